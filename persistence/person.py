@@ -66,6 +66,7 @@ KEPT = {
     "raise_request": (f"requested_by IN ({_SCOPES}) OR {_OF_THEM} AND who = %(name)s", ()),
     "control_write": (f"account IN ({_ACCOUNTS}) OR payload ->> 'user' = %(name)s", ()),
     "call": ("user_id = %(id)s", ()),
+    "usage_tag": ("user_id = %(id)s", ("tags_hash",)),
     **dict.fromkeys(_LEDGERS, ("user_id = %(id)s", ())),
 }
 
@@ -93,6 +94,9 @@ UPDATE {table} SET metadata = (
      WHERE key = ANY(%(ours)s::text[]) OR metadata ? (%(beside)s::jsonb ->> key))
  WHERE jsonb_typeof(metadata) = 'object' AND user_id = %(id)s"""
 _NAMES = "'{external_id,name,user,who,subject,issuer,limits,reason}'::text[]"
+# Values of tags that calls of the user have, and others.
+_TAGGED = """SELECT FROM usage_tag AS u WHERE u.organization_id = n.organization_id AND u.user_id {} %(id)s
+    AND u.tags ->> substr(n.kind, 5) = n.name"""
 # The order matters: later statements find rows by names that earlier ones have not yet deleted.
 _TAKEN_OUT = {
     "console_session": f"DELETE FROM console_session WHERE {_THEIR_SESSIONS}",
@@ -114,7 +118,10 @@ _TAKEN_OUT = {
                       ELSE payload END
  WHERE account IN ({_ACCOUNTS}) OR payload ->> 'user' = %(name)s""",
     "call": "UPDATE call SET session = NULL, upstream_request_id = NULL, tags = NULL WHERE user_id = %(id)s",
+    "usage_name": f"""DELETE FROM usage_name AS n WHERE organization_id = %(organization)s AND kind LIKE 'tag:%%'
+   AND EXISTS ({_TAGGED.format("=")}) AND NOT EXISTS ({_TAGGED.format("<>")})""",
     "usage_tag": "UPDATE usage_tag SET tags = '{}' WHERE user_id = %(id)s AND tags <> '{}'",
+    "usage_outbox": "UPDATE usage_outbox SET tags = '{}' WHERE user_id = %(id)s AND tags <> '{}'",
     "budget": f"""UPDATE budget SET "user" = %(none)s, name = %(none)s WHERE {KEPT["budget"][0]}""",
     "admin_token": """UPDATE admin_token SET name = %(none)s, issuer = NULL, subject = NULL
  WHERE user_id = %(id)s""",

@@ -95,8 +95,8 @@ class DirectoryPort(Protocol):
     def spent_answer(self, caller: Caller) -> SpentAnswer:
         """Return the HTTP status and maximum wait in this caller's refusals for a used-up amount."""
 
-    def tags(self, caller: Caller, said: Attribution) -> Tags:
-        """Return the declared tags of a call with the attribution `said`, by the key and the caller."""
+    def tags(self, caller: Caller, attribution: Attribution) -> Tags:
+        """Return the tags of a call that its organization declares, by its key and its `attribution`."""
 
     def pays_in(self, caller: Caller) -> str:
         """Return the currency that a caller's organization pays in."""

@@ -21,6 +21,7 @@ from gateway.core.accounts.outbox import (
     NONE,
     TEXT_CHARACTERS_MAX,
 )
+from gateway.core.accounts.tags import Tags
 from gateway.core.accounts.upstream_jobs import HOLD_MS_MAX
 from gateway.core.billing.money import ENDLESS, NANO
 from gateway.core.billing.price_book import (
@@ -90,7 +91,8 @@ class AdmittedCall:
     """
 
     __slots__ = (
-        "_accounts", "_covered", "_exchange", "_money_rate", "_observed", "_raises", "_rate", "_request", "_tags",
+        "_accounts", "_covered", "_exchange", "_money_rate", "_observed", "_raises", "_rate", "_request",
+        "_tags",
         "attempt", "binds", "budgets", "call", "caller", "claim", "decision", "due", "first_token", "head",
         "meter", "prices", "request_id", "room", "service", "upstream_id", "user", "worker",
     )  # fmt: skip
@@ -114,7 +116,9 @@ class AdmittedCall:
         self.budgets = budgets
         self.user = ""
         # Those declared at the moment of admission.
-        self._tags = self.worker.ports.directory.tags(caller, self.head.attribution)
+        self._tags: Tags = ()
+        if caller.tags or self.head.attribution.tags:
+            self._tags = self.worker.ports.directory.tags(caller, self.head.attribution)
         self._raises = raises
         self._accounts: tuple[str, ...] = ()
         # The watched extension of the hold. Then, once computed: the tokens that the hold covers (-1 before),

@@ -59,8 +59,8 @@ from persistence.ledger.statements import SUM_MAX, added, bounded, columns_of
 # Pure. Each call is in one row of its hour; a correction subtracts the call's old row and adds the new one.
 # PostgreSQL sums hours into longer spans (`usage_spans.ROLL_UP_CALLS`).
 
-# Organization, start in ms, tenant, key, user (0: none), project (-1: none), service, model, currency, tags as
-# JSON.
+# Organization, start in ms, tenant, key, user (0: none), project (-1: none), service, model, currency, and tags
+# as JSON.
 UsageBucket = tuple[int, int, int, int, int, int, int, str, str, str]
 Rollup = dict[UsageBucket, list[int]]
 
@@ -120,7 +120,8 @@ def moved_columns(calls: Iterable[tuple[Sequence[Any], Sequence[Any]]]) -> tuple
 #
 # There is only one statement, so that all writers limit names and reach every span.
 
-# The maximum of models, of projects and of values of each tag that are counted by name for an organization's day.
+# The maximum of models, of projects, and of values of each tag that are counted by name for an organization's
+# day.
 MODELS_A_DAY_MAX = 500
 PROJECTS_A_DAY_MAX = 5_000
 TAG_VALUES_A_DAY_MAX = 5_000
@@ -138,7 +139,7 @@ def start_of(unit: str) -> str:
 
 
 def _of_span(span: str, whole: Sequence[str] = (), tags: str = "") -> str:
-    """Return SQL for the sums of a batch's hours by a longer span, such as days; with `tags`, of tagged calls."""
+    """Return SQL for the sums of a batch's hours by a longer span; with `tags`, of calls that have some."""
     none = {each: f"{NO_PROJECT if each == 'project_id' else 0} AS {each}" for each in whole}
     own = {each: none.get(each, each) for each in UNTAGGED}
     own["start"] = f"{start_of(SPANS[span].unit)} AS start"

@@ -16,8 +16,8 @@ from gateway.errors import Conflict, Unprocessable
 from persistence.entity import EntityWrite, Verb, live
 from persistence.tables import api_key, budget, organization, tenant
 
-# Advisory lock class 7806: writers of budgets of an organization, and of what budgets depend on, so that
-# maxima hold. Organizations share 1,024 locks: PostgreSQL has room for a few thousand in all.
+# Advisory lock class 7806: writers of budgets and tags of an organization, so that maxima hold. Organizations
+# share 1,024 locks: PostgreSQL has room for a few thousand in all.
 _LOCK = text("SELECT pg_advisory_xact_lock(7806, (CAST(:organization AS bigint) % 1024)::integer)")
 _MANY = "a call could then meet more budgets than it may"
 _SELECTING = [budget.c[name] for name in Selector._fields]
@@ -61,8 +61,8 @@ def _declared(change: EntityWrite, names: Iterable[str]) -> dict[str, str]:
     if gone:
         held = [
             name
-            for name, one in selectors_of(change.connection, change.row_id).items()
-            if gone & dict(one.tags).keys() or one.each in {TAG + tag for tag in gone}
+            for name, selector in selectors_of(change.connection, change.row_id).items()
+            if gone & dict(selector.tags).keys() or selector.each in {TAG + tag for tag in gone}
         ]
         if held:
             raise Conflict(f"Budgets name tags that would be gone: {', '.join(sorted(held)[:NAMES_MAX])}.")
@@ -90,7 +90,7 @@ def fixed_tags(connection: Connection, organization_id: int) -> list[Tags]:
 
 
 def check_key_tags(change: EntityWrite, key: Row) -> None:
-    """Raise `Unprocessable` if an API key fixes an undeclared tag, or could meet too many budgets by its tags.
+    """Raise `Unprocessable` if an API key fixes an undeclared tag, or may meet too many budgets by its tags.
 
     `key` is the key as it will be; `lock_budgets` blocks writers of budgets meanwhile.
     """

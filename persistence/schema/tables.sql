@@ -1202,8 +1202,8 @@ CREATE TABLE usage_tag (
 );
 CREATE INDEX usage_tag_start_idx ON usage_tag (start);
 
--- The models, projects and values of tags of an organization's day counted each by itself in its roll-ups: the first ones,
--- up to a maximum. Calls of others are added up under one name; the journal has the name of each.
+-- The models, projects and values of tags of an organization's day counted each by itself in its roll-ups: the
+-- first ones, up to a maximum. Calls of others are added up under one name; the journal has the name of each.
 CREATE TABLE usage_name (
     organization_id bigint NOT NULL,
     day date NOT NULL,
@@ -1269,7 +1269,7 @@ CREATE TABLE budget (
     -- Of calls of tools alone: the tool's name, and that of its server.
     tool text CHECK (tool <> ''),
     server text CHECK (server <> ''),
-    -- All of which a call must have.
+    -- A call must have all of them.
     tags jsonb DEFAULT '{}' NOT NULL CHECK (jsonb_typeof(tags) = 'object'),
     CONSTRAINT budget_raised_check CHECK ((raised_to IS NULL) = (raised_until IS NULL))
 );

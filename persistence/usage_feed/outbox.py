@@ -61,7 +61,8 @@ _FOLD = ("feed_id", "organization_id", "at", "tenant_id", "service_id", "model",
 _FOLDED = {
     "name": "gen_random_uuid()::text", "kind": f"'{FOLDED}'", "at": "date_trunc('hour', at, 'UTC')",
     "request_id": "NULL::uuid", "used_at": "NULL::timestamptz", "api_key_id": "0", "user_id": "0",
-    "project_id": "-1", "tags": "'{}'::jsonb", "model": f"CASE WHEN waiting >= 2 * waiting_max THEN '{OTHER}' ELSE model END",
+    "project_id": "-1", "tags": "'{}'::jsonb",
+    "model": f"CASE WHEN waiting >= 2 * waiting_max THEN '{OTHER}' ELSE model END",
 }  # fmt: skip
 _WRITTEN = ("feed_id", "name", "kind", "at", "request_id", "used_at", *_OWN, *AMOUNTS)
 _GROUPS = ", ".join(str(1 + _WRITTEN.index(each)) for each in _FOLD)

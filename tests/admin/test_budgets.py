@@ -458,7 +458,7 @@ async def test_organization_of_wrong_tags_is_422(desk: Desk, names: Any) -> None
     assert all(field.startswith("tags") for field in fields)
 
 
-async def test_key_fixes_declared_tags_alone_and_a_rotated_one_keeps_them(desk: Desk) -> None:
+async def test_key_fixes_declared_tags_alone_and_rotation_keeps_tags(desk: Desk) -> None:
     body = {"tenant_id": desk.tenant, "tags": {"team": "red"}}
     assert await desk.refusals("POST", "api-keys", body) == {"tags": "its organization declares no tag team"}
     await desk.declare("team")

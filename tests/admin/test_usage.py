@@ -186,12 +186,12 @@ async def test_usage_report_by_tags_is_a_column_in_csv_and_parquet(
     [("group_by=tag:a%20b", "group_by"), ("group_by=tag:a,tag:a", "group_by"), ("tag:a%20b=c", "tag:a b"),
      ("group_by=tags", "group_by"), ("group_by=" + ",".join(f"tag:t{n}" for n in range(9)), "group_by")],
 )  # fmt: skip
-async def test_usage_report_by_what_is_no_tag_is_422(api: Api, sent: str, field: str) -> None:
+async def test_usage_report_by_invalid_tag_is_422(api: Api, sent: str, field: str) -> None:
     answer = await api.get(f"usage?{sent}")
     assert (answer.status, [each["field"] for each in answer.json["errors"]]) == (422, [field])
 
 
-async def test_usage_report_says_since_when_there_are_tags(api: Api, calls: list[dict[str, Any]]) -> None:
+async def test_usage_report_says_since_when_calls_have_tags(api: Api, calls: list[dict[str, Any]]) -> None:
     own, other = sorted({call["organization_id"] for call in calls})
     assert (await api.patch(f"organizations/{own}", {"tags": ["feature"]})).status == 200
     since = (await api.get(f"organizations/{own}")).json["tags_since"]

@@ -54,6 +54,12 @@ MONEY = {"unit": "money"}
         ("prices", "create", {"hours": []}, {}, []),
         ("tenants", "change", {"runs": {"required": True}}, {}, ["run_policies"]),
         ("tenants", "change", {"runs": None}, {}, []),
+        ("organizations", "create", {"tags": []}, {}, []),
+        ("organizations", "change", {"tags": ["feature"]}, {}, ["tags"]),
+        ("api-keys", "create", {"tags": {"feature": "a"}}, {}, ["tags"]),
+        ("budgets", "create", {"tags": {"feature": "a"}}, {}, ["tags"]),
+        ("budgets", "create", {"each": "tag:feature"}, {}, ["tags"]),
+        ("budgets", "create", {"each": "user", "tags": {}}, {}, []),
     ],
 )  # fmt: skip
 def test_used_by_names_the_capabilities_that_a_write_uses(

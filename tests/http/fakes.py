@@ -277,8 +277,8 @@ class FakeDirectory:
     def spent_answer(self, caller: Caller) -> SpentAnswer:
         return caller.spent
 
-    def tags(self, caller: Caller, said: Attribution) -> Tags:
-        return tags_of(self.tag_names, caller.tags, said.tags)
+    def tags(self, caller: Caller, attribution: Attribution) -> Tags:
+        return tags_of(self.tag_names, caller.tags, attribution.tags)
 
     def pays_in(self, caller: Caller) -> str:
         return self.currency

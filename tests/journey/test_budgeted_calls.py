@@ -167,7 +167,7 @@ def test_small_calls_without_a_budget_teach_nobody_to_pass_a_new_one(agent: Spen
 # --- tags -------------------------------------------------------------------------------------
 
 
-def test_each_value_of_tag_is_limited_by_itself_and_key_fixes_it(spender: Spender) -> None:
+def test_each_value_of_tag_has_its_limit_and_key_fixes_a_value(spender: Spender) -> None:
     """Two requests a feature. Calls without one share an amount, and a key's own value goes before theirs."""
     path = f"/organizations/{spender.organization}"
     assert spender.stack.admin("PATCH", path, {"tags": ["feature", "team"]})[0] == 200

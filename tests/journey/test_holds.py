@@ -377,3 +377,40 @@ def test_settled_extended_and_released_at_once_a_hold_has_one_end(stage: Stage) 
     wait_until(lambda: stage.quota(holder.tenant)["tokens_held"] == 0)
     stage.settled(holder.tenant, 1 + len(charged))
     assert sorted(holder.consumed()) == sorted(charged)
+
+
+def test_hold_has_the_tags_of_its_request_and_extension_keeps_these(stage: Stage) -> None:
+    """Each feature has 150 tokens: another hold has all of the other one, and this hold grows by its own 50."""
+    holder = Holder(stage)
+    owner = stage.admin("GET", f"/tenants/{holder.tenant}")[1]["organization_id"]
+    assert stage.admin("PATCH", f"/organizations/{owner}", {"tags": ["feature"]})[0] == 200
+    stage.make(
+        "budgets", organization_id=owner, name="each feature", unit="tokens", amount=150, interval="day",
+        each="tag:feature",
+    )  # fmt: skip
+    body, of = (
+        {"service": "chat", "max_tokens": TOKENS},
+        {name: json.dumps({"feature": name}) for name in "ab"},
+    )
+    wait_until(
+        lambda: (
+            holder.ask("POST", "", {**body, "max_tokens": 151}, x_tollkeeper_metadata=of["b"]).status_code
+            == 429
+        )
+    )
+    taken = holder.ask("POST", "", body, x_tollkeeper_metadata=of["a"]).json()
+    full = {**body, "max_tokens": 150}
+    assert holder.ask("POST", "", full, x_tollkeeper_metadata=of["b"]).status_code == 201
+    assert (
+        holder.ask("POST", f"/{taken['id']}/extend", {"more": 50}, x_tollkeeper_metadata=of["b"]).status_code
+        == 200
+    )
+    assert holder.settle(taken["id"]).status_code == 200
+    (call,) = wait_until(
+        lambda: [
+            row
+            for row in stage.admin("GET", f"/calls?tenant_id={holder.tenant}")[1]["items"]
+            if row["request_id"] == taken["id"]
+        ]
+    )
+    assert call["tags"] == {"feature": "a"}

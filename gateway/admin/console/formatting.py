@@ -291,10 +291,10 @@ def budget_selector(budget: Row, names: Mapping[tuple[str, int], str], targets: 
     return ", ".join(parts) or "everything"
 
 
-def each_in_words(each: object, *, many: bool = False) -> str:
+def each_in_words(kind: object, *, many: bool = False) -> str:
     """Return whom a budget with `each` gives an amount, such as API key, or of a tag its value."""
-    tag = tag_in(str(each))
-    word = "value" if tag else {"key": "API key"}.get(str(each), str(each))
+    tag = tag_in(str(kind))
+    word = "value" if tag else {"key": "API key"}.get(str(kind), str(kind))
     return f"{word}{'s' if many else ''}{f' of {tag}' if tag else ''}"
 
 

@@ -587,10 +587,10 @@ class ConsoleShell:
         if own not in {None, organization_id}:
             return []
         try:
-            found: Any = (await self.whole.ports.store.get("organizations", organization_id))["tags"]
+            names: Any = (await self.whole.ports.store.get("organizations", organization_id))["tags"]
         except NotFound:
             return []
-        return list(found)
+        return list(names)
 
     async def _short_list(self, name: str) -> list[tuple[str, str]] | None:
         rows, more = await self.operations[name].list(query(limit=CHOICES_MAX))

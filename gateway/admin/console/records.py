@@ -319,15 +319,15 @@ class Records:
         form = replace(form, choices=await self._desk.choices(targets))
         if self._screen.name != "budgets" or all(each.name != "each" for each in form.fields):
             return form
-        named = self._desk.ports.actor.organization_id or id_of(str(form.values.get("organization_id", "")))
-        tags = [] if named is None else [TAG + name for name in await self._desk.tags(named)]
-        return replace(
-            form,
-            fields=[
-                replace(each, choices=(*each.choices, *tags)) if each.name == "each" else each
-                for each in form.fields
-            ],
-        )
+        named = {"organization_id": str(form.values.get("organization_id") or "")}
+        ids, _ = await lists.find_names(self._desk, named, form_fields.REFERS)
+        owner = self._desk.ports.actor.organization_id or id_of((named | ids)["organization_id"])
+        tags = [] if owner is None else [TAG + name for name in await self._desk.tags(owner)]
+        fields = [
+            replace(field, choices=(*field.choices, *tags)) if field.name == "each" else field
+            for field in form.fields
+        ]
+        return replace(form, fields=fields)
 
     async def _forms(self, row: Row) -> list[PageForm]:
         screen, resource, where = self._screen, self._screen.resource, self._address(row["id"])

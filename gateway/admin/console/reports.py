@@ -278,8 +278,8 @@ async def show_explorer(desk: ConsoleShell, request: web.Request, signed: Signed
     groups = ",".join(request.query.getall("group_by", [USUAL_GROUP])).split(",")
     groups = [each for each in groups if each not in {"", NO_GROUP}]
     asked = ReportQuery(sent, groups, datetime.now(UTC))
-    said = [name for name in (*asked.groups, *asked.filters) if tag_in(name)]
-    asked.tags = tuple(dict.fromkeys((*await _declared_tags(desk, asked), *said)))
+    stated = [name for name in (*asked.groups, *asked.filters) if tag_in(name)]
+    asked.tags = tuple(dict.fromkeys((*await _declared_tags(desk, asked), *stated)))
     typed = (asked.since, asked.until)
     found, facts = SpendSummary((), (), None), {}
     try:
@@ -305,7 +305,7 @@ async def show_explorer(desk: ConsoleShell, request: web.Request, signed: Signed
         places=_places([line.row for line in lines]), labels=[(name, label_of(name)) for name in COLUMNS],
         chips=await _chips(desk, asked, errors), controls=_controls(asked, choices, errors),
         ranges=RANGES, measures=MEASURES, shapes=SHAPES, intervals=INTERVALS,
-        typed=typed, titles={**{group: label_of(column) for group, column in GROUPS.items()}, **{tag: _label(tag) for tag in asked.tags}},
+        typed=typed, titles=_titles(asked),
         **({"span": None, "files": []} | facts),
     )  # fmt: skip
 
@@ -317,6 +317,12 @@ def is_filter(name: str) -> bool:
 def _label(name: str) -> str:
     """Return the label of a filter or group; a tag's is its name as it is declared."""
     return f"Tag {tag}" if (tag := tag_in(name)) else label_of(name)
+
+
+def _titles(asked: ReportQuery) -> dict[str, str]:
+    """Return the groups that a report offers, with their labels."""
+    titles = {group: label_of(column) for group, column in GROUPS.items()}
+    return titles | {tag: _label(tag) for tag in asked.tags}
 
 
 async def _declared_tags(desk: ConsoleShell, asked: ReportQuery) -> list[str]:

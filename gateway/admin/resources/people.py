@@ -119,7 +119,7 @@ class OrganizationCreate(In):
     retry_after_max_s: RetryAfter | None = optional(f"{RETRY_AFTER_MAX}; null: no bound.")
     tags: TagNames = Field(
         default=[],
-        description="Names of members of `x-tollkeeper-metadata` by which budgets select, and usage is grouped.",
+        description="Names of members of `x-tollkeeper-metadata` for budgets and usage reports.",
     )
     due_days: Annotated[int, Field(strict=True, ge=0, le=DUE_DAYS_MAX)] | None = optional(
         "Days until its invoices are due; null: the default of the settings."

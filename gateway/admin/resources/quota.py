@@ -239,7 +239,7 @@ Each: Any = Annotated[
     str,
     Field(strict=True),
     must(
-        lambda each: each in EACH or TAG_GROUP.fullmatch(each) is not None,
+        lambda kind: kind in EACH or TAG_GROUP.fullmatch(kind) is not None,
         f"be {', '.join(EACH)}, or {TAG}NAME of a tag",
     ),
     WithJsonSchema(

@@ -376,8 +376,8 @@ class UsageReportQuery(In):
     )
     interval: Literal["hour", "day", "month", "none"] = Field(default="none", description="In UTC.")
     group_by: Annotated[Text, AfterValidator(_groups)] | None = optional(
-        f"Some of {', '.join(GROUPS)} and {TAG}NAME, with commas between. A filter by a tag is {TAG}NAME=VALUE;"
-        " no value is none."
+        f"Some of {', '.join(GROUPS)} and {TAG}NAME, with commas between. A filter by a tag is"
+        f" {TAG}NAME=VALUE; no value is none."
     )
     organization_id: Id | None = None
     tenant_id: Id | None = None
@@ -396,7 +396,8 @@ class UsagePage(UsageReportQuery, PageQuery):
 class UsageGroup(Out):
     """The group of the sums of a usage report.
 
-    The value of a tag is in the field `tag:NAME`: null for none, `other` beyond the number counted by name in a day.
+    The value of a tag is in the field `tag:NAME`: null for none, `other` beyond the number counted by name
+    in a day.
     """
 
     start: Instant

@@ -68,17 +68,20 @@ def too_many_by_tags(selectors: Mapping[str, Selector], key: Selector) -> Iterat
     `key` has what all calls of the key have: its tenant, its id, its user, and `tags`.
     """
     mine = {
-        name: one for name, one in selectors.items() if set(one.tags) <= set(key.tags) and _meet(one, key)
+        name: other
+        for name, other in selectors.items()
+        if set(other.tags) <= set(key.tags) and _meet(other, key)
     }
-    for new in {one for one in mine.values() if one.tags}:
+    for new in {other for other in mine.values() if other.tags}:
         if met := may_meet_more(mine.values(), new):
             yield "tags", _names_met(mine, met)
             return
 
 
 def _names_met(selectors: Mapping[str, Selector], met: Collection[Selector]) -> str:
-    names = ", ".join([name for name, one in selectors.items() if one in met][:NAMES_MAX])
-    return f"a call could then meet budgets of more than {BUDGET_ACCOUNTS_MAX} different selectors, with: {names}"
+    names = ", ".join([name for name, other in selectors.items() if other in met][:NAMES_MAX])
+    most = BUDGET_ACCOUNTS_MAX
+    return f"a call could then meet budgets of more than {most} different selectors, with: {names}"
 
 
 def _met_by_tags(others: Collection[Selector], new: Selector, fixed: Iterable[Tags]) -> frozenset[Selector]:
@@ -86,10 +89,10 @@ def _met_by_tags(others: Collection[Selector], new: Selector, fixed: Iterable[Ta
 
     Tags that callers say are no reason to refuse a budget: their calls are refused.
     """
-    named = frozenset(tag for one in (*others, new) for tag in one.tags)
-    of_calls = {named & frozenset(one) for one in ((), *fixed)}
-    for tags in (one for one in of_calls if one.issuperset(new.tags)):
-        if met := may_meet_more([one for one in others if tags.issuperset(one.tags)], new):
+    named = frozenset(tag for other in (*others, new) for tag in other.tags)
+    of_calls = {named & frozenset(tags) for tags in ((), *fixed)}
+    for tags in filter(frozenset(new.tags).issubset, of_calls):
+        if met := may_meet_more([other for other in others if tags.issuperset(other.tags)], new):
             return met
     return frozenset()
 

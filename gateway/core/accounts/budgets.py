@@ -89,7 +89,8 @@ class Budget:
     `service_id`, `tool`, the tool's `server` and `tags`, all of them: 0, empty text, None or no tags match
     any call. With `each`, every user, key, project, session, tenant or value of a tag has a separate amount.
     `amount` and `raised_to` are nano-units of the organization's currency if the unit is money. `raised_to`
-    replaces the amount until `raised_until_ms` (0: not raised). Without `enforce` the use is only counted and reported. With `cut` the budget ends the stream
+    replaces the amount until `raised_until_ms` (0: not raised). Without `enforce` the use is only counted and
+    reported. With `cut` the budget ends the stream
     that uses it up. `hold` is how much of a call is held, `likely` or `maximum`; empty means that the
     tenant's plan decides. `raises` and `overrides` are of single owners, by the owner's part of the account's name.
     """

@@ -206,7 +206,7 @@ class OrganizationBudgets:
         )
 
     def _exceeding(self, asked: CallAttributes, count: int) -> TooManyBudgets:
-        """Return the error of a call that meets too many budgets; it names the tags, if these bring it about."""
+        """Return the error of a call that meets too many budgets; it names tags that bring this about."""
         most = BUDGET_ACCOUNTS_MAX
         met = [group[0] for group in self._groups if group[0].matches(asked)]
         by_tags = {name for first in met for name, _ in first.tags}
@@ -343,12 +343,14 @@ class BudgetCache:
 
 def _tags_in(budgets: Sequence[Budget]) -> tuple[str, ...]:
     """Return the names of tags on which one of `budgets` depends."""
-    names = {name for budget in budgets for name, _ in budget.tags} | {tag_in(one.each) for one in budgets}
+    names = {name for budget in budgets for name, _ in budget.tags} | {
+        tag_in(budget.each) for budget in budgets
+    }
     return tuple(sorted(names - {""}))
 
 
 def _says(budgets: Sequence[Budget]) -> tuple[bool, ...]:
-    """Return for each field of `CallAttributes` but tags, in order, whether one of `budgets` depends on it."""
+    """Return for each field of `CallAttributes` but tags whether one of `budgets` depends on it, in order."""
     kinds = {one.each for one in budgets}
     return (
         any(one.tenant_id for one in budgets) or TENANT in kinds,

@@ -61,7 +61,8 @@ class CallFacts(msgspec.Struct, array_like=True):
     `unpriced` names tools without a price, which `cost` does not include. `exchange_rate` is the rate that
     converted the price, empty for none. `beside` are tokens of other models within the call, with separate
     prices: (model, price id, tokens by `KINDS`). If a price changes by the hour, `hour` is the time by which it was
-    charged (Unix ms), and the factor of the model's price then. `tags` are those that its organization declares.
+    charged (Unix ms), and the factor of the model's price then. `tags` are those that its organization
+    declares.
     """
 
     model: str = ""

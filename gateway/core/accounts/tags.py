@@ -50,9 +50,9 @@ def read_values(members: Mapping[str, object]) -> Tags:
     ])  # fmt: skip
 
 
-def tags_of(names: Iterable[str], fixed: Tags, said: Tags) -> Tags:
-    """Return the tags of a call with these `names`: a key's `fixed` values go before those `said`."""
-    values = dict((*said, *fixed))
+def tags_of(names: Iterable[str], fixed: Tags, stated: Tags) -> Tags:
+    """Return the tags of a call with these `names`: a key's `fixed` values go before those `stated`."""
+    values = dict((*stated, *fixed))
     return tuple([(name, values[name]) for name in sorted(names) if name in values])
 
 

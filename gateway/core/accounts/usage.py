@@ -94,7 +94,7 @@ class UsageQuery:
 
     @property
     def tags(self) -> frozenset[str]:
-        """The columns of tags, `tag:NAME`, or `tags` for all of them, by which rows are grouped or filtered."""
+        """The columns of tags (`tag:NAME`, or `tags` for all) by which rows are grouped or filtered."""
         return frozenset(name for name in self.apart if name == TAGS or tag_in(name))
 
     @property

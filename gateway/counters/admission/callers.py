@@ -491,14 +491,12 @@ class Directory(CallerCache):
         )  # fmt: skip
         return terms.budgets.of_caller(asked)
 
-    def tags(self, caller: Caller, said: Attribution) -> Tags:
+    def tags(self, caller: Caller, attribution: Attribution) -> Tags:
         """Return the tags of a call that its organization declares."""
-        if not (caller.tags or said.tags):
-            return ()
         terms = self._terms.find(caller.organization_id)
         if terms is None or not terms.tags:
             return ()
-        return tags_of(terms.tags, caller.tags, said.tags)
+        return tags_of(terms.tags, caller.tags, attribution.tags)
 
     def pays_in(self, caller: Caller) -> str:
         terms = self._terms.find(caller.organization_id)

@@ -37,7 +37,8 @@ class Identity(msgspec.Struct):
 
     Then its expiry in ms since the epoch (0: never), which user its requests may name (`user_header`), what
     happens to unsettled holds (`unsettled`), the highest priority of its calls, its policy of runs, and the
-    answer to a spent limit; `g` are the tags of all its calls. `e` is set for a subject of tokens whose key was revoked.
+    answer to a spent limit; `g` are the tags of all its calls. `e` is set for a subject of tokens whose key was
+    revoked.
     """
 
     o: int

@@ -1,7 +1,8 @@
 """Usage as charges of the FinOps Open Cost and Usage Specification (FOCUS), versions 1.4 and 1.2. Pure.
 
-A row is a day of one organization, tenant, key, user, project, service, model and tags. Its cost is that of the
-price book, without the markup of usage at cost. There are no discounts, so all four costs are the same.
+A row is a day of one organization, tenant, key, user, project, service, model and tags.
+Its cost is that of the price book, without the markup of usage at cost. There are no discounts, so all four
+costs are the same.
 Columns that do not apply (capacity, zones, currencies to convert) are left out, as the specification
 requires. A charge names no invoice, because invoices also bill plans and services. Source:
 https://focus.finops.org/focus-specification/v1-2/
@@ -114,10 +115,10 @@ def _tags(row: Mapping[str, object]) -> str:
     """Return the dimensions of a charge besides accounts and resources, and its calls' tags, as JSON."""
     project = row["project"] or row["project_id"]
     tags = {"user": row["user"], "project": None if project is None else str(project), "model": row["model"]}
-    said = row["tags"]
-    assert isinstance(said, dict)
+    of_calls = row["tags"]
+    assert isinstance(of_calls, dict)
     known = {name: value for name, value in tags.items() if value is not None}
-    return json.dumps({**said, **known}, ensure_ascii=False)
+    return json.dumps({**of_calls, **known}, ensure_ascii=False)
 
 
 def _exact(amount: Decimal) -> str:

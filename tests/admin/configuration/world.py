@@ -32,7 +32,7 @@ WORLD: Objects = {
         {
             "organization": "Acme", "name": "Web, a day", "unit": "money", "amount": "12.5",
             "interval": "day", "tenant": "Web", "api_key": "CI", "time_zone": "Europe/Berlin",
-            "mode": "audit",
+            "mode": "audit", "tags": {"feature": "search"},
         },
         {
             "organization": "Globex", "name": "SMS", "unit": "requests", "amount": 500, "interval": "week",
@@ -108,7 +108,7 @@ WORLD: Objects = {
         {
             "tenant": {"organization": "Acme", "name": "Web"}, "name": "CI", "models": ["gpt-4o*"],
             "limits": {"requests_per_minute": 60}, "user_header": "require", "unsettled": "release",
-            "priority": "batch", "runs": {"max": "0.50", "required": True},
+            "priority": "batch", "runs": {"max": "0.50", "required": True}, "tags": {"team": "web"},
             "spent_status": 402, "retry_after_max_s": 3600,
             "expires_at": "2099-01-01T00:00:00Z",
         },
@@ -145,7 +145,7 @@ WORLD: Objects = {
             "contact": {"name": "Ada", "phone": "+47 123", "email": "ada@example.no"},
             "buyer_reference": "04011000-12345-67", "endpoint_id": "0192:123456789",
             "stripe_customer": "cus_1",
-            "time_zone": "Europe/Oslo",
+            "time_zone": "Europe/Oslo", "tags": ["team", "feature"],
             "auto_top_up": {"threshold": 1, "credits": 5, "unit_cost": "1.5", "monthly_max": 2},
         },
         {"name": "Globex", "currency": "EUR", "services": "listed",

@@ -351,6 +351,46 @@ async def test_usage_report_is_grouped_filtered_and_sorted_by_the_query(
     assert "Nothing was used in this time." in nothing.text
 
 
+async def test_usage_report_offers_and_shows_tags_of_the_organization(
+    api: Api, admin: Person, made: dict[str, Any]
+) -> None:
+    """Without one, those alone that the address names are offered."""
+    own = made["search"]["organization_id"]
+    assert (await api.patch(f"organizations/{own}", {"tags": ["feature", "team"]})).status == 200
+    plain = await admin.open(f"/usage?{SPAN}")
+    assert "Tag feature" not in plain.text
+    page = await admin.open(f"/usage?{SPAN}&group_by=tag:feature&organization_id={own}&tag:team=")
+    well_formed(page)
+    assert [row[:2] for row in rows_of(page)] == [["no feature", "$3.000354001"]]
+    for name in ("feature", "team"):
+        assert f'name="group_by" value="tag:{name}"' in page.text
+        assert f'name="tag:{name}"' in page.text
+    links = [unescape(link) for link in re.findall(r'href="(/usage\.csv\?[^"]*)"', page.text)]
+    rows = list(csv.DictReader(io.StringIO((await admin.open(links[0])).text)))
+    assert [(row["tag:feature"], row["cost"]) for row in rows] == [("", "3.000354001")]
+    wrong = await admin.open(f"/usage?{SPAN}&tag:a%20b=x")
+    assert (wrong.status, "is not a filter" in wrong.text) == (422, True)
+
+
+async def test_budget_form_offers_tags_and_sentence_of_budget_names_tags(
+    api: Api, admin: Person, made: dict[str, Any]
+) -> None:
+    own = made["search"]["organization_id"]
+    assert (await api.patch(f"organizations/{own}", {"tags": ["feature", "team"]})).status == 200
+    form = await admin.open(f"/budgets/new?organization_id={own}")
+    assert re.findall(r'<option value="(tag:[^"]*)">', form.text) == ["tag:feature", "tag:team"]
+    said = {
+        "organization_id": str(own), "name": "each team", "unit": "money", "amount": "20", "interval": "day",
+        "each": "tag:team", "tags": "feature: search",
+    }  # fmt: skip
+    made_at = await admin.fill("/budgets/new", "/budgets", **said)
+    page = await admin.open(made_at.headers["Location"])
+    well_formed(page)
+    assert "Each value of team of tag feature search may use $20.00 a day." in page.text
+    [budget] = (await api.get("budgets?name=each%20team")).json["items"]
+    assert (budget["each"], budget["tags"]) == ("tag:team", {"feature": "search"})
+
+
 async def test_links_and_csv_files_of_the_usage_report_keep_the_filters_of_the_page(
     api: Api, admin: Person, made: dict[str, Any]
 ) -> None:

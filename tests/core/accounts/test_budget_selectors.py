@@ -123,7 +123,7 @@ def sixteen() -> dict[str, Selector]:
     return found
 
 
-def test_too_many_counts_budgets_of_tags_where_api_key_fixes_them() -> None:
+def test_too_many_counts_budgets_of_tags_that_api_key_fixes() -> None:
     """A caller's own tags are no reason: the call is refused, and not the budget."""
     new = ANY._replace(tags=(("team", "b"),))
     assert list(too_many(sixteen(), new)) == []

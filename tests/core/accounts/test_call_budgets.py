@@ -349,20 +349,20 @@ def tagged(caller_tags: dict[str, str], said: dict[str, str], *budgets: Budget) 
     return list(found.names)
 
 
-def test_budget_of_tags_applies_to_calls_that_have_all_of_them() -> None:
+def test_budget_of_tags_applies_to_calls_that_have_all() -> None:
     both = {"feature": "search", "team": "red", "more": "x"}
     assert tagged({}, both, SEARCH) == [account_of(1, SEARCH)]
     assert tagged({}, {"feature": "search"}, SEARCH) == []
     assert tagged({}, both | {"team": "Red"}, SEARCH) == []
 
 
-def test_tags_of_key_go_before_those_of_call() -> None:
+def test_tags_of_key_go_before_tags_of_call() -> None:
     said = {"feature": "search", "team": "blue"}
     assert tagged({"team": "red"}, said, SEARCH) == [account_of(1, SEARCH)]
     assert tagged({"feature": "chat"}, said | {"team": "red"}, SEARCH) == []
 
 
-def test_each_value_of_tag_has_account_and_calls_without_share_one() -> None:
+def test_each_value_of_tag_has_account_and_calls_without_share_an_account() -> None:
     found = [tagged({}, {"feature": name} if name else {}, FEATURES) for name in ("a", "b", "a", "")]
     assert found == [[account_of(1, FEATURES, name)] for name in ("a", "b", "a", "")]
     assert len({names[0] for names in found}) == 3
@@ -375,7 +375,7 @@ def test_budget_of_tags_has_account_of_its_own() -> None:
     assert len({account_of(1, one) for one in (plain, SEARCH, replace(SEARCH, tags=SEARCH.tags[:1]))}) == 3
 
 
-def test_call_whose_tags_meet_too_many_budgets_is_told_them() -> None:
+def test_tags_that_meet_too_many_budgets_are_named() -> None:
     many = [
         replace(
             SEARCH,

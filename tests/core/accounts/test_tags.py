@@ -14,7 +14,7 @@ from gateway.core.accounts.tags import read_value, read_values, tags_of
         (True, "true"), (False, "false"), ("👩‍💻", "👩‍💻"),
     ],
 )  # fmt: skip
-def test_tag_is_text_or_number_or_boolean_as_json_spells_it(value: object, tag: str) -> None:
+def test_tag_is_text_or_number_or_boolean_spelled_as_in_json(value: object, tag: str) -> None:
     assert read_value(value) == tag
 
 
@@ -41,12 +41,12 @@ def test_tag_of_another_value_is_none(value: object) -> None:
     assert read_value(value) == ""
 
 
-def test_tags_are_members_whose_names_can_be_declared() -> None:
+def test_tags_are_members_with_names_that_can_be_declared() -> None:
     said = {"feature": "search", "a b": "x", "": "x", "n" * 64: 1, "n" * 65: 1, "team.x-1_": {"a": 1}}
     assert read_values(said) == (("feature", "search"), ("n" * 64, "1"))
 
 
-def test_tags_of_call_are_declared_ones_and_those_of_key_go_before() -> None:
+def test_tags_of_call_are_declared_and_tags_of_key_go_before() -> None:
     said = (("feature", "search"), ("team", "red"), ("other", "x"))
     fixed = (("cost_centre", "42"), ("gone", "x"), ("team", "blue"))
     tags = tags_of(("team", "feature", "absent", "cost_centre"), fixed, said)

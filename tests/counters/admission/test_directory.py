@@ -107,7 +107,7 @@ async def test_a_key_says_how_a_spent_amount_is_told_before_its_organization_doe
         desk.clock.now += IDENTITY_S + 0.1
 
 
-async def test_tags_are_those_that_the_organization_declares(desk: Desk) -> None:
+async def test_tags_are_limited_to_names_that_the_organization_declares(desk: Desk) -> None:
     desk.know(replace(CALLER, tags=(("team", "red"), ("undeclared", "x"))))
     said = Attribution(tags=(("feature", "search"), ("other", "y"), ("team", "blue")))
     for names, tags in (((), ()), (("team", "feature"), (("feature", "search"), ("team", "red")))):

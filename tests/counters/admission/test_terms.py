@@ -143,7 +143,7 @@ def test_a_price_in_another_currency_is_no_price_for_this_organization() -> None
     assert usable(terms(currency="EUR"), CHAT, IMAGES) == {"chat", "images"}
 
 
-def test_names_of_tags_and_budgets_of_tags_are_read_as_they_were_written() -> None:
+def test_names_of_tags_and_budgets_of_tags_are_read_as_written() -> None:
     budget = Budget(1, "b", "tokens", 1, "day", each="tag:team", tags=(("feature", "search"),))
     found = terms(tags=("feature", "team"), budgets=(budget,))
     assert found.tags == ("feature", "team")

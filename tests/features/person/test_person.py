@@ -50,6 +50,7 @@ async def person(api: Api, admin_database: str) -> KeptPerson:
         facts = replace(
             FACTS, cost=number, session=SESSION if number % 2 else "s",
             metadata=Raw(json.dumps({"note": SAID}).encode()),
+            tags={"feature": SESSION, "team": "red"} if number % 2 else {"team": "red"},
         )  # fmt: skip
         account.consume(12, user=user, metadata=write_facts(facts))
     writer = LedgerWriter(admin_database)

@@ -93,6 +93,20 @@ async def test_usage_events_are_queued_only_for_use_between_the_begin_and_end_of
         assert len(feed.out()) == 3
 
 
+async def test_usage_event_has_the_tags_of_its_call(migrated: str, writer: LedgerWriter) -> None:
+    account = opened(migrated)
+    async with fed(migrated) as feed:
+        use(account, tags={"feature": "search", "team": "7"})
+        use(account)
+        await writer.write(batch_of(account))
+        await feed.drain()
+        found = [
+            {name: text for name, text in event.items() if name.startswith("tag:")}
+            for event in feed.billing.events.values()
+        ]
+        assert sorted(found, key=len) == [{}, {"tag:feature": "search", "tag:team": "7"}]
+
+
 async def test_call_that_used_no_tokens_makes_no_usage_event(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     async with fed(migrated) as feed:

@@ -140,7 +140,7 @@ async def test_call_has_declared_members_of_its_metadata_as_tags(stage: Stage) -
         assert stage.facts().tags == {"feature": "search", "level": "2"}
 
 
-async def test_tags_of_key_go_before_those_of_call(stage: Stage) -> None:
+async def test_tags_of_key_go_before_tags_of_call(stage: Stage) -> None:
     stage.directory.tag_names = ("feature", "team")
     stage.directory.caller = replace(CALLER, tags=(("team", "red"), ("undeclared", "x")))
     fields = b'x-tollkeeper-metadata: {"feature":"search","team":"blue"}\r\n'

@@ -1,4 +1,4 @@
-"""Organizations declare tags; keys fix them, budgets select and separate by them, calls and reports have them."""
+"""Organizations declare tags: of API keys, budgets, calls and reports."""
 
 from alembic import op
 
@@ -15,7 +15,7 @@ _EACH = "each IN ('user', 'key', 'project', 'session', 'tenant') OR each ~ '^tag
 
 
 def upgrade() -> None:
-    """Add the columns and the roll-ups by tag; older programs declare no tags, so they leave all of it empty."""
+    """Add the columns and the roll-ups by tag; older programs declare none, so they leave all empty."""
     op.execute(
         "ALTER TABLE organization"
         " ADD tags jsonb DEFAULT '[]' NOT NULL CHECK (jsonb_typeof(tags) = 'array'),"
