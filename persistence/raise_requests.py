@@ -76,8 +76,11 @@ def _asker(change: EntityWrite, row: Row) -> str | None:
     key_id = int(number) if kind == "key" else None
     if row["each"] == KEY and key_id is not None:
         return number
-    if row["each"] == TENANT and actor.tenant_id is not None:
-        return str(actor.tenant_id)
+    if row["each"] == TENANT:
+        own = actor.tenant_id
+        if key_id is not None:
+            own = change.connection.scalar(select(api_key.c.tenant_id).where(api_key.c.id == key_id))
+        return None if own is None else str(own)
     if row["each"] != USER:
         return None
     theirs = app_user.c.organization_id == row["organization_id"]

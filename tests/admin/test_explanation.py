@@ -60,6 +60,44 @@ async def test_call_explanation_for_a_tenant_token_shows_budgets_but_no_organiza
     assert (await (await narrowed(api, shop, "operator")).get(f"calls/{anns}/explanation")).status == 404
 
 
+async def test_call_explanation_says_which_limit_is_by_an_override_or_a_raise(
+    api: Api, ids: dict[str, Any]
+) -> None:
+    """Of nine requests a day Ann has four, then five by a raise; Bob has no limit."""
+    organization = {"organization_id": ids["organization"]}
+    each = await api.make(
+        "budgets", **organization, name="each of us", each="user", unit="requests", interval="day", amount=9
+    )
+    calls = {}
+    for number, (user, amount) in enumerate((("ann", 4), ("bob", None))):
+        made = await api.make("users", external_id=user, **organization)
+        path = f"budgets/{each['id']}/overrides/{user}"
+        assert (await api.call("PUT", path, {"amount": amount})).status == 200
+        calls[user] = f"00000000-0000-4000-8000-0000000000a{number}"
+        [(tenant, key)] = api.rows(
+            "select t.id, k.id from tenant t join api_key k on k.tenant_id = t.id where t.name = 'Search'"
+        )
+        call(
+            api, calls[user], organization=ids["organization"], tenant=tenant, api_key_id=key,
+            user_id=made["id"], model="gpt-4o", status=200,
+        )  # fmt: skip
+
+    async def said(user: str) -> str:
+        found = (await api.get(f"calls/{calls[user]}/explanation")).json
+        [fact] = [fact for fact in step(found, "budgets")["facts"] if fact.startswith('"each of us"')]
+        return str(fact)
+
+    ann, bob = await said("ann"), await said("bob")
+    assert ann.startswith('"each of us", user ann: 4 of 4 requests a day are left (0 used), resets at ')
+    assert ann.endswith(", by an override.")
+    assert bob.startswith('"each of us", user bob: no limit (0 requests used), resets at ')
+    raised = {"amount": 5, "until": "2999-01-31T00:00:00Z", "reason": "a fair", "who": "ann"}
+    assert (await api.post(f"budgets/{each['id']}/raise", raised)).status == 200
+    ann = await said("ann")
+    assert ": 5 of 5 requests a day are left" in ann
+    assert ann.endswith(", by a raise until 2999-01-31T00:00:00Z.")
+
+
 @pytest.mark.parametrize(
     ("path", "status"),
     [

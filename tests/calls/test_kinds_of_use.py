@@ -67,7 +67,8 @@ def expected(cost: int | None, **over: Any) -> dict[str, dict[str, Any]]:
         "counts": (10, 0, 0, 0, 5, 0, 0, 0, 0, 0), "estimated": False, "tools": {"web_search": 1},
         "service_tier": "", "cost": cost, "currency": "USD", "price_id": 9, "route": "/v1/responses",
         "session": "s1", "metadata": json.loads(SAID), "unknown": USAGE, "reason": "", "used_ms": 0,
-        "unpriced": "web_search", "exchange_rate": "", "beside": (), "hour": None, "corrects": "", "first_token_ms": None,
+        "unpriced": "web_search", "exchange_rate": "", "beside": (), "hour": None, "tags": {}, "corrects": "",
+        "first_token_ms": None,
         "upstream_request_id": "",
     } | over  # fmt: skip
     paid, counts, total = facts["cost"] or 0, facts["counts"], facts["total"]

@@ -102,3 +102,56 @@ def test_a_raise_of_one_ends_by_itself(spender: Spender) -> None:
     assert datetime.now(UTC) >= until
     assert refused.headers["x-tollkeeper-reason"] == "budget_exceeded"
     assert spender.told(each)["limit"] == 1
+
+
+def test_override_is_in_force_until_removal_and_moves_no_use(spender: Spender) -> None:
+    """Of everybody's 3 Ada has 5, then 1, then no limit, then 3 again; Bob has nothing."""
+    each = spender.budget(3, "requests", each="user")
+    spender.known(each, user="ada")
+
+    def override(who: str, amount: int | None) -> None:
+        path = f"/budgets/{each['id']}/overrides/{who}"
+        assert spender.stack.admin("PUT", path, {"amount": amount})[0] == 200
+
+    override("bob", 0)
+    spender.until(429, user="bob")
+    override("ada", 5)
+    wait_until(lambda: spender.told(each, user="ada")["limit_by"] == "override")
+    spender.until(429, user="ada")
+    told = spender.told(each, user="ada")
+    assert (told["limit"], told["used"], told["remaining"]) == (5, 5, 0)
+    override("ada", None)
+    answered = spender.until(200, user="ada")
+    assert '"budget"' not in answered.headers.get("ratelimit", "")
+    told = spender.told(each, user="ada")
+    assert (told["limit"], told["limit_by"], told["remaining"]) == (None, "override", None)
+    override("ada", 1)
+    refused = spender.until(429, user="ada")
+    assert refused.headers["x-tollkeeper-reason"] == "budget_exceeded"
+    used = spender.told(each, user="ada")["used"]
+    assert used >= 6
+    assert spender.stack.admin("DELETE", f"/budgets/{each['id']}/overrides/ada")[0] == 204
+    wait_until(lambda: spender.told(each, user="ada")["limit_by"] == "budget")
+    assert spender.told(each, user="ada")["used"] == used
+    assert spender.chat(user="bob").status_code == 429
+
+
+def test_each_tenant_has_its_own_amount_whoever_calls(spender: Spender) -> None:
+    other = spender.stack.make("tenants", name="another team", organization_id=spender.organization)
+    _, key = spender.another_key()
+    each = spender.budget(2, "requests", each="tenant")
+    spender.known(each)
+    refused = [spender.until(429, user="ada"), spender.chat(key=key), spender.chat(user="bob")]
+    assert {one.headers["x-tollkeeper-reason"] for one in refused} == {"budget_exceeded"}
+    path = f"/budgets/{each['id']}/overrides/{spender.tenant}"
+    assert spender.stack.admin("PUT", path, {"amount": 3})[0] == 200
+    spender.until(200)
+    wait_until(
+        lambda: (
+            [(one["who"], one["limit"], one["limit_by"], one["used"]) for one in spender.accounts(each)]
+            == [(str(spender.tenant), 3, "override", 3)]
+        )
+    )
+    assert (
+        spender.stack.admin("PUT", f"/budgets/{each['id']}/overrides/{other['id']}", {"amount": 9})[0] == 200
+    )

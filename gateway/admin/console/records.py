@@ -705,7 +705,9 @@ async def about_tenant(desk: ConsoleShell, request: web.Request, row: Row) -> Ma
             tenant_id=str(tenant_id),
         ),
         _cost(desk, request, "tenant_id", tenant_id),
-        of_account(desk, int(str(row["organization_id"])), {"tenant_id": tenant_id}),
+        of_account(
+            desk, int(str(row["organization_id"])), {"tenant_id": tenant_id}, "tenant", str(tenant_id)
+        ),
     )
     quota: Any = with_quota["quota"]
     owner: Any = row["organization_id"]

@@ -6,6 +6,7 @@ import json
 import re
 from datetime import UTC, datetime, timedelta
 from html import unescape
+from urllib.parse import quote
 from uuid import uuid4
 
 import pytest
@@ -245,6 +246,8 @@ async def test_budget_pages_escape_html_in_names(desk: Desk, reader: Person) -> 
     made = await desk.make(name=HOSTILE[:200], user=HOSTILE[:128])
     each = await desk.make(each="user")
     desk.store(each, NANO, "a" * 24, HOSTILE)
+    path = f"budgets/{each['id']}/overrides/{quote(HOSTILE[:128], safe='')}"
+    assert (await desk.api.call("PUT", path, {"amount": "1", "reason": HOSTILE[:200]})).status == 200
     for address in (
         "/budgets",
         f"/budgets/{made['id']}",
@@ -267,12 +270,13 @@ async def test_tenant_key_and_user_pages_show_the_budgets_that_apply(desk: Desk,
         await desk.make(name="per key", each="key"),
         await desk.make(name="per user", each="user"),
     )
-    own = {of_keys["id"]: str(desk.key), of_users["id"]: "ada"}
-    for budget in (of_keys, of_users):
+    of_tenants = await desk.make(name="per tenant", each="tenant")
+    own = {of_keys["id"]: str(desk.key), of_users["id"]: "ada", of_tenants["id"]: str(desk.tenant)}
+    for budget in (of_keys, of_users, of_tenants):
         account = desk.account(each=budget["each"], value=own[budget["id"]])
         desk.hold(account, budget, 3 * NANO, 0)
     for address, there in (
-        (f"/tenants/{desk.tenant}", ["the tenant's"]),
+        (f"/tenants/{desk.tenant}", ["the tenant's", "per tenant"]),
         (f"/api-keys/{desk.key}", ["the key's", "per key"]),
         (f"/users/{user['id']}", ["the user's", "per user"]),
     ):

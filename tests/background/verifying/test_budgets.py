@@ -15,7 +15,15 @@ import pytest
 
 from gateway.background.verifying import reconciler as verifying
 from gateway.background.verifying.reconciler import Reconciler
-from gateway.core.accounts.budgets import EACH, EACH_UNUSED_DAYS, Budget, account_of, accounts_of, defined
+from gateway.core.accounts.budgets import (
+    EACH,
+    EACH_UNUSED_DAYS,
+    FLAG_ENFORCE,
+    Budget,
+    account_of,
+    accounts_of,
+    defined,
+)
 from gateway.core.accounts.intervals import INTERVALS, bounds
 from gateway.core.accounts.outbox import EventKind, WindowKey
 from gateway.core.layout import LAYOUT
@@ -37,7 +45,7 @@ from tests.builders import Call, World, encode
 from tests.connections import connected
 from tests.persistence.scenario import BLANK, stop
 
-ADA, BOB = "a" * 24, "b" * 24
+ADA, BOB, CAY = "a" * 24, "b" * 24, "c" * 24
 
 
 @dataclass
@@ -245,9 +253,9 @@ async def test_an_emptied_redis_has_what_rows_say(kept: BudgetWorld) -> None:
     assert sorted(kept.world.client.zrange(index, 0, -1)) == [ADA.encode(), BOB.encode()]
 
 
-async def test_an_emptied_redis_has_the_limits_of_who_is_raised(kept: BudgetWorld) -> None:
+async def test_an_emptied_redis_has_the_limits_of_who_is_raised_or_has_an_override(kept: BudgetWorld) -> None:
     each = kept.budgets[2]
-    for user in (ADA, BOB):
+    for user in (ADA, BOB, CAY):
         kept.use(5, user)
     await kept.backend.flush()
     with connected(kept.backend.database, autocommit=True) as connection:
@@ -256,18 +264,25 @@ async def test_an_emptied_redis_has_the_limits_of_who_is_raised(kept: BudgetWorl
             " VALUES (%s, %s, 'ada', 2000, now() + interval '1 day', 'a fair')",
             (each.id, ADA),
         )
+        connection.execute(
+            "INSERT INTO budget_override (budget_id, value, name, amount) VALUES (%s, %s, 'bob', 7), (%s, %s, 'cay', NULL)",
+            (each.id, BOB, each.id, CAY),
+        )
     kept.world.client.flushall()
     await kept.backend.verify()
     kept.world = kept.world.again()
-    assert [live and (live.limit, live.used) for live in (kept.live(each, ADA), kept.live(each, BOB))] == [
-        (2000, 1), (1000, 1),
+    live = [kept.live(each, user) for user in (ADA, BOB, CAY)]
+    assert [one and (one.limit, one.used, one.flags & FLAG_ENFORCE) for one in live] == [
+        (2000, 1, FLAG_ENFORCE), (7, 1, FLAG_ENFORCE), (INTEGER_MAX, 1, 0),
     ]  # fmt: skip
     # A gateway learns it from the terms, which calls go by.
     raw = kept.world.client.get(keys.organization_terms(kept.organization_id))
     assert isinstance(raw, bytes)
-    told = {one.id: one.raises for one in decode_terms(raw).budgets}
-    assert {owner: own.amount for owner, own in told[each.id].items()} == {ADA: 2000}
-    assert [of for id_, of in told.items() if id_ != each.id] == [{}, {}]
+    told = {one.id: (one.raises, one.overrides) for one in decode_terms(raw).budgets}
+    raises, overrides = told[each.id]
+    assert {owner: own.amount for owner, own in raises.items()} == {ADA: 2000}
+    assert overrides == {BOB: (7, 0), CAY: (None, 0)}
+    assert [of for id_, of in told.items() if id_ != each.id] == [({}, {})] * 2
 
 
 PAUSES_DAYS = (0, 1 / 24, 1, 8, 29, 32, 100, 400, 800)

@@ -206,7 +206,7 @@ def test_override_without_an_end_stays() -> None:
     assert windows_valid_until([replace(budget, interval="total")], 1, ADA) == 0
 
 
-def test_window_of_an_owner_without_a_limit_counts_and_enforces_nothing() -> None:
+def test_window_without_a_limit_is_counted_and_refuses_no_call() -> None:
     budget = Budget(
         1, "each", "money", 20, "total", each="user", cut=True, overrides={ADA: PersonalOverride(None)}
     )

@@ -131,7 +131,7 @@ def test_a_raised_owner_without_a_place_has_the_limit_of_the_shared_account() ->
     assert DEFINED_WINDOW.read(shared.defined)["limit"] == 10
 
 
-def test_override_of_a_user_limits_that_user_until_it_ends() -> None:
+def test_override_limits_the_named_user_until_the_given_time() -> None:
     """Everybody has 10 a day, Ada 3 for five milliseconds; nobody else has another definition for it."""
     known, budgets = (
         BudgetCache(),

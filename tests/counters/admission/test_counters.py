@@ -315,7 +315,7 @@ async def test_settle_charges_service_as_resolved_now(world: World, hire: Hire) 
     ("override", "admitted"),
     [(PersonalOverride(37), 37), (PersonalOverride(0), 0), (PersonalOverride(None), CALLS), (None, 20)],
 )
-async def test_reserve_admits_exactly_the_calls_of_one_instant_that_an_override_covers(
+async def test_reserve_admits_as_many_simultaneous_calls_as_fit_in_an_override(
     world: World, hire: Hire, override: PersonalOverride | None, admitted: int
 ) -> None:
     """Everybody has 20: two workers send Ada's calls, and one of Bob's among each ten of hers."""

@@ -66,6 +66,8 @@ async def person(api: Api, admin_database: str) -> KeptPerson:
     )  # fmt: skip
     each = {"organization_id": found.organization, "unit": "tokens", "interval": "day", "each": "user"}
     budget = await api.make("budgets", **each, name="each", amount=1)
+    own = await api.call("PUT", f"budgets/{budget['id']}/overrides/{ADA}", {"amount": 1, "reason": NAME})
+    assert own.status == 200
     said = {"amount": 2, "until": "2999-01-31T00:00:00Z", "reason": "release", "who": ADA}
     assert (await api.post(f"budgets/{budget['id']}/raise", said)).status == 200
     await api.make("raise-requests", **said, budget_id=budget["id"])
@@ -112,8 +114,8 @@ async def test_person_export_command_writes_every_row_of_the_user_without_secret
     assert (
         counts.items()
         >= {
-            "app_user": 1, "api_key": 1, "admin_token": 1, "budget_raise": 1, "raise_request": 1, "call": 10,
-            "token_ledger": 10,
+            "app_user": 1, "api_key": 1, "admin_token": 1, "budget_override": 1, "budget_raise": 1,
+            "raise_request": 1, "call": 10, "token_ledger": 10,
         }.items()
     )  # fmt: skip
     assert named_in(file.read_text()) == [ADA, NAME, SESSION]

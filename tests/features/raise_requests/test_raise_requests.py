@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from tests.admin.conftest import READONLY, Answer, Api
+from tests.admin.console.test_own_pages import signed_in
 
 SOON = (datetime.now(UTC) + timedelta(hours=3)).replace(microsecond=0).isoformat().replace("+00:00", "Z")
 
@@ -93,6 +95,38 @@ async def test_raise_request_below_an_amount_already_raised_to_cannot_be_approve
     assert (await asked(api, here, "8", **of)).status == 201
 
 
+async def test_raise_request_of_a_user_with_an_override_is_measured_by_the_override(api: Api) -> None:
+    """Everybody has three, Ada two: a request of hers may be for less than everybody's, and not for less than two."""
+    here = await budget(api, each="user")
+    assert (await api.call("PUT", f"budgets/{here['id']}/overrides/ada", {"amount": "2"})).status == 200
+    below = await asked(api, here, "1.99", who="ada")
+    assert (below.status, [one["field"] for one in below.json["errors"]]) == (422, ["amount"])
+    made = await asked(api, here, "2.50", who="ada")
+    assert (await api.post(f"raise-requests/{made.json['id']}/approve")).status == 200
+    assert raises(api) == [("ada", Decimal("2.50"), "release")]
+    assert (await api.call("PUT", f"budgets/{here['id']}/overrides/bob", {"amount": None})).status == 200
+    assert (await asked(api, here, "1000", who="bob")).status == 422
+
+
+async def test_raise_request_by_a_key_names_the_tenant_of_the_key_by_default(api: Api) -> None:
+    tenant = await api.make("tenants", name="web")
+    team = await api.make("tenants", name="ops", organization_id=tenant["organization_id"])
+    here = await api.make(
+        "budgets", organization_id=tenant["organization_id"], name="teams", unit="money", amount="3",
+        interval="day", each="tenant",
+    )  # fmt: skip
+    key = (await api.make("api-keys", tenant_id=team["id"], name="laptop"))["key"]
+    page = await signed_in(api, key)
+    form = {"form_token": (await page.open("/me")).form_token, "reason": "more", "amount": "5"}
+    assert (await page.post(f"/me/budgets/{here['id']}/ask", form)).status == 303
+    [made] = (await api.get("raise-requests")).json["items"]
+    assert made["who"] == str(team["id"])
+    assert (await api.post(f"raise-requests/{made['id']}/approve")).status == 200
+    assert raises(api) == [(str(team["id"]), 5, "more")]
+    shown = (await (await signed_in(api, key)).open("/me")).text
+    assert '$0.00</span> <span class="muted">of $5.00' in shown
+
+
 async def test_raise_request_may_name_the_session_that_gets_the_raise(api: Api) -> None:
     here = await budget(api, each="session")
     made = await asked(api, here, who="night-run")
@@ -101,7 +135,7 @@ async def test_raise_request_may_name_the_session_that_gets_the_raise(api: Api) 
     assert raises(api) == [("night-run", 20, "release")]
 
 
-@pytest.mark.parametrize("each", ["user", "key", "project", "session"])
+@pytest.mark.parametrize("each", ["user", "key", "project", "session", "tenant"])
 async def test_raise_request_must_name_a_target_when_the_requester_has_no_own_account_in_the_budget(
     api: Api, each: str
 ) -> None:
@@ -120,7 +154,8 @@ async def test_raise_request_by_a_staff_user_must_name_the_user_that_gets_the_ra
 
 
 @pytest.mark.parametrize(
-    ("each", "who"), [(None, "ada"), ("key", "999"), ("key", "laptop"), ("project", "one")]
+    ("each", "who"),
+    [(None, "ada"), ("key", "999"), ("key", "laptop"), ("project", "one"), ("tenant", "999")],
 )
 async def test_raise_request_for_an_unknown_target_is_refused(api: Api, each: str | None, who: str) -> None:
     refused = await asked(api, await budget(api, each=each), who=who)

@@ -81,7 +81,7 @@ async def test_each_window_has_its_row(migrated: str, writer: LedgerWriter) -> N
 async def test_accounts_of_each_say_whose_they_are(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     said = {"user": "ada", "attribution": "\t12\t", "metadata": write_facts(FACTS)}
-    for each in ("user", "key", "project", "session", "tag:feature"):
+    for each in ("user", "key", "project", "session", "tenant", "tag:feature"):
         account.consume(7, **moves(budget_of(migrated, account, each=each), value=ADA), **said)
     by_user = budget_of(migrated, account, each="user")
     account.consume(7, **moves(by_user, value=BOB), user="bob")
@@ -90,7 +90,8 @@ async def test_accounts_of_each_say_whose_they_are(migrated: str, writer: Ledger
     account.consume(7, **moves(by_user, value=BOB), user="bob")
     await writer.write(batch_of(account))
     assert rows_of(migrated, "SELECT value, name, used FROM budget_use ORDER BY budget_id, value") == [
-        (ADA, "ada", 5), (ADA, "5", 5), (ADA, "12", 5), (ADA, "s-1", 5), (ADA, "search", 5),
+        (ADA, "ada", 5), (ADA, "5", 5), (ADA, "12", 5), (ADA, "s-1", 5), (ADA, str(account.tenant_id), 5),
+        (ADA, "search", 5),
         (BOB, "bob", 10), (NOBODY, "", 5), ("other", "", 5),
     ]  # fmt: skip
 

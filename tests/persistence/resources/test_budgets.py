@@ -237,7 +237,7 @@ async def test_gateways_get_overrides_beside_the_amount_of_the_budget(desk: Desk
         await desk.do("remove-override", budget_id, who="bob")
 
 
-async def test_gateways_get_no_ended_override_and_the_next_write_deletes_it(desk: Desk) -> None:
+async def test_ended_override_is_not_sent_to_gateways_and_goes_with_the_next_write(desk: Desk) -> None:
     budget_id = int(str((await desk.make(each="user"))["id"]))
     desk.now = datetime.now(UTC) - timedelta(days=9)
     await overridden(desk, budget_id, "ada", Decimal(5), 1)
