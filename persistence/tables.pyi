@@ -221,6 +221,7 @@ class BudgetColumns(Columns):
     of_team: Column[bool]
     tool: Column[str | None]
     server: Column[str | None]
+    group_id: Column[int | None]
 
 class BudgetRaiseColumns(Columns):
     budget_id: Column[int]
@@ -315,6 +316,18 @@ class CallColumns(Columns):
     refused_by: Column[int | None]
     priced_at: Column[datetime | None]
     hour_factor: Column[str | None]
+    groups: Column[Any | None]
+
+class CallerGroupColumns(Columns):
+    id: Column[int]
+    organization_id: Column[int]
+    name: Column[str]
+    kind: Column[str]
+    members: Column[Any]
+    claim: Column[str | None]
+    created_at: Column[datetime]
+    updated_at: Column[datetime]
+    deleted_at: Column[datetime | None]
 
 class ChargeColumns(Columns):
     id: Column[int]
@@ -1406,6 +1419,7 @@ budget_told: Table[BudgetToldColumns]
 budget_use: Table[BudgetUseColumns]
 business_model: Table[BusinessModelColumns]
 call: Table[CallColumns]
+caller_group: Table[CallerGroupColumns]
 charge: Table[ChargeColumns]
 checkout: Table[CheckoutColumns]
 clock_ahead: Table[ClockAheadColumns]

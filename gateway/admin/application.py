@@ -71,6 +71,10 @@ def build(ports: AdminPorts) -> web.Application:
             app.router.add_delete(one, views.delete)
         for part in resource.parts:
             app.router.add_get(f"{one}/{part.name}", partial(views.part, part=part))
+        if (members := resource.members) is not None:
+            for method, verb in (("PUT", "put"), ("DELETE", "remove")):
+                place, does = f"{one}/{members.name}/{{member}}", f"{verb}-{members.one}"
+                app.router.add_route(method, place, partial(views.set_member, members=members, verb=does))
         for action in resource.actions:
             app.router.add_post(f"{one}/{action.name}", partial(views.act, action=action))
     _mount_documents(app, ports)

@@ -18,7 +18,7 @@ from gateway.admin.live import push
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.form_fields import Secret
 from gateway.admin.resources.registry import RESOURCES
-from gateway.admin.resources.resource import Action, Resource, SubResource
+from gateway.admin.resources.resource import Action, MemberEndpoint, Resource, SubResource
 from gateway.core.accounts.administration import (
     CREATE,
     DELETE,
@@ -202,6 +202,14 @@ class Operations:
             if first.status != 200:
                 return first
         return await self._do(self._command(asked, DELETE, row_id), resource, 204)
+
+    async def set_member(
+        self, members: MemberEndpoint, verb: str, asked: WriteRequest, row_id: int, member: str
+    ) -> WriteResult:
+        """Have a member in a row's set, or not; the result's status is 204 once this is applied."""
+        require_write(self._actor, self.resource, verb)
+        values = requests.check_body(members.body, {members.one: member})
+        return await self._do(self._command(asked, verb, row_id, values), self.resource, 204)
 
     async def act(self, action: Action, asked: WriteRequest, row_id: int, sent: requests.Body) -> WriteResult:
         """Run an action of the resource; return the row, or the tenant's quota."""

@@ -42,7 +42,7 @@ class UseTerms:
     """The terms at which a use was admitted: its caller, its prices, and its hold.
 
     `accounts` are the names of its budgets' accounts, whose money is in `currency`. `weights` are those of
-    the plan, and `columns` is the attribution in its settlement.
+    the plan, `columns` is the attribution in its settlement, and `groups` are those that its call was in.
     """
 
     caller: Caller
@@ -55,6 +55,7 @@ class UseTerms:
     currency: str = ""
     weights: Weights | None = None
     columns: str = ""
+    groups: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -176,7 +177,7 @@ def charge(look_up: PriceOf, ended_ms: int, use: MeteredUse, terms: UseTerms) ->
     elif tools:
         without = named_unpriced(tools)
     hour = _hour_of(price if price_id else None, parts, prices, ended_ms)
-    facts = _facts_of(use, detail, cost, currency, price_id, without, rate, parts, hour)
+    facts = _facts_of(use, detail, cost, currency, price_id, without, rate, parts, hour, terms.groups)
     settlement = release(terms)
     settlement.metadata = write_facts(facts if used else briefly(facts))
     if used:
@@ -272,7 +273,7 @@ def _by_report(
 def charge_as_held(use: MeteredUse, terms: UseTerms, held: Held) -> ChargedUse:
     """Return the charge of a use that cannot be read, which is the whole amount `held`."""
     cost = held.cost if terms.currency else None
-    facts = _facts_of(use, use.detail, cost, terms.currency, 0, "", "", NO_PARTS)
+    facts = _facts_of(use, use.detail, cost, terms.currency, 0, "", "", NO_PARTS, None, terms.groups)
     settlement = release(terms)
     settlement.charge, settlement.metadata = True, write_facts(facts)
     settlement.tokens = held.tokens if terms.service.counts_tokens else 0
@@ -293,7 +294,7 @@ def release(terms: UseTerms, hold_ttl_ms: int = 0) -> Settlement:
 
 def _facts_of(  # noqa: PLR0917  # the values that no use says by itself
     use: MeteredUse, detail: Detail, cost: int | None, currency: str, price_id: int, without: str, rate: str,
-    parts: tuple[ModelPart, ...], hour: tuple[int, str] | None = None,
+    parts: tuple[ModelPart, ...], hour: tuple[int, str] | None, groups: tuple[int, ...],
 ) -> tuple[Any, ...]:  # fmt: skip
     return (
         use.model, detail.model, use.streamed, use.status, use.duration_ms, use.first_token_ms,
@@ -303,7 +304,7 @@ def _facts_of(  # noqa: PLR0917  # the values that no use says by itself
         "",  # the use corrects no other one
         use.reason or (UPSTREAM_ERROR if use.status >= 400 else ""),
         use.used_ms, without, rate,
-        tuple([(one.model, one.vector.price_id, one.counts) for one in parts]) if parts else (), hour,
+        tuple([(one.model, one.vector.price_id, one.counts) for one in parts]) if parts else (), hour, groups,
     )  # fmt: skip
 
 

@@ -81,6 +81,9 @@ class DirectoryPort(Protocol):
         and the result is not cached. Fails with `CountersUnavailable`.
         """
 
+    def groups(self, caller: Caller, said: Attribution, call: CallRequest) -> tuple[int, ...]:
+        """Return the ids of the groups that a call is in; `said` is the attribution of the call."""
+
     def model_lists(self, caller: Caller) -> ModelLists | None:
         """Return the model lists of the caller's organization, or None. Fails with `CountersUnavailable`."""
 

@@ -103,6 +103,12 @@ CAPABILITIES: Mapping[str, Capability] = {
         layout=133,
         schema="0133",
     ),
+    "groups": Capability(
+        "Groups and budgets of them",
+        {"groups": lambda verb, values, _: verb != "delete", "budgets": _sets("group_id")},
+        layout=133,
+        schema="0134",
+    ),
     "run_policies": Capability(
         "Policies of runs", dict.fromkeys(("organizations", "tenants", "api-keys"), _sets("runs")), layout=133
     ),

@@ -153,7 +153,8 @@ class Caller:
 
     `user` is the user of all its calls; if empty, `user_header` says whether calls may name one. `unsettled`
     says what its unsettled holds cost, `priority` is the highest that its calls may claim, `runs` its policy
-    of runs, and `spent` the answer when an amount is used up.
+    of runs, and `spent` the answer when an amount is used up. `claims` are names of groups that an issuer's
+    token, or its person's sign-in, says.
     """
 
     organization_id: int
@@ -167,6 +168,7 @@ class Caller:
     priority: str = INTERACTIVE
     runs: RunPolicy | None = None
     spent: SpentAnswer = UNSAID
+    claims: tuple[str, ...] = ()
 
     def acts_for(self, named: str, in_body: str = "") -> str:
         """Return the user for whom a call is made; empty for none.

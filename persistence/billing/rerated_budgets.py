@@ -92,5 +92,5 @@ def _running(
 def _attributes(call: Any) -> CallAttributes:
     return CallAttributes(
         call.tenant_id, call.api_key_id, call.service_id, call.user, call.project_id, (call.model,),
-        call.session,
+        call.session, groups=tuple(call.groups or ()),
     )  # fmt: skip

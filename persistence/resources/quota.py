@@ -23,6 +23,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    null,
     or_,
     select,
     text,
@@ -41,6 +42,7 @@ from gateway.core.accounts.budgets import (
     account_of,
     owner_of,
 )
+from gateway.core.accounts.groups import sets_of
 from gateway.core.accounts.outbox import SEPARATOR
 from gateway.core.accounts.refusals import RefusingLimit
 from gateway.core.accounts.runs import ENDED, EXHAUSTED, OPEN
@@ -63,6 +65,7 @@ from persistence.tables import (
     budget_raise,
     budget_use,
     call,
+    caller_group,
     control_write,
     credit_addition,
     credit_transaction,
@@ -88,6 +91,17 @@ _RAISES = text("""
 SELECT count(*) FILTER (WHERE r.budget_id = :budget_id) AS of_budget, count(*) AS of_all
   FROM budget AS b JOIN budget_raise AS r ON r.budget_id = b.id
  WHERE b.organization_id = :organization AND b.deleted_at IS NULL AND r.until > :now""")
+# The groups of each member, and those of each claim, of groups that budgets name.
+CLAIM = "claim"
+_TOGETHER = text(f"""
+WITH named AS (
+    SELECT id, kind, members, claim FROM caller_group
+     WHERE organization_id = :organization AND deleted_at IS NULL AND (id = CAST(:more AS bigint) OR id IN (
+           SELECT group_id FROM budget WHERE organization_id = :organization AND deleted_at IS NULL)))
+SELECT DISTINCT kind, ids FROM (
+    SELECT kind, array_agg(id ORDER BY id) AS ids
+      FROM named CROSS JOIN jsonb_array_elements_text(members) AS m (member) GROUP BY kind, member
+     UNION ALL SELECT '{CLAIM}', array_agg(id ORDER BY id) FROM named WHERE claim IS NOT NULL GROUP BY claim) AS s""")
 _SELECTING = [budget.c[name] for name in Selector._fields]
 
 
@@ -95,9 +109,10 @@ def check_values(change: EntityWrite) -> None:
     """Raise `Unprocessable` if a new budget is invalid, names another owner's object, or is one too many."""
     values = change.command.values
     owner = id_in(values, "organization_id")
-    change.connection.execute(_LOCK, {"organization": owner})
+    lock_selectors(change.connection, owner)
     errors = [*wrong_window(values), *_foreign(change.connection, values)]
-    beyond = [*too_many(_others(change.connection, owner), selector_of(values))]
+    together = groups_together(change.connection, owner, values.get("group_id"))
+    beyond = [*too_many(selectors(change.connection, owner), selector_of(values), together)]
     if beyond and change.by_team:
         # The names of other budgets are not disclosed.
         beyond = [("tenant_id", "its organization has as many budgets as may be of such calls")]
@@ -227,7 +242,26 @@ def _defined(change: EntityWrite) -> Row:
     return row
 
 
-def _others(connection: Connection, owner: int) -> dict[str, Selector]:
+def lock_selectors(connection: Connection, owner: int) -> None:
+    """Wait for others who change which budgets of an organization its calls meet."""
+    connection.execute(_LOCK, {"organization": owner})
+
+
+def groups_together(connection: Connection, owner: int, more: object = None) -> list[frozenset[int]]:
+    """Return the sets of groups named by budgets that one call of an organization may be in.
+
+    `more` is the id of a group that no budget names yet. A claim alone makes a set: of those who have several, or are members
+    by hand besides, only their calls say so.
+    """
+    sets: dict[str, list[frozenset[int]]] = {}
+    for kind, ids in connection.execute(_TOGETHER, {"organization": owner, "more": more}):
+        sets.setdefault(kind, []).append(frozenset(ids))
+    claimed = sets.pop(CLAIM, [])
+    return [*sets_of(sets), *claimed]
+
+
+def selectors(connection: Connection, owner: int) -> dict[str, Selector]:
+    """Return the selectors of an organization's budgets by name."""
     there = live(budget, budget.c.name, *_SELECTING).where(budget.c.organization_id == owner)
     return {row["name"]: selector_of(dict(row)) for row in connection.execute(there).mappings()}
 
@@ -241,7 +275,7 @@ def _foreign(connection: Connection, values: Row) -> Iterator[tuple[str, str]]:
             continue
         if found.organization_id != values["organization_id"]:
             yield name, "is of another organization"
-        elif values.get("tenant_id") not in {None, found.tenant_id}:
+        elif values.get("tenant_id") not in {None, found.tenant_id} and found.tenant_id is not None:
             yield name, f"is not of tenant {values['tenant_id']}"
 
 
@@ -251,6 +285,9 @@ _KEYS = select(tenant.c.organization_id, api_key.c.tenant_id).join(tenant, tenan
 _OWNERS = {
     "tenant_id": _TENANTS.where(tenant.c.id == bindparam("id")),
     "api_key_id": _KEYS.where(api_key.c.id == bindparam("id")),
+    "group_id": select(caller_group.c.organization_id, null().label("tenant_id")).where(
+        caller_group.c.id == bindparam("id")
+    ),
 }
 _NOT_RAISED = {"raised_to": None, "raised_until": None, "raise_reason": None}
 _is_raised = budget.c.raised_until > func.now()
@@ -288,6 +325,7 @@ BUDGET_SUBJECT = Entity(
         "tenant_id": tenant,
         "api_key_id": api_key,
         "service_id": service,
+        "group_id": caller_group,
     },
     check_values=check_values,
     define=people.define_organization,
@@ -534,6 +572,7 @@ CALLS = Entity(
         *(column for column in call.c if column.name not in _OTHERWISE),
         func.nullif(call.c.api_key_id, 0).label("api_key_id"),
         _USAGE.label("usage"),
+        func.coalesce(call.c.groups, text("'[]'::jsonb")).label("groups"),
         money(call.c.cost).label("cost"),
         select(run.c.name).where(run.c.id == call.c.run_id).scalar_subquery().label("run"),
         case(

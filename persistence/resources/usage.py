@@ -277,6 +277,7 @@ class ConsoleQueries:
             "business-models",
             "subscription-plans",
             "users",
+            "groups",
         }
     )
 

@@ -17,7 +17,7 @@ GRANT INSERT, DELETE ON
     use_event, rerating, handover_event, told_sign_out, used_sign_in
     TO :writer;
 GRANT INSERT, UPDATE ON
-    admin_token, app_user, budget, call, charge, checkout, clock_ahead, control_write, credit_addition,
+    admin_token, app_user, budget, call, caller_group, charge, checkout, clock_ahead, control_write, credit_addition,
     credit_debt, credit_drawdown, dead_letter, handover, invoice_sequence, known_drift, organization,
     organization_subscription, partition_state, plan_end, quarantine, redis_loss, service,
     service_activation, subscription_plan_price, subscription_segment, subscription_term, tenant,
@@ -35,7 +35,7 @@ GRANT INSERT, UPDATE, DELETE ON
 GRANT SELECT ON
     account_checkpoint, accounting_rate, admin_token, alembic_version, amendment, api_key, app_user, applied_row,
     archive_identity, archived_month, archived_run, audit_log, audit_log_default, backup_run, budget,
-    budget_raise, budget_told, budget_use, business_model, call, call_default, charge, checkout, clock_ahead, control_write,
+    budget_raise, budget_told, budget_use, business_model, call, call_default, caller_group, charge, checkout, clock_ahead, control_write,
     credit_addition, credit_allocation, credit_debt, credit_drawdown, credit_posting, credit_price,
     credit_transaction, credit_transaction_default, dead_letter, dunning_step, exchange_rate, feature_usage,
     feature_usage_default, gateway_worker, handover, handover_event, invoice, invoice_basis,

@@ -29,13 +29,17 @@ async def writes(api: Api) -> dict[str, tuple[str, str, dict[str, Any]]]:
         "budget_webhooks": ("POST", "webhooks", {"url": "https://hooks.example.com/x", "events": []}),
         "amended_prices": ("POST", f"prices/{price['id']}/amend", {"input": "2.00", "reason": "typo"}),
         "cache_prices": ("POST", "prices", {**PRICE, "model": "other", "cache_hour": "1.00"}),
+        "groups": ("POST", "groups", {**owner, "name": "a", "kind": "user"}),
         "run_policies": ("PATCH", f"tenants/{tenant['id']}", {"runs": {"required": True}}),
     }
 
 
 @pytest.mark.parametrize(
     "name",
-    ["large_budgets", "personal_raises", "budget_webhooks", "amended_prices", "cache_prices", "run_policies"],
+    [
+        "large_budgets", "personal_raises", "budget_webhooks", "amended_prices", "cache_prices", "groups",
+        "run_policies",
+    ],  # fmt: skip
 )
 async def test_write_of_a_capability_is_409_with_the_programs_to_replace_and_changes_no_row(
     api: Api, name: str

@@ -25,6 +25,7 @@ from gateway.admin.resources.resource import (
     DocumentEndpoint,
     Endpoint,
     Filter,
+    MemberEndpoint,
     Question,
     ReportEndpoint,
     Resource,
@@ -189,6 +190,8 @@ BODIES: Mapping[str, Json] = {
         "thresholds": [0.5, 0.8, 1.0],
     },
     "BudgetPatch": {"amount": "300.00"},
+    "GroupCreate": {"organization_id": 1, "name": "Platform", "kind": "user", "members": ["ada@example.com"]},
+    "GroupPatch": {"claim": "platform-team"},
     "Raise": {"amount": "400.00", "until": "2999-01-01T00:00:00Z", "reason": "launch week"},
     "CreditAdditionCreate": {"organization_id": 1, "credits_added": 10_000, "unit_cost": "0.01"},
     "OrganizationSubscriptionCreate": {"organization_id": 1, "plan_id": 1, "start_date": "2026-01-01"},
@@ -504,9 +507,25 @@ def _paths(resource: Resource, resources: Mapping[str, Resource]) -> Json:
         paths[f"{root}/{{id}}/{action.name}"] = {"parameters": [row], "post": act}
     for part in resource.parts:
         paths[f"{root}/{{id}}/{part.name}"] = {"parameters": [row], "get": _part(resource, part)}
+    if (members := resource.members) is not None:
+        paths[f"{root}/{{id}}/{members.name}/{{{members.one}}}"] = _members(resource, members, row)
     for file in resource.documents:
         paths[f"{root}/{{id}}{file.suffix}"] = {"parameters": [row], "get": _document(resource, file)}
     return paths
+
+
+def _members(resource: Resource, members: MemberEndpoint, row: Json) -> Json:
+    schema = members.body.model_json_schema()["properties"][members.one]
+    named = {"name": members.one, "in": "path", "required": True, "schema": {"anyOf": schema["anyOf"]}}
+    methods: Json = {"parameters": [row, named]}
+    for method, verb, summary in (("put", "put", "Have"), ("delete", "remove", "Have no longer")):
+        made = f"{verb}-{members.one}"
+        operation = methods[method] = _operation(
+            resource, made, f"{summary} a {members.one} in one of {resource.name}", later=True
+        )
+        del operation["responses"]["200"]
+        operation["responses"]["204"] = {"description": "Done, or so before."}
+    return methods
 
 
 def _list(resource: Resource) -> Json:

@@ -56,7 +56,7 @@ from gateway.admin.resources.integrity import (
 from gateway.admin.resources.quota import EXPLANATION
 from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.reports import REPORTS, ReconciliationRun
-from gateway.admin.resources.resource import Action, Resource, SubResource
+from gateway.admin.resources.resource import Action, MemberEndpoint, Resource, SubResource
 from gateway.admin.resources.values import TEXT_CHARS_MAX
 from gateway.calls.rating import cost_of
 from gateway.core.accounts.administration import (
@@ -157,6 +157,16 @@ class ResourceHandlers:
         return await self._write(
             request, action.name, lambda on, asked, sent: on.act(action, asked, row_id(request), sent)
         )
+
+    async def set_member(self, request: web.Request, members: MemberEndpoint, verb: str) -> web.Response:
+        """`PUT` and `DELETE /<resource>/{id}/<members>/{member}`: have a member in a row's set, or not."""
+        ports = await admit(self._ports, request)
+        require_write(ports.actor, self._resource, verb)
+        # As it was sent: what aiohttp gives has some characters encoded, and others not.
+        member = unquote(request.rel_url.raw_path.rpartition("/")[2])
+        operations, asked = Operations(ports, self._resource), WriteRequest(request[REQUEST_ID])
+        done = await operations.set_member(members, verb, asked, row_id(request), member)
+        return web.Response(status=204) if done.status == 204 else answer(done.status, done.content)
 
     async def _reading(self, request: web.Request) -> Operations:
         ports = await admit(self._ports, request)

@@ -304,6 +304,7 @@ class BudgetCreate(In):
     service_id: Id | None = None
     tool: Text | None = optional("A tool of an MCP server. Case is ignored.")
     server: Text | None = optional("An MCP server, by its upstream's name.")
+    group_id: Id | None = optional("Calls of its members, together; with each, each member has the amount.")
     time_zone: Text = Field(default="UTC", description="An IANA name: whose days it counts.")
     anchor_day: AnchorDay = Field(
         default=1, description="The day it begins on: 1 to 31 of a month, 1 (Monday) to 7 of a week."
@@ -407,7 +408,7 @@ BUDGET_RESOURCES = (
         live="budgets",
         filters=filters(
             "organization_id name:text tenant_id user:text api_key_id model:text unit "
-            "interval each mode project_id:count service_id tool:text server:text",
+            "interval each mode project_id:count service_id tool:text server:text group_id",
             each=EACH,
             unit=UNITS,
             interval=tuple(INTERVALS),
@@ -535,6 +536,7 @@ class Call(Out):
         description="The time by which it was charged; null where no price of it changes by the hour."
     )
     hour_factor: str | None = Field(description="What its price was multiplied by at that time.")
+    groups: list[int] = Field(description="Ids of the groups that its caller was in when it came.")
     status: int
     reason: str | None = Field(description="Why it was refused or failed; null where it was not.")
     run: str | None = Field(description="The id that the caller gave to its run; null of a call without one.")

@@ -92,6 +92,18 @@ class SubResource:
 
 
 @dataclass(frozen=True, slots=True)
+class MemberEndpoint:
+    """`PUT` and `DELETE …/{id}/<name>/{<one>}`: a member of a row's set is there or not; again changes nothing.
+
+    `body` checks the member, in the field `one`. Its verbs are `put-<one>` and `remove-<one>`.
+    """
+
+    name: str
+    one: str
+    body: type[In]
+
+
+@dataclass(frozen=True, slots=True)
 class BatchEndpoint:
     """`POST /<resource>`: one `body` or a list of them; some may be refused. `name` is its command."""
 
@@ -222,6 +234,7 @@ class Resource(Endpoint):
     documents: tuple[DocumentEndpoint, ...] = ()
     questions: tuple[Question, ...] = ()
     parts: tuple[SubResource, ...] = ()
+    members: MemberEndpoint | None = None
     batch: BatchEndpoint | None = None
     secret: Secret | None = None
     settle_first: str | None = None

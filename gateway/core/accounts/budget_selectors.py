@@ -15,9 +15,11 @@ LOOKS_MAX: Final = 20_000
 NAMES_MAX: Final = 20
 # Fields by which a budget selects calls.
 SELECTING: Final = (
-    "tenant_id", "user", "api_key_id", "project_id", "model", "service_id", "tool", "server",
+    "tenant_id", "user", "api_key_id", "project_id", "model", "service_id", "tool", "server", "group_id",
 )  # fmt: skip
 _MODEL: Final = SELECTING.index("model")
+# A call has one value of the fields before, and may be in several groups.
+_GROUP: Final = SELECTING.index("group_id")
 _FOLDED: Final = ("model", "tool", "server")  # compared without case
 
 
@@ -35,6 +37,7 @@ class Selector(NamedTuple):
     service_id: int | None
     tool: str | None
     server: str | None
+    group_id: int | None
     each: str | None
 
 
@@ -43,43 +46,70 @@ def selector_of(values: Mapping[str, Any]) -> Selector:
     return Selector(**{**said, **{name: value.lower() for name in _FOLDED if (value := said[name])}})
 
 
-def too_many(others: Mapping[str, Selector], new: Selector) -> Iterator[tuple[str, str]]:
+def too_many(
+    others: Mapping[str, Selector], new: Selector, together: Iterable[frozenset[int]] = ()
+) -> Iterator[tuple[str, str]]:
     """Yield (field, reason) if an organization may not have a budget with the selector `new` too.
 
-    `others` are the selectors of the organization's existing budgets by name.
+    `others` are the selectors of the organization's existing budgets by name, and `together` the sets of groups
+    that one call may be in.
     """
     if len(others) >= BUDGETS_MAX:
         yield "organization_id", f"it has {BUDGETS_MAX} budgets: there cannot be more"
     elif sum(one == new for one in others.values()) >= WINDOWS_MAX:
         yield "name", f"there are {WINDOWS_MAX} budgets of just these calls: there cannot be more"
-    elif met := may_meet_more(others.values(), new):
-        most = BUDGET_ACCOUNTS_MAX
-        names = ", ".join([name for name, one in others.items() if one in met][:NAMES_MAX])
-        yield (
-            "organization_id",
-            f"a call could then meet budgets of more than {most} different selectors, with: {names}",
-        )
+    elif met := may_meet_more(others.values(), new, together=together):
+        yield "organization_id", _meets_more(others, met)
+
+
+def too_many_of_groups(budgets: Mapping[str, Selector], together: Iterable[frozenset[int]]) -> str:
+    """Return why no call may be in these sets of groups; empty if calls may. `budgets` are those by name."""
+    met = _most_met(budgets.values(), together, BUDGET_ACCOUNTS_MAX, LOOKS_MAX)
+    return _meets_more(budgets, met) if met else ""
+
+
+def _meets_more(budgets: Mapping[str, Selector], met: Collection[Selector]) -> str:
+    names = ", ".join([name for name, one in budgets.items() if one in met][:NAMES_MAX])
+    return f"a call could then meet budgets of more than {BUDGET_ACCOUNTS_MAX} different selectors, with: {names}"
 
 
 def may_meet_more(
-    others: Collection[Selector], new: Selector, most: int = BUDGET_ACCOUNTS_MAX, looks_max: int = LOOKS_MAX
-) -> frozenset[Selector]:
+    others: Collection[Selector], new: Selector, most: int = BUDGET_ACCOUNTS_MAX, looks_max: int = LOOKS_MAX,
+    together: Iterable[frozenset[int]] = (),
+) -> frozenset[Selector]:  # fmt: skip
     """Return the selectors that one call could match at once if they need more than `most` accounts.
 
     They include `new`; the result is empty if no call can match so many. A call has one tenant, one user
-    and so on, and is assumed to name one model. `looks_max` bounds the comparisons.
+    and so on, is in one set of groups of `together`, and is assumed to name one model. `looks_max` bounds
+    the comparisons.
     """
     met = {new, *(one for one in others if _meet(one, new))}
-    return frozenset(_exceeding(list(met), 0, most, [looks_max]) if len(_shapes(met, 0)) > most else ())
+    sets = [one for one in together if new.group_id in {None, *one}]
+    if new.group_id is not None:  # it may have no members yet
+        sets.append(frozenset({new.group_id}))
+    return _most_met(met, sets, most, looks_max)
+
+
+def _most_met(
+    selectors: Iterable[Selector], together: Iterable[frozenset[int]], most: int, looks_max: int
+) -> frozenset[Selector]:
+    """Return the selectors that a call in one of these sets of groups could match, if more than `most`."""
+    anybodys, left = [one for one in set(selectors) if one.group_id is None], [looks_max]
+    of_groups = [one for one in set(selectors) if one.group_id is not None]
+    for groups in [*together] or [frozenset[int]()]:
+        met = [*anybodys, *(one for one in of_groups if one.group_id in groups)]
+        if len(_shapes(met, 0)) > most and (found := _exceeding(met, 0, most, left)):
+            return frozenset(found)
+    return frozenset()
 
 
 def _exceeding(selectors: Sequence[Selector], at: int, most: int, left: list[int]) -> Sequence[Selector]:
     """Return selectors that one call may match and that need more than `most` accounts; empty if none do.
 
-    The fields of `SELECTING` before position `at` are decided already. `left` holds the number of
+    The groups, and the fields of `SELECTING` before position `at`, are decided already. `left` holds the number of
     remaining comparisons: once it is used up, all `selectors` are returned.
     """
-    if at == len(SELECTING):
+    if at == _GROUP:
         return selectors if len(selectors) > most else ()
     left[0] -= len(selectors)
     if left[0] < 0:
@@ -109,8 +139,9 @@ def _shapes(selectors: Iterable[Selector], at: int) -> set[object]:
     return {
         (
             one[:at],
-            *(part is not None for part in one[at:-1]),
+            *(part is not None for part in one[at:_GROUP]),
             _length(one.model) if at <= _MODEL else 0,
+            one.group_id,
             one.each,
         )
         for one in selectors
@@ -134,6 +165,6 @@ def _takes(name: str, wanted: Any, value: Any) -> bool:
 
     A model may be a prefix with `*`.
     """
-    if wanted is None or wanted == value:
+    if wanted is None or wanted == value or name == "group_id":  # a call may be in both groups
         return True
     return name == "model" and is_of(value.removesuffix("*"), wanted)

@@ -30,6 +30,7 @@ from gateway.core.accounts.budgets import (
     owner_in,
     windows_valid_until,
 )
+from gateway.core.accounts.groups import Groups
 from gateway.core.accounts.runs import FIELD, Run
 from gateway.core.calls.call import CallRequest
 from gateway.core.lru import LruCache, LruEntry
@@ -45,7 +46,7 @@ CALLERS_MAX: Final = 1_021
 
 
 # The attributes that select the budgets of a call: the fields of `CallAttributes`.
-Said = tuple[int, int, int, str, int | None, tuple[str, ...], str, str, str]
+Said = tuple[int, int, int, str, int | None, tuple[str, ...], str, str, str, tuple[int, ...]]
 
 
 class BudgetsVersion:
@@ -111,19 +112,21 @@ class _CallerEntry:
 
 
 class OrganizationBudgets:
-    """The budgets of one organization, in groups that share an account.
+    """The budgets of one organization, in groups that share an account; `callers` are the groups of its callers.
 
     Budgets of a call name the `version` of these, an object without contents: so cached calls keep no raises
     alive that a later version replaced.
     """
 
     __slots__ = (
-        "_by_id", "_defined", "_groups", "_raised", "_says", "_some", "by_caller", "currency",
+        "_by_id", "_callers_groups", "_defined", "_groups", "_raised", "_says", "_some", "by_caller", "currency",
         "organization_id", "version",
     )  # fmt: skip
 
-    def __init__(self, organization_id: int, budgets: Sequence[Budget], currency: str) -> None:
-        self.organization_id, self.currency = organization_id, currency
+    def __init__(
+        self, organization_id: int, budgets: Sequence[Budget], currency: str, callers: Groups | None = None
+    ) -> None:
+        self.organization_id, self.currency, self._callers_groups = organization_id, currency, callers
         self.version = BudgetsVersion()
         self._groups = accounts_of(budgets)
         # Whether a group has raises of single owners.
@@ -136,8 +139,9 @@ class OrganizationBudgets:
             budget.id: replace(budget, raises={}) if budget.raises else budget for budget in budgets
         }
         self._some: dict[frozenset[str], frozenset[str]] = {}
-        # Whether only tenant, key, service and user matter: the first four fields of `Said`.
-        self.by_caller = not any(self._says[4:])
+        # Whether only tenant, key, service and user matter: the first four fields of `Said`, and groups by these.
+        by_project = callers is not None and callers.by_project and self._says[-1]
+        self.by_caller = not any(self._says[4:-1]) and not by_project
 
     def asked(self, caller: Caller, service_id: int, said: Attribution, call: CallRequest) -> Said:
         """Return the attributes by which a call selects its budgets, empty where no budget depends on them.
@@ -145,7 +149,7 @@ class OrganizationBudgets:
         They come from the API key of `caller`, from header fields (`said`) and from the body
         (`call`).
         """
-        tenant, key, service, user, project, models, session, tool, server = self._says
+        tenant, key, service, user, project, models, session, tool, server, group = self._says
         return (
             caller.tenant_id if tenant else 0,
             caller.key_id if key else 0,
@@ -156,7 +160,14 @@ class OrganizationBudgets:
             said.session if session else "",
             call.tool if tool else "",
             call.server if server else "",
+            self.groups_of(caller, said, call.user) if group else (),
         )
+
+    def groups_of(self, caller: Caller, said: Attribution, in_body: str = "") -> tuple[int, ...]:
+        """Return the ids of the groups that a call of `caller`, attributed as `said`, is in."""
+        if self._callers_groups is None:
+            return ()
+        return self._callers_groups.of(caller, caller.acts_for(said.user, in_body), said.project_id)
 
     def find(self, asked: CallAttributes, now_ms: int) -> CallBudgets:
         """Return the budgets that apply to a call with the attributes `asked` at `now_ms` (Unix ms).
@@ -185,7 +196,7 @@ class OrganizationBudgets:
         if len(accounts) > BUDGET_ACCOUNTS_MAX:
             count, most = len(accounts), BUDGET_ACCOUNTS_MAX
             raise TooManyBudgets(
-                f"This call would take from {count} budgets, of {most} at most: ask for fewer models.",
+                f"This call would take from {count} budgets, of {most} at most: {_fewer(asked)}.",
                 param="model",
             )
         return CallBudgets(
@@ -324,6 +335,13 @@ class BudgetCache:
         return len(self.known)
 
 
+def _fewer(asked: CallAttributes) -> str:
+    """Return how a call may take from fewer budgets."""
+    if len(asked.models) > 1 or not asked.groups:
+        return "ask for fewer models"
+    return f"its caller is in the groups {', '.join(map(str, asked.groups))}, of which it has to leave some"
+
+
 def _says(budgets: Sequence[Budget]) -> tuple[bool, ...]:
     """Return for each field of `CallAttributes`, in order, whether one of `budgets` depends on it."""
     kinds = {one.each for one in budgets}
@@ -337,4 +355,5 @@ def _says(budgets: Sequence[Budget]) -> tuple[bool, ...]:
         SESSION in kinds,
         any(one.tool for one in budgets),
         any(one.server for one in budgets),
+        any(one.group_id for one in budgets),
     )

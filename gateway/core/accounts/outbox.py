@@ -61,7 +61,7 @@ class CallFacts(msgspec.Struct, array_like=True):
     `unpriced` names tools without a price, which `cost` does not include. `exchange_rate` is the rate that
     converted the price, empty for none. `beside` are tokens of other models within the call, with separate
     prices: (model, price id, tokens by `KINDS`). If a price changes by the hour, `hour` is the time by which it was
-    charged (Unix ms), and the factor of the model's price then.
+    charged (Unix ms), and the factor of the model's price then. `groups` are ids of those that its caller was in.
     """
 
     model: str = ""
@@ -91,6 +91,7 @@ class CallFacts(msgspec.Struct, array_like=True):
     exchange_rate: str = ""
     beside: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
     hour: tuple[int, str] | None = None
+    groups: tuple[int, ...] = ()
 
     @property
     def priced_ms(self) -> int:

@@ -127,6 +127,7 @@ class Job(msgspec.Struct):
     output_max: int = 0
     tiers: tuple[str, ...] = ()
     priced_ms: int = 0
+    groups: tuple[int, ...] = ()
 
     @property
     def is_charged(self) -> bool:

@@ -9,25 +9,36 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.accounts.budget_selectors import BUDGETS_MAX, Selector, may_meet_more, selector_of, too_many
+from gateway.core.accounts.budget_selectors import (
+    BUDGETS_MAX,
+    Selector,
+    may_meet_more,
+    selector_of,
+    too_many,
+    too_many_of_groups,
+)
 from gateway.core.accounts.budgets import Budget, CallAttributes
 
-ANY = Selector(None, None, None, None, None, None, None, None, None)
+ANY = Selector(*[None] * len(Selector._fields))
 VALUES: dict[str, list[Any]] = {
     "tenant_id": [1, 2], "user": ["ada", "bob"], "api_key_id": [3], "project_id": [0, 1],
     "model": ["gpt-5", "gpt-5-mini", "gpt-*", "gpt-5*"], "service_id": [7], "each": ["user", "session"],
-    "tool": ["search"], "server": ["git"],
+    "tool": ["search"], "server": ["git"], "group_id": [1, 2, 3],
 }  # fmt: skip
+# A call is in both of the first groups, or in the last one, or in none.
+TOGETHER = (frozenset({1, 2}), frozenset({3}))
 MODELS = ("gpt-5", "gpt-5-mini", "gpt-4", "other")
 
 
 def matching(selectors: set[Selector]) -> int:
     """The most that any call meets: all calls are tried."""
     most, budgets = 0, [budget_of(one) for one in selectors]
-    for tenant, user, key, project, service, model, tool, server in product(
-        (1, 2), ("ada", "bob"), (3, 4), (0, 1), (7, 8), MODELS, ("search", ""), ("git", "")
+    for tenant, user, key, project, service, model, tool, server, groups in product(
+        (1, 2), ("ada", "bob"), (3, 4), (0, 1), (7, 8), MODELS, ("search", ""), ("git", ""), TOGETHER
     ):
-        asked = CallAttributes(tenant, key, service, user, project, (model,), "", tool, server)
+        asked = CallAttributes(
+            tenant, key, service, user, project, (model,), "", tool, server, tuple(sorted(groups))
+        )
         most = max(most, sum(budget.matches(asked) for budget in budgets))
     return most
 
@@ -37,6 +48,7 @@ def budget_of(one: Selector) -> Budget:
         1, "", "tokens", 1, "day", tenant_id=one.tenant_id or 0, user=one.user or "",
         api_key_id=one.api_key_id or 0, project_id=one.project_id, model=one.model or "",
         service_id=one.service_id or 0, each=one.each or "", tool=one.tool or "", server=one.server or "",
+        group_id=one.group_id or 0,
     )  # fmt: skip
 
 
@@ -50,11 +62,13 @@ def budget_of(one: Selector) -> Budget:
 def test_may_meet_more_agrees_with_trying_all_calls(selectors: set[Selector], most: int) -> None:
     for new in selectors:
         others = selectors - {new}
-        if not may_meet_more(others, new, most, looks_max=100_000):
+        if not may_meet_more(others, new, most, looks_max=100_000, together=TOGETHER):
             here = {one for one in selectors if one == new or matching({one, new}) == 2}
             assert matching(here) <= most
     if matching(selectors) <= most:
-        assert not any(may_meet_more(selectors, new, most, looks_max=100_000) for new in selectors)
+        assert not any(
+            may_meet_more(selectors, new, most, looks_max=100_000, together=TOGETHER) for new in selectors
+        )
 
 
 def test_may_meet_more_is_empty_for_a_thousand_disjoint_selectors() -> None:
@@ -79,6 +93,20 @@ def test_too_many_refuses_more_selectors_than_accounts_of_call() -> None:
     assert why.partition("with: ")[2].split(", ") == list(named)
     # Of another tenant it is never met together with those.
     assert list(too_many(named, ANY._replace(tenant_id=2, each="session"))) == []
+
+
+def test_too_many_of_groups_names_budgets_of_groups_that_meet() -> None:
+    named = {f"budget {n}": ANY._replace(group_id=n) for n in range(1, 18)}
+    assert not too_many_of_groups(named, [frozenset(range(1, 17)), frozenset({17})])
+    why = too_many_of_groups(named | {"elsewhere": ANY._replace(group_id=99)}, [frozenset(range(1, 18))])
+    assert why.partition("with: ")[2].split(", ") == list(named)
+
+
+def test_too_many_takes_another_budget_of_groups_without_a_member_in_common() -> None:
+    of_one = {f"budget {n}": ANY._replace(group_id=1, project_id=None, each=f"{n}") for n in range(16)}
+    assert list(too_many(of_one, ANY._replace(group_id=2), [frozenset({1}), frozenset({2})])) == []
+    [(field, _)] = too_many(of_one, ANY._replace(group_id=2), [frozenset({1, 2})])
+    assert field == "organization_id"
 
 
 def test_may_meet_more_returns_all_selectors_beyond_maximum_of_looks() -> None:
