@@ -137,8 +137,7 @@ def change_group(change: EntityWrite) -> Row:
 def put_member(change: EntityWrite) -> Row:
     """Add one member to a group; one that is in it already stays."""
     _locked(change)
-    row = lock(change)
-    _read(change, row["kind"], MEMBER)
+    row = _lock_row(change)
     members, member = row[MEMBERS], change.command.values[MEMBER]
     assert isinstance(members, list)
     return row if member in members else _with_members(change, [*members, member])
@@ -147,11 +146,18 @@ def put_member(change: EntityWrite) -> Row:
 def remove_member(change: EntityWrite) -> Row:
     """Take one member out of a group; one that is not in it stays out."""
     _locked(change)
-    row = lock(change)
-    _read(change, row["kind"], MEMBER)
+    row = _lock_row(change)
     members, member = row[MEMBERS], change.command.values[MEMBER]
     assert isinstance(members, list)
     return _with_members(change, [one for one in members if one != member]) if member in members else row
+
+
+def _lock_row(change: EntityWrite) -> Row:
+    """Return the locked row of a member that is put or removed, which alone the audit log has of that."""
+    row = lock(change)
+    change.before = None
+    _read(change, row["kind"], MEMBER)
+    return row
 
 
 def _with_members(change: EntityWrite, members: Sequence[object]) -> Row:

@@ -549,7 +549,7 @@ _USAGE = func.jsonb_build_object(
     func.coalesce(call.c.tools, text("'{}'::jsonb")),
 ).op("||")(func.jsonb_strip_nulls(func.jsonb_build_object(literal("unknown"), call.c.unknown_usage)))
 _OTHERWISE = {
-    "tools", "unknown_usage", "unpriced", "cost", "api_key_id", "run_id", "refused_kind", "refused_by",
+    "tools", "unknown_usage", "unpriced", "cost", "api_key_id", "run_id", "refused_kind", "refused_by", "groups",
     *KINDS,
 }  # fmt: skip
 # The current name of the budget, run or plan that refused a call; null if the row is gone.
@@ -592,7 +592,10 @@ CALLS = Entity(
             "unpriced"
         ),
     ),
-    conditions={"request_id": _of_request(call, "created_at")},
+    conditions={
+        "request_id": _of_request(call, "created_at"),
+        "group_id": lambda value: call.c.groups.contains([value]),
+    },
     implied={
         "tenant_id": lambda value: select(tenant.c.organization_id).where(tenant.c.id == value),
         "api_key_id": lambda value: (

@@ -17,6 +17,7 @@ from sqlalchemy import (
     Subquery,
     Table,
     case,
+    column,
     func,
     literal,
     or_,
@@ -30,6 +31,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Realm, Row
 from gateway.core.accounts.usage import (
+    BY_CALL,
+    DIMENSIONS,
     GROUPS,
     OTHER,
     OTHER_PROJECTS,
@@ -48,7 +51,7 @@ from persistence.billing import quotas
 from persistence.billing.invoice_build import LINES
 from persistence.entity import id_in, owned
 from persistence.error_mapping import QUERY_CANCELED
-from persistence.ledger.statements import SUM_MAX
+from persistence.ledger.statements import SUM_MAX, SUMS_OF_CALL
 from persistence.registry import SUBJECTS
 from persistence.tables import (
     api_key,
@@ -56,6 +59,7 @@ from persistence.tables import (
     budget_raise,
     budget_use,
     call,
+    caller_group,
     invoice,
     kept_since,
     money,
@@ -86,7 +90,26 @@ _NAMES = {
     "user": (app_user, app_user.c.external_id),
     "api_key": (api_key, api_key.c.name),
     "service": (service, service.c.key),
+    "group": (caller_group, caller_group.c.name),
 }
+# Calls of a time in the form of the roll-ups, once for each of their groups.
+_OF_CALLS = f"""
+SELECT {
+    ", ".join(
+        "to_timestamp(start / 1000) AS start"
+        if name == "start"
+        else "coalesce(nullif(n.currency, ''), o.currency) AS currency"
+        if name == "currency"
+        else f"n.{name}"
+        for name in (*DIMENSIONS, *SUMS, BY_CALL)
+    )
+}
+  FROM (SELECT {
+    SUMS_OF_CALL
+}, member::bigint FROM call CROSS JOIN LATERAL jsonb_array_elements_text(groups) AS m (member)
+         WHERE groups IS NOT NULL AND NOT refused AND created_at >= :since AND created_at < :until)
+       AS n ({", ".join((*DIMENSIONS, *SUMS, "request_id", "used_ms", BY_CALL))})
+  JOIN organization AS o ON o.id = n.organization_id"""
 
 
 def used(connection: Connection, asked: UsageQuery) -> Sequence[Row]:
@@ -105,17 +128,19 @@ def used(connection: Connection, asked: UsageQuery) -> Sequence[Row]:
 
 def _refuse_dropped(connection: Connection, asked: UsageQuery) -> None:
     """Raise `Unprocessable`, naming the field, if hours are requested that are no longer stored."""
-    asking = hourly_parts(asked)
+    asking = {"from": asked.since} if asked.by_call else hourly_parts(asked)
     if not asking:
         return
-    span = f"usage_rollup_{span_of(asked, 'hour')}"
+    span = "call" if asked.by_call else f"usage_rollup_{span_of(asked, 'hour')}"
     since = connection.scalar(select(kept_since.c.since).where(kept_since.c.ledger == span))
     if since is None:
         return
-    reason = (
-        f"asks for hours before {since.astimezone(UTC):%Y-%m-%dT%H:%MZ}, which are not kept:"
-        " ask for whole days (UTC), by day, or for later hours"
+    what, instead = (
+        ("calls", "later ones")
+        if asked.by_call
+        else ("hours", "whole days (UTC), by day, or for later hours")
     )
+    reason = f"asks for {what} before {since.astimezone(UTC):%Y-%m-%dT%H:%MZ}, which are not kept: ask for {instead}"
     if wrong := tuple((name, reason) for name, at in asking.items() if at < since):
         raise Unprocessable("Some query parameters are wrong.", wrong)
 
@@ -198,9 +223,9 @@ def _rows(asked: UsageQuery, apart: Sequence[str]) -> Subquery:
     Longer spans, such as months, are read where they fit. An "or" between the pieces, a join, or an unused
     column makes PostgreSQL take half as long again.
     """
-    found = []
-    groups = tuple_(*(_here[GROUPS[group]] for group in asked.groups))
-    among = [groups.in_(asked.only)] if asked.only else []
+    if asked.by_call:
+        return _rows_of_calls(asked, apart)
+    found, among = [], _among(asked, _here)
     for piece in pieces(asked):
         # Labelled, since a column's name in GROUP BY would mean the column.
         began = _began(asked.interval, piece).label("began")
@@ -211,6 +236,24 @@ def _rows(asked: UsageQuery, apart: Sequence[str]) -> Subquery:
             )
         )  # fmt: skip
     return union_all(*found).subquery("rows")
+
+
+def _among(asked: UsageQuery, columns: Any) -> list[ColumnElement[bool]]:
+    groups = tuple_(*(columns[GROUPS[group]] for group in asked.groups))
+    return [groups.in_(asked.only)] if asked.only else []
+
+
+def _rows_of_calls(asked: UsageQuery, apart: Sequence[str]) -> Subquery:
+    """Return the calls of the requested time in the form of the roll-ups, once for each of their groups."""
+    names = (*DIMENSIONS, *SUMS, BY_CALL)
+    calls = text(_OF_CALLS).bindparams(since=asked.since, until=asked.until)
+    here = calls.columns(*(column(name) for name in names)).subquery("calls").c
+    began = func.date_trunc(asked.interval, here.start, "UTC").label("began")
+    return (
+        select(*(began if name == "began" else here[name] for name in (*apart, *SUMS)))
+        .where(*(here[name] == value for name, value in asked.filters.items()), *_among(asked, here))
+        .subquery("rows")
+    )
 
 
 def _began(interval: str, piece: ReportPiece) -> ColumnElement[datetime]:

@@ -39,7 +39,7 @@ async def writes(api: Api) -> dict[str, tuple[str, str, dict[str, Any]]]:
     [
         "large_budgets", "personal_raises", "budget_webhooks", "amended_prices", "cache_prices", "groups",
         "run_policies",
-    ],  # fmt: skip
+    ],
 )
 async def test_write_of_a_capability_is_409_with_the_programs_to_replace_and_changes_no_row(
     api: Api, name: str

@@ -586,7 +586,7 @@ CALL_RESOURCES = (
         filters=filters(
             "request_id:uuid organization_id tenant_id api_key_id user_id service_id "
             "project_id:count model:text response_model:text session:text reason:text "
-            "content_id:count"
+            "content_id:count group_id"
         ),
         questions=(EXPLANATION,),
     ),

@@ -19,7 +19,10 @@ GROUPS: Final = {
     "project": "project_id",
     "service": "service_id",
     "model": "model",
+    "group": "group_id",
 }
+# A call is in several groups, or in none: rows of groups do not add up. No roll-up has them.
+BY_CALL: Final = "group_id"
 # The value for calls without a project, where null would mean something else. Other ids use 0.
 NO_PROJECT: Final = -1
 # Names beyond the number that is counted separately in a day.
@@ -87,6 +90,11 @@ class UsageQuery:
     def apart(self) -> frozenset[str]:
         """The columns that must be stored separately, because rows are grouped or filtered by them."""
         return frozenset({*self.filters, *(GROUPS[group] for group in self.groups)})
+
+    @property
+    def by_call(self) -> bool:
+        """Whether calls are read one by one, since no roll-up has what they are grouped or filtered by."""
+        return BY_CALL in self.apart
 
     @property
     def people(self) -> bool:
