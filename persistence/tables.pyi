@@ -1073,6 +1073,11 @@ class ShareColumns(Columns):
     created_at: Column[datetime]
     updated_at: Column[datetime]
 
+class SignedInUserColumns(Columns):
+    organization_id: Column[int]
+    name: Column[str]
+    claims: Column[Any]
+
 class SubscriptionPlanColumns(Columns):
     id: Column[int]
     name: Column[str]
@@ -1476,6 +1481,7 @@ run: Table[RunColumns]
 service: Table[ServiceColumns]
 service_activation: Table[ServiceActivationColumns]
 share: Table[ShareColumns]
+signed_in_user: Table[SignedInUserColumns]
 subscription_plan: Table[SubscriptionPlanColumns]
 subscription_plan_price: Table[SubscriptionPlanPriceColumns]
 subscription_segment: Table[SubscriptionSegmentColumns]

@@ -154,7 +154,7 @@ class Caller:
     `user` is the user of all its calls; if empty, `user_header` says whether calls may name one. `unsettled`
     says what its unsettled holds cost, `priority` is the highest that its calls may claim, `runs` its policy
     of runs, and `spent` the answer when an amount is used up. `claims` are names of groups that an issuer's
-    token, or its person's sign-in, says.
+    token says.
     """
 
     organization_id: int

@@ -45,7 +45,7 @@ from gateway.core.accounts.definitions import (
     TenantDefinition,
     UserDefinition,
 )
-from gateway.core.accounts.groups import DIGEST_BYTES, NO_GROUPS, GroupTerms
+from gateway.core.accounts.groups import DIGEST_BYTES, NO_GROUPS, OWN, GroupTerms
 from gateway.core.accounts.plans import TERMS, PlanTerms, millionths, read_terms
 from gateway.core.accounts.run_policies import NO_POLICIES, RunPolicies, RunPolicy
 from gateway.core.accounts.spent_answers import UNSAID, SpentAnswer
@@ -178,7 +178,10 @@ WITH live AS (SELECT * FROM caller_group WHERE organization_id = ANY(:ids) AND d
 members AS (
     SELECT organization_id, kind, substring(sha256(convert_to(kind || ':' || member, 'UTF8')) FOR {DIGEST_BYTES})
            || int8send(id) AS row
-      FROM live CROSS JOIN jsonb_array_elements_text(members) AS m (member))
+      FROM (SELECT organization_id, kind, member, id
+              FROM live CROSS JOIN jsonb_array_elements_text(members) AS m (member)
+             UNION ALL SELECT organization_id, '{OWN}', s.name, id FROM live JOIN signed_in_user AS s
+             USING (organization_id) WHERE jsonb_exists(s.claims, live.claim)) AS each)
 SELECT organization_id AS id,
        (SELECT array_agg(DISTINCT kind) FROM members AS m WHERE m.organization_id = live.organization_id) AS kinds,
        (SELECT string_agg(row, '' ORDER BY row) FROM members AS m WHERE m.organization_id = live.organization_id)

@@ -49,7 +49,8 @@ from gateway.core.credentials import FailureReport
 from gateway.core.issuers import LIFE_MAX, VOUCHED, PersonIdentity
 from gateway.errors import Conflict, Forbidden, Unprocessable
 from persistence import entity
-from persistence.entity import THIS, Entity, EntityWrite, Verb, add, alter, live, lock, require
+from persistence.entity import THIS, Entity, EntityWrite, Verb, add, alter, id_in, live, lock, require
+from persistence.resources.groups import note_sign_in
 from persistence.resources.quota import forget_key
 from persistence.tables import (
     admin_token,
@@ -123,7 +124,15 @@ def keep_renewal(connection: Connection, session_id: int, renewal: str, *, vouch
 
 
 def create_session(change: EntityWrite) -> Row:
-    """Create a session, and delete expired ones and the oldest beyond the maxima."""
+    """Create a session, and delete expired ones and the oldest beyond the maxima.
+
+    The groups that its sign-in named are those of its user from now on.
+    """
+    values = dict(change.command.values)
+    user, groups = values.pop("user", None), values.pop("groups", None)
+    change.command = replace(change.command, values=values)
+    if isinstance(groups, tuple):
+        note_sign_in(change, id_in(values, "organization_id"), str(user), groups)
     row = change.fetch(add(change))
     owner = row["organization_id"]
     latest = select(_sessions_here.id).order_by(_sessions_here.id.desc())

@@ -8,6 +8,8 @@ from dataclasses import replace
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, func, select
+from sqlalchemy import delete as delete_from
+from sqlalchemy.dialects.postgresql import insert
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budget_selectors import NAMES_MAX, too_many_of_groups
@@ -23,7 +25,7 @@ from gateway.errors import Conflict, Unprocessable
 from persistence import entity
 from persistence.entity import Entity, EntityWrite, id_in, live, lock
 from persistence.resources import people, quota
-from persistence.tables import api_key, budget, caller_group, organization, tenant
+from persistence.tables import api_key, budget, caller_group, organization, signed_in_user, tenant
 
 # The organization's rows that a group of a kind has as members.
 _THEIRS = {
@@ -167,6 +169,21 @@ def _with_members(change: EntityWrite, members: Sequence[object]) -> Row:
     people.define_organization(change, row)
     _check_row(change, row)
     return row
+
+
+def note_sign_in(change: EntityWrite, organization_id: int, user: str, groups: Sequence[str]) -> None:
+    """Store the groups that a user's sign-in named, and define the organization again if that changes its groups."""
+    connection, here, of = change.connection, signed_in_user.c, caller_group.c
+    own = (here.organization_id == organization_id, here.name == user)
+    before = connection.scalar(select(here.claims).where(*own).with_for_update()) or []
+    if changed := set(before) ^ set(groups):
+        connection.execute(delete_from(signed_in_user).where(*own))
+        if groups:
+            values = {"organization_id": organization_id, "name": user, "claims": list(groups)}
+            connection.execute(insert(signed_in_user).values(values).on_conflict_do_nothing())
+        claiming = live(caller_group).where(of.organization_id == organization_id, of.claim.in_(changed))
+        if connection.execute(claiming.limit(1)).first() is not None:
+            change.define(f"organization:{organization_id}", organization_id)
 
 
 def delete(change: EntityWrite) -> Row:

@@ -27,7 +27,7 @@ GRANT INSERT, UPDATE ON
 GRANT INSERT, UPDATE, DELETE ON
     agent_sign_in, api_key, applied_row, budget_raise, budget_told, budget_use, business_model, console_session,
     credit_allocation, gateway_worker, idempotency_key, invoice, invoice_line, job, keeper, keeper_partition, mail_consent, model,
-    organization_service, raise_request, recovered_event, refused_batch, rerating_bill, rerating_left, run, share, subscription_plan, usage_name,
+    organization_service, raise_request, recovered_event, refused_batch, rerating_bill, rerating_left, run, share, signed_in_user, subscription_plan, usage_name,
     usage_outbox, webhook_delivery
     TO :writer;
 
@@ -43,7 +43,7 @@ GRANT SELECT ON
     ledger_head, ledger_segment,
     lost_event, model, note_application, organization, organization_service, organization_subscription,
     partition_state, payment, plan_end, price, quarantine, raise_request, reconciliation, recovered_event, redis_loss,
-    refused_batch, rerating, rerating_bill, rerating_left, run, service, service_activation, share, subscription_plan,
+    refused_batch, rerating, rerating_bill, rerating_left, run, service, service_activation, share, signed_in_user, subscription_plan,
     subscription_plan_price, subscription_segment, subscription_term, tax_rate, tenant, tenant_quota,
     token_ledger, token_ledger_default, token_plan, token_plan_price, told_sign_out, top_up_order,
     usage_daily, usage_feed, usage_name, usage_outbox, usage_rollup, usage_tier, usage_told, use_event,

@@ -1192,6 +1192,15 @@ CREATE TABLE caller_group (
 CREATE UNIQUE INDEX caller_group_organization_id_name_key
     ON caller_group (organization_id, name) WHERE deleted_at IS NULL;
 
+-- The groups that users' last sign-in to the console named, of those that had any: calls of their own keys are in
+-- groups with such a claim.
+CREATE TABLE signed_in_user (
+    organization_id bigint NOT NULL REFERENCES organization(id),
+    name text NOT NULL CHECK (name <> ''),
+    claims jsonb NOT NULL CHECK (jsonb_typeof(claims) = 'array'),
+    PRIMARY KEY (organization_id, name)
+);
+
 -- Limits on an interval's use, by every call that matches. A null says nothing: of any tenant, any user, and
 -- so on. What its windows are (what it matches, each, unit, interval, time zone, anchor) never changes.
 CREATE TABLE budget (

@@ -16,6 +16,8 @@ from typing import Final
 from gateway.core.model import Caller
 
 USER, TENANT, API_KEY, PROJECT = KINDS = ("user", "tenant", "api_key", "project")
+# In the table besides: users whose sign-in named a claim of the group, for calls of their own keys.
+OWN: Final = "own"
 # Most members that a group has, and all groups of an organization have; most groups of an organization. Each
 # gateway worker has those of the organizations that call.
 MEMBERS_MAX: Final = 10_000
@@ -68,7 +70,8 @@ class Groups:
     def of(self, caller: Caller, user: str, project_id: int | None) -> Ids:
         """Return the ids of the groups that a call is in, ascending.
 
-        They are those of its user, tenant, key and project, and those that its caller's `claims` name.
+        They are those of its user, tenant, key and project, and those that its caller's `claims`, or the sign-in of
+        its key's own user, name.
         """
         name = caller.tenant_id, caller.key_id, user, project_id, caller.claims
         known = self._known.get(name)
@@ -84,7 +87,7 @@ class Groups:
 
     def _find(self, caller: Caller, user: str, project_id: int | None) -> Ids:
         members = {
-            USER: user, TENANT: str(caller.tenant_id), API_KEY: str(caller.key_id),
+            USER: user, OWN: caller.user, TENANT: str(caller.tenant_id), API_KEY: str(caller.key_id),
             PROJECT: "" if project_id is None else str(project_id),
         }  # fmt: skip
         ids = {group for claim in caller.claims for group in self._terms.claims.get(claim, ())}

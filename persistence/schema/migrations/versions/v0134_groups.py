@@ -1,4 +1,4 @@
-"""Groups of callers, budgets of them, and the groups that a call was in."""
+"""Groups of callers, budgets of them, who signed in with a claim of one, and the groups that a call was in."""
 
 from alembic import op
 
@@ -33,6 +33,14 @@ CREATE TABLE caller_group (
 );
 CREATE UNIQUE INDEX caller_group_organization_id_name_key
     ON caller_group (organization_id, name) WHERE deleted_at IS NULL;
+-- The groups that users' last sign-in to the console named, of those that had any: calls of their own keys are in
+-- groups with such a claim.
+CREATE TABLE signed_in_user (
+    organization_id bigint NOT NULL REFERENCES organization(id),
+    name text NOT NULL CHECK (name <> ''),
+    claims jsonb NOT NULL CHECK (jsonb_typeof(claims) = 'array'),
+    PRIMARY KEY (organization_id, name)
+);
 ALTER TABLE budget ADD group_id bigint REFERENCES caller_group(id);
 CREATE INDEX budget_group_id_idx ON budget (group_id);
 ALTER TABLE call ADD groups jsonb CONSTRAINT call_groups_check CHECK (jsonb_typeof(groups) = 'array');
