@@ -206,7 +206,7 @@ class Operations:
     async def set_member(
         self, members: MemberEndpoint, verb: str, asked: WriteRequest, row_id: int, member: str
     ) -> WriteResult:
-        """Have a member in a row's set, or not; the result's status is 204 once this is applied."""
+        """Add a member of a row's set, or remove it; the result's status is 204 once this is applied."""
         require_write(self._actor, self.resource, verb)
         values = requests.check_body(members.body, {members.one: member})
         return await self._do(self._command(asked, verb, row_id, values), self.resource, 204)

@@ -140,7 +140,8 @@ class AdmittedCall:
         call, caller, ports = self.call, self.caller, worker.ports
         budgets, vectors = self.budgets, self.prices.vectors
         user = self.user = caller.acts_for(head.attribution.user, call.user)
-        self.groups = ports.directory.groups(caller, head.attribution, call)
+        if ports.directory.grouped:
+            self.groups = ports.directory.groups(caller, head.attribution, call)
         estimate = NO_ESTIMATE
         if service.counts_tokens or vectors or budgets is not None:
             binds = bool(vectors) or caller.tenant_id not in ports.estimator.unbound

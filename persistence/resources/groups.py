@@ -8,8 +8,6 @@ from dataclasses import replace
 from typing import Any, Final
 
 from sqlalchemy import Connection, bindparam, func, select
-from sqlalchemy import delete as delete_from
-from sqlalchemy.dialects.postgresql import insert
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budget_selectors import NAMES_MAX, too_many_of_groups
@@ -25,7 +23,7 @@ from gateway.errors import Conflict, Unprocessable
 from persistence import entity
 from persistence.entity import Entity, EntityWrite, id_in, live, lock
 from persistence.resources import people, quota
-from persistence.tables import api_key, budget, caller_group, organization, signed_in_user, tenant
+from persistence.tables import api_key, budget, caller_group, organization, tenant
 
 # The organization's rows that a group of a kind has as members.
 _THEIRS = {
@@ -42,7 +40,7 @@ _ID: Final = re.compile(r"0|[1-9][0-9]{0,15}", re.ASCII)
 
 
 def _locked(change: EntityWrite) -> None:
-    """Have others wait who change groups or budgets of the organization."""
+    """Wait for others who change groups or budgets of the organization."""
     values = change.command.values
     owner = values["organization_id"] if change.command.id is None else change.fetch()["organization_id"]
     quota.lock_selectors(change.connection, int(str(owner)))
@@ -105,18 +103,20 @@ def _read(change: EntityWrite, kind: object, field: str) -> None:
     values = dict(change.command.values)
     if field not in values:
         return
-    said = values[field]
-    members = said if isinstance(said, list) else [said]
+    named = values[field]
+    members = named if isinstance(named, list) else [named]
     if kind == USER:
         wrong = any(not isinstance(member, str) for member in members)
         right = "texts, the callers' own ids of users"
     else:
-        members = [int(one) if isinstance(one, str) and _ID.fullmatch(one) else one for one in members]
+        members = [
+            int(member) if isinstance(member, str) and _ID.fullmatch(member) else member for member in members
+        ]
         wrong = any(type(member) is not int for member in members)
         right = f"ids of {str(kind).replace('_', ' ')}s"
     if wrong:
         raise Unprocessable(errors=((field, f"must be {right}"),))
-    values[field] = members if isinstance(said, list) else members[0]
+    values[field] = members if isinstance(named, list) else members[0]
     change.command = replace(change.command, values=values)
 
 
@@ -137,7 +137,7 @@ def change_group(change: EntityWrite) -> Row:
 
 
 def put_member(change: EntityWrite) -> Row:
-    """Add one member to a group; one that is in it already stays."""
+    """Add a member to a group; where there is one already, nothing changes."""
     _locked(change)
     row = _lock_row(change)
     members, member = row[MEMBERS], change.command.values[MEMBER]
@@ -146,12 +146,14 @@ def put_member(change: EntityWrite) -> Row:
 
 
 def remove_member(change: EntityWrite) -> Row:
-    """Take one member out of a group; one that is not in it stays out."""
+    """Remove a member from a group; where there is none, nothing changes."""
     _locked(change)
     row = _lock_row(change)
     members, member = row[MEMBERS], change.command.values[MEMBER]
     assert isinstance(members, list)
-    return _with_members(change, [one for one in members if one != member]) if member in members else row
+    return (
+        _with_members(change, [other for other in members if other != member]) if member in members else row
+    )
 
 
 def _lock_row(change: EntityWrite) -> Row:
@@ -169,21 +171,6 @@ def _with_members(change: EntityWrite, members: Sequence[object]) -> Row:
     people.define_organization(change, row)
     _check_row(change, row)
     return row
-
-
-def note_sign_in(change: EntityWrite, organization_id: int, user: str, groups: Sequence[str]) -> None:
-    """Store the groups that a user's sign-in named, and define the organization again if that changes its groups."""
-    connection, here, of = change.connection, signed_in_user.c, caller_group.c
-    own = (here.organization_id == organization_id, here.name == user)
-    before = connection.scalar(select(here.claims).where(*own).with_for_update()) or []
-    if changed := set(before) ^ set(groups):
-        connection.execute(delete_from(signed_in_user).where(*own))
-        if groups:
-            values = {"organization_id": organization_id, "name": user, "claims": list(groups)}
-            connection.execute(insert(signed_in_user).values(values).on_conflict_do_nothing())
-        claiming = live(caller_group).where(of.organization_id == organization_id, of.claim.in_(changed))
-        if connection.execute(claiming.limit(1)).first() is not None:
-            change.define(f"organization:{organization_id}", organization_id)
 
 
 def delete(change: EntityWrite) -> Row:

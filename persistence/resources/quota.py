@@ -33,7 +33,7 @@ from sqlalchemy import (
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budget_amounts import read_budget, wrong_amount, wrong_raise, wrong_window
-from gateway.core.accounts.budget_selectors import Selector, selector_of, too_many
+from gateway.core.accounts.budget_selectors import Selector, selector_of, sets_of_groups, too_many
 from gateway.core.accounts.budgets import (
     KEY,
     MONEY,
@@ -42,7 +42,6 @@ from gateway.core.accounts.budgets import (
     account_of,
     owner_of,
 )
-from gateway.core.accounts.groups import sets_of
 from gateway.core.accounts.outbox import SEPARATOR
 from gateway.core.accounts.refusals import RefusingLimit
 from gateway.core.accounts.runs import ENDED, EXHAUSTED, OPEN
@@ -257,7 +256,7 @@ def groups_together(connection: Connection, owner: int, more: object = None) -> 
     for kind, ids in connection.execute(_TOGETHER, {"organization": owner, "more": more}):
         sets.setdefault(kind, []).append(frozenset(ids))
     claimed = sets.pop(CLAIM, [])
-    return [*sets_of(sets), *claimed]
+    return [*sets_of_groups(sets), *claimed]
 
 
 def selectors(connection: Connection, owner: int) -> dict[str, Selector]:

@@ -1182,7 +1182,7 @@ CREATE TABLE caller_group (
     kind text NOT NULL CHECK (kind IN ('user', 'tenant', 'api_key', 'project')),
     members jsonb DEFAULT '[]' NOT NULL CONSTRAINT caller_group_members_check CHECK (
         jsonb_typeof(members) = 'array' AND jsonb_array_length(members) <= 10000),
-    -- A name of a group of sign-in's and issuers' tokens: whoever has one that says it is a member too.
+    -- A name of a group of sign-in's and issuers' tokens: a caller with a token that says it is a member too.
     claim text CHECK (claim <> ''),
     created_at timestamptz DEFAULT now() NOT NULL,
     updated_at timestamptz DEFAULT now() NOT NULL,

@@ -37,7 +37,12 @@ async def writes(api: Api) -> dict[str, tuple[str, str, dict[str, Any]]]:
 @pytest.mark.parametrize(
     "name",
     [
-        "large_budgets", "personal_raises", "budget_webhooks", "amended_prices", "cache_prices", "groups",
+        "large_budgets",
+        "personal_raises",
+        "budget_webhooks",
+        "amended_prices",
+        "cache_prices",
+        "groups",
         "run_policies",
     ],
 )

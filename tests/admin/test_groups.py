@@ -25,7 +25,7 @@ async def members(api: Api, group: Row) -> list[object]:
 
 
 @pytest.mark.parametrize("name", ["ada", "a/b c", "100%2F", "ü?#", "." * 3])
-async def test_group_has_a_member_by_its_encoded_name_until_it_is_deleted(api: Api, name: str) -> None:
+async def test_group_has_a_member_by_an_encoded_name_until_a_delete(api: Api, name: str) -> None:
     _, group = await make(api, members=["eve"])
     place = f"groups/{group['id']}/members/{quote(name, safe='')}"
     for method, wanted in (("PUT", ["eve", name]), ("DELETE", ["eve"])):
@@ -35,7 +35,7 @@ async def test_group_has_a_member_by_its_encoded_name_until_it_is_deleted(api: A
             assert await members(api, group) == wanted
 
 
-async def test_group_of_tenants_has_them_by_id(api: Api) -> None:
+async def test_group_of_tenants_has_members_by_id(api: Api) -> None:
     owner, group = await make(api, "tenant")
     other = await api.make("tenants", name="other")
     mine = (await api.get(f"tenants?organization_id={owner}")).json["items"][0]["id"]
@@ -76,7 +76,7 @@ async def test_group_of_another_organization_is_404_at_its_address_and_422_in_a_
         assert (refused.status, refused.json["errors"][0]["field"]) == (422, "group_id")
 
 
-async def test_group_of_a_budget_is_409_with_it_and_a_budget_keeps_its_group(api: Api) -> None:
+async def test_group_of_a_budget_is_409_with_the_name_and_the_budget_keeps_its_group(api: Api) -> None:
     owner, group = await make(api)
     budget = await api.make("budgets", **BUDGET, organization_id=owner, group_id=group["id"])
     refused = await api.call("DELETE", f"groups/{group['id']}")
@@ -87,7 +87,7 @@ async def test_group_of_a_budget_is_409_with_it_and_a_budget_keeps_its_group(api
     assert (await api.call("DELETE", f"groups/{group['id']}")).status == 204
 
 
-async def test_member_that_is_put_or_removed_is_all_that_the_audit_log_has_of_it(api: Api) -> None:
+async def test_audit_log_has_a_member_alone_of_a_member_put_or_removed(api: Api) -> None:
     _, group = await make(api, members=["eve"])
     for method in ("PUT", "DELETE"):
         await api.call(method, f"groups/{group['id']}/members/ada")

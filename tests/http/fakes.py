@@ -198,6 +198,7 @@ class FakeDirectory:
         self.fresh = False
         self.down = False
         self.known = True
+        self.grouped = False
         self.digest = ""
         self.services = dict(SERVICES)
         self.currency = "USD"
@@ -264,6 +265,9 @@ class FakeDirectory:
         budgets = OrganizationBudgets(caller.organization_id, self.budgets_there, self.currency)
         found = budgets.find(CallAttributes(*budgets.asked(caller, service_id, said, call)), NEW_YEAR_MS)
         return found if found.accounts else None
+
+    def groups(self, caller: Caller, said: Attribution, call: CallRequest) -> tuple[int, ...]:
+        return ()
 
     def model_lists(self, caller: Caller) -> ModelLists | None:
         return self.lists

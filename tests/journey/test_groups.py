@@ -12,7 +12,6 @@ from tests.journey.stack import Body
 from tests.stage import Stage
 from tests.waiting import wait_until
 
-
 _numbers = count(1)
 
 
@@ -73,7 +72,7 @@ def test_group_is_of_keys_tenants_and_projects_too(spender: Spender) -> None:
     assert [spender.chat(project_id="8").status_code for _ in range(7)] == [200] * 6 + [429]
 
 
-def test_calls_stand_with_the_groups_that_they_were_in_when_they_came(spender: Spender) -> None:
+def test_calls_stand_with_the_groups_of_their_time(spender: Spender) -> None:
     group = group_of(spender, members=["ada"])
     whole = group_of(spender, "tenant", members=[spender.tenant])
     spender.known(pool := spender.budget(9, "requests", group_id=group["id"]), user="ada")

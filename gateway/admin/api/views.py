@@ -159,7 +159,7 @@ class ResourceHandlers:
         )
 
     async def set_member(self, request: web.Request, members: MemberEndpoint, verb: str) -> web.Response:
-        """`PUT` and `DELETE /<resource>/{id}/<members>/{member}`: have a member in a row's set, or not."""
+        """Add a member of a row's set, or remove it: `PUT` and `DELETE /<resource>/{id}/<members>/{member}`."""
         ports = await admit(self._ports, request)
         require_write(ports.actor, self._resource, verb)
         # As it was sent: what aiohttp gives has some characters encoded, and others not.

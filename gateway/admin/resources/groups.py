@@ -47,7 +47,7 @@ class MemberNamed(In):
 
 Group = answer_of(
     GroupCreate,
-    "Named sets of users, tenants, API keys or projects, of which budgets say what they have together or each.",
+    "Named sets of users, tenants, API keys or projects. Budgets of a group are of its members.",
 )
 WRITES = ("create", "change", "delete", "put-member", "remove-member")
 RESOURCES = (

@@ -155,6 +155,9 @@ class AdminClient:
     def patch(self, path: str, body: Mapping[str, object]) -> Json:
         return self._call("PATCH", path, body)
 
+    def put(self, path: str) -> None:
+        self._call("PUT", path, None)
+
     def delete(self, path: str) -> None:
         self._call("DELETE", path, None)
 

@@ -16,6 +16,7 @@ from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 from typer.core import TyperCommand
@@ -238,6 +239,16 @@ class CliCommand:
             changes = with_limits(body, lambda: api.get(where))
             changes = with_amounts(self.fields, changes, lambda: api.get(where))
             output.row(api.patch(where, changes), as_json=as_json)
+        else:
+            self._act(api, typed, where, body)
+
+    def _act(self, api: AdminClient, typed: Typed, where: str, body: Json) -> None:
+        """Run an action of the row at `where`: list its parts, add or remove a member, or post the body."""
+        as_json, members = bool(typed["as_json"]), self.resource.members
+        if members is not None and members[1] in body:
+            place = f"{where}/{members[0]}/{quote(str(body[members[1]]), safe='')}"
+            (api.put if self.does.startswith("put-") else api.delete)(place)
+            output.say("Done.")
         elif self._lists:
             rows = api.items(f"{where}/{self.does}", typed["limit"])
             output.rows(rows, self.resource.parts[self.does], as_json=as_json)

@@ -73,6 +73,7 @@ def _resource(resource: Resource, archived: bool) -> CliResource:
         tuple(one.name for one in resource.questions if not one.of),
         tuple(one.name for one in resource.actions if one.mints), resource.secret,
         None if resource.batch is None else (resource.batch.name, resource.batch.summary), archived,
+        None if resource.members is None else (resource.members.name, resource.members.one),
     )  # fmt: skip
 
 
@@ -93,6 +94,13 @@ def _commands(resource: Resource) -> dict[str, CommandParts]:
         made[each.name] = CommandParts(each.name, f"{each.summary}.", fields, _required(fields))
     for part in resource.parts:
         made[part.name] = CommandParts(part.name, f"{part.summary}.")
+    if (members := resource.members) is not None:
+        field = FormField(members.one, "text", required=True)
+        for verb, does in (("put", "Add"), ("remove", "Remove")):
+            summary = f"{does} a {members.one} of one {title}."
+            made[f"{verb}-{members.one}"] = CommandParts(
+                f"{verb}-{members.one}", summary, (field,), (members.one,)
+            )
     if resource.patch is not None:
         fields = fields_of(resource, resource.patch)
         only = tuple(field.name for field in fields) if len(fields) == 1 else ()

@@ -45,6 +45,7 @@ class CliResource:
     `filters` are those of its list, `columns` the columns of its table. `parts` are lists within a row with
     their columns, `asks` its queries, `mints` the actions that create a secret, `batch` name and summary of
     the command that sends a file of many. Rows of an `archived` resource may also be read from archives.
+    `members` are the name of the set of a row, and of one in it.
     """
 
     name: str
@@ -60,6 +61,7 @@ class CliResource:
     secret: Secret | None = None
     batch: tuple[str, str] | None = None
     archived: bool = False
+    members: tuple[str, str] | None = None
 
     def target(self, name: str) -> str:
         """Return the resource to which the id in the field `name` refers, or an empty text."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any, Final, NamedTuple
 
 from gateway.core.accounts.budgets import BUDGET_ACCOUNTS_MAX, WINDOWS_MAX, is_of
@@ -11,6 +12,8 @@ from gateway.core.accounts.budgets import BUDGET_ACCOUNTS_MAX, WINDOWS_MAX, is_o
 BUDGETS_MAX: Final = 1_000
 # Most comparisons of selectors, a tenth of a second. A search that needs more is refused.
 LOOKS_MAX: Final = 20_000
+# Sets of groups that a check looks at; beyond it, all groups count as those of one call.
+SETS_MAX: Final = 200
 # Most budgets named in an error.
 NAMES_MAX: Final = 20
 # Fields by which a budget selects calls.
@@ -69,7 +72,7 @@ def too_many_of_groups(budgets: Mapping[str, Selector], together: Iterable[froze
 
 
 def _meets_more(budgets: Mapping[str, Selector], met: Collection[Selector]) -> str:
-    names = ", ".join([name for name, one in budgets.items() if one in met][:NAMES_MAX])
+    names = ", ".join([name for name, selector in budgets.items() if selector in met][:NAMES_MAX])
     return f"a call could then meet budgets of more than {BUDGET_ACCOUNTS_MAX} different selectors, with: {names}"
 
 
@@ -84,7 +87,7 @@ def may_meet_more(
     the comparisons.
     """
     met = {new, *(one for one in others if _meet(one, new))}
-    sets = [one for one in together if new.group_id in {None, *one}]
+    sets = [groups for groups in together if new.group_id in {None, *groups}]
     if new.group_id is not None:  # it may have no members yet
         sets.append(frozenset({new.group_id}))
     return _most_met(met, sets, most, looks_max)
@@ -94,12 +97,12 @@ def _most_met(
     selectors: Iterable[Selector], together: Iterable[frozenset[int]], most: int, looks_max: int
 ) -> frozenset[Selector]:
     """Return the selectors that a call in one of these sets of groups could match, if more than `most`."""
-    anybodys, left = [one for one in set(selectors) if one.group_id is None], [looks_max]
-    of_groups = [one for one in set(selectors) if one.group_id is not None]
+    anybodys, left = [selector for selector in set(selectors) if selector.group_id is None], [looks_max]
+    of_groups = [selector for selector in set(selectors) if selector.group_id is not None]
     for groups in [*together] or [frozenset[int]()]:
-        met = [*anybodys, *(one for one in of_groups if one.group_id in groups)]
-        if len(_shapes(met, 0)) > most and (found := _exceeding(met, 0, most, left)):
-            return frozenset(found)
+        met = [*anybodys, *(selector for selector in of_groups if selector.group_id in groups)]
+        if len(_shapes(met, 0)) > most and (beyond := _exceeding(met, 0, most, left)):
+            return frozenset(beyond)
     return frozenset()
 
 
@@ -168,3 +171,26 @@ def _takes(name: str, wanted: Any, value: Any) -> bool:
     if wanted is None or wanted == value or name == "group_id":  # a call may be in both groups
         return True
     return name == "model" and is_of(value.removesuffix("*"), wanted)
+
+
+def sets_of_groups(by_kind: Mapping[str, Collection[frozenset[int]]]) -> list[frozenset[int]]:
+    """Return the largest sets of groups that one call may be in.
+
+    `by_kind` are the sets of groups of single members: a call has one member of each kind, or none.
+    """
+    kinds = [_largest(sets) for sets in by_kind.values()]
+    count = 1
+    for sets in kinds:
+        count *= len(sets)
+    if count > SETS_MAX:
+        return [frozenset().union(*(groups for sets in kinds for groups in sets))]
+    return [frozenset().union(*some) for some in product(*kinds)]
+
+
+def _largest(sets: Collection[frozenset[int]]) -> list[frozenset[int]]:
+    """Return those of the sets that are in no other one; at least an empty one."""
+    largest: list[frozenset[int]] = []
+    for groups in sorted(set(sets), key=len, reverse=True):
+        if not any(groups <= larger for larger in largest):
+            largest.append(groups)
+    return largest or [frozenset()]

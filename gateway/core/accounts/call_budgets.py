@@ -339,7 +339,7 @@ def _fewer(asked: CallAttributes) -> str:
     """Return how a call may take from fewer budgets."""
     if len(asked.models) > 1 or not asked.groups:
         return "ask for fewer models"
-    return f"its caller is in the groups {', '.join(map(str, asked.groups))}, of which it has to leave some"
+    return f"its caller is in the groups {', '.join(map(str, asked.groups))}, leave some of these"
 
 
 def _says(budgets: Sequence[Budget]) -> tuple[bool, ...]:

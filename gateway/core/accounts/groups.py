@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from itertools import product
 from typing import Final
 
 from gateway.core.model import Caller
@@ -28,8 +27,6 @@ DIGEST_BYTES: Final = 12
 ROW_BYTES: Final = DIGEST_BYTES + 8
 # Callers of an organization whose groups a worker keeps.
 CALLERS_MAX: Final = 1_024
-# Sets of groups that a check of budgets looks at; beyond it, all groups count as those of one call.
-SETS_MAX: Final = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,26 +101,3 @@ class Groups:
             if table[at : at + DIGEST_BYTES] != digest:
                 return
             yield int.from_bytes(table[at + DIGEST_BYTES : at + ROW_BYTES])
-
-
-def sets_of(by_kind: Mapping[str, Collection[frozenset[int]]]) -> list[frozenset[int]]:
-    """Return the largest sets of groups that one call may be in.
-
-    `by_kind` are the sets of groups of single members: a call has one member of each kind, or none.
-    """
-    kinds = [_largest(sets) for sets in by_kind.values()]
-    count = 1
-    for sets in kinds:
-        count *= len(sets)
-    if count > SETS_MAX:
-        return [frozenset().union(*(one for sets in kinds for one in sets))]
-    return [frozenset().union(*some) for some in product(*kinds)]
-
-
-def _largest(sets: Collection[frozenset[int]]) -> list[frozenset[int]]:
-    """Return those of the sets that are in no other one; at least an empty one."""
-    largest: list[frozenset[int]] = []
-    for one in sorted(set(sets), key=len, reverse=True):
-        if not any(one <= other for other in largest):
-            largest.append(one)
-    return largest or [frozenset()]

@@ -155,7 +155,7 @@ class CallerCache(Catalogue):
         self._known: LruCache[str, CachedCaller] = LruCache(bounds.known_bytes_max)
         self._terms: LruCache[int, CachedTerms] = LruCache(bounds.terms_bytes_max)
         # Whether terms with groups were read: else no call looks for its own.
-        self._has_groups = False
+        self.grouped = False
         # Unknown credentials: the error, and its monotonic end. Kept apart, so that guesses displace no
         # caller.
         self._unknown: OrderedDict[str, tuple[float, type[InvalidApiKey]]] = OrderedDict()
@@ -393,7 +393,7 @@ class CallerCache(Catalogue):
                 raise _unread("terms", error) from error
         terms.since, terms.read_at = since, read_at
         if terms.groups is not None:
-            self._has_groups = True
+            self.grouped = True
         self._terms.put(organization_id, terms, terms.size)
 
 
@@ -484,8 +484,6 @@ class Directory(CallerCache):
 
     def groups(self, caller: Caller, said: Attribution, call: CallRequest) -> tuple[int, ...]:
         """Return the ids of the groups that a call is in; `said` is the attribution that the caller sent."""
-        if not self._has_groups:
-            return ()
         terms = self._terms.find(caller.organization_id)
         if terms is None or terms.groups is None:
             return ()

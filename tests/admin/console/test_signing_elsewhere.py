@@ -125,7 +125,7 @@ async def test_sign_in_gives_the_role_of_the_first_of_several_groups_that_have_a
     assert (await browser.person.open(f"/organizations/{own + 1}")).status == 404
 
 
-async def test_sign_in_with_a_claim_of_a_group_has_own_keys_of_its_user_in_it_until_one_without(
+async def test_sign_in_with_a_claim_of_a_group_makes_own_keys_of_its_user_members_until_a_sign_in_without(
     world: World, admin_database: str
 ) -> None:
     tenant = await world.api.make("tenants", name="acme")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import product
+from itertools import combinations, product
 from typing import Any
 
 import pytest
@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from gateway.core.accounts.budget_selectors import (
     BUDGETS_MAX,
+    SETS_MAX,
     Selector,
     may_meet_more,
     selector_of,
+    sets_of_groups,
     too_many,
     too_many_of_groups,
 )
@@ -126,3 +128,26 @@ def test_too_many_refuses_more_budgets_than_windows_of_account() -> None:
 def test_too_many_refuses_more_budgets_than_maximum_of_organization(there: int, found: list[str]) -> None:
     others = {str(n): ANY._replace(tenant_id=n) for n in range(there)}
     assert [field for field, _ in too_many(others, ANY._replace(tenant_id=-1))] == found
+
+
+@pytest.mark.parametrize(
+    ("by_kind", "sets"),
+    [
+        ({}, [set()]),
+        ({"user": [{1}, {2}, {1, 2}, {3}]}, [{1, 2}, {3}]),
+        ({"user": [{1}, {2}], "tenant": [{5}]}, [{1, 5}, {2, 5}]),
+    ],
+)
+def test_sets_of_groups_join_a_member_of_each_kind(
+    by_kind: dict[str, list[set[int]]], sets: list[set[int]]
+) -> None:
+    found = sets_of_groups({kind: [frozenset(one) for one in some] for kind, some in by_kind.items()})
+    assert sorted(map(sorted, found)) == sorted(map(sorted, sets))
+
+
+def test_sets_of_groups_beyond_maximum_count_as_a_single_set() -> None:
+    pairs = [frozenset(pair) for pair in combinations(range(8), 2)]
+    assert len(pairs) ** 2 > SETS_MAX
+    assert sets_of_groups({"user": pairs, "tenant": [frozenset({10 + n}) for n in range(28)]}) == [
+        frozenset({*range(8), *range(10, 38)})
+    ]

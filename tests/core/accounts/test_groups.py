@@ -1,10 +1,7 @@
-"""The groups that a call is in, and the sets of groups that one call may be in."""
+"""The groups that a call is in."""
 
 from __future__ import annotations
 
-from itertools import combinations
-
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -12,11 +9,9 @@ from gateway.core.accounts.groups import (
     CALLERS_MAX,
     KINDS,
     MEMBERS_MAX,
-    SETS_MAX,
     Groups,
     GroupTerms,
     row_of,
-    sets_of,
 )
 from gateway.core.model import Caller
 
@@ -29,7 +24,7 @@ def terms_of(members: list[tuple[str, str, int]], **claims: tuple[int, ...]) -> 
     return GroupTerms(kinds, b"".join(sorted(row_of(*member) for member in members)), claims)
 
 
-def test_groups_of_call_are_those_of_its_user_tenant_key_and_project() -> None:
+def test_groups_of_call_are_of_its_user_tenant_key_and_project() -> None:
     groups = Groups(terms_of([
         ("user", "ada", 9), ("user", "ada", 2), ("user", "bob", 4), ("tenant", "3", 5), ("tenant", "4", 6),
         ("api_key", "40", 7), ("api_key", "3", 8), ("project", "0", 11), ("project", "40", 12),
@@ -40,7 +35,7 @@ def test_groups_of_call_are_those_of_its_user_tenant_key_and_project() -> None:
     assert groups.of(Caller(1, 4, 41, 0), "Ada", 3) == (6,)
 
 
-def test_groups_of_call_are_those_that_claims_of_its_caller_name() -> None:
+def test_groups_of_call_are_named_by_claims_of_its_caller() -> None:
     groups = Groups(terms_of([("user", "ada", 1)], platform=(3, 2), research=(4,)))
     claiming = Caller(1, 3, 40, 0, claims=("platform", "nobody's"))
     assert groups.of(claiming, "ada", None) == (1, 2, 3)
@@ -50,7 +45,9 @@ def test_groups_of_call_are_those_that_claims_of_its_caller_name() -> None:
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(KINDS), st.sampled_from(["1", "2", "3", "ada", "é", "🎈"]), st.integers(1, 9)),
+        st.tuples(
+            st.sampled_from(KINDS), st.sampled_from(["1", "2", "3", "ada", "é", "🎈"]), st.integers(1, 9)
+        ),
         max_size=30,
     )
 )
@@ -69,26 +66,3 @@ def test_groups_find_each_of_ten_thousand_members() -> None:
     assert all(groups.of(CALLER, f"user {n}", None) == (5,) for n in range(MEMBERS_MAX))
     assert groups.of(CALLER, f"user {MEMBERS_MAX}", None) == ()
     assert len(groups) == CALLERS_MAX
-
-
-@pytest.mark.parametrize(
-    ("by_kind", "sets"),
-    [
-        ({}, [set()]),
-        ({"user": [{1}, {2}, {1, 2}, {3}]}, [{1, 2}, {3}]),
-        ({"user": [{1}, {2}], "tenant": [{5}]}, [{1, 5}, {2, 5}]),
-    ],
-)
-def test_sets_of_groups_join_a_member_of_each_kind(
-    by_kind: dict[str, list[set[int]]], sets: list[set[int]]
-) -> None:
-    found = sets_of({kind: [frozenset(one) for one in some] for kind, some in by_kind.items()})
-    assert sorted(map(sorted, found)) == sorted(map(sorted, sets))
-
-
-def test_sets_of_groups_beyond_maximum_count_as_one() -> None:
-    pairs = [frozenset(pair) for pair in combinations(range(8), 2)]
-    assert len(pairs) ** 2 > SETS_MAX
-    assert sets_of({"user": pairs, "tenant": [frozenset({10 + n}) for n in range(28)]}) == [
-        frozenset({*range(8), *range(10, 38)})
-    ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -43,15 +42,15 @@ async def told(desk: Desk) -> GroupTerms:
 
 
 @pytest.fixture
-async def full(desk: Desk) -> AsyncIterator[list[Row]]:
+async def full(desk: Desk) -> list[Row]:
     """A group of Ada alone for each budget that a call may meet, and a budget of each."""
     groups = [await make(desk, f"g{n}", members=["ada"]) for n in range(BUDGET_ACCOUNTS_MAX)]
     for group in groups:
         await desk.make(group_id=group["id"], name=f"of {group['name']}")
-    yield groups
+    return groups
 
 
-async def test_groups_are_told_as_a_table_of_digests(desk: Desk) -> None:
+async def test_definition_of_groups_has_a_table_of_digests(desk: Desk) -> None:
     users = await make(desk, members=["ada", "é", 'a "quoted" one'])
     tenants = await make(desk, "Tenants", "tenant", members=[1, 3])
     claimed = await make(desk, "Claimed", claim="platform-team", members=["ada"])
@@ -66,7 +65,7 @@ async def test_groups_are_told_as_a_table_of_digests(desk: Desk) -> None:
     assert Groups(found).of(Caller(ORGANIZATION, 3, 1, 0), "ada", None) == (of, within, theirs)
 
 
-async def test_group_has_a_member_that_is_put_once_and_no_longer_one_that_is_removed(desk: Desk) -> None:
+async def test_group_has_a_member_put_once_and_no_longer_a_removed_member(desk: Desk) -> None:
     group_id = int(str((await make(desk, members=["ada"]))["id"]))
     for verb, wanted in (("put-member", ["ada", "bob"]), ("remove-member", ["ada"])):
         done = await desk.do(verb, group_id, "groups", member="bob")
@@ -132,7 +131,7 @@ async def test_budget_names_a_group_of_its_organization(desk: Desk) -> None:
     assert [(one.group_id, one.tenant_id) for one in await desk.told()] == [(budget["group_id"], 1)]
 
 
-async def test_membership_of_more_budgets_than_a_call_may_meet_is_refused_with_them(
+async def test_membership_of_more_budgets_than_a_call_may_meet_is_refused_with_their_names(
     desk: Desk, full: list[Row]
 ) -> None:
     last = int(str((await make(desk, "last", members=["bob"]))["id"]))
@@ -147,7 +146,7 @@ async def test_membership_of_more_budgets_than_a_call_may_meet_is_refused_with_t
     assert "organization_id" in await desk.refused(name="of anybody")
 
 
-async def test_claim_of_more_budgets_than_a_call_may_meet_is_refused_with_them(desk: Desk) -> None:
+async def test_claim_of_more_budgets_than_a_call_may_meet_is_refused_with_their_names(desk: Desk) -> None:
     for n in range(BUDGET_ACCOUNTS_MAX):
         group = await make(desk, f"g{n}", claim="platform")
         await desk.make(group_id=group["id"], name=f"of g{n}")
