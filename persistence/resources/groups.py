@@ -91,8 +91,8 @@ def _wrong(
 
 
 def _meets_too_many(connection: Connection, owner: int) -> str:
-    together = quota.groups_together(connection, owner)
-    return too_many_of_groups(quota.selectors(connection, owner), together) if together else ""
+    groups = quota.group_sets(connection, owner)
+    return too_many_of_groups(quota.selectors(connection, owner), groups) if groups else ""
 
 
 def _read(change: EntityWrite, kind: object, field: str) -> None:

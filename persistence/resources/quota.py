@@ -33,7 +33,7 @@ from sqlalchemy import (
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budget_amounts import read_budget, wrong_amount, wrong_raise, wrong_window
-from gateway.core.accounts.budget_selectors import Selector, selector_of, sets_of_groups, too_many
+from gateway.core.accounts.budget_selectors import CLAIM, GroupSets, Selector, selector_of, too_many
 from gateway.core.accounts.budgets import (
     KEY,
     MONEY,
@@ -91,7 +91,6 @@ SELECT count(*) FILTER (WHERE r.budget_id = :budget_id) AS of_budget, count(*) A
   FROM budget AS b JOIN budget_raise AS r ON r.budget_id = b.id
  WHERE b.organization_id = :organization AND b.deleted_at IS NULL AND r.until > :now""")
 # The groups of each member, and those of each claim, of groups that budgets name.
-CLAIM = "claim"
 _TOGETHER = text(f"""
 WITH named AS (
     SELECT id, kind, members, claim FROM caller_group
@@ -110,8 +109,8 @@ def check_values(change: EntityWrite) -> None:
     owner = id_in(values, "organization_id")
     lock_selectors(change.connection, owner)
     errors = [*wrong_window(values), *_foreign(change.connection, values)]
-    together = groups_together(change.connection, owner, values.get("group_id"))
-    beyond = [*too_many(selectors(change.connection, owner), selector_of(values), together)]
+    groups = group_sets(change.connection, owner, values.get("group_id"))
+    beyond = [*too_many(selectors(change.connection, owner), selector_of(values), groups)]
     if beyond and change.by_team:
         # The names of other budgets are not disclosed.
         beyond = [("tenant_id", "its organization has as many budgets as may be of such calls")]
@@ -246,17 +245,15 @@ def lock_selectors(connection: Connection, owner: int) -> None:
     connection.execute(_LOCK, {"organization": owner})
 
 
-def groups_together(connection: Connection, owner: int, more: object = None) -> list[frozenset[int]]:
-    """Return the sets of groups named by budgets that one call of an organization may be in.
+def group_sets(connection: Connection, owner: int, more: object = None) -> GroupSets:
+    """Return the sets of groups named by budgets that members and claims of an organization are in, by kind.
 
-    `more` is the id of a group that no budget names yet. A claim alone makes a set: of those who have several, or are members
-    by hand besides, only their calls say so.
+    `more` is the id of a group that no budget names yet.
     """
     sets: dict[str, list[frozenset[int]]] = {}
     for kind, ids in connection.execute(_TOGETHER, {"organization": owner, "more": more}):
         sets.setdefault(kind, []).append(frozenset(ids))
-    claimed = sets.pop(CLAIM, [])
-    return [*sets_of_groups(sets), *claimed]
+    return sets
 
 
 def selectors(connection: Connection, owner: int) -> dict[str, Selector]:

@@ -159,7 +159,7 @@ async def test_usage_report_and_calls_are_filtered_by_group(api: Api, calls: lis
     assert [call["id"] for call in found] == [call["id"] for call in calls if 9 in call["groups"]]
 
 
-async def test_usage_report_by_group_refuses_times_whose_calls_are_not_kept(api: Api) -> None:
+async def test_usage_report_by_group_refuses_times_before_calls_are_kept(api: Api) -> None:
     api.rows("insert into kept_since values ('call', '2026-03-31') returning ledger")
     refused = await api.get(f"usage?{SPAN}&group_by=group")
     assert (refused.status, [each["field"] for each in refused.json["errors"]]) == (422, ["from"])

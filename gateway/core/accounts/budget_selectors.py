@@ -12,6 +12,10 @@ from gateway.core.accounts.budgets import BUDGET_ACCOUNTS_MAX, WINDOWS_MAX, is_o
 BUDGETS_MAX: Final = 1_000
 # Most comparisons of selectors, a tenth of a second. A search that needs more is refused.
 LOOKS_MAX: Final = 20_000
+# By kind of member, and of claims: the sets of groups that single members are in, or that a claim names.
+GroupSets = Mapping[str, Collection[frozenset[int]]]
+NO_GROUP_SETS: GroupSets = {}
+CLAIM: Final = "claim"
 # Sets of groups that a check looks at; beyond it, all groups count as those of one call.
 SETS_MAX: Final = 200
 # Most budgets named in an error.
@@ -50,24 +54,24 @@ def selector_of(values: Mapping[str, Any]) -> Selector:
 
 
 def too_many(
-    others: Mapping[str, Selector], new: Selector, together: Iterable[frozenset[int]] = ()
+    others: Mapping[str, Selector], new: Selector, groups: GroupSets = NO_GROUP_SETS
 ) -> Iterator[tuple[str, str]]:
     """Yield (field, reason) if an organization may not have a budget with the selector `new` too.
 
-    `others` are the selectors of the organization's existing budgets by name, and `together` the sets of groups
-    that one call may be in.
+    `others` are the selectors of the organization's existing budgets by name, and `groups` the sets of groups that
+    its members are in.
     """
     if len(others) >= BUDGETS_MAX:
         yield "organization_id", f"it has {BUDGETS_MAX} budgets: there cannot be more"
     elif sum(one == new for one in others.values()) >= WINDOWS_MAX:
         yield "name", f"there are {WINDOWS_MAX} budgets of just these calls: there cannot be more"
-    elif met := may_meet_more(others.values(), new, together=together):
+    elif met := may_meet_more(others.values(), new, together=sets_of_groups(groups)):
         yield "organization_id", _meets_more(others, met)
 
 
-def too_many_of_groups(budgets: Mapping[str, Selector], together: Iterable[frozenset[int]]) -> str:
-    """Return why no call may be in these sets of groups; empty if calls may. `budgets` are those by name."""
-    met = _most_met(budgets.values(), together, BUDGET_ACCOUNTS_MAX, LOOKS_MAX)
+def too_many_of_groups(budgets: Mapping[str, Selector], groups: GroupSets) -> str:
+    """Return why members may not be in these sets of groups; empty if they may. `budgets` are those by name."""
+    met = _most_met(budgets.values(), sets_of_groups(groups), BUDGET_ACCOUNTS_MAX, LOOKS_MAX)
     return _meets_more(budgets, met) if met else ""
 
 
@@ -173,18 +177,19 @@ def _takes(name: str, wanted: Any, value: Any) -> bool:
     return name == "model" and is_of(value.removesuffix("*"), wanted)
 
 
-def sets_of_groups(by_kind: Mapping[str, Collection[frozenset[int]]]) -> list[frozenset[int]]:
+def sets_of_groups(groups: GroupSets) -> list[frozenset[int]]:
     """Return the largest sets of groups that one call may be in.
 
-    `by_kind` are the sets of groups of single members: a call has one member of each kind, or none.
+    A call has one member of each kind, or none. A claim is alone: only a call says which others its caller has.
     """
-    kinds = [_largest(sets) for sets in by_kind.values()]
+    kinds = [_largest(sets) for kind, sets in groups.items() if kind != CLAIM]
     count = 1
     for sets in kinds:
         count *= len(sets)
+    claimed = groups.get(CLAIM, ())
     if count > SETS_MAX:
-        return [frozenset().union(*(groups for sets in kinds for groups in sets))]
-    return [frozenset().union(*some) for some in product(*kinds)]
+        return [frozenset[int]().union(*(ids for sets in kinds for ids in sets)), *claimed]
+    return [*(frozenset[int]().union(*some) for some in product(*kinds)), *claimed]
 
 
 def _largest(sets: Collection[frozenset[int]]) -> list[frozenset[int]]:

@@ -99,15 +99,17 @@ def test_too_many_refuses_more_selectors_than_accounts_of_call() -> None:
 
 def test_too_many_of_groups_names_budgets_of_groups_that_meet() -> None:
     named = {f"budget {n}": ANY._replace(group_id=n) for n in range(1, 18)}
-    assert not too_many_of_groups(named, [frozenset(range(1, 17)), frozenset({17})])
-    why = too_many_of_groups(named | {"elsewhere": ANY._replace(group_id=99)}, [frozenset(range(1, 18))])
+    assert not too_many_of_groups(named, {"user": [frozenset(range(1, 17)), frozenset({17})]})
+    why = too_many_of_groups(
+        named | {"elsewhere": ANY._replace(group_id=99)}, {"user": [frozenset(range(1, 18))]}
+    )
     assert why.partition("with: ")[2].split(", ") == list(named)
 
 
 def test_too_many_takes_another_budget_of_groups_without_a_member_in_common() -> None:
     of_one = {f"budget {n}": ANY._replace(group_id=1, project_id=None, each=f"{n}") for n in range(16)}
-    assert list(too_many(of_one, ANY._replace(group_id=2), [frozenset({1}), frozenset({2})])) == []
-    [(field, _)] = too_many(of_one, ANY._replace(group_id=2), [frozenset({1, 2})])
+    assert list(too_many(of_one, ANY._replace(group_id=2), {"user": [frozenset({1}), frozenset({2})]})) == []
+    [(field, _)] = too_many(of_one, ANY._replace(group_id=2), {"user": [frozenset({1, 2})]})
     assert field == "organization_id"
 
 
@@ -134,6 +136,7 @@ def test_too_many_refuses_more_budgets_than_maximum_of_organization(there: int, 
     ("by_kind", "sets"),
     [
         ({}, [set()]),
+        ({"user": [{1}], "claim": [{2, 3}]}, [{1}, {2, 3}]),
         ({"user": [{1}, {2}, {1, 2}, {3}]}, [{1, 2}, {3}]),
         ({"user": [{1}, {2}], "tenant": [{5}]}, [{1, 5}, {2, 5}]),
     ],
