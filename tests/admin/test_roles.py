@@ -37,7 +37,7 @@ WRITERS = {
     "token-plans": "bo", "tenant-quotas": "o", "token-ledger": "", "services": "b", "business-models": "b",
     "models": "o", "shares": "o", "organization-services": "b", "subscription-plans": "b",
     "organization-subscriptions": "b",
-    "credit-additions": "b", "prices": "b", "exchange-rates": "b", "budgets": "b", "invoices": "b",
+    "credit-additions": "b", "prices": "b", "exchange-rates": "b", "budgets": "b", "groups": "b", "invoices": "b",
     "payments": "b",
     "tax-rates": "b", "accounting-rates": "b", "handovers": "b", "handover-events": "", "usage-feeds": "b",
     "usage-events": "b", "raise-requests": "b", "dunning-steps": "", "charges": "", "note-applications": "",
@@ -57,7 +57,8 @@ READERS = {"admin-tokens": {"admin", "readonly"}}
 THEIRS = {
     "organizations": "change", "tenants": "create change delete", "users": "create change delete",
     "api-keys": "create change delete rotate revoke", "admin-tokens": "create change delete revoke",
-    "budgets": "create change delete raise reset", "webhooks": "create change delete test",
+    "budgets": "create change delete raise reset", "groups": "create change delete put-member remove-member",
+    "webhooks": "create change delete test",
     "configuration": "apply", "raise-requests": "create delete approve deny", "account": "credits",
 }  # fmt: skip
 OUR_FIELDS = {
@@ -94,6 +95,8 @@ def verbs_of(one: Endpoint) -> set[str]:
     found = {action.name for action in one.actions}
     found |= {CREATE} if one.create is not None or one.batch is not None else set()
     found |= {one.patch_verb} if one.patch is not None else set()
+    if one.members is not None:
+        found |= {f"put-{one.members.one}", f"remove-{one.members.one}"}
     return found | ({DELETE} if one.deletable else set())
 
 

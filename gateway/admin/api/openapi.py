@@ -516,7 +516,7 @@ def _paths(resource: Resource, resources: Mapping[str, Resource]) -> Json:
 
 def _members(resource: Resource, members: MemberEndpoint, row: Json) -> Json:
     schema = members.body.model_json_schema()["properties"][members.one]
-    named = {"name": members.one, "in": "path", "required": True, "schema": {"anyOf": schema["anyOf"]}}
+    named = {"name": members.one, "in": "path", "required": True, "schema": schema["anyOf"][0]}
     methods: Json = {"parameters": [row, named]}
     for method, verb, summary in (("put", "put", "Have"), ("delete", "remove", "Have no longer")):
         made = f"{verb}-{members.one}"
