@@ -261,6 +261,7 @@ class Explanation:
             self._user or str(self._key.get("user") or ""), call["project_id"],
             tuple(filter(None, (call["model"], call["response_model"]))), call["session"] or "", tool, server,
             tuple(call["tags"].items()),
+            tuple(call["groups"]),
         )  # fmt: skip
         query = _query(BUDGETS_MAX, organization_id=call["organization_id"])
         rows = (await self._wide.store.page("budgets", query)).rows

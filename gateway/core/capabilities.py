@@ -128,6 +128,12 @@ CAPABILITIES: Mapping[str, Capability] = {
     "service_discounts": Capability(
         "Discounts on services", {"organization-services": _sets("discount")}, schema="0138"
     ),
+    "groups": Capability(
+        "Groups and budgets of them",
+        {"groups": lambda verb, values, _: verb != "delete", "budgets": _sets("group_id")},
+        layout=133,
+        schema="0135",
+    ),
     "run_policies": Capability(
         "Policies of runs", dict.fromkeys(("organizations", "tenants", "api-keys"), _sets("runs")), layout=133
     ),

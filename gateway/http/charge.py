@@ -96,8 +96,8 @@ class AdmittedCall:
 
     __slots__ = (
         "_accounts", "_covered", "_exchange", "_money_rate", "_observed", "_raises", "_rate", "_request", "_tags",
-        "attempt", "binds", "budgets", "call", "caller", "claim", "decision", "due", "first_token", "head",
-        "meter", "prices", "request_id", "room", "service", "upstream_id", "user", "worker",
+        "attempt", "binds", "budgets", "call", "caller", "claim", "decision", "due", "first_token", "groups",
+        "head", "meter", "prices", "request_id", "room", "service", "upstream_id", "user", "worker",
     )  # fmt: skip
 
     claim: CallClaim
@@ -120,6 +120,7 @@ class AdmittedCall:
         self.user = ""
         # Those declared at the moment of admission.
         self._tags = self.worker.ports.directory.tags(caller, self.head.attribution)
+        self.groups: tuple[int, ...] = ()
         self._raises = raises
         self._accounts: tuple[str, ...] = ()
         # The watched extension of the hold. Then, once computed: the tokens that the hold covers (-1 before),
@@ -141,6 +142,8 @@ class AdmittedCall:
         call, caller, ports = self.call, self.caller, worker.ports
         budgets, vectors = self.budgets, self.prices.vectors
         user = self.user = caller.acts_for(head.attribution.user, call.user)
+        if ports.directory.grouped:
+            self.groups = ports.directory.groups(caller, head.attribution, call)
         estimate = NO_ESTIMATE
         if service.counts_tokens or vectors or budgets is not None:
             binds = bool(vectors) or caller.tenant_id not in ports.estimator.unbound
@@ -275,7 +278,8 @@ class AdmittedCall:
 
     def owe(self, before: AdmittedCall) -> None:
         """Charge this call to the hold of `before`, an earlier call on the same WebSocket."""
-        self.user, self.claim, self._accounts = before.user, before.claim, before._accounts
+        self.user, self.groups, self.claim = before.user, before.groups, before.claim
+        self._accounts = before._accounts
         self.decision, self.due, self.binds = Decision(_ADMITTED), True, before.binds
         self._exchange.charge = self
 
@@ -392,7 +396,7 @@ class AdmittedCall:
         return UseTerms(
             self.caller, self.request_id, self.user, self.service, self.prices, self._accounts,
             budgets is not None, "" if budgets is None else budgets.currency, None,
-            self.head.said.columns, self._tags,
+            self.head.said.columns, self._tags, self.groups,
         )  # fmt: skip
 
     def _charged(self, usage: TokenUsage, status: int, reason: str, used: bool) -> ChargedUse:

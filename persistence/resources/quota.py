@@ -23,6 +23,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    null,
     or_,
     select,
     text,
@@ -67,7 +68,7 @@ from persistence.entity import Condition, Entity, EntityWrite, Verb, add, alter,
 from persistence.keeper.retention import not_before
 from persistence.resources import people
 from persistence.resources.app_users import acting
-from persistence.resources.tags import fixed_tags, lock_budgets, selectors_of, undeclared
+from persistence.resources.tags import fixed_tags, group_sets, lock_budgets, selectors_of, undeclared
 from persistence.tables import (
     api_key,
     app_user,
@@ -76,6 +77,7 @@ from persistence.tables import (
     budget_raise,
     budget_use,
     call,
+    caller_group,
     control_write,
     credit_addition,
     credit_transaction,
@@ -112,7 +114,8 @@ def check_values(change: EntityWrite) -> None:
         *_undeclared(change.connection, values),
     ]
     others, fixed = selectors_of(change.connection, owner), fixed_tags(change.connection, owner)
-    beyond = [*too_many(others, selector_of(values), fixed)]
+    groups = group_sets(change.connection, owner, values.get("group_id"))
+    beyond = [*too_many(others, selector_of(values), fixed, groups)]
     if beyond and change.by_team:
         # The names of other budgets are not disclosed.
         beyond = [("tenant_id", "its organization has as many budgets as may be of such calls")]
@@ -319,7 +322,7 @@ def _foreign(connection: Connection, values: Row) -> Iterator[tuple[str, str]]:
             continue
         if found.organization_id != values["organization_id"]:
             yield name, "is of another organization"
-        elif values.get("tenant_id") not in {None, found.tenant_id}:
+        elif values.get("tenant_id") not in {None, found.tenant_id} and found.tenant_id is not None:
             yield name, f"is not of tenant {values['tenant_id']}"
 
 
@@ -329,6 +332,9 @@ _KEYS = select(tenant.c.organization_id, api_key.c.tenant_id).join(tenant, tenan
 _OWNERS = {
     "tenant_id": _TENANTS.where(tenant.c.id == bindparam("id")),
     "api_key_id": _KEYS.where(api_key.c.id == bindparam("id")),
+    "group_id": select(caller_group.c.organization_id, null().label("tenant_id")).where(
+        caller_group.c.id == bindparam("id")
+    ),
 }
 _NOT_RAISED = {"raised_to": None, "raised_until": None, "raise_reason": None}
 _is_raised = budget.c.raised_until > func.now()
@@ -370,6 +376,7 @@ BUDGET_SUBJECT = Entity(
         "tenant_id": tenant,
         "api_key_id": api_key,
         "service_id": service,
+        "group_id": caller_group,
     },
     check_values=check_values,
     define=people.define_organization,
@@ -597,6 +604,7 @@ _USAGE = func.jsonb_build_object(
 ).op("||")(func.jsonb_strip_nulls(func.jsonb_build_object(literal("unknown"), call.c.unknown_usage)))
 _OTHERWISE = {
     "tools", "unknown_usage", "unpriced", "cost", "api_key_id", "run_id", "refused_kind", "refused_by", "tags",
+    "groups",
     *KINDS,
 }  # fmt: skip
 # The current name of the budget, run or plan that refused a call; null if the row is gone.
@@ -620,6 +628,7 @@ CALLS = Entity(
         func.nullif(call.c.api_key_id, 0).label("api_key_id"),
         func.coalesce(call.c.tags, text("'{}'::jsonb")).label("tags"),
         _USAGE.label("usage"),
+        func.coalesce(call.c.groups, text("'[]'::jsonb")).label("groups"),
         money(call.c.cost).label("cost"),
         select(run.c.name).where(run.c.id == call.c.run_id).scalar_subquery().label("run"),
         case(
@@ -639,7 +648,10 @@ CALLS = Entity(
             "unpriced"
         ),
     ),
-    conditions={"request_id": _of_request(call, "created_at")},
+    conditions={
+        "request_id": _of_request(call, "created_at"),
+        "group_id": lambda value: call.c.groups.contains([value]),
+    },
     implied={
         "tenant_id": lambda value: select(tenant.c.organization_id).where(tenant.c.id == value),
         "api_key_id": lambda value: (

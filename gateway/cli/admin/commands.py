@@ -259,8 +259,10 @@ class CliCommand:
         if method == "DELETE":
             api.delete(place)
             output.deleted(named, as_json=as_json)
+        elif part := api.put(place, body):
+            output.row(part, as_json=as_json)
         else:
-            output.row(api.put(place, body), as_json=as_json)
+            output.say("Done.")
 
     @property
     def _asks(self) -> bool:

@@ -86,10 +86,11 @@ class Budget:
     """A limit on a `unit` in each interval, for all calls that match its selector.
 
     The selector is `tenant_id`, `user`, `api_key_id`, `project_id`, `model` (exact, or `prefix*`),
-    `service_id`, `tool`, the tool's `server` and `tags`, all of them: 0, empty text, None or no tags match
-    any call. With `each`, every user, key, project, session, tenant or value of a tag has a separate amount.
-    `amount` and `raised_to` are nano-units of the organization's currency if the unit is money. `raised_to`
-    replaces the amount until `raised_until_ms` (0: not raised). Without `enforce` the use is only counted and reported. With `cut` the budget ends the stream
+    `service_id`, `tool`, the tool's `server`, `tags`, all of them, and the group of its caller (`group_id`):
+    0, empty text, None or no tags match any call. With `each`, every user, key, project, session, tenant or
+    value of a tag has a separate amount. `amount` and `raised_to` are nano-units of the organization's currency
+    if the unit is money. `raised_to` replaces the amount until `raised_until_ms` (0: not raised). Without
+    `enforce` the use is only counted and reported. With `cut` the budget ends the stream
     that uses it up. `hold` is how much of a call is held, `likely` or `maximum`; empty means that the
     tenant's plan decides. `raises` and `overrides` are of single owners, by the owner's part of the account's name.
     """
@@ -119,19 +120,21 @@ class Budget:
     tags: Tags = ()
     raises: dict[str, PersonalRaise] = field(default_factory=dict, hash=False)
     overrides: dict[str, PersonalOverride] = field(default_factory=dict, hash=False)
+    group_id: int = 0
 
     @property
     def selector(self) -> tuple[object, ...]:
         """The fields that select calls, and the kind of users with an account each, as a key for comparison.
 
         Budgets with equal keys share their accounts. Names of accounts are hashes of this tuple, so
-        the rarely used tool and server, and tags, are appended only if set.
+        the rarely used tool and server, tags, and the group, are appended only if set.
         """
         of_tools = (self.tool.lower(), self.server.lower()) if self.tool or self.server else ()
         of_tags = (self.tags,) if self.tags else ()
+        of_group = (("group", self.group_id),) if self.group_id else ()
         return (
             self.tenant_id, self.user, self.api_key_id, self.project_id, self.model.lower(), self.service_id,
-            self.each, *of_tools, *of_tags,
+            self.each, *of_tools, *of_tags, *of_group,
         )  # fmt: skip
 
     def limit_at(self, at_ms: int) -> int:
@@ -175,6 +178,7 @@ class Budget:
             and self.tool.lower() in {"", asked.tool.lower()}
             and self.server.lower() in {"", asked.server.lower()}
             and (not self.tags or set(self.tags) <= set(asked.tags))
+            and (not self.group_id or self.group_id in asked.groups)
         )
 
     def value_of(self, asked: CallAttributes) -> str:
@@ -203,7 +207,8 @@ ALL_OTHERS = "all others"  # its name for people
 class CallAttributes(NamedTuple):
     """Attributes of a call that select its budgets. `models` are all models that may answer the call.
 
-    `tool` and its `server` are set for calls of a tool. `tags` are those that budgets depend on.
+    `tool` and its `server` are set for calls of a tool. `tags` are those that budgets depend on, and `groups`
+    ids of the groups that the call is in.
     """
 
     tenant_id: int
@@ -216,6 +221,7 @@ class CallAttributes(NamedTuple):
     tool: str = ""
     server: str = ""
     tags: Tags = ()
+    groups: tuple[int, ...] = ()
 
 
 def is_of(model: str, pattern: str) -> bool:

@@ -32,6 +32,7 @@ from gateway.core.accounts.budgets import (
     owner_in,
     windows_valid_until,
 )
+from gateway.core.accounts.groups import Groups
 from gateway.core.accounts.runs import FIELD, Run
 from gateway.core.accounts.tags import METADATA_FIELD, Tags, tag_in, tags_of
 from gateway.core.calls.call import CallRequest
@@ -48,7 +49,9 @@ CALLERS_MAX: Final = 1_021
 
 
 # The attributes that select the budgets of a call: the fields of `CallAttributes`.
-Said = tuple[int, int, int, str, int | None, tuple[str, ...], str, str, str, Tags]
+Said = tuple[
+    int, int, int, str, int | None, tuple[str, ...], str, str, str, Tags, tuple[int, ...]
+]  # fmt: skip
 
 
 class BudgetsVersion:
@@ -114,19 +117,21 @@ class _CallerEntry:
 
 
 class OrganizationBudgets:
-    """The budgets of one organization, in groups that share an account.
+    """The budgets of one organization, in groups that share an account; `callers` are the groups of its callers.
 
     Budgets of a call name the `version` of these, an object without contents: so cached calls keep no raises
     or overrides alive that a later version replaced.
     """
 
     __slots__ = (
-        "_by_id", "_defined", "_groups", "_has_own", "_says", "_some", "_tags", "by_caller", "currency",
+        "_by_id", "_callers_groups", "_defined", "_groups", "_has_own", "_says", "_some", "_tags", "by_caller", "currency",
         "organization_id", "version",
     )  # fmt: skip
 
-    def __init__(self, organization_id: int, budgets: Sequence[Budget], currency: str) -> None:
-        self.organization_id, self.currency = organization_id, currency
+    def __init__(
+        self, organization_id: int, budgets: Sequence[Budget], currency: str, callers: Groups | None = None
+    ) -> None:
+        self.organization_id, self.currency, self._callers_groups = organization_id, currency, callers
         self.version = BudgetsVersion()
         self._groups = accounts_of(budgets)
         # Whether a group has raises or overrides of single owners.
@@ -141,8 +146,9 @@ class OrganizationBudgets:
             for budget in budgets
         }
         self._some: dict[frozenset[str], frozenset[str]] = {}
-        # Whether only tenant, key, service and user matter: the first four fields of `Said`.
-        self.by_caller = not any(self._says[4:]) and not self._tags
+        # Whether only tenant, key, service and user matter: the first four fields of `Said`, and groups by these.
+        by_project = callers is not None and callers.by_project and self._says[-1]
+        self.by_caller = not (any(self._says[4:-1]) or self._tags or by_project)
 
     def asked(self, caller: Caller, service_id: int, said: Attribution, call: CallRequest) -> Said:
         """Return the attributes by which a call selects its budgets, empty where no budget depends on them.
@@ -150,7 +156,7 @@ class OrganizationBudgets:
         They come from the API key of `caller`, from header fields (`said`) and from the body
         (`call`).
         """
-        tenant, key, service, user, project, models, session, tool, server = self._says
+        tenant, key, service, user, project, models, session, tool, server, group = self._says
         return (
             caller.tenant_id if tenant else 0,
             caller.key_id if key else 0,
@@ -162,7 +168,14 @@ class OrganizationBudgets:
             call.tool if tool else "",
             call.server if server else "",
             tags_of(self._tags, caller.tags, said.tags) if self._tags else (),
+            self.groups_of(caller, said, call.user) if group else (),
         )
+
+    def groups_of(self, caller: Caller, said: Attribution, in_body: str = "") -> tuple[int, ...]:
+        """Return the ids of the groups that a call of `caller`, attributed as `said`, is in."""
+        if self._callers_groups is None:
+            return ()
+        return self._callers_groups.of(caller, caller.acts_for(said.user, in_body), said.project_id)
 
     def find(self, asked: CallAttributes, now_ms: int) -> CallBudgets:
         """Return the budgets that apply to a call with the attributes `asked` at `now_ms` (Unix ms).
@@ -206,14 +219,17 @@ class OrganizationBudgets:
         )
 
     def _exceeding(self, asked: CallAttributes, count: int) -> TooManyBudgets:
-        """Return the error of a call that meets too many budgets; it names the tags, if these bring it about."""
+        """Return the error of a call that meets too many budgets; it names tags or groups that bring it about."""
         most = BUDGET_ACCOUNTS_MAX
         met = [group[0] for group in self._groups if group[0].matches(asked)]
         by_tags = {name for first in met for name, _ in first.tags}
         if by_tags and sum(not first.tags for first in met) <= most:
             what, param = f"name fewer of the tags {', '.join(sorted(by_tags))}", METADATA_FIELD
-        else:
+        elif len(asked.models) > 1 or not asked.groups:
             what, param = "ask for fewer models", "model"
+        else:
+            ids = ", ".join(map(str, asked.groups))
+            what, param = f"its caller is in the groups {ids}, leave some of these", "model"
         return TooManyBudgets(
             f"This call would take from {count} budgets, of {most} at most: {what}.", param=param
         )
@@ -360,4 +376,5 @@ def _says(budgets: Sequence[Budget]) -> tuple[bool, ...]:
         SESSION in kinds,
         any(one.tool for one in budgets),
         any(one.server for one in budgets),
+        any(one.group_id for one in budgets),
     )

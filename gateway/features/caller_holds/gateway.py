@@ -416,6 +416,7 @@ async def _taken(
         attribution.metadata.decode(), None if route is None else held_call(route, call),
         call.models_beside, tuple([one.model for one in call.targets]), "" if run is None else run.id,
         prices.at_ms, ports.directory.tags(caller, attribution),
+        ports.directory.groups(caller, attribution, call),
     )  # fmt: skip
     if unit == TOKENS and service.counts_tokens and decision.weights is None:
         hold.asked = decision.held_tokens
