@@ -47,6 +47,7 @@ _BROKEN = {
 }
 # The step that refuses for a reason; a reason without one is shown with the outcome.
 _REFUSES = {
+    "too_many_budgets": "budgets",
     "tenant_blocked": "caller", "model_not_allowed": "caller", "user_required": "caller",
     "run_required": "caller",
     "service_not_included": "service", "rate_limited": "limits", "concurrency_limited": "limits",

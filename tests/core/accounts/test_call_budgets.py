@@ -28,6 +28,7 @@ from gateway.core.accounts.call_budgets import (
     CallBudgets,
     OrganizationBudgets,
 )
+from gateway.core.accounts.groups import Groups, GroupTerms, row_of
 from gateway.core.calls.call import CallRequest
 from gateway.core.model import GENERIC, Attribution, BudgetWindow, Caller
 from gateway.counters.layouts.packing import replaced
@@ -394,3 +395,51 @@ def test_call_whose_tags_meet_too_many_budgets_is_told_them() -> None:
     with pytest.raises(TooManyBudgets, match="tags feature, team") as refused:
         tagged({}, {"feature": "search", "team": "red"}, *many, *more)
     assert refused.value.param == "x-tollkeeper-metadata"
+
+
+def grouped(*budgets: Budget, members: list[tuple[str, str, int]], claimed: int = 9) -> OrganizationBudgets:
+    """Budgets of an organization with these members of groups, and with a group by the claim `platform`."""
+    kinds = tuple(sorted({kind for kind, _, _ in members}))
+    table = b"".join(sorted(row_of(*member) for member in members))
+    return OrganizationBudgets(1, budgets, "USD", Groups(GroupTerms(kinds, table, {"platform": (claimed,)})))
+
+
+def test_budget_of_a_group_applies_to_calls_of_members_and_has_an_account_of_its_own() -> None:
+    pool, each = replace(MONTH, group_id=5), replace(EACH, group_id=5)
+    budgets = grouped(MONTH, pool, each, members=[("user", "ada", 5), ("user", "bob", 5)])
+    known, caller, call = BudgetCache(), Caller(1, 3, 40, 0), CallRequest("m", GENERIC, b"")
+    names = {
+        user: known.find_by_caller(budgets, caller, 2, Attribution(user), call, NOW).names
+        for user in ("ada", "bob", "eve")
+    }
+    shared = account_of(1, MONTH), account_of(1, pool)
+    assert len({*shared, account_of(1, replace(MONTH, group_id=6))}) == 3
+    assert names["ada"] == (*shared, account_of(1, each, "ada"))
+    assert names["bob"] == (*shared, account_of(1, each, "bob"))
+    assert names["eve"] == (account_of(1, MONTH),)
+    assert budgets.by_caller
+
+
+def test_budget_of_a_group_of_projects_applies_by_the_project_of_each_call() -> None:
+    budgets = grouped(replace(MONTH, group_id=5), members=[("project", "7", 5)])
+    known, caller, call = BudgetCache(), Caller(1, 3, 40, 0), CallRequest("m", GENERIC, b"")
+    found = [
+        len(known.find_by_caller(budgets, caller, 2, Attribution(project_id=project), call, NOW).accounts)
+        for project in (7, 8, None, 7)
+    ]
+    assert found == [1, 0, 0, 1]
+
+
+def test_call_with_a_claim_of_a_seventeenth_budget_is_refused_with_its_groups() -> None:
+    groups = range(1, BUDGET_ACCOUNTS_MAX + 1)
+    budgets = grouped(
+        *(replace(MONTH, id=group, group_id=group) for group in (*groups, 99)),
+        members=[("user", "ada", group) for group in groups], claimed=99,
+    )  # fmt: skip
+    call, plain = CallRequest("m", GENERIC, b""), Caller(1, 3, 40, 0)
+    asked = budgets.asked(plain, 2, Attribution("ada"), call)
+    assert len(budgets.find(CallAttributes(*asked), NOW).accounts) == BUDGET_ACCOUNTS_MAX
+    asked = budgets.asked(replace(plain, claims=("platform",)), 2, Attribution("ada"), call)
+    with pytest.raises(TooManyBudgets, match=r"groups 1, 2, .*, 16, 99") as caught:
+        budgets.find(CallAttributes(*asked), NOW)
+    assert (caught.value.status, caught.value.reason) == (400, "too_many_budgets")
