@@ -62,7 +62,9 @@ KEPT = {
     ),
     "audit_log": (_THEIR_AUDIT, ()),
     "budget": ('organization_id = %(organization)s AND "user" = %(name)s', ()),
-    **dict.fromkeys(("budget_override", "budget_raise"), (f"{_OF_THEM} AND name = %(name)s", ())),
+    **dict.fromkeys(
+        ("budget_override", "budget_raise"), (f"{_OF_THEM} AND name = %(name)s AND name <> value", ())
+    ),
     "caller_group": ("organization_id = %(organization)s AND kind = 'user' AND members ? %(name)s", ()),
     "signed_in_user": ("organization_id = %(organization)s AND name = %(name)s", ()),
     "raise_request": (f"requested_by IN ({_SCOPES}) OR {_OF_THEM} AND who = %(name)s", ()),

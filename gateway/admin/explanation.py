@@ -24,7 +24,7 @@ from gateway.calls.journal import itemize
 from gateway.core.accounts.administration import Query, Row
 from gateway.core.accounts.budget_amounts import read_budget
 from gateway.core.accounts.budget_selectors import BUDGETS_MAX
-from gateway.core.accounts.budgets import BY_OVERRIDE, BY_RAISE, CallAttributes
+from gateway.core.accounts.budgets import BY_GROUP, BY_OVERRIDE, BY_RAISE, CallAttributes
 from gateway.core.billing.price_book import KINDS, TOKENS_A_PRICE, USES_A_PRICE
 from gateway.core.families.mcp import PREFIX
 from gateway.errors import Forbidden, NotFound
@@ -373,7 +373,7 @@ async def _budget(ports: AdminPorts, row: Row, asked: CallAttributes) -> str:
 
 
 # What decides a limit in place of the budget.
-_BY = {BY_RAISE: "a raise", BY_OVERRIDE: "an override"}
+_BY = {BY_RAISE: "a raise", BY_OVERRIDE: "an override", BY_GROUP: "an override of a group"}
 
 
 def _movement(resource: str, row: Json, currency: str | None) -> str:

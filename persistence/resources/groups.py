@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from sqlalchemy import Connection, bindparam, func, select
+from sqlalchemy import Connection, Select, Text, bindparam, cast, func, literal, select, true
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budget_selectors import NAMES_MAX, too_many_of_groups
+from gateway.core.accounts.budgets import OF_GROUP
 from gateway.core.accounts.groups import (
     API_KEY,
     GROUPS_MAX,
@@ -24,7 +25,7 @@ from persistence import entity
 from persistence.entity import Entity, EntityWrite, id_in, live, lock
 from persistence.resources import people
 from persistence.resources.tags import fixed_tags, group_sets, lock_budgets, selectors_of
-from persistence.tables import api_key, budget, caller_group, organization, tenant
+from persistence.tables import api_key, budget, budget_override, caller_group, organization, tenant
 
 # The organization's rows that a group of a kind has as members.
 _THEIRS = {
@@ -174,12 +175,32 @@ def _with_members(change: EntityWrite, members: Sequence[object]) -> Row:
     return row
 
 
+def overrides_of_members(budget_ids: Collection[int], names: Collection[str]) -> Select[Any]:
+    """Return the query of overrides in force of groups with these members: `member`, `group_id`, and their rows."""
+    member = func.jsonb_array_elements_text(caller_group.c.members).table_valued("value", name="m")
+    is_its = budget_override.c.value == literal(OF_GROUP) + cast(caller_group.c.id, Text)
+    return (
+        select(budget_override, caller_group.c.id.label("group_id"), member.c.value.label("member"))
+        .select_from(budget_override.join(caller_group, is_its).join(member, true()))
+        .where(
+            budget_override.c.budget_id.in_(budget_ids),
+            member.c.value.in_(names),
+            func.coalesce(budget_override.c.until > func.now(), true()),
+        )
+    )
+
+
 def delete(change: EntityWrite) -> Row:
     """Delete a group; raise `Conflict` with the budgets that name it."""
     _locked(change)
-    named = live(budget, budget.c.name).where(budget.c.group_id == change.row_id).order_by(budget.c.name)
+    overrides = select(budget_override.c.budget_id).where(
+        budget_override.c.value == f"{OF_GROUP}{change.row_id}",
+        func.coalesce(budget_override.c.until > func.now(), true()),
+    )
+    is_named = (budget.c.group_id == change.row_id) | budget.c.id.in_(overrides)
+    named = live(budget, budget.c.name).where(is_named).order_by(budget.c.name)
     if names := [*change.connection.scalars(named.limit(NAMES_MAX))]:
-        raise Conflict(f"Budgets are of this group, delete them first: {', '.join(names)}.")
+        raise Conflict(f"Budgets or their overrides name this group, delete them first: {', '.join(names)}.")
     return entity.delete(change)
 
 

@@ -14,6 +14,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Table,
+    Text,
     and_,
     bindparam,
     case,
@@ -43,6 +44,7 @@ from gateway.core.accounts.budget_selectors import selector_of, too_many
 from gateway.core.accounts.budgets import (
     KEY,
     MONEY,
+    OF_GROUP,
     ORGANIZATION_OVERRIDES_MAX,
     ORGANIZATION_RAISES_MAX,
     OVERRIDES_MAX,
@@ -50,6 +52,7 @@ from gateway.core.accounts.budgets import (
     TENANT,
     Budget,
     account_of,
+    override_owner,
     owner_of,
 )
 from gateway.core.accounts.outbox import SEPARATOR
@@ -64,10 +67,11 @@ from gateway.core.times import ms_of
 from gateway.errors import Forbidden, NotFound, Unprocessable
 from persistence import entity
 from persistence.billing import top_ups
-from persistence.entity import Condition, Entity, EntityWrite, Verb, add, alter, id_in, lock, require
+from persistence.entity import Condition, Entity, EntityWrite, Verb, add, alter, id_in, live, lock, require
 from persistence.keeper.retention import not_before
 from persistence.resources import people
 from persistence.resources.app_users import acting
+from persistence.resources.groups import overrides_of_members
 from persistence.resources.tags import fixed_tags, group_sets, lock_budgets, selectors_of, undeclared
 from persistence.tables import (
     api_key,
@@ -154,7 +158,8 @@ def change_budget(change: EntityWrite) -> Row:
         its = (budget_raise.c.budget_id == change.row_id, budget_raise.c.amount <= values["amount"])
         # A raise of an override may be below the budget's amount.
         overridden = exists().where(
-            budget_override.c.budget_id == change.row_id, budget_override.c.value == budget_raise.c.value
+            budget_override.c.budget_id == change.row_id,
+            budget_override.c.value.startswith(OF_GROUP) | (budget_override.c.value == budget_raise.c.value),
         )
         change.connection.execute(delete(budget_raise).where(*its, ~overridden))
     return _defined(change)
@@ -201,9 +206,13 @@ def wrong_raise_of(
         {one.value: (one.amount, ms_of(one.until)) for one in change.connection.execute(of, own)}
         for of in _OWN
     ]
+    within = []
+    for group in change.connection.execute(overrides_of_members([change.row_id], [str(who)])):
+        within.append(group.group_id)
+        overrides[group.value] = group.amount, ms_of(group.until)
     current = read_budget({**row, "raises": raises, "overrides": overrides})
     return (
-        *wrong_raise(current, amount, until, change.now, str(who)),
+        *wrong_raise(current, amount, until, change.now, str(who), within=within),
         *_unknown_owner(change, row, current, str(who)),
     )
 
@@ -228,15 +237,20 @@ def _unknown_owner(change: EntityWrite, row: Row, current: Budget, who: str) -> 
 
 def _raise_one(change: EntityWrite, row: Row, who: str, values: dict[str, object]) -> None:
     """Store the raise of one owner in place of a former one."""
-    _store_own(change, row, budget_raise, who, values, "raised", (RAISES_MAX, ORGANIZATION_RAISES_MAX))
+    most = RAISES_MAX, ORGANIZATION_RAISES_MAX
+    _store_own(change, row, budget_raise, (owner_of(who), who), values, "raised", most)
 
 
 def _store_own(  # noqa: PLR0917  # a table, an owner's row in it, and how many there may be
-    change: EntityWrite, row: Row, table: Table, who: str, values: Row, word: str, most: tuple[int, int]
-) -> None:
-    """Store the raise or override of one owner in place of a former one; those that are over are deleted."""
-    connection, of = change.connection, table.c
-    gone = (of["budget_id"] == change.row_id, (of["until"] <= change.now) | (of["value"] == owner_of(who)))
+    change: EntityWrite, row: Row, table: Table, owner: tuple[str, str], values: Row, word: str,
+    most: tuple[int, int],
+) -> None:  # fmt: skip
+    """Store the raise or override of one owner in place of a former one; those that are over are deleted.
+
+    `owner` is the value and the name of its row.
+    """
+    connection, of, (value, who) = change.connection, table.c, owner
+    gone = (of["budget_id"] == change.row_id, (of["until"] <= change.now) | (of["value"] == value))
     counting = {"organization": row["organization_id"], "budget_id": change.row_id, "now": change.now}
     lock_budgets(connection, id_in(row, "organization_id"))
     connection.execute(delete(table).where(*gone))
@@ -244,7 +258,7 @@ def _store_own(  # noqa: PLR0917  # a table, an owner's row in it, and how many 
     if count.of_budget >= most[0] or count.of_all >= most[1]:
         said = f"{most[0]} of a budget, and {most[1]} of all budgets"
         raise Unprocessable(errors=(("who", f"{said} are {word} at most: there cannot be more"),))
-    connection.execute(insert(table).values(budget_id=change.row_id, value=owner_of(who), name=who, **values))
+    connection.execute(insert(table).values(budget_id=change.row_id, value=value, name=who, **values))
 
 
 def override(change: EntityWrite) -> Row:
@@ -254,16 +268,26 @@ def override(change: EntityWrite) -> Row:
     budget_, who, until = read_budget(row), str(values["who"]), values.get("until")
     assert until is None or isinstance(until, datetime)
     errors = (
-        *wrong_override(budget_, values["amount"], until, change.now, who),
+        *wrong_override(budget_, values["amount"], until, change.now, who, kind=_kind_of(change, row, who)),
         *_unknown_owner(change, row, budget_, who),
     )
     if errors:
         raise Unprocessable(errors=errors)
     own = {name: values.get(name) for name in ("amount", "until", "reason")}
     most = OVERRIDES_MAX, ORGANIZATION_OVERRIDES_MAX
-    _store_own(change, row, budget_override, who, own, "overridden", most)
+    _store_own(change, row, budget_override, (override_owner(who), who), own, "overridden", most)
     _defined(change)
     return {**row, **own, "name": who}
+
+
+def _kind_of(change: EntityWrite, row: Row, who: str) -> str:
+    """Return the kind of the group `who`, `group:ID`, of a budget's organization; empty if there is none."""
+    if not who.startswith(OF_GROUP):
+        return ""
+    lock_budgets(change.connection, id_in(row, "organization_id"))
+    of = caller_group.c
+    its = (of.organization_id == row["organization_id"], cast(of.id, Text) == who.removeprefix(OF_GROUP))
+    return change.connection.scalar(live(caller_group, of.kind).where(*its)) or ""
 
 
 def remove_override(change: EntityWrite) -> Row:
@@ -271,7 +295,7 @@ def remove_override(change: EntityWrite) -> Row:
     row, who = lock(change), str(change.command.values["who"])
     change.before = None
     of = budget_override.c
-    its = (of.budget_id == change.row_id, of.value == owner_of(who), _is_in_force)
+    its = (of.budget_id == change.row_id, of.value == override_owner(who), _is_in_force)
     removed = delete(budget_override).where(*its).returning(of.amount, of.until, of.reason)
     own = change.connection.execute(removed).mappings().first()
     if own is None:

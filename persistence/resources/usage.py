@@ -58,6 +58,7 @@ from persistence.entity import id_in, owned
 from persistence.error_mapping import QUERY_CANCELED
 from persistence.ledger.statements import SUM_MAX, SUMS_OF_CALL
 from persistence.registry import SUBJECTS
+from persistence.resources.groups import overrides_of_members
 from persistence.tables import (
     api_key,
     app_user,
@@ -461,9 +462,12 @@ class ConsoleQueries:
         return await self._rows(select(budget_use).where(*here).order_by(*most).limit(rows_max))
 
     async def own_limits(
-        self, budget_ids: Collection[int], owners: Collection[str]
-    ) -> tuple[Sequence[Row], Sequence[Row]]:
-        """Return raises and overrides in force of these budgets' owners, which are named as in their accounts."""
+        self, budget_ids: Collection[int], owners: Mapping[str, str]
+    ) -> tuple[Sequence[Row], Sequence[Row], Sequence[Row]]:
+        """Return raises and overrides in force of these budgets' owners, and those of their groups by member.
+
+        `owners` are their names by the owner's part of the account.
+        """
         raises, overrides = [
             await self._rows(
                 select(table).where(
@@ -475,7 +479,8 @@ class ConsoleQueries:
             else []
             for table in (budget_raise, budget_override)
         ]  # fmt: skip
-        return raises, overrides
+        of_groups = overrides_of_members(budget_ids, list(owners.values()))
+        return raises, overrides, await self._rows(of_groups.where(*self._own(budget_override)))
 
     async def outcomes(
         self, since: datetime, filters: Mapping[str, object], calls_max: int

@@ -7,9 +7,9 @@ the maximum is refused.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 from zoneinfo import ZoneInfoNotFoundError
 
 from gateway.core.accounts.budgets import (
@@ -116,6 +116,14 @@ class _CallerEntry:
         self.caller, self.service_id, self.user, self.budgets = caller, service_id, user, budgets
 
 
+class CallerBudget(NamedTuple):
+    """A budget of a caller: the name of its account there, and the ids of the caller's `groups`."""
+
+    account: str
+    budget: Budget
+    groups: tuple[int, ...] = ()
+
+
 class OrganizationBudgets:
     """The budgets of one organization, in groups that share an account; `callers` are the groups of its callers.
 
@@ -193,10 +201,11 @@ class OrganizationBudgets:
             begun, until, packed = self._definition(place, now_ms)
             name, usual = account_of(self.organization_id, first, first.value_of(asked)), b""
             enforcing = [budget for budget in group if budget.enforce]
-            if self._has_own[place] and have_own(group, owner := owner_in(name)):
+            if self._has_own[place] and have_own(group, owner := owner_in(name), asked.groups):
                 usual = packed
-                begun, until, packed = _defined_at(group, now_ms, owner)
-                enforcing = [one for one in enforcing if one.limit_of(owner, now_ms).amount is not None]
+                begun, until, packed = _defined_at(group, now_ms, owner, asked.groups)
+                limits = [one.limit_of(owner, now_ms, asked.groups).amount for one in enforcing]
+                enforcing = [one for one, limit in zip(enforcing, limits, strict=True) if limit is not None]
             since = max(since, begun)
             accounts.append(BudgetAccount(name, packed, bool(enforcing), usual))
             units.update([one.unit for one in group])
@@ -237,9 +246,9 @@ class OrganizationBudgets:
     def _same(self, units: frozenset[str]) -> frozenset[str]:
         return self._some.setdefault(units, units)
 
-    def of_caller(self, asked: CallAttributes) -> list[tuple[str, Budget]]:
-        """Return (account name, budget) for all that a caller's calls may use, whatever they ask for."""
-        found = []
+    def of_caller(self, asked: CallAttributes) -> list[CallerBudget]:
+        """Return all budgets that a caller's calls may use, whatever they ask for."""
+        found = list[CallerBudget]()
         for group in self._groups:
             first = group[0]
             models = (first.model,) if first.model else ()
@@ -248,7 +257,7 @@ class OrganizationBudgets:
             )
             if first.matches(mine):
                 name = account_of(self.organization_id, first, first.value_of(mine))
-                found += [(name, one) for one in group]
+                found += [CallerBudget(name, one, asked.groups) for one in group]
         return found
 
     def _definition(self, place: int, now_ms: int) -> tuple[int, int, bytes]:
@@ -258,12 +267,18 @@ class OrganizationBudgets:
         return known
 
 
-def _defined_at(group: Sequence[Budget], now_ms: int, owner: str = "") -> tuple[int, int, bytes]:
-    """Return an owner's windows of a group of budgets: valid since, valid until (Unix ms), and packed."""
+def _defined_at(
+    alike: Sequence[Budget], now_ms: int, owner: str = "", groups: Collection[int] = ()
+) -> tuple[int, int, bytes]:
+    """Return windows of budgets with equal selectors: valid since, valid until (Unix ms), and packed.
+
+    They are those of an `owner` in these `groups`.
+    """
     try:
-        return now_ms, windows_valid_until(group, now_ms, owner), defined(group, now_ms, owner)
+        until_ms = windows_valid_until(alike, now_ms, owner, groups)
+        return now_ms, until_ms, defined(alike, now_ms, owner, groups)
     except (ZoneInfoNotFoundError, ValueError) as error:
-        why = f"When a window of the budget {group[0].name} begins is not known here."
+        why = f"When a window of the budget {alike[0].name} begins is not known here."
         raise CountersUnavailable(why) from error
 
 
@@ -376,5 +391,5 @@ def _says(budgets: Sequence[Budget]) -> tuple[bool, ...]:
         SESSION in kinds,
         any(one.tool for one in budgets),
         any(one.server for one in budgets),
-        any(one.group_id for one in budgets),
+        any(one.has_groups for one in budgets),
     )

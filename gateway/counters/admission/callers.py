@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Final
 
-from gateway.core.accounts.budgets import Budget, CallAttributes
-from gateway.core.accounts.call_budgets import BudgetCache, CallBudgets
+from gateway.core.accounts.budgets import CallAttributes
+from gateway.core.accounts.call_budgets import BudgetCache, CallBudgets, CallerBudget
 from gateway.core.accounts.definitions import ModelLists
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import Run
@@ -490,7 +490,7 @@ class Directory(CallerCache):
             return ()
         return terms.groups.of(caller, caller.acts_for(said.user, call.user), said.project_id)
 
-    def budgets_of(self, caller: Caller, said: Attribution) -> list[tuple[str, Budget]]:
+    def budgets_of(self, caller: Caller, said: Attribution) -> list[CallerBudget]:
         """Return the accounts and budgets that any call of a caller, attributed as `said`, may take from."""
         terms = self._terms.find(caller.organization_id)
         if terms is None or terms.budgets is None:

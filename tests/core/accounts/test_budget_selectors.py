@@ -112,7 +112,10 @@ def test_too_many_of_groups_names_budgets_of_groups_that_meet() -> None:
 
 def test_too_many_takes_another_budget_of_groups_without_a_member_in_common() -> None:
     of_one = {f"budget {n}": ANY._replace(group_id=1, project_id=None, each=f"{n}") for n in range(16)}
-    assert list(too_many(of_one, ANY._replace(group_id=2), groups={"user": [frozenset({1}), frozenset({2})]})) == []
+    assert (
+        list(too_many(of_one, ANY._replace(group_id=2), groups={"user": [frozenset({1}), frozenset({2})]}))
+        == []
+    )
     [(field, _)] = too_many(of_one, ANY._replace(group_id=2), groups={"user": [frozenset({1, 2})]})
     assert field == "organization_id"
 

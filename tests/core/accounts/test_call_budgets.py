@@ -119,7 +119,7 @@ def test_a_raise_of_one_is_that_owners_until_it_ends() -> None:
     assert [limits_of(known.find(budgets, CALL, NOW + at)) for at in (0, 4, 5)] == [[50], [50], [10]]
     assert limits_of(known.find(budgets, eve, NOW)) == [10]
     assert known.find(budgets, eve, NOW).accounts[0].defined == of(EACH).find(eve, NOW).accounts[0].defined
-    [(name, budget)] = budgets.of_caller(CALL)
+    [(name, budget, _)] = budgets.of_caller(CALL)
     assert budget.limit_of(owner_in(name), NOW) == (50, "raise")
 
 
@@ -316,8 +316,8 @@ def test_a_zone_nobody_knows_refuses() -> None:
 def test_a_caller_is_told_of_budgets_whatever_it_may_ask_for() -> None:
     served = replace(OPUS, id=6, service_id=77, model="")
     told = of(MONTH, MINE, EACH, OPUS, served, replace(MINE, id=7, user="bob")).of_caller(CALL)
-    assert [one.id for _, one in told] == [1, 3, 4, 5, 6]
-    assert {one.id: name for name, one in told}[4] == account_of(1, EACH, "ada")
+    assert [one.id for _, one, _ in told] == [1, 3, 4, 5, 6]
+    assert {one.id: name for name, one, _ in told}[4] == account_of(1, EACH, "ada")
 
 
 def test_the_user_of_a_call_is_its_keys_own_first() -> None:
@@ -443,3 +443,24 @@ def test_call_with_a_claim_of_a_seventeenth_budget_is_refused_with_its_groups() 
     with pytest.raises(TooManyBudgets, match=r"groups 1, 2, .*, 16, 99") as caught:
         budgets.find(CallAttributes(*asked), NOW)
     assert (caught.value.status, caught.value.reason) == (400, "too_many_budgets")
+
+
+def test_override_of_a_group_limits_calls_of_members_until_it_ends() -> None:
+    """Each has 10: Ada, a member by hand, has 3 for five milliseconds; a caller with the claim has no limit."""
+    groups = {"group:5": PersonalOverride(3, NOW + 5), "group:9": PersonalOverride(None)}
+    budgets = grouped(replace(EACH, overrides=groups), members=[("user", "ada", 5)])
+    known, call = BudgetCache(), CallRequest("m", GENERIC, b"")
+    plain, claiming = Caller(1, 3, 40, 0), Caller(1, 3, 40, 0, claims=("platform",))
+
+    def find(caller: Caller, user: str, at_ms: int = NOW) -> CallBudgets:
+        return known.find_by_caller(budgets, caller, 2, Attribution(user), call, at_ms)
+
+    assert [limits_of(find(plain, "ada", NOW + at)) for at in (0, 4, 5)] == [[3], [3], [10]]
+    assert limits_of(find(plain, "eve")) == [10]
+    assert [account.enforced for user in ("eve", "ada") for account in find(claiming, user).accounts] == [
+        False,
+        True,
+    ]
+    assert limits_of(find(claiming, "ada")) == [3]
+    [(name, budget, ids)] = budgets.of_caller(CALL._replace(user="ada", groups=(5, 9)))
+    assert budget.limit_of(owner_in(name), NOW, ids) == (3, "group")
