@@ -51,7 +51,7 @@ from gateway.admin.resources.values import (
 )
 from gateway.core.accounts.administration import BILLING, OPERATOR, READ, TEAM_ROLES, Row, RowScope, access
 from gateway.core.accounts.budget_amounts import THRESHOLDS, THRESHOLDS_MAX
-from gateway.core.accounts.budget_selectors import SELECTING
+from gateway.core.accounts.budget_selectors import Selector
 from gateway.core.accounts.budgets import EACH, ENFORCE, FINISH, HOLDS, MODES, MONEY, ON_EXHAUSTED, UNITS
 from gateway.core.accounts.intervals import INTERVALS
 from gateway.core.accounts.plans import TERMS, WEIGHT_DIGITS_MAX, WEIGHT_MAX, Term
@@ -231,7 +231,7 @@ RESOURCES = (
 
 ANY_NAME = "*"
 # Fields that define a budget's windows; they never change.
-WINDOW = ("organization_id", *SELECTING, "tags", "each", "unit", "interval", "time_zone", "anchor_day")
+WINDOW = ("organization_id", *Selector._fields, "unit", "interval", "time_zone", "anchor_day")
 # The choices come from the domain's own constants.
 Unit: Any = Literal[UNITS]
 Interval: Any = Literal[tuple(INTERVALS)]

@@ -21,11 +21,12 @@ CLAIM: Final = "claim"
 SETS_MAX: Final = 200
 # Most budgets named in an error.
 NAMES_MAX: Final = 20
-# Fields by which a budget selects calls, and of which a call has one value.
+# Fields by which a budget selects calls, beside tags. A call has one value of all but the last.
 SELECTING: Final = (
-    "tenant_id", "user", "api_key_id", "project_id", "model", "service_id", "tool", "server",
+    "tenant_id", "user", "api_key_id", "project_id", "model", "service_id", "tool", "server", "group_id",
 )  # fmt: skip
-_MODEL: Final = SELECTING.index("model")
+_SINGLE: Final = SELECTING[:-1]
+_MODEL: Final = _SINGLE.index("model")
 _FOLDED: Final = ("model", "tool", "server")  # compared without case
 
 
@@ -152,15 +153,15 @@ def _most_met(
 def _exceeding(selectors: Sequence[Selector], at: int, most: int, left: list[int]) -> Sequence[Selector]:
     """Return selectors that one call may match and that need more than `most` accounts; empty if none do.
 
-    The groups, and the fields of `SELECTING` before position `at`, are decided already. `left` holds the number of
+    The groups, and the fields of `_SINGLE` before position `at`, are decided already. `left` holds the number of
     remaining comparisons: once it is used up, all `selectors` are returned.
     """
-    if at == len(SELECTING):
+    if at == len(_SINGLE):
         return selectors if len(selectors) > most else ()
     left[0] -= len(selectors)
     if left[0] < 0:
         return selectors
-    name, following = SELECTING[at], at + 1
+    name, following = _SINGLE[at], at + 1
     by_value: dict[Any, list[Selector]] = {}
     for one in selectors:
         by_value.setdefault(one[at], []).append(one)
@@ -186,7 +187,7 @@ def _shapes(selectors: Iterable[Selector], at: int) -> set[object]:
     return {
         (
             one[:at],
-            *(part is not None for part in one[at : len(SELECTING)]),
+            *(part is not None for part in one[at : len(_SINGLE)]),
             _length(one.model) if at <= _MODEL else 0,
             one.tags,
             one.group_id,
@@ -204,7 +205,7 @@ def _meet(one: Selector, other: Selector) -> bool:
     """Return whether one call may match both selectors."""
     return all(
         a is None or b is None or _takes(name, a, b) or _takes(name, b, a)
-        for name, a, b in zip(SELECTING, one, other, strict=False)
+        for name, a, b in zip(_SINGLE, one, other, strict=False)
     )
 
 

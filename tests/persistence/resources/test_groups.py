@@ -115,7 +115,7 @@ async def test_group_with_a_claim_is_of_users(desk: Desk) -> None:
 async def test_group_of_a_budget_stays_until_that_is_deleted(desk: Desk) -> None:
     group_id = int(str((await make(desk))["id"]))
     made = await desk.make(group_id=group_id, name="pool")
-    with pytest.raises(Conflict, match="of this group, delete them first: pool"):
+    with pytest.raises(Conflict, match="name this group, delete them first: pool"):
         await desk.do("delete", group_id, "groups")
     await desk.do("delete", int(str(made["id"])))
     await desk.do("delete", group_id, "groups")
