@@ -26,14 +26,15 @@ _STAYS = "stays, as members and budgets go by it: make another group"
 
 
 class GroupCreate(In):
-    """A new group. Where a key's calls may name anybody (`user_header`), they may name a member as well."""
+    """A new group."""
 
     organization_id: Id
     name: Text
     kind: Kind = Field(description="What its members are.")
     members: Members = Field(
         default=[],
-        description="Users by the callers' own names; tenants, API keys and projects by their ids.",
+        description="Users by the callers' own names; tenants, API keys and projects by their ids. A key with "
+        "user_header accept may name any user, so a member as well.",
     )
     claim: Text | None = optional(
         "Of users: a name of a group of sign-in or of an issuer's tokens. Who comes with it is a member too."
