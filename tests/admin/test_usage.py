@@ -237,6 +237,20 @@ async def test_usage_report_has_a_call_with_each_of_its_groups(
     assert {item["group_id"] for item in items} == {5, 9}
 
 
+async def test_usage_report_has_tags_of_calls_beside_their_groups(
+    api: Api, calls: list[dict[str, Any]]
+) -> None:
+    items = (await api.get(f"usage?{SPAN}&group_by=tag:feature,group&tag:team=red")).json["items"]
+    wanted = Counter(
+        (call["tags"].get("feature"), group)
+        for call in calls
+        for group in call["groups"]
+        if call["tags"].get("team") == "red"
+    )
+    assert wanted
+    assert {(item["tag:feature"], item["group_id"]): item["requests"] for item in items} == wanted
+
+
 async def test_usage_report_and_calls_are_filtered_by_group(api: Api, calls: list[dict[str, Any]]) -> None:
     within = expected([call for call in calls if 9 in call["groups"]], STARTS["none"], "tenant_id")
     assert within
