@@ -210,6 +210,7 @@ def _parameter(each: Any) -> str:
 HINTS = {
     "invalid_request": "Correct the field the message names; "
     "[how requests are read](../metering.md#what-a-request-must-be).",
+    "too_many_budgets": "Ask for fewer models, or leave a group that has a budget; [groups](../budgets.md#groups).",
     "user_required": "Name the user in `x-tollkeeper-user` or in the body; "
     "the key has `user_header: require`.",
     "run_required": "Name a run in `x-tollkeeper-run`; [runs](../runs.md#policies).",

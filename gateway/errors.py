@@ -163,8 +163,8 @@ class RequestTimeout(MalformedRequest, status=408):
     """The request did not arrive in time."""
 
 
-class TooManyBudgets(InvalidRequest):
-    """This call would use more budgets than one call may: ask for fewer models at once."""
+class TooManyBudgets(InvalidRequest, reason="too_many_budgets", status=400):
+    """This call would use more budgets than one call may: ask for fewer models, or leave groups."""
 
 
 class UserRequired(Refusal, reason="user_required", status=400):

@@ -62,7 +62,11 @@ KEPT = {
     ),
     "audit_log": (_THEIR_AUDIT, ()),
     "budget": ('organization_id = %(organization)s AND "user" = %(name)s', ()),
-    **dict.fromkeys(("budget_override", "budget_raise"), (f"{_OF_THEM} AND name = %(name)s", ())),
+    **dict.fromkeys(
+        ("budget_override", "budget_raise"), (f"{_OF_THEM} AND name = %(name)s AND name <> value", ())
+    ),
+    "caller_group": ("organization_id = %(organization)s AND kind = 'user' AND members ? %(name)s", ()),
+    "signed_in_user": ("organization_id = %(organization)s AND name = %(name)s", ()),
     "raise_request": (f"requested_by IN ({_SCOPES}) OR {_OF_THEM} AND who = %(name)s", ()),
     "control_write": (f"account IN ({_ACCOUNTS}) OR payload ->> 'user' = %(name)s", ()),
     "call": ("user_id = %(id)s", ()),
@@ -109,6 +113,8 @@ _TAKEN_OUT = {
        person = NULL, issuer = NULL, identity = NULL WHERE {_THEIR_AUDIT}""",
     "budget_override": f"DELETE FROM budget_override WHERE {KEPT['budget_override'][0]}",
     "budget_raise": f"DELETE FROM budget_raise WHERE {KEPT['budget_raise'][0]}",
+    "caller_group": f"UPDATE caller_group SET members = members - %(name)s WHERE {KEPT['caller_group'][0]}",
+    "signed_in_user": f"DELETE FROM signed_in_user WHERE {KEPT['signed_in_user'][0]}",
     "raise_request": f"""UPDATE raise_request SET reason = '-',
        who = CASE WHEN {_OF_THEM} AND who = %(name)s THEN %(none)s ELSE who END
  WHERE {KEPT["raise_request"][0]}""",

@@ -20,7 +20,7 @@ from persistence.billing import (
     subscriptions,
 )
 from persistence.entity import Entity
-from persistence.resources import access, app_users, catalogue, integrity, people, quota, webhooks
+from persistence.resources import access, app_users, catalogue, groups, integrity, people, quota, webhooks
 
 SUBJECTS: dict[str, Entity] = {
     "organizations": people.ORGANIZATION_SUBJECT,
@@ -43,6 +43,7 @@ SUBJECTS: dict[str, Entity] = {
     "exchange-rates": catalogue.RATE_SUBJECT,
     "reratings": reratings.SUBJECT,
     "budgets": quota.BUDGET_SUBJECT,
+    "groups": groups.SUBJECT,
     "budget-accounts": quota.BUDGET_ACCOUNTS,
     "budget-overrides": quota.BUDGET_OVERRIDES,
     "charges": charges.CHARGE_SUBJECT,

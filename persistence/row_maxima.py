@@ -25,6 +25,7 @@ MOST: Mapping[str, int] = {
     "admin-tokens": 200,
     "api-keys": 10_000,
     "budgets": 500,
+    "groups": 500,
     "raise-requests": 10_000,
     "tenants": 1_000,
     "users": 10_000,

@@ -222,6 +222,7 @@ class BudgetColumns(Columns):
     of_team: Column[bool]
     tool: Column[str | None]
     server: Column[str | None]
+    group_id: Column[int | None]
     tags: Column[Any]
 
 class BudgetOverrideColumns(Columns):
@@ -325,7 +326,19 @@ class CallColumns(Columns):
     refused_by: Column[int | None]
     priced_at: Column[datetime | None]
     hour_factor: Column[str | None]
+    groups: Column[Any | None]
     tags: Column[Any | None]
+
+class CallerGroupColumns(Columns):
+    id: Column[int]
+    organization_id: Column[int]
+    name: Column[str]
+    kind: Column[str]
+    members: Column[Any]
+    claim: Column[str | None]
+    created_at: Column[datetime]
+    updated_at: Column[datetime]
+    deleted_at: Column[datetime | None]
 
 class ChargeColumns(Columns):
     id: Column[int]
@@ -1081,6 +1094,11 @@ class ShareColumns(Columns):
     created_at: Column[datetime]
     updated_at: Column[datetime]
 
+class SignedInUserColumns(Columns):
+    organization_id: Column[int]
+    name: Column[str]
+    claims: Column[Any]
+
 class SubscriptionPlanColumns(Columns):
     id: Column[int]
     name: Column[str]
@@ -1457,6 +1475,7 @@ budget_told: Table[BudgetToldColumns]
 budget_use: Table[BudgetUseColumns]
 business_model: Table[BusinessModelColumns]
 call: Table[CallColumns]
+caller_group: Table[CallerGroupColumns]
 charge: Table[ChargeColumns]
 checkout: Table[CheckoutColumns]
 clock_ahead: Table[ClockAheadColumns]
@@ -1514,6 +1533,7 @@ service: Table[ServiceColumns]
 service_activation: Table[ServiceActivationColumns]
 service_discount: Table[ServiceDiscountColumns]
 share: Table[ShareColumns]
+signed_in_user: Table[SignedInUserColumns]
 subscription_plan: Table[SubscriptionPlanColumns]
 subscription_plan_price: Table[SubscriptionPlanPriceColumns]
 subscription_segment: Table[SubscriptionSegmentColumns]

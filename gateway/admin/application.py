@@ -70,7 +70,8 @@ def build(ports: AdminPorts) -> web.Application:
         if resource.deletable:
             app.router.add_delete(one, views.delete)
         for part in resource.parts:
-            app.router.add_get(f"{one}/{part.name}", partial(views.part, part=part))
+            if part.out is not None:
+                app.router.add_get(f"{one}/{part.name}", partial(views.part, part=part))
             for method, action in part.writes:
                 place = f"{one}/{part.name}/{{{part.key}:[^/]+}}"
                 app.router.add_route(method, place, partial(views.write_part, part=part, action=action))

@@ -24,7 +24,7 @@ from gateway.calls.journal import itemize
 from gateway.core.accounts.administration import Query, Row
 from gateway.core.accounts.budget_amounts import read_budget
 from gateway.core.accounts.budget_selectors import BUDGETS_MAX
-from gateway.core.accounts.budgets import BY_OVERRIDE, BY_RAISE, CallAttributes
+from gateway.core.accounts.budgets import BY_GROUP, BY_OVERRIDE, BY_RAISE, CallAttributes
 from gateway.core.billing.price_book import KINDS, TOKENS_A_PRICE, USES_A_PRICE
 from gateway.core.families.mcp import PREFIX
 from gateway.errors import Forbidden, NotFound
@@ -47,6 +47,7 @@ _BROKEN = {
 }
 # The step that refuses for a reason; a reason without one is shown with the outcome.
 _REFUSES = {
+    "too_many_budgets": "budgets",
     "tenant_blocked": "caller", "model_not_allowed": "caller", "user_required": "caller",
     "run_required": "caller",
     "service_not_included": "service", "rate_limited": "limits", "concurrency_limited": "limits",
@@ -261,6 +262,7 @@ class Explanation:
             self._user or str(self._key.get("user") or ""), call["project_id"],
             tuple(filter(None, (call["model"], call["response_model"]))), call["session"] or "", tool, server,
             tuple(call["tags"].items()),
+            tuple(call["groups"]),
         )  # fmt: skip
         query = _query(BUDGETS_MAX, organization_id=call["organization_id"])
         rows = (await self._wide.store.page("budgets", query)).rows
@@ -371,7 +373,7 @@ async def _budget(ports: AdminPorts, row: Row, asked: CallAttributes) -> str:
 
 
 # What decides a limit in place of the budget.
-_BY = {BY_RAISE: "a raise", BY_OVERRIDE: "an override"}
+_BY = {BY_RAISE: "a raise", BY_OVERRIDE: "an override", BY_GROUP: "an override of a group"}
 
 
 def _movement(resource: str, row: Json, currency: str | None) -> str:

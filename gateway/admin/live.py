@@ -73,7 +73,7 @@ async def own_budgets(ports: AdminPorts, rows: Sequence[Row], whose: str) -> lis
     at_ms, owner = _now_ms(), owner_of(whose)
     names = [account_of(int(str(row["organization_id"])), read_budget(row), whose) for row in rows]
     limits, live = await asyncio.gather(
-        _own_limits(ports, rows, [owner]), _peeked_budgets(ports, list(zip(rows, names, strict=True)))
+        _own_limits(ports, rows, {owner: whose}), _peeked_budgets(ports, list(zip(rows, names, strict=True)))
     )
     stored = await asyncio.gather(
         *(
@@ -87,7 +87,7 @@ async def own_budgets(ports: AdminPorts, rows: Sequence[Row], whose: str) -> lis
         its = limits[row["id"]]
         own = _figures({**row, **its}, at_ms, (_started(row, at_ms), used), live, name)
         if own["limit_by"] != BY_BUDGET:
-            of = its["raises" if own["limit_by"] == BY_RAISE else "overrides"][owner]
+            of = its["raises" if own["limit_by"] == BY_RAISE else "overrides"].get(owner, _OF_A_GROUP)
             own |= {"raised_to": None, "raised_until": of.until, "raise_reason": of.reason}
             if own["limit_by"] == BY_RAISE:
                 own["raised_to"] = of.amount
@@ -106,7 +106,7 @@ async def _everybody(ports: AdminPorts, row: Row, stored: Sequence[Row], at_ms: 
     """Return stored accounts of a budget with their current use."""
     names = [f"{_account(row)}:{each['value']}" for each in stored]
     limits, live = await asyncio.gather(
-        _own_limits(ports, [row], [str(account["value"]) for account in stored]),
+        _own_limits(ports, [row], {str(account["value"]): str(account["name"]) for account in stored}),
         _peeked_budgets(ports, [(row, name) for name in names]),
     )
     row = {**row, **limits[row["id"]]}
@@ -126,19 +126,29 @@ class _OwnLimit(NamedTuple):
     reason: object
 
 
+_OF_A_GROUP = _OwnLimit(None, 0, None, None)
+# Limits in the order of `own_limits`: raises, overrides, and overrides of groups.
+_OWN = ("raises", "overrides", "overrides")
+
+
 async def _own_limits(
-    ports: AdminPorts, rows: Sequence[Row], owners: Sequence[str]
-) -> Mapping[object, Mapping[str, Mapping[str, _OwnLimit]]]:
-    """Return `raises` and `overrides` of these owners, by budget and by owner as accounts name it."""
-    limits: dict[object, dict[str, dict[str, _OwnLimit]]] = {
-        row["id"]: {"raises": {}, "overrides": {}} for row in rows
+    ports: AdminPorts, rows: Sequence[Row], owners: Mapping[str, str]
+) -> Mapping[object, Mapping[str, dict[str, Any]]]:
+    """Return `raises`, `overrides` and `of_groups` of these owners, by budget and by owner as accounts name it.
+
+    `owners` are their names. `of_groups` are ids of an owner's groups that have an override.
+    """
+    limits: dict[object, dict[str, dict[str, Any]]] = {
+        row["id"]: {"raises": {}, "overrides": {}, "of_groups": {}} for row in rows
     }
-    found = await ports.figures.own_limits([int(str(row["id"])) for row in rows], owners)
-    for name, stored in zip(("raises", "overrides"), found, strict=True):
-        for own in stored:
-            until = cast("datetime | None", own["until"])
-            limit = _OwnLimit(own["amount"], ms_of(until), until, own["reason"])
-            limits[own["budget_id"]][name][str(own["value"])] = limit
+    values = {name: value for value, name in owners.items() if value != OTHERS}
+    stored = await ports.figures.own_limits([int(str(row["id"])) for row in rows], owners)
+    for name, own in ((name, own) for name, some in zip(_OWN, stored, strict=True) for own in some):
+        until = cast("datetime | None", own["until"])
+        limit = _OwnLimit(own["amount"], ms_of(until), until, own["reason"])
+        limits[own["budget_id"]][name][str(own["value"])] = limit
+        if owner := values.get(str(own.get("member"))):
+            limits[own["budget_id"]]["of_groups"].setdefault(owner, []).append(own["group_id"])
     return limits
 
 
@@ -161,7 +171,9 @@ def _figures(
     """
     budget, (start, used) = read_budget(row), stored
     known = None if start is None else (ms_of(start), int(used))
-    now = compute_balance(budget, at_ms, known, live.get(name), owner_in(name))
+    owner = owner_in(name)
+    of_groups = cast("Mapping[str, Sequence[int]]", row.get("of_groups") or {})
+    now = compute_balance(budget, at_ms, known, live.get(name), owner, groups=of_groups.get(owner, ()))
     return {
         "limit": None if now.limit is None else amount_of(budget.unit, now.limit),
         "limit_by": now.limit_by,

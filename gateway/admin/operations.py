@@ -177,8 +177,9 @@ class Operations:
         values = requests.check_body(part.named, dict.fromkeys(part.named.model_fields, named))
         if action.body is not None:
             values = {**values, **requests.check_body(action.body, sent)}
-        command = replace(self._command(asked, action.name, row_id, values), render=part.render)
-        return await self._do(command, part, 204 if action.body is None else 200)
+        answers = self.resource if part.out is None else part
+        command = replace(self._command(asked, action.name, row_id, values), render=answers.render)
+        return await self._do(command, answers, 204 if action.body is None else 200)
 
     async def create(self, asked: WriteRequest, sent: requests.Body) -> WriteResult:
         """Create a row from a JSON body; a new secret is only in this answer."""

@@ -44,7 +44,7 @@ class UseTerms:
     """The terms at which a use was admitted: its caller, its prices, and its hold.
 
     `accounts` are the names of its budgets' accounts, whose money is in `currency`. `weights` are those of
-    the plan, and `columns` is the attribution in its settlement. `tags` are those of its call.
+    the plan, and `columns` is the attribution in its settlement. `tags` and `groups` are those of its call.
     """
 
     caller: Caller
@@ -58,6 +58,7 @@ class UseTerms:
     weights: Weights | None = None
     columns: str = ""
     tags: Tags = ()
+    groups: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -179,7 +180,9 @@ def charge(look_up: PriceOf, ended_ms: int, use: MeteredUse, terms: UseTerms) ->
     elif tools:
         without = named_unpriced(tools)
     hour = _hour_of(price if price_id else None, parts, prices, ended_ms)
-    facts = _facts_of(use, detail, cost, currency, price_id, without, rate, parts, hour, terms.tags)
+    facts = _facts_of(
+        use, detail, cost, currency, price_id, without, rate, parts, hour, terms.tags, terms.groups
+    )
     settlement = release(terms)
     settlement.metadata = write_facts(facts if used else briefly(facts))
     if used:
@@ -275,7 +278,9 @@ def _by_report(
 def charge_as_held(use: MeteredUse, terms: UseTerms, held: Held) -> ChargedUse:
     """Return the charge of a use that cannot be read, which is the whole amount `held`."""
     cost = held.cost if terms.currency else None
-    facts = _facts_of(use, use.detail, cost, terms.currency, 0, "", "", NO_PARTS, None, terms.tags)
+    facts = _facts_of(
+        use, use.detail, cost, terms.currency, 0, "", "", NO_PARTS, None, terms.tags, terms.groups
+    )
     settlement = release(terms)
     settlement.charge, settlement.metadata = True, write_facts(facts)
     settlement.tokens = held.tokens if terms.service.counts_tokens else 0
@@ -296,7 +301,7 @@ def release(terms: UseTerms, hold_ttl_ms: int = 0) -> Settlement:
 
 def _facts_of(  # noqa: PLR0917  # the values that no use says by itself
     use: MeteredUse, detail: Detail, cost: int | None, currency: str, price_id: int, without: str, rate: str,
-    parts: tuple[ModelPart, ...], hour: tuple[int, str] | None, tags: Tags,
+    parts: tuple[ModelPart, ...], hour: tuple[int, str] | None, tags: Tags, groups: tuple[int, ...],
 ) -> tuple[Any, ...]:  # fmt: skip
     return (
         use.model, detail.model, use.streamed, use.status, use.duration_ms, use.first_token_ms,
@@ -307,7 +312,7 @@ def _facts_of(  # noqa: PLR0917  # the values that no use says by itself
         use.reason or (UPSTREAM_ERROR if use.status >= 400 else ""),
         use.used_ms, without, rate,
         tuple([(one.model, one.vector.price_id, one.counts) for one in parts]) if parts else (), hour,
-        dict(tags) if tags else _NO_TAGS,
+        dict(tags) if tags else _NO_TAGS, groups,
     )  # fmt: skip
 
 

@@ -105,7 +105,7 @@ def _use(hold: CallerHold, route: str, now_ms: int, status: int, detail: Detail)
 def _terms(hold: CallerHold, prices: CallPrices) -> UseTerms:
     return UseTerms(
         hold.caller, hold.id, hold.user, hold.service, prices, hold.budgets, bool(hold.budgets),
-        hold.currency, hold.weights, hold.columns, hold.tags,
+        hold.currency, hold.weights, hold.columns, hold.tags, hold.groups,
     )  # fmt: skip
 
 

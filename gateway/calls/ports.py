@@ -86,6 +86,13 @@ class DirectoryPort(Protocol):
         and the result is not cached. Fails with `CountersUnavailable`.
         """
 
+    @property
+    def grouped(self) -> bool:
+        """Whether an organization has groups: else `groups` need not be called."""
+
+    def groups(self, caller: Caller, said: Attribution, call: CallRequest) -> tuple[int, ...]:
+        """Return the ids of the groups that a call is in; `said` is the attribution of the call."""
+
     def model_lists(self, caller: Caller) -> ModelLists | None:
         """Return the model lists of the caller's organization, or None. Fails with `CountersUnavailable`."""
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gateway.core.accounts.budget_amounts import MONEY_DIGITS_MAX
-from gateway.core.accounts.budgets import MONEY, TENANT
+from gateway.core.accounts.budgets import MONEY, OF_GROUP, TENANT
 from gateway.core.accounts.tags import tag_in
 from gateway.core.processes import Program
 
@@ -82,6 +82,10 @@ def _names_tags(verb: str, values: Row, row: Row) -> bool:
     return bool(values.get("tags")) or tag_in(str(values.get("each") or "")) != ""
 
 
+def _names_group(verb: str, values: Row, row: Row) -> bool:
+    return values.get("group_id") is not None or str(values.get("who", "")).startswith(OF_GROUP)
+
+
 # Names are said by running programs, so none is ever removed.
 CAPABILITIES: Mapping[str, Capability] = {
     "large_budgets": Capability(
@@ -127,6 +131,12 @@ CAPABILITIES: Mapping[str, Capability] = {
     ),
     "service_discounts": Capability(
         "Discounts on services", {"organization-services": _sets("discount")}, schema="0138"
+    ),
+    "groups": Capability(
+        "Groups and budgets of them",
+        {"groups": lambda verb, values, _: verb != "delete", "budgets": _names_group},
+        layout=133,
+        schema="0135",
     ),
     "run_policies": Capability(
         "Policies of runs", dict.fromkeys(("organizations", "tenants", "api-keys"), _sets("runs")), layout=133

@@ -25,6 +25,8 @@ FAMILY_OF: Final = {
 USUAL_ALGORITHMS: Final = ("RS256", "ES256")
 LEEWAY_S: Final = 30.0
 SUBJECT: Final = "/sub"
+# Where most providers name the groups of a person.
+GROUPS: Final = "/groups"
 _LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 
@@ -51,7 +53,7 @@ class Issuer:
     Its keys are in `jwks_file`, at `jwks_uri`, or at the URL in its discovery document; `token_file` holds a
     bearer token for requests to it. `subject` is the claim by which API keys are found, and `subjects` maps
     its values to names of keys; if empty, values are the names. `user` is the claim with the user, empty for
-    none. A token must have one of the listed values of each claim in `require`. `proxies` are used to reach
+    none; `groups` is the claim with names of groups. A token must have one of the listed values of each claim in `require`. `proxies` are used to reach
     it.
     """
 
@@ -67,6 +69,7 @@ class Issuer:
     subjects: tuple[tuple[str, str], ...] = ()
     user: str = ""
     require: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    groups: str = GROUPS
     proxies: Proxies = DIRECT
 
 
@@ -240,12 +243,13 @@ _NEVER: Final = 2.0**53
 class TokenSubject:
     """The key and user that a token stands for. `known_as` are names of keys: the first that exists counts.
 
-    `ends` is in seconds since the epoch.
+    `ends` is in seconds since the epoch. `groups` are names of groups that it says its holder is in.
     """
 
     known_as: tuple[str, ...]
     user: str
     ends: float
+    groups: tuple[str, ...] = ()
 
 
 def read_claims(issuer: Issuer, claims: Mapping[str, Any], now: float) -> TokenSubject:
@@ -262,7 +266,8 @@ def read_claims(issuer: Issuer, claims: Mapping[str, Any], now: float) -> TokenS
     for pointer, wanted in issuer.require:
         if not any(one in wanted for one in _texts(claims, pointer)):
             raise refused(CLAIMS, f"The token's claim {pointer} has none of the values that are accepted.")
-    return TokenSubject(_subjects(issuer, claims), _user(issuer, claims), ends)
+    groups = tuple(dict.fromkeys(_texts(claims, issuer.groups)))
+    return TokenSubject(_subjects(issuer, claims), _user(issuer, claims), ends, groups)
 
 
 def _end(issuer: Issuer, claims: Mapping[str, Any], now: float) -> float:
@@ -372,10 +377,14 @@ class SignIn:
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """A person named by a provider. Their admin token is that of the first existing name in `known_as`."""
+    """A person named by a provider. Their admin token is that of the first existing name in `known_as`.
+
+    `groups` are names of groups that the provider says they are in.
+    """
 
     who: PersonIdentity
     known_as: tuple[str, ...]
+    groups: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,7 +426,7 @@ def read_person(
     if _EMAIL in _believed(provider.issuer) and not _is_verified(claims):
         raise refused(CLAIMS, "The provider does not say that this address of e-mail is verified.")
     who = PersonIdentity(provider.issuer.issuer, identity, meaning.user or identity)
-    return Person(who, meaning.known_as)
+    return Person(who, meaning.known_as, meaning.groups)
 
 
 def _believed(issuer: Issuer) -> set[str]:

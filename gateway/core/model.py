@@ -161,6 +161,7 @@ class Caller:
     `user` is the user of all its calls; if empty, `user_header` says whether calls may name one. `unsettled`
     says what its unsettled holds cost, `priority` is the highest that its calls may claim, `runs` its policy
     of runs, `spent` the answer when an amount is used up, and `tags` are those that its calls always have.
+    `claims` are names of groups that an issuer's token says.
     """
 
     organization_id: int
@@ -175,6 +176,7 @@ class Caller:
     runs: RunPolicy | None = None
     spent: SpentAnswer = UNSAID
     tags: tuple[tuple[str, str], ...] = ()
+    claims: tuple[str, ...] = ()
 
     def acts_for(self, named: str, in_body: str = "") -> str:
         """Return the user for whom a call is made; empty for none.

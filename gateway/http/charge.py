@@ -91,10 +91,9 @@ class AdmittedCall:
     """
 
     __slots__ = (
-        "_accounts", "_covered", "_exchange", "_money_rate", "_observed", "_raises", "_rate", "_request",
-        "_tags",
-        "attempt", "binds", "budgets", "call", "caller", "claim", "decision", "due", "first_token", "head",
-        "meter", "prices", "request_id", "room", "service", "upstream_id", "user", "worker",
+        "_accounts", "_covered", "_exchange", "_money_rate", "_observed", "_raises", "_rate", "_request", "_tags",
+        "attempt", "binds", "budgets", "call", "caller", "claim", "decision", "due", "first_token", "groups",
+        "head", "meter", "prices", "request_id", "room", "service", "upstream_id", "user", "worker",
     )  # fmt: skip
 
     claim: CallClaim
@@ -119,6 +118,7 @@ class AdmittedCall:
         self._tags: Tags = ()
         if caller.tags or self.head.attribution.tags:
             self._tags = self.worker.ports.directory.tags(caller, self.head.attribution)
+        self.groups: tuple[int, ...] = ()
         self._raises = raises
         self._accounts: tuple[str, ...] = ()
         # The watched extension of the hold. Then, once computed: the tokens that the hold covers (-1 before),
@@ -143,6 +143,8 @@ class AdmittedCall:
         call, caller, vectors = self.call, self.caller, self.prices.vectors
         _, claim, request, decision, self.binds = admission
         self.user = request.user
+        if worker.ports.directory.grouped:
+            self.groups = worker.ports.directory.groups(caller, head.attribution, call)
         self.claim, self._request = claim, request
         self.decision, self.due = decision, True
         self._exchange.charge = self
@@ -277,7 +279,8 @@ class AdmittedCall:
 
     def owe(self, before: AdmittedCall) -> None:
         """Charge this call to the hold of `before`, an earlier call on the same WebSocket."""
-        self.user, self.claim, self._accounts = before.user, before.claim, before._accounts
+        self.user, self.groups, self.claim = before.user, before.groups, before.claim
+        self._accounts = before._accounts
         self.decision, self.due, self.binds = Admitted(), True, before.binds
         self._exchange.charge = self
 
@@ -394,7 +397,7 @@ class AdmittedCall:
         return UseTerms(
             self.caller, self.request_id, self.user, self.service, self.prices, self._accounts,
             budgets is not None, "" if budgets is None else budgets.currency, None,
-            self.head.said.columns, self._tags,
+            self.head.said.columns, self._tags, self.groups,
         )  # fmt: skip
 
     def _charged(self, usage: TokenUsage, status: int, reason: str, used: bool) -> ChargedUse:

@@ -30,6 +30,7 @@ from gateway.issuers.keys import AllKeys, IssuerKeys
 KNOWN_BYTES_MAX: Final = 16 * 1024 * 1024
 ENTRY_BYTES: Final = 1024
 SUBJECT_BYTES: Final = 640
+GROUP_BYTES: Final = 128
 AGAIN_S: Final = 30.0
 
 
@@ -56,7 +57,7 @@ class _VerifiedCaller:
 
     def __init__(self, issuer: IssuerKeys, key: VerifyingKey, meaning: TokenSubject) -> None:
         self.issuer, self.key, self.meaning = issuer, key, meaning
-        self.size = ENTRY_BYTES + SUBJECT_BYTES * len(meaning.known_as)
+        self.size = ENTRY_BYTES + SUBJECT_BYTES * len(meaning.known_as) + GROUP_BYTES * len(meaning.groups)
         self.again = 0.0
         self.digest = ""
         self.found: Caller | None = None
@@ -69,11 +70,12 @@ class _VerifiedCaller:
     def stands_for(self, found: Caller) -> Caller:
         """Return the caller for this token from the caller of its API key.
 
-        The user is that of the key, or of the token if the key has none.
+        The user is that of the key, or of the token if the key has none. The token's groups are claims.
         """
-        user = self.meaning.user
-        self.found = found
-        self.caller = caller = replace(found, user=user) if user and not found.user else found
+        meaning, self.found = self.meaning, found
+        if meaning.user and not found.user:
+            found = replace(found, user=meaning.user)
+        self.caller = caller = replace(found, claims=meaning.groups) if meaning.groups else found
         return caller
 
 

@@ -57,6 +57,7 @@ from gateway.core.families.header_fields import may_pass
 from gateway.core.families.registry import ALL, FAMILIES, SHAPES
 from gateway.core.http_limits import Count, Seconds
 from gateway.core.issuers import (
+    GROUPS,
     LEEWAY_S,
     SUBJECT,
     USUAL_ALGORITHMS,
@@ -107,6 +108,7 @@ class IssuerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     subjects: Subjects = {}
     user: Claim | Literal[""] = ""
     require: Required = {}
+    groups: Claim = GROUPS
 
 
 def issuers_of(written: Iterable[IssuerConfig]) -> tuple[Issuer, ...]:
@@ -167,6 +169,7 @@ class ProviderConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     person: Claim | Literal[""] = ""
     require: Required = {}
     end_session: bool = True
+    groups: Claim = GROUPS
 
 
 class SignInConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -197,7 +200,7 @@ def sign_in_of(written: SignInConfig) -> SignIn:
 
 
 def _provider(one: ProviderConfig) -> IdentityProvider:
-    said = {name: getattr(one, name) for name in ("algorithms", "ca_file", "leeway_s", "subject")}
+    said = {name: getattr(one, name) for name in ("algorithms", "ca_file", "leeway_s", "subject", "groups")}
     said |= {"subjects": tuple(one.subjects.items()), "require": tuple(one.require.items())}
     rules = Issuer(one.issuer, (one.client_id,), user=one.person, **said)
     label = one.label or urlsplit(one.issuer).hostname or one.name

@@ -93,5 +93,5 @@ def _running(
 def _attributes(call: Any) -> CallAttributes:
     return CallAttributes(
         call.tenant_id, call.api_key_id, call.service_id, call.user, call.project_id, (call.model,),
-        call.session, tags=tuple(call.tags.items()),
+        call.session, tags=tuple(call.tags.items()), groups=tuple(call.groups or ()),
     )  # fmt: skip

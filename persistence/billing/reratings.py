@@ -85,7 +85,7 @@ WITH page AS (
 SELECT c.id, c.request_id::text AS request_id, c.organization_id, c.tenant_id,
        coalesce(c.service_id, 0) AS service_id, coalesce(s.key, '') AS key, c.created_at,
        coalesce(c.model, '') AS model, coalesce(c.response_model, '') AS response_model, c.cost, c.currency,
-       coalesce(c.exchange_rate, '') AS exchange_rate, c.price_id, c.tools, c.duration_ms, c.priced_at,
+       coalesce(c.exchange_rate, '') AS exchange_rate, c.price_id, c.tools, c.duration_ms, c.priced_at, c.groups,
        coalesce(c.service_tier, '') AS service_tier, c.content_id, c.project_id, c.api_key_id,
        coalesce(p.external_id, '') AS "user", coalesce(c.session, '') AS session,
        coalesce(c.tags, jsonb_build_object()) AS tags,

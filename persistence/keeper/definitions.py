@@ -45,6 +45,7 @@ from gateway.core.accounts.definitions import (
     TenantDefinition,
     UserDefinition,
 )
+from gateway.core.accounts.groups import DIGEST_BYTES, NO_GROUPS, OWN, GroupTerms
 from gateway.core.accounts.plans import TERMS, PlanTerms, millionths, read_terms
 from gateway.core.accounts.run_policies import NO_POLICIES, RunPolicies, RunPolicy
 from gateway.core.accounts.spent_answers import UNSAID, SpentAnswer
@@ -176,11 +177,32 @@ SELECT budget.*, r.raises, o.overrides FROM budget
  WHERE organization_id = ANY(:ids) AND deleted_at IS NULL ORDER BY organization_id, id"""
 
 
+# A row of the table is made as `row_of` in `gateway/core/accounts/groups.py` makes it.
+_GROUPS = f"""
+WITH live AS (SELECT * FROM caller_group WHERE organization_id = ANY(:ids) AND deleted_at IS NULL),
+members AS (
+    SELECT organization_id, kind, substring(sha256(convert_to(kind || ':' || member, 'UTF8')) FOR {DIGEST_BYTES})
+           || int8send(id) AS row
+      FROM (SELECT organization_id, kind, member, id
+              FROM live CROSS JOIN jsonb_array_elements_text(members) AS m (member)
+             UNION ALL SELECT organization_id, '{OWN}', s.name, id FROM live JOIN signed_in_user AS s
+             USING (organization_id) WHERE jsonb_exists(s.claims, live.claim)) AS each)
+SELECT organization_id AS id,
+       (SELECT array_agg(DISTINCT kind) FROM members AS m WHERE m.organization_id = live.organization_id) AS kinds,
+       (SELECT string_agg(row, '' ORDER BY row) FROM members AS m WHERE m.organization_id = live.organization_id)
+           AS "table",
+       (SELECT jsonb_object_agg(claim, ids) FROM (
+               SELECT claim, jsonb_agg(id ORDER BY id) AS ids FROM live AS l
+                WHERE l.organization_id = live.organization_id AND claim IS NOT NULL GROUP BY claim) AS c) AS claims
+  FROM live GROUP BY organization_id"""
+
+
 async def organizations(
     connection: AsyncConnection, where: str, values: Mapping[str, Any]
 ) -> list[OrganizationAccount]:
     found = await _rows(connection, _ORGANIZATIONS, where, values)
-    budgets = await budgets_of(connection, [row["id"] for row in found])
+    ids = [row["id"] for row in found]
+    budgets, groups = await budgets_of(connection, ids), await _groups_of(connection, ids)
     return [
         OrganizationAccount(
             definition=OrganizationDefinition(
@@ -188,7 +210,7 @@ async def organizations(
                 limits=_limits(row["limits"]),
                 credit_limit=row["credit_limit"],
                 cap=None if row["spend_cap"] is None else int(row["spend_cap"] * MICRO),
-                terms=_organization_terms(row, budgets.get(row["id"], ())),
+                terms=_organization_terms(row, budgets.get(row["id"], ()), groups.get(row["id"], NO_GROUPS)),
                 created=row["created"],
             ),
             balance=row["credit_balance"],
@@ -355,10 +377,26 @@ def _plain_terms(currency: str, *, subscribed: bool, listed: bool) -> Organizati
     return OrganizationTerms(currency=currency, subscribed=subscribed, listed=listed)
 
 
-def _organization_terms(row: RowMapping, budgets: tuple[Budget, ...]) -> OrganizationTerms:
+async def _groups_of(
+    connection: AsyncConnection, organization_ids: Sequence[int]
+) -> Mapping[int, GroupTerms]:
+    """Read the groups of organizations that have any with members or claims."""
+    rows = (await connection.execute(text(_GROUPS), {"ids": organization_ids})).mappings()
+    return {
+        row["id"]: GroupTerms(
+            tuple(row["kinds"] or ()), bytes(row["table"] or b""),
+            {claim: tuple(ids) for claim, ids in (row["claims"] or {}).items()},
+        )
+        for row in rows
+    }  # fmt: skip
+
+
+def _organization_terms(
+    row: RowMapping, budgets: tuple[Budget, ...], groups: GroupTerms
+) -> OrganizationTerms:
     lists, runs, spent = _model_lists(row), _run_policies(row), _spent_answer(row)
     plain = lists is NO_LISTS and runs is NO_POLICIES and spent is UNSAID and not row["tags"]
-    if plain and not (row["negotiated"] or row["subscription"] or budgets):
+    if plain and groups == NO_GROUPS and not (row["negotiated"] or row["subscription"] or budgets):
         return _plain_terms(row["currency"], subscribed=row["subscribed"], listed=row["listed"])
     subscription = row["subscription"] or {"features": (), "since": 0, "until": 0}
     return OrganizationTerms(
@@ -377,6 +415,7 @@ def _organization_terms(row: RowMapping, budgets: tuple[Budget, ...]) -> Organiz
         runs=runs,
         spent=spent,
         tags=tuple(row["tags"] or ()),
+        groups=groups,
     )
 
 

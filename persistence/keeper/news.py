@@ -20,7 +20,7 @@ from sqlalchemy import Connection, Row, TextClause
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.budget_amounts import format_number
-from gateway.core.accounts.budgets import ALL_OTHERS, MONEY, OTHERS
+from gateway.core.accounts.budgets import ALL_OTHERS, MONEY, OF_GROUP, OTHERS
 from gateway.core.accounts.intervals import INTERVALS, bounds
 from gateway.core.alerts.events.event import KEPT_DAYS
 from gateway.core.alerts.events.registry import all_events
@@ -98,8 +98,14 @@ WITH calendar AS (
      CROSS JOIN LATERAL (SELECT array_agg(x::float8 * {ROUNDED}) AS parts
                            FROM jsonb_array_elements_text(b.thresholds) AS x) AS p
      WHERE b.deleted_at IS NULL AND b.id >= :id AND {_WANTED}
+), of_group AS MATERIALIZED (
+    SELECT o.budget_id, m.member, min(o.amount) AS amount
+      FROM budget_override AS o
+      JOIN caller_group AS g ON o.value = '{OF_GROUP}' || g.id
+     CROSS JOIN jsonb_array_elements_text(g.members) AS m (member)
+     WHERE coalesce(o.until > :now, true) GROUP BY o.budget_id, m.member
 )"""  # our own words, here and below
-# Their accounts with at least `least` used, or with an override below the usual limit; the limit of each, and
+# Their accounts with at least `least` used, or with an override, or one of a group with this member, below the usual limit; the limit of each, and
 # the news reported of each. Accounts without a limit, or with 0, are left out: there is nothing to use up.
 _ACCOUNTS = """
 SELECT b.*, l."limit", u.value, u.name AS account, u.used,
@@ -113,11 +119,19 @@ SELECT b.*, l."limit", u.value, u.name AS account, u.used,
                      SELECT u.value, u.name, u.used FROM budget_override AS o
                        JOIN budget_use AS u ON u.budget_id = b.id AND u.start = b.start AND u.value = o.value
                       WHERE o.budget_id = b.id AND o.amount * b.factor < b.usual AND u.used < {least}
+                      UNION ALL
+                     SELECT u.value, u.name, u.used FROM of_group AS o
+                       JOIN budget_use AS u ON u.budget_id = b.id AND u.start = b.start AND u.name = o.member
+                       LEFT JOIN budget_override AS p ON p.budget_id = b.id AND p.value = u.value
+                      WHERE o.budget_id = b.id AND o.amount * b.factor < b.usual AND u.used < {least}
+                        AND NOT coalesce(p.amount * b.factor < b.usual, false)
                      OFFSET 0) AS u
   LEFT JOIN budget_raise AS r ON r.budget_id = b.id AND r.value = u.value AND r.until > :now
   LEFT JOIN budget_override AS o ON o.budget_id = b.id AND o.value = u.value AND coalesce(o.until > :now, true)
- CROSS JOIN LATERAL (SELECT CASE WHEN o.value IS NULL THEN greatest(b.usual, trunc(r.amount * b.factor))
-                                 ELSE trunc(coalesce(r.amount, o.amount) * b.factor) END AS "limit") AS l
+  LEFT JOIN of_group AS g ON g.budget_id = b.id AND g.member = u.name AND o.value IS NULL
+ CROSS JOIN LATERAL (SELECT CASE WHEN o.value IS NULL AND g.member IS NULL
+                                 THEN greatest(b.usual, trunc(r.amount * b.factor))
+                                 ELSE trunc(coalesce(r.amount, o.amount, g.amount) * b.factor) END AS "limit") AS l
   LEFT JOIN budget_told AS t ON t.budget_id = b.id AND t.start = b.start AND t.value = u.value
  WHERE (b.id, b.start, u.value) > (:id, :start, :value) AND l."limit" > 0"""
 _IN_ORDER = f" ORDER BY b.id, b.start, u.value LIMIT {ACCOUNTS_MAX}"

@@ -329,7 +329,7 @@ CALL_COLUMNS = (
     f" streamed, estimated, {', '.join(KINDS)}, request_id, service_id, user_id, content_id, project_id,"
     " feature_version, session, route, model, response_model, service_tier, tools, cost, currency, price_id,"
     " first_token_ms, upstream_request_id, unknown_usage, reason, unpriced, exchange_rate, run_id,"
-    " priced_at, hour_factor, tags"
+    " priced_at, hour_factor, tags, groups"
 )
 FIELDS = CALL_COLUMNS.count(",") + 1
 
@@ -376,8 +376,13 @@ def call_row(event: OutboxEntry, user_id: int | None) -> bytes:
             _BIGINT(8, (facts.priced_ms - EPOCH_MS) * 1000) if facts.priced_ms else NULL,
             _text(facts.hour_factor),
             json_field(msgspec.json.encode(facts.tags)) if facts.tags else NULL,
+            json_field(_groups_of(facts)) if facts.groups else NULL,
         )
     )  # fmt: skip
+
+
+def _groups_of(facts: CallFacts) -> bytes:
+    return msgspec.json.encode(facts.groups)
 
 
 def _run(event: OutboxEntry) -> int | None:
@@ -466,6 +471,7 @@ def correction(event: OutboxEntry) -> dict[str, object]:
         "price_id": facts.price_id or None,
         "priced_at": moment_of(facts.priced_ms) if facts.priced_ms else None,
         "tags": msgspec.json.encode(facts.tags).decode() if facts.tags else None,
+        "groups": _groups_of(facts).decode() if facts.groups else None,
     }
 
 

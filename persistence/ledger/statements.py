@@ -333,7 +333,8 @@ UPDATE call SET {", ".join(f"{kind} = %({kind})s" for kind in KINDS)},
        upstream_request_id = %(upstream_request_id)s, unpriced = %(unpriced)s,
        response_model = %(response_model)s, cost = %(cost)s, currency = %(currency)s, price_id = %(price_id)s,
        exchange_rate = %(exchange_rate)s, priced_at = %(priced_at)s, hour_factor = %(hour_factor)s,
-       tags = %(tags)s::jsonb
+       tags = %(tags)s::jsonb,
+       groups = %(groups)s::jsonb
  WHERE {_CALL} RETURNING {SUMS_OF_CALL}"""
 REFUND_CALL = f"""
 UPDATE call SET credits = credits - %(amount)s

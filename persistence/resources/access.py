@@ -49,7 +49,7 @@ from gateway.core.credentials import FailureReport
 from gateway.core.issuers import LIFE_MAX, VOUCHED, PersonIdentity
 from gateway.errors import Conflict, Forbidden, Unprocessable
 from persistence import entity
-from persistence.entity import THIS, Entity, EntityWrite, Verb, add, alter, live, lock, require
+from persistence.entity import THIS, Entity, EntityWrite, Verb, add, alter, id_in, live, lock, require
 from persistence.resources.quota import forget_key
 from persistence.resources.tags import check_key_tags, lock_budgets
 from persistence.tables import (
@@ -58,10 +58,12 @@ from persistence.tables import (
     app_user,
     audit_log,
     budget,
+    caller_group,
     console_session,
     control_write,
     idempotency_key,
     organization,
+    signed_in_user,
     tenant,
     usage_rollup,
     used_sign_in,
@@ -124,7 +126,15 @@ def keep_renewal(connection: Connection, session_id: int, renewal: str, *, vouch
 
 
 def create_session(change: EntityWrite) -> Row:
-    """Create a session, and delete expired ones and the oldest beyond the maxima."""
+    """Create a session, and delete expired ones and the oldest beyond the maxima.
+
+    The groups that its sign-in named are those of its user from now on.
+    """
+    values = dict(change.command.values)
+    user, groups = values.pop("user", None), values.pop("groups", None)
+    change.command = replace(change.command, values=values)
+    if isinstance(groups, tuple):
+        _note_groups(change, id_in(values, "organization_id"), str(user), groups)
     row = change.fetch(add(change))
     owner = row["organization_id"]
     latest = select(_sessions_here.id).order_by(_sessions_here.id.desc())
@@ -141,6 +151,21 @@ def create_session(change: EntityWrite) -> Row:
     if owner is not None:
         _make_room(change.connection)
     return row
+
+
+def _note_groups(change: EntityWrite, organization_id: int, user: str, groups: Sequence[str]) -> None:
+    """Store the groups that a user's sign-in named, and define the organization again if that changes its groups."""
+    connection, here, of = change.connection, signed_in_user.c, caller_group.c
+    own = (here.organization_id == organization_id, here.name == user)
+    before = connection.scalar(select(here.claims).where(*own).with_for_update()) or []
+    if changed := set(before) ^ set(groups):
+        connection.execute(delete_(signed_in_user).where(*own))
+        if groups:
+            values = {"organization_id": organization_id, "name": user, "claims": list(groups)}
+            connection.execute(upsert(signed_in_user).values(values).on_conflict_do_nothing())
+        claiming = live(caller_group).where(of.organization_id == organization_id, of.claim.in_(changed))
+        if connection.execute(claiming.limit(1)).first() is not None:
+            change.define(f"organization:{organization_id}", organization_id)
 
 
 def _make_room(connection: Connection) -> None:

@@ -14,6 +14,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Table,
+    Text,
     and_,
     bindparam,
     case,
@@ -23,6 +24,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    null,
     or_,
     select,
     text,
@@ -42,6 +44,7 @@ from gateway.core.accounts.budget_selectors import selector_of, too_many
 from gateway.core.accounts.budgets import (
     KEY,
     MONEY,
+    OF_GROUP,
     ORGANIZATION_OVERRIDES_MAX,
     ORGANIZATION_RAISES_MAX,
     OVERRIDES_MAX,
@@ -49,6 +52,7 @@ from gateway.core.accounts.budgets import (
     TENANT,
     Budget,
     account_of,
+    override_owner,
     owner_of,
 )
 from gateway.core.accounts.outbox import SEPARATOR
@@ -63,11 +67,12 @@ from gateway.core.times import ms_of
 from gateway.errors import Forbidden, NotFound, Unprocessable
 from persistence import entity
 from persistence.billing import top_ups
-from persistence.entity import Condition, Entity, EntityWrite, Verb, add, alter, id_in, lock, require
+from persistence.entity import Condition, Entity, EntityWrite, Verb, add, alter, id_in, live, lock, require
 from persistence.keeper.retention import not_before
 from persistence.resources import people
 from persistence.resources.app_users import acting
-from persistence.resources.tags import fixed_tags, lock_budgets, selectors_of, undeclared
+from persistence.resources.groups import overrides_of_members
+from persistence.resources.tags import fixed_tags, group_sets, lock_budgets, selectors_of, undeclared
 from persistence.tables import (
     api_key,
     app_user,
@@ -76,6 +81,7 @@ from persistence.tables import (
     budget_raise,
     budget_use,
     call,
+    caller_group,
     control_write,
     credit_addition,
     credit_transaction,
@@ -112,7 +118,8 @@ def check_values(change: EntityWrite) -> None:
         *_undeclared(change.connection, values),
     ]
     others, fixed = selectors_of(change.connection, owner), fixed_tags(change.connection, owner)
-    beyond = [*too_many(others, selector_of(values), fixed)]
+    groups = group_sets(change.connection, owner, values.get("group_id"))
+    beyond = [*too_many(others, selector_of(values), fixed, groups)]
     if beyond and change.by_team:
         # The names of other budgets are not disclosed.
         beyond = [("tenant_id", "its organization has as many budgets as may be of such calls")]
@@ -151,7 +158,8 @@ def change_budget(change: EntityWrite) -> Row:
         its = (budget_raise.c.budget_id == change.row_id, budget_raise.c.amount <= values["amount"])
         # A raise of an override may be below the budget's amount.
         overridden = exists().where(
-            budget_override.c.budget_id == change.row_id, budget_override.c.value == budget_raise.c.value
+            budget_override.c.budget_id == change.row_id,
+            budget_override.c.value.startswith(OF_GROUP) | (budget_override.c.value == budget_raise.c.value),
         )
         change.connection.execute(delete(budget_raise).where(*its, ~overridden))
     return _defined(change)
@@ -198,9 +206,13 @@ def wrong_raise_of(
         {one.value: (one.amount, ms_of(one.until)) for one in change.connection.execute(of, own)}
         for of in _OWN
     ]
+    within = []
+    for group in change.connection.execute(overrides_of_members([change.row_id], [str(who)])):
+        within.append(group.group_id)
+        overrides[group.value] = group.amount, ms_of(group.until)
     current = read_budget({**row, "raises": raises, "overrides": overrides})
     return (
-        *wrong_raise(current, amount, until, change.now, str(who)),
+        *wrong_raise(current, amount, until, change.now, str(who), within=within),
         *_unknown_owner(change, row, current, str(who)),
     )
 
@@ -225,15 +237,20 @@ def _unknown_owner(change: EntityWrite, row: Row, current: Budget, who: str) -> 
 
 def _raise_one(change: EntityWrite, row: Row, who: str, values: dict[str, object]) -> None:
     """Store the raise of one owner in place of a former one."""
-    _store_own(change, row, budget_raise, who, values, "raised", (RAISES_MAX, ORGANIZATION_RAISES_MAX))
+    most = RAISES_MAX, ORGANIZATION_RAISES_MAX
+    _store_own(change, row, budget_raise, (owner_of(who), who), values, "raised", most)
 
 
 def _store_own(  # noqa: PLR0917  # a table, an owner's row in it, and how many there may be
-    change: EntityWrite, row: Row, table: Table, who: str, values: Row, word: str, most: tuple[int, int]
-) -> None:
-    """Store the raise or override of one owner in place of a former one; those that are over are deleted."""
-    connection, of = change.connection, table.c
-    gone = (of["budget_id"] == change.row_id, (of["until"] <= change.now) | (of["value"] == owner_of(who)))
+    change: EntityWrite, row: Row, table: Table, owner: tuple[str, str], values: Row, word: str,
+    most: tuple[int, int],
+) -> None:  # fmt: skip
+    """Store the raise or override of one owner in place of a former one; those that are over are deleted.
+
+    `owner` is the value and the name of its row.
+    """
+    connection, of, (value, who) = change.connection, table.c, owner
+    gone = (of["budget_id"] == change.row_id, (of["until"] <= change.now) | (of["value"] == value))
     counting = {"organization": row["organization_id"], "budget_id": change.row_id, "now": change.now}
     lock_budgets(connection, id_in(row, "organization_id"))
     connection.execute(delete(table).where(*gone))
@@ -241,7 +258,7 @@ def _store_own(  # noqa: PLR0917  # a table, an owner's row in it, and how many 
     if count.of_budget >= most[0] or count.of_all >= most[1]:
         said = f"{most[0]} of a budget, and {most[1]} of all budgets"
         raise Unprocessable(errors=(("who", f"{said} are {word} at most: there cannot be more"),))
-    connection.execute(insert(table).values(budget_id=change.row_id, value=owner_of(who), name=who, **values))
+    connection.execute(insert(table).values(budget_id=change.row_id, value=value, name=who, **values))
 
 
 def override(change: EntityWrite) -> Row:
@@ -251,16 +268,26 @@ def override(change: EntityWrite) -> Row:
     budget_, who, until = read_budget(row), str(values["who"]), values.get("until")
     assert until is None or isinstance(until, datetime)
     errors = (
-        *wrong_override(budget_, values["amount"], until, change.now, who),
+        *wrong_override(budget_, values["amount"], until, change.now, who, kind=_kind_of(change, row, who)),
         *_unknown_owner(change, row, budget_, who),
     )
     if errors:
         raise Unprocessable(errors=errors)
     own = {name: values.get(name) for name in ("amount", "until", "reason")}
     most = OVERRIDES_MAX, ORGANIZATION_OVERRIDES_MAX
-    _store_own(change, row, budget_override, who, own, "overridden", most)
+    _store_own(change, row, budget_override, (override_owner(who), who), own, "overridden", most)
     _defined(change)
     return {**row, **own, "name": who}
+
+
+def _kind_of(change: EntityWrite, row: Row, who: str) -> str:
+    """Return the kind of the group `who`, `group:ID`, of a budget's organization; empty if there is none."""
+    if not who.startswith(OF_GROUP):
+        return ""
+    lock_budgets(change.connection, id_in(row, "organization_id"))
+    of = caller_group.c
+    its = (of.organization_id == row["organization_id"], cast(of.id, Text) == who.removeprefix(OF_GROUP))
+    return change.connection.scalar(live(caller_group, of.kind).where(*its)) or ""
 
 
 def remove_override(change: EntityWrite) -> Row:
@@ -268,7 +295,7 @@ def remove_override(change: EntityWrite) -> Row:
     row, who = lock(change), str(change.command.values["who"])
     change.before = None
     of = budget_override.c
-    its = (of.budget_id == change.row_id, of.value == owner_of(who), _is_in_force)
+    its = (of.budget_id == change.row_id, of.value == override_owner(who), _is_in_force)
     removed = delete(budget_override).where(*its).returning(of.amount, of.until, of.reason)
     own = change.connection.execute(removed).mappings().first()
     if own is None:
@@ -319,7 +346,7 @@ def _foreign(connection: Connection, values: Row) -> Iterator[tuple[str, str]]:
             continue
         if found.organization_id != values["organization_id"]:
             yield name, "is of another organization"
-        elif values.get("tenant_id") not in {None, found.tenant_id}:
+        elif values.get("tenant_id") not in {None, found.tenant_id} and found.tenant_id is not None:
             yield name, f"is not of tenant {values['tenant_id']}"
 
 
@@ -329,6 +356,9 @@ _KEYS = select(tenant.c.organization_id, api_key.c.tenant_id).join(tenant, tenan
 _OWNERS = {
     "tenant_id": _TENANTS.where(tenant.c.id == bindparam("id")),
     "api_key_id": _KEYS.where(api_key.c.id == bindparam("id")),
+    "group_id": select(caller_group.c.organization_id, null().label("tenant_id")).where(
+        caller_group.c.id == bindparam("id")
+    ),
 }
 _NOT_RAISED = {"raised_to": None, "raised_until": None, "raise_reason": None}
 _is_raised = budget.c.raised_until > func.now()
@@ -370,6 +400,7 @@ BUDGET_SUBJECT = Entity(
         "tenant_id": tenant,
         "api_key_id": api_key,
         "service_id": service,
+        "group_id": caller_group,
     },
     check_values=check_values,
     define=people.define_organization,
@@ -597,7 +628,7 @@ _USAGE = func.jsonb_build_object(
 ).op("||")(func.jsonb_strip_nulls(func.jsonb_build_object(literal("unknown"), call.c.unknown_usage)))
 _OTHERWISE = {
     "tools", "unknown_usage", "unpriced", "cost", "api_key_id", "run_id", "refused_kind", "refused_by",
-    "tags", *KINDS,
+    "tags", "groups", *KINDS,
 }  # fmt: skip
 # The current name of the budget, run or plan that refused a call; null if the row is gone.
 _REFUSER = case(
@@ -620,6 +651,7 @@ CALLS = Entity(
         func.nullif(call.c.api_key_id, 0).label("api_key_id"),
         func.coalesce(call.c.tags, text("'{}'::jsonb")).label("tags"),
         _USAGE.label("usage"),
+        func.coalesce(call.c.groups, text("'[]'::jsonb")).label("groups"),
         money(call.c.cost).label("cost"),
         select(run.c.name).where(run.c.id == call.c.run_id).scalar_subquery().label("run"),
         case(
@@ -639,7 +671,10 @@ CALLS = Entity(
             "unpriced"
         ),
     ),
-    conditions={"request_id": _of_request(call, "created_at")},
+    conditions={
+        "request_id": _of_request(call, "created_at"),
+        "group_id": lambda value: call.c.groups.contains([value]),
+    },
     implied={
         "tenant_id": lambda value: select(tenant.c.organization_id).where(tenant.c.id == value),
         "api_key_id": lambda value: (

@@ -9,7 +9,14 @@ from typing import Any
 from sqlalchemy import Connection, select, text
 
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.budget_selectors import NAMES_MAX, Selector, selector_of, too_many_by_tags
+from gateway.core.accounts.budget_selectors import (
+    CLAIM,
+    NAMES_MAX,
+    GroupSets,
+    Selector,
+    selector_of,
+    too_many_by_tags,
+)
 from gateway.core.accounts.tags import TAG, Tags
 from gateway.core.times import rfc3339
 from gateway.errors import Conflict, Unprocessable
@@ -21,6 +28,16 @@ from persistence.tables import api_key, budget, organization, tenant
 _LOCK = text("SELECT pg_advisory_xact_lock(7806, (CAST(:organization AS bigint) % 1024)::integer)")
 _MANY = "a call could then meet more budgets than it may"
 _SELECTING = [budget.c[name] for name in Selector._fields]
+# The groups of each member, and those of each claim, of groups that budgets name.
+_TOGETHER = text(f"""
+WITH named AS (
+    SELECT id, kind, members, claim FROM caller_group
+     WHERE organization_id = :organization AND deleted_at IS NULL AND (id = CAST(:more AS bigint) OR id IN (
+           SELECT group_id FROM budget WHERE organization_id = :organization AND deleted_at IS NULL)))
+SELECT DISTINCT kind, ids FROM (
+    SELECT kind, array_agg(id ORDER BY id) AS ids
+      FROM named CROSS JOIN jsonb_array_elements_text(members) AS m (member) GROUP BY kind, member
+     UNION ALL SELECT '{CLAIM}', array_agg(id ORDER BY id) FROM named WHERE claim IS NOT NULL GROUP BY claim) AS s""")
 
 
 def lock_budgets(connection: Connection, organization_id: int) -> None:
@@ -32,6 +49,17 @@ def selectors_of(connection: Connection, organization_id: int) -> dict[str, Sele
     """Return the selectors of an organization's budgets by name."""
     there = live(budget, budget.c.name, *_SELECTING).where(budget.c.organization_id == organization_id)
     return {row["name"]: selector_of(dict(row)) for row in connection.execute(there).mappings()}
+
+
+def group_sets(connection: Connection, owner: int, more: object = None) -> GroupSets:
+    """Return the sets of groups named by budgets that members and claims of an organization are in, by kind.
+
+    `more` is the id of a group that no budget names yet.
+    """
+    sets: dict[str, list[frozenset[int]]] = {}
+    for kind, ids in connection.execute(_TOGETHER, {"organization": owner, "more": more}):
+        sets.setdefault(kind, []).append(frozenset(ids))
+    return sets
 
 
 def declares_tags(verb: Verb) -> Verb:
@@ -113,6 +141,7 @@ def _wrong_key_tags(
         return
     its = {name: key.get(name) for name in ("tenant_id", "user")}
     mine = selector_of({**its, "api_key_id": key.get("id"), "tags": tags})
-    for name, reason in too_many_by_tags(selectors_of(change.connection, owner), mine):
+    groups = group_sets(change.connection, owner)
+    for name, reason in too_many_by_tags(selectors_of(change.connection, owner), mine, groups):
         # The names of other budgets are not disclosed.
         yield name, _MANY if change.by_team else reason

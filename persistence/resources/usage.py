@@ -18,6 +18,7 @@ from sqlalchemy import (
     Subquery,
     Table,
     case,
+    column,
     func,
     literal,
     or_,
@@ -34,6 +35,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.core.accounts.administration import Realm, Row
 from gateway.core.accounts.tags import tag_in
 from gateway.core.accounts.usage import (
+    BY_CALL,
+    DIMENSIONS,
     OTHER,
     OTHER_PROJECTS,
     SPANS,
@@ -53,8 +56,9 @@ from persistence.billing import quotas
 from persistence.billing.invoice_build import LINES
 from persistence.entity import id_in, owned
 from persistence.error_mapping import QUERY_CANCELED
-from persistence.ledger.statements import SUM_MAX
+from persistence.ledger.statements import SUM_MAX, SUMS_OF_CALL
 from persistence.registry import SUBJECTS
+from persistence.resources.groups import overrides_of_members
 from persistence.tables import (
     api_key,
     app_user,
@@ -62,6 +66,7 @@ from persistence.tables import (
     budget_raise,
     budget_use,
     call,
+    caller_group,
     invoice,
     kept_since,
     money,
@@ -93,7 +98,28 @@ _NAMES = {
     "user": (app_user, app_user.c.external_id),
     "api_key": (api_key, api_key.c.name),
     "service": (service, service.c.key),
+    "group": (caller_group, caller_group.c.name),
 }
+# Calls of a time in the form of the roll-ups, once for each of their groups.
+_OF_CALLS = f"""
+SELECT {
+    ", ".join(
+        "to_timestamp(start / 1000) AS start"
+        if name == "start"
+        else "coalesce(nullif(n.currency, ''), o.currency) AS currency"
+        if name == "currency"
+        else "n.tags::jsonb AS tags"
+        if name == TAGS
+        else f"n.{name}"
+        for name in (*DIMENSIONS, *SUMS, BY_CALL)
+    )
+}
+  FROM (SELECT {
+    SUMS_OF_CALL
+}, member::bigint FROM call CROSS JOIN LATERAL jsonb_array_elements_text(groups) AS m (member)
+         WHERE groups IS NOT NULL AND NOT refused AND created_at >= :since AND created_at < :until)
+       AS n ({", ".join((*DIMENSIONS, *SUMS, "request_id", "used_ms", BY_CALL))})
+  JOIN organization AS o ON o.id = n.organization_id"""
 
 
 def used(connection: Connection, asked: UsageQuery) -> Sequence[Row]:
@@ -124,18 +150,20 @@ def tags_since(connection: Connection, asked: UsageQuery) -> Mapping[str, str]:
 
 def _refuse_dropped(connection: Connection, asked: UsageQuery) -> None:
     """Raise `Unprocessable`, naming the field, if hours are requested that are no longer stored."""
-    asking = hourly_parts(asked)
+    asking = {"from": asked.since} if asked.by_call else hourly_parts(asked)
     if not asking:
         return
     # Hours of calls with tags are kept as long as those of all groups.
-    span = f"usage_rollup_{'hour' if asked.tags else span_of(asked, 'hour')}"
+    span = "call" if asked.by_call else f"usage_rollup_{'hour' if asked.tags else span_of(asked, 'hour')}"
     since = connection.scalar(select(kept_since.c.since).where(kept_since.c.ledger == span))
     if since is None:
         return
-    reason = (
-        f"asks for hours before {since.astimezone(UTC):%Y-%m-%dT%H:%MZ}, which are not kept:"
-        " ask for whole days (UTC), by day, or for later hours"
+    what, instead = (
+        ("calls", "later ones")
+        if asked.by_call
+        else ("hours", "whole days (UTC), by day, or for later hours")
     )
+    reason = f"asks for {what} before {since.astimezone(UTC):%Y-%m-%dT%H:%MZ}, which are not kept: ask for {instead}"
     if wrong := tuple((name, reason) for name, at in asking.items() if at < since):
         raise Unprocessable("Some query parameters are wrong.", wrong)
 
@@ -231,19 +259,19 @@ def _rows(asked: UsageQuery, apart: Sequence[str]) -> Subquery:
     Longer spans, such as months, are read where they fit. An "or" between the pieces, a join, or an unused
     column makes PostgreSQL take half as long again.
     """
+    if asked.by_call:
+        return _rows_of_calls(asked, apart)
     found = []
     for piece in pieces(asked):
         # Labelled, since a column's name in GROUP BY would mean the column.
         for columns, span, factor in _sources(asked, piece):
             began = _began(asked.interval, piece, columns.start).label("began")
-            value = partial(_column, columns, tagged=factor > 0)
-            groups = tuple_(*(value(column_of(group)) for group in asked.groups))
-            among = [groups.in_(asked.only)] if asked.only else []
+            value = partial(_column, columns, tagged=columns is _tagged and factor > 0)
             sums = [columns[name] if factor > 0 else (-columns[name]).label(name) for name in SUMS]
             found.append(
                 select(*(began if name == "began" else value(name).label(name) for name in apart), *sums).where(
                     columns.span == span, columns.start >= piece.since, columns.start < piece.until,
-                    *(value(name) == wanted for name, wanted in asked.filters.items()), *among,
+                    *(value(name) == wanted for name, wanted in asked.filters.items()), *_among(asked, value),
                 )
             )  # fmt: skip
     return union_all(*found).subquery("rows")
@@ -266,12 +294,36 @@ def _sources(asked: UsageQuery, piece: ReportPiece) -> list[tuple[Any, str, int]
 
 def _column(columns: Any, name: str, *, tagged: bool) -> Any:
     """Return a column of the roll-ups; rows of calls that are not `tagged` have no tags."""
-    has_tags = tagged and columns is _tagged
     if name == TAGS:
-        return columns.tags if has_tags else literal({}, JSONB)
+        return columns.tags if tagged else literal({}, JSONB)
     if tag := tag_in(name):
-        return func.coalesce(columns.tags[tag].astext, "") if has_tags else literal("")
+        return func.coalesce(columns.tags[tag].astext, "") if tagged else literal("")
     return columns[name]
+
+
+def _rows_of_calls(asked: UsageQuery, apart: Sequence[str]) -> Subquery:
+    """Return the calls of the requested time in the form of the roll-ups, once for each of their groups."""
+    names = (*DIMENSIONS, *SUMS, BY_CALL)
+    calls = text(_OF_CALLS).bindparams(since=asked.since, until=asked.until)
+    here = (
+        calls.columns(*(column(name, JSONB if name == TAGS else None) for name in names)).subquery("calls").c
+    )
+    began = func.date_trunc(asked.interval, here.start, "UTC").label("began")
+    value = partial(_column, here, tagged=True)
+    return (
+        select(
+            *(began if name == "began" else value(name).label(name) for name in apart),
+            *(here[name] for name in SUMS),
+        )
+        .where(*(value(name) == wanted for name, wanted in asked.filters.items()), *_among(asked, value))
+        .subquery("rows")
+    )
+
+
+def _among(asked: UsageQuery, value: Callable[[str], Any]) -> list[ColumnElement[bool]]:
+    """Return the condition of a report that is limited to some values of its groups; `value` returns a column."""
+    groups = tuple_(*(value(column_of(group)) for group in asked.groups))
+    return [groups.in_(asked.only)] if asked.only else []
 
 
 def _began(interval: str, piece: ReportPiece, start: ColumnElement[datetime]) -> ColumnElement[datetime]:
@@ -338,6 +390,7 @@ class ConsoleQueries:
             "business-models",
             "subscription-plans",
             "users",
+            "groups",
         }
     )
 
@@ -409,9 +462,12 @@ class ConsoleQueries:
         return await self._rows(select(budget_use).where(*here).order_by(*most).limit(rows_max))
 
     async def own_limits(
-        self, budget_ids: Collection[int], owners: Collection[str]
-    ) -> tuple[Sequence[Row], Sequence[Row]]:
-        """Return raises and overrides in force of these budgets' owners, which are named as in their accounts."""
+        self, budget_ids: Collection[int], owners: Mapping[str, str]
+    ) -> tuple[Sequence[Row], Sequence[Row], Sequence[Row]]:
+        """Return raises and overrides in force of these budgets' owners, and those of their groups by member.
+
+        `owners` are their names by the owner's part of the account.
+        """
         raises, overrides = [
             await self._rows(
                 select(table).where(
@@ -423,7 +479,8 @@ class ConsoleQueries:
             else []
             for table in (budget_raise, budget_override)
         ]  # fmt: skip
-        return raises, overrides
+        of_groups = overrides_of_members(budget_ids, list(owners.values()))
+        return raises, overrides, await self._rows(of_groups.where(*self._own(budget_override)))
 
     async def outcomes(
         self, since: datetime, filters: Mapping[str, object], calls_max: int

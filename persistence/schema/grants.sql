@@ -17,7 +17,7 @@ GRANT INSERT, DELETE ON
     use_event, rerating, handover_event, told_sign_out, used_sign_in
     TO :writer;
 GRANT INSERT, UPDATE ON
-    admin_token, app_user, budget, call, charge, checkout, clock_ahead, control_write, credit_addition,
+    admin_token, app_user, budget, call, caller_group, charge, checkout, clock_ahead, control_write, credit_addition,
     credit_debt, credit_drawdown, dead_letter, handover, invoice_sequence, known_drift, organization,
     organization_subscription, partition_state, plan_end, quarantine, redis_loss, service,
     service_activation, service_discount, subscription_plan_price, subscription_segment, subscription_term, tenant,
@@ -27,7 +27,7 @@ GRANT INSERT, UPDATE ON
 GRANT INSERT, UPDATE, DELETE ON
     agent_sign_in, api_key, applied_row, budget_override, budget_raise, budget_told, budget_use, business_model, console_session,
     credit_allocation, gateway_worker, idempotency_key, invoice, invoice_line, job, keeper, keeper_partition, mail_consent, model,
-    organization_service, raise_request, recovered_event, refused_batch, rerating_bill, rerating_left, run, share, subscription_plan, usage_name,
+    organization_service, raise_request, recovered_event, refused_batch, rerating_bill, rerating_left, run, share, signed_in_user, subscription_plan, usage_name,
     usage_outbox, usage_tag, webhook_delivery
     TO :writer;
 
@@ -35,7 +35,7 @@ GRANT INSERT, UPDATE, DELETE ON
 GRANT SELECT ON
     account_checkpoint, accounting_rate, admin_token, alembic_version, amendment, api_key, app_user, applied_row,
     archive_identity, archived_month, archived_run, audit_log, audit_log_default, backup_run, budget,
-    budget_override, budget_raise, budget_told, budget_use, business_model, call, call_default, charge, checkout, clock_ahead, control_write,
+    budget_override, budget_raise, budget_told, budget_use, business_model, call, call_default, caller_group, charge, checkout, clock_ahead, control_write,
     credit_addition, credit_allocation, credit_debt, credit_drawdown, credit_posting, credit_price,
     credit_transaction, credit_transaction_default, dead_letter, dunning_step, exchange_rate, feature_usage,
     feature_usage_default, gateway_worker, handover, handover_event, invoice, invoice_basis,
@@ -43,7 +43,7 @@ GRANT SELECT ON
     ledger_head, ledger_segment,
     lost_event, model, note_application, organization, organization_service, organization_subscription,
     partition_state, payment, plan_end, price, quarantine, raise_request, reconciliation, recovered_event, redis_loss,
-    refused_batch, rerating, rerating_bill, rerating_left, run, service, service_activation, service_discount, share, subscription_plan,
+    refused_batch, rerating, rerating_bill, rerating_left, run, service, service_activation, service_discount, share, signed_in_user, subscription_plan,
     subscription_plan_price, subscription_segment, subscription_term, tax_rate, tenant, tenant_quota,
     token_ledger, token_ledger_default, token_plan, token_plan_price, told_sign_out, top_up_order,
     usage_daily, usage_feed, usage_name, usage_outbox, usage_rollup, usage_tag, usage_tier, usage_told, use_event,

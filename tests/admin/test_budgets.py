@@ -287,6 +287,37 @@ async def test_override_of_a_single_user_is_put_listed_shown_and_removed(desk: D
     assert entry["after"] == {"who": "cay/{c} %"}
 
 
+async def test_override_of_a_group_limits_members_and_keeps_the_group(desk: Desk) -> None:
+    """Of 20 a member has 5, but Bob 30 of his own; a raise of a member is measured by the 5."""
+    owner = {"organization_id": desk.organization}
+    of_users = await desk.api.make("groups", **owner, name="a", kind="user", members=["ada", "bob"])
+    of_keys = await desk.api.make("groups", **owner, name="b", kind="api_key")
+    made = await desk.make(each="user", amount="20")
+    for n, name in enumerate(("ada", "bob", "eve")):
+        desk.store(made, (n + 1) * 1_000_000_000, owner_of(name), name)
+    path = f"budgets/{made['id']}/overrides"
+    for who in (f"group:{of_keys['id']}", "group:999999", "group:a"):
+        assert set(await desk.refusals("PUT", f"{path}/{who}", {"amount": "5"})) == {"who"}
+    who = f"group:{of_users['id']}"
+    answer = await desk.api.call("PUT", f"{path}/{who}", {"amount": "5"})
+    assert (answer.status, answer.json) == (200, {"who": who, "amount": "5", "until": None, "reason": None})
+    assert (await desk.api.call("PUT", f"{path}/bob", {"amount": "30"})).status == 200
+    found = (await desk.api.get(f"budgets/{made['id']}/accounts")).json["items"]
+    assert {one["who"]: (one["limit"], one["limit_by"], one["remaining"]) for one in found} == {
+        "ada": ("5.00", "group", "4.00"), "bob": ("30.00", "override", "28.00"),
+        "eve": ("20.00", "budget", "17.00"),
+    }  # fmt: skip
+    refused = await desk.api.call("DELETE", f"groups/{of_users['id']}")
+    assert (refused.status, refused.json["detail"].rpartition(": ")[2]) == (409, f"{made['name']}.")
+    less = {"amount": "4.99", "until": LATER, "reason": "-", "who": "ada"}
+    assert set(await desk.refusals("POST", f"budgets/{made['id']}/raise", less)) == {"amount"}
+    assert (await desk.api.post(f"budgets/{made['id']}/raise", {**less, "amount": "6"})).status == 200
+    found = (await desk.api.get(f"budgets/{made['id']}/accounts")).json["items"]
+    assert [(one["limit"], one["limit_by"]) for one in found if one["who"] == "ada"] == [("6.00", "raise")]
+    assert (await desk.api.delete(f"{path}/{who}")).status == 204
+    assert (await desk.api.call("DELETE", f"groups/{of_users['id']}")).status == 204
+
+
 async def test_invalid_override_is_refused_with_the_field_named(desk: Desk) -> None:
     whole, user = await desk.make(amount="20"), await desk.make(each="user", amount="20")
     key = await desk.make(each="key", amount="20")

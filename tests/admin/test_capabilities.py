@@ -31,6 +31,7 @@ async def writes(api: Api) -> dict[str, tuple[str, str, dict[str, Any]]]:
         "budget_webhooks": ("POST", "webhooks", {"url": "https://hooks.example.com/x", "events": []}),
         "amended_prices": ("POST", f"prices/{price['id']}/amend", {"input": "2.00", "reason": "typo"}),
         "cache_prices": ("POST", "prices", {**PRICE, "model": "other", "cache_hour": "1.00"}),
+        "groups": ("POST", "groups", {**owner, "name": "a", "kind": "user"}),
         "run_policies": ("PATCH", f"tenants/{tenant['id']}", {"runs": {"required": True}}),
     }
 
@@ -45,6 +46,7 @@ async def writes(api: Api) -> dict[str, tuple[str, str, dict[str, Any]]]:
         "budget_webhooks",
         "amended_prices",
         "cache_prices",
+        "groups",
         "run_policies",
     ],
 )

@@ -61,6 +61,7 @@ CREATES: dict[str, dict[str, Any]] = {
     "credit-additions": {"credits_added": 1},
     "organization-subscriptions": {"plan_id": 1, "start_date": "2026-01-01"},
     "budgets": {"name": "b", "unit": "tokens", "amount": 5, "interval": "day"},
+    "groups": {"name": "g", "kind": "user"},
     "raise-requests": {"amount": 9, "reason": "mine"},
     "invoices": {"period_start": "2026-04-01", "period_end": "2026-05-01"},
     "tax-rates": {"rate": "0.1", "effective_from": "2026-06-01"},

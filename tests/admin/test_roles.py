@@ -37,7 +37,7 @@ WRITERS = {
     "token-plans": "bo", "tenant-quotas": "o", "token-ledger": "", "services": "b", "business-models": "b",
     "models": "o", "shares": "o", "organization-services": "b", "subscription-plans": "b",
     "organization-subscriptions": "b",
-    "credit-additions": "b", "prices": "b", "exchange-rates": "b", "budgets": "b", "invoices": "b",
+    "credit-additions": "b", "prices": "b", "exchange-rates": "b", "budgets": "b", "groups": "b", "invoices": "b",
     "payments": "b",
     "tax-rates": "b", "accounting-rates": "b", "handovers": "b", "handover-events": "", "usage-feeds": "b",
     "usage-events": "b", "raise-requests": "b", "dunning-steps": "", "charges": "", "note-applications": "",
@@ -58,6 +58,7 @@ THEIRS = {
     "organizations": "change", "tenants": "create change delete", "users": "create change delete",
     "api-keys": "create change delete rotate revoke", "admin-tokens": "create change delete revoke",
     "budgets": "create change delete raise reset override remove-override",
+    "groups": "create change delete put-member remove-member",
     "webhooks": "create change delete test",
     "configuration": "apply", "raise-requests": "create delete approve deny", "account": "credits",
 }  # fmt: skip

@@ -49,6 +49,7 @@ async def calls(api: Api, admin_database: str) -> list[dict[str, Any]]:
                 estimated=number % 7 == 0, cost=random.randrange(10**9) if priced else None,
                 currency="USD" if priced else "",
                 tags={"feature": f"f{number % 4}", **({"team": "red"} if number % 3 else {})} if number % 2 else {},
+                groups=((), (5,), (5, 9))[number % 3],
             )  # fmt: skip
             project = f"\t{number % 2}\t" if number % 3 else ""
             account.consume(18, user=f"u{number % 4}", attribution=project, metadata=write_facts(facts))
@@ -99,7 +100,7 @@ async def test_usage_report_between_dates_covers_whole_days_and_between_times_wh
 
 
 @in_turn("interval", STARTS)
-@in_turn("groups", ["", "model", "user,project", ",".join(GROUPS)])
+@in_turn("groups", ["", "model", "user,project", ",".join(one for one in GROUPS if one != "group")])
 async def test_usage_report_groups_add_up_to_the_individual_calls(
     api: Api, calls: list[dict[str, Any]], interval: str, groups: str
 ) -> None:
@@ -211,6 +212,61 @@ async def test_focus_report_has_the_tags_of_calls(api: Api, calls: list[dict[str
         costs[json.loads(row["Tags"]).get("feature", "")] += Decimal(row["BilledCost"])  # type: ignore[assignment]
     wanted = expected(by_tags(calls), STARTS["none"], "tag:feature")
     assert costs == {key[1] or "": sums["cost"] for key, sums in wanted.items()}
+
+
+@in_turn("interval", STARTS)
+@in_turn("others", [(), ("model",), ("user", "tenant")])
+async def test_usage_report_has_a_call_with_each_of_its_groups(
+    api: Api, calls: list[dict[str, Any]], interval: str, others: tuple[str, ...]
+) -> None:
+    asked = f"usage?{SPAN}&interval={interval}&group_by={','.join((*others, 'group'))}"
+    items = (await api.acting_as(READONLY).get(asked)).json["items"]
+    columns = (*(GROUPS[each] for each in others), "group_id")
+    in_groups = [{**call, "group_id": group} for call in calls for group in call["groups"]]
+    wanted = expected(in_groups, STARTS[interval], *columns)
+    found = {
+        (datetime.fromisoformat(item["start"]), *(item[column] for column in columns)): (
+            item["requests"], item["tokens"], item["estimated"], Decimal(item["cost"])
+        )
+        for item in items
+    }  # fmt: skip
+    assert found == {
+        key: (sums["requests"], sums["tokens"], sums["estimated"], Decimal(sums["cost"]))
+        for key, sums in wanted.items()
+    }
+    assert {item["group_id"] for item in items} == {5, 9}
+
+
+async def test_usage_report_has_tags_of_calls_beside_their_groups(
+    api: Api, calls: list[dict[str, Any]]
+) -> None:
+    items = (await api.get(f"usage?{SPAN}&group_by=tag:feature,group&tag:team=red")).json["items"]
+    wanted = Counter(
+        (call["tags"].get("feature"), group)
+        for call in calls
+        for group in call["groups"]
+        if call["tags"].get("team") == "red"
+    )
+    assert wanted
+    assert {(item["tag:feature"], item["group_id"]): item["requests"] for item in items} == wanted
+
+
+async def test_usage_report_and_calls_are_filtered_by_group(api: Api, calls: list[dict[str, Any]]) -> None:
+    within = expected([call for call in calls if 9 in call["groups"]], STARTS["none"], "tenant_id")
+    assert within
+    items = (await api.get(f"usage?{SPAN}&group_by=tenant&group_id=9")).json["items"]
+    assert {(BEGAN, item["tenant_id"]): item["requests"] for item in items} == {
+        key: sums["requests"] for key, sums in within.items()
+    }
+    found = (await api.get("calls?limit=1000&group_id=9")).json["items"]
+    assert [call["id"] for call in found] == [call["id"] for call in calls if 9 in call["groups"]]
+
+
+async def test_usage_report_by_group_refuses_times_before_calls_are_kept(api: Api) -> None:
+    api.rows("insert into kept_since values ('call', '2026-03-31') returning ledger")
+    refused = await api.get(f"usage?{SPAN}&group_by=group")
+    assert (refused.status, [each["field"] for each in refused.json["errors"]]) == (422, ["from"])
+    assert (await api.get("usage?from=2026-03-31&to=2026-04-03&group_by=group")).status == 200
 
 
 async def test_api_key_shows_the_day_of_the_last_call(api: Api, calls: list[dict[str, Any]]) -> None:

@@ -154,6 +154,7 @@ async def _people(api: Api, shared: Mapping[str, int], name: str) -> dict[str, i
         "budgets", organization_id=of, name=f"{name} budget", unit="tokens", amount=100, interval="total",
         each="key", api_key_id=None, tenant_id=tenant,
     )  # fmt: skip
+    await keep("groups", organization_id=of, name=f"{name} group", kind="user", members=[f"{name} member"])
     await keep("tax-rates", organization_id=of, rate="0.1", effective_from="2026-01-01")
     await keep(
         "raise-requests",

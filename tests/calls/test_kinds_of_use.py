@@ -67,8 +67,8 @@ def expected(cost: int | None, **over: Any) -> dict[str, dict[str, Any]]:
         "counts": (10, 0, 0, 0, 5, 0, 0, 0, 0, 0), "estimated": False, "tools": {"web_search": 1},
         "service_tier": "", "cost": cost, "currency": "USD", "price_id": 9, "route": "/v1/responses",
         "session": "s1", "metadata": json.loads(SAID), "unknown": USAGE, "reason": "", "used_ms": 0,
-        "unpriced": "web_search", "exchange_rate": "", "beside": (), "hour": None, "tags": {}, "corrects": "",
-        "first_token_ms": None,
+        "unpriced": "web_search", "exchange_rate": "", "beside": (), "hour": None, "tags": {}, "groups": (5, 9),
+        "corrects": "", "first_token_ms": None,
         "upstream_request_id": "",
     } | over  # fmt: skip
     paid, counts, total = facts["cost"] or 0, facts["counts"], facts["total"]
@@ -124,7 +124,7 @@ def job(kind: str, id_: str, **over: Any) -> Job:
     made = Job(
         "00000000-0000-4000-8000-000000000001", 1, 2, 3, 4, "", "responses", "up", "/v1/responses", "m", "",
         1, 1_000, 90_000_000, id=id_, status=RUNNING, kind=kind, currency="USD", accounts=("money",),
-        session="s1", metadata=SAID.decode(),
+        session="s1", metadata=SAID.decode(), groups=(5, 9),
     )  # fmt: skip
     for name, value in over.items():
         setattr(made, name, value)
@@ -222,6 +222,7 @@ async def stage() -> AsyncIterator[Stage]:
         made.directory.services["responses"] = SERVICE
         made.directory.prices["m"] = PRICE
         made.directory.budgets_there = [MONEY]
+        made.directory.groups_there = (5, 9)
         yield made
 
 
@@ -251,7 +252,7 @@ def test_an_event_leaves_the_same_behind() -> None:
         use = use_of(told, 2, service, price, None, in_cycle=True)
         over: dict[str, Any] = {} if price is not None else {"price_id": 0, "currency": ""}
         over |= {"response_model": "", "session": "", "unknown": None, "metadata": None}
-        wanted = expected(cost, **over, used_ms=5, route="events")
+        wanted = expected(cost, **over, used_ms=5, route="events", groups=())
         facts = {name: getattr(use.facts, name) for name in wanted["facts"]}
         assert facts | {"metadata": None, "unknown": None} == wanted["facts"]
         units = 0 if price is None else wanted["settlement"]["units"]

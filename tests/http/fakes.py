@@ -200,6 +200,7 @@ class FakeDirectory:
         self.fresh = False
         self.down = False
         self.known = True
+        self.groups_there: tuple[int, ...] = ()
         self.digest = ""
         self.services = dict(SERVICES)
         self.currency = "USD"
@@ -267,6 +268,13 @@ class FakeDirectory:
         budgets = OrganizationBudgets(caller.organization_id, self.budgets_there, self.currency)
         found = budgets.find(CallAttributes(*budgets.asked(caller, service_id, said, call)), NEW_YEAR_MS)
         return found if found.accounts else None
+
+    @property
+    def grouped(self) -> bool:
+        return bool(self.groups_there)
+
+    def groups(self, caller: Caller, said: Attribution, call: CallRequest) -> tuple[int, ...]:
+        return self.groups_there
 
     def model_lists(self, caller: Caller) -> ModelLists | None:
         return self.lists

@@ -361,7 +361,7 @@ async def test_a_call_of_models_of_too_many_budgets_is_told_to_ask_for_fewer() -
         budgeted(stage, *many)
         models = ",".join(f'"{one.model}"' for one in many)
         got = await stage.ask(post(b'{"model":"m0","models":[%b]}' % models.encode()))
-        assert (got.status, got.reason) == (400, "invalid_request")
+        assert (got.status, got.reason) == (400, "too_many_budgets")
         assert b"fewer models" in got.body
         assert (stage.tally.budgets_exceeding, stage.counters.holds) == (1, [])
 

@@ -100,6 +100,14 @@ async def test_its_user_acts_unless_the_key_has_one_of_its_own() -> None:
     assert scene.callers.cached(good.hex()) == replace(CALLER, user="batch")
 
 
+async def test_groups_of_its_token_are_claims_of_the_caller() -> None:
+    scene, good = Scene(), token(claims(groups=["b", "a"]))
+    assert await scene.asked(good) == replace(CALLER, claims=("b", "a"))
+    assert await scene.asked(token(claims(groups=[]))) == CALLER
+    changed = scene.directory.there[AGENT] = replace(CALLER, priority="batch")
+    assert scene.callers.cached(good.hex()) == replace(changed, claims=("b", "a"))
+
+
 async def test_who_revokes_a_key_is_obeyed_by_tokens_that_are_known() -> None:
     scene, good = Scene(), token()
     await scene.asked(good)
@@ -110,7 +118,7 @@ async def test_who_revokes_a_key_is_obeyed_by_tokens_that_are_known() -> None:
 
 
 async def test_the_first_group_that_has_a_key_decides_and_is_asked_for_again() -> None:
-    scene, good = Scene(issuer(subject="/groups")), token(claims(groups=["a", "b"]))
+    scene, good = Scene(issuer(subject="/roles")), token(claims(roles=["a", "b"]))
     first, second = known_as(ISSUER, "a"), known_as(ISSUER, "b")
     scene.directory.there = {second: replace(CALLER, key_id=2)}
     assert await scene.asked(good) == replace(CALLER, key_id=2)
@@ -125,7 +133,7 @@ async def test_the_first_group_that_has_a_key_decides_and_is_asked_for_again() -
 
 
 async def test_a_first_group_whose_key_has_ended_stands_for_nobody_and_not_for_the_next() -> None:
-    scene, good = Scene(issuer(subject="/groups")), token(claims(groups=["none", "a", "b"]))
+    scene, good = Scene(issuer(subject="/roles")), token(claims(roles=["none", "a", "b"]))
     first, second = known_as(ISSUER, "a"), known_as(ISSUER, "b")
     scene.directory.there = {first: replace(CALLER, key_id=1), second: replace(CALLER, key_id=2)}
     assert await scene.asked(good) == replace(CALLER, key_id=1)

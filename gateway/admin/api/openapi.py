@@ -31,6 +31,7 @@ from gateway.admin.resources.resource import (
     Resource,
     SubResource,
 )
+from gateway.admin.resources.values import Out
 from gateway.core.accounts.administration import ROLES
 from gateway.core.alerts.events.event import Event
 from gateway.core.alerts.events.registry import all_events
@@ -193,6 +194,8 @@ BODIES: Mapping[str, Json] = {
     },
     "BudgetPatch": {"amount": "300.00"},
     "Override": {"amount": "50.00", "until": "2999-01-01T00:00:00Z", "reason": "a large migration"},
+    "GroupCreate": {"organization_id": 1, "name": "Platform", "kind": "user", "members": ["ada@example.com"]},
+    "GroupPatch": {"claim": "platform-team"},
     "Raise": {"amount": "400.00", "until": "2999-01-01T00:00:00Z", "reason": "launch week"},
     "CreditAdditionCreate": {"organization_id": 1, "credits_added": 10_000, "unit_cost": "0.01"},
     "OrganizationSubscriptionCreate": {"organization_id": 1, "plan_id": 1, "start_date": "2026-01-01"},
@@ -451,7 +454,7 @@ def _schemas(resources: Mapping[str, Resource], reports: Mapping[str, ReportEndp
         models.append((resource.out, "serialization"))
         models += [(question.out, "serialization") for question in resource.questions]
         for part in resource.parts:
-            models.append((part.out, "serialization"))
+            models += [] if part.out is None else [(part.out, "serialization")]
             models += [(action.body, "validation") for _, action in part.writes if action.body is not None]
         if resource.batch is not None:
             models += [(resource.batch.body, "validation"), (resource.batch.out, "serialization")]
@@ -535,7 +538,11 @@ def _paths(resource: Resource, resources: Mapping[str, Resource]) -> Json:
         act["parameters"] = [KEY_PARAMETER]
         paths[f"{root}/{{id}}/{action.name}"] = {"parameters": [row], "post": act}
     for part in resource.parts:
-        paths[f"{root}/{{id}}/{part.name}"] = {"parameters": [row], "get": _part(resource, part)}
+        if part.out is not None:
+            paths[f"{root}/{{id}}/{part.name}"] = {
+                "parameters": [row],
+                "get": _part(resource, part, part.out),
+            }
         if part.writes:
             paths[f"{root}/{{id}}/{part.name}/{{{part.key}}}"] = _one_part(resource, part, row)
     for file in resource.documents:
@@ -556,11 +563,11 @@ def _list(resource: Resource) -> Json:
     return _paged(operation, resource.title)
 
 
-def _part(resource: Resource, part: SubResource) -> Json:
+def _part(resource: Resource, part: SubResource, out: type[Out]) -> Json:
     summary = f"{part.summary}, {part.order}"
     operation = _operation(resource, part.name, summary, refusals=READ_REFUSALS)
     operation["parameters"] = list(PAGING)
-    return _paged(operation, part.out.__name__)
+    return _paged(operation, out.__name__)
 
 
 def _one_part(resource: Resource, part: SubResource, row: Json) -> Json:
@@ -568,7 +575,7 @@ def _one_part(resource: Resource, part: SubResource, row: Json) -> Json:
     [said] = query_parameters(part.named)
     found: Json = {"parameters": [row, {**said, "in": "path", "required": True}]}
     for method, action in part.writes:
-        title = part.out.__name__
+        title = resource.title if part.out is None else part.out.__name__
         operation = _operation(resource, action.name, action.summary, action.body, title=title, later=True)
         if action.body is None:
             del operation["responses"]["200"]

@@ -160,7 +160,8 @@ class ResourceHandlers:
 
     async def write_part(self, request: web.Request, part: SubResource, action: Action) -> web.Response:
         """Set or delete one part of a row: `PUT` or `DELETE /<resource>/{id}/<part>/{name}`."""
-        named = request.match_info[part.key]
+        # As it was sent: what aiohttp gives has some characters encoded, and others not.
+        named = unquote(request.rel_url.raw_path.rpartition("/")[2])
         return await self._write(
             request,
             action.name,

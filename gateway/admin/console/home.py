@@ -31,6 +31,7 @@ from gateway.admin.explanation import REFUSALS
 from gateway.admin.http import requests
 from gateway.admin.http.guard import REQUEST_ID
 from gateway.admin.http.requests import require_write
+from gateway.admin.live import push
 from gateway.admin.operations import Operations, WriteRequest
 from gateway.admin.ports import NOBODY, AdminPorts
 from gateway.admin.resources.form_fields import words
@@ -41,6 +42,7 @@ from gateway.core.accounts.administration import (
     Actor,
     Claim,
     Command,
+    CommittedWrite,
     ConsoleSession,
     Query,
     Row,
@@ -265,12 +267,14 @@ class Sessions:
         actor, digest = found
         await requests.take_place(request, actor.organization_id)
         who = person.who
-        values = {
+        values: dict[str, object] = {
             "token_digest": digest,
             "issuer": who.issuer,
             "identity": who.identity,
             "person": who.name,
         }
+        if actor.organization_id is not None:
+            values |= {"user": await _user_of(self._ports, actor), "groups": person.groups}
         name = secrets.token_urlsafe(SESSION_BYTES)
         if arrival.id_token:
             values["id_token"] = sign_ins.seal_id_token(arrival.id_token, name)
@@ -291,9 +295,12 @@ class Sessions:
             "digest": self._digest(name),
             "expires_at": ends,
         }
-        await self._ports.store.write(
+        done = await self._ports.store.write(
             Command("console-sessions", "create", _begins(actor), request[REQUEST_ID], _public, None, kept)
         )
+        assert isinstance(done, CommittedWrite)  # no idempotency key is claimed
+        if done.intents:
+            await push(self._ports, done.intents)
         return SessionCookie(name, seconds)
 
     async def signed_in(self, request: web.Request, *, by_key: bool = False) -> SignedInPerson:
@@ -380,6 +387,14 @@ def is_same(peppers: Peppers, who: PersonIdentity | None, token_digest: str, per
     if person is None or not person.who.is_who(who):
         return False
     return token_digest in (one for known_as in person.known_as for one in peppers.digests(known_as))
+
+
+async def _user_of(ports: AdminPorts, actor: Actor) -> str:
+    """Return the user that keys of a signed-in person have: the one of their token, or by their name."""
+    if actor.user_id is not None:
+        return str((await ports.store.get("users", actor.user_id))["external_id"])
+    assert actor.person is not None
+    return actor.person.name
 
 
 def _begins(actor: Actor) -> Actor:

@@ -101,6 +101,12 @@ SCREENS = {
             ),
         ),
         Screen(
+            "Access", "groups", "Groups", "group",
+            ("name", "organization_id", "kind", "claim", "created_at"),
+            empty="No group yet. Budgets may be of a group's members.",
+            newest_first=False,
+        ),
+        Screen(
             "Access", "organizations", "Organizations", "organization",
             ("name", "credit_balance", "credit_limit", "spend_cap", "currency", "created_at"),
             empty="No organization yet. Creating a tenant creates one too.",

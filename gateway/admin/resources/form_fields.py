@@ -28,6 +28,7 @@ REFERS = {
     "user_id": "users",
     "added_by_id": "users",
     "api_key_id": "api-keys",
+    "group_id": "groups",
     "webhook_id": "webhooks",
     "corrects_id": "invoices",
     "invoice_id": "invoices",

@@ -51,7 +51,7 @@ from gateway.admin.resources.values import (
 )
 from gateway.core.accounts.administration import BILLING, OPERATOR, READ, TEAM_ROLES, Row, RowScope, access
 from gateway.core.accounts.budget_amounts import THRESHOLDS, THRESHOLDS_MAX
-from gateway.core.accounts.budget_selectors import SELECTING
+from gateway.core.accounts.budget_selectors import Selector
 from gateway.core.accounts.budgets import EACH, ENFORCE, FINISH, HOLDS, MODES, MONEY, ON_EXHAUSTED, UNITS
 from gateway.core.accounts.intervals import INTERVALS
 from gateway.core.accounts.plans import TERMS, WEIGHT_DIGITS_MAX, WEIGHT_MAX, Term
@@ -231,7 +231,7 @@ RESOURCES = (
 
 ANY_NAME = "*"
 # Fields that define a budget's windows; they never change.
-WINDOW = ("organization_id", *SELECTING, "tags", "each", "unit", "interval", "time_zone", "anchor_day")
+WINDOW = ("organization_id", *Selector._fields, "unit", "interval", "time_zone", "anchor_day")
 # The choices come from the domain's own constants.
 Unit: Any = Literal[UNITS]
 Interval: Any = Literal[tuple(INTERVALS)]
@@ -325,6 +325,7 @@ class BudgetCreate(In):
     tool: Text | None = optional("A tool of an MCP server. Case is ignored.")
     server: Text | None = optional("An MCP server, by its upstream's name.")
     tags: TagValues = Field(default={}, description="Tags that a call must have, all of them: NAME=VALUE.")
+    group_id: Id | None = optional("Calls of its members, together; with each, each member has the amount.")
     time_zone: Text = Field(default="UTC", description="An IANA name: whose days it counts.")
     anchor_day: AnchorDay = Field(
         default=1, description="The day it begins on: 1 to 31 of a month, 1 (Monday) to 7 of a week."
@@ -483,7 +484,7 @@ BUDGET_RESOURCES = (
         live="budgets",
         filters=filters(
             "organization_id name:text tenant_id user:text api_key_id model:text unit "
-            "interval each mode project_id:count service_id tool:text server:text",
+            "interval each mode project_id:count service_id tool:text server:text group_id",
             each=EACH,
             unit=UNITS,
             interval=tuple(INTERVALS),
@@ -612,6 +613,7 @@ class Call(Out):
     )
     hour_factor: str | None = Field(description="What its price was multiplied by at that time.")
     tags: dict[str, str] = Field(description="Those that its organization had declared when it came.")
+    groups: list[int] = Field(description="Ids of the groups that its caller was in when it came.")
     status: int
     reason: str | None = Field(description="Why it was refused or failed; null where it was not.")
     run: str | None = Field(description="The id that the caller gave to its run; null of a call without one.")
@@ -661,7 +663,7 @@ CALL_RESOURCES = (
         filters=filters(
             "request_id:uuid organization_id tenant_id api_key_id user_id service_id "
             "project_id:count model:text response_model:text session:text reason:text "
-            "content_id:count"
+            "content_id:count group_id"
         ),
         questions=(EXPLANATION,),
     ),

@@ -2,7 +2,17 @@
 
 from dataclasses import replace
 
-from gateway.admin.resources import billing, catalogue, events, integrity, invoices, people, quota, reports
+from gateway.admin.resources import (
+    billing,
+    catalogue,
+    events,
+    groups,
+    integrity,
+    invoices,
+    people,
+    quota,
+    reports,
+)
 from gateway.admin.resources.resource import DocumentEndpoint, ReportEndpoint, Resource
 from gateway.feature import features
 
@@ -10,7 +20,7 @@ RESOURCES: dict[str, Resource] = {
     resource.name: resource
     for resource in (
         *people.RESOURCES, *people.ACCESS_RESOURCES, *quota.RESOURCES, *catalogue.RESOURCES,
-        *catalogue.PRICE_RESOURCES, *quota.BUDGET_RESOURCES, *billing.RESOURCES,
+        *catalogue.PRICE_RESOURCES, *groups.RESOURCES, *quota.BUDGET_RESOURCES, *billing.RESOURCES,
         *invoices.RESOURCES, *billing.TAX_RATE_RESOURCES, *billing.CHARGE_RESOURCES,
         *events.RESOURCES, *billing.AMENDMENT_RESOURCES, *quota.USE_RESOURCES, *quota.CALL_RESOURCES,
         *events.WEBHOOK_RESOURCES, *integrity.RESOURCES, *people.AUDIT_RESOURCES,

@@ -387,6 +387,7 @@ class UsageReportQuery(In):
     service_id: Id | None = None
     model: Text | None = None
     currency: Currency | None = None
+    group_id: Id | None = None
 
 
 class UsagePage(UsageReportQuery, PageQuery):
@@ -413,6 +414,8 @@ class UsageGroup(Out):
     project: str | None = optional("`other`: projects beyond the number counted each by itself in a day.")
     service_id: int | None = None
     service: str | None = optional("Its key.")
+    group_id: int | None = None
+    group: str | None = optional("Rows of groups do not add up: a call is in each of its caller's.")
     model: str | None = optional(
         "As it was asked for; `other`: models beyond the number counted each by itself in a day."
     )
@@ -464,7 +467,7 @@ REPORTS = {
             name="usage",
             access=access(teams={READ: TEAM_ROLES}),
             description="Usage and cost.",
-            summary="Add up calls by time, organization, tenant, user, key, project, service and model",
+            summary="Add up calls by time, organization, tenant, user, key, project, service, model and group",
             out=Usage,
             asked=UsagePage,
             documents=(_CSV, _PARQUET),

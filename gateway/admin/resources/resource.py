@@ -82,7 +82,7 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class SubResource:
-    """`GET …/{id}/<name>`: a list of a row's parts; a table shows its `columns`.
+    """`GET …/{id}/<name>`: a list of a row's parts; a table shows its `columns`. Without `out` there is no list.
 
     With `put` and `delete`, `PUT` and `DELETE …/{id}/<name>/{<part>}` run these actions of the resource on one
     part: `named` is the model of the path's last field. A `put` without a body has no answer.
@@ -90,9 +90,9 @@ class SubResource:
 
     name: str
     summary: str
-    out: type[Out]
-    order: str
-    columns: tuple[str, ...]
+    out: type[Out] | None = None
+    order: str = ""
+    columns: tuple[str, ...] = ()
     named: type[In] | None = None
     put: Action | None = None
     delete: Action | None = None
@@ -120,6 +120,7 @@ class SubResource:
         return made
 
     def render(self, row: Row) -> Row:
+        assert self.out is not None
         return self.out.model_validate(row).model_dump(mode="json")
 
 

@@ -27,6 +27,7 @@ from gateway.cli.admin import client, described, output
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json, find
 from gateway.cli.admin.output import AsJson
 from gateway.cli.admin.sections import CliReport, CliResource, CommandParts, section_of
+from gateway.core.accounts.budgets import OF_GROUP
 from gateway.core.text import read_json
 from gateway.feature import features
 
@@ -244,7 +245,8 @@ class CliCommand:
             rows = api.items(f"{where}/{self.does}", typed["limit"])
             output.rows(rows, self.resource.parts[self.does], as_json=as_json)
         else:
-            body = with_owner(api, where, with_amounts(self.fields, body, lambda: api.get(where)))
+            body = with_amounts(self.fields, body, lambda: api.get(where))
+            body = (with_owner if self.part is None else with_group)(api, where, body)
             self._act(api, where, body, as_json=as_json)
 
     def _act(self, api: AdminClient, where: str, body: Json, *, as_json: bool) -> None:
@@ -259,8 +261,10 @@ class CliCommand:
         if method == "DELETE":
             api.delete(place)
             output.deleted(named, as_json=as_json)
+        elif part := api.put(place, body):
+            output.row(part, as_json=as_json)
         else:
-            output.row(api.put(place, body), as_json=as_json)
+            output.say("Done.")
 
     @property
     def _asks(self) -> bool:
@@ -451,6 +455,14 @@ def with_owner(api: AdminClient, where: str, body: Json) -> Json:
         return body
     resource = client.OWNERS.get(api.get(where).get("each"))
     return body if resource is None else {**body, "who": str(api.id_of(resource, body["who"]))}
+
+
+def with_group(api: AdminClient, where: str, body: Json) -> Json:
+    """Return a body with the id of the group that `who` names as `group:NAME`, else as `with_owner` does."""
+    kind, colon, name = str(body.get("who", "")).partition(":")
+    if kind + colon != OF_GROUP:
+        return with_owner(api, where, body)
+    return {**body, "who": f"{OF_GROUP}{api.id_of('groups', name)}"}
 
 
 def in_query(body: Json) -> Json:

@@ -69,7 +69,7 @@ def describe() -> dict[str, Any]:
 def _resource(resource: Resource, archived: bool) -> CliResource:
     return CliResource(
         resource.name, resource.description, resource.named_by, tuple(resource.filters), resource.refers,
-        tuple(_columns(resource)), _commands(resource), {one.name: one.columns for one in resource.parts},
+        tuple(_columns(resource)), _commands(resource), {one.name: one.columns for one in resource.parts if one.out},
         tuple(one.name for one in resource.questions if not one.of),
         tuple(one.name for one in resource.actions if one.mints), resource.secret,
         None if resource.batch is None else (resource.batch.name, resource.batch.summary), archived,
@@ -92,7 +92,8 @@ def _commands(resource: Resource) -> dict[str, CommandParts]:
         fields = fields_of(resource, each.asked)
         made[each.name] = CommandParts(each.name, f"{each.summary}.", fields, _required(fields))
     for part in resource.parts:
-        made[part.name] = CommandParts(part.name, f"{part.summary}.")
+        if part.out is not None:
+            made[part.name] = CommandParts(part.name, f"{part.summary}.")
         for method, action in part.writes:
             fields = fields_of(resource, part.form_of(action))
             where = part.name, method, part.key

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields
 from datetime import datetime
 from decimal import Decimal
 from typing import Any, Final
 
+from gateway.core.accounts import groups
 from gateway.core.accounts.budgets import (
     CUT,
     ENFORCE,
@@ -38,6 +39,8 @@ THRESHOLDS_MAX: Final = 10
 THRESHOLDS: Final = (0.5, 0.8, 1.0)
 # Selector fields that exclude a value of `each`: one user cannot be split by user.
 _FIXES: Final = {USER: "user", KEY: "api_key_id", PROJECT: "project_id", TENANT: "tenant_id"}
+# The kind of a group whose members are values of `each`.
+_KINDS: Final = {USER: groups.USER, KEY: groups.API_KEY, PROJECT: groups.PROJECT, TENANT: groups.TENANT}
 # Values of `each` that are ids.
 _BY_ID: Final = frozenset({KEY, PROJECT, TENANT})
 
@@ -79,15 +82,17 @@ def wrong_amount(unit: str, amount: object, field: str, least: int = 1) -> Wrong
 
 
 def wrong_raise(
-    budget: Budget, amount: object, until: datetime, now: datetime, who: str | None = None
-) -> Wrong:
+    budget: Budget, amount: object, until: datetime, now: datetime, who: str | None = None,
+    *, within: Collection[int] = (),
+) -> Wrong:  # fmt: skip
     """Yield (field, fault) for each error in a raise of a budget's limit to `amount`, `until` a time.
 
-    With `who`, the raise is of one value of `each`, and not below what this one has.
+    With `who`, the raise is of one value of `each`, and not below what this one has as a member of the groups
+    with the ids `within`.
     """
     found = list(wrong_amount(budget.unit, amount, "amount"))
     yield from found
-    has = budget.amount if who is None else budget.limit_of(owner_of(who), ms_of(now)).amount
+    has = budget.amount if who is None else budget.limit_of(owner_of(who), ms_of(now), within).amount
     whose = "the budget's own" if who is None else "what this one has"
     if has is None:
         yield "amount", "cannot be raised: this one has no limit"
@@ -99,16 +104,22 @@ def wrong_raise(
         yield from wrong_owner(budget, who)
 
 
-def wrong_override(budget: Budget, amount: object, until: datetime | None, now: datetime, who: str) -> Wrong:
-    """Yield (field, fault) for each error in an override of one value of `each`: 0 is nothing, None no limit."""
+def wrong_override(
+    budget: Budget, amount: object, until: datetime | None, now: datetime, who: str, *, kind: str = ""
+) -> Wrong:
+    """Yield (field, fault) for each error in an override of `who`: 0 is nothing, None no limit.
+
+    `who` is a value of `each`, or `group:ID`: then `kind` is that of the budget's organization's group, empty
+    if there is none.
+    """
     if amount is not None:
         yield from wrong_amount(budget.unit, amount, "amount", least=0)
     if until is not None and until <= now:
         yield "until", "must be in the future"
-    if who.startswith(OF_GROUP):
-        yield "who", f"begins with {OF_GROUP}: that is a group, and no value of `each`"
-    else:
+    if not budget.each or not who.startswith(OF_GROUP):
         yield from wrong_owner(budget, who)
+    elif not kind or _KINDS.get(budget.each) != kind:
+        yield "who", f"begins with {OF_GROUP}: it must be the id of a group of the kind that `each` is"
 
 
 def wrong_owner(budget: Budget, who: str) -> Wrong:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from gateway.core.accounts.budgets import Budget
@@ -50,15 +50,19 @@ def compute_balance(
     stored: tuple[int, int] | None,
     live: Mapping[int, LiveWindow] | None = None,
     owner: str = "",
+    *,
+    groups: Collection[int] = (),
 ) -> BudgetBalance:
     """Return the limit, use and held amount of the account of an `owner` in a budget at `at_ms` (Unix ms).
+
+    `groups` are those that the owner is in.
 
     `stored` is the start and the use of the last window in PostgreSQL. `live` are the account's windows
     in Redis by budget id, or None if Redis lacks the account or is unreachable. Use in an earlier window
     counts as 0.
     """
     start, following = window_of(budget, at_ms)
-    limit, by = budget.limit_of(owner, at_ms)
+    limit, by = budget.limit_of(owner, at_ms, groups)
     window = (live or {}).get(budget.id)
     if window is not None:
         used = window.used if window.start_ms >= start else 0

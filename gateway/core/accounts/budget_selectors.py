@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from typing import Any, Final, NamedTuple
 
 from gateway.core.accounts.budgets import BUDGET_ACCOUNTS_MAX, WINDOWS_MAX, is_of
@@ -12,13 +13,20 @@ from gateway.core.accounts.tags import Tags
 BUDGETS_MAX: Final = 1_000
 # Most comparisons of selectors, a tenth of a second. A search that needs more is refused.
 LOOKS_MAX: Final = 20_000
+# By kind of member, and of claims: the sets of groups that single members are in, or that a claim names.
+GroupSets = Mapping[str, Collection[frozenset[int]]]
+NO_GROUP_SETS: GroupSets = {}
+CLAIM: Final = "claim"
+# Sets of groups that a check looks at; beyond it, all groups count as those of one call.
+SETS_MAX: Final = 200
 # Most budgets named in an error.
 NAMES_MAX: Final = 20
-# Fields by which a budget selects calls.
+# Fields by which a budget selects calls, beside tags. A call has one value of all but the last.
 SELECTING: Final = (
-    "tenant_id", "user", "api_key_id", "project_id", "model", "service_id", "tool", "server",
+    "tenant_id", "user", "api_key_id", "project_id", "model", "service_id", "tool", "server", "group_id",
 )  # fmt: skip
-_MODEL: Final = SELECTING.index("model")
+_SINGLE: Final = SELECTING[:-1]
+_MODEL: Final = _SINGLE.index("model")
 _FOLDED: Final = ("model", "tool", "server")  # compared without case
 
 
@@ -37,6 +45,7 @@ class Selector(NamedTuple):
     tool: str | None
     server: str | None
     tags: Tags
+    group_id: int | None
     each: str | None
 
 
@@ -47,22 +56,29 @@ def selector_of(values: Mapping[str, Any]) -> Selector:
 
 
 def too_many(
-    others: Mapping[str, Selector], new: Selector, fixed: Iterable[Tags] = ()
-) -> Iterator[tuple[str, str]]:
+    others: Mapping[str, Selector], new: Selector, fixed: Iterable[Tags] = (),
+    groups: GroupSets = NO_GROUP_SETS,
+) -> Iterator[tuple[str, str]]:  # fmt: skip
     """Yield (field, reason) if an organization may not have a budget with the selector `new` too.
 
     `others` are the selectors of the organization's existing budgets by name, `fixed` the tags of its API
-    keys.
+    keys, and `groups` the sets of groups that its members are in.
     """
     if len(others) >= BUDGETS_MAX:
         yield "organization_id", f"it has {BUDGETS_MAX} budgets: there cannot be more"
     elif sum(one == new for one in others.values()) >= WINDOWS_MAX:
         yield "name", f"there are {WINDOWS_MAX} budgets of just these calls: there cannot be more"
-    elif met := _met_by_tags(others.values(), new, fixed):
-        yield "organization_id", _names_met(others, met)
+    else:
+        together = sets_of_groups(groups)
+        for mine in _by_tags([*others.values(), new], fixed):
+            if new in mine and (met := may_meet_more(mine, new, together=together)):
+                yield "organization_id", _names_met(others, met)
+                return
 
 
-def too_many_by_tags(selectors: Mapping[str, Selector], key: Selector) -> Iterator[tuple[str, str]]:
+def too_many_by_tags(
+    selectors: Mapping[str, Selector], key: Selector, groups: GroupSets = NO_GROUP_SETS
+) -> Iterator[tuple[str, str]]:
     """Yield (field, reason) if a call of one API key could meet too many budgets by the tags that it fixes.
 
     `key` has what all calls of the key have: its tenant, its id, its user, and `tags`.
@@ -72,10 +88,23 @@ def too_many_by_tags(selectors: Mapping[str, Selector], key: Selector) -> Iterat
         for name, other in selectors.items()
         if set(other.tags) <= set(key.tags) and _meet(other, key)
     }
+    together = sets_of_groups(groups)
     for new in {other for other in mine.values() if other.tags}:
-        if met := may_meet_more(mine.values(), new):
+        if met := may_meet_more(mine.values(), new, together=together):
             yield "tags", _names_met(mine, met)
             return
+
+
+def too_many_of_groups(budgets: Mapping[str, Selector], groups: GroupSets, fixed: Iterable[Tags] = ()) -> str:
+    """Return why members may not be in these sets of groups; empty if they may.
+
+    `budgets` are selectors by name, and `fixed` the tags of the organization's API keys.
+    """
+    together = sets_of_groups(groups)
+    for mine in _by_tags(budgets.values(), fixed):
+        if met := _most_met(mine, together, BUDGET_ACCOUNTS_MAX, LOOKS_MAX):
+            return _names_met(budgets, met)
+    return ""
 
 
 def _names_met(selectors: Mapping[str, Selector], met: Collection[Selector]) -> str:
@@ -84,43 +113,58 @@ def _names_met(selectors: Mapping[str, Selector], met: Collection[Selector]) -> 
     return f"a call could then meet budgets of more than {most} different selectors, with: {names}"
 
 
-def _met_by_tags(others: Collection[Selector], new: Selector, fixed: Iterable[Tags]) -> frozenset[Selector]:
-    """Return the result of `may_meet_more` for calls without tags, or with those that some API key fixes.
+def _by_tags(selectors: Collection[Selector], fixed: Iterable[Tags]) -> Iterator[list[Selector]]:
+    """Yield the selectors that calls without tags may match, and those for the tags of each API key.
 
     Tags that callers say are no reason to refuse a budget: their calls are refused.
     """
-    named = frozenset(tag for other in (*others, new) for tag in other.tags)
-    of_calls = {named & frozenset(tags) for tags in ((), *fixed)}
-    for tags in filter(frozenset(new.tags).issubset, of_calls):
-        if met := may_meet_more([other for other in others if tags.issuperset(other.tags)], new):
-            return met
-    return frozenset()
+    named = frozenset(tag for selector in selectors for tag in selector.tags)
+    for tags in {named & frozenset(of_key) for of_key in ((), *fixed)}:
+        yield [selector for selector in selectors if tags.issuperset(selector.tags)]
 
 
 def may_meet_more(
-    others: Collection[Selector], new: Selector, most: int = BUDGET_ACCOUNTS_MAX, looks_max: int = LOOKS_MAX
-) -> frozenset[Selector]:
+    others: Collection[Selector], new: Selector, most: int = BUDGET_ACCOUNTS_MAX, looks_max: int = LOOKS_MAX,
+    together: Iterable[frozenset[int]] = (),
+) -> frozenset[Selector]:  # fmt: skip
     """Return the selectors that one call could match at once if they need more than `most` accounts.
 
     They include `new`; the result is empty if no call can match so many. A call has one tenant, one user
-    and so on, and is assumed to name one model and to have all tags. `looks_max` bounds the comparisons.
+    and so on, is in one set of groups of `together`, and is assumed to name one model and to have all tags.
+    `looks_max` bounds the comparisons.
     """
     met = {new, *(one for one in others if _meet(one, new))}
-    return frozenset(_exceeding(list(met), 0, most, [looks_max]) if len(_shapes(met, 0)) > most else ())
+    sets = [groups for groups in together if new.group_id in {None, *groups}]
+    if new.group_id is not None:  # it may have no members yet
+        sets.append(frozenset({new.group_id}))
+    return _most_met(met, sets, most, looks_max)
+
+
+def _most_met(
+    selectors: Iterable[Selector], together: Iterable[frozenset[int]], most: int, looks_max: int
+) -> frozenset[Selector]:
+    """Return the selectors that a call in one of these sets of groups could match, if more than `most`."""
+    anybodys, left = [selector for selector in set(selectors) if selector.group_id is None], [looks_max]
+    of_groups = [selector for selector in set(selectors) if selector.group_id is not None]
+    for groups in [*together] or [frozenset[int]()]:
+        met = [*anybodys, *(selector for selector in of_groups if selector.group_id in groups)]
+        if len(_shapes(met, 0)) > most and (beyond := _exceeding(met, 0, most, left)):
+            return frozenset(beyond)
+    return frozenset()
 
 
 def _exceeding(selectors: Sequence[Selector], at: int, most: int, left: list[int]) -> Sequence[Selector]:
     """Return selectors that one call may match and that need more than `most` accounts; empty if none do.
 
-    The fields of `SELECTING` before position `at` are decided already. `left` holds the number of
+    The groups, and the fields of `_SINGLE` before position `at`, are decided already. `left` holds the number of
     remaining comparisons: once it is used up, all `selectors` are returned.
     """
-    if at == len(SELECTING):
+    if at == len(_SINGLE):
         return selectors if len(selectors) > most else ()
     left[0] -= len(selectors)
     if left[0] < 0:
         return selectors
-    name, following = SELECTING[at], at + 1
+    name, following = _SINGLE[at], at + 1
     by_value: dict[Any, list[Selector]] = {}
     for one in selectors:
         by_value.setdefault(one[at], []).append(one)
@@ -141,14 +185,15 @@ def _shapes(selectors: Iterable[Selector], at: int) -> set[object]:
 
     A shape has the values of the fields before position `at`, and tells which later fields are set. For a
     model with `*` it includes the length of the prefix: a call matches at most one prefix of each length.
-    It includes the tags, because a call may match selectors of several.
+    It includes the tags and the group, because a call may match selectors of several.
     """
     return {
         (
             one[:at],
-            *(part is not None for part in one[at : len(SELECTING)]),
+            *(part is not None for part in one[at : len(_SINGLE)]),
             _length(one.model) if at <= _MODEL else 0,
             one.tags,
+            one.group_id,
             one.each,
         )
         for one in selectors
@@ -163,7 +208,7 @@ def _meet(one: Selector, other: Selector) -> bool:
     """Return whether one call may match both selectors."""
     return all(
         a is None or b is None or _takes(name, a, b) or _takes(name, b, a)
-        for name, a, b in zip(SELECTING, one, other, strict=False)
+        for name, a, b in zip(_SINGLE, one, other, strict=False)
     )
 
 
@@ -175,3 +220,27 @@ def _takes(name: str, wanted: Any, value: Any) -> bool:
     if wanted is None or wanted == value:
         return True
     return name == "model" and is_of(value.removesuffix("*"), wanted)
+
+
+def sets_of_groups(groups: GroupSets) -> list[frozenset[int]]:
+    """Return the largest sets of groups that one call may be in.
+
+    A call has one member of each kind, or none. A claim is alone: only a call says which others its caller has.
+    """
+    kinds = [_largest(sets) for kind, sets in groups.items() if kind != CLAIM]
+    count = 1
+    for sets in kinds:
+        count *= len(sets)
+    claimed = groups.get(CLAIM, ())
+    if count > SETS_MAX:
+        return [frozenset[int]().union(*(ids for sets in kinds for ids in sets)), *claimed]
+    return [*(frozenset[int]().union(*some) for some in product(*kinds)), *claimed]
+
+
+def _largest(sets: Collection[frozenset[int]]) -> list[frozenset[int]]:
+    """Return those of the sets that are in no other one; at least an empty one."""
+    largest: list[frozenset[int]] = []
+    for groups in sorted(set(sets), key=len, reverse=True):
+        if not any(groups <= larger for larger in largest):
+            largest.append(groups)
+    return largest or [frozenset()]

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -40,7 +41,7 @@ ORGANIZATION_OVERRIDES_MAX: Final = 20_000
 # How the owner of an override begins that is a group: no value of `each` that begins so has one of its own.
 OF_GROUP: Final = "group:"
 # Origins of the limit of an account.
-BY_BUDGET, BY_OVERRIDE, BY_RAISE = LIMITS_BY = ("budget", "override", "raise")
+BY_BUDGET, BY_OVERRIDE, BY_GROUP, BY_RAISE = LIMITS_BY = ("budget", "override", "group", "raise")
 
 # One window as it is sent with a call. Its flags are the unit, and what happens once it is used up. In an
 # endless window `after` is how long (ms) an unused account is kept: 0 is for ever.
@@ -73,6 +74,9 @@ class PersonalOverride(NamedTuple):
     amount: int | None
     until_ms: int = 0
 
+    def is_in_force(self, at_ms: int) -> bool:
+        return self.until_ms == 0 or at_ms < self.until_ms
+
 
 class Limit(NamedTuple):
     """The limit of an account, None for no limit, and its origin, one of `LIMITS_BY`."""
@@ -86,13 +90,14 @@ class Budget:
     """A limit on a `unit` in each interval, for all calls that match its selector.
 
     The selector is `tenant_id`, `user`, `api_key_id`, `project_id`, `model` (exact, or `prefix*`),
-    `service_id`, `tool`, the tool's `server` and `tags`, all of them: 0, empty text, None or no tags match
-    any call. With `each`, every user, key, project, session, tenant or value of a tag has a separate amount.
-    `amount` and `raised_to` are nano-units of the organization's currency if the unit is money. `raised_to`
-    replaces the amount until `raised_until_ms` (0: not raised). Without `enforce` the use is only counted and
-    reported. With `cut` the budget ends the stream
+    `service_id`, `tool`, the tool's `server`, `tags`, all of them, and the group of its caller (`group_id`):
+    0, empty text, None or no tags match any call. With `each`, every user, key, project, session, tenant or
+    value of a tag has a separate amount. `amount` and `raised_to` are nano-units of the organization's currency
+    if the unit is money. `raised_to` replaces the amount until `raised_until_ms` (0: not raised). Without
+    `enforce` the use is only counted and reported. With `cut` the budget ends the stream
     that uses it up. `hold` is how much of a call is held, `likely` or `maximum`; empty means that the
-    tenant's plan decides. `raises` and `overrides` are of single owners, by the owner's part of the account's name.
+    tenant's plan decides. `raises` and `overrides` are of single owners, by the owner's part of the account's
+    name, and overrides of groups by `group:ID`.
     """
 
     id: int
@@ -120,38 +125,54 @@ class Budget:
     tags: Tags = ()
     raises: dict[str, PersonalRaise] = field(default_factory=dict, hash=False)
     overrides: dict[str, PersonalOverride] = field(default_factory=dict, hash=False)
+    group_id: int = 0
 
     @property
     def selector(self) -> tuple[object, ...]:
         """The fields that select calls, and the kind of users with an account each, as a key for comparison.
 
         Budgets with equal keys share their accounts. Names of accounts are hashes of this tuple, so
-        the rarely used tool and server, and tags, are appended only if set.
+        the rarely used tool and server, tags, and the group, are appended only if set.
         """
         of_tools = (self.tool.lower(), self.server.lower()) if self.tool or self.server else ()
         of_tags = (self.tags,) if self.tags else ()
+        of_group = (("group", self.group_id),) if self.group_id else ()
         return (
             self.tenant_id, self.user, self.api_key_id, self.project_id, self.model.lower(), self.service_id,
-            self.each, *of_tools, *of_tags,
+            self.each, *of_tools, *of_tags, *of_group,
         )  # fmt: skip
 
     def limit_at(self, at_ms: int) -> int:
         """Return the limit at a time (Unix ms): `raised_to` while the budget is raised, else `amount`."""
         return self.raised_to if at_ms < self.raised_until_ms else self.amount
 
-    def limit_of(self, owner: str, at_ms: int) -> Limit:
-        """Return the limit of one owner's account at a time (Unix ms): its raise, its override, or the budget's.
+    def limit_of(self, owner: str, at_ms: int, groups: Iterable[int] = ()) -> Limit:
+        """Return the limit of one owner's account at a time (Unix ms): its raise, an override, or the budget's.
 
-        A raise is never below the budget's, unless it is of an override. `owner` is a result of `owner_in`;
-        empty for the account of all, and the shared one.
+        The owner's own override goes before those of its `groups`, of which the smallest counts. A raise is
+        never below the budget's, unless it is of an override. `owner` is a result of `owner_in`; empty for
+        the account of all, and the shared one.
         """
-        usual, own, override = self.limit_at(at_ms), self.raises.get(owner), self.overrides.get(owner)
-        is_overridden = override is not None and (override.until_ms == 0 or at_ms < override.until_ms)
-        if own is not None and at_ms < own.until_ms and (is_overridden or own.amount > usual):
-            return Limit(own.amount, BY_RAISE)
-        if override is not None and is_overridden:
-            return Limit(override.amount, BY_OVERRIDE)
-        return Limit(usual, BY_BUDGET)
+        usual, own_raise = self.limit_at(at_ms), self.raises.get(owner)
+        in_force = [own for own in self.overrides_of(owner, groups) if own[1].is_in_force(at_ms)]
+        if own_raise is not None and at_ms < own_raise.until_ms and (in_force or own_raise.amount > usual):
+            return Limit(own_raise.amount, BY_RAISE)
+        if not in_force:
+            return Limit(usual, BY_BUDGET)
+        name, override = min(in_force, key=lambda own: (own[0] != owner, _size(own[1].amount)))
+        return Limit(override.amount, BY_OVERRIDE if name == owner else BY_GROUP)
+
+    def overrides_of(self, owner: str, groups: Iterable[int]) -> list[tuple[str, PersonalOverride]]:
+        """Return the overrides of an owner and of its groups by their names, in force or over."""
+        if not self.overrides:
+            return []
+        names = (owner, *(f"{OF_GROUP}{group}" for group in groups))
+        return [(name, self.overrides[name]) for name in names if name in self.overrides]
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether it depends on the groups of a call: it is of one, or groups have overrides."""
+        return self.group_id != 0 or any(owner.startswith(OF_GROUP) for owner in self.overrides)
 
     @property
     def has_own(self) -> bool:
@@ -176,6 +197,7 @@ class Budget:
             and self.tool.lower() in {"", asked.tool.lower()}
             and self.server.lower() in {"", asked.server.lower()}
             and (not self.tags or set(self.tags) <= set(asked.tags))
+            and (not self.group_id or self.group_id in asked.groups)
         )
 
     def value_of(self, asked: CallAttributes) -> str:
@@ -196,6 +218,10 @@ class Budget:
         return dict(asked.tags).get(tag_in(self.each), "")
 
 
+def _size(amount: int | None) -> float:
+    return math.inf if amount is None else amount
+
+
 # The owner of the account that is shared beyond the maximum of accounts of `each`; see lua/lib/short.lua.
 OTHERS = "other"
 ALL_OTHERS = "all others"  # its name for people
@@ -204,7 +230,8 @@ ALL_OTHERS = "all others"  # its name for people
 class CallAttributes(NamedTuple):
     """Attributes of a call that select its budgets. `models` are all models that may answer the call.
 
-    `tool` and its `server` are set for calls of a tool. `tags` are those that budgets depend on.
+    `tool` and its `server` are set for calls of a tool. `tags` are those that budgets depend on, and `groups`
+    ids of the groups that the call is in.
     """
 
     tenant_id: int
@@ -217,6 +244,7 @@ class CallAttributes(NamedTuple):
     tool: str = ""
     server: str = ""
     tags: Tags = ()
+    groups: tuple[int, ...] = ()
 
 
 def is_of(model: str, pattern: str) -> bool:
@@ -249,19 +277,24 @@ def owner_in(account: str) -> str:
     return account.partition(":")[2]
 
 
-def have_own(budgets: Iterable[Budget], owner: str) -> bool:
-    """Return whether one of these budgets has a raise or an override of this owner, in force or over."""
-    return any(owner in budget.raises or owner in budget.overrides for budget in budgets)
+def override_owner(who: str) -> str:
+    """Return the name by which a budget has the override of a value of `each`, or of `group:ID`."""
+    return who if who.startswith(OF_GROUP) else owner_of(who)
 
 
-def defined(budgets: Iterable[Budget], at_ms: int, owner: str = "") -> bytes:
+def have_own(budgets: Iterable[Budget], owner: str, groups: Collection[int] = ()) -> bool:
+    """Return whether a budget has a raise or an override of this owner or one of its groups, in force or over."""
+    return any(owner in budget.raises or budget.overrides_of(owner, groups) for budget in budgets)
+
+
+def defined(budgets: Iterable[Budget], at_ms: int, owner: str = "", groups: Collection[int] = ()) -> bytes:
     """Return the current windows of one account's budgets at `at_ms` (Unix ms), packed for Lua scripts.
 
-    The limits are those of `owner`, a result of `owner_in`. A window without a limit enforces nothing.
+    The limits are those of `owner`, a result of `owner_in`, in these `groups`. A window without a limit enforces nothing.
     """
     packed = list[bytes]()
     for one in sorted(budgets, key=lambda one: one.id):
-        amount, flags = one.limit_of(owner, at_ms).amount, flags_of(one)
+        amount, flags = one.limit_of(owner, at_ms, groups).amount, flags_of(one)
         limit, flags = (INTEGER_MAX, flags & ~FLAG_ENFORCE) if amount is None else packed_limit(amount, flags)
         times = (
             (0, 0, EACH_UNUSED_DAYS * DAY_MS)
@@ -310,7 +343,9 @@ def is_forgotten_unused(budget: Budget) -> bool:
     return budget.each == SESSION and budget.interval == TOTAL
 
 
-def windows_valid_until(budgets: Iterable[Budget], at_ms: int, owner: str = "") -> int:
+def windows_valid_until(
+    budgets: Iterable[Budget], at_ms: int, owner: str = "", groups: Collection[int] = ()
+) -> int:
     """Return the Unix ms at which the result of `defined` next changes; 0 is never.
 
     It changes when a window ends, or when a limit that was raised or overridden for a time falls back.
@@ -318,7 +353,8 @@ def windows_valid_until(budgets: Iterable[Budget], at_ms: int, owner: str = "") 
     ends = [0]
     for one in budgets:
         ends += [bounds(one.interval, one.time_zone, one.anchor_day, at_ms)[1], one.raised_until_ms]
-        ends += [own[owner].until_ms for own in (one.raises, one.overrides) if owner in own]
+        ends += [one.raises[owner].until_ms] if owner in one.raises else []
+        ends += [override.until_ms for _, override in one.overrides_of(owner, groups)]
     return min((end for end in ends if end > at_ms), default=0)
 
 

@@ -7,9 +7,9 @@ the maximum is refused.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, cast
+from typing import Final, NamedTuple, cast
 from zoneinfo import ZoneInfoNotFoundError
 
 from gateway.core.accounts.budgets import (
@@ -32,6 +32,7 @@ from gateway.core.accounts.budgets import (
     owner_in,
     windows_valid_until,
 )
+from gateway.core.accounts.groups import Groups
 from gateway.core.accounts.runs import FIELD, Run
 from gateway.core.accounts.tags import METADATA_FIELD, Tags, tag_in, tags_of
 from gateway.core.calls.call import CallRequest
@@ -48,7 +49,9 @@ CALLERS_MAX: Final = 1_021
 
 
 # The attributes that select the budgets of a call: the fields of `CallAttributes`.
-Said = tuple[int, int, int, str, int | None, tuple[str, ...], str, str, str, Tags]
+Said = tuple[
+    int, int, int, str, int | None, tuple[str, ...], str, str, str, Tags, tuple[int, ...]
+]  # fmt: skip
 
 
 class BudgetsVersion:
@@ -113,20 +116,30 @@ class _CallerEntry:
         self.caller, self.service_id, self.user, self.budgets = caller, service_id, user, budgets
 
 
+class CallerBudget(NamedTuple):
+    """A budget of a caller: the name of its account there, and the ids of the caller's `groups`."""
+
+    account: str
+    budget: Budget
+    groups: tuple[int, ...] = ()
+
+
 class OrganizationBudgets:
-    """The budgets of one organization, in groups that share an account.
+    """The budgets of one organization, in groups that share an account; `callers` are the groups of its callers.
 
     Budgets of a call name the `version` of these, an object without contents: so cached calls keep no raises
     or overrides alive that a later version replaced.
     """
 
     __slots__ = (
-        "_by_id", "_defined", "_groups", "_has_own", "_says", "_some", "_tags", "by_caller", "currency",
+        "_by_id", "_callers_groups", "_defined", "_groups", "_has_own", "_says", "_some", "_tags", "by_caller", "currency",
         "organization_id", "version",
     )  # fmt: skip
 
-    def __init__(self, organization_id: int, budgets: Sequence[Budget], currency: str) -> None:
-        self.organization_id, self.currency = organization_id, currency
+    def __init__(
+        self, organization_id: int, budgets: Sequence[Budget], currency: str, callers: Groups | None = None
+    ) -> None:
+        self.organization_id, self.currency, self._callers_groups = organization_id, currency, callers
         self.version = BudgetsVersion()
         self._groups = accounts_of(budgets)
         # Whether a group has raises or overrides of single owners.
@@ -141,8 +154,9 @@ class OrganizationBudgets:
             for budget in budgets
         }
         self._some: dict[frozenset[str], frozenset[str]] = {}
-        # Whether only tenant, key, service and user matter: the first four fields of `Said`.
-        self.by_caller = not any(self._says[4:]) and not self._tags
+        # Whether only tenant, key, service and user matter: the first four fields of `Said`, and groups by these.
+        by_project = callers is not None and callers.by_project and self._says[-1]
+        self.by_caller = not (any(self._says[4:-1]) or self._tags or by_project)
 
     def asked(self, caller: Caller, service_id: int, said: Attribution, call: CallRequest) -> Said:
         """Return the attributes by which a call selects its budgets, empty where no budget depends on them.
@@ -150,7 +164,7 @@ class OrganizationBudgets:
         They come from the API key of `caller`, from header fields (`said`) and from the body
         (`call`).
         """
-        tenant, key, service, user, project, models, session, tool, server = self._says
+        tenant, key, service, user, project, models, session, tool, server, group = self._says
         return (
             caller.tenant_id if tenant else 0,
             caller.key_id if key else 0,
@@ -162,7 +176,14 @@ class OrganizationBudgets:
             call.tool if tool else "",
             call.server if server else "",
             tags_of(self._tags, caller.tags, said.tags) if self._tags else (),
+            self.groups_of(caller, said, call.user) if group else (),
         )
+
+    def groups_of(self, caller: Caller, said: Attribution, in_body: str = "") -> tuple[int, ...]:
+        """Return the ids of the groups that a call of `caller`, attributed as `said`, is in."""
+        if self._callers_groups is None:
+            return ()
+        return self._callers_groups.of(caller, caller.acts_for(said.user, in_body), said.project_id)
 
     def find(self, asked: CallAttributes, now_ms: int) -> CallBudgets:
         """Return the budgets that apply to a call with the attributes `asked` at `now_ms` (Unix ms).
@@ -180,10 +201,11 @@ class OrganizationBudgets:
             begun, until, packed = self._definition(place, now_ms)
             name, usual = account_of(self.organization_id, first, first.value_of(asked)), b""
             enforcing = [budget for budget in group if budget.enforce]
-            if self._has_own[place] and have_own(group, owner := owner_in(name)):
+            if self._has_own[place] and have_own(group, owner := owner_in(name), asked.groups):
                 usual = packed
-                begun, until, packed = _defined_at(group, now_ms, owner)
-                enforcing = [one for one in enforcing if one.limit_of(owner, now_ms).amount is not None]
+                begun, until, packed = _defined_at(group, now_ms, owner, asked.groups)
+                limits = [one.limit_of(owner, now_ms, asked.groups).amount for one in enforcing]
+                enforcing = [one for one, limit in zip(enforcing, limits, strict=True) if limit is not None]
             since = max(since, begun)
             accounts.append(BudgetAccount(name, packed, bool(enforcing), usual))
             units.update([one.unit for one in group])
@@ -206,14 +228,17 @@ class OrganizationBudgets:
         )
 
     def _exceeding(self, asked: CallAttributes, count: int) -> TooManyBudgets:
-        """Return the error of a call that meets too many budgets; it names tags that bring this about."""
+        """Return the error of a call that meets too many budgets; it names tags or groups that bring it about."""
         most = BUDGET_ACCOUNTS_MAX
         met = [group[0] for group in self._groups if group[0].matches(asked)]
         by_tags = {name for first in met for name, _ in first.tags}
         if by_tags and sum(not first.tags for first in met) <= most:
             what, param = f"name fewer of the tags {', '.join(sorted(by_tags))}", METADATA_FIELD
-        else:
+        elif len(asked.models) > 1 or not asked.groups:
             what, param = "ask for fewer models", "model"
+        else:
+            ids = ", ".join(map(str, asked.groups))
+            what, param = f"its caller is in the groups {ids}, leave some of these", "model"
         return TooManyBudgets(
             f"This call would take from {count} budgets, of {most} at most: {what}.", param=param
         )
@@ -221,9 +246,9 @@ class OrganizationBudgets:
     def _same(self, units: frozenset[str]) -> frozenset[str]:
         return self._some.setdefault(units, units)
 
-    def of_caller(self, asked: CallAttributes) -> list[tuple[str, Budget]]:
-        """Return (account name, budget) for all that a caller's calls may use, whatever they ask for."""
-        found = []
+    def of_caller(self, asked: CallAttributes) -> list[CallerBudget]:
+        """Return all budgets that a caller's calls may use, whatever they ask for."""
+        found = list[CallerBudget]()
         for group in self._groups:
             first = group[0]
             models = (first.model,) if first.model else ()
@@ -232,7 +257,7 @@ class OrganizationBudgets:
             )
             if first.matches(mine):
                 name = account_of(self.organization_id, first, first.value_of(mine))
-                found += [(name, one) for one in group]
+                found += [CallerBudget(name, one, asked.groups) for one in group]
         return found
 
     def _definition(self, place: int, now_ms: int) -> tuple[int, int, bytes]:
@@ -242,12 +267,18 @@ class OrganizationBudgets:
         return known
 
 
-def _defined_at(group: Sequence[Budget], now_ms: int, owner: str = "") -> tuple[int, int, bytes]:
-    """Return an owner's windows of a group of budgets: valid since, valid until (Unix ms), and packed."""
+def _defined_at(
+    alike: Sequence[Budget], now_ms: int, owner: str = "", groups: Collection[int] = ()
+) -> tuple[int, int, bytes]:
+    """Return windows of budgets with equal selectors: valid since, valid until (Unix ms), and packed.
+
+    They are those of an `owner` in these `groups`.
+    """
     try:
-        return now_ms, windows_valid_until(group, now_ms, owner), defined(group, now_ms, owner)
+        until_ms = windows_valid_until(alike, now_ms, owner, groups)
+        return now_ms, until_ms, defined(alike, now_ms, owner, groups)
     except (ZoneInfoNotFoundError, ValueError) as error:
-        why = f"When a window of the budget {group[0].name} begins is not known here."
+        why = f"When a window of the budget {alike[0].name} begins is not known here."
         raise CountersUnavailable(why) from error
 
 
@@ -362,4 +393,5 @@ def _says(budgets: Sequence[Budget]) -> tuple[bool, ...]:
         SESSION in kinds,
         any(one.tool for one in budgets),
         any(one.server for one in budgets),
+        any(one.has_groups for one in budgets),
     )

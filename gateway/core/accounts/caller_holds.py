@@ -166,7 +166,8 @@ class CallerHold(msgspec.Struct):
     other than the organization's. `columns`, `session`, `metadata` and `tags` come from the request.
     `call` is the call that the hold is for, None if the request states only an amount. The models in `beside`, or the
     configured `targets`, may answer the call too, and one of them sets the price. `run` is the id of the run
-    that pays. `priced_ms` is the time of its prices by its gateway's clock, 0 for `created_ms`.
+    that pays. `priced_ms` is the time of its prices by its gateway's clock, 0 for `created_ms`. `groups` are those
+    that its caller was in.
     """
 
     id: str
@@ -196,6 +197,7 @@ class CallerHold(msgspec.Struct):
     run: str = ""
     priced_ms: int = 0
     tags: Tags = ()
+    groups: tuple[int, ...] = ()
 
     def names(self, output_max: int | None = None) -> CallRequest:
         """Return a `CallRequest` with the hold's models, for looking up prices."""

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from gateway.core.accounts.budgets import Budget
+from gateway.core.accounts.groups import NO_GROUPS, GroupTerms
 from gateway.core.accounts.plans import PlanTerms
 from gateway.core.accounts.run_policies import NO_POLICIES, RunPolicies, RunPolicy
 from gateway.core.accounts.spent_answers import UNSAID, SpentAnswer
@@ -75,7 +76,7 @@ class OrganizationTerms:
     `subscribed` says that one was in force earlier. `currency` is the organization's. `budgets` are all of
     its budgets. With `listed` it may use only negotiated services. `models` are the lists of allowed models,
     and `runs` the policies of runs, besides those of keys. `spent` is the answer sent when an amount is used
-    up. `tags` are the names of its tags.
+    up. `tags` are the names of its tags, and `groups` are those of its callers.
     """
 
     negotiated: tuple[NegotiatedTerms, ...] = ()
@@ -90,6 +91,7 @@ class OrganizationTerms:
     runs: RunPolicies = NO_POLICIES
     spent: SpentAnswer = UNSAID
     tags: tuple[str, ...] = ()
+    groups: GroupTerms = NO_GROUPS
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,8 +61,8 @@ class CallFacts(msgspec.Struct, array_like=True):
     `unpriced` names tools without a price, which `cost` does not include. `exchange_rate` is the rate that
     converted the price, empty for none. `beside` are tokens of other models within the call, with separate
     prices: (model, price id, tokens by `KINDS`). If a price changes by the hour, `hour` is the time by which it was
-    charged (Unix ms), and the factor of the model's price then. `tags` are those that its organization
-    declares.
+    charged (Unix ms), and the factor of the model's price then. `tags` are those that its organization declares,
+    `groups` ids of those that its caller was in.
     """
 
     model: str = ""
@@ -93,6 +93,7 @@ class CallFacts(msgspec.Struct, array_like=True):
     beside: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
     hour: tuple[int, str] | None = None
     tags: dict[str, str] = {}
+    groups: tuple[int, ...] = ()
 
     @property
     def priced_ms(self) -> int:

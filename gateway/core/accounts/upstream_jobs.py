@@ -129,6 +129,7 @@ class Job(msgspec.Struct):
     tiers: tuple[str, ...] = ()
     priced_ms: int = 0
     tags: Tags = ()
+    groups: tuple[int, ...] = ()
 
     @property
     def is_charged(self) -> bool:

@@ -21,9 +21,12 @@ GROUPS: Final = {
     "project": "project_id",
     "service": "service_id",
     "model": "model",
+    "group": "group_id",
 }
 # The group and column of all tags of a call.
 TAGS: Final = "tags"
+# A call is in several groups, or in none: rows of groups do not add up. No roll-up has them.
+BY_CALL: Final = "group_id"
 # The value for calls without a project, where null would mean something else. Other ids use 0.
 NO_PROJECT: Final = -1
 # Names beyond the number that is counted separately in a day.
@@ -96,6 +99,11 @@ class UsageQuery:
     def tags(self) -> frozenset[str]:
         """The columns of tags (`tag:NAME`, or `tags` for all) by which rows are grouped or filtered."""
         return frozenset(name for name in self.apart if name == TAGS or tag_in(name))
+
+    @property
+    def by_call(self) -> bool:
+        """Whether calls are read one by one, since no roll-up has what they are grouped or filtered by."""
+        return BY_CALL in self.apart
 
     @property
     def people(self) -> bool:

@@ -18,8 +18,8 @@ from collections.abc import Callable, Mapping
 from itertools import islice
 from typing import Final
 
-from gateway.core.accounts.budgets import Budget, CallAttributes
-from gateway.core.accounts.call_budgets import BudgetCache, CallBudgets
+from gateway.core.accounts.budgets import CallAttributes
+from gateway.core.accounts.call_budgets import BudgetCache, CallBudgets, CallerBudget
 from gateway.core.accounts.definitions import ModelLists
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import Run
@@ -155,6 +155,8 @@ class CallerCache(Catalogue):
         self._stale_s = stale_s
         self._known: LruCache[str, CachedCaller] = LruCache(bounds.known_bytes_max)
         self._terms: LruCache[int, CachedTerms] = LruCache(bounds.terms_bytes_max)
+        # Whether terms with groups were read: else no call looks for its own.
+        self.grouped = False
         # Unknown credentials: the error, and its monotonic end. Kept apart, so that guesses displace no
         # caller.
         self._unknown: OrderedDict[str, tuple[float, type[InvalidApiKey]]] = OrderedDict()
@@ -391,6 +393,8 @@ class CallerCache(Catalogue):
             except UNREADABLE as error:
                 raise _unread("terms", error) from error
         terms.since, terms.read_at = since, read_at
+        if terms.groups is not None:
+            self.grouped = True
         self._terms.put(organization_id, terms, terms.size)
 
 
@@ -479,7 +483,14 @@ class Directory(CallerCache):
             found = self._budgets.find(budgets, asked, now_ms, remember, run)
         return found if found.accounts else None
 
-    def budgets_of(self, caller: Caller, said: Attribution) -> list[tuple[str, Budget]]:
+    def groups(self, caller: Caller, said: Attribution, call: CallRequest) -> tuple[int, ...]:
+        """Return the ids of the groups that a call is in; `said` is the attribution that the caller sent."""
+        terms = self._terms.find(caller.organization_id)
+        if terms is None or terms.groups is None:
+            return ()
+        return terms.groups.of(caller, caller.acts_for(said.user, call.user), said.project_id)
+
+    def budgets_of(self, caller: Caller, said: Attribution) -> list[CallerBudget]:
         """Return the accounts and budgets that any call of a caller, attributed as `said`, may take from."""
         terms = self._terms.find(caller.organization_id)
         if terms is None or terms.budgets is None:
@@ -487,7 +498,7 @@ class Directory(CallerCache):
         user = caller.acts_for(said.user)
         asked = CallAttributes(
             caller.tenant_id, caller.key_id, 0, user, said.project_id, (), said.session,
-            tags=self.tags(caller, said),
+            tags=self.tags(caller, said), groups=terms.budgets.groups_of(caller, said),
         )  # fmt: skip
         return terms.budgets.of_caller(asked)
 

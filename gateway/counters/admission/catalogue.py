@@ -16,6 +16,7 @@ from typing import Final
 
 from gateway.core.accounts.call_budgets import OrganizationBudgets
 from gateway.core.accounts.definitions import NO_LISTS, NegotiatedTerms, OrganizationTerms, Share
+from gateway.core.accounts.groups import NO_GROUPS, Groups
 from gateway.core.accounts.plans import Weights
 from gateway.core.accounts.run_policies import NO_POLICIES
 from gateway.core.billing.price_book import PriceBook
@@ -135,7 +136,10 @@ USUAL_MAX: Final = 4_096
 
 
 class CachedTerms(CachedValue):
-    """One organization's cached terms; `budgets` are the budgets of its calls, None if it has none."""
+    """One organization's cached terms; `budgets` are the budgets of its calls, None if it has none.
+
+    `groups` are those of its callers, likewise.
+    """
 
     def __init__(self, raw: bytes, organization_id: int = 0) -> None:
         self.raw, self.since, self.read_at = raw, NEVER, 0.0
@@ -151,7 +155,10 @@ class CachedTerms(CachedValue):
         self.spent = self._terms.spent
         self.tags = self._terms.tags
         budgets = self._terms.budgets
-        self.budgets = OrganizationBudgets(organization_id, budgets, self.currency) if budgets else None
+        self.groups = None if self._terms.groups == NO_GROUPS else Groups(self._terms.groups)
+        self.budgets = (
+            OrganizationBudgets(organization_id, budgets, self.currency, self.groups) if budgets else None
+        )
         self._organization_id = organization_id
         self._no_budgets: OrganizationBudgets | None = None
         self._resolved: dict[str, _ResolvedService] = {}

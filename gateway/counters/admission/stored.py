@@ -11,6 +11,7 @@ import msgspec
 
 from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.definitions import NO_LISTS, OrganizationTerms, Share
+from gateway.core.accounts.groups import NO_GROUPS
 from gateway.core.accounts.run_policies import NO_POLICIES, RunPolicy
 from gateway.core.accounts.spent_answers import UNSAID, SpentAnswer
 from gateway.core.billing.price_book import KINDS, NAMED_ALONE, of_tier
@@ -193,6 +194,8 @@ def encode_terms(version: int, terms: OrganizationTerms) -> bytes:
         del written["spent"]
     if not terms.tags:
         del written["tags"]
+    if terms.groups == NO_GROUPS:
+        del written["groups"]
     return msgspec.json.encode({"version": version, "terms": written})
 
 

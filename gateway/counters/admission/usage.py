@@ -12,6 +12,7 @@ import msgspec
 from gateway.core.accounts.budget_amounts import render_amount
 from gateway.core.accounts.budget_balances import BudgetBalance, compute_balance
 from gateway.core.accounts.budgets import Budget, owner_in
+from gateway.core.accounts.call_budgets import CallerBudget
 from gateway.core.model import Attribution, Caller, Scope
 from gateway.core.times import moment_of, ms_of, rfc3339
 from gateway.counters.admission.throttle import Throttle
@@ -29,11 +30,11 @@ BUDGETS_TOLD_MAX: Final = 100
 
 
 async def budget_limits(
-    wire: RedisConnection, partition: int, found: Sequence[tuple[str, Budget]], now_ms: int
+    wire: RedisConnection, partition: int, found: Sequence[CallerBudget], now_ms: int
 ) -> list[dict[str, object]]:
-    """Return the limits of budgets as JSON values; `found` has each budget after its account's name."""
+    """Return the limits of budgets as JSON values; `found` are the budgets of a caller."""
     found = found[:BUDGETS_TOLD_MAX]
-    names = list(dict.fromkeys(name for name, _ in found))
+    names = list(dict.fromkeys(own.account for own in found))
     if not names:
         return []
     raws = await wire.send(
@@ -43,8 +44,10 @@ async def budget_limits(
         raise CountersUnavailable
     windows = {name: live_windows(cast("bytes", raw)) for name, raw in zip(names, raws, strict=True) if raw}
     return [
-        _budget_limit(budget, compute_balance(budget, now_ms, None, windows.get(name), owner_in(name)))
-        for name, budget in found
+        _budget_limit(
+            budget, compute_balance(budget, now_ms, None, windows.get(name), owner_in(name), groups=groups)
+        )
+        for name, budget, groups in found
     ]
 
 
@@ -72,7 +75,7 @@ def moment(ms: int) -> str | None:
 UNIT = 60_000
 MILLION = 1_000_000
 NOTHING_SAID: Final = Attribution()
-BudgetsOf = Callable[[Caller, Attribution], Sequence[tuple[str, Budget]]]
+BudgetsOf = Callable[[Caller, Attribution], Sequence[CallerBudget]]
 Bucket = states.KeyState | states.UserState | states.TenantState | states.OrganizationState
 
 
@@ -101,7 +104,7 @@ class Usages:
 
 
 async def usage(
-    wire: RedisConnection, caller: Caller, user: str = "", budgets: Sequence[tuple[str, Budget]] = ()
+    wire: RedisConnection, caller: Caller, user: str = "", budgets: Sequence[CallerBudget] = ()
 ) -> bytes:
     """Return the caller's accounts as one JSON object; CountersUnavailable if they cannot be read."""
     p = caller.partition

@@ -14,7 +14,8 @@ import msgspec
 
 from gateway.core.accounts.budgets import CallAttributes
 from gateway.core.accounts.call_budgets import OrganizationBudgets
-from gateway.core.accounts.definitions import ControlWrite
+from gateway.core.accounts.definitions import ControlWrite, OrganizationTerms
+from gateway.core.accounts.groups import Groups
 from gateway.core.accounts.outbox import write_facts
 from gateway.core.billing import events
 from gateway.core.billing.events import EventSettlement
@@ -118,13 +119,21 @@ def _settlement(
 
 
 async def _budgets(client: Client, organization_id: int, use: EventSettlement) -> tuple[BudgetAccount, ...]:
-    """Return the accounts of present budgets that count this use; () if there are too many for a call."""
+    """Return the accounts of present budgets that count this use; () if there are too many for a call.
+
+    Its facts get the groups that it is in.
+    """
     raw = await client.ask(b"GET", keys.organization_terms(organization_id).encode())
-    budgets = decode_terms(raw).budgets if isinstance(raw, bytes) else ()
+    terms = decode_terms(raw) if isinstance(raw, bytes) else OrganizationTerms()
+    caller = Caller(organization_id, use.tenant_id, 0, 0)
+    use.facts.groups = Groups(terms.groups).of(caller, use.user, use.project_id)
+    budgets = terms.budgets
     if not budgets:
         return ()
     models = (use.facts.model,) if use.facts.model else ()
-    asked = CallAttributes(use.tenant_id, 0, use.service_id, use.user, use.project_id, models)
+    asked = CallAttributes(
+        use.tenant_id, 0, use.service_id, use.user, use.project_id, models, groups=use.facts.groups
+    )
     now_ms = await client.now_ms()
     try:
         return OrganizationBudgets(organization_id, budgets, "").find(asked, now_ms).accounts

@@ -386,6 +386,7 @@ async def _taken(
         attribution.metadata.decode(), None if route is None else held_call(route, call),
         call.models_beside, tuple([one.model for one in call.aim.targets]), "" if run is None else run.id,
         prices.at_ms, worker.ports.directory.tags(caller, attribution),
+        worker.ports.directory.groups(caller, attribution, call),
     )  # fmt: skip
     if unit == TOKENS and service.counts_tokens and admitted.weights is None:
         hold.asked = admitted.held_tokens

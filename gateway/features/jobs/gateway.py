@@ -463,6 +463,7 @@ async def _taken(
         )))  # fmt: skip
         raise
     job = _job(admitted, hold_id, use.user, service, decision, prices)
+    job.groups = ports.directory.groups(caller, attribution, first)
     job.upstream, job.endpoint, job.model, job.input_id = routed.upstream, route.path, first.model, input_id
     job.batches = BATCH_AT[routed.label].batches
     job.lines, job.held, job.units, job.accounts = len(lines), likely, request.units, request.names
@@ -594,6 +595,7 @@ def _job(  # noqa: PLR0917  # whose it is, what it holds, at which prices
         columns=head.said.columns, session=attribution.session,
         metadata=attribution.metadata.decode(), own=prices.own, weights=_packed(decision.weights),
         priced_ms=prices.at_ms, tags=admitted.worker.ports.directory.tags(caller, attribution),
+        groups=admitted.groups,
     )  # fmt: skip
 
 
@@ -805,7 +807,7 @@ def _use(job: Job, family: str, line: BatchResult, ago_s: float, detail: Detail)
 def _terms(job: Job, id_: str, service: Service, prices: CallPrices) -> UseTerms:
     return UseTerms(
         job.caller, id_, job.user, service, prices, job.accounts, bool(job.accounts), job.currency,
-        job.weighing, job.columns, job.tags,
+        job.weighing, job.columns, job.tags, job.groups,
     )  # fmt: skip
 
 

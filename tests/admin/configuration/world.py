@@ -28,6 +28,11 @@ WORLD: Objects = {
             "minimum_commitment": "10.00", "quantity": 3,
         },
     ],
+    "groups": [
+        {"organization": "Globex", "name": "Platform", "kind": "user", "members": ["ada", "bob"],
+         "claim": "platform-team"},
+        {"organization": "Globex", "name": "Projects", "kind": "project", "members": [0, 7]},
+    ],
     "budgets": [
         {
             "organization": "Acme", "name": "Web, a day", "unit": "money", "amount": "12.5",
@@ -42,7 +47,7 @@ WORLD: Objects = {
         {"organization": "Globex", "name": "GPT", "unit": "tokens", "amount": 5, "interval": "total",
          "model": "gpt-*"},
         {"organization": "Globex", "name": "Search", "unit": "requests", "amount": 9, "interval": "day",
-         "tool": "search", "server": "github"},
+         "tool": "search", "server": "github", "group": "Platform"},
     ],
     "prices": [
         {"model": "our-model", "currency": "USD", "input": "2.50", "output": "10",

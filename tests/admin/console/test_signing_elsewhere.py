@@ -14,9 +14,14 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 
 from gateway.admin.console.sign_in import PendingSignIn, read_begun
+from gateway.core.accounts.definitions import OrganizationDefinition
+from gateway.core.accounts.groups import Groups
 from gateway.core.credentials import Peppers
 from gateway.core.issuers import SignIn
+from gateway.core.model import Caller
 from gateway.issuers.sign_in import HINT_BYTES_MAX, SignIns
+from persistence import engine as engines
+from persistence.keeper.definitions import of_accounts
 from persistence.resources.access import USED_MAX
 from tests.admin.conftest import ADMIN, PEPPERS
 from tests.admin.console.conftest import Page, Person
@@ -118,6 +123,33 @@ async def test_sign_in_gives_the_role_of_the_first_of_several_groups_that_have_a
     page = await browser.person.open("/invoices")
     assert (page.status, ">billing<" in page.text) == (200, True)
     assert (await browser.person.open(f"/organizations/{own + 1}")).status == 404
+
+
+async def test_sign_in_with_a_claim_of_a_group_makes_own_keys_of_its_user_members_until_a_sign_in_without(
+    world: World, admin_database: str
+) -> None:
+    tenant = await world.api.make("tenants", name="acme")
+    own = tenant["organization_id"]
+    group = await world.api.make("groups", organization_id=own, name="g", kind="user", claim="platform")
+    await world.let_in("acme-people", role="readonly", organization_id=own)
+
+    async def groups_of(caller: Caller) -> tuple[int, ...]:
+        """The groups of a call that names Ada, as gateways are told of them."""
+        engine = engines.create(admin_database)
+        async with engine.connect() as connection:
+            [definition] = (await of_accounts(connection, [f"organization:{own}"]))[f"organization:{own}"]
+        await engine.dispose()
+        assert isinstance(definition, OrganizationDefinition)
+        return Groups(definition.terms.groups).of(caller, "Ada", None)
+
+    for claims, wanted in (["platform"], (group["id"],)), ([], ()), (["platform", "x"], (group["id"],)):
+        world.provider.person = {"sub": "u-2", "name": "Ada", "groups": ["acme-people", *claims]}
+        before = world.api.rows("select count(*) from control_write")[0][0]
+        for _ in range(2):
+            assert (await Browser.at(world).sign_in()).status == 200
+        assert await groups_of(Caller(own, tenant["id"], 1, 0, user="Ada")) == wanted
+        assert await groups_of(Caller(own, tenant["id"], 2, 0)) == ()
+        assert world.api.rows("select count(*) from control_write") == [(before + 1,)]
 
 
 async def test_session_ends_when_access_of_the_group_of_the_person_is_revoked(world: World) -> None:

@@ -240,6 +240,19 @@ def test_override_names_the_field_that_is_wrong(  # noqa: PLR0917  # columns of 
     assert [field for field, _ in wrong_override(budget, amount, until, NOW, who)] == found
 
 
+@pytest.mark.parametrize(
+    ("each", "kind", "found"),
+    [
+        ("user", "user", []), ("key", "api_key", []), ("project", "project", []), ("tenant", "tenant", []),
+        ("user", "tenant", ["who"]), ("key", "user", ["who"]), ("session", "user", ["who"]),
+        ("tag:team", "user", ["who"]), ("user", "", ["who"]), ("session", "", ["who"]), ("", "user", ["who"]),
+    ],
+)  # fmt: skip
+def test_override_of_a_group_is_of_the_kind_that_each_is(each: str, kind: str, found: list[str]) -> None:
+    budget = Budget(1, "each", "tokens", 20, "day", each=each)
+    assert [field for field, _ in wrong_override(budget, 5, None, NOW, "group:7", kind=kind)] == found
+
+
 def test_overrides_of_a_row_are_read_by_owner() -> None:
     ada, bob = owner_of("ada"), owner_of("bob")
     row = {**STORED, "each": "user", "overrides": {ada: ["20.5", None], bob: [None, 7]}}

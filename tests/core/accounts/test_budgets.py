@@ -200,6 +200,32 @@ def test_limit_of_owner_is_its_raise_then_its_override_then_the_budgets(
     assert budget.limit_of(owner_of("bob"), at) == budget.limit_of("", at) == (60 if at < 6 else 20, "budget")
 
 
+@pytest.mark.parametrize(
+    ("overrides", "groups", "limit"),
+    [
+        ({"group:7": (5, 0)}, (7,), (5, "group")),
+        ({"group:7": (5, 0)}, (8,), (20, "budget")),
+        ({"group:7": (5, 0), "group:8": (90, 0)}, (7, 8), (5, "group")),
+        ({"group:7": (None, 0), "group:8": (90, 0)}, (7, 8), (90, "group")),
+        ({"group:7": (None, 0)}, (7,), (None, "group")),
+        ({"group:7": (0, 0)}, (7,), (0, "group")),
+        ({"group:7": (5, 0), ADA: (90, 0)}, (7,), (90, "override")),
+        ({"group:7": (5, 0), ADA: (None, 0)}, (7,), (None, "override")),
+        # What ends at 3 is over at 3: an own one, and the smaller one of two groups.
+        ({"group:7": (5, 0), ADA: (90, 3)}, (7,), (5, "group")),
+        ({"group:7": (5, 3), "group:8": (9, 4)}, (7, 8), (9, "group")),
+    ],
+)
+def test_limit_of_owner_is_the_smallest_of_its_groups_behind_its_own(
+    overrides: dict[str, tuple[int | None, int]], groups: tuple[int, ...], limit: tuple[int | None, str]
+) -> None:
+    own = {name: PersonalOverride(*override) for name, override in overrides.items()}
+    budget = Budget(1, "each", "tokens", 20, "day", each="user", overrides=own)
+    assert budget.limit_of(ADA, 3, groups) == limit
+    raised = replace(budget, raises={ADA: PersonalRaise(7, 9)})
+    assert raised.limit_of(ADA, 3, groups) == ((20, "budget") if limit[1] == "budget" else (7, "raise"))
+
+
 def test_override_without_an_end_stays() -> None:
     budget = replace(BUDGET, each="user", overrides={ADA: PersonalOverride(5)})
     assert budget.limit_of(ADA, 2**52) == (5, "override")

@@ -28,6 +28,7 @@ from gateway.core.accounts.call_budgets import (
     CallBudgets,
     OrganizationBudgets,
 )
+from gateway.core.accounts.groups import Groups, GroupTerms, row_of
 from gateway.core.calls.call import CallRequest
 from gateway.core.model import GENERIC, Attribution, BudgetWindow, Caller
 from gateway.counters.layouts.packing import replaced
@@ -118,7 +119,7 @@ def test_a_raise_of_one_is_that_owners_until_it_ends() -> None:
     assert [limits_of(known.find(budgets, CALL, NOW + at)) for at in (0, 4, 5)] == [[50], [50], [10]]
     assert limits_of(known.find(budgets, eve, NOW)) == [10]
     assert known.find(budgets, eve, NOW).accounts[0].defined == of(EACH).find(eve, NOW).accounts[0].defined
-    [(name, budget)] = budgets.of_caller(CALL)
+    [(name, budget, _)] = budgets.of_caller(CALL)
     assert budget.limit_of(owner_in(name), NOW) == (50, "raise")
 
 
@@ -315,8 +316,8 @@ def test_a_zone_nobody_knows_refuses() -> None:
 def test_a_caller_is_told_of_budgets_whatever_it_may_ask_for() -> None:
     served = replace(OPUS, id=6, service_id=77, model="")
     told = of(MONTH, MINE, EACH, OPUS, served, replace(MINE, id=7, user="bob")).of_caller(CALL)
-    assert [one.id for _, one in told] == [1, 3, 4, 5, 6]
-    assert {one.id: name for name, one in told}[4] == account_of(1, EACH, "ada")
+    assert [one.id for _, one, _ in told] == [1, 3, 4, 5, 6]
+    assert {one.id: name for name, one, _ in told}[4] == account_of(1, EACH, "ada")
 
 
 def test_the_user_of_a_call_is_its_keys_own_first() -> None:
@@ -394,3 +395,72 @@ def test_tags_that_meet_too_many_budgets_are_named() -> None:
     with pytest.raises(TooManyBudgets, match="tags feature, team") as refused:
         tagged({}, {"feature": "search", "team": "red"}, *many, *more)
     assert refused.value.param == "x-tollkeeper-metadata"
+
+
+def grouped(*budgets: Budget, members: list[tuple[str, str, int]], claimed: int = 9) -> OrganizationBudgets:
+    """Budgets of an organization with these members of groups, and with a group by the claim `platform`."""
+    kinds = tuple(sorted({kind for kind, _, _ in members}))
+    table = b"".join(sorted(row_of(*member) for member in members))
+    return OrganizationBudgets(1, budgets, "USD", Groups(GroupTerms(kinds, table, {"platform": (claimed,)})))
+
+
+def test_budget_of_a_group_applies_to_calls_of_members_and_has_an_account_of_its_own() -> None:
+    pool, each = replace(MONTH, group_id=5), replace(EACH, group_id=5)
+    budgets = grouped(MONTH, pool, each, members=[("user", "ada", 5), ("user", "bob", 5)])
+    known, caller, call = BudgetCache(), Caller(1, 3, 40, 0), CallRequest("m", GENERIC, b"")
+    names = {
+        user: known.find_by_caller(budgets, caller, 2, Attribution(user), call, NOW).names
+        for user in ("ada", "bob", "eve")
+    }
+    shared = account_of(1, MONTH), account_of(1, pool)
+    assert len({*shared, account_of(1, replace(MONTH, group_id=6))}) == 3
+    assert names["ada"] == (*shared, account_of(1, each, "ada"))
+    assert names["bob"] == (*shared, account_of(1, each, "bob"))
+    assert names["eve"] == (account_of(1, MONTH),)
+    assert budgets.by_caller
+
+
+def test_budget_of_a_group_of_projects_applies_by_the_project_of_each_call() -> None:
+    budgets = grouped(replace(MONTH, group_id=5), members=[("project", "7", 5)])
+    known, caller, call = BudgetCache(), Caller(1, 3, 40, 0), CallRequest("m", GENERIC, b"")
+    found = [
+        len(known.find_by_caller(budgets, caller, 2, Attribution(project_id=project), call, NOW).accounts)
+        for project in (7, 8, None, 7)
+    ]
+    assert found == [1, 0, 0, 1]
+
+
+def test_call_with_a_claim_of_a_seventeenth_budget_is_refused_with_its_groups() -> None:
+    groups = range(1, BUDGET_ACCOUNTS_MAX + 1)
+    budgets = grouped(
+        *(replace(MONTH, id=group, group_id=group) for group in (*groups, 99)),
+        members=[("user", "ada", group) for group in groups], claimed=99,
+    )  # fmt: skip
+    call, plain = CallRequest("m", GENERIC, b""), Caller(1, 3, 40, 0)
+    asked = budgets.asked(plain, 2, Attribution("ada"), call)
+    assert len(budgets.find(CallAttributes(*asked), NOW).accounts) == BUDGET_ACCOUNTS_MAX
+    asked = budgets.asked(replace(plain, claims=("platform",)), 2, Attribution("ada"), call)
+    with pytest.raises(TooManyBudgets, match=r"groups 1, 2, .*, 16, 99") as caught:
+        budgets.find(CallAttributes(*asked), NOW)
+    assert (caught.value.status, caught.value.reason) == (400, "too_many_budgets")
+
+
+def test_override_of_a_group_limits_calls_of_members_until_it_ends() -> None:
+    """Each has 10: Ada, a member by hand, has 3 for five milliseconds; a caller with the claim has no limit."""
+    groups = {"group:5": PersonalOverride(3, NOW + 5), "group:9": PersonalOverride(None)}
+    budgets = grouped(replace(EACH, overrides=groups), members=[("user", "ada", 5)])
+    known, call = BudgetCache(), CallRequest("m", GENERIC, b"")
+    plain, claiming = Caller(1, 3, 40, 0), Caller(1, 3, 40, 0, claims=("platform",))
+
+    def find(caller: Caller, user: str, at_ms: int = NOW) -> CallBudgets:
+        return known.find_by_caller(budgets, caller, 2, Attribution(user), call, at_ms)
+
+    assert [limits_of(find(plain, "ada", NOW + at)) for at in (0, 4, 5)] == [[3], [3], [10]]
+    assert limits_of(find(plain, "eve")) == [10]
+    assert [account.enforced for user in ("eve", "ada") for account in find(claiming, user).accounts] == [
+        False,
+        True,
+    ]
+    assert limits_of(find(claiming, "ada")) == [3]
+    [(name, budget, ids)] = budgets.of_caller(CALL._replace(user="ada", groups=(5, 9)))
+    assert budget.limit_of(owner_in(name), NOW, ids) == (3, "group")

@@ -73,6 +73,21 @@ def test_nobody_has_a_token_from_the_future() -> None:
     assert failure(issuer(leeway_s=30.0), PLAIN | {"iat": NOW + 31}) == "token_expired"
 
 
+@pytest.mark.parametrize(
+    ("pointer", "said", "groups"),
+    [
+        ("/groups", {"groups": ["b", "a", "b", "", "x\n", 7, None, ["c"]]}, ("b", "a", "7")),
+        ("/groups", {"groups": "platform team"}, ("platform team",)), ("/groups", {}, ()),
+        ("/groups", {"groups": {"a": 1}}, ()),
+        ("/realm_access/roles", {"realm_access": {"roles": ["a"]}, "groups": ["b"]}, ("a",)),
+    ],
+)  # fmt: skip
+def test_groups_of_a_token_are_the_texts_of_its_claim_each_once(
+    pointer: str, said: dict[str, object], groups: tuple[str, ...]
+) -> None:
+    assert read_claims(issuer(groups=pointer), PLAIN | said, NOW).groups == groups
+
+
 @pytest.mark.parametrize("events", [{"http://schemas.openid.net/event/backchannel-logout": {}}, {}, None, []])
 def test_what_tells_of_events_is_no_credential(events: object) -> None:
     assert failure(issuer(), PLAIN | {"events": events}) == "token_claims"

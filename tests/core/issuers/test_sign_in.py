@@ -28,7 +28,7 @@ def test_a_person_is_known_for_good_by_their_id_and_to_people_by_their_name() ->
     named = said(name="Kim", groups=["b", "a", "b"])
     found = read_person(provider(subject="/groups", user="/name"), named, "n", now)
     assert found == Person(
-        PersonIdentity(ISSUER, "u-1", "Kim"), (known_as(ISSUER, "b"), known_as(ISSUER, "a"))
+        PersonIdentity(ISSUER, "u-1", "Kim"), (known_as(ISSUER, "b"), known_as(ISSUER, "a")), ("b", "a")
     )
 
 

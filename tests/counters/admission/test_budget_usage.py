@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.core.accounts.budgets import MONEY, TOKENS, Budget, account_of, defined
+from gateway.core.accounts.call_budgets import CallerBudget
 from gateway.core.accounts.intervals import bounds
 from gateway.core.billing.money import PriceTier, ServicePricing
 from gateway.core.model import Attribution, BudgetAccount, Caller
@@ -29,7 +30,7 @@ def account(world: World, *budgets: Budget, value: str = "") -> BudgetAccount:
     return BudgetAccount(name, defined(budgets, world.now_ms()), enforced=True)
 
 
-async def told(connect: Connect, world: World, *found: tuple[str, Budget]) -> list[dict[str, Any]]:
+async def told(connect: Connect, world: World, *found: CallerBudget) -> list[dict[str, Any]]:
     usages = Usages(await connect(world.url), lambda: 0.0, lambda caller, said: found)
     answered = json.loads(await driven(usages.usage_of(world.caller)))
     return [limit for limit in answered["limits"] if limit["scope"] == "budget"]
@@ -41,7 +42,10 @@ async def test_what_is_used_and_held_of_each(connect: Connect, world: World) -> 
     world.reserve(budgets=(both,), money=900_000_000, raw_tokens=70).settle(money=500_000_001, raw_tokens=60)
     world.reserve(budgets=(both,), money=1_000_000_000, raw_tokens=40)
     mine = replace(DAILY, id=3, name="mine", each="user")
-    names = [(both.name, DAILY), (both.name, TOTAL), (account(world, mine, value="ada").name, mine)]
+    names = [
+        CallerBudget(both.name, DAILY), CallerBudget(both.name, TOTAL),
+        CallerBudget(account(world, mine, value="ada").name, mine),
+    ]  # fmt: skip
     first, second, third = await told(connect, world, *names)
     next_ = bounds("day", "UTC", 1, world.now_ms())[1]
     at = datetime.fromtimestamp(next_ / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -67,19 +71,21 @@ async def test_what_was_used_before_this_window_is_not_used_of_it(connect: Conne
         window.start, window.next, window.after = bounds("hour", "UTC", 1, world.now_ms() - DAY_MS)
         window.used = 7
     world.put_windows(before.name, windows)
-    [one] = await told(connect, world, (before.name, hour))
+    [one] = await told(connect, world, CallerBudget(before.name, hour))
     assert (one["used"], one["remaining"]) == ("0", "5")
 
 
 async def test_no_more_are_told_than_may_be(connect: Connect, world: World) -> None:
-    many = [(f"{number:016x}", replace(TOTAL, id=number)) for number in range(BUDGETS_TOLD_MAX + 5)]
+    many = [
+        CallerBudget(f"{number:016x}", replace(TOTAL, id=number)) for number in range(BUDGETS_TOLD_MAX + 5)
+    ]
     assert len(await told(connect, world, *many)) == BUDGETS_TOLD_MAX
 
 
 async def test_who_is_told_is_who_asks(connect: Connect, world: World) -> None:
     asked: list[tuple[Caller, Attribution]] = []
 
-    def budgets_of(caller: Caller, said: Attribution) -> list[tuple[str, Budget]]:
+    def budgets_of(caller: Caller, said: Attribution) -> list[CallerBudget]:
         asked.append((caller, said))
         return []
 

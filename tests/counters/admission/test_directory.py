@@ -545,7 +545,7 @@ async def test_budgets_come_with_the_terms_and_live_as_long(desk: Desk) -> None:
     assert asked(desk, Attribution("ada", project_id=1)) == [account_of(1, DAY)]
     assert asked(desk, Attribution("ada")) == [account_of(1, DAY)]
     told = desk.directory.budgets_of(CALLER, SAID)
-    assert told == [(account_of(1, DAY), DAY), (account_of(1, PEOPLE, CALLER.user), PEOPLE)]
+    assert told == [(account_of(1, DAY), DAY, ()), (account_of(1, PEOPLE, CALLER.user), PEOPLE, ())]
 
 
 async def test_policies_of_runs_are_the_keys_the_tenants_and_the_organizations(desk: Desk) -> None:

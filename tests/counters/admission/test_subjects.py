@@ -59,14 +59,14 @@ async def desk(world: World, connect: Connect) -> Desk:
     all_keys = AllKeys(time.monotonic, lambda *_, **__: None, lambda _: read_key_set(jwks()))
     directory = Directory(wire, time.monotonic)
     callers = TokenCallers(all_keys, directory, Peppers(PEPPER).digests, time.time)
-    callers.renew([issuer(subject="/groups", user="/email")])
+    callers.renew([issuer(subject="/roles", user="/email")])
     found = all_keys.of(ISSUER)
     assert found is not None
     await found.refresh()
     return Desk(BulkLoader(await connect(world.url)), callers)
 
 
-GOOD = token(claims(groups=["research", "everybody"], email="ada@example.com"))
+GOOD = token(claims(roles=["research", "everybody"], email="ada@example.com"))
 RESEARCH, EVERYBODY = key_of(11, "research"), key_of(12, "everybody")
 
 

@@ -197,6 +197,39 @@ async def test_an_account_with_an_override_is_measured_by_its_own_limit(desk: De
     ]  # fmt: skip
 
 
+async def test_account_of_a_member_is_measured_by_the_override_of_the_smallest_group(desk: Desk) -> None:
+    """Of 100 members of one group have 20, of another 40, and Bob 400 of his own; Eve is no member."""
+    budget = desk.budget(each="user", thresholds="[0.5]")
+    owner = "(SELECT organization_id FROM budget WHERE id = %s)"
+    for group, amount, members in (
+        (7, 20, '["ada", "bob"]'),
+        (8, 40, '["ada", "cay"]'),
+        (9, None, '["cay"]'),
+    ):
+        desk.do(
+            "INSERT INTO caller_group (id, organization_id, name, kind, members)"
+            f" VALUES (%s, {owner}, %s, 'user', %s)",
+            group, budget, f"group {group}", members,
+        )  # fmt: skip
+        desk.do(
+            "INSERT INTO budget_override (budget_id, value, name, amount) VALUES (%s, %s, %s, %s)",
+            budget, f"group:{group}", f"group:{group}", amount,
+        )  # fmt: skip
+    desk.do(
+        "INSERT INTO budget_override (budget_id, value, name, amount) VALUES (%s, 'b', 'bob', 400)", budget
+    )
+    for value, name in (("a", "ada"), ("b", "bob"), ("c", "cay"), ("e", "eve")):
+        desk.use(budget, 21 * UNIT, value=value, name=name)
+    await desk.look()
+    found = [(event.removeprefix("budget."), data["account"], data["amount"]) for event, data in desk.told()]
+    # Once an amount is used up, its thresholds are not told besides; 21 of 40 is above a half.
+    assert sorted(found) == [
+        ("exceeded", "ada", "20"),
+        ("threshold", "ada", "20"),
+        ("threshold", "cay", "40"),
+    ]
+
+
 async def test_a_raise_counts_while_it_lasts(desk: Desk) -> None:
     budget = desk.budget(thresholds="[0.8]", raised_to=200, raised_until=NOW + timedelta(hours=1))
     desk.use(budget, 120 * UNIT)

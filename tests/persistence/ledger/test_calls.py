@@ -24,7 +24,7 @@ FACTS = CallFacts(
     counts=(5, 4, 3, 2, 7, 6, 1, 0, 0, 0), total=21, units=1, tools={"web_search": 2},
     service_tier="priority", cost=354_000_001, currency="USD", price_id=3, route="/v1/messages",
     session="s", upstream_request_id="req_1", unknown=msgspec.Raw(b'{"new":1}'), unpriced="web_search",
-    exchange_rate="0.92", hour=(HOUR_MS + 1, "1.5"), tags={"feature": "search"},
+    exchange_rate="0.92", hour=(HOUR_MS + 1, "1.5"), tags={"feature": "search"}, groups=(7, 9),
 )  # fmt: skip
 
 
@@ -57,8 +57,7 @@ async def test_a_call_is_told_whole(migrated: str, writer: LedgerWriter) -> None
         "reason": None, "streamed": True, "estimated": False, "duration_ms": 9, "first_token_ms": 4,
         "upstream_request_id": "req_1", "unknown_usage": '{"new":1}', "unpriced": "web_search",
         "exchange_rate": "0.92", "priced_at": moment_of(HOUR_MS + 1), "hour_factor": "1.5",
-            "tags": {"feature": "search"},
-        "refused": False, "amended": 0, "rerated": 0,
+        "tags": {"feature": "search"}, "groups": [7, 9], "refused": False, "amended": 0, "rerated": 0,
         "run_id": None, "refused_kind": None, "refused_by": None,
     }  # fmt: skip
     assert await broken(migrated) == []

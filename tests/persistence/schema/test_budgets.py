@@ -27,7 +27,7 @@ def add(connection: psycopg.Connection[tuple[object, ...]], **over: object) -> i
         {"amount": "1.5", "unit": "tokens"},
         {"amount": 2**53, "unit": "requests"},
         {"unit": "credits"},
-        {"each": "tenant"},
+        {"each": "group"},
         {"interval": "minute"},
         {"mode": "warn"},
         {"on_exhausted": "wait"},

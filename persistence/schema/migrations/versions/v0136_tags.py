@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0136"
-down_revision = "0134"
+down_revision = "0135"
 alters = ("api_key", "budget", "call", "organization", "usage_name", "usage_outbox")
 runs_from = "0100"
 version = "1.1.0"
