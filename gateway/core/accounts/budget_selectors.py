@@ -56,7 +56,7 @@ def too_many(
     """
     if len(others) >= BUDGETS_MAX:
         yield "organization_id", f"it has {BUDGETS_MAX} budgets: there cannot be more"
-    elif sum(one == new for one in others.values()) >= WINDOWS_MAX:
+    elif sum(other == new for other in others.values()) >= WINDOWS_MAX:
         yield "name", f"there are {WINDOWS_MAX} budgets of just these calls: there cannot be more"
     elif met := _met_by_tags(others.values(), new, fixed):
         yield "organization_id", _names_met(others, met)
@@ -105,7 +105,7 @@ def may_meet_more(
     They include `new`; the result is empty if no call can match so many. A call has one tenant, one user
     and so on, and is assumed to name one model and to have all tags. `looks_max` bounds the comparisons.
     """
-    met = {new, *(one for one in others if _meet(one, new))}
+    met = {new, *(other for other in others if _meet(other, new))}
     return frozenset(_exceeding(list(met), 0, most, [looks_max]) if len(_shapes(met, 0)) > most else ())
 
 
@@ -122,13 +122,13 @@ def _exceeding(selectors: Sequence[Selector], at: int, most: int, left: list[int
         return selectors
     name, following = SELECTING[at], at + 1
     by_value: dict[Any, list[Selector]] = {}
-    for one in selectors:
-        by_value.setdefault(one[at], []).append(one)
+    for selector in selectors:
+        by_value.setdefault(selector[at], []).append(selector)
     anybodys = by_value.pop(None, [])
     shapes = _shapes(anybodys, following)
     for value in by_value or (None,):
         alike = by_value if name == "model" else (value,)
-        own = [one for like in alike if _takes(name, like, value) for one in by_value.get(like, ())]
+        own = [selector for like in alike if _takes(name, like, value) for selector in by_value.get(like, ())]
         if len(shapes) + len(_shapes(own, following)) <= most:
             continue
         if found := _exceeding([*anybodys, *own], following, most, left):
@@ -145,13 +145,13 @@ def _shapes(selectors: Iterable[Selector], at: int) -> set[object]:
     """
     return {
         (
-            one[:at],
-            *(part is not None for part in one[at : len(SELECTING)]),
-            _length(one.model) if at <= _MODEL else 0,
-            one.tags,
-            one.each,
+            selector[:at],
+            *(part is not None for part in selector[at : len(SELECTING)]),
+            _length(selector.model) if at <= _MODEL else 0,
+            selector.tags,
+            selector.each,
         )
-        for one in selectors
+        for selector in selectors
     }
 
 

@@ -90,9 +90,9 @@ class Budget:
     any call. With `each`, every user, key, project, session, tenant or value of a tag has a separate amount.
     `amount` and `raised_to` are nano-units of the organization's currency if the unit is money. `raised_to`
     replaces the amount until `raised_until_ms` (0: not raised). Without `enforce` the use is only counted and
-    reported. With `cut` the budget ends the stream
-    that uses it up. `hold` is how much of a call is held, `likely` or `maximum`; empty means that the
-    tenant's plan decides. `raises` and `overrides` are of single owners, by the owner's part of the account's name.
+    reported. With `cut` the budget ends the stream that uses it up. `hold` is how much of a call is held,
+    `likely` or `maximum`; empty means that the tenant's plan decides. `raises` and `overrides` are of single
+    owners, by the owner's part of the account's name.
     """
 
     id: int
@@ -179,9 +179,9 @@ class Budget:
         )
 
     def value_of(self, asked: CallAttributes) -> str:
-        """Return the value of `each` that has its own account in this budget, of a call.
+        """Return the value of `each` that a call names, which has an account of its own in this budget.
 
-        Empty if all calls share one account, or if the call does not name one.
+        Empty if all calls share one account, or if the call names none.
         """
         if self.each == USER:
             return asked.user
@@ -260,15 +260,15 @@ def defined(budgets: Iterable[Budget], at_ms: int, owner: str = "") -> bytes:
     The limits are those of `owner`, a result of `owner_in`. A window without a limit enforces nothing.
     """
     packed = list[bytes]()
-    for one in sorted(budgets, key=lambda one: one.id):
-        amount, flags = one.limit_of(owner, at_ms).amount, flags_of(one)
+    for budget in sorted(budgets, key=lambda budget: budget.id):
+        amount, flags = budget.limit_of(owner, at_ms).amount, flags_of(budget)
         limit, flags = (INTEGER_MAX, flags & ~FLAG_ENFORCE) if amount is None else packed_limit(amount, flags)
         times = (
             (0, 0, EACH_UNUSED_DAYS * DAY_MS)
-            if is_forgotten_unused(one)
-            else bounds(one.interval, one.time_zone, one.anchor_day, at_ms)
+            if is_forgotten_unused(budget)
+            else bounds(budget.interval, budget.time_zone, budget.anchor_day, at_ms)
         )
-        packed.append(DEFINED_WINDOW.pack(one.id, limit, *times, flags))
+        packed.append(DEFINED_WINDOW.pack(budget.id, limit, *times, flags))
     return b"".join(packed)
 
 
@@ -316,9 +316,12 @@ def windows_valid_until(budgets: Iterable[Budget], at_ms: int, owner: str = "") 
     It changes when a window ends, or when a limit that was raised or overridden for a time falls back.
     """
     ends = [0]
-    for one in budgets:
-        ends += [bounds(one.interval, one.time_zone, one.anchor_day, at_ms)[1], one.raised_until_ms]
-        ends += [own[owner].until_ms for own in (one.raises, one.overrides) if owner in own]
+    for budget in budgets:
+        ends += [
+            bounds(budget.interval, budget.time_zone, budget.anchor_day, at_ms)[1],
+            budget.raised_until_ms,
+        ]
+        ends += [own[owner].until_ms for own in (budget.raises, budget.overrides) if owner in own]
     return min((end for end in ends if end > at_ms), default=0)
 
 
@@ -330,8 +333,8 @@ def flags_of(budget: Budget) -> int:
 def accounts_of(budgets: Sequence[Budget]) -> list[list[Budget]]:
     """Return the budgets in groups that share an account, because their selectors are equal; ids ascend."""
     groups: dict[object, list[Budget]] = {}
-    for one in sorted(budgets, key=lambda one: one.id):
-        groups.setdefault(one.selector, []).append(one)
+    for budget in sorted(budgets, key=lambda budget: budget.id):
+        groups.setdefault(budget.selector, []).append(budget)
     return list(groups.values())
 
 
