@@ -187,7 +187,7 @@ def test_what_callers_name_is_no_formula_and_stays_in_its_cell() -> None:
     assert json.loads(row["Tags"]) == {"user": '="a"', "project": "17", "model": "=m"}
 
 
-def test_tags_of_calls_stand_behind_user_project_and_model_of_one_name() -> None:
+def test_tags_of_calls_yield_to_user_project_and_model() -> None:
     row = charged(tags={"feature": "search", "model": "made-up"})
     assert json.loads(row["Tags"]) == {"feature": "search", "user": "ann", "project": "17", "model": "gpt-4o"}
 
