@@ -27,7 +27,7 @@ _DATA = data_of(
     requested_by="r.requested_by",
 )  # fmt: skip
 _TELL = message_query(
-    "raise requests",
+    "raise_requests",
     "Create messages about a request for more of a budget",
     f"""
 WITH news AS (

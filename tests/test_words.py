@@ -110,7 +110,7 @@ def docstrings_without_verb(file: SourceFile) -> Iterator[str]:
 # Names that say nothing of what they hold.
 BARE = {"one", "found", "said", "told", "each"}
 # Variables and parameters of these names: this number may only fall.
-BARE_MAX = 3_390
+BARE_MAX = 3_262
 
 
 def test_variables_are_nouns() -> None:
@@ -137,9 +137,9 @@ PRONOUNS = frozenset(
 )  # fmt: skip
 # How many names of tests have one, by folder: these numbers may only fall.
 PRONOUNS_MAX = {
-    ".": 28, "background": 234, "bench": 5, "calls": 10, "client": 4, "contract": 14, "core": 513,
+    ".": 28, "background": 233, "bench": 5, "calls": 10, "client": 4, "contract": 14, "core": 513,
     "counters": 315, "deploy": 59, "faults": 20, "http": 394, "issuers": 30, "journey": 94, "local": 39,
-    "lua": 216, "model": 1, "ops": 51, "outbound": 9, "persistence": 203, "run": 90, "settings": 37,
+    "lua": 216, "model": 1, "ops": 51, "outbound": 9, "persistence": 203, "run": 89, "settings": 37,
     "telemetry": 16, "tls": 14, "world": 3,
 }  # fmt: skip
 

@@ -14,11 +14,7 @@ from gateway.calls.aim import aim_at
 from gateway.calls.claim import OPENING_MS, hold_request
 from gateway.calls.permit import check_objects, judge, named_objects, run_policies
 from gateway.calls.ports import AdmissionPorts, CallPorts, DirectoryPort
-from gateway.calls.prices import (
-    check_parts,
-    money_budgets,
-    prices_of,
-)
+from gateway.calls.prices import check_parts, money_budgets, prices_of
 from gateway.core.accounts.budgets import MAXIMUM
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.run_policies import CallRunPolicies
@@ -164,7 +160,7 @@ def find_terms(ports: AdmissionPorts, asked: UseRequest) -> tuple[AdmissionTerms
         raise ServiceNotIncluded
     if asked.overlapping:
         _check_overlapping(directory, caller, service, asked.overlapping)
-    return _priced(calls, asked, service, run), opening
+    return _price_terms(calls, asked, service, run), opening
 
 
 def _check_overlapping(
@@ -186,7 +182,7 @@ def _check_overlapping(
             )
 
 
-def _priced(calls: CallPorts, asked: UseRequest, service: Service, run: Run | None) -> AdmissionTerms:
+def _price_terms(calls: CallPorts, asked: UseRequest, service: Service, run: Run | None) -> AdmissionTerms:
     budgets, caller = None, asked.caller
     if service.id:
         budgets = calls.directory.budgets(caller, service.id, asked.attribution, asked.call, run=run)
@@ -204,7 +200,8 @@ async def _open_run(
     """
     named = asked.attribution.run
     assert named is not None
-    return _priced(calls, asked, terms.service, await calls.runs.find(asked.caller, named, policies))
+    run = await calls.runs.find(asked.caller, named, policies)
+    return _price_terms(calls, asked, terms.service, run)
 
 
 async def check_line(
@@ -238,13 +235,13 @@ def check_models(  # noqa: PLR0917  # as `judge`
 
 
 def consider(  # noqa: PLR0917  # as `judge`
-    calls: CallPorts, caller: Caller, said: Attribution, call: CallRequest, service: Service,
+    calls: CallPorts, caller: Caller, attribution: Attribution, call: CallRequest, service: Service,
     run: Run | None = None, budgeted: bool = True,
 ) -> AdmissionTerms:  # fmt: skip
     """Return the terms that a use would have, which is not made; raise `ModelNotPriced` if it would have none."""
     budgets = None
     if service.id and budgeted:
-        budgets = calls.directory.budgets(caller, service.id, said, call, False, run)
+        budgets = calls.directory.budgets(caller, service.id, attribution, call, False, run)
     return AdmissionTerms(service, prices_of(calls, caller, service, call, budgets), budgets, run)
 
 

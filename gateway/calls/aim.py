@@ -25,16 +25,16 @@ def aim_at(ports: AdmissionPorts, asked: UseRequest, rule: ModelRule | None) -> 
         upstream = asked.upstream if kind.is_sent and not kind.is_free else call.aim.upstream
         facts = _facts_of(ports.upstreams.get(asked.upstream), call.model, None) if is_known else None
         if facts is None and call.aim is UNAIMED:  # most calls
-            said = SaidBounds(call.output_max, call.output_default, call.reports)
+            bounds = SaidBounds(call.output_max, call.output_default, call.reports)
             return Aim(
-                said, upstream=upstream, output_max=said.output_max, output_default=said.output_default
+                bounds, upstream=upstream, output_max=bounds.output_max, output_default=bounds.output_default
             )
         return aim_of(call, _NOTHING if facts is None else (facts,), upstream=upstream)
     targets = _targets_of(ports, asked, rule) if kind.is_sent else named_by(rule, call.model)
-    known = [_facts_of(ports.upstreams.get(one.upstream), one.model, rule) for one in targets]
-    is_known = is_known and any(one is not None for one in known)
+    known = [_facts_of(ports.upstreams.get(target.upstream), target.model, rule) for target in targets]
+    is_known = is_known and any(facts is not None for facts in known)
     return aim_of(
-        call, tuple([one or NO_FACTS for one in known]) if is_known else _NOTHING, targets,
+        call, tuple([facts or NO_FACTS for facts in known]) if is_known else _NOTHING, targets,
         rule.fallback, is_repeatable(call),
     )  # fmt: skip
 
@@ -64,6 +64,6 @@ def _facts_of(upstream: UpstreamPort | None, model: str, rule: ModelRule | None)
 
 def fields_allowed(ports: AdmissionPorts, call: CallRequest, upstream: str) -> frozenset[str]:
     """Return the names of numeric body fields that every upstream of this call accepts."""
-    names = [one.upstream for one in call.aim.targets] or [upstream]
-    found = [ports.upstreams[name].target.fields for name in names if name in ports.upstreams]
-    return found[0].intersection(*found[1:]) if found else _NO_NAMES
+    names = [target.upstream for target in call.aim.targets] or [upstream]
+    fields = [ports.upstreams[name].target.fields for name in names if name in ports.upstreams]
+    return fields[0].intersection(*fields[1:]) if fields else _NO_NAMES

@@ -82,7 +82,7 @@ def named_objects(
         return call.named
     begins, asked = rules.models, (call.model, *call.models_beside, listed)
     if call.aim.targets:
-        asked = (*asked, *[one.model for one in call.aim.targets])
+        asked = (*asked, *[target.model for target in call.aim.targets])
     made = [one for one in asked if one.lower().startswith(begins)]
     if not made:
         return call.named

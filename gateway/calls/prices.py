@@ -48,8 +48,8 @@ def prices_of(  # noqa: PLR0917  # whose call it is, and what it takes from
     if call.model:
         life_ms = HOLD_MS_MAX if call.background else life_ms
         prices.named = named_prices(directory, caller, call, own, prices.at_ms, life_ms)
-        for one in prices.named:
-            if one.vector is not None and one.vector.hours is not None:
+        for price in prices.named:
+            if price.vector is not None and price.vector.hours is not None:
                 prices.hourly = True
     if own:
         _check_currency(directory, caller, prices, asking, by_cost)
@@ -73,7 +73,7 @@ def check_parts(
 
     `named` are the prices of the models that the call names.
     """
-    vectors = [one.vector for one in named if one.vector is not None]
+    vectors = [price.vector for price in named if price.vector is not None]
     tools, makers = unpriced_tools(call, vectors), None
     shape = SHAPES.get(call.meter) if call.models_beside else None
     if shape is not None and shape.live is not None:  # the others write transcripts
@@ -93,7 +93,7 @@ def check_parts(
         if part is None and call.attempts:
             part = _unpriced_attempt(call, named)
     if part is not None:
-        of = " or ".join([one.model for one in named]) or ("" if later else "any model")
+        of = " or ".join([price.model for price in named]) or ("" if later else "any model")
         what = f"{part[0]} of {of}" if of else part[0]
         raise ModelNotPriced(_unpriced(what, asking, by_cost) + right, param=part[1] or None)
     return vectors
@@ -121,11 +121,14 @@ def named_prices(  # noqa: PLR0917  # as `book_price`
     models = [*dict.fromkeys((call.model, *call.models_beside))]
     found: tuple[PriceMatch, ...] = ()
     if call.aim.targets:
-        theirs = [one.model for one in call.aim.targets]
+        theirs = [target.model for target in call.aim.targets]
         found = tuple(
-            [_target_price(directory, caller, call, one, own, at_ms, life_ms) for one in call.aim.targets]
+            [
+                _target_price(directory, caller, call, target, own, at_ms, life_ms)
+                for target in call.aim.targets
+            ]
         )
-        models = [one for one in models[1:] if one not in theirs]
+        models = [model for model in models[1:] if model not in theirs]
     return found + tuple([
         book_price(directory, caller, model, own, at_ms, call.aim.upstream, life_ms) for model in models
     ])  # fmt: skip
@@ -136,11 +139,11 @@ def charging_prices(service: Service, call: CallRequest, named: tuple[PriceMatch
     pricing = service.pricing
     if pricing.at_cost is None and pricing.per_million is None and not pricing.tiers:
         return UNPRICED
-    asked = [one.model for one in named] if call.aim.targets else [call.model, *call.models_beside]
+    asked = [price.model for price in named] if call.aim.targets else [call.model, *call.models_beside]
     if call.aim.targets and pricing.per_million is not None:
-        asked = [_name_priced(pricing, call, one) for one in asked]
+        asked = [_name_priced(pricing, call, model) for model in asked]
     return vectors_of(
-        service, asked, {one.model: one.vector for one in named}.get, apart=len(call.aim.targets)
+        service, asked, {price.model: price.vector for price in named}.get, apart=len(call.aim.targets)
     )
 
 
@@ -151,17 +154,17 @@ def _check_currency(
 
     The message names what requires a price: the service's charge if `by_cost`, otherwise a budget in money.
     """
-    for one in prices.named:
-        if one.vector is None:
-            other = directory.price(caller, one.model, prices.at_ms, False) or directory.price_as(
-                caller, one.model, prices.at_ms, False
+    for price in prices.named:
+        if price.vector is None:
+            other = directory.price(caller, price.model, prices.at_ms, False) or directory.price_as(
+                caller, price.model, prices.at_ms, False
             )
             if other is not None:
                 pays, why = directory.pays_in(caller), "and its service is charged what it costs"
                 if budgets is not None and not by_cost:
                     why = f'so the budget "{budgets.refusing(MONEY)}" cannot be enforced'
                 raise ModelNotPriced(
-                    f"The model {one.model} is priced in {other.currency}, and the organization pays in"
+                    f"The model {price.model} is priced in {other.currency}, and the organization pays in"
                     f" {pays}. There is no exchange rate from {other.currency} to {pays}, {why}."
                 )
 
@@ -176,9 +179,9 @@ def check_known(prices: CallPrices, call: CallRequest, budgets: CallBudgets | No
     if budgets is not None and not call.model and call.meter in SHAPES and not stores:
         name = budgets.refusing(MONEY)
         raise ModelNotPriced(f"The budget {name} limits what calls cost, and this one names no model.")
-    for one in prices.named:
-        if one.vector is None:
-            raise ModelNotPriced(_unpriced(f"the model {one.model}{call.chosen_by(one.model)}", budgets))
+    for price in prices.named:
+        if price.vector is None:
+            raise ModelNotPriced(_unpriced(f"the model {price.model}{call.chosen_by(price.model)}", budgets))
 
 
 def _unpriced(what: str, budgets: CallBudgets | None, by_cost: bool = False) -> str:

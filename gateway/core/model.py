@@ -90,8 +90,9 @@ BLOCK_CAUSES = {cause.word: cause for cause in BlockCause}
 class SettleResult(IntEnum):
     """The first number in an answer of `settle`. SPOOLED is from the worker's log, not from a script.
 
-    UNHELD is DONE where an account held less than was given back. The negative ones say why nothing was settled: the hold was reclaimed; no hold has this id; the tenant or
-    the organization is not stored; the hold of a call's head was raised meanwhile.
+    UNHELD is DONE where an account held less than was given back. The negative ones say why nothing was
+    settled: the hold was reclaimed; no hold has this id; the tenant or the organization is not stored; the
+    hold of a call's head was raised meanwhile.
     """
 
     UNHELD = 3

@@ -174,7 +174,7 @@ class AdmittedCall:
         finally:
             exchange.unshield()
             if is_shielded:
-                exchange.shield()  # for as long again
+                exchange.shield()  # with a new deadline
         return check_admitted(self.worker.admission, request.caller, budgets, answer)
 
     async def outlast(self) -> Admitted:

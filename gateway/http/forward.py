@@ -143,7 +143,7 @@ async def late_answer(admitted: AdmittedCall) -> AnswerHead:
         raise link.failure or UpstreamUnreachable()
     if admitted.meter is None:
         _take_head(admitted, upstream, answer)
-        targets = [(one.upstream, one.model) for one in admitted.call.aim.targets]
+        targets = [(target.upstream, target.model) for target in admitted.call.aim.targets]
         if targets:
             admitted.answered_by(targets.index((attempt.name, attempt.model)))
     return answer

@@ -132,11 +132,11 @@ def credit_charges(
     if not behind:
         return None
     if amount is None:
-        quantities, amounts = [-each.quantity for each in behind], [-each.amount for each in behind]
+        quantities, amounts = [-charge.quantity for charge in behind], [-charge.amount for charge in behind]
     else:
-        amounts = spread_amount(amount, [each.amount for each in behind])
+        amounts = spread_amount(amount, [charge.amount for charge in behind])
         quantities = _credits_of(behind, sum(amounts, Decimal(0)))
-    values = {"ids": [each.id for each in behind], "quantities": quantities, "amounts": amounts}
+    values = {"ids": [charge.id for charge in behind], "quantities": quantities, "amounts": amounts}
     of = {"note": note_id, "line": line, "invoice": invoice_id, "position": position}
     connection.execute(_CREDIT, of | values)
     return sum(amounts, Decimal(0))
@@ -151,11 +151,11 @@ def _credits_of(behind: Sequence[Any], amount: Decimal) -> list[Decimal]:
     back = [Decimal(0)] * len(behind)
     if behind[0].source != DEBT:
         return back
-    left = sum((each.amount for each in behind), Decimal(0)) + amount
+    left = sum((charge.amount for charge in behind), Decimal(0)) + amount
     paid_for = EXACT.divide(left, behind[0].unit_price).to_integral_value(ROUND_CEILING, EXACT)
-    more = sum((each.quantity for each in behind), Decimal(0)) - paid_for
-    for at, each in enumerate(behind):
-        taken = max(Decimal(0), min(each.quantity, more))
+    more = sum((charge.quantity for charge in behind), Decimal(0)) - paid_for
+    for at, charge in enumerate(behind):
+        taken = max(Decimal(0), min(charge.quantity, more))
         back[at], more = -taken, more - taken
     return back
 
@@ -396,7 +396,7 @@ def accrue(
 
 
 def segments(connection: Connection, organization_ids: Sequence[int]) -> dict[int, dict[int, PlanSegment]]:
-    found: dict[int, dict[int, PlanSegment]] = {each: {} for each in organization_ids}
+    found: dict[int, dict[int, PlanSegment]] = {organization_id: {} for organization_id in organization_ids}
     for row in proration.fee_rows_of(connection, organization_ids):
         found[row.organization_id][row.id] = segment_of(row)
     return found
@@ -445,7 +445,7 @@ def open_charges(
     for named in (*fees, *proration.lost_fees(connection, organization_ids)):
         found[named.organization_id].append(named.charge)
     for owner in proration.waiting_early_uses(connection, organization_ids):
-        found[owner] += [each.named[1] for each in proration.owed_early_use(connection, owner) if each.named]
+        found[owner] += [end.named[1] for end in proration.owed_early_use(connection, owner) if end.named]
     rates = service_discounts.read_rates(connection, organization_ids)
     for named in service_discounts.owed_discounts(connection, rates, found):
         found[named.organization_id].append(named.charge)
@@ -491,7 +491,7 @@ def _settle_ends(
     connection: Connection, organization_id: int, ends: Sequence[proration.SettledEarlyUse]
 ) -> None:
     proration.settle_early_use(connection, ends)
-    facts = [NamedCharge(organization_id, *each.named) for each in ends if each.named]
+    facts = [NamedCharge(organization_id, *end.named) for end in ends if end.named]
     proration.add_fees(connection, facts, "fact")
 
 

@@ -194,15 +194,15 @@ def add_fees(connection: Connection, named: Sequence[NamedCharge], reason: str) 
     """Store charges, each only once by the name of its fact; `reason` says why they are stored."""
     if not named:
         return
-    charges = [each.charge for each in named]
+    charges = [owed.charge for owed in named]
     connection.execute(_ADD, {
-        "organizations": [each.organization_id for each in named], "facts": [each.fact for each in named],
-        "kinds": [each.kind for each in charges], "starts": [each.start for each in charges],
-        "ends": [each.end for each in charges], "quantities": [Decimal(each.quantity) for each in charges],
-        "unit_prices": [each.unit_price for each in charges], "amounts": [each.amount for each in charges],
-        "tenants": [each.tenant_id for each in charges], "sources": [each.source for each in charges],
-        "source_ids": [each.source_id for each in charges], "reason": reason,
-        "services": [each.service_id for each in charges],
+        "organizations": [owed.organization_id for owed in named], "facts": [owed.fact for owed in named],
+        "kinds": [charge.kind for charge in charges], "starts": [charge.start for charge in charges],
+        "ends": [charge.end for charge in charges], "quantities": [Decimal(charge.quantity) for charge in charges],
+        "unit_prices": [charge.unit_price for charge in charges], "amounts": [charge.amount for charge in charges],
+        "tenants": [charge.tenant_id for charge in charges], "sources": [charge.source for charge in charges],
+        "source_ids": [charge.source_id for charge in charges], "reason": reason,
+        "services": [charge.service_id for charge in charges],
     })  # fmt: skip
 
 
@@ -377,11 +377,11 @@ def moved_early_use(connection: Connection, organization_id: int, since: date) -
 
 
 def settle_early_use(connection: Connection, ends: Sequence[SettledEarlyUse]) -> None:
-    for each in ends:
+    for end in ends:
         values = {
-            "id": each.end_id, "used": each.read.used, "began": each.read.began, "debt": each.read.debt,
-            "quantity": each.ahead.tokens, "amount": each.ahead.amount,
-            "charges": int(each.named is not None),
+            "id": end.end_id, "used": end.read.used, "began": end.read.began, "debt": end.read.debt,
+            "quantity": end.ahead.tokens, "amount": end.ahead.amount,
+            "charges": int(end.named is not None),
         }  # fmt: skip
         connection.execute(_SETTLE, values)
 
@@ -417,7 +417,7 @@ def _settled(
 ) -> Iterator[SettledEarlyUse]:
     if not ends:
         return
-    (row, _), used = ends[-1], [_used(*each, segments) for each in ends]
+    (row, _), used = ends[-1], [_used(*end, segments) for end in ends]
     # The current plan, or the last one.
     runs, whole = segments[0], (row.paid_from, row.paid_from)
     for each in segments:
@@ -443,7 +443,7 @@ def _used(row: Any, read: plans.PlanTurns, segments: Sequence[PlanSegment]) -> P
     # Debt that nobody carried on belongs to a cycle that was over before the plan ended.
     counted = row.counted if read.debt is not None or not row.carries else 0
     # Older keepers did not store it.
-    ended = (each.end for each in segments if each.anchor == row.anchor_date)
+    ended = (segment.end for segment in segments if segment.anchor == row.anchor_date)
     until = row.paid_until or max((day for day in ended if day <= row.supplied_until), default=row.paid_from)
     return PlanUsage(
         row.tenant_id, read.began, until, row.total_amount, row.worth, read.used, counted, row.regained,

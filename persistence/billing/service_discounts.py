@@ -80,7 +80,7 @@ def owed_discounts(
                 day = DayOfUse(charge.tenant_id or 0, charge.service_id or 0, charge.start.astimezone(UTC))
                 unstored[organization_id, day] += charge.amount
     rows = connection.execute(_DAYS, {
-        "organizations": list(rates), "services": sorted({one for services in rates.values() for one in services}),
+        "organizations": list(rates), "services": sorted(set[int]().union(*rates.values())),
         "of": [organization_id for organization_id, _ in unstored],
         "tenants": [day.tenant_id for _, day in unstored],
         "of_services": [day.service_id for _, day in unstored],

@@ -154,7 +154,7 @@ _DATA = data_of(
                     AND m.created_at >= date_trunc('month', t.created_at, 'UTC') AND m.id <= t.id)""",
 )  # fmt: skip
 _TELL = message_query(
-    "top-ups",
+    "top_ups",
     "Create messages about credits that were bought automatically",
     f"""
 WITH news AS (

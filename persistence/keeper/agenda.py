@@ -41,7 +41,7 @@ def _asked(name: str, reads: tuple[str, ...]) -> str:
 
 
 _ASK = query("agenda.ask", "Select the loops that have work",
-    " UNION ALL ".join(_asked(*one) for one in QUESTIONS.items()))  # fmt: skip
+    " UNION ALL ".join(_asked(*question) for question in QUESTIONS.items()))  # fmt: skip
 _LOOK = query("agenda.look", "Select the numbers of the last transactions", """
 SELECT pg_snapshot_xmin(s)::text::bigint AS done, pg_snapshot_xmax(s)::text::bigint AS next,
        ARRAY(SELECT xmin::text::bigint FROM keeper) AS renewals

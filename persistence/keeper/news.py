@@ -470,7 +470,7 @@ _PAYMENT_STATUS_DATA = data_of(
 )  # fmt: skip
 # An invoice that is open again is no news.
 _PAYMENT_STATUS = message_query(
-    "payment status",
+    "payment_status",
     "Create messages about invoices that became paid, overdue or given up",
     f"""
 WITH news AS (

@@ -140,11 +140,11 @@ def start_of(unit: str) -> str:
 
 def _of_span(span: str, whole: Sequence[str] = (), tags: str = "") -> str:
     """Return SQL for the sums of a batch's hours by a longer span; with `tags`, of calls that have some."""
-    none = {each: f"{NO_PROJECT if each == 'project_id' else 0} AS {each}" for each in whole}
-    own = {each: none.get(each, each) for each in UNTAGGED}
+    none = {name: f"{NO_PROJECT if name == 'project_id' else 0} AS {name}" for name in whole}
+    own = {name: none.get(name, name) for name in UNTAGGED}
     own["start"] = f"{start_of(SPANS[span].unit)} AS start"
-    groups = [str(2 + at) for at, each in enumerate(UNTAGGED) if each not in whole]
-    sums = (f"least(greatest(sum({each}), -{SUM_MAX}), {SUM_MAX})::bigint" for each in SUMS)
+    groups = [str(2 + at) for at, name in enumerate(UNTAGGED) if name not in whole]
+    sums = (f"least(greatest(sum({name}), -{SUM_MAX}), {SUM_MAX})::bigint" for name in SUMS)
     return (
         f"SELECT '{span}', {', '.join(own.values())}, {tags} {', '.join(sums)} FROM hours"
         f" {_TAGGED if tags else ''} GROUP BY {', '.join([*groups, *(['tags'] if tags else [])])}"
@@ -158,7 +158,7 @@ INSERT INTO {table} AS u (span, {", ".join(columns)}, {", ".join(SUMS)})
 {" UNION ALL ".join(sums)}
  ORDER BY {", ".join(str(1 + at) for at in range(1 + len(key)))}
 ON CONFLICT (span, {", ".join(key)}) DO UPDATE SET
-       {", ".join(f"{each} = {added(each)}" for each in SUMS)}"""
+       {", ".join(f"{name} = {added(name)}" for name in SUMS)}"""
 
 
 # Adds `hours` to every span. Tags of a call are together too long for a key: their hash stands there.

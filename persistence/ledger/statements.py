@@ -317,7 +317,7 @@ SUMS_OF_CALL = f"""
        organization_id, (extract(epoch FROM date_trunc('hour', created_at, 'UTC')) * 1000)::bigint, tenant_id,
        api_key_id, coalesce(user_id, 0), coalesce(project_id, {NO_PROJECT}), coalesce(service_id, 0),
        coalesce(model, ''), coalesce(currency, ''), coalesce(tags::text, '{{}}'),
-        {", ".join(usage_sum.sql for usage_sum in USAGE_SUMS)},
+       {", ".join(usage_sum.sql for usage_sum in USAGE_SUMS)},
        request_id::text, (extract(epoch FROM created_at) * 1000)::bigint"""
 # Its row is locked.
 CALL_SUMS = f"SELECT {SUMS_OF_CALL} FROM call WHERE {_CALL} FOR UPDATE"

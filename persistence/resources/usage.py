@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     ColumnElement,
@@ -264,41 +264,51 @@ def _rows(asked: UsageQuery, apart: Sequence[str]) -> Subquery:
     found = []
     for piece in pieces(asked):
         # Labelled, since a column's name in GROUP BY would mean the column.
-        for columns, span, factor in _sources(asked, piece):
+        for source in _sources(asked, piece):
+            columns = source.columns
             began = _began(asked.interval, piece, columns.start).label("began")
-            value = partial(_column, columns, tagged=columns is _tagged and factor > 0)
-            sums = [columns[name] if factor > 0 else (-columns[name]).label(name) for name in SUMS]
+            value = partial(_column, source)
+            sums = [(-columns[name]).label(name) if source.is_off else columns[name] for name in SUMS]
             found.append(
                 select(*(began if name == "began" else value(name).label(name) for name in apart), *sums).where(
-                    columns.span == span, columns.start >= piece.since, columns.start < piece.until,
+                    columns.span == source.span, columns.start >= piece.since, columns.start < piece.until,
                     *(value(name) == wanted for name, wanted in asked.filters.items()), *_among(asked, value),
                 )
             )  # fmt: skip
     return union_all(*found).subquery("rows")
 
 
-def _sources(asked: UsageQuery, piece: ReportPiece) -> list[tuple[Any, str, int]]:
-    """Return the columns to read for a piece of a report, with their span and the sign of their sums.
+class _Source(NamedTuple):
+    """Roll-ups of a span. With `has_tags` their rows are read by tag; if it `is_off`, sums are subtracted."""
+
+    columns: Any
+    span: str
+    has_tags: bool = False
+    is_off: bool = False
+
+
+def _sources(asked: UsageQuery, piece: ReportPiece) -> list[_Source]:
+    """Return the roll-ups to read for a piece of a report.
 
     Where tags matter, calls that have some are added with them and taken off those without.
     """
-    everything = (_here, piece.span, 1)
+    everything = _Source(_here, piece.span)
     if not asked.tags:
         return [everything]
     unit = SPANS[piece.span].unit
-    tagged = (_tagged, unit, 1)
+    tagged = _Source(_tagged, unit, has_tags=True)
     if any(asked.filters.get(name) for name in asked.tags):
         return [tagged]
-    return [everything, tagged, (_tagged, unit, -1)]
+    return [everything, tagged, _Source(_tagged, unit, is_off=True)]
 
 
-def _column(columns: Any, name: str, *, tagged: bool) -> Any:
-    """Return a column of the roll-ups; rows of calls that are not `tagged` have no tags."""
+def _column(source: _Source, name: str) -> Any:
+    """Return a column of roll-ups; those that are not read by tag are of calls without."""
     if name == TAGS:
-        return columns.tags if tagged else literal({}, JSONB)
+        return source.columns.tags if source.has_tags else literal({}, JSONB)
     if tag := tag_in(name):
-        return func.coalesce(columns.tags[tag].astext, "") if tagged else literal("")
-    return columns[name]
+        return func.coalesce(source.columns.tags[tag].astext, "") if source.has_tags else literal("")
+    return source.columns[name]
 
 
 def _rows_of_calls(asked: UsageQuery, apart: Sequence[str]) -> Subquery:
@@ -309,7 +319,7 @@ def _rows_of_calls(asked: UsageQuery, apart: Sequence[str]) -> Subquery:
         calls.columns(*(column(name, JSONB if name == TAGS else None) for name in names)).subquery("calls").c
     )
     began = func.date_trunc(asked.interval, here.start, "UTC").label("began")
-    value = partial(_column, here, tagged=True)
+    value = partial(_column, _Source(here, "", has_tags=True))
     return (
         select(
             *(began if name == "began" else value(name).label(name) for name in apart),

@@ -29,7 +29,7 @@ def test_a_budget_of_requests_is_in_force_is_used_up_and_says_so(spender: Spende
     spender.until(200)
 
 
-def test_an_organization_has_it_told_by_402(spender: Spender) -> None:
+def test_used_up_budget_is_refused_by_the_status_of_its_organization(spender: Spender) -> None:
     organization = f"/organizations/{spender.organization}"
     said = {"spent_status": 402, "retry_after_max_s": 600}
     spender.budget(1, "requests")

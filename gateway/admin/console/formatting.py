@@ -291,6 +291,10 @@ def budget_selector(budget: Row, names: Mapping[tuple[str, int], str], targets: 
     return ", ".join(parts) or "everything"
 
 
+# Resources of owners that are ids, by `each`.
+NAMED_OWNERS = {"key": "api-keys", "tenant": "tenants"}
+
+
 def each_in_words(kind: object, *, many: bool = False) -> str:
     """Return whom a budget with `each` gives an amount, such as API key, or of a tag its value."""
     tag = tag_in(str(kind))

@@ -125,7 +125,8 @@ class Pages:
             auto_reload=False,
         )
         actions = [action for resource in RESOURCES.values() for action in resource.actions]
-        actions += [one for each in RESOURCES.values() for part in each.parts for _, one in part.writes]
+        parts = [part for resource in RESOURCES.values() for part in resource.parts]
+        actions += [action for part in parts for _, action in part.writes]
         said = {action.name: action.done for action in actions if action.done}
         self._environment.globals.update(
             asset=assets.address, version=version, examples=EXAMPLES, said_of_actions=said, found=FOUND,

@@ -25,13 +25,12 @@ from gateway.core.accounts.budget_selectors import SELECTING
 from gateway.core.accounts.budgets import ENFORCE, MONEY
 from gateway.core.accounts.intervals import INTERVALS
 from gateway.core.accounts.tags import TAG, tag_in
-from gateway.core.accounts.usage import UsageQuery, end_of
+from gateway.core.accounts.usage import UsageQuery, column_of, end_of
 from gateway.errors import StoreUnavailable, TollkeeperError, Unprocessable
 
 ROWS_MAX = 5_000
 # The groups of usage reports for budgets with an account for each user, key, project or tenant.
 GROUPS_EACH = {"user": "user", "key": "api_key", "project": "project", "tenant": "tenant"}
-_COLUMNS = {"user": "user_id", "key": "api_key_id", "project": "project_id", "tenant": "tenant_id"}
 _MEASURES = {MONEY: "cost", "tokens": "tokens", "requests": "requests"}
 # Selectors that the roll-ups do not distinguish.
 _UNKNOWN = frozenset(SELECTING) - {"tenant_id", "user", "api_key_id", "project_id", "model", "service_id"}
@@ -93,11 +92,11 @@ async def _past(desk: ConsoleShell, budget: Row) -> str:
     past, each = INTERVALS[str(budget["interval"])].past, budget["each"]
     if past is None or any(budget.get(name) is not None for name in _UNKNOWN):
         return ""
-    if each is not None and each not in GROUPS_EACH and not tag_in(str(each)):
+    if each is not None and not _group_of(each):
         return ""
     days, by = past
     end = end_of("day", datetime.now(UTC)) - timedelta(days=1)
-    groups = (GROUPS_EACH.get(str(each), str(each)),) if each else ()
+    groups = (_group_of(each),) if each else ()
     filters = await _filters(desk, budget)
     if filters is None:
         return ""
@@ -114,12 +113,17 @@ async def _past(desk: ConsoleShell, budget: Row) -> str:
     return _told(budget, rows, days, model)
 
 
+def _group_of(each: object) -> str:
+    """Return the group of usage reports that has each account of a budget; "" if there is none."""
+    return GROUPS_EACH.get(str(each), str(each) if tag_in(str(each)) else "")
+
+
 def _told(budget: Row, rows: object, days: int, model: str) -> str:
     assert isinstance(rows, (list, tuple))
     each, measure, limit = budget["each"], _MEASURES[str(budget["unit"])], Decimal(str(limit_of(budget)))
     used: dict[tuple[object, object], Decimal] = defaultdict(Decimal)
     for row in rows:
-        who = row[_COLUMNS.get(str(each), str(each))] if each else ""
+        who = row[column_of(_group_of(each))] if each else ""
         if who is None or (measure == "cost" and row["currency"] != budget["currency"]):
             continue
         name = str(row.get("model") or "").casefold()

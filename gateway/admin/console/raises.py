@@ -15,7 +15,6 @@ from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.quota import render_budget
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.budgets import KEY, TENANT
 from gateway.errors import NotFound
 
 
@@ -56,11 +55,10 @@ async def raise_figures(ports: AdminPorts, row: Row) -> list[tuple[str, str]]:
 
 async def _name_of(ports: AdminPorts, kind: object, who: str) -> str:
     """Return the name of an API key or tenant `who` with its id; return any other `who` unchanged."""
-    if kind not in {KEY, TENANT}:
+    resource = formatting.NAMED_OWNERS.get(str(kind))
+    if resource is None:
         return who
     try:
-        return (
-            f"{(await ports.store.get('api-keys' if kind == KEY else 'tenants', int(who)))['name']} ({who})"
-        )
+        return f"{(await ports.store.get(resource, int(who)))['name']} ({who})"
     except NotFound:
         return who

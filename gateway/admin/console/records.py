@@ -91,7 +91,7 @@ TICKED = {("invoices", "credit-note")}
 IN_SIGHT = {"api-keys": {"user"}}
 # Forms whose fields beyond the list's columns are always folded.
 FOLDED = frozenset({"invoices"})
-# How a form says null of a field that must be said.
+# The word for null in a field that is required.
 NONE = "none"
 # A key with one of these fields set cannot be rotated.
 KEPT = ("revoked_at", "replaced_by_id", "issuer")
@@ -317,7 +317,7 @@ class Records:
         """Return a form with choices for those fields of ids whose resources have few rows."""
         targets = {each.refers for each in form.fields if each.refers}
         form = replace(form, choices=await self._desk.choices(targets))
-        if self._screen.name != "budgets" or all(each.name != "each" for each in form.fields):
+        if self._screen.name != "budgets" or all(field.name != "each" for field in form.fields):
             return form
         named = {"organization_id": str(form.values.get("organization_id") or "")}
         ids, _ = await lists.find_names(self._desk, named, form_fields.REFERS)
@@ -414,16 +414,14 @@ class Records:
         title = TITLES.get((self._screen.name, action.name), action.name.replace("-", " ").capitalize())
         model = action.body if part is None else part.form_of(action)
         form = self._form(f"{where}/{address_of(action)}", title, title, model, action.name)
-        if (
-            part is not None
-        ):  # an empty field is not sent: what may be null and must be said is said by a word
-            said = [
-                replace(each, hint=each.hint.replace("empty", NONE))
-                if each.required and each.nullable
-                else each
-                for each in form.fields
+        if part is not None:  # an empty field is not sent: a word says null where a value is required
+            fields = [
+                replace(field, hint=field.hint.replace("empty", NONE))
+                if field.required and field.nullable
+                else field
+                for field in form.fields
             ]
-            form = replace(form, fields=said)
+            form = replace(form, fields=fields)
         if (self._screen.name, action.name) in TICKED:
             form = replace(form, fields=[replace(each, kind="ticks") for each in form.fields])
         confirmed = action.confirmed or CONFIRMED.get((self._screen.name, action.name), "")
@@ -613,7 +611,7 @@ async def accounts_of(desk: ConsoleShell, row: Row, most: int = ACCOUNTS_SHOWN) 
         return {"accounts": (), "accounts_more": 0}
     stored = await desk.ports.store.get("budgets", int(str(row["id"])))
     found = await live.most_used_accounts(desk.ports, stored, most + 1)
-    called = await owner_names(desk, row, [each["who"] for each in found])
+    called = await owner_names(desk, row, [account["who"] for account in found])
     shown = [
         (
             who,
@@ -640,13 +638,9 @@ async def overrides_of(desk: ConsoleShell, row: Row, most: int = ACCOUNTS_SHOWN)
     return {"overrides": shown, "overrides_more": most if page.next_after is not None else 0}
 
 
-# Resources of owners that are ids, by `each`.
-_NAMED_OWNERS = {"key": "api-keys", "tenant": "tenants"}
-
-
 async def owner_names(desk: ConsoleShell, row: Row, owners: Sequence[object]) -> Mapping[str, str]:
     """Return the names of those owners of a budget with `each` that are ids of rows, by id."""
-    resource = _NAMED_OWNERS.get(str(row["each"]))
+    resource = formatting.NAMED_OWNERS.get(str(row["each"]))
     if resource is None:
         return {}
     names = await desk.names({resource: {int(who) for who in map(str, owners) if who.isdecimal()}})

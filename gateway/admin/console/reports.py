@@ -186,7 +186,7 @@ SHAPES = ("stacked", "lines")
 INTERVALS = ("hour", "day", "month", "none")
 FILTERS = (*(name for name in UsageReportQuery.model_fields if name.endswith("_id")), "model", "currency")
 PARAMETERS = frozenset({*FILTERS, "from", "to", "range", "group_by", "interval", "measure", "shape", "sort"})
-_SHOWN = [each.name for each in USAGE_SUMS if each.on_page]
+_SHOWN = [usage_sum.name for usage_sum in USAGE_SUMS if usage_sum.on_page]
 # What people look for first, then the others in the order of reports.
 COLUMNS = tuple(dict.fromkeys(("cost", "requests", "refused", "tokens", *_SHOWN)))
 _LOCAL = re.compile(r"\d{4}-\d\d-\d\d(T\d\d:\d\d(:\d\d)?)?", re.ASCII)

@@ -35,7 +35,7 @@ RECENT = (
     "tenant", "seq", "created_at", "transaction_type", "direction", "amount", "total_remaining", "request_id",
 )  # fmt: skip
 # Columns of a table of sums; JSON and CSV have all columns.
-ADDED = (*(each.name for each in USAGE_SUMS if each.in_table), "currency")
+ADDED = (*(usage_sum.name for usage_sum in USAGE_SUMS if usage_sum.in_table), "currency")
 # The options of a report's query parameters, for messages.
 CALLED = {
     "from": "--from", "to": "--to", "group_by": "--by", "interval": "--interval", "tenant_id": "--tenant",

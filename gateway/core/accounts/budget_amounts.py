@@ -154,7 +154,7 @@ def read_budget(row: Mapping[str, Any]) -> Budget:
     """
     unit = row["unit"]
     said: dict[str, Any] = {
-        one.name: row[one.name] for one in fields(Budget) if row.get(one.name) is not None
+        field.name: row[field.name] for field in fields(Budget) if row.get(field.name) is not None
     }
     said |= {name: counted(unit, said[name]) for name in ("amount", "raised_to") if name in said}
     if "tags" in said:

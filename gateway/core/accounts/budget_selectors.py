@@ -66,7 +66,7 @@ def too_many(
     """
     if len(others) >= BUDGETS_MAX:
         yield "organization_id", f"it has {BUDGETS_MAX} budgets: there cannot be more"
-    elif sum(one == new for one in others.values()) >= WINDOWS_MAX:
+    elif sum(other == new for other in others.values()) >= WINDOWS_MAX:
         yield "name", f"there are {WINDOWS_MAX} budgets of just these calls: there cannot be more"
     else:
         together = sets_of_groups(groups)
@@ -133,7 +133,7 @@ def may_meet_more(
     and so on, is in one set of groups of `together`, and is assumed to name one model and to have all tags.
     `looks_max` bounds the comparisons.
     """
-    met = {new, *(one for one in others if _meet(one, new))}
+    met = {new, *(other for other in others if _meet(other, new))}
     sets = [groups for groups in together if new.group_id in {None, *groups}]
     if new.group_id is not None:  # it may have no members yet
         sets.append(frozenset({new.group_id}))
@@ -166,13 +166,13 @@ def _exceeding(selectors: Sequence[Selector], at: int, most: int, left: list[int
         return selectors
     name, following = _SINGLE[at], at + 1
     by_value: dict[Any, list[Selector]] = {}
-    for one in selectors:
-        by_value.setdefault(one[at], []).append(one)
+    for selector in selectors:
+        by_value.setdefault(selector[at], []).append(selector)
     anybodys = by_value.pop(None, [])
     shapes = _shapes(anybodys, following)
     for value in by_value or (None,):
         alike = by_value if name == "model" else (value,)
-        own = [one for like in alike if _takes(name, like, value) for one in by_value.get(like, ())]
+        own = [selector for like in alike if _takes(name, like, value) for selector in by_value.get(like, ())]
         if len(shapes) + len(_shapes(own, following)) <= most:
             continue
         if found := _exceeding([*anybodys, *own], following, most, left):
@@ -189,14 +189,14 @@ def _shapes(selectors: Iterable[Selector], at: int) -> set[object]:
     """
     return {
         (
-            one[:at],
-            *(part is not None for part in one[at : len(_SINGLE)]),
-            _length(one.model) if at <= _MODEL else 0,
-            one.tags,
-            one.group_id,
-            one.each,
+            selector[:at],
+            *(part is not None for part in selector[at : len(_SINGLE)]),
+            _length(selector.model) if at <= _MODEL else 0,
+            selector.tags,
+            selector.group_id,
+            selector.each,
         )
-        for one in selectors
+        for selector in selectors
     }
 
 

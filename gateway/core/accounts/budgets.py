@@ -94,10 +94,10 @@ class Budget:
     0, empty text, None or no tags match any call. With `each`, every user, key, project, session, tenant or
     value of a tag has a separate amount. `amount` and `raised_to` are nano-units of the organization's currency
     if the unit is money. `raised_to` replaces the amount until `raised_until_ms` (0: not raised). Without
-    `enforce` the use is only counted and reported. With `cut` the budget ends the stream
-    that uses it up. `hold` is how much of a call is held, `likely` or `maximum`; empty means that the
-    tenant's plan decides. `raises` and `overrides` are of single owners, by the owner's part of the account's
-    name, and overrides of groups by `group:ID`.
+    `enforce` the use is only counted and reported. With `cut` the budget ends the stream that uses it up. `hold`
+    is how much of a call is held, `likely` or `maximum`; empty means that the tenant's plan decides. `raises`
+    and `overrides` are of single owners, by the owner's part of the account's name, and overrides of groups by
+    `group:ID`.
     """
 
     id: int
@@ -149,7 +149,7 @@ class Budget:
     def limit_of(self, owner: str, at_ms: int, groups: Iterable[int] = ()) -> Limit:
         """Return the limit of one owner's account at a time (Unix ms): its raise, an override, or the budget's.
 
-        The owner's own override goes before those of its `groups`, of which the smallest counts. A raise is
+        The owner's own override goes before those of its `groups`; the smallest of these counts. A raise is
         never below the budget's, unless it is of an override. `owner` is a result of `owner_in`; empty for
         the account of all, and the shared one.
         """
@@ -201,9 +201,9 @@ class Budget:
         )
 
     def value_of(self, asked: CallAttributes) -> str:
-        """Return the value of `each` that has its own account in this budget, of a call.
+        """Return the value of `each` that a call names, which has an account of its own in this budget.
 
-        Empty if all calls share one account, or if the call does not name one.
+        Empty if all calls share one account, or if the call names none.
         """
         if self.each == USER:
             return asked.user
@@ -293,15 +293,15 @@ def defined(budgets: Iterable[Budget], at_ms: int, owner: str = "", groups: Coll
     The limits are those of `owner`, a result of `owner_in`, in these `groups`. A window without a limit enforces nothing.
     """
     packed = list[bytes]()
-    for one in sorted(budgets, key=lambda one: one.id):
-        amount, flags = one.limit_of(owner, at_ms, groups).amount, flags_of(one)
+    for budget in sorted(budgets, key=lambda budget: budget.id):
+        amount, flags = budget.limit_of(owner, at_ms, groups).amount, flags_of(budget)
         limit, flags = (INTEGER_MAX, flags & ~FLAG_ENFORCE) if amount is None else packed_limit(amount, flags)
         times = (
             (0, 0, EACH_UNUSED_DAYS * DAY_MS)
-            if is_forgotten_unused(one)
-            else bounds(one.interval, one.time_zone, one.anchor_day, at_ms)
+            if is_forgotten_unused(budget)
+            else bounds(budget.interval, budget.time_zone, budget.anchor_day, at_ms)
         )
-        packed.append(DEFINED_WINDOW.pack(one.id, limit, *times, flags))
+        packed.append(DEFINED_WINDOW.pack(budget.id, limit, *times, flags))
     return b"".join(packed)
 
 
@@ -351,10 +351,13 @@ def windows_valid_until(
     It changes when a window ends, or when a limit that was raised or overridden for a time falls back.
     """
     ends = [0]
-    for one in budgets:
-        ends += [bounds(one.interval, one.time_zone, one.anchor_day, at_ms)[1], one.raised_until_ms]
-        ends += [one.raises[owner].until_ms] if owner in one.raises else []
-        ends += [override.until_ms for _, override in one.overrides_of(owner, groups)]
+    for budget in budgets:
+        ends += [
+            bounds(budget.interval, budget.time_zone, budget.anchor_day, at_ms)[1],
+            budget.raised_until_ms,
+        ]
+        ends += [budget.raises[owner].until_ms] if owner in budget.raises else []
+        ends += [override.until_ms for _, override in budget.overrides_of(owner, groups)]
     return min((end for end in ends if end > at_ms), default=0)
 
 
@@ -366,8 +369,8 @@ def flags_of(budget: Budget) -> int:
 def accounts_of(budgets: Sequence[Budget]) -> list[list[Budget]]:
     """Return the budgets in groups that share an account, because their selectors are equal; ids ascend."""
     groups: dict[object, list[Budget]] = {}
-    for one in sorted(budgets, key=lambda one: one.id):
-        groups.setdefault(one.selector, []).append(one)
+    for budget in sorted(budgets, key=lambda budget: budget.id):
+        groups.setdefault(budget.selector, []).append(budget)
     return list(groups.values())
 
 

@@ -171,7 +171,9 @@ class OrganizationBudgets:
             service_id if service else 0,
             caller.acts_for(said.user, call.user) if user else "",
             said.project_id if project else None,
-            (call.model, *call.models_beside, *[one.model for one in call.aim.targets]) if models else (),
+            (call.model, *call.models_beside, *[target.model for target in call.aim.targets])
+            if models
+            else (),
             said.session if session else "",
             call.tool if tool else "",
             call.server if server else "",
@@ -204,13 +206,16 @@ class OrganizationBudgets:
             if self._has_own[place] and have_own(group, owner := owner_in(name), asked.groups):
                 usual = packed
                 begun, until, packed = _defined_at(group, now_ms, owner, asked.groups)
-                limits = [one.limit_of(owner, now_ms, asked.groups).amount for one in enforcing]
-                enforcing = [one for one, limit in zip(enforcing, limits, strict=True) if limit is not None]
+                enforcing = [
+                    budget
+                    for budget in enforcing
+                    if budget.limit_of(owner, now_ms, asked.groups).amount is not None
+                ]
             since = max(since, begun)
             accounts.append(BudgetAccount(name, packed, bool(enforcing), usual))
-            units.update([one.unit for one in group])
-            enforced.update([one.unit for one in enforcing])
-            holds.update([one.hold for one in group])
+            units.update([budget.unit for budget in group])
+            enforced.update([budget.unit for budget in enforcing])
+            holds.update([budget.hold for budget in group])
             ends += [until] if until else []
         if len(accounts) > BUDGET_ACCOUNTS_MAX:
             raise self._exceeding(asked, len(accounts))
@@ -381,17 +386,17 @@ def _tags_in(budgets: Sequence[Budget]) -> tuple[str, ...]:
 
 
 def _says(budgets: Sequence[Budget]) -> tuple[bool, ...]:
-    """Return for each field of `CallAttributes` but tags whether one of `budgets` depends on it, in order."""
-    kinds = {one.each for one in budgets}
+    """Return for each field of `CallAttributes` but tags whether a budget depends on it, in order."""
+    kinds = {budget.each for budget in budgets}
     return (
-        any(one.tenant_id for one in budgets) or TENANT in kinds,
-        any(one.api_key_id for one in budgets) or KEY in kinds,
-        any(one.service_id for one in budgets),
-        any(one.user for one in budgets) or USER in kinds,
-        any(one.project_id is not None for one in budgets) or PROJECT in kinds,
-        any(one.model for one in budgets),
+        any(budget.tenant_id for budget in budgets) or TENANT in kinds,
+        any(budget.api_key_id for budget in budgets) or KEY in kinds,
+        any(budget.service_id for budget in budgets),
+        any(budget.user for budget in budgets) or USER in kinds,
+        any(budget.project_id is not None for budget in budgets) or PROJECT in kinds,
+        any(budget.model for budget in budgets),
         SESSION in kinds,
-        any(one.tool for one in budgets),
-        any(one.server for one in budgets),
-        any(one.has_groups for one in budgets),
+        any(budget.tool for budget in budgets),
+        any(budget.server for budget in budgets),
+        any(budget.has_groups for budget in budgets),
     )

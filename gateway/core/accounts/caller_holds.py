@@ -163,11 +163,11 @@ class CallerHold(msgspec.Struct):
     """A hold as it is stored. `asked` is the requested amount in `unit`, `held` what is reserved.
 
     `weights` are those of its plan, `budgets` the names of its accounts. `own` excludes prices in currencies
-    other than the organization's. `columns`, `session`, `metadata` and `tags` come from the request.
-    `call` is the call that the hold is for, None if the request states only an amount. The models in `beside`, or the
-    configured `targets`, may answer the call too, and one of them sets the price. `run` is the id of the run
-    that pays. `priced_ms` is the time of its prices by its gateway's clock, 0 for `created_ms`. `groups` are those
-    that its caller was in.
+    other than the organization's. `columns`, `session`, `metadata` and `tags` come from the request. `call`
+    is the call that the hold is for, None if the request states only an amount. The models in `beside`, or
+    the configured `targets`, may answer the call too, and one of them sets the price. `run` is the id of the
+    run that pays. `priced_ms` is the time of its prices by its gateway's clock, 0 for `created_ms`. `groups`
+    are those of its caller.
     """
 
     id: str
@@ -202,7 +202,7 @@ class CallerHold(msgspec.Struct):
     def names(self, output_max: int | None = None) -> CallRequest:
         """Return a `CallRequest` with the hold's models, for looking up prices."""
         call = CallRequest("none", GENERIC, b"", self.model, output_max=output_max, models_beside=self.beside)
-        call.aim = Aim(call.said, tuple([ModelTarget("", one) for one in self.targets]))
+        call.aim = Aim(call.said, tuple([ModelTarget("", model) for model in self.targets]))
         return call
 
     @property

@@ -63,6 +63,8 @@ USAGE_SUMS: Final = (
         "Calls that used something without a price: a model, or a tool.",
     ),
 )  # fmt: skip
-SUMS: Final = tuple(each.name for each in USAGE_SUMS)
+SUMS: Final = tuple(usage_sum.name for usage_sum in USAGE_SUMS)
 # Returns all sums of a call, from its amounts.
-read_sums: Final[Callable[[Sequence[int]], tuple[int, ...]]] = itemgetter(*(each.read for each in USAGE_SUMS))
+read_sums: Final[Callable[[Sequence[int]], tuple[int, ...]]] = itemgetter(
+    *(usage_sum.read for usage_sum in USAGE_SUMS)
+)

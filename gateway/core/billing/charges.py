@@ -184,7 +184,7 @@ def gathered(
     later: defaultdict[object, Decimal] = defaultdict(Decimal)
     for charge, is_later in zip(charges, waits, strict=True):
         if is_later:
-            later[charge.supply] += -charge.amount if charge.kind in REDUCTIONS else charge.amount
+            later[charge.supply] += -charge.amount if charge.charge_kind.is_reduction else charge.amount
     return [
         charge
         for charge, is_later, is_replaced in zip(charges, waits, replaced, strict=True)

@@ -149,8 +149,8 @@ def drawn(line: BillLine, charges: Sequence[SupplyCharge], basis: str) -> Drawn:
 
     `basis` is the key for carrying the rounding difference to later lines.
     """
-    start = min(each.day for each in charges)
-    end = max(each.end for each in charges).astimezone(UTC).date()
+    start = min(charge.day for charge in charges)
+    end = max(charge.end for charge in charges).astimezone(UTC).date()
     return replace(line, basis=basis, exact=sum_of(charges), start=start, end=end), charges
 
 
@@ -276,11 +276,11 @@ def discounts(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[
 
     The second line has the amount of the discounts that are taken back.
     """
-    for of_one in by(charges, lambda each: (each.source_id, each.quantity < 0)):
+    for of_one in by(charges, lambda charge: (charge.source_id, charge.quantity < 0)):
         fee, exact = facts.fees[of_one[0].source_id or 0], sum_of(of_one)
         if not exact:
             continue
-        first, last = min(each.day for each in of_one), max(each.day for each in of_one)
+        first, last = min(charge.day for charge in of_one), max(charge.day for charge in of_one)
         rate = fee.segment.terms.discount_rate or Decimal(0)
         line = _discount(rate, f"{fee.plan}, {span(first, last + timedelta(days=1))}", exact)
         yield drawn(line, of_one, f"{FEE_DISCOUNTS.basis}:{of_one[0].source_id}")
@@ -298,7 +298,7 @@ def commitments(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterato
 
     If use that is reported later reduces that amount, yield a line for the refund.
     """
-    for of_cycle in by(charges, lambda each: (each.source_id, each.start)):
+    for of_cycle in by(charges, lambda charge: (charge.source_id, charge.start)):
         exact, first = sum_of(of_cycle), of_cycle[0]
         if exact:
             days = span(first.day, first.end.astimezone(UTC).date())
@@ -351,16 +351,16 @@ def _by_tax(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> list[tuple[
     found: dict[Tax, list[SupplyCharge]] = {}
     for charge in charges:
         found.setdefault(facts.tax_of(charge), []).append(charge)
-    return sorted(found.items(), key=lambda of: min(each.start for each in of[1]))
+    return sorted(found.items(), key=lambda of: min(charge.start for charge in of[1]))
 
 
 def _behind(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> InvoiceFacts:
     """Return the facts for lines after these charges: `units_before` includes the units of the charges."""
     before = dict(facts.units_before)
-    for each in charges:
-        if not _in_money(each):
-            month = (each.service_id, each.day.replace(day=1))
-            before[month] = before.get(month, 0) + int(each.quantity)
+    for charge in charges:
+        if not _in_money(charge):
+            month = (charge.service_id, charge.day.replace(day=1))
+            before[month] = before.get(month, 0) + int(charge.quantity)
     return replace(facts, units_before=before)
 
 
@@ -376,8 +376,8 @@ def _rounded(line: BillLine, carried: dict[str, Decimal], currency: str) -> Bill
     due = line.exact + carried.get(line.basis, Decimal(0))
     rest = Decimal(0)
     if line.kind == COMMITMENT:
-        others = (each for each in carried if each != line.basis and each.partition(":")[0] in _COMMITTED)
-        rest = sum((carried[each] for each in others), Decimal(0))
+        others = (basis for basis in carried if basis != line.basis and basis.partition(":")[0] in _COMMITTED)
+        rest = sum((carried[basis] for basis in others), Decimal(0))
     amount = rounded(due + rest, currency)
     carried[line.basis] = due - amount
     return replace(line, amount=amount)
@@ -385,14 +385,14 @@ def _rounded(line: BillLine, carried: dict[str, Decimal], currency: str) -> Bill
 
 def _early_uses(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
     """Yield one line for each plan that ended within a token cycle, for tokens used beyond the paid days."""
-    for of_end in by(charges, lambda each: (each.tenant_id, each.start, each.unit_price, each.end)):
+    for of_end in by(charges, lambda charge: (charge.tenant_id, charge.start, charge.unit_price, charge.end)):
         days = span(of_end[0].day, of_end[0].end.astimezone(UTC).date())
         what = "Tokens of the plan used ahead of its days"
         yield from _tokens(facts, of_end, EARLY_USE, "early", what, days)
 
 
 def _overages(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
-    for of_cycle in by(charges, lambda each: (each.tenant_id, each.place, each.unit_price)):
+    for of_cycle in by(charges, lambda charge: (charge.tenant_id, charge.place, charge.unit_price)):
         since = f"cycle from {written(min(each.day for each in of_cycle))}"
         yield from _tokens(facts, of_cycle, OVERAGE, "tokens", "Tokens beyond the plan", since)
 
@@ -414,7 +414,7 @@ def _tokens(  # noqa: PLR0917  # whose tokens, and how their line is written
 
 
 def _purchases(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
-    for of_one in by(charges, lambda each: (each.start, each.source_id)):
+    for of_one in by(charges, lambda charge: (charge.start, charge.source_id)):
         first, quantity = of_one[0], count_of(of_one)
         if not quantity:
             continue
@@ -428,11 +428,11 @@ def _purchases(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator
 
 def _postpaid(_: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
     """Yield one line for each price at which credits were used beyond the balance."""
-    for of_price in by(charges, lambda each: (each.unit_price,)):
+    for of_price in by(charges, lambda charge: (charge.unit_price,)):
         first, quantity, exact = of_price[0], count_of(of_price), sum_of(of_price)
         if not exact and not quantity:
             continue
-        days = span(min(each.day for each in of_price), max(each.day for each in of_price) + ONE_DAY)
+        days = span(min(charge.day for charge in of_price), max(charge.day for charge in of_price) + ONE_DAY)
         description = f"Credits used beyond the balance, {days}{_back(quantity)}"
         yield drawn(BillLine(POSTPAID, description, quantity, first.unit_price, exact), of_price, "postpaid")
 
@@ -449,13 +449,15 @@ def _uses(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Draw
     Use that is charged at cost is one tier.
     """
     for of_month in by(
-        charges, lambda each: (each.day.replace(day=1), each.service_id or 0, _in_money(each))
+        charges, lambda charge: (charge.day.replace(day=1), charge.service_id or 0, _in_money(charge))
     ):
         first = of_month[0]
         month = first.day.replace(day=1)
         name = facts.services.get(first.service_id or 0, f"service {first.service_id or 0}")
         description = f"{name}, {month:%B %Y}"
-        portions = [each for each in by(of_month, lambda each: each.unit_price) if count_of(each)]
+        portions = [
+            portion for portion in by(of_month, lambda charge: charge.unit_price) if count_of(portion)
+        ]
         late = _late(facts, of_month)
         if _in_money(first):
             for portion in portions:
@@ -464,7 +466,7 @@ def _uses(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Draw
         before = facts.units_before.get((first.service_id, month), 0)
         at, portions = (
             before,
-            sorted(portions, key=lambda of: (min(each.place or 0 for each in of), of[0].unit_price)),
+            sorted(portions, key=lambda of: (min(charge.place or 0 for charge in of), of[0].unit_price)),
         )
         for portion in portions:
             units = count_of(portion)
@@ -481,7 +483,7 @@ def _uses(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Draw
 
 def _service_discounts(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
     """Yield one line for the discount on the use of each service in each month."""
-    for of_month in by(charges, lambda each: (each.day.replace(day=1), each.service_id or 0)):
+    for of_month in by(charges, lambda charge: (charge.day.replace(day=1), charge.service_id or 0)):
         first, exact = of_month[0], sum_of(of_month)
         if exact:
             service_id, month = first.service_id or 0, first.day.replace(day=1)
@@ -493,7 +495,7 @@ def _service_discounts(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> 
 
 def _late(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> str:
     """Return a note on use in the period's first month that was reported after its invoice; else empty."""
-    units = count_of(each for each in charges if each.day < facts.since)
+    units = count_of(charge for charge in charges if charge.day < facts.since)
     if units <= 0 or charges[0].day.replace(day=1) != facts.since.replace(day=1):
         return ""
     amount = f"{EXACT.normalize(units * ONE_NANO):f}" if _in_money(charges[0]) else f"{units:,}"
@@ -609,7 +611,9 @@ def _tax(lines: Lines, given: Amounts, note: Lines, currency: str) -> dict[int, 
         if line.kind != "tax":
             continue
         net = [
-            at for at, each in lines.items() if each.kind not in {INFORMATION, "tax"} and each.tax == line.tax
+            at
+            for at, other in lines.items()
+            if other.kind not in {INFORMATION, "tax"} and other.tax == line.tax
         ]
         billed = sum((lines[at].amount for at in net), NOTHING)
         if not billed:

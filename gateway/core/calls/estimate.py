@@ -445,11 +445,12 @@ def _within(call: CallRequest, ceiling: int) -> int:
     """
     if not call.aim.facts:
         return ceiling
-    found = 1
-    for one in call.aim.facts:
-        most = ceiling if one.output_max is None else one.output_max
-        found = max(found, most if one.context is None else min(most, one.context - call.input_estimate))
-    return found
+    tokens = 1
+    for facts in call.aim.facts:
+        most = ceiling if facts.output_max is None else facts.output_max
+        rest = most if facts.context is None else facts.context - call.input_estimate
+        tokens = max(tokens, min(most, rest))
+    return tokens
 
 
 def usual_most_text(call: CallRequest, tokenizer: str) -> int:
@@ -554,7 +555,9 @@ def _tokenizer_of_all(call: CallRequest) -> str:
 
 def _answering(call: CallRequest) -> set[str]:
     """Return the models that may answer, as the upstreams call them."""
-    return ({one.model or call.model for one in call.aim.targets} or {call.model}).union(call.models_beside)
+    return ({target.model or call.model for target in call.aim.targets} or {call.model}).union(
+        call.models_beside
+    )
 
 
 def tokenizer_of(model: str) -> str:

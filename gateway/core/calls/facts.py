@@ -54,23 +54,23 @@ def aim_of(  # noqa: PLR0917  # as `Aim`
 ) -> Aim:  # fmt: skip
     """Return the aim of a call at targets with these facts: its bounds are the widest of all that may answer."""
     said, meter, shape = call.said, call.meter, SHAPES.get(call.meter)
-    stated, default, least, each = said.output_max, said.output_default, 1, False
+    stated, default, least = said.output_max, said.output_default, 1
     if not facts or shape is None or call.document is None:
         return Aim(said, targets, fallback, repeats, upstream, (), False, stated, default)
-    each = any(one.choices == "each" for one in facts)
+    reports_each = any(fact.choices == "each" for fact in facts)
     if shape.maximum:
-        least = max([one.output_min.of(meter) or 1 for one in facts])
+        least = max([fact.output_min.of(meter) or 1 for fact in facts])
         if stated is not None:
-            stated = max([bounded(one, meter, stated) for one in facts])
+            stated = max([bounded(fact, meter, stated) for fact in facts])
         else:
-            defaults = [one.output_default.of(meter) for one in facts]
-            known = [default if one is None else one for one in defaults]
+            defaults = [fact.output_default.of(meter) for fact in facts]
+            known = [default if tokens is None else tokens for tokens in defaults]
             default = (
                 0
                 if 0 in known
-                else max([bounded(one, meter, tokens) for one, tokens in zip(facts, known, strict=True)])
+                else max([bounded(fact, meter, tokens) for fact, tokens in zip(facts, known, strict=True)])
             )
-    return Aim(said, targets, fallback, repeats, upstream, facts, each, stated, default, least)
+    return Aim(said, targets, fallback, repeats, upstream, facts, reports_each, stated, default, least)
 
 
 def bounded(facts: UpstreamFacts, meter: str, tokens: int) -> int:
@@ -89,7 +89,7 @@ def fit_body(call: CallRequest, facts: UpstreamFacts) -> None:
     if not shape.maximum or call.output_max is None:
         return
     place = document if shape.place is None else shape.place(document)
-    names = [one for one in _MAXIMA if one == shape.maximum or one in shape.numbers]
+    names = [name for name in _MAXIMA if name == shape.maximum or name in shape.numbers]
     before = {name: tokens for name in names if type(tokens := place.get(name)) is int}
     if call.stated is None:
         call.stated = before

@@ -151,7 +151,7 @@ def unpriced_part(
     lacks = {kind for vector in (vectors if makers is None else makers) for kind in vector.lacks}
     deaf = any("audio_input" in vector.lacks and "audio_second" not in vector.units for vector in vectors)
     for tier in call.tiers:
-        if any(lacks_tier(one, tier) for one in vectors):
+        if any(lacks_tier(vector, tier) for vector in vectors):
             return f"the service tier {tier}", rules.tier_fields[0]
     if deaf and (call.storage or not call.measured) and not rules.heard(document, call.names):
         return "sound that is read, or a file that may be sound", "messages"
@@ -318,18 +318,18 @@ def answering(  # noqa: PLR0917  # what it names, what answered, what was used a
     if not others:
         return asked
     possible = named
-    fitting = [one for one in named if is_model(answered, one.model)]
+    fitting = [price for price in named if is_model(answered, price.model)]
     if fitting:
-        longest = max(fitting, key=lambda one: len(one.model))
+        longest = max(fitting, key=lambda price: len(price.model))
         if not sent or longest is asked or not is_model(answered, sent):
             return longest
         possible = (asked, longest)
     currency, found, most = "", asked, -1
-    for one in possible:
-        if one.vector is not None and currency in {"", one.vector.currency}:
-            currency, cost = one.vector.currency, cost_nano(one.vector, counts, tools, tier)
+    for price in possible:
+        if price.vector is not None and currency in {"", price.vector.currency}:
+            currency, cost = price.vector.currency, cost_nano(price.vector, counts, tools, tier)
             if cost > most:
-                found, most = one, cost
+                found, most = price, cost
     return found
 
 
@@ -354,14 +354,16 @@ class CallPrices:
 
     def of_hour(self, ended_ms: int) -> CallPrices:
         """Return the prices by which a call is charged that ended at a time (Unix ms)."""
-        named = tuple([replace(one, vector=of_hour(one.vector, self.at_ms, ended_ms)) for one in self.named])
+        named = tuple(
+            [replace(price, vector=of_hour(price.vector, self.at_ms, ended_ms)) for price in self.named]
+        )
         return CallPrices(self.vectors, named, self.at_ms, self.own)
 
     def in_currency(self, currency: str) -> tuple[Vector, ...]:
         """Return the prices in `currency` of the models that may answer."""
         found: list[Vector] = []
-        for one in self.named:
-            vector = one.vector
+        for price in self.named:
+            vector = price.vector
             if vector is not None and vector.currency == currency:
                 found.append(vector)
         return tuple(found)

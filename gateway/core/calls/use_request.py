@@ -44,11 +44,12 @@ LINE: Final = KindOfUse(life_ms=HOLD_MS_MAX, is_aimed=False, is_sent=False, is_c
 class UseRequest(NamedTuple):
     """A request for a use. Nothing changes it once it is read.
 
-    `id` becomes that of its hold, `user` is the one it is made for, and `units` are those that it states. `service_key` is its service, empty
-    on a route that charges nothing. `upstream` is the one that its route names. `owned` says how its API
-    keeps objects, `listed` is a model that the path of a list names. Its service may share paths with those
-    of `overlapping`. If a list allows some models alone, a use that names none is refused with the words
-    `without_model`, empty if it passes. A body that is sent `once` has no second target.
+    `id` becomes the id of its hold. `user` is the user it is made for, and `units` are the units that it
+    states. `service_key` is its service, empty on a route that charges nothing. `upstream` is the one that
+    its route names. `owned` says how its API keeps objects, `listed` is a model that the path of a list
+    names. Its service may share paths with those of `overlapping`. If a list allows some models alone, a use
+    without a model is refused with the words `without_model`; empty admits it. A body that is sent `once`
+    has no second target.
     """
 
     kind: KindOfUse

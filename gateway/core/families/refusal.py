@@ -181,9 +181,8 @@ def _quota_exceeded(refused: Refused) -> Refusal:
 
 
 def _budget_exceeded(refused: Refused) -> Refusal:
-    if refused.budget is not None and is_run(refused.budget.budget_id):
-        window = refused.budget
-        assert window is not None
+    window = refused.budget
+    if window is not None and is_run(window.budget_id):
         if counts_calls(window.budget_id) and refused.used >= ENDED_CALLS:
             return errors.RunEnded(f"The run {window.name} has ended.", retry_helps=False)
         said = f"{_of_budget(refused)}. {_resets(refused)}"

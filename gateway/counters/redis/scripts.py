@@ -72,7 +72,7 @@ class Library:
         return _LINE.sub(lambda match: self._place(int(match[1])), message)
 
     def _place(self, line: int) -> str:
-        begin, file = self.begins[max(0, bisect(self.begins, line, key=lambda one: one[0]) - 1)]
+        begin, file = self.begins[max(0, bisect(self.begins, line, key=lambda begin: begin[0]) - 1)]
         return f"lua/{file}:{line - begin + 1}"
 
 

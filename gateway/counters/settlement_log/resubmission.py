@@ -173,7 +173,6 @@ TURN_MAX = 500
 REFUSALS_MAX = 10
 SET_ASIDE_AGAIN_S = 60.0
 
-
 # For a log with settlements only.
 NOTHING_ELSE: Final[Mapping[int, Callable[[bytes], Awaitable[None]]]] = MappingProxyType({})
 

@@ -384,7 +384,7 @@ async def _taken(
         request.names if budgets is not None else (), "" if budgets is None else budgets.currency,
         prices.own, admitted.weights, head.said.columns, attribution.session,
         attribution.metadata.decode(), None if route is None else held_call(route, call),
-        call.models_beside, tuple([one.model for one in call.aim.targets]), "" if run is None else run.id,
+        call.models_beside, tuple([target.model for target in call.aim.targets]), "" if run is None else run.id,
         prices.at_ms, worker.ports.directory.tags(caller, attribution),
         worker.ports.directory.groups(caller, attribution, call),
     )  # fmt: skip

@@ -1,9 +1,8 @@
 """Usage as charges of the FinOps Open Cost and Usage Specification (FOCUS), versions 1.4 and 1.2. Pure.
 
-A row is a day of one organization, tenant, key, user, project, service, model and tags.
-Its cost is that of the price book, without the markup of usage at cost. There are no discounts, so all four
-costs are the same.
-Columns that do not apply (capacity, zones, currencies to convert) are left out, as the specification
+A row is a day of one organization, tenant, key, user, project, service, model and tags. Its cost is that of
+the price book, without the markup of usage at cost. Discounts are on invoices alone, so all four costs are
+the same. Columns that do not apply (capacity, zones, currencies to convert) are left out, as the specification
 requires. A charge names no invoice, because invoices also bill plans and services. Source:
 https://focus.finops.org/focus-specification/v1-2/
 """

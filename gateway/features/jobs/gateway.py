@@ -155,7 +155,7 @@ async def run_later(exchange: Exchange, admitted: AdmittedCall) -> None:
     worker, attempt = admitted.worker, admitted.attempt
     paths, jobs = JOBS.get(admitted.head.routed.label), _jobs(worker.ports)
     upstreams = worker.upstreams
-    names = [one.upstream for one in admitted.call.aim.targets] or [attempt.name]
+    names = [target.upstream for target in admitted.call.aim.targets] or [attempt.name]
     if paths is None or any(name in upstreams and upstreams[name].target.path for name in names):
         raise InvalidRequest("Nobody can look at its result on this route.", param="background")
     job = _job_of(admitted, paths)

@@ -244,7 +244,7 @@ class LiveSocket(WebSocket):
     async def _aim(self, admitted: AdmittedCall) -> None:
         """Send a later turn to the socket's upstream; refuse it if the model now has other upstreams."""
         attempt = admitted.attempt
-        targets = [(one.upstream, one.model) for one in admitted.call.aim.targets]
+        targets = [(target.upstream, target.model) for target in admitted.call.aim.targets]
         there = targets or [(attempt.name, attempt.model)]
         if self._aimed not in there and not self._is_due:
             raise ModelNotAllowed(f"The model {admitted.call.model} leads elsewhere by now: connect again.")
@@ -558,7 +558,7 @@ class LiveSocket(WebSocket):
             call.models_beside = before
             raise
         charge.prices = prices
-        targets = [(one.upstream, one.model) for one in call.aim.targets]
+        targets = [(target.upstream, target.model) for target in call.aim.targets]
         if targets:
             charge.answered_by(targets.index(self._aimed))
 

@@ -11,7 +11,7 @@ _DATA = data_of(
 # Of several marks that were reached, the last one is reported.
 NOTICE = Notice(
     message_query(
-        "api keys",
+        "api_keys",
         "Create messages about API keys that expire soon",
         f"""
 WITH news AS (

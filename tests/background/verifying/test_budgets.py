@@ -253,7 +253,7 @@ async def test_an_emptied_redis_has_what_rows_say(kept: BudgetWorld) -> None:
     assert sorted(kept.world.client.zrange(index, 0, -1)) == [ADA.encode(), BOB.encode()]
 
 
-async def test_an_emptied_redis_has_the_limits_of_who_is_raised_or_has_an_override(kept: BudgetWorld) -> None:
+async def test_emptied_redis_has_raises_and_overrides_of_single_owners_again(kept: BudgetWorld) -> None:
     each = kept.budgets[2]
     for user in (ADA, BOB, CAY):
         kept.use(5, user)

@@ -12,8 +12,8 @@ import pytest
 from gateway.core.accounts.budgets import CallAttributes
 from gateway.core.accounts.call_budgets import OrganizationBudgets, with_runs
 from gateway.core.accounts.runs import Run, read_run
-from gateway.core.families.refusal import from_decision
-from gateway.core.model import PARTITIONS, Settlement, Verdict
+from gateway.core.families.refusal import from_refused
+from gateway.core.model import PARTITIONS, Refused, Settlement, Verdict
 from gateway.counters.late import windows
 from gateway.counters.redis import keys
 from gateway.errors import RunEnded
@@ -24,6 +24,12 @@ from tests.builders import CHAT, Call, World, driven
 from tests.waiting import eventually
 
 NOBODYS = OrganizationBudgets(1, (), "USD").find(CallAttributes(7, 3, 1), 0)
+
+
+def reason_of(call: Call) -> str:
+    """The reason that the caller of a refused call hears."""
+    assert isinstance(call.decision, Refused)
+    return from_refused(call.decision).reason
 
 
 @dataclass
@@ -89,10 +95,7 @@ async def test_an_emptied_redis_has_the_runs_that_are_stored_and_what_they_used(
     assert await kept.run("child") == child
     assert [await kept.used(one) for one in ("root", "child")] == [{0: 2, 1: 700}, {0: 1, 1: 400}]
     refused = await kept.call("child", 301)
-    assert (refused.verdict, from_decision(refused.decision).reason) == (
-        Verdict.BUDGET_EXCEEDED,
-        "run_exceeded",
-    )
+    assert (refused.verdict, reason_of(refused)) == (Verdict.BUDGET_EXCEEDED, "run_exceeded")
     await kept.spent("child", 300)
     await kept.backend.flush()
     await kept.emptied()
@@ -129,7 +132,7 @@ async def test_one_that_was_ended_stays_so(kept: RunWorld) -> None:
     open_still = replace(stored, ended_ms=0)
     taken = with_runs(NOBODYS, open_still)  # of a worker that has not heard of it
     refused = kept.world.reserve(10, budgets=taken.accounts, money=1)
-    assert from_decision(refused.decision).reason == "run_ended"
+    assert reason_of(refused) == "run_ended"
 
 
 async def test_entries_that_come_again_move_nothing_again(kept: RunWorld) -> None:

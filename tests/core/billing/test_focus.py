@@ -29,6 +29,7 @@ ROW: dict[str, Any] = {
     "service_id": 5, "service": "chat", "model": "gpt-4o", "requests": 6, "refused": 1, "input": 100,
     "cache_read": 20, "cache_write": 0, "output": 30, "reasoning": 0, "tokens": 150, "credits": 0, "units": 6,
     "cost": Decimal("0.354000001000000000"), "currency": "USD", "estimated": 0, "unpriced": 0,
+    "tags": {},
 }  # fmt: skip
 NOBODY = {
     "user_id": None, "user": None, "api_key_id": None, "api_key": None, "project_id": None, "tenant": None,
@@ -184,6 +185,11 @@ def test_what_callers_name_is_no_formula_and_stays_in_its_cell() -> None:
     for name in ("BillingAccountName", "SubAccountName", "ResourceName", "ServiceName", "SkuId"):
         assert row[name].startswith("'"), name
     assert json.loads(row["Tags"]) == {"user": '="a"', "project": "17", "model": "=m"}
+
+
+def test_tags_of_calls_yield_to_user_project_and_model() -> None:
+    row = charged(tags={"feature": "search", "model": "made-up"})
+    assert json.loads(row["Tags"]) == {"feature": "search", "user": "ann", "project": "17", "model": "gpt-4o"}
 
 
 def test_who_sells_is_named_and_what_is_no_model_is_counted_in_requests() -> None:
