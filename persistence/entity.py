@@ -50,6 +50,7 @@ from gateway.core.accounts.administration import (
     Realm,
     Row,
 )
+from gateway.core.accounts.tags import tag_in
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead
 from gateway.core.model import INTEGER_MAX
 from gateway.errors import AccountsOpen, Conflict, NotFound, NotStoredYet, Unprocessable
@@ -327,7 +328,7 @@ class Entity:
     """A kind of row: rows of `table` that are not deleted, or the query `source` with public field names.
 
     `time` and `order` are columns of the table; those of `order` together identify a row. A filter compares
-    the column of its name, unless `conditions` has a condition for it. `partitioned` rows carry their
+    the column of its name, or a value in `tags`, unless `conditions` has a condition for it. `partitioned` rows carry their
     organization's partition.
 
     `refers` are fields with ids of other tables; `referenced` are queries for rows that forbid a delete, by
@@ -374,6 +375,8 @@ class Entity:
         return lambda value: is_own & self.condition(name, value)
 
     def condition(self, name: str, value: object) -> ColumnElement[bool]:
+        if tag := tag_in(name):
+            return func.coalesce(self.table.c.tags[tag].astext, "") == value
         return self.conditions[name](value) if name in self.conditions else self.table.c[name] == value
 
 

@@ -442,6 +442,16 @@ async def test_budget_names_declared_tags_alone(desk: Desk) -> None:
     assert (await desk.make())["tags"] == {}
 
 
+async def test_budgets_are_listed_by_every_kind_of_each(desk: Desk) -> None:
+    await desk.declare("team")
+    for each in ("user", "tenant", "tag:team"):
+        made = await desk.make(each=each)
+        listed = (await desk.api.get(f"budgets?each={each}")).json["items"]
+        assert [budget["id"] for budget in listed] == [made["id"]]
+    for wrong in ("tag:", "tag:a%20b", "team"):
+        assert set(await desk.refusals("GET", f"budgets?each={wrong}", None)) == {"each"}
+
+
 @pytest.mark.parametrize(
     ("said", "fields"),
     [

@@ -155,7 +155,7 @@ async def test_usage_report_by_tags_adds_up_to_the_individual_calls(
     assert found == {key: (sums["requests"], sums["tokens"], sums["cost"]) for key, sums in wanted.items()}
 
 
-@in_turn(
+TAGGED = in_turn(
     ("sent", "holds"),
     [
         ("tag:feature=f1", {"feature": {"f1"}}), ("tag:feature=f1&tag:team=red", {"feature": {"f1"}, "team": {"red"}}),
@@ -163,12 +163,40 @@ async def test_usage_report_by_tags_adds_up_to_the_individual_calls(
         ("tag:feature=F1", {"feature": {"F1"}}),
     ],
 )  # fmt: skip
+
+
+@TAGGED
 async def test_usage_report_is_filtered_by_tags(
     api: Api, calls: list[dict[str, Any]], sent: str, holds: dict[str, set[str | None]]
 ) -> None:
     items = (await api.get(f"usage?from=2026-03-30&to=2026-04-09&{sent}")).json["items"]
     wanted = sum(all(call["tags"].get(name) in some for name, some in holds.items()) for call in calls)
     assert sum(item["requests"] for item in items) == wanted
+
+
+@TAGGED
+async def test_calls_of_a_usage_report_are_listed_by_the_same_tags(
+    api: Api, calls: list[dict[str, Any]], sent: str, holds: dict[str, set[str | None]]
+) -> None:
+    listed = (await api.get(f"calls?limit=1000&{sent}")).json["items"]
+    wanted = [
+        call["id"]
+        for call in calls
+        if all(call["tags"].get(name) in values for name, values in holds.items())
+    ]
+    assert [call["id"] for call in listed] == wanted
+
+
+@in_turn(
+    ("sent", "field"),
+    [
+        ("tag:a%20b=c", "tag:a b"), ("tag:a=b&tag:a=c", "tag:a"), ("tag:a=" + "x" * 201, "tag:a"),
+        ("&".join(f"tag:t{n}=x" for n in range(9)), "tag:t0"),
+    ],
+)  # fmt: skip
+async def test_calls_of_a_usage_report_are_refused_by_wrong_tags(api: Api, sent: str, field: str) -> None:
+    answer = await api.get(f"calls?{sent}")
+    assert (answer.status, [error["field"] for error in answer.json["errors"]]) == (422, [field])
 
 
 async def test_usage_report_by_tags_is_a_column_in_csv_and_parquet(

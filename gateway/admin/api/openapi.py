@@ -33,6 +33,7 @@ from gateway.admin.resources.resource import (
 )
 from gateway.admin.resources.values import Out
 from gateway.core.accounts.administration import ROLES
+from gateway.core.accounts.tags import GROUP, TAG
 from gateway.core.alerts.events.event import Event
 from gateway.core.alerts.events.registry import all_events
 
@@ -69,7 +70,12 @@ def parameter(name: str, schema: Json, description: str = "") -> Json:
 def filter_schema(wanted: Filter) -> Json:
     if wanted.kind in {"id", "count"}:
         return whole(int(wanted.kind == "id"), wanted.most)
-    return {"type": "string", "enum": list(wanted.choices)} if wanted.choices else _SCHEMAS[wanted.kind]
+    if not wanted.choices:
+        return _SCHEMAS[wanted.kind]
+    choices: Json = {"type": "string", "enum": list(wanted.choices)}
+    if not wanted.or_tag:
+        return choices
+    return {"anyOf": [choices, {"type": "string", "pattern": f"^{GROUP.pattern}$"}]}
 
 
 def query_parameters(model: type[BaseModel]) -> list[Json]:
@@ -91,6 +97,9 @@ def _said(schema: Json) -> Json:
     return plain
 
 
+OF_TAG = parameter(
+    f"{TAG}NAME", {"type": "string"}, "With this value of the tag NAME; empty finds calls without it."
+)
 PAGING = (
     parameter("limit", {**whole(1, LIMIT_MAX), "default": LIMIT_DEFAULT}),
     parameter(
@@ -559,6 +568,7 @@ def _list(resource: Resource) -> Json:
         parameter("from", {"type": "string", "format": "date-time"}, "Made at this time or later."),
         parameter("to", {"type": "string", "format": "date-time"}, "Made before this time."),
         *(parameter(name, filter_schema(each)) for name, each in resource.filters.items()),
+        *([OF_TAG] if resource.tagged else []),
     ]
     return _paged(operation, resource.title)
 

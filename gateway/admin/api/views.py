@@ -114,7 +114,8 @@ class ResourceHandlers:
     async def list(self, request: web.Request) -> web.Response:
         """`GET /<resource>`: one page of the rows."""
         operations = await self._reading(request)
-        query = read_query(self._resource.name, self._resource.filters, request.query)
+        resource = self._resource
+        query = read_query(resource.name, resource.filters, request.query, tagged=resource.tagged)
         rows, cursor = await operations.list(query)
         return answer(200, {"items": rows, "next_cursor": cursor})
 

@@ -35,6 +35,7 @@ from gateway.admin.explanation import REFUSALS
 from gateway.admin.http.requests import FILTER_CHARS_MAX, read_query
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import CREATE, Query, Row, refused_read, refused_write
+from gateway.core.accounts.tags import GROUP, tag_in
 from gateway.errors import Forbidden, Unprocessable
 
 # The order of a list: its rows' own, in both directions, or a bounded number of rows sorted by another
@@ -196,7 +197,8 @@ async def page_of(
             found = await _found(desk, screen, request, order, rows_max=rows_max, fixed={**named, **fixed})
         except Unprocessable as wrong:
             errors = dict(wrong.errors)
-    is_filtered = any(request.query.get(name) for name in (*screen.filters, "from", "to"))
+    known = (*screen.filters, *tags_in(screen, request))
+    is_filtered = any(request.query.get(name) for name in (*known, "from", "to"))
     return {
         "screen": screen,
         "labels": [label_of(name) for name in screen.columns],
@@ -326,15 +328,21 @@ def read(screen: Screen, request: web.Request, rows_max: int, fixed: Mapping[str
     order = "desc" if is_back else "asc"
     sent = MultiDict({"limit": str(rows_max), "order": order, **fixed})
     days = {"from": 0, "to": 1} if screen.spans_time else {}
-    known = {*screen.filters, *days, *screen.besides, "cursor", "page", "sort"}
+    tags = tags_in(screen, request)
+    known = {*screen.filters, *tags, *days, *screen.besides, "cursor", "page", "sort"}
     if wrong := unknown(request.query, known):
         raise Unprocessable("Some query parameters are wrong.", tuple(wrong.items()))
-    for name in (*screen.filters, "cursor", *days):
+    for name in (*screen.filters, *tags, "cursor", *days):
         for text in map(str.strip, request.query.getall(name, ())):
             if text and name not in fixed:
                 is_day = name in days and "T" not in text
                 sent.add(name, _midnight(name, text, days[name]) if is_day else text)
-    return read_query(screen.name, screen.resource.filters, sent)
+    return read_query(screen.name, screen.resource.filters, sent, tagged=screen.resource.tagged)
+
+
+def tags_in(screen: Screen, request: web.Request) -> list[str]:
+    """Return the tags that a page's address filters by, where the rows of its list have tags."""
+    return list(filter(GROUP.fullmatch, request.query)) if screen.resource.tagged else []
 
 
 def unknown(sent: Iterable[str], known: Collection[str], wrong: str = NO_FILTER) -> dict[str, str]:
@@ -408,10 +416,15 @@ def _controls(
             offered = [("true", "yes"), ("false", "no")]
         elif (screen.name, name) == ("calls", "reason"):
             offered = [(each, each.replace("_", " ")) for each in sorted(REFUSALS)]
-        kind = "choice" if offered else "named" if target in FOUND else KINDS.get(wanted.kind, "text")
         value, error = request.query.get(name, ""), errors.get(name, "")
+        if wanted.or_tag and tag_in(value):
+            offered.append((value, value))
+        kind = "choice" if offered else "named" if target in FOUND else KINDS.get(wanted.kind, "text")
         shape = "search" if name == "search" else kind
         found.append(FilterControl(name, label_of(name), shape, value, offered, target, error))
+    for name in tags_in(screen, request):
+        value, error = request.query[name], errors.get(name, "")
+        found.append(FilterControl(name, f"Tag {tag_in(name)}", "text", value, (), "", error))
     if screen.spans_time:
         for name in ("from", "to"):
             value = request.query.get(name, "")

@@ -27,7 +27,7 @@ from gateway.admin.resources.reports import REPORTS, UsageReportQuery
 from gateway.admin.resources.values import show_instant
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.tags import GROUP, TAG, tag_in
-from gateway.core.accounts.usage import GROUPS, NO_PROJECT, UsageQuery, column_of, end_of, starts
+from gateway.core.accounts.usage import GROUPS, NO_PROJECT, OTHER, UsageQuery, column_of, end_of, starts
 from gateway.core.accounts.usage_sums import SUMS, USAGE_SUMS
 from gateway.core.histograms import quantile_of
 from gateway.errors import Unprocessable
@@ -365,9 +365,9 @@ def _calls(asked: ReportQuery, row: Row) -> str:
     columns = [column_of(group) for group in asked.groups]
     if any(row[name] is None for name in columns) or "currency" in asked.filters:
         return ""
-    if any(map(tag_in, (*columns, *asked.filters))):
-        return ""
     wanted = {**asked.filters, **{name: row[name] for name in columns}}
+    if any(tag_in(name) and value in {"", OTHER} for name, value in wanted.items()):
+        return ""
     since, until = asked.span
     return f"/calls?{urlencode({**wanted, 'from': since, 'to': until}, safe=':')}"
 

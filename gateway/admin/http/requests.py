@@ -43,6 +43,7 @@ from gateway.core.accounts.administration import (
     refused_read,
     refused_write,
 )
+from gateway.core.accounts.tags import GROUP, TAG, TAGS_MAX
 from gateway.core.credentials import Failures
 from gateway.core.issuers import Person
 from gateway.errors import (
@@ -335,12 +336,21 @@ LIMIT_MAX = 1_000
 FILTER_CHARS_MAX = 200
 WHOLE_CHARS_MAX = 16
 
+# A filter by the value of a tag; the empty one finds rows without it.
+OF_TAG = Filter("text")
+
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
-def read_query(resource: str, filters: Mapping[str, Filter], sent: MultiMapping[str]) -> Query:
-    """Parse the query string of a list; raise `Unprocessable` with each error."""
+def read_query(
+    resource: str, filters: Mapping[str, Filter], sent: MultiMapping[str], *, tagged: bool = False
+) -> Query:
+    """Parse the query string of a list, of `tagged` rows maybe; raise `Unprocessable` with each error."""
     errors: list[tuple[str, str]] = []
+    if tagged and (tags := dict.fromkeys(filter(GROUP.fullmatch, sent), OF_TAG)):
+        if len(tags) > TAGS_MAX:
+            errors.append((next(iter(tags)), f"is one of more than {TAGS_MAX} tags, which no call has"))
+        filters = {**filters, **tags}
     values: dict[str, object] = {}
     for name in dict.fromkeys(sent):
         given = sent.getall(name)
@@ -468,7 +478,11 @@ def _read_filter(wanted: Filter, text: str) -> object:
             raise ValueError("must be true or false")
         return text == "true"
     if wanted.choices and text not in wanted.choices:
-        raise ValueError(f"must be one of {', '.join(wanted.choices)}")
+        if not wanted.or_tag or GROUP.fullmatch(text) is None:
+            tag = f" or {TAG}NAME" if wanted.or_tag else ""
+            raise ValueError(f"must be one of {', '.join(wanted.choices)}{tag}")
+    elif wanted is OF_TAG and not text:
+        return text
     if not 0 < len(text) <= FILTER_CHARS_MAX or _UNSTORABLE.search(text):
         raise ValueError(f"must be 1 to {FILTER_CHARS_MAX} characters")
     return text

@@ -20,6 +20,7 @@ from gateway.admin.resources.resource import (
     IS_CURRENT,
     Action,
     ConfigDeclaration,
+    Filter,
     Question,
     Resource,
     SubResource,
@@ -482,14 +483,16 @@ BUDGET_RESOURCES = (
         fixed=dict.fromkeys(WINDOW, "stays, as what is used is counted by it: make another budget"),
         deletable=True,
         live="budgets",
-        filters=filters(
-            "organization_id name:text tenant_id user:text api_key_id model:text unit "
-            "interval each mode project_id:count service_id tool:text server:text group_id",
-            each=EACH,
-            unit=UNITS,
-            interval=tuple(INTERVALS),
-            mode=MODES,
-        ),
+        filters={
+            **filters(
+                "organization_id name:text tenant_id user:text api_key_id model:text unit "
+                "interval each mode project_id:count service_id tool:text server:text group_id",
+                unit=UNITS,
+                interval=tuple(INTERVALS),
+                mode=MODES,
+            ),
+            "each": Filter("text", EACH, or_tag=True),
+        },
         actions=(
             Action("raise", "Have more until a time; then it ends by itself", Raise),
             Action("reset", "Begin this interval's use at 0 again, of all accounts"),
@@ -665,6 +668,7 @@ CALL_RESOURCES = (
             "project_id:count model:text response_model:text session:text reason:text "
             "content_id:count group_id"
         ),
+        tagged=True,
         questions=(EXPLANATION,),
     ),
 )

@@ -28,12 +28,13 @@ from gateway.core.model import INTEGER_MAX
 class Filter:
     """The type of a filter's value: `kind` is id, count, text, uuid or flag.
 
-    `choices` restrict a text, `most` is the maximum of a number.
+    `choices` restrict a text, with `or_tag` to these and `tag:NAME`; `most` is the maximum of a number.
     """
 
     kind: str = "id"
     choices: tuple[str, ...] = ()
     most: int = INTEGER_MAX
+    or_tag: bool = False
 
 
 def filters(names: str, **choices: tuple[str, ...]) -> dict[str, Filter]:
@@ -239,7 +240,7 @@ class Resource(Endpoint):
     `named_by` is the field with the name for people. `live` is the kind of live values from the counters
     (`quota` of a tenant, `credits` of an organization, `budgets`). `fixed` are messages on fields that cannot
     change. `patch_verb` is the verb of `PATCH`. `settle_first` is the action that must be applied before a
-    row may be deleted.
+    row may be deleted. `tagged` rows have tags, which `tag:NAME` filters by.
     """
 
     named_by: str = "name"
@@ -250,6 +251,7 @@ class Resource(Endpoint):
     live: str = ""
     patch_verb: str = "change"
     filters: Mapping[str, Filter] = field(default_factory=dict)
+    tagged: bool = False
     order: str = "by id ascending"
     actions: tuple[Action, ...] = ()
     documents: tuple[DocumentEndpoint, ...] = ()

@@ -22,6 +22,7 @@ from gateway.admin.resources.reports import UsageItem
 from gateway.admin.resources.resource import Resource, fields_of
 from gateway.admin.resources.values import Out
 from gateway.cli.admin.sections import CliReport, CliResource, CommandParts, section_of
+from gateway.core.accounts.tags import TAG
 from gateway.feature import features
 
 # Fields of `create` without an option's name, if these are not all required fields.
@@ -125,7 +126,8 @@ def _filters(resource: Resource) -> tuple[FormField, ...]:
     return tuple(
         FormField(
             name,
-            "choice" if each.choices else kinds.get(each.kind, "text"),
+            "choice" if each.choices and not each.or_tag else kinds.get(each.kind, "text"),
+            hint=f"{', '.join(each.choices)}, or {TAG}NAME." if each.or_tag else "",
             choices=each.choices,
             refers=resource.target(name),
         )

@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from html import unescape
 from types import SimpleNamespace
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 
@@ -368,8 +368,40 @@ async def test_usage_report_offers_and_shows_tags_of_the_organization(
     links = [unescape(link) for link in re.findall(r'href="(/usage\.csv\?[^"]*)"', page.text)]
     rows = list(csv.DictReader(io.StringIO((await admin.open(links[0])).text)))
     assert [(row["tag:feature"], row["cost"]) for row in rows] == [("", "3.000354001")]
+    # Calls without a tag have no link: an empty filter of the list finds all.
+    assert "/calls?" not in page.text
     wrong = await admin.open(f"/usage?{SPAN}&tag:a%20b=x")
     assert (wrong.status, "is not a filter" in wrong.text) == (422, True)
+
+
+TAGGED = """
+INSERT INTO usage_tag SELECT (jsonb_populate_record(NULL::usage_tag, to_jsonb(r) || %s::jsonb)).*
+  FROM usage_rollup AS r WHERE span IN ('hour', 'day') AND model = 'm2' RETURNING 1"""
+
+
+async def test_usage_report_by_a_tag_links_to_the_calls_with_its_value(
+    api: Api, admin: Person, made: dict[str, Any]
+) -> None:
+    own = made["search"]["organization_id"]
+    api.rows(TAGGED, '{"tags": {"feature": "search"}, "tags_hash": "1"}')
+    more = {
+        "organization": own,
+        "tenant": made["search"]["id"],
+        "created_at": datetime(2026, 3, 2, tzinfo=UTC),
+    }
+    call(api, str(UUID(int=1)), **more, model="of search", tags='{"feature": "search"}')
+    call(api, str(UUID(int=2)), **more, model="of chat", tags='{"feature": "chat"}')
+    page = await admin.open(f"/usage?{SPAN}&group_by=tag:feature&organization_id={own}")
+    assert [row[:2] for row in rows_of(page)] == [["search", "$2.000000001"], ["no feature", "$1.000354000"]]
+    [link] = re.findall(r'href="(/calls\?[^"]*)"', page.text)
+    listed = await admin.open(unescape(link))
+    well_formed(listed)
+    assert ("of search" in listed.text, "of chat" in listed.text) == (True, False)
+    assert re.search(
+        r'name="tag:feature"[^>]*value="search"|value="search"[^>]*name="tag:feature"', listed.text
+    )
+    assert (await admin.open("/calls?tag:a%20b=x")).status == 422
+    assert (await admin.open("/tenants?tag:feature=search")).status == 422
 
 
 async def test_budget_form_offers_tags_and_sentence_of_budget_names_tags(
