@@ -356,20 +356,20 @@ async def _budget(ports: AdminPorts, row: Row, asked: CallAttributes) -> str:
         [now] = await live.own_budgets(ports, [row], who)
     else:
         [now] = await live.overlay_budgets(ports, [row])
-    told = dict(render_budget(now))
-    unit = told["currency"] if told["unit"] == "money" else told["unit"]
-    left, used, held = (_plain(told[name] or 0) for name in ("remaining", "used", "held"))
-    by = BY_RAISE if told["raised_to"] is not None else told["limit_by"]
-    until = f" until {told['raised_until']}" if told["raised_until"] else ""
+    figures = dict(render_budget(now))
+    unit = figures["currency"] if figures["unit"] == "money" else figures["unit"]
+    left, used, held = (_plain(figures[name] or 0) for name in ("remaining", "used", "held"))
+    by = BY_RAISE if figures["raised_to"] is not None else figures["limit_by"]
+    until = f" until {figures['raised_until']}" if figures["raised_until"] else ""
     own = f", by {_BY[by]}{until}" if by in _BY else ""
-    if told["limit"] is None:
+    if figures["limit"] is None:
         rest = f"no limit ({used} {unit} used"
     else:
-        rest = f"{left} of {_plain(told['limit'])} {unit} a {told['interval']} are left ({used} used"
+        rest = f"{left} of {_plain(figures['limit'])} {unit} a {figures['interval']} are left ({used} used"
     held = "" if held == "0" else f", {held} held by calls in flight"
-    resets = f", resets at {told['resets_at']}" if told["resets_at"] else ""
-    only = "" if told["mode"] == "enforce" else " It only counts: it refuses nothing."
-    return (f'"{told["name"]}"{whose}: {rest}{held}){resets}{own}.{only}').replace(" a total", " in all")
+    resets = f", resets at {figures['resets_at']}" if figures["resets_at"] else ""
+    only = "" if figures["mode"] == "enforce" else " It only counts: it refuses nothing."
+    return (f'"{figures["name"]}"{whose}: {rest}{held}){resets}{own}.{only}').replace(" a total", " in all")
 
 
 # What decides a limit in place of the budget.

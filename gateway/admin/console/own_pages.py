@@ -263,11 +263,11 @@ async def _budgets(wide: ConsoleShell, scope: OwnScope) -> list[OwnBudget]:
 
 
 def _own_budget(row: Row, names: Mapping[tuple[str, int], str], targets: Mapping[str, str]) -> OwnBudget:
-    told = render_budget(row)
-    of = formatting.budget_selector(told, names, targets)
+    budget = render_budget(row)
+    of = formatting.budget_selector(budget, names, targets)
     of += f": {row['whose']}" if "whose" in row else ""
-    use, state = formatting.use_of(told), formatting.budget_state_of(told)
-    return OwnBudget(told, of, use, state, str(row.get("value", "")))
+    use, state = formatting.use_of(budget), formatting.budget_state_of(budget)
+    return OwnBudget(budget, of, use, state, str(row.get("value", "")))
 
 
 def _takes_from(row: Row, scope: OwnScope) -> bool:

@@ -40,15 +40,15 @@ async def raise_figures(ports: AdminPorts, row: Row) -> list[tuple[str, str]]:
         [now] = await live.overlay_budgets(ports, [budget])
     else:
         [now] = await live.own_budgets(ports, [budget], who)
-    told = render_budget(now)
-    used, held = Decimal(str(told["used"])), Decimal(str(told["held"]))
+    budget = render_budget(now)
+    used, held = Decimal(str(budget["used"])), Decimal(str(budget["held"]))
     left = Decimal(str(row["amount"])) - used - held
-    after = formatting.amount(told, max(left, Decimal(0)))
+    after = formatting.amount(budget, max(left, Decimal(0)))
     return [
         *([] if kind is None else [("Whose", f"{kind} {await _name_of(ports, kind, who)}")]),
-        ("Limit", formatting.limit_text(told)),
-        ("Used", formatting.amount(told, used)),
-        *([("Held by calls in flight", formatting.amount(told, held))] if held else []),
+        ("Limit", formatting.limit_text(budget)),
+        ("Used", formatting.amount(budget, used)),
+        *([("Held by calls in flight", formatting.amount(budget, held))] if held else []),
         ("Left after the raise", after if left > 0 else f"{after}: its calls would still be refused"),
     ]
 

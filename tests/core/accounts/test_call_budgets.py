@@ -445,7 +445,7 @@ def test_call_with_a_claim_of_a_seventeenth_budget_is_refused_with_its_groups() 
     assert (caught.value.status, caught.value.reason) == (400, "too_many_budgets")
 
 
-def test_override_of_a_group_limits_calls_of_members_until_it_ends() -> None:
+def test_override_of_a_group_limits_calls_of_members_until_its_end() -> None:
     """Each has 10: Ada, a member by hand, has 3 for five milliseconds; a caller with the claim has no limit."""
     groups = {"group:5": PersonalOverride(3, NOW + 5), "group:9": PersonalOverride(None)}
     budgets = grouped(replace(EACH, overrides=groups), members=[("user", "ada", 5)])
