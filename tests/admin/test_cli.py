@@ -276,7 +276,7 @@ async def test_cli_usage_report_grouped_by_fields_shows_names_and_costs(
     for number in range(3):
         facts = CallFacts(
             model=f"m{number % 2}", counts=(1000, 0, 0, 0, 234, 0, 0, 0, 0, 0), total=1234, units=1,
-            cost=1_500_000_001, currency="USD",
+            cost=1_500_000_001, currency="USD", tags={"feature": "search"} if number else {},
         )  # fmt: skip
         account.consume(1234, user="ann", metadata=write_facts(facts))
     writer = LedgerWriter(admin_database)
@@ -290,6 +290,10 @@ async def test_cli_usage_report_grouped_by_fields_shows_names_and_costs(
     shown = (await run(*asked)).stdout
     assert "3.000000002" in shown
     assert "2,468" in shown
+    by_tag = (await from_json(run, *asked[:2], "tag:feature", *asked[3:]))["items"]
+    assert {item["tag:feature"]: item["cost"] for item in by_tag} == {
+        None: "1.500000001", "search": "3.000000002",
+    }  # fmt: skip
     lines = (await run(*asked, "--interval", "day", "--csv")).stdout.splitlines()
     assert lines[0].startswith("start,")
     assert len(lines) == 3

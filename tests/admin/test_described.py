@@ -180,6 +180,7 @@ def test_openapi_example_of_each_request_body_is_accepted_by_the_api() -> None:
     bodies: list[type[In] | None] = []
     for resource in RESOURCES.values():
         bodies += [resource.create, resource.patch, *(action.body for action in resource.actions)]
+        bodies += [action.body for part in resource.parts for _, action in part.writes]
         bodies.append(resource.batch.body if resource.batch is not None else None)
     bodies += [report.run.body for report in REPORTS.values() if report.run is not None]
     models = {model.__name__: model for model in bodies if model is not None}

@@ -60,6 +60,27 @@ async def test_call_explanation_for_a_tenant_token_shows_budgets_but_no_organiza
     assert (await (await narrowed(api, shop, "operator")).get(f"calls/{anns}/explanation")).status == 404
 
 
+async def test_call_explanation_has_only_budgets_of_the_tags_of_the_call(
+    api: Api, ids: dict[str, Any]
+) -> None:
+    own = ids["organization"]
+    assert (await api.patch(f"organizations/{own}", {"tags": ["feature"]})).status == 200
+    terms = {"organization_id": own, "unit": "requests", "interval": "day", "amount": 9}
+    for feature in ("search", "chat"):
+        await api.make("budgets", **terms, name=f"of {feature}", tags={"feature": feature})
+    await api.make("budgets", **terms, name="each feature", each="tag:feature")
+    [(tenant, key)] = api.rows(
+        "select t.id, k.id from tenant t join api_key k on k.tenant_id = t.id where t.name = 'Search'"
+    )
+    tagged = "00000000-0000-4000-8000-0000000000b0"
+    call(api, tagged, organization=own, tenant=tenant, api_key_id=key, tags='{"feature": "search"}')
+    found = (await api.get(f"calls/{tagged}/explanation")).json
+    assert "tag feature search" in step(found, "caller")["detail"]
+    assert [fact.partition(": ")[0] for fact in step(found, "budgets")["facts"]][2:] == [
+        '"of search"', '"each feature", tag:feature search',
+    ]  # fmt: skip
+
+
 async def test_call_explanation_says_which_limit_is_by_an_override_or_a_raise(
     api: Api, ids: dict[str, Any]
 ) -> None:

@@ -409,8 +409,16 @@ async def test_budget_form_offers_tags_and_sentence_of_budget_names_tags(
 ) -> None:
     own = made["search"]["organization_id"]
     assert (await api.patch(f"organizations/{own}", {"tags": ["feature", "team"]})).status == 200
+    key = await api.make("api-keys", tenant_id=made["search"]["id"], name="laptop")
+    for path, typed, tags in (
+        (f"/organizations/{own}", "feature\nteam\nstage", ["feature", "team", "stage"]),
+        (f"/api-keys/{key['id']}", "stage: test\nteam: red", {"stage": "test", "team": "red"}),
+    ):
+        done = await admin.fill(path, f"{path}/change", tags=typed)
+        assert done.status == 303, re.findall(r'class="error[^>]*>[^<]*', done.text)
+        assert (await api.get(path[1:])).json["tags"] == tags
     form = await admin.open(f"/budgets/new?organization_id={own}")
-    assert re.findall(r'<option value="(tag:[^"]*)">', form.text) == ["tag:feature", "tag:team"]
+    assert re.findall(r'<option value="(tag:[^"]*)">', form.text) == ["tag:feature", "tag:team", "tag:stage"]
     said = {
         "organization_id": str(own), "name": "each team", "unit": "money", "amount": "20", "interval": "day",
         "each": "tag:team", "tags": "feature: search",

@@ -39,9 +39,10 @@ CALL = """
 INSERT INTO call (request_id, created_at, organization_id, tenant_id, api_key_id, model, input, cache_read,
                   cache_write, cache_write_1h, output, reasoning, audio_input, audio_output, image_input,
                   image_output, tokens, credits, units, cost, currency, status, streamed, estimated, refused,
-                  duration_ms, reason, tools, unknown_usage, amended, rerated)
+                  duration_ms, reason, tools, unknown_usage, amended, rerated, tags)
 SELECT gen_random_uuid(), '2026-01-25Z', 1, 1, 0, E'a "model",\\nas it is', 5, 1, 0, 0, 7, 2, 0, 0, 0, 0,
-       13, 0, 0, 1234567890, 'USD', 200, true, false, false, 12, NULL, '{"web_search": 2}', 'a report', 0, 0
+       13, 0, 0, 1234567890, 'USD', 200, true, false, false, 12, NULL, '{"web_search": 2}', 'a report', 0, 0,
+       '{"feature": "search"}'
 RETURNING id"""
 
 # It is archived by itself: tests/features/archive/test_audit.py.
@@ -242,11 +243,11 @@ def test_archive_manifest_pointing_to_another_file_or_ledger_is_refused(
     assert str(manifest) in str(refused.value)
 
 
-def rewritten(kept: ArchivedMonths, change: Callable[[Any], Any]) -> Path:
-    """The first month of tokens as another table; its manifest goes with it."""
-    file = min((kept.root / "token_ledger").rglob("*.parquet"))
+def rewritten(kept: ArchivedMonths, change: Callable[[Any], Any], ledger: str = "token_ledger") -> Path:
+    """The first month of a ledger as another table; its manifest goes with it."""
+    file = min((kept.root / ledger).rglob("*.parquet"))
     pq.write_table(change(pq.read_table(file, partitioning=None)), file)
-    manifest = min((kept.root / "manifests" / "token_ledger").iterdir())
+    manifest = min((kept.root / "manifests" / ledger).iterdir())
     found, content = json.loads(manifest.read_text()), file.read_bytes()
     found["files"][0] |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     manifest.write_text(json.dumps(found))
@@ -327,6 +328,16 @@ def test_malformed_archive_manifest_is_refused_naming_the_manifest(
 def test_column_missing_from_an_archive_file_of_an_older_version_reads_as_null(other: ArchivedMonths) -> None:
     rewritten(other, lambda table: table.drop_columns(["feature_version"]))
     assert other.read("token-ledger") == other.before["token-ledger"]
+
+
+def test_tags_missing_from_an_archive_file_of_an_older_version_are_none(other: ArchivedMonths) -> None:
+    tagged = [call["id"] for call in other.before["calls"] if call["tags"] == {"feature": "search"}]
+    assert [call["id"] for call in other.read("calls") if call["tags"]] == tagged
+    assert len(tagged) == 1
+    rewritten(other, lambda table: table.drop_columns(["tags"]), "call")
+    assert other.read("calls") == [
+        call | ({"tags": {}} if call["id"] in tagged else {}) for call in other.before["calls"]
+    ]
 
 
 def test_duckdb_reads_the_archive_files_directly(kept: ArchivedMonths) -> None:

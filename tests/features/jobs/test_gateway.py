@@ -161,6 +161,25 @@ async def test_video_cost_is_held_by_requested_seconds_and_not_charged_before_co
     assert (again.id, again.model, again.seconds) == ("video_2", "draw", 8)
 
 
+async def test_job_is_charged_with_the_declared_tags_of_the_request_that_made_it(stage: Stage) -> None:
+    """They are those that were declared then."""
+    stage.directory.tag_names = ("feature",)
+    stage.upstream.scripts.append([answer(b'{"id": "video_1", "status": "queued", "seconds": "8"}')])
+    said = b'x-tollkeeper-metadata: {"feature": "search", "team": "red"}\r\n'
+    request = post(b'{"model": "draw", "prompt": "a", "seconds": 8}', b"/v1/videos", said)
+    assert (await stage.ask(request)).status == 200
+    stage.directory.tag_names = ("feature", "team")
+    route = next(route for route in ROUTES if route.meter == "openai_videos")
+    made = call_charge(
+        stage.plane._ports, jobs(stage).kept[-1], stage.directory.services["videos"], route,
+        b'{"id": "video_1", "status": "completed"}', False, DEFAULT_BOUNDS, 0.0,
+    )  # fmt: skip
+    assert made is not None
+    facts = read_facts(made.settlement.metadata)
+    assert facts is not None
+    assert facts.tags == {"feature": "search"}
+
+
 @pytest.mark.parametrize(
     ("said", "nano"),
     [

@@ -347,6 +347,9 @@ async def test_price_amendment_moves_only_running_budgets_that_counted_the_call(
     total_ = await budget_since(april, ids, 1, interval="total", each="user")
     await budget_since(april, ids, 1, unit="tokens", amount=10**9)
     await budget_since(april, ids, 1, model="other")
+    await april.do("organizations", "change", ids["organization"], tags=["feature"])
+    tagged = await budget_since(april, ids, 1, tags={"feature": "search"})
+    by_tag = await budget_since(april, ids, 1, each="tag:feature")
     later = await budget_since(april, ids, 8)
     reset = await budget_since(april, ids, 1)
     await april.do("budgets", "reset", reset)
@@ -355,9 +358,9 @@ async def test_price_amendment_moves_only_running_budgets_that_counted_the_call(
     )
     deleted = await budget_since(april, ids, 1)
     await april.do("budgets", "delete", deleted)
-    for when, user in ((7, "ann"), (7, "bob"), (10, "ann")):
+    for when, user, feature in ((7, "ann", "search"), (7, "bob", "chat"), (10, "ann", "search")):
         await april.on(at(4, when))
-        call(april, wrong, 100 * NANO, user=user)
+        call(april, wrong, 100 * NANO, user=user, facts={"tags": {"feature": feature}})
     await amend(april, wrong, input="1")
     ms = {when: int(at(4, when, 0).timestamp() * 1000) for when in (1, 10)}
     one = 99 * NANO
@@ -365,6 +368,8 @@ async def test_price_amendment_moves_only_running_budgets_that_counted_the_call(
         month: (ms[1], [3 * one]),
         day: (ms[10], [one]),  # of the days that are over nothing
         total_: (0, [one, 2 * one]),
+        tagged: (ms[1], [2 * one]),
+        by_tag: (ms[1], [one, 2 * one]),
         later: (ms[1], [one]),
         reset: (ms[1], [one]),
     }
