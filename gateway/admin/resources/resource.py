@@ -351,9 +351,8 @@ def _kind(name: str, shape: Json, schema: Json) -> tuple[str, tuple[str, ...]]:
 
 def _of_texts(shape: Json) -> bool:
     inner = shape.get("additionalProperties")
-    parts: Sequence[Json] = (
-        [inner] if isinstance(inner, Mapping) else list(shape.get("properties", {}).values())
-    )
+    named = {**shape.get("properties", {}), **shape.get("patternProperties", {})}
+    parts: Sequence[Json] = [inner] if isinstance(inner, Mapping) else list(named.values())
     forms = [form for part in parts for form in part.get("oneOf", (part,)) if "$ref" not in form]
     return bool(parts) and all(_shape(form, {})[0].get("type") == "string" for form in forms)
 

@@ -413,6 +413,7 @@ async def test_budget_form_offers_tags_and_sentence_of_budget_names_tags(
     for path, typed, tags in (
         (f"/organizations/{own}", "feature\nteam\nstage", ["feature", "team", "stage"]),
         (f"/api-keys/{key['id']}", "stage: test\nteam: red", {"stage": "test", "team": "red"}),
+        (f"/api-keys/{key['id']}", "", {}),
     ):
         done = await admin.fill(path, f"{path}/change", tags=typed)
         assert done.status == 303, re.findall(r'class="error[^>]*>[^<]*', done.text)
