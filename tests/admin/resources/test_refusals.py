@@ -174,7 +174,7 @@ WRONG: dict[str, tuple[Over, list[tuple[Any, ...]]]] = {
     ),
     "budgets": (Over(organization_id=1, name="b", unit="money", amount="12.50", interval="month"), [
         ("amount", "-1", 12.5, "1.0000000001", True, None, "1e3"), ("unit", "credits"),
-        ("interval", "fortnight"), ("each", "tenant"), ("anchor_day", 0, 32, "1"),
+        ("interval", "fortnight"), ("each", "group"), ("anchor_day", 0, 32, "1"),
         ("user", "", "u" * 129, "a\nb", "a\u200b", "a\u00a0b"), ("project_id", -1),
         ("model", "*", "gpt*5", "", " m", "m ", "m\n", " m*", "m\u00a0"), ("name", "a\tb", "", "n" * 201),
         ("thresholds", [0], [1.01], [0.5, 0.5], [0.8, 0.5], [n / 20 for n in range(1, 12)]),
