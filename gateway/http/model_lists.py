@@ -6,7 +6,7 @@ from typing import Final
 
 from gateway.calls.admit import consider
 from gateway.calls.permit import lists_of
-from gateway.core.calls.call import CallRequest, NameCheck
+from gateway.core.calls.call import Body, CallRequest, NameCheck
 from gateway.core.calls.facts import aim_of
 from gateway.core.calls.models import ModelTable, named_by
 from gateway.core.families.family import Listing, narrowed
@@ -99,7 +99,7 @@ def _services(worker: Worker, head: CallHead, caller: Caller) -> list[Service] |
 def _may_call(worker: Worker, head: CallHead, caller: Caller, service: Service, model: str) -> bool:
     """Return whether the model has every price, budget and permission that a call of it needs."""
     ports, said = worker.ports, head.attribution
-    call = CallRequest("none", head.routed.family, b"", model=model)
+    call = CallRequest("none", head.routed.family, Body(), model=model)
     try:
         if (table := worker.models.table()).rules:
             rule = table.find(model, caller.organization_id)

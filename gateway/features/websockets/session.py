@@ -24,6 +24,7 @@ from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessa
 from gateway.calls.admit import check_models
 from gateway.calls.permit import check_objects, named_objects
 from gateway.core.calls.call import (
+    Body,
     BodyLook,
     CallRequest,
     FieldNames,
@@ -414,8 +415,8 @@ class LiveSocket(WebSocket):
 
         Ids of the conversation itself have no owner: no id may be that of another organization's object.
         """
-        call = CallRequest("none", self.family, b"", document=message)
-        call.names = FieldNames(ids=True)
+        call = CallRequest("none", self.family, Body(document=message))
+        call.body.names = FieldNames(ids=True)
         if self._owned is not None:
             read_objects(self._owned, call)
         call.unsure = (*call.named, *call.unsure)

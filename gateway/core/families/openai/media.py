@@ -100,9 +100,9 @@ def read_images(call: CallRequest, document: Document, params: PathParams, bound
 def read_edits(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """Read a call that edits pictures. They are files of a form, or named in the JSON list `images`."""
     read_images(call, document, params, bounds)
-    if not call.files and not elements(document, "images"):
+    if not call.body.files and not elements(document, "images"):
         raise InvalidRequest("image must be a file of the form.", param="image")
-    call.blob_tokens = len(call.files) * EDITED_TOKENS
+    call.blob_tokens = len(call.body.files) * EDITED_TOKENS
 
 
 def read_heard(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
@@ -115,11 +115,11 @@ def read_heard(call: CallRequest, document: Document, params: PathParams, bounds
     if written not in _TELLING and written not in _TEXTS:
         right = ", ".join((*filter(None, _TELLING), *_TEXTS))
         raise InvalidRequest(f"response_format must be one of {right}.", param="response_format")
-    if len(call.files) != 1:
+    if len(call.body.files) != 1:
         raise InvalidRequest("file must be a file of the form.", param="file")
-    file = call.files[0]
-    if file.at and call.body:
-        call.recordings = (Recording(memoryview(call.body)[file.at : file.at + file.size]),)
+    file = call.body.files[0]
+    if file.at and call.body.content:
+        call.recordings = (Recording(memoryview(call.body.content)[file.at : file.at + file.size]),)
     hear(call, None)
 
 
@@ -128,7 +128,7 @@ def hear(call: CallRequest, length: Length | None) -> None:
 
     Then its likely seconds follow from its bytes, and the most are those that its model takes.
     """
-    file, document = call.files[0], call.document or {}
+    file, document = call.body.files[0], call.body.document or {}
     tells = document.get("response_format") in _TELLING
     per_second, starts, bits = wav_head(file.begins)
     is_long_wav = bits == 16  # which may be an MP3
