@@ -129,7 +129,7 @@ async def admit(exchange: Exchange, caller: Caller, says: Mapping[str, str] = NO
             else await _read_in_turn(worker, head, received, caller, body, look, says)
         )
         exchange.call = call
-        if call.documents or call.recordings:
+        if call.media.documents or call.media.recordings:
             held = held or await by_head(exchange, caller)
             await count_in_turn(worker, caller, call)
         if routed.listing is not None:

@@ -410,7 +410,7 @@ class Recording(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """The size of all media in a body."""
+    """The media of a call: their number, size and tokens. It is a value, which nothing changes."""
 
     size: int = 0  # bytes of base64 that are no text
     tokens: int = 0  # tokens to hold
@@ -421,10 +421,19 @@ class Media:
     dense: int = 0  # bytes that are digits or capitals
     documents: tuple[str, ...] = ()  # base64 of documents, whose pages are not counted yet
     document_tokens: int = 0  # their part of `tokens`
-    far: int = 0  # documents, sound and videos that an address or an id names
+    endless: int = 0  # documents, sound and videos of unknown length, as those that an address or an id names
     recordings: tuple[Recording, ...] = ()  # sound and videos, whose seconds are not counted yet
     recording_tokens: int = 0  # their part of `tokens`
     sizes: tuple[tuple[int, int], ...] = ()  # width and height of pictures, where they are known
+    pages: int = 0  # of documents in the body
+    seconds: int = 0  # of recordings in the body
+    video_seconds: int = 0  # of those that are videos
+    sound_beyond: int = 0  # tokens that a recording of a form may have beyond `heard`
+    text_beyond: int = 0  # tokens that texts in `tokens` may have beyond it: of a live session
+    mute: bool = False  # all of `tokens` is text: of a live session without sound and pictures
+
+
+NO_MEDIA: Final = Media()
 
 
 def media_in(document: Mapping[str, object], places: MediaPlaces) -> Media:
@@ -863,7 +872,6 @@ class CallRequest:
     output_max: int | None = None  # stated maximum of one choice in tokens
     choices: int = 1
     input_bytes: int = 0  # bytes of text
-    blob_tokens: int = 0  # tokens for images, sound and files
     strip_usage: bool = False  # the client did not ask for a usage frame; send `accept-encoding: identity`
     units_pointer: str = ""
     text_bytes: int = 0  # produced text, set by the meter
@@ -881,8 +889,6 @@ class CallRequest:
     # Filters a list of models for the caller: yields empty steps, then the list.
     narrow: Callable[[bytes], Iterator[bytes]] | None = None
     checks: NameCheck | None = None  # models in that list whose owner is to be looked up
-    unsure_bytes: int = 0  # bytes of media that may cost more than `blob_tokens`
-    dense_media: int = 0  # bytes of media that are digits or capitals
     # requested units by name, charged unless the answer reports others
     measured: dict[str, int] | None = None
     measured_most: dict[str, int] | None = None  # those of them that may be more, at most
@@ -897,22 +903,9 @@ class CallRequest:
     first_part: float = 1.0  # share of the first prompt in all of them
     output_default: int = 0  # the upstream's maximum of a choice if none is stated, 0 if unknown
     bound: bool = False  # its hold is the most that it may use
-    pictures: int = 0  # number of images
-    picture_sizes: tuple[tuple[int, int], ...] = ()  # their width and height, where these are known
-    documents: tuple[str, ...] = ()  # base64 of documents whose pages are not counted yet
-    document_tokens: int = 0  # part of `blob_tokens` that is documents
-    pages: int = 0  # of documents in the body
-    endless: int = 0  # documents, sound and videos of unknown length
-    recordings: tuple[Recording, ...] = ()  # sound and videos whose seconds are not counted yet
-    recording_tokens: int = 0  # part of `blob_tokens` that is recordings in the body
-    seconds: int = 0  # of recordings in the body
-    video_seconds: int = 0  # of those that are videos
-    sound_beyond: int = 0  # tokens that a recording of a form may have beyond `heard`
-    heard: int = 0  # part of `blob_tokens` that is sound
-    text_beyond: int = 0  # tokens that texts in `blob_tokens` may have beyond it: of a live session
-    mute: bool = False  # all of `blob_tokens` is text: of a live session without sound and pictures
     tiers: tuple[str, ...] = ()  # service tiers that it asks for
     storage: StorageTime | None = None  # of contents that its upstream bills by time
+    media: Media = NO_MEDIA
     aim: Aim = UNAIMED  # where it goes
     learned: Learned = UNLEARNED  # by the estimator
 
@@ -940,7 +933,7 @@ class CallRequest:
     @property
     def unmeasured(self) -> bool:
         """Whether the call has documents or recordings whose pages or seconds are not counted yet."""
-        return bool(self.documents or self.recordings)
+        return bool(self.media.documents or self.media.recordings)
 
     def tiers_of(self, answered: str) -> tuple[str, ...]:
         """Return the service tiers that the call asks of the model that `answered`."""
@@ -961,12 +954,12 @@ class CallRequest:
     @property
     def has_input(self) -> bool:
         """Whether tokens are charged for the call's input: its body has text or media."""
-        return self.input_bytes > 0 or self.blob_tokens > 0
+        return self.input_bytes > 0 or self.media.tokens > 0
 
     @property
     def input_estimate(self) -> int:
         """The likely input tokens: by size, with the mean tokens a byte that were learned, and by media."""
-        return _whole(self.input_bytes * self.learned.input_tokens_per_byte) + self.blob_tokens
+        return _whole(self.input_bytes * self.learned.input_tokens_per_byte) + self.media.tokens
 
     @property
     def most(self) -> int:
@@ -1004,4 +997,4 @@ def input_tokens(call: CallRequest) -> int:
     """Return the input tokens by the model's own tokenizer if it is known, else by size."""
     tokens_of = call.learned.tokens_of
     counted = prompt_tokens(call.body.content, tokens_of) if tokens_of is not None else None
-    return call.input_estimate if counted is None else counted + call.blob_tokens
+    return call.input_estimate if counted is None else counted + call.media.tokens

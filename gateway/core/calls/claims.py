@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from gateway.core.accounts.budgets import MAXIMUM, MONEY, TOKENS, UNIT_OF
@@ -371,14 +371,14 @@ def likely_asks(call: CallRequest, may: PriceQualifiers, read: int) -> PriceQual
 def _named_asks(call: CallRequest, sound: bool, uses: Mapping[str, int] | None) -> PriceQualifiers:
     """Return the priced extras that a call asks for by name, with its `sound` and its `uses` of tools."""
     names = call.body.names
-    media = call.blob_tokens > 0 or names.files > 0
+    media = call.media.tokens > 0 or names.files > 0
     tiers = (*call.tiers, *[attempt.tier for attempt in call.attempts if attempt.tier])
     return PriceQualifiers(names.caches, names.long_caches, media, sound, tiers, uses)
 
 
 def _held_units(call: CallRequest, read: int) -> dict[str, int]:
     """Return the units that a call holds; those of storage are the most if a file's length is unknown."""
-    return call.units(max(read, STORAGE_TOKENS_MAX) if call.body.names.files or call.endless else read)
+    return call.units(max(read, STORAGE_TOKENS_MAX) if call.body.names.files or call.media.endless else read)
 
 
 def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQualifiers:
@@ -408,7 +408,7 @@ def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQu
     return PriceQualifiers(
         caches,
         caches,
-        blobs and not (not call.blob_tokens and not call.named and excluded.media(document, names)),
+        blobs and not (not call.media.tokens and not call.named and excluded.media(document, names)),
         sound and not excluded.sound(document, names),
         tiers,
         uses,
@@ -627,10 +627,7 @@ def read_call(
     if call.body.names.media or call.body.names.files:
         media = media_in(document, shape.media)
         call.input_bytes -= media.size
-        call.blob_tokens, call.unsure_bytes, call.dense_media = media.tokens, media.unsure, media.dense
-        call.pictures, call.picture_sizes, call.heard = media.count, media.sizes, media.heard
-        call.documents, call.document_tokens, call.endless = media.documents, media.document_tokens, media.far
-        call.recordings, call.recording_tokens = media.recordings, media.recording_tokens
+        call.media = replace(media, text_beyond=call.media.text_beyond)
         call.body.names.files -= media.named
         call.body.names.files -= quotes_in(document) if call.body.names.files > 0 else 0
     if call.body.names.tools:
@@ -651,31 +648,32 @@ def measure_media(*calls: CallRequest) -> None:
 
     This may take a second, so not on the event loop.
     """
-    pages = pages_of([text for call in calls for text in call.documents])
-    lengths = lengths_of([recording.data for call in calls for recording in call.recordings])
+    pages = pages_of([text for call in calls for text in call.media.documents])
+    lengths = lengths_of([recording.data for call in calls for recording in call.media.recordings])
     for call in [call for call in calls if call.unmeasured]:
-        shape = SHAPES[call.meter]
-        for _ in call.documents:
-            many = next(pages)
-            call.pages += many or 0
-            call.endless += many is None
-        for recording in call.recordings:
+        documents, recordings, shape = call.media.documents, call.media.recordings, SHAPES[call.meter]
+        numbers = [next(pages) for _ in documents]
+        count, endless = sum(number or 0 for number in numbers), numbers.count(None)
+        seconds = video_seconds = 0
+        for recording in recordings:
             length = next(lengths)
             if shape.hear is not None:
                 shape.hear(call, length)
             elif length is None or recording.endless:
-                call.endless += 1
+                endless += 1
             else:
-                call.seconds += math.ceil(length.seconds)
-                call.video_seconds += math.ceil(length.seconds) if recording.is_video else 0
-        call.documents, call.recordings = (), ()
-        places = shape.media
-        more = max(0, call.pages * places.page - call.document_tokens)
-        call.blob_tokens, call.document_tokens = call.blob_tokens + more, call.document_tokens + more
-        tokens = call.seconds * places.second + call.video_seconds * places.frame
-        more = max(0, min(tokens, CONTEXT_MAX) - call.recording_tokens)
-        call.blob_tokens, call.recording_tokens = call.blob_tokens + more, call.recording_tokens + more
-        call.heard += more
+                seconds += math.ceil(length.seconds)
+                video_seconds += math.ceil(length.seconds) if recording.is_video else 0
+        media, places = call.media, shape.media
+        of_documents = max(media.document_tokens, count * places.page)
+        tokens = min(seconds * places.second + video_seconds * places.frame, CONTEXT_MAX)
+        of_recordings = max(media.recording_tokens, tokens)
+        more = of_recordings - media.recording_tokens
+        call.media = replace(
+            media, documents=(), recordings=(), pages=count, seconds=seconds, video_seconds=video_seconds,
+            endless=media.endless + endless, tokens=media.tokens + of_documents - media.document_tokens + more,
+            document_tokens=of_documents, recording_tokens=of_recordings, heard=media.heard + more,
+        )  # fmt: skip
 
 
 def ask_for_usage(call: CallRequest, document: Document) -> int:

@@ -237,20 +237,20 @@ class Estimator:
         `binds` (may be the limit of its call), that is a bound; else it is what texts have at most. A call
         without text and media has no tokens.
         """
-        if not call.input_bytes and not call.blob_tokens:
+        if not call.input_bytes and not call.media.tokens:
             return NO_ESTIMATE
         kept = self._learned_of(call, organization_id, service_key)
         learned = kept or self._first(call.model)
         tokens_of = None if self._tokenizer is None else self._tokenizer(call.model)
         call.learned = Learned(learned.bytes_per_output_token, learned.input_mean, tokens_of, kept)
-        blobs, choices = call.blob_tokens, call.choices
+        blobs, choices = call.media.tokens, call.choices
         used = math.ceil(call.input_bytes * learned.input_ratio.level) + blobs
         tokenizer = _tokenizer_of_all(call) if call.body.content and (binds or call.body.rare_bytes) else ""
         worst = self._most_text(call, tokenizer) if binds else usual_most_text(call, tokenizer)
         if tokenizer and learned.input_ratio.level <= INPUT_RATIO_FIRST:
             used = min(used, worst + blobs)  # three bytes of an alphabet may be less than a token
         read = max(used, worst + blobs)
-        if blobs or call.body.names.files or call.endless:  # calls of text alone have none
+        if blobs or call.body.names.files or call.media.endless:  # calls of text alone have none
             read = max(used, worst + blobs + _media_beyond(call))
         if call.body.tools:
             added = _added_for_tools(call)
@@ -293,7 +293,7 @@ class Estimator:
         """
         if not usage.reported or usage.estimated or not call.input_bytes:
             return
-        if usage.input <= call.blob_tokens and usage.output <= 0:
+        if usage.input <= call.media.tokens and usage.output <= 0:
             return
         learned = call.learned.entry
         if not isinstance(learned, _Learned):
@@ -303,8 +303,8 @@ class Estimator:
             self._keep(organization_id, (service_key, call.model, call.streamed), learned)
         if input_share is not None:
             learned.input_share.add(_bounded(input_share), self._quantile)
-        if usage.input > call.blob_tokens:
-            ratio = (usage.input - call.blob_tokens) / call.input_bytes
+        if usage.input > call.media.tokens:
+            ratio = (usage.input - call.media.tokens) / call.input_bytes
             # Callers choose the samples, so these never lower the ratio below the first value.
             ratio = min(max(ratio, INPUT_RATIO_FIRST), 1.0)
             learned.input_ratio.add(ratio, self._quantile)
@@ -476,7 +476,7 @@ def _beyond_words(call: CallRequest) -> int:
 
     Those that occur in usual words are not counted.
     """
-    dense = min(dense_bytes(call.body.content) - call.dense_media, call.input_bytes)
+    dense = min(dense_bytes(call.body.content) - call.media.dense, call.input_bytes)
     return max(0, dense - call.input_bytes // WORDS_PER_DENSE) * 5 // 4
 
 
@@ -572,26 +572,24 @@ def tokenizer_of(model: str) -> str:
 
 
 def _media_beyond(call: CallRequest) -> int:
-    """Return the most tokens of a call's media beyond those in `blob_tokens`, by the dearest of its models.
+    """Return the most tokens of a call's media beyond its `tokens`, by the dearest of its models.
 
     A named image counts as one, and a named file that may be long as all that the model reads.
     """
     costs = [_media_costs(call.family, model) for model in _answering(call)]
     picture, text = max([cost.picture for cost in costs]), max([cost.page_text for cost in costs])
     most, second = max([cost.context for cost in costs]), max([cost.second for cost in costs])
-    patches = (
-        [_by_name(model, _PATCHES, _NO_PATCH) for model in _answering(call)] if call.picture_sizes else []
-    )
+    patches = [_by_name(model, _PATCHES, _NO_PATCH) for model in _answering(call)] if call.media.sizes else []
     configured = [upstream.context for upstream in call.aim.facts]
     if configured and None not in configured:
         most = max([context or 0 for context in configured])
-    if not call.endless and not call.unmeasured:
-        heard = call.seconds * second + call.video_seconds * SHAPES[call.meter].media.frame
-        pages = call.pages * (picture + text) + -(-call.unsure_bytes // WORST_BYTES_PER_TOKEN)
-        most = min(most, pages + max(heard, call.recording_tokens))
-    beyond = call.pictures * (picture - BLOB_TOKENS) - _smaller(call, picture, patches)
-    beyond += call.body.names.files * picture + call.sound_beyond + call.text_beyond
-    return beyond + max(0, most - call.document_tokens - call.recording_tokens)
+    if not call.media.endless and not call.unmeasured:
+        heard = call.media.seconds * second + call.media.video_seconds * SHAPES[call.meter].media.frame
+        pages = call.media.pages * (picture + text) + -(-call.media.unsure // WORST_BYTES_PER_TOKEN)
+        most = min(most, pages + max(heard, call.media.recording_tokens))
+    beyond = call.media.count * (picture - BLOB_TOKENS) - _smaller(call, picture, patches)
+    beyond += call.body.names.files * picture + call.media.sound_beyond + call.media.text_beyond
+    return beyond + max(0, most - call.media.document_tokens - call.media.recording_tokens)
 
 
 def _added_for_tools(call: CallRequest) -> int:
@@ -611,7 +609,7 @@ def _smaller(call: CallRequest, picture: int, patches: list[tuple[int, int]]) ->
         return 0
     side, hundredths = min([patch[0] for patch in patches]), max([patch[1] for patch in patches])
     costs = [
-        -(-width // side) * -(-height // side) * hundredths // 100 + 1 for width, height in call.picture_sizes
+        -(-width // side) * -(-height // side) * hundredths // 100 + 1 for width, height in call.media.sizes
     ]
     return sum([max(0, picture - max(cost, BLOB_TOKENS)) for cost in costs])
 

@@ -175,7 +175,9 @@ def makes(call: CallRequest) -> list[str]:
     rules, found = family.exclusions, list[str]()
     if rules.sound is not never and not rules.sound(document, call.body.names):
         found.append("audio_output")
-    if not rules.pictures(document, call.body.names) or any(_PICTURES in name.lower() for name in call.models):
+    if not rules.pictures(document, call.body.names) or any(
+        _PICTURES in name.lower() for name in call.models
+    ):
         found.append("image_output")
     return found
 

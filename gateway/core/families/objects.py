@@ -174,7 +174,9 @@ def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
     passed = _PLAIN if looks else _PLAIN_OR_SAID
     asked = {name: value for name, value in document.items() if name not in passed}
     if "tools" in asked:
-        tools = elements(document, "tools") if call.body.names.tools else call.body.tools  # groups name objects too
+        tools = (
+            elements(document, "tools") if call.body.names.tools else call.body.tools
+        )  # groups name objects too
         asked["tools"] = [tool for tool in tools if not tool.keys() <= _PLAIN_OF_TOOL]
     if "plugins" in asked:  # OpenRouter's: the id of one is its name
         asked["plugins"] = [

@@ -48,7 +48,7 @@ from gateway.core.billing.price_book import NO_COUNTS
 from gateway.core.billing.service_tiers import place_of, places_of, tier_at
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.aim import Aim
-from gateway.core.calls.call import Body, CallRequest, UsageBounds, write_document
+from gateway.core.calls.call import Body, CallRequest, Media, UsageBounds, write_document
 from gateway.core.calls.claims import (
     CallClaim,
     answer_bound,
@@ -751,7 +751,8 @@ def _charged(  # noqa: PLR0917  # as `line_charges`
     meter = make_meter(call, line.status, b"application/json", bounds=bounds)
     meter.whole(line.body)
     if job.kind != VIDEO:  # a report without a prompt is none: the rest of the hold is the prompt's
-        call.blob_tokens = max(1, -(-(job.raw_tokens or job.tokens) // job.lines) - meter.output)
+        tokens = max(1, -(-(job.raw_tokens or job.tokens) // job.lines) - meter.output)
+        call.media = Media(tokens=tokens)
     usage, detail = meter.usage(), meter.detail
     passes = job.kind == RESPONSE and not line.free and usage.total > max(job.tokens, job.raw_tokens) > 0
     if not passes and (not usage.reported or not (usage.total or job.kind == VIDEO)):

@@ -219,7 +219,7 @@ class LiveSocket(WebSocket):
 
     def _count_input(self, call: CallRequest) -> None:
         """Set the input of a turn's call to what the session needs by now."""
-        call.blob_tokens, call.mute = self._session.needs, not self._session.has_media
+        call.media = replace(call.media, tokens=self._session.needs, mute=not self._session.has_media)
 
     def _charge_rest(self, attempt: Attempt, call: CallRequest | None) -> None:
         """Charge all uncharged usage to this call by estimate: no later event of the upstream is read."""

@@ -184,7 +184,11 @@ def test_calls_that_are_kept_keep_no_raises_alive() -> None:
 def test_a_clock_that_was_ahead_leaves_no_window_of_later_behind(kept: bool) -> None:
     """Scripts take one of later for that which follows: it would keep the present one open until then."""
     known, raised = BudgetCache(), replace(HOUR, raised_to=900, raised_until_ms=NOW + 5)
-    budgets, caller, call = of(raised, EACH), Caller(1, 3, 40, 0), CallRequest("m", GENERIC, Body(), user="ada")
+    budgets, caller, call = (
+        of(raised, EACH),
+        Caller(1, 3, 40, 0),
+        CallRequest("m", GENERIC, Body(), user="ada"),
+    )
 
     def found(at_ms: int) -> CallBudgets:
         if kept:
@@ -211,7 +215,11 @@ def test_budgets_that_changed_are_found_anew() -> None:
 
 def test_a_callers_last_budgets_are_found_until_something_of_it_is_another() -> None:
     known, budgets = BudgetCache(), of(HOUR, EACH)
-    caller, other, call = Caller(1, 3, 40, 0), Caller(1, 3, 41, 0), CallRequest("m", GENERIC, Body(), user="eve")
+    caller, other, call = (
+        Caller(1, 3, 40, 0),
+        Caller(1, 3, 41, 0),
+        CallRequest("m", GENERIC, Body(), user="eve"),
+    )
 
     def found(by: Caller = caller, service_id: int = 2, user: str = "", at_ms: int = NOW) -> CallBudgets:
         return known.find_by_caller(budgets, by, service_id, Attribution(user), call, at_ms)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.core.billing.price_book import KINDS, TokenRate, cost_nano
 from gateway.core.billing.vector import Vector
-from gateway.core.calls.call import Body, CallRequest, names_in
+from gateway.core.calls.call import Body, CallRequest, Media, names_in
 from gateway.core.calls.claims import BudgetClaim, budget_bound, budget_claim
 from gateway.core.calls.estimate import Estimate
 from gateway.core.families.registry import OF_METER
@@ -121,7 +121,7 @@ CACHED = Vector(
 def asked(meter: str = "anthropic_messages", blobs: int = 0, **fields: Any) -> CallRequest:
     document = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **fields}
     one = CallRequest(meter, Family(meter.partition("_")[0]), Body(document=document), "m", input_bytes=300)
-    one.body.names, one.blob_tokens = names_in(document), blobs
+    one.body.names, one.media = names_in(document), Media(tokens=blobs)
     one.tiers = OF_METER[meter].exclusions.asked_tiers(document)
     return one
 

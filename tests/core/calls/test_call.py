@@ -39,7 +39,7 @@ def test_read_call_reads_the_turn_of_a_live_session_from_its_document() -> None:
     document: dict[str, object] = {"model": "é", "input_tokens": 7, "input_beyond": 5, "max_output_tokens": 9}
     call = read_call(route, {}, b"", document=document)
     assert (call.model, call.streamed, call.output_max) == ("é", True, 9)
-    assert (call.blob_tokens, call.text_beyond) == (7, 5)
+    assert (call.media.tokens, call.media.text_beyond) == (7, 5)
     written = '{"model":"é","input_tokens":7,"input_beyond":5,"max_output_tokens":9}'.encode()
     assert (call.body.content, call.input_bytes, call.body.rare_bytes) == (written, 70, 2)
     with pytest.raises(InvalidRequest, match="model"):
@@ -535,15 +535,15 @@ _BOTH = [
 @pytest.mark.parametrize(("meter", "body"), _MEDIA)
 def test_media_where_its_api_takes_it_is_not_taken_for_text(meter: str, body: dict[str, object]) -> None:
     call = read(meter, body)
-    assert BLOB_TOKENS <= call.blob_tokens <= 4000
+    assert BLOB_TOKENS <= call.media.tokens <= 4000
     assert call.input_bytes < 400
-    assert (call.unsure_bytes > 300_000) == (_PDF[:9] in json.dumps(body)), "a PDF packs its text"
+    assert (call.media.unsure > 300_000) == (_PDF[:9] in json.dumps(body)), "a PDF packs its text"
 
 
 @pytest.mark.parametrize(("meter", "body"), _TEXT)
 def test_what_stands_elsewhere_is_text_whatever_it_says(meter: str, body: dict[str, object]) -> None:
     call = read(meter, body)
-    assert call.blob_tokens == 0
+    assert call.media.tokens == 0
     assert call.input_bytes > 250_000
 
 
@@ -552,7 +552,7 @@ def test_a_medium_that_does_not_begin_as_its_type_is_held_as_text_too(
     meter: str, body: dict[str, object]
 ) -> None:
     call = read(meter, body)
-    assert (call.blob_tokens, call.pictures) == (BLOB_TOKENS, 1)
+    assert (call.media.tokens, call.media.count) == (BLOB_TOKENS, 1)
     assert call.input_bytes > 250_000
 
 

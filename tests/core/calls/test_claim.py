@@ -122,7 +122,10 @@ def asked(meter: str = "openai_chat", /, **fields: Any) -> CallRequest:
     family = OF_METER[meter].name
     tools, plugins = elements(document, "tools"), elements(document, "plugins")
     return CallRequest(
-        meter, family, Body(body, document=document, tools=tools, plugins=plugins, names=names_in(document)), "m"
+        meter,
+        family,
+        Body(body, document=document, tools=tools, plugins=plugins, names=names_in(document)),
+        "m",
     )
 
 

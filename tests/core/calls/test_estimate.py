@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from gateway.core.calls.call import BLOB_TOKENS, Body, CallRequest, names_in
+from gateway.core.calls.call import BLOB_TOKENS, Body, CallRequest, Media, names_in
 from gateway.core.calls.claims import measure_media, read_call
 from gateway.core.calls.estimate import (
     CEILING,
@@ -34,7 +34,9 @@ from tests.core.calls.test_recordings import flac, wav
 def call(
     model: str = "m", output_max: int | None = None, choices: int = 1, input_bytes: int = 300
 ) -> CallRequest:
-    return CallRequest("openai_chat", Family("openai"), Body(), model, False, output_max, choices, input_bytes)
+    return CallRequest(
+        "openai_chat", Family("openai"), Body(), model, False, output_max, choices, input_bytes
+    )
 
 
 def used(tokens_in: int, tokens_out: int) -> TokenUsage:
@@ -368,8 +370,8 @@ def test_of_all_organizations_no_more_is_kept_than_the_bound() -> None:
 def test_the_most_of_an_image_is_what_its_model_takes_at_most(model: str, most: int) -> None:
     asked = call(model, output_max=0)
     plain = Estimator().hold(asked, 1, "chat")
-    asked.blob_tokens, asked.body.names = BLOB_TOKENS, names_in({"image_url": {"url": "https://x.example/a.png"}})
-    asked.pictures = 1
+    asked.media = Media(tokens=BLOB_TOKENS, count=1)
+    asked.body.names = names_in({"image_url": {"url": "https://x.example/a.png"}})
     found = Estimator().hold(asked, 1, "chat")
     assert found.ceiling - plain.ceiling >= 2 * most
     assert found.need - plain.need == BLOB_TOKENS
@@ -406,7 +408,7 @@ def test_a_picture_of_an_unknown_model_holds_the_dearest_of_its_api_at_most(
 ) -> None:
     asked = CallRequest("openai_chat", Family(family), Body(), model=model, output_max=0, input_bytes=300)
     plain = Estimator().hold(asked, 1, "chat")
-    asked.blob_tokens, asked.pictures = 25 * 1_600, 25
+    asked.media = Media(tokens=25 * 1_600, count=25)
     found = Estimator().hold(asked, 1, "chat")
     assert found.ceiling - plain.ceiling == 25 * most
     assert found.need - plain.need == 25 * 1_600, "a likely hold stays"
@@ -417,7 +419,7 @@ def test_a_picture_of_a_name_that_targets_replace_holds_what_they_take() -> None
     targets = (ModelTarget("up", "gpt-5.1"), ModelTarget("up", "claude-opus-4-7"))
     asked.take_aim(aim_of(asked, targets=targets))
     plain = Estimator().hold(asked, 1, "chat")
-    asked.blob_tokens, asked.pictures = 1_600, 1
+    asked.media = Media(tokens=1_600, count=1)
     assert Estimator().hold(asked, 1, "chat").ceiling - plain.ceiling == 4_784
 
 
@@ -473,7 +475,7 @@ def test_a_recording_holds_its_seconds_or_the_longest_of_its_model(
 ) -> None:
     """A second is 10 tokens."""
     call, found = transcribed(file, model, written)
-    assert call.blob_tokens == likely * 10
+    assert call.media.tokens == likely * 10
     assert most * 10 <= found.read <= most * 10 + 200
     assert found.need <= likely * 10 + 2_200
     seconds = {**(call.measured or {}), **(call.measured_most or {})}.get("audio_second")
@@ -483,7 +485,7 @@ def test_a_recording_holds_its_seconds_or_the_longest_of_its_model(
 def test_blobs_are_held_but_do_not_teach_the_ratio() -> None:
     estimator = Estimator()
     asked = call(output_max=0)
-    asked.blob_tokens = 1600
+    asked.media = Media(tokens=1600)
     found = estimator.hold(asked, 1, "chat")
     assert (found.need, found.ceiling) == (1700, 1750)
     for _ in range(300):
