@@ -165,7 +165,7 @@ class CallEntrance:
     def request_of(self, call: CallRequest, is_called: bool = True) -> UseRequest:
         """Return the request for the use of a call; `is_called`: it is called from here."""
         exchange, head, routed = self._exchange, self._exchange.head, self._exchange.head.routed
-        is_free = call.free or not routed.metered
+        is_free = call.mcp.free or not routed.metered
         kinds = (CALL, FREE_CALL) if is_called else (AUTHORIZED, FREE_AUTHORIZED)
         overlapping = () if is_free or routed.binding is None else routed.binding.overlapping
         return UseRequest(

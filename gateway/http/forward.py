@@ -535,7 +535,7 @@ def _opening(admitted: AdmittedCall, upstream: Upstream, trace: Trace | None) ->
         closing += trace.line
     if upstream.target.told:
         closing += _told(upstream.target.told, admitted.caller, head.attribution.priority)
-    if call.narrow is not None:
+    if call.answer_filter.narrow is not None:
         beginning, passed = _json_opening(beginning, passed)
     return b"".join((beginning, passed, closing, b"x-request-id: ", admitted.request_id.encode(), b"\r\n"))
 

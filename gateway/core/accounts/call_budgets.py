@@ -159,8 +159,8 @@ class OrganizationBudgets:
             said.project_id if project else None,
             (call.model, *call.models_beside, *[one.model for one in call.aim.targets]) if models else (),
             said.session if session else "",
-            call.tool if tool else "",
-            call.server if server else "",
+            call.mcp.tool if tool else "",
+            call.mcp.server if server else "",
             tags_of(self._tags, caller.tags, said.tags) if self._tags else (),
         )
 

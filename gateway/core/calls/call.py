@@ -788,6 +788,30 @@ class NameCheck:
         self.own: frozenset[str] = frozenset()
 
 
+class AnswerFilter(NamedTuple):
+    """What a caller is shown of an answer that has no usage, such as a list of models."""
+
+    listing: bytes = b""  # an answer that the gateway itself has
+    # Filters a list of models for the caller: yields empty steps, then the list.
+    narrow: Callable[[bytes], Iterator[bytes]] | None = None
+    checks: NameCheck | None = None  # models in that list whose owner is to be looked up
+
+
+NO_FILTER: Final = AnswerFilter()
+
+
+class McpMessage(NamedTuple):
+    """One message to an MCP server."""
+
+    server: str = ""
+    tool: str = ""  # tool of the server
+    free: bool = False  # it costs nothing
+    reply_to: str | int | None = None  # its id in JSON-RPC
+
+
+NO_MESSAGE: Final = McpMessage()
+
+
 class Learned(NamedTuple):
     """The densities of text that the estimator learned of similar calls; `entry` is what it keeps of them."""
 
@@ -886,18 +910,10 @@ class CallRequest:
     named: tuple[str, ...] = ()  # ids of stored objects in path and body
     unsure: tuple[str, ...] = ()  # texts in the body that may be ids of stored objects
     brought: frozenset[str] = frozenset()  # ids of objects inside the body, and those reported already
-    # Filters a list of models for the caller: yields empty steps, then the list.
-    narrow: Callable[[bytes], Iterator[bytes]] | None = None
-    checks: NameCheck | None = None  # models in that list whose owner is to be looked up
     # requested units by name, charged unless the answer reports others
     measured: dict[str, int] | None = None
     measured_most: dict[str, int] | None = None  # those of them that may be more, at most
-    listing: bytes = b""  # an answer that the gateway itself has
-    tool: str = ""  # tool of an MCP server
-    server: str = ""  # MCP server
-    free: bool = False  # an MCP message that costs nothing
     background: bool = False  # answered at once, and completed later
-    reply_to: str | int | None = None  # id of a JSON-RPC message
     asks: bool | None = None  # it may ask for tools or a search; None if unknown
     prompts: int = 1  # prompts that share the choices
     first_part: float = 1.0  # share of the first prompt in all of them
@@ -906,6 +922,8 @@ class CallRequest:
     tiers: tuple[str, ...] = ()  # service tiers that it asks for
     storage: StorageTime | None = None  # of contents that its upstream bills by time
     media: Media = NO_MEDIA
+    mcp: McpMessage = NO_MESSAGE
+    answer_filter: AnswerFilter = NO_FILTER
     aim: Aim = UNAIMED  # where it goes
     learned: Learned = UNLEARNED  # by the estimator
 

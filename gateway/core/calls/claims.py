@@ -33,6 +33,7 @@ from gateway.core.calls.call import (
     Body,
     BodyLook,
     CallRequest,
+    McpMessage,
     UsageBounds,
     check_names,
     check_size,
@@ -248,7 +249,7 @@ def _searches(call: CallRequest, document: Document, *, by_plugin: bool = True) 
 
 def _models_search(call: CallRequest) -> bool:
     """Return whether a model that may answer searches by itself."""
-    if call.tool:
+    if call.mcp.tool:
         return False
     return any(_may_search(model) for model in call.models)
 
@@ -615,7 +616,7 @@ def read_call(
         body, look = _asked_by(messages, document, body, look)
     call = CallRequest(route.meter, route.family, Body(document=document, cut=cut))
     if shape.of_tools:
-        call.server = route.upstream
+        call.mcp = McpMessage(route.upstream)
         shape.read(call, document, path_params, bounds)
         call.body.content = written_of(document, body, look)
         return call

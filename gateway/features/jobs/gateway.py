@@ -48,7 +48,7 @@ from gateway.core.billing.price_book import NO_COUNTS
 from gateway.core.billing.service_tiers import place_of, places_of, tier_at
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.aim import Aim
-from gateway.core.calls.call import Body, CallRequest, Media, UsageBounds, write_document
+from gateway.core.calls.call import AnswerFilter, Body, CallRequest, Media, UsageBounds, write_document
 from gateway.core.calls.claims import (
     CallClaim,
     answer_bound,
@@ -289,7 +289,8 @@ async def tell_job(exchange: Exchange) -> None:
             what = "has no results" if shows else "cannot be deleted: cancel it first, or wait"
             raise InvalidRequest(f"It is not over, so it {what}.")
         if job is not None and job.kind == RESPONSE and not await _is_over(routed, jobs, job):
-            admitted.call.narrow, admitted.call.strip_usage = _progress, True
+            admitted.call.answer_filter = AnswerFilter(narrow=_progress)
+            admitted.call.strip_usage = True
         if not shows:
             exchange.before_end = partial(_looked, jobs, caller, id_)
         if paths is not None and paths.results and routed.method == b"GET":

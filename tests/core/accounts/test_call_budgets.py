@@ -28,7 +28,7 @@ from gateway.core.accounts.call_budgets import (
     CallBudgets,
     OrganizationBudgets,
 )
-from gateway.core.calls.call import Body, CallRequest
+from gateway.core.calls.call import Body, CallRequest, McpMessage
 from gateway.core.model import GENERIC, Attribution, BudgetWindow, Caller
 from gateway.counters.layouts.packing import replaced
 from gateway.errors import CountersUnavailable, TooManyBudgets
@@ -241,7 +241,7 @@ def test_a_callers_last_budgets_are_found_until_something_of_it_is_another() -> 
 def test_calls_are_told_apart_by_all_that_decides(budget: Budget) -> None:
     known, budgets, caller = BudgetCache(), of(budget, EACH), Caller(1, 3, 40, 0)
     says = Attribution("ada", session="s", project_id=9)
-    asks = CallRequest("m", GENERIC, Body(), "claude-opus-4", tool="search")
+    asks = CallRequest("m", GENERIC, Body(), "claude-opus-4", mcp=McpMessage(tool="search"))
     for said, call in ((Attribution("ada"), CallRequest("m", GENERIC, Body())), (says, asks)):
         found = known.find_by_caller(budgets, caller, 2, said, call, NOW)
         asked = CallAttributes(*budgets.asked(caller, 2, said, call))
@@ -251,7 +251,9 @@ def test_calls_are_told_apart_by_all_that_decides(budget: Budget) -> None:
 
 def test_what_no_budget_asks_for_tells_no_calls_apart() -> None:
     caller, said = Caller(1, 3, 40, 0), Attribution("ada", project_id=9, session="s")
-    call = CallRequest("m", GENERIC, Body(), "gpt-5", models_beside=("x",), tool="search", server="github")
+    call = CallRequest(
+        "m", GENERIC, Body(), "gpt-5", models_beside=("x",), mcp=McpMessage("github", "search")
+    )
     alike = of(MONTH).asked(caller, 2, said, call)
     assert alike == of(HOUR).asked(Caller(1, 4, 41, 0), 3, Attribution(), CallRequest("m", GENERIC, Body()))
     every = of(*(replace(MONTH, **{name: value}) for name, value in NAMES.items()), EACH, SESSION)
