@@ -878,7 +878,7 @@ class Body:
         return written if self.cut is None else self.cut.put_back(written)
 
     def let_go(self, content: bytes) -> None:
-        """Release the document and other decoded parts, and keep `content` in place of what was decoded."""
+        """Release the document and other decoded parts, and keep only `content`."""
         if self.document is not None:
             self.content = content
         self.document, self.tools, self.plugins, self.cut = None, (), (), None

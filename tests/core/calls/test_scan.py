@@ -18,6 +18,7 @@ from gateway.core.billing.vector import Vector
 from gateway.core.calls import call as module
 from gateway.core.calls.call import (
     MEDIA_NAMES,
+    Body,
     CallRequest,
     CutParts,
     FieldNames,
@@ -104,7 +105,9 @@ def read(meter: str, body: bytes, by: Scan | None) -> dict[str, Any]:
     finally:
         module._scan = before
     found = {one.name: getattr(call, one.name) for one in fields(CallRequest)}
-    shown = ("cut", "document", "tools", "plugins")  # texts are cut out of them, and are in what is sent
+    found |= {one.name: getattr(call.body, one.name) for one in fields(Body)}
+    # Texts are cut out of the document, and are in what is sent.
+    shown = ("body", "cut", "document", "tools", "plugins")
     found = {name: value for name, value in found.items() if name not in shown} | decided
     found |= {"names": said(call.body.names), "sent": call.write_for("another")}
     for write in (
