@@ -218,7 +218,7 @@ async def check_line(
     service, _, budgets, _ = terms
     asking, by_cost = money_budgets(budgets), service.pricing.at_cost is not None
     prices = None
-    if call.tools or call.models_beside:
+    if call.body.tools or call.models_beside:
         prices = prices_of(calls, caller, service, call, budgets, asked.kind.life_ms)
     elif calls.refuse_unpriced or by_cost or asking is not None:
         know_reports(call, check_parts(call, named, asking, by_cost))

@@ -40,13 +40,13 @@ def judge(  # noqa: PLR0917  # who asks for what, and how it is said that this m
         if call.model or (call.models_beside and not without_model):
             for model in (call.model, *call.models_beside):
                 if model and model not in listed and not on_list(model, listed):
-                    kind = "tool" if call.tool else "model"
+                    kind = "tool" if call.mcp.tool else "model"
                     by = call.chosen_by(model) if call.attempts else ""
                     raise ModelNotAllowed(f"This {whose} may not use the {kind} {model}{by}.")
         elif without_model:
             raise ModelNotAllowed(f"This {whose} may use some models alone, and {without_model}.")
     table = models.table()
-    if not table.rules or call.tool:
+    if not table.rules or call.mcp.tool:
         return None
     for beside in call.models_beside:  # the upstream may use one of these instead
         table.find(beside, caller.organization_id)

@@ -16,7 +16,7 @@ from gateway.calls.claim import hold_request
 from gateway.calls.permit import check_batch_models
 from gateway.calls.ports import DirectoryPort
 from gateway.core.accounts.upstream_jobs import batch_lines, model_of, uploaded
-from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, BodyLook, CallRequest, look_out_of_turn
+from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, Body, BodyLook, CallRequest, look_out_of_turn
 from gateway.core.calls.claims import find_tools, measure_media, read_call, read_form
 from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.forms import FormReader, boundary_of
@@ -46,7 +46,7 @@ from gateway.http.server.buffers import full
 from gateway.http.server.exchange import Attempt, ClientPort, Exchange, RequestBody, Worker
 
 # The request of a call whose body was not read yet.
-_UNREAD: Final = CallRequest("none", GENERIC, b"")
+_UNREAD: Final = CallRequest("none", GENERIC, Body())
 _HEAD_ALONE: Final = AdmissionTerms(NO_SERVICE, NO_PRICES, None, None)
 # Without path parameters from a job.
 NO_WORDS: Final[Mapping[str, str]] = {}
@@ -129,7 +129,7 @@ async def admit(exchange: Exchange, caller: Caller, says: Mapping[str, str] = NO
             else await _read_in_turn(worker, head, received, caller, body, look, says)
         )
         exchange.call = call
-        if call.documents or call.recordings:
+        if call.media.documents or call.media.recordings:
             held = held or await by_head(exchange, caller)
             await count_in_turn(worker, caller, call)
         if routed.listing is not None:
@@ -165,7 +165,7 @@ class CallEntrance:
     def request_of(self, call: CallRequest, is_called: bool = True) -> UseRequest:
         """Return the request for the use of a call; `is_called`: it is called from here."""
         exchange, head, routed = self._exchange, self._exchange.head, self._exchange.head.routed
-        is_free = call.free or not routed.metered
+        is_free = call.mcp.free or not routed.metered
         kinds = (CALL, FREE_CALL) if is_called else (AUTHORIZED, FREE_AUTHORIZED)
         overlapping = () if is_free or routed.binding is None else routed.binding.overlapping
         return UseRequest(
@@ -257,7 +257,7 @@ async def _check_upload(worker: Worker, head: CallHead, caller: Caller, body: by
     content = await worker.bodies.read(caller.organization_id, partial(uploaded, routed.form, body))
     if content is not None and paths is not None:
         lines = await worker.bodies.gather(caller.organization_id, batch_lines(content, paths.calls))
-        call_of_all = CallRequest("none", routed.family, b"", model=model_of(lines[0]))
+        call_of_all = CallRequest("none", routed.family, Body(), model=model_of(lines[0]))
         check_batch_models(worker.models, worker.ports.directory, head.attribution, caller, call_of_all)
 
 
@@ -294,7 +294,7 @@ def read(  # noqa: PLR0917  # what a request has arrived as
     if owned is not None:
         if owned.bare and (received.length or routed.chunked):
             raise InvalidRequest(f"{routed.route.path} takes no body with this method.")
-        family, document = FAMILIES[call.family], call.document
+        family, document = FAMILIES[call.family], call.body.document
         if owned.counts and document is not None:
             call.model, call.models_beside = models_counted(
                 document, routed.params.get("model"), family.model_lists
@@ -302,7 +302,7 @@ def read(  # noqa: PLR0917  # what a request has arrived as
         elif owned.reads and document is not None and routed.label not in BATCH_AT:  # its lines are judged
             prefix = family.lists.prefix if family.lists is not None else ""
             call.models_beside = models_stored(document, family.model_lists, prefix)
-        if owned.reads and document is not None and call.names.tools:
+        if owned.reads and document is not None and call.body.names.tools:
             find_tools(call, document)
         read_objects(owned, call)
     return call

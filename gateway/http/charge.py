@@ -241,7 +241,7 @@ class AdmittedCall:
         """
         observed, weights = self._observed or self._watch(), self.decision.weights
         covered_, held_quota = self._tokens_covered(), self.decision.held_tokens
-        need = self.claim.estimate.need + (self.call.text_beyond if self.call.bound else 0)
+        need = self.claim.estimate.need + (self.call.media.text_beyond if self.call.bound else 0)
         if weights is not None:
             held_quota = min(held_quota, weights.at_most(need, need))
         wanted = 0 if covered_ >= ENDLESS else min(covered_, need) + tokens
@@ -512,10 +512,10 @@ def _counts_of(detail: Detail, usage: TokenUsage, call: CallRequest) -> Counts:
     If the upstream reported none, tokens of sound and images are taken from the media in the request.
     """
     counts = detail.counts(usage)
-    if usage.reported or call.mute or not call.blob_tokens or counts[_HEARD] or counts[_SEEN]:
+    if usage.reported or call.media.mute or not call.media.tokens or counts[_HEARD] or counts[_SEEN]:
         return counts
-    heard = min(call.heard, counts[0])
-    seen = min(call.blob_tokens - call.heard, counts[0] - heard)
+    heard = min(call.media.heard, counts[0])
+    seen = min(call.media.tokens - call.media.heard, counts[0] - heard)
     by_media = list(counts)
     by_media[_HEARD], by_media[_SEEN] = heard, seen
     return tuple(by_media)

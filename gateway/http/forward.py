@@ -210,11 +210,11 @@ def socket_key(request_id: str) -> bytes:
 
 def _renamed(call: CallRequest, model: str, begun: bytes) -> bytes:
     """Return the beginning of a form with the upstream's name of the model; other bodies are unchanged."""
-    if not call.aim.targets or call.model_at is None:
+    if not call.aim.targets or call.body.model_at is None:
         return begun
-    call.body = begun
+    call.body.content = begun
     begun = call.write_for(model)
-    call.body = b""
+    call.body.content = b""
     return begun
 
 
@@ -278,12 +278,12 @@ def _tell_of_fields(admitted: AdmittedCall, status: int, answer: bytes) -> None:
     maximum.
     """
     call, upstream = admitted.call, admitted.attempt.upstream
-    names = [*call.put_in, call.renamed, "stream_options" if call.strip_usage else ""]
+    names = [*call.body.put_in, call.body.renamed, "stream_options" if call.strip_usage else ""]
     name = next((one for one in names if one and one.encode() in answer), "")
     if not name or upstream is None:
         return
     shape, ports = SHAPES.get(call.meter), admitted.worker.ports
-    if shape is not None and name in {shape.maximum, call.renamed} and upstream.target.auth == "header":
+    if shape is not None and name in {shape.maximum, call.body.renamed} and upstream.target.auth == "header":
         upstream.listed = True
     count = ports.failing.note(upstream.name, f"field {name}", ports.seconds(), KEYS_TELL_EACH_S)
     if count:
@@ -337,7 +337,7 @@ async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHea
         passes = passes and (not attempt.empty or _may_go_on(admitted, number))
         if answer is not None and not passes:
             if not last:
-                call.let_go(call.body)
+                call.let_go(call.body.content)
                 connection.body.let_go()
             admitted.answered_by(number)
             return answer
@@ -492,14 +492,14 @@ def _may_go_on(admitted: AdmittedCall, number: int) -> bool:
     if number + 1 >= len(call.aim.targets):
         return False
     models = call.aim.targets[number].model, call.aim.targets[number + 1].model
-    return can_open(FAMILIES[admitted.head.routed.family].seals, call.body, models)
+    return can_open(FAMILIES[admitted.head.routed.family].seals, call.body.content, models)
 
 
 def _stays(admitted: AdmittedCall) -> bool:
     """Return whether a call stays with one account of its upstream, which made what it names or sealed."""
     call, seals = admitted.call, FAMILIES[admitted.head.routed.family].seals
     model = admitted.attempt.model or call.model
-    return bool(call.named) or not can_open(seals, call.body, (model, model))
+    return bool(call.named) or not can_open(seals, call.body.content, (model, model))
 
 
 def _begin(admitted: AdmittedCall, upstream: Upstream) -> None:
@@ -535,7 +535,7 @@ def _opening(admitted: AdmittedCall, upstream: Upstream, trace: Trace | None) ->
         closing += trace.line
     if upstream.target.told:
         closing += _told(upstream.target.told, admitted.caller, head.attribution.priority)
-    if call.narrow is not None:
+    if call.answer_filter.narrow is not None:
         beginning, passed = _json_opening(beginning, passed)
     return b"".join((beginning, passed, closing, b"x-request-id: ", admitted.request_id.encode(), b"\r\n"))
 

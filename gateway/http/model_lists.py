@@ -6,7 +6,7 @@ from typing import Final
 
 from gateway.calls.admit import consider
 from gateway.calls.permit import lists_of
-from gateway.core.calls.call import CallRequest, NameCheck
+from gateway.core.calls.call import AnswerFilter, Body, CallRequest, NameCheck
 from gateway.core.calls.facts import aim_of
 from gateway.core.calls.models import ModelTable, named_by
 from gateway.core.families.family import Listing, narrowed
@@ -48,15 +48,18 @@ def narrow(worker: Worker, head: CallHead, caller: Caller, call: CallRequest, li
         if not shows(model):
             raise ModelNotAllowed(f"This API key may not use the model {model}.")
         if model in ours:
-            call.listing = listing.one(model)
+            call.answer_filter = AnswerFilter(listing.one(model))
     elif ours:
-        call.listing = listing.written([one for one in ours if shows(one)])
+        call.answer_filter = AnswerFilter(listing.written([one for one in ours if shows(one)]))
     elif lists or services is not None or configured.rules or checks is not None:
-        call.checks, decides = checks, bool(lists or services is not None or configured.rules)
-        call.narrow = lambda document: (
-            narrowed(document, listing, shows, checks)
-            if decides or any(one.encode() in document.lower() for one in begins)
-            else iter((document,))  # the document names no model
+        decides = bool(lists or services is not None or configured.rules)
+        call.answer_filter = AnswerFilter(
+            narrow=lambda document: (
+                narrowed(document, listing, shows, checks)
+                if decides or any(one.encode() in document.lower() for one in begins)
+                else iter((document,))  # the document names no model
+            ),
+            checks=checks,
         )
         call.strip_usage = True  # ask for a list without compression; its length is unknown
 
@@ -99,7 +102,7 @@ def _services(worker: Worker, head: CallHead, caller: Caller) -> list[Service] |
 def _may_call(worker: Worker, head: CallHead, caller: Caller, service: Service, model: str) -> bool:
     """Return whether the model has every price, budget and permission that a call of it needs."""
     ports, said = worker.ports, head.attribution
-    call = CallRequest("none", head.routed.family, b"", model=model)
+    call = CallRequest("none", head.routed.family, Body(), model=model)
     try:
         if (table := worker.models.table()).rules:
             rule = table.find(model, caller.organization_id)

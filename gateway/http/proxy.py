@@ -23,9 +23,9 @@ async def proxy(exchange: Exchange) -> None:
     """Admit one call, forward it, relay the answer, and charge the use."""
     caller = known(exchange) or await identify(exchange)
     admitted = await admit(exchange, caller)
-    if admitted.call.listing:  # a list of configured models needs no upstream
+    if admitted.call.answer_filter.listing:  # a list of configured models needs no upstream
         await admitted.settle(200, True)
-        own_answer(exchange, 200, _JSON, admitted.call.listing)
+        own_answer(exchange, 200, _JSON, admitted.call.answer_filter.listing)
         return
     if admitted.call.background:
         await exchange.worker.ports.run_later(exchange, admitted)

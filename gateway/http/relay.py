@@ -64,7 +64,7 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
         await _lead_here(admitted, answer, route, exchange.origin)
     outlet = Outlet(exchange, admitted, answer, call.strip_usage and 200 <= status < 300, meter)
     exchange.fail = outlet.fail
-    if link.complete and not answer.content_encoding and call.narrow is None:
+    if link.complete and not answer.content_encoding and call.answer_filter.narrow is None:
         tail = meter.whole(link.take_payload())
     else:
         tail = await _relay_body(exchange, admitted, link, meter, outlet)
@@ -135,7 +135,7 @@ async def _relay_body(
     """
     worker, connection, call = exchange.worker, exchange.connection, admitted.call
     limits, is_job = worker.limits, exchange.before_end is not None  # its answer is wanted whole
-    is_read = call.narrow is not None or call.units_pointer or call.meter not in UNREAD_METERS
+    is_read = call.answer_filter.narrow is not None or call.units_pointer or call.meter not in UNREAD_METERS
     # An upstream refuses a stream with a document.
     passes = (call.streamed and admitted.attempt.status not in REFUSING) or not is_read
     held_max = 0 if passes else limits.answer_held_bytes_max
@@ -194,7 +194,7 @@ async def _catch_up(admitted: AdmittedCall, link: Link, meter: Meter, keeps: boo
     passed: list[bytes] = []
     while meter.behind:
         await link.next_turn()
-        checks = admitted.call.checks
+        checks = admitted.call.answer_filter.checks
         if checks is not None and checks.asked:
             await _check_names(admitted, checks)
         passed.append(_metered(admitted, meter, b"", keeps))

@@ -198,8 +198,8 @@ def refuse(exchange: Exchange, refusal: Refusal) -> None:
         own_answer(exchange, refusal.status, list(refusal.fields), b"")
         return
     exchange.reason, routed = refusal.reason, exchange.head.routed
-    if exchange.call is not None and exchange.call.reply_to is not None:
-        refusal.reply_to = exchange.call.reply_to
+    if exchange.call is not None and exchange.call.mcp.reply_to is not None:
+        refusal.reply_to = exchange.call.mcp.reply_to
     fields, body = render(refusal, routed.family, exchange.request_id)
     issued = exchange.worker.ports.tokens.issuers
     if issued and isinstance(refusal, InvalidApiKey) and FAMILIES[routed.family].session_field:

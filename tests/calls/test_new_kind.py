@@ -11,7 +11,7 @@ from gateway.calls.admit import admit
 from gateway.calls.charge import NO_DETAIL, MeteredUse, UseTerms, charge, release
 from gateway.core.accounts.outbox import NONE
 from gateway.core.billing.price_book import NO_COUNTS
-from gateway.core.calls.call import CallRequest
+from gateway.core.calls.call import Body, CallRequest
 from gateway.core.calls.routes import Route
 from gateway.core.calls.use_request import KindOfUse, UseRequest
 from gateway.core.model import GENERIC
@@ -47,7 +47,7 @@ async def dial(exchange: Exchange) -> None:
     """Hold an hour of a phone call, then charge the minutes that it took."""
     caller, ports = known(exchange) or await identify(exchange), exchange.worker.ports
     body = await exchange.whole_body(caller, 1_024)
-    call, said = CallRequest("none", GENERIC, b""), exchange.head.attribution
+    call, said = CallRequest("none", GENERIC, Body()), exchange.head.attribution
     use = UseRequest(PHONE, exchange.request_id, caller, "", said, call, "search", units=MINUTES_MAX)
     service, prices, _, _ = (await admit(exchange.worker.admission, use, Dialed(exchange))).terms
     terms = UseTerms(caller, exchange.request_id, "", service, prices)

@@ -30,13 +30,13 @@ def test_usage_is_asked_for_and_nothing_else_changes(
     call = read(meter, raw)
     assert call.strip_usage
     kept = options if isinstance(options, dict) else {}
-    assert json.loads(call.body) == {**asked, "stream_options": {**kept, "include_usage": True}}
+    assert json.loads(call.body.content) == {**asked, "stream_options": {**kept, "include_usage": True}}
 
 
 def test_nothing_is_added_to_a_client_that_asks_itself() -> None:
     raw = json.dumps(chat(stream=True, stream_options={"include_usage": True})).encode()
     call = read("openai_chat", raw)
-    assert json.loads(call.body) == json.loads(raw)
+    assert json.loads(call.body.content) == json.loads(raw)
     assert not call.strip_usage
 
 
@@ -45,7 +45,7 @@ def test_without_a_stream_nothing_is_asked_for(stream: object) -> None:
     asked = chat() if stream is ... else chat(stream=stream)
     raw = json.dumps({**asked, "stream_options": None}).encode()
     call = read("openai_chat", raw)
-    assert json.loads(call.body) == json.loads(raw)
+    assert json.loads(call.body.content) == json.loads(raw)
     assert not call.strip_usage
 
 
@@ -68,8 +68,8 @@ def test_stream_options_spelled_with_escapes_are_still_found() -> None:
     raw = b'{"model":"m","x":{"stream_options":1},"stream\\u005foptions" : {"a":[1, 2]} ,"stream":true}'
     call = read("openai_chat", raw)
     assert call.strip_usage
-    assert json.loads(call.body)["stream_options"] == {"a": [1, 2], "include_usage": True}
-    assert json.loads(call.body)["x"] == {"stream_options": 1}
+    assert json.loads(call.body.content)["stream_options"] == {"a": [1, 2], "include_usage": True}
+    assert json.loads(call.body.content)["x"] == {"stream_options": 1}
 
 
 _KEYS = st.sampled_from(["a", "stream_option", "messages", "ünïcode", 'quo"te', "back\\slash"])
@@ -91,7 +91,7 @@ def test_asking_for_usage_keeps_every_other_member(
     asked = {**more, **ours} if last else {**ours, **more}
     call = read("openai_chat", json.dumps(asked, ensure_ascii=ascii_only).encode())
     kept = options if isinstance(options, dict) else {}
-    assert json.loads(call.body) == {**asked, "stream_options": {**kept, "include_usage": True}}
-    again = read("openai_chat", call.body)
-    assert again.body == call.body
+    assert json.loads(call.body.content) == {**asked, "stream_options": {**kept, "include_usage": True}}
+    again = read("openai_chat", call.body.content)
+    assert again.body.content == call.body.content
     assert not again.strip_usage

@@ -27,7 +27,7 @@ from gateway.core.accounts.refusals import read_batch
 from gateway.core.accounts.runs import Run
 from gateway.core.billing.price_book import KINDS
 from gateway.core.billing.vector import Vector
-from gateway.core.calls.call import CallRequest
+from gateway.core.calls.call import Body, CallRequest
 from gateway.core.calls.tariff import NO_PRICES
 from gateway.core.model import Admitted, BudgetWindow, Family, LimitKind, Refused, Scope, Verdict
 from gateway.errors import ModelNotPriced
@@ -179,7 +179,7 @@ async def test_a_model_nobody_can_price_is_not_called_under_a_budget_of_money(st
 
 def test_a_call_that_names_no_model_is_not_priced_under_a_budget_of_money() -> None:
     """No family reads one without; one that did would count nothing."""
-    nameless = CallRequest("openai_chat", Family("openai"), b"")
+    nameless = CallRequest("openai_chat", Family("openai"), Body())
     check_known(NO_PRICES, nameless)
     asking = OrganizationBudgets(1, (BUDGET,), "USD").find(CallAttributes(7, 0, 1), 0)
     with pytest.raises(ModelNotPriced, match=BUDGET.name):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from gateway.core.calls.call import CallRequest
+from gateway.core.calls.call import Body, CallRequest
 from gateway.core.model import Family
 from tests.recorded.prices import KINDS
 
@@ -56,7 +56,7 @@ class Answer:
         family = Family(meter.partition("_")[0])
         reports = meter in {"anthropic_messages", "gemini_generate", "gemini_stream"}
         return CallRequest(
-            meter, family, b"{}", self.asked, streamed, None, 1, 300, 0, False, reports=reports
+            meter, family, Body(b"{}"), self.asked, streamed, None, 1, 300, 0, False, reports=reports
         )
 
 

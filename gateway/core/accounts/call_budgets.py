@@ -175,8 +175,8 @@ class OrganizationBudgets:
             if models
             else (),
             said.session if session else "",
-            call.tool if tool else "",
-            call.server if server else "",
+            call.mcp.tool if tool else "",
+            call.mcp.server if server else "",
             tags_of(self._tags, caller.tags, said.tags) if self._tags else (),
             self.groups_of(caller, said, call.user) if group else (),
         )

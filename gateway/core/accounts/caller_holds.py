@@ -26,7 +26,7 @@ from gateway.core.billing.price_book import (
     Counts,
 )
 from gateway.core.calls.aim import Aim
-from gateway.core.calls.call import TIMED_OUT, CallRequest, Learned, UsageBounds, read_document
+from gateway.core.calls.call import TIMED_OUT, Body, CallRequest, Learned, Media, UsageBounds, read_document
 from gateway.core.calls.routes import ModelTarget, Route
 from gateway.core.families.controlled import model_name
 from gateway.core.metering.meter import Detail
@@ -131,8 +131,8 @@ class HeldCall(msgspec.Struct, array_like=True):
 
     def request(self, model: str) -> CallRequest:
         call = CallRequest(
-            self.meter, Family(self.family), b"", model, self.streamed, self.output_max, self.choices,
-            blob_tokens=self.input_estimate,
+            self.meter, Family(self.family), Body(), model, self.streamed, self.output_max, self.choices,
+            media=Media(tokens=self.input_estimate),
             units_pointer=self.units_pointer, input_ceiling=self.input_ceiling,
             output_ceiling=self.output_ceiling, reports=self.reports, gives_up=self.gives_up,
             measured=self.measured, keeps=self.keeps, named=self.named, brought=frozenset(self.brought),
@@ -201,7 +201,9 @@ class CallerHold(msgspec.Struct):
 
     def names(self, output_max: int | None = None) -> CallRequest:
         """Return a `CallRequest` with the hold's models, for looking up prices."""
-        call = CallRequest("none", GENERIC, b"", self.model, output_max=output_max, models_beside=self.beside)
+        call = CallRequest(
+            "none", GENERIC, Body(), self.model, output_max=output_max, models_beside=self.beside
+        )
         call.aim = Aim(call.said, tuple([ModelTarget("", model) for model in self.targets]))
         return call
 

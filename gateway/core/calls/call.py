@@ -410,7 +410,7 @@ class Recording(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """The size of all media in a body."""
+    """The media of a call: their number, size and tokens. It is a value, which nothing changes."""
 
     size: int = 0  # bytes of base64 that are no text
     tokens: int = 0  # tokens to hold
@@ -421,10 +421,19 @@ class Media:
     dense: int = 0  # bytes that are digits or capitals
     documents: tuple[str, ...] = ()  # base64 of documents, whose pages are not counted yet
     document_tokens: int = 0  # their part of `tokens`
-    far: int = 0  # documents, sound and videos that an address or an id names
+    endless: int = 0  # documents, sound and videos of unknown length, as those that an address or an id names
     recordings: tuple[Recording, ...] = ()  # sound and videos, whose seconds are not counted yet
     recording_tokens: int = 0  # their part of `tokens`
     sizes: tuple[tuple[int, int], ...] = ()  # width and height of pictures, where they are known
+    pages: int = 0  # of documents in the body
+    seconds: int = 0  # of recordings in the body
+    video_seconds: int = 0  # of those that are videos
+    sound_beyond: int = 0  # tokens that a recording of a form may have beyond `heard`
+    text_beyond: int = 0  # tokens that texts in `tokens` may have beyond it: of a live session
+    mute: bool = False  # all of `tokens` is text: of a live session without sound and pictures
+
+
+NO_MEDIA: Final = Media()
 
 
 def media_in(document: Mapping[str, object], places: MediaPlaces) -> Media:
@@ -779,6 +788,30 @@ class NameCheck:
         self.own: frozenset[str] = frozenset()
 
 
+class AnswerFilter(NamedTuple):
+    """What a caller is shown of an answer that has no usage, such as a list of models."""
+
+    listing: bytes = b""  # an answer that the gateway itself has
+    # Filters a list of models for the caller: yields empty steps, then the list.
+    narrow: Callable[[bytes], Iterator[bytes]] | None = None
+    checks: NameCheck | None = None  # models in that list whose owner is to be looked up
+
+
+NO_FILTER: Final = AnswerFilter()
+
+
+class McpMessage(NamedTuple):
+    """One message to an MCP server."""
+
+    server: str = ""
+    tool: str = ""  # tool of the server
+    free: bool = False  # it costs nothing
+    reply_to: str | int | None = None  # its id in JSON-RPC
+
+
+NO_MESSAGE: Final = McpMessage()
+
+
 class Learned(NamedTuple):
     """The densities of text that the estimator learned of similar calls; `entry` is what it keeps of them."""
 
@@ -792,28 +825,83 @@ UNLEARNED: Final = Learned()
 
 
 @dataclass(slots=True)
+class Body:
+    """The body of a call: as it is sent, as it was decoded, and what the gateway changed in it."""
+
+    content: bytes = b""  # the encoded request, until it is sent for the last time
+    document: Document | None = None  # the decoded `content`
+    cut: CutParts | None = None  # parts that `document` lacks
+    files: Sequence[FormFile] = ()  # files of a form
+    names: FieldNames = NO_NAMES  # facts about all field names
+    rare_bytes: int = 0  # bytes of text beyond ASCII
+    tools: Sequence[Document] = ()  # list in `document`
+    plugins: Sequence[Document] = ()  # list in `document`
+    model_at: tuple[int, int] | None = None  # position of the model's name in a form
+    changed: bool = False  # `document` differs from `content`
+    written_as: str = ""  # the model's name in `document`
+    put_in: tuple[str, ...] = ()  # fields that the gateway added
+    stated: dict[str, int] | None = None  # the client's maxima, by field
+    renamed: str = ""  # the maximum's field name at the upstream
+
+    def put(self, name: str) -> None:
+        """Record that the gateway added the field `name` to the document."""
+        self.put_in += (name,)
+        self.changed = True
+
+    def last(self) -> bytes:
+        """Return the body as it is sent for the last time."""
+        if self.document is not None and self.changed and self.model_at is None:
+            return self.written(self.document)
+        return self.content
+
+    def write_for(self, model: str, named: str) -> bytes:
+        """Return the body with the name `model` instead of the name that the client `named`."""
+        if self.model_at is not None:
+            start, end = self.model_at
+            return b"".join((self.content[:start], (model or named).encode(), self.content[end:]))
+        document = self.document
+        if document is None:
+            return self.content
+        before = self.written_as or named
+        if model != before:
+            requests, inner = document.get("requests"), [document.get(name) for name in INNER_CALLS]
+            for place in (document, *inner, *(requests if isinstance(requests, list) else ())):
+                if isinstance(place, dict) and place.get("model") is not None:
+                    in_path = place["model"] == f"models/{before}"
+                    place["model"], self.changed = f"models/{model}" if in_path else model, True
+            self.written_as = model
+        return self.written(document) if self.changed else self.content
+
+    def written(self, document: Document) -> bytes:
+        """Return the document as JSON, with the long texts that were cut out before it was decoded."""
+        written = write_document(document)
+        return written if self.cut is None else self.cut.put_back(written)
+
+    def let_go(self, content: bytes) -> None:
+        """Release the document and other decoded parts, and keep only `content`."""
+        if self.document is not None:
+            self.content = content
+        self.document, self.tools, self.plugins, self.cut = None, (), (), None
+
+
+@dataclass(slots=True)
 class CallRequest:
     """One call as it is sent to its upstream: what it asks for, and the estimates for its hold."""
 
     meter: str  # key of `SHAPES`, or generic or none
     family: Family
-    body: bytes  # the encoded request, until `take_body`
+    body: Body
     model: str = ""
     streamed: bool = False
     output_max: int | None = None  # stated maximum of one choice in tokens
     choices: int = 1
     input_bytes: int = 0  # bytes of text
-    blob_tokens: int = 0  # tokens for images, sound and files
     strip_usage: bool = False  # the client did not ask for a usage frame; send `accept-encoding: identity`
     units_pointer: str = ""
     text_bytes: int = 0  # produced text, set by the meter
-    document: Document | None = None  # the decoded body
-    tools: Sequence[Document] = ()  # list in `document`
-    plugins: Sequence[Document] = ()  # list in `document`
     models_beside: tuple[str, ...] = ()  # other models that may answer
     attempts: tuple[ModelAttempt, ...] = ()  # those of them that follow one that gave way
     user: str = ""  # the user that the body names
-    changed: bool = False  # `document` differs from `body`
     input_ceiling: int = 0  # tokens of the prompt at most
     output_ceiling: int = 0  # tokens of one choice at most
     reports: bool = False  # each complete answer reports its usage
@@ -822,50 +910,20 @@ class CallRequest:
     named: tuple[str, ...] = ()  # ids of stored objects in path and body
     unsure: tuple[str, ...] = ()  # texts in the body that may be ids of stored objects
     brought: frozenset[str] = frozenset()  # ids of objects inside the body, and those reported already
-    names: FieldNames = NO_NAMES  # facts about all field names
-    # Filters a list of models for the caller: yields empty steps, then the list.
-    narrow: Callable[[bytes], Iterator[bytes]] | None = None
-    checks: NameCheck | None = None  # models in that list whose owner is to be looked up
-    rare_bytes: int = 0  # bytes of text beyond ASCII
-    unsure_bytes: int = 0  # bytes of media that may cost more than `blob_tokens`
-    dense_media: int = 0  # bytes of media that are digits or capitals
     # requested units by name, charged unless the answer reports others
     measured: dict[str, int] | None = None
     measured_most: dict[str, int] | None = None  # those of them that may be more, at most
-    written_as: str = ""  # the model's name in `document`
-    listing: bytes = b""  # an answer that the gateway itself has
-    tool: str = ""  # tool of an MCP server
-    server: str = ""  # MCP server
-    free: bool = False  # an MCP message that costs nothing
     background: bool = False  # answered at once, and completed later
-    reply_to: str | int | None = None  # id of a JSON-RPC message
-    files: Sequence[FormFile] = ()  # files of a form
-    model_at: tuple[int, int] | None = None  # position of the model's name in a form
-    cut: CutParts | None = None  # parts that `document` lacks
     asks: bool | None = None  # it may ask for tools or a search; None if unknown
     prompts: int = 1  # prompts that share the choices
     first_part: float = 1.0  # share of the first prompt in all of them
     output_default: int = 0  # the upstream's maximum of a choice if none is stated, 0 if unknown
     bound: bool = False  # its hold is the most that it may use
-    put_in: tuple[str, ...] = ()  # fields that the gateway added
-    stated: dict[str, int] | None = None  # the client's maxima, by field
-    renamed: str = ""  # the maximum's field name at the upstream
-    pictures: int = 0  # number of images
-    picture_sizes: tuple[tuple[int, int], ...] = ()  # their width and height, where these are known
-    documents: tuple[str, ...] = ()  # base64 of documents whose pages are not counted yet
-    document_tokens: int = 0  # part of `blob_tokens` that is documents
-    pages: int = 0  # of documents in the body
-    endless: int = 0  # documents, sound and videos of unknown length
-    recordings: tuple[Recording, ...] = ()  # sound and videos whose seconds are not counted yet
-    recording_tokens: int = 0  # part of `blob_tokens` that is recordings in the body
-    seconds: int = 0  # of recordings in the body
-    video_seconds: int = 0  # of those that are videos
-    sound_beyond: int = 0  # tokens that a recording of a form may have beyond `heard`
-    heard: int = 0  # part of `blob_tokens` that is sound
-    text_beyond: int = 0  # tokens that texts in `blob_tokens` may have beyond it: of a live session
-    mute: bool = False  # all of `blob_tokens` is text: of a live session without sound and pictures
     tiers: tuple[str, ...] = ()  # service tiers that it asks for
     storage: StorageTime | None = None  # of contents that its upstream bills by time
+    media: Media = NO_MEDIA
+    mcp: McpMessage = NO_MESSAGE
+    answer_filter: AnswerFilter = NO_FILTER
     aim: Aim = UNAIMED  # where it goes
     learned: Learned = UNLEARNED  # by the estimator
 
@@ -893,7 +951,7 @@ class CallRequest:
     @property
     def unmeasured(self) -> bool:
         """Whether the call has documents or recordings whose pages or seconds are not counted yet."""
-        return bool(self.documents or self.recordings)
+        return bool(self.media.documents or self.media.recordings)
 
     def tiers_of(self, answered: str) -> tuple[str, ...]:
         """Return the service tiers that the call asks of the model that `answered`."""
@@ -914,12 +972,12 @@ class CallRequest:
     @property
     def has_input(self) -> bool:
         """Whether tokens are charged for the call's input: its body has text or media."""
-        return self.input_bytes > 0 or self.blob_tokens > 0
+        return self.input_bytes > 0 or self.media.tokens > 0
 
     @property
     def input_estimate(self) -> int:
         """The likely input tokens: by size, with the mean tokens a byte that were learned, and by media."""
-        return _whole(self.input_bytes * self.learned.input_tokens_per_byte) + self.blob_tokens
+        return _whole(self.input_bytes * self.learned.input_tokens_per_byte) + self.media.tokens
 
     @property
     def most(self) -> int:
@@ -929,41 +987,19 @@ class CallRequest:
 
     def take_body(self) -> bytes:
         """Return the body for the last time that it is sent, and release the decoded document."""
-        body = self.body
-        if self.document is not None and self.changed and self.model_at is None:
-            body = self.written(self.document)
-        self.let_go(body)
-        return body
+        content = self.body.last()
+        self.let_go(content)
+        return content
 
     def write_for(self, model: str) -> bytes:
         """Return the body to send to an upstream that calls the model `model`; it may be sent again later."""
-        if self.model_at is not None:
-            start, end = self.model_at
-            return b"".join((self.body[:start], (model or self.model).encode(), self.body[end:]))
-        document = self.document
-        if document is None:
-            return self.body
-        before = self.written_as or self.model
-        if model != before:
-            requests, inner = document.get("requests"), [document.get(name) for name in INNER_CALLS]
-            for place in (document, *inner, *(requests if isinstance(requests, list) else ())):
-                if isinstance(place, dict) and place.get("model") is not None:
-                    in_path = place["model"] == f"models/{before}"
-                    place["model"], self.changed = f"models/{model}" if in_path else model, True
-            self.written_as = model
-        return self.written(document) if self.changed else self.body
+        return self.body.write_for(model, self.model)
 
-    def written(self, document: Document) -> bytes:
-        """Return the document as JSON, with the long texts that were cut out before it was decoded."""
-        written = write_document(document)
-        return written if self.cut is None else self.cut.put_back(written)
-
-    def let_go(self, body: bytes) -> None:
-        """Release the document and other decoded parts, after `body` was sent for the last time."""
-        if self.document is not None:
-            # A prompt may have to be counted at the end of the answer.
-            self.body = body if self.learned.tokens_of is not None and len(body) <= PROMPT_BYTES_MAX else b""
-        self.document, self.tools, self.plugins, self.cut = None, (), (), None
+    def let_go(self, content: bytes) -> None:
+        """Release the document and other decoded parts, after `content` was sent for the last time."""
+        # A prompt may have to be counted at the end of the answer.
+        keeps = self.learned.tokens_of is not None and len(content) <= PROMPT_BYTES_MAX
+        self.body.let_go(content if keeps else b"")
 
 
 def _whole(tokens: float) -> int:
@@ -978,5 +1014,5 @@ def _whole(tokens: float) -> int:
 def input_tokens(call: CallRequest) -> int:
     """Return the input tokens by the model's own tokenizer if it is known, else by size."""
     tokens_of = call.learned.tokens_of
-    counted = prompt_tokens(call.body, tokens_of) if tokens_of is not None else None
-    return call.input_estimate if counted is None else counted + call.blob_tokens
+    counted = prompt_tokens(call.body.content, tokens_of) if tokens_of is not None else None
+    return call.input_estimate if counted is None else counted + call.media.tokens

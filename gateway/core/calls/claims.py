@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 from gateway.core.accounts.budgets import MAXIMUM, MONEY, TOKENS, UNIT_OF
@@ -30,8 +30,10 @@ from gateway.core.calls.call import (
     DEFAULT_BOUNDS,
     NOT_ASCII,
     UNCOUNTED_BYTES_MAX,
+    Body,
     BodyLook,
     CallRequest,
+    McpMessage,
     UsageBounds,
     check_names,
     check_size,
@@ -108,7 +110,7 @@ def uses_of(call: CallRequest, document: Document, priced: Collection[str]) -> d
         return found
     if _asks_for_none(call, document):
         return found
-    tools, searches = call.tools, _searches(call, document)
+    tools, searches = call.body.tools, _searches(call, document)
     names_kept = any(field in document for field in KEPT) or isinstance(document.get("prompt"), dict)
     family = OF_METER[call.meter].name
     ordered = {_plain(cost) for cost in options_of(family, document).values()}
@@ -137,20 +139,20 @@ def uses_of(call: CallRequest, document: Document, priced: Collection[str]) -> d
 
 def unpriced_tools(call: CallRequest, vectors: Vectors) -> list[str]:
     """Return the provider's tools that a call may use, and that a model which may answer has no price for."""
-    document, family = call.document, OF_METER.get(call.meter)
+    document, family = call.body.document, OF_METER.get(call.meter)
     if call.measured:
         units = [unpriced(vector, call.measured) for vector in vectors] if vectors else [list(call.measured)]
         if call.storage is None or any(units):
             return list(dict.fromkeys(name for names in units for name in names))
     if document is None or family is None or _asks_for_none(call, document):
         return []
-    large = _large_containers(call.tools)
+    large = _large_containers(call.body.tools)
     dear = [f"{kind} with a memory_limit of {size}, where only 1g has a price," for kind, size in large]
     if dear:
         return dear
     costs = tool_costs(family.name)
-    asked = [kind for tool in call.tools for kind in kinds_of(tool, costs)]
-    asked += _plugins(call.plugins)
+    asked = [kind for tool in call.body.tools for kind in kinds_of(tool, costs)]
+    asked += _plugins(call.body.plugins)
     if _searches(call, document, by_plugin=False):
         asked.append((SEARCH, SEARCH))
     asked += [(cost, cost) for cost in options_of(family.name, document).values()]
@@ -177,12 +179,12 @@ def find_tool(call: CallRequest, kind: str) -> tuple[str, str]:
     """Return where a body has its first tool of this kind, and the name that a price of it has."""
     family = OF_METER.get(call.meter)
     table = tool_costs("" if family is None else family.name)
-    for tool in call.tools:
+    for tool in call.body.tools:
         costs = [cost for name, cost in kinds_of(tool, table) if name == kind and cost not in FREE]
         if costs:
-            place = path_to(call.document, tool) or "tools"
+            place = path_to(call.body.document, tool) or "tools"
             return f"{place}.{'type' if 'type' in tool else kind}", kind if costs[0] == UNKNOWN else costs[0]
-    for option, cost in options_of("" if family is None else family.name, call.document or {}).items():
+    for option, cost in options_of("" if family is None else family.name, call.body.document or {}).items():
         if cost == kind:
             return option, cost
     return "tools", "" if " " in kind else kind  # no price can be set for a large container
@@ -210,7 +212,7 @@ def _plugins(plugins: Sequence[Document]) -> Iterator[tuple[str, str]]:
 
 def limit_uses(call: CallRequest, vectors: Vectors) -> None:
     """Set a maximum of uses in a call of priced tools that states none, if its API has such a field."""
-    document, shape = call.document, SHAPES.get(call.meter)
+    document, shape = call.body.document, SHAPES.get(call.meter)
     if document is None or shape is None or not (shape.uses or shape.tool_uses):
         return
     if _asks_for_none(call, document):
@@ -220,14 +222,12 @@ def limit_uses(call: CallRequest, vectors: Vectors) -> None:
         return
     if shape.uses and document.get(shape.uses) is None and uses_of(call, document, priced):
         document[shape.uses] = TOOL_USES
-        call.put_in += (shape.uses,)
-        call.changed = True
-    for tool in call.tools if shape.tool_uses else ():
+        call.body.put(shape.uses)
+    for tool in call.body.tools if shape.tool_uses else ():
         kind = tool.get("type")
         if isinstance(kind, str) and kind in shape.limited_tools and tool.get(shape.tool_uses) is None:
             tool[shape.tool_uses] = TOOL_USES
-            call.put_in += (shape.tool_uses,)
-            call.changed = True
+            call.body.put(shape.tool_uses)
 
 
 def _asks_for_none(call: CallRequest, document: Document) -> bool:
@@ -249,7 +249,7 @@ def _searches(call: CallRequest, document: Document, *, by_plugin: bool = True) 
 
 def _models_search(call: CallRequest) -> bool:
     """Return whether a model that may answer searches by itself."""
-    if call.tool:
+    if call.mcp.tool:
         return False
     return any(_may_search(model) for model in call.models)
 
@@ -360,7 +360,7 @@ def likely_asks(call: CallRequest, may: PriceQualifiers, read: int) -> PriceQual
 
     `read` are its likely input tokens.
     """
-    if call.document is None or OF_METER.get(call.meter) is None:
+    if call.body.document is None or OF_METER.get(call.meter) is None:
         return may
     known = _held_units(call, read)
     uses = may.tools and {
@@ -371,15 +371,15 @@ def likely_asks(call: CallRequest, may: PriceQualifiers, read: int) -> PriceQual
 
 def _named_asks(call: CallRequest, sound: bool, uses: Mapping[str, int] | None) -> PriceQualifiers:
     """Return the priced extras that a call asks for by name, with its `sound` and its `uses` of tools."""
-    names = call.names
-    media = call.blob_tokens > 0 or names.files > 0
+    names = call.body.names
+    media = call.media.tokens > 0 or names.files > 0
     tiers = (*call.tiers, *[attempt.tier for attempt in call.attempts if attempt.tier])
     return PriceQualifiers(names.caches, names.long_caches, media, sound, tiers, uses)
 
 
 def _held_units(call: CallRequest, read: int) -> dict[str, int]:
     """Return the units that a call holds; those of storage are the most if a file's length is unknown."""
-    return call.units(max(read, STORAGE_TOKENS_MAX) if call.names.files or call.endless else read)
+    return call.units(max(read, STORAGE_TOKENS_MAX) if call.body.names.files or call.media.endless else read)
 
 
 def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQualifiers:
@@ -388,7 +388,7 @@ def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQu
     Its API excludes some; all may apply if the request cannot be read. Extras that change no price of
     `vectors` are not checked.
     """
-    document, names, family = call.document, call.names, OF_METER.get(call.meter)
+    document, names, family = call.body.document, call.body.names, OF_METER.get(call.meter)
     if document is None or family is None:
         return PriceQualifiers()
     priced = priced_tools(vectors)
@@ -409,7 +409,7 @@ def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQu
     return PriceQualifiers(
         caches,
         caches,
-        blobs and not (not call.blob_tokens and not call.named and excluded.media(document, names)),
+        blobs and not (not call.media.tokens and not call.named and excluded.media(document, names)),
         sound and not excluded.sound(document, names),
         tiers,
         uses,
@@ -546,7 +546,7 @@ def lower_task(call: CallRequest, claim: BudgetClaim, admitted: Admitted) -> Non
 
     The model then ends its work before it is cut off: for its API this field is advice.
     """
-    window, config = admitted.budget, (call.document or {}).get("output_config")
+    window, config = admitted.budget, (call.body.document or {}).get("output_config")
     task = config.get("task_budget") if isinstance(config, dict) else None
     if window is None or not isinstance(task, dict) or task.get("type") != TOKENS:
         return
@@ -563,7 +563,7 @@ def lower_task(call: CallRequest, claim: BudgetClaim, admitted: Admitted) -> Non
         return
     if left < stated:
         step = -(-total // TASK_STEPS)
-        task["remaining"], call.changed = max(left, 0) // step * step, True
+        task["remaining"], call.body.changed = max(left, 0) // step * step, True
 
 
 # From a body to a call: it is decoded, and checked. Values that the gateway sets, such as
@@ -593,13 +593,13 @@ def read_call(
     """
     shape = SHAPES.get(route.meter)
     if shape is None:
-        call = CallRequest(route.meter, route.family, body, units_pointer=route.units_pointer)
+        call = CallRequest(route.meter, route.family, Body(body), units_pointer=route.units_pointer)
         if reads and body:
             look = look or BodyLook(body)
-            call.document = document = read_document(body, look)
-            call.body = written_of(document, body, look)
-            call.names = look.names if look.plain else names_in(document)
-            call.tools, call.plugins = elements(document, "tools"), elements(document, "plugins")
+            call.body.document = document = read_document(body, look)
+            call.body.content = written_of(document, body, look)
+            call.body.names = look.names if look.plain else names_in(document)
+            call.body.tools, call.body.plugins = elements(document, "tools"), elements(document, "plugins")
         return call
     if form and shape.form is not None:
         reader = FormReader(shape.form, boundary_of(form))
@@ -614,37 +614,34 @@ def read_call(
         document = read_document(body if cut is None else cut.rest, look)
     if messages is not None:
         body, look = _asked_by(messages, document, body, look)
-    call = CallRequest(route.meter, route.family, b"", document=document, cut=cut)
+    call = CallRequest(route.meter, route.family, Body(document=document, cut=cut))
     if shape.of_tools:
-        call.server = route.upstream
+        call.mcp = McpMessage(route.upstream)
         shape.read(call, document, path_params, bounds)
-        call.body = written_of(document, body, look)
+        call.body.content = written_of(document, body, look)
         return call
     _understand(call, route, shape, document, path_params, bounds)
     added = 0  # members added to the document to request the usage of a stream
     if call.streamed and shape.asks_for_usage:
         added = ask_for_usage(call, document)
     _write(call, document, body, look, added)
-    if call.names.media or call.names.files:
+    if call.body.names.media or call.body.names.files:
         media = media_in(document, shape.media)
         call.input_bytes -= media.size
-        call.blob_tokens, call.unsure_bytes, call.dense_media = media.tokens, media.unsure, media.dense
-        call.pictures, call.picture_sizes, call.heard = media.count, media.sizes, media.heard
-        call.documents, call.document_tokens, call.endless = media.documents, media.document_tokens, media.far
-        call.recordings, call.recording_tokens = media.recordings, media.recording_tokens
-        call.names.files -= media.named
-        call.names.files -= quotes_in(document) if call.names.files > 0 else 0
-    if call.names.tools:
+        call.media = replace(media, text_beyond=call.media.text_beyond)
+        call.body.names.files -= media.named
+        call.body.names.files -= quotes_in(document) if call.body.names.files > 0 else 0
+    if call.body.names.tools:
         find_tools(call, document)
     return call
 
 
 def find_tools(call: CallRequest, document: Document) -> None:
     """Set the tools of a call, those in messages, parts and groups too, and the models that tools name."""
-    call.tools = tools_of(document)
-    models = [model for tool in call.tools for model in models_of(tool, "tools")]
+    call.body.tools = tools_of(document)
+    models = [model for tool in call.body.tools for model in models_of(tool, "tools")]
     call.models_beside = tuple(dict.fromkeys((*call.models_beside, *models)))
-    call.asks = call.asks or bool(call.tools)
+    call.asks = call.asks or bool(call.body.tools)
 
 
 def measure_media(*calls: CallRequest) -> None:
@@ -652,31 +649,32 @@ def measure_media(*calls: CallRequest) -> None:
 
     This may take a second, so not on the event loop.
     """
-    pages = pages_of([text for call in calls for text in call.documents])
-    lengths = lengths_of([recording.data for call in calls for recording in call.recordings])
+    pages = pages_of([text for call in calls for text in call.media.documents])
+    lengths = lengths_of([recording.data for call in calls for recording in call.media.recordings])
     for call in [call for call in calls if call.unmeasured]:
-        shape = SHAPES[call.meter]
-        for _ in call.documents:
-            many = next(pages)
-            call.pages += many or 0
-            call.endless += many is None
-        for recording in call.recordings:
+        documents, recordings, shape = call.media.documents, call.media.recordings, SHAPES[call.meter]
+        numbers = [next(pages) for _ in documents]
+        count, endless = sum(number or 0 for number in numbers), numbers.count(None)
+        seconds = video_seconds = 0
+        for recording in recordings:
             length = next(lengths)
             if shape.hear is not None:
                 shape.hear(call, length)
             elif length is None or recording.endless:
-                call.endless += 1
+                endless += 1
             else:
-                call.seconds += math.ceil(length.seconds)
-                call.video_seconds += math.ceil(length.seconds) if recording.is_video else 0
-        call.documents, call.recordings = (), ()
-        places = shape.media
-        more = max(0, call.pages * places.page - call.document_tokens)
-        call.blob_tokens, call.document_tokens = call.blob_tokens + more, call.document_tokens + more
-        tokens = call.seconds * places.second + call.video_seconds * places.frame
-        more = max(0, min(tokens, CONTEXT_MAX) - call.recording_tokens)
-        call.blob_tokens, call.recording_tokens = call.blob_tokens + more, call.recording_tokens + more
-        call.heard += more
+                seconds += math.ceil(length.seconds)
+                video_seconds += math.ceil(length.seconds) if recording.is_video else 0
+        media, places = call.media, shape.media
+        of_documents = max(media.document_tokens, count * places.page)
+        tokens = min(seconds * places.second + video_seconds * places.frame, CONTEXT_MAX)
+        of_recordings = max(media.recording_tokens, tokens)
+        more = of_recordings - media.recording_tokens
+        call.media = replace(
+            media, documents=(), recordings=(), pages=count, seconds=seconds, video_seconds=video_seconds,
+            endless=media.endless + endless, tokens=media.tokens + of_documents - media.document_tokens + more,
+            document_tokens=of_documents, recording_tokens=of_recordings, heard=media.heard + more,
+        )  # fmt: skip
 
 
 def ask_for_usage(call: CallRequest, document: Document) -> int:
@@ -699,10 +697,10 @@ def read_form(
 ) -> CallRequest:
     """Return a call from a form: its text fields are the document, and its body is sent unchanged."""
     shape, document = SHAPES[route.meter], form.fields
-    call = CallRequest(route.meter, route.family, body, document=document, files=form.files)
+    call = CallRequest(route.meter, route.family, Body(body, document=document, files=form.files))
     _understand(call, route, shape, document, path_params, bounds)
-    call.model_at, call.input_bytes = form.model_at, form.texts_bytes
-    call.names = names_in(document)
+    call.body.model_at, call.input_bytes = form.model_at, form.texts_bytes
+    call.body.names = names_in(document)
     return call
 
 
@@ -718,7 +716,7 @@ def _understand(  # noqa: PLR0917  # a call, how it is read, and what it says
         call.measured = {unit: 1} if unit else None
     call.output_default = shape.output_default
     # Each tool and plugin is priced and held by itself.
-    call.tools, call.plugins = elements(document, "tools"), elements(document, "plugins")
+    call.body.tools, call.body.plugins = elements(document, "tools"), elements(document, "plugins")
     names = top_names(document)
     family = OF_METER.get(call.meter)
     call.models_beside = models_beside(document, names, NO_READERS if family is None else family.model_lists)
@@ -758,16 +756,16 @@ def _asked_by(
 def _write(call: CallRequest, document: Document, body: bytes, look: BodyLook, added: int) -> None:
     """Set a call's body, size and names from its document, to which the gateway added `added` fields."""
     if look.plain:
-        call.names, call.rare_bytes, written = look.names, look.rare_bytes, body
+        call.body.names, call.body.rare_bytes, written = look.names, look.rare_bytes, body
         if call.strip_usage:
-            written = body[:-1] + _ASKS_FOR_USAGE if added == 2 else call.written(document)
+            written = body[:-1] + _ASKS_FOR_USAGE if added == 2 else call.body.written(document)
     else:
         written = write_document(document)
         check_names(body, written, added)
-        call.names = names_in(document)
+        call.body.names = names_in(document)
         if not written.isascii():
-            call.rare_bytes = len(written) - len(written.translate(None, NOT_ASCII))
-    call.body, call.input_bytes = written, len(written)
+            call.body.rare_bytes = len(written) - len(written.translate(None, NOT_ASCII))
+    call.body.content, call.input_bytes = written, len(written)
 
 
 def limit_output(call: CallRequest, tokens: int) -> None:
@@ -776,19 +774,18 @@ def limit_output(call: CallRequest, tokens: int) -> None:
     A stated maximum of 0 becomes 1, because the gateway counts it so.
     """
     shape = SHAPES.get(call.meter)
-    document = call.document
+    document = call.body.document
     if document is None or shape is None or not shape.maximum:
         return
     place = document if shape.place is None else shape.place(document)
     if call.output_max is None:
         tokens = max(min(tokens, call.output_default or tokens), call.aim.output_least)
         place[shape.maximum] = call.output_max = tokens
-        call.put_in += (shape.maximum,)
-        call.changed = True
+        call.body.put(shape.maximum)
     for name in shape.numbers:
         if place.get(name) == 0 and name != shape.uses:
             place[name] = 1
-            call.changed = True
+            call.body.changed = True
 
 
 # Values by which a bound call could use more than its hold: unknown numbers, and several chats in one. A
@@ -881,7 +878,7 @@ def check_numbers(call: CallRequest, allowed: frozenset[str], bound: int = INTEG
     Raise it also for several chats in one call, and for a minimum above the maximum, which is `bound` where
     the call states none. `allowed` are names that the upstream's configuration permits.
     """
-    shape, document = SHAPES.get(call.meter), call.document
+    shape, document = SHAPES.get(call.meter), call.body.document
     if shape is None or document is None or not shape.maximum:
         return
     elements(document, "messages")  # some servers take each list in it for a chat

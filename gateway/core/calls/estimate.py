@@ -16,7 +16,15 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
 from gateway.core.calls.alphabets import rare_tokens
-from gateway.core.calls.call import BLOB_TOKENS, BYTES_PER_TOKEN, NOT_ASCII, CallRequest, Learned, dense_bytes
+from gateway.core.calls.call import (
+    BLOB_TOKENS,
+    BYTES_PER_TOKEN,
+    NOT_ASCII,
+    Body,
+    CallRequest,
+    Learned,
+    dense_bytes,
+)
 from gateway.core.calls.text_bound import bound_tokens, counted, load
 from gateway.core.families.controlled import Document, Tokenizer, elements, models_of
 from gateway.core.families.costs import tool_costs, tool_tokens
@@ -229,22 +237,22 @@ class Estimator:
         `binds` (may be the limit of its call), that is a bound; else it is what texts have at most. A call
         without text and media has no tokens.
         """
-        if not call.input_bytes and not call.blob_tokens:
+        if not call.input_bytes and not call.media.tokens:
             return NO_ESTIMATE
         kept = self._learned_of(call, organization_id, service_key)
         learned = kept or self._first(call.model)
         tokens_of = None if self._tokenizer is None else self._tokenizer(call.model)
         call.learned = Learned(learned.bytes_per_output_token, learned.input_mean, tokens_of, kept)
-        blobs, choices = call.blob_tokens, call.choices
+        blobs, choices = call.media.tokens, call.choices
         used = math.ceil(call.input_bytes * learned.input_ratio.level) + blobs
-        tokenizer = _tokenizer_of_all(call) if call.body and (binds or call.rare_bytes) else ""
+        tokenizer = _tokenizer_of_all(call) if call.body.content and (binds or call.body.rare_bytes) else ""
         worst = self._most_text(call, tokenizer) if binds else usual_most_text(call, tokenizer)
         if tokenizer and learned.input_ratio.level <= INPUT_RATIO_FIRST:
             used = min(used, worst + blobs)  # three bytes of an alphabet may be less than a token
         read = max(used, worst + blobs)
-        if blobs or call.names.files or call.endless:  # calls of text alone have none
+        if blobs or call.body.names.files or call.media.endless:  # calls of text alone have none
             read = max(used, worst + blobs + _media_beyond(call))
-        if call.tools:
+        if call.body.tools:
             added = _added_for_tools(call)
             read += added
             used += 0 if kept else added  # what was learned has them
@@ -285,7 +293,7 @@ class Estimator:
         """
         if not usage.reported or usage.estimated or not call.input_bytes:
             return
-        if usage.input <= call.blob_tokens and usage.output <= 0:
+        if usage.input <= call.media.tokens and usage.output <= 0:
             return
         learned = call.learned.entry
         if not isinstance(learned, _Learned):
@@ -295,8 +303,8 @@ class Estimator:
             self._keep(organization_id, (service_key, call.model, call.streamed), learned)
         if input_share is not None:
             learned.input_share.add(_bounded(input_share), self._quantile)
-        if usage.input > call.blob_tokens:
-            ratio = (usage.input - call.blob_tokens) / call.input_bytes
+        if usage.input > call.media.tokens:
+            ratio = (usage.input - call.media.tokens) / call.input_bytes
             # Callers choose the samples, so these never lower the ratio below the first value.
             ratio = min(max(ratio, INPUT_RATIO_FIRST), 1.0)
             learned.input_ratio.add(ratio, self._quantile)
@@ -325,7 +333,7 @@ class Estimator:
         The tokenizer of its models counts, if it is installed and known; else a table bounds it. Where a body
         has media, or is long or no JSON, its ASCII counts by size.
         """
-        body, size = call.body, call.input_bytes
+        body, size = call.body.content, call.input_bytes
         found, has_media = None, size < len(body)
         if body.startswith(b"{") and size <= len(body) <= BOUND_BYTES_MAX:
             count = None
@@ -336,7 +344,7 @@ class Estimator:
             else:
                 found = counted(body, count, rare_alone=has_media)
         if found is None:
-            found = call.rare_bytes, call.rare_bytes  # a token a byte
+            found = call.body.rare_bytes, call.body.rare_bytes  # a token a byte
         elif not has_media:
             return found[0]
         tokens, covered = found
@@ -349,7 +357,7 @@ class Estimator:
         `call` is the turn of the session that was last admitted.
         """
         rare = len(body) - len(body.translate(None, NOT_ASCII))
-        message = CallRequest("", GENERIC, body, input_bytes=size, rare_bytes=min(rare, size))
+        message = CallRequest("", GENERIC, Body(body, rare_bytes=min(rare, size)), input_bytes=size)
         if call is not None:
             message.model, message.aim = call.model, call.aim
             message.models_beside = call.models_beside
@@ -458,9 +466,9 @@ def usual_most_text(call: CallRequest, tokenizer: str) -> int:
 
     Rare letters in a row, or marks, have more. One token a byte beyond ASCII if the tokenizer is unknown.
     """
-    rare = call.rare_bytes
+    rare = call.body.rare_bytes
     if tokenizer and rare:
-        rare = 2 * rare_tokens(call.body, tokenizer) - rare
+        rare = 2 * rare_tokens(call.body.content, tokenizer) - rare
     return -(-(call.input_bytes + rare + _beyond_words(call)) // WORST_BYTES_PER_TOKEN)
 
 
@@ -469,7 +477,7 @@ def _beyond_words(call: CallRequest) -> int:
 
     Those that occur in usual words are not counted.
     """
-    dense = min(dense_bytes(call.body) - call.dense_media, call.input_bytes)
+    dense = min(dense_bytes(call.body.content) - call.media.dense, call.input_bytes)
     return max(0, dense - call.input_bytes // WORDS_PER_DENSE) * 5 // 4
 
 
@@ -490,12 +498,12 @@ def answers_within(call: CallRequest) -> InnerAnswers | None:
 
     None if only the requested model answers.
     """
-    document = call.document
+    document = call.body.document
     if document is None or not (call.models_beside or _MANAGEMENT in document):
         return None
     shape, found = SHAPES.get(call.meter), InnerAnswers([], _compactions(document))
     field = shape.tool_uses if shape is not None else ""
-    for tool in call.tools if call.models_beside else ():
+    for tool in call.body.tools if call.models_beside else ():
         kind = tool.get("type")
         if isinstance(kind, str) and kind in _MAKERS:
             continue
@@ -503,7 +511,7 @@ def answers_within(call: CallRequest) -> InnerAnswers | None:
         uses = stated_uses(tool.get(field)) if advisor else None
         most = stated_uses(tool.get("max_tokens")) if advisor else None
         found.models += [(model, uses or MODEL_USES, most) for model in models_of(tool, "tools")]
-    for plugin in call.plugins if call.models_beside else ():
+    for plugin in call.body.plugins if call.models_beside else ():
         found.models += [(model, 1, None) for model in models_of(plugin, "plugins")]
     found.models += [
         (attempt.model, 1, call.output_max if attempt.output_max is None else attempt.output_max)
@@ -517,11 +525,10 @@ def limit_models(call: CallRequest) -> None:
     shape = SHAPES.get(call.meter)
     if shape is None or not (shape.tool_uses and call.models_beside):
         return
-    for tool in call.tools:
+    for tool in call.body.tools:
         if _is_advisor(tool) and stated_uses(tool.get(shape.tool_uses)) is None:
             tool[shape.tool_uses] = MODEL_USES
-            call.put_in += (shape.tool_uses,)
-            call.changed = True
+            call.body.put(shape.tool_uses)
 
 
 def _is_advisor(tool: Document) -> bool:
@@ -568,26 +575,24 @@ def tokenizer_of(model: str) -> str:
 
 
 def _media_beyond(call: CallRequest) -> int:
-    """Return the most tokens of a call's media beyond those in `blob_tokens`, by the dearest of its models.
+    """Return the most tokens of a call's media beyond its `tokens`, by the dearest of its models.
 
     A named image counts as one, and a named file that may be long as all that the model reads.
     """
     costs = [_media_costs(call.family, model) for model in _answering(call)]
     picture, text = max([cost.picture for cost in costs]), max([cost.page_text for cost in costs])
     most, second = max([cost.context for cost in costs]), max([cost.second for cost in costs])
-    patches = (
-        [_by_name(model, _PATCHES, _NO_PATCH) for model in _answering(call)] if call.picture_sizes else []
-    )
+    patches = [_by_name(model, _PATCHES, _NO_PATCH) for model in _answering(call)] if call.media.sizes else []
     configured = [upstream.context for upstream in call.aim.facts]
     if configured and None not in configured:
         most = max([context or 0 for context in configured])
-    if not call.endless and not call.unmeasured:
-        heard = call.seconds * second + call.video_seconds * SHAPES[call.meter].media.frame
-        pages = call.pages * (picture + text) + -(-call.unsure_bytes // WORST_BYTES_PER_TOKEN)
-        most = min(most, pages + max(heard, call.recording_tokens))
-    beyond = call.pictures * (picture - BLOB_TOKENS) - _smaller(call, picture, patches)
-    beyond += call.names.files * picture + call.sound_beyond + call.text_beyond
-    return beyond + max(0, most - call.document_tokens - call.recording_tokens)
+    if not call.media.endless and not call.unmeasured:
+        heard = call.media.seconds * second + call.media.video_seconds * SHAPES[call.meter].media.frame
+        pages = call.media.pages * (picture + text) + -(-call.media.unsure // WORST_BYTES_PER_TOKEN)
+        most = min(most, pages + max(heard, call.media.recording_tokens))
+    beyond = call.media.count * (picture - BLOB_TOKENS) - _smaller(call, picture, patches)
+    beyond += call.body.names.files * picture + call.media.sound_beyond + call.media.text_beyond
+    return beyond + max(0, most - call.media.document_tokens - call.media.recording_tokens)
 
 
 def _added_for_tools(call: CallRequest) -> int:
@@ -597,7 +602,7 @@ def _added_for_tools(call: CallRequest) -> int:
         return 0
     costs, tokens = tool_costs(family.name), tool_tokens(family.name)
     dearest = max(tokens.values(), default=0)
-    own = [tokens.get(kind, dearest) for tool in call.tools for kind, _ in kinds_of(tool, costs)]
+    own = [tokens.get(kind, dearest) for tool in call.body.tools for kind, _ in kinds_of(tool, costs)]
     return max([_media_costs(family.name, model).tool_prompt for model in _answering(call)]) + sum(own)
 
 
@@ -607,7 +612,7 @@ def _smaller(call: CallRequest, picture: int, patches: list[tuple[int, int]]) ->
         return 0
     side, hundredths = min([patch[0] for patch in patches]), max([patch[1] for patch in patches])
     costs = [
-        -(-width // side) * -(-height // side) * hundredths // 100 + 1 for width, height in call.picture_sizes
+        -(-width // side) * -(-height // side) * hundredths // 100 + 1 for width, height in call.media.sizes
     ]
     return sum([max(0, picture - max(cost, BLOB_TOKENS)) for cost in costs])
 

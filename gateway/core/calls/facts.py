@@ -55,7 +55,7 @@ def aim_of(  # noqa: PLR0917  # as `Aim`
     """Return the aim of a call at targets with these facts: its bounds are the widest of all that may answer."""
     said, meter, shape = call.said, call.meter, SHAPES.get(call.meter)
     stated, default, least = said.output_max, said.output_default, 1
-    if not facts or shape is None or call.document is None:
+    if not facts or shape is None or call.body.document is None:
         return Aim(said, targets, fallback, repeats, upstream, (), False, stated, default)
     reports_each = any(fact.choices == "each" for fact in facts)
     if shape.maximum:
@@ -81,8 +81,8 @@ def bounded(facts: UpstreamFacts, meter: str, tokens: int) -> int:
 
 def fit_body(call: CallRequest, facts: UpstreamFacts) -> None:
     """Rewrite the body of a call as the upstream with these facts accepts it."""
-    shape, document = SHAPES.get(call.meter), call.document
-    if shape is None or document is None or call.model_at is not None:
+    shape, document = SHAPES.get(call.meter), call.body.document
+    if shape is None or document is None or call.body.model_at is not None:
         return
     if call.streamed and shape.asks_for_usage:
         _ask_for_usage(call, document, wanted=STREAM_OPTIONS in facts.adds)
@@ -91,9 +91,9 @@ def fit_body(call: CallRequest, facts: UpstreamFacts) -> None:
     place = document if shape.place is None else shape.place(document)
     names = [name for name in _MAXIMA if name == shape.maximum or name in shape.numbers]
     before = {name: tokens for name in names if type(tokens := place.get(name)) is int}
-    if call.stated is None:
-        call.stated = before
-    stated = call.stated
+    if call.body.stated is None:
+        call.body.stated = before
+    stated = call.body.stated
     if before and MAX_COMPLETION_TOKENS in names:
         stated = _renamed(call, facts, stated)
     written = {name: bounded(facts, call.meter, tokens) for name, tokens in stated.items()}
@@ -101,18 +101,18 @@ def fit_body(call: CallRequest, facts: UpstreamFacts) -> None:
         for name in before:
             del place[name]
         place.update(written)
-        call.changed = True
+        call.body.changed = True
 
 
 def _renamed(call: CallRequest, facts: UpstreamFacts, stated: dict[str, int]) -> dict[str, int]:
     """Return a call's stated maximum of tokens under the field name that its upstream knows."""
     name = facts.maximum
-    if not name and MAX_COMPLETION_TOKENS in call.put_in and MAX_COMPLETION_TOKENS not in facts.adds:
+    if not name and MAX_COMPLETION_TOKENS in call.body.put_in and MAX_COMPLETION_TOKENS not in facts.adds:
         name = MAX_TOKENS
     if not name or [*stated] == [name]:
-        call.renamed = ""
+        call.body.renamed = ""
         return stated
-    call.renamed = name
+    call.body.renamed = name
     return {name: next(iter(stated.values()))}
 
 
@@ -131,4 +131,4 @@ def _ask_for_usage(call: CallRequest, document: Document, *, wanted: bool) -> No
         if not options:
             del document["stream_options"]
         call.strip_usage = False
-    call.changed = call.changed or asked != call.strip_usage
+    call.body.changed = call.body.changed or asked != call.strip_usage

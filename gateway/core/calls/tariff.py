@@ -144,7 +144,7 @@ def unpriced_part(
     None if all have a price. `makers` are the prices of those models that may make sound and pictures, if not
     of all.
     """
-    document, family = call.document, OF_METER.get(call.meter)
+    document, family = call.body.document, OF_METER.get(call.meter)
     if document is None or family is None:
         return None
     rules = family.exclusions
@@ -153,7 +153,7 @@ def unpriced_part(
     for tier in call.tiers:
         if any(lacks_tier(vector, tier) for vector in vectors):
             return f"the service tier {tier}", rules.tier_fields[0]
-    if deaf and (call.storage or not call.measured) and not rules.heard(document, call.names):
+    if deaf and (call.storage or not call.measured) and not rules.heard(document, call.body.names):
         return "sound that is read, or a file that may be sound", "messages"
     made = makes(call) if "audio_output" in lacks or "image_output" in lacks else []
     if "audio_output" in lacks and "audio_output" in made:
@@ -169,13 +169,15 @@ def makes(call: CallRequest) -> list[str]:
     None for calls that are measured in other units. A model whose name is one for pictures may make some
     unasked.
     """
-    document, family = call.document, OF_METER.get(call.meter)
+    document, family = call.body.document, OF_METER.get(call.meter)
     if document is None or family is None or call.measured or call.output_max == 0:
         return []
     rules, found = family.exclusions, list[str]()
-    if rules.sound is not never and not rules.sound(document, call.names):
+    if rules.sound is not never and not rules.sound(document, call.body.names):
         found.append("audio_output")
-    if not rules.pictures(document, call.names) or any(_PICTURES in name.lower() for name in call.models):
+    if not rules.pictures(document, call.body.names) or any(
+        _PICTURES in name.lower() for name in call.models
+    ):
         found.append("image_output")
     return found
 

@@ -19,6 +19,7 @@ from gateway.core.calls.call import (
     BYTES_PER_TOKEN,
     CallRequest,
     FieldNames,
+    Media,
     MediaPlaces,
     NameCheck,
     UsageBounds,
@@ -254,8 +255,9 @@ def read_turn(call: CallRequest, document: Document, params: PathParams, bounds:
     """Read one turn of a `LiveSession` (a WebSocket): its model, and the input tokens known so far."""
     _TURN.check(document)
     call.model, call.streamed = model_name(document.get("model")), True
-    call.blob_tokens = maximum(document, "input_tokens", bounds.usage_tokens_max) or 0
-    call.text_beyond = maximum(document, "input_beyond", bounds.usage_tokens_max) or 0
+    tokens = maximum(document, "input_tokens", bounds.usage_tokens_max) or 0
+    beyond = maximum(document, "input_beyond", bounds.usage_tokens_max) or 0
+    call.media = Media(tokens=tokens, text_beyond=beyond)
     call.output_max = maximum(document, "max_output_tokens", bounds.usage_tokens_max)
 
 

@@ -87,11 +87,11 @@ def read_message(call: CallRequest, document: Document, params: PathParams, boun
     """Read one JSON-RPC message. `params` are the headers that repeat fields of its body."""
     id_ = document.get("id")
     if isinstance(id_, str | int) and not isinstance(id_, bool):
-        call.reply_to = id_
+        call.mcp = call.mcp._replace(reply_to=id_)
     try:
         _read(call, document, params)
     except InvalidRequest as refusal:
-        refusal.reply_to = call.reply_to
+        refusal.reply_to = call.mcp.reply_to
         raise
 
 
@@ -100,19 +100,19 @@ def _read(call: CallRequest, document: Document, said: Mapping[str, str]) -> Non
     strange = next((name for name in document if name not in _MESSAGE.exact), None)
     if strange is not None or document.get("jsonrpc") != "2.0":
         raise _wrong(strange or "jsonrpc", 'a message has jsonrpc "2.0", id, method and params alone')
-    if "id" in document and call.reply_to is None:
+    if "id" in document and call.mcp.reply_to is None:
         raise _wrong("id", "must be a text or a whole number")
     # Its answer may be a stream, and has no tokens.
     call.streamed, call.output_max = True, 0
     method, params = document.get("method"), document.get("params", {})
     if method is None and ("result" in document or "error" in document):
-        call.free = True
+        call.mcp = call.mcp._replace(free=True)
         return
     if not isinstance(method, str) or (method != CALL and method not in FREE):
         raise _wrong("method", f"{str(method)[:64]!r} is not a method that passes here")
     if not isinstance(params, dict):
         raise _wrong("params", "must be an object")
-    if not method.startswith(_NOTIFIES) and call.reply_to is None:
+    if not method.startswith(_NOTIFIES) and call.mcp.reply_to is None:
         raise _wrong("id", f"{method} is a request, and needs one")
     _PARAMS.check(params, "params.")
     subject = params.get(_SUBJECTS.get(method, ""))
@@ -120,11 +120,11 @@ def _read(call: CallRequest, document: Document, said: Mapping[str, str]) -> Non
     if method in TASKS and not (isinstance(subject, str) and 0 < len(subject) <= ID_CHARACTERS_MAX):
         raise _wrong("params.taskId", f"a task's id is a text of 1 to {ID_CHARACTERS_MAX} characters")
     if method != CALL:
-        call.free = True
+        call.mcp = call.mcp._replace(free=True)
     elif not isinstance(subject, str) or _TOOL.fullmatch(subject) is None:
         raise _wrong("params.name", "a tool's name is of 1 to 128 letters, digits and _ - . / : in ASCII")
     else:
-        call.tool, call.model = subject, f"{call.server}/{subject}"
+        call.mcp, call.model = call.mcp._replace(tool=subject), f"{call.mcp.server}/{subject}"
 
 
 def _check_head(method: str, subject: object, params: Document, said: Mapping[str, str]) -> None:
@@ -201,7 +201,7 @@ def _end(meter: Meter, message: Document) -> None:
         return
     meter.report_units()
     task = result if result.get("resultType") == "task" else object_in(result, "task")
-    meter.told += [task_key(meter.call.server, id_) for id_ in ids_of(task.get("taskId"))]
+    meter.told += [task_key(meter.call.mcp.server, id_) for id_ in ids_of(task.get("taskId"))]
 
 
 def _asks_first(result: Document) -> bool:
@@ -219,7 +219,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         meter.said[_EVENTS] = 1
         return False
     answers, is_end = message.get("id"), "result" in message or "error" in message
-    if is_end and (answers is None or answers == meter.call.reply_to):
+    if is_end and (answers is None or answers == meter.call.mcp.reply_to):
         _read_whole(meter, data)
         meter.phase = CLOSED
     return False

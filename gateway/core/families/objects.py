@@ -147,7 +147,7 @@ def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
     Raise `InvalidRequest` for too many ids, and for a name that the upstream must choose. A field that
     ends like an id counts unless a table excludes it.
     """
-    document, objects = call.document, FAMILIES[call.family].objects
+    document, objects = call.body.document, FAMILIES[call.family].objects
     if not owned.apart:
         return
     call.keeps = KEPT_NOTHING
@@ -160,7 +160,7 @@ def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
         _close("", document, owned.takes)
     if (
         owned.closed
-        and call.names.tools
+        and call.body.names.tools
         and not only_own_tools({"tools": tools_of({"items": document.get("items")})})
     ):
         raise InvalidRequest(
@@ -170,23 +170,25 @@ def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
     if chosen is not None:
         raise InvalidRequest(f"The upstream chooses {chosen}: leave it out.", param=chosen)
     marks = objects.marks
-    looks = call.names.ids or (marks is not None and marks.search(call.body) is not None)
+    looks = call.body.names.ids or (marks is not None and marks.search(call.body.content) is not None)
     passed = _PLAIN if looks else _PLAIN_OR_SAID
     asked = {name: value for name, value in document.items() if name not in passed}
     if "tools" in asked:
-        tools = elements(document, "tools") if call.names.tools else call.tools  # groups name objects too
+        tools = (
+            elements(document, "tools") if call.body.names.tools else call.body.tools
+        )  # groups name objects too
         asked["tools"] = [tool for tool in tools if not tool.keys() <= _PLAIN_OF_TOOL]
     if "plugins" in asked:  # OpenRouter's: the id of one is its name
         asked["plugins"] = [
-            {name: value for name, value in one.items() if name != "id"} for one in call.plugins
+            {name: value for name, value in one.items() if name != "id"} for one in call.body.plugins
         ]
     if not asked:
         return
     found = BodyIds()
     _take_ids(call, objects, asked, owned.closed, found)
     if call.keeps:  # else its answer tells of none
-        if looks and call.cut is not None:
-            found.brought += call.cut.ids
+        if looks and call.body.cut is not None:
+            found.brought += call.body.cut.ids
         call.brought = frozenset([one for value in found.brought for one in ids_of(value)])
 
 
@@ -196,12 +198,14 @@ def field_of(call: CallRequest, id_: str) -> str:
     Empty if it is not in the first members of the body.
     """
     objects, left = FAMILIES[call.family].objects, PLACES_MAX
-    waiting: list[tuple[str, object]] = [("", call.document)]
+    waiting: list[tuple[str, object]] = [("", call.body.document)]
     while waiting and left:
         left -= 1
         place, value = waiting.pop()
         if isinstance(value, str) and (
-            objects.key(call.server, value) == id_ or value == id_ or id_ in objects.readings(value.strip())
+            objects.key(call.mcp.server, value) == id_
+            or value == id_
+            or id_ in objects.readings(value.strip())
         ):
             return place
         if isinstance(value, list):
@@ -230,7 +234,7 @@ def _take_ids(call: CallRequest, objects: ObjectRules, asked: Document, closed: 
             _check_kinds(objects, asked)
     except RecursionError as error:
         raise InvalidRequest("The request is nested too deeply.") from error
-    key, server = objects.key, call.server
+    key, server = objects.key, call.mcp.server
     named = dict.fromkeys([key(server, id_) for value in found.named for id_ in ids_of(value)])
     unsure = dict.fromkeys([id_ for value in found.unknown for id_ in ids_of(value) if id_ not in named])
     if len(named) + len(unsure) > NAMED_MAX:

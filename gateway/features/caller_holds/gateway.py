@@ -44,7 +44,7 @@ from gateway.core.accounts.limits import limit_headers
 from gateway.core.accounts.runs import read_run
 from gateway.core.billing.money import whole_credits
 from gateway.core.billing.price_book import at_moment, charged, dearest
-from gateway.core.calls.call import CallRequest, write_document
+from gateway.core.calls.call import Body, CallRequest, write_document
 from gateway.core.calls.claims import CallClaim, answer_bound, check_numbers, read_call
 from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
 from gateway.core.calls.routes import Route
@@ -159,7 +159,7 @@ async def authorize(exchange: Exchange) -> None:
             if routed.listing is not None:
                 narrow(worker, head, caller, call, routed.listing)
             await check_listed(worker.admission, CallEntrance(exchange, caller, None).request_of(call, False))
-            if call.narrow is not None or call.listing:
+            if call.answer_filter.narrow is not None or call.answer_filter.listing:
                 raise ModelNotAllowed("Nobody here narrows this list of models: ask for one by its name.")
         else:
             try:
@@ -465,7 +465,7 @@ async def _use(
         raise ServiceNotIncluded(f"There is no service {said.service}.")
     reader = worker.heads.bindings.read_by(said.service)
     family = GENERIC if reader is None else reader.family
-    route, call = None, CallRequest("none", family, b"", model=said.model, output_max=said.max_tokens)
+    route, call = None, CallRequest("none", family, Body(), model=said.model, output_max=said.max_tokens)
     if said.request is not None:
         route = reader
         if route is None:

@@ -166,7 +166,7 @@ class CapacityQueues:
         began = ports.seconds()
         one = WaitingCall(
             admitted.request_id, share, caller.organization_id, batch, need,
-            max(1, len(call.body)), began + self._wait_s if waits else began,
+            max(1, len(call.body.content)), began + self._wait_s if waits else began,
         )  # fmt: skip
         if not self._enter(one):
             raise queue.refusal(one)

@@ -48,7 +48,7 @@ from gateway.core.billing.price_book import NO_COUNTS
 from gateway.core.billing.service_tiers import place_of, places_of, tier_at
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.aim import Aim
-from gateway.core.calls.call import CallRequest, UsageBounds, write_document
+from gateway.core.calls.call import AnswerFilter, Body, CallRequest, Media, UsageBounds, write_document
 from gateway.core.calls.claims import (
     CallClaim,
     answer_bound,
@@ -289,7 +289,8 @@ async def tell_job(exchange: Exchange) -> None:
             what = "has no results" if shows else "cannot be deleted: cancel it first, or wait"
             raise InvalidRequest(f"It is not over, so it {what}.")
         if job is not None and job.kind == RESPONSE and not await _is_over(routed, jobs, job):
-            admitted.call.narrow, admitted.call.strip_usage = _progress, True
+            admitted.call.answer_filter = AnswerFilter(narrow=_progress)
+            admitted.call.strip_usage = True
         if not shows:
             exchange.before_end = partial(_looked, jobs, caller, id_)
         if paths is not None and paths.results and routed.method == b"GET":
@@ -343,17 +344,17 @@ def _jobs(ports: Ports) -> JobsPort:
 
 def _check_metadata(call: CallRequest) -> None:
     """Raise `InvalidRequest` if a batch's metadata have no room for the hold's id, which is added."""
-    found = (call.document or {}).get("metadata")
+    found = (call.body.document or {}).get("metadata")
     if found is not None and (not isinstance(found, dict) or len(found) > METADATA_MAX):
         raise InvalidRequest(f"metadata may have {METADATA_MAX} names.", param="metadata")
 
 
 def _mark(call: CallRequest, job: Job) -> None:
     """Add the hold's id to the metadata of a batch, to find the batch if its own id never arrives."""
-    document = call.document or {}
+    document = call.body.document or {}
     said = document.get("metadata")
     document["metadata"] = {**(said if isinstance(said, dict) else {}), MARK: job.hold_id}
-    call.changed = True
+    call.body.changed = True
 
 
 async def _opened(
@@ -441,7 +442,7 @@ async def _taken(
     """
     worker, head, caller = admitted.worker, admitted.head, admitted.caller
     ports, routed, attribution = worker.ports, head.routed, head.attribution
-    document = admitted.call.document or {}
+    document = admitted.call.body.document or {}
     input_id, route, lines = await _lines(worker, routed, caller, document, jobs, arrive)
     first = _call_of(route, lines[0], 1, worker.bounds, routed.params)
     hold_id = id_of("hold", ports.refusals.now_ms(), of=admitted.request_id)
@@ -743,7 +744,7 @@ def _charged(  # noqa: PLR0917  # as `line_charges`
 
     `id_` becomes the id of the charge. `each`: the upstream reports every choice by itself.
     """
-    call = CallRequest(route.meter, route.family, b"", model=job.model)
+    call = CallRequest(route.meter, route.family, Body(), model=job.model)
     call.reports, call.output_max = True, job.output_max or None
     call.aim = Aim(call.said, reports_each=each)
     if each:
@@ -753,7 +754,8 @@ def _charged(  # noqa: PLR0917  # as `line_charges`
     meter = make_meter(call, line.status, b"application/json", bounds=bounds)
     meter.whole(line.body)
     if job.kind != VIDEO:  # a report without a prompt is none: the rest of the hold is the prompt's
-        call.blob_tokens = max(1, -(-(job.raw_tokens or job.tokens) // job.lines) - meter.output)
+        tokens = max(1, -(-(job.raw_tokens or job.tokens) // job.lines) - meter.output)
+        call.media = Media(tokens=tokens)
     usage, detail = meter.usage(), meter.detail
     passes = job.kind == RESPONSE and not line.free and usage.total > max(job.tokens, job.raw_tokens) > 0
     if not passes and (not usage.reported or not (usage.total or job.kind == VIDEO)):
@@ -814,7 +816,7 @@ def _terms(job: Job, id_: str, service: Service, prices: CallPrices) -> UseTerms
 def _prices_then(ports: Ports, job: Job, service: Service) -> CallPrices:
     """Return the prices of a job at its `priced_ms`."""
     at_ms = job.priced_ms or job.created_ms
-    call = CallRequest("none", GENERIC, b"", model=job.model)
+    call = CallRequest("none", GENERIC, Body(), model=job.model)
     targets = (ModelTarget(job.upstream, job.sent),) if job.sent else ()
     call.take_aim(aim_of(call, targets=targets, upstream=job.upstream))
     named = named_prices(ports.directory, job.caller, call, job.own, at_ms)

@@ -24,6 +24,7 @@ from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessa
 from gateway.calls.admit import check_models
 from gateway.calls.permit import check_objects, named_objects
 from gateway.core.calls.call import (
+    Body,
     BodyLook,
     CallRequest,
     FieldNames,
@@ -218,7 +219,7 @@ class LiveSocket(WebSocket):
 
     def _count_input(self, call: CallRequest) -> None:
         """Set the input of a turn's call to what the session needs by now."""
-        call.blob_tokens, call.mute = self._session.needs, not self._session.has_media
+        call.media = replace(call.media, tokens=self._session.needs, mute=not self._session.has_media)
 
     def _charge_rest(self, attempt: Attempt, call: CallRequest | None) -> None:
         """Charge all uncharged usage to this call by estimate: no later event of the upstream is read."""
@@ -414,8 +415,8 @@ class LiveSocket(WebSocket):
 
         Ids of the conversation itself have no owner: no id may be that of another organization's object.
         """
-        call = CallRequest("none", self.family, b"", document=message)
-        call.names = FieldNames(ids=True)
+        call = CallRequest("none", self.family, Body(document=message))
+        call.body.names = FieldNames(ids=True)
         if self._owned is not None:
             read_objects(self._owned, call)
         call.unsure = (*call.named, *call.unsure)

@@ -29,7 +29,7 @@ from gateway.core.accounts.call_budgets import (
     OrganizationBudgets,
 )
 from gateway.core.accounts.groups import Groups, GroupTerms, row_of
-from gateway.core.calls.call import CallRequest
+from gateway.core.calls.call import Body, CallRequest, McpMessage
 from gateway.core.model import GENERIC, Attribution, BudgetWindow, Caller
 from gateway.counters.layouts.packing import replaced
 from gateway.errors import CountersUnavailable, TooManyBudgets
@@ -159,7 +159,7 @@ def test_a_call_of_an_owner_without_a_limit_needs_no_price() -> None:
 def test_each_tenant_has_an_account_of_its_own() -> None:
     """Whatever else a call says."""
     teams = of(replace(EACH, each="tenant", overrides={owner_of("3"): PersonalOverride(30)}))
-    key, call = Caller(1, 3, 40, 0), CallRequest("m", GENERIC, b"", user="ada")
+    key, call = Caller(1, 3, 40, 0), CallRequest("m", GENERIC, Body(), user="ada")
     names = [
         BudgetCache().find_by_caller(teams, caller, 2, Attribution(user=user), call, NOW).names
         for caller, user in ((key, "ada"), (key, "bob"), (replace(key, key_id=41), ""))
@@ -185,7 +185,11 @@ def test_calls_that_are_kept_keep_no_raises_alive() -> None:
 def test_a_clock_that_was_ahead_leaves_no_window_of_later_behind(kept: bool) -> None:
     """Scripts take one of later for that which follows: it would keep the present one open until then."""
     known, raised = BudgetCache(), replace(HOUR, raised_to=900, raised_until_ms=NOW + 5)
-    budgets, caller, call = of(raised, EACH), Caller(1, 3, 40, 0), CallRequest("m", GENERIC, b"", user="ada")
+    budgets, caller, call = (
+        of(raised, EACH),
+        Caller(1, 3, 40, 0),
+        CallRequest("m", GENERIC, Body(), user="ada"),
+    )
 
     def found(at_ms: int) -> CallBudgets:
         if kept:
@@ -212,7 +216,11 @@ def test_budgets_that_changed_are_found_anew() -> None:
 
 def test_a_callers_last_budgets_are_found_until_something_of_it_is_another() -> None:
     known, budgets = BudgetCache(), of(HOUR, EACH)
-    caller, other, call = Caller(1, 3, 40, 0), Caller(1, 3, 41, 0), CallRequest("m", GENERIC, b"", user="eve")
+    caller, other, call = (
+        Caller(1, 3, 40, 0),
+        Caller(1, 3, 41, 0),
+        CallRequest("m", GENERIC, Body(), user="eve"),
+    )
 
     def found(by: Caller = caller, service_id: int = 2, user: str = "", at_ms: int = NOW) -> CallBudgets:
         return known.find_by_caller(budgets, by, service_id, Attribution(user), call, at_ms)
@@ -234,8 +242,8 @@ def test_a_callers_last_budgets_are_found_until_something_of_it_is_another() -> 
 def test_calls_are_told_apart_by_all_that_decides(budget: Budget) -> None:
     known, budgets, caller = BudgetCache(), of(budget, EACH), Caller(1, 3, 40, 0)
     says = Attribution("ada", session="s", project_id=9)
-    asks = CallRequest("m", GENERIC, b"", "claude-opus-4", tool="search")
-    for said, call in ((Attribution("ada"), CallRequest("m", GENERIC, b"")), (says, asks)):
+    asks = CallRequest("m", GENERIC, Body(), "claude-opus-4", mcp=McpMessage(tool="search"))
+    for said, call in ((Attribution("ada"), CallRequest("m", GENERIC, Body())), (says, asks)):
         found = known.find_by_caller(budgets, caller, 2, said, call, NOW)
         asked = CallAttributes(*budgets.asked(caller, 2, said, call))
         assert found.names == budgets.find(asked, NOW).names
@@ -244,9 +252,11 @@ def test_calls_are_told_apart_by_all_that_decides(budget: Budget) -> None:
 
 def test_what_no_budget_asks_for_tells_no_calls_apart() -> None:
     caller, said = Caller(1, 3, 40, 0), Attribution("ada", project_id=9, session="s")
-    call = CallRequest("m", GENERIC, b"", "gpt-5", models_beside=("x",), tool="search", server="github")
+    call = CallRequest(
+        "m", GENERIC, Body(), "gpt-5", models_beside=("x",), mcp=McpMessage("github", "search")
+    )
     alike = of(MONTH).asked(caller, 2, said, call)
-    assert alike == of(HOUR).asked(Caller(1, 4, 41, 0), 3, Attribution(), CallRequest("m", GENERIC, b""))
+    assert alike == of(HOUR).asked(Caller(1, 4, 41, 0), 3, Attribution(), CallRequest("m", GENERIC, Body()))
     every = of(*(replace(MONTH, **{name: value}) for name, value in NAMES.items()), EACH, SESSION)
     assert every.asked(caller, 2, said, call) == CallAttributes(
         3, 40, 2, "ada", 9, ("gpt-5", "x"), "s", "search", "github"
@@ -269,7 +279,7 @@ def test_what_no_budget_asks_for_tells_no_calls_apart() -> None:
 )
 def test_whose_account_of_each_it_is_is_asked_for(each: str, asked: CallAttributes) -> None:
     said = Attribution("ada", project_id=9, session="s")
-    call = CallRequest("m", GENERIC, b"", "gpt-5")
+    call = CallRequest("m", GENERIC, Body(), "gpt-5")
     assert of(replace(MONTH, each=each)).asked(Caller(1, 3, 40, 0), 2, said, call) == asked
 
 
@@ -322,7 +332,7 @@ def test_a_caller_is_told_of_budgets_whatever_it_may_ask_for() -> None:
 
 def test_the_user_of_a_call_is_its_keys_own_first() -> None:
     caller, budgets = Caller(1, 3, 40, 0, user="eve"), of(EACH)
-    call = CallRequest("m", GENERIC, b"", "gpt-5", user="dan")
+    call = CallRequest("m", GENERIC, Body(), "gpt-5", user="dan")
     assert budgets.asked(caller, 2, Attribution("bob"), call)[3] == "eve"
     assert budgets.asked(replace(caller, user=""), 2, Attribution("bob"), call)[3] == "bob"
     assert budgets.asked(replace(caller, user=""), 2, Attribution(), call)[3] == "dan"
@@ -345,7 +355,7 @@ FEATURES = Budget(8, "each feature", TOKENS, 10, "day", each="tag:feature")
 
 def tagged(caller_tags: dict[str, str], said: dict[str, str], *budgets: Budget) -> list[str]:
     caller = Caller(1, 3, 40, 0, tags=tuple(caller_tags.items()))
-    call, attribution = CallRequest("chat", GENERIC, b""), Attribution(tags=tuple(said.items()))
+    call, attribution = CallRequest("chat", GENERIC, Body()), Attribution(tags=tuple(said.items()))
     found = BudgetCache().find_by_caller(of(*budgets), caller, 2, attribution, call, NOW)
     return list(found.names)
 
@@ -407,7 +417,7 @@ def grouped(*budgets: Budget, members: list[tuple[str, str, int]], claimed: int 
 def test_budget_of_a_group_applies_to_calls_of_members_and_has_an_account_of_its_own() -> None:
     pool, each = replace(MONTH, group_id=5), replace(EACH, group_id=5)
     budgets = grouped(MONTH, pool, each, members=[("user", "ada", 5), ("user", "bob", 5)])
-    known, caller, call = BudgetCache(), Caller(1, 3, 40, 0), CallRequest("m", GENERIC, b"")
+    known, caller, call = BudgetCache(), Caller(1, 3, 40, 0), CallRequest("m", GENERIC, Body())
     names = {
         user: known.find_by_caller(budgets, caller, 2, Attribution(user), call, NOW).names
         for user in ("ada", "bob", "eve")
@@ -422,7 +432,7 @@ def test_budget_of_a_group_applies_to_calls_of_members_and_has_an_account_of_its
 
 def test_budget_of_a_group_of_projects_applies_by_the_project_of_each_call() -> None:
     budgets = grouped(replace(MONTH, group_id=5), members=[("project", "7", 5)])
-    known, caller, call = BudgetCache(), Caller(1, 3, 40, 0), CallRequest("m", GENERIC, b"")
+    known, caller, call = BudgetCache(), Caller(1, 3, 40, 0), CallRequest("m", GENERIC, Body())
     found = [
         len(known.find_by_caller(budgets, caller, 2, Attribution(project_id=project), call, NOW).accounts)
         for project in (7, 8, None, 7)
@@ -436,7 +446,7 @@ def test_call_with_a_claim_of_a_seventeenth_budget_is_refused_with_its_groups() 
         *(replace(MONTH, id=group, group_id=group) for group in (*groups, 99)),
         members=[("user", "ada", group) for group in groups], claimed=99,
     )  # fmt: skip
-    call, plain = CallRequest("m", GENERIC, b""), Caller(1, 3, 40, 0)
+    call, plain = CallRequest("m", GENERIC, Body()), Caller(1, 3, 40, 0)
     asked = budgets.asked(plain, 2, Attribution("ada"), call)
     assert len(budgets.find(CallAttributes(*asked), NOW).accounts) == BUDGET_ACCOUNTS_MAX
     asked = budgets.asked(replace(plain, claims=("platform",)), 2, Attribution("ada"), call)
@@ -449,7 +459,7 @@ def test_override_of_a_group_limits_calls_of_members_until_its_end() -> None:
     """Each has 10: Ada, a member by hand, has 3 for five milliseconds; a caller with the claim has no limit."""
     groups = {"group:5": PersonalOverride(3, NOW + 5), "group:9": PersonalOverride(None)}
     budgets = grouped(replace(EACH, overrides=groups), members=[("user", "ada", 5)])
-    known, call = BudgetCache(), CallRequest("m", GENERIC, b"")
+    known, call = BudgetCache(), CallRequest("m", GENERIC, Body())
     plain, claiming = Caller(1, 3, 40, 0), Caller(1, 3, 40, 0, claims=("platform",))
 
     def find(caller: Caller, user: str, at_ms: int = NOW) -> CallBudgets:

@@ -39,9 +39,9 @@ def test_read_call_reads_the_turn_of_a_live_session_from_its_document() -> None:
     document: dict[str, object] = {"model": "é", "input_tokens": 7, "input_beyond": 5, "max_output_tokens": 9}
     call = read_call(route, {}, b"", document=document)
     assert (call.model, call.streamed, call.output_max) == ("é", True, 9)
-    assert (call.blob_tokens, call.text_beyond) == (7, 5)
+    assert (call.media.tokens, call.media.text_beyond) == (7, 5)
     written = '{"model":"é","input_tokens":7,"input_beyond":5,"max_output_tokens":9}'.encode()
-    assert (call.body, call.input_bytes, call.rare_bytes) == (written, 70, 2)
+    assert (call.body.content, call.input_bytes, call.body.rare_bytes) == (written, 70, 2)
     with pytest.raises(InvalidRequest, match="model"):
         read_call(route, {}, b"", document={"model": "m", "Model": "n"})
 
@@ -254,9 +254,9 @@ def test_a_maximum_goes_where_the_meter_reads_it_on_a_route_of_any_family() -> N
 
 def test_a_document_is_let_go_once_it_is_sent() -> None:
     call = read("openai_chat", {"model": "m", "x": 1})
-    assert call.document == {"model": "m", "x": 1}
+    assert call.body.document == {"model": "m", "x": 1}
     assert call.take_body() == b'{"model":"m","x":1}'
-    assert (call.document, call.body) == (None, b"")
+    assert (call.body.document, call.body.content) == (None, b"")
 
 
 @pytest.mark.parametrize(
@@ -384,7 +384,7 @@ def test_a_maximum_of_0_beside_another_is_sent_as_1() -> None:
         "openai_chat", {"model": "m", "max_tokens": 0, "max_completion_tokens": 9, "max_tool_calls": 0}
     )
     limit_output(call, 77)
-    assert (call.output_max, call.document) == (
+    assert (call.output_max, call.body.document) == (
         9,
         {"model": "m", "max_tokens": 1, "max_completion_tokens": 9, "max_tool_calls": 0},
     )
@@ -450,7 +450,7 @@ def test_a_bound_may_be_lower() -> None:
 def test_a_body_that_is_not_metered_is_not_read(meter: str) -> None:
     route = Route(("POST",), "/x", "u", "s", Family("generic"), meter, units_pointer="/units")
     call = read_call(route, {}, b"\xff\x00 anything")
-    assert call.body == b"\xff\x00 anything"
+    assert call.body.content == b"\xff\x00 anything"
     assert call.units_pointer == "/units"
     assert call.input_estimate == 0
 
@@ -535,15 +535,15 @@ _BOTH = [
 @pytest.mark.parametrize(("meter", "body"), _MEDIA)
 def test_media_where_its_api_takes_it_is_not_taken_for_text(meter: str, body: dict[str, object]) -> None:
     call = read(meter, body)
-    assert BLOB_TOKENS <= call.blob_tokens <= 4000
+    assert BLOB_TOKENS <= call.media.tokens <= 4000
     assert call.input_bytes < 400
-    assert (call.unsure_bytes > 300_000) == (_PDF[:9] in json.dumps(body)), "a PDF packs its text"
+    assert (call.media.unsure > 300_000) == (_PDF[:9] in json.dumps(body)), "a PDF packs its text"
 
 
 @pytest.mark.parametrize(("meter", "body"), _TEXT)
 def test_what_stands_elsewhere_is_text_whatever_it_says(meter: str, body: dict[str, object]) -> None:
     call = read(meter, body)
-    assert call.blob_tokens == 0
+    assert call.media.tokens == 0
     assert call.input_bytes > 250_000
 
 
@@ -552,13 +552,13 @@ def test_a_medium_that_does_not_begin_as_its_type_is_held_as_text_too(
     meter: str, body: dict[str, object]
 ) -> None:
     call = read(meter, body)
-    assert (call.blob_tokens, call.pictures) == (BLOB_TOKENS, 1)
+    assert (call.media.tokens, call.media.count) == (BLOB_TOKENS, 1)
     assert call.input_bytes > 250_000
 
 
 def test_each_byte_that_is_no_ascii_is_counted() -> None:
     call = read("openai_chat", _said({"type": "text", "text": "a\u00fc\U0001f600\ufffd"}))
-    assert call.rare_bytes == 2 + 4 + 3
+    assert call.body.rare_bytes == 2 + 4 + 3
 
 
 def test_a_large_prompt_is_read() -> None:

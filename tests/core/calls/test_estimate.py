@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from gateway.core.calls.call import BLOB_TOKENS, CallRequest, names_in
+from gateway.core.calls.call import BLOB_TOKENS, Body, CallRequest, Media, names_in
 from gateway.core.calls.claims import measure_media, read_call
 from gateway.core.calls.estimate import (
     CEILING,
@@ -34,7 +34,9 @@ from tests.core.calls.test_recordings import flac, wav
 def call(
     model: str = "m", output_max: int | None = None, choices: int = 1, input_bytes: int = 300
 ) -> CallRequest:
-    return CallRequest("openai_chat", Family("openai"), b"", model, False, output_max, choices, input_bytes)
+    return CallRequest(
+        "openai_chat", Family("openai"), Body(), model, False, output_max, choices, input_bytes
+    )
 
 
 def used(tokens_in: int, tokens_out: int) -> TokenUsage:
@@ -144,8 +146,8 @@ OPUS = 128_000  # the most that one answer of it has
 def asked(meter: str = "anthropic_messages", **fields: Any) -> CallRequest:
     """A call of 300 bytes, whatever its body says."""
     document = {"model": "claude-haiku-4-5", **fields}
-    made = CallRequest(meter, Family(meter.partition("_")[0]), b"", "claude-haiku-4-5", document=document)
-    made.tools, made.plugins = elements(document, "tools"), elements(document, "plugins")
+    made = CallRequest(meter, Family(meter.partition("_")[0]), Body(document=document), "claude-haiku-4-5")
+    made.body.tools, made.body.plugins = elements(document, "tools"), elements(document, "plugins")
     made.models_beside, made.output_max = models_beside(document), fields.get("max_tokens")
     made.input_bytes = 300
     return made
@@ -201,7 +203,7 @@ def test_other_apis_have_no_field_for_the_uses_of_a_model() -> None:
     one = asked("openai_chat", tools=[{"type": "advisor_x", "model": "claude-opus-4-8", "max_uses": 1}])
     assert Estimator().hold(one, 1, "chat").beside == MODEL_USES * OPUS
     limit_models(one)
-    assert not one.changed
+    assert not one.body.changed
     compact = asked("openai_responses", context_management=[{"type": "compaction", "compact_threshold": 9}])
     assert Estimator().hold(compact, 1, "responses").read == 300
 
@@ -218,12 +220,12 @@ def test_edits_of_a_context_are_a_list(wrong: object) -> None:
 def test_a_bound_call_says_how_often_its_advisor_may_answer(stated: dict[str, int], sent: int) -> None:
     one = asked(tools=[ADVISOR | stated, {"name": "f", "input_schema": {}}])
     limit_models(one)
-    assert one.document is not None
-    assert one.document["tools"] == [ADVISOR | {"max_uses": sent}, {"name": "f", "input_schema": {}}]
+    assert one.body.document is not None
+    assert one.body.document["tools"] == [ADVISOR | {"max_uses": sent}, {"name": "f", "input_schema": {}}]
 
 
 def test_a_call_without_tokens_needs_none() -> None:
-    assert Estimator().hold(CallRequest("generic", Family("generic"), b""), 1, "x") == Estimate(0, 0, 0, 0)
+    assert Estimator().hold(CallRequest("generic", Family("generic"), Body()), 1, "x") == Estimate(0, 0, 0, 0)
 
 
 def test_absurd_maxima_stay_exact_in_lua() -> None:
@@ -277,7 +279,7 @@ def test_what_was_learned_makes_nothing_cheaper_than_first_values(tokens: tuple[
 
 def test_the_most_of_the_input_has_a_token_for_each_rare_byte() -> None:
     asked = call(output_max=0)
-    asked.rare_bytes = 90
+    asked.body.rare_bytes = 90
     assert Estimator().hold(asked, 1, "chat").ceiling == (300 + 90) // 2
 
 
@@ -368,8 +370,8 @@ def test_of_all_organizations_no_more_is_kept_than_the_bound() -> None:
 def test_the_most_of_an_image_is_what_its_model_takes_at_most(model: str, most: int) -> None:
     asked = call(model, output_max=0)
     plain = Estimator().hold(asked, 1, "chat")
-    asked.blob_tokens, asked.names = BLOB_TOKENS, names_in({"image_url": {"url": "https://x.example/a.png"}})
-    asked.pictures = 1
+    asked.media = Media(tokens=BLOB_TOKENS, count=1)
+    asked.body.names = names_in({"image_url": {"url": "https://x.example/a.png"}})
     found = Estimator().hold(asked, 1, "chat")
     assert found.ceiling - plain.ceiling >= 2 * most
     assert found.need - plain.need == BLOB_TOKENS
@@ -404,9 +406,9 @@ _PROFILE = "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile
 def test_a_picture_of_an_unknown_model_holds_the_dearest_of_its_api_at_most(
     family: str, model: str, most: int
 ) -> None:
-    asked = CallRequest("openai_chat", Family(family), b"", model=model, output_max=0, input_bytes=300)
+    asked = CallRequest("openai_chat", Family(family), Body(), model=model, output_max=0, input_bytes=300)
     plain = Estimator().hold(asked, 1, "chat")
-    asked.blob_tokens, asked.pictures = 25 * 1_600, 25
+    asked.media = Media(tokens=25 * 1_600, count=25)
     found = Estimator().hold(asked, 1, "chat")
     assert found.ceiling - plain.ceiling == 25 * most
     assert found.need - plain.need == 25 * 1_600, "a likely hold stays"
@@ -417,7 +419,7 @@ def test_a_picture_of_a_name_that_targets_replace_holds_what_they_take() -> None
     targets = (ModelTarget("up", "gpt-5.1"), ModelTarget("up", "claude-opus-4-7"))
     asked.take_aim(aim_of(asked, targets=targets))
     plain = Estimator().hold(asked, 1, "chat")
-    asked.blob_tokens, asked.pictures = 1_600, 1
+    asked.media = Media(tokens=1_600, count=1)
     assert Estimator().hold(asked, 1, "chat").ceiling - plain.ceiling == 4_784
 
 
@@ -473,7 +475,7 @@ def test_a_recording_holds_its_seconds_or_the_longest_of_its_model(
 ) -> None:
     """A second is 10 tokens."""
     call, found = transcribed(file, model, written)
-    assert call.blob_tokens == likely * 10
+    assert call.media.tokens == likely * 10
     assert most * 10 <= found.read <= most * 10 + 200
     assert found.need <= likely * 10 + 2_200
     seconds = {**(call.measured or {}), **(call.measured_most or {})}.get("audio_second")
@@ -483,7 +485,7 @@ def test_a_recording_holds_its_seconds_or_the_longest_of_its_model(
 def test_blobs_are_held_but_do_not_teach_the_ratio() -> None:
     estimator = Estimator()
     asked = call(output_max=0)
-    asked.blob_tokens = 1600
+    asked.media = Media(tokens=1600)
     found = estimator.hold(asked, 1, "chat")
     assert (found.need, found.ceiling) == (1700, 1750)
     for _ in range(300):
@@ -508,7 +510,7 @@ def test_the_most_goes_by_size_whatever_was_learned() -> None:
     assert estimator.hold(call(output_max=10), 1, "chat").ceiling == 160
     asked = call(output_max=10)
     files = {"image_url": {"url": "https://a"}, "file_data": {"fileUri": "gs://b"}, "file_id": "c"}
-    asked.names = names_in(files)
+    asked.body.names = names_in(files)
     assert estimator.hold(asked, 1, "chat").ceiling == 160 + 3 * 48_169
     for _ in range(300):
         estimator.learn(call(), 1, "chat", used(290, 1))

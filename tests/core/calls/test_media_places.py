@@ -313,9 +313,9 @@ def test_a_medium_is_read_at_each_place_that_a_type_of_an_sdk_has(meter: str) ->
         body = ({} if meter == "gemini_generate" else {"model": "m", "max_tokens": 1}) | wrap(value)
         route = Route(("POST",), "/x", "u", "s", Family(api), meter)
         call = read_call(route, {"model": "m"}, json.dumps(body).encode())
-        large = len(call.documents) + call.endless + call.heard
+        large = len(call.media.documents) + call.media.endless + call.media.heard
         is_large = innermost(costs, body, media) in LARGE
-        assert large or (not is_large and call.pictures + call.names.files), body
+        assert large or (not is_large and call.media.count + call.body.names.files), body
 
 
 def inline(kind: str, data: bytes, **beside: Any) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from gateway.core.billing.vector import Vector
 from gateway.core.calls import call as module
 from gateway.core.calls.call import (
     MEDIA_NAMES,
+    Body,
     CallRequest,
     CutParts,
     FieldNames,
@@ -104,9 +105,11 @@ def read(meter: str, body: bytes, by: Scan | None) -> dict[str, Any]:
     finally:
         module._scan = before
     found = {one.name: getattr(call, one.name) for one in fields(CallRequest)}
-    shown = ("cut", "document", "tools", "plugins")  # texts are cut out of them, and are in what is sent
+    found |= {one.name: getattr(call.body, one.name) for one in fields(Body)}
+    # Texts are cut out of the document, and are in what is sent.
+    shown = ("body", "cut", "document", "tools", "plugins")
     found = {name: value for name, value in found.items() if name not in shown} | decided
-    found |= {"names": said(call.names), "sent": call.write_for("another")}
+    found |= {"names": said(call.body.names), "sent": call.write_for("another")}
     for write in (
         limit_output,
         lambda one, tokens: limit_uses(one, (TOOLED,)),
@@ -119,13 +122,13 @@ def read(meter: str, body: bytes, by: Scan | None) -> dict[str, Any]:
 
 def decided_of(call: CallRequest) -> dict[str, Any]:
     """What is decided by a call that was read, up to which upstream it may be sent to."""
-    document, family = call.document, FAMILIES[call.family]
+    document, family = call.body.document, FAMILIES[call.family]
     if document is None:
         return {}
     excluded, shape = family.exclusions, SHAPES.get(call.meter)
     rules = excluded.cache, excluded.media, excluded.heard, excluded.sound
     found: dict[str, Any] = {
-        "excluded": [rule(document, call.names) for rule in rules],
+        "excluded": [rule(document, call.body.names) for rule in rules],
         "tiers": [excluded.tier(document, "priority"), excluded.asked_tiers(document)],
         "uses": uses_of(call, document, TOOLED.tools), "unpriced": unpriced_tools(call, (TOOLED,)),
         "within": within(call), "repeatable": is_repeatable(call), "fields": list(document),

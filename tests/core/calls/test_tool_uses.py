@@ -9,7 +9,7 @@ import pytest
 
 from gateway.core.billing.price_book import KINDS, read_price
 from gateway.core.billing.vector import Vector
-from gateway.core.calls.call import CallRequest
+from gateway.core.calls.call import Body, CallRequest
 from gateway.core.calls.claims import (
     TOOL_USES,
     asks_of,
@@ -46,16 +46,16 @@ def defined(tool: object) -> dict[str, Any]:
 
 def asked(meter: str, fields: dict[str, Any], model: str = "m") -> CallRequest:
     document = {"model": model, **fields}
-    call = CallRequest(meter, Family(meter.partition("_")[0]), b"", model, document=document)
-    call.tools, call.plugins = tools_of(document), elements(document, "plugins")
-    call.asks = True if call.tools else None
+    call = CallRequest(meter, Family(meter.partition("_")[0]), Body(document=document), model)
+    call.body.tools, call.body.plugins = tools_of(document), elements(document, "plugins")
+    call.asks = True if call.body.tools else None
     call.tiers = OF_METER[meter].exclusions.asked_tiers(document)
     return call
 
 
 def uses(call: CallRequest) -> dict[str, int]:
-    assert call.document is not None
-    return uses_of(call, call.document, PRICED)
+    assert call.body.document is not None
+    return uses_of(call, call.body.document, PRICED)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_some_models_search_by_themselves(model: str) -> None:
 
 def test_what_has_no_price_is_not_held() -> None:
     call = asked(MESSAGES, {"tools": [SEARCH]})
-    assert uses_of(call, call.document or {}, ()) == {}
+    assert uses_of(call, call.body.document or {}, ()) == {}
 
 
 def test_the_ceiling_is_written_where_the_api_has_a_field_for_it() -> None:
@@ -129,16 +129,16 @@ def test_the_ceiling_is_written_where_the_api_has_a_field_for_it() -> None:
     own = {"name": "web_search", "input_schema": {}}
     call = asked(MESSAGES, {"tools": [dict(dated), dated | {"max_uses": 3}, dict(own)]})
     limit_uses(call, PRICES)
-    assert call.changed
-    assert call.document is not None
-    assert call.document["tools"] == [dated | {"max_uses": TOOL_USES}, dated | {"max_uses": 3}, own]
+    assert call.body.changed
+    assert call.body.document is not None
+    assert call.body.document["tools"] == [dated | {"max_uses": TOOL_USES}, dated | {"max_uses": 3}, own]
     call = asked(RESPONSES, {"tools": [SEARCH]})
     limit_uses(call, PRICES)
-    assert call.changed
-    assert call.document == {"model": "m", "tools": [SEARCH], "max_tool_calls": TOOL_USES}
+    assert call.body.changed
+    assert call.body.document == {"model": "m", "tools": [SEARCH], "max_tool_calls": TOOL_USES}
     call = asked(MESSAGES, {"messages": [{"content": [defined(dict(dated))]}]})
     limit_uses(call, PRICES)
-    assert call.document == {
+    assert call.body.document == {
         "model": "m", "messages": [{"content": [defined(dated | {"max_uses": TOOL_USES})]}]
     }  # fmt: skip
 
@@ -153,10 +153,10 @@ def test_the_ceiling_is_written_where_the_api_has_a_field_for_it() -> None:
 def test_else_a_call_is_sent_as_it_came(meter: str, fields: dict[str, Any]) -> None:
     call = asked(meter, fields)
     limit_uses(call, PRICES)
-    assert (call.changed, call.document) == (False, {"model": "m", **fields})
+    assert (call.body.changed, call.body.document) == (False, {"model": "m", **fields})
     free = asked(RESPONSES, {"tools": [SEARCH]})
     limit_uses(free, ())
-    assert not free.changed
+    assert not free.body.changed
 
 
 @pytest.mark.parametrize(
@@ -213,8 +213,8 @@ def test_a_tool_that_no_table_has_needs_a_price_of_its_own_name() -> None:
     call = asked(RESPONSES, {"tools": [tool]})
     own = (PRICES[0]._replace(tools={"web_search_20270101": 1}),)
     assert unpriced_tools(call, own) == []
-    assert call.document is not None
-    assert uses_of(call, call.document, ["web_search_20270101"]) == {"web_search_20270101": TOOL_USES}
+    assert call.body.document is not None
+    assert uses_of(call, call.body.document, ["web_search_20270101"]) == {"web_search_20270101": TOOL_USES}
 
 
 def test_find_tool_says_where_a_body_has_it_and_which_price_it_needs() -> None:
@@ -246,11 +246,11 @@ def test_find_tool_says_where_a_body_has_it_and_which_price_it_needs() -> None:
 
 def test_uses_of_holds_no_tool_that_the_caller_runs() -> None:
     call = asked(RESPONSES, {"tools": [{"type": "shell", "environment": {"type": "local"}}]})
-    assert call.document is not None
-    assert uses_of(call, call.document, ["shell"]) == {}
+    assert call.body.document is not None
+    assert uses_of(call, call.body.document, ["shell"]) == {}
     hosted = asked(RESPONSES, {"tools": [{"type": "shell"}]})
-    assert hosted.document is not None
-    assert uses_of(hosted, hosted.document, ["shell"]) == {"shell": TOOL_USES}
+    assert hosted.body.document is not None
+    assert uses_of(hosted, hosted.body.document, ["shell"]) == {"shell": TOOL_USES}
 
 
 def test_a_plugin_is_a_tool() -> None:
@@ -407,8 +407,8 @@ def test_pictures_that_no_price_names_are_known_before_they_are_made(
 def test_a_search_that_is_paid_by_the_prompt_is_held_once() -> None:
     prompt = (PRICES[0]._replace(tools={"web_search_prompt": 10**9}),)
     call = asked(GEMINI, {"tools": [{"google_search": {}}]})
-    assert call.document is not None
-    assert uses_of(call, call.document, ["web_search_prompt"]) == {"web_search_prompt": 1}
+    assert call.body.document is not None
+    assert uses_of(call, call.body.document, ["web_search_prompt"]) == {"web_search_prompt": 1}
     assert unpriced_tools(call, prompt) == []
 
 

@@ -377,10 +377,10 @@ def test_what_cannot_be_counted_so_is_not(body: bytes) -> None:
 def asked(model: str, **fields: Any) -> CallRequest:
     made = call("openai_chat", **fields)
     made.model = model
-    made.body = json.dumps(
+    made.body.content = json.dumps(
         {"model": model, "messages": [{"role": "user", "content": "one two three"}]}
     ).encode()
-    made.input_bytes = len(made.body)
+    made.input_bytes = len(made.body.content)
     Estimator(tokenizer=of_model).hold(made, 1, "chat")
     return made
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.calls.call import CallRequest, names_in
+from gateway.core.calls.call import Body, CallRequest, names_in
 from gateway.core.families.controlled import elements
 from gateway.core.families.family import ID_CHARACTERS_MAX
 from gateway.core.families.objects import (
@@ -34,8 +34,8 @@ def names(family: Family, document: dict[str, Any]) -> tuple[str, ...]:
 
 def named_by(family: Family, document: dict[str, Any]) -> CallRequest:
     body = json.dumps(document, separators=(",", ":")).encode()
-    call = CallRequest("none", family, body, document=document, names=names_in(document))
-    call.tools, call.plugins = tools_of(document), elements(document, "plugins")
+    call = CallRequest("none", family, Body(body, document=document, names=names_in(document)))
+    call.body.tools, call.body.plugins = tools_of(document), elements(document, "plugins")
     read_objects(ObjectAccess((), None), call)
     return call
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from deploy.costs import members_of
-from gateway.core.calls.call import CallRequest, names_in
+from gateway.core.calls.call import Body, CallRequest, names_in
 from gateway.core.families.anthropic import FAMILY as ANTHROPIC
 from gateway.core.families.objects import read_objects
 from gateway.core.families.openai import FAMILY as OPENAI
@@ -142,7 +142,7 @@ def read(path: str, document: dict[str, Any]) -> tuple[str, ...]:
     owned = owned_by(head, route)
     assert owned is not None
     body = json.dumps(document).encode()
-    call = CallRequest(route.meter, Family("openai"), body, document=document, names=names_in(document))
+    call = CallRequest(route.meter, Family("openai"), Body(body, document=document, names=names_in(document)))
     read_objects(owned, call)
     return call.named
 

@@ -12,7 +12,7 @@ import pytest
 import typing_extensions
 
 from deploy.costs import classes_of, members_of, type_names
-from gateway.core.calls.call import CallRequest, names_in
+from gateway.core.calls.call import Body, CallRequest, names_in
 from gateway.core.calls.claims import read_call
 from gateway.core.calls.models import is_repeatable
 from gateway.core.calls.routes import Route
@@ -131,7 +131,7 @@ def test_read_call_finds_a_tool_that_is_defined_inside(document: dict[str, Any])
         if escaped:
             body = body.replace(b"tool", b"t\\u006Fol").replace(b"definition", b"definit\\u0069on")
         call = asked("anthropic_messages", body)
-        assert ADVISOR in call.tools
+        assert ADVISOR in call.body.tools
         assert call.models_beside == ("other",)
         assert call.asks
         assert not is_repeatable(call)
@@ -168,7 +168,7 @@ def test_tools_of_takes_data_and_references_for_no_tools(part: dict[str, Any]) -
 
 def test_a_call_whose_functions_have_a_member_called_tools_has_these_functions_alone() -> None:
     call = asked("openai_responses", json.dumps({"model": "m", "input": "hi", "tools": [OWN]}).encode())
-    assert (list(call.tools), call.models_beside, is_repeatable(call)) == ([OWN], (), True)
+    assert (list(call.body.tools), call.models_beside, is_repeatable(call)) == ([OWN], (), True)
 
 
 def test_a_converse_call_with_functions_is_repeatable_and_one_with_another_tool_is_not() -> None:
@@ -199,7 +199,7 @@ def test_a_call_is_repeatable_with_tools_that_a_table_says_only_read() -> None:
 def test_a_conversation_stores_tools_of_the_client_alone(tool: dict[str, Any]) -> None:
     """Later calls would use another one without a word of it."""
     document: dict[str, Any] = {"items": [{"type": "additional_tools", "role": "developer", "tools": [tool]}]}
-    call = CallRequest("none", Family("openai"), b"", document=document, names=names_in(document))
+    call = CallRequest("none", Family("openai"), Body(document=document, names=names_in(document)))
     access = ObjectAccess((), None, reads=True, closed=True, takes=frozenset({"items"}))
     if tool in (ADVISOR, *PROVIDERS):
         with pytest.raises(InvalidRequest):

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.calls.call import CallRequest, UsageBounds
+from gateway.core.calls.call import Body, CallRequest, UsageBounds
 from gateway.core.calls.facts import aim_of
 from gateway.core.calls.routes import ModelTarget
 from gateway.core.metering.meter import TOOLS_MAX, Detail, Meter
@@ -388,7 +388,7 @@ def test_a_tier_is_the_last_that_is_told() -> None:
 def generic(
     status: int = 200, amount: bytes = b"", pointer: str = "", bounds: UsageBounds | None = None
 ) -> Meter:
-    call = CallRequest("generic", Family("generic"), b"", units_pointer=pointer)
+    call = CallRequest("generic", Family("generic"), Body(), units_pointer=pointer)
     return make_meter(call, status, b"image/png", b"", bounds or UsageBounds(), usage_amount=amount)
 
 
@@ -481,7 +481,7 @@ def test_the_largest_number_by_its_name_is_the_units_of_an_answer_too_large_to_r
 
 
 def test_a_free_answer_costs_nothing() -> None:
-    meter = make_meter(CallRequest("none", Family("openai"), b""), 200)
+    meter = make_meter(CallRequest("none", Family("openai"), Body()), 200)
     assert meter.feed(b'{"usage":{"prompt_tokens":5}}') == b'{"usage":{"prompt_tokens":5}}'
     meter.finish()
     assert meter.usage() == TokenUsage(units=0)

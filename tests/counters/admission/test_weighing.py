@@ -8,7 +8,7 @@ import random
 import pytest
 
 from gateway.core.accounts.plans import Weights, millionths
-from gateway.core.calls.call import CallRequest
+from gateway.core.calls.call import Body, CallRequest
 from gateway.core.calls.claims import output_bound
 from gateway.core.calls.estimate import Estimate
 from gateway.core.model import (
@@ -163,7 +163,7 @@ async def test_a_strict_plan_is_never_overshot_whatever_kinds_come(
             return 0
         assert decision.bounded
         estimate = Estimate(read + 9, read + most, least, read)
-        bound = output_bound(None, CallRequest("", GENERIC, b""), estimate, decision)
+        bound = output_bound(None, CallRequest("", GENERIC, Body()), estimate, decision)
         written = most if stated or bound is None else min(bound, most)
         counts = used_of(rng, read, written)
         weighed = weights.count(counts, read + written)

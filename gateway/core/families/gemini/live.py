@@ -307,7 +307,7 @@ def _tokens_of_media(media: Media, name: str) -> int:
     """Return the tokens of media in the message `name`; raise `InvalidRequest` if those of one are unknown."""
     heard = [_tokens_of_sound(recording.kind, str(recording.data)) for recording in media.recordings]
     known = [tokens for tokens in heard if tokens is not None]
-    if media.documents or media.far or len(known) < len(heard):
+    if media.documents or media.endless or len(known) < len(heard):
         raise InvalidRequest(
             f"{name} has a document, a video or compressed sound: a live session takes text, pictures and"
             " sound as audio/pcm or audio/l16.", param=name,

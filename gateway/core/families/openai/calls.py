@@ -163,7 +163,7 @@ def unit(read: Reader, *, any_model: bool = False) -> CallKind:
 def model_of(call: CallRequest, document: Document, params: PathParams) -> str:
     """Return the model in the path if it has one, else in the body. A form must name the path's model too."""
     named = params.get("model")
-    stated = model_name(document.get("model")) if not named or call.files else ""
+    stated = model_name(document.get("model")) if not named or call.body.files else ""
     return model_in_path(document, named) if named else stated
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 import re
+from dataclasses import replace
 from typing import Final
 
 import msgspec
 
 from gateway.core.billing.vector import AUTO, IMAGES
-from gateway.core.calls.call import CallRequest, Recording, UsageBounds
+from gateway.core.calls.call import CallRequest, Media, Recording, UsageBounds
 from gateway.core.calls.forms import FormKind
 from gateway.core.calls.recordings import (
     SOUND_BYTES_PER_SECOND_MIN,
@@ -100,9 +101,9 @@ def read_images(call: CallRequest, document: Document, params: PathParams, bound
 def read_edits(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
     """Read a call that edits pictures. They are files of a form, or named in the JSON list `images`."""
     read_images(call, document, params, bounds)
-    if not call.files and not elements(document, "images"):
+    if not call.body.files and not elements(document, "images"):
         raise InvalidRequest("image must be a file of the form.", param="image")
-    call.blob_tokens = len(call.files) * EDITED_TOKENS
+    call.media = Media(tokens=len(call.body.files) * EDITED_TOKENS)
 
 
 def read_heard(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
@@ -115,11 +116,12 @@ def read_heard(call: CallRequest, document: Document, params: PathParams, bounds
     if written not in _TELLING and written not in _TEXTS:
         right = ", ".join((*filter(None, _TELLING), *_TEXTS))
         raise InvalidRequest(f"response_format must be one of {right}.", param="response_format")
-    if len(call.files) != 1:
+    if len(call.body.files) != 1:
         raise InvalidRequest("file must be a file of the form.", param="file")
-    file = call.files[0]
-    if file.at and call.body:
-        call.recordings = (Recording(memoryview(call.body)[file.at : file.at + file.size]),)
+    file = call.body.files[0]
+    if file.at and call.body.content:
+        recording = Recording(memoryview(call.body.content)[file.at : file.at + file.size])
+        call.media = Media(recordings=(recording,))
     hear(call, None)
 
 
@@ -128,7 +130,7 @@ def hear(call: CallRequest, length: Length | None) -> None:
 
     Then its likely seconds follow from its bytes, and the most are those that its model takes.
     """
-    file, document = call.files[0], call.document or {}
+    file, document = call.body.files[0], call.body.document or {}
     tells = document.get("response_format") in _TELLING
     per_second, starts, bits = wav_head(file.begins)
     is_long_wav = bits == 16  # which may be an MP3
@@ -144,8 +146,8 @@ def hear(call: CallRequest, length: Length | None) -> None:
         most = max(seconds, RECORDING_SECONDS_MAX if limited else _DAY)
         # An answer that reports nothing is charged what is held: all that no bytes bound.
         seconds = seconds if tells or is_long_wav else most
-    call.blob_tokens = call.heard = seconds * SOUND_TOKENS_PER_SECOND
-    call.sound_beyond = (most - seconds) * SOUND_TOKENS_PER_SECOND
+    tokens, beyond = seconds * SOUND_TOKENS_PER_SECOND, (most - seconds) * SOUND_TOKENS_PER_SECOND
+    call.media = replace(call.media, tokens=tokens, heard=tokens, sound_beyond=beyond)
     call.measured = {"audio_second": seconds} if is_known or tells else {"audio_file": 1}
     call.measured_most = {"audio_second": most} if tells and most > seconds else None
 

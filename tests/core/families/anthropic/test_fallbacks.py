@@ -77,7 +77,8 @@ def test_entries_of_fallbacks_with_other_members_are_refused_by_name(entries: ob
 
 def test_each_attempt_reads_the_input_and_writes_up_to_its_own_maximum() -> None:
     plain, chained = asked(None), asked([{"model": "a", "max_tokens": 2_000}, {"model": "b"}])
-    chained.input_bytes, chained.rare_bytes, chained.body = plain.input_bytes, 0, plain.body
+    chained.input_bytes, chained.body.rare_bytes = plain.input_bytes, 0
+    chained.body.content = plain.body.content
     alone, held = (Estimator().hold(call, 1, "messages") for call in (plain, chained))
     assert (held.read, held.beside) == (3 * alone.read, 2_000 + 1_024)
     assert held.ceiling == 3 * alone.read + 1_024 + 2_000 + 1_024
