@@ -571,7 +571,9 @@ async def test_batch_line_that_names_other_models_than_the_first_line_is_refused
 
 async def test_batch_holds_the_budgets_of_all_models_that_the_lines_name(stage: Stage) -> None:
     stage.directory.budgets_there.append(Budget(2, "opus", "money", 10**12, "day", model="opus"))
-    job = await asked(stage, b"/v1/batches", has_chats(stage, OPUS, OPUS), {"id": "b", "status": "validating"})
+    job = await asked(
+        stage, b"/v1/batches", has_chats(stage, OPUS, OPUS), {"id": "b", "status": "validating"}
+    )
     assert (job.lines, len(job.accounts), job.beside) == (2, 2, ("opus",))
 
 

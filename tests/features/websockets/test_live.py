@@ -447,7 +447,7 @@ async def test_transcript_under_a_money_budget_is_charged_the_price_of_the_trans
         ]  # fmt: skip
 
 
-async def test_live_message_that_names_a_model_of_another_budget_begins_a_turn_that_holds_the_budget() -> None:
+async def test_live_message_with_a_model_of_another_budget_begins_a_turn_that_holds_it() -> None:
     async with live(responding) as (stage, sockets):
         stage.directory.budgets_there = [Budget(2, "writer", "tokens", 10**9, "day", model="writer")]
         account = account_of(stage.directory.caller.organization_id, stage.directory.budgets_there[0], "")
@@ -462,7 +462,7 @@ async def test_live_message_that_names_a_model_of_another_budget_begins_a_turn_t
         assert [message["type"] for message in sockets[0].heard] == ["session.update", "response.create"]
 
 
-async def test_live_message_that_names_a_model_of_another_budget_is_refused_while_an_answer_is_made() -> None:
+async def test_live_message_with_a_model_of_another_budget_is_refused_while_an_answer_is_made() -> None:
     go_on = asyncio.Event()
 
     async def script(socket: LiveUpstream) -> None:
