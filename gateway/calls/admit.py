@@ -228,10 +228,13 @@ async def check_line(
 def check_models(  # noqa: PLR0917  # as `judge`
     ports: AdmissionPorts, attribution: Attribution, caller: Caller, user: str, call: CallRequest,
     service: Service, budgets: CallBudgets | None,
-) -> CallPrices:  # fmt: skip
-    """Check further models of an admitted use; return the prices of all its models."""
+) -> CallPrices | None:  # fmt: skip
+    """Check further models of an admitted use; return the prices of all, None if its `budgets` lack theirs."""
     judge(ports.models, ports.calls.directory, attribution, caller, call, user)
-    return prices_of(ports.calls, caller, service, call, budgets)
+    theirs = ports.calls.directory.budgets(caller, service.id, attribution, call) if service.id else None
+    is_held = theirs is None or (budgets is not None and {*theirs.names}.issubset(budgets.names))
+    prices = prices_of(ports.calls, caller, service, call, budgets if is_held else theirs)
+    return prices if is_held else None
 
 
 def consider(  # noqa: PLR0917  # as `judge`

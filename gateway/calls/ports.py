@@ -10,7 +10,7 @@ from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.definitions import ModelLists, Share
 from gateway.core.accounts.refusals import Refusals
 from gateway.core.accounts.run_policies import CallRunPolicies
-from gateway.core.accounts.runs import Run
+from gateway.core.accounts.runs import FIELD, Run
 from gateway.core.accounts.spent_answers import SpentAnswer
 from gateway.core.accounts.tags import Tags
 from gateway.core.billing.vector import Vector
@@ -193,7 +193,7 @@ class RefusedRuns:
     """Refuses calls that name a run, if no feature opens runs."""
 
     def cached(self, _: Caller, asked: RunRequest) -> Run | None:
-        raise InvalidRequest(f"Runs are not installed here: leave the run {asked.id} out.")
+        raise InvalidRequest(f"Runs are not installed here: leave the run {asked.id} out.", param=FIELD)
 
     async def find(self, caller: Caller, asked: RunRequest, _: CallRunPolicies) -> Run:
         found = self.cached(caller, asked)

@@ -37,6 +37,7 @@ _THEIRS = {
         api_key.c.id.in_(bindparam("ids", expanding=True)), tenant.c.organization_id == bindparam("owner")
     ),
 }  # fmt: skip
+_OVERRIDE_IS_IN_FORCE: Final = func.coalesce(budget_override.c.until > func.now(), true())
 MEMBER, MEMBERS = "member", "members"
 _ID: Final = re.compile(r"0|[1-9][0-9]{0,15}", re.ASCII)
 
@@ -182,11 +183,7 @@ def overrides_of_members(budget_ids: Collection[int], names: Collection[str]) ->
     return (
         select(budget_override, caller_group.c.id.label("group_id"), member.c.value.label("member"))
         .select_from(budget_override.join(caller_group, is_its).join(member, true()))
-        .where(
-            budget_override.c.budget_id.in_(budget_ids),
-            member.c.value.in_(names),
-            func.coalesce(budget_override.c.until > func.now(), true()),
-        )
+        .where(budget_override.c.budget_id.in_(budget_ids), member.c.value.in_(names), _OVERRIDE_IS_IN_FORCE)
     )
 
 
@@ -194,8 +191,7 @@ def delete(change: EntityWrite) -> Row:
     """Delete a group; raise `Conflict` with the budgets that name it."""
     _locked(change)
     overrides = select(budget_override.c.budget_id).where(
-        budget_override.c.value == f"{OF_GROUP}{change.row_id}",
-        func.coalesce(budget_override.c.until > func.now(), true()),
+        budget_override.c.value == f"{OF_GROUP}{change.row_id}", _OVERRIDE_IS_IN_FORCE
     )
     is_named = (budget.c.group_id == change.row_id) | budget.c.id.in_(overrides)
     named = live(budget, budget.c.name).where(is_named).order_by(budget.c.name)

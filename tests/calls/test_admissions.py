@@ -17,7 +17,7 @@ from typing import Any, cast
 import aiohttp
 import pytest
 
-from gateway.core.accounts.budgets import FLAG_MONEY, Budget
+from gateway.core.accounts.budgets import FLAG_MONEY, Budget, account_of
 from gateway.core.accounts.definitions import ModelLists
 from gateway.core.accounts.run_policies import RunPolicy
 from gateway.core.billing.price_book import read_price
@@ -57,6 +57,9 @@ NAMES = ("chat", "responses", "realtime")
 MONEY = Budget(1, "money", "money", 10**15, "day")
 FULL: dict[str, Any] = {"audio_input": "1", "audio_output": "1", "image_output": "1"}
 OPEN, SPENT = (BudgetWindow(1, 100, used, 61_000, FLAG_MONEY) for used in (50, 100))
+EXCEEDED = Refused(
+    Verdict.BUDGET_EXCEEDED, Scope.BUDGET, LimitKind.BUDGET, 100, 100, 61_000, 1_000, budget=SPENT
+)
 SOUND = [{"role": "user", "content": [{"type": "thing", "thing": "https://x/a.mp3"}]}]
 
 
@@ -169,15 +172,19 @@ def _breaker(scene: Scene) -> None:
 
 
 def _budgets(scene: Scene) -> None:
-    scene.stage.counters.decision = Refused(
-        Verdict.BUDGET_EXCEEDED, Scope.BUDGET, LimitKind.BUDGET, 100, 100, 61_000, 1_000, budget=SPENT
-    )
+    scene.stage.counters.decision = EXCEEDED
 
     def answer_short(extension: HoldExtension) -> None:
         extension.held, extension.short = 0, BY_BUDGETS
         extension.end_request()
 
     scene.stage.counters.request_extension = answer_short  # type: ignore[method-assign]  # as of a spent budget
+
+
+def _budgets_by_model(scene: Scene) -> None:
+    budget = Budget(2, "by model", "money", 10**15, "day", model=scene.model)
+    scene.stage.directory.budgets_there.append(budget)
+    scene.stage.counters.refused[account_of(CALLER.organization_id, budget, "")] = EXCEEDED
 
 
 def _maxima(scene: Scene) -> None:
@@ -197,12 +204,12 @@ FAULTS: dict[str, Callable[[Scene], None]] = {
     "priority": _priority, "list of the key": _key_list, "list of the tenant": _tenant_list,
     "list of the user": _user_list, "rule of the model": _rule, "service": _service,
     "overlapping services": _overlapping, "tools": _tools, "objects": _objects, "breaker": _breaker,
-    "maxima": _maxima, "budgets": _budgets, "capacity": _capacity,
+    "maxima": _maxima, "budgets": _budgets, "budgets by model": _budgets_by_model, "capacity": _capacity,
 }  # fmt: skip
 # Faults that concern the model of a message, and not that of the session.
 OF_MODEL = frozenset(
     {"trained model", "media", "prices", "list of the key", "list of the tenant", "list of the user",
-     "rule of the model"}
+     "rule of the model", "budgets by model"}
 )  # fmt: skip
 
 
@@ -363,6 +370,7 @@ TABLE: dict[str, tuple[str, dict[str, str]]] = {
     "trained model": ("object_not_found", {"message": "invalid_request"}),
     "breaker": ("rate_limited", ELSEWHERE),
     "budgets": ("budget_exceeded", {}),
+    "budgets by model": ("budget_exceeded", {}),
     "maxima": ("invalid_request", {"hold by model": BODILESS}),
     "capacity": ("capacity_exceeded", ELSEWHERE),
 }

@@ -123,13 +123,14 @@ class NoRuns:
     def __init__(self) -> None:
         self.asked: list[RunRequest] = []
         self.known: Run | None = None
+        self.refusal: Refusal = TooManyRuns()
 
     def cached(self, caller: Caller, asked: RunRequest) -> Run | None:
         return self.known
 
     async def find(self, caller: Caller, asked: RunRequest, policies: CallRunPolicies) -> Run:
         self.asked.append(asked)
-        raise TooManyRuns
+        raise self.refusal
 
     def admitted(self, caller: Caller, run: Run) -> None:
         assert run is self.known
@@ -360,6 +361,8 @@ class FakeCounters:
             requests=Window(Scope.KEY, 60, 1, 1000),
             tokens=Window(Scope.TENANT, 1000, 20, 1200),
         )
+        # What is answered to a hold of a budget's account, by the account's name.
+        self.refused: dict[str, Refused] = {}
         # What is answered to a call by its head alone, and on a route that charges nothing.
         self.by_head: Admitted | Refused | None = self.decision
         # Whether budgets hold just what they are asked for, and not what the decision says.
@@ -374,8 +377,9 @@ class FakeCounters:
         wait: Wait[Admitted | Refused] = Wait()
         if request.service.id:
             self.holds.append(request)
-            decision = self.decision
-            if decision is not None and self.holds_asked:
+            refused = [answer for name, answer in self.refused.items() if name in request.names]
+            decision = refused[0] if refused else self.decision
+            if isinstance(decision, Admitted) and self.holds_asked:
                 decision = replace(decision, money_held=request.money, raw_held=request.raw_tokens)
         else:
             decision = self.by_head

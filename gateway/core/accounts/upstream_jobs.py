@@ -81,7 +81,8 @@ class Job(msgspec.Struct):
     upstream. `misses` counts polls that did not find the job; before `next_look_ms` another miss does not
     count. Times are those of Redis. A `cost` that must not be charged is `NO_COST`. `output_max` (0: none) is
     the call's limit of output tokens, and `tiers` are the service tiers that it requested. `priced_ms` is the
-    time of its prices by its gateway's clock, 0 for `created_ms`.
+    time of its prices by its gateway's clock, 0 for `created_ms`. Its call, or each of its lines, names the models
+    `beside` too.
     """
 
     hold_id: str
@@ -130,6 +131,7 @@ class Job(msgspec.Struct):
     priced_ms: int = 0
     tags: Tags = ()
     groups: tuple[int, ...] = ()
+    beside: tuple[str, ...] = ()
 
     @property
     def is_charged(self) -> bool:

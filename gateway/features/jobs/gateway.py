@@ -63,6 +63,7 @@ from gateway.core.calls.routes import ModelTarget, Route
 from gateway.core.calls.tariff import NO_PRICES, CallPrices
 from gateway.core.calls.use_request import LINE, UseRequest
 from gateway.core.families.family import BatchPaths, JobPaths, objects_in
+from gateway.core.families.header_fields import OURS_PREFIX
 from gateway.core.families.objects import ObjectAccess, read_objects
 from gateway.core.families.registry import BATCH_AT, JOBS, RESULTS
 from gateway.core.metering.meter import Detail
@@ -226,6 +227,7 @@ def _job_of(admitted: AdmittedCall, paths: JobPaths) -> Job:
     budgets = admitted.budgets
     job = _job(admitted, admitted.request_id, admitted.user, admitted.service, decision, prices)
     job.kind, job.endpoint, job.model = paths.kind, paths.path, admitted.call.model
+    job.beside = admitted.call.models_beside
     job.videos, job.seconds = admitted.call.choices, (admitted.call.measured or {}).get(SECONDS, 0)
     job.output_max, job.tiers = admitted.call.output_max or 0, admitted.call.tiers
     job.units, job.accounts = claim.units, () if budgets is None else budgets.names
@@ -455,7 +457,8 @@ async def _taken(
     request = replace(least, need=0, ceiling=0, read=0, read_likely=0)
     try:
         renewed = replace(least, raises=True)
-        likely, prices = await _add_lines(admitted, request, renewed, route, lines, terms, decision)
+        beside = frozenset(first.models_beside)
+        likely, prices = await _add_lines(admitted, request, renewed, route, lines, terms, decision, beside)
         request.raises = True
         decision = await admitted.reserve(request, budgets)
     except BaseException:
@@ -466,6 +469,7 @@ async def _taken(
     job = _job(admitted, hold_id, use.user, service, decision, prices)
     job.groups = ports.directory.groups(caller, attribution, first)
     job.upstream, job.endpoint, job.model, job.input_id = routed.upstream, route.path, first.model, input_id
+    job.beside = first.models_beside
     job.batches = BATCH_AT[routed.label].batches
     job.lines, job.held, job.units, job.accounts = len(lines), likely, request.units, request.names
     try:
@@ -513,12 +517,12 @@ class _BatchEntrance:
 
 async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is held for
     admitted: AdmittedCall, request: HoldRequest, renewed: HoldRequest, route: Route, lines: list[BatchLine],
-    terms: AdmissionTerms, decision: Admitted,
+    terms: AdmissionTerms, decision: Admitted, beside: frozenset[str],
 ) -> tuple[int, CallPrices]:  # fmt: skip
     """Add each line of a batch to a hold request, in pieces that alternate with other organizations' work.
 
-    Meanwhile `renewed` keeps the small hold that was reserved first, by `decision`. Return the likely cost of
-    all lines in nano-units, and the prices of the last line.
+    Meanwhile `renewed` keeps the small hold that was reserved first, by `decision`. Each line names the models
+    `beside` too. Return the likely cost of all lines in nano-units, and the prices of the last line.
     """
     worker, head, caller = admitted.worker, admitted.head, request.caller
     ports, routed, budgets = worker.ports, head.routed, terms.budgets
@@ -532,6 +536,12 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
             number += 1
             if caller.acts_for(head.attribution.user, one.user) != request.user:
                 raise InvalidRequest(f"Line {number}: it must be of the first line's user.", param="user")
+            if beside.symmetric_difference(one.models_beside):  # its budgets and prices would be others
+                raise InvalidRequest(
+                    f"Line {number}: it must name the same other models as the first line, or go into a batch"
+                    " of its own.",
+                    param="model",
+                )
             use = UseRequest(
                 LINE, "", caller, request.user, head.attribution, one, route.service, routed.upstream,
                 routed.owned,
@@ -550,10 +560,12 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
 
 @contextmanager
 def _naming(number: int) -> Iterator[None]:
-    """Name a line of a batch in its refusal."""
+    """Name a line of a batch in its refusal, unless the head of the request is at fault."""
     try:
         yield
     except (InvalidRequest, ModelNotAllowed, ModelNotPriced, ObjectNotFound) as error:
+        if (error.param or "").startswith(OURS_PREFIX.decode()):
+            raise
         raise type(error)(f"Line {number}: {error.told}", param=error.param) from error
 
 
@@ -744,7 +756,7 @@ def _charged(  # noqa: PLR0917  # as `line_charges`
 
     `id_` becomes the id of the charge. `each`: the upstream reports every choice by itself.
     """
-    call = CallRequest(route.meter, route.family, Body(), model=job.model)
+    call = CallRequest(route.meter, route.family, Body(), model=job.model, models_beside=job.beside)
     call.reports, call.output_max = True, job.output_max or None
     call.aim = Aim(call.said, reports_each=each)
     if each:
@@ -816,7 +828,7 @@ def _terms(job: Job, id_: str, service: Service, prices: CallPrices) -> UseTerms
 def _prices_then(ports: Ports, job: Job, service: Service) -> CallPrices:
     """Return the prices of a job at its `priced_ms`."""
     at_ms = job.priced_ms or job.created_ms
-    call = CallRequest("none", GENERIC, Body(), model=job.model)
+    call = CallRequest("none", GENERIC, Body(), model=job.model, models_beside=job.beside)
     targets = (ModelTarget(job.upstream, job.sent),) if job.sent else ()
     call.take_aim(aim_of(call, targets=targets, upstream=job.upstream))
     named = named_prices(ports.directory, job.caller, call, job.own, at_ms)

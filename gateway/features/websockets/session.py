@@ -535,7 +535,8 @@ class LiveSocket(WebSocket):
     def _judge(self) -> None:
         """Check the further models that a message names, while its turn is already admitted.
 
-        Raise `Refusal` if one is not allowed.
+        Raise `Refusal` if one is not allowed. If one has a budget that the turn does not hold, the turn ends and
+        the message begins another; a turn with an answer goes on, and the message is refused.
         """
         exchange = self._connection.exchange
         call = None if exchange is None else exchange.call
@@ -555,9 +556,18 @@ class LiveSocket(WebSocket):
                     "A trained model cannot be named in a message: name it in the address that opens the connection.",
                     param="model",
                 )
+            if prices is None and self._is_owed:
+                raise InvalidRequest(
+                    "A budget limits a model of this message, and not the answer that is made: send it after that.",
+                    param="model",
+                )
         except Refusal:
             call.models_beside = before
             raise
+        if prices is None:
+            call.models_beside = before
+            self._give_back()
+            return
         charge.prices = prices
         targets = [(target.upstream, target.model) for target in call.aim.targets]
         if targets:

@@ -26,7 +26,7 @@ from gateway.core.calls.routes import (
 )
 from gateway.core.families import gemini, openai
 from gateway.core.model import Caller, Service
-from gateway.errors import CountersUnavailable
+from gateway.errors import CountersUnavailable, InvalidRequest
 from gateway.features.jobs.gateway import call_charge, line_charges
 from gateway.features.jobs.polling import Jobs
 from gateway.http.ports import JobsPort
@@ -557,3 +557,84 @@ async def test_batch_is_looked_up_under_the_same_path_used_to_create_the_batch(s
     job = await asked(stage, b"/openai/v1/batches", said, {"id": "batch_1", "status": "validating"})
     assert (job.id, job.batches, job.lines) == ("batch_1", "/openai/v1/batches", 1)
     assert OPENING not in job.status
+
+
+OPUS: dict[str, Any] = {"fallbacks": [{"model": "opus"}]}
+
+
+def has_chats(stage: Stage, *fields: dict[str, Any]) -> dict[str, Any]:
+    """Store a file of a line for each of these `fields`; return the body that makes a batch of it."""
+    body = {"model": "draw", "max_tokens": 10, "messages": [{"role": "user", "content": "hi"}]}
+    line = {"method": "POST", "url": "/v1/chat/completions"}
+    lines = [json.dumps(line | {"custom_id": str(at), "body": body | more}) for at, more in enumerate(fields)]
+    jobs(stage).file = "\n".join(lines).encode()
+    stage.objects.kept.add((stage.directory.caller.organization_id, "file-1"))
+    price = price_row(id=6, model="opus", input="10", output="20")
+    stage.directory.prices["opus"] = read_price(price).vector
+    return {"input_file_id": "file-1", "endpoint": "/v1/chat/completions"}
+
+
+@pytest.mark.parametrize("fields", [({}, OPUS), (OPUS, {})])
+async def test_batch_line_that_names_other_models_than_the_first_line_is_refused(
+    stage: Stage, fields: tuple[dict[str, Any], ...]
+) -> None:
+    """Its budgets and prices would not be those of the batch."""
+    stage.directory.budgets_there.append(Budget(2, "opus", "money", 1, "day", model="opus"))
+    batch = has_chats(stage, *fields)
+    got = await stage.ask(post(json.dumps(batch).encode(), b"/v1/batches"))
+    assert (got.status, got.reason) == (400, "invalid_request")
+    assert b"Line 2: it must name the same other models as the first line" in got.body
+    assert not jobs(stage).kept
+    await eventually(lambda: len(stage.counters.releases) == 1)
+
+
+async def test_batch_holds_the_budgets_of_all_models_that_the_lines_name(stage: Stage) -> None:
+    stage.directory.budgets_there.append(Budget(2, "opus", "money", 10**12, "day", model="opus"))
+    job = await asked(
+        stage, b"/v1/batches", has_chats(stage, OPUS, OPUS), {"id": "b", "status": "validating"}
+    )
+    assert (job.lines, len(job.accounts), job.beside) == (2, 2, ("opus",))
+
+
+# 7 tokens read and 40 written: at 1 and 2 millionths a token, or ten times as much.
+ANSWERED_BY = [("draw", 87_000), ("opus", 870_000), ("else", 870_000)]
+
+
+@pytest.mark.parametrize(("model", "cost"), ANSWERED_BY)
+async def test_batch_line_is_charged_the_price_of_the_named_model_that_answered(
+    stage: Stage, model: str, cost: int
+) -> None:
+    job = await asked(stage, b"/v1/batches", has_chats(stage, OPUS), {"id": "b", "status": "validating"})
+    usage = {"prompt_tokens": 7, "completion_tokens": 40, "total_tokens": 47}
+    body = json.dumps({"model": model, "choices": [], "usage": usage}).encode()
+    route = next(one for one in ROUTES if one.path == job.endpoint)
+    ports, service = stage.plane._ports, stage.directory.services["chat"]
+    line = BatchResult("0", 200, "", body, False)
+    (made,) = line_charges(ports, job, service, route, [line], 1, DEFAULT_BOUNDS, 0.0)
+    assert made is not None
+    assert made.cost == cost
+
+
+@pytest.mark.parametrize(("model", "cost"), ANSWERED_BY)
+async def test_background_response_is_charged_the_price_of_the_named_model_that_answered(
+    stage: Stage, model: str, cost: int
+) -> None:
+    has_chats(stage)
+    stage.directory.services["responses"] = Service(95, "responses", "subscription")
+    said = {"model": "draw", "input": "x", "background": True, "models": ["opus"]}
+    job = await asked(stage, b"/v1/responses", said, {"id": "resp_1", "status": "queued"})
+    usage = {"input_tokens": 7, "output_tokens": 40, "total_tokens": 47}
+    body = json.dumps({"id": "resp_1", "status": "completed", "model": model, "output": [], "usage": usage})
+    route = next(one for one in ROUTES if one.meter == "openai_responses")
+    service = stage.directory.services["responses"]
+    made = call_charge(stage.plane._ports, job, service, route, body.encode(), False, DEFAULT_BOUNDS, 0.0)
+    assert made is not None
+    assert made.cost == cost
+
+
+async def test_batch_refused_for_the_head_of_its_request_names_no_line(stage: Stage) -> None:
+    batch = json.dumps(has_chats(stage, {})).encode()
+    stage.runs.refusal = InvalidRequest("x-tollkeeper-run has max=5, at most 1.", param="x-tollkeeper-run")
+    got = await stage.ask(post(batch, b"/v1/batches", b"x-tollkeeper-run: night\r\n"))
+    assert (got.status, json.loads(got.body)["error"]["param"]) == (400, "x-tollkeeper-run")
+    assert b"Line" not in got.body

@@ -19,7 +19,7 @@ from google.genai import types
 from openai import AsyncAzureOpenAI, AsyncOpenAI
 from websockets.exceptions import InvalidStatus
 
-from gateway.core.accounts.budgets import Budget
+from gateway.core.accounts.budgets import Budget, account_of
 from gateway.core.accounts.outbox import read_facts
 from gateway.core.billing.money import NANO
 from gateway.core.billing.price_book import KINDS, read_price
@@ -445,6 +445,46 @@ async def test_transcript_under_a_money_budget_is_charged_the_price_of_the_trans
         assert [(one.response_model, one.cost) for one in facts if one is not None][:2] == [
             ("small", 10_000_000), ("large", 20_000_000)
         ]  # fmt: skip
+
+
+async def test_live_message_with_a_model_of_another_budget_begins_a_turn_that_holds_it() -> None:
+    async with live(responding) as (stage, sockets):
+        stage.directory.budgets_there = [Budget(2, "writer", "tokens", 10**9, "day", model="writer")]
+        account = account_of(stage.directory.caller.organization_id, stage.directory.budgets_there[0], "")
+        async with connected(stage) as socket:
+            await until(socket, "session.created")
+            assert [hold.names for hold in stage.counters.holds] == [()]
+            await socket.send_json({"type": "session.update", "session": transcribing("writer")})
+            await eventually(lambda: sockets[0].heard)
+            assert [hold.names for hold in stage.counters.holds] == [(), (account,)]
+            await socket.send_json(CREATE)
+            await until(socket, "response.done")
+        assert [message["type"] for message in sockets[0].heard] == ["session.update", "response.create"]
+
+
+async def test_live_message_with_a_model_of_another_budget_is_refused_while_an_answer_is_made() -> None:
+    go_on = asyncio.Event()
+
+    async def script(socket: LiveUpstream) -> None:
+        await socket.send(CREATED)
+        await socket.until("response.create")
+        await socket.send(BEGUN, DELTA)
+        await go_on.wait()
+        await socket.send(done())
+        await socket.until("")
+
+    async with live(script) as (stage, sockets):
+        stage.directory.budgets_there = [Budget(2, "writer", "tokens", 10**9, "day", model="writer")]
+        async with connected(stage) as socket:
+            await until(socket, "session.created")
+            await socket.send_json(CREATE)
+            await until(socket, "response.output_text.delta")
+            await socket.send_json({"type": "session.update", "session": transcribing("writer")})
+            refusal = await received(socket)
+            assert (refusal["status"], refusal["error"]["param"]) == (400, "model")
+            go_on.set()
+            await until(socket, "response.done")
+        assert [message["type"] for message in sockets[0].heard] == ["response.create"]
 
 
 @pytest.mark.parametrize("asks", [True, False])

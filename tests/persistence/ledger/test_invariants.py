@@ -36,6 +36,11 @@ CHARGE = (
     " currency, source, source_id, fact, tenant_id)"
     " VALUES ({o}, '{kind}', '2026-01-01Z', '2026-01-02Z', 2, 3, 6, 'USD', '{source}', {id}, 'x', 1)"
 )
+CHARGE_OF_SERVICE = CHARGE.replace("tenant_id)", "tenant_id, service_id)").replace("'x', 1)", "'x', 1, 1)")
+DISCOUNT = (
+    "INSERT INTO service_discount (organization_id, service_id, month, rate, is_due)"
+    " VALUES ({o}, 1, '2026-01-01', 0.1, false)"
+)
 ROLL_UP = (
     "INSERT INTO usage_daily (day, organization_id, tenant_id, service_id, tokens)"
     " VALUES ('2026-01-01', {o}, {t}, 1, 7)"
@@ -94,6 +99,10 @@ CONTRADICTIONS = {
     "invoice": [INVOICE],
     "payments": [INVOICE, PAYMENT],
     "owed": [CHARGE.format(o="{o}", kind="usage", source="usage_tier", id=1)],
+    "service_discounts": [
+        CHARGE_OF_SERVICE.format(o="{o}", kind="usage", source="usage_tier", id=1),
+        DISCOUNT,
+    ],
     "days": [CHARGE.format(o="{o}", kind="subscription", source="subscription_segment", id=1)],
     "usage_adds_up": [CALL],
     "budgets": [BUDGET, BUDGET_USE],
