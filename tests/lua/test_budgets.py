@@ -10,7 +10,16 @@ import redis
 from gateway.core.accounts.budgets import FLAG_MONEY, FLAG_REQUESTS, FLAG_TOKENS, WINDOWS_MAX
 from gateway.core.accounts.outbox import WindowKey
 from gateway.core.billing.price_book import TokenRate
-from gateway.core.model import BudgetWindow, HoldExtension, LimitKind, Limits, Scope, SettleResult, Verdict
+from gateway.core.model import (
+    BudgetWindow,
+    HoldExtension,
+    LimitKind,
+    Limits,
+    Refused,
+    Scope,
+    SettleResult,
+    Verdict,
+)
 from gateway.counters.layouts import packing, states
 from gateway.counters.layouts.accounts import WINDOW_GONE
 from gateway.counters.layouts.states import pack_windows
@@ -133,7 +142,9 @@ def test_a_strict_plan_holds_all_a_call_could_use(world: World, admission: str, 
 
     def held(**asked: int) -> tuple[Verdict, int]:
         call = world.reserve(budgets=(here,), **asked)
-        return call.verdict, call.decision.money_held + call.decision.raw_held
+        decision = call.decision
+        amount = 0 if isinstance(decision, Refused) else decision.money_held + decision.raw_held
+        return call.verdict, amount
 
     assert held(**{likely: 10, most: 60}) == (Verdict.ADMITTED, 60 if strict else 10)
     # What states its maximum is held whole or not at all; what states none is cut to what is free.

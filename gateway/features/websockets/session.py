@@ -565,7 +565,6 @@ class LiveSocket(WebSocket):
             call.models_beside = before
             raise
         if prices is None:
-            call.models_beside = before
             self._give_back()
             return
         charge.prices = prices

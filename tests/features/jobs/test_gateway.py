@@ -161,7 +161,7 @@ async def test_video_cost_is_held_by_requested_seconds_and_not_charged_before_co
     assert (again.id, again.model, again.seconds) == ("video_2", "draw", 8)
 
 
-async def test_job_is_charged_with_the_declared_tags_of_the_request_that_made_it(stage: Stage) -> None:
+async def test_job_is_charged_with_the_declared_tags_of_its_request(stage: Stage) -> None:
     """They are those that were declared then."""
     stage.directory.tag_names = ("feature",)
     stage.upstream.scripts.append([answer(b'{"id": "video_1", "status": "queued", "seconds": "8"}')])

@@ -447,7 +447,7 @@ async def test_transcript_under_a_money_budget_is_charged_the_price_of_the_trans
         ]  # fmt: skip
 
 
-async def test_live_message_with_a_model_of_another_budget_begins_a_turn_that_holds_it() -> None:
+async def test_live_message_with_a_model_of_another_budget_begins_a_turn_that_holds_the_budget() -> None:
     async with live(responding) as (stage, sockets):
         stage.directory.budgets_there = [Budget(2, "writer", "tokens", 10**9, "day", model="writer")]
         account = account_of(stage.directory.caller.organization_id, stage.directory.budgets_there[0], "")
