@@ -7,7 +7,7 @@ the maximum is refused.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple, cast
 from zoneinfo import ZoneInfoNotFoundError
@@ -19,6 +19,7 @@ from gateway.core.accounts.budgets import (
     KEY,
     LIKELY,
     MAXIMUM,
+    OTHERS,
     PROJECT,
     SESSION,
     TENANT,
@@ -264,6 +265,28 @@ class OrganizationBudgets:
                 name = account_of(self.organization_id, first, first.value_of(mine))
                 found += [CallerBudget(name, one, asked.groups) for one in group]
         return found
+
+    def definitions(self, names: Iterable[str], groups: tuple[int, ...], now_ms: int) -> tuple[bytes, ...]:
+        """Return the windows of these accounts at `now_ms` (Unix ms), packed; empty for one of no budget here.
+
+        Owners are in these `groups`.
+        """
+        places = {
+            account_of(self.organization_id, group[0]).partition(":")[0]: place
+            for place, group in enumerate(self._groups)
+        }
+        found = list[bytes]()
+        for name in names:
+            place, owner = places.get(name.partition(":")[0]), owner_in(name)
+            if place is None:
+                found.append(b"")
+            elif (
+                self._has_own[place] and owner != OTHERS and have_own(self._groups[place], owner, groups)
+            ):
+                found.append(_defined_at(self._groups[place], now_ms, owner, groups)[2])
+            else:
+                found.append(self._definition(place, now_ms)[2])
+        return tuple(found)
 
     def _definition(self, place: int, now_ms: int) -> tuple[int, int, bytes]:
         known = self._defined[place]

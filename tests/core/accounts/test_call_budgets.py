@@ -464,3 +464,14 @@ def test_override_of_a_group_limits_calls_of_members_until_its_end() -> None:
     assert limits_of(find(claiming, "ada")) == [3]
     [(name, budget, ids)] = budgets.of_caller(CALL._replace(user="ada", groups=(5, 9)))
     assert budget.limit_of(owner_in(name), NOW, ids) == (3, "group")
+
+
+def test_definitions_of_accounts_are_those_of_their_owners_now() -> None:
+    """Each has 10: Ada has 3, her group 2, and the shared account neither; the account of a deleted budget has none."""
+    overrides = {"group:5": PersonalOverride(2), "group:6": PersonalOverride(4)}
+    each = replace(EACH, overrides=overrides | {owner_of("ada"): PersonalOverride(3)})
+    names = [account_of(1, one, user) for one, user in ((each, "ada"), (each, "bob"), (HOUR, ""), (MINE, ""))]
+    names.append(f"{names[0].partition(':')[0]}:other")
+    *known, deleted, shared = of(each, HOUR).definitions(names, (5,), NOW)
+    assert [DEFINED_WINDOW.read(one)["limit"] for one in (*known, shared)] == [3, 2, 100, 10]
+    assert deleted == b""
