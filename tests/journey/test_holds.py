@@ -276,7 +276,7 @@ def test_a_hold_grows_to_no_more_than_a_new_one_may_be(stage: Stage) -> None:
 
 
 def test_a_hold_grows_by_the_limits_in_force_and_not_by_those_of_its_beginning(stage: Stage) -> None:
-    """Ada has no limit, then nothing, then 1.00: 0.50 are held, and of 0.60 and 0.40 more the second fits."""
+    """Ada has no limit, then nothing, then 1.00: 0.50 are held, and of 0.60 and 0.50 more the second fits."""
     spender = Spender(stage)
     each = spender.budget("9", each="user")
     path = f"/budgets/{each['id']}/overrides/ada"
@@ -284,19 +284,26 @@ def test_a_hold_grows_by_the_limits_in_force_and_not_by_those_of_its_beginning(s
     holder.key = spender.key
     wanted = {"service": "chat", "model": MODEL, "amount": "0.50", "user": "ada"}
 
-    def override(amount: str | None, until: Callable[[], bool]) -> None:
+    def override(amount: str | None) -> None:
         assert stage.admin("PUT", path, {"amount": amount})[0] == 200
-        wait_until(until)
+        limit = None if amount is None else Decimal(amount)
 
-    override(None, lambda: spender.told(each, user="ada")["limit_by"] == "override")
+        def is_in_force() -> bool:
+            told = spender.told(each, user="ada")["limit"]
+            return (None if told is None else Decimal(told)) == limit
+
+        wait_until(is_in_force)
+
+    override(None)
     id_ = holder.ask("POST", "", wanted).json()["id"]
-    override("0", lambda: holder.ask("POST", "", wanted).status_code == 429)
+    override("0")
+    assert holder.ask("POST", "", wanted).status_code == 429
     extended = [holder.ask("POST", f"/{id_}/extend", {"more": more}) for more in ("0.01", "1000")]
     assert [(one.status_code, reasons([one])) for one in extended] == [(429, ["budget_exceeded"])] * 2
-    override("1.00", lambda: holder.ask("POST", f"/{id_}/extend", {"more": "0.10"}).status_code == 200)
-    extended = [holder.ask("POST", f"/{id_}/extend", {"more": more}) for more in ("0.60", "0.40")]
+    override("1.00")
+    extended = [holder.ask("POST", f"/{id_}/extend", {"more": more}) for more in ("0.60", "0.50")]
     assert [one.status_code for one in extended] == [429, 200]
-    assert extended[1].json()["held"] == "1.00"
+    assert Decimal(extended[1].json()["held"]) == 1
 
 
 def test_a_hold_of_money_that_ends_by_itself_is_charged_as_held_and_no_token(stage: Stage) -> None:
