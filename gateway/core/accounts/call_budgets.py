@@ -234,7 +234,7 @@ class OrganizationBudgets:
         )
 
     def _exceeding(self, asked: CallAttributes, count: int) -> TooManyBudgets:
-        """Return the error of a call that meets too many budgets; it names tags or groups that bring it about."""
+        """Return the error of a call that meets too many budgets; it names them, and tags or groups behind it."""
         most = BUDGET_ACCOUNTS_MAX
         met = [group[0] for group in self._groups if group[0].matches(asked)]
         by_tags = {name for first in met for name, _ in first.tags}
@@ -245,8 +245,9 @@ class OrganizationBudgets:
         else:
             ids = ", ".join(map(str, asked.groups))
             what, param = f"its caller is in the groups {ids}, leave some of these", "model"
+        names = ", ".join([first.name for first in met[: most + 1]])
         return TooManyBudgets(
-            f"This call would take from {count} budgets, of {most} at most: {what}.", param=param
+            f"This call would take from {count} budgets, of {most} at most ({names}): {what}.", param=param
         )
 
     def _same(self, units: frozenset[str]) -> frozenset[str]:
