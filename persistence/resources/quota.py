@@ -207,7 +207,7 @@ def wrong_raise_of(
         for of in _OWN
     ]
     within = []
-    for group in change.connection.execute(overrides_of_members([change.row_id], [str(who)])):
+    for group in change.connection.execute(overrides_of_members([id_in(row, "id")], [str(who)])):
         within.append(group.group_id)
         overrides[group.value] = group.amount, ms_of(group.until)
     current = read_budget({**row, "raises": raises, "overrides": overrides})

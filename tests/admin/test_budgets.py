@@ -511,6 +511,16 @@ async def test_key_fixes_declared_tags_alone_and_rotation_keeps_tags(desk: Desk)
     assert (await desk.api.patch(f"api-keys/{made['id']}", {"tags": {}})).json["tags"] == {}
 
 
+async def test_override_that_no_call_can_match_is_422(desk: Desk) -> None:
+    await desk.declare("team")
+    tagged, each = await desk.make(name="t", each="tag:team"), await desk.make(name="u", each="user")
+    for budget, who in ((tagged, "x" * 65), (tagged, "a%E2%80%AEb"), (tagged, "%ff"), (each, "%ff")):
+        path = f"budgets/{budget['id']}/overrides/{who}"
+        assert list(await desk.refusals("PUT", path, {"amount": None})) == ["who"], who
+    path = f"budgets/{tagged['id']}/overrides/{'x' * 64}"
+    assert (await desk.api.call("PUT", path, {"amount": None})).status == 200
+
+
 async def test_tag_that_an_active_key_fixes_stays_declared(desk: Desk) -> None:
     await desk.declare("team", "feature")
     made = (await desk.api.post("api-keys", {"tenant_id": desk.tenant, "tags": {"team": "red"}})).json

@@ -334,7 +334,7 @@ class ApiKeyCreate(_TokenCredential):
     retry_after_max_s: RetryAfter | None = optional(f"{RETRY_AFTER_MAX}; null: as the organization says.")
     tags: TagValues = Field(
         default={},
-        description="Tags of all its calls, before what callers say: NAME=VALUE of declared names.",
+        description="Values of declared tags of all its calls, before what callers say.",
     )
     expires_at: Instant | None = None
     issuer: Issuer | None = optional(

@@ -393,7 +393,7 @@ ExternalId = Annotated[
     Field(strict=True, min_length=1, max_length=EXTERNAL_ID_CHARS_MAX),
     must(
         lambda text: text.isprintable() and bool(text.strip()),
-        "be printable and not blank: no call can name such a user",
+        "be printable and not blank: no call can say it",
     ),
 ]
 # A model's name in calls, or with a * at the end the beginning of names.
