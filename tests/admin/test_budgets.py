@@ -492,7 +492,19 @@ async def test_tag_that_budget_names_stays_declared(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    "names", [["a", "a"], ["a b"], ["user"], ["model"], ["project"], [""], ["n" * 65], [f"t{n}" for n in range(9)], "a", [1]]
+    "names",
+    [
+        ["a", "a"],
+        ["a b"],
+        ["user"],
+        ["model"],
+        ["project"],
+        [""],
+        ["n" * 65],
+        [f"t{n}" for n in range(9)],
+        "a",
+        [1],
+    ],
 )
 async def test_organization_of_wrong_tags_is_422(desk: Desk, names: Any) -> None:
     fields = await desk.refusals("PATCH", f"organizations/{desk.organization}", {"tags": names})

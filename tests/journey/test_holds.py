@@ -275,7 +275,7 @@ def test_a_hold_grows_to_no_more_than_a_new_one_may_be(stage: Stage) -> None:
     assert (over.status_code, "more" in over.json()["detail"]) == (400, True)
 
 
-def test_a_hold_grows_by_the_limits_in_force_and_not_by_those_of_its_beginning(stage: Stage) -> None:
+def test_hold_grows_by_the_limits_in_force_and_not_at_its_beginning(stage: Stage) -> None:
     """Ada has no limit, then nothing, then 1.00: 0.50 are held, and of 0.60 and 0.50 more the second fits."""
     spender = Spender(stage)
     each = spender.budget("9", each="user")

@@ -201,7 +201,7 @@ def test_extend_takes_no_tokens_for_a_message_that_lacks_credits(world: World) -
     assert world.organization.credits_held == 50
 
 
-def test_extend_takes_more_by_the_definition_that_it_brings_and_streams_by_the_stored_one(
+def test_extend_takes_more_by_the_definition_in_its_arguments_else_by_the_stored_definition(
     world: World,
 ) -> None:
     """10 are held without a limit; then the limit is 15: 5 more fit, and no 6th."""

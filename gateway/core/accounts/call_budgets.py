@@ -276,18 +276,16 @@ class OrganizationBudgets:
             account_of(self.organization_id, group[0]).partition(":")[0]: place
             for place, group in enumerate(self._groups)
         }
-        found = list[bytes]()
+        packed = list[bytes]()
         for name in names:
             place, owner = places.get(name.partition(":")[0]), owner_in(name)
             if place is None:
-                found.append(b"")
-            elif (
-                self._has_own[place] and owner != OTHERS and have_own(self._groups[place], owner, groups)
-            ):
-                found.append(_defined_at(self._groups[place], now_ms, owner, groups)[2])
+                packed.append(b"")
+            elif self._has_own[place] and owner != OTHERS and have_own(self._groups[place], owner, groups):
+                packed.append(_defined_at(self._groups[place], now_ms, owner, groups)[2])
             else:
-                found.append(self._definition(place, now_ms)[2])
-        return tuple(found)
+                packed.append(self._definition(place, now_ms)[2])
+        return tuple(packed)
 
     def _definition(self, place: int, now_ms: int) -> tuple[int, int, bytes]:
         known = self._defined[place]

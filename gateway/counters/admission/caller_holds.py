@@ -30,7 +30,15 @@ from gateway.core.wait import Wait, begin, in_task
 from gateway.counters.admission.remembered_holds import RememberedHold, RememberedHolds
 from gateway.counters.admission.stored import UNREADABLE
 from gateway.counters.history_guard import ask_word
-from gateway.counters.layouts.packing import BY_DEFINITIONS, CLOSED, CODE, EXTEND, EXTENDED, account_keys, read_marker
+from gateway.counters.layouts.packing import (
+    BY_DEFINITIONS,
+    CLOSED,
+    CODE,
+    EXTEND,
+    EXTENDED,
+    account_keys,
+    read_marker,
+)
 from gateway.counters.layouts.states import HOLD_RECLAIMED, unpack_hold
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply

@@ -392,7 +392,9 @@ def test_tags_that_meet_too_many_budgets_are_named() -> None:
     ]
     more = [replace(one, id=one.id + 20, tags=(("team", "red"),)) for one in many]
     assert len(tagged({}, {"feature": "search"}, *many, *more)) == 10
-    with pytest.raises(TooManyBudgets, match=r"\(search, .*\): name fewer of the tags feature, team") as refused:
+    with pytest.raises(
+        TooManyBudgets, match=r"\(search, .*\): name fewer of the tags feature, team"
+    ) as refused:
         tagged({}, {"feature": "search", "team": "red"}, *many, *more)
     assert refused.value.param == "x-tollkeeper-metadata"
 
@@ -466,7 +468,7 @@ def test_override_of_a_group_limits_calls_of_members_until_its_end() -> None:
     assert budget.limit_of(owner_in(name), NOW, ids) == (3, "group")
 
 
-def test_definitions_of_accounts_are_those_of_their_owners_now() -> None:
+def test_definitions_of_accounts_have_the_limits_of_owners_now() -> None:
     """Each has 10: Ada has 3, her group 2, and the shared account neither; the account of a deleted budget has none."""
     overrides = {"group:5": PersonalOverride(2), "group:6": PersonalOverride(4)}
     each = replace(EACH, overrides=overrides | {owner_of("ada"): PersonalOverride(3)})

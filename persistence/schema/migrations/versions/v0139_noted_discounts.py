@@ -28,5 +28,5 @@ CREATE OR REPLACE VIEW invariant_service_discounts AS
 
 
 def upgrade() -> None:
-    """Leave days of credit notes out of the check."""
+    """Replace the check by one without days of credit notes."""
     op.execute(_VIEW)
