@@ -289,8 +289,8 @@ def test_hold_grows_by_the_limits_in_force_and_not_at_its_beginning(stage: Stage
         limit = None if amount is None else Decimal(amount)
 
         def is_in_force() -> bool:
-            told = spender.told(each, user="ada")["limit"]
-            return (None if told is None else Decimal(told)) == limit
+            amount_now = spender.told(each, user="ada")["limit"]
+            return (None if amount_now is None else Decimal(amount_now)) == limit
 
         wait_until(is_in_force)
 

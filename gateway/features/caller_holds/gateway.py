@@ -201,7 +201,8 @@ async def extend_hold(exchange: Exchange) -> None:
             raise InvalidRequest(
                 f"ttl_s ends a day ({LIFE_S_MAX} s) after the hold was taken at the latest.", param="ttl_s"
             )
-        wanted, more, definitions = hold.held, 0, ()
+        wanted, more = hold.held, 0
+        definitions: tuple[bytes, ...] = ()
         if said.more is not None:
             attribution = _attributed(exchange.head.attribution, hold)
             wanted, more = await _more(ports, attribution, hold, said.more)
