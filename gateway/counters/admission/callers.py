@@ -493,7 +493,7 @@ class Directory(CallerCache):
         terms = self._terms.find(caller.organization_id)
         if terms is None:
             raise CountersUnavailable
-        budgets = terms.budgets or terms.no_budgets
+        budgets = terms.no_budgets if terms.budgets is None else terms.budgets
         return budgets.definitions(accounts, self.groups(caller, said, call), int(self._today() * 1000))
 
     def groups(self, caller: Caller, said: Attribution, call: CallRequest) -> tuple[int, ...]:
