@@ -7,7 +7,8 @@
 -- ARGV[1] run id  ARGV[2] ttl ms  then packed for each call: tokens observed, the same as weighed by the plan (-1: the plan does
 --   not weigh), quota tokens wanted,
 --   credits observed (-1) and credits wanted (0) if tokens do not set the price, for budgets the money observed, money and
---   tokens wanted and the number of accounts, whole (1: all that is wanted, or nothing), request id (36)
+--   tokens wanted and the number of accounts, whole (1: all that is wanted, or nothing; 2: and by the definitions of now, one for each
+--   account, empty where it has none, which follow), request id (36)
 -- A hold is raised to the wanted amount, as far as the accounts have it free.
 -- Returns one packed string: now, then for each call its hold in tokens (-1: gone), in credits, exhausted
 --   (0 no, 1 yes: the call may finish, 2 yes: its plan or a budget stops it, 3: refused, nothing was taken, and the
@@ -26,9 +27,9 @@ local writes, answer = {}, {CODE.pack{code = now}}
 local tenant_at, tenants = account_opener(TENANT_FORM)
 local organization_at, organizations = account_opener(ORGANIZATION_FORM)
 local budget_at, budgets = budget_opener(now)
-local at = 4
+local at, call_at = 4, 3
 
-for call_at = 3, #ARGV do
+while call_at <= #ARGV do
   local observed, weighed, wanted, seen, worth, money_seen, money_wanted, raw_wanted, accounts, whole, request_id = EXTEND.read(ARGV[call_at])
   local known = #tenants
   local hold, tenant, organization = raw[at] and HOLD.opened(raw[at]), tenant_at(KEYS[at + 1], raw[at + 1]), nil
@@ -39,7 +40,7 @@ for call_at = 3, #ARGV do
     if worth > 0 then organization = organization_at(KEYS[at + 2], raw[at + 2]) end
     local tokens, credits, exhausted = free_for(hold, tenant, organization, wanted, worth)
     local windows, money, raw_tokens, spent = no_windows, 0, 0, 0
-    local in_budgets = budgets_of(budget_at, KEYS, raw, at + 3, accounts)
+    local in_budgets = budgets_of(budget_at, KEYS, raw, at + 3, accounts, ARGV, whole > 1 and call_at)
     if accounts > 0 then windows, money, raw_tokens, spent = free_in_windows(hold, raw[at], in_budgets, money_wanted, raw_wanted) end
     exhausted = max(exhausted, spent)
     if whole > 0 and exhausted > 0 then exhausted = 3 end
@@ -62,7 +63,7 @@ for call_at = 3, #ARGV do
     writes[#writes + 1] = KEYS[at]
     writes[#writes + 1] = HOLD.written(hold) .. HOLD.behind(raw[at])
   end
-  at = at + 3 + accounts
+  at, call_at = at + 3 + accounts, call_at + 1 + max(0, whole - 1) * accounts
 end
 call('ZCARD', KEYS[2]) -- fails now, before anything is written, if it is no sorted set
 local err = append(KEYS[3], events)

@@ -86,6 +86,15 @@ class DirectoryPort(Protocol):
         and the result is not cached. Fails with `CountersUnavailable`.
         """
 
+    def definitions(
+        self, caller: Caller, accounts: tuple[str, ...], said: Attribution, call: CallRequest
+    ) -> tuple[bytes, ...]:
+        """Return the windows of budget accounts as they are defined now, packed; empty for one of no budget.
+
+        The others of the parameters are those of a call that took from these accounts. Fails with
+        `CountersUnavailable`.
+        """
+
     @property
     def grouped(self) -> bool:
         """Whether an organization has groups: else `groups` need not be called."""

@@ -115,10 +115,13 @@ class HoldsPort(Protocol):
         Fails with `CountersUnavailable`.
         """
 
-    def extend(self, hold: CallerHold, ttl_ms: int, wanted: HeldAmounts) -> Awaitable[HeldAmounts]:
+    def extend(
+        self, hold: CallerHold, ttl_ms: int, wanted: HeldAmounts, definitions: tuple[bytes, ...] = ()
+    ) -> Awaitable[HeldAmounts]:
         """Extend a hold to `ttl_ms` milliseconds from now, and enlarge it by up to `wanted`, as limits allow.
 
-        Return the amounts that are held now. Fails with `HoldEnded` or `CountersUnavailable`.
+        `definitions` are those of its budget accounts now, empty for the stored one. Return the amounts that are
+        held now. Fails with `HoldEnded` or `CountersUnavailable`.
         """
 
 

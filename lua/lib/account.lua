@@ -35,7 +35,7 @@ local function as_of(account, defined, now)
   return {account[KEY_NAME], definition or false, meters, account[EXPIRES], account[IS_EACH], account[INDEX], account[IS_NEW], account[PLACE], false, false, false, account[CALLS], false}
 end
 
-local function account_at(key, raw, now) return as_of(account_of_state(key, raw), nil, now) end
+local function account_at(key, raw, now, defined) return as_of(account_of_state(key, raw), raw and defined, now) end
 
 -- The owner of a single owner's account, as an entry has it; nil for another account.
 local function value_of(account)

@@ -25,31 +25,36 @@ local function account_opener(form)
   end, order
 end
 
--- The number of keys that the calls have, including their budget accounts; nil for an argument of the wrong size.
+-- The number of keys that the calls have, including their budget accounts; nil for an argument of the wrong size, or missing.
 local function keys_of_calls(argv)
-  local found = 0
-  for at = 3, #argv do
+  local found, at = 0, 3
+  while at <= #argv do
     if #argv[at] ~= EXTEND_BYTES then return nil end
-    found = found + 3 + EXTEND.field(argv[at], 'accounts')
+    local accounts = EXTEND.field(argv[at], 'accounts')
+    found, at = found + 3 + accounts, at + 1 + max(0, EXTEND.field(argv[at], 'whole') - 1) * accounts
   end
-  return found
+  return at == #argv + 1 and found or nil
 end
 
--- Like `account_opener`, for budget accounts as of now.
+-- Like `account_opener`, for budget accounts as of now, by the definition that a call brings for an existing one.
 local function budget_opener(now)
   local opened, order = {}, {}
-  return function(name, raw)
+  return function(name, raw, defined)
     local account = opened[name]
     if not account then
-      account = account_at(name, raw, now)
+      account = account_at(name, raw, now, defined ~= '' and defined)
       opened[name], order[#order + 1] = account, account
     end
     return account
   end, order
 end
 
-local function budgets_of(budget_at, keys, raw, first, count)
+-- The budget accounts of a call; their definitions follow the argument at `defined_after`, or are those stored.
+local function budgets_of(budget_at, keys, raw, first, count, argv, defined_after)
   local accounts = {}
-  for at = first, first + count - 1 do accounts[#accounts + 1] = budget_at(keys[at], raw[at]) end
+  for i = 1, count do
+    local at = first + i - 1
+    accounts[i] = budget_at(keys[at], raw[at], defined_after and argv[defined_after + i])
+  end
   return accounts
 end

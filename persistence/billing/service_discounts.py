@@ -11,7 +11,14 @@ from sqlalchemy import Connection
 
 from gateway.core.billing.charge_kinds import USES
 from gateway.core.billing.charges import SupplyCharge
-from gateway.core.billing.service_discounts import ChargedDay, DayOfUse, DiscountFrom, missing_discounts
+from gateway.core.billing.service_discounts import (
+    ChargedDay,
+    DayCharge,
+    DayOfUse,
+    DiscountFrom,
+    left_by_notes,
+    missing_discounts,
+)
 from persistence.billing.proration import NamedCharge
 from persistence.queries import query
 
@@ -44,13 +51,20 @@ WITH day AS (
      WHERE d.organization_id = ANY(cast(:organizations AS bigint[])) AND d.is_due
 )
 SELECT d.organization_id, d.tenant_id, d.service_id, d.period_start,
-       coalesce(sum(c.amount) FILTER (WHERE c.kind = 'usage'), 0) AS used,
-       coalesce(sum(c.amount) FILTER (WHERE c.kind = 'discount'), 0) AS discounted,
-       count(*) FILTER (WHERE c.kind = 'discount') AS rows
+       coalesce(sum(c.amount) FILTER (WHERE c.kind = 'usage' AND NOT c.is_note), 0) AS used,
+       coalesce(sum(c.amount) FILTER (WHERE c.kind = 'discount' AND NOT c.is_note), 0) AS discounted,
+       count(*) FILTER (WHERE c.kind = 'discount' AND NOT c.is_note) AS rows,
+       CASE WHEN bool_or(c.is_note)
+            THEN jsonb_agg(jsonb_build_array(c.kind = 'usage', c.is_note, c.amount::text) ORDER BY c.id) END AS charges
   FROM day AS d
-  LEFT JOIN charge AS c ON c.organization_id = d.organization_id AND c.period_start = d.period_start
-   AND c.service_id = d.service_id AND c.tenant_id = d.tenant_id
-   AND c.kind IN ('usage', 'discount') AND c.reason NOT IN ('credited', 'credit_void')
+  LEFT JOIN LATERAL (
+    SELECT c.id, c.kind, c.reason = 'credited' AS is_note, c.amount + CASE c.reason WHEN 'credited' THEN coalesce((
+               SELECT sum(v.amount) FROM charge AS v WHERE v.corrects_id = c.id AND v.reason = 'credit_void'), 0)
+           ELSE 0 END AS amount
+      FROM charge AS c
+     WHERE c.organization_id = d.organization_id AND c.period_start = d.period_start
+       AND c.service_id = d.service_id AND c.tenant_id = d.tenant_id
+       AND c.kind IN ('usage', 'discount') AND c.reason <> 'credit_void') AS c ON true
  GROUP BY 1, 2, 3, 4""")  # fmt: skip
 DUE = "SELECT organization_id FROM service_discount WHERE is_due"
 
@@ -89,8 +103,13 @@ def owed_discounts(
     days: dict[int, dict[DayOfUse, ChargedDay]] = defaultdict(dict)
     for row in rows:
         day = DayOfUse(row.tenant_id, row.service_id, row.period_start.astimezone(UTC))
-        used = row.used + unstored[row.organization_id, day]
-        days[row.organization_id][day] = ChargedDay(used, row.discounted, row.rows)
+        used, discounted = row.used, row.discounted
+        if row.charges:
+            used, discounted = left_by_notes(
+                DayCharge(is_use, is_note, Decimal(amount)) for is_use, is_note, amount in row.charges
+            )
+        used += unstored[row.organization_id, day]
+        days[row.organization_id][day] = ChargedDay(used, discounted, row.rows)
     return [
         NamedCharge(organization_id, _fact_of(organization_id, charge, number), charge)
         for organization_id in sorted(days)

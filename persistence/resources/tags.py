@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, Select, or_, select, text
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budget_selectors import (
@@ -65,7 +65,7 @@ def group_sets(connection: Connection, owner: int, more: object = None) -> Group
 def declares_tags(verb: Verb) -> Verb:
     """Return a verb of organizations that stores since when tags are declared.
 
-    It raises `Conflict` if a budget names a tag that would be declared no more.
+    It raises `Conflict` if a budget names, or an API key fixes, a tag that would be declared no more.
     """
 
     def do(change: EntityWrite) -> Row:
@@ -94,6 +94,12 @@ def _declared(change: EntityWrite, names: Iterable[str]) -> dict[str, str]:
         ]
         if held:
             raise Conflict(f"Budgets name tags that would be gone: {', '.join(sorted(held)[:NAMES_MAX])}.")
+        fixing = _active_keys(select(api_key.c.prefix), change.row_id).where(
+            or_(*[api_key.c.tags.has_key(tag) for tag in sorted(gone)])
+        )
+        keys = change.connection.execute(fixing.order_by(api_key.c.id).limit(NAMES_MAX)).scalars()
+        if prefixes := ", ".join(keys):
+            raise Conflict(f"API keys fix tags that would be gone: {prefixes}.")
     return since
 
 
@@ -105,16 +111,17 @@ def undeclared(connection: Connection, organization_id: int, names: Iterable[str
     return f"its organization declares no tag {', '.join(unknown)}" if unknown else ""
 
 
+def _active_keys(chosen: Select[Any], organization_id: int) -> Select[Any]:
+    """Narrow a selection from API keys to those of an organization that are not revoked."""
+    of = chosen.join(tenant, tenant.c.id == api_key.c.tenant_id)
+    return of.where(tenant.c.organization_id == organization_id, api_key.c.revoked_at.is_(None))
+
+
 def fixed_tags(connection: Connection, organization_id: int) -> list[Tags]:
     """Return the tags that the API keys of an organization fix."""
-    there = (
-        select(api_key.c.tags)
-        .join(tenant, tenant.c.id == api_key.c.tenant_id)
-        .where(tenant.c.organization_id == organization_id, api_key.c.revoked_at.is_(None))
-        .where(api_key.c.tags != text("'{}'::jsonb"))
-        .distinct()
-    )
-    return [tuple(tags.items()) for tags in connection.execute(there).scalars()]
+    there = _active_keys(select(api_key.c.tags), organization_id)
+    tags_of_keys = connection.execute(there.where(api_key.c.tags != text("'{}'::jsonb")).distinct()).scalars()
+    return [tuple(tags.items()) for tags in tags_of_keys]
 
 
 def check_key_tags(change: EntityWrite, key: Row) -> None:

@@ -561,7 +561,7 @@ CREATE VIEW invariant_owed AS
       FROM plan_end WHERE amount > 0 GROUP BY organization_id, tenant_id, began, paid_from, cycle_ends_at
     HAVING sum(amount) > max(worth) + 0.000000001 * count(*);
 
--- The discount of each day of use is its use times the rate of its month.
+-- The discount of each day of use that no credit note touched is its use times the rate of its month.
 CREATE VIEW invariant_service_discounts AS
     SELECT 'tenant:' || u.tenant_id AS account, NULL::bigint AS seq,
            format('day %s service %s: %s is off use of %s, by a discount of %s', u.period_start, u.service_id, -u.discounted, u.used,
@@ -569,8 +569,8 @@ CREATE VIEW invariant_service_discounts AS
       FROM (SELECT organization_id, tenant_id, service_id, period_start,
                    coalesce(sum(amount) FILTER (WHERE kind = 'usage'), 0) AS used,
                    coalesce(sum(amount) FILTER (WHERE kind = 'discount'), 0) AS discounted
-              FROM charge WHERE kind IN ('usage', 'discount') AND service_id IS NOT NULL AND reason NOT IN ('credited', 'credit_void')
-             GROUP BY 1, 2, 3, 4) AS u
+              FROM charge WHERE kind IN ('usage', 'discount') AND service_id IS NOT NULL
+             GROUP BY 1, 2, 3, 4 HAVING NOT bool_or(reason = 'credited')) AS u
       LEFT JOIN LATERAL (SELECT rate, is_due FROM service_discount AS s
                           WHERE s.organization_id = u.organization_id AND s.service_id = u.service_id
                             AND s.month <= (u.period_start AT TIME ZONE 'UTC')::date ORDER BY s.month DESC LIMIT 1) AS d ON true

@@ -492,7 +492,19 @@ async def test_tag_that_budget_names_stays_declared(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize(
-    "names", [["a", "a"], ["a b"], [""], ["n" * 65], [f"t{n}" for n in range(9)], "a", [1]]
+    "names",
+    [
+        ["a", "a"],
+        ["a b"],
+        ["user"],
+        ["model"],
+        ["project"],
+        [""],
+        ["n" * 65],
+        [f"t{n}" for n in range(9)],
+        "a",
+        [1],
+    ],
 )
 async def test_organization_of_wrong_tags_is_422(desk: Desk, names: Any) -> None:
     fields = await desk.refusals("PATCH", f"organizations/{desk.organization}", {"tags": names})
@@ -509,6 +521,27 @@ async def test_key_fixes_declared_tags_alone_and_rotation_keeps_tags(desk: Desk)
     assert rotated.json["tags"] == {"team": "red"}
     assert await desk.refusals("PATCH", f"api-keys/{made['id']}", {"tags": {"other": "x"}})
     assert (await desk.api.patch(f"api-keys/{made['id']}", {"tags": {}})).json["tags"] == {}
+
+
+async def test_override_that_no_call_can_match_is_422(desk: Desk) -> None:
+    await desk.declare("team")
+    tagged, each = await desk.make(name="t", each="tag:team"), await desk.make(name="u", each="user")
+    for budget, who in ((tagged, "x" * 65), (tagged, "a%E2%80%AEb"), (tagged, "%ff"), (each, "%ff")):
+        path = f"budgets/{budget['id']}/overrides/{who}"
+        assert list(await desk.refusals("PUT", path, {"amount": None})) == ["who"], who
+    path = f"budgets/{tagged['id']}/overrides/{'x' * 64}"
+    assert (await desk.api.call("PUT", path, {"amount": None})).status == 200
+
+
+async def test_tag_that_an_active_key_fixes_stays_declared(desk: Desk) -> None:
+    await desk.declare("team", "feature")
+    made = (await desk.api.post("api-keys", {"tenant_id": desk.tenant, "tags": {"team": "red"}})).json
+    where = f"organizations/{desk.organization}"
+    refused = await desk.api.patch(where, {"tags": ["feature"]})
+    assert (refused.status, made["prefix"] in refused.json["detail"]) == (409, True)
+    assert (await desk.api.patch(where, {"tags": ["team"]})).status == 200
+    assert (await desk.api.post(f"api-keys/{made['id']}/revoke", {})).status == 200
+    assert (await desk.api.patch(where, {"tags": []})).status == 200
 
 
 async def test_tags_of_key_that_meet_too_many_budgets_are_422(desk: Desk) -> None:

@@ -275,6 +275,19 @@ async def test_lead_overrides_in_budgets_of_the_own_tenant_alone(api: Api) -> No
     assert await statuses("DELETE", lead) == {"given": 204, "theirs": 403, "all": 403, "foreign": 404}
 
 
+async def test_team_sets_no_tags_of_keys(api: Api) -> None:
+    of = (await api.make("organizations", name="acme", tags=["team"]))["id"]
+    tenant = (await api.make("tenants", name="a", organization_id=of))["id"]
+    key = await api.make("api-keys", tenant_id=tenant, name="k", tags={"team": "red"})
+    for role in ("operator", "member"):
+        by = await narrowed(api, tenant, role)
+        assert (await by.patch(f"api-keys/{key['id']}", {"tags": {}})).status == 403
+        refused = await by.post("api-keys", {"tenant_id": tenant, "tags": {"team": "blue"}})
+        assert (refused.status, "tags" in refused.json["detail"]) == (403, True)
+        assert (await by.post("api-keys", {"tenant_id": tenant, "name": role})).status == 201
+    assert (await api.get(f"api-keys/{key['id']}")).json["tags"] == {"team": "red"}
+
+
 BUDGET: dict[str, Any] = {"unit": "tokens", "amount": 50, "interval": "day"}
 
 

@@ -270,6 +270,12 @@ class FakeDirectory:
         found = budgets.find(CallAttributes(*budgets.asked(caller, service_id, said, call)), NEW_YEAR_MS)
         return found if found.accounts else None
 
+    def definitions(
+        self, caller: Caller, accounts: tuple[str, ...], said: Attribution, call: CallRequest
+    ) -> tuple[bytes, ...]:
+        budgets = OrganizationBudgets(caller.organization_id, self.budgets_there, self.currency)
+        return budgets.definitions(accounts, self.groups_there, NEW_YEAR_MS)
+
     @property
     def grouped(self) -> bool:
         return bool(self.groups_there)

@@ -275,6 +275,37 @@ def test_a_hold_grows_to_no_more_than_a_new_one_may_be(stage: Stage) -> None:
     assert (over.status_code, "more" in over.json()["detail"]) == (400, True)
 
 
+def test_hold_grows_by_the_limits_in_force_and_not_at_its_beginning(stage: Stage) -> None:
+    """Ada has no limit, then nothing, then 1.00: 0.50 are held, and of 0.60 and 0.50 more the second fits."""
+    spender = Spender(stage)
+    each = spender.budget("9", each="user")
+    path = f"/budgets/{each['id']}/overrides/ada"
+    holder = Holder(stage)
+    holder.key = spender.key
+    wanted = {"service": "chat", "model": MODEL, "amount": "0.50", "user": "ada"}
+
+    def override(amount: str | None) -> None:
+        assert stage.admin("PUT", path, {"amount": amount})[0] == 200
+        limit = None if amount is None else Decimal(amount)
+
+        def is_in_force() -> bool:
+            amount_now = spender.told(each, user="ada")["limit"]
+            return (None if amount_now is None else Decimal(amount_now)) == limit
+
+        wait_until(is_in_force)
+
+    override(None)
+    id_ = holder.ask("POST", "", wanted).json()["id"]
+    override("0")
+    assert holder.ask("POST", "", wanted).status_code == 429
+    extended = [holder.ask("POST", f"/{id_}/extend", {"more": more}) for more in ("0.01", "1000")]
+    assert [(one.status_code, reasons([one])) for one in extended] == [(429, ["budget_exceeded"])] * 2
+    override("1.00")
+    extended = [holder.ask("POST", f"/{id_}/extend", {"more": more}) for more in ("0.60", "0.50")]
+    assert [one.status_code for one in extended] == [429, 200]
+    assert Decimal(extended[1].json()["held"]) == 1
+
+
 def test_a_hold_of_money_that_ends_by_itself_is_charged_as_held_and_no_token(stage: Stage) -> None:
     spender = Spender(stage)
     budget, counted = spender.budget("9.5"), spender.budget(50, "tokens")

@@ -5,10 +5,15 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+import redis
+
 from gateway.core.billing.price_book import TokenRate
 from gateway.core.model import HoldExtension, SettleResult
+from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from tests.builders import BY_TOKEN, CREDITS, TTL_MS, Call, World, new_id
+from tests.lua.windows import NAME, account, window
 
 
 def test_extend_renews_the_deadline_and_notes_what_was_seen(world: World) -> None:
@@ -194,3 +199,46 @@ def test_extend_takes_no_tokens_for_a_message_that_lacks_credits(world: World) -
     assert (world.tenant.held, world.organization.credits_held) == (50, 20)
     assert world.extended([(asked(call, 30, rate=RATE), 0)]) == [(50, 50, 0)]
     assert world.organization.credits_held == 50
+
+
+def test_extend_takes_more_by_the_definition_in_its_arguments_else_by_the_stored_definition(
+    world: World,
+) -> None:
+    """10 are held without a limit; then the limit is 15: 5 more fit, and no 6th."""
+    world.plan(None)
+    free, bound = account(window(1, 10, enforce=False)), account(window(1, 15))
+    call = world.reserve(budgets=(free,), money=10)
+
+    def extend(money: int, *definitions: bytes) -> tuple[int, ...]:
+        names = (
+            keys.marker(world.p), keys.deadlines(world.p), keys.outbox(world.p), keys.hold(world.p, call.id),
+            world.tenant_key, world.organization_key, keys.budget_account(world.p, NAME),
+        )  # fmt: skip
+        whole = packing.BY_DEFINITIONS if definitions else 1
+        packed = packing.EXTEND.pack(0, -1, 0, -1, 0, 0, money, 0, 1, whole, call.id.encode())
+        arguments = (world.run_id, b"%d" % TTL_MS, packed, *definitions)
+        [(_, _, exhausted, held, _)] = packing.extended(world.run("extend", (names, arguments)))
+        return exhausted, held
+
+    assert extend(12) == (0, 12)
+    assert extend(12, b"") == (0, 12)
+    assert extend(16, bound.defined) == (3, 15)
+    assert extend(15, bound.defined) == (0, 15)
+    assert extend(16) == (3, 15)
+    assert extend(16, free.defined) == (0, 16)
+    assert [(one.limit, one.held) for one in world.windows(NAME)] == [(10, 16)]
+    with pytest.raises(redis.ResponseError, match="extend takes"):
+        extend(20, free.defined, free.defined)
+
+
+def test_extend_makes_no_account_of_a_definition(world: World) -> None:
+    world.plan(None)
+    here = account(window(1, 10))
+    call = world.reserve(budgets=(here,), money=1)
+    world.client.delete(keys.budget_account(world.p, NAME))
+    names, arguments = packing.extend(
+        world.run_id, TTL_MS, world.p, [(HoldExtension(world.caller, call.id, 0, 0, budgets=(NAME,)), 0)]
+    )
+    packed = packing.EXTEND.pack(0, -1, 0, -1, 0, 0, 5, 0, 1, packing.BY_DEFINITIONS, call.id.encode())
+    world.run("extend", (names, (*arguments[:2], packed, here.defined)))
+    assert not world.client.exists(keys.budget_account(world.p, NAME))

@@ -162,7 +162,8 @@ class ResourceHandlers:
     async def write_part(self, request: web.Request, part: SubResource, action: Action) -> web.Response:
         """Set or delete one part of a row: `PUT` or `DELETE /<resource>/{id}/<part>/{name}`."""
         # As it was sent: what aiohttp gives has some characters encoded, and others not.
-        named = unquote(request.rel_url.raw_path.rpartition("/")[2])
+        # Bytes that are no UTF-8 stay unprintable, so that the field is refused.
+        named = unquote(request.rel_url.raw_path.rpartition("/")[2], errors="surrogateescape")
         return await self._write(
             request,
             action.name,

@@ -334,7 +334,7 @@ class ApiKeyCreate(_TokenCredential):
     retry_after_max_s: RetryAfter | None = optional(f"{RETRY_AFTER_MAX}; null: as the organization says.")
     tags: TagValues = Field(
         default={},
-        description="Tags of all its calls, before what callers say: NAME=VALUE of declared names.",
+        description="Values of declared tags of all its calls, before what callers say.",
     )
     expires_at: Instant | None = None
     issuer: Issuer | None = optional(
@@ -397,6 +397,9 @@ AdminToken = answer_of(
 )
 
 
+# Tags limit what a team may use: it sets none.
+_TEAM_FIELDS = ApiKeyCreate.model_fields.keys() - {"tags"}
+
 ACCESS_RESOURCES = (
     Resource(
         name="api-keys",
@@ -406,8 +409,8 @@ ACCESS_RESOURCES = (
             theirs=("create", "change", "delete", "rotate", "revoke"),
             teams={
                 READ: TEAM_ROLES,
-                CREATE: (OPERATOR, MEMBER),
-                CHANGE: {OPERATOR: None, MEMBER: ("name",)},
+                CREATE: dict.fromkeys((OPERATOR, MEMBER), _TEAM_FIELDS),
+                CHANGE: {OPERATOR: _TEAM_FIELDS, MEMBER: ("name",)},
                 DELETE: (OPERATOR, MEMBER),
                 "rotate": (OPERATOR, MEMBER),
                 "revoke": (OPERATOR, MEMBER),

@@ -325,7 +325,7 @@ class BudgetCreate(In):
     service_id: Id | None = None
     tool: Text | None = optional("A tool of an MCP server. Case is ignored.")
     server: Text | None = optional("An MCP server, by its upstream's name.")
-    tags: TagValues = Field(default={}, description="Tags that a call must have, all of them: NAME=VALUE.")
+    tags: TagValues = Field(default={}, description="Values of tags that a call must have, all of them.")
     group_id: Id | None = optional("Calls of its members, together; with each, each member has the amount.")
     time_zone: Text = Field(default="UTC", description="An IANA name: whose days it counts.")
     anchor_day: AnchorDay = Field(

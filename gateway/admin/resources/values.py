@@ -34,6 +34,7 @@ from pydantic_core.core_schema import no_info_after_validator_function
 from gateway.core.accounts.outbox import read_facts, told_of
 from gateway.core.accounts.tags import CHARACTERS_MAX as TAG_CHARACTERS_MAX
 from gateway.core.accounts.tags import NAME as TAG_NAME
+from gateway.core.accounts.tags import RESERVED as TAGS_RESERVED
 from gateway.core.accounts.tags import TAGS_MAX, read_value
 from gateway.core.billing.charges import TOKEN_PRICE_MAX
 from gateway.core.billing.document import ADDRESS_LINES_MAX, ENDPOINT, MAIL, countries
@@ -264,6 +265,7 @@ TagNames = Annotated[
     list[TagName],
     Field(max_length=TAGS_MAX, json_schema_extra={"uniqueItems": True}),
     must(lambda names: len(set(names)) == len(names), "have each name once"),
+    must(TAGS_RESERVED.isdisjoint, f"not be {', '.join(sorted(TAGS_RESERVED))}: every charge has these"),
 ]
 TagValue = Annotated[
     str,
@@ -391,7 +393,7 @@ ExternalId = Annotated[
     Field(strict=True, min_length=1, max_length=EXTERNAL_ID_CHARS_MAX),
     must(
         lambda text: text.isprintable() and bool(text.strip()),
-        "be printable and not blank: no call can name such a user",
+        "be printable and not blank: no call can say it",
     ),
 ]
 # A model's name in calls, or with a * at the end the beginning of names.

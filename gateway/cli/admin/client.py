@@ -346,7 +346,8 @@ def _refusal(error: HTTPError, path: str, called: Mapping[str, str]) -> str:
     elif error.code == 404 and (said == NotFound().message or said.startswith("The Admin API answered")):
         resource, _, row = path.partition("?")[0].partition("/")
         said, section = f"{path.partition('?')[0]} was not found.", section_of(resource)
-        if (number := row.partition("/")[0]).isdecimal():
+        number, _, part = row.partition("/")
+        if number.isdecimal() and "/" not in part:
             said = f"There is no {section} {number}; `tollkeeper {section} list` shows all."
     return f"{said}\n{_HELP[error.code]}" if error.code in _HELP else said
 

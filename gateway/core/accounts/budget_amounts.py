@@ -25,7 +25,7 @@ from gateway.core.accounts.budgets import (
     owner_of,
 )
 from gateway.core.accounts.intervals import wrong_calendar
-from gateway.core.accounts.tags import tag_in
+from gateway.core.accounts.tags import CHARACTERS_MAX, read_value, tag_in
 from gateway.core.billing.money import NANO
 from gateway.core.billing.price_book import money
 from gateway.core.model import INTEGER_MAX
@@ -128,6 +128,8 @@ def wrong_owner(budget: Budget, who: str) -> Wrong:
         yield "who", "needs a budget with `each`: this one has one amount for all"
     elif budget.each in _BY_ID and _ID.fullmatch(who) is None:
         yield "who", f"must be the id of a {budget.each}, such as 7"
+    elif tag_in(budget.each) and read_value(who) != who:
+        yield "who", f"must be a value of the tag {tag_in(budget.each)}: 1 to {CHARACTERS_MAX} characters"
 
 
 def counted(unit: str, amount: Any) -> int:

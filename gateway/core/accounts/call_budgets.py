@@ -7,7 +7,7 @@ the maximum is refused.
 from __future__ import annotations
 
 from collections import ChainMap
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple, cast
 from zoneinfo import ZoneInfoNotFoundError
@@ -19,6 +19,7 @@ from gateway.core.accounts.budgets import (
     KEY,
     LIKELY,
     MAXIMUM,
+    OTHERS,
     PROJECT,
     SESSION,
     TENANT,
@@ -233,7 +234,7 @@ class OrganizationBudgets:
         )
 
     def _exceeding(self, asked: CallAttributes, count: int) -> TooManyBudgets:
-        """Return the error of a call that meets too many budgets; it names tags or groups that bring it about."""
+        """Return the error of a call that meets too many budgets; it names them, and tags or groups behind it."""
         most = BUDGET_ACCOUNTS_MAX
         met = [group[0] for group in self._groups if group[0].matches(asked)]
         by_tags = {name for first in met for name, _ in first.tags}
@@ -244,8 +245,9 @@ class OrganizationBudgets:
         else:
             ids = ", ".join(map(str, asked.groups))
             what, param = f"its caller is in the groups {ids}, leave some of these", "model"
+        names = ", ".join([first.name for first in met[: most + 1]])
         return TooManyBudgets(
-            f"This call would take from {count} budgets, of {most} at most: {what}.", param=param
+            f"This call would take from {count} budgets, of {most} at most ({names}): {what}.", param=param
         )
 
     def _same(self, units: frozenset[str]) -> frozenset[str]:
@@ -264,6 +266,26 @@ class OrganizationBudgets:
                 name = account_of(self.organization_id, first, first.value_of(mine))
                 found += [CallerBudget(name, one, asked.groups) for one in group]
         return found
+
+    def definitions(self, names: Iterable[str], groups: tuple[int, ...], now_ms: int) -> tuple[bytes, ...]:
+        """Return the windows of these accounts at `now_ms` (Unix ms), packed; empty for one of no budget here.
+
+        Owners are in these `groups`.
+        """
+        places = {
+            account_of(self.organization_id, group[0]).partition(":")[0]: place
+            for place, group in enumerate(self._groups)
+        }
+        packed = list[bytes]()
+        for name in names:
+            place, owner = places.get(name.partition(":")[0]), owner_in(name)
+            if place is None:
+                packed.append(b"")
+            elif self._has_own[place] and owner != OTHERS and have_own(self._groups[place], owner, groups):
+                packed.append(_defined_at(self._groups[place], now_ms, owner, groups)[2])
+            else:
+                packed.append(self._definition(place, now_ms)[2])
+        return tuple(packed)
 
     def _definition(self, place: int, now_ms: int) -> tuple[int, int, bytes]:
         known = self._defined[place]

@@ -211,6 +211,12 @@ class CallerHold(msgspec.Struct):
     def caller(self) -> Caller:
         return Caller(self.organization_id, self.tenant_id, self.key_id, self.partition, self.user)
 
+    @property
+    def project_id(self) -> int | None:
+        """The project in `columns`, which are empty or content, project and version, joined by tabs."""
+        _, _, behind = self.columns.partition("\t")
+        return int(project) if (project := behind.partition("\t")[0]) else None
+
     def told(self, remaining: int | None) -> bytes:
         """Encode the hold as JSON for its caller. `remaining` is in the hold's unit; None means unlimited."""
         return msgspec.json.encode(

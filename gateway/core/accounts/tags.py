@@ -14,6 +14,8 @@ from typing import Final
 TAGS_MAX: Final = 8
 CHARACTERS_MAX: Final = 64
 NAME: Final = rf"[A-Za-z0-9_.-]{{1,{CHARACTERS_MAX}}}"
+# Names that FOCUS' `Tags` has for facts of every charge: no tag has these.
+RESERVED: Final = frozenset({"model", "project", "user"})
 # How reports, and budgets that give each value an amount, name a tag.
 TAG: Final = "tag:"
 # The header field with a call's metadata.
@@ -31,7 +33,12 @@ Tags = tuple[tuple[str, str], ...]
 
 
 def read_value(value: object) -> str:
-    """Return a member of metadata as the value of a tag: numbers and booleans as JSON; "" if it is none."""
+    """Return a member of metadata as the value of a tag, "" if it is none.
+
+    Numbers and booleans are as JSON; a whole number has no fraction and no exponent, so each has one spelling.
+    """
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     if isinstance(value, int) and abs(value) >= 10**CHARACTERS_MAX:
         return ""  # it is too long, and costs time to write
     if isinstance(value, (bool, int, float)):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from datetime import date, datetime
 from decimal import Decimal
+from fractions import Fraction
 from typing import NamedTuple
 
 from gateway.core.billing.charge_kinds import SERVICE_DISCOUNTS, UNITS
@@ -33,6 +34,37 @@ class ChargedDay(NamedTuple):
     used: Decimal
     discounted: Decimal
     rows: int
+
+
+class DayCharge(NamedTuple):
+    """A charge of a day: for its use, or its discount; of a note that gave it back if `is_note`."""
+
+    is_use: bool
+    is_note: bool
+    amount: Decimal
+
+
+def left_by_notes(charges: Iterable[DayCharge]) -> tuple[Decimal, Decimal]:
+    """Return the use of a day that credit notes left, and the discount charged for that part of it.
+
+    `charges` are in the order in which they were made. A note on use takes the same part of the discount
+    charged by then out of account, whether it gave that back or not.
+    """
+    used, discounted = Fraction(0), Fraction(0)
+    for charge in charges:
+        if not charge.is_note:
+            if charge.is_use:
+                used += Fraction(charge.amount)
+            else:
+                discounted += Fraction(charge.amount)
+        elif charge.is_use and used:
+            left = used + Fraction(charge.amount)
+            discounted, used = discounted * max(Fraction(0), left / used), left
+    return _exact(used), _exact(discounted)
+
+
+def _exact(amount: Fraction) -> Decimal:
+    return EXACT.divide(Decimal(amount.numerator), Decimal(amount.denominator))
 
 
 def rate_on(discounts: Iterable[DiscountFrom], day: date) -> Decimal:

@@ -30,7 +30,15 @@ from gateway.core.wait import Wait, begin, in_task
 from gateway.counters.admission.remembered_holds import RememberedHold, RememberedHolds
 from gateway.counters.admission.stored import UNREADABLE
 from gateway.counters.history_guard import ask_word
-from gateway.counters.layouts.packing import CLOSED, CODE, EXTEND, EXTENDED, account_keys, read_marker
+from gateway.counters.layouts.packing import (
+    BY_DEFINITIONS,
+    CLOSED,
+    CODE,
+    EXTEND,
+    EXTENDED,
+    account_keys,
+    read_marker,
+)
 from gateway.counters.layouts.states import HOLD_RECLAIMED, unpack_hold
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
@@ -346,7 +354,13 @@ class CallerHolds:
         wish = HoldDeletion(caller.partition, caller.organization_id, caller.tenant_id, id_, route)
         return self._log.spool(msgspec.json.encode(wish), DELETION)
 
-    async def extend(self, hold: CallerHold, ttl_ms: int, wanted: HeldAmounts) -> HeldAmounts:
+    async def extend(
+        self, hold: CallerHold, ttl_ms: int, wanted: HeldAmounts, definitions: tuple[bytes, ...] = ()
+    ) -> HeldAmounts:
+        """Renew a hold, and raise it to the `wanted` amounts, all or none; return those that it could have.
+
+        `definitions` are those of its budget accounts now, empty for the stored one.
+        """
         p = hold.partition
         wire, accounts = self._wires.of(p), account_keys(p, hold.budgets, indexed=False)
         names = (
@@ -355,9 +369,9 @@ class CallerHolds:
         )  # fmt: skip
         packed = EXTEND.pack(
             0, -1, wanted.tokens, -1, wanted.credits, 0, wanted.money, wanted.raw_tokens, len(hold.budgets),
-            True, hold.id.encode(),
+            BY_DEFINITIONS if definitions else True, hold.id.encode(),
         )  # fmt: skip
-        arguments = wire.run_id, b"%d" % ttl_ms, packed
+        arguments = wire.run_id, b"%d" % ttl_ms, packed, *definitions
         answer = await wire.send(encode_script("extend", names, arguments))
         if not isinstance(answer, bytes) or len(answer) != CODE.size + EXTENDED.size:
             raise CountersUnavailable

@@ -483,6 +483,19 @@ class Directory(CallerCache):
             found = self._budgets.find(budgets, asked, now_ms, remember, run)
         return found if found.accounts else None
 
+    def definitions(
+        self, caller: Caller, accounts: tuple[str, ...], said: Attribution, call: CallRequest
+    ) -> tuple[bytes, ...]:
+        """Return the windows of budget accounts as they are defined now, packed; empty for one of no budget.
+
+        The others of the parameters are those of a call that took from these accounts.
+        """
+        terms = self._terms.find(caller.organization_id)
+        if terms is None:
+            raise CountersUnavailable
+        budgets = terms.no_budgets if terms.budgets is None else terms.budgets
+        return budgets.definitions(accounts, self.groups(caller, said, call), int(self._today() * 1000))
+
     def groups(self, caller: Caller, said: Attribution, call: CallRequest) -> tuple[int, ...]:
         """Return the ids of the groups that a call is in; `said` is the attribution that the caller sent."""
         terms = self._terms.find(caller.organization_id)

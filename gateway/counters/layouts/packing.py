@@ -102,6 +102,8 @@ EXTEND = Layout(
     "f64 observed weighed wanted seen worth money_seen money_wanted raw_wanted accounts whole,"
     " s36 request_id",
 )
+# As `whole`: all or nothing, and the definitions of the call's accounts follow.
+BY_DEFINITIONS = 2
 EXTENDED = Layout("EXTENDED", "f64 tokens credits exhausted money raw_tokens")
 
 LEASE = Layout(

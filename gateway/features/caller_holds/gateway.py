@@ -202,9 +202,14 @@ async def extend_hold(exchange: Exchange) -> None:
                 f"ttl_s ends a day ({LIFE_S_MAX} s) after the hold was taken at the latest.", param="ttl_s"
             )
         wanted, more = hold.held, 0
+        definitions: tuple[bytes, ...] = ()
         if said.more is not None:
-            wanted, more = await _more(ports, exchange.head.attribution, hold, said.more)
-        found = await holds.extend(hold, 1000 * said.ttl_s, wanted)
+            attribution = _attributed(exchange.head.attribution, hold)
+            wanted, more = await _more(ports, attribution, hold, said.more)
+            is_own = (caller.key_id, caller.acts_for(hold.user)) == (hold.key_id, hold.user)
+            holder = caller if is_own else replace(hold.caller, user="")
+            definitions = ports.directory.definitions(holder, hold.budgets, attribution, hold.names())
+        found = await holds.extend(hold, 1000 * said.ttl_s, wanted, definitions)
         short = _short(found, wanted)
         hold.expires_ms = until_ms
         if short is None:
@@ -556,6 +561,13 @@ def _remaining(decision: Admitted, service: Service, unit: str) -> int | None:
     return min(found) if found else None
 
 
+def _attributed(attribution: Attribution, hold: CallerHold) -> Attribution:
+    """Return the attribution of a request about a hold, with the facts by which the hold's budgets were found."""
+    return replace(
+        attribution, user=hold.user, project_id=hold.project_id, session=hold.session, run=None, tags=hold.tags,
+    )  # fmt: skip
+
+
 async def _more(
     ports: Ports, attribution: Attribution, hold: CallerHold, more: int | str
 ) -> tuple[HeldAmounts, int]:
@@ -572,8 +584,7 @@ async def _more(
     if hold.run:
         run = RunRequest(hold.run)
         opened = ports.runs.cached(caller, run) or await ports.runs.find(caller, run, ())
-    said = replace(attribution, user=hold.user, session=hold.session, run=None, tags=hold.tags)
-    _, prices, budgets, _ = consider(ports, caller, said, call, service, opened, bool(hold.budgets))
+    _, prices, budgets, _ = consider(ports, caller, attribution, call, service, opened, bool(hold.budgets))
     amount = more if isinstance(more, str) else None
     _, request, asked = _asked(
         caller, hold.id, hold.user, service, call, estimate, prices, budgets, amount, True

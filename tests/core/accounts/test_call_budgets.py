@@ -402,7 +402,9 @@ def test_tags_that_meet_too_many_budgets_are_named() -> None:
     ]
     more = [replace(one, id=one.id + 20, tags=(("team", "red"),)) for one in many]
     assert len(tagged({}, {"feature": "search"}, *many, *more)) == 10
-    with pytest.raises(TooManyBudgets, match="tags feature, team") as refused:
+    with pytest.raises(
+        TooManyBudgets, match=r"\(search, .*\): name fewer of the tags feature, team"
+    ) as refused:
         tagged({}, {"feature": "search", "team": "red"}, *many, *more)
     assert refused.value.param == "x-tollkeeper-metadata"
 
@@ -450,7 +452,7 @@ def test_call_with_a_claim_of_a_seventeenth_budget_is_refused_with_its_groups() 
     asked = budgets.asked(plain, 2, Attribution("ada"), call)
     assert len(budgets.find(CallAttributes(*asked), NOW).accounts) == BUDGET_ACCOUNTS_MAX
     asked = budgets.asked(replace(plain, claims=("platform",)), 2, Attribution("ada"), call)
-    with pytest.raises(TooManyBudgets, match=r"groups 1, 2, .*, 16, 99") as caught:
+    with pytest.raises(TooManyBudgets, match=r"\(all, a month, .*\): .* groups 1, 2, .*, 16, 99") as caught:
         budgets.find(CallAttributes(*asked), NOW)
     assert (caught.value.status, caught.value.reason) == (400, "too_many_budgets")
 
@@ -474,3 +476,14 @@ def test_override_of_a_group_limits_calls_of_members_until_its_end() -> None:
     assert limits_of(find(claiming, "ada")) == [3]
     [(name, budget, ids)] = budgets.of_caller(CALL._replace(user="ada", groups=(5, 9)))
     assert budget.limit_of(owner_in(name), NOW, ids) == (3, "group")
+
+
+def test_definitions_of_accounts_have_the_limits_of_owners_now() -> None:
+    """Each has 10: Ada has 3, her group 2, and the shared account neither; the account of a deleted budget has none."""
+    overrides = {"group:5": PersonalOverride(2), "group:6": PersonalOverride(4)}
+    each = replace(EACH, overrides=overrides | {owner_of("ada"): PersonalOverride(3)})
+    names = [account_of(1, one, user) for one, user in ((each, "ada"), (each, "bob"), (HOUR, ""), (MINE, ""))]
+    names.append(f"{names[0].partition(':')[0]}:other")
+    *known, deleted, shared = of(each, HOUR).definitions(names, (5,), NOW)
+    assert [DEFINED_WINDOW.read(one)["limit"] for one in (*known, shared)] == [3, 2, 100, 10]
+    assert deleted == b""

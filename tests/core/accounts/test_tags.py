@@ -11,7 +11,7 @@ from gateway.core.accounts.tags import read_value, read_values, tags_of
     ("value", "tag"),
     [
         ("search", "search"), ("Ä b", "Ä b"), ("x" * 64, "x" * 64), (7, "7"), (-1.5, "-1.5"), (10**63, "1" + "0" * 63),
-        (True, "true"), (False, "false"), ("👩‍💻", "👩‍💻"),
+        (1.0, "1"), (-0.0, "0"), (1e22, "1" + "0" * 22), (0.1, "0.1"), (True, "true"), (False, "false"), ("👩‍💻", "👩‍💻"),
     ],
 )  # fmt: skip
 def test_tag_is_text_or_number_or_boolean_spelled_as_in_json(value: object, tag: str) -> None:
@@ -28,6 +28,7 @@ def test_tag_is_text_or_number_or_boolean_spelled_as_in_json(value: object, tag:
         {"a": "b"},
         10**64,
         -(10**64),
+        1e300,
         "a\tb",
         "a\x7f",
         "a\x85",

@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import Any
 from xml.etree import ElementTree as ET
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -292,3 +293,34 @@ async def live(url: str, steps: list[tuple[int, int, str | None, bool]]) -> None
         shown = sum((Fraction(line["amount"]) for line in lines if line["kind"] == "discount"), Fraction(0))
         assert shown == -to_cents(off)
         assert april.broken() == []
+
+
+@pytest.mark.parametrize(
+    ("agreed", "later", "lines", "totals"),
+    [
+        # 19 of 30 days of 29.00 are 18.37; 9.00 more are 27.37, and a fifth is 5.47. The note gives all back.
+        ("0.10", "0.50", None, ("32.84", "-32.84")),
+        # 5.00 are off: 23.37, and a fifth is 4.67.
+        ("0.50", None, None, ("28.04", "-28.04")),
+        # The note gives the use back, 10.00 and a fifth, and not its discount.
+        ("0.10", "0.50", "usage", ("32.84", "-12.00")),
+    ],
+)
+async def test_discount_that_changes_leaves_use_alone_that_a_credit_note_gave_back(
+    april: April, agreed: str, later: str | None, lines: str | None, totals: tuple[str, str]
+) -> None:
+    ids = await buyer(april)
+    await april.do("organizations", "change", ids["organization"], tax_rate=Decimal("0.20"))
+    await agree(april, ids, agreed)
+    spend(april, ids, 10_000)
+    await april.on(at(4, 20))
+    first = await invoiced(april, ids, APRIL, date(2026, 4, 20))
+    [position] = [line["position"] for line in first["lines"] if line["kind"] == "usage"]
+    asked = {} if lines is None else {"lines": [{"position": position, "amount": Decimal(10)}]}
+    note = await april.do("invoices", "credit-note", first["id"], **asked)
+    await april.do("invoices", "finalize", note["id"])
+    assert [total(first), total(note)] == [Decimal(amount) for amount in totals]
+    await agree(april, ids, later)
+    await april.on(at(5, 1, 6))
+    second = await invoiced(april, ids, date(2026, 4, 20), MAY)
+    assert lines_of(second, "usage", "discount") == []
