@@ -103,13 +103,12 @@ def owed_discounts(
     days: dict[int, dict[DayOfUse, ChargedDay]] = defaultdict(dict)
     for row in rows:
         day = DayOfUse(row.tenant_id, row.service_id, row.period_start.astimezone(UTC))
-        used, discounted = row.used, row.discounted
+        charged = ChargedDay(row.used, row.discounted, row.rows)
         if row.charges:
-            used, discounted = left_by_notes(
-                DayCharge(is_use, is_note, Decimal(amount)) for is_use, is_note, amount in row.charges
-            )
-        used += unstored[row.organization_id, day]
-        days[row.organization_id][day] = ChargedDay(used, discounted, row.rows)
+            charges = (DayCharge(is_use, is_note, Decimal(amount)) for is_use, is_note, amount in row.charges)
+            charged = left_by_notes(charges, row.rows)
+        more = unstored[row.organization_id, day]
+        days[row.organization_id][day] = charged._replace(used=charged.used + more)
     return [
         NamedCharge(organization_id, _fact_of(organization_id, charge, number), charge)
         for organization_id in sorted(days)

@@ -70,7 +70,7 @@ def describe() -> dict[str, Any]:
 def _resource(resource: Resource, archived: bool) -> CliResource:
     return CliResource(
         resource.name, resource.description, resource.named_by, tuple(resource.filters), resource.refers,
-        tuple(_columns(resource)), _commands(resource), {one.name: one.columns for one in resource.parts if one.out},
+        tuple(_columns(resource)), _commands(resource), {part.name: part.columns for part in resource.parts if part.out},
         tuple(one.name for one in resource.questions if not one.of),
         tuple(one.name for one in resource.actions if one.mints), resource.secret,
         None if resource.batch is None else (resource.batch.name, resource.batch.summary), archived,

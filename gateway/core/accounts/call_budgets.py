@@ -264,7 +264,7 @@ class OrganizationBudgets:
             )
             if first.matches(mine):
                 name = account_of(self.organization_id, first, first.value_of(mine))
-                found += [CallerBudget(name, one, asked.groups) for one in group]
+                found += [CallerBudget(name, budget, asked.groups) for budget in group]
         return found
 
     def definitions(self, names: Iterable[str], groups: tuple[int, ...], now_ms: int) -> tuple[bytes, ...]:

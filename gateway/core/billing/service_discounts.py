@@ -44,8 +44,8 @@ class DayCharge(NamedTuple):
     amount: Decimal
 
 
-def left_by_notes(charges: Iterable[DayCharge]) -> tuple[Decimal, Decimal]:
-    """Return the use of a day that credit notes left, and the discount charged for that part of it.
+def left_by_notes(charges: Iterable[DayCharge], rows: int) -> ChargedDay:
+    """Return the use of a day that credit notes left, and the discount charged for that part, in `rows` charges.
 
     `charges` are in the order in which they were made. A note on use takes the same part of the discount
     charged by then out of account, whether it gave that back or not.
@@ -60,7 +60,7 @@ def left_by_notes(charges: Iterable[DayCharge]) -> tuple[Decimal, Decimal]:
         elif charge.is_use and used:
             left = used + Fraction(charge.amount)
             discounted, used = discounted * max(Fraction(0), left / used), left
-    return _exact(used), _exact(discounted)
+    return ChargedDay(_exact(used), _exact(discounted), rows)
 
 
 def _exact(amount: Fraction) -> Decimal:
