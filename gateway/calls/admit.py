@@ -12,7 +12,7 @@ from typing import NamedTuple, Protocol
 
 from gateway.calls.aim import aim_at
 from gateway.calls.claim import OPENING_MS, hold_request
-from gateway.calls.permit import check_objects, judge, named_objects, run_policies
+from gateway.calls.permit import check_model_access, check_objects, named_objects, run_policies
 from gateway.calls.ports import AdmissionPorts, CallPorts, DirectoryPort
 from gateway.calls.prices import check_parts, money_budgets, prices_of
 from gateway.core.accounts.budgets import MAXIMUM
@@ -147,7 +147,7 @@ def find_terms(ports: AdmissionPorts, asked: UseRequest) -> tuple[AdmissionTerms
             run = calls.runs.cached(caller, named)
             if run is None:
                 run, opening = make_provisional(caller, named, policies), policies
-    rule = judge(
+    rule = check_model_access(
         ports.models, directory, asked.attribution, caller, call, asked.user, asked.without_model,
         kind.user_field,
     )  # fmt: skip
@@ -212,7 +212,7 @@ async def check_line(
     Its objects are checked here, those of the first line included: they need not be asked for before its hold.
     """
     calls, caller, call = ports.calls, asked.caller, asked.call
-    judge(ports.models, calls.directory, asked.attribution, caller, call, asked.user)
+    check_model_access(ports.models, calls.directory, asked.attribution, caller, call, asked.user)
     call.take_aim(aim_at(ports, asked, None))
     await check_objects(calls.objects, caller, call, named_objects(ports.models, asked.owned, caller, call))
     service, _, budgets, _ = terms
@@ -225,19 +225,19 @@ async def check_line(
     return prices
 
 
-def check_models(  # noqa: PLR0917  # as `judge`
+def check_models(  # noqa: PLR0917  # as `check_model_access`
     ports: AdmissionPorts, attribution: Attribution, caller: Caller, user: str, call: CallRequest,
     service: Service, budgets: CallBudgets | None,
 ) -> CallPrices | None:  # fmt: skip
     """Check further models of an admitted use; return the prices of all, None if its `budgets` lack theirs."""
-    judge(ports.models, ports.calls.directory, attribution, caller, call, user)
+    check_model_access(ports.models, ports.calls.directory, attribution, caller, call, user)
     theirs = ports.calls.directory.budgets(caller, service.id, attribution, call) if service.id else None
     is_held = theirs is None or (budgets is not None and {*theirs.names}.issubset(budgets.names))
     prices = prices_of(ports.calls, caller, service, call, budgets if is_held else theirs)
     return prices if is_held else None
 
 
-def consider(  # noqa: PLR0917  # as `judge`
+def consider(  # noqa: PLR0917  # as `check_model_access`
     calls: CallPorts, caller: Caller, attribution: Attribution, call: CallRequest, service: Service,
     run: Run | None = None, budgeted: bool = True,
 ) -> AdmissionTerms:  # fmt: skip

@@ -19,7 +19,7 @@ from gateway.core.model import INTERACTIVE, USER_REQUIRED, Attribution, Caller, 
 from gateway.errors import ModelNotAllowed, ObjectNotFound, PriorityNotAllowed, RunRequired, UserRequired
 
 
-def judge(  # noqa: PLR0917  # who asks for what, and how it is said that this may not be
+def check_model_access(  # noqa: PLR0917  # who asks for what, and how it is said that this may not be
     models: ConfiguredModels, directory: DirectoryPort, attribution: Attribution, caller: Caller,
     call: CallRequest, user: str, without_model: str = "", user_field: str = "",
 ) -> ModelRule | None:  # fmt: skip
@@ -95,13 +95,15 @@ def named_objects(
     )
 
 
-def check_batch_models(  # noqa: PLR0917  # as `judge`
+def check_batch_models(  # noqa: PLR0917  # as `check_model_access`
     models: ConfiguredModels, directory: DirectoryPort, attribution: Attribution, caller: Caller,
     call: CallRequest, number: int = 1,
 ) -> None:  # fmt: skip
     """Check the models of one call of a batch; an error names the call's line `number`."""
     try:
-        judge(models, directory, attribution, caller, call, caller.acts_for(attribution.user, call.user))
+        check_model_access(
+            models, directory, attribution, caller, call, caller.acts_for(attribution.user, call.user)
+        )
     except ModelNotAllowed as error:
         raise ModelNotAllowed(f"Line {number}: {error.told}") from error
 

@@ -52,7 +52,7 @@ _HEAD_ALONE: Final = AdmissionTerms(NO_SERVICE, NO_PRICES, None, None)
 NO_WORDS: Final[Mapping[str, str]] = {}
 
 
-def known(exchange: Exchange) -> Caller | None:
+def cached_caller(exchange: Exchange) -> Caller | None:
     """Return the caller of this call from the caches; None if `identify` has to look it up.
 
     Raise 404 or 405 for a route that is not configured, 401 for an unreadable credential.
@@ -95,10 +95,10 @@ async def identify(exchange: Exchange) -> Caller:
     return caller
 
 
-async def admit(exchange: Exchange, caller: Caller, says: Mapping[str, str] = NO_WORDS) -> AdmittedCall:
+async def admit(exchange: Exchange, caller: Caller, job_params: Mapping[str, str] = NO_WORDS) -> AdmittedCall:
     """Read a call, find its prices, and reserve a hold on every limit; raise a `Refusal` if this fails.
 
-    `says` are path parameters from the job that the path names.
+    `job_params` are path parameters from the job that the path names.
     """
     worker, head, connection = exchange.worker, exchange.head, exchange.connection
     ports, routed, received = worker.ports, head.routed, connection.body
@@ -108,7 +108,9 @@ async def admit(exchange: Exchange, caller: Caller, says: Mapping[str, str] = NO
     body = b""
     if routed.buffered and received.failure is None:
         if received.long or (not connection.body_complete and not await _comes_soon(connection, caller)):
-            held = await by_head(exchange, caller)  # blocked, rate and slots come before its bytes
+            held = await reserve_before_body(
+                exchange, caller
+            )  # blocked, rate and slots come before its bytes
             await (
                 _form_begun(connection, caller, routed, worker)
                 if received.long
@@ -121,22 +123,22 @@ async def admit(exchange: Exchange, caller: Caller, says: Mapping[str, str] = NO
     light = look is not None and look.light and not (routed.form and not routed.metered)
     light = light and (messages is None or messages.size <= UNCOUNTED_BYTES_MAX)
     if not light and held is None:
-        held = await by_head(exchange, caller)
+        held = await reserve_before_body(exchange, caller)
     try:
         call = (
-            read(worker, head, received, caller, body, look, says)
+            read(worker, head, received, caller, body, look, job_params)
             if light
-            else await _read_in_turn(worker, head, received, caller, body, look, says)
+            else await _read_in_turn(worker, head, received, caller, body, look, job_params)
         )
         exchange.call = call
         if call.media.documents or call.media.recordings:
-            held = held or await by_head(exchange, caller)
+            held = held or await reserve_before_body(exchange, caller)
             await count_in_turn(worker, caller, call)
         if routed.listing is not None:
             narrow(worker, head, caller, call, routed.listing)
     except Refusal:
         if held is None:
-            await by_head(exchange, caller)
+            await reserve_before_body(exchange, caller)
         raise
     entrance = CallEntrance(exchange, caller, held)
     try:
@@ -186,7 +188,7 @@ class CallEntrance:
     async def hold_by_head(self) -> None:
         """Reserve by the head, unless that is done."""
         if self.held is None:
-            self.held, self.is_held = await by_head(self._exchange, self._caller), True
+            self.held, self.is_held = await reserve_before_body(self._exchange, self._caller), True
 
 
 def note_target(attempt: Attempt, call: CallRequest) -> None:
@@ -196,7 +198,7 @@ def note_target(attempt: Attempt, call: CallRequest) -> None:
         attempt.name, attempt.model = first.upstream, first.model
 
 
-async def by_head(exchange: Exchange, caller: Caller) -> AdmittedCall:
+async def reserve_before_body(exchange: Exchange, caller: Caller) -> AdmittedCall:
     """Reserve one request and one concurrency slot in every limit of the caller, before the body is known."""
     user = caller.acts_for(exchange.head.attribution.user)
     claim, request = hold_request(
@@ -235,7 +237,7 @@ async def _comes_soon(connection: ClientPort, caller: Caller) -> bool:
 
 async def _read_in_turn(  # noqa: PLR0917  # as `read`
     worker: Worker, head: CallHead, received: RequestBody, caller: Caller, body: bytes, look: BodyLook | None,
-    says: Mapping[str, str],
+    job_params: Mapping[str, str],
 ) -> CallRequest:  # fmt: skip
     """Read the request from a large body when it is the organization's turn in the queue.
 
@@ -243,7 +245,7 @@ async def _read_in_turn(  # noqa: PLR0917  # as `read`
     """
     if not received.claim(caller, len(body)):
         raise full()
-    reads = partial(read, worker, head, received, caller, body, look, says)
+    reads = partial(read, worker, head, received, caller, body, look, job_params)
     call = await worker.bodies.read(caller.organization_id, reads)
     if head.routed.form and not head.routed.metered:
         await _check_upload(worker, head, caller, body)
@@ -268,11 +270,11 @@ async def count_in_turn(worker: Worker, caller: Caller, call: CallRequest) -> No
 
 def read(  # noqa: PLR0917  # what a request has arrived as
     worker: Worker, head: CallHead, received: RequestBody, caller: Caller, body: bytes,
-    look: BodyLook | None = None, says: Mapping[str, str] = NO_WORDS,
+    look: BodyLook | None = None, job_params: Mapping[str, str] = NO_WORDS,
 ) -> CallRequest:  # fmt: skip
     """Read the request of a call from its `body`; raise 413 or 400 for a body that cannot be read.
 
-    `look` has facts about the body, if it was looked at before; `says` as for `admit`.
+    `look` has facts about the body, if it was looked at before; `job_params` as for `admit`.
     """
     routed = head.routed
     refusal = received.failure or head.refusal
@@ -286,7 +288,7 @@ def read(  # noqa: PLR0917  # what a request has arrived as
         call = read_form(routed.route, routed.params, b"", form, bounds)
     else:
         kind, messages = routed.form if routed.metered else b"", received.messages
-        params = {**routed.params, **says} if says else routed.params
+        params = {**routed.params, **job_params} if job_params else routed.params
         call = read_call(
             routed.route, params, body, bounds, reads=reads, look=look, form=kind, messages=messages,
             document=received.document,

@@ -15,7 +15,7 @@ from gateway.core.accounts.cache_payment import CachePayment, read_payment, writ
 from gateway.core.families.objects import places_of
 from gateway.core.wait import OVER
 from gateway.errors import CountersUnavailable, ModelNotPriced
-from gateway.http.admission import admit, identify, known
+from gateway.http.admission import admit, cached_caller, identify
 from gateway.http.charge import AdmittedCall
 from gateway.http.forward import forward
 from gateway.http.lists import list_objects
@@ -35,7 +35,7 @@ def at_collection(exchange: Exchange) -> Coroutine[Any, Any, None]:
 
     async def pay_storage() -> None:
         """Handle a call as `proxy` does, and store how long it has paid for."""
-        caller = known(exchange) or await identify(exchange)
+        caller = cached_caller(exchange) or await identify(exchange)
         ports, payment = exchange.worker.ports, None
         name, *others = {place.id for place in places_of(routed.family, routed.sent)} or ("",)
         if name and not others:

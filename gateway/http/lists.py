@@ -15,7 +15,7 @@ from gateway.core.families.objects import told
 from gateway.core.families.registry import FAMILIES
 from gateway.core.metering.reading import loose_document
 from gateway.errors import InvalidRequest, ObjectNotFound, UnknownRoute
-from gateway.http.admission import admit, identify, known
+from gateway.http.admission import admit, cached_caller, identify
 from gateway.http.relay import own_answer
 from gateway.http.server.exchange import Exchange
 
@@ -33,7 +33,7 @@ _JSON: Final = [(b"content-type", b"application/json")]
 
 async def list_objects(exchange: Exchange) -> None:
     """Answer with the objects of a collection that belong to the caller's organization."""
-    caller = known(exchange) or await identify(exchange)
+    caller = cached_caller(exchange) or await identify(exchange)
     admitted = await admit(exchange, caller)
     ports, objects = exchange.worker.ports, FAMILIES[exchange.head.routed.family].objects
     lists = objects.lists

@@ -11,7 +11,7 @@ import msgspec
 from gateway.core.families.registry import FAMILIES
 from gateway.core.wait import OVER
 from gateway.errors import UnknownRoute
-from gateway.http.admission import admit, identify, known
+from gateway.http.admission import admit, cached_caller, identify
 from gateway.http.forward import forward
 from gateway.http.relay import own_answer, relay
 from gateway.http.server.exchange import Exchange
@@ -21,7 +21,7 @@ _JSON = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")
 
 async def proxy(exchange: Exchange) -> None:
     """Admit one call, forward it, relay the answer, and charge the use."""
-    caller = known(exchange) or await identify(exchange)
+    caller = cached_caller(exchange) or await identify(exchange)
     admitted = await admit(exchange, caller)
     if admitted.call.answer_filter.listing:  # a list of configured models needs no upstream
         await admitted.settle(200, True)
@@ -37,7 +37,7 @@ async def proxy(exchange: Exchange) -> None:
 
 async def usage(exchange: Exchange) -> None:
     """Answer with the remaining limits of the caller, without a charge."""
-    caller = known(exchange) or await identify(exchange)
+    caller = cached_caller(exchange) or await identify(exchange)
     left = await exchange.worker.ports.usage(caller, exchange.head.attribution)
     own_answer(exchange, 200, _JSON, left)
 

@@ -20,7 +20,7 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from gateway.http.admission import by_head
+from gateway.http.admission import reserve_before_body
 from gateway.http.charge import AdmittedCall
 from gateway.http.forward import late_answer, note_failure
 from gateway.http.ports import Log, Ports
@@ -144,7 +144,7 @@ async def _counted(exchange: Exchange, caller: Caller, fault: UnexpectedError) -
     failure: BaseException = fault
     held: AdmittedCall | None = None
     try:
-        held = await by_head(exchange, caller)
+        held = await reserve_before_body(exchange, caller)
     except Refusal as refusal:
         failure = bare(refusal)
     except Exception as error:  # noqa: BLE001  # the first error is reported

@@ -16,7 +16,7 @@ from gateway.core.calls.routes import Route
 from gateway.core.calls.use_request import KindOfUse, UseRequest
 from gateway.core.model import GENERIC
 from gateway.features.record import Feature
-from gateway.http.admission import identify, known
+from gateway.http.admission import cached_caller, identify
 from gateway.http.relay import own_answer
 from gateway.http.server.exchange import Exchange
 from tests.features.websockets.test_live import REFUSAL
@@ -45,7 +45,7 @@ class Dialed:
 
 async def dial(exchange: Exchange) -> None:
     """Hold an hour of a phone call, then charge the minutes that it took."""
-    caller, ports = known(exchange) or await identify(exchange), exchange.worker.ports
+    caller, ports = cached_caller(exchange) or await identify(exchange), exchange.worker.ports
     body = await exchange.whole_body(caller, 1_024)
     call, said = CallRequest("none", GENERIC, Body()), exchange.head.attribution
     use = UseRequest(PHONE, exchange.request_id, caller, "", said, call, "search", units=MINUTES_MAX)

@@ -38,7 +38,7 @@ from gateway.features.agents.origin import (
     told_sender,
 )
 from gateway.files import https_with
-from gateway.http.admission import identify, known
+from gateway.http.admission import cached_caller, identify
 from gateway.http.identity import credential_of
 from gateway.http.ports import Answerer, Log
 from gateway.http.protocol.request import read_fields
@@ -90,7 +90,7 @@ def answers(settings: Settings, log: Log) -> Mapping[Route, Answerer]:
 
 async def tell_usage(exchange: Exchange) -> None:
     """`GET /api/oauth/usage`: the used part of a caller's budgets, for the `/usage` of Claude Code."""
-    caller = known(exchange) or await identify(exchange)
+    caller = cached_caller(exchange) or await identify(exchange)
     ports = exchange.worker.ports
     left = msgspec.json.decode(await ports.usage(caller, exchange.head.attribution))
     own_answer(exchange, 200, _JSON, msgspec.json.encode(usage_of(left, ports.directory.pays_in(caller))))
@@ -178,7 +178,7 @@ class Collector:
 
     async def take(self, exchange: Exchange) -> None:
         """`POST /v1/metrics` and other telemetry of callers with a valid key: always answered 200."""
-        caller = known(exchange) or await identify(exchange)
+        caller = cached_caller(exchange) or await identify(exchange)
         if self._server.url:
             body = await exchange.whole_body(caller, TELEMETRY_BYTES_MAX)
             fields = _fields(exchange.head.passed, {b"content-type", b"content-encoding"})

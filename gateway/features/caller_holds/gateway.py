@@ -81,12 +81,12 @@ from gateway.errors import (
 )
 from gateway.http.admission import (
     CallEntrance,
-    by_head,
+    cached_caller,
     check_route,
     count_in_turn,
     identify,
-    known,
     read,
+    reserve_before_body,
 )
 from gateway.http.charge import NO_UNITS
 from gateway.http.model_lists import narrow
@@ -106,7 +106,7 @@ async def take_hold(exchange: Exchange) -> None:
 
     All limits of the caller reserve the amount, or none does.
     """
-    caller = known(exchange) or await identify(exchange)
+    caller = cached_caller(exchange) or await identify(exchange)
     ports, id_, key = exchange.worker.ports, exchange.request_id, ""
     holds = ports.holds
     with exchange.uninterrupted():
@@ -120,7 +120,7 @@ async def take_hold(exchange: Exchange) -> None:
                     own_answer(exchange, 201, [*_JSON, _REPLAYED], answer)
                     return
         except Refusal:
-            await by_head(exchange, caller)  # a request limit refuses before this error
+            await reserve_before_body(exchange, caller)  # a request limit refuses before this error
             raise
         try:
             hold, decision, remaining = await _taken(exchange, caller, said, id_, again=bool(key))
@@ -142,7 +142,7 @@ async def authorize(exchange: Exchange) -> None:
     Answer a refusal if the call would be refused. The other gateway writes the path and the body, which alone
     decide the hold: headers of its client have no effect.
     """
-    caller = known(exchange) or await identify(exchange)
+    caller = cached_caller(exchange) or await identify(exchange)
     worker, ttl_s = exchange.worker, exchange.head.routed.params["ttl_s"]
     ports, received = worker.ports, exchange.connection.body
     routed = exchange.head.routed.asked
@@ -152,7 +152,7 @@ async def authorize(exchange: Exchange) -> None:
     fields: list[tuple[bytes, bytes]] = [(b"cache-control", b"no-store")]
     with exchange.uninterrupted():
         if not routed.metered:  # it costs nothing
-            free = await by_head(exchange, caller)
+            free = await reserve_before_body(exchange, caller)
             await free.settle(0, False, False, (0, ""))
             exchange.charge = None
             call = read(worker, head, received, caller, b"")
@@ -171,7 +171,7 @@ async def authorize(exchange: Exchange) -> None:
                 if call.unmeasured:
                     await count_in_turn(worker, caller, call)
             except Refusal:
-                await by_head(exchange, caller)
+                await reserve_before_body(exchange, caller)
                 raise
             id_ = exchange.request_id
             try:
@@ -188,7 +188,7 @@ async def authorize(exchange: Exchange) -> None:
 
 async def extend_hold(exchange: Exchange) -> None:
     """Extend a hold's time, and raise its amount if the body asks for more."""
-    caller = known(exchange) or await identify(exchange)
+    caller = cached_caller(exchange) or await identify(exchange)
     ports = exchange.worker.ports
     holds = ports.holds
     with exchange.uninterrupted():
@@ -242,7 +242,7 @@ async def _settle_by(
     exchange: Exchange, bytes_max: int, read_use: Callable[[CallerHold, bytes], SaidUse]
 ) -> None:
     """Settle a hold by the usage that `read_use` finds in the body of an exchange."""
-    caller = known(exchange) or await identify(exchange)
+    caller = cached_caller(exchange) or await identify(exchange)
     ports = exchange.worker.ports
     with exchange.uninterrupted():
         body = await exchange.whole_body(caller, bytes_max)
@@ -269,7 +269,7 @@ async def _settle_by(
 
 async def release_hold(exchange: Exchange) -> None:
     """Release a hold without a charge. If Redis is unavailable, a worker releases it later."""
-    caller = known(exchange) or await identify(exchange)
+    caller = cached_caller(exchange) or await identify(exchange)
     ports, id_, route = exchange.worker.ports, exchange.head.routed.params["id"], exchange.head.routed.label
     with exchange.uninterrupted():
         if exchange.head.refusal is not None:
@@ -363,7 +363,7 @@ async def _taken(
             else (head.routed.route, entrance.request_of(authorized, False), _unit(authorized, said))
         )
     except Refusal:
-        await by_head(exchange, caller)
+        await reserve_before_body(exchange, caller)
         raise
     call, attribution = use.call, use.attribution
     exchange.call = call

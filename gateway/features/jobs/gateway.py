@@ -87,7 +87,7 @@ from gateway.errors import (
     ServiceNotIncluded,
     UnknownRoute,
 )
-from gateway.http.admission import NO_WORDS, admit, identify, known
+from gateway.http.admission import NO_WORDS, admit, cached_caller, identify
 from gateway.http.charge import NO_UNITS, AdmittedCall
 from gateway.http.collections import at_collection
 from gateway.http.forward import forward
@@ -130,7 +130,7 @@ async def create_batch(exchange: Exchange) -> None:
     if routed.metered or (routed.owned is not None and routed.owned.lists):
         await at_collection(exchange)
         return
-    caller = known(exchange) or await identify(exchange)
+    caller = cached_caller(exchange) or await identify(exchange)
     admitted = await admit(exchange, caller)
     ports, paths = exchange.worker.ports, BATCH_AT.get(routed.label)
     jobs = _jobs(ports)
@@ -214,7 +214,7 @@ def _hand_over(admitted: AdmittedCall) -> None:
 
 async def remake(exchange: Exchange) -> None:
     """Create a job that is derived from an existing one, with the existing job's model and length."""
-    caller = known(exchange) or await identify(exchange)
+    caller = cached_caller(exchange) or await identify(exchange)
     job = await _jobs(exchange.worker.ports).find(caller, exchange.head.routed.params["id"])
     says = NO_WORDS
     if job is not None and job.kind == VIDEO:
@@ -277,7 +277,7 @@ async def _noted(driver: RequestDriver, attempt: Attempt, job: Job, jobs: JobsPo
 
 async def tell_job(exchange: Exchange) -> None:
     """Relay the state of a job, or cancel it; a result is shown only after it is charged."""
-    caller = known(exchange) or await identify(exchange)
+    caller = cached_caller(exchange) or await identify(exchange)
     admitted = await admit(exchange, caller)
     jobs, routed = exchange.worker.ports.jobs, exchange.head.routed
     paths = BATCH_AT.get(routed.label)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gateway.http.admission import identify, known
+from gateway.http.admission import cached_caller, identify
 from gateway.http.relay import own_answer
 from gateway.http.server.exchange import Exchange
 
@@ -11,7 +11,7 @@ _JSON = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")
 
 async def run(exchange: Exchange) -> None:
     """Answer with a run of the caller's tenant, or end the run, without a charge."""
-    caller = known(exchange) or await identify(exchange)
+    caller = cached_caller(exchange) or await identify(exchange)
     runs, id_ = exchange.worker.ports.runs, exchange.head.routed.params["id"]
     if exchange.head.routed.method == b"DELETE":
         await runs.end(caller, id_)

@@ -52,7 +52,7 @@ from gateway.features.websockets.sockets import (
     open_as,
     take_place,
 )
-from gateway.http.admission import admit, identify, known
+from gateway.http.admission import admit, cached_caller, identify
 from gateway.http.charge import AdmittedCall
 from gateway.http.forward import forward, socket_key
 from gateway.http.protocol.answer import EVENT_STREAM, AnswerHead
@@ -91,7 +91,7 @@ async def open_live(exchange: Exchange) -> None:
     if isinstance(there, LiveSocket):
         await there.turn(exchange)
         return
-    caller = known(exchange) or await identify(exchange)
+    caller = cached_caller(exchange) or await identify(exchange)
     take_place(exchange, caller)
     route = exchange.head.routed.route
     made = None if route is None else SHAPES[route.meter].live
@@ -165,7 +165,7 @@ class LiveSocket(WebSocket):
                     target = admitted.worker.upstreams[admitted.attempt.name].target
                     self._asked[0] = self._session.sent_as(self._asked[0], admitted.attempt.model, target)
             else:
-                await self._aim(admitted)
+                await self._choose_target(admitted)
             self._admitted, call = admitted, admitted.call
             if call.bound:
                 self._session.output_max, self._covered = call.output_max, self._covered + beyond
@@ -195,7 +195,7 @@ class LiveSocket(WebSocket):
         """
         before, session = self._admitted, self._session
         try:
-            caller = self._caller = known(exchange) or await identify(exchange)
+            caller = self._caller = cached_caller(exchange) or await identify(exchange)
             exchange.connection.body.document = session.document()
             return await admit(exchange, caller)
         except Refusal:
@@ -242,7 +242,7 @@ class LiveSocket(WebSocket):
         attempt.link = attempt.upstream = None
         return UpstreamSocket(self, link, released, self._worker.frames)
 
-    async def _aim(self, admitted: AdmittedCall) -> None:
+    async def _choose_target(self, admitted: AdmittedCall) -> None:
         """Send a later turn to the socket's upstream; refuse it if the model now has other upstreams."""
         attempt = admitted.attempt
         targets = [(target.upstream, target.model) for target in admitted.call.aim.targets]

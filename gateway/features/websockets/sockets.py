@@ -27,7 +27,7 @@ from gateway.core.metering.stream import Splitter, data_of
 from gateway.core.model import Caller, Family
 from gateway.core.wait import OVER
 from gateway.errors import InvalidRequest, Overloaded, Refusal, RequestTooLarge, UpstreamUnreachable
-from gateway.http.admission import identify, known
+from gateway.http.admission import cached_caller, identify
 from gateway.http.protocol.answer import EVENT_STREAM
 from gateway.http.protocol.request import RequestHead, accept_of
 from gateway.http.routing.head import SocketOpening
@@ -55,7 +55,7 @@ _TOLD = (b"retry-after", b"x-request-id", b"x-should-retry", b"x-tollkeeper-", b
 
 async def open_socket(exchange: Exchange) -> None:
     """Open a socket for an authenticated caller, unless there are too many."""
-    caller = known(exchange) or await identify(exchange)
+    caller = cached_caller(exchange) or await identify(exchange)
     take_place(exchange, caller)
     open_as(ResponseSocket(exchange.connection, exchange.head.routed, exchange.worker, caller), exchange)
     await OVER
