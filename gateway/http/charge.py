@@ -147,12 +147,12 @@ class AdmittedCall:
             self.groups = worker.ports.directory.groups(caller, head.attribution, call)
         self.claim, self._request = claim, request
         self.decision, self.due = decision, True
-        self._exchange.charge = self
+        self._exchange.admitted = self
         estimator = worker.ports.estimator
         if request.ceiling and decision.bounded == (caller.tenant_id in estimator.unbound):
             estimator.note_plan(caller.tenant_id, binds=decision.bounded)
         if self._raises is not None:
-            self._raises.let_go()
+            self._raises.unwatch_hold()
             self._raises = None
         if budgets is not None:
             self._accounts = request.names
@@ -177,7 +177,7 @@ class AdmittedCall:
                 exchange.shield()  # with a new deadline
         return check_admitted(self.worker.admission, request.caller, budgets, answer)
 
-    async def outlast(self) -> Admitted:
+    async def extend_for_job(self) -> Admitted:
         """Extend the hold to last as long as a background job, and return what it holds now.
 
         Raise a `Refusal` if a limit refuses; the hold is never less than before.
@@ -210,7 +210,7 @@ class AdmittedCall:
         if self.due and self._observed is None and not self.call.background:
             self._watch()
 
-    def covers(self, tokens: int) -> bool:
+    def keep_covered(self, tokens: int) -> bool:
         """Return whether a stream that used `tokens` may continue; extend its hold if that is used up."""
         if tokens and not self.first_token:
             self.first_token = self.worker.produced(self._exchange.started)
@@ -232,7 +232,7 @@ class AdmittedCall:
         self.worker.ports.counters.request_extension(observed)
         return True
 
-    def reserves(self, tokens: int, step: int, answered: Callable[[], object] | None) -> bool:
+    def request_more(self, tokens: int, step: int, answered: Callable[[], object] | None) -> bool:
         """Return whether the hold covers `tokens` more input tokens than the call's estimated need.
 
         A strict plan or credits may hold more than the need: that part counts too. If the hold is too small,
@@ -263,7 +263,7 @@ class AdmittedCall:
         return False
 
     def short_of(self) -> Refusal:
-        """Return the refusal for the limit that had too little left when `reserves` asked for more."""
+        """Return the refusal for the limit that had too little left when `request_more` asked for more."""
         observed = self._observed
         short = BY_QUOTA if observed is None else observed.short
         budget = self.decision.budget
@@ -277,12 +277,12 @@ class AdmittedCall:
         refusal.args = ("The amount left does not cover this message.",)
         return refusal
 
-    def owe(self, before: AdmittedCall) -> None:
+    def charge_to_hold_of(self, before: AdmittedCall) -> None:
         """Charge this call to the hold of `before`, an earlier call on the same WebSocket."""
         self.user, self.groups, self.claim = before.user, before.groups, before.claim
         self._accounts = before._accounts
         self.decision, self.due, self.binds = Admitted(), True, before.binds
-        self._exchange.charge = self
+        self._exchange.admitted = self
 
     def _watch(self) -> HoldExtension:
         """Start to renew the hold of this call before its deadline; return the `HoldExtension` to watch."""
@@ -353,7 +353,7 @@ class AdmittedCall:
             used = settlement.charge
         if self.call.background:
             settlement.hold_ttl_ms = HOLD_MS_MAX
-        self.let_go()
+        self.unwatch_hold()
         exchange.shield()
         try:
             settled = await ports.counters.settle(settlement)
@@ -385,7 +385,7 @@ class AdmittedCall:
         if room is not None:
             room(tokens, self.attempt.forwarded)
 
-    def let_go(self) -> None:
+    def unwatch_hold(self) -> None:
         """Stop watching the hold, which was released or handed over to another call."""
         self.due = False
         if self._observed is not None:

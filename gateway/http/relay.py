@@ -160,7 +160,7 @@ async def _relay_body(
         else:
             held, held_max = b"", 0
             outlet.write(passed)
-        if call.streamed and meter.phase == OPEN and not admitted.covers(meter.observed()):
+        if call.streamed and meter.phase == OPEN and not admitted.keep_covered(meter.observed()):
             end = meter.cut()
             if not end:
                 raise QuotaExceeded("What covered this answer is used up.")

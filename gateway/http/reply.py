@@ -37,7 +37,7 @@ async def given_up(exchange: Exchange, error: BaseException) -> None:
     """End a failed call: release its hold, and report the failure to its client."""
     expected = isinstance(error, Refusal | ClientGone) or not isinstance(error, Exception)
     failure = bare(error if expected else UnexpectedError(error))  # of others only type and place
-    caller, charge, link = exchange.caller, exchange.charge, exchange.attempt.link
+    caller, charge, link = exchange.caller, exchange.admitted, exchange.attempt.link
     alone = exchange.connection.body.messages is None and exchange.before_end is None
     outlasts = link is not None and link.is_late and alone and exchange.is_worked_on
     if outlasts and isinstance(failure, UpstreamTimeout):  # its caller still pays for the upstream's work
@@ -59,7 +59,7 @@ async def given_up(exchange: Exchange, error: BaseException) -> None:
 
 async def _outlast(exchange: Exchange, late: UpstreamTimeout) -> None:
     """Answer the client with a timeout, and read the upstream's answer on for its usage."""
-    charge, attempt, link = exchange.charge, exchange.attempt, exchange.attempt.link
+    charge, attempt, link = exchange.admitted, exchange.attempt, exchange.attempt.link
     ports, drain = exchange.worker.ports, exchange.drain or Drain()
     assert isinstance(charge, AdmittedCall)
     assert link is not None
@@ -305,7 +305,7 @@ def note_refused(exchange: Exchange, caller: Caller, failure: BaseException) -> 
 
     Calls that were admitted are added by their settlement, so they are ignored here.
     """
-    charge, head, call = exchange.charge, exchange.head, exchange.call
+    charge, head, call = exchange.admitted, exchange.head, exchange.call
     ports, routed = exchange.worker.ports, head.routed
     if (charge is not None and charge.charges) or routed.label in OWN_PATHS:
         return

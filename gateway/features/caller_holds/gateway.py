@@ -154,7 +154,7 @@ async def authorize(exchange: Exchange) -> None:
         if not routed.metered:  # it costs nothing
             free = await reserve_before_body(exchange, caller)
             await free.settle(0, False, False, (0, ""))
-            exchange.charge = None
+            exchange.admitted = None
             call = read(worker, head, received, caller, b"")
             if routed.listing is not None:
                 narrow(worker, head, caller, call, routed.listing)
@@ -374,11 +374,11 @@ async def _taken(
     asked = own.asked
     if said.amount is None:
         asked = own.need if unit == TOKENS else request.units
-    if exchange.charge is not None:  # the new hold replaces the amounts held before its body was read
+    if exchange.admitted is not None:  # the new hold replaces the amounts held before its body was read
         if id_ != exchange.request_id:
-            await exchange.charge.settle(0, False, False, (0, ""))
+            await exchange.admitted.settle(0, False, False, (0, ""))
             exchange.shield()
-        exchange.charge = None
+        exchange.admitted = None
     hold = CallerHold(
         id_, caller.organization_id, caller.tenant_id, caller.key_id, caller.partition, service, unit, asked,
         HeldAmounts(

@@ -163,7 +163,7 @@ async def run_later(exchange: Exchange, admitted: AdmittedCall) -> None:
     try:
         # Before the hold lasts, and before the upstream hears of the job: a worker may end at any time.
         await jobs.open(job)
-        held = await admitted.outlast()
+        held = await admitted.extend_for_job()
     except BaseException:
         begin(jobs.drop(job))  # which may have been stored all the same
         raise
@@ -208,7 +208,7 @@ def _leave_unknown(admitted: AdmittedCall, job: Job, jobs: JobsPort) -> None:
 def _hand_over(admitted: AdmittedCall) -> None:
     """Hand the hold of a call over to its job: the call itself has no charge."""
     if admitted.charges and admitted.due:
-        admitted.let_go()
+        admitted.unwatch_hold()
         admitted.leave_room(admitted.claim.estimate.need)
 
 

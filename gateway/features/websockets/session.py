@@ -214,7 +214,7 @@ class LiveSocket(WebSocket):
             replace(before.prices, at_ms=before.worker.ports.refusals.now_ms()),
             before.budgets,
         )
-        owed.owe(before)
+        owed.charge_to_hold_of(before)
         return owed
 
     def _count_input(self, call: CallRequest) -> None:
@@ -480,7 +480,7 @@ class LiveSocket(WebSocket):
         """
         charge, more = self._admitted, self._uncovered()
         held = partial(self._loop.call_soon, self._pass_held, self._link, step)
-        if self._asked and charge is not None and more > 0 and not charge.reserves(more, step, held):
+        if self._asked and charge is not None and more > 0 and not charge.request_more(more, step, held):
             self.hold(WAITING)
         else:
             self._send()
@@ -511,7 +511,7 @@ class LiveSocket(WebSocket):
         if link is None or link is not self._link or charge is None or not self._asked:
             return
         more = self._uncovered()
-        if charge.reserves(more, 0, None):
+        if charge.request_more(more, 0, None):
             self._send()
             return
         if step:
@@ -540,7 +540,7 @@ class LiveSocket(WebSocket):
         """
         exchange = self._connection.exchange
         call = None if exchange is None else exchange.call
-        charge = None if exchange is None else exchange.charge
+        charge = None if exchange is None else exchange.admitted
         if exchange is None or call is None or self._link is None or not isinstance(charge, AdmittedCall):
             return
         models, routed, caller = charge.worker.models, charge.head.routed, charge.caller

@@ -335,7 +335,7 @@ class Exchange(RequestDriver):
     """The state of one request. Times are seconds of the worker's monotonic clock.
 
     `head` is the request's head with its route, `call` the request read from its body. `worker` is the
-    worker's state at the beginning. `caller` is set once known, `charge` by admission. `attempt` is the side
+    worker's state at the beginning. `caller` is set once known, `admitted` by admission. `attempt` is the side
     of the upstream, `drain` the reading for a client that was answered or has left. `fail` ends a begun
     answer with an error. `opened`: a head was sent to the client; `broken`: the begun answer cannot be
     completed. `before_end` is called with the ids in an answer, before the client has its end. `trace` is
@@ -343,9 +343,28 @@ class Exchange(RequestDriver):
     """
 
     __slots__ = (
-        "_on_end", "attempt", "before_end", "broken", "call", "caller", "charge", "connection", "deadline",
-        "drain", "fail", "gone", "head", "keep_alive", "opened", "reason", "request_id", "started", "status",
-        "trace", "until_close", "worker",
+        "_on_end",
+        "admitted",
+        "attempt",
+        "before_end",
+        "broken",
+        "call",
+        "caller",
+        "connection",
+        "deadline",
+        "drain",
+        "fail",
+        "gone",
+        "head",
+        "keep_alive",
+        "opened",
+        "reason",
+        "request_id",
+        "started",
+        "status",
+        "trace",
+        "until_close",
+        "worker",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917  # what it is made of, in the order it comes
@@ -365,7 +384,7 @@ class Exchange(RequestDriver):
         self.reason = ""
         self.call: CallRequest | None = None
         self.caller: Caller | None = None
-        self.charge: AdmittedHold | None = None
+        self.admitted: AdmittedHold | None = None
         self.attempt = Attempt(head.routed.upstream)
         self.drain: Drain | None = None
         self.fail: Callable[[Refusal], bool] | None = None
@@ -376,7 +395,7 @@ class Exchange(RequestDriver):
         """Report the end of the exchange to the worker, then release the connection."""
         self._on_end(self, error)
         # These refer to this exchange: the cycle is broken without the garbage collector.
-        self.charge = self.fail = self.before_end = None
+        self.admitted = self.fail = self.before_end = None
         if self.answered is not None:
             return
         if self.broken:
@@ -487,7 +506,7 @@ class Exchange(RequestDriver):
     @property
     def is_worked_on(self) -> bool:
         """Whether an upstream works on a complete, charged call, whose route reads the answer to its end."""
-        route, charge = self.head.routed.route, self.charge
+        route, charge = self.head.routed.route, self.admitted
         due = (charge is not None and charge.due and charge.charges) or self.before_end is not None
         drains = due and self.attempt.forwarded and route is not None and self._drains(route.on_disconnect)
         return drains and self.connection.body_complete
@@ -523,5 +542,5 @@ class Exchange(RequestDriver):
                 self.expire_wait(CountersUnavailable(retry_after_s=1))
             else:
                 self.interrupt(ClientGone())
-        elif self.charge is not None and self.started < watched_before:
-            self.charge.keep_alive()
+        elif self.admitted is not None and self.started < watched_before:
+            self.admitted.keep_alive()
