@@ -118,7 +118,7 @@ async def _ask(exchange: Exchange, admitted: AdmittedCall, last: bool = True) ->
     if answer is None:
         raise link.failure or UpstreamUnreachable()
     if last and received.kept:
-        received.let_go()  # the answer proves that the upstream read the request
+        received.stop_counting()  # the answer proves that the upstream read the request
     _take_head(admitted, upstream, answer)
     attempt.empty = (
         await _hear_credit(admitted, upstream, link, answer) if answer.status in CREDIT_STATUSES else ""
@@ -185,7 +185,7 @@ def _send(  # noqa: PLR0917  # what goes where
         else:
             link.begin_request(side.ask_before(opening, len(body)), body)
         if last and call.aim.targets:
-            call.let_go(body)
+            call.drop_body(body)
     elif connection.body_complete:
         body = _renamed(call, model, received.take_parts())
         framed = body or received.length is not None or routed.chunked
@@ -337,8 +337,8 @@ async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHea
         passes = passes and (not attempt.empty or _may_go_on(admitted, number))
         if answer is not None and not passes:
             if not last:
-                call.let_go(call.body.content)
-                connection.body.let_go()
+                call.drop_body(call.body.content)
+                connection.body.stop_counting()
             admitted.answered_by(number)
             return answer
         if not passes:

@@ -259,7 +259,7 @@ async def test_holds_of_before_a_backup_are_let_go_with_their_budgets(world: Wor
     here = account(window(1, 100))
     call = world.reserve(budgets=(here,), money=20)
     keeper = KeeperCounters(await connect(world.url))
-    assert await keeper.let_go(world.p, world.get(keys.marker(world.p)), 2, [call.id])
+    assert await keeper.release_holds(world.p, world.get(keys.marker(world.p)), 2, [call.id])
     assert (call.hold, used(world, here)) == (None, [(0, 0)])
 
 

@@ -230,7 +230,7 @@ class Partitions:
             await self._rewinds.drop(partition, strays)
         # A Redis that was rolled back has holds that were settled since: they must not be charged twice.
         if ghosts := await self._source.settled(await self._target.held(partition)):
-            moved = await self._target.let_go(partition, marker, found.epoch, ghosts)
+            moved = await self._target.release_holds(partition, marker, found.epoch, ghosts)
             if moved is None:
                 return None
             marker = moved

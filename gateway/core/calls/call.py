@@ -988,14 +988,14 @@ class CallRequest:
     def take_body(self) -> bytes:
         """Return the body for the last time that it is sent, and release the decoded document."""
         content = self.body.last()
-        self.let_go(content)
+        self.drop_body(content)
         return content
 
     def write_for(self, model: str) -> bytes:
         """Return the body to send to an upstream that calls the model `model`; it may be sent again later."""
         return self.body.write_for(model, self.model)
 
-    def let_go(self, content: bytes) -> None:
+    def drop_body(self, content: bytes) -> None:
         """Release the document and other decoded parts, after `content` was sent for the last time."""
         # A prompt may have to be counted at the end of the answer.
         keeps = self.learned.tokens_of is not None and len(content) <= PROMPT_BYTES_MAX

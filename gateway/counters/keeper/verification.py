@@ -165,7 +165,9 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         marker = packing.marker(run_id or NOBODY, epoch, catalogue, LAYOUT)
         return marker if await self.rebuild(partition, keys.marker(partition), marker, before) else None
 
-    async def let_go(self, partition: int, before: bytes, epoch: int, ids: Sequence[str]) -> bytes | None:
+    async def release_holds(
+        self, partition: int, before: bytes, epoch: int, ids: Sequence[str]
+    ) -> bytes | None:
         """Release holds without a charge, under a temporary marker of this keeper; return that marker.
 
         None if the marker changed meanwhile.

@@ -197,7 +197,7 @@ class WebSocket(FrameReader):
         self.reading.close()
         if self._end is not None:
             self._end.cancel()
-        self._let_go()
+        self._return_bytes()
         if self._answer is not None:
             self.keep(-self._answer.kept)
             self._answer.kept = 0
@@ -355,7 +355,7 @@ class WebSocket(FrameReader):
             self._message += part
             if event.message_finished:
                 dropped, body = self._dropped, bytes(self._message)
-                self._let_go()
+                self._return_bytes()
                 self._size, self._frames_here, self._dropped = 0, 0, False
                 if not dropped:
                     self._ask(body)
@@ -371,7 +371,7 @@ class WebSocket(FrameReader):
     def _passed(self, events: list[str], answer: SocketAnswer) -> None:
         """Handle that `events` of an answer were sent; they are the last ones if `answer.over`."""
 
-    def _let_go(self) -> None:
+    def _return_bytes(self) -> None:
         """Release the buffered message."""
         if self._message:
             self._worker.buffers.release(self._caller, len(self._message))
@@ -392,7 +392,7 @@ class WebSocket(FrameReader):
     def _say_end(self, event: CloseConnection) -> None:
         """Send the close frame; abort after `linger_s` if the client does not close."""
         self._closed = True
-        self._let_go()
+        self._return_bytes()
         self._transport.write(self._frames.send(event))
         self._end = self._loop.call_later(self._limits.linger_s, self._leave)
 

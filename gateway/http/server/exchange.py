@@ -35,7 +35,7 @@ from gateway.http.upstream.pool import Link, Upstream
 
 # The received part of a request's body, and the wait for more.
 #
-# Awaited bytes count in their caller's share, from the first wait until `let_go`. A body that is not awaited
+# Awaited bytes count in their caller's share, from the first wait until `stop_counting`. A body that is not awaited
 # has at most the bytes of one read: the connection then stops reading its socket.
 class RequestBody:
     """The body of the present request.
@@ -155,7 +155,7 @@ class RequestBody:
             wait.fail(error)
         return wait is not None
 
-    def let_go(self) -> None:
+    def stop_counting(self) -> None:
         """Release the bytes of this body that are counted in the caller's share."""
         kept, self.kept = self.kept, 0
         if kept and self._caller is not None:
@@ -163,7 +163,7 @@ class RequestBody:
 
     def forget(self) -> None:
         """Forget the body of an ended request, and release its buffered bytes."""
-        self.let_go()
+        self.stop_counting()
         self._ended()
         self._parts, self.form = [], None
 

@@ -42,8 +42,8 @@ def test_what_is_waited_for_counts_once_with_what_was_here(body: RequestBody, bu
     assert (body.take_parts(), body.take_parts(), buffers.used, wait.done) == (b"abcde", b"", 5, False)
     body.wake()
     assert wait.done
-    body.let_go()
-    body.let_go()
+    body.stop_counting()
+    body.stop_counting()
     assert buffers.used == 0
 
 
