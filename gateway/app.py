@@ -140,7 +140,7 @@ async def serve_calls(
     background = [
         asyncio.create_task(forever("fence", fences.keep_looking, log)),
         asyncio.create_task(forever("catalogue", directory.keep_fresh, log)),
-        asyncio.create_task(forever("cooling", door.cooling.keep_sharing, log)),
+        asyncio.create_task(forever("cooling", door.circuit_breaker.keep_sharing, log)),
         asyncio.create_task(forever("empty accounts", door.empty.keep_sharing, log)),
         asyncio.create_task(forever("lessons", lessons.keep_sharing, log)),
         asyncio.create_task(forever("redis", partial(tell_of_redis, wires, log), log)),
@@ -271,7 +271,7 @@ def _ports(  # noqa: PLR0917  # what they are made of
         log=log,
         failures=failures,
         refusals=refusals,
-        cooling=door.cooling.table,
+        circuit_breaker=door.circuit_breaker.table,
         empty=door.empty.table,
         seconds=time.monotonic,
         access_log=settings.access_log or settings.log_level == "debug",

@@ -234,7 +234,7 @@ def _take_head(admitted: AdmittedCall, upstream: Upstream, answer: AnswerHead) -
         wait_s, spent = wait_hint(answer.lines[1:], tokens, worker.ports.refusals.now_ms() / 1000)
         if not wait_s and len(upstream.accounts) > 1:
             wait_s = KEY_LEFT_ALONE_S
-        _leave_alone(admitted, answer, wait_s, spent)
+        _pause_upstream(admitted, answer, wait_s, spent)
     admitted.upstream_id = answer.request_id or answer.plain_request_id
     admitted.meter = make_meter(
         call, answer.status, answer.content_type, answer.content_encoding, worker.bounds,
@@ -266,7 +266,7 @@ def hear_refusal(admitted: AdmittedCall, answer: AnswerHead, body: bytes, retry_
     `body` is the end of the answer. `retry_s` is the time in seconds until calls to the upstream resume.
     """
     if answer.status in LIMITED:
-        _leave_alone(admitted, answer, retry_s)
+        _pause_upstream(admitted, answer, retry_s)
     elif answer.status in REFUSING:
         _tell_of_fields(admitted, answer.status, body)
 
@@ -312,8 +312,8 @@ async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHea
         if call.aim.facts:
             fit_body(call, call.aim.facts[number])
         cooling = None
-        if worker.ports.cooling.entries:
-            cooling = _cooling(worker, admitted.head.routed, attempt, admitted.caller, call)
+        if worker.ports.circuit_breaker.entries:
+            cooling = _paused_refusal(worker, admitted.head.routed, attempt, admitted.caller, call)
         if cooling is not None:
             failure, cause = cooling, FALLBACK_LIMITED
         else:
@@ -406,7 +406,7 @@ async def _ask_unless_empty(
     left, is_question, account = True, False, ""
     for key in range(len(upstream.accounts)):
         now = ports.seconds()
-        pause = ports.cooling.of(_entry(upstream, key, kind, name), now)
+        pause = ports.circuit_breaker.of(_entry(upstream, key, kind, name), now)
         if pause is not None and pause.concerns(admitted.caller.organization_id):
             continue
         account = _account(admitted, upstream, key)
@@ -506,7 +506,7 @@ def _begin(admitted: AdmittedCall, upstream: Upstream) -> None:
     """Choose the upstream's key for a call, and prepare the request line if it depends on the model."""
     call, worker, attempt, routed = admitted.call, admitted.worker, admitted.attempt, admitted.head.routed
     if len(upstream.accounts) > 1 and not attempt.chosen:
-        _cooling(worker, routed, attempt, admitted.caller, call)
+        _paused_refusal(worker, routed, attempt, admitted.caller, call)
     model = attempt.model or call.model
     if upstream.target.by_model and not model:
         raise UnknownRoute(
@@ -599,13 +599,13 @@ def check_circuit(
     worker: Worker, routed: RoutedHead, attempt: Attempt, caller: Caller, call: CallRequest
 ) -> None:
     """Raise `UpstreamLimited` if the upstream, or every target of a call with targets, is paused."""
-    refusal = _cooling(worker, routed, attempt, caller, call)
+    refusal = _paused_refusal(worker, routed, attempt, caller, call)
     if refusal is None:
         return
     if FALLBACK_LIMITED in call.aim.fallback:
         for target in call.aim.targets[1:]:
             attempt.name, attempt.model = target.upstream, target.model
-            if _cooling(worker, routed, attempt, caller, call) is None:
+            if _paused_refusal(worker, routed, attempt, caller, call) is None:
                 return
         first = call.aim.targets[0]
         attempt.name, attempt.model = first.upstream, first.model
@@ -613,7 +613,7 @@ def check_circuit(
     raise refusal
 
 
-def _cooling(
+def _paused_refusal(
     worker: Worker, routed: RoutedHead, attempt: Attempt, caller: Caller, call: CallRequest
 ) -> UpstreamLimited | None:
     """Return the refusal of a call if all keys of its upstream are paused.
@@ -626,7 +626,7 @@ def _cooling(
     now, found = ports.seconds(), None
     kind, name = _asked(routed, attempt.model or call.model)
     for key in range(len(upstream.accounts)):
-        one = ports.cooling.of(_entry(upstream, key, kind, name), now)
+        one = ports.circuit_breaker.of(_entry(upstream, key, kind, name), now)
         if one is None or not one.concerns(caller.organization_id):
             attempt.key = key
             return None
@@ -645,7 +645,7 @@ def _cooling(
     return refusal
 
 
-def _leave_alone(admitted: AdmittedCall, answer: AnswerHead, wait_s: float, spent: bool = False) -> None:
+def _pause_upstream(admitted: AdmittedCall, answer: AnswerHead, wait_s: float, spent: bool = False) -> None:
     """Stop sending calls like a refused one to its upstream for `wait_s` seconds, within the maximum.
 
     The pause concerns all callers if a limit of the account is `spent`, else only the caller's organization.
@@ -656,7 +656,7 @@ def _leave_alone(admitted: AdmittedCall, answer: AnswerHead, wait_s: float, spen
         return
     entry = _entry(upstream, attempt.key, *_asked(routed, attempt.model or admitted.call.model))
     whose = EVERYBODY if spent else admitted.caller.organization_id
-    more_s = ports.cooling.begin(entry, wait_s, answer.limits, ports.seconds(), whose)
+    more_s = ports.circuit_breaker.begin(entry, wait_s, answer.limits, ports.seconds(), whose)
     if more_s:
         ports.tally.cooling_seconds[upstream.name] += more_s
         ports.log(

@@ -220,7 +220,7 @@ class Ports(CallPorts):
     usage: Callable[[Caller, Attribution], Awaitable[bytes]]
     log: Log
     failures: Failures
-    cooling: CircuitBreaker
+    circuit_breaker: CircuitBreaker
     seconds: Callable[[], float]
     holds: HoldsPort
     jobs: JobsPort | None = None

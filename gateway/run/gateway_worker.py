@@ -209,7 +209,7 @@ class Door:
     allowances: Allowances
     leaser: Leaser
     worker_reports: WorkerReports
-    cooling: SharedCircuitBreaker
+    circuit_breaker: SharedCircuitBreaker
     empty: SharedEmptyAccounts
     tokens: TokenCallers
     caches: CachePool

@@ -384,7 +384,7 @@ class DataPlane:
         if self.limiter is not None:
             self.limiter.renew(limits)
         ports.tally.begin_with(upstreams)
-        ports.cooling.bound(limits.upstream_cooling_s_max, ports.seconds())
+        ports.circuit_breaker.bound(limits.upstream_cooling_s_max, ports.seconds())
         self.limits, self.heads, self._upstreams = limits, heads, upstreams
         self._handlers = {**HANDLERS, **ports.handlers, **own, **lasting}
         self._worker = Worker(
@@ -402,7 +402,12 @@ class DataPlane:
             self.sockets_keep,
             self.frames,
             AdmissionPorts(
-                ports, configured, upstreams, ports.estimator, ports.cooling, ports.tally.budget_refused
+                ports,
+                configured,
+                upstreams,
+                ports.estimator,
+                ports.circuit_breaker,
+                ports.tally.budget_refused,
             ),
         )
 
