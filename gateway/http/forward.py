@@ -74,16 +74,16 @@ def forward(exchange: Exchange, admitted: AdmittedCall) -> Awaitable[AnswerHead]
     """Forward a call and return the head of its answer. If this fails, the hold still has to be settled."""
     call = admitted.call
     if call.aim.targets:
-        return _ask_in_order(exchange, admitted)
+        return _try_targets(exchange, admitted)
     if call.aim.facts:
         fit_body(call, call.aim.facts[0])
     if admitted.worker.ports.empty.entries:
-        asked = _ask_unless_empty(admitted, 0, partial(_ask, exchange, admitted))
+        asked = _ask_unless_empty(admitted, 0, partial(_send_to_target, exchange, admitted))
         return cast("Awaitable[AnswerHead]", asked)  # there is no next target
-    return _ask(exchange, admitted)
+    return _send_to_target(exchange, admitted)
 
 
-async def _ask(exchange: Exchange, admitted: AdmittedCall, last: bool = True) -> AnswerHead:
+async def _send_to_target(exchange: Exchange, admitted: AdmittedCall, last: bool = True) -> AnswerHead:
     """Forward a call to its current upstream; keep the body for another target unless this is the `last`."""
     worker, connection, attempt, call = exchange.worker, exchange.connection, admitted.attempt, admitted.call
     routed, received, caller = admitted.head.routed, connection.body, admitted.caller
@@ -299,7 +299,7 @@ def _tell_of_fields(admitted: AdmittedCall, status: int, answer: bytes) -> None:
 # not be sent twice ends at the first target that may have worked on it.
 
 
-async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHead:
+async def _try_targets(exchange: Exchange, admitted: AdmittedCall) -> AnswerHead:
     """Forward a call to the targets of its model in order, until one answers."""
     worker, attempt, call = admitted.worker, admitted.attempt, admitted.call
     connection, targets = exchange.connection, call.aim.targets
@@ -319,9 +319,9 @@ async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHea
         else:
             try:
                 answer = await (
-                    _ask_unless_empty(admitted, number, partial(_ask, exchange, admitted, last))
+                    _ask_unless_empty(admitted, number, partial(_send_to_target, exchange, admitted, last))
                     if worker.ports.empty.entries
-                    else _ask(exchange, admitted, last)
+                    else _send_to_target(exchange, admitted, last)
                 )
             except (UpstreamFailure, UpstreamFull) as error:
                 failure = bare(error)
@@ -345,7 +345,7 @@ async def _ask_in_order(exchange: Exchange, admitted: AdmittedCall) -> AnswerHea
             raise failure or UpstreamUnreachable()
         if isinstance(failure, UpstreamTimeout) and attempt.forwarded and connection.body_complete:
             attempt.read = True
-        _pass_over(admitted, cause, failure)
+        _record_fallback(admitted, cause, failure)
     raise UpstreamUnreachable
 
 
@@ -360,7 +360,7 @@ def _cause_of(answer: AnswerHead | None, attempt: Attempt, call: CallRequest) ->
     return FAILED if 500 <= answer.status <= 599 else ""
 
 
-def _pass_over(admitted: AdmittedCall, cause: str, failure: Refusal | None) -> None:
+def _record_fallback(admitted: AdmittedCall, cause: str, failure: Refusal | None) -> None:
     """Count and log the failure of an upstream before the next target is tried."""
     ports, attempt = admitted.worker.ports, admitted.attempt
     name, link = attempt.name, attempt.link
@@ -534,7 +534,7 @@ def _opening(admitted: AdmittedCall, upstream: Upstream, trace: Trace | None) ->
     if trace is not None:
         closing += trace.line
     if upstream.target.told:
-        closing += _told(upstream.target.told, admitted.caller, head.attribution.priority)
+        closing += _render_fields(upstream.target.told, admitted.caller, head.attribution.priority)
     if call.answer_filter.narrow is not None:
         beginning, passed = _json_opening(beginning, passed)
     return b"".join((beginning, passed, closing, b"x-request-id: ", admitted.request_id.encode(), b"\r\n"))
@@ -559,7 +559,7 @@ def _others(admitted: AdmittedCall, upstream: Upstream) -> bytes:
     return b"".join(passed)
 
 
-def _told(fields: tuple[tuple[str, str], ...], caller: Caller, priority: str) -> bytes:
+def _render_fields(fields: tuple[tuple[str, str], ...], caller: Caller, priority: str) -> bytes:
     """Return the configured header lines of an upstream; their placeholders get values of the call.
 
     The values are the organization, the tenant, and the `priority` of the call or of its caller.

@@ -217,7 +217,7 @@ class CallerHold(msgspec.Struct):
         _, _, behind = self.columns.partition("\t")
         return int(project) if (project := behind.partition("\t")[0]) else None
 
-    def told(self, remaining: int | None) -> bytes:
+    def render(self, remaining: int | None) -> bytes:
         """Encode the hold as JSON for its caller. `remaining` is in the hold's unit; None means unlimited."""
         return msgspec.json.encode(
             {

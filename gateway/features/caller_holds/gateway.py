@@ -129,7 +129,7 @@ async def take_hold(exchange: Exchange) -> None:
             if key:
                 await holds.forget(caller, key)
             raise
-        told = hold.told(remaining)
+        told = hold.render(remaining)
         await _keep(ports, hold, key, body, told)
         if exchange.gone and not key:  # its caller cannot learn its id
             await _give_back(ports, hold)
@@ -218,7 +218,7 @@ async def extend_hold(exchange: Exchange) -> None:
         await holds.keep(hold)
         if short is not None:
             raise short
-    own_answer(exchange, 200, _JSON, hold.told(None))
+    own_answer(exchange, 200, _JSON, hold.render(None))
 
 
 async def settle_hold(exchange: Exchange) -> None:

@@ -296,7 +296,7 @@ async def tell_job(exchange: Exchange) -> None:
         if not shows:
             exchange.before_end = partial(_looked, jobs, caller, id_)
         if paths is not None and paths.results and routed.method == b"GET":
-            status, said = await _told(admitted, jobs, paths)
+            status, said = await _fetch_state(admitted, jobs, paths)
             await admitted.settle(status, True)
             own_answer(exchange, status, _JSON, said)
             return
@@ -326,7 +326,7 @@ def _progress(document: bytes) -> Iterator[bytes]:
     yield write_document({**told, "output": []})
 
 
-async def _told(admitted: AdmittedCall, jobs: JobsPort, paths: BatchPaths) -> tuple[int, bytes]:
+async def _fetch_state(admitted: AdmittedCall, jobs: JobsPort, paths: BatchPaths) -> tuple[int, bytes]:
     """Return status and body with the state of a batch; the link to its results points to this gateway."""
     routed = admitted.head.routed
     status, said = await jobs.ask(routed.upstream, routed.sent, paths.headers)

@@ -181,7 +181,7 @@ class Runs:
         runs = (*chain, *below)
         names = [keys.budget_account(caller.partition, one.account.name) for one in runs]
         for one, raw in zip(runs, await self._values(caller, names), strict=True):
-            told.append(_told(one, live_windows(raw) if raw else {}, now_ms))
+            told.append(_render_run(one, live_windows(raw) if raw else {}, now_ms))
         shown = told[0] | {"parents": told[1 : len(chain)], "children": [], "has_more": has_more}
         by_id = {run.id: shown}
         for one, each in zip(below, told[len(chain) :], strict=True):
@@ -325,7 +325,7 @@ def _answered(answer: Reply) -> tuple[int, bytes]:
     return code, answer[packing.RAN.size :]
 
 
-def _told(run: Run, live: dict[int, LiveWindow], now_ms: int) -> dict[str, object]:
+def _render_run(run: Run, live: dict[int, LiveWindow], now_ms: int) -> dict[str, object]:
     """Return a run as JSON values for its callers."""
     calls, amount = live.get(run.budget_id), live.get(run.budget_id + 1)
     used, held = (amount.used, amount.held) if amount is not None else (0, 0)

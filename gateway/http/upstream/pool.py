@@ -337,7 +337,7 @@ def _descriptor(link: Link) -> int:
 
 
 def _failed(name: str, error: Exception) -> UpstreamUnreachable:
-    failure = UpstreamUnreachable(_told(name, error))
+    failure = UpstreamUnreachable(_render_failure(name, error))
     failure.cause, failure.detail = cause_of(error)
     return failure
 
@@ -349,7 +349,7 @@ def _late(name: str, tunnel: Tunnel | None) -> UpstreamTimeout:
     return late
 
 
-def _told(name: str, error: Exception) -> str:
+def _render_failure(name: str, error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"The certificate of the upstream {name} cannot be verified."
     if isinstance(error, socket.gaierror):
