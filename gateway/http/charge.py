@@ -474,7 +474,7 @@ class AdmittedCall:
 
     def _learn(self, usage: TokenUsage, counted: Counted) -> None:
         """Pass the usage of this call to the estimator, for better estimates of the next calls."""
-        took = self.attempt.ended - self.attempt.began
+        took = self.attempt.ended - self.attempt.started_s
         self.worker.ports.estimator.learn(
             self.call, self.caller.organization_id, self.service.key, usage,
             self._input_share(usage, counted), key_id=self.caller.key_id, seconds=took,
@@ -535,9 +535,9 @@ def _reading_more(rate: TokenRate | None, tokens: int) -> TokenRate | None:
 
 def _metadata_of(said: bytes, attempt: Attempt) -> msgspec.Raw:
     """Return a call's metadata `said` as JSON, with the upstreams that failed before the present one."""
-    if not attempt.passed_over:
+    if not attempt.failed_before:
         return msgspec.Raw(said) if said else NONE
-    attempts = [{"upstream": name, "cause": cause} for name, cause in attempt.passed_over]
+    attempts = [{"upstream": name, "cause": cause} for name, cause in attempt.failed_before]
     document: dict[str, object] = msgspec.json.decode(said) if said else {}
     document["attempts"] = [*attempts, {"upstream": attempt.name}]
     return msgspec.Raw(msgspec.json.encode(document))

@@ -104,8 +104,8 @@ async def _send_to_target(exchange: Exchange, admitted: AdmittedCall, last: bool
         await upstream.limiter.take(admitted, upstream, waits)
     upstream.admit(caller.organization_id)
     attempt.upstream = upstream
-    if not attempt.began:
-        attempt.began = worker.ports.seconds()
+    if not attempt.started_s:
+        attempt.started_s = worker.ports.seconds()
     link = attempt.link = upstream.idle() or await upstream.connect()
     if exchange.gone:  # the client left while we connected: nothing was sent yet
         raise ClientGone
@@ -224,7 +224,7 @@ def _take_head(admitted: AdmittedCall, upstream: Upstream, answer: AnswerHead) -
     attempt.status = answer.status
     worker.ports.tally.answered(upstream.name, answer.status)
     if worker.ports.empty.entries and _shows_money(admitted):
-        worker.ports.empty.answered(_account(admitted, upstream, attempt.key), attempt.began)
+        worker.ports.empty.answered(_account(admitted, upstream, attempt.key), attempt.started_s)
     if answer.status in {401, 403}:
         _tell_of_key(admitted, upstream, answer.status)
     if upstream.limiter is not None:
@@ -344,7 +344,7 @@ async def _try_targets(exchange: Exchange, admitted: AdmittedCall) -> AnswerHead
         if not passes:
             raise failure or UpstreamUnreachable()
         if isinstance(failure, UpstreamTimeout) and attempt.forwarded and connection.body_complete:
-            attempt.read = True
+            attempt.unanswered = True
         _record_fallback(admitted, cause, failure)
     raise UpstreamUnreachable
 
@@ -365,7 +365,7 @@ def _record_fallback(admitted: AdmittedCall, cause: str, failure: Refusal | None
     ports, attempt = admitted.worker.ports, admitted.attempt
     name, link = attempt.name, attempt.link
     ports.tally.passed_over(name, cause)
-    attempt.passed_over += ((name, cause),)
+    attempt.failed_before += ((name, cause),)
     why = failure.cause if isinstance(failure, UpstreamFailure) else cause
     if isinstance(failure, UpstreamFailure):
         ports.tally.upstream_failed(name, why)
@@ -514,12 +514,12 @@ def _begin(admitted: AdmittedCall, upstream: Upstream) -> None:
         )
     if upstream.target.by_model and not attempt.model:
         check_word(model)
-    attempt.begins = worker.heads.router.opening(routed, upstream.target, model)
+    attempt.opening = worker.heads.router.opening(routed, upstream.target, model)
 
 
 def _opening(admitted: AdmittedCall, upstream: Upstream, trace: Trace | None) -> bytes:
     """Return the head of the request to the upstream, without the fields that frame its body."""
-    head, begins, call = admitted.head, admitted.attempt.begins, admitted.call
+    head, begins, call = admitted.head, admitted.attempt.opening, admitted.call
     routed, passed = head.routed, head.passed
     if head.others or routed.unpassed:
         passed += _others(admitted, upstream)

@@ -96,7 +96,7 @@ async def _settle(exchange: Exchange, charge: AdmittedHold, failure: BaseExcepti
     left = drain is not None and isinstance(failure, ClientGone)
     if exchange.answered is not None or left or (late and exchange.connection.body_complete):
         # The upstream may still work on a call that the gateway no longer waits for.
-        since = attempt.began if drain is None else drain.silent_since or attempt.began
+        since = attempt.started_s if drain is None else drain.silent_since or attempt.started_s
         silent_s = exchange.worker.ports.seconds() - since
     abandoned, told = _is_abandoned(exchange, failure), _came_to(failure, exchange.opened, exchange.answered)
     await charge.settle(attempt.status, False, abandoned, told, silent_s)
@@ -125,7 +125,9 @@ def _is_abandoned(exchange: Exchange, failure: BaseException) -> bool:
     """
     whole, attempt, status = exchange.connection.body_complete, exchange.attempt, exchange.attempt.status
     has_input = exchange.call is not None and exchange.call.has_input
-    if exchange.answered is not None or (attempt.read and has_input):  # read by an earlier target that failed
+    if exchange.answered is not None or (
+        attempt.unanswered and has_input
+    ):  # read by an earlier target that failed
         return True
     if exchange.connection.body.long and not whole:
         return False  # no upstream can read an incomplete form

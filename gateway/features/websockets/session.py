@@ -225,7 +225,7 @@ class LiveSocket(WebSocket):
         """Charge all uncharged usage to this call by estimate: no later event of the upstream is read."""
         if call is not None:
             self._count_input(call)
-        attempt.read = True
+        attempt.unanswered = True
         self._session.forget()
 
     def _take_upstream(self, admitted: AdmittedCall, answer: AnswerHead) -> UpstreamSocket:
@@ -266,7 +266,7 @@ class LiveSocket(WebSocket):
         assert upstream is not None
         link = attempt.link = self._link = upstream.turn()
         admitted.meter = make_meter(admitted.call, 200, EVENT_STREAM, b"", worker.bounds)
-        attempt.status, attempt.forwarded, attempt.began = 200, True, worker.ports.seconds()
+        attempt.status, attempt.forwarded, attempt.started_s = 200, True, worker.ports.seconds()
         self._asked_at = self._loop.time()
         return link
 
@@ -343,7 +343,7 @@ class LiveSocket(WebSocket):
         exchange = self._connection.exchange
         if exchange is not None:
             attempt = exchange.attempt
-            attempt.forwarded = attempt.forwarded and (self._session.pending or attempt.read)
+            attempt.forwarded = attempt.forwarded and (self._session.pending or attempt.unanswered)
         self._over = self._left = True
         self._connection.connection_lost(error)
 

@@ -268,30 +268,44 @@ class Attempt:
     """Where a call is sent, and how far its upstream is with it; after a failure, the next upstream.
 
     `name` is the upstream's name in the configuration, `model` its name of the model (empty: the call's),
-    `key` the index of its credential, and `begins` the request's opening if the head alone does not decide
+    `key` the index of its credential, and `opening` the request's opening if the head alone does not decide
     that. `upstream` and `link` are set while a connection is in use. `status` is that of the answer, 0 before
-    its head. `forwarded`: the upstream has received the request. `began` and `ended` bound the time spent at
-    all upstreams, in seconds. `passed_over` are the upstreams that failed before, each with the cause;
-    `read`: one of them received the whole request, and did not answer in time. `waits` is set during a wait
+    its head. `forwarded`: the upstream has received the request. `started_s` and `ended` bound the time spent at
+    all upstreams, in seconds. `failed_before` are the upstreams that failed before, each with the cause;
+    `unanswered`: one of them received the whole request, and did not answer in time. `waits` is set during a wait
     for capacity, `waited_ms` is its length. `chosen`: the key is that of the account to ask. `empty`:
     the upstream is out of money or quota, for its account or the call (`read_credit`), else "".
     """
 
     __slots__ = (
-        "began", "begins", "chosen", "empty", "ended", "forwarded", "key", "link", "model", "name", "passed_over", "read",
-        "status", "upstream", "waited_ms", "waits",
+        "chosen",
+        "empty",
+        "ended",
+        "failed_before",
+        "forwarded",
+        "key",
+        "link",
+        "model",
+        "name",
+        "opening",
+        "started_s",
+        "status",
+        "unanswered",
+        "upstream",
+        "waited_ms",
+        "waits",
     )  # fmt: skip
 
     def __init__(self, name: str) -> None:
         self.name, self.model = name, ""
         self.key = self.status = self.waited_ms = 0
-        self.began = self.ended = 0.0
-        self.begins: UpstreamOpening | None = None
+        self.started_s = self.ended = 0.0
+        self.opening: UpstreamOpening | None = None
         self.upstream: Upstream | None = None
         self.link: Link | None = None
-        self.forwarded = self.read = self.waits = self.chosen = False
+        self.forwarded = self.unanswered = self.waits = self.chosen = False
         self.empty = ""
-        self.passed_over: tuple[tuple[str, str], ...] = ()
+        self.failed_before: tuple[tuple[str, str], ...] = ()
 
     def leave(self, caller: Caller | None) -> None:
         """Release the connection to the upstream, which the caller's call has used."""
@@ -487,7 +501,7 @@ class Exchange(RequestDriver):
     def body_failed(self, refusal: Refusal) -> None:
         """Store the failure of the body, and interrupt a handler that waits for its upstream."""
         self.connection.body.failure = refusal
-        if self.attempt.began:
+        if self.attempt.started_s:
             self.interrupt(refusal)
 
     def client_gone(self) -> None:

@@ -247,8 +247,8 @@ def accessed(exchange: Exchange, took_s: float, upstream_s: float) -> dict[str, 
         facts["model"] = call.model
     if upstream_s > 0.0:
         facts |= {"upstream": exchange.attempt.name, "upstream_ms": round(upstream_s * 1000, 3)}
-    if exchange.attempt.passed_over:
-        facts["passed_over"] = [f"{upstream} {cause}" for upstream, cause in exchange.attempt.passed_over]
+    if exchange.attempt.failed_before:
+        facts["passed_over"] = [f"{upstream} {cause}" for upstream, cause in exchange.attempt.failed_before]
     return facts
 
 
@@ -554,7 +554,7 @@ class DataPlane:
         tally = ports.tally
         took = now - exchange.started
         attempt = exchange.attempt
-        upstream = attempt.ended - attempt.began if attempt.ended else 0.0
+        upstream = attempt.ended - attempt.started_s if attempt.ended else 0.0
         tally.request(exchange.head.routed.label, exchange.status, exchange.reason)
         tally.took(took, upstream, attempt.name)
         if exchange.gone:

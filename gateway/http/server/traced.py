@@ -171,7 +171,7 @@ def _spans(exchange: Exchange, trace: Trace, now: float) -> list[Span]:
         request.error = reason or str(status)
     spans = [request, *trace.children]
     attempt = exchange.attempt
-    if attempt.began:
+    if attempt.started_s:
         upstream = exchange.worker.upstreams.get(attempt.name)
         spans.append(_upstream_span(attempt, upstream, request, trace))
     spans.sort(key=lambda span: span.started)
@@ -194,12 +194,12 @@ def _upstream_span(attempt: Attempt, upstream: Upstream | None, request: Span, t
     ended, method = attempt.ended, request.attributes["http.request.method"]
     settled = [span.started for span in trace.children if span.span_id == trace.settle_id]
     span = Span(
-        "upstream", SpanKind.CLIENT, trace.upstream_id, trace.span_id, attempt.began,
+        "upstream", SpanKind.CLIENT, trace.upstream_id, trace.span_id, attempt.started_s,
         ended or min([request.ended, *settled]),
         {"http.request.method": method, "tollkeeper.upstream": attempt.name},
     )  # fmt: skip
-    if attempt.passed_over:
-        span.attributes["tollkeeper.passed_over"] = " ".join([name for name, _ in attempt.passed_over])
+    if attempt.failed_before:
+        span.attributes["tollkeeper.passed_over"] = " ".join([name for name, _ in attempt.failed_before])
     if upstream is not None:
         address = urlsplit(upstream.target.base_url)
         span.attributes["server.address"] = address.hostname or ""
