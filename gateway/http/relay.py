@@ -61,8 +61,8 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
         session = session_of(route.upstream, answer.session)
         await ports.objects.keep(admitted.caller, [session])
     if answer.address and route is not None:
-        await _lead_here(admitted, answer, route, exchange.origin)
-    outlet = Outlet(exchange, admitted, answer, call.strip_usage and 200 <= status < 300, meter)
+        await _rewrite_upload_url(admitted, answer, route, exchange.origin)
+    outlet = AnswerWriter(exchange, admitted, answer, call.strip_usage and 200 <= status < 300, meter)
     exchange.fail = outlet.fail
     if link.complete and not answer.content_encoding and call.answer_filter.narrow is None:
         tail = meter.whole(link.take_payload())
@@ -78,7 +78,7 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
         await exchange.before_end(told)
     if told:
         # The owner of the objects is stored before the client gets their ids.
-        waits = _keep(admitted, told)
+        waits = _store_owners(admitted, told)
         for kept in waits if not admitted.charges else ():  # a charged answer is delivered even if this fails
             await kept
     early = route is not None and route.settle == "after_reply"  # its whole answer is sent before the charge
@@ -112,7 +112,7 @@ def _outcome(
     return False, answered or _CUT
 
 
-async def _lead_here(admitted: AdmittedCall, answer: AnswerHead, route: Route, origin: str) -> None:
+async def _rewrite_upload_url(admitted: AdmittedCall, answer: AnswerHead, route: Route, origin: str) -> None:
     """Replace the upload URL in an answer by one of this gateway, at `origin`; store the upload's owner."""
     uploads, asked = uploads_of(route), dict(parse_qsl(urlsplit(answer.address.decode("latin-1")).query))
     if uploads is not None and asked.get(uploads.id):
@@ -126,7 +126,7 @@ async def _lead_here(admitted: AdmittedCall, answer: AnswerHead, route: Route, o
 
 
 async def _relay_body(
-    exchange: Exchange, admitted: AdmittedCall, link: Link, meter: Meter, outlet: Outlet
+    exchange: Exchange, admitted: AdmittedCall, link: Link, meter: Meter, outlet: AnswerWriter
 ) -> bytes:
     """Relay the body as it arrives; return its last part, which is not sent yet.
 
@@ -221,11 +221,11 @@ def _metered(admitted: AdmittedCall, meter: Meter, data: bytes, keeps: bool) -> 
     """
     passed = meter.feed(data) if data or meter.behind else b""
     if meter.told and keeps and (told := _take_ids(meter, admitted.call)):
-        _keep(admitted, told)
+        _store_owners(admitted, told)
     return passed
 
 
-def _keep(admitted: AdmittedCall, told: list[str]) -> list[Awaitable[object]]:
+def _store_owners(admitted: AdmittedCall, told: list[str]) -> list[Awaitable[object]]:
     """Store the caller as the owner of the objects `told`; return the pending requests to Redis."""
     objects = admitted.worker.ports.objects
     return [objects.keep(admitted.caller, ids, how) for how, ids in kept_apart(admitted.call, told)]
@@ -241,7 +241,7 @@ def _take_ids(meter: Meter, call: CallRequest) -> list[str]:
 
 
 # The bytes for the client: an answer's head and body, framed as upstream and client allow.
-class Outlet:
+class AnswerWriter:
     """Writes one answer to the client, with the head and the first bytes of the body in one write.
 
     A WebSocket gets the body alone, without frames of HTTP.

@@ -72,7 +72,7 @@ async def _outlast(exchange: Exchange, late: UpstreamTimeout) -> None:
     else:
         drain.answered = _came_to(late, exchange.opened, None)
         _tell(exchange, late)
-        exchange.part()
+        exchange.detach_client()
     failure: BaseException | None = None
     try:
         answer = await late_answer(charge)

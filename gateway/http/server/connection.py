@@ -407,7 +407,7 @@ class ClientConnection(asyncio.Protocol):
         else:
             self.transport.close()
 
-    def part(self) -> None:
+    def detach_client(self) -> None:
         """Close the connection after the written bytes; the exchange goes on without its client."""
         exchange = self.exchange
         assert exchange is not None

@@ -248,7 +248,7 @@ class ClientPort(Protocol):
     def shut(self) -> None: ...
     def finish(self, keep_alive: bool) -> None: ...
     def cut(self, reset: bool) -> None: ...
-    def part(self) -> None: ...
+    def detach_client(self) -> None: ...
 
 
 class AdmittedHold(Protocol):
@@ -525,11 +525,11 @@ class Exchange(RequestDriver):
         drains = due and self.attempt.forwarded and route is not None and self._drains(route.on_disconnect)
         return drains and self.connection.body_complete
 
-    def part(self) -> None:
+    def detach_client(self) -> None:
         """Release a client that has its whole answer; the upstream's answer is still read for its usage."""
         self.gone = True
         self._begin_drain()
-        self.connection.part()
+        self.connection.detach_client()
 
     def _begin_drain(self) -> None:
         self.drain = self.drain or Drain()
