@@ -71,10 +71,10 @@ def bulks(*arguments: bytes) -> bytes:
     return b"".join([b"$%d\r\n%b\r\n" % (len(one), one) for one in arguments])
 
 
-class Group:
+class VerbEncoding:
     """The calls of one function in one partition. In one write, groups of lower `rank` are sent first.
 
-    `hold` is the encoded beginning of a call's last key, up to its id. An argument of `alone` bytes is a
+    `hold` is the encoded beginning of a call's last key, up to its id. An argument of `encode_single` bytes is a
     single call's, never the shape of several.
     """
 
@@ -83,7 +83,7 @@ class Group:
     def __init__(self, verb: str, rank: int, shared: tuple[str, ...], hold: str, alone: int) -> None:
         """Encode the keys `shared` by all calls, the marker last, and `hold`, the beginning of the last key.
 
-        A call's id of 36 characters follows it. Groups of lower `rank` are sent first. An argument of `alone`
+        A call's id of 36 characters follows it. Groups of lower `rank` are sent first. An argument of `encode_single`
         bytes marks a single call.
         """
         self.verb, self.rank, self.alone = verb, rank, alone
@@ -115,10 +115,24 @@ class CallTemplate:
     alone; the other parts are shared between callers.
     """
 
-    __slots__ = ("account_count", "accounts", "arguments", "count", "group", "keys", "lone", "opening", "row")
+    __slots__ = (
+        "account_count",
+        "accounts",
+        "arguments",
+        "count",
+        "group",
+        "keys",
+        "opening",
+        "shared_shape",
+        "single_shape",
+    )
 
     def __init__(
-        self, group: Group, accounts: tuple[str, ...], arguments: int, other: CallTemplate | None = None
+        self,
+        group: VerbEncoding,
+        accounts: tuple[str, ...],
+        arguments: int,
+        other: CallTemplate | None = None,
     ) -> None:
         """Encode the keys of `accounts`; reuse equal bytes of `other`, another template of the caller."""
         self.group, self.count, self.account_count = group, arguments, len(accounts)
@@ -128,9 +142,11 @@ class CallTemplate:
             self.accounts, self.keys = other.accounts, other.keys
         self.opening = group.opening(len(accounts), arguments)
         self.arguments = _shape(arguments, len(accounts))
-        self.lone = _shape(1, len(accounts), arguments)
+        self.single_shape = _shape(1, len(accounts), arguments)
         # The shape of one of several calls with this template; empty if keys repeat.
-        self.row = self.arguments + _places(len(accounts)) if len({*accounts}) == len(accounts) else b""
+        self.shared_shape = (
+            self.arguments + _places(len(accounts)) if len({*accounts}) == len(accounts) else b""
+        )
 
 
 @cache
@@ -252,7 +268,7 @@ def commands(calls: list[Call], *, spread: bool) -> list[Command]:
 
     With `spread`, which no cluster allows, one command has the calls of several partitions.
     """
-    groups, order = dict[Group, list[Call]](), list[Group]()
+    groups, order = dict[VerbEncoding, list[Call]](), list[VerbEncoding]()
     for call in calls:
         group = call[1].group
         own = groups.get(group)
@@ -280,7 +296,7 @@ def commands(calls: list[Call], *, spread: bool) -> list[Command]:
     return found
 
 
-def alone(call: Call) -> Command:
+def encode_single(call: Call) -> Command:
     """Return the command of a single call."""
     wait, form, request_id, arguments = call
     return wait, b"".join((form.opening, form.keys, form.group.hold, request_id, b"\r\n", arguments)), 1
@@ -304,7 +320,7 @@ class CallBatch:
         if len(calls) - begin == 1:
             return self._take_one(calls[begin])
         first = calls[begin][1]
-        if first.row and _are_alike(calls, begin):
+        if first.shared_shape and _are_alike(calls, begin):
             return self._take_alike(calls, begin)
         places, shape, taken, size, count = dict[bytes, int](), list[bytes](), 0, 0, 0
         accounts = dict[CallTemplate, bytes]()  # of templates seen before
@@ -349,7 +365,7 @@ class CallBatch:
         if taken:
             self._own.append(form.group.own)
             self._keys.append(form.keys)
-            self._shape.append(BYTES[taken] + BYTES[form.account_count] + form.row * taken)
+            self._shape.append(BYTES[taken] + BYTES[form.account_count] + form.shared_shape * taken)
             self.calls += calls[begin : begin + taken]
             self._accounts += form.account_count
             self._arguments += form.count * taken
@@ -363,7 +379,7 @@ class CallBatch:
             return 0
         self._own.append(form.group.own)
         self._keys.append(form.keys)
-        self._shape.append(form.lone)
+        self._shape.append(form.single_shape)
         self.calls.append(call)
         self._accounts += accounts
         self._arguments += form.count
@@ -376,7 +392,7 @@ class CallBatch:
     def command(self) -> Command:
         calls, parts = self.calls, len(self._own)
         if len(calls) == 1:
-            return alone(calls[0])
+            return encode_single(calls[0])
         group = calls[0][1].group
         shape = b"".join((bytes((parts,)), *self._shape))
         if len(shape) == group.alone:
@@ -620,6 +636,6 @@ def _form(
 
 
 @cache
-def _group(verb: str, partition: int, shared: tuple[str, ...], hold: str) -> Group:
-    """Return the cached group of calls of a verb in a partition; `shared` and `hold` are keys of `Group`."""
-    return Group(verb, RANKS[verb], shared, hold, packing.ALONE[verb])
+def _group(verb: str, partition: int, shared: tuple[str, ...], hold: str) -> VerbEncoding:
+    """Return the cached group of calls of a verb in a partition; `shared` and `hold` are keys of `VerbEncoding`."""
+    return VerbEncoding(verb, RANKS[verb], shared, hold, packing.ALONE[verb])

@@ -46,8 +46,8 @@ from gateway.counters.redis.calls import (
     CallTemplate,
     Reply,
     Waiting,
-    alone,
     commands,
+    encode_single,
     refused,
     verb_in,
 )
@@ -446,7 +446,7 @@ class RedisConnection(asyncio.Protocol):
     def _leave_together(self) -> None:
         calls = self._gathering.take()
         if len(calls) == 1:
-            wait, command, count = alone(calls[0])
+            wait, command, count = encode_single(calls[0])
             self._leave(wait, command, count)
         else:
             for wait, command, count in commands(calls, spread=self._spreads):

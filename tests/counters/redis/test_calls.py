@@ -21,8 +21,8 @@ from gateway.counters.redis.calls import (
     BatchWaiters,
     Call,
     CallTemplate,
-    Group,
     Reply,
+    VerbEncoding,
     bulks,
     commands,
     key_in,
@@ -40,12 +40,12 @@ from tests.waiting import eventually
 IDS = [f"{number:036d}" for number in range(200)]
 
 
-def group(verb: str = "reserve", rank: int = 1, partition: int = 7) -> Group:
+def group(verb: str = "reserve", rank: int = 1, partition: int = 7) -> VerbEncoding:
     shared = (keys.deadlines(partition), keys.outbox(partition), keys.marker(partition))
-    return Group(verb, rank, shared, "h:", packing.ALONE[verb])
+    return VerbEncoding(verb, rank, shared, "h:", packing.ALONE[verb])
 
 
-def call(of: Group, accounts: tuple[str, ...], number: int, *arguments: bytes) -> Call:
+def call(of: VerbEncoding, accounts: tuple[str, ...], number: int, *arguments: bytes) -> Call:
     form = CallTemplate(of, accounts, len(arguments))
     return Wait(), form, IDS[number].encode(), bulks(*arguments)
 
@@ -111,7 +111,7 @@ def test_it_is_what_the_scripts_are_told(world: World) -> None:
     alone = [packing.reserve(world.run_id, 1, 1000, one, 5) for one in requests]
     names, arguments = together("reserve", alone)
     hold = alone[0][0][-1].removesuffix(IDS[0])
-    of = Group("reserve", 1, alone[0][0][:3], hold, packing.ALONE["reserve"])
+    of = VerbEncoding("reserve", 1, alone[0][0][:3], hold, packing.ALONE["reserve"])
     calls: list[Call] = [
         (Wait(), CallTemplate(of, own[3:-1], len(said)), one.encode(), bulks(*said))
         for one, (own, said) in zip(IDS, alone, strict=False)
@@ -170,7 +170,7 @@ def test_bytes_and_accounts_have_a_most() -> None:
 
 
 def test_no_shape_is_as_long_as_the_argument_of_one() -> None:
-    of = Group("reserve", 1, ("m",), "h:", 9)
+    of = VerbEncoding("reserve", 1, ("m",), "h:", 9)
     [(parts, _)] = sent([call(of, ("a",), at, b"") for at in range(2)])
     assert parts[-3] == b"\1\2\1\1\1\2\1\1\2\0"
 

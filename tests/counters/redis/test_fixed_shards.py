@@ -14,7 +14,7 @@ from gateway.core.wait import in_task
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import PLACES_MAX, parse_url
-from gateway.counters.redis.calls import CallTemplate, Group, bulks
+from gateway.counters.redis.calls import CallTemplate, VerbEncoding, bulks
 from gateway.counters.redis.cluster import RedisConnections, wires_to
 from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import CountersUnavailable
@@ -141,7 +141,7 @@ async def test_calls_of_all_partitions_of_a_server_are_one_command(own_valkey: S
         for partition in range(PARTITIONS):
             shared = keys.deadlines(partition), keys.outbox(partition), keys.marker(partition)
             alone = packing.ALONE["reserve"]
-            group = Group("reserve", 1, shared, f"tk:{{p{partition:02d}}}:h:", alone)
+            group = VerbEncoding("reserve", 1, shared, f"tk:{{p{partition:02d}}}:h:", alone)
             accounts = tuple(kind(partition, 1) for kind in (keys.tenant_state, keys.organization_state))
             form = CallTemplate(group, (*accounts, keys.key_state(partition, 1)), 2)
             said = bulks(bytes(alone), b"")

@@ -25,8 +25,8 @@ from gateway.counters.redis.calls import (
     GATHER_S_MAX,
     CallBatcher,
     CallTemplate,
-    Group,
     Reply,
+    VerbEncoding,
     bulks,
 )
 from gateway.counters.redis.connection import RedisConnection, encode
@@ -42,7 +42,9 @@ VERBS = {SETTLE: "settle", RESERVE: "reserve"}
 
 def form(rank: int, partition: int) -> CallTemplate:
     shared = (keys.deadlines(partition), keys.outbox(partition), keys.marker(partition))
-    return CallTemplate(Group(VERBS[rank], rank, shared, "h:", packing.ALONE[VERBS[rank]]), ("account",), 1)
+    return CallTemplate(
+        VerbEncoding(VERBS[rank], rank, shared, "h:", packing.ALONE[VERBS[rank]]), ("account",), 1
+    )
 
 
 FORMS = {(rank, partition): form(rank, partition) for rank in VERBS for partition in PARTITIONS}
