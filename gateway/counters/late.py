@@ -16,7 +16,7 @@ from gateway.core.accounts.budgets import (
     Budget,
     account_of,
     accounts_of,
-    defined,
+    define_windows,
     have_own,
     owner_in,
 )
@@ -33,8 +33,8 @@ from gateway.core.accounts.outbox import (
     HEAD,
     VERSION,
     StreamPlace,
-    corrected,
     is_newer,
+    mark_as_correction,
     stream_place,
 )
 from gateway.core.accounts.runs import prefix_of, stored_run
@@ -401,7 +401,7 @@ async def windows(
         with client.left_alone.reading("account", name):
             for alike in accounts_of(decode_terms(raw).budgets if isinstance(raw, bytes) else ()):
                 prefix = account_of(organization_id, alike[0]).partition(":")[0]
-                alike_as[prefix] = alike, defined(alike, now_ms)
+                alike_as[prefix] = alike, define_windows(alike, now_ms)
             unread.discard(organization_id)
     readable = [one for one in late if one.caller.organization_id not in unread]
     found = dict[str, bytes]()
@@ -412,7 +412,7 @@ async def windows(
             prefix, packed = name.partition(":")[0], None
             if prefix in alike_as:
                 (budgets, usual), owner = alike_as[prefix], owner_in(name)
-                found[name] = defined(budgets, now_ms, owner) if have_own(budgets, owner) else usual
+                found[name] = define_windows(budgets, now_ms, owner) if have_own(budgets, owner) else usual
             elif prefix == of_runs:
                 packed = await client.ask(b"GET", keys.run(caller.partition, name).encode())
             if isinstance(packed, bytes):
@@ -625,7 +625,7 @@ class ReclaimClient:
         """
         late, used, mode = ending.late.settlement, ending.used, packing.MODE_POST
         if ending.verb is Verb.CORRECT:
-            said = corrected(late.metadata, late.request_id, CORRECTED)
+            said = mark_as_correction(late.metadata, late.request_id, CORRECTED)
             late, mode = replace(late, metadata=said), packing.MODE_CORRECT
         charge = replace(
             late, tokens=used.tokens, credits=used.credits, units=used.units,

@@ -224,7 +224,7 @@ async def _form_begun(connection: ClientPort, caller: Caller, routed: RoutedHead
     await connection.late_body(caller, bytes_max)
     if connection.body_complete:
         form.end()
-    form.close(body.length or 0, bytes_max)
+    form.expect_file_to_end(body.length or 0, bytes_max)
 
 
 async def _comes_soon(connection: ClientPort, caller: Caller) -> bool:

@@ -21,7 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.budget_amounts import format_number
 from gateway.core.accounts.budgets import ALL_OTHERS, MONEY, OF_GROUP, OTHERS
-from gateway.core.accounts.intervals import INTERVALS, bounds
+from gateway.core.accounts.intervals import INTERVALS, window_bounds
 from gateway.core.alerts.events.event import KEPT_DAYS
 from gateway.core.alerts.events.registry import all_events
 from gateway.core.alerts.events.webhooks import CONSENT_EVENT, LINK_DAYS, TEST_EVENT
@@ -282,7 +282,7 @@ async def _calendars(connection: AsyncConnection, *moments: datetime) -> dict[st
         for moment in moments:
             # A time zone that no longer exists must not stop the others.
             with suppress(KeyError, ValueError):
-                start_ms, next_ms, _ = bounds(interval, zone, anchor, ms_of(moment))
+                start_ms, next_ms, _ = window_bounds(interval, zone, anchor, ms_of(moment))
                 windows[interval, zone, anchor, start_ms] = next_ms
     rows = [
         (

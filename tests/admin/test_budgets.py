@@ -11,7 +11,7 @@ import pytest
 
 from gateway.core.accounts.budget_balances import LiveWindow
 from gateway.core.accounts.budgets import OTHERS, Budget, account_of, owner_of
-from gateway.core.accounts.intervals import bounds
+from gateway.core.accounts.intervals import window_bounds
 from tests.admin.conftest import Api
 from tests.connections import connected
 
@@ -76,7 +76,7 @@ class Desk:
         self, budget: dict[str, Any], used: int, value: str = "", who: str = "", start_ms: int | None = None
     ) -> None:
         """Have PostgreSQL know of uses in the window that runs, or one that is over."""
-        start = bounds(budget["interval"], budget["time_zone"], budget["anchor_day"], now_ms())[0]
+        start = window_bounds(budget["interval"], budget["time_zone"], budget["anchor_day"], now_ms())[0]
         with connected(self.api.url, autocommit=True) as connection:
             connection.execute(
                 "INSERT INTO budget_use (budget_id, start, value, name, used)"

@@ -9,7 +9,7 @@ from typing import Any
 from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.resource import fields_of
 from gateway.cli.admin.commands import option_of
-from gateway.core.accounts.intervals import bounds
+from gateway.core.accounts.intervals import window_bounds
 from persistence.ledger.writer import LedgerWriter
 from tests.admin.conftest import Api
 from tests.admin.test_budgets import now_ms
@@ -217,7 +217,7 @@ async def test_cli_refuses_an_invalid_budget_amount_and_names_the_option(run: Ru
 async def test_cli_budget_accounts_command_prints_the_use_of_each_user_as_a_table(run: Run, api: Api) -> None:
     await from_json(run, "org", "create", "acme")
     made = await from_json(run, "budget", "create", "acme", "team", "tokens", "5M", "day", "--each", "user")
-    start = bounds("day", "UTC", 1, now_ms())[0]
+    start = window_bounds("day", "UTC", 1, now_ms())[0]
     with connected(api.url, autocommit=True) as connection:
         for n in range(3):
             connection.execute(

@@ -19,7 +19,7 @@ import pytest
 
 from gateway.admin.api import usage
 from gateway.admin.http.requests import encode_cursor
-from gateway.core.accounts.outbox import CallFacts, EventKind, corrected, write_facts
+from gateway.core.accounts.outbox import CallFacts, EventKind, mark_as_correction, write_facts
 from gateway.core.accounts.usage import GROUPS
 from gateway.core.accounts.usage_sums import SUMS
 from gateway.features.finance import focus
@@ -541,7 +541,9 @@ async def test_usage_report_omits_a_group_corrected_to_zero(api: Api, admin_data
     writer = LedgerWriter(admin_database)
     await writer.write(batch_of(account))
     facts = CallFacts(model="m", counts=(5, 0, 0, 0, 0, 0, 0, 0, 0, 0), total=5)
-    account.consume(1, kind=EventKind.ADJUST, metadata=corrected(write_facts(facts), request, "settled late"))
+    account.consume(
+        1, kind=EventKind.ADJUST, metadata=mark_as_correction(write_facts(facts), request, "settled late")
+    )
     await writer.write(batch_of(account))
     writer.close()
     [item] = (await api.get(f"usage?{SPAN}&group_by=model")).json["items"]

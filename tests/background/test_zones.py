@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.background.verifying.reconciler import Reconciler
-from gateway.core.accounts.intervals import bounds
+from gateway.core.accounts.intervals import window_bounds
 from gateway.counters.redis.keys import partition_of
 from persistence.keeper.verification import Accounts
 from persistence.resources.integrity import ReconciliationResults
@@ -32,7 +32,7 @@ async def test_what_is_beyond_a_plan_of_a_zone_is_billed_once(backend: Backend, 
         100, reset_interval="daily", overage_policy="bill", overage_unit_price=Decimal("0.01"),
         time_zone=zone,
     )  # fmt: skip
-    begun, ends, _ = bounds("day", zone, 1, world.now_ms())
+    begun, ends, _ = window_bounds("day", zone, 1, world.now_ms())
     assert world.tenant.next_reset == ends
     world.reserve(need=60).settle(tokens=150)
     world.put_tenant(next_reset=begun, limit=100, used=150)  # the zone's day is over

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.core.accounts.budgets import OTHERS, Budget, PersonalRaise, account_of, defined, owner_of
+from gateway.core.accounts.budgets import OTHERS, Budget, PersonalRaise, account_of, define_windows, owner_of
 from gateway.core.accounts.definitions import ControlWrite, OrganizationTerms
 from gateway.core.accounts.holds import ChargedAmounts, LateResolution, LateSettlement, ReclaimPolicy, Verb
 from gateway.core.accounts.outbox import EventKind, WindowKey
@@ -51,7 +51,9 @@ def budgeted(world: World, budget: Budget, value: str = "") -> BudgetAccount:
     """The account of a budget, as the organization's terms have it."""
     terms = OrganizationTerms(budgets=(DAILY, EACH))
     world.client.set(keys.organization_terms(1), encode_terms(1, terms))
-    return BudgetAccount(account_of(1, budget, value), defined([budget], world.now_ms()), enforced=False)
+    return BudgetAccount(
+        account_of(1, budget, value), define_windows([budget], world.now_ms()), enforced=False
+    )
 
 
 def names(*accounts: BudgetAccount) -> tuple[str, ...]:

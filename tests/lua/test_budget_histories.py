@@ -21,10 +21,10 @@ from gateway.core.accounts.budgets import (
     PersonalOverride,
     PersonalRaise,
     account_of,
-    defined,
+    define_windows,
     owner_in,
 )
-from gateway.core.accounts.intervals import bounds
+from gateway.core.accounts.intervals import window_bounds
 from gateway.core.billing.price_book import TokenRate
 from gateway.core.model import BudgetAccount, HoldExtension, SettleResult, Verdict
 from gateway.counters.layouts import packing
@@ -62,7 +62,7 @@ class Window:
     def come(self, now: int, defined_at: int | None) -> Window:
         """As it is now, by the definition of a moment or by itself."""
         if defined_at is not None:
-            start, next_, after = bounds(
+            start, next_, after = window_bounds(
                 self.budget.interval, self.budget.time_zone, self.budget.anchor_day, defined_at
             )
             begun = self.start == 0 and self.next > now  # a clock ahead made it: nobody knew when
@@ -149,7 +149,7 @@ class Life:
             packed = b"".join(
                 DEFINED_WINDOW.pack(budget_id, limit, *(time and time - self.shift for time in times), flags)
                 for budget_id, limit, *times, flags in DEFINED_WINDOW.struct.iter_unpack(
-                    defined(group, at, owner)
+                    define_windows(group, at, owner)
                 )
             )
             found.append(BudgetAccount(NAMES[one], packed, enforced=True))
@@ -160,7 +160,7 @@ class Life:
             if one not in self.accounts and defined_at is not None:
                 self.accounts[one] = [Window(budget) for budget in GROUPS[one]]
                 for window in self.accounts[one]:
-                    start, *_ = bounds(*_terms(window.budget), defined_at)
+                    start, *_ = window_bounds(*_terms(window.budget), defined_at)
                     window.start = 0 if start > self.now else start
             for window in self.accounts.get(one, ()):
                 if defined_at is not None:

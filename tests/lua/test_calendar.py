@@ -10,7 +10,7 @@ from typing import Protocol
 import pytest
 import redis
 
-from gateway.core.accounts.intervals import PERIODS, bounds
+from gateway.core.accounts.intervals import PERIODS, window_bounds
 from gateway.core.times import CLOCK_OF_UTC, ZoneOffset, clock_of
 from tests.lua.boundaries import boundary_after
 from tests.search import examples
@@ -117,7 +117,7 @@ ZONES = [
 
 
 def following(interval: str, zone: str, anchor: int, now: int) -> int:
-    return bounds(PERIODS[interval].name, zone, anchor, now)[1]
+    return window_bounds(PERIODS[interval].name, zone, anchor, now)[1]
 
 
 def exact_until(zone: str, told: int, clock: ZoneOffset) -> int:

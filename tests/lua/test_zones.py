@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from gateway.core.accounts.intervals import PERIODS, bounds
+from gateway.core.accounts.intervals import PERIODS, window_bounds
 from gateway.core.accounts.outbox import EventKind
 from gateway.core.accounts.plans import PlanTerms
 from gateway.core.model import Verdict
@@ -25,7 +25,7 @@ def terms(zone: str, interval: str = "daily", at_ms: int = 0, **more: Any) -> Pl
 
 
 def window(world: World, zone: str, interval: str = "daily", anchor: int = 1) -> tuple[int, int]:
-    return bounds(PERIODS[interval].name, zone, anchor, world.now_ms())[:2]
+    return window_bounds(PERIODS[interval].name, zone, anchor, world.now_ms())[:2]
 
 
 def follow(world: World, zone: str, interval: str = "daily", **more: Any) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 import redis
 
-from gateway.core.accounts.budgets import account_of, defined
+from gateway.core.accounts.budgets import account_of, define_windows
 from gateway.core.model import BudgetAccount, SettleResult
 from gateway.counters.layouts import states
 from gateway.counters.redis import keys
@@ -59,7 +59,7 @@ def world_of(valkey: str, ids: tuple[int, int, int, int]) -> World:
 async def account_of_budget(backend: Backend, organization: int, now_ms: int) -> BudgetAccount:
     async with backend.engine.connect() as connection:
         [budget] = (await definitions.budgets_of(connection, [organization]))[organization]
-    return BudgetAccount(account_of(organization, budget), defined([budget], now_ms), True)
+    return BudgetAccount(account_of(organization, budget), define_windows([budget], now_ms), True)
 
 
 async def spend(backend: Backend, ids: tuple[int, int, int, int]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from gateway.core.accounts.budgets import Budget
-from gateway.core.accounts.intervals import bounds
+from gateway.core.accounts.intervals import window_bounds
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class BudgetBalance:
 
 def window_of(budget: Budget, at_ms: int) -> tuple[int, int]:
     """Return the start and end of a budget's current window (Unix ms); 0 is never."""
-    start, following, _ = bounds(budget.interval, budget.time_zone, budget.anchor_day, at_ms)
+    start, following, _ = window_bounds(budget.interval, budget.time_zone, budget.anchor_day, at_ms)
     return start, following
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from gateway.core.accounts.intervals import TOTAL, bounds
+from gateway.core.accounts.intervals import TOTAL, window_bounds
 from gateway.core.accounts.tags import Tags, tag_in
 from gateway.core.layout import Layout
 from gateway.core.model import INTEGER_MAX
@@ -287,7 +287,9 @@ def have_own(budgets: Iterable[Budget], owner: str, groups: Collection[int] = ()
     return any(owner in budget.raises or budget.overrides_of(owner, groups) for budget in budgets)
 
 
-def defined(budgets: Iterable[Budget], at_ms: int, owner: str = "", groups: Collection[int] = ()) -> bytes:
+def define_windows(
+    budgets: Iterable[Budget], at_ms: int, owner: str = "", groups: Collection[int] = ()
+) -> bytes:
     """Return the current windows of one account's budgets at `at_ms` (Unix ms), packed for Lua scripts.
 
     The limits are those of `owner`, a result of `owner_in`, in these `groups`. A window without a limit enforces nothing.
@@ -299,7 +301,7 @@ def defined(budgets: Iterable[Budget], at_ms: int, owner: str = "", groups: Coll
         times = (
             (0, 0, EACH_UNUSED_DAYS * DAY_MS)
             if is_forgotten_unused(budget)
-            else bounds(budget.interval, budget.time_zone, budget.anchor_day, at_ms)
+            else window_bounds(budget.interval, budget.time_zone, budget.anchor_day, at_ms)
         )
         packed.append(DEFINED_WINDOW.pack(budget.id, limit, *times, flags))
     return b"".join(packed)
@@ -346,14 +348,14 @@ def is_forgotten_unused(budget: Budget) -> bool:
 def windows_valid_until(
     budgets: Iterable[Budget], at_ms: int, owner: str = "", groups: Collection[int] = ()
 ) -> int:
-    """Return the Unix ms at which the result of `defined` next changes; 0 is never.
+    """Return the Unix ms at which the result of `define_windows` next changes; 0 is never.
 
     It changes when a window ends, or when a limit that was raised or overridden for a time falls back.
     """
     ends = [0]
     for budget in budgets:
         ends += [
-            bounds(budget.interval, budget.time_zone, budget.anchor_day, at_ms)[1],
+            window_bounds(budget.interval, budget.time_zone, budget.anchor_day, at_ms)[1],
             budget.raised_until_ms,
         ]
         ends += [budget.raises[owner].until_ms] if owner in budget.raises else []

@@ -28,7 +28,7 @@ from gateway.core.accounts.budgets import (
     CallAttributes,
     account_of,
     accounts_of,
-    defined,
+    define_windows,
     have_own,
     owner_in,
     windows_valid_until,
@@ -303,7 +303,7 @@ def _defined_at(
     """
     try:
         until_ms = windows_valid_until(alike, now_ms, owner, groups)
-        return now_ms, until_ms, defined(alike, now_ms, owner, groups)
+        return now_ms, until_ms, define_windows(alike, now_ms, owner, groups)
     except (ZoneInfoNotFoundError, ValueError) as error:
         why = f"When a window of the budget {alike[0].name} begins is not known here."
         raise CountersUnavailable(why) from error

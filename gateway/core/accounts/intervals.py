@@ -74,7 +74,7 @@ INTERVALS: Final = {
 PERIODS: Final = {interval.period: interval for interval in INTERVALS.values() if interval.period}
 
 
-def bounds(interval: str, time_zone: str, anchor_day: int, at_ms: int) -> tuple[int, int, int]:
+def window_bounds(interval: str, time_zone: str, anchor_day: int, at_ms: int) -> tuple[int, int, int]:
     """Return start and end of the window at a time, and the end of the next window (Unix ms; 0 is never).
 
     Raise ZoneInfoNotFoundError for an unknown zone.

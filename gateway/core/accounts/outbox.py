@@ -175,7 +175,7 @@ def reclaimed_in(metadata: bytes) -> tuple[int | None, int]:
     return None if tokens is None else _whole(tokens), 1 if units is None else _whole(units)
 
 
-def corrected(metadata: bytes, request_id: str, reason: str) -> bytes:
+def mark_as_correction(metadata: bytes, request_id: str, reason: str) -> bytes:
     """Return a settlement's metadata with the id of the request that it corrects, and the reason."""
     facts = read_facts(metadata)
     if facts is None:

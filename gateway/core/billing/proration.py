@@ -17,7 +17,7 @@ from datetime import UTC, date, datetime
 from decimal import ROUND_CEILING, ROUND_HALF_UP, Decimal
 from itertools import pairwise
 
-from gateway.core.accounts.intervals import PERIODS, bounds
+from gateway.core.accounts.intervals import PERIODS, window_bounds
 from gateway.core.billing.charges import day_fees
 from gateway.core.billing.money import EXACT, ONE_NANO
 from gateway.core.billing.subscription import PlanSegment, cycle_of, midnight
@@ -347,7 +347,7 @@ def token_cycle(terms: TokenTerms, anchor: date, at: datetime) -> tuple[date, da
     window = PERIODS.get(terms.interval)
     if window is None:
         return anchor, None
-    start_ms, end_ms, _ = bounds(window.name, terms.time_zone, terms.anchor_day, ms_of(at))
+    start_ms, end_ms, _ = window_bounds(window.name, terms.time_zone, terms.anchor_day, ms_of(at))
     return moment_of(start_ms).astimezone(UTC).date(), moment_of(end_ms)
 
 
@@ -407,4 +407,4 @@ def _begin_of(terms: TokenTerms, at: datetime) -> datetime:
     window = PERIODS.get(terms.interval)
     if window is None:
         return _ALWAYS
-    return moment_of(bounds(window.name, terms.time_zone, terms.anchor_day, ms_of(at))[0])
+    return moment_of(window_bounds(window.name, terms.time_zone, terms.anchor_day, ms_of(at))[0])

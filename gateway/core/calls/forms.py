@@ -125,7 +125,7 @@ class FormReader:
         self._rest = rest[at:]
         self._passed += at
 
-    def close(self, length: int, beginning: int) -> None:
+    def expect_file_to_end(self, length: int, beginning: int) -> None:
         """Accept no more parts: the current one must be the file, and reach to the end of the form.
 
         Its size follows from `length`, the size of the form in bytes. Raise `InvalidRequest` if no

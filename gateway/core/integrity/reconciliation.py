@@ -18,11 +18,11 @@ from gateway.core.accounts.budgets import (
     Budget,
     account_of,
     accounts_of,
-    defined,
+    define_windows,
     have_own,
     is_forgotten_unused,
 )
-from gateway.core.accounts.intervals import bounds
+from gateway.core.accounts.intervals import window_bounds
 from gateway.core.accounts.outbox import (
     AccountPosition,
     MalformedEvent,
@@ -311,7 +311,8 @@ class BudgetAccountUse:
 def windows_at(budgets: Iterable[Budget], now_ms: int) -> list[WindowKey]:
     """Return the current windows of budgets at a time (Unix ms)."""
     return [
-        WindowKey(one.id, bounds(one.interval, one.time_zone, one.anchor_day, now_ms)[0]) for one in budgets
+        WindowKey(one.id, window_bounds(one.interval, one.time_zone, one.anchor_day, now_ms)[0])
+        for one in budgets
     ]
 
 
@@ -350,7 +351,7 @@ def as_they_should_be(  # noqa: PLR0917  # an organization, its known use, and t
     known = [*stored, *(one for one in waiting if one not in stored)]
     live = [name.partition(":") for name in there]
     for alike in accounts_of(budgets):
-        windows, packed = windows_at(alike, now_ms), defined(alike, now_ms)
+        windows, packed = windows_at(alike, now_ms), define_windows(alike, now_ms)
         running = {one[:2] for one in windows}
         name = account_of(organization_id, alike[0])
         prefix, _, somebody = name.partition(":")
@@ -365,7 +366,7 @@ def as_they_should_be(  # noqa: PLR0917  # an organization, its known use, and t
                 for budget, one in zip(alike, own, strict=True)
             )
             moved_ms = max(now_ms if one in waiting else moved.get(one, 0) for one in own)
-            its = defined(alike, now_ms, value) if have_own(alike, value) else packed
+            its = define_windows(alike, now_ms, value) if have_own(alike, value) else packed
             yield BudgetAccountUse(f"{prefix}:{value}" if somebody else name, its, own, used, moved_ms)
 
 

@@ -144,7 +144,7 @@ class LooseContent:
                     self._add(name, mark[1])
             elif first in _OPENING:
                 if depth and not inside:
-                    begins = self._begin(name, names, first, mark.start())
+                    begins = self._counted_from(name, names, first, mark.start())
                     inside = depth if begins else 0
                 names.append(name)
                 name = name if first == _OPENING[0] else ""
@@ -156,7 +156,7 @@ class LooseContent:
         if inside and begins > 0:
             self._add("", document[begins:])
 
-    def _begin(self, name: str, names: list[str], first: int, place: int) -> int:
+    def _counted_from(self, name: str, names: list[str], first: int, place: int) -> int:
         """Return the position from which a value counts with all its names: `place`, for arguments of tools.
 
         Return -1 if the value does not count, 0 if only its texts do. `names` are the names around

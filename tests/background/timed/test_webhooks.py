@@ -14,7 +14,7 @@ from gateway.background.loops import FailureTeller
 from gateway.background.timed.deliveries import DELIVERIES_AT_ONCE, DELIVERIES_EACH, WebhookDeliveries
 from gateway.background.timed.invoicing import PriceList
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.intervals import bounds
+from gateway.core.accounts.intervals import window_bounds
 from gateway.core.alerts.messages import Delivery, DeliveryOutcome
 from gateway.core.credentials import FailureReport, Failures
 from gateway.core.times import HOUR_MS, ZoneOffset, clock_of
@@ -152,7 +152,7 @@ async def test_a_keeper_that_was_away_over_a_change_of_clocks_tells_of_it(backen
     [world] = await in_zone(backend)
     now, right = world.now_ms(), clock(world)
     assert right == clock_of(BERLIN, now)
-    boundary = bounds("day", BERLIN, 1, now)[1]
+    boundary = window_bounds("day", BERLIN, 1, now)[1]
     assert world.tenant.next_reset == boundary
     # As half a year ago: clocks were others, which would have changed twice since.
     stale = ZoneOffset(right.offset + HOUR_MS, now - 90 * DAY_MS, right.offset - HOUR_MS)
@@ -169,7 +169,7 @@ async def test_a_reset_that_stale_clocks_delayed_runs_when_they_are_told(backend
     [world] = await in_zone(backend)
     world.reserve(need=1).settle(tokens=130)
     now, right = world.now_ms(), clock(world)
-    begun = bounds("day", BERLIN, 1, now)[0]
+    begun = window_bounds("day", BERLIN, 1, now)[0]
     # By these clocks today begins in an hour.
     stale = ZoneOffset(begun + right.offset - now - HOUR_MS)
     world.put_tenant(**stale._asdict(), next_reset=now + HOUR_MS)
@@ -179,7 +179,7 @@ async def test_a_reset_that_stale_clocks_delayed_runs_when_they_are_told(backend
     assert world.tenant.next_reset == begun
     assert world.sweep().code == 1
     assert (world.tenant.cycle, world.tenant.remaining) == (2, 100)
-    assert world.tenant.next_reset == bounds("day", BERLIN, 1, now)[1]
+    assert world.tenant.next_reset == window_bounds("day", BERLIN, 1, now)[1]
 
 
 async def test_all_tenants_of_a_zone_are_told_once_some_at_a_time(backend: Backend) -> None:
@@ -243,7 +243,7 @@ async def test_a_tenant_that_is_written_anew_has_its_days_again(backend: Backend
         "seq",
     )
     assert [getattr(after, name) for name in names] == [getattr(before, name) for name in names]
-    assert after.next_reset == bounds("month", "Pacific/Chatham", 31, world.now_ms())[1]
+    assert after.next_reset == window_bounds("month", "Pacific/Chatham", 31, world.now_ms())[1]
 
 
 # --- failures ---------------------------------------------------------------------------

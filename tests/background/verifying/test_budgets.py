@@ -22,9 +22,9 @@ from gateway.core.accounts.budgets import (
     Budget,
     account_of,
     accounts_of,
-    defined,
+    define_windows,
 )
-from gateway.core.accounts.intervals import INTERVALS, bounds
+from gateway.core.accounts.intervals import INTERVALS, window_bounds
 from gateway.core.accounts.outbox import EventKind, WindowKey
 from gateway.core.layout import LAYOUT
 from gateway.core.model import INTEGER_MAX, PARTITIONS, BudgetAccount, SettleResult, Verdict
@@ -62,7 +62,7 @@ class BudgetWorld:
 
     def window(self, budget: Budget, value: str = "") -> WindowKey:
         now_ms = int(datetime.now(UTC).timestamp() * 1000)
-        start = bounds(budget.interval, budget.time_zone, budget.anchor_day, now_ms)[0]
+        start = window_bounds(budget.interval, budget.time_zone, budget.anchor_day, now_ms)[0]
         return WindowKey(budget.id, start, value)
 
     def use(self, money: int, user: str = ADA, **facts: Any) -> bytes:
@@ -106,7 +106,9 @@ class BudgetWorld:
         """A call through the scripts, which takes from all of them."""
         now_ms = int(datetime.now(UTC).timestamp() * 1000)
         accounts = tuple(
-            BudgetAccount(account_of(self.organization_id, alike[0], user), defined(alike, now_ms), True)
+            BudgetAccount(
+                account_of(self.organization_id, alike[0], user), define_windows(alike, now_ms), True
+            )
             for alike in accounts_of(self.budgets)
         )
         call = self.world.reserve(10, user=user, budgets=accounts, money=money, raw_tokens=10)
@@ -245,7 +247,7 @@ async def test_an_emptied_redis_has_what_rows_say(kept: BudgetWorld) -> None:
     assert somebodys is not None
     now_ms = int(datetime.now(UTC).timestamp() * 1000)
     assert (live.limit, live.held, live.flags) == (5 * 10**9, 0, 9)
-    assert (live.start, live.next, live.after) == bounds("day", "UTC", 1, now_ms)
+    assert (live.start, live.next, live.after) == window_bounds("day", "UTC", 1, now_ms)
     name = keys.budget_account(kept.world.p, kept.name(each, ADA))
     assert kept.world.client.pttl(name) > somebodys.next - now_ms
     assert kept.world.client.pttl(keys.budget_account(kept.world.p, kept.name(day))) == -1

@@ -21,12 +21,12 @@ from gateway.core.accounts.budgets import (
     PersonalRaise,
     account_of,
     accounts_of,
-    defined,
+    define_windows,
     is_of,
     owner_of,
     windows_valid_until,
 )
-from gateway.core.accounts.intervals import bounds
+from gateway.core.accounts.intervals import window_bounds
 from gateway.core.model import INTEGER_MAX
 
 BUDGET = Budget(7, "all", "money", 5_000_000_000, "month")
@@ -44,14 +44,14 @@ def test_definition_of_total_never_changes() -> None:
 def test_definition_orders_windows_by_id_with_present_limits() -> None:
     at = ms("2026-05-05T05:05:05Z")
     raised = Budget(9, "day", "tokens", 100, "day", raised_to=250, raised_until_ms=at + 1, cut=True)
-    packed, size = defined([raised, replace(BUDGET, enforce=False)], at), DEFINED_WINDOW.size
+    packed, size = define_windows([raised, replace(BUDGET, enforce=False)], at), DEFINED_WINDOW.size
     first, second = DEFINED_WINDOW.read(packed[:size]), DEFINED_WINDOW.read(packed[size:])
     assert (first["budget_id"], first["limit"], first["flags"]) == (7, 5_000_000_000, FLAG_MONEY)
     assert (second["budget_id"], second["limit"]) == (9, 250)
     assert second["flags"] == FLAG_TOKENS | FLAG_ENFORCE | FLAG_CUT
-    assert (second["start"], second["next"], second["after"]) == bounds("day", "UTC", 1, at)
+    assert (second["start"], second["next"], second["after"]) == window_bounds("day", "UTC", 1, at)
     assert windows_valid_until([raised, BUDGET], at) == at + 1
-    assert DEFINED_WINDOW.read(defined([raised], at + 1))["limit"] == 100
+    assert DEFINED_WINDOW.read(define_windows([raised], at + 1))["limit"] == 100
     assert windows_valid_until([raised, BUDGET], at + 1) == ms("2026-05-06T00:00:00Z")
 
 
@@ -236,9 +236,9 @@ def test_window_without_a_limit_is_counted_and_refuses_no_call() -> None:
     budget = Budget(
         1, "each", "money", 20, "total", each="user", cut=True, overrides={ADA: PersonalOverride(None)}
     )
-    [(_, limit, *_, flags)] = DEFINED_WINDOW.struct.iter_unpack(defined([budget], 1, ADA))
+    [(_, limit, *_, flags)] = DEFINED_WINDOW.struct.iter_unpack(define_windows([budget], 1, ADA))
     assert (limit, flags & FLAG_ENFORCE, flags & FLAG_MONEY) == (INTEGER_MAX, 0, FLAG_MONEY)
-    [(*_, flags)] = DEFINED_WINDOW.struct.iter_unpack(defined([budget], 1, owner_of("bob")))
+    [(*_, flags)] = DEFINED_WINDOW.struct.iter_unpack(define_windows([budget], 1, owner_of("bob")))
     assert flags & FLAG_ENFORCE
 
 

@@ -20,7 +20,7 @@ from gateway.core.accounts.intervals import (
     QUARTER,
     WEEK,
     YEAR,
-    bounds,
+    window_bounds,
     wrong_calendar,
 )  # fmt: skip
 from tests.search import examples
@@ -84,12 +84,12 @@ MOMENTS = st.integers(ms("2012-02-01T00:00:00Z"), ms("2036-12-31T23:59:59Z"))
 @example("year", "America/New_York", 29, ms("2026-01-28T12:00:00Z"))
 def test_window_is_the_span_of_a_wall_calendar(interval: str, zone: str, anchor: int, at_ms: int) -> None:
     anchor = min(anchor, 7) if interval == "week" else anchor
-    start, next_, after = bounds(interval, zone, anchor, at_ms)
+    start, next_, after = window_bounds(interval, zone, anchor, at_ms)
     assert start <= at_ms < next_ < after
     assert start == first_of(interval, zone, anchor, at_ms)
     assert next_ == first_of(interval, zone, anchor, next_)
     assert window_named(interval, zone, anchor, next_ - 1) == window_named(interval, zone, anchor, at_ms)
-    assert after == bounds(interval, zone, anchor, next_)[1]
+    assert after == window_bounds(interval, zone, anchor, next_)[1]
 
 
 @settings(max_examples=examples(300))
@@ -97,25 +97,25 @@ def test_window_is_the_span_of_a_wall_calendar(interval: str, zone: str, anchor:
 @example("Australia/Lord_Howe", ms("2026-04-04T15:10:00Z"))
 @example("Australia/Lord_Howe", ms("2026-10-03T15:10:00Z"))
 def test_hour_lasts_between_full_hours_of_the_clocks(zone: str, at_ms: int) -> None:
-    start, next_, after = bounds("hour", zone, 1, at_ms)
+    start, next_, after = window_bounds("hour", zone, 1, at_ms)
     assert start <= at_ms < next_ < after
     for edge in (start, next_, after):
         assert local(zone, edge).minute == local(zone, edge).second == 0
     for between in range(start + QUARTER_HOUR_MS, next_, QUARTER_HOUR_MS):
         assert local(zone, between).minute
-        assert bounds("hour", zone, 1, between) == (start, next_, after)
+        assert window_bounds("hour", zone, 1, between) == (start, next_, after)
 
 
 def test_day_has_23_or_25_hours_when_clocks_change() -> None:
     for day, hours in (("2026-03-29", 23), ("2026-10-25", 25), ("2026-06-01", 24)):
-        start, next_, _ = bounds("day", "Europe/Berlin", 1, ms(f"{day}T12:00:00Z"))
+        start, next_, _ = window_bounds("day", "Europe/Berlin", 1, ms(f"{day}T12:00:00Z"))
         assert (next_ - start) / 3_600_000 == hours
         assert local("Europe/Berlin", start).isoformat()[:16] == f"{day}T00:00"
 
 
 def test_day_that_a_zone_skipped_is_no_window() -> None:
     before = ms("2011-12-29T22:00:00-10:00")
-    start, next_, after = bounds("day", "Pacific/Apia", 1, before)
+    start, next_, after = window_bounds("day", "Pacific/Apia", 1, before)
     assert local("Pacific/Apia", next_).isoformat()[:10] == "2011-12-31"
     assert (next_ - start, after - next_) == (86_400_000, 86_400_000)
 
@@ -123,28 +123,34 @@ def test_day_that_a_zone_skipped_is_no_window() -> None:
 def test_window_ends_in_the_future_when_clocks_repeat_a_minute() -> None:
     """St. John's set its clocks back at a minute past midnight: it was Sunday, Saturday, and Sunday again."""
     again = ms("2010-11-07T03:00:00Z")  # 23:30 on Saturday, for the second time
-    start, next_, after = bounds("day", "America/St_Johns", 1, again)
+    start, next_, after = window_bounds("day", "America/St_Johns", 1, again)
     assert start <= again < next_ < after
 
 
 def test_anchor_beyond_a_month_is_its_last_day() -> None:
     for anchor in (29, 30, 31):
-        start, next_, after = bounds("month", "UTC", anchor, ms("2026-02-10T00:00:00Z"))
+        start, next_, after = window_bounds("month", "UTC", anchor, ms("2026-02-10T00:00:00Z"))
         assert start == ms(f"2026-01-{anchor}T00:00:00Z")
         assert next_ == ms("2026-02-28T00:00:00Z")
         assert after == ms(f"2026-03-{anchor}T00:00:00Z")
-    assert bounds("month", "UTC", 29, ms("2028-02-10T00:00:00Z"))[1] == ms("2028-02-29T00:00:00Z")
+    assert window_bounds("month", "UTC", 29, ms("2028-02-10T00:00:00Z"))[1] == ms("2028-02-29T00:00:00Z")
 
 
 def test_quarters_and_years_begin_on_the_anchor_day_of_their_first_month() -> None:
     at = ms("2026-04-14T00:00:00Z")
-    assert bounds("quarter", "UTC", 15, at)[:2] == (ms("2026-01-15T00:00:00Z"), ms("2026-04-15T00:00:00Z"))
-    assert bounds("year", "UTC", 15, at)[:2] == (ms("2026-01-15T00:00:00Z"), ms("2027-01-15T00:00:00Z"))
-    assert bounds("year", "UTC", 15, ms("2026-01-14T23:59:59Z"))[0] == ms("2025-01-15T00:00:00Z")
+    assert window_bounds("quarter", "UTC", 15, at)[:2] == (
+        ms("2026-01-15T00:00:00Z"),
+        ms("2026-04-15T00:00:00Z"),
+    )
+    assert window_bounds("year", "UTC", 15, at)[:2] == (
+        ms("2026-01-15T00:00:00Z"),
+        ms("2027-01-15T00:00:00Z"),
+    )
+    assert window_bounds("year", "UTC", 15, ms("2026-01-14T23:59:59Z"))[0] == ms("2025-01-15T00:00:00Z")
 
 
 def test_total_has_no_end() -> None:
-    assert bounds("total", "Europe/Berlin", 9, ms("2026-04-14T00:00:00Z")) == (0, 0, 0)
+    assert window_bounds("total", "Europe/Berlin", 9, ms("2026-04-14T00:00:00Z")) == (0, 0, 0)
 
 
 @pytest.mark.parametrize(

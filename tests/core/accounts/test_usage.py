@@ -24,10 +24,10 @@ from gateway.core.accounts.outbox import (
     FlushReport,
     WindowKey,
     control_id,
-    corrected,
     decode,
     facts_in,
     fan_out,
+    mark_as_correction,
     read_facts,
     told_of,
     write_facts,
@@ -259,7 +259,7 @@ def test_facts_fit_an_entry_whatever_they_say_and_the_counts_with_them(much: dic
     facts = replaced(CALL, **much)
     written = write_facts(facts)
     assert write_facts(astuple(facts)) == written
-    for metadata in (written, corrected(written, "r" * 36, "settled after its hold was reclaimed")):
+    for metadata in (written, mark_as_correction(written, "r" * 36, "settled after its hold was reclaimed")):
         event = decode(encode(replace(decode(BLANK), kind=1, metadata=metadata)))
         assert event.facts is not None
         assert (event.facts.counts, event.facts.total, event.facts.cost) == (CALL.counts, 21, 12)
@@ -286,13 +286,13 @@ def test_a_row_says_when_its_use_was_told_late() -> None:
 
 
 def test_a_correction_says_what_it_corrects_whatever_it_was_written_as() -> None:
-    facts = read_facts(corrected(write_facts(CALL), "r-1", "why"))
+    facts = read_facts(mark_as_correction(write_facts(CALL), "r-1", "why"))
     assert facts is not None
     assert json.loads(told_of(facts))["corrects"] == facts.corrects == "r-1"
-    assert json.loads(corrected(b'{"input":3}', "r-2", "why")) == {
+    assert json.loads(mark_as_correction(b'{"input":3}', "r-2", "why")) == {
         "input": 3, "corrects": "r-2", "reason": "why",
     }  # fmt: skip
-    assert json.loads(corrected(b"", "r-3", "why"))["corrects"] == "r-3"
+    assert json.loads(mark_as_correction(b"", "r-3", "why"))["corrects"] == "r-3"
 
 
 def test_entries_of_before_say_what_they_can() -> None:

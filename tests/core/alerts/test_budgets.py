@@ -8,7 +8,7 @@ from decimal import Decimal
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.accounts.intervals import INTERVALS, bounds
+from gateway.core.accounts.intervals import INTERVALS, window_bounds
 from gateway.core.alerts.thresholds import (
     COST_LEAST,
     TOTAL_AHEAD_MS,
@@ -179,7 +179,7 @@ def test_an_end_lies_between_now_and_the_next_window(
     interval: str, at: int, passed: float, amounts: tuple[int, int], before: tuple[int, float] | None
 ) -> None:
     used, limit = amounts
-    start, next_, _ = bounds(interval, "Europe/Berlin", 1, at)
+    start, next_, _ = window_bounds(interval, "Europe/Berlin", 1, at)
     now = start + int(((next_ or start + 400 * DAY_MS) - start) * passed)
     samples = Samples(
         UsageSample(before[0], start + int((now - start) * before[1])) if before else None, None, CAME

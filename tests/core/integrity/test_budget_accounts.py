@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from gateway.core.accounts.budget_balances import LiveWindow
-from gateway.core.accounts.budgets import Budget, PersonalRaise, account_of, defined
+from gateway.core.accounts.budgets import Budget, PersonalRaise, account_of, define_windows
 from gateway.core.accounts.outbox import EventKind, WindowKey
 from gateway.core.accounts.runs import BUDGET_ID_MIN, ENDED_CALLS
 from gateway.core.integrity.reconciliation import (
@@ -52,7 +52,7 @@ def test_an_account_is_what_is_stored_and_what_waits() -> None:
     account = found[account_of(7, PLAIN)]
     assert account.windows == (window, WindowKey(2, 0))
     assert account.used == (8, 7)
-    assert account.defined == defined((PLAIN, TOKENS), NOW)
+    assert account.defined == define_windows((PLAIN, TOKENS), NOW)
 
 
 def test_somebodys_account_is_there_where_anything_is_used_now() -> None:
@@ -68,7 +68,7 @@ def test_a_raised_owner_has_windows_of_its_own() -> None:
     stored = {WindowKey(3, DAY, A): 5, WindowKey(3, DAY, B): 9}
     found = {one.name: one.defined for one in as_they_should_be(7, (raised,), stored, {}, NOW)}
     assert found == {
-        f"{PREFIX}:{A}": defined((replace(EACH, amount=500),), NOW), f"{PREFIX}:{B}": defined((EACH,), NOW),
+        f"{PREFIX}:{A}": define_windows((replace(EACH, amount=500),), NOW), f"{PREFIX}:{B}": define_windows((EACH,), NOW),
     }  # fmt: skip
 
 

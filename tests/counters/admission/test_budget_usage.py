@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from gateway.core.accounts.budgets import MONEY, TOKENS, Budget, account_of, defined
+from gateway.core.accounts.budgets import MONEY, TOKENS, Budget, account_of, define_windows
 from gateway.core.accounts.call_budgets import CallerBudget
-from gateway.core.accounts.intervals import bounds
+from gateway.core.accounts.intervals import window_bounds
 from gateway.core.billing.money import PriceTier, ServicePricing
 from gateway.core.model import Attribution, BudgetAccount, Caller
 from gateway.counters.admission.usage import BUDGETS_TOLD_MAX, Usages, usage
@@ -27,7 +27,7 @@ TOTAL = Budget(2, "ever", TOKENS, 900, "total")
 
 def account(world: World, *budgets: Budget, value: str = "") -> BudgetAccount:
     name = account_of(world.caller.organization_id, budgets[0], value)
-    return BudgetAccount(name, defined(budgets, world.now_ms()), enforced=True)
+    return BudgetAccount(name, define_windows(budgets, world.now_ms()), enforced=True)
 
 
 async def told(connect: Connect, world: World, *found: CallerBudget) -> list[dict[str, Any]]:
@@ -47,7 +47,7 @@ async def test_what_is_used_and_held_of_each(connect: Connect, world: World) -> 
         CallerBudget(account(world, mine, value="ada").name, mine),
     ]  # fmt: skip
     first, second, third = await told(connect, world, *names)
-    next_ = bounds("day", "UTC", 1, world.now_ms())[1]
+    next_ = window_bounds("day", "UTC", 1, world.now_ms())[1]
     at = datetime.fromtimestamp(next_ / 1000, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
     assert first == {
         "scope": "budget", "name": "a day", "unit": "money", "limit": "5", "limit_by": "budget",
@@ -63,12 +63,14 @@ async def test_what_is_used_and_held_of_each(connect: Connect, world: World) -> 
 async def test_what_was_used_before_this_window_is_not_used_of_it(connect: Connect, world: World) -> None:
     world.plan(None)
     hour = replace(DAILY, interval="hour")
-    before = BudgetAccount(account_of(1, hour), defined([hour], world.now_ms() - DAY_MS), enforced=True)
+    before = BudgetAccount(
+        account_of(1, hour), define_windows([hour], world.now_ms() - DAY_MS), enforced=True
+    )
     world.reserve(budgets=(before,), money=5).settle(money=5)
     # Kept as it was written: of a day ago, and over by now.
     windows = world.windows(before.name)
     for window in windows:
-        window.start, window.next, window.after = bounds("hour", "UTC", 1, world.now_ms() - DAY_MS)
+        window.start, window.next, window.after = window_bounds("hour", "UTC", 1, world.now_ms() - DAY_MS)
         window.used = 7
     world.put_windows(before.name, windows)
     [one] = await told(connect, world, CallerBudget(before.name, hour))

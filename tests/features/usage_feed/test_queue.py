@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from gateway.core.accounts.holds import LateSettlement
-from gateway.core.accounts.outbox import CallFacts, EventKind, corrected, write_facts
+from gateway.core.accounts.outbox import CallFacts, EventKind, mark_as_correction, write_facts
 from gateway.core.model import Caller, Settlement
 from gateway.features.usage_feed.events import Terms
 from persistence.keeper.sweeps import Sweeps
@@ -139,7 +139,7 @@ async def test_late_settlement_of_a_call_is_sent_as_a_separate_usage_event_with_
         await feed.drain()
         account.consume(
             16, credits_=2, kind=EventKind.ADJUST,
-            metadata=corrected(write_facts(FACTS), request, "settled late"),
+            metadata=mark_as_correction(write_facts(FACTS), request, "settled late"),
         )  # fmt: skip
         await writer.write(batch_of(account))
         await feed.drain()
@@ -184,7 +184,7 @@ async def test_late_correction_of_the_model_of_a_call_moves_the_sent_tokens_to_t
     async with fed(migrated) as feed:
         account.consume(5, request_id=request, metadata=b'{"model":"seen","reclaimed":true}')
         await writer.write(batch_of(account))
-        more = corrected(write_facts(FACTS), request, "settled late")
+        more = mark_as_correction(write_facts(FACTS), request, "settled late")
         account.consume(16, kind=EventKind.ADJUST, metadata=more)
         await writer.write(batch_of(account))
         await feed.drain()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Actor, Command
-from gateway.core.accounts.outbox import CallFacts, EventKind, corrected, write_facts
+from gateway.core.accounts.outbox import CallFacts, EventKind, mark_as_correction, write_facts
 from gateway.errors import Conflict
 from gateway.features.usage_feed.events import Terms
 from persistence.ledger.writer import LedgerWriter
@@ -98,7 +98,7 @@ class Spans:
         elif what == "late" and self.reclaimed:
             request = self.reclaimed.pop(0)
             account.at_ms = max(account.at_ms, self.now_ms())
-            more = corrected(FACTS, request, "settled late")
+            more = mark_as_correction(FACTS, request, "settled late")
             account.consume(2, kind=EventKind.ADJUST, metadata=more)
         elif what == "send":
             await self.feed.drain()

@@ -16,7 +16,14 @@ from psycopg import errors
 from sqlalchemy import TextClause, text
 
 from gateway.core.accounts.holds import ChargedAmounts, LateSettlement
-from gateway.core.accounts.outbox import CallFacts, EventFlag, EventKind, EventNote, corrected, write_facts
+from gateway.core.accounts.outbox import (
+    CallFacts,
+    EventFlag,
+    EventKind,
+    EventNote,
+    mark_as_correction,
+    write_facts,
+)
 from gateway.core.model import Caller, Settlement
 from gateway.core.times import AHEAD_MAX, DAY_MS, began, moment_of
 from gateway.counters.redis.keys import partition_of
@@ -94,7 +101,7 @@ async def test_corrections_are_in_what_is_charged(migrated: str, writer: LedgerW
     taken = account.consume(None, **moves(budget), **TAKEN_BACK)
     await writer.write(batch_of(account))
     really = write_facts(CallFacts(total=9, cost=8, currency="USD", status=200))
-    more = {**moves(budget, money=3), "metadata": corrected(really, taken.source, "late")}
+    more = {**moves(budget, money=3), "metadata": mark_as_correction(really, taken.source, "late")}
     account.emit(EventKind.ADJUST, EventFlag(0), source=str(uuid.uuid4()), **more)
     await writer.write(batch_of(account))
     assert await charged(migrated, account, taken.source) == {

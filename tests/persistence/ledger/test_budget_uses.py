@@ -15,7 +15,7 @@ from gateway.core.accounts.outbox import (
     EventKind,
     EventNote,
     WindowKey,
-    corrected,
+    mark_as_correction,
     write_facts,
 )
 from gateway.core.model import INTEGER_MAX
@@ -102,7 +102,7 @@ async def test_what_comes_again_moves_nothing_twice(migrated: str, writer: Ledge
     account.consume(7, **moves(budget))
     account.consume(None, **moves(budget))  # a call that moves no account
     late = account.consume(None, note=int(EventNote.LATE), **moves(budget))
-    more = corrected(write_facts(FACTS), late.source, "reclaimed")
+    more = mark_as_correction(write_facts(FACTS), late.source, "reclaimed")
     account.emit(EventKind.ADJUST, EventFlag(0), source=str(uuid.uuid4()), metadata=more, **moves(budget))
     reset = str(uuid.uuid4())
     account.emit(EventKind.BUDGET, EventFlag(0), tenant_id=0, source=reset, **moves(budget, money=2))

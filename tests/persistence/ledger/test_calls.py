@@ -9,7 +9,7 @@ import msgspec
 import pytest
 from psycopg.rows import dict_row
 
-from gateway.core.accounts.outbox import CallFacts, EventKind, WindowKey, corrected, write_facts
+from gateway.core.accounts.outbox import CallFacts, EventKind, WindowKey, mark_as_correction, write_facts
 from gateway.core.accounts.runs import BUDGET_ID_MIN
 from gateway.core.accounts.usage import SPANS
 from gateway.core.accounts.usage_sums import SUMS
@@ -98,7 +98,7 @@ async def test_a_call_that_was_charged_by_what_was_seen_is_corrected_in_its_row(
     await writer.write(batch_of(account))
     [before] = calls_in(migrated)
     assert (before["tokens"], before["credits"], before["estimated"], before["model"]) == (5, 1, True, None)
-    more = corrected(write_facts(FACTS), request, "settled late")
+    more = mark_as_correction(write_facts(FACTS), request, "settled late")
     account.consume(16, credits_=2, kind=EventKind.ADJUST, metadata=more)
     await writer.write(batch_of(account))
     [after] = calls_in(migrated)
@@ -174,7 +174,7 @@ async def test_a_correction_moves_what_a_call_added(migrated: str, writer: Ledge
     account.consume(5, request_id=request, metadata=b'{"estimated":true,"reclaimed":true}')
     await writer.write(batch_of(account))
     assert [row["unpriced"] for row in rollup_in(migrated, "day")] == [1]
-    more = corrected(write_facts(FACTS), request, "settled late")
+    more = mark_as_correction(write_facts(FACTS), request, "settled late")
     account.consume(16, kind=EventKind.ADJUST, metadata=more)
     await writer.write(batch_of(account))
     rows = {row["model"]: row for row in rollup_in(migrated, "hour")}
@@ -202,7 +202,7 @@ async def test_nothing_an_upstream_says_keeps_a_correction_from_its_row(
     strange = msgspec.structs.replace(
         FACTS, response_model="a\0b" * 200, counts=(-1, 2**60, *FACTS.counts[2:], 9), cost=2**70
     )
-    more = corrected(msgspec.json.encode(strange), request, "settled late")
+    more = mark_as_correction(msgspec.json.encode(strange), request, "settled late")
     account.consume(16, kind=EventKind.ADJUST, metadata=more)
     report = await writer.write(batch_of(account))
     [call] = calls_in(migrated)

@@ -14,7 +14,7 @@ from gateway.core.accounts.outbox import (
     EventKind,
     EventNote,
     WindowKey,
-    corrected,
+    mark_as_correction,
     write_facts,
 )
 from persistence import engine
@@ -126,7 +126,7 @@ async def test_a_call_of_january_that_is_corrected_in_february_moves_what_is_use
     account.remaining -= 3
     account.emit(
         EventKind.ADJUST, EventFlag.TOKENS, amount=3, source=str(uuid.uuid4()),
-        metadata=corrected(later, reclaimed, "reclaimed"), budgets=day("2026-02-01"), money=0, raw_tokens=3,
+        metadata=mark_as_correction(later, reclaimed, "reclaimed"), budgets=day("2026-02-01"), money=0, raw_tokens=3,
         requests=0,
     )  # fmt: skip
     young.store()

@@ -7,7 +7,7 @@ import uuid
 
 import msgspec
 
-from gateway.core.accounts.outbox import CallFacts, EventKind, corrected, write_facts
+from gateway.core.accounts.outbox import CallFacts, EventKind, mark_as_correction, write_facts
 from gateway.core.accounts.usage import NO_PROJECT, OTHER, OTHER_PROJECTS, SPANS
 from persistence.ledger.rollup import MODELS_A_DAY_MAX, PROJECTS_A_DAY_MAX, TAG_VALUES_A_DAY_MAX
 from persistence.ledger.writer import LedgerWriter
@@ -94,7 +94,9 @@ async def test_a_correction_takes_a_call_out_of_the_row_it_was_put_into(
     account.consume(5, request_id=request, metadata=named("zz-last"))
     await writer.write(batch_of(account))
     facts = msgspec.structs.replace(FACTS, model="made-up-0000")
-    account.consume(2, kind=EventKind.ADJUST, metadata=corrected(write_facts(facts), request, "settled late"))
+    account.consume(
+        2, kind=EventKind.ADJUST, metadata=mark_as_correction(write_facts(facts), request, "settled late")
+    )
     await writer.write(batch_of(account))
     rows = {row["model"]: row["requests"] for row in rollup_in(migrated, "hour")}
     assert (rows[OTHER], rows["made-up-0000"]) == (3, 2)
@@ -198,7 +200,7 @@ async def test_a_correction_moves_a_call_to_its_own_tags(migrated: str, writer: 
     account.consume(5, metadata=of_tags(feature="a"))
     await writer.write(batch_of(account))
     account.consume(
-        2, kind=EventKind.ADJUST, metadata=corrected(of_tags(feature="b"), request, "settled late")
+        2, kind=EventKind.ADJUST, metadata=mark_as_correction(of_tags(feature="b"), request, "settled late")
     )
     await writer.write(batch_of(account))
     assert tagged(migrated, "hour") == tagged(migrated, "day") == {("a", ""): 1, ("b", ""): 1}

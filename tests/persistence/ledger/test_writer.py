@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.accounts.outbox import CallFacts, EventFlag, EventKind, OutboxEntry, corrected, write_facts
+from gateway.core.accounts.outbox import (
+    CallFacts,
+    EventFlag,
+    EventKind,
+    OutboxEntry,
+    mark_as_correction,
+    write_facts,
+)
 from gateway.core.accounts.usage import SPANS
 from gateway.core.billing.money import IN_MONEY
 from gateway.core.model import INTEGER_MAX
@@ -355,7 +362,7 @@ async def test_what_is_full_stays_full_and_nothing_false_is_said_of_it(
         large.consume(7, credits_=1, units=1, metadata=write_facts(DEAR))
     large.consume(
         2, kind=EventKind.ADJUST, credits_=1, units=-1,
-        metadata=corrected(write_facts(DEAR), request, "settled late"),
+        metadata=mark_as_correction(write_facts(DEAR), request, "settled late"),
     )  # fmt: skip
     report = await writer.write(batch_of(large))
     assert report.dead_letters == 0

@@ -15,7 +15,7 @@ import pytest
 from psycopg import errors
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.core.accounts.outbox import CallFacts, EventKind, corrected, write_facts
+from gateway.core.accounts.outbox import CallFacts, EventKind, mark_as_correction, write_facts
 from gateway.core.accounts.usage import SPANS, UsageQuery
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import Unprocessable
@@ -311,7 +311,7 @@ async def test_names_of_a_day_stay_while_its_calls_may_be_corrected_and_go_with_
 
     def correct(cost: int) -> None:
         facts = write_facts(msgspec.structs.replace(FACTS, model="zz", cost=cost))
-        account.consume(0, kind=EventKind.ADJUST, metadata=corrected(facts, request, "settled late"))
+        account.consume(0, kind=EventKind.ADJUST, metadata=mark_as_correction(facts, request, "settled late"))
 
     # Hours are gone, and a correction still finds the row its call is in.
     correct(5)
