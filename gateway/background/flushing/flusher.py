@@ -118,7 +118,7 @@ class WaitingEntries:
                 one = self._found[partition] = _WaitingRange(now[partition])
             one.after.setdefault(organization_id, b"")
 
-    def unread(self) -> dict[Owner, bytes]:
+    def to_recheck(self) -> dict[Owner, bytes]:
         """Return the owners with waiting entries to be checked, and the id of the last entry checked of each.
 
         The id is empty if none was checked. An owner is a pair of partition and organization id.
@@ -130,7 +130,7 @@ class WaitingEntries:
             if after is not None
         }
 
-    def unknown(self, there: Collection[Owner]) -> frozenset[int]:
+    def unsettled(self, there: Collection[Owner]) -> frozenset[int]:
         return frozenset(
             partition
             for partition, organization_id in there
@@ -138,7 +138,7 @@ class WaitingEntries:
             or self._found[partition].after.get(organization_id, b"") is not None
         )
 
-    def judged(self) -> dict[int, Judged]:
+    def checked_against(self) -> dict[int, Judged]:
         return {partition: one.judged for partition, one in self._found.items()}
 
     def note_checked(self, behind: Mapping[Owner, bytes | None], report: FlushReport) -> None:
@@ -276,7 +276,7 @@ class Flusher:
                 if before_storing is not None:
                     await before_storing()
                     before_storing = None
-                calm = 0 if await self.flush() or self._waiting.unread() else calm + 1
+                calm = 0 if await self.flush() or self._waiting.to_recheck() else calm + 1
                 failures, self.trouble = 0, None
                 if calm > CALM_PASSES:
                     delay_s = max(delay_s, min(CALM_INTERVALS * delay_s, CALM_S_MAX))
@@ -320,7 +320,7 @@ class Flusher:
             waiting = {partition for partition, _ in there}
             self._waiting.note_waiting(there, await self._writer.judged(waiting) if waiting else {})
             stored = await self._judge_again(self._epochs)
-            left = self._waiting.unknown(self._waiting.unread())
+            left = self._waiting.unsettled(self._waiting.to_recheck())
             return stored + await self._read_through(Pass(self._epochs, left, partitions))
         except BaseException:
             self._waiting.forget()
@@ -339,7 +339,7 @@ class Flusher:
 
         Return how many were stored. `epochs` are the partitions' epochs in PostgreSQL.
         """
-        unread = self._waiting.unread()
+        unread = self._waiting.to_recheck()
         if not unread:
             return 0
         self._storing = frozenset(partition for partition, _ in unread)
@@ -392,7 +392,7 @@ class Flusher:
             streams = await self._outbox.read(dict(current.after), count)
             current.note_read(streams, count)
             if streams:  # another flusher may have moved earlier entries to the waiting list
-                current.leave(self._waiting.unknown(await self._outbox.parked(streams)))
+                current.leave(self._waiting.unsettled(await self._outbox.parked(streams)))
             for partition, entries in streams.items():
                 if partition not in current.left:
                     gathered.setdefault(partition, []).extend(entries)
@@ -419,7 +419,7 @@ class Flusher:
         if not batch:
             return FlushReport()
         started = time.monotonic()
-        history = History(self._outbox.read_under, epochs, self._waiting.judged())
+        history = History(self._outbox.read_under, epochs, self._waiting.checked_against())
         report = await self._writer.write(batch, history)
         self._locked |= report.locked
         if report.outdated:
