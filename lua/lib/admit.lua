@@ -33,7 +33,7 @@ end
 
 -- One-Time: the first call holds the price, and others are not charged while it is pending. Returns the price to hold, and the flags
 -- of the hold: ONE_TIME means that the call waits for the first. A call whose price is still unknown waits for nothing.
-local function join(activation, price, flags, raised_hold)
+local function reserve_activation(activation, price, flags, raised_hold)
   if raised_hold and has(raised_hold.flags, HOLD_ONE_TIME) then return 0, flags end
   if price == 0 then return 0, flags - HOLD_ONE_TIME end
   if activation.flags == ACTIVE then return 0, flags end

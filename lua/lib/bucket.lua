@@ -42,7 +42,7 @@ end
 
 -- Gives back the held slots (1, or 0 without a hold), and replaces the taken tokens by the used ones. There are none if the hold took
 -- nothing of the account (`UNCOUNTED`).
-local function give(account, now, slots, taken, used)
+local function give_back_rate(account, now, slots, taken, used)
   local at, tpm, inflight = account.at, account.tpm, account.inflight
   if taken < 0 then taken = 0 else inflight = inflight - slots end
   local tokens_used = account.tokens_used

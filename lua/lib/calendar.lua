@@ -47,7 +47,7 @@ end
 
 -- The first moment of a day. If clocks are set back over midnight, a day begins twice: the first time counts. If they skip midnight,
 -- the day begins when they do.
-local function begins(tenant, day)
+local function start_of_day(tenant, day)
   local at, after = day * DAY_MS - tenant.offset, day * DAY_MS - tenant.offset_after
   local turned = tenant.turns_at > 0 and at >= tenant.turns_at and after >= tenant.turns_at
   return turned and after or at
@@ -64,9 +64,9 @@ local function next_reset_of(tenant, now)
   if tenant.reset_interval == 0 then return 0 end
   local anchor = anchor_of(tenant)
   local day = day_after(tenant.reset_interval, anchor, day_of(tenant, now))
-  local at = begins(tenant, day)
+  local at = start_of_day(tenant, day)
   if at > now then return at end -- clocks set back have shown that day for a minute
-  return begins(tenant, day_after(tenant.reset_interval, anchor, day))
+  return start_of_day(tenant, day_after(tenant.reset_interval, anchor, day))
 end
 
 -- The number of cycles between two ends; a day has 24 hours, give or take one.

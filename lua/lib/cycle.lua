@@ -9,7 +9,7 @@ local function follow(tenant, packed, now)
   PLAN.into(tenant, packed)
   if tenant.next_reset == 0 or interval ~= tenant.reset_interval or anchor ~= anchor_of(tenant) then
     tenant.next_reset = next_reset_of(tenant, now)
-  else tenant.next_reset = begins(tenant, day) end
+  else tenant.next_reset = start_of_day(tenant, day) end
 end
 
 -- Has the next reset forgive use beyond the plan, also under a plan that carries it over: it was owed otherwise than in future

@@ -3,12 +3,12 @@
 -- The tokens and credits that a hold lacks of the wanted amounts, as far as they are free; then exhausted: 0 no, 1 yes and the plan
 -- lets the call finish, 2 yes and the plan stops it.
 local function free_for(hold, tenant, organization, tokens, credits)
-  local short, lacks = false, false
+  local refusal, lacks = false, false
   tokens = has(hold.flags, HOLD_COUNTS) and max(0, tokens - hold.tokens) or 0
-  if is_limited(tenant) then tokens, short = free_part(tenant, QUOTA_AT, tenant.limit, tokens) end
+  if is_limited(tenant) then tokens, refusal = free_part(tenant, QUOTA_AT, tenant.limit, tokens) end
   credits = organization and has(hold.flags, HOLD_BY_TOKEN) and max(0, credits - hold.credits) or 0
   if credits > 0 then credits, lacks = free_part(organization, CREDITS_AT, organization.credit_limit, credits) end
-  return tokens, credits, (short or lacks) and 1 + tenant.on_exhausted or 0
+  return tokens, credits, (refusal or lacks) and 1 + tenant.on_exhausted or 0
 end
 
 -- Returns a function that opens states, each name once, and the list of opened names.

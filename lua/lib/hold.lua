@@ -12,8 +12,8 @@ local function budget_needs(accounts, now, packed, raised_packed, strict)
   if full > 0 then return nil, refused(VERDICT_OTHER_ACCOUNT, now, SCOPE_BUDGET, KIND_BUDGET, full) end
   if raised_packed then give_back(accounts, raised_packed) end
   needs[FLAG_MONEY], needs[FLAG_TOKENS], leasts[FLAG_MONEY], leasts[FLAG_TOKENS] = money, raw_tokens, money_least, raw_least
-  local short = budgets_short(accounts, now, needs, leasts)
-  if short then return nil, short end
+  local refusal = budgets_short(accounts, now, needs, leasts)
+  if refusal then return nil, refusal end
   return needs
 end
 

@@ -8,7 +8,7 @@ local function paid_of(packed)
 end
 
 -- The windows of an account that are not gone, for an entry.
-local function told_as(account, definition)
+local function windows_in_entry(account, definition)
   local told, value = account[TOLD_AS], value_of(account)
   if not told then
     told = value and told_of(definition[FIELDS], 1, definition[LIVE_COUNT], value) or definition[TOLD]
@@ -33,7 +33,7 @@ local function pay_windows(accounts, held, money, raw_tokens, requests, since)
       if not since then
         if not is_told then
           told = told + 1
-          told_parts[told] = account[TOLD_AS] or told_as(account, definition)
+          told_parts[told] = account[TOLD_AS] or windows_in_entry(account, definition)
         end
         for place = 1, live do
           local used = meters[place * 2 - 1] + amounts_paid[units[place]]

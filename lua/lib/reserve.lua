@@ -4,7 +4,7 @@ local had_nothing, held_now = {}, {}
 
 -- The hold to raise, opened; the tokens it took by scope; whether it is of another service; and packed. nil and nothing if it is
 -- gone, or none is to be raised: then everything is taken.
-local function raised(name, service_id, many)
+local function hold_to_raise(name, service_id, many)
   local packed = many and held_now[name] or call('GET', name)
   packed = packed and today(packed, name)
   local hold = packed and HOLD.opened(packed)
@@ -38,14 +38,14 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, at_ten
   local user_id, tiers = argv[a + 1], argv[a + 2]
   local at_activation = (one_time or uses) and base + (shape and byte(shape, first + plain - 1) or 1 + plain)
   if not (raw_of[at_tenant] and raw_of[at_organization] and raw_of[at_key]) then return CODE.pack{code = VERDICT_UNKNOWN_ACCOUNT} end
-  local raises, raised_hold, had, unlike, raised_packed = flags >= FLAG_RAISES, nil, had_nothing, false, nil
-  if raises then raised_hold, had, unlike, raised_packed = raised(hold_key, service_id, shape) end
+  local raises, raised_hold, held_before, unlike, raised_packed = flags >= FLAG_RAISES, nil, had_nothing, false, nil
+  if raises then raised_hold, held_before, unlike, raised_packed = hold_to_raise(hold_key, service_id, shape) end
   local api_key = account_of[at_key]
-  if not api_key and (api_key == nil or had[SCOPE_KEY]) then api_key = limited_account(at_key, SCOPE_KEY, keys[at_key + keys_before], had[SCOPE_KEY]) end
+  if not api_key and (api_key == nil or held_before[SCOPE_KEY]) then api_key = limited_account(at_key, SCOPE_KEY, keys[at_key + keys_before], held_before[SCOPE_KEY]) end
   local tenant = account_of[at_tenant] or open_tenant(at_tenant, keys[at_tenant + keys_before], now, epoch)
   local organization = account_of[at_organization]
   if not organization then
-    local whole = had[SCOPE_ORGANIZATION] or at_activation or credits > 0 or raised_hold and raised_hold.credits > 0
+    local whole = held_before[SCOPE_ORGANIZATION] or at_activation or credits > 0 or raised_hold and raised_hold.credits > 0
     if whole or organization == nil then organization = limited_account(at_organization, SCOPE_ORGANIZATION, keys[at_organization + keys_before], whole) end
   end
   local user = with_user and account_of[at_user]
@@ -68,27 +68,27 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, at_ten
   end
   if plan_id >= 0 and plan_id ~= tenant.plan_id then return refused(VERDICT_OTHER_PLAN, now, SCOPE_TENANT, KIND_QUOTA, 0, tenant.plan_id) end
   if unlike then return redis.error_reply('ERR reserve raises a hold of its own service, or of none') end
-  local lacking, short, requests_scope, requests_limit, requests_used, tokens_scope, tokens_limit, tokens_used =
-    required(scopes, now, need, had)
+  local lacking, refusal, requests_scope, requests_limit, requests_used, tokens_scope, tokens_limit, tokens_used =
+    take_rate_limits(scopes, now, need, held_before)
   if lacking then return lacking end
   if has(flags, FLAG_SUBSCRIPTION) and not has(tenant.flags, HAS_PLAN) then
     return roll_back(refused(VERDICT_NOT_INCLUDED, now, SCOPE_ORGANIZATION))
   end
-  if short then return roll_back(short) end
+  if refusal then return roll_back(refusal) end
   if raised_hold then put_back(tenant, organization, raised_hold.flags, raised_hold.tokens, raised_hold.credits) end
   local tokens, bounds
-  tokens, short, bounds = quota_hold(tenant, now, counts, weighed < 0 and need or weighed, ceiling, least)
-  if short then return roll_back(short) end
+  tokens, refusal, bounds = quota_hold(tenant, now, counts, weighed < 0 and need or weighed, ceiling, least)
+  if refusal then return roll_back(refusal) end
   if accounts then
     local enough
-    enough, short = budget_needs(accounts, now, argv[a + given], raised_packed, tenant.admission == STRICT)
-    if not enough then return roll_back(short) end
+    enough, refusal = budget_needs(accounts, now, argv[a + given], raised_packed, tenant.admission == STRICT)
+    if not enough then return roll_back(refusal) end
   elseif raised_hold and raised_hold.budgets > 0 then return roll_back(redis.error_reply('ERR a hold is raised with its budget accounts')) end
-  if one_time then credits, flags = join(activation, credits, flags, raised_hold) end
-  if credits > 0 then credits, short = credit_hold(organization, now, credits, credits_least) end
+  if one_time then credits, flags = reserve_activation(activation, credits, flags, raised_hold) end
+  if credits > 0 then credits, refusal = credit_hold(organization, now, credits, credits_least) end
   -- the amount held by units is stored with their service
-  if uses and not short then credits, short = 0, spend_hold(organization, activation, raised_hold, tiers, units, now) end
-  if short then return roll_back(short) end
+  if uses and not refusal then credits, refusal = 0, spend_hold(organization, activation, raised_hold, tiers, units, now) end
+  if refusal then return roll_back(refusal) end
 
   local tail, money, raw_tokens, told = '', 0, 0, ''
   if accounts then tail, money, raw_tokens, told = hold_windows(accounts) end

@@ -100,7 +100,7 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count
     and money == 0 and raw_tokens == 0 and requests == 0)
   local activates = false
   if one_time and mode ~= MODE_CORRECT then
-    activates, credits = leave(activation, organization, credits, free, has(hold_flags, HOLD_ONE_TIME) and slots or 0)
+    activates, credits = release_activation(activation, organization, credits, free, has(hold_flags, HOLD_ONE_TIME) and slots or 0)
   end
   if uses and has(hold_flags, HOLD_USES) and hold_credits == 0 then -- before units were counted, holds had a price and no units
     activation.held = held_after(activation.held, HOLD.field(packed_hold, 'units'))
@@ -136,10 +136,10 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count
 
   -- how far the organization's account is written: with its windows, or only its head
   if organization_far < FAR_LEDGER and (hold_credits > 0 or not tokens_alone and (uses or one_time or has(flags, FLAG_PAYS))) then organization_far = FAR_LEDGER end
-  if api_key then give(api_key, now, slots, key_tpm, tokens) end
-  if user then give(user, now, slots, user_tpm, tokens) end
-  give(tenant, now, slots, tenant_tpm, tokens)
-  if organization then give(organization, now, slots, organization_tpm, tokens) end
+  if api_key then give_back_rate(api_key, now, slots, key_tpm, tokens) end
+  if user then give_back_rate(user, now, slots, user_tpm, tokens) end
+  give_back_rate(tenant, now, slots, tenant_tpm, tokens)
+  if organization then give_back_rate(organization, now, slots, organization_tpm, tokens) end
   if shape or activation or accounts then
     moved_of[at_tenant], moved_of[at_organization], moved_of[at_key] = true, true, api_key
     if user then moved_of[at_user] = true end

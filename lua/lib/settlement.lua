@@ -37,7 +37,7 @@ end
 
 -- One-Time: the first successful call charges and activates the service, the last failed one (`free`) releases the price. Returns
 -- whether it activates, and the credits to charge.
-local function leave(activation, organization, credits, free, slots)
+local function release_activation(activation, organization, credits, free, slots)
   activation.waiting = held_after(activation.waiting, slots)
   if activation.flags == ACTIVE or (free and activation.waiting > 0) then return false, credits end
   if activation.flags == PENDING then

@@ -19,10 +19,10 @@ local function too_many(accounts, now)
 end
 
 -- The refusal by a window, if it is stronger than a former one: the latest end of a used-up window, then amounts held by calls.
-local function stronger(short, now, verdict, fields, at, limit, used, held, need, unit, limit_rest, used_rest, held_rest)
+local function stronger(refusal, now, verdict, fields, at, limit, used, held, need, unit, limit_rest, used_rest, held_rest)
   local ends = fields[at + WINDOW_NEXT_AT]
   local till = verdict == VERDICT_QUOTA_HELD and -1 or ends == 0 and HUGE or ends
-  if short and till <= short[1] then return short end
+  if refusal and till <= refusal[1] then return refusal end
   return {till, REFUSED.pack{
     verdict = verdict, now = now, scope = SCOPE_BUDGET, kind = KIND_BUDGET, used = used, limit = limit, till = ends,
     budget = fields[at + WINDOW_BUDGET_ID_AT], unit = unit, held = held, need = need,
@@ -33,7 +33,7 @@ end
 -- Cuts the needs of a call to the free amount of every window that enforces, if it states no maximum (`leasts` not 0), and not below
 -- `leasts`; or returns the refusal: -13 used up, -9 held.
 local function budgets_short(accounts, now, needs, leasts)
-  local short
+  local refusal
   for i = 1, #accounts do
     local meters, definition = accounts[i][METERS], accounts[i][DEFINITION]
     local units, limits = definition[UNITS], definition[LIMITS]
@@ -46,11 +46,11 @@ local function budgets_short(accounts, now, needs, leasts)
         local free = left - meters[place * 2]
         if need > free then
           local bound, verdict = cut(left, free, leasts[unit] > 0 and min(leasts[unit], need) or need, VERDICT_BUDGET_EXCEEDED)
-          if bound then needs[unit] = bound else short = stronger(short, now, verdict, definition[FIELDS], (place - 1) * DEFINED_WINDOW_SIZE, limit, used, left - free, need, unit) end
+          if bound then needs[unit] = bound else refusal = stronger(refusal, now, verdict, definition[FIELDS], (place - 1) * DEFINED_WINDOW_SIZE, limit, used, left - free, need, unit) end
         end
       end
     end
-    if definition[WIDES] then short = wide.short(stronger, short, meters, definition, now, needs, leasts) end
+    if definition[WIDES] then refusal = wide.short(stronger, refusal, meters, definition, now, needs, leasts) end
   end
-  return short and short[2]
+  return refusal and refusal[2]
 end

@@ -13,7 +13,7 @@ local requests_before, tokens_before, times_before = {0, 0, 0, 0}, {0, 0, 0, 0},
 -- Its accounts, the amounts of the hold that it raises, and the last scope taken from.
 local taken_of, taken_had, taken_to
 
--- Restores everything that `required` took for a call, and returns its refusal; nothing was written yet.
+-- Restores everything that `take_rate_limits` took for a call, and returns its refusal; nothing was written yet.
 local function roll_back(answer)
   for scope = SCOPE_KEY, taken_to do
     local account = taken_of[scope]
@@ -26,16 +26,16 @@ local function roll_back(answer)
 end
 
 -- Takes one request, one slot and up to `need` tokens from the opened accounts, in the order of their scopes; a scope without an
--- account takes nothing. `had` has, by scope, the tokens of the hold that is raised: its request and slot are taken already, and the
+-- account takes nothing. `held_before` has, by scope, the tokens of the hold that is raised: its request and slot are taken already, and the
 -- tokens replace those. Returns a refusal, with nothing taken. Otherwise nil, then the refusal if only tokens are missing, since any
 -- other comes first; then scope (0: none), limit and level of the tightest bucket of requests, and the same of tokens. If the call is
 -- refused later, `roll_back` restores everything.
-local function required(accounts, now, need, had)
-  local short
+local function take_rate_limits(accounts, now, need, held_before)
+  local refusal
   local wanted = need * UNIT
   local requests_left, requests_scope, requests_limit, requests_then = HUGE, 0, 0, 0
   local tokens_left, tokens_scope, tokens_limit, tokens_then = HUGE, 0, 0, 0
-  taken_of, taken_had = accounts, had
+  taken_of, taken_had = accounts, held_before
   for scope = SCOPE_KEY, SCOPE_ORGANIZATION do
     local account, taken = accounts[scope], UNCOUNTED
     if account then
@@ -50,7 +50,7 @@ local function required(accounts, now, need, had)
         if tokens_used < 0 then tokens_used = 0 end
         account.at = now
       elseif at > now + FUTURE_MS then account.at = now end
-      local had_tokens = had[scope]
+      local had_tokens = held_before[scope]
       if had_tokens then
         if tpm > 0 then tokens_used = max(0, tokens_used - had_tokens * UNIT) end
       else
@@ -80,7 +80,7 @@ local function required(accounts, now, need, had)
             taken = floor(free / UNIT)
             tokens_used, free = tokens_used + taken * UNIT, free - taken * UNIT
           else
-            short = short or refused(VERDICT_RATE_LIMITED, now, scope, KIND_TOKENS, ceil(tokens_used / UNIT), tpm, now + ceil((UNIT - free) / tpm))
+            refusal = refusal or refused(VERDICT_RATE_LIMITED, now, scope, KIND_TOKENS, ceil(tokens_used / UNIT), tpm, now + ceil((UNIT - free) / tpm))
           end
         end
         if free < tokens_left then tokens_left, tokens_scope, tokens_limit, tokens_then = free, scope, tpm, tokens_used end
@@ -90,5 +90,5 @@ local function required(accounts, now, need, had)
     takes[scope] = taken
   end
   taken_to = SCOPE_ORGANIZATION
-  return nil, short, requests_scope, requests_limit, requests_then, tokens_scope, tokens_limit, tokens_then
+  return nil, refusal, requests_scope, requests_limit, requests_then, tokens_scope, tokens_limit, tokens_then
 end

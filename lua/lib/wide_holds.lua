@@ -2,7 +2,7 @@
 -- Needs state, window, wide, definition.
 
 -- as `budgets_short`, in the wide windows of an account; `refuse` makes a refusal
-function wide.short(refuse, short, meters, definition, now, wanted, lowest)
+function wide.short(refuse, refusal, meters, definition, now, wanted, lowest)
   for _, window in ipairs(definition[WIDES]) do
     local need, place = wanted[FLAG_MONEY], window[WIDE_PLACE]
     if need > 0 and place <= definition[LIVE_COUNT] and has(window[WIDE_FLAGS], WINDOW_ENFORCES) then
@@ -10,13 +10,13 @@ function wide.short(refuse, short, meters, definition, now, wanted, lowest)
       if need > free then
         local bound, verdict = cut(left, free, lowest[FLAG_MONEY] > 0 and min(lowest[FLAG_MONEY], need) or need, VERDICT_BUDGET_EXCEEDED)
         if bound then wanted[FLAG_MONEY] = bound else
-          short = refuse(short, now, verdict, definition[FIELDS], (place - 1) * DEFINED_WINDOW_SIZE, window[WIDE_WHOLE], meters[place * 2 - 1],
+          refusal = refuse(refusal, now, verdict, definition[FIELDS], (place - 1) * DEFINED_WINDOW_SIZE, window[WIDE_WHOLE], meters[place * 2 - 1],
             meters[place * 2], need, WIDE, window[WIDE_REST], meters[window[WIDE_BELOW]], meters[window[WIDE_BELOW] + 1])
         end
       end
     end
   end
-  return short
+  return refusal
 end
 
 -- holds money in the wide windows of an account; answers the tightest one that enforces, if it is tighter, and the part that it has left
