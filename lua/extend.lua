@@ -30,32 +30,32 @@ local budget_at, budgets = budget_opener(now)
 local at, call_at = 4, 3
 
 while call_at <= #ARGV do
-  local observed, weighed, wanted, seen, worth, money_seen, money_wanted, raw_wanted, accounts, whole, request_id = EXTEND.read(ARGV[call_at])
+  local observed, quota_tokens, wanted, seen, worth, money_seen, money_wanted, budget_tokens_wanted, accounts, whole, request_id = EXTEND.read(ARGV[call_at])
   local known = #tenants
   local hold, tenant, organization = raw[at] and HOLD.opened(raw[at]), tenant_at(KEYS[at + 1], raw[at + 1]), nil
   if #tenants > known then events[#events + 1] = due(tenant, now, epoch) end
   if not hold or not tenant or has(hold.flags, HOLD_RECLAIMED) then
-    answer[#answer + 1] = EXTENDED.pack{tokens = -1, credits = 0, exhausted = 0, money = 0, raw_tokens = 0}
+    answer[#answer + 1] = EXTENDED.pack{tokens = -1, credits = 0, exhausted = 0, money = 0, budget_tokens = 0}
   else
     if worth > 0 then organization = organization_at(KEYS[at + 2], raw[at + 2]) end
     local tokens, credits, exhausted = free_for(hold, tenant, organization, wanted, worth)
-    local windows, money, raw_tokens, spent = no_windows, 0, 0, 0
+    local windows, money, budget_tokens, spent = no_windows, 0, 0, 0
     local in_budgets = budgets_of(budget_at, KEYS, raw, at + 3, accounts, ARGV, whole > 1 and call_at)
-    if accounts > 0 then windows, money, raw_tokens, spent = free_in_windows(hold, raw[at], in_budgets, money_wanted, raw_wanted) end
+    if accounts > 0 then windows, money, budget_tokens, spent = free_in_windows(hold, raw[at], in_budgets, money_wanted, budget_tokens_wanted) end
     exhausted = max(exhausted, spent)
     if whole > 0 and exhausted > 0 then exhausted = 3 end
     answer[#answer + 1] = EXTENDED.pack{
       tokens = hold.tokens + tokens, credits = hold.credits + credits, exhausted = exhausted, money = hold.money + money,
-      raw_tokens = hold.raw_tokens + raw_tokens,
+      budget_tokens = hold.budget_tokens + budget_tokens,
     }
     if exhausted < 3 then
       if tokens > 0 then hold_more(tenant, QUOTA_AT, tokens) end
       if credits > 0 then hold_more(organization, CREDITS_AT, credits) end
-      move_held(in_budgets, windows, {money, raw_tokens, 0, 0})
+      move_held(in_budgets, windows, {money, budget_tokens, 0, 0})
       hold.tokens, hold.credits = hold.tokens + tokens, hold.credits + credits
-      hold.money, hold.raw_tokens = hold.money + money, hold.raw_tokens + raw_tokens
+      hold.money, hold.budget_tokens = hold.money + money, hold.budget_tokens + budget_tokens
     end
-    hold.observed, hold.weighed, hold.seen = max(observed, hold.observed), max(weighed, hold.weighed), max(seen, hold.seen)
+    hold.observed, hold.quota_tokens, hold.seen = max(observed, hold.observed), max(quota_tokens, hold.quota_tokens), max(seen, hold.seen)
     hold.money_seen = max(money_seen, hold.money_seen)
     hold.deadline = deadline
     renewals[#renewals + 1] = format('%.0f', deadline)

@@ -120,7 +120,7 @@ class Player:
         if verb == "extend":
             names = tuple(one.name for one in asked.budgets)
             live = HoldExtension(
-                world.caller, asked.request_id, 0, amount, budgets=names, counts_raw=bool(names)
+                world.caller, asked.request_id, 0, amount, budgets=names, counts_budget_tokens=bool(names)
             )
             return str(world.kept([(live, amount)]))
         return str(int(self._settled(asked, verb, amount)))
@@ -130,13 +130,19 @@ class Player:
             "settle": packing.MODE_CHARGE, "release": packing.MODE_RELEASE, "reclaim": packing.MODE_RECLAIM,
             "post": packing.MODE_POST, "correct": packing.MODE_CORRECT,
         }  # fmt: skip
-        used = {"credits": amount, "units": amount, "money": amount, "raw_tokens": amount, "metadata": b"{}"}
+        used = {
+            "credits": amount,
+            "units": amount,
+            "money": amount,
+            "budget_tokens": amount,
+            "metadata": b"{}",
+        }
         used = {} if verb == "release" else used
         return self.world.settle(asked, 0 if verb == "release" else amount, mode=modes[verb], **used)
 
     def _asked(self, number: int, *, raises: bool = False) -> HoldRequest:
         need, budgets = 10 + number % 40, BUDGETS if number % 3 == 0 else ()
-        more = {"money": need, "raw_tokens": need} if budgets else {}
+        more = {"money": need, "budget_tokens": need} if budgets else {}
         service = SERVICES[number % len(SERVICES)]
         return HoldRequest(
             self.world.caller, _id(number), "ann" if number % 2 else "", service, need, need,

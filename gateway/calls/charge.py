@@ -98,7 +98,7 @@ class Held:
     tokens: int
     credits: int
     money: int
-    raw_tokens: int
+    budget_tokens: int
     cost: int
 
 
@@ -189,7 +189,7 @@ def charge(look_up: PriceOf, ended_ms: int, use: MeteredUse, terms: UseTerms) ->
         settlement.charge = True
         _take(settlement, use, terms, cost)
         if terms.budgeted:
-            settlement.raw_tokens = use.total
+            settlement.budget_tokens = use.total
             # Without a price in the currency of its budgets, a use charges no money to them.
             if cost is not None and currency == terms.currency:
                 settlement.money = min(cost, INTEGER_MAX)
@@ -285,7 +285,7 @@ def charge_as_held(use: MeteredUse, terms: UseTerms, held: Held) -> ChargedUse:
     settlement.charge, settlement.metadata = True, write_facts(facts)
     settlement.tokens = held.tokens if terms.service.counts_tokens else 0
     settlement.credits, settlement.units = held.credits, use.units
-    settlement.money, settlement.raw_tokens = held.money, held.raw_tokens
+    settlement.money, settlement.budget_tokens = held.money, held.budget_tokens
     counted = _counted(use, terms, settlement, cost, terms.currency)
     counted.lacks_price = cost is None and use.total > 0
     return ChargedUse(facts, settlement, counted)
@@ -331,7 +331,7 @@ def _take(settlement: Settlement, use: MeteredUse, terms: UseTerms, cost: int | 
             service, vectors, counts, cost, use.units
         )
     settlement.tokens = use.total if service.counts_tokens else 0
-    settlement.weighed = None if weights is None else weights.count(counts, use.total)
+    settlement.quota_tokens = None if weights is None else weights.count(counts, use.total)
 
 
 def _counted(

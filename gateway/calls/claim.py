@@ -45,6 +45,6 @@ def hold_request(  # noqa: PLR0917  # who asks for what, and what it costs
             asks.money, asks.money_most, asks.money_least,
         )  # fmt: skip
         if TOKENS in budgets.units:
-            request.raw_tokens, request.raw_most = asks.raw_tokens, asks.raw_most
-            request.raw_least = min(estimate.least, asks.raw_tokens)
+            request.budget_tokens, request.budget_tokens_most = asks.budget_tokens, asks.budget_tokens_most
+            request.budget_tokens_least = min(estimate.least, asks.budget_tokens)
     return claim, request

@@ -71,8 +71,8 @@ def end_settled(  # noqa: PLR0917  # a hold, what its caller says, and the price
             "This comes to more than one call may.", param="usage" if said.usage else "units"
         )
     end = HoldEnd(
-        False, True, moved.metadata.decode(), "", moved.tokens, moved.weighed, moved.credits, moved.over,
-        moved.units, moved.money, moved.raw_tokens, False, made.counted.lacks_price, made.counted.says_more,
+        False, True, moved.metadata.decode(), "", moved.tokens, moved.quota_tokens, moved.credits, moved.over,
+        moved.units, moved.money, moved.budget_tokens, False, made.counted.lacks_price, made.counted.says_more,
     )  # fmt: skip
     end.answer = _render_answer(hold, end)
     return end

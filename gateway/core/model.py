@@ -299,7 +299,7 @@ class Admitted:
     `tokens_remaining` are quota tokens by the plan's `weights`, None if it has none. Amounts that remain are
     None where nothing limits them. `bounded`: the call may not use more tokens than it holds. `budget` is the
     tightest one that enforces, None without one; windows of budgets hold `money_held` nano-units and
-    `raw_held` tokens. `leases` asks the worker to get a lease. `frame` is the cache entry for such calls, if
+    `budget_tokens_held` tokens. `leases` asks the worker to get a lease. `frame` is the cache entry for such calls, if
     there is one: the call's settlement returns it.
     """
 
@@ -316,7 +316,7 @@ class Admitted:
     weights: Weights | None = None
     budget: BudgetWindow | None = None
     money_held: int = 0
-    raw_held: int = 0
+    budget_tokens_held: int = 0
     leases: bool = False
     frame: LruEntry | None = None
 
@@ -388,8 +388,8 @@ class HoldRequest:
     need and `read` of the ceiling are input, for plans with weights.
 
     `budgets` are the accounts of budgets that it uses, `names` their names if known. Their windows hold
-    `money` in nano-units, `raw_tokens` of all kinds, or one request; under a strict plan they hold
-    `money_most` and `raw_most` if that is more. If the call states no maximum (`money_least`, `raw_least` not
+    `money` in nano-units, `budget_tokens` of all kinds, or one request; under a strict plan they hold
+    `money_most` and `budget_tokens_most` if that is more. If the call states no maximum (`money_least`, `budget_tokens_least` not
     0), they hold what is free of that, but no less than those. An account beyond the maximum of accounts of
     `each` is replaced by the shared account of all others.
 
@@ -414,14 +414,14 @@ class HoldRequest:
     money: int = 0
     money_most: int = 0
     money_least: int = 0
-    raw_tokens: int = 0
-    raw_most: int = 0
-    raw_least: int = 0
+    budget_tokens: int = 0
+    budget_tokens_most: int = 0
+    budget_tokens_least: int = 0
     names: tuple[str, ...] = ()
     ttl_ms: int = 0
     whole: bool = False
 
-    def weighed(self, weights: Weights) -> tuple[int, int, int]:
+    def weigh(self, weights: Weights) -> tuple[int, int, int]:
         ceiling = weights.at_most(self.ceiling, self.read)
         need = min(weights.at_most(self.need, self.read_likely), ceiling)
         return need, ceiling, min(weights.at_most(self.least, self.read), ceiling)
@@ -431,9 +431,9 @@ class HoldRequest:
 class Settlement:
     """The real use of a call, which replaces its hold. A release has zeros.
 
-    `credits` are whole, and `over` is how much they exceed the cost, in nano-credits. `weighed` is the number
+    `credits` are whole, and `over` is how much they exceed the cost, in nano-credits. `quota_tokens` is the number
     of quota tokens that `tokens` count as; None means the same number. `budgets` are the accounts that its
-    hold used: their windows count `money` in nano-units, `raw_tokens` of all kinds, or one request.
+    hold used: their windows count `money` in nano-units, `budget_tokens` of all kinds, or one request.
     `attribution` is `content_id TAB project_id TAB feature_version` or empty, `metadata` a JSON object or
     empty; scripts pass both on unread. `frame` is that of the hold's `Admitted`. `hold_ttl_ms` is the longest
     life of the hold that a release ends, if it is longer than a call's.
@@ -450,16 +450,16 @@ class Settlement:
     attribution: str = ""
     metadata: bytes = b""
     over: int = 0
-    weighed: int | None = None
+    quota_tokens: int | None = None
     budgets: tuple[str, ...] = ()
     money: int = 0
-    raw_tokens: int = 0
+    budget_tokens: int = 0
     frame: LruEntry | None = None
     hold_ttl_ms: int = 0
 
     @property
     def of_quota(self) -> int:
-        return self.tokens if self.weighed is None else self.weighed
+        return self.tokens if self.quota_tokens is None else self.quota_tokens
 
 
 # The limit that covers least of a hold: values of `HoldExtension.short`.
@@ -472,9 +472,9 @@ class HoldExtension:
 
     `tokens` were seen so far, and the hold covers `held` of them: by `counts` their tokens, by `rate` their
     credits. `exhausted` is set if an account cannot extend it further, `cut` if the plan then ends the call.
-    With `weights` the quota is separate: `weighed` quota tokens were seen, and `quota` are held. For the
+    With `weights` the quota is separate: `quota_tokens` quota tokens were seen, and `quota` are held. For the
     accounts `budgets`, `money_rate` is the cost of use, `hold_rate` the rate of holding if it differs, and
-    `counts_raw` says that some count tokens. At most `most`, all that the call can use, is held ahead. Once,
+    `counts_budget_tokens` says that some count tokens. At most `most`, all that the call can use, is held ahead. Once,
     `reserved` tokens and `reserved_quota` quota tokens may be requested in addition, all or none of them:
     `answered` is called with the answer, and `short` names the limit that covers least of it: tokens, credits
     or budgets.
@@ -489,12 +489,12 @@ class HoldExtension:
     counts: bool = True
     rate: TokenRate | None = None
     weights: Weights | None = None
-    weighed: int = 0
+    quota_tokens: int = 0
     quota: int = 0
     budgets: tuple[str, ...] = ()
     money_rate: TokenRate | None = None
     hold_rate: TokenRate | None = None
-    counts_raw: bool = False
+    counts_budget_tokens: bool = False
     most: int = INTEGER_MAX
     reserved: int = 0
     reserved_quota: int = 0
@@ -532,11 +532,11 @@ class HoldExtension:
         seen = 0 if self.money_rate is None else self.money_rate.nano(self.tokens)
         rate = self.hold_rate or self.money_rate
         more = 0 if rate is None else rate.nano(ahead)
-        return min(seen, INTEGER_MAX), min(more, INTEGER_MAX), ahead if self.counts_raw else 0
+        return min(seen, INTEGER_MAX), min(more, INTEGER_MAX), ahead if self.counts_budget_tokens else 0
 
     def wanted(self, margin: int) -> int:
         """Return the quota tokens to hold: for the tokens seen so far, and for `margin` more output."""
         if self.weights is None:
             return self.ahead(margin)
         more = self.weights.at_most(self._more(margin), 0)
-        return max(self.weighed + more, self.reserved_quota)
+        return max(self.quota_tokens + more, self.reserved_quota)

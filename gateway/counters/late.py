@@ -548,7 +548,11 @@ class ReclaimClient:
         names = (keys.caller_hold(partition, one.release.request_id).encode() for one in found)
         for at, raw in enumerate(await each([self._client.send(b"GET", name) for name in names])):
             if (record := read_hold(raw)) is not None:
-                one = found[at] if record.unit == TOKENS else replace(found[at], held=0, taken=0, held_raw=0)
+                one = (
+                    found[at]
+                    if record.unit == TOKENS
+                    else replace(found[at], held=0, taken=0, held_budget_tokens=0)
+                )
                 found[at] = replace(one, unsettled=record.unsettled)
 
     async def reclaim(self, hold: ExpiredHold, charge: ChargedAmounts) -> bool:
@@ -560,11 +564,13 @@ class ReclaimClient:
             call = lease(self._client.run_id, hold.release.caller, hold.release.request_id, IF_OVER)
             return packing.code_of(await self._client.run("lease", call)) == NONE
         units = hold.said_units if charge.requests else 0
-        said = RECLAIMED % units if charge.weighed is None else RECLAIMED_WEIGHED % (units, charge.tokens)
+        said = (
+            RECLAIMED % units if charge.quota_tokens is None else RECLAIMED_WEIGHED % (units, charge.tokens)
+        )
         settlement = replace(
             hold.release, charge=True, metadata=said,
-            tokens=charge.tokens, credits=charge.credits, units=charge.units, weighed=charge.weighed,
-            money=charge.money, raw_tokens=charge.raw_tokens,
+            tokens=charge.tokens, credits=charge.credits, units=charge.units, quota_tokens=charge.quota_tokens,
+            money=charge.money, budget_tokens=charge.budget_tokens,
         )  # fmt: skip
         call = packing.settle(
             self._client.run_id, TOMBSTONE_MS, settlement, packing.MODE_RECLAIM, requests=charge.requests
@@ -629,7 +635,7 @@ class ReclaimClient:
             late, mode = replace(late, metadata=said), packing.MODE_CORRECT
         charge = replace(
             late, tokens=used.tokens, credits=used.credits, units=used.units,
-            over=used.over, weighed=used.weighed, money=used.money, raw_tokens=used.raw_tokens,
+            over=used.over, quota_tokens=used.quota_tokens, money=used.money, budget_tokens=used.budget_tokens,
             budgets=tuple(one for one in late.budgets if one in definitions),
         )  # fmt: skip
         call = packing.settle(
@@ -670,9 +676,9 @@ def _expired(request_id: str, packed: bytes) -> ExpiredHold:
     release = release_of(request_id, packed)
     return ExpiredHold(
         release, state.observed, credits_, units, state.tokens, lease, held,
-        state.weighed if state.weighed >= 0 else None,
+        state.quota_tokens if state.quota_tokens >= 0 else None,
         max(state.key_tpm, state.user_tpm, state.tenant_tpm, state.organization_tpm), state.units,
-        state.money, state.raw_tokens, state.money_seen, 1 if are_money(tiers) else state.units,
+        state.money, state.budget_tokens, state.money_seen, 1 if are_money(tiers) else state.units,
     )  # fmt: skip
 
 

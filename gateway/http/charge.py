@@ -215,17 +215,17 @@ class AdmittedCall:
         if tokens and not self.first_token:
             self.first_token = self.worker.produced(self._exchange.started)
         decision, observed, meter = self.decision, self._observed, self.meter
-        weights, weighed = decision.weights, 0
+        weights, quota_tokens = decision.weights, 0
         if weights is not None and meter is not None:
             usage = meter.so_far()
-            weighed = weights.count(meter.detail.counts(usage), usage.total)
+            quota_tokens = weights.count(meter.detail.counts(usage), usage.total)
         if observed is None:
-            if tokens <= self._tokens_covered() and weighed <= decision.held_tokens:
+            if tokens <= self._tokens_covered() and quota_tokens <= decision.held_tokens:
                 return True
             observed = self._watch()
-        observed.tokens, observed.weighed = tokens, weighed
+        observed.tokens, observed.quota_tokens = tokens, quota_tokens
         holds = tokens < observed.held or tokens == observed.held == observed.most
-        if holds and (not weighed or weighed < observed.quota):
+        if holds and (not quota_tokens or quota_tokens < observed.quota):
             return True
         if observed.exhausted:
             return not observed.cut
@@ -295,7 +295,7 @@ class AdmittedCall:
         if budgets is not None:
             observed.budgets, observed.money_rate = self._accounts, self._money_rate
             observed.hold_rate = None if self.claim.budget is None else self.claim.budget.likely
-            observed.counts_raw = TOKENS in budgets.units
+            observed.counts_budget_tokens = TOKENS in budgets.units
         self.worker.ports.counters.watch(observed)
         return observed
 
@@ -308,7 +308,7 @@ class AdmittedCall:
         counts = self.service.counts_tokens and decision.weights is None
         most = covered(counts, rate, decision.held_tokens, decision.held_credits)
         if budgets is not None and TOKENS in budgets.units:
-            most = min(most, decision.raw_held)
+            most = min(most, decision.budget_tokens_held)
         budget = self.claim.budget
         if budget is not None and budget.likely is not None:
             self._money_rate = usual_rate(self.claim.vectors, read, in_money=True)

@@ -22,19 +22,19 @@ end
 local no_facts = {}
 
 -- Moves the accounts of any other call; returns its one outbox entry, and the facts in it that `settle` answers with.
-local function charge(mode, flags, weighed, credits, units, over, key_id, service_id, argv, a, source, tenant, organization, activation, now, epoch,
-  activates, money, raw_tokens, requests, budgets)
+local function charge(mode, flags, quota_tokens, credits, units, over, key_id, service_id, argv, a, source, tenant, organization, activation, now, epoch,
+  activates, money, budget_tokens, requests, budgets)
   local counts, one_time, uses, pays = has(flags, FLAG_COUNTS), has(flags, FLAG_ONE_TIME), has(flags, FLAG_USES), has(flags, FLAG_PAYS)
   local corrects = mode == MODE_CORRECT -- moves only what differs
   local note = (mode == MODE_POST and NOTE_LATE) or (mode == MODE_RECLAIM and NOTE_RECLAIMED) or 0
   if counts then
-    tenant.used = tenant.used + weighed
+    tenant.used = tenant.used + quota_tokens
     if tenant.used < 0 then tenant.limit, tenant.used = tenant.limit - tenant.used, 0 end -- it was used in a cycle before
   end
   local facts = {
     kind = corrects and EVENT_ADJUST or EVENT_CONSUME, flags = activates and ENTRY_ACTIVATES or 0, note = note, at = now, epoch = epoch,
     amount = 0, key = key_id, service = service_id, source = source, user = argv[a + 1], attribution = argv[a + 2], metadata = argv[a + 3],
-    money = money, raw_tokens = raw_tokens, requests = requests, budgets = budgets,
+    money = money, raw_tokens = budget_tokens, requests = requests, budgets = budgets,
   }
   if activates then move_credits(organization, now, -credits, facts, 0)
   elseif pays and not one_time and not (corrects and credits == 0 and over == 0) then
@@ -46,7 +46,7 @@ local function charge(mode, flags, weighed, credits, units, over, key_id, servic
     facts.spend, facts.priced = spend_pay(organization, activation, argv[a + 4], units, now)
     facts.flags, facts.spend_seq, facts.units, facts.spent = facts.flags + ENTRY_USAGE, organization.spend_seq, units, organization.spent
   end
-  if counts and not (corrects and weighed == 0) then return movement(tenant, now, epoch, facts.kind, -weighed, facts), facts end
+  if counts and not (corrects and quota_tokens == 0) then return movement(tenant, now, epoch, facts.kind, -quota_tokens, facts), facts end
   facts.at = max(now, organization.credit_at)
   return event(tenant, organization.organization_id, facts), facts
 end

@@ -28,17 +28,17 @@ end
 
 -- The windows of a hold, the money and tokens that it lacks of the wanted amounts as far as these are free, and exhausted: 0 no, 1 yes,
 -- 2 yes and a window with too little stops its calls.
-local function free_in_windows(hold, packed_hold, accounts, money_wanted, raw_wanted)
+local function free_in_windows(hold, packed_hold, accounts, money_wanted, budget_tokens_wanted)
   local size, exhausted = HOLD.field(packed_hold, 'budgets'), 0
   local held = size == 0 and no_windows or held_in(accounts, packed_hold, size)
   if not held then return no_windows, 0, 0, 0 end -- of other accounts: it is kept as it is, and keeps no other call from being kept
-  local money, raw_tokens = max(0, money_wanted - hold.money), max(0, raw_wanted - hold.raw_tokens)
-  for unit, more in pairs({[FLAG_MONEY] = money, [FLAG_TOKENS] = raw_tokens}) do
+  local money, budget_tokens = max(0, money_wanted - hold.money), max(0, budget_tokens_wanted - hold.budget_tokens)
+  for unit, more in pairs({[FLAG_MONEY] = money, [FLAG_TOKENS] = budget_tokens}) do
     if more > 0 then
       local free, cuts = free_in(accounts, held, unit, more)
       if free < more then exhausted = max(exhausted, cuts and 2 or 1) end
-      if unit == FLAG_MONEY then money = free else raw_tokens = free end
+      if unit == FLAG_MONEY then money = free else budget_tokens = free end
     end
   end
-  return held, money, raw_tokens, exhausted
+  return held, money, budget_tokens, exhausted
 end

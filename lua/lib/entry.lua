@@ -31,12 +31,12 @@ end
 -- The entry of a movement of only tokens, with the windows of budgets that it moves, and the amounts.
 local NO_SPEND, UNBUDGETED = ENTRY.span('credit_seq', 'money', {}), ENTRY.span('money', '', {})
 local function tokens_event(tenant, kind, flags, note, at, epoch, key_id, service_id, amount, source, user, attribution, metadata,
-  money, raw_tokens, requests, budgets)
+  money, budget_tokens, requests, budgets)
   local used, limit = tenant.used, tenant.limit
   return entry_begins(kind, flags, note, at, epoch, tenant, key_id, service_id) .. ENTRY.span('seq', 'credit_seq', {
     seq = tenant.seq, cycle = tenant.cycle, amount = amount, remaining = tenant.total < 0 and limit or limit - used, used = used,
     next_reset_ms = tenant.next_reset}) .. NO_SPEND
-    .. (money == 0 and raw_tokens == 0 and requests == 0 and UNBUDGETED
-      or ENTRY.span('money', '', {money = money, raw_tokens = raw_tokens, requests = requests}))
+    .. (money == 0 and budget_tokens == 0 and requests == 0 and UNBUDGETED
+      or ENTRY.span('money', '', {money = money, raw_tokens = budget_tokens, requests = requests}))
     .. ENTRY.texts{source = source, user = user, attribution = attribution, metadata = metadata, budgets = budgets}
 end

@@ -8,10 +8,10 @@ local ZERO = '\0\0\0\0\0\0\0\0'
 local function event(tenant, organization_id, facts)
   local source, user, attribution, metadata = facts.source or '', facts.user or '', facts.attribution or '', facts.metadata or ''
   local flags, note, key_id, service_id, amount = facts.flags, facts.note or 0, facts.key or 0, facts.service or 0, facts.amount or 0
-  local money, raw_tokens, requests, budgets = facts.money or 0, facts.raw_tokens or 0, facts.requests or 0, facts.budgets or ''
+  local money, budget_tokens, requests, budgets = facts.money or 0, facts.raw_tokens or 0, facts.requests or 0, facts.budgets or ''
   if tenant and not facts.credit_seq and not facts.spend_seq then
     return tokens_event(tenant, facts.kind, flags, note, facts.at, facts.epoch, key_id, service_id, amount,
-      source, user, attribution, metadata, money, raw_tokens, requests, budgets)
+      source, user, attribution, metadata, money, budget_tokens, requests, budgets)
   end
   return ENTRY.pack{
     kind = facts.kind, flags = flags, note = note, at_ms = facts.at, epoch = facts.epoch,
@@ -19,7 +19,7 @@ local function event(tenant, organization_id, facts)
     seq = tenant and tenant.seq or 0, cycle = tenant and tenant.cycle or 0, amount = amount,
     remaining = tenant and remaining_of(tenant) or 0, used = tenant and tenant.used or 0, next_reset_ms = tenant and tenant.next_reset or 0,
     credit_seq = facts.credit_seq or 0, credits = facts.credits or 0, balance = facts.balance or 0,
-    spend_seq = facts.spend_seq or 0, units = facts.units or 0, spend = facts.spend or 0, spent = facts.spent or 0, money = money, raw_tokens = raw_tokens, requests = requests,
+    spend_seq = facts.spend_seq or 0, units = facts.units or 0, spend = facts.spend or 0, spent = facts.spent or 0, money = money, raw_tokens = budget_tokens, requests = requests,
     source = source, user = user, attribution = attribution, metadata = metadata, budgets = budgets,
   } .. (facts.priced or facts.carried or '')
 end

@@ -42,14 +42,14 @@ local backs = {0, 0, 0, 1}
 -- Gives back the amounts of a hold; returns the windows, or none if these were all that are not gone, unless `exactly`.
 local function give_back(accounts, packed_hold, exactly)
   if not packed_hold then return no_windows end
-  local money, raw_tokens, budgets = HOLD.read(packed_hold)
+  local money, budget_tokens, budgets = HOLD.read(packed_hold)
   if budgets == 0 then return no_windows end
   for i = 1, #accounts do
     local account = accounts[i]
     if account[IS_EACH] then account[CALLS], account[HEAD] = held_after(account[CALLS], 1), false end
   end
   if not exactly and sub(packed_hold, #packed_hold - budgets + 1) == held_as(accounts) then
-    backs[FLAG_MONEY], backs[FLAG_TOKENS] = money, raw_tokens
+    backs[FLAG_MONEY], backs[FLAG_TOKENS] = money, budget_tokens
     for i = 1, #accounts do
       local meters, definition = accounts[i][METERS], accounts[i][DEFINITION]
       if definition then
@@ -66,6 +66,6 @@ local function give_back(accounts, packed_hold, exactly)
   end
   local held = held_in(accounts, packed_hold, budgets)
   if not held then error({err = 'ERR a hold ends with the budget accounts it took from'}) end
-  move_held(accounts, held, {-money, -raw_tokens, 0, -1})
+  move_held(accounts, held, {-money, -budget_tokens, 0, -1})
   return held
 end

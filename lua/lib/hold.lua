@@ -6,12 +6,12 @@ local needs, leasts = {0, 0, 0, 1}, {0, 0, 0, 0}
 
 -- The amounts to hold for a call, in place of a former hold's; or nil and the refusal. Under a strict plan that is all it could use.
 local function budget_needs(accounts, now, packed, raised_packed, strict)
-  local money, money_most, money_least, raw_tokens, raw_most, raw_least = NEED.read(packed)
-  if strict then money, raw_tokens = max(money, money_most), max(raw_tokens, raw_most) end
+  local money, money_most, money_least, budget_tokens, budget_tokens_most, budget_tokens_least = NEED.read(packed)
+  if strict then money, budget_tokens = max(money, money_most), max(budget_tokens, budget_tokens_most) end
   local full = too_many(accounts, now)
   if full > 0 then return nil, refused(VERDICT_OTHER_ACCOUNT, now, SCOPE_BUDGET, KIND_BUDGET, full) end
   if raised_packed then give_back(accounts, raised_packed) end
-  needs[FLAG_MONEY], needs[FLAG_TOKENS], leasts[FLAG_MONEY], leasts[FLAG_TOKENS] = money, raw_tokens, money_least, raw_least
+  needs[FLAG_MONEY], needs[FLAG_TOKENS], leasts[FLAG_MONEY], leasts[FLAG_TOKENS] = money, budget_tokens, money_least, budget_tokens_least
   local refusal = budgets_short(accounts, now, needs, leasts)
   if refusal then return nil, refusal end
   return needs
@@ -43,14 +43,14 @@ local function hold_windows(accounts)
       if found then wide_left, tight_wide, wide_account = least_left, found, account end
     end
   end
-  local money, raw_tokens = needs[FLAG_MONEY], needs[FLAG_TOKENS]
+  local money, budget_tokens = needs[FLAG_MONEY], needs[FLAG_TOKENS]
   if tight_wide and wide_left == least_left then
-    return held_as(accounts), money, raw_tokens, wide.told(wide_account[DEFINITION], wide_account[METERS], needs, tight_wide)
+    return held_as(accounts), money, budget_tokens, wide.told(wide_account[DEFINITION], wide_account[METERS], needs, tight_wide)
   end
-  if not tightest then return held_as(accounts), money, raw_tokens, BUDGETS.span('', 'limit_rest', {money = money, raw_tokens = raw_tokens}) end
+  if not tightest then return held_as(accounts), money, budget_tokens, BUDGETS.span('', 'limit_rest', {money = money, budget_tokens = budget_tokens}) end
   local fields, at = tightest[FIELDS], (tight_place - 1) * DEFINED_WINDOW_SIZE
-  return held_as(accounts), money, raw_tokens, BUDGETS.span('', 'limit_rest', {
-    money = money, raw_tokens = raw_tokens, budget = fields[at + WINDOW_BUDGET_ID_AT], limit = fields[at + WINDOW_LIMIT_AT],
+  return held_as(accounts), money, budget_tokens, BUDGETS.span('', 'limit_rest', {
+    money = money, budget_tokens = budget_tokens, budget = fields[at + WINDOW_BUDGET_ID_AT], limit = fields[at + WINDOW_LIMIT_AT],
     used = tight_used, reset = fields[at + WINDOW_NEXT_AT], unit = tightest[UNITS][tight_place],
   })
 end

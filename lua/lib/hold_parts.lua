@@ -6,7 +6,7 @@ local service_held_for, now_held_for, ttl_held_for, tenant_held_for, key_held_fo
 local function hold_of_call(service_id, now, ttl, tenant, key_id, units)
   if now ~= now_held_for or key_id ~= key_held_for or tenant ~= tenant_held_for or service_id ~= service_held_for or ttl ~= ttl_held_for or units ~= units_held_for then
     service_held_for, now_held_for, ttl_held_for, tenant_held_for, key_held_for, units_held_for = service_id, now, ttl, tenant, key_id, units
-    said_of_call = HOLD.span('observed', 'weighed', {service_id = service_id, deadline = now + ttl, organization_id = tenant.organization_id,
+    said_of_call = HOLD.span('observed', 'quota_tokens', {service_id = service_id, deadline = now + ttl, organization_id = tenant.organization_id,
       tenant_id = tenant.tenant_id, key_id = key_id, units = units, created = now})
   end
   return said_of_call

@@ -3,8 +3,8 @@
 
 -- The amounts that budgets count.
 local function paid_of(packed)
-  local money, raw_tokens, requests = PAID.read(packed)
-  return money, raw_tokens, requests
+  local money, budget_tokens, requests = PAID.read(packed)
+  return money, budget_tokens, requests
 end
 
 -- The windows of an account that are not gone, for an entry.
@@ -22,9 +22,9 @@ end
 local told_parts, amounts_paid = {}, {0, 0, 0, 0}
 -- The windows in the last entry, if none of the accounts' windows is gone.
 local told_accounts, told_last
-local function pay_windows(accounts, held, money, raw_tokens, requests, since)
+local function pay_windows(accounts, held, money, budget_tokens, requests, since)
   local told, is_told, all_live = 0, not since and accounts == told_accounts, not since
-  amounts_paid[FLAG_MONEY], amounts_paid[FLAG_TOKENS], amounts_paid[FLAG_REQUESTS] = money, raw_tokens, requests
+  amounts_paid[FLAG_MONEY], amounts_paid[FLAG_TOKENS], amounts_paid[FLAG_REQUESTS] = money, budget_tokens, requests
   for i = 1, #accounts do
     local account = accounts[i]
     local meters, definition = account[METERS], account[DEFINITION]

@@ -15,12 +15,12 @@ end
 
 local function copied(account) return {values(account)} end
 
-local NO_BUDGETS = HOLD.span('weighed', '', {weighed = -1})
+local NO_BUDGETS = HOLD.span('quota_tokens', '', {quota_tokens = -1})
 
 -- Takes a hold for one call, whose arguments begin at `a`; returns the answer. If many calls share its part, the places of its
 -- accounts begin at `first` in the shape.
 local function reserve_one(keys, hold_key, account_count, argv, a, count, at_tenant, at_organization, at_key, at_user, shape, first, group)
-  local batch, run_id, catalogue, need, weighed, ceiling, least, credits_least, credits, units, ttl, service_id, plan_id, flags, request_id =
+  local batch, run_id, catalogue, need, quota_tokens, ceiling, least, credits_least, credits, units, ttl, service_id, plan_id, flags, request_id =
     RESERVE.read(argv[a])
   local with_user, one_time, counts, uses = has(flags, FLAG_USER), has(flags, FLAG_ONE_TIME), has(flags, FLAG_COUNTS), has(flags, FLAG_USES)
   local plain, given = 3 + (with_user and 1 or 0) + ((one_time or uses) and 1 or 0), uses and 3 or 2
@@ -77,7 +77,7 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, at_ten
   if refusal then return roll_back(refusal) end
   if raised_hold then put_back(tenant, organization, raised_hold.flags, raised_hold.tokens, raised_hold.credits) end
   local tokens, bounds
-  tokens, refusal, bounds = quota_hold(tenant, now, counts, weighed < 0 and need or weighed, ceiling, least)
+  tokens, refusal, bounds = quota_hold(tenant, now, counts, quota_tokens < 0 and need or quota_tokens, ceiling, least)
   if refusal then return roll_back(refusal) end
   if accounts then
     local enough
@@ -90,16 +90,16 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, at_ten
   if uses and not refusal then credits, refusal = 0, spend_hold(organization, activation, raised_hold, tiers, units, now) end
   if refusal then return roll_back(refusal) end
 
-  local tail, money, raw_tokens, told = '', 0, 0, ''
-  if accounts then tail, money, raw_tokens, told = hold_windows(accounts) end
+  local tail, money, budget_tokens, told = '', 0, 0, ''
+  if accounts then tail, money, budget_tokens, told = hold_windows(accounts) end
   tenant.held = tenant.held + tokens
   if credits > 0 then organization.credits_held = organization.credits_held + credits end
   -- The flags of the call, without the one that means reclaimed in a hold, and without the user's if nothing of it is stored.
   local kept = flags % FLAG_RAISES - (has(flags, FLAG_SUBSCRIPTION) and FLAG_SUBSCRIPTION or 0) - (with_user and not user and 1 or 0)
   local hold = HOLD.span('', 'observed', {flags = kept, tokens = tokens, key_tpm = takes[1], user_tpm = takes[2], tenant_tpm = takes[3],
     organization_tpm = takes[4], credits = credits}) .. hold_of_call(service_id, now, ttl, tenant, key_id, units)
-    .. (weighed < 0 and not accounts and NO_BUDGETS
-      or HOLD.span('weighed', '', {weighed = min(weighed, 0), money = money, raw_tokens = raw_tokens, budgets = #tail}))
+    .. (quota_tokens < 0 and not accounts and NO_BUDGETS
+      or HOLD.span('quota_tokens', '', {quota_tokens = min(quota_tokens, 0), money = money, budget_tokens = budget_tokens, budgets = #tail}))
     .. user_id .. (uses and '\0' .. tiers or '') .. tail
   write_of[write_count + 1], write_of[write_count + 2], member_of[member_count + 1], member_of[member_count + 2] = hold_key, hold, now + ttl, request_id
   write_count, member_count = write_count + 2, member_count + 2

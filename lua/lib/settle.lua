@@ -17,7 +17,7 @@ end
 -- Settles one call, whose arguments begin at `a`; returns the answer. If many calls share its part, the places of its accounts begin
 -- at `first` in the shape.
 local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count, at_tenant, at_organization, at_key, at_user, shape, first, group)
-  local batch, run_id, mode, tokens, weighed, credits, units, over, service_id, key_id, flags, tombstone, request_id = SETTLEMENT.read(argv[a])
+  local batch, run_id, mode, tokens, quota_tokens, credits, units, over, service_id, key_id, flags, tombstone, request_id = SETTLEMENT.read(argv[a])
   local with_user, one_time, uses = has(flags, FLAG_USER), has(flags, FLAG_ONE_TIME), has(flags, FLAG_USES)
   local plain, given = 3 + (with_user and 1 or 0) + ((one_time or uses) and 1 or 0), uses and 5 or 4
   local paid_given = count - given - (mode >= MODE_POST and 1 or 0) -- and a definition for each account
@@ -88,16 +88,16 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count
   end
   if hold_credits > 0 then put_back(tenant, organization, hold_flags, hold_tokens, hold_credits)
   elseif hold_tokens ~= 0 then hold_more(tenant, QUOTA_AT, -hold_tokens) end
-  local accounts, held, money, raw_tokens, requests = nil, nil, 0, 0, 0
+  local accounts, held, money, budget_tokens, requests = nil, nil, 0, 0, 0
   if paid then
     accounts = accounts_at(keys, shape, group, shape and first + plain or base + plain + 2,
       shape and first + account_count - 1 or base + account_count + 1, argv, paid_given > 1 and a + given + 1, now)
     if paid_given > 1 and paid_given ~= 1 + #accounts then error({err = 'ERR settle takes a definition for each budget account'}) end
-    held, money, raw_tokens, requests = give_back(accounts, slots == 1 and packed_hold, since), paid_of(paid)
+    held, money, budget_tokens, requests = give_back(accounts, slots == 1 and packed_hold, since), paid_of(paid)
   elseif slots == 1 and HOLD.field(packed_hold, 'budgets') > 0 then error({err = 'ERR a hold ends with its budget accounts'}) end
   -- a call that ends without a charge moves no account
-  local free = mode == MODE_RELEASE or (mode == MODE_RECLAIM and tokens == 0 and weighed == 0 and credits == 0 and units == 0
-    and money == 0 and raw_tokens == 0 and requests == 0)
+  local free = mode == MODE_RELEASE or (mode == MODE_RECLAIM and tokens == 0 and quota_tokens == 0 and credits == 0 and units == 0
+    and money == 0 and budget_tokens == 0 and requests == 0)
   local activates = false
   if one_time and mode ~= MODE_CORRECT then
     activates, credits = release_activation(activation, organization, credits, free, has(hold_flags, HOLD_ONE_TIME) and slots or 0)
@@ -107,16 +107,16 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count
   end
   local entry, facts = nil, no_facts
   if not free then
-    local budgets = accounts and pay_windows(accounts, held, money, raw_tokens, requests, since) or ''
+    local budgets = accounts and pay_windows(accounts, held, money, budget_tokens, requests, since) or ''
     if tokens_alone then -- as `charge` does, of tokens alone
-      tenant.used, tenant.seq = tenant.used + weighed, tenant.seq + 1
+      tenant.used, tenant.seq = tenant.used + quota_tokens, tenant.seq + 1
       if now > tenant.ledger_at then tenant.ledger_at = now end
       entry = tokens_event(tenant, EVENT_CONSUME, ENTRY_TOKENS + status_flag(tenant),
         mode == MODE_POST and NOTE_LATE or mode == MODE_RECLAIM and NOTE_RECLAIMED or 0, tenant.ledger_at, epoch, key_id, service_id,
-        weighed, source, argv[a + 1], argv[a + 2], argv[a + 3], money, raw_tokens, requests, budgets)
+        quota_tokens, source, argv[a + 1], argv[a + 2], argv[a + 3], money, budget_tokens, requests, budgets)
     else
-      entry, facts = charge(mode, flags, weighed, credits, units, over, key_id, service_id, argv, a, source, tenant, organization, activation, now,
-        epoch, activates, money, raw_tokens, requests, budgets)
+      entry, facts = charge(mode, flags, quota_tokens, credits, units, over, key_id, service_id, argv, a, source, tenant, organization, activation, now,
+        epoch, activates, money, budget_tokens, requests, budgets)
     end
   elseif service_id ~= 0 and argv[a + 3] ~= '' then entry = unmoved(mode, key_id, service_id, request_id, argv, a, tenant, now, epoch) end
   if uses then spend_keep(organization, activation, argv[a + 4], now) end
@@ -124,7 +124,7 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count
     event_count = event_count + 1
     event_of[event_count] = entry
   end
-  local tombstone_of_call = mode == MODE_RECLAIM and slots == 1 and HOLD.replaced(packed_hold, {flags = hold_flags + HOLD_RECLAIMED, charged = weighed})
+  local tombstone_of_call = mode == MODE_RECLAIM and slots == 1 and HOLD.replaced(packed_hold, {flags = hold_flags + HOLD_RECLAIMED, charged = quota_tokens})
   member_count = member_count + 1
   member_of[member_count], ended_keys[member_count], tombstone_of[member_count], life_of[member_count] = request_id, hold_key, tombstone_of_call, tombstone
   if shape then ended_of[hold_key] = tombstone_of_call end

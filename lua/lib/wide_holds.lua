@@ -42,7 +42,7 @@ function wide.told(definition, meters, wanted, window)
   if used_rest >= NANO then used, used_rest = used + 1, used_rest - NANO end
   local fields, at = definition[FIELDS], (place - 1) * DEFINED_WINDOW_SIZE
   return BUDGETS.pack{
-    money = wanted[FLAG_MONEY], raw_tokens = wanted[FLAG_TOKENS], budget = fields[at + WINDOW_BUDGET_ID_AT], limit = window[WIDE_WHOLE],
+    money = wanted[FLAG_MONEY], budget_tokens = wanted[FLAG_TOKENS], budget = fields[at + WINDOW_BUDGET_ID_AT], limit = window[WIDE_WHOLE],
     used = used, reset = fields[at + WINDOW_NEXT_AT], unit = WIDE, limit_rest = window[WIDE_REST], used_rest = used_rest,
   }
 end

@@ -537,5 +537,5 @@ def _charged(row: Row[Any]) -> ChargedAmounts:
     weighed = None if tokens == row.weighed else row.weighed
     return ChargedAmounts(
         tokens, row.credits, row.units, bool(row.reclaimed), row.over, weighed,
-        money=row.money or 0, raw_tokens=tokens, requests=1,
+        money=row.money or 0, budget_tokens=tokens, requests=1,
     )  # fmt: skip

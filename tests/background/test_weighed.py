@@ -17,14 +17,14 @@ TENTH = Weights.of(dict.fromkeys(("input", "output"), ONE // 10))
 async def test_a_call_settled_after_its_reclaim_is_made_good_in_both_numbers(backend: Backend) -> None:
     world = await backend.settle_in(1000)
     call = world.reserve(need=500, quota=(50, 50, 0))
-    live = HoldExtension(world.caller, call.id, 0, tokens=200, weights=TENTH, weighed=20)
+    live = HoldExtension(world.caller, call.id, 0, tokens=200, weights=TENTH, quota_tokens=20)
     world.extended([(live, 0)])
     (hold,) = await held(backend, world, call.id)
-    assert (hold.observed, hold.weighed, hold.held) == (200, 20, 50)
+    assert (hold.observed, hold.quota_tokens, hold.held) == (200, 20, 50)
     assert await backend.keeping.reclaim(hold, hold.charge(ReclaimPolicy.CHARGE_OBSERVED))
     await backend.flush()
     assert tokens_of(backend, call.id) == 200
-    used = {"tokens": 400, "weighed": 130, "metadata": facts(100, 300)}
+    used = {"tokens": 400, "quota_tokens": 130, "metadata": facts(100, 300)}
     for settled in (SettleResult.RECLAIMED, SettleResult.UNKNOWN):
         assert call.settle(**used) is settled
         await drained(backend)
@@ -40,7 +40,7 @@ async def test_a_call_that_never_arrived_is_posted_by_what_it_counts(backend: Ba
     world = await backend.settle_in(1000)
     call = world.reserve(need=500, quota=(50, 50, 0))
     world.client.delete(keys.hold(world.p, call.id))
-    used = {"tokens": 300, "weighed": 30, "metadata": facts(0, 300)}
+    used = {"tokens": 300, "quota_tokens": 30, "metadata": facts(0, 300)}
     assert [call.settle(**used), call.settle(**used)] == [SettleResult.UNKNOWN] * 2
     await drained(backend)
     assert backend.ledger(world.caller.tenant_id)[1:] == [(2, "consume", -30, 970)]

@@ -109,8 +109,8 @@ def write_of(worlds: list[World], size: int, scene: Scene) -> tuple[list[Any], l
             for place, windows in enumerate(scene.accounts)
         ]
         if budgets:
-            request.budgets, request.money, request.raw_tokens = tuple(budgets), 900, 300
-            used.budgets, used.money, used.raw_tokens = tuple(one.name for one in budgets), 810, 270
+            request.budgets, request.money, request.budget_tokens = tuple(budgets), 900, 300
+            used.budgets, used.money, used.budget_tokens = tuple(one.name for one in budgets), 810, 270
         reserves.append((world.p, packing.reserve(world.run_id, 1, TTL_MS, request, 2 * number)))
         settles.append(
             (world.p, packing.settle(world.run_id, 0, used, packing.MODE_CHARGE, batch=2 * number + 1))

@@ -73,8 +73,8 @@ def expected(cost: int | None, **over: Any) -> dict[str, dict[str, Any]]:
     } | over  # fmt: skip
     paid, counts, total = facts["cost"] or 0, facts["counts"], facts["total"]
     settlement = {
-        "charge": True, "tokens": total, "weighed": None, "credits": 0, "over": 0,
-        "units": int(paid * Fraction(MARKUP)), "money": paid, "raw_tokens": total, "attribution": "",
+        "charge": True, "tokens": total, "quota_tokens": None, "credits": 0, "over": 0,
+        "units": int(paid * Fraction(MARKUP)), "money": paid, "budget_tokens": total, "attribution": "",
     }  # fmt: skip
     counted = {
         "tokens": [
@@ -156,7 +156,7 @@ async def as_lost_line(stage: Stage) -> None:
         "batch_1": {"id": "batch_1", "status": "completed", "output_file_id": "file-1"},
         "content": json.dumps(line).encode(),
     }
-    held = {"tokens": 15, "raw_tokens": 15, "held": nano(), "money": nano(), "units": nano(MARKUP)}
+    held = {"tokens": 15, "budget_tokens": 15, "held": nano(), "money": nano(), "units": nano(MARKUP)}
     await looked(stage, told, job(BATCH, "batch_1", batches="/v1/batches", **held))
 
 

@@ -136,7 +136,7 @@ def test_a_refusal_before_any_content_that_is_not_billed_charges_nothing(
 ) -> None:
     made = charged(*EMPTY[api](category), at_ms)
     settled, facts = made.settlement, CallFacts(*made.facts)
-    assert (settled.charge, settled.tokens, settled.money, settled.raw_tokens) == (False, 0, 0, 0)
+    assert (settled.charge, settled.tokens, settled.money, settled.budget_tokens) == (False, 0, 0, 0)
     assert (facts.cost, facts.total, facts.units, sum(facts.counts), facts.beside) == (0, 0, 0, 0, ())
 
 

@@ -71,15 +71,15 @@ async def test_a_call_counts_what_it_used_and_its_record_says_so(
     world: World, worker: Worker, tmp_path: Path
 ) -> None:
     here, hers = account(window(1, 100), window(2, 100, "tokens")), account(window(3, 9), value="ann")
-    request, decision = await worker.reserve(5, budgets=(here, hers), money=9, raw_tokens=5)
-    assert (decision.verdict, decision.money_held, decision.raw_held) == (Verdict.ADMITTED, 9, 5)
-    spent = {"money": 7, "raw_tokens": 4, "budgets": names(here, hers)}
+    request, decision = await worker.reserve(5, budgets=(here, hers), money=9, budget_tokens=5)
+    assert (decision.verdict, decision.money_held, decision.budget_tokens_held) == (Verdict.ADMITTED, 9, 5)
+    spent = {"money": 7, "budget_tokens": 4, "budgets": names(here, hers)}
     assert await worker.settle(request, 4, **spent) is SettleResult.DONE
     assert used(world, here, hers) == [(7, 0), (4, 0), (7, 0)]
     await worker.log.written()
     (record,) = (one for file in tmp_path.rglob("*") if file.is_file() for one in answered(file.read_bytes()))
     kept = unpack(record.arguments)
-    assert (kept.money, kept.raw_tokens, kept.budgets) == (7, 4, names(here, hers))
+    assert (kept.money, kept.budget_tokens, kept.budgets) == (7, 4, names(here, hers))
 
 
 async def test_a_stream_is_extended_in_money(world: World, worker: Worker) -> None:
@@ -142,7 +142,7 @@ async def test_what_was_used_meanwhile_counts_once_redis_is_back(
     [late] = await late_ones(world, keeping)
     assert (late.settlement.money, late.settlement.budgets) == (7, names(here, hers))
     assert await keeping.end(
-        [LateResolution(late, Verb.POST, ChargedAmounts(4, money=7, raw_tokens=4, requests=1))]
+        [LateResolution(late, Verb.POST, ChargedAmounts(4, money=7, budget_tokens=4, requests=1))]
     ) == [True]
     assert used(world, here, hers) == [(7, 0), (1, 0)]
     start = world.windows(here.name)[0].start
@@ -233,8 +233,10 @@ async def test_a_reclaim_counts_in_budgets_what_its_policy_says(
 ) -> None:
     world.plan(None)
     here = account(window(1, 1000), window(2, 1000, "tokens"), window(3, 9, "requests"))
-    call = world.reserve(need=5, budgets=(here,), money=20, raw_tokens=5)
-    live = HoldExtension(world.caller, call.id, 0, 30, budgets=names(here), money_rate=RATE, counts_raw=True)
+    call = world.reserve(need=5, budgets=(here,), money=20, budget_tokens=5)
+    live = HoldExtension(
+        world.caller, call.id, 0, 30, budgets=names(here), money_rate=RATE, counts_budget_tokens=True
+    )
     world.kept([(live, 20)])
     world.client.zadd(keys.deadlines(world.p), {call.id: 1})
     [expired] = await keeping.expired(10)
@@ -250,7 +252,7 @@ async def test_what_comes_after_a_reclaim_counts_what_differs(world: World, keep
     call.reclaim(3, money=12)
     call.settle(tokens=5, money=17)
     [late] = await late_ones(world, keeping)
-    more = ChargedAmounts(2, money=5, raw_tokens=2)
+    more = ChargedAmounts(2, money=5, budget_tokens=2)
     assert await keeping.end([LateResolution(replace(late), Verb.CORRECT, more)]) == [True]
     assert used(world, here) == [(17, 0)]
     assert world.events()[-1].requests == 0

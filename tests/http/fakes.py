@@ -386,7 +386,9 @@ class FakeCounters:
             refused = [answer for name, answer in self.refused.items() if name in request.names]
             decision = refused[0] if refused else self.decision
             if isinstance(decision, Admitted) and self.holds_asked:
-                decision = replace(decision, money_held=request.money, raw_held=request.raw_tokens)
+                decision = replace(
+                    decision, money_held=request.money, budget_tokens_held=request.budget_tokens
+                )
         else:
             decision = self.by_head
             if decision is not None and decision.verdict is Verdict.ADMITTED:

@@ -62,7 +62,7 @@ def budgeted(stage: Stage, *budgets: Budget) -> None:
 
 
 def admitted(money: int = 0, raw: int = 0, window: BudgetWindow | None = None) -> Admitted:
-    return Admitted(now_ms=NOW, held_tokens=10**6, money_held=money, raw_held=raw, budget=window)
+    return Admitted(now_ms=NOW, held_tokens=10**6, money_held=money, budget_tokens_held=raw, budget=window)
 
 
 def refused(verdict: Verdict, used: int, limit: int, until: int = RESET, unit: int = FLAG_MONEY) -> Refused:
@@ -74,8 +74,8 @@ async def test_a_call_without_budgets_asks_for_none(stage: Stage) -> None:
     stage.directory.prices["m"] = PRICE
     assert (await stage.ask(post(CHAT))).status == 200
     (hold,), (charge,) = stage.counters.holds, stage.counters.charges
-    assert (hold.budgets, hold.money, hold.raw_tokens) == ((), 0, 0)
-    assert (charge.budgets, charge.money, charge.raw_tokens) == ((), 0, 0)
+    assert (hold.budgets, hold.money, hold.budget_tokens) == ((), 0, 0)
+    assert (charge.budgets, charge.money, charge.budget_tokens) == ((), 0, 0)
 
 
 async def test_a_call_takes_from_its_budgets_and_is_charged_what_it_cost(stage: Stage) -> None:
@@ -87,9 +87,9 @@ async def test_a_call_takes_from_its_budgets_and_is_charged_what_it_cost(stage: 
     assert tuple(one.name for one in hold.budgets) == charge.budgets == names
     # 10 tokens stated, and the input by its size.
     assert hold.money >= 10 * 5
-    assert hold.raw_tokens >= 10
+    assert hold.budget_tokens >= 10
     assert hold.money_least == 0
-    assert (charge.money, charge.raw_tokens) == (7 * 2 + 5 * 5, 12)
+    assert (charge.money, charge.budget_tokens) == (7 * 2 + 5 * 5, 12)
 
 
 # As `PRICE`, but a tenth of it for what is read from a cache.
@@ -146,8 +146,8 @@ async def test_what_only_counts_tokens_asks_for_no_money(stage: Stage) -> None:
     (hold,), (charge,) = stage.counters.holds, stage.counters.charges
     assert hold.money == 0
     assert (hold.need, charge.tokens) == (0, 0)
-    assert hold.raw_tokens >= 10
-    assert charge.raw_tokens == 12
+    assert hold.budget_tokens >= 10
+    assert charge.budget_tokens == 12
 
 
 async def test_a_failed_call_gives_its_budgets_back(stage: Stage) -> None:
@@ -156,7 +156,7 @@ async def test_a_failed_call_gives_its_budgets_back(stage: Stage) -> None:
     assert (await stage.ask(post(CHAT))).status == 500
     (release,) = stage.counters.releases
     assert release.budgets == (account_of(1, BUDGET),)
-    assert (release.money, release.raw_tokens) == (0, 0)
+    assert (release.money, release.budget_tokens) == (0, 0)
 
 
 @pytest.mark.parametrize("request_", [get(b"/v1/models"), post(b"{}", b"/free/x")])
@@ -191,7 +191,7 @@ async def test_only_money_that_is_enforced_needs_a_price(stage: Stage, budget: B
     budgeted(stage, budget)
     assert (await stage.ask(post(CHAT.replace(b'"m"', b'"x"')))).status == 200
     (hold,), (charge,) = stage.counters.holds, stage.counters.charges
-    assert (hold.money, charge.money, charge.raw_tokens) == (0, 0, 12)
+    assert (hold.money, charge.money, charge.budget_tokens) == (0, 0, 12)
 
 
 async def test_a_service_without_models_costs_a_budget_no_money(stage: Stage) -> None:
@@ -310,7 +310,7 @@ async def test_a_stream_that_outgrows_what_it_holds_in_money_is_extended(stage: 
     assert observed.budgets == (account_of(1, BUDGET),)
     assert observed.money_rate is not None
     assert observed.money_rate.seen(observed.tokens) >= 4 * 5
-    assert not observed.counts_raw
+    assert not observed.counts_budget_tokens
     assert stage.counters.outgrowths
     assert stage.counters.unwatched == stage.counters.watched
 

@@ -281,7 +281,7 @@ async def test_lists_of_models_and_budgets_know_a_tool_by_its_names(stage: Stage
     stage.upstream.scripts.append([answer(RESULT)])
     assert (await stage.ask(post(message(), b"/mcp/up"))).status == 200
     [hold], [charge] = stage.counters.holds, stage.counters.charges
-    assert (len(hold.budgets), hold.money, charge.money, charge.raw_tokens) == (
+    assert (len(hold.budgets), hold.money, charge.money, charge.budget_tokens) == (
         2,
         2_000_000,
         2_000_000,

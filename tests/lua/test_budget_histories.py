@@ -189,7 +189,7 @@ class Life:
     def reserve(self, which: tuple[int, ...], money: int, least: int, tokens: int, lag: int) -> None:
         at = self.now + lag * STEP_MS
         call = self.world.reserve(
-            budgets=self.asked(which, at), money=money, money_least=least, raw_tokens=tokens
+            budgets=self.asked(which, at), money=money, money_least=least, budget_tokens=tokens
         )
         before = {one: [replace(each) for each in found] for one, found in self.accounts.items()}
         got, verdict = {"money": money, "tokens": tokens, "requests": 1}, Verdict.ADMITTED
@@ -208,7 +208,7 @@ class Life:
         if verdict is not Verdict.ADMITTED:
             self.accounts = before
             return
-        assert (call.decision.money_held, call.decision.raw_held) == (got["money"], got["tokens"])
+        assert (call.decision.money_held, call.decision.budget_tokens_held) == (got["money"], got["tokens"])
         for window in windows:
             window.held += got[window.budget.unit]
         self.calls.append((call, Held(which, got["money"], got["tokens"])))
@@ -217,9 +217,9 @@ class Life:
         call, held = self.calls[at]
         names = tuple(one.name for one in call.request.budgets)
         live = HoldExtension(
-            self.world.caller, call.id, 0, seen, budgets=names, money_rate=RATE, counts_raw=True
+            self.world.caller, call.id, 0, seen, budgets=names, money_rate=RATE, counts_budget_tokens=True
         )
-        [(tokens, _, exhausted, money, raw_tokens)] = self.world.kept([(live, 0)])
+        [(tokens, _, exhausted, money, budget_tokens)] = self.world.kept([(live, 0)])
         if held is None:
             assert tokens == -1
             return
@@ -234,13 +234,13 @@ class Life:
         for window in windows:
             window.held += free[window.budget.unit]
         held.money, held.tokens = held.money + free["money"], held.tokens + free["tokens"]
-        assert (exhausted, money, raw_tokens) == (int(free != more), held.money, held.tokens)
+        assert (exhausted, money, budget_tokens) == (int(free != more), held.money, held.tokens)
 
     def end(self, at: int, money: int, tokens: int, how: str) -> None:
         """Settle, release or reclaim a call; again it changes nothing, but for what a reclaim left."""
         call, held = self.calls[at]
         mode = {"settle": packing.MODE_CHARGE, "release": packing.MODE_RELEASE}.get(how, packing.MODE_RECLAIM)
-        spent: dict[str, int] = {} if how == "release" else {"money": money, "raw_tokens": tokens}
+        spent: dict[str, int] = {} if how == "release" else {"money": money, "budget_tokens": tokens}
         settled = call.settle(tokens, mode=mode, **spent)
         assert (settled is SettleResult.DONE) == (held is not None)
         if held is None:
@@ -261,7 +261,7 @@ class Life:
         call.request.budgets = self.asked(which, self.now)
         mode, requests = (packing.MODE_POST, 1) if how == "post" else (packing.MODE_CORRECT, 0)
         assert (
-            call.settle(tokens, mode=mode, requests=requests, money=money, raw_tokens=tokens)
+            call.settle(tokens, mode=mode, requests=requests, money=money, budget_tokens=tokens)
             is SettleResult.DONE
         )
         if (call.id, how) not in self.posted:  # once: the second is on its way to PostgreSQL

@@ -52,12 +52,12 @@ def hour_of(world: World) -> tuple[int, int, int]:
 def test_a_call_holds_in_every_window_by_its_unit_and_counts_there_what_it_used(world: World) -> None:
     at = hour_of(world)
     here = account(window(1, 100, at=at), window(2, 900, "tokens"), window(3, 9, "requests", enforce=False))
-    call = world.reserve(need=5, budgets=(here,), money=40, raw_tokens=7)
+    call = world.reserve(need=5, budgets=(here,), money=40, budget_tokens=7)
     assert call.verdict is Verdict.ADMITTED
-    assert (call.decision.money_held, call.decision.raw_held) == (40, 7)
+    assert (call.decision.money_held, call.decision.budget_tokens_held) == (40, 7)
     assert call.decision.budget == BudgetWindow(1, 100, 40, at[1], FLAG_MONEY)
     assert meters(world) == [(1, 0, 40), (2, 0, 7), (3, 0, 1)]
-    assert call.settle(tokens=5, money=33, raw_tokens=6) is SettleResult.DONE
+    assert call.settle(tokens=5, money=33, budget_tokens=6) is SettleResult.DONE
     assert meters(world) == [(1, 33, 0), (2, 6, 0), (3, 1, 0)]
     entry = world.events()[-1]
     assert (entry.money, entry.raw_tokens, entry.requests) == (33, 6, 1)
@@ -136,14 +136,14 @@ def test_a_strict_plan_holds_all_a_call_could_use(world: World, admission: str, 
     here = account(window(1, 100, unit))
     amounts = {
         "money": ("money", "money_most", "money_least"),
-        "tokens": ("raw_tokens", "raw_most", "raw_least"),
+        "tokens": ("budget_tokens", "budget_tokens_most", "budget_tokens_least"),
     }
     likely, most, least = amounts[unit]
 
     def held(**asked: int) -> tuple[Verdict, int]:
         call = world.reserve(budgets=(here,), **asked)
         decision = call.decision
-        amount = 0 if isinstance(decision, Refused) else decision.money_held + decision.raw_held
+        amount = 0 if isinstance(decision, Refused) else decision.money_held + decision.budget_tokens_held
         return call.verdict, amount
 
     assert held(**{likely: 10, most: 60}) == (Verdict.ADMITTED, 60 if strict else 10)
@@ -155,9 +155,9 @@ def test_a_strict_plan_holds_all_a_call_could_use(world: World, admission: str, 
 
 def test_windows_of_tokens_and_requests_hold_too(world: World) -> None:
     tokens = account(window(1, 100, "tokens"))
-    assert world.reserve(budgets=(tokens,), raw_tokens=101).verdict is Verdict.BUDGET_EXCEEDED
-    cut = world.reserve(budgets=(tokens,), raw_tokens=101, raw_least=20)
-    assert (cut.verdict, cut.decision.raw_held) == (Verdict.ADMITTED, 100)
+    assert world.reserve(budgets=(tokens,), budget_tokens=101).verdict is Verdict.BUDGET_EXCEEDED
+    cut = world.reserve(budgets=(tokens,), budget_tokens=101, budget_tokens_least=20)
+    assert (cut.verdict, cut.decision.budget_tokens_held) == (Verdict.ADMITTED, 100)
     requests = account(window(2, 1, "requests"), name=OTHER_NAME)
     first = world.reserve(budgets=(requests,))
     second = world.reserve(budgets=(requests,))
@@ -361,7 +361,9 @@ RATE = TokenRate(0, 10**6, 10**6, in_money=True)
 def kept(world: World, call: Call, tokens: int, margin: int = 0, *, raw: bool = False) -> tuple[int, ...]:
     """Exhausted, then what budgets hold in money and tokens of a call that was seen so far."""
     names = tuple(one.name for one in call.request.budgets)
-    live = HoldExtension(world.caller, call.id, 0, tokens, budgets=names, money_rate=RATE, counts_raw=raw)
+    live = HoldExtension(
+        world.caller, call.id, 0, tokens, budgets=names, money_rate=RATE, counts_budget_tokens=raw
+    )
     return world.kept([(live, margin)])[0][2:]
 
 
@@ -392,7 +394,7 @@ def test_a_stream_holds_more_money_as_far_as_there_is(
 
 def test_a_stream_holds_more_tokens_too(world: World) -> None:
     here = account(window(1, 100, "tokens"))
-    call = world.reserve(budgets=(here,), raw_tokens=20)
+    call = world.reserve(budgets=(here,), budget_tokens=20)
     assert kept(world, call, 40, 20, raw=True) == (0, 60, 60)
     assert kept(world, call, 90, 20, raw=True) == (1, 110, 100)
     assert meters(world) == [(1, 0, 100)]
@@ -422,11 +424,11 @@ def test_a_call_that_names_other_accounts_takes_no_more_of_them(world: World) ->
 
 def test_a_reclaim_counts_what_it_charges_and_a_correction_the_rest(world: World) -> None:
     here = account(window(1, 100), window(2, 100, "tokens"), window(3, 9, "requests"))
-    call = world.reserve(need=9, budgets=(here,), money=40, raw_tokens=9)
-    assert call.reclaim(5, money=20, raw_tokens=5) is SettleResult.DONE
+    call = world.reserve(need=9, budgets=(here,), money=40, budget_tokens=9)
+    assert call.reclaim(5, money=20, budget_tokens=5) is SettleResult.DONE
     assert meters(world) == [(1, 20, 0), (2, 5, 0), (3, 1, 0)]
-    assert call.settle(tokens=8, money=33, raw_tokens=8) is SettleResult.RECLAIMED
-    assert call.correct(3, money=13, raw_tokens=3, requests=0) is SettleResult.DONE
+    assert call.settle(tokens=8, money=33, budget_tokens=8) is SettleResult.RECLAIMED
+    assert call.correct(3, money=13, budget_tokens=3, requests=0) is SettleResult.DONE
     assert meters(world) == [(1, 33, 0), (2, 8, 0), (3, 1, 0)]
     correction = world.events()[-1]
     assert (correction.money, correction.raw_tokens, correction.requests) == (13, 3, 0)
@@ -506,5 +508,5 @@ def test_what_is_no_definition_changes_nothing(world: World) -> None:
 
 
 def test_units_are_told_by_their_flags(world: World) -> None:
-    call = world.reserve(budgets=(account(window(4, 50, "tokens", at=EVER)),), raw_tokens=7)
+    call = world.reserve(budgets=(account(window(4, 50, "tokens", at=EVER)),), budget_tokens=7)
     assert call.decision.budget == BudgetWindow(4, 50, 7, 0, FLAG_TOKENS)

@@ -182,7 +182,7 @@ def reserve_of(both: Both, number: int, said: dict[str, Any]) -> packing.Call:
     request = HoldRequest(
         caller, REQUESTS[said["request"]], said["user"], service, said["need"], said["need"] + said["more"],
         said["credits"] or service.credits, said["units"], said["raises"],
-        budgets=_budgets(said), money=said["money"], raw_tokens=said["need"],
+        budgets=_budgets(said), money=said["money"], budget_tokens=said["need"],
     )  # fmt: skip
     if said["wrong"] == "user":
         request.user = "newer"
@@ -204,7 +204,7 @@ def settle_of(both: Both, number: int, said: dict[str, Any]) -> packing.Call:
         charge=mode != packing.MODE_RELEASE, tokens=said["need"] + said["more"], credits=said["credits"],
         units=said["units"], over=said["more"] * 10**7 if said["service"] is BY_TOKEN else 0,
         attribution="1\t2\tv", metadata=b"{}",
-        budgets=tuple(one.name for one in _budgets(said)), money=said["money"], raw_tokens=said["need"],
+        budgets=tuple(one.name for one in _budgets(said)), money=said["money"], budget_tokens=said["need"],
     )  # fmt: skip
     is_late = mode in {packing.MODE_POST, packing.MODE_CORRECT}
     names, arguments = packing.settle(

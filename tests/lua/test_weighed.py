@@ -41,7 +41,7 @@ def test_a_hold_is_of_the_quota_and_its_buckets_take_tokens(world: World) -> Non
     assert (call.decision.tokens_remaining, call.decision.limit) == (40, 100)
     assert world.tenant.held == 60
     assert bucket(world) == 600
-    assert call.settle(tokens=500, weighed=50) is SettleResult.DONE
+    assert call.settle(tokens=500, quota_tokens=50) is SettleResult.DONE
     assert (world.tenant.used, world.tenant.remaining, world.tenant.held) == (50, 50, 0)
     assert 490 <= bucket(world) <= 500
     assert world.events()[-1].amount == 50
@@ -66,7 +66,7 @@ def test_another_plan_is_told_and_nothing_is_taken(world: World) -> None:
 def test_a_weight_above_one_takes_more_than_there_are(world: World) -> None:
     world.plan(1000, plan_id=PLAN)
     call = world.reserve(10, quota=(50, 50, 0), plan_id=PLAN)
-    call.settle(tokens=10, weighed=50)
+    call.settle(tokens=10, quota_tokens=50)
     assert (world.tenant.used, world.tenant.remaining) == (50, 950)
 
 
@@ -74,22 +74,22 @@ def test_what_counts_nothing_is_a_row_of_nothing(world: World) -> None:
     world.plan(100, plan_id=PLAN)
     call = world.reserve(10, quota=(0, 0, 0), plan_id=PLAN)
     assert call.decision.held_tokens == 0
-    call.settle(tokens=10, weighed=0)
+    call.settle(tokens=10, quota_tokens=0)
     assert (world.events()[-1].amount, world.tenant.used) == (0, 0)
     call = world.reserve(10, quota=(0, 0, 0), plan_id=PLAN)
-    call.reclaim(tokens=10, weighed=0)
+    call.reclaim(tokens=10, quota_tokens=0)
     assert (world.events()[-1].amount, world.tenant.used) == (0, 0)
 
 
 def test_a_live_call_is_topped_up_by_what_it_counts(world: World) -> None:
     world.plan(100, plan_id=PLAN)
     call = world.reserve(100, ceiling=5000, quota=(10, 500, 0), plan_id=PLAN)
-    live = HoldExtension(world.caller, call.id, 0, tokens=300, weights=TENTH, weighed=30)
+    live = HoldExtension(world.caller, call.id, 0, tokens=300, weights=TENTH, quota_tokens=30)
     assert world.extended([(live, 100)]) == [(100, 0, 0)]  # all that was free was held already
-    live.weighed = 120
+    live.quota_tokens = 120
     assert world.extended([(live, 100)]) == [(100, 0, 1)]
     hold = states.unpack_hold(world.get(keys.hold(world.p, call.id)))[0]
-    assert (hold.tokens, hold.observed, hold.weighed) == (100, 300, 120)
+    assert (hold.tokens, hold.observed, hold.quota_tokens) == (100, 300, 120)
 
 
 def test_a_hold_of_the_version_before_is_observed_as_it_was(world: World) -> None:
@@ -101,7 +101,7 @@ def test_a_hold_of_the_version_before_is_observed_as_it_was(world: World) -> Non
     world.client.set(name, bytes([129]) + packed[1 : size - 8] + packed[size:])
     assert call.extend(7) == (10, 0)
     hold = states.unpack_hold(world.get(name))[0]
-    assert (hold.tokens, hold.observed, hold.weighed) == (10, 7, -1)
+    assert (hold.tokens, hold.observed, hold.quota_tokens) == (10, 7, -1)
     assert call.settle(tokens=8) is SettleResult.DONE
     assert world.tenant.remaining == 92
 
@@ -109,12 +109,12 @@ def test_a_hold_of_the_version_before_is_observed_as_it_was(world: World) -> Non
 def test_a_late_call_waits_with_what_it_counts(world: World) -> None:
     world.plan(1000, plan_id=PLAN)
     call = world.reserve(500, quota=(50, 50, 0), plan_id=PLAN)
-    call.reclaim(tokens=200, weighed=20, metadata=json.dumps({"reclaimed": True}).encode())
+    call.reclaim(tokens=200, quota_tokens=20, metadata=json.dumps({"reclaimed": True}).encode())
     assert (world.tenant.used, world.tenant.held) == (20, 0)
-    assert call.settle(tokens=400, weighed=40) is SettleResult.RECLAIMED
+    assert call.settle(tokens=400, quota_tokens=40) is SettleResult.RECLAIMED
     (entry,) = world.client.xrange(keys.late(world.p))
     assert int(entry[1][b"charged"]) == 20
-    assert call.correct(tokens=200, weighed=20) is SettleResult.DONE
+    assert call.correct(tokens=200, quota_tokens=20) is SettleResult.DONE
     assert (world.tenant.used, world.tenant.remaining) == (40, 960)
     assert world.events()[-1].amount == 20
 
@@ -122,8 +122,8 @@ def test_a_late_call_waits_with_what_it_counts(world: World) -> None:
 def test_a_correction_may_give_back(world: World) -> None:
     world.plan(1000, plan_id=PLAN)
     call = world.reserve(500, quota=(50, 50, 0), plan_id=PLAN)
-    call.reclaim(tokens=0, weighed=50)
-    call.correct(tokens=300, weighed=-20)
+    call.reclaim(tokens=0, quota_tokens=50)
+    call.correct(tokens=300, quota_tokens=-20)
     assert world.tenant.remaining == 1000 - 50 + 20
 
 

@@ -66,8 +66,8 @@ async def spend(backend: Backend, ids: tuple[int, int, int, int]) -> str:
     """Make a call that takes 10 tokens of the quota and of the budget; return the name of its account."""
     world = world_of(backend.valkey, ids)
     account = await account_of_budget(backend, ids[0], await backend.counters.now_ms())
-    call = world.reserve(need=10, budgets=(account,), raw_tokens=10)
-    assert call.settle(tokens=10, raw_tokens=10) is SettleResult.DONE
+    call = world.reserve(need=10, budgets=(account,), budget_tokens=10)
+    assert call.settle(tokens=10, budget_tokens=10) is SettleResult.DONE
     return keys.budget_account(world.p, account.name)
 
 

@@ -104,8 +104,8 @@ def ended(late: LateSettlement, charged: ChargedAmounts | None) -> tuple[LateRes
     if charged is None:
         used = late.settlement
         all_of_it = ChargedAmounts(
-            used.tokens, used.credits, used.units, over=used.over, weighed=used.weighed,
-            money=used.money, raw_tokens=used.raw_tokens, requests=1,
+            used.tokens, used.credits, used.units, over=used.over, quota_tokens=used.quota_tokens,
+            money=used.money, budget_tokens=used.budget_tokens, requests=1,
         )  # fmt: skip
         return LateResolution(late, Verb.POST, all_of_it), 0
     if not late.charged and not charged.reclaimed:
@@ -121,9 +121,9 @@ def difference(used: Settlement, charged: ChargedAmounts) -> ChargedAmounts:
     Credits of a service with a One-Time price never differ, since its first user pays that price.
     """
     service = used.service
-    weighed = used.of_quota - charged.of_quota if service.counts_tokens else 0
-    tokens = weighed  # of the ledger's tokens, unless the service's amounts are weighed
-    if service.counts_tokens and used.weighed is not None:
+    quota_tokens = used.of_quota - charged.of_quota if service.counts_tokens else 0
+    tokens = quota_tokens  # of the ledger's tokens, unless the service's amounts are weighed
+    if service.counts_tokens and used.quota_tokens is not None:
         tokens = used.tokens - charged.tokens
     credits_, over = 0, 0
     if service.meter == CONSUMPTION and not service.one_time:
@@ -134,9 +134,9 @@ def difference(used: Settlement, charged: ChargedAmounts) -> ChargedAmounts:
         credits_,
         used.units - charged.units if service.meter == PAY_PER_USE else 0,
         over=over,
-        weighed=None if weighed == tokens else weighed,
+        quota_tokens=None if quota_tokens == tokens else quota_tokens,
         money=used.money - charged.money,
-        raw_tokens=used.raw_tokens - charged.raw_tokens,
+        budget_tokens=used.budget_tokens - charged.budget_tokens,
         requests=1 - charged.requests,
     )
 

@@ -98,13 +98,13 @@ class SettleBody(msgspec.Struct, forbid_unknown_fields=True):
 
 
 class HeldAmounts(msgspec.Struct, array_like=True):
-    """The amounts that a hold reserves: quota tokens, credits, units; of budgets `money` and `raw_tokens`."""
+    """The amounts that a hold reserves: quota tokens, credits, units; of budgets `money` and `budget_tokens`."""
 
     tokens: int = 0
     credits: int = 0
     units: int = 0
     money: int = 0
-    raw_tokens: int = 0
+    budget_tokens: int = 0
 
 
 class HeldCall(msgspec.Struct, array_like=True):
@@ -241,12 +241,12 @@ class HoldEnd(msgspec.Struct):
     facts: str
     answer: str = ""
     tokens: int = 0
-    weighed: int | None = None
+    quota_tokens: int | None = msgspec.field(default=None, name="weighed")
     credits: int = 0
     over: int = 0
     units: int = 0
     money: int = 0
-    raw_tokens: int = 0
+    budget_tokens: int = msgspec.field(default=0, name="raw_tokens")
     applied: bool = False
     lacks_price: bool = False
     says_more: bool = False
@@ -254,8 +254,8 @@ class HoldEnd(msgspec.Struct):
     def settlement(self, hold: CallerHold) -> Settlement:
         return Settlement(
             hold.caller, hold.id, hold.user, hold.service, self.charge, self.tokens, self.credits, self.units,
-            hold.columns, self.facts.encode(), self.over, self.weighed, hold.budgets, self.money,
-            self.raw_tokens, hold_ttl_ms=0 if self.charge else hold.expires_ms - hold.created_ms,
+            hold.columns, self.facts.encode(), self.over, self.quota_tokens, hold.budgets, self.money,
+            self.budget_tokens, hold_ttl_ms=0 if self.charge else hold.expires_ms - hold.created_ms,
         )  # fmt: skip
 
 

@@ -78,9 +78,9 @@ class ReclaimPolicy(StrEnum):
 class ChargedAmounts:
     """The charge of a call, corrections included; all zero is nothing. `reclaimed`: charged by observed use.
 
-    `over` is how much its credits exceed its cost, in nano-credits. `weighed` is the number of quota tokens
+    `over` is how much its credits exceed its cost, in nano-credits. `quota_tokens` is the number of quota tokens
     that `tokens` count as; None means the same number. Budgets are charged `money` in nano-units,
-    `raw_tokens` and `requests`.
+    `budget_tokens` and `requests`.
     """
 
     tokens: int = 0
@@ -88,15 +88,15 @@ class ChargedAmounts:
     units: int = 0
     reclaimed: bool = False
     over: int = 0
-    weighed: int | None = None
+    quota_tokens: int | None = None
     money: int = 0
-    raw_tokens: int = 0
+    budget_tokens: int = 0
     requests: int = 0
 
     @property
     def of_quota(self) -> int:
         """The tokens charged to the quota: weighed ones if the plan weighs kinds of tokens."""
-        return self.tokens if self.weighed is None else self.weighed
+        return self.tokens if self.quota_tokens is None else self.quota_tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +104,8 @@ class ExpiredHold:
     """A hold past its deadline, with `held` tokens and `held_credits`. `release` would end it at no charge.
 
     `observed` tokens were seen of its call, worth `credits` or `units`. If the plan weighs tokens, `held` and
-    `weighed` are quota tokens held and observed, and `taken` is the most that a limit per minute reserved.
-    Budgets hold `held_money` and `held_raw` tokens; the observed use costs `money`. The call counts
+    `quota_tokens` are quota tokens held and observed, and `taken` is the most that a limit per minute reserved.
+    Budgets hold `held_money` and `held_budget_tokens` tokens; the observed use costs `money`. The call counts
     `said_units`: one if its units are money. A `lease` belongs to no call. A hold without a service is of a
     free route, or of a call that broke off after its head. Both are charged nothing. `unsettled` is set if a
     caller took the hold by the API, and then replaces the policy.
@@ -118,11 +118,11 @@ class ExpiredHold:
     held: int = 0
     lease: bool = False
     held_credits: int = 0
-    weighed: int | None = None
+    quota_tokens: int | None = None
     taken: int = 0
     held_units: int = 0
     held_money: int = 0
-    held_raw: int = 0
+    held_budget_tokens: int = 0
     money: int = 0
     said_units: int = 0
     unsettled: str = ""
@@ -135,18 +135,27 @@ class ExpiredHold:
             charges = self.unsettled == UNSETTLED_CHARGED
             policy = ReclaimPolicy.CHARGE_HOLD if charges else ReclaimPolicy.RELEASE
         if policy == ReclaimPolicy.CHARGE_HOLD:
-            weighed = None if self.weighed is None else max(self.held, self.weighed)
-            tokens = max(self.held if weighed is None else self.taken, self.observed)
+            quota_tokens = None if self.quota_tokens is None else max(self.held, self.quota_tokens)
+            tokens = max(self.held if quota_tokens is None else self.taken, self.observed)
             credits_, units = max(self.held_credits, self.credits), max(self.held_units, self.units)
-            money, raw_tokens = max(self.held_money, self.money), max(self.held_raw, self.observed)
+            money, budget_tokens = (
+                max(self.held_money, self.money),
+                max(self.held_budget_tokens, self.observed),
+            )
             return ChargedAmounts(
-                tokens, credits_, units, weighed=weighed, money=money, raw_tokens=raw_tokens, requests=1
+                tokens,
+                credits_,
+                units,
+                quota_tokens=quota_tokens,
+                money=money,
+                budget_tokens=budget_tokens,
+                requests=1,
             )
         if policy == ReclaimPolicy.RELEASE or not self.observed:
             return ChargedAmounts()
         return ChargedAmounts(
-            self.observed, self.credits, self.units, weighed=self.weighed,
-            money=self.money, raw_tokens=self.observed, requests=1,
+            self.observed, self.credits, self.units, quota_tokens=self.quota_tokens,
+            money=self.money, budget_tokens=self.observed, requests=1,
         )  # fmt: skip
 
 

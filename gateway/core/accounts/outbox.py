@@ -320,7 +320,7 @@ class OutboxEntry:
     has them. `priced`, in the usage part, says how units were priced: the month's units before these, then
     the tiers (`gateway/core/billing/money.py`); empty if absent. `ahead` are the nano-credits paid ahead
     after this entry. `carried` is how many of them it added or used: its cost differs from its `credits` by
-    that. Each window of `budgets` moves by `money` (nano-units), `raw_tokens` or `requests`, according to its
+    that. Each window of `budgets` moves by `money` (nano-units), `budget_tokens` or `requests`, according to its
     unit.
     """
 

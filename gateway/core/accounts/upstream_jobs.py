@@ -107,7 +107,7 @@ class Job(msgspec.Struct):
     credits: int = 0
     units: int = 0
     money: int = 0
-    raw_tokens: int = 0
+    budget_tokens: int = msgspec.field(default=0, name="raw_tokens")
     currency: str = ""
     cost: int = 0
     settled_ms: int = 0

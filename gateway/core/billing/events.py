@@ -57,7 +57,7 @@ class EventUsage:
 class EventSettlement:
     """The charge of an event while it waits for Redis: the amounts of a settlement, and its facts.
 
-    Its tokens count as `weighed` quota tokens. Without `counts_tokens` no quota is charged, because the
+    Its tokens count as `quota_tokens` quota tokens. Without `counts_tokens` no quota is charged, because the
     service does not count tokens, or their cycle is over.
     """
 

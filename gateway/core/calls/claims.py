@@ -426,8 +426,8 @@ class BudgetClaim:
     money: int = 0  # likely, in nano-units
     money_most: int = 0
     money_least: int = 0  # the hold may be cut to this; 0 if the call states its maximum
-    raw_tokens: int = 0  # likely
-    raw_most: int = 0
+    budget_tokens: int = 0  # likely
+    budget_tokens_most: int = 0
     dearest: TokenRate | None = None  # the highest rate, None without a price
     likely: TokenRate | None = None  # the usual rate
     holds_most: bool = False  # the windows hold the most
@@ -444,9 +444,9 @@ def budget_claim(
     need, fewest, read = estimate.need, estimate.least, estimate.read
     ceiling, holds_most = max(read, estimate.ceiling), hold == MAXIMUM
     raw = ceiling if holds_most else need
-    raw_most = raw if hold else ceiling
+    budget_tokens_most = raw if hold else ceiling
     if not vectors:
-        return BudgetClaim(raw_tokens=raw, raw_most=raw_most, holds_most=holds_most)
+        return BudgetClaim(budget_tokens=raw, budget_tokens_most=budget_tokens_most, holds_most=holds_most)
     dearest, may = None, None
     if len(vectors) == 1 and call.asks is False and not call.measured and not _models_search(call):
         dearest = plain_rate(vectors[0], read)  # most calls are text alone: the same rate, but faster
@@ -466,7 +466,9 @@ def budget_claim(
             rate.input = math.ceil(rate.input * estimate.input_share)
         money = min(rate.cost(likely_read, need - likely_read), most)
     least = min(dearest.cost(read, fewest - read), money) if fewest else 0
-    return BudgetClaim(money, money if hold else most, least, raw, raw_most, dearest, rate, holds_most)
+    return BudgetClaim(
+        money, money if hold else most, least, raw, budget_tokens_most, dearest, rate, holds_most
+    )
 
 
 def _likely_read(estimate: Estimate, call: CallRequest) -> int:
@@ -498,8 +500,8 @@ def budget_bound(
     most, strict = ENDLESS, claim.holds_most
     if MONEY in enforced and claim.dearest is not None and (strict or admitted.money_held != claim.money):
         most = claim.dearest.paid(admitted.money_held)
-    if TOKENS in enforced and (strict or admitted.raw_held != claim.raw_tokens):
-        most = min(most, admitted.raw_held)
+    if TOKENS in enforced and (strict or admitted.budget_tokens_held != claim.budget_tokens):
+        most = min(most, admitted.budget_tokens_held)
     return None if most >= ENDLESS else estimate.bound(most, call)
 
 
@@ -556,7 +558,7 @@ def lower_task(call: CallRequest, claim: BudgetClaim, admitted: Admitted) -> Non
         return  # its upstream refuses it
     rate, unit, there = claim.likely, UNIT_OF[window.unit], window.limit - window.used
     if unit == TOKENS:
-        left = there + admitted.raw_held - call.input_estimate
+        left = there + admitted.budget_tokens_held - call.input_estimate
     elif unit == MONEY and rate is not None:
         left = rate.paid(there + admitted.money_held) - rate.read
     else:

@@ -224,12 +224,12 @@ def covered(counts: bool, rate: TokenRate | None, tokens: int, credits_: int) ->
 
 
 def extended(
-    observed: HoldExtension, tokens: int, credits_: int, money: int = ENDLESS, raw_tokens: int = ENDLESS,
+    observed: HoldExtension, tokens: int, credits_: int, money: int = ENDLESS, budget_tokens: int = ENDLESS,
     *, refused: bool = False,
 ) -> None:  # fmt: skip
     """Update the tokens of a running call that its hold covers, after the hold grew to these amounts.
 
-    `money` and `raw_tokens` are held in budgets. If the call was `refused`, the hold did not grow, and the
+    `money` and `budget_tokens` are held in budgets. If the call was `refused`, the hold did not grow, and the
     amounts only decide which limit is `short`. `observed` is changed.
     """
     weighed = observed.weights is not None
@@ -237,8 +237,8 @@ def extended(
     by_credits = covered(False, observed.rate, tokens, credits_)
     rate = observed.hold_rate or observed.money_rate
     by_budgets = ENDLESS if rate is None else rate.paid(money)
-    if observed.counts_raw:
-        by_budgets = min(by_budgets, raw_tokens)
+    if observed.counts_budget_tokens:
+        by_budgets = min(by_budgets, budget_tokens)
     held = min(by_quota, by_credits, by_budgets)
     observed.short = BY_QUOTA if held == by_quota else BY_CREDITS if held == by_credits else BY_BUDGETS
     if not refused:

@@ -368,17 +368,17 @@ class CallerHolds:
             keys.tenant_state(p, hold.tenant_id), keys.organization_state(p, hold.organization_id), *accounts,
         )  # fmt: skip
         packed = EXTEND.pack(
-            0, -1, wanted.tokens, -1, wanted.credits, 0, wanted.money, wanted.raw_tokens, len(hold.budgets),
+            0, -1, wanted.tokens, -1, wanted.credits, 0, wanted.money, wanted.budget_tokens, len(hold.budgets),
             BY_DEFINITIONS if definitions else True, hold.id.encode(),
         )  # fmt: skip
         arguments = wire.run_id, b"%d" % ttl_ms, packed, *definitions
         answer = await wire.send(encode_script("extend", names, arguments))
         if not isinstance(answer, bytes) or len(answer) != CODE.size + EXTENDED.size:
             raise CountersUnavailable
-        tokens, credits_, _, money, raw_tokens = EXTENDED.struct.unpack_from(answer, CODE.size)
+        tokens, credits_, _, money, budget_tokens = EXTENDED.struct.unpack_from(answer, CODE.size)
         if tokens == _GONE:
             raise HoldEnded
-        return HeldAmounts(int(tokens), int(credits_), hold.held.units, int(money), int(raw_tokens))
+        return HeldAmounts(int(tokens), int(credits_), hold.held.units, int(money), int(budget_tokens))
 
     async def _set(self, partition: int, name: bytes, value: object, life_ms: int, *more: bytes) -> bool:
         written = msgspec.json.encode(value)

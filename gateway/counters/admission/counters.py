@@ -100,7 +100,7 @@ class Counters(LiveHolds):
                     plan_id = weighing.plan_of(request)
                     weights = weighing.by_plan.get(plan_id)
                     if weights is not None:
-                        needed, ceiling, least = request.weighed(weights)
+                        needed, ceiling, least = request.weigh(weights)
                 if request.whole:
                     least = -1
                 arguments = packed(  # the fields of `RESERVE`
@@ -253,7 +253,7 @@ class Counters(LiveHolds):
         attribution, metadata = settlement.attribution.encode(), settlement.metadata
         wire, counted, names = self._wire, b"", frame.names
         if names:
-            counted = packed(settlement.money, settlement.raw_tokens, 1 if settlement.charge else 0)
+            counted = packed(settlement.money, settlement.budget_tokens, 1 if settlement.charge else 0)
         return packed(  # the fields of `SETTLEMENT` and `PAID`
             SETTLE_HEAD, wire.batch, BYTES[LAYOUT], pack_run_id(wire.run_id),
             BYTES[packing.MODE_CHARGE if settlement.charge else packing.MODE_RELEASE],

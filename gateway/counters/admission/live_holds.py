@@ -104,10 +104,10 @@ class LiveHolds:
         self._extend_took(self._clock() - started)
         self._missed = self._missed or packing.code_of(cast("bytes", answer)) == Verdict.UNVERIFIED
         answers = packing.extended(cast("bytes", answer))
-        for one, (tokens, credits_, exhausted, money, raw_tokens) in zip(live, answers, strict=False):
+        for one, (tokens, credits_, exhausted, money, budget_tokens) in zip(live, answers, strict=False):
             if tokens >= 0:
                 refused = exhausted == REFUSED
-                extended(one, tokens, credits_, money, raw_tokens, refused=refused)
+                extended(one, tokens, credits_, money, budget_tokens, refused=refused)
                 if not refused:
                     one.exhausted, one.cut = exhausted > 0, exhausted == CUT
             one.end_request()

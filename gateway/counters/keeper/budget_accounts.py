@@ -181,7 +181,7 @@ class BudgetAccounts(ControlClient):
                 calls[name] += 1
                 for budget in budgets:
                     sums = found.setdefault((name, budget), [0, 0, 0])
-                    for at, more in enumerate((hold.money, hold.raw_tokens, 1)):
+                    for at, more in enumerate((hold.money, hold.budget_tokens, 1)):
                         sums[at] += more
         return found, calls
 

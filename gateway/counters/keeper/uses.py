@@ -114,7 +114,7 @@ def _settlement(
     return Settlement(
         caller, request_id, use.user, service, True, tokens, use.credits, use.units, use.attribution,
         write_facts(use.facts), use.over, None if weighed == tokens else weighed,
-        budgets=tuple(one.name for one in accounts), money=use.money, raw_tokens=use.tokens,
+        budgets=tuple(one.name for one in accounts), money=use.money, budget_tokens=use.tokens,
     )  # fmt: skip
 
 

@@ -61,7 +61,7 @@ MARKER = Layout("MARKER", "number, s40 run_id, f64 epoch catalogue")
 
 RESERVE = Layout(
     "RESERVE",
-    "f64 batch, s40 run_id, f64 catalogue need weighed ceiling least credits_least credits units ttl"
+    "f64 batch, s40 run_id, f64 catalogue need quota_tokens ceiling least credits_least credits units ttl"
     " service_id plan_id, u8 flags, s36 request_id",
 )
 ADMITTED = Layout(
@@ -77,20 +77,20 @@ REFUSED = Layout(
 )
 # The amounts that a call wants held on its budgets; after ADMITTED the held ones, and the tightest enforced
 # one.
-NEED = Layout("NEED", "f64 money money_most money_least raw_tokens raw_most raw_least")
+NEED = Layout("NEED", "f64 money money_most money_least budget_tokens budget_tokens_most budget_tokens_least")
 # Of a wide window limit, used and held are whole units of the currency, what is below these comes last.
 BUDGETS = Layout(
-    "BUDGETS", "i64 money raw_tokens budget=0 limit=0 used=0 reset=0 unit=0 limit_rest=0 used_rest=0"
+    "BUDGETS", "i64 money budget_tokens budget=0 limit=0 used=0 reset=0 unit=0 limit_rest=0 used_rest=0"
 )
 
 # The log and the late queue store a settlement without the batch.
 _KEPT = (
-    "number, s40 run_id, u8 mode, f64 tokens weighed=-1@130 credits units over=0@130"
+    "number, s40 run_id, u8 mode, f64 tokens quota_tokens=-1@130 credits units over=0@130"
     " service_id tenant_id organization_id key_id, u8 flags, f64 tombstone, s36 request_id"
 )
 KEPT = Layout("KEPT", _KEPT)
 # The amounts of a call that budgets count; the names of its accounts follow.
-PAID = Layout("PAID", "f64 money raw_tokens requests")
+PAID = Layout("PAID", "f64 money budget_tokens requests")
 SETTLEMENT = Layout("SETTLEMENT", f"f64 batch, {_KEPT}")
 SETTLED = Layout("SETTLED", "f64 code now seq=0 remaining=0 credits=0 epoch moved=0 credit_seq=0 spend_seq=0")
 GONE = Layout("GONE", "f64 code now epoch")
@@ -99,12 +99,12 @@ ACKNOWLEDGED = Layout("ACKNOWLEDGED", "f64 epoch seq moved credit_seq spend_seq"
 
 EXTEND = Layout(
     "EXTEND",
-    "f64 observed weighed wanted seen worth money_seen money_wanted raw_wanted accounts whole,"
+    "f64 observed quota_tokens wanted seen worth money_seen money_wanted budget_tokens_wanted accounts whole,"
     " s36 request_id",
 )
 # As `whole`: all or nothing, and the definitions of the call's accounts follow.
 BY_DEFINITIONS = 2
-EXTENDED = Layout("EXTENDED", "f64 tokens credits exhausted money raw_tokens")
+EXTENDED = Layout("EXTENDED", "f64 tokens credits exhausted money budget_tokens")
 
 LEASE = Layout(
     "LEASE",
@@ -192,7 +192,7 @@ def budgets_need(request: HoldRequest) -> tuple[bytes, ...]:
         return ()
     packed = NEED.pack(
         request.money, request.money_most, request.money_least,
-        request.raw_tokens, request.raw_most, request.raw_least,
+        request.budget_tokens, request.budget_tokens_most, request.budget_tokens_least,
     )  # fmt: skip
     return packed, *(one.defined for one in request.budgets)
 
@@ -204,7 +204,7 @@ def budgets_paid(settlement: Settlement, requests: int = 1) -> tuple[bytes, ...]
     """
     if not settlement.budgets:
         return ()
-    packed = PAID.pack(settlement.money, settlement.raw_tokens, requests if settlement.charge else 0)
+    packed = PAID.pack(settlement.money, settlement.budget_tokens, requests if settlement.charge else 0)
     return (packed + " ".join(settlement.budgets).encode(),)
 
 
@@ -212,8 +212,8 @@ def read_paid(packed: bytes) -> tuple[tuple[str, ...], int, int]:
     """Return the names of accounts, money and tokens; (), 0, 0 for an empty value."""
     if not packed:
         return (), 0, 0
-    money, raw_tokens, _ = PAID.struct.unpack_from(packed)
-    return tuple(packed[PAID.size :].decode().split(" ")), int(money), int(raw_tokens)
+    money, budget_tokens, _ = PAID.struct.unpack_from(packed)
+    return tuple(packed[PAID.size :].decode().split(" ")), int(money), int(budget_tokens)
 
 
 def replaced(accounts: tuple[BudgetAccount, ...], full: int) -> tuple[BudgetAccount, ...]:
@@ -338,7 +338,7 @@ def decision(answer: bytes, service: Service) -> Admitted | Refused:
             verdict in (BOUNDED, BOUNDED + LEASES), leases=verdict > LEASES,
         )  # fmt: skip
         if len(answer) > _ADMITTED_SIZE:
-            admitted.money_held, admitted.raw_held = field[16], field[17]
+            admitted.money_held, admitted.budget_tokens_held = field[16], field[17]
             if field[18]:
                 admitted.budget = BudgetWindow(field[18], field[19], field[20], field[21], field[22])
                 if field[22] == WIDE:
@@ -384,10 +384,10 @@ def extend(run_id: bytes, ttl_ms: int, partition: int, live: list[tuple[HoldExte
         ]
         tokens, rate = one.tokens, one.rate
         seen, wanted = (-1, 0) if rate is None else (rate.seen(tokens), rate.credits(one.ahead(margin)))
-        weighed = -1 if one.weights is None else one.weighed
+        quota_tokens = -1 if one.weights is None else one.quota_tokens
         arguments.append(
             EXTEND.pack(
-                tokens, weighed, one.wanted(margin), seen, wanted,
+                tokens, quota_tokens, one.wanted(margin), seen, wanted,
                 *one.wanted_of_budgets(margin), len(one.budgets), one.answered is not None,
                 one.request_id.encode(),
             )

@@ -290,9 +290,9 @@ class HoldState:
 
     Observed are tokens, and `seen` credits (-1 if tokens do not set the price). The amount of a scope without
     limits is `UNCOUNTED`: nothing is returned to it. `tokens` are those of the quota, which the plan may
-    weigh; then `weighed` is the observed use as weighed (-1: equal to `observed`). `credits` are 0 with the
+    weigh; then `quota_tokens` is the observed use as weighed (-1: equal to `observed`). `credits` are 0 with the
     flag `HOLD_USES`: the held share of the cap is stored with the service. Windows of budgets hold `money` or
-    `raw_tokens`, or one request; the use seen so far cost `money_seen`. The last `budgets` bytes name the
+    `budget_tokens`, or one request; the use seen so far cost `money_seen`. The last `budgets` bytes name the
     windows.
     """
 
@@ -313,9 +313,9 @@ class HoldState:
     created: int = 0
     charged: int = 0
     seen: int = -1
-    weighed: int = field(default=-1, metadata={"since": 130})
+    quota_tokens: int = field(default=-1, metadata={"since": 130})
     money: int = field(default=0, metadata={"since": 131})
-    raw_tokens: int = field(default=0, metadata={"since": 131})
+    budget_tokens: int = field(default=0, metadata={"since": 131})
     money_seen: int = field(default=0, metadata={"since": 131})
     budgets: int = field(default=0, metadata={"since": 131})
 

@@ -347,7 +347,7 @@ def _tokens_for(one: Allowance, request: HoldRequest, weights: Weights | None) -
     """Return the tokens to hold on the lease `one`, as `reserve` would; CountersUnavailable for too few."""
     need, ceiling, least = request.need, request.ceiling, request.least
     if weights is not None:
-        need, ceiling, least = request.weighed(weights)
+        need, ceiling, least = request.weigh(weights)
     if not request.service.counts_tokens or not ceiling:
         return 0
     if one.unlimited:

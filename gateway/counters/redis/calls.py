@@ -615,7 +615,7 @@ class Frame(LruEntry):
             self._defined_of, self._defined = accounts, _shared(bulks(*[one.defined for one in accounts]))
         return packed(
             self._reserve_end, _NEED_HEAD, request.money, request.money_most, request.money_least,
-            request.raw_tokens, request.raw_most, request.raw_least, b"\r\n", self._defined,
+            request.budget_tokens, request.budget_tokens_most, request.budget_tokens_least, b"\r\n", self._defined,
         )  # fmt: skip
 
 

@@ -50,7 +50,7 @@ def settlement_of(
     """Return the settlement in the arguments of `settle`, with its user and service."""
     kept = KEPT.read(KEPT.today(packed))
     organization_id = kept["organization_id"]
-    budgets, money, raw_tokens = read_paid(paid)
+    budgets, money, budget_tokens = read_paid(paid)
     return Settlement(
         caller=Caller(organization_id, kept["tenant_id"], kept["key_id"], keys.partition_of(organization_id)),
         request_id=kept["request_id"].decode(),
@@ -63,10 +63,10 @@ def settlement_of(
         attribution=attribution.decode(),
         metadata=metadata,
         over=kept["over"],
-        weighed=None if kept["weighed"] in {-1, kept["tokens"]} else kept["weighed"],
+        quota_tokens=None if kept["quota_tokens"] in {-1, kept["tokens"]} else kept["quota_tokens"],
         budgets=budgets,
         money=money,
-        raw_tokens=raw_tokens,
+        budget_tokens=budget_tokens,
     )
 
 

@@ -383,7 +383,7 @@ async def _taken(
         id_, caller.organization_id, caller.tenant_id, caller.key_id, caller.partition, service, unit, asked,
         HeldAmounts(
             admitted.held_tokens, admitted.held_credits, request.units, admitted.money_held,
-            admitted.raw_held,
+            admitted.budget_tokens_held,
         ),
         admitted.now_ms, admitted.now_ms + request.ttl_ms, caller.unsettled, request.user, call.model,
         request.names if budgets is not None else (), "" if budgets is None else budgets.currency,
@@ -592,9 +592,9 @@ async def _more(
     held, tokens = hold.held, request.need if hold.weights is None else hold.weights.at_most(request.need, 0)
     wanted = HeldAmounts(
         held.tokens + tokens, held.credits + request.credits, held.units, held.money + request.money,
-        held.raw_tokens + request.raw_tokens,
+        held.budget_tokens + request.budget_tokens,
     )  # fmt: skip
-    if max(wanted.tokens, wanted.credits, wanted.money, wanted.raw_tokens) > INTEGER_MAX or (
+    if max(wanted.tokens, wanted.credits, wanted.money, wanted.budget_tokens) > INTEGER_MAX or (
         hold.unit == MONEY and hold.asked + asked > INTEGER_MAX
     ):
         most = "9007199.254740991 of its currency" if hold.unit == MONEY else "one call may"
@@ -620,7 +620,7 @@ def _short(found: HeldAmounts, wanted: HeldAmounts) -> Refusal | None:
         return QuotaExceeded(f"The quota has too little for this. {kept}")
     if found.credits < wanted.credits:
         return InsufficientCredits(f"The organization has too few credits for this. {kept}")
-    if found.money < wanted.money or found.raw_tokens < wanted.raw_tokens:
+    if found.money < wanted.money or found.budget_tokens < wanted.budget_tokens:
         return BudgetExceeded(f"A budget has too little for this. {kept}")
     return None
 

@@ -113,7 +113,7 @@ _BETWEEN: Final = frozenset({502, 504})
 # Fields of a hold request that are summed over the lines of a batch.
 _SUMMED: Final = (
     "need", "ceiling", "read", "read_likely", "credits", "units", "money", "money_most",
-    "raw_tokens", "raw_most",
+    "budget_tokens", "budget_tokens_most",
 )  # fmt: skip
 # The result of a line that is missing.
 _MISSING: Final = BatchResult("", 0, "", b"", False)
@@ -169,7 +169,7 @@ async def run_later(exchange: Exchange, admitted: AdmittedCall) -> None:
         raise
     # Stored with its id, or once its result is unknown.
     job.tokens, job.credits = held.held_tokens, held.held_credits
-    job.money, job.raw_tokens = held.money_held, held.raw_held
+    job.money, job.budget_tokens = held.money_held, held.budget_tokens_held
     exchange.before_end = partial(_begun, exchange, admitted, job, jobs)
     await _made(exchange, admitted, job, jobs, partial(jobs.drop, job))
 
@@ -604,7 +604,7 @@ def _job(  # noqa: PLR0917  # whose it is, what it holds, at which prices
         hold_id, caller.organization_id, caller.tenant_id, caller.key_id, caller.partition, user, service.key,
         admitted.attempt.name, "", "", "", 1, created_ms, created_ms + 1000 * JOB_S_MAX,
         tokens=decision.held_tokens, credits=decision.held_credits, money=decision.money_held,
-        raw_tokens=decision.raw_held, currency="" if vector is None else vector.currency,
+        budget_tokens=decision.budget_tokens_held, currency="" if vector is None else vector.currency,
         columns=head.said.columns, session=attribution.session,
         metadata=attribution.metadata.decode(), own=prices.own, weights=_packed(decision.weights),
         priced_ms=prices.at_ms, tags=admitted.worker.ports.directory.tags(caller, attribution),
@@ -641,7 +641,7 @@ def _add(  # noqa: PLR0917  # a call, and what holds it
     )
     share = replace(
         decision, held_tokens=one.ceiling, held_credits=one.credits, money_held=one.money,
-        raw_held=one.raw_tokens,
+        budget_tokens_held=one.budget_tokens,
     )  # fmt: skip
     bound = answer_bound(call, claim, share, NO_UNITS if budgets is None else budgets.enforced)
     if bound is not None:
@@ -766,10 +766,10 @@ def _charged(  # noqa: PLR0917  # as `line_charges`
     meter = make_meter(call, line.status, b"application/json", bounds=bounds)
     meter.whole(line.body)
     if job.kind != VIDEO:  # a report without a prompt is none: the rest of the hold is the prompt's
-        tokens = max(1, -(-(job.raw_tokens or job.tokens) // job.lines) - meter.output)
+        tokens = max(1, -(-(job.budget_tokens or job.tokens) // job.lines) - meter.output)
         call.media = Media(tokens=tokens)
     usage, detail = meter.usage(), meter.detail
-    passes = job.kind == RESPONSE and not line.free and usage.total > max(job.tokens, job.raw_tokens) > 0
+    passes = job.kind == RESPONSE and not line.free and usage.total > max(job.tokens, job.budget_tokens) > 0
     if not passes and (not usage.reported or not (usage.total or job.kind == VIDEO)):
         return None
     if job.kind == BATCH:
@@ -789,7 +789,7 @@ def _share(job: Job, id_: str, service: Service, line: BatchResult, ago_s: float
 
     one = msgspec.structs.replace(
         job, tokens=share(job.tokens), credits=share(job.credits), units=share(job.units),
-        money=share(job.money), raw_tokens=share(job.raw_tokens), held=share(job.held),
+        money=share(job.money), budget_tokens=share(job.budget_tokens), held=share(job.held),
     )  # fmt: skip
     return _as_held(one, id_, service, line, ago_s)
 
@@ -803,8 +803,8 @@ def _as_held(job: Job, id_: str, service: Service, line: BatchResult, ago_s: flo
     detail = Detail()
     detail.service_tier = SERVICE_TIER if job.kind == BATCH else ""
     use = _use(job, GENERIC, line, ago_s, detail)
-    use.estimated, use.total, use.units = True, job.raw_tokens or job.tokens, job.units
-    held = Held(job.tokens, job.credits, job.money, job.raw_tokens, job.held)
+    use.estimated, use.total, use.units = True, job.budget_tokens or job.tokens, job.units
+    held = Held(job.tokens, job.credits, job.money, job.budget_tokens, job.held)
     return charge_as_held(use, _terms(job, id_, service, NO_PRICES), held)
 
 

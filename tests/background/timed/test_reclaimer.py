@@ -201,35 +201,35 @@ OBSERVED, RELEASE, HOLD = ReclaimPolicy
 @pytest.mark.parametrize(
     ("policy", "observed", "charged"),
     [
-        (OBSERVED, 20, ChargedAmounts(20, 4, 3, money=7, raw_tokens=20, requests=1)),
+        (OBSERVED, 20, ChargedAmounts(20, 4, 3, money=7, budget_tokens=20, requests=1)),
         (OBSERVED, 0, ChargedAmounts()),
         (RELEASE, 20, ChargedAmounts()),
-        (HOLD, 20, ChargedAmounts(50, 4, 3, money=9, raw_tokens=60, requests=1)),
-        (HOLD, 70, ChargedAmounts(70, 4, 3, money=9, raw_tokens=70, requests=1)),
-        (HOLD, 0, ChargedAmounts(50, 4, 3, money=9, raw_tokens=60, requests=1)),
+        (HOLD, 20, ChargedAmounts(50, 4, 3, money=9, budget_tokens=60, requests=1)),
+        (HOLD, 70, ChargedAmounts(70, 4, 3, money=9, budget_tokens=70, requests=1)),
+        (HOLD, 0, ChargedAmounts(50, 4, 3, money=9, budget_tokens=60, requests=1)),
     ],
 )
 def test_what_a_hold_costs_under_each_policy(
     policy: ReclaimPolicy, observed: int, charged: ChargedAmounts
 ) -> None:
     seen = replace(expired("a"), observed=observed, credits=4, units=3, money=7)
-    assert replace(seen, held=50, held_money=9, held_raw=60).charge(policy) == charged
+    assert replace(seen, held=50, held_money=9, held_budget_tokens=60).charge(policy) == charged
 
 
 @pytest.mark.parametrize(
     ("policy", "observed", "charged"),
     [
-        (OBSERVED, 200, ChargedAmounts(200, 4, 3, weighed=20, raw_tokens=200, requests=1)),
+        (OBSERVED, 200, ChargedAmounts(200, 4, 3, quota_tokens=20, budget_tokens=200, requests=1)),
         (OBSERVED, 0, ChargedAmounts()),
         (RELEASE, 200, ChargedAmounts()),
-        (HOLD, 200, ChargedAmounts(300, 4, 3, weighed=50, raw_tokens=200, requests=1)),
-        (HOLD, 700, ChargedAmounts(700, 4, 3, weighed=70, raw_tokens=700, requests=1)),
+        (HOLD, 200, ChargedAmounts(300, 4, 3, quota_tokens=50, budget_tokens=200, requests=1)),
+        (HOLD, 700, ChargedAmounts(700, 4, 3, quota_tokens=70, budget_tokens=700, requests=1)),
     ],
 )
 def test_what_a_hold_costs_where_its_plan_weighs_tokens(
     policy: ReclaimPolicy, observed: int, charged: ChargedAmounts
 ) -> None:
-    weighed = replace(expired("a"), observed=observed, weighed=observed // 10, taken=300, held=50)
+    weighed = replace(expired("a"), observed=observed, quota_tokens=observed // 10, taken=300, held=50)
     assert replace(weighed, credits=4, units=3).charge(policy) == charged
 
 

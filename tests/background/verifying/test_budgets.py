@@ -111,7 +111,7 @@ class BudgetWorld:
             )
             for alike in accounts_of(self.budgets)
         )
-        call = self.world.reserve(10, user=user, budgets=accounts, money=money, raw_tokens=10)
+        call = self.world.reserve(10, user=user, budgets=accounts, money=money, budget_tokens=10)
         assert call.verdict is Verdict.ADMITTED
         return call
 
@@ -449,7 +449,7 @@ async def test_what_a_newer_version_has_stored_is_never_written_over(kept: Budge
 
 async def test_a_call_in_flight_holds_again_what_it_held(kept: BudgetWorld) -> None:
     call, ended = kept.reserve(300), kept.reserve(20)
-    ended.settle(money=9, raw_tokens=7)
+    ended.settle(money=9, budget_tokens=7)
     await kept.backend.flush()
     day, _, each = kept.budgets
     names = [keys.budget_account(kept.world.p, kept.name(day))]
@@ -458,7 +458,7 @@ async def test_a_call_in_flight_holds_again_what_it_held(kept: BudgetWorld) -> N
     assert await kept.verify_again() == 2
     kept.world.run_id = kept.backend.wire.run_id
     assert [kept.held(one) for one in kept.budgets] == [(9, 300), (7, 10), (1, 1)]
-    call.settle(money=40, raw_tokens=8)
+    call.settle(money=40, budget_tokens=8)
     assert [kept.held(one) for one in kept.budgets] == [(49, 0), (15, 0), (2, 0)]
     assert await kept.verify_again() == 0
     await kept.backend.flush()
@@ -467,12 +467,12 @@ async def test_a_call_in_flight_holds_again_what_it_held(kept: BudgetWorld) -> N
 
 async def test_what_comes_late_after_a_loss_counts_once(kept: BudgetWorld) -> None:
     call = kept.reserve(300)
-    kept.reserve(20).settle(money=9, raw_tokens=7)
+    kept.reserve(20).settle(money=9, budget_tokens=7)
     backend, client = kept.backend, kept.world.client
     await backend.flush()
     client.flushall()
     await backend.verify()
-    assert call.settle(money=40, raw_tokens=8) is SettleResult.UNKNOWN
+    assert call.settle(money=40, budget_tokens=8) is SettleResult.UNKNOWN
     terms, verified = keys.organization_terms(kept.organization_id), client.get(keys.verified(0))
     defined = client.get(terms)
     client.delete(terms, keys.verified(0))
@@ -495,7 +495,7 @@ async def test_what_comes_late_after_a_loss_counts_once(kept: BudgetWorld) -> No
 async def test_what_is_full_is_told_as_full(kept: BudgetWorld) -> None:
     """Numbers in the counters are exact up to 2^53: tokens count no further, and nothing wraps."""
     for call in [kept.reserve(1) for _ in range(3)]:
-        call.settle(money=1, raw_tokens=INTEGER_MAX // 2)
+        call.settle(money=1, budget_tokens=INTEGER_MAX // 2)
     await kept.backend.flush()
     assert kept.used_by_ada()[1] == INTEGER_MAX
     assert await compared(kept) == [(f"budget:{kept.budgets[1].id}", "full", 0)]
@@ -509,7 +509,7 @@ async def test_what_is_full_is_told_as_full(kept: BudgetWorld) -> None:
 async def test_money_beyond_2_to_53_is_counted_compared_and_rebuilt_exactly(kept: BudgetWorld) -> None:
     kept.take_up_layout()
     for call in [kept.reserve(1) for _ in range(3)]:
-        call.settle(money=INTEGER_MAX - 1, raw_tokens=1)
+        call.settle(money=INTEGER_MAX - 1, budget_tokens=1)
     await kept.backend.flush()
     used = 3 * (INTEGER_MAX - 1)
     assert kept.used_by_ada()[0] == used
@@ -526,7 +526,7 @@ async def test_a_lost_redis_counts_money_beyond_2_to_53_as_before(kept: BudgetWo
     backend, client = kept.backend, kept.world.client
     kept.take_up_layout()
     for call in [kept.reserve(1) for _ in range(3)]:
-        call.settle(money=INTEGER_MAX - 1, raw_tokens=1)
+        call.settle(money=INTEGER_MAX - 1, budget_tokens=1)
     await backend.flush()
     client.flushall()
     if is_known:

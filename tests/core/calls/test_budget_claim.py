@@ -37,7 +37,7 @@ STATED = Estimate(need=1_100, ceiling=1_150, least=0, read=150)
 
 
 def held(money: int = 0, raw: int = 0) -> Admitted:
-    return Admitted(money_held=money, raw_held=raw)
+    return Admitted(money_held=money, budget_tokens_held=raw)
 
 
 def test_what_is_likely_is_claimed_and_all_it_could_use_under_a_strict_plan() -> None:
@@ -45,7 +45,7 @@ def test_what_is_likely_is_claimed_and_all_it_could_use_under_a_strict_plan() ->
     assert claim.money == 100 * 2 + 200 * 5
     assert claim.money_most == 150 * 2 + 1_000 * 5
     assert claim.money_least == 150 * 2 + 5
-    assert (claim.raw_most, claim.raw_tokens) == (1_150, 300)
+    assert (claim.budget_tokens_most, claim.budget_tokens) == (1_150, 300)
 
 
 @given(
@@ -92,7 +92,7 @@ def test_of_the_models_that_may_answer_the_dearest_is_claimed() -> None:
 
 def test_without_a_price_there_is_no_money() -> None:
     claim = budget_claim([], OPEN, call())
-    assert claim == BudgetClaim(raw_tokens=300, raw_most=1_150)
+    assert claim == BudgetClaim(budget_tokens=300, budget_tokens_most=1_150)
     assert budget_bound(claim, call(), OPEN, held(0, 300), MONEY | TOKENS) is None
 
 
@@ -172,12 +172,16 @@ def test_a_budget_may_hold_the_maximum_of_all_or_what_is_likely_under_a_strict_p
     """What a strict plan holds is the larger of both amounts: where they are equal it has no say."""
     plain = budget_claim([price(2, 5)], OPEN, call())
     most = budget_claim([price(2, 5)], OPEN, call(), "maximum")
-    assert (most.money, most.money_most, most.raw_tokens, most.raw_most) == (
-        plain.money_most, plain.money_most, plain.raw_most, plain.raw_most,
+    assert (most.money, most.money_most, most.budget_tokens, most.budget_tokens_most) == (
+        plain.money_most, plain.money_most, plain.budget_tokens_most, plain.budget_tokens_most,
     )  # fmt: skip
     assert budget_bound(most, call(), OPEN, held(most.money, 1_150), MONEY | TOKENS) == 1_000
     likely = budget_claim([price(2, 5)], OPEN, call(), "likely")
-    assert (likely.money, likely.money_most, likely.raw_most) == (plain.money, plain.money, plain.raw_tokens)
+    assert (likely.money, likely.money_most, likely.budget_tokens_most) == (
+        plain.money,
+        plain.money,
+        plain.budget_tokens,
+    )
     assert budget_bound(likely, call(), OPEN, held(likely.money, 300), MONEY | TOKENS) is None
 
 

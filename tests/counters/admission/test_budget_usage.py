@@ -39,8 +39,10 @@ async def told(connect: Connect, world: World, *found: CallerBudget) -> list[dic
 async def test_what_is_used_and_held_of_each(connect: Connect, world: World) -> None:
     world.plan(None)
     both = account(world, DAILY, TOTAL)
-    world.reserve(budgets=(both,), money=900_000_000, raw_tokens=70).settle(money=500_000_001, raw_tokens=60)
-    world.reserve(budgets=(both,), money=1_000_000_000, raw_tokens=40)
+    world.reserve(budgets=(both,), money=900_000_000, budget_tokens=70).settle(
+        money=500_000_001, budget_tokens=60
+    )
+    world.reserve(budgets=(both,), money=1_000_000_000, budget_tokens=40)
     mine = replace(DAILY, id=3, name="mine", each="user")
     names = [
         CallerBudget(both.name, DAILY), CallerBudget(both.name, TOTAL),

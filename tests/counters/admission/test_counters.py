@@ -117,10 +117,10 @@ async def test_arguments_follow_their_layouts(
     request = HoldRequest(caller, new_id(), "ünï", UNITS, 2**40, 7, 3, 4, least=5, credits_least=6)
     request.budgets = tuple([BudgetAccount(name, b"defined " + name.encode(), True) for name in names])
     request.money, request.money_most, request.money_least = 11, 2**53 - 1, 13
-    request.raw_tokens, request.raw_most, request.raw_least = 14, 15, 16
+    request.budget_tokens, request.budget_tokens_most, request.budget_tokens_least = 14, 15, 16
     used = Settlement(
         caller, request.request_id, "ünï", UNITS, charge=True, tokens=2**31, credits=1, units=9,
-        attribution="1\t2\tü", metadata=b"x" * 1_023 + b"\r", over=2, budgets=names, money=5, raw_tokens=6,
+        attribution="1\t2\tü", metadata=b"x" * 1_023 + b"\r", over=2, budgets=names, money=5, budget_tokens=6,
     )  # fmt: skip
     admitted = packing.ADMITTED.pack(Verdict.ADMITTED, *range(1, 16))
     answers = iter([admitted, packing.SETTLED.pack(SettleResult.DONE, *range(1, 9))])

@@ -54,7 +54,7 @@ async def test_a_call_is_held_and_settled_by_its_plans_weights(worker: Worker) -
     request, decision = await worker.reserve(300, ceiling=500, read=400, read_likely=250)
     assert (decision.verdict, decision.weights) == (Verdict.ADMITTED, Weights.of(millionths(CACHED)))
     assert decision.held_tokens == 300
-    assert await worker.settle(request, 200_503, weighed=38_503) is SettleResult.DONE
+    assert await worker.settle(request, 200_503, quota_tokens=38_503) is SettleResult.DONE
     assert world.tenant.used == 38_503
 
 
@@ -166,10 +166,10 @@ async def test_a_strict_plan_is_never_overshot_whatever_kinds_come(
         bound = output_bound(None, CallRequest("", GENERIC, Body()), estimate, decision)
         written = most if stated or bound is None else min(bound, most)
         counts = used_of(rng, read, written)
-        weighed = weights.count(counts, read + written)
-        assert weighed <= decision.held_tokens
-        await worker.settle(request, read + written, weighed=weighed)
-        return weighed
+        quota_tokens = weights.count(counts, read + written)
+        assert quota_tokens <= decision.held_tokens
+        await worker.settle(request, read + written, quota_tokens=quota_tokens)
+        return quota_tokens
 
     counted = sum(await asyncio.gather(*(one() for _ in range(200))))
     assert world.tenant.used == counted <= 20_000
@@ -183,7 +183,7 @@ async def test_many_at_once_are_admitted_until_what_they_count_is_held(worker: W
     admitted = [request for request, one in found if one.verdict is Verdict.ADMITTED]
     assert (len(admitted), world.tenant.held) == (10, 1_000)
     for request in admitted:  # what was read came from a cache
-        await worker.settle(request, 100, weighed=55)
+        await worker.settle(request, 100, quota_tokens=55)
     assert (world.tenant.used, world.tenant.held) == (550, 0)
     found = await asyncio.gather(*(worker.reserve(100, read=50, read_likely=50) for _ in range(30)))
     assert sum(one.verdict is Verdict.ADMITTED for _, one in found) == 4
@@ -200,7 +200,7 @@ async def test_a_lease_is_used_up_by_what_calls_count(worker: Worker) -> None:
     await worker.lose()
     request, decision = await worker.reserve(400, ceiling=900, read=300, read_likely=300)
     assert (decision.held_tokens, decision.weights) == (400, Weights.of(millionths(CACHED)))
-    settlement = Settlement(world.caller, request.request_id, "", CHAT, True, 8_000, weighed=800)
+    settlement = Settlement(world.caller, request.request_id, "", CHAT, True, 8_000, quota_tokens=800)
     assert await driven(worker.counters.settle(settlement)) is SettleResult.SPOOLED
     assert worker.left == 200
     await worker.reserve(150, read=100, read_likely=100)
@@ -214,7 +214,7 @@ async def test_what_is_spooled_settles_by_what_it_counts(worker: Worker) -> None
     world.plan(10_000, plan_id=PLAN)
     request, _ = await worker.reserve(400, read=300, read_likely=300)
     worker.wire.available = False
-    settlement = Settlement(world.caller, request.request_id, "", CHAT, True, 8_000, weighed=800)
+    settlement = Settlement(world.caller, request.request_id, "", CHAT, True, 8_000, quota_tokens=800)
     assert await driven(worker.counters.settle(settlement)) is SettleResult.SPOOLED
     worker.wire.available = True
     await worker.resubmitter.resubmit()

@@ -276,7 +276,7 @@ async def test_cancelled_background_response_is_charged_the_hold_or_the_text_wit
     said = {"model": "draw", "input": "x", "background": True, "max_output_tokens": most}
     job = await asked(stage, b"/v1/responses", said, {"id": "resp_1", "status": "queued"})
     assert job.output_max == (most or 1)  # what the hold covers
-    job.tokens, job.raw_tokens, job.output_max = 1_000, 1_000, most or 0
+    job.tokens, job.budget_tokens, job.output_max = 1_000, 1_000, most or 0
     route = next(one for one in ROUTES if one.meter == "openai_responses")
     content = [{"type": "output_text", "text": "x" * letters}]
     body = json.dumps({"id": "resp_1", "status": "cancelled", "output": [{"content": content}]}).encode()
@@ -368,7 +368,7 @@ async def test_batch_line_answered_twice_is_charged_once_and_a_missing_line_a_sh
     usage = {"prompt_tokens": 7, "completion_tokens": 40, "total_tokens": 47}
     body = json.dumps({"model": "draw", "choices": [], "usage": usage}).encode()
     job = Job("hold", 1, 2, 3, 0, "", "chat", "up", "/v1/chat/completions", "draw", "", 3, 0, 0, id="b")
-    job.held, job.currency, job.raw_tokens = 3_000, "USD", 300
+    job.held, job.currency, job.budget_tokens = 3_000, "USD", 300
     route = next(one for one in ROUTES if one.path == job.endpoint)
     ports, service = stage.plane._ports, stage.directory.services["chat"]
     free, used = BatchResult("a", 500, "", b"", True), BatchResult("a", 200, "", body, False)
@@ -401,7 +401,7 @@ async def test_batch_line_without_reported_prompt_tokens_costs_at_least_a_share_
     choices = [{"index": 0, "message": {"content": "a"}, "finish_reason": "stop"}]
     body = json.dumps({"model": "draw", "choices": choices, "usage": usage}).encode()
     job = Job("hold", 1, 2, 3, 0, "", "chat", "up", "/v1/chat/completions", "draw", "", 3, 0, 0, id="b")
-    job.raw_tokens = 234
+    job.budget_tokens = 234
     route = next(one for one in ROUTES if one.path == job.endpoint)
     ports, service = stage.plane._ports, stage.directory.services["chat"]
     line = BatchResult("a", 200, "", body, False)

@@ -53,11 +53,11 @@ class Worker:
             self.runs.find(self.world.caller, asked, policies)
         )
 
-    async def call(self, field: str, money: int = 0, raw_tokens: int = 0) -> Call:
+    async def call(self, field: str, money: int = 0, budget_tokens: int = 0) -> Call:
         """A call of this run, admitted or not; what refuses it by its run knows the run's name."""
         run = await self.run(field)
         taken = with_runs(NOBODYS, run)
-        call = self.world.reserve(budgets=taken.accounts, money=money, raw_tokens=raw_tokens)
+        call = self.world.reserve(budgets=taken.accounts, money=money, budget_tokens=budget_tokens)
         if call.decision.budget is not None:
             taken.name_in(call.decision.budget)
         if call.verdict is Verdict.ADMITTED:
@@ -121,8 +121,8 @@ async def test_run_refuses_calls_beyond_the_amount_and_shows_the_amount_left(wor
 
 async def test_run_refuses_calls_beyond_max_calls_and_counts_tokens(worker: Worker) -> None:
     for _ in range(2):
-        (await worker.call("two; max_calls=2; max_tokens=100", raw_tokens=10)).settle(raw_tokens=10)
-    third = await worker.call("two", raw_tokens=10)
+        (await worker.call("two; max_calls=2; max_tokens=100", budget_tokens=10)).settle(budget_tokens=10)
+    third = await worker.call("two", budget_tokens=10)
     assert (third.verdict, refusal_of(third).reason) == (Verdict.BUDGET_EXCEEDED, "run_exceeded")
     assert "0 of 2 requests left" in refusal_of(third).message
     told = await worker.told("two")

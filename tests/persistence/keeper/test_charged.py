@@ -89,9 +89,9 @@ async def test_what_moved_budgets_alone_is_charged(migrated: str, writer: Ledger
     asked = [settled.source, taken.source, both.source, freed.source, str(uuid.uuid4())]
     # What was taken back for nothing is not charged, nor is what nobody knows.
     assert await charged(migrated, account, *asked) == {
-        settled.source: ChargedAmounts(7, weighed=0, money=5, raw_tokens=7, requests=1),
-        taken.source: ChargedAmounts(7, reclaimed=True, weighed=0, money=5, raw_tokens=7, requests=1),
-        both.source: ChargedAmounts(7, reclaimed=True, money=5, raw_tokens=7, requests=1),
+        settled.source: ChargedAmounts(7, quota_tokens=0, money=5, budget_tokens=7, requests=1),
+        taken.source: ChargedAmounts(7, reclaimed=True, quota_tokens=0, money=5, budget_tokens=7, requests=1),
+        both.source: ChargedAmounts(7, reclaimed=True, money=5, budget_tokens=7, requests=1),
     }
 
 
@@ -105,7 +105,7 @@ async def test_corrections_are_in_what_is_charged(migrated: str, writer: LedgerW
     account.emit(EventKind.ADJUST, EventFlag(0), source=str(uuid.uuid4()), **more)
     await writer.write(batch_of(account))
     assert await charged(migrated, account, taken.source) == {
-        taken.source: ChargedAmounts(9, weighed=0, money=8, raw_tokens=9, requests=1)
+        taken.source: ChargedAmounts(9, quota_tokens=0, money=8, budget_tokens=9, requests=1)
     }
 
 
