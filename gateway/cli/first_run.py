@@ -1,7 +1,7 @@
-"""`tollkeeper init`: five answers create a running stack with a team, its budget and its key.
+"""`tollkeeper init`: five answers create a running stack with a tenant, its budget and its key.
 
 It writes each file in the data directory once: a second run changes nothing. The provider's key and the
-team's key are in files that only their owner can read, and in no log.
+tenant's key are in files that only their owner can read, and in no log.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ START_S_MAX = 180.0
 KNOWN_S_MAX = 60.0
 USAGE_PATH = "/.tollkeeper/usage"
 # Files in the data directory.
-CONFIG, PROVIDER_KEY, OBJECTS, TEAM_KEY, LOG = (
+CONFIG, PROVIDER_KEY, OBJECTS, TENANT_KEY, LOG = (
     "tollkeeper.yaml", "provider.key", "team.yaml", "team.key", "up.log",
 )  # fmt: skip
 ORGANIZATION, PLAN, KEY, APPLIED_AS = "Company", "Tokens without a limit", "first", "init"
@@ -76,7 +76,7 @@ class Given:
 
     provider: str | None
     key_file: Path | None
-    team: str | None
+    tenant: str | None
     budget: str | None
     data_dir: Path | None
     base_url: str | None
@@ -87,7 +87,7 @@ class Given:
 class SetupAnswers:
     provider: str
     provider_key: str
-    team: str
+    tenant: str
     budget: str
 
 
@@ -102,7 +102,7 @@ def init(given: Given, *, start: bool, environ: Mapping[str, str] = os.environ) 
         answers = _answers(given, ask, environ)
         place = place or Path(str(ask("Where to keep data?", ".tollkeeper")))
     place = place.absolute()
-    if (place / TEAM_KEY).exists():
+    if (place / TENANT_KEY).exists():
         say(f"{place} is set up already: nothing was changed.")
     elif not (place / CONFIG).exists():
         assert answers is not None
@@ -110,18 +110,18 @@ def init(given: Given, *, start: bool, environ: Mapping[str, str] = os.environ) 
     if not start:
         say("Nothing was started.")
         typer.echo(f"Start it:    {_shown(_command(place))}")
-        if not (place / TEAM_KEY).exists():
+        if not (place / TENANT_KEY).exists():
             typer.echo(f"Then finish: tollkeeper init --data-dir {place}")
         return
     facts = _running(place)
-    if facts is None and not (place / TEAM_KEY).exists():
+    if facts is None and not (place / TENANT_KEY).exists():
         facts = _started(place)
     if facts is None:
         typer.echo(f"Start it: {_shown(_command(place))}")
         return
-    if not (place / TEAM_KEY).exists():
-        _make_team(place, AdminClient(facts["admin_url"], facts["admin_token"], timeout_s=TIMEOUT_S))
-    key = (place / TEAM_KEY).read_text().strip()
+    if not (place / TENANT_KEY).exists():
+        _make_tenant(place, AdminClient(facts["admin_url"], facts["admin_token"], timeout_s=TIMEOUT_S))
+    key = (place / TENANT_KEY).read_text().strip()
     _until_known(facts["gateway_url"], key)
     _tell(place, facts, key)
 
@@ -137,17 +137,17 @@ def _answers(given: Given, ask: Callable[..., str], environ: Mapping[str, str]) 
     provider = given.provider or ask(f"Provider ({choices})?", named[0] if named else DEMO)
     if provider not in PROVIDERS:
         raise CommandFailed(f"--provider must be one of {choices}.")
-    team = (given.team if given.team is not None else ask("First team?", "Search")).strip()
+    tenant = (given.tenant if given.tenant is not None else ask("First tenant?", "Search")).strip()
     budget = (given.budget if given.budget is not None else ask("Its budget a month, in USD?", "20")).strip()
-    if not team:
-        raise CommandFailed("--team must not be empty.")
+    if not tenant:
+        raise CommandFailed("--tenant must not be empty.")
     try:
         faults = [said for _, said in wrong_amount(MONEY, Decimal(budget), "budget")]
     except InvalidOperation:
         faults = ["must be a number such as 20 or 12.50"]
     if faults:
         raise CommandFailed(f"--budget {faults[0]}.")
-    return SetupAnswers(provider, _provider_key(provider, given, ask, environ), team, budget)
+    return SetupAnswers(provider, _provider_key(provider, given, ask, environ), tenant, budget)
 
 
 def _provider_key(provider: str, given: Given, ask: Callable[..., str], environ: Mapping[str, str]) -> str:
@@ -191,15 +191,15 @@ def _write_files(place: Path, answers: SetupAnswers, given: Given) -> None:
 
 
 def _objects(answers: SetupAnswers) -> Json:
-    """Return the team's objects in the format of `tollkeeper apply`."""
+    """Return the tenant's objects in the format of `tollkeeper apply`."""
     owner = {"organization": ORGANIZATION}
     limit = {"unit": MONEY, "amount": answers.budget, "interval": "month"}
     return {
         "organizations": [{"name": ORGANIZATION}],
         "token-plans": [{"name": PLAN}],  # unlimited: the budget is the limit
-        "tenants": [{"name": answers.team, **owner, "plan": PLAN}],
-        "api-keys": [{"name": KEY, "tenant": {**owner, "name": answers.team}}],
-        "budgets": [{"name": f"{answers.team}, a month", **owner, "tenant": answers.team, **limit}],
+        "tenants": [{"name": answers.tenant, **owner, "plan": PLAN}],
+        "api-keys": [{"name": KEY, "tenant": {**owner, "name": answers.tenant}}],
+        "budgets": [{"name": f"{answers.tenant}, a month", **owner, "tenant": answers.tenant, **limit}],
     }
 
 
@@ -262,21 +262,21 @@ def _line_of(stream: IO[str]) -> str:
     return stream.readline() if ready else ""
 
 
-def _make_team(place: Path, api: AdminClient) -> None:
-    """Apply the team's file, and store its new key in a file before anything is printed."""
+def _make_tenant(place: Path, api: AdminClient) -> None:
+    """Apply the tenant's file, and store its new key in a file before anything is printed."""
     from gateway.cli.admin.configuration import body_of, read_sources  # loaded where needed
 
     asked = {**body_of(read_sources([str(place / OBJECTS)])), "name": APPLIED_AS}
-    with waiting("Making the team"):
+    with waiting("Making the tenant"):
         plan = api.post(WHERE, {**asked, "trial": True})
         done = api.post(WHERE, {**asked, "digest": plan["digest"]}) if plan["changes"] else {"secrets": []}
     made = [each["value"] for each in done["secrets"] if each["resource"] == "api-keys"]
     if not made:
         raise CommandFailed(
-            f"The team has a key already, which {place / TEAM_KEY} does not have: rotate it "
+            f"The tenant has a key already, which {place / TENANT_KEY} does not have: rotate it "
             "(`tollkeeper key rotate`) and write it there."
         )
-    _write(place / TEAM_KEY, f"{made[0]}\n")
+    _write(place / TENANT_KEY, f"{made[0]}\n")
 
 
 def _until_known(gateway_url: str, key: str) -> None:
@@ -303,7 +303,7 @@ def _tell(place: Path, facts: Json, key: str) -> None:
             f" -H 'Content-Type: application/json' -d '{json.dumps(provider.body)}'"
         )
     typer.echo(f"\nConsole:        {facts['admin_url']} (admin token: {place / 'secrets.json'})")
-    typer.echo(f"Team's key:     {place / TEAM_KEY}")
+    typer.echo(f"Tenant's key:   {place / TENANT_KEY}")
     typer.echo(f"Start it again: {_shown(_command(place))}")
     typer.echo(f"Stop it:        kill $(cat {place / 'lock'})")
 

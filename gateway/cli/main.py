@@ -251,7 +251,7 @@ def init(
         Path | None,
         typer.Option(help="File with the provider's key; else its variable, such as OPENAI_API_KEY."),
     ] = None,
-    team: Annotated[str | None, typer.Option(help="The first team (Search).")] = None,
+    tenant: Annotated[str | None, typer.Option(help="The first tenant (Search).")] = None,
     budget: Annotated[str | None, typer.Option(help="What it may spend a month, in USD (20).")] = None,
     data_dir: DataDirOption = None,
     base_url: Annotated[str | None, typer.Option(help="Another address of the provider.")] = None,
@@ -261,12 +261,12 @@ def init(
         bool, typer.Option("--start/--no-start", help="Leave it running, or only set up.")
     ] = True,
 ) -> None:
-    """Ask five questions, and leave a running stack with a team, its budget and its key."""
+    """Ask five questions, and leave a running stack with a tenant, its budget and its key."""
     from gateway.cli import first_run  # each command loads what it needs
 
     ports = {"gateway_port": gateway_port, "admin_port": admin_port}
     given = first_run.Given(
-        provider, key_file, team, budget, data_dir, base_url,
+        provider, key_file, tenant, budget, data_dir, base_url,
         {name: port for name, port in ports.items() if port is not None},
     )  # fmt: skip
     first_run.init(given, start=start)

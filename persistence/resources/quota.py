@@ -128,14 +128,14 @@ def check_values(change: EntityWrite) -> None:
 
 
 def create_budget(change: EntityWrite) -> Row:
-    """Create a budget; one created with a token of one tenant belongs to that team."""
+    """Create a budget; one created with a token of one tenant belongs to that tenant."""
     if change.by_team:
         change.command = replace(change.command, values={**change.command.values, "of_team": True})
     return entity.create(change)
 
 
 def refuse_organizations(change: EntityWrite, row: Row) -> None:
-    """Raise `Forbidden` if a token of one tenant would change a budget that is not the team's own."""
+    """Raise `Forbidden` if a token of one tenant would change a budget that is not the tenant's own."""
     if change.by_team and not row["of_team"]:
         raise Forbidden(
             "This budget is the organization's: ask for more by a raise request, or make one below it."

@@ -55,7 +55,7 @@ def test_five_answers_leave_a_stack_that_runs_and_again_changes_nothing(stack: S
     key.write_text(f"{SECRET}\n")
     first = init(
         place, "--provider", "openai", "--key-file", str(key), "--base-url", stack.upstream_url,
-        "--team", "Team A", "--budget", "12.50", "--gateway-port", "0", "--admin-port", "0",
+        "--tenant", "Team A", "--budget", "12.50", "--gateway-port", "0", "--admin-port", "0",
     )  # fmt: skip
     assert first.returncode == 0, first.stderr
     [call] = [line for line in first.stdout.splitlines() if line.startswith("curl ")]
@@ -81,7 +81,7 @@ def test_five_answers_leave_a_stack_that_runs_and_again_changes_nothing(stack: S
     asked = shlex.split(call)
     wait_until(lambda: b"insufficient_quota" in subprocess.run(asked, stdout=-1, check=False).stdout)
     before = files(place)
-    again = init(place, "--team", "Another")
+    again = init(place, "--tenant", "Another")
     assert (again.returncode, "nothing was changed" in again.stderr) == (0, True)
     assert files(place) == before
     assert re.search(r"^curl .*" + before["team.key"].strip(), again.stdout, re.MULTILINE)
@@ -98,7 +98,7 @@ def test_five_answers_leave_a_stack_that_runs_and_again_changes_nothing(stack: S
         ),
         (("--budget", "lots"), "--budget must be a number such as 20 or 12.50"),
         (("--budget", "0"), "--budget must be above 0"),
-        (("--team", " "), "--team must not be empty"),
+        (("--tenant", " "), "--tenant must not be empty"),
         (("--provider", "openai", "--key-file", "/gone"), "--key-file /gone cannot be read"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Pages of people who are not staff: an engineer's own page, a lead's team, a customer's account.
+"""Pages of people who are not staff: an engineer's own page, a lead's tenant, a customer's account.
 
 An engineer may sign in with only an API key. They see their tenant's rows, and of keys with a user only their
 own. Budgets of the whole organization are shown as far as their calls take from them, as the gateway does at
@@ -361,7 +361,7 @@ def _filled(text: str, base: str, model: str, path: str = "", body: str = "") ->
     return text.replace("{base}", base).replace("{model}", model)
 
 
-# The page of a team's lead: people and keys, spend by each, the team's budgets, and raise requests.
+# The page of a tenant's lead: people and keys, spend by each, the tenant's budgets, and raise requests.
 
 MEMBERS_SHOWN = 50
 

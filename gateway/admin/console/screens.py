@@ -88,7 +88,7 @@ SCREENS = {
         Screen(
             "Spend", "budgets", "Budgets", "budget",
             ("name", "organization_id", "of", "use", "interval", "state", "resets_at"),
-            empty="No budget yet. Limit what a team, user, key or model may spend.",
+            empty="No budget yet. Limit what a tenant, user, key or model may spend.",
             newest_first=False,
             sentence=(
                 Slot("Limit", "each", "all calls together", {
@@ -348,7 +348,7 @@ class MenuPage(NamedTuple):
 PAGES = (
     MenuPage("Spend", "overview", "Overview", "/", lambda actor: actor.tenant_id is None),
     MenuPage("Spend", "me", "My page", "/me", lambda actor: actor.tenant_id is not None),
-    MenuPage("Spend", "team", "Team", "/team", leads),
+    MenuPage("Spend", "team", "Tenant", "/team", leads),
     MenuPage("Spend", "account", "Account", "/account", is_customer),
     MenuPage("Spend", "usage", "Usage and cost", "/usage", lambda actor: actor.api_key_id is None),
     *(

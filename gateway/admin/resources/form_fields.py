@@ -70,7 +70,7 @@ class Secret:
 PROPER = {
     "postgresql": "PostgreSQL", "iban": "IBAN", "request_id": "Request id", "url": "URL",
     "api_key_id": "API key", "external_id": "User id", "source_id": "Row of the source", "ours": "Staff",
-    "of_team": "By a team's lead", "duration_ms": "Duration, ms", "first_token_ms": "First token, ms",
+    "of_team": "By a tenant's lead", "duration_ms": "Duration, ms", "first_token_ms": "First token, ms",
 }  # fmt: skip
 
 
