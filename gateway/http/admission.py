@@ -35,7 +35,7 @@ from gateway.errors import (
     TooManyBudgets,
     UnknownRoute,
 )
-from gateway.http.charge import AdmittedCall
+from gateway.http.admitted_call import AdmittedCall
 from gateway.http.forward import check_circuit
 from gateway.http.identity import passed_digest
 from gateway.http.model_lists import narrow

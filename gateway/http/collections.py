@@ -16,7 +16,7 @@ from gateway.core.families.objects import places_of
 from gateway.core.wait import OVER
 from gateway.errors import CountersUnavailable, ModelNotPriced
 from gateway.http.admission import admit, cached_caller, identify
-from gateway.http.charge import AdmittedCall
+from gateway.http.admitted_call import AdmittedCall
 from gateway.http.forward import forward
 from gateway.http.lists import list_objects
 from gateway.http.proxy import proxy

@@ -47,7 +47,7 @@ from gateway.errors import (
     UpstreamTimeout,
     UpstreamUnreachable,
 )
-from gateway.http.charge import AdmittedCall
+from gateway.http.admitted_call import AdmittedCall
 from gateway.http.ports import Ports
 from gateway.http.protocol.answer import LIMITED, AnswerHead
 from gateway.http.protocol.request import field_kind, known_fields

@@ -26,7 +26,7 @@ from gateway.core.families.refusal import HELD_OFF, render
 from gateway.core.families.registry import FAMILIES
 from gateway.core.metering.meter import OPEN, Meter
 from gateway.errors import CountersUnavailable, QuotaExceeded, Refusal, UpstreamUnreachable
-from gateway.http.charge import AdmittedCall, Failed
+from gateway.http.admitted_call import AdmittedCall, Failed
 from gateway.http.forward import REFUSING, hear_refusal, note_failure
 from gateway.http.identity import upload_pass
 from gateway.http.protocol.answer import LIMITED, NO_BODY, AnswerHead

@@ -21,7 +21,7 @@ from gateway.errors import (
     UpstreamUnreachable,
 )
 from gateway.http.admission import reserve_before_body
-from gateway.http.charge import AdmittedCall
+from gateway.http.admitted_call import AdmittedCall
 from gateway.http.forward import late_answer, note_failure
 from gateway.http.ports import Log, Ports
 from gateway.http.relay import ANSWER_CUT, CLIENT_GONE, own_answer, relay

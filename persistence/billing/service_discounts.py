@@ -107,8 +107,8 @@ def owed_discounts(
         if row.charges:
             charges = (DayCharge(is_use, is_note, Decimal(amount)) for is_use, is_note, amount in row.charges)
             charged = left_by_notes(charges, row.rows)
-        more = unstored[row.organization_id, day]
-        days[row.organization_id][day] = charged._replace(used=charged.used + more)
+        unstored_use = unstored[row.organization_id, day]
+        days[row.organization_id][day] = charged._replace(used=charged.used + unstored_use)
     return [
         NamedCharge(organization_id, _fact_of(organization_id, charge, number), charge)
         for organization_id in sorted(days)

@@ -88,7 +88,7 @@ from gateway.http.admission import (
     read,
     reserve_before_body,
 )
-from gateway.http.charge import NO_UNITS
+from gateway.http.admitted_call import NO_UNITS
 from gateway.http.model_lists import narrow
 from gateway.http.ports import Ports
 from gateway.http.relay import own_answer

@@ -29,7 +29,7 @@ from gateway.core.wait import Wait, begin
 from gateway.errors import CountersRefused, CountersUnavailable, UpstreamFull
 from gateway.features.capacity.accounts import CapacityAsk, CapacityEnd, CapacityPort
 from gateway.features.capacity.limits import LearnedLimits, ShareTable, account_of
-from gateway.http.charge import AdmittedCall
+from gateway.http.admitted_call import AdmittedCall
 from gateway.http.ports import Ports
 from gateway.http.protocol.answer import LIMITED, AnswerHead
 from gateway.http.upstream.pool import Upstream

@@ -88,7 +88,7 @@ from gateway.errors import (
     UnknownRoute,
 )
 from gateway.http.admission import NO_WORDS, admit, cached_caller, identify
-from gateway.http.charge import NO_UNITS, AdmittedCall
+from gateway.http.admitted_call import NO_UNITS, AdmittedCall
 from gateway.http.collections import at_collection
 from gateway.http.forward import forward
 from gateway.http.ports import JobsPort, Ports

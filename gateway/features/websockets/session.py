@@ -53,7 +53,7 @@ from gateway.features.websockets.sockets import (
     take_place,
 )
 from gateway.http.admission import admit, cached_caller, identify
-from gateway.http.charge import AdmittedCall
+from gateway.http.admitted_call import AdmittedCall
 from gateway.http.forward import forward, socket_key
 from gateway.http.protocol.answer import EVENT_STREAM, AnswerHead
 from gateway.http.protocol.request import accepted
