@@ -35,7 +35,7 @@ class Recorded:
 def call(meter: str, *, streamed: bool = True, strip: bool = False, choices: int = 1) -> CallRequest:
     family = Family(meter.partition("_")[0])
     most = 0 if "embed" in meter else None
-    return CallRequest(meter, family, Body(b"{}"), "model-1", streamed, most, choices, 300, 0, strip)
+    return CallRequest(meter, family, Body(b"{}"), "model-1", streamed, most, choices, 300, strip)
 
 
 def frame(data: object, event: str = "", end: str = "\n") -> bytes:

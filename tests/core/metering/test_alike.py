@@ -49,7 +49,7 @@ def counted(call: CallRequest, dialect: Dialect) -> tuple[StreamMeter, list[byte
 
 
 def call_of(meter: str, *, tokens: bool, strip: bool, keeps: bool = False) -> CallRequest:
-    call = CallRequest(meter, Family(meter.partition("_")[0]), Body(b"{}"), "m", True, None, 1, 300, 0, strip)
+    call = CallRequest(meter, Family(meter.partition("_")[0]), Body(b"{}"), "m", True, None, 1, 300, strip)
     call.learned, call.keeps = Learned(tokens_of=len if tokens else None), keeps
     return call
 
