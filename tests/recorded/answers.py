@@ -55,9 +55,7 @@ class Answer:
         meter = "gemini_stream" if streamed and self.api == "gemini" else METERS[self.api]
         family = Family(meter.partition("_")[0])
         reports = meter in {"anthropic_messages", "gemini_generate", "gemini_stream"}
-        return CallRequest(
-            meter, family, Body(b"{}"), self.asked, streamed, None, 1, 300, 0, False, reports=reports
-        )
+        return CallRequest(meter, family, Body(b"{}"), self.asked, streamed, None, 1, 300, reports=reports)
 
 
 @dataclass(frozen=True)
