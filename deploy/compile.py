@@ -53,7 +53,7 @@ MODULES = {
     "gateway/counters/redis": ("calls", "connection"),
     "gateway/counters/settlement_log": ("log",),
     "gateway/http": (
-        "admission", "charge", "forward", "model_lists", "ports", "proxy", "relay", "reply", "tally",
+        "admission", "admitted_call", "forward", "model_lists", "ports", "proxy", "relay", "reply", "tally",
         "turns",
     ),
     "gateway/http/protocol": ("answer", "framing", "request"),
