@@ -33,7 +33,7 @@ MISTAKES = {
     "budget create Acme a money 5 daily": "--interval: .*'hour', 'day'",
     "budget create Acme a dollars 5 day": "--unit: .*'money', 'tokens' or 'requests'",
     "budget create Acme a money 5 day --tenant Serch": "did you mean 'Search'",
-    "budget create Acme a money 5 day --each person": "--each: .*'user', 'key'",
+    "budget create Acme a money 5 day --each person": "--each: must be user, key, .* or tag:NAME",
     "key create Serch laptop": "did you mean 'Search'",
     "key create Search laptop --expires tomorrow": "Possible options: --expires-at",
     "key revoke laptop": "`tollkeeper key list` has all",

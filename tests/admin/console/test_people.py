@@ -10,6 +10,7 @@ from contextlib import suppress
 import pytest
 
 from gateway.admin.application import ROOT
+from gateway.admin.resources.registry import RESOURCES
 from gateway.issuers.sign_in import opened
 from persistence.resources.access import (
     SESSIONS_EACH_MAX,
@@ -362,6 +363,12 @@ ALWAYS = {"/search", "/sign-out"}
 NO_WRITES = {"/sign-in", "/sign-out", "/search", "/mail/{token}", "/raise/{token}", "/stripe/events"}
 OF_VENDORS = "/v1/"  # views of resources: tests/features/vendor_admin
 VERBS = {"POST": "create", "PATCH": "change", "DELETE": "delete"}
+PART_VERBS = {
+    (resource.name, method, f"{part.name}/{{{part.key}}}"): action.name
+    for resource in RESOURCES.values()
+    for part in resource.parts
+    for method, action in part.writes
+}
 PAGES = (
     "organizations", "tenants", "users", "api-keys", "services", "token-plans", "budgets", "credit-additions",
     "invoices", "organization-subscriptions", "webhooks",
@@ -424,7 +431,7 @@ async def test_organization_admin_is_refused_every_write_not_allowed_to_organiza
         address = re.sub(r"\{id[^}]*\}+", "999999", path)
         in_api = address.startswith(ROOT)
         name, _, verb = address.removeprefix(ROOT).strip("/").replace("/999999", "").partition("/")
-        verb = VERBS.get(verb or route.method, verb)
+        verb = PART_VERBS.get((name, route.method, verb)) or VERBS.get(verb or route.method, verb)
         theirs = verb in THEIRS.get(name, "").split() or name == "configuration"
         answer = await (admin.call(route.method, address, {}) if in_api else person.post(address, form))
         if (answer.status == 403) == theirs:
