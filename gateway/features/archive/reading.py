@@ -174,7 +174,7 @@ def _condition(dataset: Any, ledger: MonthlyLedger, asked: RowFilter) -> Any:
 
 def _shown(row: dict[str, Any], ledger: MonthlyLedger) -> Row:
     """Return a row of an archived file in the form that the ledger's list in the Admin API has."""
-    for name in ("metadata", "tools", "tags", "before", "after"):
+    for name in ("metadata", "tools", "tags", "groups", "before", "after"):
         if row.get(name) is not None:
             row[name] = read_json(row[name])
     if ledger is CREDITS:
@@ -187,7 +187,7 @@ def _shown(row: dict[str, Any], ledger: MonthlyLedger) -> Row:
         unknown = row["unknown_usage"]
         told_of = {} if unknown is None else {"unknown": unknown}
         row["usage"] = {kind: row[kind] for kind in KINDS} | {"tools": row["tools"] or {}} | told_of
-        row["tags"] = row.get("tags") or {}
+        row["tags"], row["groups"] = row.get("tags") or {}, row.get("groups") or []
         row["cost"] = None if row["cost"] is None else row["cost"] * ONE_NANO
         row["api_key_id"] = row["api_key_id"] or None
         row["unpriced"] = row["unpriced"].split(SEPARATOR) if row["unpriced"] else []

@@ -39,10 +39,10 @@ CALL = """
 INSERT INTO call (request_id, created_at, organization_id, tenant_id, api_key_id, model, input, cache_read,
                   cache_write, cache_write_1h, output, reasoning, audio_input, audio_output, image_input,
                   image_output, tokens, credits, units, cost, currency, status, streamed, estimated, refused,
-                  duration_ms, reason, tools, unknown_usage, amended, rerated, tags)
+                  duration_ms, reason, tools, unknown_usage, amended, rerated, tags, groups)
 SELECT gen_random_uuid(), '2026-01-25Z', 1, 1, 0, E'a "model",\\nas it is', 5, 1, 0, 0, 7, 2, 0, 0, 0, 0,
        13, 0, 0, 1234567890, 'USD', 200, true, false, false, 12, NULL, '{"web_search": 2}', 'a report', 0, 0,
-       '{"feature": "search"}'
+       '{"feature": "search"}', '[5, 9]'
 RETURNING id"""
 
 # It is archived by itself: tests/features/archive/test_audit.py.
@@ -330,13 +330,15 @@ def test_column_missing_from_an_archive_file_of_an_older_version_reads_as_null(o
     assert other.read("token-ledger") == other.before["token-ledger"]
 
 
-def test_tags_missing_from_an_archive_file_of_an_older_version_are_none(other: ArchivedMonths) -> None:
+def test_tags_and_groups_missing_from_an_archive_file_of_an_older_version_are_none(
+    other: ArchivedMonths,
+) -> None:
     tagged = [call["id"] for call in other.before["calls"] if call["tags"] == {"feature": "search"}]
     assert [call["id"] for call in other.read("calls") if call["tags"]] == tagged
     assert len(tagged) == 1
-    rewritten(other, lambda table: table.drop_columns(["tags"]), "call")
+    rewritten(other, lambda table: table.drop_columns(["tags", "groups"]), "call")
     assert other.read("calls") == [
-        call | ({"tags": {}} if call["id"] in tagged else {}) for call in other.before["calls"]
+        call | ({"tags": {}, "groups": []} if call["id"] in tagged else {}) for call in other.before["calls"]
     ]
 
 
