@@ -59,7 +59,7 @@ def _budgets(count: int) -> BudgetCache:
     budgets = [Budget(2, "b", "tokens", 1, "month", each=kind) for kind in ("user", "session")]
     found, organization = BudgetCache(), OrganizationBudgets(1, budgets, "USD")
     for number in range(count):
-        asked = (0, 0, 0, f"user-{number:06}", None, (), f"session-{number:06}", "", "")
+        asked = (0, 0, 0, f"user-{number:06}", None, (), f"session-{number:06}", "", "", (), ())
         found.find(organization, asked, 1_760_000_000_000)
     return found
 
