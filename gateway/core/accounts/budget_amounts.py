@@ -25,7 +25,9 @@ from gateway.core.accounts.budgets import (
     owner_of,
 )
 from gateway.core.accounts.intervals import wrong_calendar
+from gateway.core.accounts.steps import SWITCH, Step
 from gateway.core.accounts.tags import CHARACTERS_MAX, read_value, tag_in
+from gateway.core.accounts.windows import Carry, read_length
 from gateway.core.billing.money import NANO
 from gateway.core.billing.price_book import money
 from gateway.core.model import INTEGER_MAX
@@ -161,6 +163,15 @@ def read_budget(row: Mapping[str, Any]) -> Budget:
     said |= {name: counted(unit, said[name]) for name in ("amount", "raised_to") if name in said}
     if "tags" in said:
         said["tags"] = tuple(sorted(said["tags"].items()))
+    if "carry" in said:
+        said["carry"] = Carry(counted(unit, said["carry"]["max"]), said["carry"]["debt"])
+    if "steps" in said:
+        said["steps"] = tuple([
+            Step(step["at"], tuple(step["models"].items()), step["session"] == SWITCH)
+            for step in said["steps"]
+        ])  # fmt: skip
+    if row.get("length") is not None:
+        said["length_ms"] = read_length(row["length"])
     said["raises"] = {
         owner: PersonalRaise(counted(unit, amount), until_ms)
         for owner, (amount, until_ms, *_) in (row.get("raises") or {}).items()
@@ -169,6 +180,7 @@ def read_budget(row: Mapping[str, Any]) -> Budget:
         owner: PersonalOverride(None if amount is None else counted(unit, amount), until_ms or 0)
         for owner, (amount, until_ms, *_) in (row.get("overrides") or {}).items()
     }
+    said.setdefault("interval", "")
     return Budget(
         **said, enforce=row["mode"] == ENFORCE, cut=row["on_exhausted"] == CUT,
         created_ms=ms_of(row["created_at"]), raised_until_ms=ms_of(row["raised_until"]),

@@ -15,7 +15,9 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 from gateway.core.accounts.intervals import TOTAL, window_bounds
+from gateway.core.accounts.steps import Step
 from gateway.core.accounts.tags import Tags, tag_in
+from gateway.core.accounts.windows import CALENDAR, Carry
 from gateway.core.layout import Layout
 from gateway.core.model import INTEGER_MAX
 from gateway.core.times import DAY_MS
@@ -97,7 +99,7 @@ class Budget:
     `enforce` the use is only counted and reported. With `cut` the budget ends the stream that uses it up. `hold`
     is how much of a call is held, `likely` or `maximum`; empty means that the tenant's plan decides. `raises`
     and `overrides` are of single owners, by the owner's part of the account's name, and overrides of groups by
-    `group:ID`.
+    `group:ID`. A `window` that is not of the calendar has a length and no interval.
     """
 
     id: int
@@ -126,6 +128,10 @@ class Budget:
     raises: dict[str, PersonalRaise] = field(default_factory=dict, hash=False)
     overrides: dict[str, PersonalOverride] = field(default_factory=dict, hash=False)
     group_id: int = 0
+    window: str = CALENDAR
+    length_ms: int = 0
+    carry: Carry | None = None
+    steps: tuple[Step, ...] = ()
 
     @property
     def selector(self) -> tuple[object, ...]:
