@@ -22,7 +22,7 @@ ELSEWHERE = {
     "inside/contributing.md": "CONTRIBUTING.md",
     "inside/changes.md": "CHANGELOG.md",
     "inside/redis.md": "lua/README.md",
-    "runbook.md": "deploy/README.md",
+    "operate/files.md": "deploy/README.md",
 }
 _LINK = re.compile(r"\[([^\]]*)\]\((?!https?:|mailto:)([^)#\s]*)(#[^)\s]*)?\)")
 _FENCE = re.compile(r"(^ *```.*?^ *```|`[^`\n]+`(?!\]))", re.MULTILINE | re.DOTALL)

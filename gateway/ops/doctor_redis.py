@@ -88,7 +88,7 @@ def _refuses(info: Mapping[str, str]) -> Iterator[Found]:
     """Yield findings on whether Redis accepts calls, and can write its files."""
     code = why_refused(info)
     if code and code != "OOM":  # `_memory` reports on memory
-        hint = "see *Redis refuses* in the runbook, deploy/README.md"
+        hint = "see *Redis refuses* in docs/operate/redis.md"
         yield False, "redis", f"it refuses calls with {code}: {WHY[code]}; {hint}"
     elif files_failing(info):
         hint = "see whether its disk is full, and its log. It may refuse calls until that is mended"
@@ -256,7 +256,7 @@ def _findings(place: Place, said: _ReplicaStatus) -> Iterator[Finding]:
 _KEEPER, _PEPPER, _ROWS = "keeper", "pepper", "rows"
 _UNREADABLE = (
     "start the keeper of a newer version if there was one, else let them be rebuilt"
-    " (deploy/README.md, TollkeeperLeftAlone)"
+    " (docs/operate/alerts.md, TollkeeperLeftAlone)"
 )
 _NAMES = "TOLLKEEPER_KEY_PEPPER, or TOLLKEEPER_EARLIER_KEY_PEPPERS"
 
@@ -359,7 +359,7 @@ def of_credentials(url: str, peppers: Peppers) -> Iterator[Finding]:
 Seen = tuple[bool, str, str]
 
 _REDIS, _POSTGRESQL, _OWNER = "redis user", "postgresql user", "postgresql owner"
-_GUIDE = "(deploy/README.md, PostgreSQL)"
+_GUIDE = "(docs/operate/postgresql.md)"
 
 
 async def redis_user_findings(address: Address, role: str, answer_max_s: float) -> Seen:

@@ -55,14 +55,14 @@ LOCKED = "rows and questions wait for it; let it end, or SELECT pg_terminate_bac
 PREPARED = "rows and questions wait for it; COMMIT or ROLLBACK PREPARED (pg_prepared_xacts)"
 ROWS = "see the log of the keepers, and the other lines here"
 QUARANTINE = (
-    "see why by tollkeeper quarantine list, then tollkeeper quarantine release (deploy/README.md,"
+    "see why by tollkeeper quarantine list, then tollkeeper quarantine release (docs/operate/alerts.md,"
     " TollkeeperAccountsQuarantined)"
 )
-LETTERS = "see why by tollkeeper deadletter list (deploy/README.md, TollkeeperDeadLetters)"
+LETTERS = "see why by tollkeeper deadletter list (docs/operate/alerts.md, TollkeeperDeadLetters)"
 UNMATCHED = "the log has a request of it (docs/counters.md, Holds that do not fit)"
 _RIGHTS = (
     "migrate needs the owner of the database, a keeper one who is in the role <database>_writer"
-    " (deploy/README.md, PostgreSQL)"
+    " (docs/operate/postgresql.md)"
 )
 _TOO_MANY = (
     "close other sessions, or allow more: max_connections of the server (a keeper wants 42), ALTER ROLE …"

@@ -67,7 +67,10 @@ def test_the_runbook_names_what_settings_env_would_say_in_vain() -> None:
         if name.startswith("TOLLKEEPER_")
     }
     told = (
-        (DEPLOY / "README.md").read_text().partition("leave these out of it: ")[2].partition(". `migrate`")[0]
+        (ROOT / "docs" / "operate" / "install.md")
+        .read_text()
+        .partition("leave these out of it: ")[2]
+        .partition(". `migrate`")[0]
     )
     assert {*re.findall(r"`(TOLLKEEPER_\w+)`", told)} == stated
 

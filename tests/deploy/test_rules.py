@@ -17,7 +17,8 @@ from tests.test_documents import anchors
 from tests.tree import ROOT
 
 MONITORING = ROOT / "deploy" / "monitoring"
-RUNBOOK = ROOT / "deploy" / "README.md"
+RUNBOOK = ROOT / "docs" / "operate" / "alerts.md"
+FORMER = ROOT / "deploy" / "README.md"  # rules that were copied from 1.0.0 link it
 KEEPER, GATEWAY = 'job="tollkeeper-keeper"', 'job="tollkeeper-gateway"'
 DAY = 86_400
 
@@ -515,6 +516,7 @@ def test_each_alert_says_what_to_do(name: str) -> None:
     assert ROOT / place == RUNBOOK
     assert heading == f"tollkeeper{name}".lower()
     assert heading in anchors(RUNBOOK.read_text())
+    assert heading in anchors(FORMER.read_text())
     assert alert["labels"]["severity"] in {"critical", "warning", "info"}
     assert alert["annotations"]["summary"]
     assert alert["annotations"]["description"]

@@ -56,7 +56,7 @@ def test_accounts_that_the_keeper_cannot_read_are_wrong() -> None:
     _, (is_well, subject, says), *_ = told(KeeperInfo("9.9", (IDS[OURS],), unreadable=2))
     assert (is_well, subject) == (False, "keeper")
     assert "whose calls are refused: 2" in says
-    assert "deploy/README.md" in says
+    assert "docs/operate/" in says
 
 
 async def test_a_keeper_says_that_it_is_there_and_is_forgotten(valkey: str) -> None:

@@ -130,7 +130,7 @@ async def test_an_account_that_nobody_can_read_is_told(backend: Backend) -> None
     assert backend.rows("select count(*) as n from known_drift") == [{"n": 0}]
 
     world.client.set(world.organization_key, kept[1])
-    world.client.delete(world.tenant_key, keys.marker(world.p))  # as deploy/README.md says
+    world.client.delete(world.tenant_key, keys.marker(world.p))  # as docs/operate/alerts.md says
     await backend.verify()
     assert (await reconciler_of(backend).run_now())["items"] == []
     assert world.again().tenant.remaining == 950
