@@ -40,10 +40,12 @@ from gateway.ops.doctor_redis import ANSWER_MAX_S, Finding, clock_against, exami
 from gateway.outbound.cloud import signer_of
 from gateway.run.health import FREE_BYTES_MIN, few_files, full_disks, limits_here
 from gateway.run.model_lists import ask_models
-from gateway.settings.checking import PREFIXES, check_ports, wanted
+from gateway.settings.checking import check_ports
 from gateway.settings.config_file import default_table
 from gateway.settings.settings import PREFIX, Settings
 from gateway.settings.slips import slips
+from gateway.settings.tls_files import PREFIXES
+from gateway.settings.urls import wanted
 from gateway.telemetry.metrics import WITHHELD_NAMES, collect
 from gateway.tls.certificates import load
 

@@ -54,9 +54,9 @@ from gateway.run.serving import (
     tell_slips,
 )
 from gateway.run.tls_port import check_files
-from gateway.settings.checking import PREFIXES
 from gateway.settings.config_file import default_table
 from gateway.settings.settings import PREFIX, Settings, to_json
+from gateway.settings.tls_files import PREFIXES
 from gateway.telemetry import logs
 from gateway.tls.certificates import pinned
 

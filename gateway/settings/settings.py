@@ -36,6 +36,30 @@ from gateway.errors import SettingError
 from gateway.extras import install, is_installed
 from gateway.files import UrlFile
 from gateway.settings.checking import (
+    check_ports,
+    check_together,
+    check_workloads,
+    checked,
+    is_service_link,
+    name_of,
+    shown,
+    unknown,
+    wanted_of,
+)
+from gateway.settings.config_file import (
+    ConfigFile,
+    RouteConfig,
+    base_url_of,
+    default_table,
+    read_document,
+    table_of,
+)
+from gateway.settings.controls import refuse_controls
+from gateway.settings.documents import converted, unreplaced
+from gateway.settings.proxies import read_proxies, without_scheme
+from gateway.settings.secret_files import SUFFIX, Environment, both_set, read_secret
+from gateway.settings.tls_files import check_pairs, files_of
+from gateway.settings.value_types import (
     USAGE_FEED_CODE,
     Collection,
     Country,
@@ -54,33 +78,9 @@ from gateway.settings.checking import (
     ReminderDays,
     Secret,
     Token,
-    check_pairs,
-    check_ports,
-    check_together,
-    check_workloads,
-    checked,
-    converted,
-    files_of,
     has_lines,
     is_secret,
-    is_service_link,
-    name_of,
-    shown,
-    unknown,
-    unreplaced,
-    wanted_of,
 )
-from gateway.settings.config_file import (
-    ConfigFile,
-    RouteConfig,
-    base_url_of,
-    default_table,
-    read_document,
-    table_of,
-)
-from gateway.settings.controls import refuse_controls
-from gateway.settings.proxies import read_proxies, without_scheme
-from gateway.settings.secret_files import SUFFIX, Environment, both_set, read_secret
 
 # Settings for keepers only: credentials that a gateway does not get.
 OF_KEEPERS = (
