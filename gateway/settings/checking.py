@@ -16,8 +16,8 @@ from gateway.core.billing.stand_ins import WANTED, read_stand_ins
 from gateway.core.network import without_password
 from gateway.errors import SettingError
 from gateway.settings.origins import ORIGINS_WANTED, origins_of
-from gateway.settings.urls import SCHEMES, fault, wanted
-from gateway.settings.value_types import has_lines, metas_of
+from gateway.settings.urls import fault, form_of, wanted
+from gateway.settings.value_types import has_lines, holds, metas_of
 
 
 def check_workloads(workloads: AnyCollection[object], values: Mapping[str, Any], begin: str) -> None:
@@ -46,9 +46,10 @@ def checked(said: str, name: str, value: Any, hint: Any) -> Any:
         found = msgspec.convert(value, hint, strict=False)
     except msgspec.ValidationError as error:
         raise SettingError(f"{said} is not valid: expected {wanted_of(name, hint)}") from error
-    if name in _HOLDS and not _HOLDS[name](found):
+    if not holds(hint, found):
         raise SettingError(f"{said} is not valid: expected {wanted_of(name, hint)}")
-    if name in SCHEMES and (expected := fault(name, str(found))):
+    form = form_of(hint)
+    if form is not None and (expected := fault(form, str(found))):
         raise SettingError(f"{said} is not valid: expected {expected}")
     if name in _READ_BY:
         read, right = _READ_BY[name]
@@ -68,8 +69,9 @@ _UNITS = (
 
 def wanted_of(name: str, hint: Any) -> str:
     """Return the valid values of a setting in words, derived from its type."""
-    if name in SCHEMES:
-        return wanted(name)
+    form = form_of(hint)
+    if form is not None:
+        return wanted(form)
     if name in _READ_BY:
         return _READ_BY[name][1]
     if hint is bool:
@@ -135,16 +137,6 @@ def is_service_link(variable: str, text: str) -> bool:
     )
 
 
-def _is_address(text: str) -> bool:
-    from gateway.core.alerts.messages import is_address  # noqa: PLC0415  # workers have none, and are spared it
-
-    return is_address(text, private=True)
-
-
-# Settings with a rule that no pattern says; the words of their types say it.
-_HOLDS: Mapping[str, Callable[[str], bool]] = {"smtp_from": _is_address, "usage_feed_code": str.isprintable}
-
-
 def check_together(values: Mapping[str, Any], prefix: str) -> None:
     """Raise `SettingError` for the first combination of settings that is not valid."""
     if values.get("readonly_token") and values["readonly_token"] == values.get("admin_token"):
@@ -153,14 +145,6 @@ def check_together(values: Mapping[str, Any], prefix: str) -> None:
         )
     if values.get("smtp_url") and not values.get("smtp_from"):
         raise SettingError(f"{prefix}SMTP_FROM is not set: expected name@example.com, whom mails are from")
-    feed = values.get("usage_feed", "off")
-    if feed != "off" and not values.get("usage_feed_url"):
-        right = "file:///path" if feed == "file" else "https://host:port"
-        raise SettingError(f"{prefix}USAGE_FEED_URL is not set: expected {right}, where {feed} is")
-    if feed != "off" and (feed == "file") != values["usage_feed_url"].startswith("file:"):
-        right = "file:///path for file, and https://host:port for every other feed"
-        said = f"{prefix}USAGE_FEED_URL is not valid for {prefix}USAGE_FEED={feed}"
-        raise SettingError(f"{said}: expected {right}")
 
 
 # The ports that one process listens on, by role; `all` is `up`.

@@ -8,9 +8,8 @@ import msgspec
 
 from gateway.core.credentials import EARLIER_MAX
 
-# The default code of our events for meters and billable metrics.
-USAGE_FEED_CODE = "tollkeeper_use"
-USAGE_FEED_CODE_CHARS_MAX = 128
+# The roles of processes that include a keeper.
+KEEPERS = ("keeper", "all")
 # The annotation of secret settings.
 IS_SECRET = msgspec.Meta(extra={"secret": True})
 # The `description` of a text's type says what is valid, for messages. Settings of `Lines` may have line breaks.
@@ -27,6 +26,11 @@ def has_lines(hint: Any) -> bool:
     return any((meta.extra or {}).get("lines") for meta in metas_of(hint))
 
 
+def holds(hint: Any, value: Any) -> bool:
+    """Return whether a value keeps the rules of its setting's type that no pattern says."""
+    return all(rule(value) for meta in metas_of(hint) if (rule := (meta.extra or {}).get("holds")))
+
+
 def metas_of(hint: Any) -> list[msgspec.Meta]:
     return [one for one in getattr(hint, "__metadata__", ()) if isinstance(one, msgspec.Meta)]
 
@@ -36,7 +40,6 @@ Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 Days = Annotated[int, msgspec.Meta(ge=0, le=36_500)]
 Months = Annotated[int, msgspec.Meta(ge=0, le=1_200)]
 Reclaim = Literal["charge_observed", "release", "charge_hold"]
-Collection = Literal["charge_automatically", "send_invoice"]
 # An empty host would be every address, and an empty data directory the current one.
 Host = Annotated[
     str, msgspec.Meta(min_length=1, description="an address or name of this machine, such as 127.0.0.1")
@@ -44,14 +47,6 @@ Host = Annotated[
 Folder = Annotated[str, msgspec.Meta(description="the path of a directory")]
 DataFolder = Annotated[str, msgspec.Meta(min_length=1, description="the path of a directory")]
 FilePath = Annotated[str, msgspec.Meta(description="the path of a file")]
-FeedCode = Annotated[
-    str,
-    msgspec.Meta(
-        min_length=1,
-        max_length=USAGE_FEED_CODE_CHARS_MAX,
-        description=f"1 to {USAGE_FEED_CODE_CHARS_MAX} characters that can be seen",
-    ),
-]
 # A secret may be given by a file instead: `<NAME>_FILE`.
 Secret = Annotated[str, IS_SECRET]
 _TOKEN, _VISIBLE = r"[\x21-\x7e]{16,512}", "16 to 512 visible ASCII characters"
@@ -71,10 +66,12 @@ Country = Annotated[
 Currency = Annotated[
     str, msgspec.Meta(pattern=r"^([A-Z]{3})?\Z", description="three letters of ISO 4217, such as PLN")
 ]
-ReminderDays = Annotated[
-    str,
-    msgspec.Meta(
-        pattern=r"^(\d{1,3}(,\d{1,3}){0,9})?\Z",
-        description="up to ten numbers of days with commas between, such as 7,14,21",
-    ),
-]
+
+
+def _is_address(text: str) -> bool:
+    from gateway.core.alerts.messages import is_address  # noqa: PLC0415  # workers have none, and are spared it
+
+    return is_address(text, private=True)
+
+
+MailAddress = Annotated[str, msgspec.Meta(description="name@example.com", extra={"holds": _is_address})]
