@@ -64,7 +64,7 @@ from gateway.run.lifecycle import (
 )
 from gateway.run.model_lists import keep_listed
 from gateway.run.worker_parts import WorkerParts, merged
-from gateway.settings.checking import origins_of
+from gateway.settings.origins import origins_of
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs, metrics
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from gateway.ops.doctor_redis import Finding
     from gateway.run.keeper_parts import AdminParts, KeeperParts, Routes, Work
     from gateway.run.worker_parts import WorkerParts
+    from gateway.settings.feature_settings import FeatureSettings
     from gateway.settings.settings import Settings
     from persistence.billing.listeners import InvoiceListener
     from persistence.entity import Entity, Verb
@@ -81,11 +82,13 @@ async def _no_findings(_: Settings) -> AsyncIterator[Finding]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Feature:
-    """One feature. `tables`, `settings` and `metrics` are the names that belong to it."""
+    """One feature. `tables` are the names of those that belong to it; the schema has them."""
 
     name: str
     tables: tuple[str, ...] = ()
-    settings: tuple[str, ...] = ()
+    # Its settings, a struct in its folder; and what `up` sets of them, by name, if its Admin API is at this URL.
+    settings: type[FeatureSettings] | None = None
+    settings_here: Callable[[Settings, str], Mapping[str, Any]] = lambda *_: {}
     # Name, kind, help and labels for Prometheus.
     metrics: tuple[tuple[str, str, str, tuple[str, ...]], ...] = ()
     resources: Callable[[], Sequence[Resource]] = tuple
@@ -112,6 +115,8 @@ class Feature:
     admin_commands: Callable[[typer.Typer], None] = lambda _: None
     # Other sources of the command line's lists.
     list_sources: Callable[[], Sequence[ListSource]] = tuple
+    # Whether the settings let it take old calls away from PostgreSQL.
+    archives_calls: Callable[[Settings], bool] = lambda _: False
     # Its work in a keeper's process of loops; None if the settings do not enable it.
     work: Callable[[KeeperParts], Work | None] = lambda _: None
     # Its routes at the admin port besides resources; None if the settings do not enable it.

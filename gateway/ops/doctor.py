@@ -40,10 +40,11 @@ from gateway.ops.doctor_redis import ANSWER_MAX_S, Finding, clock_against, exami
 from gateway.outbound.cloud import signer_of
 from gateway.run.health import FREE_BYTES_MIN, few_files, full_disks, limits_here
 from gateway.run.model_lists import ask_models
-from gateway.settings.checking import PREFIXES, check_ports, wanted
+from gateway.settings.checking import check_ports, wanted_of
 from gateway.settings.config_file import default_table
-from gateway.settings.settings import PREFIX, Settings
+from gateway.settings.settings import PREFIX, TYPES, Settings
 from gateway.settings.slips import slips
+from gateway.settings.tls_files import PREFIXES
 from gateway.telemetry.metrics import WITHHELD_NAMES, collect
 from gateway.tls.certificates import load
 
@@ -106,7 +107,9 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
         async for finding in examine_redis(settings, role):
             yield finding
     else:
-        yield Finding(False, "redis", f"TOLLKEEPER_REDIS_URL is not set: {wanted('redis_url')}")
+        yield Finding(
+            False, "redis", f"TOLLKEEPER_REDIS_URL is not set: {wanted_of('redis_url', TYPES['redis_url'])}"
+        )
     if role != "serve":
         if settings.database_url:
             async for finding in _postgresql(settings, role):
@@ -409,7 +412,7 @@ async def _postgresql(settings: Settings, role: str) -> AsyncIterator[Finding]:
     newer = f", newer than this program's {NEEDED}, which runs on it" if found.is_newer() else ""
     yield Finding(True, "postgresql", f"{shown} has schema version {found.version}{newer}{until}")
     # A keeper without other processes needs no owner, unless it archives.
-    lone = role == "keeper" and not settings.archive_calls_after_months
+    lone = role == "keeper" and not any(feature.archives_calls(settings) for feature in features())
     owner_url = settings.database_owner_url if lone else settings.owner_url
     looks: list[tuple[str, Callable[..., Iterable[Finding]], tuple[object, ...]]] = [
         ("postgresql user", _of_users, (url, settings.owner_url)),

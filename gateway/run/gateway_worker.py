@@ -52,7 +52,7 @@ from gateway.local.parent_pipe import ParentPipe
 from gateway.run.health import ProcessVitals, limits_here
 from gateway.run.reload import SettingsUpdates
 from gateway.run.tls_port import TlsPort
-from gateway.settings.checking import origins_of
+from gateway.settings.origins import origins_of
 from gateway.settings.settings import Settings
 from gateway.telemetry import logs
 

@@ -129,7 +129,7 @@ async def drop_old_months(engine: Engine, settings: Settings, log: Callable[...,
 
     dropped: list[str] = []
     if days := settings.calls_keep_days:
-        archived = settings.archive_calls_after_months > 0
+        archived = any(feature.archives_calls(settings) for feature in features())
         dropped += await database.drop_calls(engine, days, are_archived=archived, stays=stays)
     if days := settings.usage_hours_keep_days:
         dropped += await database.drop_hours(engine, days)

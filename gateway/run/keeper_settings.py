@@ -75,7 +75,7 @@ class KeeperSettings:
 
     def saying(self, name: str) -> Callable[[], str]:
         """Return a function that returns the present value of the secret setting `name`."""
-        return lambda: str(getattr(self._running, name))
+        return lambda: str(self._running.value(name))
 
     def snapshot(self) -> Mapping[str, Any]:
         return {"configuration_stale": int(bool(self._now.wrong) or self._sent.is_stale)}

@@ -20,6 +20,7 @@ from gateway.core.network import Proxies, Proxy
 from gateway.errors import TollkeeperError
 from gateway.files import is_same_place
 from gateway.settings.settings import (
+    KEEPERS_SECRETS,
     OF_KEEPERS,
     PREFIX,
     SECRETS,
@@ -33,8 +34,6 @@ from gateway.settings.settings import (
 OF_GATEWAYS = tuple(sorted(SECRETS.difference(OF_KEEPERS)))
 # The secrets of a keeper, except the tokens of its own port, which that port reloads by itself.
 KEPT_BY_KEEPERS = tuple(sorted(SECRETS.difference({"admin_token", "readonly_token"})))
-# The secrets that identify a keeper to others. If one was not set at the start, its use was not started.
-KEEPERS_SECRETS = ("smtp_url", "stripe_api_key", "stripe_webhook_secret", "usage_feed_token")
 # Settings whose files are read again for each new connection.
 OF_SERVERS = ("redis_url", "database_url", "database_read_url")
 # Settings that contain credentials.
@@ -97,7 +96,7 @@ class Renewal:
     def take_credentials(self, written: Settings) -> str:
         """Apply changed credentials; return a sentence about the changes, or ""."""
         before, after = self.running, with_credentials(self.running, written)
-        theirs = {name: getattr(after, name) for name in _WITH_CREDENTIALS if name in self.takes}
+        theirs = {name: after.value(name) for name in _WITH_CREDENTIALS if name in self.takes}
         self.running = before.with_values(**theirs)
         said = _said_of(before, self.running)
         then, now = self.running.values(), written.values()
@@ -126,9 +125,7 @@ def _said_of(before: Settings, after: Settings) -> list[str]:
     providers = ", ".join(now.name for then, now in people if then.client_secret != now.client_secret)
     said = [f"credentials of upstreams changed: {upstreams}"] if upstreams else []
     said += [f"credentials of providers of sign-in changed: {providers}"] if providers else []
-    ours = [
-        PREFIX + name.upper() for name in KEEPERS_SECRETS if getattr(before, name) != getattr(after, name)
-    ]
+    ours = [PREFIX + name.upper() for name in KEEPERS_SECRETS if before.value(name) != after.value(name)]
     said += [f"{', '.join(ours)} changed"] if ours else []
     said += ["proxies changed"] if before.proxies != after.proxies and not upstreams else []
     return [*said, "keys of workloads changed"] if before.workloads != after.workloads else said
@@ -148,7 +145,7 @@ def with_credentials(settings: Settings, written: Settings) -> Settings:
     people = {one.name: one for one in written.sign_in.providers}
     providers = (_with_secret(one, people.get(one.name, one)) for one in settings.sign_in.providers)
     providers = (replace(one, issuer=replace(one.issuer, proxies=written.proxies)) for one in providers)
-    ours = {name: getattr(written, name) for name in KEEPERS_SECRETS if getattr(settings, name)}
+    ours = {name: written.value(name) for name in KEEPERS_SECRETS if settings.value(name)}
     return settings.with_values(
         **{name: secret for name, secret in ours.items() if secret},
         upstreams=tuple(upstreams), workloads=tuple(workloads), issuers=tuple(issuers),

@@ -26,6 +26,7 @@ from gateway.core.calls.routes import EVERYBODY
 from gateway.core.credentials import TlsFiles
 from gateway.core.network import DIRECT, Proxies
 from gateway.errors import SettingError, StartError, TollkeeperError
+from gateway.feature import features
 from gateway.local import leftovers, ports
 from gateway.local.data_directory import DataDirectory, opened
 from gateway.local.demo import seed as demo
@@ -54,9 +55,9 @@ from gateway.run.serving import (
     tell_slips,
 )
 from gateway.run.tls_port import check_files
-from gateway.settings.checking import PREFIXES
 from gateway.settings.config_file import default_table
 from gateway.settings.settings import PREFIX, Settings, to_json
+from gateway.settings.tls_files import PREFIXES
 from gateway.telemetry import logs
 from gateway.tls.certificates import pinned
 
@@ -257,9 +258,8 @@ def _placed(
         admin_token=settings.admin_token or secrets["admin_token"],
         key_pepper=settings.key_pepper or secrets["key_pepper"],
     )
-    # Agents know only one origin, and a certificate of ours is not trusted everywhere.
-    if placed.agents and not placed.agents_keeper_url and placed.tls_files("admin") is None:
-        return placed.with_values(agents_keeper_url=admin_url_of(placed))
+    for feature in features():
+        placed = placed.with_values(**feature.settings_here(placed, admin_url_of(placed)))
     return placed
 
 

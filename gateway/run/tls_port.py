@@ -12,8 +12,8 @@ from typing import Any
 from gateway.core.times import moment_of
 from gateway.run.health import limits_here
 from gateway.run.reload import LOOK_S, watch
-from gateway.settings.checking import PREFIXES
 from gateway.settings.settings import PREFIX, Settings
+from gateway.settings.tls_files import PREFIXES
 from gateway.tls.certificates import Certificates, load
 from gateway.tls.session import TlsGate
 

@@ -71,9 +71,10 @@ from gateway.core.model import GENERIC, Family, Service
 from gateway.core.network import Proxies, without_password
 from gateway.errors import SettingError
 from gateway.files import require_regular
-from gateway.settings.checking import authority_at, converted, parsed, read_file
+from gateway.settings.documents import converted, parsed, read_file
 from gateway.settings.proxies import own_proxies
 from gateway.settings.secret_files import Environment, read_secret
+from gateway.settings.tls_files import authority_at
 
 # Issuers of signed tokens in a configuration file.
 

@@ -14,7 +14,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 
 from gateway.core.network import DIRECT, Proxies, Proxy, read_exempt
 from gateway.errors import SettingError
-from gateway.settings.checking import authority_at
+from gateway.settings.tls_files import authority_at
 
 # The value for an upstream that is reached directly, whatever the variables say.
 NONE = "none"

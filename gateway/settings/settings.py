@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import msgspec
 
@@ -34,40 +34,17 @@ from gateway.core.network import DIRECT, Proxies, authority
 from gateway.core.otel import Tracing, read_tracing
 from gateway.errors import SettingError
 from gateway.extras import install, is_installed
+from gateway.feature import features
 from gateway.files import UrlFile
 from gateway.settings.checking import (
-    USAGE_FEED_CODE,
-    Collection,
-    Country,
-    Currency,
-    DataFolder,
-    Days,
-    EarlierPeppers,
-    FeedCode,
-    FilePath,
-    Folder,
-    Host,
-    Lines,
-    Months,
-    Port,
-    Reclaim,
-    ReminderDays,
-    Secret,
-    Token,
-    check_pairs,
     check_ports,
     check_together,
     check_workloads,
     checked,
-    converted,
-    files_of,
-    has_lines,
-    is_secret,
     is_service_link,
     name_of,
     shown,
     unknown,
-    unreplaced,
     wanted_of,
 )
 from gateway.settings.config_file import (
@@ -79,14 +56,47 @@ from gateway.settings.config_file import (
     table_of,
 )
 from gateway.settings.controls import refuse_controls
+from gateway.settings.documents import converted, unreplaced
+from gateway.settings.feature_settings import FeatureSettings
 from gateway.settings.proxies import read_proxies, without_scheme
 from gateway.settings.secret_files import SUFFIX, Environment, both_set, read_secret
+from gateway.settings.tls_files import check_pairs, files_of
+from gateway.settings.urls import DatabaseUrl, MailUrl, RedisUrl, ServiceUrl
+from gateway.settings.value_types import (
+    Country,
+    Currency,
+    DataFolder,
+    Days,
+    EarlierPeppers,
+    FilePath,
+    Folder,
+    Host,
+    Lines,
+    MailAddress,
+    Port,
+    Reclaim,
+    Token,
+    has_lines,
+    is_secret,
+)
 
+# The settings of the installed features, by their names.
+OF_FEATURES: dict[str, type[FeatureSettings]] = {
+    name: feature.settings
+    for feature in features()
+    if feature.settings is not None
+    for name in feature.settings.__struct_fields__
+}
+FEATURES = tuple(dict.fromkeys(OF_FEATURES.values()))
+FEATURE_TYPES = {name: get_type_hints(kind, include_extras=True)[name] for name, kind in OF_FEATURES.items()}
+# The secrets that identify a keeper to others. If one was not set at the start, its use was not started.
+KEEPERS_SECRETS = ("smtp_url", *(name for name, hint in FEATURE_TYPES.items() if is_secret(hint)))
 # Settings for keepers only: credentials that a gateway does not get.
 OF_KEEPERS = (
-    "database_url", "database_owner_url", "database_read_url", "admin_token", "readonly_token", "smtp_url",
-    "stripe_api_key", "stripe_webhook_secret", "usage_feed_token",
+    "database_url", "database_owner_url", "database_read_url", "admin_token", "readonly_token",
+    *KEEPERS_SECRETS,
 )  # fmt: skip
+F = TypeVar("F", bound=FeatureSettings)
 # The state of a file: it changes with the content, unless clocks are set back.
 Signature = tuple[int, int, int, int] | None
 
@@ -123,7 +133,7 @@ def signature(path: str) -> Signature:
 class Servers(msgspec.Struct, frozen=True, kw_only=True):
     """The servers that a process talks to, and the TLS files of connections and ports."""
 
-    redis_url: Secret = ""
+    redis_url: RedisUrl = ""
     redis_servers: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
     redis_ca_file: FilePath = ""
     redis_cert_file: FilePath = ""
@@ -137,9 +147,9 @@ class Servers(msgspec.Struct, frozen=True, kw_only=True):
     ops_tls_cert_file: FilePath = ""
     ops_tls_key_file: FilePath = ""
     ops_tls_client_ca_file: FilePath = ""
-    database_url: Secret = ""
-    database_owner_url: Secret = ""
-    database_read_url: Secret = ""
+    database_url: DatabaseUrl = ""
+    database_owner_url: DatabaseUrl = ""
+    database_read_url: DatabaseUrl = ""
 
 
 PREFIX = "TOLLKEEPER_"
@@ -189,12 +199,6 @@ class Settings(Servers, frozen=True, kw_only=True):
     usage_hours_keep_days: Days = 0
     events_keep_days: Days = 0
     reratings_keep_days: Days = 0
-    archive_token_ledger_after_months: Months = 1
-    archive_credit_transactions_after_months: Months = 1
-    archive_feature_usage_after_months: Months = 1
-    archive_calls_after_months: Months = 1
-    archive_audit_log_after_months: Months = 0
-    ledger_key_file: FilePath = ""
     settlement_log_dir: Folder = ""
     settlement_log_s: Seconds = 60.0
     settlement_log_bytes_max: Annotated[int, msgspec.Meta(ge=1 << 20, le=1 << 34)] = 512 * 1024 * 1024
@@ -206,39 +210,21 @@ class Settings(Servers, frozen=True, kw_only=True):
     invoice_tax_currency: Currency = ""
     invoice_seller: Lines = ""
     invoice_iban: Annotated[str, msgspec.Meta(description="an IBAN, with or without blanks")] = ""
-    invoice_logo: FilePath = ""
     invoice_notes: Lines = ""
     invoice_addresses: FilePath = ""
     invoice_schedule: Literal["off", "draft", "finalize"] = "off"
     invoice_grace_hours: Annotated[int, msgspec.Meta(ge=0, le=720)] = 24
     invoices_at_once: Annotated[int, msgspec.Meta(ge=1, le=32)] = 4
     invoice_due_days: Annotated[int, msgspec.Meta(ge=0, le=365)] = 0
-    dunning_reminder_days: ReminderDays = ""
-    dunning_block_days: Annotated[int, msgspec.Meta(ge=0, le=365)] = 0
-    stripe_api_key: Token = ""
-    stripe_webhook_secret: Token = ""
-    stripe_collection: Collection = "charge_automatically"
-    stripe_api_url: str = ""
-    # Stripe may repeat a message for thirty days, and the table deletes none before 35.
-    stripe_events_keep_days: Annotated[int, msgspec.Meta(ge=35, le=36_500)] = 400
-    # The largest purchase of credits, in units of the organization's currency; 0 disables purchases.
-    stripe_checkout_max: Annotated[int, msgspec.Meta(ge=0, le=900_000)] = 0
-    usage_feed: Literal["off", "lago", "openmeter", "webhook", "file"] = "off"
-    usage_feed_url: str = ""
-    usage_feed_token: Token = ""
-    usage_feed_code: FeedCode = USAGE_FEED_CODE
-    usage_feed_waiting_max: Annotated[int, msgspec.Meta(ge=1_000, le=100_000_000)] = 1_000_000
     webhook_private_addresses: bool = False
-    smtp_url: Secret = ""
+    smtp_url: MailUrl = ""
     smtp_ca_file: FilePath = ""
     proxy_ca_file: FilePath = ""
-    smtp_from: Annotated[str, msgspec.Meta(description="name@example.com")] = ""
-    console_url: str = ""
-    agents: bool = False
-    agents_settings_file: FilePath = ""
-    agents_keeper_url: str = ""
-    agents_collector_url: str = ""
+    smtp_from: MailAddress = ""
+    console_url: ServiceUrl = ""
     http: HttpLimits = HttpLimits()
+    # The settings of features that have been set, by name; `of` returns all of a feature.
+    of_features: dict[str, Any] = {}
     object_ttl_s: Annotated[float, msgspec.Meta(ge=60, le=366 * 86_400)] = 30 * 86_400.0
     jobs_interval_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
     objects_max: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 100_000
@@ -261,7 +247,7 @@ class Settings(Servers, frozen=True, kw_only=True):
 
     def require(self, *names: str) -> None:
         """Raise `SettingError` for the first of these settings that has no value."""
-        for name in (one for one in names if not getattr(self, one)):
+        for name in (name for name in names if not self.value(name)):
             raise SettingError(f"{PREFIX}{name.upper()} is not set: expected {wanted_of(name, TYPES[name])}")
 
     def extras(self, role: str) -> Mapping[str, str]:
@@ -272,10 +258,11 @@ class Settings(Servers, frozen=True, kw_only=True):
         asking = (
             ("sign_in", "oidc", "keeper", self.sign_in.providers),
             ("issuers", "oidc", "serve", self.issuers),
-            (f"{PREFIX}STRIPE_WEBHOOK_SECRET", "stripe", "keeper", self.stripe_webhook_secret),
-            (f"{PREFIX}STRIPE_API_KEY", "stripe", "keeper", self.stripe_api_key),
-            (f"{PREFIX}LEDGER_KEY_FILE", "proof", "keeper", self.ledger_key_file),
-            (f"{PREFIX}INVOICE_LOGO", "documents", "keeper", self.invoice_logo),
+            *(
+                (f"{PREFIX}{name.upper()}", extra, "keeper", self.value(name))
+                for kind in FEATURES
+                for name, extra in kind.EXTRAS.items()
+            ),
             *(
                 (f"upstreams.{one.name}.auth", one.auth, "serve", one.auth != "header")
                 for one in self.upstreams
@@ -341,12 +328,25 @@ class Settings(Servers, frozen=True, kw_only=True):
 
     def url_file(self, name: str) -> UrlFile:
         paths = (path for named, path in self.secret_files if named == name)
-        return UrlFile(getattr(self, name), next(paths, ""))
+        return UrlFile(self.value(name), next(paths, ""))
 
     def values(self) -> dict[str, Any]:
         """Return all values by name, routes and upstreams included."""
-        own = {one: getattr(self, one) for one in self.__struct_fields__ if one not in _OF_SOURCES}
-        return own | {name: getattr(self.http, name) for name in SETTABLE}
+        own = {name: getattr(self, name) for name in self.__struct_fields__ if name not in _OF_SOURCES}
+        theirs = {name: self.value(name) for name in OF_FEATURES}
+        return own | theirs | {name: getattr(self.http, name) for name in SETTABLE}
+
+    def of(self, kind: type[F]) -> F:
+        """Return the settings of a feature, which are of its type `kind`."""
+        return kind(
+            **{name: self.of_features[name] for name in kind.__struct_fields__ if name in self.of_features}
+        )
+
+    def value(self, name: str) -> Any:
+        """Return the value of one setting."""
+        if name in OF_FEATURES:
+            return getattr(self.of(OF_FEATURES[name]), name)
+        return getattr(self.http if name in SETTABLE else self, name)
 
     def named(self) -> dict[str, Any]:
         """Return all settings by name, without routes and upstreams."""
@@ -370,14 +370,15 @@ class Settings(Servers, frozen=True, kw_only=True):
         They are not checked, because they come from an option that is already parsed.
         """
         http = {name: values.pop(name) for name in SETTABLE if name in values}
-        return msgspec.structs.replace(self, **values, http=replace(self.http, **http))
+        theirs = self.of_features | {name: values.pop(name) for name in OF_FEATURES if name in values}
+        return msgspec.structs.replace(self, **values, of_features=theirs, http=replace(self.http, **http))
 
 
 # Fields that say how the sources are written, and are no values; and all that are no settings: tables of the
 # file, and values of standard variables.
-_OF_SOURCES = {"http", "overruled", "unread"}
+_OF_SOURCES = {"http", "of_features", "overruled", "unread"}
 _ELSEWHERE = {*RouteConfig._fields, *_OF_SOURCES, "tracing", "proxies", "secret_files", "config_path"}
-NAMES = (*(name for name in Settings.__struct_fields__ if name not in _ELSEWHERE), *SETTABLE)
+NAMES = (*(name for name in Settings.__struct_fields__ if name not in _ELSEWHERE), *OF_FEATURES, *SETTABLE)
 
 
 def load(environ: Mapping[str, str], config: Path | None = None, role: str = "") -> Settings:
@@ -413,6 +414,8 @@ def load(environ: Mapping[str, str], config: Path | None = None, role: str = "")
     settings = settings.with_values(
         **values, secret_files=read, config_path=path, overruled=over, unread=unread
     )
+    for kind in FEATURES:
+        settings.of(kind).check_together(PREFIX)
     check_ports(settings.values(), role, PREFIX)
     return settings
 
@@ -465,7 +468,7 @@ def from_json(data: bytes) -> Settings:
     return msgspec.json.decode(data, type=Settings)
 
 
-TYPES = get_type_hints(Settings, include_extras=True) | SETTABLE
+TYPES = get_type_hints(Settings, include_extras=True) | FEATURE_TYPES | SETTABLE
 SECONDS = frozenset(name for name in NAMES if TYPES[name] == Seconds)
 LINES = frozenset(name for name in NAMES if has_lines(TYPES[name]))
 SECRETS = frozenset(name for name in NAMES if is_secret(TYPES[name]))

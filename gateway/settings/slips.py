@@ -13,17 +13,19 @@ from urllib.parse import urlsplit
 from gateway.core.calls.routes import Route, UpstreamTarget
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import GENERIC, Family
-from gateway.settings.settings import SECONDS, Settings
+from gateway.settings.feature_settings import Needs
+from gateway.settings.settings import FEATURES, SECONDS, Settings
+from gateway.settings.value_types import KEEPERS
 
 # So many times its default, a time in seconds may be meant in milliseconds.
 _LONG_TIMES = 100
-# Settings that have no effect without another one, and the roles that read them. `up` knows its own keeper's URL.
-_KEEPERS = ("keeper", "all")
-_NEEDS = {
-    "smtp_from": ("smtp_url", _KEEPERS), "smtp_ca_file": ("smtp_url", _KEEPERS),
-    "usage_feed_url": ("usage_feed", _KEEPERS), "usage_feed_token": ("usage_feed", _KEEPERS),
-    "agents_settings_file": ("agents", _KEEPERS), "agents_collector_url": ("agents_keeper_url", ("serve",)),
-}  # fmt: skip
+# Settings that have no effect without another one, and the roles that read them.
+_NEEDS: Needs = {
+    "smtp_from": ("smtp_url", KEEPERS),
+    "smtp_ca_file": ("smtp_url", KEEPERS),
+    **{name: needed for kind in FEATURES for name, needed in kind.NEEDS.items()},
+}
+_OPENED_LATER = ("smtp_ca_file", *(name for kind in FEATURES for name in kind.OPENED_LATER))
 
 
 def slips(settings: Settings, role: str) -> Iterator[str]:
@@ -86,15 +88,15 @@ def _without_effect(settings: Settings, role: str) -> Iterator[str]:
         why = "it is how many servers `up` starts, where TOLLKEEPER_REDIS_URL is not set"
         yield f"TOLLKEEPER_REDIS_SERVERS={servers} has no effect: {why}"
     for name, (needed, readers) in _NEEDS.items():
-        unset = getattr(settings, needed) == getattr(usual, needed)
-        if role in readers and unset and getattr(settings, name) != getattr(usual, name):
+        unset = settings.value(needed) == usual.value(needed)
+        if role in readers and unset and settings.value(name) != usual.value(name):
             yield f"{_variable(name)} has no effect, since {_variable(needed)} is not set"
 
 
 def _missing_files(settings: Settings, role: str) -> Iterator[str]:
     """Yield the files that a keeper first opens when it needs them; it starts without."""
-    for name in ("smtp_ca_file", "agents_settings_file") if role in _KEEPERS else ():
-        path = getattr(settings, name)
+    for name in _OPENED_LATER if role in KEEPERS else ():
+        path = settings.value(name)
         if path and not Path(path).is_file():
             yield f"{_variable(name)}={path!r} is no file: expected the path of one"
 

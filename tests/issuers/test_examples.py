@@ -11,8 +11,8 @@ import pytest
 from gateway.core.issuers import Issuer, TokenSubject, known_as, read_claims, read_token
 from gateway.errors import InvalidApiKey
 from gateway.issuers.fetching import read_key_set
-from gateway.settings.checking import parsed
 from gateway.settings.config_file import ConfigFile, table_of
+from gateway.settings.documents import parsed
 from tests.signing import jwks, token
 from tests.tree import ROOT
 

@@ -15,8 +15,8 @@ from gateway.errors import SettingError
 from gateway.run import supervisor
 from gateway.run.health import Ops, listen
 from gateway.run.tls_port import TlsPort
-from gateway.settings.checking import PREFIXES
 from gateway.settings.settings import Settings
+from gateway.settings.tls_files import PREFIXES
 from tests.certificates import authority_until, issued, trusting, write
 from tests.run.test_reload import changed_in_place
 from tests.tls_client import open_tls

@@ -51,12 +51,12 @@ def test_a_file_may_say_any_secret(tmp_path: Path, name: str, end: str) -> None:
     path = written(tmp_path / "x", VALUES[name] + end)
     environ = {f"{PREFIX}{name.upper()}_FILE": path, f"{PREFIX}SMTP_FROM": "a@example.com"}
     settings = load(environ)
-    assert getattr(settings, name) == VALUES[name]
+    assert settings.value(name) == VALUES[name]
     assert settings.secret_files == ((name, path),)
     config = Path(
         written(tmp_path / "c.yaml", f"settings: {{{name}_file: {path}, smtp_from: a@example.com}}")
     )
-    assert getattr(load({}, config), name) == VALUES[name]
+    assert load({}, config).value(name) == VALUES[name]
 
 
 def test_a_file_said_by_the_environment_stands_above_the_configuration(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ _SAID = {
     "a whole number from 0 to 365 days": "invoice_due_days dunning_block_days",
     "a whole number from 35 to 36500 days": "stripe_events_keep_days",
     "a whole number from 0 to 36500 days":
-        "calls_keep_days usage_hours_keep_days events_keep_days reratings_keep_days",
+        "calls_keep_days usage_hours_keep_days events_keep_days",
     "a whole number from 0 to 1200 months":
         "archive_token_ledger_after_months archive_credit_transactions_after_months"
         " archive_feature_usage_after_months archive_calls_after_months archive_audit_log_after_months",
@@ -128,10 +128,10 @@ _NONE_BY_DEFAULT = {name for name in NAMES if load({}).values()[name] == ""} - {
 _ALIKE = (
     "database_url database_owner_url key_pepper stripe_api_key stripe_webhook_secret agents_keeper_url"
     " dunning_reminder_days redis_wait_s lease_s_max start_wait_s shutdown_grace_s organization_rows_an_hour"
-    " organization_work_s_an_hour flush_interval_s usage_hours_keep_days events_keep_days reratings_keep_days"
+    " organization_work_s_an_hour flush_interval_s usage_hours_keep_days events_keep_days"
     " archive_token_ledger_after_months archive_credit_transactions_after_months"
     " archive_feature_usage_after_months archive_calls_after_months settlement_log_bytes_max"
-    " invoice_grace_hours object_ttl_s usage_tokens_max head_s tls_handshake_s body_s keep_alive_s"
+    " invoice_grace_hours object_ttl_s head_s tls_handshake_s body_s keep_alive_s"
     " upstream_connect_s upstream_first_byte_s upstream_idle_s upstream_keep_alive_s upstream_resolve_s"
     " upstream_resolve_stale_s upstream_address_s upstream_cooling_s_max drain_s heads_bytes_max"
     " body_bytes_max connections_max tls_handshakes_max socket_idle_s sockets_kept_bytes_max"

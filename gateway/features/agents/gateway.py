@@ -37,6 +37,7 @@ from gateway.features.agents.origin import (
     USAGE_PATH,
     told_sender,
 )
+from gateway.features.agents.settings import AgentsSettings
 from gateway.files import https_with
 from gateway.http.admission import cached_caller, identify
 from gateway.http.identity import credential_of
@@ -74,15 +75,16 @@ LEFT_ALONE_S: Final = 30.0
 
 def answers(settings: Settings, log: Log) -> Mapping[Route, Answerer]:
     """Return the routes for agents with their handlers; empty if the settings name no keeper's URL."""
-    if not settings.agents_keeper_url:
+    own = settings.of(AgentsSettings)
+    if not own.agents_keeper_url:
         return {}
-    origin = OneOrigin(settings.agents_keeper_url, peppers_of(settings), log)
+    origin = OneOrigin(own.agents_keeper_url, peppers_of(settings), log)
     found: dict[Route, Answerer] = {Route(("GET",), METADATA_PATH, ""): origin.pass_on}
     for path in (DEVICE_PATH, TOKEN_PATH, REVOKE_PATH):
         found[Route(("POST",), path, "")] = origin.pass_on
     found[Route(("GET",), SETTINGS_PATH, "")] = origin.pass_key_on
     found[Route(("GET",), USAGE_PATH, "")] = tell_usage
-    collector = Collector(settings.agents_collector_url, settings.proxies, log)
+    collector = Collector(own.agents_collector_url, settings.proxies, log)
     for path in TELEMETRY_PATHS:
         found[Route(("POST",), path, "")] = collector.take
     return found

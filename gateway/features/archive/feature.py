@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import TYPE_CHECKING
 
+from gateway.features.archive.settings import ArchiveSettings
 from gateway.features.record import Feature, commands, load
 
 if TYPE_CHECKING:
@@ -35,10 +36,8 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
 FEATURE = Feature(
     name="archive",
     tables=("archive_identity", "archived_month", "archived_run"),
-    settings=(
-        "archive_token_ledger_after_months", "archive_credit_transactions_after_months",
-        "archive_feature_usage_after_months", "archive_calls_after_months", "archive_audit_log_after_months",
-    ),
+    settings=ArchiveSettings,
+    archives_calls=lambda settings: settings.of(ArchiveSettings).archive_calls_after_months > 0,
     metrics=(
         ("archive_behind_seconds", "gauge", "For how long a month should be archived.", ("ledger",)),
     ),

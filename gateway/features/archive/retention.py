@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date, timedelta
 
+from gateway.features.archive.settings import ArchiveSettings
 from gateway.settings.settings import Settings
 from persistence.archive.months import (
     AUDIT,
@@ -37,12 +38,13 @@ class Retention:
 
     @classmethod
     def of(cls, settings: Settings) -> Retention:
+        after = settings.of(ArchiveSettings)
         return cls(
-            tokens=settings.archive_token_ledger_after_months,
-            credits=settings.archive_credit_transactions_after_months,
-            usage=settings.archive_feature_usage_after_months,
-            calls=settings.archive_calls_after_months,
-            audit=settings.archive_audit_log_after_months,
+            tokens=after.archive_token_ledger_after_months,
+            credits=after.archive_credit_transactions_after_months,
+            usage=after.archive_feature_usage_after_months,
+            calls=after.archive_calls_after_months,
+            audit=after.archive_audit_log_after_months,
             calls_days=settings.calls_keep_days,
         )
 

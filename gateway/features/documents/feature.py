@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gateway.extras import is_installed
+from gateway.features.documents.settings import DocumentSettings
 from gateway.features.record import Feature
 
 if TYPE_CHECKING:
@@ -28,9 +29,10 @@ def logo_of(settings: Settings) -> Path | None:
     from gateway.features.documents.renderer import LOGO_KINDS  # of keepers alone
     from gateway.run.letterhead import readable, wrong
 
-    if not settings.invoice_logo:
+    logo = settings.of(DocumentSettings).invoice_logo
+    if not logo:
         return None
-    path = Path(settings.invoice_logo)
+    path = Path(logo)
     if path.suffix.lower() not in LOGO_KINDS:
         raise wrong("invoice_logo", str(path), f"a file of {', '.join(sorted(LOGO_KINDS))}")
     readable("invoice_logo", path)
@@ -51,7 +53,7 @@ def _routes(parts: AdminParts) -> Routes:
 
 FEATURE = Feature(
     name="documents",
-    settings=("invoice_logo",),
+    settings=DocumentSettings,
     documents={
         "invoices": (
             (".pdf", "application/pdf", "An invoice on paper"),

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
+from gateway.features.dunning.settings import DunningSettings
 from gateway.features.record import Feature, lazy, load
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ def _work(parts: KeeperParts) -> Work:
     from persistence.dunning import DunningSchedule, blocked_tenants
 
     settings = parts.settings
-    schedule = DunningSchedule.read(settings.dunning_reminder_days, settings.dunning_block_days)
+    terms = settings.of(DunningSettings)
+    schedule = DunningSchedule.read(terms.dunning_reminder_days, terms.dunning_block_days)
     loop = dunning_loop(parts.store, partial(datetime.now, UTC), schedule)
     return Work(loops=(loop,), gauges=(partial(blocked_tenants, parts.engine),))
 
@@ -50,7 +52,7 @@ def _work(parts: KeeperParts) -> Work:
 FEATURE = Feature(
     name="dunning",
     tables=("dunning_step",),
-    settings=("dunning_reminder_days", "dunning_block_days"),
+    settings=DunningSettings,
     metrics=(
         ("tenants_blocked_unpaid", "gauge", "Tenants that are blocked since an invoice is not paid.", ()),
     ),
@@ -66,7 +68,7 @@ FEATURE = Feature(
             "next_step": ("See the invoices", "/invoices"),
         },
     ),
-    is_on=lambda settings: bool(settings.dunning_reminder_days or settings.dunning_block_days),
+    is_on=lambda settings: settings.of(DunningSettings) != DunningSettings(),
     events=lazy("gateway.features.dunning.events:EVENTS"),
     work=_work,
 )  # fmt: skip

@@ -16,6 +16,7 @@ from gateway.cli.databases import Config, Database, DataDir, owner_url, settings
 from gateway.core.times import AHEAD_MAX, began
 from gateway.errors import LedgerProofFailed
 from gateway.features.ledger_proof.keys import is_signed, read_public
+from gateway.features.ledger_proof.settings import LedgerProofSettings
 from gateway.features.ledger_proof.tree import (
     LEDGERS,
     NO_MARK,
@@ -128,7 +129,9 @@ def key(
 def _keys(
     files: list[Path] | None, config: Path | None, database_url: str | None, data_dir: Path | None
 ) -> list[bytes]:
-    named = [str(one) for one in files or ()] or [settings_of(config, database_url, data_dir).ledger_key_file]
+    named = [str(file) for file in files or ()]
+    if not named:
+        named = [settings_of(config, database_url, data_dir).of(LedgerProofSettings).ledger_key_file]
     if not all(named):
         raise LedgerProofFailed("no key is named: give --key, or set TOLLKEEPER_LEDGER_KEY_FILE")
     return [read_public(one) for one in named]

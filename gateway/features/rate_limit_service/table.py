@@ -15,7 +15,7 @@ import msgspec
 from gateway.core.accounts.caller_holds import TOKENS_MAX, TTL_S_MAX
 from gateway.core.credentials import DELAY_S_MAX
 from gateway.errors import SettingError
-from gateway.settings.checking import converted, parsed, read_file
+from gateway.settings.documents import converted, parsed, read_file
 
 TABLE_BYTES_MAX: Final = 1 << 20
 RULES_MAX: Final = 1_000

@@ -27,6 +27,7 @@ from gateway.features.stripe.handover import (
     PaymentReturn,
 )
 from gateway.features.stripe.keeper import api_of, is_used
+from gateway.features.stripe.settings import StripeSettings
 from gateway.run.keeper_parts import AdminParts, Routes
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ async def collected(store: Store, told: CollectionStatus | CheckoutPayment) -> b
 
 def routes(parts: AdminParts) -> Routes:
     """Return the routes for Stripe's events. The webhook secret enables events, the API key look-ups."""
-    settings, read, look_up, aclose, checkout = parts.settings, None, None, None, None
+    settings, own = parts.settings, parts.settings.of(StripeSettings)
+    read, look_up, aclose, checkout = None, None, None, None
     if is_used(settings):
         from gateway.features.stripe.service import (  # large
             StripeCheckout,
@@ -102,13 +104,13 @@ def routes(parts: AdminParts) -> Routes:
             StripeReturns,
         )
 
-        if settings.stripe_webhook_secret:
+        if own.stripe_webhook_secret:
             read = StripeEvents(parts.later.saying("stripe_webhook_secret")).read
-        if settings.stripe_api_key:
+        if own.stripe_api_key:
             api = api_of(settings, parts.later)
             look_up, aclose = StripeReturns(api).look_up, api.aclose
             # Without the secret no payment would be reported.
-            if read is not None and settings.stripe_checkout_max and settings.links_url:
-                checkout = StripeCheckout(api, settings.stripe_checkout_max, settings.links_url)
+            if read is not None and own.stripe_checkout_max and settings.links_url:
+                checkout = StripeCheckout(api, own.stripe_checkout_max, settings.links_url)
     found = Routes(mount=partial(mount_events, read, look_up), checkout=checkout)
     return found if aclose is None else replace(found, aclose=aclose)

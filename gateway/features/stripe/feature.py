@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from gateway.features.record import Feature, lazy, load
+from gateway.features.stripe.settings import StripeSettings
 
 FEATURE = Feature(
     name="stripe",
     tables=("handover", "handover_event", "checkout"),
-    settings=(
-        "stripe_api_key", "stripe_webhook_secret", "stripe_collection", "stripe_api_url",
-        "stripe_events_keep_days", "stripe_checkout_max",
-    ),
+    settings=StripeSettings,
     metrics=(
         ("handovers", "gauge", "Documents that Stripe is to have and has not.", ("state",)),
         ("handovers_oldest_seconds", "gauge", "Age of the oldest document that waits for Stripe.", ()),
@@ -48,7 +46,7 @@ FEATURE = Feature(
             "next_step": ("See the invoices", "/invoices"), "is_more": True, "is_staffs": True,
         },
     ),
-    is_on=lambda settings: bool(settings.stripe_api_key),
+    is_on=lambda settings: bool(settings.of(StripeSettings).stripe_api_key),
     invoice_history=lambda: (load("gateway.features.stripe.administration:handed_over"),),
     invoice_listeners=lambda: (load("persistence.stripe.outbox:HandoverListener")(),),
     work=lazy("gateway.features.stripe.keeper:work"),

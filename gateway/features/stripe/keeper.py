@@ -18,6 +18,7 @@ from gateway.background.loops import Isolation
 from gateway.core.network import DIRECT
 from gateway.extras import loading
 from gateway.features.stripe.handover import DONE, HandoverStep
+from gateway.features.stripe.settings import StripeSettings
 from gateway.run.keeper_parts import KeeperParts, Work
 from gateway.run.keeper_settings import KeeperSettings
 from gateway.settings.settings import Settings
@@ -89,7 +90,8 @@ class Handovers:
 
 def is_used(settings: Settings) -> bool:
     """Return whether Stripe is configured; a missing library is reported at the start."""
-    if not (settings.stripe_api_key or settings.stripe_webhook_secret):
+    own = settings.of(StripeSettings)
+    if not (own.stripe_api_key or own.stripe_webhook_secret):
         return False
     with loading("stripe"):
         import gateway.features.stripe.service  # noqa: F401  # large, and an extra
@@ -107,21 +109,22 @@ def api_of(settings: Settings, later: KeeperSettings) -> StripeApi:
         from gateway.outbound.client import Connector  # heavy, and few keepers need it
 
         connector = Connector(later.proxies, None)
-    return StripeApi(later.saying("stripe_api_key"), settings.stripe_api_url, connector)
+    return StripeApi(later.saying("stripe_api_key"), settings.of(StripeSettings).stripe_api_url, connector)
 
 
 def work(parts: KeeperParts) -> Work:
     """Return the keeper's work for Stripe; documents are handed over only if there is an API key."""
     settings, engine = parts.settings, parts.engine
+    own = settings.of(StripeSettings)
     does = Work(
         gauges=(partial(handed_over, engine),),
-        hourly=(partial(forget, engine, settings.stripe_events_keep_days),),
+        hourly=(partial(forget, engine, own.stripe_events_keep_days),),
     )
-    if not is_used(settings) or not settings.stripe_api_key:
+    if not is_used(settings) or not own.stripe_api_key:
         return does
     from gateway.features.stripe.service import StripeInvoices  # large
 
     api = api_of(settings, parts.later)
-    stripe = StripeInvoices(api, settings.stripe_collection, partial(datetime.now, UTC))
+    stripe = StripeInvoices(api, own.stripe_collection, partial(datetime.now, UTC))
     handovers = Handovers(HandoverQueue(engine, parts.store), stripe, parts.log, isolation=parts.isolation)
     return replace(does, tasks={"handovers": handovers.run}, aclose=api.aclose)

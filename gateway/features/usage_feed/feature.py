@@ -10,6 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 from gateway.errors import StartError
 from gateway.features.record import Feature, lazy, load
+from gateway.features.usage_feed.settings import UsageFeedSettings
 
 if TYPE_CHECKING:
     from gateway.ops.doctor_redis import Finding
@@ -32,7 +33,7 @@ def _work(parts: KeeperParts) -> Work:
     from gateway.run.keeper_parts import Work
     from persistence.usage_feed.queue import FeedQueue, forget, usage_feeds
 
-    settings, engine = parts.settings, parts.engine
+    settings, engine = parts.settings.of(UsageFeedSettings), parts.engine
     work = Work(gauges=(partial(usage_feeds, engine),), hourly=(partial(forget, engine),))
     if settings.usage_feed == "off":
         return work
@@ -65,18 +66,17 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
     from gateway.core.calls.routes import UpstreamTarget  # of the doctor alone
     from gateway.ops.doctor import upstream_finding
 
-    if settings.usage_feed not in {"off", "file"}:
-        url = settings.usage_feed_url
+    feed = settings.of(UsageFeedSettings)
+    if feed.usage_feed not in {"off", "file"}:
+        url = feed.usage_feed_url
         target = UpstreamTarget("", url, via=settings.proxies.to(url))
-        yield await upstream_finding(target, f"usage feed {settings.usage_feed}")
+        yield await upstream_finding(target, f"usage feed {feed.usage_feed}")
 
 
 FEATURE = Feature(
     name="usage_feed",
     tables=("usage_feed", "usage_outbox"),
-    settings=(
-        "usage_feed", "usage_feed_url", "usage_feed_token", "usage_feed_code", "usage_feed_waiting_max",
-    ),
+    settings=UsageFeedSettings,
     metrics=(
         ("usage_feed_events", "gauge", "Usage events that the usage feed has not delivered.", ("state",)),
         ("usage_feed_oldest_seconds", "gauge", "Age of the oldest usage event that waits.", ()),
@@ -102,7 +102,7 @@ FEATURE = Feature(
             "empty": "No event is waiting.", "is_staffs": True,
         },
     ),
-    is_on=lambda settings: settings.usage_feed != "off",
+    is_on=lambda settings: settings.of(UsageFeedSettings).usage_feed != "off",
     listeners=lambda: (load("persistence.usage_feed.outbox:FeedListener")(),),
     work=_work,
     findings=_findings,

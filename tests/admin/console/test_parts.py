@@ -111,7 +111,10 @@ def test_menu_hides_pages_of_features_that_are_not_configured() -> None:
     found = menu(Actor("builtin:admin", "admin"), off)
     named = {name for part in found.values() for name, _, _ in (*part.shown, *part.more)}
     assert named == {*SCREENS, *(page.name for page in PAGES)} - off - OF_OTHERS
-    assert screens_off(Settings(stripe_api_key="sk", usage_feed="file", dunning_block_days=9)) == frozenset()
+    assert (
+        screens_off(Settings().with_values(stripe_api_key="sk", usage_feed="file", dunning_block_days=9))
+        == frozenset()
+    )
 
 
 @pytest.mark.parametrize("role", ["admin", "billing", "operator", "member", "readonly"])

@@ -39,7 +39,7 @@ __all__ = ["world"]
 def in_front(world: World) -> dict[Route, object]:
     """What a gateway answers that passes on to this keeper."""
     url = str(world.api.client.make_url("")).rstrip("/")
-    settings = Settings(agents_keeper_url=url, key_pepper=PEPPERS.current.decode())
+    settings = Settings().with_values(agents_keeper_url=url, key_pepper=PEPPERS.current.decode())
     return dict(answers(settings, lambda *_, **__: None))
 
 
@@ -208,7 +208,9 @@ def test_agent_usage_answer_shows_budgets_in_the_format_agents_expect() -> None:
 
 
 async def test_agent_usage_path_shows_the_usage_of_the_caller_and_is_401_without_a_key() -> None:
-    async with staged(answers=answers(Settings(agents_keeper_url="http://127.0.0.1:1"), print)) as stage:
+    async with staged(
+        answers=answers(Settings().with_values(agents_keeper_url="http://127.0.0.1:1"), print)
+    ) as stage:
         stage.usage_said = json.dumps({"limits": [budget("money", "2", "1", None, "total")]}).encode()
         told = json.loads((await stage.ask(fetching(USAGE_PATH, AUTH), "GET")).body)
         assert (told["extra_usage"]["used_credits"], told["extra_usage"]["currency"]) == (100, "USD")
@@ -218,7 +220,7 @@ async def test_agent_usage_path_shows_the_usage_of_the_caller_and_is_401_without
 async def test_agent_telemetry_goes_to_the_collector_without_delaying_the_answer() -> None:
     async with staged() as there:
         said = list[str]()
-        settings = Settings(
+        settings = Settings().with_values(
             agents_keeper_url="http://127.0.0.1:1",
             agents_collector_url=f"http://127.0.0.1:{there.upstream.port}",
         )

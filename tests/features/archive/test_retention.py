@@ -119,7 +119,7 @@ def test_archive_settings_set_a_separate_retention_for_each_ledger() -> None:
     assert by_default == Retention()
     assert [by_default.before(one, today) for one in LEDGERS] == [date(2026, 5, 1)] * 4
     assert by_default.before(AUDIT, today) is None
-    said = Settings(
+    said = Settings().with_values(
         archive_token_ledger_after_months=13, archive_credit_transactions_after_months=25,
         archive_feature_usage_after_months=2, archive_calls_after_months=3, archive_audit_log_after_months=36,
         calls_keep_days=70,

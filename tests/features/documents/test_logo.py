@@ -33,7 +33,7 @@ def test_invoice_pdf_is_made_without_a_configured_logo() -> None:
 def test_invoice_pdf_is_made_with_the_configured_logo(tmp_path: Path) -> None:
     logo = tmp_path / "logo.svg"
     logo.write_text(SVG)
-    made = InvoiceRenderer(Letterhead(), logo_of(Settings(invoice_logo=str(logo))))
+    made = InvoiceRenderer(Letterhead(), logo_of(Settings().with_values(invoice_logo=str(logo))))
     assert made.logo == logo
     assert made.pdf(INVOICE).startswith(b"%PDF-")
 
@@ -41,4 +41,4 @@ def test_invoice_pdf_is_made_with_the_configured_logo(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("name", "said"), [("logo.exe", "svg"), ("logo.svg", "INVOICE_LOGO")])
 def test_logo_file_that_is_missing_or_not_an_image_is_refused(tmp_path: Path, name: str, said: str) -> None:
     with pytest.raises(SettingError, match=said):
-        logo_of(Settings(invoice_logo=str(tmp_path / name)))
+        logo_of(Settings().with_values(invoice_logo=str(tmp_path / name)))

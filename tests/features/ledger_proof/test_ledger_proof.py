@@ -405,7 +405,7 @@ def test_keeper_signs_the_ledger_only_if_a_signing_key_file_is_configured(tmp_pa
 
 
 def parts_with(key_file: str) -> KeeperParts:
-    settings = Settings(ledger_key_file=key_file)
+    settings = Settings().with_values(ledger_key_file=key_file)
     return KeeperParts(
         settings=settings, later=KeeperSettings(settings, None, print, print), engine=None, store=None,  # type: ignore[arg-type]  # neither is asked
         counters=None, isolation=Isolation(), log=print,
