@@ -36,6 +36,7 @@ from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budget_amounts import (
     read_budget,
     wrong_amount,
+    wrong_carry,
     wrong_override,
     wrong_raise,
     wrong_window,
@@ -168,14 +169,17 @@ def change_budget(change: EntityWrite) -> Row:
 def _changed(row: Row, said: Row) -> Row:
     """Return the values to store for a budget; `said` are the changes.
 
-    Raise `Unprocessable` if the amount does not fit the unit. A raise of no more than that is removed.
+    Raise `Unprocessable` if the amount or the carry-over does not fit. A raise of no more than that amount is removed.
     """
-    if "amount" not in said:
-        return said
-    errors = tuple(wrong_amount(str(row["unit"]), said["amount"], "amount"))
+    unit, errors = str(row["unit"]), list[tuple[str, str]]()
+    if "amount" in said:
+        errors += wrong_amount(unit, said["amount"], "amount")
+    if isinstance(carry := said.get("carry"), dict):
+        errors += wrong_carry(unit, row["interval"], carry)
     if errors:
-        raise Unprocessable(errors=errors)
-    if row["raised_to"] is not None and row["raised_to"] <= said["amount"]:  # type: ignore[operator]  # numbers
+        raise Unprocessable(errors=tuple(errors))
+    raised_to = row["raised_to"] if "amount" in said else None
+    if raised_to is not None and raised_to <= said["amount"]:  # type: ignore[operator]  # numbers
         return {**said, **_NOT_RAISED}
     return said
 
