@@ -76,12 +76,14 @@ class Desk:
         self, budget: dict[str, Any], used: int, value: str = "", who: str = "", start_ms: int | None = None
     ) -> None:
         """Have PostgreSQL know of uses in the window that runs, or one that is over."""
-        start = window_bounds(budget["interval"], budget["time_zone"], budget["anchor_day"], now_ms())[0]
+        if start_ms is None:
+            calendar = budget["interval"], budget["time_zone"], budget["anchor_day"]
+            start_ms = window_bounds(*calendar, now_ms())[0]
         with connected(self.api.url, autocommit=True) as connection:
             connection.execute(
                 "INSERT INTO budget_use (budget_id, start, value, name, used)"
                 " VALUES (%s, to_timestamp(%s / 1000.0), %s, %s, %s)",
-                (budget["id"], start if start_ms is None else start_ms, value, who, used),
+                (budget["id"], start_ms, value, who, used),
             )
 
 
@@ -246,7 +248,7 @@ async def test_carry_and_steps_of_a_budget_may_be_changed(desk: Desk) -> None:
     made = await desk.make()
     changes: dict[str, Any] = {"carry": {"max": "5.00", "debt": False}, "steps": [STEP, STEP | {"at": 1.0}]}
     answer = await desk.api.patch(f"budgets/{made['id']}", changes)
-    assert (answer.status, answer.json) == (200, {**made, **changes})
+    assert (answer.status, answer.json) == (200, {**made, **changes, "carried": "0.00"})
     assert set(await desk.refusals("PATCH", f"budgets/{made['id']}", {"carry": {"max": 5}})) == {"carry.max"}
     rolling = await desk.make(window="rolling", length="7d", interval=None)
     assert set(await desk.refusals("PATCH", f"budgets/{rolling['id']}", {"carry": {"max": "5"}})) == {"carry"}
@@ -501,8 +503,20 @@ async def test_budget_that_is_not_per_user_lists_a_single_row_of_use(desk: Desk)
     assert one == {
         "unit": "tokens", "who": None, "limit": 50, "limit_by": "budget", "used": 20, "held": 10,
         "remaining": 30,
-        "resets_at": made["resets_at"], "shared": False, "is_current": True,
+        "resets_at": made["resets_at"], "shared": False, "is_current": True, "carried": None, "frees": None,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("window", "used"), [("rolling", "7.00"), ("first_use", "3.00")])
+async def test_accounts_of_a_window_with_a_length_have_the_uses_that_still_count(
+    desk: Desk, window: str, used: str
+) -> None:
+    """A part of a rolling window of 5 hours counts 10 minutes longer."""
+    made = await desk.make(window=window, length="5h", interval=None, each="user")
+    for minutes, amount in ((0, 1), (240, 2), (305, 4), (311, 8)):
+        desk.store(made, amount * 10**9, "a" * 24, "ada", now_ms() - minutes * 60_000)
+    [account] = (await desk.api.get(f"budgets/{made['id']}/accounts")).json["items"]
+    assert (account["who"], account["used"]) == ("ada", used)
 
 
 async def test_page_cursor_of_budget_use_is_refused_by_another_budget_and_by_the_budget_list(

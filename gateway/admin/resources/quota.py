@@ -462,14 +462,31 @@ class Amounts(Out):
         return {name: int(each) if isinstance(each, Decimal) else each for name, each in row.items()}
 
 
+class FreedAmount(Out):
+    """When a rolling window gives back, and how much."""
+
+    at: Instant
+    amount: BudgetAmount
+
+
 # The counts of a window, for a budget and for one of its accounts.
 COUNTED: dict[str, Any] = {
     "used": (BudgetAmount | None, optional("In this window, settled.")),
     "held": (BudgetAmount | None, optional("By calls in flight.")),
-    "remaining": (BudgetAmount | None, optional("Settled; below 0 is passed.")),
+    "remaining": (BudgetAmount | None, optional("Settled, with `carried`; below 0 is passed.")),
     "resets_at": (
         Instant | None,
-        optional("When the next window begins; null is never."),
+        optional("When the next window begins; null is never, or with the next call."),
+    ),
+    "carried": (
+        BudgetAmount | None,
+        optional(
+            "What earlier intervals left, beside the amount; below 0 is taken off. null without `carry`."
+        ),
+    ),
+    "frees": (
+        list[FreedAmount] | None,
+        optional("The next moments at which a rolling window gives back. null of other windows."),
     ),
     "is_current": (bool | None, optional(IS_CURRENT)),
 }
@@ -514,7 +531,7 @@ ACCOUNTS = SubResource(
     "List what everybody of `each` has used",
     BudgetAccount,
     "by account",
-    ("who", "shared", "limit", "limit_by", "used", "held", "remaining", "resets_at"),
+    ("who", "shared", "limit", "limit_by", "used", "held", "remaining", "carried", "frees", "resets_at"),
 )
 
 
