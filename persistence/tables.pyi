@@ -206,7 +206,7 @@ class BudgetColumns(Columns):
     each: Column[str | None]
     unit: Column[str]
     amount: Column[Decimal]
-    interval: Column[str]
+    interval: Column[str | None]
     time_zone: Column[str]
     anchor_day: Column[int]
     mode: Column[str]
@@ -224,6 +224,10 @@ class BudgetColumns(Columns):
     server: Column[str | None]
     group_id: Column[int | None]
     tags: Column[Any]
+    window: Column[str]
+    length: Column[str | None]
+    carry: Column[Any | None]
+    steps: Column[Any]
 
 class BudgetOverrideColumns(Columns):
     budget_id: Column[int]

@@ -21,6 +21,7 @@ from gateway.core.accounts.budgets import BY_BUDGET, BY_RAISE, OTHERS, account_o
 from gateway.core.accounts.plans import LiveQuota
 from gateway.core.accounts.runs import ENDED, EXHAUSTED, OPEN
 from gateway.core.accounts.runs import account_of as run_account
+from gateway.core.accounts.windows import ROLLING, counted_since
 from gateway.core.times import EPOCH, moment_of, ms_of
 from gateway.errors import Conflict, StoreUnavailable, TollkeeperError
 
@@ -43,7 +44,7 @@ async def overlay_budgets(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
         row["id"]: _figures(row, at_ms, (row["stored_start"], row["stored_used"]), live, name)
         for row, name in plain
     }
-    return [{**row, **told.get(row["id"], {"resets_at": _window(row, at_ms)[1]})} for row in rows]
+    return [{**row, **told.get(row["id"], {"resets_at": _resets_at(row, at_ms)})} for row in rows]
 
 
 async def budget_accounts(ports: AdminPorts, row: Row, query: Query) -> Page:
@@ -52,8 +53,7 @@ async def budget_accounts(ports: AdminPorts, row: Row, query: Query) -> Page:
     if row["each"] is None:
         [now] = await overlay_budgets(ports, [row])
         return Page(({**now, "who": None},), None)
-    here = {"budget_id": row["id"], "start": _started(row, at_ms)}
-    wanted = Query(here, None, None, query.after, query.limit, query.descending)
+    wanted = _accounts(row, at_ms, after=query.after, limit=query.limit, descending=query.descending)
     page = await ports.store.page("budget-accounts", wanted)
     return Page(tuple(await _everybody(ports, row, page.rows, at_ms)), page.next_after)
 
@@ -61,7 +61,7 @@ async def budget_accounts(ports: AdminPorts, row: Row, query: Query) -> Page:
 async def most_used_accounts(ports: AdminPorts, row: Row, rows_max: int) -> list[Row]:
     """Return a budget's accounts with the highest use in the current window."""
     at_ms = _now_ms()
-    stored = await ports.figures.budget_accounts(int(str(row["id"])), _started(row, at_ms), rows_max)
+    stored = await ports.figures.budget_accounts(int(str(row["id"])), _since(row, at_ms), rows_max)
     return await _everybody(ports, row, stored, at_ms)
 
 
@@ -76,16 +76,13 @@ async def own_budgets(ports: AdminPorts, rows: Sequence[Row], whose: str) -> lis
         _own_limits(ports, rows, {owner: whose}), _peeked_budgets(ports, list(zip(rows, names, strict=True)))
     )
     stored = await asyncio.gather(
-        *(
-            ports.store.page("budget-accounts", Query(_of(row, name, at_ms), None, None, None, 1))
-            for row, name in zip(rows, names, strict=True)
-        )
+        *(ports.store.page("budget-accounts", _accounts(row, at_ms, limit=1, value=owner)) for row in rows)
     )
     budgets = list[Row]()
     for row, name, page in zip(rows, names, stored, strict=True):
-        used = sum(int(str(account["used"])) for account in page.rows)
+        start, used = next(((own["start"], own["used"]) for own in page.rows), (None, 0))
         its = limits[row["id"]]
-        own = _figures({**row, **its}, at_ms, (_started(row, at_ms), used), live, name)
+        own = _figures({**row, **its}, at_ms, (start, used), live, name)
         if own["limit_by"] != BY_BUDGET:
             of = its["raises" if own["limit_by"] == BY_RAISE else "overrides"].get(owner, _OF_A_GROUP)
             own |= {"raised_to": None, "raised_until": of.until, "raise_reason": of.reason}
@@ -152,14 +149,19 @@ async def _own_limits(
     return limits
 
 
-def _of(row: Row, account: str, at_ms: int) -> Row:
-    """Return the filters for the stored use of one account."""
-    return {"budget_id": row["id"], "start": _started(row, at_ms), "value": account.partition(":")[2]}
+def _accounts(row: Row, at_ms: int, **more: Any) -> Query:
+    """Return the query of a budget's stored accounts in the current window, or with `value` of one alone."""
+    only = {name: more.pop(name) for name in ("value",) if name in more}
+    page = {"after": None, "limit": 1, "descending": False, **more}
+    return Query({"budget_id": row["id"], **only}, _since(row, at_ms), None, **page)
 
 
-def _started(row: Row, at_ms: int) -> datetime:
-    """Return the start of a budget's current window, as PostgreSQL stores it with the window's use."""
-    return _window(row, at_ms)[0] or EPOCH
+def _since(row: Row, at_ms: int) -> datetime:
+    """Return the earliest start of the uses in a budget's current window, as PostgreSQL stores them."""
+    budget = read_budget(row)
+    if budget.length_ms:
+        return moment_of(counted_since(budget.window, budget.length_ms, at_ms))
+    return budget_moment(window_of(budget, at_ms)[0]) or EPOCH
 
 
 def _figures(
@@ -181,14 +183,21 @@ def _figures(
         "held": amount_of(budget.unit, now.held),
         "remaining": None if now.remaining is None else amount_of(budget.unit, now.remaining),
         "resets_at": budget_moment(now.resets_ms),
+        "carried": None if budget.carry is None else amount_of(budget.unit, now.carried),
+        "frees": [
+            {"at": moment_of(frees_ms), "amount": amount_of(budget.unit, freed)}
+            for frees_ms, freed in now.frees
+        ]
+        if budget.window == ROLLING
+        else None,
         "is_current": name in live,
     }
 
 
-def _window(row: Row, at_ms: int) -> tuple[datetime | None, datetime | None]:
-    """Return the start of the current window and of the next one."""
-    start_ms, next_ms = window_of(read_budget(row), at_ms)
-    return budget_moment(start_ms), budget_moment(next_ms)
+def _resets_at(row: Row, at_ms: int) -> datetime | None:
+    """Return the time at which all accounts of a budget reset; None if there is none."""
+    budget = read_budget(row)
+    return None if budget.length_ms else budget_moment(window_of(budget, at_ms)[1])
 
 
 async def _peeked_budgets(ports: AdminPorts, accounts: Sequence[tuple[Row, str]]) -> LiveBudgets:

@@ -14,6 +14,7 @@ from typing import Any
 from gateway.core.accounts.budget_amounts import MONEY_DIGITS_MAX
 from gateway.core.accounts.budgets import MONEY, OF_GROUP, TENANT
 from gateway.core.accounts.tags import tag_in
+from gateway.core.accounts.windows import CALENDAR
 from gateway.core.processes import Program
 
 # The largest amount of money that programs before layout 133 count.
@@ -137,6 +138,19 @@ CAPABILITIES: Mapping[str, Capability] = {
         {"groups": lambda verb, values, _: verb != "delete", "budgets": _names_group},
         layout=133,
         schema="0135",
+    ),
+    "windows": Capability(
+        "Budgets with a window that rolls or begins at first use",
+        {"budgets": lambda verb, values, row: values.get("window", CALENDAR) != CALENDAR},
+        layout=133,
+        schema="0140",
+    ),
+    "carry": Capability("Carry-over of budgets", {"budgets": _sets("carry")}, layout=133, schema="0140"),
+    "steps": Capability(
+        "Steps of budgets",
+        {"budgets": lambda verb, values, row: bool(values.get("steps"))},
+        layout=133,
+        schema="0140",
     ),
     "run_policies": Capability(
         "Policies of runs", dict.fromkeys(("organizations", "tenants", "api-keys"), _sets("runs")), layout=133

@@ -13,6 +13,7 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
+    Interval,
     Table,
     Text,
     and_,
@@ -24,6 +25,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     null,
     or_,
     select,
@@ -36,6 +38,7 @@ from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budget_amounts import (
     read_budget,
     wrong_amount,
+    wrong_carry,
     wrong_override,
     wrong_raise,
     wrong_window,
@@ -59,6 +62,7 @@ from gateway.core.accounts.outbox import SEPARATOR
 from gateway.core.accounts.refusals import RefusingLimit
 from gateway.core.accounts.runs import ENDED, EXHAUSTED, OPEN
 from gateway.core.accounts.tags import tag_in
+from gateway.core.accounts.windows import PARTS, ROLLING
 from gateway.core.billing.charges import too_many as too_much_money
 from gateway.core.billing.money import rounded, times
 from gateway.core.billing.payments import NEXT, PREPAID
@@ -168,14 +172,17 @@ def change_budget(change: EntityWrite) -> Row:
 def _changed(row: Row, said: Row) -> Row:
     """Return the values to store for a budget; `said` are the changes.
 
-    Raise `Unprocessable` if the amount does not fit the unit. A raise of no more than that is removed.
+    Raise `Unprocessable` if the amount or the carry-over does not fit. A raise of no more than that amount is removed.
     """
-    if "amount" not in said:
-        return said
-    errors = tuple(wrong_amount(str(row["unit"]), said["amount"], "amount"))
+    unit, errors = str(row["unit"]), list[tuple[str, str]]()
+    if "amount" in said:
+        errors += wrong_amount(unit, said["amount"], "amount")
+    if isinstance(carry := said.get("carry"), dict):
+        errors += wrong_carry(unit, row["interval"], carry)
     if errors:
-        raise Unprocessable(errors=errors)
-    if row["raised_to"] is not None and row["raised_to"] <= said["amount"]:  # type: ignore[operator]  # numbers
+        raise Unprocessable(errors=tuple(errors))
+    raised_to = row["raised_to"] if "amount" in said else None
+    if raised_to is not None and raised_to <= said["amount"]:  # type: ignore[operator]  # numbers
         return {**said, **_NOT_RAISED}
     return said
 
@@ -363,7 +370,10 @@ _OWNERS = {
 _NOT_RAISED = {"raised_to": None, "raised_until": None, "raise_reason": None}
 _is_raised = budget.c.raised_until > func.now()
 _is_in_force = func.coalesce(budget_override.c.until > func.now(), true())
-# The last stored use and its window; the counters have newer values.
+# The last stored use and its window; the counters have newer values. Use of a rolling window is stored in parts.
+_longest = literal_column(f"cast(budget.length AS interval) * {PARTS + 1} / {PARTS}", Interval())
+_is_counted = budget_use.c.start > func.now() - _longest
+_parts = select(func.sum(budget_use.c.used)).where(budget_use.c.budget_id == budget.c.id, _is_counted)
 _last = (
     select(budget_use.c.start, budget_use.c.used)
     .where(budget_use.c.budget_id == budget.c.id)
@@ -371,12 +381,13 @@ _last = (
     .limit(1)
     .lateral("last")
 )
+_used_last = case((budget.c.window == ROLLING, _parts.scalar_subquery()), else_=_last.c.used)
 
 _columns = (
     *(column for column in budget.c if column.name not in {*_NOT_RAISED, "deleted_at", "updated_at"}),
     *(case((_is_raised, budget.c[name])).label(name) for name in _NOT_RAISED),
     organization.c.currency,
-    case((budget.c.each.is_(None), _last.c.used)).label("stored_used"),
+    case((budget.c.each.is_(None), _used_last)).label("stored_used"),
     _last.c.start.label("stored_start"),
 )
 _here = budget.join(organization, organization.c.id == budget.c.organization_id).outerjoin(_last, true())
@@ -405,7 +416,19 @@ BUDGET_SUBJECT = Entity(
     check_values=check_values,
     define=people.define_organization,
 )
-BUDGET_ACCOUNTS = Entity(budget_use, time="start", order=("value",))
+# Accounts by what they used in the windows that a list's time span has; their `start` is that of the last one.
+BUDGET_ACCOUNTS = Entity(
+    budget_use,
+    source=select(
+        budget_use.c.budget_id,
+        budget_use.c.value,
+        func.max(budget_use.c.name).label("name"),
+        func.max(budget_use.c.start).label("start"),
+        func.sum(budget_use.c.used).label("used"),
+    ).group_by(budget_use.c.budget_id, budget_use.c.value),
+    time="start",
+    order=("value",),
+)
 BUDGET_OVERRIDES = Entity(
     budget_override, source=select(budget_override).where(_is_in_force), order=("name",)
 )

@@ -1276,7 +1276,7 @@ CREATE TABLE budget (
     amount numeric NOT NULL CONSTRAINT budget_amount_check CHECK (
         amount BETWEEN 0 AND CASE unit WHEN 'money' THEN 1000000000000000 ELSE 9007199254740991 END
         AND amount = trunc(amount, CASE unit WHEN 'money' THEN 9 ELSE 0 END)),
-    "interval" text NOT NULL
+    "interval" text
         CHECK ("interval" IN ('hour', 'day', 'week', 'month', 'quarter', 'year', 'total')),
     time_zone text DEFAULT 'UTC' NOT NULL,
     anchor_day smallint DEFAULT 1 NOT NULL CHECK (anchor_day BETWEEN 1 AND 31),
@@ -1304,7 +1304,18 @@ CREATE TABLE budget (
     group_id bigint REFERENCES caller_group(id),
     -- A call must have all of them.
     tags jsonb DEFAULT '{}' NOT NULL CHECK (jsonb_typeof(tags) = 'object'),
-    CONSTRAINT budget_raised_check CHECK ((raised_to IS NULL) = (raised_until IS NULL))
+    -- By the calendar a window is an interval; others have a length, such as 5h.
+    "window" text DEFAULT 'calendar' NOT NULL CHECK ("window" IN ('calendar', 'rolling', 'first_use')),
+    length text CHECK (length ~ '^[1-9][0-9]{0,5}[mhd]$'),
+    -- What an interval leaves to the next one: `max` in the budget's unit, and whether `debt` is taken off.
+    carry jsonb CHECK (jsonb_typeof(carry) = 'object'),
+    -- From which part of the amount on calls of a model are sent as another one.
+    steps jsonb DEFAULT '[]' NOT NULL CHECK (jsonb_typeof(steps) = 'array'),
+    CONSTRAINT budget_raised_check CHECK ((raised_to IS NULL) = (raised_until IS NULL)),
+    CONSTRAINT budget_window_length_check CHECK (
+        ("window" = 'calendar') = ("interval" IS NOT NULL) AND ("window" = 'calendar') = (length IS NULL)),
+    CONSTRAINT budget_carry_interval_check CHECK (
+        carry IS NULL OR ("interval" IS NOT NULL AND "interval" <> 'total'))
 );
 CREATE UNIQUE INDEX budget_organization_id_name_key
     ON budget (organization_id, name) WHERE deleted_at IS NULL;

@@ -76,12 +76,14 @@ class Desk:
         self, budget: dict[str, Any], used: int, value: str = "", who: str = "", start_ms: int | None = None
     ) -> None:
         """Have PostgreSQL know of uses in the window that runs, or one that is over."""
-        start = window_bounds(budget["interval"], budget["time_zone"], budget["anchor_day"], now_ms())[0]
+        if start_ms is None:
+            calendar = budget["interval"], budget["time_zone"], budget["anchor_day"]
+            start_ms = window_bounds(*calendar, now_ms())[0]
         with connected(self.api.url, autocommit=True) as connection:
             connection.execute(
                 "INSERT INTO budget_use (budget_id, start, value, name, used)"
                 " VALUES (%s, to_timestamp(%s / 1000.0), %s, %s, %s)",
-                (budget["id"], start if start_ms is None else start_ms, value, who, used),
+                (budget["id"], start_ms, value, who, used),
             )
 
 
@@ -105,6 +107,8 @@ async def test_created_budget_is_returned_with_every_field_that_was_sent(desk: D
         "tenant_id": desk.tenant, "user": "ada", "api_key_id": desk.key, "project_id": 0, "model": "gpt-5*",
         "service_id": 1, "each": "session", "time_zone": "Europe/Berlin", "anchor_day": 31, "mode": "audit",
         "on_exhausted": "cut", "thresholds": [0.25, 1], "tool": "search", "server": "github",
+        "window": "calendar", "length": None, "carry": {"max": "5.00", "debt": True},
+        "steps": [{"at": 0.8, "models": {"gpt-5": "gpt-5-mini"}, "session": "switch"}],
     }  # fmt: skip
     asked = {**desk.usual, **more}
     made = await desk.make(**asked)
@@ -122,7 +126,8 @@ async def test_budget_created_without_optional_fields_has_default_values(desk: D
         "enforce",
         "finish",
     )
-    assert made["thresholds"] == THRESHOLDS
+    assert (made["thresholds"], made["steps"]) == (THRESHOLDS, [])
+    assert (made["window"], made["length"], made["carry"]) == ("calendar", None, None)
     selector = (
         "tenant_id",
         "user",
@@ -146,6 +151,9 @@ async def test_fields_that_define_how_budget_use_is_counted_cannot_be_changed(de
         "each",
         "unit",
         "interval",
+        "window",
+        "length",
+        "group_id",
         "time_zone",
         "anchor_day",
         "organization_id",
@@ -164,6 +172,88 @@ async def test_budget_name_amount_mode_exhaustion_behavior_and_thresholds_may_be
     assert answer.status == 200
     assert answer.json == {**made, **changes, "remaining": "20.00"}
     assert set(await desk.refusals("PATCH", f"budgets/{made['id']}", {"amount": 20})) == {"amount"}
+
+
+@pytest.mark.parametrize(("window", "length"), [("rolling", "5h"), ("first_use", "366d"), ("rolling", "5m")])
+async def test_window_with_a_length_has_no_interval(desk: Desk, window: str, length: str) -> None:
+    made = await desk.make(window=window, length=length, interval=None)
+    assert (made["window"], made["length"], made["interval"]) == (window, length, None)
+    assert await desk.shown(made) == made
+    listed = (await desk.api.get(f"budgets?organization_id={desk.organization}&window={window}")).json[
+        "items"
+    ]
+    assert listed == [made]
+
+
+@pytest.mark.parametrize(
+    ("over", "fields"),
+    [
+        ({"window": "sliding"}, {"window"}),
+        ({"interval": None}, {"interval"}),
+        ({"length": "5h"}, {"length"}),
+        ({"window": "rolling", "length": "5h"}, {"interval"}),
+        ({"window": "rolling", "interval": None}, {"length"}),
+        *(
+            ({"window": "first_use", "interval": None, "length": length}, {"length"})
+            for length in ("4m", "367d", "0h", "05h", "5", "5 h", "5H", "1w", "300s", 300, "")
+        ),
+        ({"window": "rolling", "interval": None, "length": "7d", "anchor_day": 2}, {"anchor_day"}),
+        ({"carry": {}}, {"carry.max"}),
+        ({"carry": {"max": 5}}, {"carry.max"}),
+        ({"carry": {"max": "-5"}}, {"carry.max"}),
+        ({"carry": {"max": "5", "more": 1}}, {"carry.more"}),
+        ({"carry": {"max": "5", "debt": "yes"}}, {"carry.debt"}),
+        ({"carry": {"max": "5"}, "unit": "tokens", "amount": 10}, {"carry.max"}),
+        ({"carry": {"max": "5"}, "interval": "total"}, {"carry"}),
+        ({"carry": {"max": "5"}, "interval": None, "window": "rolling", "length": "7d"}, {"carry"}),
+        ({"carry": {"max": "5"}, "interval": None, "window": "first_use", "length": "7d"}, {"carry"}),
+    ],
+)  # fmt: skip
+async def test_budget_of_a_wrong_window_or_carry_is_422(
+    desk: Desk, over: dict[str, Any], fields: set[str]
+) -> None:
+    assert set(await desk.refused(**over)) == fields
+
+
+STEP = {"at": 0.8, "models": {"gpt-5*": "gpt-5-mini"}, "session": "keep"}
+
+
+@pytest.mark.parametrize(
+    ("steps", "field"),
+    [
+        ([STEP | {"at": 1.01}], "steps.0.at"),
+        ([STEP | {"at": -0.1}], "steps.0.at"),
+        ([STEP | {"at": "0.8"}], "steps.0.at"),
+        ([{"models": STEP["models"]}], "steps.0.at"),
+        ([{"at": 1}], "steps.0.models"),
+        ([STEP | {"models": {}}], "steps.0.models"),
+        ([STEP | {"models": {f"m{number}": "a" for number in range(101)}}], "steps.0.models"),
+        ([STEP | {"models": {"GPT-5": "a", "gpt-5": "b"}}], "steps.0.models"),
+        ([STEP | {"models": {"gpt*5": "a"}}], "steps.0.models"),
+        ([STEP | {"models": {"*": "a"}}], "steps.0.models"),
+        ([STEP | {"models": {"gpt-5": "gpt-4*"}}], "steps.0.models"),
+        ([STEP | {"session": "stay"}], "steps.0.session"),
+        ([STEP, STEP | {"models": {"GPT-5*": "b"}}], "steps"),
+        ([STEP | {"at": number / 100} for number in range(21)], "steps"),
+    ],
+)
+async def test_wrong_step_is_422_with_the_field_named(
+    desk: Desk, steps: list[dict[str, Any]], field: str
+) -> None:
+    [name] = await desk.refused(steps=steps)
+    assert name.startswith(field)
+
+
+async def test_carry_and_steps_of_a_budget_may_be_changed(desk: Desk) -> None:
+    made = await desk.make()
+    changes: dict[str, Any] = {"carry": {"max": "5.00", "debt": False}, "steps": [STEP, STEP | {"at": 1.0}]}
+    answer = await desk.api.patch(f"budgets/{made['id']}", changes)
+    assert (answer.status, answer.json) == (200, {**made, **changes, "carried": "0.00"})
+    assert set(await desk.refusals("PATCH", f"budgets/{made['id']}", {"carry": {"max": 5}})) == {"carry.max"}
+    rolling = await desk.make(window="rolling", length="7d", interval=None)
+    assert set(await desk.refusals("PATCH", f"budgets/{rolling['id']}", {"carry": {"max": "5"}})) == {"carry"}
+    answer = await desk.api.patch(f"budgets/{made['id']}", {"carry": None, "steps": []})
+    assert (answer.status, answer.json) == (200, made)
 
 
 async def test_budget_use_is_read_from_the_counters_rather_than_from_the_database(desk: Desk) -> None:
@@ -413,8 +503,20 @@ async def test_budget_that_is_not_per_user_lists_a_single_row_of_use(desk: Desk)
     assert one == {
         "unit": "tokens", "who": None, "limit": 50, "limit_by": "budget", "used": 20, "held": 10,
         "remaining": 30,
-        "resets_at": made["resets_at"], "shared": False, "is_current": True,
+        "resets_at": made["resets_at"], "shared": False, "is_current": True, "carried": None, "frees": None,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(("window", "used"), [("rolling", "7.00"), ("first_use", "3.00")])
+async def test_accounts_of_a_window_with_a_length_have_the_uses_that_still_count(
+    desk: Desk, window: str, used: str
+) -> None:
+    """A part of a rolling window of 5 hours counts 10 minutes longer."""
+    made = await desk.make(window=window, length="5h", interval=None, each="user")
+    for minutes, amount in ((0, 1), (240, 2), (305, 4), (311, 8)):
+        desk.store(made, amount * 10**9, "a" * 24, "ada", now_ms() - minutes * 60_000)
+    [account] = (await desk.api.get(f"budgets/{made['id']}/accounts")).json["items"]
+    assert (account["who"], account["used"]) == ("ada", used)
 
 
 async def test_page_cursor_of_budget_use_is_refused_by_another_budget_and_by_the_budget_list(

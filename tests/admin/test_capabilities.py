@@ -32,6 +32,13 @@ async def writes(api: Api) -> dict[str, tuple[str, str, dict[str, Any]]]:
         "amended_prices": ("POST", f"prices/{price['id']}/amend", {"input": "2.00", "reason": "typo"}),
         "cache_prices": ("POST", "prices", {**PRICE, "model": "other", "cache_hour": "1.00"}),
         "groups": ("POST", "groups", {**owner, "name": "a", "kind": "user"}),
+        "windows": (
+            "POST",
+            "budgets",
+            {**BUDGET, **owner, "amount": "5", "interval": None, "window": "rolling", "length": "5h"},
+        ),
+        "carry": ("PATCH", f"budgets/{each['id']}", {"carry": {"max": "5"}}),
+        "steps": ("PATCH", f"budgets/{each['id']}", {"steps": [{"at": 0.8, "models": {"a": "b"}}]}),
         "run_policies": ("PATCH", f"tenants/{tenant['id']}", {"runs": {"required": True}}),
     }
 
@@ -47,6 +54,9 @@ async def writes(api: Api) -> dict[str, tuple[str, str, dict[str, Any]]]:
         "amended_prices",
         "cache_prices",
         "groups",
+        "windows",
+        "carry",
+        "steps",
         "run_policies",
     ],
 )

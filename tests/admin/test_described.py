@@ -52,10 +52,10 @@ NO_SCHEMA_SAYS = re.compile(
     r"|must be (up to \d+ months |at most \d+ days )?before"
     # several fields together
     r"|is required, but for|required, unless|required: a member|must move something|must (say|name a price)"
-    r"|where the (unit|interval) is|must rise|must be another one than|where the rate is zero"
+    r"|where the (unit|interval|window) is|must rise|must be another one than|where the rate is zero"
     r"|of a rate above zero|why nothing is taxed|belongs to"
     r"|must be a decimal in a string|below the budget's own|must ascend|needs objects|name cached or"
-    r"|belong together|never resets|each target once"
+    r"|belong together|never resets|each target once|pattern once|an interval that ends|from 5m to 366d"
     # text that nobody could read or no call could name; what somebody else names
     r"|1 to 200 characters"
     r"|control|printable|blank|one line|IANA|cannot be read|pairs such as|model's name|without \*|ASCII"

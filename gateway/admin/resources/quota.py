@@ -35,6 +35,7 @@ from gateway.admin.resources.values import (
     Currency,
     Exactly,
     ExternalId,
+    Flag,
     Id,
     In,
     Instant,
@@ -56,8 +57,10 @@ from gateway.core.accounts.budget_selectors import Selector
 from gateway.core.accounts.budgets import EACH, ENFORCE, FINISH, HOLDS, MODES, MONEY, ON_EXHAUSTED, UNITS
 from gateway.core.accounts.intervals import INTERVALS
 from gateway.core.accounts.plans import TERMS, WEIGHT_DIGITS_MAX, WEIGHT_MAX, Term
+from gateway.core.accounts.steps import KEEP, MODELS_MAX, SESSIONS, STEPS_MAX
 from gateway.core.accounts.tags import GROUP as TAG_GROUP
 from gateway.core.accounts.tags import TAG
+from gateway.core.accounts.windows import CALENDAR, WINDOWS, read_length
 from gateway.core.billing.price_book import FALLBACK
 from gateway.core.billing.price_book import KINDS as KINDS_OF_TOKENS
 from gateway.core.model import BLOCK_CAUSES, INTEGER_MAX
@@ -232,10 +235,22 @@ RESOURCES = (
 
 ANY_NAME = "*"
 # Fields that define a budget's windows; they never change.
-WINDOW = ("organization_id", *Selector._fields, "unit", "interval", "time_zone", "anchor_day")
+WINDOW = (
+    "organization_id", *Selector._fields, "unit", "window", "length", "interval", "time_zone", "anchor_day",
+)  # fmt: skip
 # The choices come from the domain's own constants.
 Unit: Any = Literal[UNITS]
 Interval: Any = Literal[tuple(INTERVALS)]
+Window: Any = Literal[WINDOWS]
+Session: Any = Literal[SESSIONS]
+Length = Annotated[
+    str,
+    Field(strict=True, json_schema_extra={"pattern": "^[1-9][0-9]{0,5}[mhd]$"}),
+    must(
+        lambda text: read_length(text) > 0,
+        "be a number of minutes, hours or days from 5m to 366d, such as 90m, 5h or 7d",
+    ),
+]
 Each: Any = Annotated[
     str,
     Field(strict=True),
@@ -289,6 +304,9 @@ BudgetAmount = Annotated[
     ),
     WithJsonSchema({"anyOf": [{"type": "string"}, {"type": "integer"}]}, mode="serialization"),
 ]
+ModelName = Annotated[
+    ModelText, must(lambda model: ANY_NAME not in model, "be a model's whole name, without *")
+]
 ModelPattern = Annotated[
     ModelText,
     must(
@@ -306,6 +324,54 @@ Thresholds = Annotated[
 ]
 
 
+class CarryIn(In):
+    """What an interval hands on to the next one."""
+
+    max: BudgetAmount = Field(
+        description="The most of what is left that is added to the next interval's amount."
+    )
+    debt: Flag = Field(
+        default=False, description="Take off what was used beyond, until amounts have covered it."
+    )
+
+
+Carry: Any = Annotated[CarryIn, AS_STORED]
+
+
+class StepIn(In):
+    """A step: once so much is used, calls of a model are sent as another one."""
+
+    at: Annotated[float, Field(strict=True, ge=0, le=1)] = Field(
+        description="From this share of the limit on, used and held; 0.8 is 80 %."
+    )
+    models: Annotated[
+        dict[ModelPattern, ModelName],
+        Field(min_length=1, max_length=MODELS_MAX),
+        must(
+            lambda models: len({pattern.casefold() for pattern in models}) == len(models),
+            "name each pattern once: case is ignored",
+        ),
+    ] = Field(description="By model, or a prefix such as claude-opus-*: the model that is sent instead.")
+    session: Session = Field(
+        default=KEEP, description="Whether running sessions keep their model while it fits, or switch."
+    )
+
+
+def _patterns_of(steps: list[StepIn]) -> list[tuple[float, str]]:
+    return [(step.at, pattern.casefold()) for step in steps for pattern in step.models]
+
+
+Steps: Any = Annotated[
+    list[StepIn],
+    Field(max_length=STEPS_MAX),
+    must(
+        lambda steps: len(set(_patterns_of(steps))) == len(_patterns_of(steps)),
+        "name a pattern once at one share: case is ignored",
+    ),
+    AS_STORED,
+]
+
+
 class BudgetCreate(In):
     """A new budget. A selector that is left out, such as a tenant, matches every call."""
 
@@ -313,7 +379,18 @@ class BudgetCreate(In):
     name: Text
     unit: Unit = Field(description="Money is in the organization's currency; tokens are of all kinds.")
     amount: BudgetAmount = Field(description="Amount per interval: money such as 12.50, else a whole number.")
-    interval: Interval = Field(description="How often it resets. total never resets.")
+    interval: Interval | None = optional(
+        "How often a calendar window resets; total never does. Other windows have a length instead."
+    )
+    window: Window = Field(
+        default=CALENDAR,
+        description="calendar resets by interval; rolling counts the last length; first_use begins with a call, and"
+        " lasts length.",
+    )
+    length: Length | None = optional("Of a window that is not calendar: 5m to 366d, such as 90m, 5h or 7d.")
+    carry: Carry | None = optional(
+        "What an interval leaves goes on into the next one, up to max in the budget's unit; null: nothing does."
+    )
     each: Each | None = optional(
         "Give each user, key, project, session, tenant, or value of a tag (tag:NAME) this amount; null: share it."
     )
@@ -341,6 +418,10 @@ class BudgetCreate(In):
     )
     thresholds: Thresholds = Field(
         default=list(THRESHOLDS), description="Alert at these shares of the amount (0.8 is 80 %)."
+    )
+    steps: Steps = Field(
+        default=[],
+        description="From which share of the amount on calls of a model are sent as another one. Only enforce steps.",
     )
 
 
@@ -381,17 +462,43 @@ class Amounts(Out):
         return {name: int(each) if isinstance(each, Decimal) else each for name, each in row.items()}
 
 
+class FreedAmount(Out):
+    """When a rolling window gives back, and how much."""
+
+    at: Instant
+    amount: BudgetAmount
+
+
 # The counts of a window, for a budget and for one of its accounts.
 COUNTED: dict[str, Any] = {
     "used": (BudgetAmount | None, optional("In this window, settled.")),
     "held": (BudgetAmount | None, optional("By calls in flight.")),
-    "remaining": (BudgetAmount | None, optional("Settled; below 0 is passed.")),
+    "remaining": (BudgetAmount | None, optional("Settled, with `carried`; below 0 is passed.")),
     "resets_at": (
         Instant | None,
-        optional("When the next window begins; null is never."),
+        optional("When the next window begins; null is never, or with the next call."),
+    ),
+    "carried": (
+        BudgetAmount | None,
+        optional(
+            "What earlier intervals left, beside the amount; below 0 is taken off. null without `carry`."
+        ),
+    ),
+    "frees": (
+        list[FreedAmount] | None,
+        optional("The next moments at which a rolling window gives back. null of other windows."),
     ),
     "is_current": (bool | None, optional(IS_CURRENT)),
 }
+
+
+class CarryOver(Out):
+    """What an interval hands on to the next one: up to `max` of what is left; with `debt` what was used beyond."""
+
+    max: BudgetAmount
+    debt: bool
+
+
 Budget = answer_of(
     BudgetCreate,
     """Limits on spend, tokens or requests per interval, and their use now.
@@ -400,6 +507,7 @@ Budget = answer_of(
     """,
     base=Amounts,
     amount=BudgetAmount,
+    carry=CarryOver | None,
     currency=(str, Field(description="Its organization's.")),
     of_team=(bool, Field(description="A lead of its tenant made it: leads may change it.")),
     raised_to=(BudgetAmount | None, Field(description="What the amount is until `raised_until`.")),
@@ -423,7 +531,7 @@ ACCOUNTS = SubResource(
     "List what everybody of `each` has used",
     BudgetAccount,
     "by account",
-    ("who", "shared", "limit", "limit_by", "used", "held", "remaining", "resets_at"),
+    ("who", "shared", "limit", "limit_by", "used", "held", "remaining", "carried", "frees", "resets_at"),
 )
 
 
@@ -485,9 +593,10 @@ BUDGET_RESOURCES = (
         live="budgets",
         filters={
             **filters(
-                "organization_id name:text tenant_id user:text api_key_id model:text unit "
+                "organization_id name:text tenant_id user:text api_key_id model:text unit window "
                 "interval each mode project_id:count service_id tool:text server:text group_id",
                 unit=UNITS,
+                window=WINDOWS,
                 interval=tuple(INTERVALS),
                 mode=MODES,
             ),

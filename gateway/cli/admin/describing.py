@@ -26,7 +26,10 @@ from gateway.core.accounts.tags import TAG
 from gateway.feature import features
 
 # Fields of `create` without an option's name, if these are not all required fields.
-POSITIONAL: Mapping[str, tuple[str, ...]] = {"api-keys": ("tenant_id", "name"), "services": ("key",)}
+POSITIONAL: Mapping[str, tuple[str, ...]] = {
+    "api-keys": ("tenant_id", "name"), "services": ("key",),
+    "budgets": ("organization_id", "name", "unit", "amount", "interval"),
+}  # fmt: skip
 # Columns of tables without a list in the console.
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "tenants": ("id", "name", "organization_id", "plan_id", "limits", "user_limits"),
@@ -39,8 +42,8 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
         "next_reset_at",
     ),
     "budgets": (
-        "id", "name", "organization_id", "unit", "amount", "used", "remaining", "interval", "each", "mode",
-        "resets_at",
+        "id", "name", "organization_id", "unit", "amount", "used", "remaining", "interval", "window", "length",
+        "each", "mode", "resets_at",
     ),
     "token-ledger": (
         "seq", "created_at", "transaction_type", "direction", "amount", "total_remaining", "request_id",

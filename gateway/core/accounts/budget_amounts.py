@@ -24,10 +24,10 @@ from gateway.core.accounts.budgets import (
     PersonalRaise,
     owner_of,
 )
-from gateway.core.accounts.intervals import wrong_calendar
+from gateway.core.accounts.intervals import INTERVALS, TOTAL, wrong_calendar
 from gateway.core.accounts.steps import SWITCH, Step
 from gateway.core.accounts.tags import CHARACTERS_MAX, read_value, tag_in
-from gateway.core.accounts.windows import Carry, read_length
+from gateway.core.accounts.windows import CALENDAR, Carry, read_length
 from gateway.core.billing.money import NANO
 from gateway.core.billing.price_book import money
 from gateway.core.model import INTEGER_MAX
@@ -58,7 +58,31 @@ def wrong_window(values: Mapping[str, Any]) -> Wrong:
         yield "each", f"there is one {each} alone: {_FIXES[each]} names it"
     if each is not None and tag_in(each) in (values.get("tags") or {}):
         yield "each", f"there is one {each} alone: tags names it"
-    yield from wrong_calendar(values["interval"], values.get("time_zone", "UTC"), values.get("anchor_day"))
+    yield from _wrong_length(values)
+    if values.get("carry") is not None:
+        yield from wrong_carry(values["unit"], values.get("interval"), values["carry"])
+
+
+def _wrong_length(values: Mapping[str, Any]) -> Wrong:
+    """Yield (field, fault) if a window's kind, interval, length, zone and first day do not fit together."""
+    window, interval, length = values.get("window", CALENDAR), values.get("interval"), values.get("length")
+    needs, lacks = ("interval", "length") if window == CALENDAR else ("length", "interval")
+    if values.get(needs) is None:
+        example = f"one of {', '.join(INTERVALS)}" if needs == "interval" else "such as 5h"
+        yield needs, f"is required where the window is {window}: {example}"
+    if values.get(lacks) is not None:
+        yield lacks, f"there is none where the window is {window}, which has {needs}: leave it out"
+    if length is not None and not read_length(length):
+        yield "length", "must be from 5m to 366d, such as 90m, 5h or 7d"
+    yield from wrong_calendar(interval or window, values.get("time_zone", "UTC"), values.get("anchor_day"))
+
+
+def wrong_carry(unit: str, interval: object, carry: Mapping[str, Any]) -> Wrong:
+    """Yield (field, fault) for each error in the carry-over of a budget with this unit and interval."""
+    if interval in {None, TOTAL}:
+        yield "carry", "needs an interval that ends: hour, day, week, month, quarter or year"
+    most = carry["max"]
+    yield from wrong_amount(unit, Decimal(most) if isinstance(most, str) else most, "carry.max", least=0)
 
 
 def wrong_amount(unit: str, amount: object, field: str, least: int = 1) -> Wrong:

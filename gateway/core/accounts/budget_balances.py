@@ -23,7 +23,9 @@ class LiveWindow:
 class BudgetBalance:
     """The limit, used and held amounts of a budget in its current window, and its end; 0 is never.
 
-    `limit` is None for no limit. `limit_by` is the origin of the limit, one of `LIMITS_BY`.
+    `limit` is None for no limit. `limit_by` is the origin of the limit, one of `LIMITS_BY`. `carried` is what
+    earlier intervals left, below 0 what is taken off. `frees` are the next moments at which a rolling window gives
+    back, and how much.
     """
 
     limit: int | None
@@ -31,6 +33,8 @@ class BudgetBalance:
     held: int
     resets_ms: int
     limit_by: str
+    carried: int = 0
+    frees: tuple[tuple[int, int], ...] = ()
 
     @property
     def remaining(self) -> int | None:
@@ -40,6 +44,8 @@ class BudgetBalance:
 
 def window_of(budget: Budget, at_ms: int) -> tuple[int, int]:
     """Return the start and end of a budget's current window (Unix ms); 0 is never."""
+    if not budget.interval:
+        return 0, 0
     start, following, _ = window_bounds(budget.interval, budget.time_zone, budget.anchor_day, at_ms)
     return start, following
 

@@ -33,3 +33,14 @@ def read_length(text: str) -> int:
     match = _LENGTH.fullmatch(text)
     length_ms = 0 if match is None else int(match[1]) * _UNITS[match[2]]
     return length_ms if LENGTH_MIN_MS <= length_ms <= LENGTH_MAX_MS else 0
+
+
+# A rolling window is stored in parts of a thirtieth of its length, aligned to the epoch: its use counts for the
+# length, and for at most one part longer.
+PARTS: Final = 30
+
+
+def counted_since(window: str, length_ms: int, at_ms: int) -> int:
+    """Return the earliest start (Unix ms) of the stored uses that count at a time, of a window with a length."""
+    longer_ms = length_ms // PARTS if window == ROLLING else 0
+    return at_ms - length_ms - longer_ms + 1
