@@ -141,7 +141,7 @@ class AdmittedCall:
         """
         worker, head, budgets = self.worker, self.head, self.budgets
         call, caller, vectors = self.call, self.caller, self.prices.vectors
-        _, claim, request, decision, self.binds = admission
+        _, claim, request, decision, self.binds, _ = admission
         self.user = request.user
         if worker.ports.directory.grouped:
             self.groups = worker.ports.directory.groups(caller, head.attribution, call)

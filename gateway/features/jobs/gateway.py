@@ -452,7 +452,7 @@ async def _taken(
     use = UseRequest(LINE, hold_id, caller, user, attribution, first, route.service)
     with _naming(1), exchange.uninterrupted():
         entrance = _BatchEntrance(use, len(lines), exchange.shield)
-        terms, _, least, decision, _ = await admit_use(worker.admission, use, entrance, entrance)
+        terms, _, least, decision, _, _ = await admit_use(worker.admission, use, entrance, entrance)
     service, prices, budgets, _ = terms
     request = replace(least, need=0, ceiling=0, read=0, read_likely=0)
     try:
@@ -490,7 +490,7 @@ class _BatchEntrance:
     def __init__(self, first: UseRequest, lines: int, shield: Callable[[], None]) -> None:
         self._first, self._lines, self.shield = first, lines, shield
 
-    def check_paused(self) -> None:
+    def check_paused(self, call: CallRequest) -> None:
         """Return at once: its upstream begins each line when there is room."""
 
     def claim(self, terms: AdmissionTerms) -> tuple[CallClaim, HoldRequest]:
