@@ -72,7 +72,7 @@ class Admission(NamedTuple):
     """An admitted use: its terms, its claim of each limit, and the hold that was reserved for it.
 
     `binds`: the hold may be the limit of the use. `call` is the one to send, which a step of a budget may have aimed
-    at another model than its caller named.
+    at another model than its caller named: then `asked_prices` are those of that one.
     """
 
     terms: AdmissionTerms
@@ -81,6 +81,7 @@ class Admission(NamedTuple):
     admitted: Admitted
     binds: bool
     call: CallRequest
+    asked_prices: CallPrices = NO_PRICES
 
 
 class PreparedUse(NamedTuple):
@@ -160,7 +161,8 @@ async def admit(
         admitted = check_admitted(ports, asked.caller, terms.budgets, answer)
     if terms.run is not None:
         ports.calls.runs.admitted(asked.caller, terms.run)
-    return Admission(use.terms, use.claim, use.request, admitted, use.binds, use.asked.call)
+    asked_prices = NO_PRICES if use.asked.call is call else terms.prices
+    return Admission(use.terms, use.claim, use.request, admitted, use.binds, use.asked.call, asked_prices)
 
 
 async def _reserve_by_steps(
