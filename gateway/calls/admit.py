@@ -7,26 +7,56 @@ socket, no clock.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
-from typing import NamedTuple, Protocol
+from collections.abc import Awaitable, Sequence
+from dataclasses import replace
+from typing import Final, NamedTuple, Protocol
 
 from gateway.calls.aim import aim_at
 from gateway.calls.claim import OPENING_MS, hold_request
 from gateway.calls.permit import check_model_access, check_objects, named_objects, run_policies
 from gateway.calls.ports import AdmissionPorts, CallPorts, DirectoryPort
 from gateway.calls.prices import check_parts, money_budgets, prices_of
+from gateway.calls.steps import (
+    explain_refusal,
+    is_short,
+    rule_of_route,
+    weight_of,
+    why_bound,
+    why_unfit,
+)
 from gateway.core.accounts.budgets import MAXIMUM
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import ENDLESS_CALLS, Run, make_provisional
+from gateway.core.accounts.steps import (
+    STEP_STOPS,
+    MatchedStep,
+    Substitution,
+    Weighed,
+    judged_by,
+    matched_steps,
+    substitutes_of,
+    taken_step,
+)
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.claims import CallClaim
 from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.tariff import NO_PRICES, CallPrices, PriceMatch, know_reports
 from gateway.core.calls.use_request import UseRequest
 from gateway.core.families.refusal import from_refused
-from gateway.core.model import NO_SERVICE, Admitted, Attribution, Caller, HoldRequest, Refused, Service
+from gateway.core.model import (
+    NO_SERVICE,
+    Admitted,
+    Attribution,
+    Caller,
+    HoldRequest,
+    Refused,
+    Service,
+    Verdict,
+)
 from gateway.errors import Refusal, ServiceNotIncluded, UnknownRoute
+
+NO_STEPS: Final[tuple[MatchedStep, ...]] = ()
 
 
 class AdmissionTerms(NamedTuple):
@@ -41,13 +71,26 @@ class AdmissionTerms(NamedTuple):
 class Admission(NamedTuple):
     """An admitted use: its terms, its claim of each limit, and the hold that was reserved for it.
 
-    `binds`: the hold may be the limit of the use.
+    `binds`: the hold may be the limit of the use. `call` is the one to send, which a step of a budget may have aimed
+    at another model than its caller named: then `asked_prices` are those of that one.
     """
 
     terms: AdmissionTerms
     claim: CallClaim
     request: HoldRequest
     admitted: Admitted
+    binds: bool
+    call: CallRequest
+    asked_prices: CallPrices = NO_PRICES
+
+
+class PreparedUse(NamedTuple):
+    """A use that may begin, with what it would hold; nothing is reserved yet."""
+
+    asked: UseRequest
+    terms: AdmissionTerms
+    claim: CallClaim
+    request: HoldRequest
     binds: bool
 
 
@@ -56,8 +99,8 @@ class Entrance(Protocol):
 
     is_held: bool
 
-    def check_paused(self) -> None:
-        """Raise a `Refusal` if the circuit breaker pauses every upstream that may be asked."""
+    def check_paused(self, call: CallRequest) -> None:
+        """Raise a `Refusal` if the circuit breaker pauses every upstream that a call may ask."""
 
     def hold_by_head(self) -> Awaitable[object]:
         """Reserve by the head, unless that is done: no run opens and nothing is told before."""
@@ -91,7 +134,7 @@ async def admit(
         if named or call.unsure:  # most calls name none, and make no coroutine
             await check_objects(ports.calls.objects, asked.caller, call, named)
         if ports.breaker.entries and asked.kind.is_called:
-            entrance.check_paused()
+            entrance.check_paused(call)
         if own is not None:
             claim, request = own.claim(terms)
             if (entering := own.enter()) is not None:
@@ -108,11 +151,101 @@ async def admit(
         raise
     request.raises = request.raises or entrance.is_held
     entrance.shield()
-    answer = await ports.calls.counters.reserve(request)
-    admitted = check_admitted(ports, asked.caller, terms.budgets, answer)
+    use, steps = PreparedUse(asked, terms, claim, request, binds), NO_STEPS
+    if terms.budgets is not None and terms.budgets.steps and asked.kind.takes_steps and own is None:
+        steps = matched_steps(terms.budgets.steps, call.model)
+    if steps:
+        use, admitted = await _reserve_by_steps(ports, use, steps, entrance)
+    else:
+        answer = await ports.calls.counters.reserve(request)
+        admitted = check_admitted(ports, asked.caller, terms.budgets, answer)
     if terms.run is not None:
         ports.calls.runs.admitted(asked.caller, terms.run)
-    return Admission(terms, claim, request, admitted, binds)
+    asked_prices = NO_PRICES if use.asked.call is call else terms.prices
+    return Admission(use.terms, use.claim, use.request, admitted, use.binds, use.asked.call, asked_prices)
+
+
+async def _reserve_by_steps(
+    ports: AdmissionPorts, use: PreparedUse, steps: tuple[MatchedStep, ...], entrance: Entrance
+) -> tuple[PreparedUse, Admitted]:
+    """Reserve the hold of a use, or of the same as a substitute by one of its `steps`; return what is admitted.
+
+    Raise the `Refusal` of the use as it was asked, which says why it did not go as the substitute.
+    """
+    reserve, request, caller = ports.calls.counters.reserve, use.request, use.asked.caller
+    request.steps = tuple([judged_by(step, STEP_STOPS) for step in steps])
+    answer = await reserve(request)
+    request.steps = ()
+    if isinstance(answer, Refused) and (answer.verdict is Verdict.STEP_REACHED or is_short(answer)):
+        is_reached = answer.verdict is Verdict.STEP_REACHED
+        reached = [step for step, byte in zip(steps, answer.reached, strict=False) if byte] if is_reached else steps
+        other, name, why = await _weigh(ports, use, reached, entrance)
+        if other is not None:
+            second = await reserve(other.request)
+            if isinstance(second, Admitted):
+                return other, check_admitted(ports, caller, other.terms.budgets, second)
+            why = from_refused(second).message
+        if is_reached:
+            answer = await reserve(request)
+        if isinstance(answer, Refused) and is_short(answer):
+            try:
+                check_admitted(ports, caller, use.terms.budgets, answer)
+            except Refusal as refusal:
+                explain_refusal(refusal, name, why)
+                raise
+    return use, check_admitted(ports, caller, use.terms.budgets, answer)
+
+
+async def _weigh(
+    ports: AdmissionPorts, use: PreparedUse, reached: Sequence[MatchedStep], entrance: Entrance
+) -> tuple[PreparedUse | None, str, str]:
+    """Return the use as the substitute that would hold least, of those that may go; its name; and why none may go."""
+    names, why = substitutes_of(reached), why_bound(use.asked.call)
+    if why:
+        return None, names[0], why
+    prepared, reasons, weighed = dict[str, PreparedUse](), dict[str, str](), list[Weighed]()
+    for name in names:
+        try:
+            other = await _prepare_as(ports, use, name, entrance)
+            reasons[name] = why_unfit(other.asked.call, use.asked.call, other.terms.prices, use.terms.prices)
+        except Refusal as refusal:
+            reasons[name] = refusal.message
+        if not reasons.get(name):
+            prepared[name] = other
+    for step in reached:
+        if step.substitute in prepared:
+            other = prepared[step.substitute]
+            weighed.append(Weighed(step, weight_of(other.claim, other.request)))
+    taken, budgets = taken_step(weighed), use.terms.budgets
+    if taken is None or budgets is None:
+        return None, names[0], reasons[names[0]]
+    other = prepared[taken.substitute]
+    other.asked.call.substitution = Substitution(
+        use.asked.call.model, taken.budget_id, budgets.by_id[taken.budget_id].name
+    )
+    return other, taken.substitute, ""
+
+
+async def _prepare_as(
+    ports: AdmissionPorts, use: PreparedUse, name: str, entrance: Entrance
+) -> PreparedUse:
+    """Return a use as its caller would have made it with the model `name`; raise the `Refusal` that this would have met."""
+    caller, before = use.asked.caller, use.asked.call
+    call = replace(before, model=name)
+    asked = use.asked._replace(call=call)
+    rule = check_model_access(
+        ports.models, ports.calls.directory, asked.attribution, caller, call, asked.user, asked.without_model,
+        asked.kind.user_field,
+    )  # fmt: skip
+    call.take_aim(aim_at(ports, asked, rule or rule_of_route(asked)))
+    terms = _price_terms(ports.calls, asked, use.terms.service, use.terms.run)
+    if (named := named_objects(ports.models, asked.owned, caller, call, asked.listed)) != before.named:
+        await check_objects(ports.calls.objects, caller, call, named)
+    if ports.breaker.entries:
+        entrance.check_paused(call)
+    claim, request, binds = _claim(ports, asked, terms)
+    request.raises = use.request.raises
+    return PreparedUse(asked, terms, claim, request, binds)
 
 
 def _claim(

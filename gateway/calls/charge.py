@@ -22,6 +22,7 @@ from gateway.core.accounts.outbox import (
     write_facts,
 )
 from gateway.core.accounts.plans import Weights
+from gateway.core.accounts.steps import Substitution
 from gateway.core.accounts.tags import Tags
 from gateway.core.billing.hours import decimal_of
 from gateway.core.billing.money import whole_credits
@@ -44,7 +45,8 @@ class UseTerms:
     """The terms at which a use was admitted: its caller, its prices, and its hold.
 
     `accounts` are the names of its budgets' accounts, whose money is in `currency`. `weights` are those of
-    the plan, and `columns` is the attribution in its settlement. `tags` and `groups` are those of its call.
+    the plan, and `columns` is the attribution in its settlement. `tags` and `groups` are those of its call. Where a
+    step of a budget sent it as another model, `asked_prices` are those of the model that its caller named.
     """
 
     caller: Caller
@@ -59,6 +61,8 @@ class UseTerms:
     columns: str = ""
     tags: Tags = ()
     groups: tuple[int, ...] = ()
+    substitution: Substitution | None = None
+    asked_prices: CallPrices | None = None
 
 
 @dataclass(slots=True)
@@ -181,8 +185,9 @@ def charge(look_up: PriceOf, ended_ms: int, use: MeteredUse, terms: UseTerms) ->
         without = named_unpriced(tools)
     hour = _hour_of(price if price_id else None, parts, prices, ended_ms)
     facts = _facts_of(
-        use, detail, cost, currency, price_id, without, rate, parts, hour, terms.tags, terms.groups
-    )
+        use, detail, cost, currency, price_id, without, rate, parts, hour, terms,
+        _saved(use, detail, terms, cost, currency, ended_ms),
+    )  # fmt: skip
     settlement = release(terms)
     settlement.metadata = write_facts(facts if used else briefly(facts))
     if used:
@@ -279,7 +284,7 @@ def charge_as_held(use: MeteredUse, terms: UseTerms, held: Held) -> ChargedUse:
     """Return the charge of a use that cannot be read, which is the whole amount `held`."""
     cost = held.cost if terms.currency else None
     facts = _facts_of(
-        use, use.detail, cost, terms.currency, 0, "", "", NO_PARTS, None, terms.tags, terms.groups
+        use, use.detail, cost, terms.currency, 0, "", "", NO_PARTS, None, terms, None
     )
     settlement = release(terms)
     settlement.charge, settlement.metadata = True, write_facts(facts)
@@ -301,7 +306,7 @@ def release(terms: UseTerms, hold_ttl_ms: int = 0) -> Settlement:
 
 def _facts_of(  # noqa: PLR0917  # the values that no use says by itself
     use: MeteredUse, detail: Detail, cost: int | None, currency: str, price_id: int, without: str, rate: str,
-    parts: tuple[ModelPart, ...], hour: tuple[int, str] | None, tags: Tags, groups: tuple[int, ...],
+    parts: tuple[ModelPart, ...], hour: tuple[int, str] | None, terms: UseTerms, saved: int | None,
 ) -> tuple[Any, ...]:  # fmt: skip
     return (
         use.model, detail.model, use.streamed, use.status, use.duration_ms, use.first_token_ms,
@@ -312,8 +317,25 @@ def _facts_of(  # noqa: PLR0917  # the values that no use says by itself
         use.reason or (UPSTREAM_ERROR if use.status >= 400 else ""),
         use.used_ms, without, rate,
         tuple([(one.model, one.vector.price_id, one.counts) for one in parts]) if parts else (), hour,
-        dict(tags) if tags else _NO_TAGS, groups,
+        dict(terms.tags) if terms.tags else _NO_TAGS, terms.groups,
+        None if terms.substitution is None else (*terms.substitution, saved),
     )  # fmt: skip
+
+
+def _saved(
+    use: MeteredUse, detail: Detail, terms: UseTerms, cost: int | None, currency: str, ended_ms: int
+) -> int | None:
+    """Return what a use would have cost more, with the same tokens, as the model that its caller named.
+
+    None if the use has no cost, or that model no price in its `currency`.
+    """
+    asked = terms.asked_prices
+    if terms.substitution is None or asked is None or not asked.named or cost is None or not use.used:
+        return None
+    price = asked.of_hour(ended_ms).named[0].vector
+    if price is None or price.currency != currency:
+        return None
+    return cost_of(price, use.counts, detail.tools, detail.service_tier) - cost
 
 
 def _take(settlement: Settlement, use: MeteredUse, terms: UseTerms, cost: int | None) -> None:

@@ -66,6 +66,7 @@ class Verdict(IntEnum):
     OTHER_PLAN = -12
     BUDGET_EXCEEDED = -13
     OTHER_ACCOUNT = -14
+    STEP_REACHED = -15
 
 
 class BlockCause(IntEnum):
@@ -331,7 +332,8 @@ class Refused:
 
     `scope` and `kind` name the limit that refused, 0 if none did; `used` and `limit` are its amounts, which
     reset at `until_ms` (0 if unknown). `used` is the cause of a blocked tenant, or the accounts to replace
-    of OTHER_ACCOUNT; `limit` is the plan of OTHER_PLAN. `budget` is set if a budget or a run refused.
+    of OTHER_ACCOUNT; `limit` is the plan of OTHER_PLAN. `budget` is set if a budget or a run refused. `reached`
+    of STEP_REACHED has a byte for each step of the request, 1 if it is reached.
     """
 
     verdict: Verdict  # any but ADMITTED
@@ -342,6 +344,7 @@ class Refused:
     until_ms: int = 0
     now_ms: int = 0
     budget: BudgetWindow | None = None
+    reached: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,6 +396,9 @@ class HoldRequest:
     0), they hold what is free of that, but no less than those. An account beyond the maximum of accounts of
     `each` is replaced by the shared account of all others.
 
+    `steps` of these budgets are judged with it: each a budget's id, a part of its limit in millionths, and what it
+    does (`STEP_…`).
+
     With `ttl_ms` the hold belongs to a caller who settles it by the API: no lease admits it. A `whole` one
     holds all that it needs of the quota, or is refused.
     """
@@ -420,6 +426,7 @@ class HoldRequest:
     names: tuple[str, ...] = ()
     ttl_ms: int = 0
     whole: bool = False
+    steps: tuple[tuple[int, int, int], ...] = ()
 
     def weigh(self, weights: Weights) -> tuple[int, int, int]:
         ceiling = weights.at_most(self.ceiling, self.read)

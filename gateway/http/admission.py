@@ -21,7 +21,7 @@ from gateway.core.calls.claims import find_tools, measure_media, read_call, read
 from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.forms import FormReader, boundary_of
 from gateway.core.calls.tariff import NO_PRICES
-from gateway.core.calls.use_request import AUTHORIZED, CALL, FREE_AUTHORIZED, FREE_CALL, UseRequest
+from gateway.core.calls.use_request import AUTHORIZED, CALL, FREE_AUTHORIZED, FREE_CALL, TURN, UseRequest
 from gateway.core.credentials import WORKLOAD
 from gateway.core.families.controlled import models_counted, models_stored
 from gateway.core.families.objects import read_objects
@@ -149,6 +149,9 @@ async def admit(exchange: Exchange, caller: Caller, job_params: Mapping[str, str
     finally:
         exchange.unshield()
         note_target(exchange.attempt, call)
+    if admission.call is not call:
+        call = exchange.call = admission.call
+        note_target(exchange.attempt, call)
     service, prices, budgets, _ = admission.terms
     admitted = AdmittedCall(exchange, caller, service, call, entrance.held, prices, budgets)
     admitted.take(admission)
@@ -168,7 +171,8 @@ class CallEntrance:
         """Return the request for the use of a call; `is_called`: it is called from here."""
         exchange, head, routed = self._exchange, self._exchange.head, self._exchange.head.routed
         is_free = call.mcp.free or not routed.metered
-        kinds = (CALL, FREE_CALL) if is_called else (AUTHORIZED, FREE_AUTHORIZED)
+        usual = CALL if routed.opens is None else TURN
+        kinds = (usual, FREE_CALL) if is_called else (AUTHORIZED, FREE_AUTHORIZED)
         overlapping = () if is_free or routed.binding is None else routed.binding.overlapping
         return UseRequest(
             kinds[is_free], exchange.request_id, self._caller,
@@ -178,10 +182,9 @@ class CallEntrance:
             exchange.connection.body.long, routed.units,
         )  # fmt: skip
 
-    def check_paused(self) -> None:
+    def check_paused(self, call: CallRequest) -> None:
         """Raise `UpstreamLimited` if the circuit breaker pauses all upstreams of the call."""
-        exchange, call = self._exchange, self._exchange.call
-        assert call is not None
+        exchange = self._exchange
         note_target(exchange.attempt, call)
         check_circuit(exchange.worker, exchange.head.routed, exchange.attempt, self._caller, call)
 
@@ -206,7 +209,7 @@ async def reserve_before_body(exchange: Exchange, caller: Caller) -> AdmittedCal
         exchange.head.routed.units, False,
     )  # fmt: skip
     held = AdmittedCall(exchange, caller, NO_SERVICE, _UNREAD)
-    held.take(Admission(_HEAD_ALONE, claim, request, await held.reserve(request, None), False))
+    held.take(Admission(_HEAD_ALONE, claim, request, await held.reserve(request, None), False, _UNREAD))
     return held
 
 

@@ -91,7 +91,7 @@ class AdmittedCall:
     """
 
     __slots__ = (
-        "_accounts", "_covered", "_exchange", "_money_rate", "_observed", "_raises", "_rate", "_request", "_tags",
+        "_accounts", "_asked_prices", "_covered", "_exchange", "_money_rate", "_observed", "_raises", "_rate", "_request", "_tags",
         "attempt", "binds", "budgets", "call", "caller", "claim", "decision", "due", "first_token", "groups",
         "head", "meter", "prices", "request_id", "room", "service", "upstream_id", "user", "worker",
     )  # fmt: skip
@@ -120,6 +120,7 @@ class AdmittedCall:
             self._tags = self.worker.ports.directory.tags(caller, self.head.attribution)
         self.groups: tuple[int, ...] = ()
         self._raises = raises
+        self._asked_prices = NO_PRICES
         self._accounts: tuple[str, ...] = ()
         # The watched extension of the hold. Then, once computed: the tokens that the hold covers (-1 before),
         # and the costs of a token, in credits and in money.
@@ -141,7 +142,7 @@ class AdmittedCall:
         """
         worker, head, budgets = self.worker, self.head, self.budgets
         call, caller, vectors = self.call, self.caller, self.prices.vectors
-        _, claim, request, decision, self.binds = admission
+        _, claim, request, decision, self.binds, _, self._asked_prices = admission
         self.user = request.user
         if worker.ports.directory.grouped:
             self.groups = worker.ports.directory.groups(caller, head.attribution, call)
@@ -397,7 +398,7 @@ class AdmittedCall:
         return UseTerms(
             self.caller, self.request_id, self.user, self.service, self.prices, self._accounts,
             budgets is not None, "" if budgets is None else budgets.currency, None,
-            self.head.said.columns, self._tags, self.groups,
+            self.head.said.columns, self._tags, self.groups, self.call.substitution, self._asked_prices,
         )  # fmt: skip
 
     def _charged(self, usage: TokenUsage, status: int, reason: str, used: bool) -> ChargedUse:

@@ -13,7 +13,7 @@ from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Final
-from urllib.parse import parse_qsl, urlencode, urlsplit
+from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from gateway.core.accounts.limits import limit_lines
 from gateway.core.calls.binding import UNREAD_METERS
@@ -333,6 +333,10 @@ def _answer_head(admitted: AdmittedCall, answer: AnswerHead, framing: bytes, kee
         ids = b"%b\r\nx-upstream-request-id: %b" % (ids, upstream_id)
     if admitted.worker.limits.show_upstream:
         shown = b"\r\nx-tollkeeper-upstream: %b" % attempt.name.encode()
+    if admitted.call.substitution is not None:
+        shown = b"%b\r\nx-tollkeeper-model: %b\r\nx-tollkeeper-substituted-by: %b" % (
+            shown, quote(attempt.model, safe="/:@").encode(), quote(admitted.call.substitution.budget, safe="").encode(),
+        )  # fmt: skip
     if status in HELD_OFF:
         shown = b"%b\r\nx-tollkeeper-refused-by: upstream" % shown
     if decision is not None and status not in LIMITED:  # next to the upstream's, our limits would mislead

@@ -1,5 +1,5 @@
 -- hold: takes a call's amounts in all windows of its budgets, or in none. Amounts are by unit, as in the flags of windows.
--- Needs state, take, wide_holds, definition, account, short, held.
+-- Needs state, take, wide_holds, definition, account, short, steps, held.
 
 -- The needs of the present call, and the least amounts they may be cut to; always one request.
 local needs, leasts = {0, 0, 0, 1}, {0, 0, 0, 0}
@@ -13,6 +13,7 @@ local function budget_needs(accounts, now, packed, raised_packed, strict)
   if raised_packed then give_back(accounts, raised_packed) end
   needs[FLAG_MONEY], needs[FLAG_TOKENS], leasts[FLAG_MONEY], leasts[FLAG_TOKENS] = money, budget_tokens, money_least, budget_tokens_least
   local refusal = budgets_short(accounts, now, needs, leasts)
+  if not refusal and #packed > NEED_BYTES then refusal = wide.stopped_by_steps(accounts, packed) end
   if refusal then return nil, refusal end
   return needs
 end

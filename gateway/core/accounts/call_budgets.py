@@ -35,6 +35,7 @@ from gateway.core.accounts.budgets import (
 )
 from gateway.core.accounts.groups import Groups
 from gateway.core.accounts.runs import FIELD, Run
+from gateway.core.accounts.steps import BudgetSteps, Step
 from gateway.core.accounts.tags import METADATA_FIELD, Tags, tag_in, tags_of
 from gateway.core.calls.call import CallRequest
 from gateway.core.lru import LruCache, LruEntry
@@ -68,7 +69,8 @@ class CallBudgets(LruEntry):
     `names` are the names of `accounts`. Their windows count `units`, and refuse calls by those in `enforced`.
     `by_id` has all budgets of the organization, and `currency` is that of their money. `version` is that of
     the organization's budgets from which this was built. `hold` is how much of a call is held: `maximum` if a
-    budget says so, else `likely` if one does, else empty: then the tenant's plan decides.
+    budget says so, else `likely` if one does, else empty: then the tenant's plan decides. `steps` are those of
+    the budgets that can refuse calls.
     """
 
     accounts: tuple[BudgetAccount, ...]
@@ -81,6 +83,7 @@ class CallBudgets(LruEntry):
     currency: str
     version: BudgetsVersion
     hold: str = ""
+    steps: BudgetSteps = ()
 
     def holds_at(self, now_ms: int) -> bool:
         """Return whether these accounts are valid at `now_ms` (Unix ms).
@@ -196,7 +199,7 @@ class OrganizationBudgets:
         """
         accounts: list[BudgetAccount] = []
         units, enforced, holds = set[str](), set[str](), set[str]()
-        since, ends = 0, list[int]()
+        since, ends, steps = 0, list[int](), list[tuple[int, tuple[Step, ...]]]()
         for place, group in enumerate(self._groups):
             first = group[0]
             if not first.matches(asked):
@@ -216,6 +219,7 @@ class OrganizationBudgets:
             accounts.append(BudgetAccount(name, packed, bool(enforcing), usual))
             units.update([budget.unit for budget in group])
             enforced.update([budget.unit for budget in enforcing])
+            steps += [(budget.id, budget.steps) for budget in enforcing if budget.steps]
             holds.update([budget.hold for budget in group])
             ends += [until] if until else []
         if len(accounts) > BUDGET_ACCOUNTS_MAX:
@@ -231,6 +235,7 @@ class OrganizationBudgets:
             self.currency,
             self.version,
             MAXIMUM if MAXIMUM in holds else LIKELY if LIKELY in holds else "",
+            tuple(steps),
         )
 
     def _exceeding(self, asked: CallAttributes, count: int) -> TooManyBudgets:

@@ -62,7 +62,9 @@ class CallFacts(msgspec.Struct, array_like=True):
     converted the price, empty for none. `beside` are tokens of other models within the call, with separate
     prices: (model, price id, tokens by `KINDS`). If a price changes by the hour, `hour` is the time by which it was
     charged (Unix ms), and the factor of the model's price then. `tags` are those that its organization declares,
-    `groups` ids of those that its caller was in.
+    `groups` ids of those that its caller was in. Where a step of a budget sent the call as `model`, `step` is the
+    model that its caller named, the budget's id and name, and what the answer would have cost more as that model
+    (in nano-units of `currency`, below 0 if less; None if unknown).
     """
 
     model: str = ""
@@ -94,6 +96,7 @@ class CallFacts(msgspec.Struct, array_like=True):
     hour: tuple[int, str] | None = None
     tags: dict[str, str] = {}
     groups: tuple[int, ...] = ()
+    step: tuple[str, int, str, int | None] | None = None
 
     @property
     def priced_ms(self) -> int:

@@ -1,14 +1,30 @@
-"""The steps of a budget: from which part of its amount on calls of a model are sent as another model. Pure."""
+"""The steps of a budget: from which part of its amount on calls of a model are sent as another model. Pure.
+
+A step is reached once what its budget has used, and calls in flight hold, is its part of the limit in force or
+more, before the call itself holds anything. Scripts judge that (`lua/lib/steps.lua`), together with whether the
+call fits: where a call as asked does not fit in one of its budgets, its steps of all of them count as reached.
+Of the reached steps the one at which the call would hold least is taken.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from decimal import ROUND_CEILING, Decimal
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 KEEP, SWITCH = SESSIONS = ("keep", "switch")
 # Most steps of a budget, and most patterns of a step.
 STEPS_MAX: Final = 20
 MODELS_MAX: Final = 100
+# A part of a limit is counted in millionths, rounded up, so that scripts compare integers.
+STEP_PARTS: Final = 1_000_000
+# What scripts do by a step: tell whether it is reached, stop the call where it is, or stop it in any case.
+STEP_TELLS, STEP_STOPS, STEP_JUDGES = 0, 1, 2
+# Most steps of all its budgets that are judged for a call, and most models of these that are weighed.
+JUDGED_MAX: Final = 100
+WEIGHED_MAX: Final = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,3 +38,88 @@ class Step:
     at: float
     models: tuple[tuple[str, str], ...]
     switches: bool = False
+
+    @property
+    def parts(self) -> int:
+        """The part of the limit at which the step is reached, in millionths."""
+        return int((Decimal(repr(self.at)) * STEP_PARTS).to_integral_value(ROUND_CEILING))
+
+    def substitute_of(self, model: str) -> str:
+        """Return the name of the substitute of a model, as its caller named it; empty if there is none.
+
+        A whole name goes before beginnings, a longer beginning before a shorter one. Case is ignored.
+        """
+        name, best, substitute = model.lower(), -1, ""
+        for pattern, other in self.models:
+            pattern = pattern.lower()
+            is_beginning = pattern.endswith("*")
+            length = len(pattern) - 1 if is_beginning else len(name) + 1
+            fits = name.startswith(pattern[:-1]) if is_beginning else name == pattern
+            if fits and length > best:
+                best, substitute = length, other
+        return "" if substitute.lower() == name else substitute
+
+
+class MatchedStep(NamedTuple):
+    """A step of a budget that has a substitute for the model of a call."""
+
+    budget_id: int
+    parts: int
+    substitute: str
+    switches: bool
+
+
+class Substitution(NamedTuple):
+    """The model that the caller of a call named, and the budget by a step of which it goes as another one."""
+
+    model_asked: str
+    budget_id: int
+    budget: str
+
+
+# The steps of budgets: the id of each budget with its steps.
+BudgetSteps = tuple[tuple[int, tuple[Step, ...]], ...]
+
+
+@lru_cache(4096)
+def matched_steps(steps: BudgetSteps, model: str) -> tuple[MatchedStep, ...]:
+    """Return the steps that match a model, at most `JUDGED_MAX`: by the id of the budget, the greatest `at` first."""
+    matched = [
+        MatchedStep(budget_id, step.parts, substitute, step.switches)
+        for budget_id, of_budget in steps
+        for step in of_budget
+        if (substitute := step.substitute_of(model))
+    ]
+    matched.sort(key=lambda step: (step.budget_id, -step.parts))
+    return tuple(matched[:JUDGED_MAX])
+
+
+def is_reached(parts: int, used_and_held: int, limit: int) -> bool:
+    """Return whether an amount is a part of a limit (millionths) or more, as `lua/lib/steps.lua` has it."""
+    return used_and_held * STEP_PARTS >= parts * limit
+
+
+def judged_by(step: MatchedStep, binds: int) -> tuple[int, int, int]:
+    """Return a step as a request for a hold has it: its budget, its part, and what it does, as `STEP_…`."""
+    return step.budget_id, step.parts, binds
+
+
+class Weighed(NamedTuple):
+    """A reached step, and what its call would hold as its substitute: money first, then credits and tokens."""
+
+    step: MatchedStep
+    holds: tuple[int, ...]
+
+
+def taken_step(weighed: Iterable[Weighed]) -> MatchedStep | None:
+    """Return the step at which its call would hold least; of equal ones the smaller budget id, then the greatest `at`.
+
+    None if there is none.
+    """
+    least = min(weighed, key=lambda one: (one.holds, one.step.budget_id, -one.step.parts), default=None)
+    return None if least is None else least.step
+
+
+def substitutes_of(steps: Sequence[MatchedStep]) -> list[str]:
+    """Return the names of different substitutes in order, at most `WEIGHED_MAX`."""
+    return [*dict.fromkeys([step.substitute for step in steps])][:WEIGHED_MAX]

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 
 from gateway.core.accounts.plans import Weights
+from gateway.core.accounts.steps import Substitution
 from gateway.core.accounts.tags import Tags
 from gateway.core.calls.call import check_names
 from gateway.core.metering.reading import UNREADABLE, decoded, integer
@@ -132,6 +133,7 @@ class Job(msgspec.Struct):
     tags: Tags = ()
     groups: tuple[int, ...] = ()
     beside: tuple[str, ...] = ()
+    substitution: Substitution | None = None
 
     @property
     def is_charged(self) -> bool:

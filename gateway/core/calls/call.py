@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from gateway.core.accounts.steps import Substitution
 from gateway.core.billing.vector import CACHE_HOUR
 from gateway.core.calls.aim import UNAIMED, Aim, SaidBounds
 from gateway.core.calls.forms import FormFile
@@ -925,6 +926,7 @@ class CallRequest:
     mcp: McpMessage = NO_MESSAGE
     answer_filter: AnswerFilter = NO_FILTER
     aim: Aim = UNAIMED  # where it goes
+    substitution: Substitution | None = None  # it is sent as `model` by a step of a budget
     learned: Learned = UNLEARNED  # by the estimator
 
     @property
@@ -940,6 +942,11 @@ class CallRequest:
         self.output_max, self.output_default, self.reports = (
             aim.output_max, aim.output_default, aim.said.reports,
         )  # fmt: skip
+
+    @property
+    def asked_as(self) -> str:
+        """The model that its caller named."""
+        return self.model if self.substitution is None else self.substitution.model_asked
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -993,7 +1000,7 @@ class CallRequest:
 
     def write_for(self, model: str) -> bytes:
         """Return the body to send to an upstream that calls the model `model`; it may be sent again later."""
-        return self.body.write_for(model, self.model)
+        return self.body.write_for(model, self.asked_as)
 
     def drop_body(self, content: bytes) -> None:
         """Release the document and other decoded parts, after `content` was sent for the last time."""

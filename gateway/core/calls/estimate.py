@@ -13,6 +13,7 @@ import re
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, NamedTuple, TypeVar
 
 from gateway.core.calls.alphabets import rare_tokens
@@ -459,6 +460,12 @@ def _within(call: CallRequest, ceiling: int) -> int:
         rest = most if facts.context is None else facts.context - call.input_estimate
         tokens = max(tokens, min(most, rest))
     return tokens
+
+
+@lru_cache(1024)
+def model_bounds(model: str) -> tuple[int, int]:
+    """Return the most tokens that a model answers with and reads, by its family's tables; 0 if they have none."""
+    return _by_name(model, MODEL_CEILINGS, 0), _by_name(model, _CONTEXTS, 0)
 
 
 def usual_most_text(call: CallRequest, tokenizer: str) -> int:

@@ -22,7 +22,8 @@ class KindOfUse(NamedTuple):
     `run_field`. `life_ms` is how long a hold may last. `is_aimed`: it goes to a target of its model.
     `is_sent`: it is written for its targets, which must speak its API. `is_free`: it takes from no limit but
     requests, so that it needs neither user nor run. `is_called`: it is called from here, so that the circuit
-    breaker may refuse it; others wait at their provider, or their caller hears the upstream's refusal.
+    breaker may refuse it; others wait at their provider, or their caller hears the upstream's refusal. Steps of a
+    budget apply to it where it `takes_steps`: its body is sent from here, once for all of it.
     """
 
     user_field: str = "x-tollkeeper-user"
@@ -32,11 +33,13 @@ class KindOfUse(NamedTuple):
     is_sent: bool = True
     is_free: bool = False
     is_called: bool = True
+    takes_steps: bool = False
 
 
-CALL: Final = KindOfUse()
+CALL: Final = KindOfUse(takes_steps=True)
+TURN: Final = KindOfUse()  # of a socket, which was opened for its model
 FREE_CALL: Final = KindOfUse("", is_free=True)
-AUTHORIZED, FREE_AUTHORIZED = CALL._replace(is_called=False), FREE_CALL._replace(is_called=False)
+AUTHORIZED, FREE_AUTHORIZED = TURN._replace(is_called=False), FREE_CALL._replace(is_called=False)
 HOLD: Final = KindOfUse("user", "run", is_sent=False, is_called=False)
 LINE: Final = KindOfUse(life_ms=HOLD_MS_MAX, is_aimed=False, is_sent=False, is_called=False)
 

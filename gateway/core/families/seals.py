@@ -36,6 +36,21 @@ def can_open(seals: Mapping[str, str], body: bytes, models: tuple[str, str]) -> 
     return not openers or (openers == {CLAUDE} and all(CLAUDE in model.lower() for model in models))
 
 
+def sealed_member(seals: Mapping[str, str], body: bytes) -> str:
+    """Return the name of a sealed member in a body, which binds it to the model that sealed it; empty if it has none.
+
+    No page of a provider says that another of its models opens what one sealed: they answer 400 (public threads
+    vybestack/llxprt-code 2335, openai/codex 17541). A body that cannot be read counts as sealed.
+    """
+    named = next((name for name in seals if name.encode() in body), "")
+    if not named:
+        return ""
+    try:
+        return next(_sealed(_decode(body), seals), "")
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        return named
+
+
 def _sealed(document: object, names: Mapping[str, str]) -> Iterator[str]:
     """Yield those of `names` that a document has as a member with a text, or as a `type`."""
     waiting = [document]

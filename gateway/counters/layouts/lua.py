@@ -40,6 +40,7 @@ from itertools import groupby
 from struct import Struct
 
 from gateway.core.accounts import budgets
+from gateway.core.accounts import steps as budget_steps
 from gateway.core.accounts.outbox import EventFlag, EventKind, EventNote
 from gateway.core.layout import EARLIER, FIRST, LAYOUT, Layout, LayoutField
 from gateway.core.model import LimitKind, Scope, SettleResult, Verdict
@@ -72,7 +73,7 @@ def constants(layouts: Sequence[Layout]) -> dict[str, str]:
     """Return the constants of the scripts: flags, modes, codes, sizes of layouts, formats of states."""
     found = {"TODAY": LAYOUT, "EARLIER": EARLIER} | {
         name: number
-        for module in (accounts, budgets, packing, states)
+        for module in (accounts, budgets, packing, states, budget_steps)
         for name, number in vars(module).items()
         if name.isupper() and isinstance(number, int)
     }

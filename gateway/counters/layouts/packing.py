@@ -78,6 +78,9 @@ REFUSED = Layout(
 # The amounts that a call wants held on its budgets; after ADMITTED the held ones, and the tightest enforced
 # one.
 NEED = Layout("NEED", "f64 money money_most money_least budget_tokens budget_tokens_most budget_tokens_least")
+# One step of a budget that has another model for a call (after NEED): its part of the limit in millionths, and what it
+# does, as `STEP_…` of `gateway/core/accounts/steps.py`.
+STEP = Layout("STEP", "f64 budget parts binds")
 # Of a wide window limit, used and held are whole units of the currency, what is below these comes last.
 BUDGETS = Layout(
     "BUDGETS", "i64 money budget_tokens budget=0 limit=0 used=0 reset=0 unit=0 limit_rest=0 used_rest=0"
@@ -153,7 +156,7 @@ RECORDS = {
 }  # fmt: skip
 LAYOUTS = (
     *states.LAYOUTS, *states.WINDOW_LAYOUTS, ENTRY, PRICED, CARRIED, BUDGETED, DEFINED_WINDOW, TIER, CODE,
-    MARKER, NEED, BUDGETS, PAID, AMENDED,
+    MARKER, NEED, STEP, BUDGETS, PAID, AMENDED,
     RESERVE, ADMITTED, REFUSED, KEPT, SETTLEMENT, SETTLED, GONE, ACKNOWLEDGED, EXTEND, EXTENDED,
     LEASE, LEASED, NO_LEASE, GRANT, GRANTED,
     LOAD, PLAN, DEFINE_KEY, DEFINE_USER, DEFINE_TENANT, DEFINE_ORGANIZATION, PARK, PARKED, STREAM_ID,
@@ -194,7 +197,12 @@ def budgets_need(request: HoldRequest) -> tuple[bytes, ...]:
         request.money, request.money_most, request.money_least,
         request.budget_tokens, request.budget_tokens_most, request.budget_tokens_least,
     )  # fmt: skip
-    return packed, *(one.defined for one in request.budgets)
+    return packed + pack_steps(request.steps), *(one.defined for one in request.budgets)
+
+
+def pack_steps(steps: tuple[tuple[int, int, int], ...]) -> bytes:
+    """Return the steps of a request, packed."""
+    return b"".join([STEP.pack(*step) for step in steps])
 
 
 def budgets_paid(settlement: Settlement, requests: int = 1) -> tuple[bytes, ...]:
@@ -358,7 +366,8 @@ def decision(answer: bytes, service: Service) -> Admitted | Refused:
         if budget_id:
             refused.budget = BudgetWindow(budget_id, limit, used, until, unit, held=held, need=need)
         return refused
-    return Refused(Verdict(int(_CODE.unpack(answer)[0])))
+    verdict = Verdict(int(_CODE.unpack_from(answer)[0]))
+    return Refused(verdict, reached=answer[_CODE.size :])
 
 
 def is_admitted(answer: bytes) -> bool:

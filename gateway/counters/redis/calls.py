@@ -30,6 +30,7 @@ from gateway.counters.layouts.packing import (
     SETTLEMENT,
     budgets_need,
     budgets_paid,
+    pack_steps,
 )
 from gateway.counters.redis.script_errors import SCRIPT_ERRORS
 from gateway.counters.redis.scripts import library
@@ -613,9 +614,12 @@ class Frame(LruEntry):
             return self._reserve_end
         if accounts is not self._defined_of:
             self._defined_of, self._defined = accounts, _shared(bulks(*[one.defined for one in accounts]))
+        steps = pack_steps(request.steps) if request.steps else b""
+        head = bulk_head(NEED.size + len(steps)) if steps else _NEED_HEAD
         return packed(
-            self._reserve_end, _NEED_HEAD, request.money, request.money_most, request.money_least,
-            request.budget_tokens, request.budget_tokens_most, request.budget_tokens_least, b"\r\n", self._defined,
+            self._reserve_end, head, request.money, request.money_most, request.money_least,
+            request.budget_tokens, request.budget_tokens_most, request.budget_tokens_least, steps, b"\r\n",
+            self._defined,
         )  # fmt: skip
 
 

@@ -368,7 +368,7 @@ async def _taken(
     call, attribution = use.call, use.attribution
     exchange.call = call
     own = _HoldClaim(worker.ports, use, said, again, authorized is not None)
-    (service, prices, budgets, run), claim, request, admitted, _ = await admit(
+    (service, prices, budgets, run), claim, request, admitted, *_ = await admit(
         worker.admission, use, entrance, own
     )
     asked = own.asked

@@ -452,7 +452,7 @@ async def _taken(
     use = UseRequest(LINE, hold_id, caller, user, attribution, first, route.service)
     with _naming(1), exchange.uninterrupted():
         entrance = _BatchEntrance(use, len(lines), exchange.shield)
-        terms, _, least, decision, _ = await admit_use(worker.admission, use, entrance, entrance)
+        terms, _, least, decision, *_ = await admit_use(worker.admission, use, entrance, entrance)
     service, prices, budgets, _ = terms
     request = replace(least, need=0, ceiling=0, read=0, read_likely=0)
     try:
@@ -490,7 +490,7 @@ class _BatchEntrance:
     def __init__(self, first: UseRequest, lines: int, shield: Callable[[], None]) -> None:
         self._first, self._lines, self.shield = first, lines, shield
 
-    def check_paused(self) -> None:
+    def check_paused(self, call: CallRequest) -> None:
         """Return at once: its upstream begins each line when there is room."""
 
     def claim(self, terms: AdmissionTerms) -> tuple[CallClaim, HoldRequest]:
@@ -608,7 +608,7 @@ def _job(  # noqa: PLR0917  # whose it is, what it holds, at which prices
         columns=head.said.columns, session=attribution.session,
         metadata=attribution.metadata.decode(), own=prices.own, weights=_packed(decision.weights),
         priced_ms=prices.at_ms, tags=admitted.worker.ports.directory.tags(caller, attribution),
-        groups=admitted.groups,
+        groups=admitted.groups, substitution=admitted.call.substitution,
     )  # fmt: skip
 
 
@@ -821,7 +821,7 @@ def _use(job: Job, family: str, line: BatchResult, ago_s: float, detail: Detail)
 def _terms(job: Job, id_: str, service: Service, prices: CallPrices) -> UseTerms:
     return UseTerms(
         job.caller, id_, job.user, service, prices, job.accounts, bool(job.accounts), job.currency,
-        job.weighing, job.columns, job.tags, job.groups,
+        job.weighing, job.columns, job.tags, job.groups, job.substitution,
     )  # fmt: skip
 
 

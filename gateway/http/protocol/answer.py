@@ -106,6 +106,7 @@ _PREFIXES = {OURS_PREFIX: DROP, **dict.fromkeys(_LIMITS_PREFIXES, LIMITS)}
 EXPOSED = (
     b"date", b"request-id", b"retry-after", b"x-request-id", b"x-upstream-request-id", b"x-should-retry",
     b"x-tollkeeper-reason", b"x-tollkeeper-refused-by", b"x-tollkeeper-upstream", b"x-tollkeeper-budget",
+    b"x-tollkeeper-model", b"x-tollkeeper-substituted-by",
     b"x-tollkeeper-tokens-remaining", b"x-tollkeeper-credits-remaining",
     b"ratelimit", b"ratelimit-policy",
     b"x-ratelimit-limit-requests", b"x-ratelimit-remaining-requests", b"x-ratelimit-reset-requests",

@@ -1,0 +1,52 @@
+-- steps: which steps of a call's budgets are reached, before it holds anything. In the table of `wide`, since the library has 200 locals
+-- already, the most of Lua. Needs state, wide, definition, account.
+
+-- A part of an integer in millionths, exact: whole, and the millionths beyond.
+function wide.part(amount, parts)
+  local low = amount % STEP_PARTS
+  local rest = parts * low
+  return parts * ((amount - low) / STEP_PARTS) + floor(rest / STEP_PARTS), rest % STEP_PARTS
+end
+
+-- Whether used and held are a part of a wide window's limit or more.
+function wide.reaches(meters, window, parts)
+  local at, below = window[WIDE_PLACE] * 2, window[WIDE_BELOW]
+  local whole, millionths = wide.part(window[WIDE_WHOLE], parts)
+  local rest, beyond = wide.part(window[WIDE_REST], parts)
+  rest = rest + millionths * (NANO / STEP_PARTS) + (beyond > 0 and 1 or 0)
+  return (meters[at - 1] + meters[at] - whole) * NANO + meters[below] + meters[below + 1] - rest >= 0
+end
+
+-- Whether the window of a budget that enforces is used and held to a part of its limit (in millionths) or more.
+function wide.is_step_reached(accounts, budget, parts)
+  for i = 1, #accounts do
+    local meters, definition = accounts[i][METERS], accounts[i][DEFINITION]
+    local fields, limits = definition[FIELDS], definition[LIMITS]
+    for place = 1, definition[LIVE_COUNT] do
+      if limits[place] and fields[(place - 1) * DEFINED_WINDOW_SIZE + WINDOW_BUDGET_ID_AT] == budget then
+        local whole, millionths = wide.part(limits[place], parts)
+        return meters[place * 2 - 1] + meters[place * 2] >= whole + (millionths > 0 and 1 or 0)
+      end
+    end
+    for _, window in ipairs(definition[WIDES] or wide.none) do
+      local place = window[WIDE_PLACE]
+      if has(window[WIDE_FLAGS], WINDOW_ENFORCES) and fields[(place - 1) * DEFINED_WINDOW_SIZE + WINDOW_BUDGET_ID_AT] == budget then
+        return wide.reaches(meters, window, parts)
+      end
+    end
+  end
+  return false
+end
+
+-- The answer to a call that one of its steps (behind NEED in `packed`) does not let pass as asked: a byte for each step, 1 if it is
+-- reached. nil if all let it pass.
+function wide.stopped_by_steps(accounts, packed)
+  local reached, stops = {}, false
+  for at = NEED_BYTES + 1, #packed, STEP_BYTES do
+    local budget, parts, binds = STEP.read(sub(packed, at, at + STEP_BYTES - 1))
+    local is_reached = wide.is_step_reached(accounts, budget, parts)
+    reached[#reached + 1] = is_reached and '\1' or '\0'
+    stops = stops or binds == STEP_JUDGES or is_reached and binds == STEP_STOPS
+  end
+  return stops and CODE.pack{code = VERDICT_STEP_REACHED} .. table.concat(reached) or nil
+end
