@@ -1,0 +1,380 @@
+"""Folds calls of the past through budgets: what each budget would have refused or substituted, and of whom. Pure.
+
+A call is refused where an enforced budget has used more than its limit with the call. What is refused is used in no
+budget; a call without use always fits. Memory grows with owners, never with calls: each owner has one history in a
+budget, and a second one, of what it had used without any refusal, from its first refused or substituted call on.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import date
+from operator import attrgetter
+from typing import Any, Final, NamedTuple
+from zoneinfo import ZoneInfo
+
+from gateway.core.accounts.budgets import OF_GROUP, UNITS, Budget, owner_of
+from gateway.core.accounts.intervals import DAY, window_bounds
+from gateway.core.accounts.replay.calls import NOBODY, PriceOfCall, StoredCall, owner_reader
+from gateway.core.accounts.replay.histories import History, windows_of
+from gateway.core.accounts.replay.steps import Attempt, Position, Steps
+from gateway.core.times import moment_of
+from gateway.errors import Unprocessable
+
+# Most budgets of a replay, most owners of each, most refused owners that are listed, and most days.
+BUDGETS_MAX: Final = 20
+OWNERS_MAX: Final = 200_000
+OWNERS_LISTED_MAX: Final = 1_000
+DAYS_MAX: Final = 400
+# Facts of calls that budgets select by, and budgets of each, that are remembered.
+SELECTIONS_MAX: Final = 65_536
+# Of a hundred owners, so many are refused nothing with a suggested amount.
+SUGGESTED: Final = (50, 90, 99)
+
+
+@dataclass(frozen=True, slots=True)
+class RefusedOwner:
+    """An owner who was refused: how often, when first (Unix ms), and the most that it used in a window."""
+
+    who: str
+    refused: int
+    first_refusal_ms: int
+    used_max: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayedDay:
+    """What a budget used and refused on a day of its zone."""
+
+    day: date
+    used: int
+    refused: int
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetReplay:
+    """What one budget would have done. Costs are in nano-units, other amounts in the budget's unit as counted."""
+
+    name: str
+    unit: str
+    refused: int
+    refused_cost: int
+    substituted: int
+    saved: int
+    first_refusal_ms: int | None
+    owners: tuple[RefusedOwner, ...]
+    owners_more: int
+    by_day: tuple[ReplayedDay, ...]
+    least_amount: int
+    suggestions: Mapping[str, int] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What budgets would have done together; a call counts once."""
+
+    calls: int
+    refused: int
+    refused_cost: int
+    substituted: int
+    saved: int
+    items: tuple[BudgetReplay, ...]
+
+
+@dataclass(slots=True)
+class _Divergence:
+    """The history of an owner without any refusal, and how often the budget refused it."""
+
+    free: History
+    refused: int = 0
+    first_ms: int = 0
+
+
+class _Days:
+    """The days of a time zone within a period, and the one that runs."""
+
+    __slots__ = ("dates", "ends", "index", "until_ms")
+
+    def __init__(self, time_zone: str, from_ms: int, to_ms: int) -> None:
+        self.dates, self.ends, self.index = list[date](), list[int](), 0
+        at_ms, zone = from_ms, ZoneInfo(time_zone)
+        while at_ms < to_ms:
+            self.dates.append(moment_of(at_ms).astimezone(zone).date())
+            at_ms = window_bounds(DAY, time_zone, 1, at_ms)[1]
+            self.ends.append(at_ms)
+        self.until_ms = self.ends[0]
+
+    def move(self, at_ms: int) -> None:
+        while at_ms >= self.until_ms:
+            self.index += 1
+            self.until_ms = self.ends[self.index]
+
+
+class _Meter:
+    """One budget: the histories of its owners, and what it refused and substituted.
+
+    `own` are the hashes of owners that have a limit of their own, which is then decided by `Budget.limit_of`.
+    """
+
+    __slots__ = (
+        "_groups", "_groups_overridden", "_own", "amount", "budget", "days", "divergences", "enforce", "first_refused",
+        "has_steps", "histories", "is_plain", "owner", "place", "refused", "refused_by_day", "refused_cost", "refused_owners",
+        "saved", "substituted", "unit", "used_by_day", "windows",
+    )  # fmt: skip
+
+    def __init__(self, place: int, budget: Budget, days: _Days) -> None:
+        self.place, self.budget, self.days = place, budget, days
+        self.unit, self.enforce, self.amount = UNITS.index(budget.unit), budget.enforce, budget.amount
+        self.owner = owner_reader(budget.each)
+        self.is_plain = not (budget.has_own or budget.raised_until_ms)
+        self.has_steps = budget.enforce and bool(budget.steps)
+        self.windows = windows_of(budget, None if self.is_plain else self._limit_later)
+        self.histories, self.divergences = dict[object, Any](), dict[object, _Divergence]()
+        self.first_refused, self.refused_owners = list[object](), 0
+        self.refused = self.refused_cost = self.substituted = self.saved = 0
+        self.used_by_day, self.refused_by_day = [0] * len(days.dates), [0] * len(days.dates)
+        self._groups_overridden = frozenset([
+            int(name.removeprefix(OF_GROUP)) for name in budget.overrides if name.startswith(OF_GROUP)
+        ])  # fmt: skip
+        self._own, self._groups = dict[object, str](), dict[object, tuple[int, ...]]()
+
+    def open(self, owner: object) -> History:
+        """Return the new history of an owner; raise `Unprocessable` if it is one too many."""
+        if len(self.histories) >= OWNERS_MAX + (NOBODY in self.histories or owner == NOBODY):
+            why = f"has more than {OWNERS_MAX} values in these calls: choose a shorter period, or fewer calls"
+            raise Unprocessable(errors=((f"budgets.{self.place}.each", why),))
+        if type(owner) is str:
+            owner = sys.intern(owner)  # other budgets may have the same one
+        if not self.is_plain and self.budget.each:
+            name = owner_of(str(owner))
+            if name in self.budget.overrides or name in self.budget.raises:
+                self._own[owner] = name
+        history: History = self.windows.open()
+        self.histories[owner] = history
+        return history
+
+    def limit(self, owner: object, call: StoredCall) -> int | None:
+        """Return the limit of an owner at the time of one of its calls."""
+        if self.is_plain:
+            return self.amount
+        if self._groups_overridden:
+            if not self._groups_overridden.isdisjoint(call.groups):
+                self._own.setdefault(owner, owner_of(str(owner)))
+            if owner in self._own:
+                self._groups[owner] = call.groups
+        return self._limit_later(owner, call.at_ms)
+
+    def _limit_later(self, owner: object, at_ms: int) -> int | None:
+        """Return the limit of an owner at a time, in the groups of its last call."""
+        name = self._own.get(owner)
+        if name is None:
+            return self.budget.limit_at(at_ms)
+        return self.budget.limit_of(name, at_ms, self._groups.get(owner, ())).amount
+
+    def diverge(self, owner: object) -> _Divergence:
+        """Return the second history of an owner, which is a copy of its first one if there was none."""
+        divergence = self.divergences.get(owner)
+        if divergence is None:
+            divergence = self.divergences[owner] = _Divergence(self.histories[owner].fork())
+        return divergence
+
+    def take(self, history: History, at_ms: int, amount: int) -> None:
+        """Add an admitted use above 0."""
+        self.windows.take(history, at_ms, amount)
+        self.used_by_day[self.days.index] += amount
+
+    def take_freely(self, owner: object, at_ms: int, amount: int) -> None:
+        """Add a use to what an owner had used without any refusal."""
+        free = self.diverge(owner).free
+        if at_ms >= free.until_ms:
+            self.windows.roll(free, at_ms, owner)
+        if amount:
+            self.windows.take(free, at_ms, amount)
+
+    def refuse(self, owner: object, call: StoredCall) -> None:
+        """Count a call that this budget had no room for."""
+        self.refused += 1
+        self.refused_cost += call.cost
+        self.refused_by_day[self.days.index] += 1
+        divergence = self.diverge(owner)
+        if not divergence.refused:
+            divergence.first_ms = call.at_ms
+            if len(self.first_refused) < OWNERS_LISTED_MAX:
+                self.first_refused.append(owner)
+            self.refused_owners += 1
+        divergence.refused += 1
+
+    def result(self) -> BudgetReplay:
+        firsts = [self.divergences[owner] for owner in self.first_refused]
+        owners = [
+            RefusedOwner(str(owner), at.refused, at.first_ms, self.histories[owner].peak)
+            for owner, at in zip(self.first_refused, firsts, strict=True)
+        ]
+        if not self.budget.each:
+            least, suggestions = max(self._least_amounts(), default=0), None
+        else:
+            owners = [owner for owner in owners if owner.who != NOBODY]
+            amounts = sorted(self._least_amounts())
+            least = amounts[-1] if amounts else 0
+            suggestions = {
+                str(part): amounts[-(-len(amounts) * part // 100) - 1] for part in SUGGESTED if amounts
+            } or None
+        nobody = self.divergences.get(NOBODY)
+        named = self.refused_owners - (nobody is not None and nobody.refused > 0)
+        return BudgetReplay(
+            self.budget.name, self.budget.unit, self.refused, self.refused_cost, self.substituted, self.saved,
+            firsts[0].first_ms if firsts else None,
+            tuple(owners) if self.budget.each else (),
+            named - len(owners) if self.budget.each else 0,
+            tuple(map(ReplayedDay, self.days.dates, self.used_by_day, self.refused_by_day)),
+            least, suggestions,
+        )  # fmt: skip
+
+    def _least_amounts(self) -> Iterator[int]:
+        """Yield the least amount of each owner without an override, or of the one account without `each`."""
+        for owner, history in self.histories.items():
+            if owner not in self._own and (owner != NOBODY or not self.budget.each):
+                divergence = self.divergences.get(owner)
+                yield self.windows.least_amount(history if divergence is None else divergence.free)
+
+
+# A call in the account of one owner of a budget: the budget, the owner, its history, and the call's use. No class,
+# as making one takes longer than all the rest.
+_Share = tuple[_Meter, object, History, int]
+
+
+class _Trial(NamedTuple):
+    """The shares of a call in its budgets, those that have no room for it, and its positions in those with steps."""
+
+    shares: list[_Share]
+    short: list[_Share]
+    positions: list[Position]
+
+
+class Replay:
+    """Budgets through which stored calls go, in the order of their time.
+
+    Calls are from `from_ms` up to before `to_ms` (Unix ms). `price` is asked for the calls of steps alone.
+    """
+
+    def __init__(self, budgets: Sequence[Budget], from_ms: int, to_ms: int, price: PriceOfCall) -> None:
+        days = {budget.time_zone: _Days(budget.time_zone, from_ms, to_ms) for budget in budgets}
+        self._days = tuple(days.values())
+        self._meters = [_Meter(place, budget, days[budget.time_zone]) for place, budget in enumerate(budgets)]
+        self._steps = Steps(budgets, price) if any(budget.steps for budget in budgets) else None
+        self._facts, self._selected = _facts_selected_by(budgets), dict[object, tuple[_Meter, ...]]()
+        self._calls = self._refused = self._refused_cost = self.substituted = self.saved = 0
+
+    def add(self, call: StoredCall) -> None:
+        """Let one call go through the budgets; it is not earlier than those before it."""
+        for days in self._days:
+            if call.at_ms >= days.until_ms:
+                days.move(call.at_ms)
+        self._calls += 1
+        asked = self._try(call, "", call.cost)
+        if self._steps is not None and not call.sent_as and asked.positions:
+            self._aim(self._steps, call, asked)
+        elif asked.short:
+            self._refuse(call, asked)
+        else:
+            self._admit(call, asked)
+
+    def result(self) -> Replayed:
+        return Replayed(
+            self._calls, self._refused, self._refused_cost, self.substituted, self.saved,
+            tuple([meter.result() for meter in self._meters]),
+        )  # fmt: skip
+
+    def _select(self, call: StoredCall, model: str) -> tuple[_Meter, ...]:
+        """Return the budgets that apply to a call sent as `model`, empty for the one asked for."""
+        key = model, self._facts(call)
+        selected = self._selected.get(key)
+        if selected is None:
+            if len(self._selected) >= SELECTIONS_MAX:
+                self._selected.clear()
+            attributes = call.attributes(model)
+            selected = tuple([meter for meter in self._meters if meter.budget.matches(attributes)])
+            self._selected[key] = selected
+        return selected
+
+    def _try(self, call: StoredCall, model: str, cost: int) -> _Trial:
+        """Return the shares of a call, sent as `model` at a cost, without taking them."""
+        trial, at_ms, amounts = _Trial([], [], []), call.at_ms, (cost, call.tokens, 1)
+        for meter in self._select(call, model):
+            owner = meter.owner(call)
+            history = meter.histories.get(owner)
+            if history is None:
+                history = meter.open(owner)
+            if at_ms >= history.until_ms:
+                meter.windows.roll(history, at_ms, owner)
+            amount = amounts[meter.unit]
+            share = meter, owner, history, amount
+            trial.shares.append(share)
+            limit = meter.amount if meter.is_plain else meter.limit(owner, call)
+            if (
+                limit is not None
+                and amount
+                and meter.enforce
+                and history.used + amount > limit + history.carried
+            ):
+                trial.short.append(share)
+            if meter.has_steps:
+                whole = None if limit is None else limit + history.carried
+                trial.positions.append(Position(meter.place, history.used, whole))
+        return trial
+
+    def _admit(self, call: StoredCall, trial: _Trial) -> None:
+        for meter, owner, history, amount in trial.shares:
+            if amount:
+                meter.take(history, call.at_ms, amount)
+                if owner in meter.divergences:
+                    meter.take_freely(owner, call.at_ms, amount)
+
+    def _refuse(self, call: StoredCall, trial: _Trial) -> None:
+        self._refused += 1
+        self._refused_cost += call.cost
+        for meter, owner, _, amount in trial.shares:
+            meter.take_freely(owner, call.at_ms, amount)
+        for meter, owner, _, _ in trial.short:
+            meter.refuse(owner, call)
+
+    def _aim(self, steps: Steps, call: StoredCall, asked: _Trial) -> None:
+        """Let a call go as the model that steps say, if it goes as another one at all."""
+
+        def attempt(model: str, cost: int) -> Attempt:
+            trial = self._try(call, model, cost) if model else asked
+            return Attempt(not trial.short, tuple(trial.positions))
+
+        aim = steps.aim(call, attempt)
+        if not aim.model:
+            (self._refuse if asked.short else self._admit)(call, asked)
+            return
+        trial, meter = self._try(call, aim.model, aim.cost), self._meters[aim.place]
+        for it, owner, _, _ in trial.shares:
+            it.diverge(owner)
+        for it, owner, _, amount in asked.shares:
+            it.take_freely(owner, call.at_ms, amount)
+        for it, _, history, amount in trial.shares:
+            if amount:
+                it.take(history, call.at_ms, amount)
+        for counts in (self, meter):
+            counts.substituted += 1
+            counts.saved += call.cost - aim.cost
+
+
+def _facts_selected_by(budgets: Sequence[Budget]) -> Callable[[StoredCall], object]:
+    """Return a function that returns the facts of a call by which these budgets select calls."""
+    selected = {
+        ("tenant_id",): any(budget.tenant_id for budget in budgets),
+        ("api_key_id",): any(budget.api_key_id for budget in budgets),
+        ("service_id",): any(budget.service_id for budget in budgets),
+        ("user",): any(budget.user for budget in budgets),
+        ("project_id",): any(budget.project_id is not None for budget in budgets),
+        ("model", "sent_as", "response_model"): any(budget.model for budget in budgets),
+        ("tags",): any(budget.tags for budget in budgets),
+        ("groups",): any(budget.group_id for budget in budgets),
+    }
+    names = [name for facts, is_selected in selected.items() if is_selected for name in facts]
+    return attrgetter(*names) if names else lambda call: None

@@ -1,0 +1,272 @@
+"""The use of accounts in the windows of one budget: by the calendar, rolling, or from first use. Pure.
+
+A history is of one account. Calls come in the order of time: `roll` brings a history to the time of a call, then
+`used` is what counts there, and `take` adds the call. Amounts are in the budget's unit as counted.
+
+The least amount of a history is the smallest limit that all its use had fitted in. Without carry it is the most
+used in a window. With carry at most `max`, and a use S(n) in the first n intervals, an amount A suffices if
+S(n) <= n * A, and S(n) - S(m) <= max + (n - m) * A for all 0 < m < n: A is the steepest line from one of the points
+(0, 0), (m, S(m) + max) to a point (n, S(n)). The points that may still be steepest are their lower convex hull.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Generic, TypeVar
+
+from gateway.core.accounts.budgets import Budget
+from gateway.core.accounts.intervals import INTERVALS, window_bounds
+from gateway.core.accounts.windows import FIRST_USE, ROLLING, Carry
+
+# Whole parts of a rolling window that count besides the running one.
+ROLLING_PARTS: Final = 30
+FOREVER: Final = 1 << 62
+
+# Returns the limit of an owner at a time (Unix ms); None for no limit.
+LimitAt = Callable[[object, int], int | None]
+
+
+class History:
+    """The use of one account in its window, the most in one (`peak`), and when the window changes (Unix ms).
+
+    `carried` is what the window has besides the limit; below 0 is what is taken off.
+    """
+
+    __slots__ = ("carried", "peak", "until_ms", "used")
+
+    def __init__(self) -> None:
+        self.used = self.peak = self.until_ms = self.carried = 0
+
+    def fork(self) -> History:
+        """Return a copy, which goes on by itself."""
+        copy = type(self)()
+        copy.used, copy.peak, copy.until_ms, copy.carried = self.used, self.peak, self.until_ms, self.carried
+        return copy
+
+
+class RollingHistory(History):
+    """Besides, the `parts` of a rolling window that have use: number and use, one after another."""
+
+    __slots__ = ("parts",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = list[int]()
+
+    def fork(self) -> History:
+        copy = super().fork()
+        assert isinstance(copy, RollingHistory)
+        copy.parts = [*self.parts]
+        return copy
+
+
+class CarryingHistory(History):
+    """Besides, what the least amount follows from.
+
+    `index` is the interval's number in the budget's calendar, `first` that of the first use; -1 before it. `total`
+    is the use of earlier intervals; `hull` has the points of the least amount: x and y, one after another.
+    """
+
+    __slots__ = ("first", "hull", "index", "least", "total")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.index = self.first = -1
+        self.total = self.least = 0
+        self.hull = [0, 0]
+
+    def fork(self) -> History:
+        copy = super().fork()
+        assert isinstance(copy, CarryingHistory)
+        copy.index, copy.first = self.index, self.first
+        copy.total, copy.least, copy.hull = self.total, self.least, [*self.hull]
+        return copy
+
+
+H = TypeVar("H", bound=History)
+
+
+class Windows(Generic[H]):
+    """The windows of one budget: the parent of those by the calendar, rolling, and from first use."""
+
+    __slots__ = ()
+
+    def open(self) -> H:
+        """Return the history of a new account."""
+        raise NotImplementedError
+
+    def roll(self, history: H, at_ms: int, owner: object) -> None:
+        """Bring a history whose window has changed to the time `at_ms`."""
+        raise NotImplementedError
+
+    def take(self, history: H, at_ms: int, amount: int) -> None:
+        """Add a use above 0 to a history that was brought to its time."""
+        raise NotImplementedError
+
+    def least_amount(self, history: H) -> int:
+        """Return the smallest limit in which all use of a history had fitted, without overrides."""
+        return history.peak
+
+
+class CalendarWindows(Windows[History]):
+    """Intervals of the calendar, without carry."""
+
+    __slots__ = ("_end_ms", "_interval")
+
+    def __init__(self, budget: Budget) -> None:
+        self._interval = budget.interval, budget.time_zone, budget.anchor_day
+        self._end_ms = 0
+
+    def open(self) -> History:
+        return History()
+
+    def roll(self, history: History, at_ms: int, owner: object) -> None:
+        if at_ms >= self._end_ms:
+            self._end_ms = window_bounds(*self._interval, at_ms)[1] or FOREVER
+        history.used, history.until_ms = 0, self._end_ms
+
+    def take(self, history: History, at_ms: int, amount: int) -> None:
+        history.used += amount
+        history.peak = max(history.peak, history.used)
+
+
+class RollingWindows(Windows[RollingHistory]):
+    """The last `length`: the running part of it, and thirty whole ones; parts are aligned to the epoch."""
+
+    __slots__ = ("_part_ms",)
+
+    def __init__(self, budget: Budget) -> None:
+        self._part_ms = budget.length_ms // ROLLING_PARTS
+
+    def open(self) -> RollingHistory:
+        return RollingHistory()
+
+    def roll(self, history: RollingHistory, at_ms: int, owner: object) -> None:
+        part, parts = at_ms // self._part_ms, history.parts
+        while parts and parts[0] < part - ROLLING_PARTS:
+            history.used -= parts[1]
+            del parts[:2]
+        history.until_ms = (part + 1) * self._part_ms
+
+    def take(self, history: RollingHistory, at_ms: int, amount: int) -> None:
+        part, parts = at_ms // self._part_ms, history.parts
+        if parts and parts[-2] == part:
+            parts[-1] += amount
+        else:
+            parts += (part, amount)
+        history.used += amount
+        history.peak = max(history.peak, history.used)
+
+
+class FirstUseWindows(Windows[History]):
+    """Windows that begin with the first call that takes from them. Before it, `until_ms` is 0."""
+
+    __slots__ = ("_length_ms",)
+
+    def __init__(self, budget: Budget) -> None:
+        self._length_ms = budget.length_ms
+
+    def open(self) -> History:
+        return History()
+
+    def roll(self, history: History, at_ms: int, owner: object) -> None:
+        history.used = history.until_ms = 0
+
+    def take(self, history: History, at_ms: int, amount: int) -> None:
+        history.until_ms = history.until_ms or at_ms + self._length_ms
+        history.used += amount
+        history.peak = max(history.peak, history.used)
+
+
+class CarryingWindows(Windows[CarryingHistory]):
+    """Intervals of the calendar, each of which hands what it leaves to the next one.
+
+    `limit_at` returns the limit of an owner; None instead of it: the budget's amount, always.
+    """
+
+    __slots__ = ("_amount", "_carry", "_ends", "_interval", "_limit_at")
+
+    def __init__(self, budget: Budget, carry: Carry, limit_at: LimitAt | None) -> None:
+        self._interval = budget.interval, budget.time_zone, budget.anchor_day
+        self._carry, self._amount, self._limit_at = carry, budget.amount, limit_at
+        # The ends of the intervals since the first call, by number.
+        self._ends = list[int]()
+
+    def open(self) -> CarryingHistory:
+        return CarryingHistory()
+
+    def roll(self, history: CarryingHistory, at_ms: int, owner: object) -> None:
+        ends = self._ends
+        while not ends or at_ms >= ends[-1]:
+            ends.append(window_bounds(*self._interval, ends[-1] if ends else at_ms)[1])
+        now = len(ends) - 1
+        if history.first >= 0:
+            history.least = self.least_amount(history)
+            history.total += history.used
+            _add_point(history.hull, now - history.first, history.total + self._carry.max)
+            left = self._after(history.carried - history.used, history.index, owner)
+            history.carried = self._rested(left, history.index + 1, now, owner)
+            history.index = now
+        history.used, history.until_ms = 0, ends[-1]
+
+    def take(self, history: CarryingHistory, at_ms: int, amount: int) -> None:
+        if history.first < 0:
+            history.first = history.index = len(self._ends) - 1
+        history.used += amount
+        history.peak = max(history.peak, history.used)
+
+    def least_amount(self, history: CarryingHistory) -> int:
+        if history.first < 0 or not history.used:
+            return history.least
+        number, total = history.index - history.first + 1, history.total + history.used
+        hull, least = history.hull, history.least
+        while True:
+            while len(hull) > 2 and hull[3] - hull[1] <= least * (hull[2] - hull[0]):
+                del hull[:2]
+            needed = -((hull[1] - total) // (number - hull[0]))
+            if needed <= least:
+                return least
+            least = needed
+
+    def _after(self, beyond: int, number: int, owner: object) -> int:
+        """Return what interval `number` hands on; `beyond` is what it had beyond the limit, less its use."""
+        limit, most = self._limit(number, owner), self._carry.max
+        if limit is None:
+            return most
+        left = min(limit + beyond, most)
+        return left if self._carry.debt else max(left, 0)
+
+    def _rested(self, given: int, number: int, until: int, owner: object) -> int:
+        """Return what interval `until` begins with, if those from `number` on, before it, have no use."""
+        if self._limit_at is None:
+            return min(given + self._amount * (until - number), self._carry.max)
+        for rested in range(number, until):
+            if given == self._carry.max:
+                break
+            given = self._after(given, rested, owner)
+        return given
+
+    def _limit(self, number: int, owner: object) -> int | None:
+        """Return the limit that is in force at the end of an interval."""
+        return self._amount if self._limit_at is None else self._limit_at(owner, self._ends[number] - 1)
+
+
+def _add_point(hull: list[int], x: int, y: int) -> None:
+    """Add a point to the right of a lower convex hull, and remove those that are no longer part of it."""
+    while len(hull) > 2:
+        x1, y1, x2, y2 = hull[-4:]
+        if (y2 - y1) * (x - x2) < (y - y2) * (x2 - x1):
+            break
+        del hull[-2:]
+    hull += (x, y)
+
+
+def windows_of(budget: Budget, limit_at: LimitAt | None) -> Windows[Any]:
+    """Return the windows of a budget; `limit_at` is None where nobody has another limit than its amount."""
+    if budget.window == ROLLING:
+        return RollingWindows(budget)
+    if budget.window == FIRST_USE:
+        return FirstUseWindows(budget)
+    if budget.carry is None or INTERVALS[budget.interval].is_endless:
+        return CalendarWindows(budget)
+    return CarryingWindows(budget, budget.carry, limit_at)

@@ -1,0 +1,127 @@
+"""Replay: what budgets would have refused, equal to a second calculation for drawn budgets and calls."""
+
+from __future__ import annotations
+
+from collections import Counter
+from datetime import UTC, datetime
+from math import ceil
+from random import Random
+from typing import Any
+
+import pytest
+
+from gateway.core.accounts.budgets import Budget, PersonalOverride, owner_of
+from gateway.core.accounts.replay.calls import StoredCall
+from gateway.core.accounts.replay.fold import Replay, Replayed
+from gateway.core.accounts.windows import FIRST_USE, ROLLING, Carry
+from gateway.core.times import DAY_MS, HOUR_MS
+from tests.core.accounts.replay import recount
+
+FROM = round(datetime(2026, 10, 19, 3, tzinfo=UTC).timestamp() * 1000)
+TO = FROM + 12 * DAY_MS
+SETS = range(20)
+ZONES = ("UTC", "Europe/Berlin", "America/New_York")
+
+
+def replayed(budgets: list[Budget], calls: list[StoredCall], price: Any = None) -> Replayed:
+    folded = Replay(budgets, FROM, TO, price or (lambda call, model: None))
+    for call in calls:
+        folded.add(call)
+    return folded.result()
+
+
+def drawn_calls(random: Random) -> list[StoredCall]:
+    """Return some calls in order: in a few bursts, over the change of clocks, with amounts of any size."""
+    moments = sorted(
+        random.choice((0, 4, 6, 6, 7, 11)) * DAY_MS + random.randrange(random.choice((HOUR_MS, DAY_MS)))
+        for _ in range(50)
+    )
+    return [
+        StoredCall(
+            FROM + at, random.choice((0, 1, random.randrange(10**9), random.randrange(10**13))),
+            random.randrange(3_000), random.choice((1, 1, 2)), random.choice((7, 8, 0)), 0,
+            random.choice(("ada", "bob", "eve", "")), random.choice((None, 0, 5)),
+            random.choice(("Opus-4", "opus-4-1", "haiku")), random.choice(("", "opus-4-x")),
+            random.choice(("s", "t", "")), random.choice(((), (("team", "a"),), (("team", "b"), ("x", "1")))),
+            random.choice(((), (3,), (3, 4))),
+        )
+        for at in moments
+    ]  # fmt: skip
+
+
+def drawn_budget(random: Random, place: int) -> Budget:
+    window, carry, interval = random.choice(("calendar", "calendar", ROLLING, FIRST_USE)), None, ""
+    unit = random.choice(("money", "tokens", "requests"))
+    most = {"money": 2 * 10**13, "tokens": 15_000, "requests": 9}[unit]
+    if window == "calendar":
+        interval = random.choice(("hour", "day", "day", "week", "month", "total"))
+        if interval in {"hour", "day", "week"} and random.random() < 0.7:
+            carry = Carry(random.randrange(2 * most), random.random() < 0.5)
+    each = random.choice(("", "user", "key", "project", "session", "tenant", "tag:team"))
+    overrides = {}
+    if each:
+        for who in random.sample(["ada", "bob", "7", "s", "group:3"], random.randrange(4)):
+            until_ms = random.choice((0, FROM + random.randrange(12 * DAY_MS)))
+            amount = random.choice((0, None, random.randrange(1, most)))
+            name = who if who.startswith("group:") else owner_of(who)
+            overrides[name] = PersonalOverride(amount, until_ms)
+    return Budget(
+        place, f"b{place}", unit, random.randrange(1, most), interval, random.choice(ZONES),
+        random.randint(1, 7) if interval == "week" else 1, random.random() < 0.9, each=each,
+        tenant_id=random.choice((0, 0, 1)), model=random.choice(("", "", "opus-*", "haiku")),
+        tags=random.choice(((), (), (("x", "1"),))) if not each.startswith("tag:") else (),
+        group_id=random.choice((0, 0, 4)), overrides=overrides, window=window, carry=carry,
+        length_ms=random.choice((5 * 60_000, 5 * HOUR_MS, 7 * DAY_MS)) if not interval else 0,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", SETS)
+def test_replay_equals_a_second_calculation(seed: int) -> None:
+    random = Random(seed)
+    calls = drawn_calls(random)
+    budgets = [drawn_budget(random, place) for place in range(6)]
+    found, again = replayed(budgets, calls), recount.Recount(budgets, calls)
+    assert found.calls == len(calls)
+    assert (found.refused, found.refused_cost) == (
+        len(again.refused),
+        sum(call.cost for call in again.refused),
+    )
+    for place, (budget, item) in enumerate(zip(budgets, found.items, strict=True)):
+        short = again.short[place]
+        assert item.refused == len(short)
+        assert item.refused_cost == sum(call.cost for _, call in short)
+        assert item.first_refusal_ms == (short[0][1].at_ms if short else None)
+        firsts = dict[str, int]()
+        for who, call in short:
+            firsts.setdefault(who, call.at_ms)
+        refusals = Counter(who for who, _ in short)
+        owners = [
+            (who, refusals[who], at_ms, again.peaks[place].get(who, 0))
+            for who, at_ms in firsts.items()
+            if who and budget.each
+        ]
+        assert [(one.who, one.refused, one.first_refusal_ms, one.used_max) for one in item.owners] == owners
+        assert item.owners_more == 0
+        assert sum(day.used for day in item.by_day) == sum(
+            use.amount for uses in again.uses[place].values() for use in uses
+        )
+        assert sum(day.refused for day in item.by_day) == len(short)
+        amounts = sorted(recount.least_amounts(budget, calls))
+        assert item.least_amount == (amounts[-1] if amounts else 0)
+        ranked = {str(part): amounts[ceil(len(amounts) * part / 100) - 1] for part in (50, 90, 99) if amounts}
+        assert item.suggestions == ((ranked or None) if budget.each else None)
+
+
+def test_drawn_budgets_refuse_and_admit() -> None:
+    """The comparison above would prove nothing if one side were empty."""
+    counts = Counter[str]()
+    for seed in SETS:
+        random = Random(seed)
+        calls = drawn_calls(random)
+        budgets = [drawn_budget(random, place) for place in range(6)]
+        for budget, item in zip(budgets, replayed(budgets, calls).items, strict=True):
+            kind = "carry" if budget.carry else budget.window
+            counts[f"{kind} refused"] += item.refused
+            counts[f"{kind} used"] += sum(day.used > 0 for day in item.by_day)
+    assert min(counts[f"{kind} {what}"] for kind in ("carry", "calendar", ROLLING, FIRST_USE)
+               for what in ("refused", "used")) > 10  # fmt: skip
