@@ -17,6 +17,7 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
+    Select,
     Table,
     and_,
     any_,
@@ -34,6 +35,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from gateway.core.accounts.administration import (
+    CREATE,
     OWNER,
     Claim,
     Command,
@@ -47,7 +49,7 @@ from gateway.core.accounts.administration import (
     StepResult,
     settled,
 )
-from gateway.errors import AdminRefusal, Conflict, StepRefused
+from gateway.errors import AdminRefusal, Conflict, StepRefused, Unprocessable
 from persistence.entity import THROUGH, Entity, EntityWrite, WriteBatch, id_in, owners
 from persistence.error_mapping import TRY_AGAIN, lock_within, sqlstate, translated
 from persistence.registry import SUBJECTS
@@ -130,6 +132,8 @@ def _named(subject: Entity, values: Row) -> Iterator[tuple[Table, object]]:
 
 
 ROWS_WRITTEN_MAX = 1_000
+# Maximum of parts, such as overrides, of all rows that are read at once.
+PARTS_MAX = 200_000
 
 Done = tuple[EntityWrite, Row]
 Begins = Callable[[Connection, Command, WriteBatch], EntityWrite]
@@ -233,8 +237,25 @@ class ApplyTransaction:
 
     async def _read(self, subject: Entity, wanted: ColumnElement[bool], rows_max: int) -> Sequence[Row]:
         found = subject.rows.where(wanted).order_by(subject.table.c.id).limit(rows_max + 1)
-        rows = await self._connection.execute(found)
-        return [dict(row) for row in rows.mappings()]
+        rows = [dict(row) for row in (await self._connection.execute(found)).mappings()]
+        for name, source in subject.parts.items():
+            await self._read_parts(rows, name, source)
+        return rows
+
+    async def _read_parts(self, rows: Sequence[dict[str, object]], name: str, source: Select[Any]) -> None:
+        """Add the list `name` of parts to each row; raise `Unprocessable` if there are too many in all."""
+        ids = bindparam("ids", [row["id"] for row in rows], ARRAY(BigInteger))
+        of = source.where(source.selected_columns["row_id"] == any_(ids)).limit(PARTS_MAX + 1)
+        there = (await self._connection.execute(of)).mappings().all()
+        if len(there) > PARTS_MAX:
+            raise Unprocessable(
+                errors=((name, f"are more than {PARTS_MAX} in all: apply fewer objects at once"),)
+            )
+        parts: dict[object, list[Row]] = defaultdict(list)
+        for part in there:
+            parts[part["row_id"]].append(dict(part))
+        for row in rows:
+            row[name] = parts[row["id"]]
 
     def _run(self, connection: Connection, steps: Sequence[Step]) -> Mapping[int, StepResult]:
         ran: dict[int, StepResult] = {}
@@ -293,7 +314,10 @@ class ApplyTransaction:
         return change, row
 
     def _settled(self, step: Step) -> Command:
-        return replace(step.command, values=settled(step.command.values, self._made))
+        """Return the command of a step with ids of created rows, its own among them."""
+        command = step.command
+        row_id = self._made[step.number] if command.id is None and command.verb != CREATE else command.id
+        return replace(command, id=row_id, values=settled(command.values, self._made))
 
     def _said(self, mark: Mark) -> list[object] | None:
         if mark.said is None:

@@ -337,7 +337,8 @@ class Entity:
     what a caller of one organization may see. `veiled` are filters that, for such a caller, find only rows
     where the given column names its organization. `implied` selects, for a filter, other columns' values of
     its rows: they improve PostgreSQL's estimates. `of_owner` are verbs that a token of one tenant is refused
-    for other rows of its organization: for any other verb there are no such rows.
+    for other rows of its organization: for any other verb there are no such rows. `parts` are lists of a
+    row's parts in other tables that configuration files have: queries with the row's id as `row_id`.
     """
 
     table: Table
@@ -357,6 +358,7 @@ class Entity:
     defining: frozenset[str] = frozenset()
     implied: Mapping[str, Callable[[Any], Select[*tuple[Any, ...]]]] = field(default_factory=dict)
     of_owner: frozenset[str] = frozenset()
+    parts: Mapping[str, Select[Any]] = field(default_factory=dict)
 
     @property
     def rows(self) -> Select[Any]:

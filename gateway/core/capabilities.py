@@ -160,6 +160,12 @@ CAPABILITIES: Mapping[str, Capability] = {
 
 def used_by(resource: str, verb: str, values: Row, row: Row) -> Iterator[str]:
     """Yield the names of the capabilities that a write of a resource uses; `row` is the row after it."""
+    if verb == "set-overrides":
+        overrides: Any = values["overrides"]
+        yield from dict.fromkeys(
+            name for own in overrides for name in used_by(resource, "override", own, row)
+        )
+        return
     for name, capability in CAPABILITIES.items():
         uses = capability.uses.get(resource)
         if uses is not None and uses(verb, values, row):

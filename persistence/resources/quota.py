@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
@@ -99,6 +99,8 @@ from persistence.tables import (
     token_plan,
 )
 
+# Errors of a list of overrides that are named.
+OVERRIDE_ERRORS_MAX = 50
 # The raise and the override of one owner. They may be over.
 _OWN = [
     select(of).where(of.c.budget_id == bindparam("id"), of.c.value == bindparam("value"))
@@ -244,47 +246,83 @@ def _unknown_owner(change: EntityWrite, row: Row, current: Budget, who: str) -> 
 
 def _raise_one(change: EntityWrite, row: Row, who: str, values: dict[str, object]) -> None:
     """Store the raise of one owner in place of a former one."""
-    most = RAISES_MAX, ORGANIZATION_RAISES_MAX
-    _store_own(change, row, budget_raise, (owner_of(who), who), values, "raised", most)
+    own = {"value": owner_of(who), "name": who, **values}
+    _store_own(change, row, budget_raise, [own], budget_raise.c.value == own["value"])
 
 
-def _store_own(  # noqa: PLR0917  # a table, an owner's row in it, and how many there may be
-    change: EntityWrite, row: Row, table: Table, owner: tuple[str, str], values: Row, word: str,
-    most: tuple[int, int],
-) -> None:  # fmt: skip
-    """Store the raise or override of one owner in place of a former one; those that are over are deleted.
+# How raises and overrides are called, and the most of a budget and of all budgets of an organization.
+_MOST = {
+    budget_raise: ("raised", RAISES_MAX, ORGANIZATION_RAISES_MAX),
+    budget_override: ("overridden", OVERRIDES_MAX, ORGANIZATION_OVERRIDES_MAX),
+}
 
-    `owner` is the value and the name of its row.
-    """
-    connection, of, (value, who) = change.connection, table.c, owner
-    gone = (of["budget_id"] == change.row_id, (of["until"] <= change.now) | (of["value"] == value))
+
+def _store_own(
+    change: EntityWrite, row: Row, table: Table, own: Sequence[Row], replaced: ColumnElement[bool]
+) -> None:
+    """Store raises or overrides of single owners; `replaced` and those that are over are deleted."""
+    connection, of, (word, most, most_of_all) = change.connection, table.c, _MOST[table]
     counting = {"organization": row["organization_id"], "budget_id": change.row_id, "now": change.now}
     lock_budgets(connection, id_in(row, "organization_id"))
-    connection.execute(delete(table).where(*gone))
+    connection.execute(
+        delete(table).where(of["budget_id"] == change.row_id, (of["until"] <= change.now) | replaced)
+    )
     count = connection.execute(text(_COUNT.format(table.name)), counting).one()
-    if count.of_budget >= most[0] or count.of_all >= most[1]:
-        said = f"{most[0]} of a budget, and {most[1]} of all budgets"
-        raise Unprocessable(errors=(("who", f"{said} are {word} at most: there cannot be more"),))
-    connection.execute(insert(table).values(budget_id=change.row_id, value=value, name=who, **values))
+    if count.of_budget + len(own) > most or count.of_all + len(own) > most_of_all:
+        bound = f"{most} of a budget, and {most_of_all} of all budgets"
+        raise Unprocessable(errors=(("who", f"{bound} are {word} at most: there cannot be more"),))
+    if own:
+        connection.execute(insert(table), [{"budget_id": change.row_id, **values} for values in own])
 
 
 def override(change: EntityWrite) -> Row:
     """Store the amount of one owner in place of the budget's; with a token of one tenant in its budgets alone."""
     row, values = lock(change), change.command.values
     change.before = None
-    budget_, who, until = read_budget(row), str(values["who"]), values.get("until")
-    assert until is None or isinstance(until, datetime)
-    errors = (
-        *wrong_override(budget_, values["amount"], until, change.now, who, kind=_kind_of(change, row, who)),
-        *_unknown_owner(change, row, budget_, who),
-    )
-    if errors:
+    if errors := tuple(_wrong_override(change, row, values)):
         raise Unprocessable(errors=errors)
-    own = {name: values.get(name) for name in ("amount", "until", "reason")}
-    most = OVERRIDES_MAX, ORGANIZATION_OVERRIDES_MAX
-    _store_own(change, row, budget_override, (override_owner(who), who), own, "overridden", most)
+    own = _own_of(values)
+    _store_own(change, row, budget_override, [own], budget_override.c.value == own["value"])
     _defined(change)
-    return {**row, **own, "name": who}
+    return {**row, **own}
+
+
+def set_overrides(change: EntityWrite) -> Row:
+    """Store all overrides of a budget in place of the former ones."""
+    row, overrides = lock(change), change.command.values["overrides"]
+    change.before = None
+    assert isinstance(overrides, list)
+    own = {str(values["value"]): values for values in map(_own_of, overrides)}
+    errors = [
+        (f"overrides.{index}.{name}", message)
+        for index, values in enumerate(overrides)
+        for name, message in _wrong_override(change, row, values)
+    ]
+    if len(own) < len(overrides):
+        errors.append(("overrides", "must have each who once"))
+    if errors:
+        raise Unprocessable(errors=tuple(errors[:OVERRIDE_ERRORS_MAX]))
+    _store_own(change, row, budget_override, [*own.values()], true())
+    return _defined(change)
+
+
+def _own_of(values: Row) -> dict[str, object]:
+    """Return the row of an override without its budget."""
+    who = str(values["who"])
+    return {
+        "value": override_owner(who), "name": who,
+        **{name: values.get(name) for name in ("amount", "until", "reason")},
+    }  # fmt: skip
+
+
+def _wrong_override(change: EntityWrite, row: Row, values: Row) -> Iterator[tuple[str, str]]:
+    """Yield (field, fault) for each error in an override of a budget, whose row is `row`."""
+    current, who, until = read_budget(row), str(values["who"]), values.get("until")
+    assert until is None or isinstance(until, datetime)
+    yield from wrong_override(
+        current, values["amount"], until, change.now, who, kind=_kind_of(change, row, who)
+    )
+    yield from _unknown_owner(change, row, current, who)
 
 
 def _kind_of(change: EntityWrite, row: Row, who: str) -> str:
@@ -383,6 +421,10 @@ _last = (
 )
 _used_last = case((budget.c.window == ROLLING, _parts.scalar_subquery()), else_=_last.c.used)
 
+_own = budget_override.c
+_overrides = select(
+    _own.budget_id.label("row_id"), _own.name, _own.amount, _own.until, _own.reason
+).where(_is_in_force)  # fmt: skip
 _columns = (
     *(column for column in budget.c if column.name not in {*_NOT_RAISED, "deleted_at", "updated_at"}),
     *(case((_is_raised, budget.c[name])).label(name) for name in _NOT_RAISED),
@@ -403,8 +445,10 @@ BUDGET_SUBJECT = Entity(
         "reset": _unless_organizations(reset),
         "override": override,
         "remove-override": remove_override,
+        "set-overrides": set_overrides,
     },
-    of_owner=frozenset({"override", "remove-override"}),
+    of_owner=frozenset({"override", "remove-override", "set-overrides"}),
+    parts={"overrides": _overrides.order_by(budget_override.c.name)},
     partitioned=True,
     refers={
         "organization_id": organization,

@@ -61,7 +61,7 @@ READERS = {"admin-tokens": {"admin", "readonly"}}
 THEIRS = {
     "organizations": "change", "tenants": "create change delete", "users": "create change delete",
     "api-keys": "create change delete rotate revoke", "admin-tokens": "create change delete revoke",
-    "budgets": "create change delete raise reset override remove-override",
+    "budgets": "create change delete raise reset override remove-override set-overrides",
     "groups": "create change delete put-member remove-member",
     "webhooks": "create change delete test",
     "configuration": "apply", "raise-requests": "create delete approve deny", "account": "credits",
@@ -99,6 +99,7 @@ def verbs_of(one: Endpoint) -> set[str]:
     assert isinstance(one, Resource)
     found = {action.name for action in one.actions}
     found |= {action.name for part in one.parts for _, action in part.writes}
+    found |= {*one.declared.actions.values()} if one.declared is not None else set()
     found |= {CREATE} if one.create is not None or one.batch is not None else set()
     found |= {one.patch_verb} if one.patch is not None else set()
     return found | ({DELETE} if one.deletable else set())

@@ -35,7 +35,7 @@ TEAMS: dict[str, dict[str, str]] = {
     "jobs": {},
     "usage": {},
     "api-keys": dict.fromkeys(("operator", "member"), "create change delete rotate revoke"),
-    "budgets": {"operator": "create change delete raise reset override remove-override"},
+    "budgets": {"operator": "create change delete raise reset override remove-override set-overrides"},
     "raise-requests": {"operator": "create delete approve deny", "member": "create"},
 }  # fmt: skip
 

@@ -42,6 +42,12 @@ MONEY = {"unit": "money"}
         ("raise-requests", "approve", {}, {"unit": "tokens", "amount": 1, "who": "ada"}, ["personal_raises"]),
         ("budgets", "override", {"amount": None, "who": "ada"}, MONEY, ["overrides"]),
         ("budgets", "remove-override", {"who": "ada"}, MONEY, []),
+        ("budgets", "set-overrides", {"overrides": []}, MONEY, []),
+        (
+            "budgets", "set-overrides",
+            {"overrides": [{"amount": Decimal(9_000_001), "who": "ada"}, {"amount": None, "who": "group:7"}]}, MONEY,
+            ["large_budgets", "overrides", "groups"],
+        ),
         ("budgets", "create", {"amount": 1, "each": "tenant"}, {"unit": "tokens"}, ["tenant_budgets"]),
         ("webhooks", "create", {"events": []}, {}, ["budget_webhooks"]),
         ("webhooks", "create", {"events": ["quota.80"]}, {}, []),

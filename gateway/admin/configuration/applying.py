@@ -86,7 +86,8 @@ class Configurator:
         Raise `Conflict` if the plan has changed since it was shown.
         """
         self._require_some(wish)
-        objects = await in_thread(read, wish.objects, self._ports.actor.organization_id, self._objects_max)
+        own, now = self._ports.actor.organization_id, self._clock()
+        objects = await in_thread(read, wish.objects, now, own, self._objects_max)
         for kind in objects.by_kind:
             require_read(self._ports.actor, KINDS[kind])
         if wish.prune and not objects.count:

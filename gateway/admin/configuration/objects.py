@@ -6,15 +6,25 @@ Ids are not known yet: references to other rows stay names.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cached_property
 from itertools import islice
 from typing import Any
 
 from pydantic import ValidationError
 
-from gateway.admin.configuration.words import KINDS, declared, model, near, references, word, words
+from gateway.admin.configuration.words import (
+    KINDS,
+    declared,
+    model,
+    near,
+    references,
+    with_keys,
+    word,
+    words,
+)
 from gateway.admin.http import requests
 from gateway.admin.resources.resource import Resource
 from gateway.admin.resources.values import In
@@ -26,8 +36,10 @@ OBJECTS_MAX = 20_000
 ERRORS_MAX = 50
 # Unknown kinds named in the errors; with this many, nothing else is checked.
 UNKNOWN_KINDS_MAX = 5
-# Maximum of values in one object, at any depth.
+# Maximum of values in one object, at any depth, besides its parts; and of values in one list of parts: there
+# are up to 10,000 parts of five values.
 OBJECT_VALUES_MAX = 5_000
+PART_VALUES_MAX = 60_000
 # Characters of an unknown name that an error repeats.
 NAME_SHOWN_CHARS_MAX = 100
 REFERENCE_DEPTH_MAX = 3
@@ -54,9 +66,22 @@ class Reference:
         return self.says.get(declared(self.target).by[-1])
 
 
+@dataclass(frozen=True, slots=True)
+class PartName:
+    """A reference in the list `field` of parts, at `index`, with the text `prefix` before the name."""
+
+    field: str
+    index: int
+    prefix: str
+    reference: Reference
+
+
 @dataclass(slots=True)
 class WantedObject:
-    """An object of the configuration: `values` are its checked fields, except those that name other rows."""
+    """An object of the configuration: `values` are its checked fields, except those that name other rows.
+
+    In lists of parts placeholders stand for the keys that name other rows, which are `part_names`.
+    """
 
     resource: Resource
     index: int
@@ -66,8 +91,13 @@ class WantedObject:
     row: In
     values: Row
     names: Mapping[str, Reference | None]
-    # The ids of the referred rows, or placeholders for rows to be created, once resolved.
+    part_names: Sequence[PartName] = ()
+    # Parts that have ended, by list and place in it.
+    ended: Collection[tuple[str, int]] = ()
+    # The ids of the referred rows, or placeholders for rows to be created, once resolved; and the lists of
+    # parts with such ids, for writes and as JSON.
     ids: dict[str, object] = field(default_factory=dict)
+    part_json: dict[str, list[Any]] = field(default_factory=dict)
 
     @property
     def at(self) -> str:
@@ -91,6 +121,19 @@ class WantedObject:
     def as_json(self) -> Row:
         return self.row.model_dump(mode="json")
 
+    def resolve_parts(self, keys: Mapping[str, Mapping[int, object]]) -> None:
+        """Put keys that name rows in their places in lists of parts, and leave out the parts that have ended."""
+        for name in declared(self.resource).parts.keys() & self.values.keys():
+            key = declared(self.resource).parts[name].key
+            self.ids[name], self.part_json[name] = (
+                [
+                    part
+                    for index, part in enumerate(with_keys(key, parts, keys.get(name, {})))
+                    if (name, index) not in self.ended
+                ]
+                for parts in (self.values[name], self.row.model_dump(mode="json", include={name})[name])
+            )
+
 
 @dataclass(frozen=True)
 class ConfigObjects:
@@ -103,10 +146,13 @@ class ConfigObjects:
         return sum(map(len, self.by_kind.values()))
 
 
-def read(sent: Mapping[str, object], own: int | None = None, objects_max: int = OBJECTS_MAX) -> ConfigObjects:
+def read(
+    sent: Mapping[str, object], now: datetime, own: int | None = None, objects_max: int = OBJECTS_MAX
+) -> ConfigObjects:
     """Read and check all objects; raise `Unprocessable` with the position and field of each error.
 
-    For a caller of one organization (`own`), objects without an organization belong to it.
+    For a caller of one organization (`own`), objects without an organization belong to it. Parts that have
+    ended at `now` are left out.
     """
     unknown = [*islice((kind for kind in sent if kind not in KINDS), UNKNOWN_KINDS_MAX)]
     errors: Errors = [(shown(kind), f"unknown kind; {near(shown(kind), KINDS)}") for kind in unknown]
@@ -124,7 +170,7 @@ def read(sent: Mapping[str, object], own: int | None = None, objects_max: int = 
             raise Unprocessable(errors=((kind, f"too many objects: at most {objects_max} at once"),))
         for index, one in enumerate(objects):
             number += 1
-            wanted = _object((resource, index, number), one, own, errors)
+            wanted = _object((resource, index, number), one, own, now, errors)
             if wanted is not None:
                 found.setdefault(kind, []).append(wanted)
             if len(errors) >= ERRORS_MAX:
@@ -139,14 +185,16 @@ def refuse(errors: Errors) -> None:
         raise Unprocessable("Nothing was applied.", tuple(errors[:ERRORS_MAX]))
 
 
-def _object(place: _Place, one: object, own: int | None, errors: Errors) -> WantedObject | None:
+def _object(
+    place: _Place, one: object, own: int | None, now: datetime, errors: Errors
+) -> WantedObject | None:
     resource, index, number = place
     at, how = f"{resource.name}.{index}", declared(resource)
     if not isinstance(one, dict):
         errors.append((at, "must be an object: fields and their values"))
         return None
-    if _is_larger(one, OBJECT_VALUES_MAX):
-        errors.append((at, f"holds more than {OBJECT_VALUES_MAX} values"))
+    if most := _passed_maximum(how.parts, one):
+        errors.append((at, f"holds more than {most} values"))
         return None
     here: Errors = []
     ids, known = references(resource), words(resource)
@@ -168,6 +216,7 @@ def _object(place: _Place, one: object, own: int | None, errors: Errors) -> Want
                 names[name] = _reference(KINDS[ids[name]], value)
             except ValueError as error:
                 here.append((said, str(error)))
+    part_names = [name for field in how.parts for name in _part_names(resource, field, values, here)]
     if own is not None and OWNER in ids and values.get(OWNER) is None:
         values[OWNER] = _SOME_ID
     required = [word(resource, name) for name in how.needs if values.get(name) is None]
@@ -185,7 +234,48 @@ def _object(place: _Place, one: object, own: int | None, errors: Errors) -> Want
         return None
     plain = row.model_dump(exclude_unset=True)
     given = {name: each for name, each in plain.items() if name in values and name not in ids}
-    return WantedObject(resource, index, number, one, row, given, names)
+    ended = {(field, index) for field in how.parts for index in _ended(resource, field, given, now)}
+    return WantedObject(resource, index, number, one, row, given, names, part_names, ended)
+
+
+def _passed_maximum(parts: Collection[str], said: Mapping[str, object]) -> int:
+    """Return the maximum of values that an object without its `parts`, or one of these, passes; else 0."""
+    if _is_larger({name: each for name, each in said.items() if name not in parts}, OBJECT_VALUES_MAX):
+        return OBJECT_VALUES_MAX
+    return PART_VALUES_MAX if any(_is_larger(said.get(name), PART_VALUES_MAX) for name in parts) else 0
+
+
+def _part_names(resource: Resource, field: str, values: requests.Body, errors: Errors) -> list[PartName]:
+    """Return the references in a list of parts; placeholders take their places in `values`."""
+    how, parts = declared(resource).parts[field], values.get(field)
+    found: list[PartName] = []
+    if not isinstance(parts, list):
+        return found
+    placeholders: dict[int, object] = {}
+    for index, part in enumerate(parts[: how.most]):
+        if how.key and not isinstance(part, dict):
+            continue
+        key = part.get(how.key) if how.key else part
+        kind, prefix = how.names(values, key)
+        if not kind:
+            continue
+        named = key.removeprefix(prefix) if isinstance(key, str) else key
+        try:
+            found.append(PartName(field, index, prefix, _reference(KINDS[kind], named)))
+        except ValueError as error:
+            errors.append((".".join(filter(None, (field, str(index), how.key))), str(error)))
+            if len(errors) >= ERRORS_MAX:
+                break
+        placeholders[index] = f"{prefix}{_SOME_ID}" if how.key else _SOME_ID
+    values[field] = with_keys(how.key, parts, placeholders)
+    return found
+
+
+def _ended(resource: Resource, field: str, values: Row, now: datetime) -> Iterator[int]:
+    """Yield the places of the parts in a list whose time has passed."""
+    until, parts = declared(resource).parts[field].ends, values.get(field)
+    if until and isinstance(parts, list):
+        yield from (index for index, part in enumerate(parts) if (part.get(until) or now) < now)
 
 
 def _unknown(resource: Resource, said: str) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gateway.admin.configuration.objects import (
     ConfigObjects,
@@ -34,7 +34,19 @@ from gateway.admin.configuration.references import (
     meant,
     name_all,
 )
-from gateway.admin.configuration.words import KINDS, declared, model, references, same, word
+from gateway.admin.configuration.words import (
+    KINDS,
+    are_same_parts,
+    declared,
+    model,
+    named_parts,
+    parts_of,
+    references,
+    same,
+    with_keys,
+    without_nulls,
+    word,
+)
 from gateway.admin.http.guard import in_thread
 from gateway.admin.http.requests import canonical, require_read
 from gateway.admin.ports import AdminPorts
@@ -179,12 +191,16 @@ class Planner:
         for name in wanted.names:
             told = word(wanted.resource, name)
             fields[told] = (None, wanted.said[told])
+        fields |= {name: (None, wanted.said[name]) for name in how.parts if name in fields}
         if how.since and how.since not in values:
             moment = getattr(wanted.row, how.since)
             values[how.since] = self._now if isinstance(moment, datetime) else self._now.date()
             fields[how.since] = (None, NOW)
         planned = self._planned(CREATE, wanted)
-        planned.writes = [(CREATE, {**values, **wanted.ids})]
+        values |= wanted.ids
+        later = {name: values.pop(name) for name in how.parts if name in how.actions and name in values}
+        planned.writes = [(CREATE, values)]
+        planned.writes += [(how.actions[name], {name: parts}) for name, parts in later.items() if parts]
         planned.fields = fields
         self._changes.append(planned)
 
@@ -195,7 +211,7 @@ class Planner:
         if left_out:
             meant = wanted.full()
             said |= {name: meant[name] for name in left_out if name in model(resource).model_fields}
-        differ = {name: each for name, each in said.items() if not same(each, stored(resource, row, name))}
+        differ = {name: each for name, each in said.items() if not _is_stored(wanted, row, name, each)}
         patch = resource.patch.model_fields if resource.patch is not None else {}
         stays = ""
         for name in [name for name in differ if name not in patch and name not in how.actions]:
@@ -228,6 +244,10 @@ class Planner:
             if name in references(resource):
                 planned.fields[told] = (None, wanted.said.get(told))
                 planned.others[told] = (references(resource)[name], stored(resource, row, name))
+            elif name in how.parts:
+                parts = parts_of(resource, row, name)
+                planned.parts[name] = [*named_parts(resource, row, name, parts)]
+                planned.fields[name] = (parts, wanted.said.get(name, []))
             else:
                 planned.fields[told] = (before[name], after[name])
         self._changes.append(planned)
@@ -308,6 +328,13 @@ class Planner:
 def _digest(changes: Sequence[PlannedRow], marks: Sequence[Mark]) -> str:
     noted = [[mark.resource, str(mark.row_id), str(mark.said), *mark.fields] for mark in marks]
     return sha256(canonical([[each.told() for each in changes], noted])).hexdigest()
+
+
+def _is_stored(wanted: WantedObject, row: Row, name: str, value: object) -> bool:
+    parts = declared(wanted.resource).parts.get(name)
+    if parts is None:
+        return same(value, stored(wanted.resource, row, name))
+    return are_same_parts(parts, wanted.part_json.get(name, ()), parts_of(wanted.resource, row, name))
 
 
 def _stays(resource: Resource, row: Row, name: str, value: object) -> str:
@@ -398,6 +425,10 @@ class _Export:
         scope = {name: row[name] for name in ids}
         said: dict[str, object] = {}
         for name, info in model(resource).model_fields.items():
+            if name in how.parts:
+                if parts := self._parts(resource, row, name, scope):
+                    said[name] = parts
+                continue
             becomes = how.becomes.get(name)
             value = shown[name] if becomes is None or shown[becomes] is None else shown[becomes]
             stored = row[name] if becomes is None or row[becomes] is None else row[becomes]
@@ -412,6 +443,23 @@ class _Export:
             elif value is not None and (is_named or not same(_default(model(resource), name), stored)):
                 said[name] = value
         return said
+
+    def _parts(self, resource: Resource, row: Row, field: str, scope: Row) -> list[Any]:
+        """Return a list of parts of a row as files have it, without those whose rows are not written down."""
+        how, parts = declared(resource).parts[field], parts_of(resource, row, field)
+        names, gone = dict[int, object](), set[int]()
+        for part in named_parts(resource, row, field, parts):
+            other = self._rows[part.kind].get(part.row_id)
+            if other is None:
+                self._leave(resource, row, f"{part.kind} {part.row_id} of its {field} is not written down")
+                gone.add(part.index)
+            else:
+                name = self._name(KINDS[part.kind], other, scope)
+                names[part.index] = f"{part.prefix}{name}" if part.prefix else name
+        written = with_keys(how.key, parts, names)
+        return [
+            without_nulls(resource, field, part) for index, part in enumerate(written) if index not in gone
+        ]
 
     def _name(self, target: Resource, row: Row, scope: Row) -> object:
         """Return the shortest unique name of a row within `scope`, the ids in the row that refers to it."""

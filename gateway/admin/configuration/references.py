@@ -23,10 +23,12 @@ from gateway.admin.configuration.objects import (
 from gateway.admin.configuration.words import (
     KINDS,
     SUGGESTED_MAX,
+    NamedPart,
     declared,
     references,
     same,
     suggestion,
+    with_keys,
     word,
 )
 from gateway.admin.http.guard import in_thread
@@ -115,16 +117,35 @@ class NameIndex:
             try:
                 wanted.ids[name] = self._find(reference, wanted.ids | dict(wanted.values))
             except LookupError as error:
-                self._miss(wanted, name, reference, error)
+                self._miss(wanted, word(wanted.resource, name), reference, error)
                 return False
+        return self._resolve_parts(wanted)
+
+    def _resolve_parts(self, wanted: WantedObject) -> bool:
+        keys: dict[str, dict[int, object]] = defaultdict(dict)
+        scope = wanted.ids | dict(wanted.values)
+        for part in wanted.part_names:
+            key = declared(wanted.resource).parts[part.field].key
+            try:
+                row_id = self._find(part.reference, scope)
+            except LookupError as error:
+                place = ".".join(filter(None, (part.field, str(part.index), key)))
+                self._miss(wanted, place, part.reference, error)
+                return False
+            if key and isinstance(row_id, NewRowId):
+                row_id = NewRowId(row_id.number, part.prefix)
+            elif key:
+                row_id = f"{part.prefix}{row_id}"
+            keys[part.field][part.index] = row_id
+        wanted.resolve_parts(keys)
         return True
 
-    def _miss(self, wanted: WantedObject, field: str, reference: Reference, error: LookupError) -> None:
+    def _miss(self, wanted: WantedObject, said: str, reference: Reference, error: LookupError) -> None:
         """Add an error for a `reference` to a missing row; if the row was lost, defer the object instead.
 
         Objects that refer to a deferred object are deferred, too.
         """
-        kind, said = reference.target.name, word(wanted.resource, field)
+        kind = reference.target.name
         if reference.name in self.lost[kind]:
             self.left.append((wanted, f"its {said} is not there any more: {error.args[0]}"))
             self.lost[wanted.resource.name].add(values_of(wanted)[declared(wanted.resource).by[-1]])
@@ -218,6 +239,8 @@ class PlannedRow:
     fields: dict[str, tuple[object, object]] = field(default_factory=dict)
     # Fields that referred to another row before: its kind and id.
     others: dict[str, tuple[str, object]] = field(default_factory=dict)
+    # Parts that named rows before, by list.
+    parts: dict[str, Sequence[NamedPart]] = field(default_factory=dict)
     # Why the row is kept although no object wants it.
     stays: str = ""
 
@@ -257,6 +280,15 @@ def _name_all(changes: Sequence[PlannedRow], rows: Mapping[Which, Row]) -> None:
             there = rows.get((kind, row_id))
             before = row_id if there is None else there[declared(KINDS[kind]).by[-1]]
             each.fields[said] = (before, after)
+        for said, parts in each.parts.items():
+            before, after = each.fields[said]
+            assert isinstance(before, list)
+            names = {
+                part.index: f"{part.prefix}{there[declared(KINDS[part.kind]).by[-1]]}"
+                for part in parts
+                if (there := rows.get((part.kind, part.row_id))) is not None
+            }
+            each.fields[said] = (with_keys(declared(each.resource).parts[said].key, before, names), after)
 
 
 async def _rows(session: ApplyTransaction, changes: Sequence[PlannedRow]) -> Mapping[Which, Row]:
@@ -274,6 +306,8 @@ async def _rows(session: ApplyTransaction, changes: Sequence[PlannedRow]) -> Map
         for kind, row_id in each.others.values():
             if row_id is not None:
                 wanted[kind].add(row_id)
+        for part in (part for parts in each.parts.values() for part in parts):
+            wanted[part.kind].add(part.row_id)
     found: dict[Which, Row] = {}
     for kind, resource in reversed(list(KINDS.items())):
         ids = wanted[kind]
@@ -415,6 +449,7 @@ class RowMatcher:
         self._asked: dict[str, set[object]] = defaultdict(set)
         for wanted in (each for some in objects.by_kind.values() for each in some):
             self._ask(wanted.names.values())
+            self._ask(part.reference for part in wanted.part_names)
 
     async def match(self, resource: Resource) -> list[Pair]:
         objects = self._objects.by_kind.get(resource.name, ())

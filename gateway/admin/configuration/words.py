@@ -6,17 +6,20 @@ All of it is derived from the resources. A file names another row instead of its
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import cache
 from itertools import islice
-from typing import Any
+from typing import Any, get_args
 
+from pydantic import Field, create_model
 from pydantic.json_schema import models_json_schema
 
 from gateway.admin.resources.registry import RESOURCES
-from gateway.admin.resources.resource import ConfigDeclaration, Resource
+from gateway.admin.resources.resource import ConfigDeclaration, PartsDeclaration, Resource
 from gateway.admin.resources.values import DECIMAL, In
+from gateway.core.accounts.administration import Row
 
 Json = dict[str, Any]  # JSON schema: any shape
 
@@ -28,9 +31,76 @@ def declared(resource: Resource) -> ConfigDeclaration:
     return resource.declared
 
 
+@cache
 def model(resource: Resource) -> type[In]:
+    """Return the model of an object: that of a new row, with the parts that are no fields of the row."""
     assert resource.create is not None
-    return resource.create
+    fields: dict[str, Any] = {
+        part.name: (list[part.form_of(part.put)], Field(default=[], max_length=how.most))  # type: ignore[misc]
+        for part in resource.parts
+        if (how := declared(resource).parts.get(part.name)) is not None and part.put is not None
+        if part.name not in resource.create.model_fields
+    }
+    if not fields:
+        return resource.create
+    made: type[In] = create_model(resource.create.__name__, __base__=resource.create, **fields)
+    made.__doc__ = resource.create.__doc__
+    return made
+
+
+def parts_of(resource: Resource, row: Row, name: str) -> list[Any]:
+    """Return the parts of a stored row as JSON, with ids where files have names."""
+    stored: Any = row[name]
+    part = next(part for part in resource.parts if part.name == name)
+    return stored if part.out is None else [part.render({**row, **each}) for each in stored]
+
+
+@dataclass(frozen=True, slots=True)
+class NamedPart:
+    """A part of a list whose key names a row of `kind`, after the text `prefix`: the row with the id `row_id`."""
+
+    index: int
+    kind: str
+    prefix: str
+    row_id: int
+
+
+def named_parts(resource: Resource, row: Row, name: str, parts: Sequence[Any]) -> Iterator[NamedPart]:
+    """Yield those of a stored row's `parts` that name rows."""
+    how = declared(resource).parts[name]
+    for index, part in enumerate(parts):
+        key = part[how.key] if how.key else part
+        kind, prefix = how.names(row, key)
+        if kind:
+            yield NamedPart(index, kind, prefix, int(str(key).removeprefix(prefix)))
+
+
+def with_keys(key: str, parts: Sequence[Any], keys: Mapping[int, object]) -> list[Any]:
+    """Return parts with other keys in the field `key`, "" for the parts themselves; `keys` are by place."""
+    return [
+        part if index not in keys else {**part, key: keys[index]} if key else keys[index]
+        for index, part in enumerate(parts)
+    ]
+
+
+def without_nulls(resource: Resource, name: str, part: Any) -> Any:
+    """Return a part of a list without nulls in fields that may be left out."""
+    if not isinstance(part, dict):
+        return part
+    [of] = get_args(model(resource).model_fields[name].annotation)
+    return {
+        field: value
+        for field, value in part.items()
+        if value is not None or of.model_fields[field].is_required()
+    }
+
+
+def are_same_parts(how: PartsDeclaration, wanted: Sequence[Any], stored: Sequence[Any]) -> bool:
+    """Return whether two lists have the same parts, in any order."""
+    if not how.key:
+        return len(wanted) == len(stored) and {*wanted} == {*stored}
+    first, second = ({part[how.key]: _document(part) for part in parts} for parts in (wanted, stored))
+    return len(wanted) == len(stored) and first == second
 
 
 @cache
@@ -78,7 +148,7 @@ def schema() -> Json:
     )
     defs: Json = made["$defs"]
     for resource in KINDS.values():
-        _say(resource, defs[model(resource).__name__])
+        _say(resource, defs)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Tollkeeper configuration",
@@ -97,15 +167,27 @@ def schema() -> Json:
     }
 
 
-def _say(resource: Resource, shape: Json) -> None:
+def _say(resource: Resource, defs: Mapping[str, Json]) -> None:
     """Rename the fields of a model's schema to their words in files."""
+    shape = defs[model(resource).__name__]
     how, ids = declared(resource), references(resource)
     shape["properties"] = {
         word(resource, name): _reference_schema(KINDS[ids[name]], part) if name in ids else part
         for name, part in shape["properties"].items()
     }
+    for name, parts in how.parts.items():
+        _say_keys(parts, shape["properties"][name]["items"], defs)
     required = {*shape.get("required", ()), *how.needs} - {how.since}
     shape["required"] = [said for said, name in words(resource).items() if name in required]
+
+
+def _say_keys(how: PartsDeclaration, items: Json, defs: Mapping[str, Json]) -> None:
+    """Let keys of parts be objects of names, too, in the schema of the parts."""
+    if how.key:
+        fields = defs[items["$ref"].rpartition("/")[2]]["properties"]
+        fields[how.key] = {"anyOf": [fields[how.key], {"type": "object"}]}
+    else:
+        items["anyOf"].append({"type": "object"})
 
 
 def _reference_schema(target: Resource, part: Json) -> Json:

@@ -311,6 +311,8 @@ def errors_of(error: ValidationError, known: Mapping[str, str]) -> tuple[tuple[s
             message = known.get(field, "unknown field")
         elif item["type"] == "missing":
             message = "required"
+        elif item["type"] == "model_type":
+            message = "must be an object: fields and their values"
         found.append((field, message))
     return tuple(found)
 

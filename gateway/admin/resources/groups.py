@@ -9,6 +9,7 @@ from pydantic import Field
 from gateway.admin.resources.resource import (
     Action,
     ConfigDeclaration,
+    PartsDeclaration,
     Resource,
     SubResource,
     answer_of,
@@ -17,11 +18,13 @@ from gateway.admin.resources.resource import (
 )
 from gateway.admin.resources.values import Amount, ExternalId, Id, In, Text, optional
 from gateway.core.accounts.administration import BILLING, access
-from gateway.core.accounts.groups import KINDS, MEMBERS_MAX
+from gateway.core.accounts.groups import API_KEY, KINDS, MEMBERS_MAX, TENANT
 
 Kind: Any = Literal[KINDS]
 Member = ExternalId | Amount
 Members = Annotated[list[Member], Field(max_length=MEMBERS_MAX)]
+# Kinds whose members are ids of rows.
+_ROWS = {TENANT: "tenants", API_KEY: "api-keys"}
 _STAYS = "stays, as members and budgets go by it: make another group"
 
 
@@ -71,6 +74,16 @@ RESOURCES = (
         deletable=True,
         parts=(MEMBERS,),
         filters=filters("organization_id name:text kind claim:text", kind=KINDS),
-        declared=ConfigDeclaration(by=("organization_id", "name"), known_by_id=True, unique=True),
+        declared=ConfigDeclaration(
+            by=("organization_id", "name"),
+            after=("tenants", "api-keys"),
+            known_by_id=True,
+            unique=True,
+            parts={
+                "members": PartsDeclaration(
+                    MEMBERS_MAX, names=lambda row, _: (_ROWS.get(row.get("kind"), ""), "")
+                )
+            },
+        ),
     ),
 )

@@ -21,6 +21,7 @@ from gateway.admin.resources.resource import (
     Action,
     ConfigDeclaration,
     Filter,
+    PartsDeclaration,
     Question,
     Resource,
     SubResource,
@@ -54,7 +55,20 @@ from gateway.admin.resources.values import (
 from gateway.core.accounts.administration import BILLING, OPERATOR, READ, TEAM_ROLES, Row, RowScope, access
 from gateway.core.accounts.budget_amounts import THRESHOLDS, THRESHOLDS_MAX
 from gateway.core.accounts.budget_selectors import Selector
-from gateway.core.accounts.budgets import EACH, ENFORCE, FINISH, HOLDS, MODES, MONEY, ON_EXHAUSTED, UNITS
+from gateway.core.accounts.budgets import (
+    EACH,
+    ENFORCE,
+    FINISH,
+    HOLDS,
+    KEY,
+    MODES,
+    MONEY,
+    OF_GROUP,
+    ON_EXHAUSTED,
+    OVERRIDES_MAX,
+    TENANT,
+    UNITS,
+)
 from gateway.core.accounts.intervals import INTERVALS
 from gateway.core.accounts.plans import TERMS, WEIGHT_DIGITS_MAX, WEIGHT_MAX, Term
 from gateway.core.accounts.steps import KEEP, MODELS_MAX, SESSIONS, STEPS_MAX
@@ -564,7 +578,16 @@ OVERRIDES = SubResource(
     ),
 )
 # What leads may do with budgets of their tenant; all but overrides: with those that a lead of it made.
-_LEADS = ("create", "change", "delete", "raise", "reset", "override", "remove-override")
+_LEADS = ("create", "change", "delete", "raise", "reset", "override", "remove-override", "set-overrides")
+# Values of `each` that are ids of rows.
+_ROWS_OF_EACH = {KEY: "api-keys", TENANT: "tenants"}
+
+
+def _row_of_owner(budget: Row, who: object) -> tuple[str, str]:
+    """Return the resource of the row that the owner of an override is the id of, and the text before the id."""
+    if isinstance(who, str) and who.startswith(OF_GROUP):
+        return "groups", OF_GROUP
+    return _ROWS_OF_EACH.get(str(budget.get("each")), ""), ""
 
 
 # A budget as one of `each` has it: the limit is that of the account.
@@ -607,7 +630,15 @@ BUDGET_RESOURCES = (
             Action("reset", "Begin this interval's use at 0 again, of all accounts"),
         ),
         parts=(ACCOUNTS, OVERRIDES),
-        declared=ConfigDeclaration(by=("organization_id", "name"), known_by_id=True, unique=True),
+        declared=ConfigDeclaration(
+            by=("organization_id", "name"),
+            actions={"overrides": "set-overrides"},
+            known_by_id=True,
+            unique=True,
+            parts={
+                "overrides": PartsDeclaration(OVERRIDES_MAX, names=_row_of_owner, key="who", ends="until")
+            },
+        ),
     ),
 )
 

@@ -151,6 +151,21 @@ class DocumentEndpoint:
 
 
 @dataclass(frozen=True, slots=True)
+class PartsDeclaration:
+    """A list of a row's parts in configuration files, such as members, at most `most`; their order means nothing.
+
+    `key` is the field that identifies a part, empty if a part is a single value. `names` returns, for an
+    object's values and the key of a part, the resource of the row that the key names and the text before that
+    name; the resource is "" if the key names no row. A part whose time in `ends` has passed counts as missing.
+    """
+
+    most: int
+    names: Callable[[Row, object], tuple[str, str]]
+    key: str = ""
+    ends: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ConfigDeclaration:
     """How configuration files describe a resource; resources without one are not in files.
 
@@ -169,6 +184,9 @@ class ConfigDeclaration:
     by files are identified by id, and others are left alone. `followed_by` is the field with the id of a
     row's replacement. If names are `unique` nonetheless, another row keeps its name until it is renamed.
     `claims` are fields whose values no two rows share: another row keeps them until it is gone.
+
+    `parts` are lists of parts: fields of the model that creates a row, or sub-resources with the fields of their
+    `put`, which an action in `actions` replaces as a whole.
     """
 
     by: tuple[str, ...] = ("name",)
@@ -188,6 +206,7 @@ class ConfigDeclaration:
     followed_by: str = ""
     unique: bool = False
     claims: tuple[str, ...] = ()
+    parts: Mapping[str, PartsDeclaration] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, eq=False, kw_only=True)

@@ -489,9 +489,10 @@ def count_rows(number: int) -> None:
 # Values are plain Python, as in `administration`. Nothing here knows files, HTTP or SQL.
 @dataclass(frozen=True, slots=True)
 class NewRowId:
-    """The id of a row that the step with this number creates."""
+    """The id of a row that the step with this number creates; with `prefix`, as text after that prefix."""
 
     number: int
+    prefix: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -529,5 +530,14 @@ class StepResult:
 
 
 def settled(values: Row, made: Mapping[int, int]) -> Row:
-    """Return `values` with each `NewRowId` replaced by the id of the created row."""
-    return {name: made[each.number] if isinstance(each, NewRowId) else each for name, each in values.items()}
+    """Return `values` with each `NewRowId` replaced by the id of the created row, in lists of parts as well."""
+    return {name: _settled(value, made) for name, value in values.items()}
+
+
+def _settled(value: object, made: Mapping[int, int]) -> object:
+    if isinstance(value, NewRowId):
+        row_id = made[value.number]
+        return row_id if value.prefix is None else f"{value.prefix}{row_id}"
+    if isinstance(value, list):
+        return [settled(part, made) if isinstance(part, dict) else _settled(part, made) for part in value]
+    return value

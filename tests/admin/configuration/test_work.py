@@ -51,6 +51,7 @@ from tests.connections import connected
 from tests.waiting import eventually
 
 FEW = 120
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 class Empty:
@@ -105,7 +106,7 @@ def twice(number: int) -> Objects:
 
 
 async def planned(objects: Objects) -> None:
-    found = read(objects)
+    found = read(objects, NOW)
     planner = Planner(cast("ApplyTransaction", Empty()), found, Actor("t", "admin"), [], datetime.now(UTC))
     with suppress(Unprocessable):
         await planner.plan(prune=False)
@@ -528,7 +529,7 @@ async def test_plan_by_an_organization_is_refused_beyond_the_maximum_of_bytes_or
 
 def errors_of(sent: Any) -> list[tuple[str, str]]:
     with pytest.raises(Unprocessable) as refused:
-        objects.read(sent)
+        objects.read(sent, NOW)
     return [*refused.value.errors]
 
 

@@ -31,6 +31,9 @@ WORLD: Objects = {
     "groups": [
         {"organization": "Globex", "name": "Platform", "kind": "user", "members": ["ada", "bob"],
          "claim": "platform-team"},
+        {"organization": "Globex", "name": "Shops", "kind": "tenant", "members": ["Web"]},
+        {"organization": "Acme", "name": "Pipelines", "kind": "api_key", "members": [
+            {"tenant": {"organization": "Acme", "name": "Web"}, "name": "CI"}]},
         {"organization": "Globex", "name": "Projects", "kind": "project", "members": [0, 7]},
     ],
     "budgets": [
@@ -42,8 +45,17 @@ WORLD: Objects = {
         {
             "organization": "Globex", "name": "SMS", "unit": "requests", "amount": 500, "interval": "week",
             "service": "sms", "each": "user", "thresholds": [0.25, 1], "on_exhausted": "cut",
-            "hold": "maximum",
+            "hold": "maximum", "overrides": [
+                {"who": "ada", "amount": 900, "until": "2099-01-01T00:00:00Z", "reason": "a launch"},
+                {"who": "group:Platform", "amount": None},
+            ],
         },
+        {"organization": "Acme", "name": "Of keys", "unit": "money", "amount": "5", "interval": "day",
+         "each": "key", "overrides": [
+             {"who": {"tenant": {"organization": "Acme", "name": "Web"}, "name": "CI"}, "amount": "7.50"},
+             {"who": "group:Pipelines", "amount": "0"}]},
+        {"organization": "Globex", "name": "Of tenants", "unit": "tokens", "amount": 5, "interval": "day",
+         "each": "tenant", "overrides": [{"who": "Web", "amount": 7}]},
         {"organization": "Globex", "name": "GPT", "unit": "tokens", "amount": 5, "interval": "total",
          "model": "gpt-*"},
         {"organization": "Globex", "name": "Search", "unit": "requests", "amount": 9, "interval": "day",
