@@ -22,6 +22,7 @@ from gateway.calls.steps import (
     rule_of_route,
     weight_of,
     why_bound,
+    why_refused,
     why_unfit,
 )
 from gateway.core.accounts.budgets import MAXIMUM
@@ -56,6 +57,8 @@ from gateway.core.model import (
 )
 from gateway.errors import Refusal, ServiceNotIncluded, UnknownRoute
 
+# How often a use is judged whose substitute found no room: meanwhile others may have reached a further step.
+JUDGED_TIMES: Final = 3
 NO_STEPS: Final[tuple[MatchedStep, ...]] = ()
 
 
@@ -173,27 +176,38 @@ async def _reserve_by_steps(
     Raise the `Refusal` of the use as it was asked, which says why it did not go as the substitute.
     """
     reserve, request, caller = ports.calls.counters.reserve, use.request, use.asked.caller
-    request.steps = tuple([judged_by(step, STEP_STOPS) for step in steps])
-    answer = await reserve(request)
-    request.steps = ()
-    if isinstance(answer, Refused) and (answer.verdict is Verdict.STEP_REACHED or is_short(answer)):
+    judged = tuple([judged_by(step, STEP_STOPS) for step in steps])
+    name = why = before = ""
+    for _ in range(JUDGED_TIMES):
+        request.steps = judged
+        answer = await reserve(request)
+        request.steps = ()
+        if isinstance(answer, Admitted):
+            return use, check_admitted(ports, caller, use.terms.budgets, answer)
         is_reached = answer.verdict is Verdict.STEP_REACHED
-        reached = [step for step, byte in zip(steps, answer.reached, strict=False) if byte] if is_reached else steps
-        other, name, why = await _weigh(ports, use, reached, entrance)
-        if other is not None:
-            second = await reserve(other.request)
-            if isinstance(second, Admitted):
-                return other, check_admitted(ports, caller, other.terms.budgets, second)
-            why = from_refused(second).message
-        if is_reached:
-            answer = await reserve(request)
-        if isinstance(answer, Refused) and is_short(answer):
-            try:
-                check_admitted(ports, caller, use.terms.budgets, answer)
-            except Refusal as refusal:
-                explain_refusal(refusal, name, why)
-                raise
-    return use, check_admitted(ports, caller, use.terms.budgets, answer)
+        if not (is_reached or is_short(answer)):
+            break
+        reached = (
+            [step for step, byte in zip(steps, answer.reached, strict=True) if byte] if is_reached else steps
+        )
+        other, name, unfit = await _weigh(ports, use, reached, entrance)
+        if other is None or name == before:
+            why = unfit or why
+            break
+        second = await reserve(other.request)
+        if isinstance(second, Admitted):
+            return other, check_admitted(ports, caller, other.terms.budgets, second)
+        why, before = why_refused(second, other.terms.budgets), name
+        if not is_short(second):
+            break
+    if answer.verdict is Verdict.STEP_REACHED:
+        answer = await reserve(request)
+    try:
+        return use, check_admitted(ports, caller, use.terms.budgets, answer)
+    except Refusal as refusal:
+        if why and isinstance(answer, Refused) and is_short(answer):
+            explain_refusal(refusal, name, why)
+        raise
 
 
 async def _weigh(
@@ -203,7 +217,10 @@ async def _weigh(
     names, why = substitutes_of(reached), why_bound(use.asked.call)
     if why:
         return None, names[0], why
+    budgets = use.terms.budgets
+    assert budgets is not None
     prepared, reasons, weighed = dict[str, PreparedUse](), dict[str, str](), list[Weighed]()
+    weights = dict[str, tuple[int, ...]]()
     for name in names:
         try:
             other = await _prepare_as(ports, use, name, entrance)
@@ -212,12 +229,14 @@ async def _weigh(
             reasons[name] = refusal.message
         if not reasons.get(name):
             prepared[name] = other
+            weights[name] = weight_of(
+                other.asked.call, other.terms.service, other.terms.prices, budgets, other.claim, other.request
+            )
     for step in reached:
-        if step.substitute in prepared:
-            other = prepared[step.substitute]
-            weighed.append(Weighed(step, weight_of(other.claim, other.request)))
-    taken, budgets = taken_step(weighed), use.terms.budgets
-    if taken is None or budgets is None:
+        if step.substitute in weights:
+            weighed.append(Weighed(step, weights[step.substitute]))
+    taken = taken_step(weighed)
+    if taken is None:
         return None, names[0], reasons[names[0]]
     other = prepared[taken.substitute]
     other.asked.call.substitution = Substitution(
@@ -226,9 +245,7 @@ async def _weigh(
     return other, taken.substitute, ""
 
 
-async def _prepare_as(
-    ports: AdmissionPorts, use: PreparedUse, name: str, entrance: Entrance
-) -> PreparedUse:
+async def _prepare_as(ports: AdmissionPorts, use: PreparedUse, name: str, entrance: Entrance) -> PreparedUse:
     """Return a use as its caller would have made it with the model `name`; raise the `Refusal` that this would have met."""
     caller, before = use.asked.caller, use.asked.call
     call = replace(before, model=name)
