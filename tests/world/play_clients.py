@@ -297,7 +297,7 @@ def run_client(
     path = f"{node_folder()}{os.pathsep}{os.environ['PATH']}"
     environ = kept | {"PATH": path, "HOME": str(seat.home), "NO_COLOR": "1", "CI": "1"} | more
     work = seat.home / "work"
-    work.mkdir(exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
     with (seat.home / "said").open("w+b") as said:
         process = subprocess.Popen(
             words, cwd=work, env=environ, stdin=subprocess.DEVNULL, stdout=said, stderr=said,

@@ -40,6 +40,8 @@ STEPPED = {
 AMOUNT, AT = Decimal(1_000), 0.8
 # What the upstream reports for each call: input, output.
 USAGE = "100000,1000"
+# So many calls of others come before the step: what is left of the budget behind it has room for a call.
+OTHER_CALLS = 30
 # How long a change of a budget takes to be in force everywhere.
 IN_FORCE_S = 2.0
 BEGINS, RUNS, OTHERS = "begins at 0 %", "goes on at 85 %", "begins at 85 %"
@@ -144,6 +146,8 @@ def _row(client: Client, place: Place) -> StepRow:
             print(f"  {client.name}, {row.cells[-1]}", flush=True)
 
         play(BEGINS, "first")
+        for _ in range(OTHER_CALLS):
+            assert place.accounts.stack.chat(key, USAGE, model=budget.asked).status_code == HTTPStatus.OK
         budget.set_used(Decimal("0.85"))
         play(OTHERS, "second")
         play(RUNS, "first", again=True)

@@ -205,9 +205,8 @@ class Relay:
         await passed.prepare(asked)
         cut = False
         try:
-            async for piece in _events(answer.content):
-                if self.seals:
-                    piece = sealed(piece, model_of(noted))
+            async for event in _events(answer.content):
+                piece = sealed(event, model_of(noted)) if self.seals else event
                 await passed.write(piece)
                 _note_use(noted, piece)
                 if end and _TEXT.search(piece):
