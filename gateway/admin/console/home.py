@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urlsplit
 
 from aiohttp import web
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
 from multidict import MultiMapping
 
 from gateway.admin import credentials
@@ -64,6 +64,7 @@ from gateway.errors import (
     Unauthorized,
     UnsupportedEncoding,
 )
+from gateway.feature import features
 
 # Templates and static files: the only place that uses Jinja.
 #
@@ -115,8 +116,11 @@ class Pages:
     """Renders templates as answers."""
 
     def __init__(self, assets: Assets, *, version: str) -> None:
+        of_features = (f"gateway.features.{feature.name}" for feature in features() if feature.has_templates)
         self._environment = Environment(
-            loader=PackageLoader("gateway.admin.console", "templates"),
+            loader=ChoiceLoader(
+                [PackageLoader(package) for package in ("gateway.admin.console", *of_features)]
+            ),
             autoescape=select_autoescape(default=True, default_for_string=True),
             finalize=_seen,
             undefined=StrictUndefined,

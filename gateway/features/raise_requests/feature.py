@@ -26,6 +26,7 @@ def _links(settings: Settings) -> Mapping[str, Callable[[Delivery], str]]:
 FEATURE = Feature(
     name="raise_requests",
     tables=("raise_request",),
+    has_templates=True,
     resources=lazy("gateway.features.raise_requests.resources:RESOURCES"),
     subjects=lambda: {"raise-requests": load("persistence.raise_requests:RAISE_REQUESTS")},
     screens=(
