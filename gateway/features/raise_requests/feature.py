@@ -36,7 +36,7 @@ FEATURE = Feature(
                 "id", "budget", "who", "organization_id", "amount", "until", "reason", "status",
                 "requested_by",
             ),
-            "empty": "No raise request.", "next_step": ("See the budgets", "/budgets"),
+            "first_for": ("operator", "member"), "empty": "No raise request.", "next_step": ("See the budgets", "/budgets"),
         },
     ),
     routes=mounts(mount="gateway.features.raise_requests.links:mount_links"),
