@@ -20,14 +20,26 @@ from persistence.billing import (
     subscriptions,
 )
 from persistence.entity import Entity
-from persistence.resources import access, app_users, catalogue, groups, integrity, people, quota, webhooks
+from persistence.resources import (
+    admin_tokens,
+    api_keys,
+    app_users,
+    audit,
+    catalogue,
+    groups,
+    integrity,
+    people,
+    quota,
+    sessions,
+    webhooks,
+)
 
 SUBJECTS: dict[str, Entity] = {
     "organizations": people.ORGANIZATION_SUBJECT,
     "tenants": people.TENANT_SUBJECT,
     "users": app_users.SUBJECT,
-    "api-keys": access.KEY_SUBJECT,
-    "admin-tokens": access.ADMIN_TOKEN_SUBJECT,
+    "api-keys": api_keys.KEY_SUBJECT,
+    "admin-tokens": admin_tokens.ADMIN_TOKEN_SUBJECT,
     "token-plans": plans.SUBJECT,
     "tenant-quotas": quotas.SUBJECT,
     "token-ledger": quota.TOKEN_LEDGER,
@@ -62,8 +74,8 @@ SUBJECTS: dict[str, Entity] = {
     "letters": integrity.MANY_DEAD_LETTERS,
     "credit-transactions": quota.CREDIT_TRANSACTIONS,
     "feature-usage": quota.FEATURE_USAGE,
-    "audit-log": access.AUDIT_SUBJECT,
-    "console-sessions": access.SESSION_SUBJECT,
+    "audit-log": audit.AUDIT_SUBJECT,
+    "console-sessions": sessions.SESSION_SUBJECT,
     "reconciliation": integrity.RECONCILIATION_SUBJECT,
     **{name: subject for feature in features() for name, subject in feature.subjects().items()},
 }

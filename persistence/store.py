@@ -50,7 +50,16 @@ from persistence.engine import Engine, Replica, answered, apart
 from persistence.entity import DEFAULT_RULES, EntityWrite, WriteBatch, WriteRules
 from persistence.error_mapping import TRY_AGAIN, of_writes, sqlstate, translated
 from persistence.registry import SUBJECTS
-from persistence.resources import access, catalogue, usage, webhooks
+from persistence.resources import (
+    admin_tokens,
+    api_keys,
+    audit,
+    catalogue,
+    idempotency,
+    sessions,
+    usage,
+    webhooks,
+)
 from persistence.tenant_boundary import CAPABLE_OF, confined
 
 # Trial runs, which are rolled back: they end as soon as another session waits for their locks.
@@ -255,8 +264,8 @@ class Store:
         await self._wrote()
         return done
 
-    refuse_other = _in_transaction(access.refuse_other)
-    finish = _in_transaction(access.keep_first_answer)
+    refuse_other = _in_transaction(idempotency.refuse_other)
+    finish = _in_transaction(idempotency.keep_first_answer)
     refusal = _in_transaction(of_writes)
     price_of = _in_transaction(catalogue.find_price)
 
@@ -332,15 +341,15 @@ class Store:
 
     # Who may come in, and who is signed in.
 
-    staff_token = _in_transaction(access.find_admin_token)
-    key_holder = _in_transaction(access.find_key_holder)
+    staff_token = _in_transaction(admin_tokens.find_admin_token)
+    key_holder = _in_transaction(api_keys.find_key_holder)
     mail_consent = _in_transaction(webhooks.consent_by)
     consent_to_mail = _in_transaction(webhooks.consent)
-    has_ended_token = _in_transaction(access.admin_token_has_ended)
-    use_sign_in = _in_transaction(access.use_sign_in)
-    console_session = _in_transaction(access.find_session)
-    ask_of_session = _in_transaction(access.ask_session)
-    keep_renewal = _in_transaction(access.keep_renewal)
+    has_ended_token = _in_transaction(admin_tokens.admin_token_has_ended)
+    use_sign_in = _in_transaction(sessions.use_sign_in)
+    console_session = _in_transaction(sessions.find_session)
+    ask_of_session = _in_transaction(sessions.ask_session)
+    keep_renewal = _in_transaction(sessions.keep_renewal)
 
     async def _keep_ids_ahead(self, connection: AsyncConnection, *, creates: bool) -> None:
         """Begin a transaction of writes; the counters are asked once its server has answered.
@@ -358,14 +367,14 @@ class Store:
 
     def _write(self, connection: Connection, command: Command, now: datetime) -> CommittedWrite | Replay:
         if command.claim is not None:
-            first = access.claim_idempotency(connection, command.claim)
+            first = idempotency.claim_idempotency(connection, command.claim)
             if first is not None:
                 return first
         change = self.change(connection, command, now=now)
         row = confined(change)
-        access.record_audit(change, row)
+        audit.record_audit(change, row)
         if command.claim is not None:
-            access.keep_first_answer(connection, command.claim, command.render(row))
+            idempotency.keep_first_answer(connection, command.claim, command.render(row))
         # The answer to an action on a tenant contains the tenant's quota.
         answers = "tenant-quotas" if "tokens_held" in row else command.resource
         return CommittedWrite(self._placed(answers, row), tuple(change.intents))

@@ -23,7 +23,7 @@ from gateway.errors import Unprocessable
 from persistence import engine as engines
 from persistence.billing.credit_balances import Allocations
 from persistence.ledger.writer import LedgerWriter
-from persistence.resources.access import STAFF
+from persistence.resources.audit import STAFF
 from tests.admin.conftest import Api
 from tests.admin.console.elsewhere import Browser, World, console_of_people
 from tests.admin.test_cli import Run, from_json, run
