@@ -11,13 +11,13 @@ from persistence.billing import (
     charges,
     events,
     invoice_build,
-    invoice_lines,
     invoices,
     payments,
     plans,
     quotas,
     reratings,
     subscriptions,
+    tax_rates,
 )
 from persistence.entity import Entity
 from persistence.resources import (
@@ -65,7 +65,7 @@ SUBJECTS: dict[str, Entity] = {
     "invoice-heads": invoice_build.INVOICE_HEADS,
     "payments": payments.SUBJECT,
     "note-applications": payments.APPLICATIONS,
-    "tax-rates": invoice_lines.TAX_RATE_SUBJECT,
+    "tax-rates": tax_rates.TAX_RATE_SUBJECT,
     "accounting-rates": accounting_rates.SUBJECT,
     "webhooks": webhooks.WEBHOOKS,
     "webhook-deliveries": webhooks.WEBHOOK_DELIVERIES,

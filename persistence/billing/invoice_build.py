@@ -60,14 +60,8 @@ from gateway.core.billing.subscription import midnight
 from gateway.errors import Conflict, StoreUnavailable, Unprocessable
 from persistence.billing import charges, credit_balances, invoice_lines
 from persistence.billing.accounting_rates import Rates, convert_tax, tax_of_note
-from persistence.billing.invoice_lines import (
-    InvoiceCharges,
-    InvoiceInputs,
-    keep_lines,
-    known,
-    next_numbers,
-    read_facts,
-)
+from persistence.billing.invoice_lines import InvoiceCharges, InvoiceInputs, keep_lines, known, read_facts
+from persistence.billing.invoice_numbers import next_numbers
 from persistence.billing.listeners import invoice_listeners
 from persistence.entity import Entity, EntityWrite, json_of
 from persistence.keeper.news import tell_invoices
