@@ -19,7 +19,7 @@ from gateway.background.flushing.flusher import FailedBatch, FlushedBatch, Keepe
 from gateway.background.flushing.late import RefusedDrain
 from gateway.background.loops import Agenda, Gauges, Loop, call
 from gateway.background.timed.deliveries import WebhookDeliveries
-from gateway.background.timed.invoicing import PriceList
+from gateway.background.timed.price_list import PriceList
 from gateway.background.timed.pusher import Pusher
 from gateway.background.verifying.reconciler import LossCounter
 from gateway.core.accounts.administration import Row

@@ -12,7 +12,7 @@ import pytest
 
 from gateway.background.loops import FailureTeller
 from gateway.background.timed.deliveries import DELIVERIES_AT_ONCE, DELIVERIES_EACH, WebhookDeliveries
-from gateway.background.timed.invoicing import PriceList
+from gateway.background.timed.price_list import PriceList
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.intervals import window_bounds
 from gateway.core.alerts.messages import Delivery, DeliveryOutcome
