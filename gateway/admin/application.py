@@ -17,8 +17,8 @@ from gateway.admin.api import views as api_views
 from gateway.admin.api.openapi import document, mount_docs, render
 from gateway.admin.api.views import ResourceHandlers, answer
 from gateway.admin.console.console import mount_console
+from gateway.admin.http.callers import HOURS, PLACES, admit
 from gateway.admin.http.guard import count_tasks, guard
-from gateway.admin.http.requests import HOURS, PLACES, admit
 from gateway.admin.http.server import WorkSlots
 from gateway.admin.ports import AdminPorts, Health
 from gateway.admin.resources.registry import REPORTS, RESOURCES

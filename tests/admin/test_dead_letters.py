@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gateway.admin.http.requests import check_body
+from gateway.admin.http.bodies import check_body
 from gateway.admin.resources.registry import REPORTS
 from gateway.cli.admin.client import TIMEOUT_S, AdminClient, CommandFailed
 from gateway.cli.admin.program import decided

@@ -23,17 +23,13 @@ from gateway.admin.configuration.objects import OBJECTS_MAX
 from gateway.admin.configuration.planning import export
 from gateway.admin.configuration.words import schema
 from gateway.admin.explanation import explain, find_call
-from gateway.admin.http import requests
+from gateway.admin.http import bodies
+from gateway.admin.http.bodies import VALUES_MAX, Body, checked, claim_of, read_body
+from gateway.admin.http.callers import admit
 from gateway.admin.http.guard import DEADLINE, REQUEST_ID, in_thread
 from gateway.admin.http.requests import (
-    VALUES_MAX,
-    Body,
-    admit,
-    checked,
-    claim_of,
     fingerprint,
     number_or_text,
-    read_body,
     read_numbers,
     read_once,
     read_query,
@@ -329,7 +325,7 @@ async def _read(request: web.Request) -> list[object]:
     media = request.content_type
     if media not in {ONE, MANY, PLAIN, "application/octet-stream"}:  # the last where none is said
         raise UnsupportedMedia(f"Events are sent as {ONE}, {MANY} or {PLAIN}.")
-    found = requests.parse_any_body(await request.read())
+    found = bodies.parse_any_body(await request.read())
     if f"{ATTRIBUTE}specversion" in request.headers and media not in {ONE, MANY}:
         return [_binary(request, found)]
     if isinstance(found, dict) and media != MANY:
@@ -353,12 +349,12 @@ def _binary(request: web.Request, data: object) -> dict[str, object]:
     return {**attributes, "datacontenttype": PLAIN, "data": data}
 
 
-def _with_data(event: requests.Body) -> requests.Body:
+def _with_data(event: bodies.Body) -> bodies.Body:
     """Return an event with `data_base64` replaced by the JSON that it encodes, as `data`."""
     if "data_base64" not in event or "data" in event:
         return event
     try:
-        data = requests.parse_any_body(b64decode(str(event["data_base64"]), validate=True))
+        data = bodies.parse_any_body(b64decode(str(event["data_base64"]), validate=True))
     except (AdminRefusal, ValueError) as error:
         raise Unprocessable(errors=(("data_base64", "must be one clear JSON document in base64"),)) from error
     return {**{name: value for name, value in event.items() if name != "data_base64"}, "data": data}
@@ -373,14 +369,14 @@ def _sorted(sent: list[object]) -> Row:
             rejected.append(_refused(place, {}, "", "must be a JSON object"))
             continue
         try:
-            events.append((place, requests.check_body(CloudEvent, _with_data(one))))
+            events.append((place, bodies.check_body(CloudEvent, _with_data(one))))
         except Unprocessable as error:
             name, reason = error.errors[0]
             rejected.append(_refused(place, one, name, reason))
     return {"events": events, "rejected": rejected}
 
 
-def _refused(place: int, event: requests.Body, name: str, reason: str) -> Row:
+def _refused(place: int, event: bodies.Body, name: str, reason: str) -> Row:
     return {
         "index": place, "source": _said(event.get("source")), "id": _said(event.get("id")), "field": name,
         "reason": reason,
@@ -542,10 +538,10 @@ def _take_time(request: web.Request, share: UploadLimits) -> None:
 def _wish(
     request: web.Request, actor: Actor, raw: bytes, share: UploadLimits
 ) -> tuple[ApplyRequest, Claim | None]:
-    sent = requests.parse_body(raw, share.values_max)
+    sent = bodies.parse_body(raw, share.values_max)
     objects = sent.get("objects")
     # Objects are checked one by one later, and not copied here.
-    checked = requests.check_body(
+    checked = bodies.check_body(
         ConfigurationApply, {**sent, "objects": {}} if isinstance(objects, dict) else sent
     )
     wish = ApplyRequest(**{**checked, "objects": objects})  # type: ignore[arg-type]  # as it is checked
@@ -624,7 +620,7 @@ def mount_quotes(app: web.Application, ports: AdminPorts, root: str) -> None:
     async def quote(request: web.Request) -> web.Response:
         mine = await admit(ports, request)
         require_read(mine.actor, PRICES)
-        asked = requests.check_body(QuoteQuery, _read_quote(request.query))
+        asked = bodies.check_body(QuoteQuery, _read_quote(request.query))
         at = asked.get("at")
         at = at if isinstance(at, datetime) else datetime.now(UTC)
         currency = str(asked.get("currency", BASE_CURRENCY))
@@ -642,7 +638,7 @@ def mount_quotes(app: web.Application, ports: AdminPorts, root: str) -> None:
     app.router.add_get(f"{root}/prices/{QUOTE.name}", quote)
 
 
-def _read_quote(sent: MultiMapping[str]) -> requests.Body:
+def _read_quote(sent: MultiMapping[str]) -> bodies.Body:
     asked: dict[str, Any] = {}
     for name, text in read_once(sent).items():
         # As tools.NAME, or as OpenAPI's deepObject has it: tools[NAME].
@@ -696,7 +692,7 @@ def mount_explanations(app: web.Application, ports: AdminPorts, root: str) -> No
     async def show(request: web.Request) -> web.Response:
         mine = await admit(ports, request)
         require_read(mine.actor, CALLS)
-        requests.check_body(EXPLANATION.asked, dict(read_once(request.query)))
+        bodies.check_body(EXPLANATION.asked, dict(read_once(request.query)))
         steps = await explain(mine, await _called(mine, request))
         told = EXPLANATION.out.model_validate({"steps": [asdict(step) for step in steps]})
         return answer(200, told.model_dump(mode="json"))

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from gateway.admin.configuration.words import KINDS, declared, model, near, references, word, words
-from gateway.admin.http import requests
+from gateway.admin.http import bodies
 from gateway.admin.resources.resource import Resource
 from gateway.admin.resources.values import In
 from gateway.core.accounts.administration import OWNER, Row
@@ -151,7 +151,7 @@ def _object(place: _Place, one: object, own: int | None, errors: Errors) -> Want
     here: Errors = []
     ids, known = references(resource), words(resource)
     names: dict[str, Reference | None] = {}
-    values: requests.Body = {}
+    values: bodies.Body = {}
     for said, value in one.items():
         name = known.get(said)
         if name is None:
@@ -176,9 +176,7 @@ def _object(place: _Place, one: object, own: int | None, errors: Errors) -> Want
     try:
         row = model(resource).model_validate(checked)
     except ValidationError as error:
-        told = (
-            (_said(resource, name), message) for name, message in requests.errors_of(error, resource.known)
-        )
+        told = ((_said(resource, name), message) for name, message in bodies.errors_of(error, resource.known))
         here += [each for each in told if each[0] not in dict(here)]
     if here:
         errors += [(f"{at}.{name}", message) for name, message in here]

@@ -35,8 +35,9 @@ from gateway.admin.configuration.references import (
     name_all,
 )
 from gateway.admin.configuration.words import KINDS, declared, model, references, same, word
+from gateway.admin.http.bodies import canonical
 from gateway.admin.http.guard import in_thread
-from gateway.admin.http.requests import canonical, require_read
+from gateway.admin.http.requests import require_read
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.resource import Resource
 from gateway.admin.resources.values import In

@@ -35,8 +35,9 @@ from gateway.admin.console.reports import Live
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.console.sign_in import ProviderSignInPages, SignInPages, SignOutPages
 from gateway.admin.console.statements import STATEMENTS, show_statement
+from gateway.admin.http.callers import slow_down
 from gateway.admin.http.guard import AS_PAGE, CSV, Files, files_of
-from gateway.admin.http.requests import LIMIT_MAX, require_read, slow_down
+from gateway.admin.http.requests import LIMIT_MAX, require_read
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.resource import Action, SubResource
 from gateway.core.accounts.administration import CHANGE, CREATE, DELETE, Query, Row, refused_write

@@ -32,7 +32,7 @@ from gateway.admin.configuration.objects import ERRORS_MAX, Reference, WantedObj
 from gateway.admin.configuration.planning import Planner
 from gateway.admin.configuration.references import NameIndex
 from gateway.admin.configuration.words import CHARS_MAX, KINDS, SUGGESTED_MAX
-from gateway.admin.http import requests
+from gateway.admin.http import bodies
 from gateway.admin.resources.people import ApiKeyCreate
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import Actor, Mark, NewRowId, Row
@@ -520,10 +520,10 @@ async def test_plan_by_an_organization_is_refused_beyond_the_maximum_of_bytes_or
     assert (await api.call("POST", "configuration", data=many)).status == 422, (
         "of staff it is read: no objects"
     )
-    usual = b'{"name":[' + b"[]," * (requests.VALUES_MAX // 2) + b"[]]}"
+    usual = b'{"name":[' + b"[]," * (bodies.VALUES_MAX // 2) + b"[]]}"
     with pytest.raises(Unprocessable) as refused:
-        requests.parse_body(usual)
-    assert f"more than {requests.VALUES_MAX} values" in refused.value.errors[0][1]
+        bodies.parse_body(usual)
+    assert f"more than {bodies.VALUES_MAX} values" in refused.value.errors[0][1]
 
 
 def errors_of(sent: Any) -> list[tuple[str, str]]:

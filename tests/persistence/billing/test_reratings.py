@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from gateway.admin.http import requests
+from gateway.admin.http import bodies
 from gateway.admin.resources.catalogue import PriceAmend, PriceCreate
 from gateway.core.accounts.outbox import CallFacts, EventKind, write_facts
 from gateway.core.billing.money import IN_MONEY, NANO
@@ -41,12 +41,12 @@ async def price(april: April, day: int = 1, *, model: str = "dated", **amounts: 
         "effective_from": at(4, day).isoformat(),
         **amounts,
     }
-    sent: Any = requests.check_body(PriceCreate, asked)
+    sent: Any = bodies.check_body(PriceCreate, asked)
     return int((await april.do("prices", "create", **sent))["id"])
 
 
 async def amend(april: April, price_id: int, **amounts: str | None) -> dict[str, Any]:
-    asked: Any = requests.check_body(PriceAmend, {"reason": "typed wrong", **amounts})
+    asked: Any = bodies.check_body(PriceAmend, {"reason": "typed wrong", **amounts})
     return await april.do("prices", "amend", price_id, **asked)
 
 
