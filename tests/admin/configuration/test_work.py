@@ -18,8 +18,8 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from gateway.admin.api import views
-from gateway.admin.api.views import (
+from gateway.admin.api import uploads
+from gateway.admin.api.uploads import (
     ORGANIZATION,
     ORGANIZATIONS_AT_ONCE_MAX,
     ORGANIZATIONS_THERE_MAX,
@@ -270,7 +270,7 @@ async def test_apply_by_staff_times_out_while_an_apply_of_the_changed_organizati
     api: Api, admin_database: str
 ) -> None:
     organization_id, _ = await operator_of(api, "Acme")
-    assert views.ORGANIZATION.work_s_max < apply_transaction.LOCK_WAIT_S
+    assert uploads.ORGANIZATION.work_s_max < apply_transaction.LOCK_WAIT_S
     pool = engines.create(admin_database, connections_max=1)
     staff, touched = Store(pool, partition_of), [("organizations", organization_id, {})]
     with connected(plain_url(admin_database)) as other:
@@ -502,7 +502,7 @@ async def test_configuration_plan_is_cancelled_when_the_caller_disconnects() -> 
         transport = None
 
     with pytest.raises(ConnectionResetError):
-        await views.until_client_leaves(Gone(), work())  # type: ignore[arg-type]  # all that is asked of it
+        await uploads.until_client_leaves(Gone(), work())  # type: ignore[arg-type]  # all that is asked of it
     await eventually(ended.is_set)
 
 
