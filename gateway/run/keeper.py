@@ -77,11 +77,12 @@ from persistence import address
 from persistence import engine as engines
 from persistence.billing.credit_balances import Allocations
 from persistence.engine import Engine
-from persistence.keeper import retention, sweeps, verification
+from persistence.keeper import gauges, retention, verification
 from persistence.keeper.agenda import AgendaReader
 from persistence.keeper.definitions import ClockReports, Pushes
 from persistence.keeper.news import Deliveries, Notices
-from persistence.keeper.sweeps import KeeperShares, Losses, Sweeps
+from persistence.keeper.shares import KeeperShares
+from persistence.keeper.sweeps import Losses, Sweeps
 from persistence.keeper.verification import Accounts
 from persistence.ledger.checkpoints import Checkpoints
 from persistence.ledger.redrive import RefusedJournal
@@ -341,7 +342,7 @@ class Keeper:
         settings = self._settings
         return Gauges((
             partial(shard_loops.server_certificates, settings, self._wires),
-            partial(sweeps.watch_gauges, self._engine, settings.invoice_schedule),
+            partial(gauges.watch_gauges, self._engine, settings.invoice_schedule),
             self._losses.count, self.programs.gauges,
             *(gauge for work in self._work for gauge in work.gauges),
         ))  # fmt: skip

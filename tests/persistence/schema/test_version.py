@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.errors import StartError
 from gateway.extras import version
 from persistence import engine
-from persistence.keeper.sweeps import KeeperShares
+from persistence.keeper.shares import KeeperShares
 from persistence.schema import database, migrate, roles, standing
 from persistence.schema import database as schema
 from persistence.schema.standing import KNOWN, NEEDED, SchemaStatus
