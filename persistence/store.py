@@ -40,7 +40,7 @@ from gateway.errors import (
 from persistence import engine as engines
 from persistence import entity, ids
 from persistence.apply_transaction import ApplyTransaction
-from persistence.billing import charges, finance, invoice_build
+from persistence.billing import charges, finance, invoice_documents
 from persistence.billing.invoice_usage import InvoiceUsage
 from persistence.engine import Replica, answered
 from persistence.entity import DEFAULT_RULES, EntityWrite, WriteBatch, WriteRules
@@ -231,7 +231,7 @@ class Store:
         if self._within is not None:
             await self.get("invoice-heads", invoice_id)
         which = (invoice_id, kind, status)
-        return await self.run(lambda connection: invoice_build.read_document(connection, *which, made))
+        return await self.run(lambda connection: invoice_documents.read_document(connection, *which, made))
 
     async def report(self, name: str, asked: ReportPeriod, after: int, rows_max: int) -> Sequence[Row]:
         """Return some rows of a finance report, without the first `after` rows."""
