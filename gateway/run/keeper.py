@@ -90,7 +90,7 @@ from persistence.queries import SlowQuery
 from persistence.resources.catalogue import PriceTable
 from persistence.resources.integrity import Quarantines, ReconciliationResults
 from persistence.schedule import Schedule
-from persistence.schema import database, roles
+from persistence.schema import database, privileges
 
 
 # Housekeeping: a keeper creates tables of months ahead and drops old ones, as configured.
@@ -258,7 +258,7 @@ class Keeper:
             "PostgreSQL", trouble, wait_s=settings.start_wait_s, stop=stop, log=log, hint=hint
         ):
             return False
-        await roles.refuse_unfit(self._engine, hints.postgresql_hint)
+        await privileges.refuse_unfit(self._engine, hints.postgresql_hint)
         # Before the catalogue is published, so that a gateway with a catalogue has its prices as well.
         self._loops = keep_going({"prices": self._price_list.run}, log, isolation)
         with suppress(TimeoutError):
