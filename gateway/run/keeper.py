@@ -90,7 +90,7 @@ from persistence.queries import SlowQuery
 from persistence.resources.catalogue import PriceTable
 from persistence.resources.integrity import Quarantines, ReconciliationResults
 from persistence.schedule import Schedule
-from persistence.schema import database, privileges
+from persistence.schema import partitions, privileges
 
 
 # Housekeeping: a keeper creates tables of months ahead and drops old ones, as configured.
@@ -102,7 +102,7 @@ def housekeeping(
     It also runs the functions `more`.
     """
     return Loop("partitions", 3_600.0, (
-        call(lambda: database.ensure_partitions(engine, by=settings.partitions_by)),
+        call(lambda: partitions.ensure_partitions(engine, by=settings.partitions_by)),
         call(lambda: drop_old_months(engine, settings, log)),
         call(lambda: verification.forget_budget_uses(engine)),
         call(Notices(engine).forget),
@@ -131,9 +131,9 @@ async def drop_old_months(engine: Engine, settings: Settings, log: Callable[...,
     dropped: list[str] = []
     if days := settings.calls_keep_days:
         archived = any(feature.archives_calls(settings) for feature in features())
-        dropped += await database.drop_calls(engine, days, are_archived=archived, stays=stays)
+        dropped += await partitions.drop_calls(engine, days, are_archived=archived, stays=stays)
     if days := settings.usage_hours_keep_days:
-        dropped += await database.drop_hours(engine, days)
+        dropped += await partitions.drop_hours(engine, days)
     for month in dropped:
         log("month dropped", partition=month)
     if days := settings.events_keep_days:

@@ -19,7 +19,7 @@ from gateway.core.accounts.outbox import CallFacts, EventKind, write_facts
 from gateway.core.billing.money import IN_MONEY, NANO
 from gateway.core.times import ms_of
 from gateway.errors import Conflict
-from persistence.schema.database import why_unbilled
+from persistence.schema.partitions import why_unbilled
 from tests.persistence.april import April, april, at, invoiced, plan, service
 from tests.persistence.billing.test_due import customer, total
 from tests.persistence.billing.test_usage_file import adds_up, read
