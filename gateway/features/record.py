@@ -99,6 +99,8 @@ class Feature:
     verbs: Callable[[], Mapping[str, Mapping[str, Verb]]] = dict
     # Rows of the Admin API's resources, by the name of the resource.
     subjects: Callable[[], Mapping[str, Entity]] = dict
+    # Whether its folder `templates` has pages of the console.
+    has_templates: bool = False
     # Fields of a `Screen` of the console.
     screens: tuple[Mapping[str, Any], ...] = ()
     # Whether the settings enable it; otherwise its screens are not in the menu.
@@ -113,6 +115,8 @@ class Feature:
     # Add commands to the program, and to the administration commands.
     commands: Callable[[typer.Typer], None] = lambda _: None
     admin_commands: Callable[[typer.Typer], None] = lambda _: None
+    # Its sections of administration commands, by name. Only a section that is asked for is made.
+    admin_sections: Mapping[str, Callable[[], typer.Typer]] = field(default_factory=dict)
     # Other sources of the command line's lists.
     list_sources: Callable[[], Sequence[ListSource]] = tuple
     # Whether the settings let it take old calls away from PostgreSQL.

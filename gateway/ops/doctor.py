@@ -387,10 +387,10 @@ def _day(moment: float) -> str:
 
 async def _postgresql(settings: Settings, role: str) -> AsyncIterator[Finding]:
     """Yield findings on the database as the keeper's user sees it, and on a separate owner."""
-    from persistence.keeper.sweeps import certificate_end  # heavy to load
     from persistence.schema.database import refuse_other  # heavy to load
     from persistence.schema.migrate import schema_status  # heavy to load
     from persistence.schema.standing import NEEDED
+    from persistence.server_certificate import certificate_end  # heavy to load
 
     url = settings.database_url
     shown = without_password(url)

@@ -330,7 +330,7 @@ def of_credentials(url: str, peppers: Peppers) -> Iterator[Finding]:
 
     Each of them must be among the configured `peppers`.
     """
-    from persistence.schema.roles import in_use  # heavy to load
+    from persistence.schema.pepper_use import in_use  # heavy to load
 
     try:
         found = in_use(url)
@@ -426,7 +426,7 @@ def _hint(error: TollkeeperError) -> str:
 
 def postgresql_user_findings(url: str, owner_url: str) -> list[Seen]:
     """Return findings on whether the keeper's user has its rights, and a separate owner owns the tables."""
-    from persistence.schema.roles import privileges  # heavy to load
+    from persistence.schema.privileges import privileges  # heavy to load
 
     seen: list[Seen] = []
     try:

@@ -72,7 +72,7 @@ from persistence.engine import PeoplePools, Replica
 from persistence.keeper.definitions import Pushes
 from persistence.keeper.sweeps import Losses
 from persistence.keeper.verification import Accounts
-from persistence.resources import access
+from persistence.resources import audit
 from persistence.resources.integrity import ReconciliationResults
 from persistence.resources.usage import ConsoleQueries
 
@@ -213,7 +213,7 @@ class Administration:
         )
         self._failures = Failures(time.monotonic)
         self._teller = FailureTeller(
-            "admin", self._failures, self._log, partial(access.note_failures, pools.staff)
+            "admin", self._failures, self._log, partial(audit.note_failures, pools.staff)
         )
         # A write acknowledged here is evidence too; the loops count its loss, since they know partitions at
         # rest.

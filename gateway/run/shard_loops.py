@@ -34,9 +34,9 @@ from gateway.errors import CountersUnavailable, LedgerUnavailable, TollkeeperErr
 from gateway.run.keeper_loops import Run, keep_going
 from gateway.run.lifecycle import cancel
 from gateway.settings.settings import Settings
+from persistence import server_certificate
 from persistence.engine import Engine
 from persistence.error_mapping import code_of
-from persistence.keeper import sweeps
 from persistence.keeper.definitions import Pushes
 from persistence.keeper.sweeps import Sweeps
 from persistence.keeper.verification import Accounts, LedgerReader
@@ -286,6 +286,6 @@ class AllShardLoops:
 async def server_certificates(settings: Settings, wires: RedisConnections) -> Mapping[str, object]:
     ends = {
         "redis": min((one.certificate_end for one in wires.wires if one.certificate_end), default=None),
-        "postgresql": await asyncio.to_thread(sweeps.certificate_end, settings.database_url),
+        "postgresql": await asyncio.to_thread(server_certificate.certificate_end, settings.database_url),
     }
     return {"certificate_expiry_timestamp_seconds": [row for row in ends.items() if row[1] is not None]}

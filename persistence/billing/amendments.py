@@ -25,7 +25,7 @@ from gateway.core.times import rfc3339
 from gateway.errors import Conflict, Unprocessable
 from persistence.billing import charges, credit_balances
 from persistence.billing.events import service_of
-from persistence.billing.plans import carried, in_cycle
+from persistence.billing.plan_turns import carried, in_cycle
 from persistence.entity import Entity, EntityWrite, write_of
 from persistence.keeper.retention import SINCE_BEGAN, times_of
 from persistence.ledger import listeners, rollup, statements

@@ -31,7 +31,7 @@ from gateway.core.times import floor_ms
 from gateway.errors import Unprocessable
 from persistence.billing import charges
 from persistence.billing.credit_balances import OveragePrices, overage_prices
-from persistence.billing.plans import Use, carried, in_cycle, is_borne
+from persistence.billing.plan_turns import Use, carried, in_cycle, is_borne
 from persistence.entity import Entity, EntityWrite, write_of
 from persistence.resources.catalogue import read_book
 from persistence.tables import use_event

@@ -29,7 +29,7 @@ from persistence.billing import (
     top_ups,
 )
 from persistence.billing.accounting_rates import read_rates
-from persistence.billing.invoice_build import SOURCE
+from persistence.billing.invoice_heads import SOURCE
 from persistence.billing.invoice_lines import only_of
 from persistence.billing.listeners import invoice_listeners
 from persistence.entity import Entity, EntityWrite, day_in, id_in, require

@@ -35,7 +35,7 @@ from gateway.core.billing.payments import (
 )
 from gateway.errors import Conflict, Unprocessable
 from persistence.billing import charges, credit_balances, top_ups
-from persistence.billing.invoice_build import PAID, money, rest_of
+from persistence.billing.invoice_heads import PAID, money, rest_of
 from persistence.billing.invoice_lines import keep_lines, line_of, lines_of
 from persistence.billing.listeners import invoice_listeners
 from persistence.entity import Entity, EntityWrite, id_in, lock

@@ -39,8 +39,8 @@ from persistence.ledger import listeners, rollup, statements
 from persistence.ledger.rows import stored_text
 from persistence.queries import query
 from persistence.resources import catalogue
-from persistence.resources.access import STAFF
 from persistence.resources.app_users import acting
+from persistence.resources.audit import STAFF
 from persistence.tables import (
     audit_log,
     credit_addition,

@@ -22,7 +22,7 @@ from persistence.billing.invoice_lines import NOTHING_OWED
 from persistence.billing.invoices import overlapping
 from persistence.entity import EntityWrite, hold_flushes
 from persistence.queries import query
-from persistence.resources import access
+from persistence.resources import audit
 
 # A month is over when it is over both in UTC, by whose days invoices are made, and in the customer's time
 # zone. Then it is drafted, and after the grace period made final. If the total is negative it is a credit
@@ -349,7 +349,7 @@ def _finish(batch: InvoiceBatch, finals: Sequence[DraftWithLines], made: Sequenc
 
 
 def _note(batch: InvoiceBatch, action: str, drawn: Sequence[DraftWithLines]) -> None:
-    access.record_all_audit(
+    audit.record_all_audit(
         batch.change_of(action, 0),
         [
             (

@@ -53,7 +53,7 @@ from gateway.core.accounts.usage import (
 from gateway.core.accounts.usage_sums import SUMS
 from gateway.errors import StoreUnavailable, Unprocessable
 from persistence.billing import quotas
-from persistence.billing.invoice_build import LINES
+from persistence.billing.invoice_heads import LINES
 from persistence.entity import id_in, owned
 from persistence.error_mapping import QUERY_CANCELED
 from persistence.ledger.statements import SUM_MAX, SUMS_OF_CALL

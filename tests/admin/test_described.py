@@ -29,7 +29,7 @@ from schemathesis.openapi.checks import RejectedPositiveData
 from schemathesis.schemas import APIOperation
 
 from gateway.admin.api.openapi import BODIES, body_of, document
-from gateway.admin.http.requests import KEY_PARAMETER, check_body
+from gateway.admin.http.bodies import KEY_PARAMETER, check_body
 from gateway.admin.resources.catalogue import Pictures
 from gateway.admin.resources.events import CloudEvent
 from gateway.admin.resources.registry import REPORTS, RESOURCES

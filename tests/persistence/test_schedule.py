@@ -18,8 +18,9 @@ from gateway.background.timed.invoicing import Invoicing
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead
 from gateway.core.billing.invoice import CONFLICT, INCOMPLETE, NOT_AGREED, TOOK_TOO_LONG, SkipReason
 from persistence import engine
+from persistence.font_coverage import FontCoverage
 from persistence.schedule import Schedule
-from persistence.store import FontCoverage, Store
+from persistence.store import Store
 from tests.connections import connected
 from tests.letterhead import LETTERHEAD
 from tests.persistence.april import April, april, at, invoiced, plan

@@ -19,7 +19,8 @@ from jinja2 import Environment, PackageLoader
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import models_json_schema
 
-from gateway.admin.http.requests import FILTER_CHARS_MAX, KEY_PARAMETER, LIMIT_DEFAULT, LIMIT_MAX
+from gateway.admin.http.bodies import KEY_PARAMETER
+from gateway.admin.http.requests import FILTER_CHARS_MAX, LIMIT_DEFAULT, LIMIT_MAX
 from gateway.admin.resources.resource import (
     BatchEndpoint,
     Cursor,

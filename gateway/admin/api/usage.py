@@ -16,10 +16,10 @@ from aiohttp import web
 from multidict import MultiMapping
 
 from gateway.admin.api.views import row_id
-from gateway.admin.http import requests
+from gateway.admin.http import bodies
+from gateway.admin.http.callers import admit
 from gateway.admin.http.guard import CSV, files_of, headers_of, in_thread
 from gateway.admin.http.requests import (
-    admit,
     decode_cursor,
     encode_cursor,
     fingerprint,
@@ -116,7 +116,7 @@ def _checked(model: type[UsageReportQuery], sent: Mapping[str, str]) -> dict[str
         if name not in tags
     }
     return {
-        **requests.check_body(
+        **bodies.check_body(
             model, values | {name: with_plus(sent[name]) for name in ("from", "to") if name in sent}
         ),
         **tags,

@@ -25,7 +25,7 @@ from gateway.admin.configuration.words import (
     word,
     words,
 )
-from gateway.admin.http import requests
+from gateway.admin.http import bodies
 from gateway.admin.resources.resource import Resource
 from gateway.admin.resources.values import In
 from gateway.core.accounts.administration import OWNER, Row
@@ -199,7 +199,7 @@ def _object(
     here: Errors = []
     ids, known = references(resource), words(resource)
     names: dict[str, Reference | None] = {}
-    values: requests.Body = {}
+    values: bodies.Body = {}
     for said, value in one.items():
         name = known.get(said)
         if name is None:
@@ -225,9 +225,7 @@ def _object(
     try:
         row = model(resource).model_validate(checked)
     except ValidationError as error:
-        told = (
-            (_said(resource, name), message) for name, message in requests.errors_of(error, resource.known)
-        )
+        told = ((_said(resource, name), message) for name, message in bodies.errors_of(error, resource.known))
         here += [each for each in told if each[0] not in dict(here)]
     if here:
         errors += [(f"{at}.{name}", message) for name, message in here]
@@ -245,7 +243,7 @@ def _passed_maximum(parts: Collection[str], said: Mapping[str, object]) -> int:
     return PART_VALUES_MAX if any(_is_larger(said.get(name), PART_VALUES_MAX) for name in parts) else 0
 
 
-def _part_names(resource: Resource, field: str, values: requests.Body, errors: Errors) -> list[PartName]:
+def _part_names(resource: Resource, field: str, values: bodies.Body, errors: Errors) -> list[PartName]:
     """Return the references in a list of parts; placeholders take their places in `values`."""
     how, parts = declared(resource).parts[field], values.get(field)
     found: list[PartName] = []

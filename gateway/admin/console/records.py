@@ -37,7 +37,8 @@ from gateway.admin.console.month_end import months_until, period_of_month
 from gateway.admin.console.outlines import fit_to
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.explanation import explain
-from gateway.admin.http.requests import Body, id_of
+from gateway.admin.http.bodies import Body
+from gateway.admin.http.requests import id_of
 from gateway.admin.operations import WriteResult
 from gateway.admin.resources import form_fields
 from gateway.admin.resources.form_fields import FormField

@@ -18,7 +18,8 @@ from uuid import uuid4
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from gateway.admin.http.requests import CONTENT_TYPE, problem, refusal, slow_down
+from gateway.admin.http.callers import slow_down
+from gateway.admin.http.problems import CONTENT_TYPE, problem, refusal
 from gateway.admin.http.server import HELD, Answers, ConcurrencyLimits, WorkSlots
 from gateway.core.accounts.administration import METER, Actor, WorkMeter
 from gateway.core.credentials import Failures

@@ -35,16 +35,10 @@ from gateway.admin.console.home import (
     see,
 )
 from gateway.admin.credentials import API_KEY, SHOWN_CHARS, spelled
+from gateway.admin.http.bodies import check_body
+from gateway.admin.http.callers import SENDER, known_key, sent_from, slow_down, take_place
 from gateway.admin.http.guard import REQUEST_ID
-from gateway.admin.http.requests import (
-    SENDER,
-    check_body,
-    known_key,
-    may_write,
-    sent_from,
-    slow_down,
-    take_place,
-)
+from gateway.admin.http.requests import may_write
 from gateway.admin.live import push
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.registry import RESOURCES

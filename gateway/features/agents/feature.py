@@ -52,6 +52,7 @@ FEATURE = Feature(
     tables=("agent_sign_in",),
     settings=AgentsSettings,
     settings_here=_settings_here,
+    has_templates=True,
     routes=_routes,
     answers=_answers,
 )

@@ -42,7 +42,7 @@ from persistence.archive.months import (
     contradictions,
     kept,
 )
-from persistence.schema.database import end_of
+from persistence.schema.partitions import end_of
 
 # The ledger of each list of the Admin API.
 LEDGERS: Mapping[str, MonthlyLedger] = {

@@ -18,7 +18,7 @@ from persistence.archive.months import (
     MonthlyLedger,
     latest,
 )
-from persistence.schema.database import end_of
+from persistence.schema.partitions import end_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -215,7 +215,7 @@ def _texts(
 def _gone(here: stored.Connection, kind: str, archive: str | None, **wanted: object) -> Iterator[_Named]:
     """Yield the rows with the `wanted` values from archived months, at their own URL or at `archive`."""
     from persistence import ledger_proof as stored  # of the commands that read it alone
-    from persistence.schema.database import end_of
+    from persistence.schema.partitions import end_of
 
     moment = began(str(wanted.get("request_id", "")))
     for ledger in LEDGERS[kind]:

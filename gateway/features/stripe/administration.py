@@ -14,7 +14,7 @@ from aiohttp import web
 from gateway.admin.api.views import answer
 from gateway.admin.console.home import ConsoleShell, query
 from gateway.admin.console.timeline import TimelineEntry, moment
-from gateway.admin.http.requests import take_place
+from gateway.admin.http.callers import take_place
 from gateway.admin.ports import AdminPorts
 from gateway.core.accounts.administration import Command
 from gateway.errors import CollectorUnavailable, NotFound

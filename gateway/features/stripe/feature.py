@@ -43,7 +43,7 @@ FEATURE = Feature(
                 "remains",
             ),
             "empty": "Stripe has sent no event yet.",
-            "next_step": ("See the invoices", "/invoices"), "is_more": True, "is_staffs": True,
+            "next_step": ("See the invoices", "/invoices"), "is_staffs": True,
         },
     ),
     is_on=lambda settings: bool(settings.of(StripeSettings).stripe_api_key),

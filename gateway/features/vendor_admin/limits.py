@@ -15,8 +15,9 @@ from typing import Any, Final
 from aiohttp import web
 
 from gateway.admin.api.views import row_id
+from gateway.admin.http.bodies import Body, read_body
 from gateway.admin.http.guard import REQUEST_ID, Shape
-from gateway.admin.http.requests import Body, read_body, require_read, require_write
+from gateway.admin.http.requests import require_read, require_write
 from gateway.admin.operations import Operations, WriteRequest
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.registry import RESOURCES

@@ -12,10 +12,10 @@ from multidict import MultiDict
 
 from gateway.admin.console import formatting, forms
 from gateway.admin.console.reports import Live
-from gateway.admin.console.screens import HEADINGS, PAGES, SCREENS, menu, screens_off
+from gateway.admin.console.screens import FIRST_MAX, HEADINGS, PAGES, SCREENS, menu, screens_off
 from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.resource import fields_of
-from gateway.core.accounts.administration import Actor
+from gateway.core.accounts.administration import KEY_HOLDER, ROLES, Actor
 from gateway.core.integrity.reconciliation import NO_FAULTS, DifferenceKind
 from gateway.settings.settings import Settings
 
@@ -127,10 +127,36 @@ def test_menu_of_an_organization_token_hides_lists_meant_for_staff(role: str) ->
     found = menu(customer)
     named = {name for part in found.values() for name, _, _ in (*part.shown, *part.more)}
     assert not named & staffs
-    assert {name for name, _, _ in found["Catalogue"].shown} == {"services", "subscription-plans", "prices"}
+    catalogue = found["Catalogue"]
+    assert {name for name, _, _ in (*catalogue.shown, *catalogue.more)} == {
+        "services", "subscription-plans", "prices", "organization-services",
+    }  # fmt: skip
     health = {"quarantine", "dead-letters"} if role in {"admin", "operator"} else set()
     theirs = menu(replace(customer, is_ours=True))["Health"]
-    assert {name for name, _, _ in theirs.shown} == {"webhooks", *health}
+    assert {name for name, _, _ in theirs.more} == {"webhooks", "webhook-deliveries", *health}
+
+
+@pytest.mark.parametrize("role", [*ROLES, KEY_HOLDER])
+@pytest.mark.parametrize("tenant", [None, 7])
+@pytest.mark.parametrize("organization", [None, 5])
+def test_menu_shows_at_most_twelve_entries_of_a_role_before_more(
+    role: str, organization: int | None, tenant: int | None
+) -> None:
+    actor = Actor("token:1", role, organization_id=organization, tenant_id=tenant and organization and tenant)
+    parts = menu(actor).values()
+    assert 1 <= sum(len(part.shown) for part in parts) <= FIRST_MAX
+
+
+def test_menu_shows_a_role_first_what_its_people_do() -> None:
+    shown = {
+        role: {name for part in menu(Actor("token:1", role)).values() for name, _, _ in part.shown}
+        for role in ROLES
+    }
+    assert shown["billing"] >= {"invoices", "payments", "organization-subscriptions", "unbilled"}
+    assert shown["operator"] >= {"budgets", "raise-requests", "api-keys", "reconciliation"}
+    assert shown["member"] >= {"api-keys", "calls", "models"}
+    assert shown["admin"] >= {"organizations", "tenants", "prices", "models"}
+    assert shown["readonly"] == shown["admin"]
 
 
 def test_every_empty_list_has_a_next_step() -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from gateway.admin.http.requests import refusal
+from gateway.admin.http.problems import refusal
 from gateway.admin.http.server import ConcurrencyLimits
 from gateway.core.accounts.administration import Actor
 from gateway.errors import Conflict, Overloaded, TooManyRequests, Unprocessable

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.cli.admin.configuration import written
-from gateway.cli.admin.litellm import Translated, translate
+from gateway.features.litellm_import.command import Translated, translate
 from gateway.settings.config_file import read_config, table_of
 from tests.admin.conftest import Api
 from tests.admin.test_cli import Run, from_json, run
