@@ -225,7 +225,7 @@ HINTS = {
     "or give the tenant a token plan.",
     "tenant_blocked": "By an administrator: `tollkeeper tenant unblock`. For an unpaid invoice: "
     "[pay it](../dunning.md); an unblock leaves the debt. As too much waits: "
-    "[decide about the account](../api.md#accounts-in-quarantine), then unblock.",
+    "[decide about the account](../operate/unstored.md#accounts-in-quarantine), then unblock.",
     "unknown_route": "Correct the path, or add a route to the "
     "[configuration](../settings.md#upstreams-and-routes).",
     "object_not_found": "Name objects that this organization's own calls made; see "

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
+from typing import Any
 
 import typer
 
 from gateway.admin.resources.registry import RESOURCES
 from gateway.cli import main as cli
 from gateway.cli.admin import program as cli_admin
+from gateway.core.http_limits import HttpLimits
 from gateway.http.protocol import framing
 from gateway.settings import settings
 from gateway.telemetry import metrics
@@ -21,8 +24,10 @@ ROW = re.compile(r"^\| `([^`]+)` \|(.*)\|$", re.MULTILINE)
 
 
 def rows(document: str) -> dict[str, list[str]]:
-    """The tables of a document by the name in their first column."""
-    text = (ROOT / document).read_text()
+    """The tables of a document by the name in their first column; `page#Heading` is one section."""
+    page, _, heading = document.partition("#")
+    text = (ROOT / page).read_text()
+    text = text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0] if heading else text
     return {match[1]: [cell.strip() for cell in match[2].split(" | ")] for match in ROW.finditer(text)}
 
 
@@ -51,7 +56,7 @@ def test_every_metric_is_documented() -> None:
 
 
 def test_every_resource_is_documented() -> None:
-    assert rows("docs/api.md").keys() == RESOURCES.keys()
+    assert rows("docs/api.md#Resources").keys() == RESOURCES.keys()
 
 
 COMMAND = re.compile(
@@ -204,6 +209,47 @@ def test_sentences_are_short() -> None:
         for sentence in sentences(texts()[document])
         if len(sentence.split()) > SENTENCE_WORDS_MAX
     )
+
+
+LIMIT = re.compile(
+    r"^\| [^|]+ \| ([\d,.]+(?:\^\d+)?(?: − 1)?)(?: (KiB|MiB|GiB|s|hours|days))? \|[^|]+\| "
+    r"(?:`TOLLKEEPER_(\w+)`|(?:`([\w-]+)` in )?`(\w+)` of `([\w/]+)\.py`) \|$",
+    re.MULTILINE,
+)
+UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "s": 1, "hours": 3_600, "days": 86_400}
+
+
+def test_limits_have_the_numbers_of_the_code() -> None:
+    """Each row of `docs/limits.md` names a setting or a constant, and has its number."""
+    page = texts()["docs/limits.md"]
+    limits = LIMIT.findall(page)
+    assert (
+        len(limits)
+        == len(re.findall(r"^\| (?!Limit\b).*`(?:TOLLKEEPER_\w+|[\w/]+\.py)` \|$", page, re.MULTILINE))
+        > 100
+    )
+    offenders(
+        f"{number} {unit}: {setting}{key}{name} is {value}"
+        for number, unit, setting, key, name, module in limits
+        if (value := _limit(setting.lower(), key, name, module)) != _number(number) * UNITS[unit]
+    )
+
+
+def _number(text: str) -> float:
+    plain, _, less = text.replace(",", "").partition(" − ")
+    base, _, power = plain.partition("^")
+    return float(base) ** int(power or 1) - int(less or 0)
+
+
+def _limit(setting: str, key: str, name: str, module: str) -> float:
+    """The value of a setting, of a constant, or of a member of one."""
+    if setting:
+        return float(settings.Settings().named()[setting])
+    place: Any = importlib.import_module(module.replace("/", "."))
+    if name in HttpLimits.__dataclass_fields__ and module == "gateway/core/http_limits":
+        return float(getattr(HttpLimits(), name))
+    value = getattr(place, name)
+    return float((value[key] if isinstance(value, Mapping) else getattr(value, key)) if key else value)
 
 
 def test_microseconds_stand_on_one_page() -> None:

@@ -5,6 +5,7 @@ Whoever is of one organization never decides what it owes, or whether it is shut
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from itertools import product
 from typing import Any
@@ -17,10 +18,12 @@ from gateway.admin.resources.registry import REPORTS, RESOURCES
 from gateway.admin.resources.resource import Endpoint, ReportEndpoint, Resource
 from gateway.core.accounts.administration import (
     ADMIN,
+    BILLING,
     CHANGE,
     CREATE,
     DELETE,
     MEMBER,
+    OPERATOR,
     ROLES,
     Actor,
     RowScope,
@@ -30,6 +33,7 @@ from gateway.core.accounts.administration import (
 from tests.admin.conftest import READONLY, Api
 from tests.in_turn import in_turn
 from tests.search import cases
+from tests.tree import texts
 
 # Who may write besides an admin, by hand: b is billing, o is operator. A resource that is added has its line.
 WRITERS = {
@@ -317,3 +321,23 @@ async def test_readonly_token_from_the_settings_can_read_but_not_write(api: Api)
     assert (await reader.get("admin-tokens")).status == 200
     refused = await reader.post("tenants", {"name": "x"})
     assert (refused.status, refused.json["type"]) == (403, "urn:tollkeeper:problem:read_only")
+
+
+def test_page_about_access_names_the_writers_of_each_resource() -> None:
+    """Roles by resource, and the writes of an organization's own people."""
+    table = re.findall(
+        r"^\| (`[^|]+`) \| ([^|]+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$",
+        texts()["docs/access.md"],
+        re.MULTILINE,
+    )
+    shown: dict[str, tuple[set[str], set[str]]] = {}
+    for names, *cells, theirs in table:
+        roles = {role for role, cell in zip((BILLING, OPERATOR, MEMBER), cells, strict=True) if cell != "–"}
+        verbs = set() if theirs == "–" else set(theirs.split(", "))
+        shown |= {name.strip("`"): (roles, verbs) for name in names.split(", ")}
+    stated = {name: resource.access for name, resource in RESOURCES.items()}
+    writers = {
+        name: (set(to.write.union(*to.verbs.values())) - {ADMIN}, set(to.theirs))
+        for name, to in stated.items()
+    }
+    assert shown == {name: facts for name, facts in writers.items() if any(facts)}
