@@ -372,7 +372,10 @@ _NOT_RAISED = {"raised_to": None, "raised_until": None, "raise_reason": None}
 _is_raised = budget.c.raised_until > func.now()
 _is_in_force = func.coalesce(budget_override.c.until > func.now(), true())
 # The last stored use and its window; the counters have newer values. Use of a rolling window is stored in parts.
-_longest = literal_column(f"cast(budget.length AS interval) * {PARTS + 1} / {PARTS}", Interval())
+_longest = literal_column(
+    f"extract(epoch FROM cast(budget.length AS interval)) * interval '1 second' * {PARTS + 1} / {PARTS}",
+    Interval(),
+)
 _is_counted = budget_use.c.start > func.now() - _longest
 _parts = select(func.sum(budget_use.c.used)).where(budget_use.c.budget_id == budget.c.id, _is_counted)
 _last = (
