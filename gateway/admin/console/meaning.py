@@ -88,7 +88,8 @@ def further_sentences(budget: Row) -> list[str]:
 def override_sentence(budget: Row, shown: Sequence[Any], more: bool) -> str:
     """Return the sentence on who has another limit; `shown` are owners, names, amounts and overrides."""
     said = [
-        f"{name or who} may use {limit}" + (f" until {minute(own['until'])}" if own["until"] else "")
+        f"{name or who} {'has no limit' if own['amount'] is None else f'may use {limit}'}"
+        + (f" until {minute(own['until'])}" if own["until"] else "")
         for who, name, limit, own in shown[:OVERRIDES_NAMED]
     ]
     said += ["others have other limits too"] if more or len(shown) > OVERRIDES_NAMED else []
@@ -121,8 +122,11 @@ async def typed(desk: ConsoleShell, sent: Row) -> list[str]:
     """Return the sentences on an incomplete form; none while a field is missing or invalid."""
     try:
         budget = await with_owner(desk, sent)
-        given = _wanted(budget.get("window", CALENDAR))
-        if not all(budget.get(name) for name in given) or _is_wrong(budget):
+        needs, lacks = (
+            ("interval", "length") if budget.get("window", CALENDAR) == CALENDAR else ("length", "interval")
+        )
+        is_whole = all(budget.get(name) for name in ("organization_id", "amount", "unit", needs))
+        if not is_whole or budget.get(lacks) or _is_wrong(budget):
             return []
         if any(isinstance(budget.get(name), str) for name in SELECTING if name.endswith("_id")):
             return []
@@ -133,10 +137,6 @@ async def typed(desk: ConsoleShell, sent: Row) -> list[str]:
         return await meaning_of(desk, {**budget, "currency": owner["currency"]})
     except (ArithmeticError, ValueError, TollkeeperError):
         return []
-
-
-def _wanted(window: object) -> tuple[str, ...]:
-    return ("organization_id", "amount", "unit", "interval" if window == CALENDAR else "length")
 
 
 def _is_wrong(budget: Row) -> bool:

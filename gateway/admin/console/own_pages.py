@@ -237,12 +237,12 @@ async def _budgets(wide: ConsoleShell, scope: OwnScope) -> list[OwnBudget]:
     found = await wide.ports.store.page(
         "budgets", query(BUDGETS_MAX, organization_id=scope.tenant["organization_id"])
     )
-    named = {
+    members = {
         groups.API_KEY: [str(row["id"]) for row in scope.keys],
         groups.TENANT: [str(scope.tenant["id"])],
         groups.USER: [scope.user] if scope.user else [],
     }
-    within = await wide.ports.figures.groups_of(int(str(scope.tenant["organization_id"])), named)
+    within = await wide.ports.figures.groups_of(int(str(scope.tenant["organization_id"])), members)
     mine = [row for row in found.rows if _takes_from(row, scope, within)]
     accounts = {
         KEY: {str(row["id"]): str(row["name"]) for row in scope.keys},
