@@ -421,14 +421,13 @@ BUDGET_SUBJECT = Entity(
     define=people.define_organization,
 )
 # Accounts by what they used in the windows that a list's time span has; their `start` is that of the last one.
-_sums = (
+_sums: list[ColumnElement[Any]] = [
     func.max(budget_use.c.name).label("name"),
     func.max(budget_use.c.start).label("start"),
     func.sum(budget_use.c.used).label("used"),
-)
-_accounts: Select[Any] = select(*(budget_use.c.budget_id, budget_use.c.value, *_sums)).group_by(
-    budget_use.c.budget_id, budget_use.c.value
-)
+]
+_its = budget_use.c.budget_id, budget_use.c.value
+_accounts: Select[Any] = select(*_its, *_sums).group_by(*_its)
 BUDGET_ACCOUNTS = Entity(budget_use, source=_accounts, time="start", order=("value",))
 BUDGET_OVERRIDES = Entity(
     budget_override, source=select(budget_override).where(_is_in_force), order=("name",)
