@@ -22,7 +22,7 @@ from gateway.admin.resources.quota import render_budget
 from gateway.admin.resources.registry import RESOURCES
 from gateway.calls.journal import itemize
 from gateway.core.accounts.administration import Query, Row
-from gateway.core.accounts.budget_amounts import read_budget
+from gateway.core.accounts.budget_amounts import read_budget, render_window
 from gateway.core.accounts.budget_selectors import BUDGETS_MAX
 from gateway.core.accounts.budgets import BY_GROUP, BY_OVERRIDE, BY_RAISE, CallAttributes
 from gateway.core.billing.price_book import KINDS, TOKENS_A_PRICE, USES_A_PRICE
@@ -365,11 +365,11 @@ async def _budget(ports: AdminPorts, row: Row, asked: CallAttributes) -> str:
     if figures["limit"] is None:
         rest = f"no limit ({used} {unit} used"
     else:
-        rest = f"{left} of {_plain(figures['limit'])} {unit} a {figures['interval']} are left ({used} used"
+        rest = f"{left} of {_plain(figures['limit'])} {unit} {render_window(figures)} are left ({used} used"
     held = "" if held == "0" else f", {held} held by calls in flight"
     resets = f", resets at {figures['resets_at']}" if figures["resets_at"] else ""
     only = "" if figures["mode"] == "enforce" else " It only counts: it refuses nothing."
-    return (f'"{figures["name"]}"{whose}: {rest}{held}){resets}{own}.{only}').replace(" a total", " in all")
+    return f'"{figures["name"]}"{whose}: {rest}{held}){resets}{own}.{only}'
 
 
 # What decides a limit in place of the budget.

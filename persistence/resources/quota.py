@@ -14,6 +14,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Interval,
+    Select,
     Table,
     Text,
     and_,
@@ -409,7 +410,10 @@ _NOT_RAISED = {"raised_to": None, "raised_until": None, "raise_reason": None}
 _is_raised = budget.c.raised_until > func.now()
 _is_in_force = func.coalesce(budget_override.c.until > func.now(), true())
 # The last stored use and its window; the counters have newer values. Use of a rolling window is stored in parts.
-_longest = literal_column(f"cast(budget.length AS interval) * {PARTS + 1} / {PARTS}", Interval())
+_longest = literal_column(
+    f"extract(epoch FROM cast(budget.length AS interval)) * interval '1 second' * {PARTS + 1} / {PARTS}",
+    Interval(),
+)
 _is_counted = budget_use.c.start > func.now() - _longest
 _parts = select(func.sum(budget_use.c.used)).where(budget_use.c.budget_id == budget.c.id, _is_counted)
 _last = (
@@ -461,18 +465,14 @@ BUDGET_SUBJECT = Entity(
     define=people.define_organization,
 )
 # Accounts by what they used in the windows that a list's time span has; their `start` is that of the last one.
-BUDGET_ACCOUNTS = Entity(
-    budget_use,
-    source=select(
-        budget_use.c.budget_id,
-        budget_use.c.value,
-        func.max(budget_use.c.name).label("name"),
-        func.max(budget_use.c.start).label("start"),
-        func.sum(budget_use.c.used).label("used"),
-    ).group_by(budget_use.c.budget_id, budget_use.c.value),
-    time="start",
-    order=("value",),
-)
+_sums: list[ColumnElement[Any]] = [
+    func.max(budget_use.c.name).label("name"),
+    func.max(budget_use.c.start).label("start"),
+    func.sum(budget_use.c.used).label("used"),
+]
+_its = budget_use.c.budget_id, budget_use.c.value
+_accounts: Select[Any] = select(*_its, *_sums).group_by(*_its)
+BUDGET_ACCOUNTS = Entity(budget_use, source=_accounts, time="start", order=("value",))
 BUDGET_OVERRIDES = Entity(
     budget_override, source=select(budget_override).where(_is_in_force), order=("name",)
 )

@@ -54,11 +54,11 @@ from gateway.core.accounts.usage_sums import SUMS
 from gateway.errors import StoreUnavailable, Unprocessable
 from persistence.billing import quotas
 from persistence.billing.invoice_heads import LINES
-from persistence.entity import id_in, owned
+from persistence.entity import id_in, live, owned
 from persistence.error_mapping import QUERY_CANCELED
 from persistence.ledger.statements import SUM_MAX, SUMS_OF_CALL
 from persistence.registry import SUBJECTS
-from persistence.resources.groups import overrides_of_members
+from persistence.resources.groups import has_member, overrides_of_members
 from persistence.resources.quota import BUDGET_ACCOUNTS
 from persistence.tables import (
     api_key,
@@ -492,6 +492,16 @@ class ConsoleQueries:
         ]  # fmt: skip
         of_groups = overrides_of_members(budget_ids, list(owners.values()))
         return raises, overrides, await self._rows(of_groups.where(*self._own(budget_override)))
+
+    async def groups_of(self, organization_id: int, members: Mapping[str, Collection[str]]) -> frozenset[int]:
+        """Return ids of an organization's groups that calls of these members, by kind, may be in.
+
+        A user is in a group by a claim too, if the last sign-in to the console named it. Any call may name a
+        project, so groups of projects are among them.
+        """
+        own = (caller_group.c.organization_id == organization_id, *self._own(caller_group))
+        rows = await self._rows(live(caller_group, caller_group.c.id).where(*own, has_member(members)))
+        return frozenset(id_in(row, "id") for row in rows)
 
     async def outcomes(
         self, since: datetime, filters: Mapping[str, object], calls_max: int

@@ -48,6 +48,7 @@ from gateway.core.accounts.administration import (
     Row,
     refused_write,
 )
+from gateway.core.accounts.budget_amounts import render_window
 from gateway.core.alerts.events.tenants import BLOCKED_BY
 from gateway.core.credentials import Peppers
 from gateway.core.issuers import LIFE_MAX, SUBJECT_CLAIM, VOUCHED, Arrival, Person, PersonIdentity
@@ -142,7 +143,8 @@ class Pages:
             about=formatting.about_url, plain=formatting.plain, minute=formatting.minute,
             span=formatting.time_span, limits=formatting.limits_in_words, document=formatting.document,
             words=words, label=formatting.label_of, tone=formatting.status_tone, fact=formatting.fact_of,
-            limit_of=formatting.limit_text, outcome=formatting.outcome_of, hint=hint_of,
+            limit_of=formatting.limit_text, per=render_window, window=formatting.window_title,
+            resets=formatting.resets_text, carried=formatting.carried_text, outcome=formatting.outcome_of, hint=hint_of,
             reason=lambda name: REFUSALS.get(name, ""),
         )  # fmt: skip
 

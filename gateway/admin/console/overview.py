@@ -437,7 +437,7 @@ async def _tightest(desk: ConsoleShell, asked: OverviewQuery) -> list[TightBudge
     )
     used: list[TightBudget] = []
     for row, found in zip(each, most, strict=True):
-        who, name, use, _ = next(iter(found["accounts"]), ("", "", None, ""))
+        who, name, use, *_ = next(iter(found["accounts"]), ("", "", None))
         used.append(TightBudget(row, budget_selector(row, names, targets), use, name or who))
     used += [
         TightBudget(row, budget_selector(row, names, targets), use_of(row), "")

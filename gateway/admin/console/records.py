@@ -291,7 +291,7 @@ class Records:
         if not names:
             return sent
         unit = str(sent.get("unit") if of is None else (await self._operations.show(of))["unit"])
-        return {**sent, **{name: form_fields.amount(unit, str(sent[name])) for name in names}}
+        return form_fields.set_amounts(names, sent, unit)
 
     async def _done(
         self,
@@ -554,13 +554,16 @@ async def about_budget(desk: ConsoleShell, request: web.Request, row: Row) -> Ma
     ids = {targets[name]: {int(str(row[name]))} for name in SELECTING if targets[name] and row[name]}
     ids["organizations"] = {int(str(row["organization_id"]))}
     names = await desk.names(ids)
+    others = await overrides_of(desk, row)
+    first, *rest = await meaning.meaning_of(desk, row)
+    own = meaning.override_sentence(row, others["overrides"], bool(others["overrides_more"]))
     return {
         "use": formatting.use_of(row),
-        "meaning": await meaning.meaning_of(desk, row),
+        "meaning": [first, *([own] if own else []), *rest],
         "of": formatting.budget_selector(row, names, targets),
         "organization": names.get(("organizations", int(str(row["organization_id"]))), ""),
         **await accounts_of(desk, row),
-        **await overrides_of(desk, row),
+        **others,
     }
 
 
@@ -619,11 +622,17 @@ async def accounts_of(desk: ConsoleShell, row: Row, most: int = ACCOUNTS_SHOWN) 
             ALL_OTHERS if each["shared"] else called.get(who, ""),
             formatting.use_of(row, each),
             each["limit_by"],
+            next_text({**row, **each}),
         )
         for each in found[:most]
         for who in (str(each["who"]),)
     ]
     return {"accounts": shown, "accounts_more": most if len(found) > most else 0}
+
+
+def next_text(account: Row) -> str:
+    """Return what comes next for an account of a budget: what is carried, or when it begins or is free again."""
+    return formatting.carried_text(account) or "—" if account["carry"] else formatting.resets_text(account)
 
 
 async def overrides_of(desk: ConsoleShell, row: Row, most: int = ACCOUNTS_SHOWN) -> dict[str, Any]:

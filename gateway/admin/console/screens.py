@@ -98,7 +98,7 @@ SCREENS = {
         ),
         Screen(
             "Spend", "budgets", "Budgets", "budget",
-            ("name", "organization_id", "of", "use", "interval", "state", "resets_at"),
+            ("name", "organization_id", "of", "use", "window", "state", "resets_at"),
             empty="No budget yet. Limit what a tenant, user, key or model may spend.",
             newest_first=False,
             sentence=(
@@ -108,7 +108,11 @@ SCREENS = {
                 }),
                 Slot("of", "tenant_id", "any tenant"), Slot("in", "organization_id", "its organization"),
                 Slot("to", "amount", "20"), Slot("of", "unit", usual="money"),
-                Slot("per", "interval", "", {"total": "life, it never resets"}, "day"),
+                Slot("per", "interval", "length of a window", {"total": "life, it never resets"}, "day"),
+                Slot("of", "window", "", {
+                    "calendar": "the calendar", "rolling": "the last", "first_use": "a first call's",
+                }, "calendar"),
+                Slot("length", "length", "5h"),
             ),
             first_for=(ADMIN, OPERATOR, MEMBER, READONLY),
         ),

@@ -18,7 +18,7 @@ from pydantic import BaseModel, create_model
 from pydantic import Field as ModelField
 from pydantic.fields import FieldInfo
 
-from gateway.admin.resources.form_fields import REFERS, FormField, IntegerParameter, Secret
+from gateway.admin.resources.form_fields import REFERS, FormField, IntegerParameter, Secret, is_flat
 from gateway.admin.resources.values import Day, Id, In, Instant, LimitsIn, LimitsOut, Out
 from gateway.core.accounts.administration import Access, Row
 from gateway.core.model import INTEGER_MAX
@@ -307,8 +307,11 @@ def fields_of(resource: Endpoint, model: type[BaseModel]) -> tuple[FormField, ..
     found: list[FormField] = []
     for name, part in schema.get("properties", {}).items():
         shape, nullable = _shape(part, schema)
-        if name.endswith("limits"):
-            found += [FormField(f"{name}.{inner}", "whole", nullable=True) for inner in shape["properties"]]
+        if is_flat(name) and "properties" in shape:
+            for inner, its in shape["properties"].items():
+                kind, _ = _kind(inner, _shape(its, schema)[0], schema)
+                hint = its.get("description", "")
+                found.append(FormField(f"{name}.{inner}", kind, nullable=True, hint=hint))
             continue
         kind, choices = _kind(name, shape, schema)
         default = part.get("default")

@@ -109,7 +109,7 @@ def usage_of(left: Mapping[str, Any], currency: str) -> dict[str, object]:
     limits = [
         {
             "kind": "spend" if one["unit"] == MONEY else one["unit"],
-            "group": INTERVALS[one["interval"]].period or one["interval"], "percent": _percent(one),
+            "group": _group(one), "percent": _percent(one),
             "resets_at": one["reset_at"], "severity": _severity(_percent(one)), "is_active": one is shown,
         }
         for one in budgets
@@ -119,6 +119,11 @@ def usage_of(left: Mapping[str, Any], currency: str) -> dict[str, object]:
     amounts = {"monthly_limit": _hundredths(shown["limit"]), "used_credits": _hundredths(shown["used"])}
     told = {"is_enabled": True, **amounts, "utilization": _percent(shown), "currency": currency}
     return {"extra_usage": told, "limits": limits}
+
+
+def _group(budget: Mapping[str, Any]) -> str:
+    interval = INTERVALS.get(budget["interval"] or "")
+    return str(budget.get("length") or "") if interval is None else interval.period or interval.name
 
 
 def _standing(budget: Mapping[str, Any]) -> tuple[bool, str, int]:

@@ -112,6 +112,31 @@ async def test_me_page_shows_a_user_only_the_keys_calls_and_budgets_of_that_user
         assert BAD not in page.text
 
 
+async def test_me_page_shows_budgets_of_groups_that_the_user_is_in(team: Team) -> None:
+    for name, kind, more in (
+        ("mine", "user", {"members": ["ann"]}),
+        ("theirs", "user", {"members": ["bob"]}),
+        ("our tenant", "tenant", {"members": [team.tenant]}),
+        ("our keys", "api_key", {"members": [team.keys["ann"]["id"]]}),
+        ("their keys", "api_key", {"members": [team.keys["bob"]["id"]]}),
+        ("by claim", "user", {"claim": "engineers"}),
+        ("other claim", "user", {"claim": "sales"}),
+        ("projects", "project", {"members": [7]}),
+    ):
+        group = await team.api.make("groups", organization_id=team.organization, name=name, kind=kind, **more)
+        await team.api.make(
+            "budgets", organization_id=team.organization, name=f"pool {name}", unit="money", amount="90",
+            window="rolling", length="5h", group_id=group["id"],
+        )  # fmt: skip
+    team.api.rows(
+        "insert into signed_in_user values (%s, 'ann', '[\"engineers\"]') returning name", team.organization
+    )
+    page = unescape((await (await team.person(user="ann")).open("/me")).text)
+    shown = set(re.findall(r'title="pool ([^"]+)"', page))
+    assert shown == {"mine", "our tenant", "our keys", "by claim", "projects"}
+    assert page.count("in any 5 hours") == len(shown)
+
+
 async def test_me_page_of_a_readonly_token_without_a_user_shows_the_team_without_forms(team: Team) -> None:
     page = unescape((await (await team.person("readonly")).open("/me")).text)
     assert ("ann's" in page, "bob's" in page, "secret" in page) == (True, True, False)
