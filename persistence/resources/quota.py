@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
@@ -244,7 +244,7 @@ def _raise_one(change: EntityWrite, row: Row, who: str, values: dict[str, object
 
 
 # How raises and overrides are called, and the most of a budget and of all budgets of an organization.
-_MOST = {
+_MOST: Mapping[Table, tuple[str, int, int]] = {
     budget_raise: ("raised", RAISES_MAX, ORGANIZATION_RAISES_MAX),
     budget_override: ("overridden", OVERRIDES_MAX, ORGANIZATION_OVERRIDES_MAX),
 }
