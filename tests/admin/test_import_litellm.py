@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from gateway.cli.admin.litellm import Lists, Translated, translate
 from gateway.settings.config_file import read_config, table_of
 from tests.admin.conftest import Api
 from tests.admin.test_cli import Run, from_json, run
+from tests.tree import ROOT
 
 __all__ = ["run"]  # a fixture
 
@@ -409,6 +411,15 @@ def test_litellm_budget_fallbacks_become_a_step_of_the_budget_of_their_model() -
         "keys[0].budget_fallbacks.c":
             "only a model_max_budget of this model, of the same key or user, leads to its fallbacks",
     }  # fmt: skip
+
+
+def test_page_of_budget_fallbacks_shows_what_the_import_makes_of_its_example() -> None:
+    page = (ROOT / "docs/howto/from-litellm-budgets.md").read_text()
+    key, ours = (
+        json.loads(text) for text in re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    )
+    rows = row("anthropic-haiku-4-5", "anthropic/claude-haiku-4-5"), row("gpt-5.5", "gpt-5.5")
+    assert made_of(*rows, keys=[key]).objects["budgets"] == ours["budgets"]
 
 
 def test_litellm_import_takes_a_named_credential_from_the_credential_list() -> None:
