@@ -246,7 +246,9 @@ class ApplyTransaction:
             await self._read_parts(rows, name, source)
         return rows
 
-    async def _read_parts(self, rows: Sequence[dict[str, object]], name: str, source: Select[Any]) -> None:
+    async def _read_parts(
+        self, rows: Sequence[dict[str, object]], name: str, source: Select[*tuple[Any, ...]]
+    ) -> None:
         """Add the list `name` of parts to each row; raise `Unprocessable` if there are too many in all."""
         ids = bindparam("ids", [row["id"] for row in rows], ARRAY(BigInteger))
         of = source.where(source.selected_columns["row_id"] == any_(ids)).limit(PARTS_MAX + 1)

@@ -323,5 +323,6 @@ def note_refused(exchange: Exchange, caller: Caller, failure: BaseException) -> 
             call is not None and call.streamed, refusal.status, refusal.reason,
             int((ports.seconds() - exchange.started) * 1000), "" if run is None else run.id, kind, by,
             dict(ports.directory.tags(caller, head.attribution)),
+            () if call is None else ports.directory.groups(caller, head.attribution, call),
         )
     )  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
@@ -76,7 +76,7 @@ from persistence.entity import Condition, Entity, EntityWrite, Verb, add, alter,
 from persistence.keeper.retention import not_before
 from persistence.resources import people
 from persistence.resources.app_users import acting
-from persistence.resources.groups import overrides_of_members
+from persistence.resources.groups import OVERRIDE_IS_IN_FORCE, overrides_of_members
 from persistence.resources.tags import fixed_tags, group_sets, lock_budgets, selectors_of, undeclared
 from persistence.tables import (
     api_key,
@@ -252,7 +252,7 @@ def _raise_one(change: EntityWrite, row: Row, who: str, values: dict[str, object
 
 
 # How raises and overrides are called, and the most of a budget and of all budgets of an organization.
-_MOST = {
+_MOST: Mapping[Table, tuple[str, int, int]] = {
     budget_raise: ("raised", RAISES_MAX, ORGANIZATION_RAISES_MAX),
     budget_override: ("overridden", OVERRIDES_MAX, ORGANIZATION_OVERRIDES_MAX),
 }
@@ -341,7 +341,7 @@ def remove_override(change: EntityWrite) -> Row:
     row, who = lock(change), str(change.command.values["who"])
     change.before = None
     of = budget_override.c
-    its = (of.budget_id == change.row_id, of.value == override_owner(who), _is_in_force)
+    its = (of.budget_id == change.row_id, of.value == override_owner(who), OVERRIDE_IS_IN_FORCE)
     removed = delete(budget_override).where(*its).returning(of.amount, of.until, of.reason)
     own = change.connection.execute(removed).mappings().first()
     if own is None:
@@ -408,7 +408,6 @@ _OWNERS = {
 }
 _NOT_RAISED = {"raised_to": None, "raised_until": None, "raise_reason": None}
 _is_raised = budget.c.raised_until > func.now()
-_is_in_force = func.coalesce(budget_override.c.until > func.now(), true())
 # The last stored use and its window; the counters have newer values. Use of a rolling window is stored in parts.
 _longest = literal_column(
     f"extract(epoch FROM cast(budget.length AS interval)) * interval '1 second' * {PARTS + 1} / {PARTS}",
@@ -428,7 +427,7 @@ _used_last = case((budget.c.window == ROLLING, _parts.scalar_subquery()), else_=
 _own = budget_override.c
 _overrides = select(
     _own.budget_id.label("row_id"), _own.name, _own.amount, _own.until, _own.reason
-).where(_is_in_force)  # fmt: skip
+).where(OVERRIDE_IS_IN_FORCE)  # fmt: skip
 _columns = (
     *(column for column in budget.c if column.name not in {*_NOT_RAISED, "deleted_at", "updated_at"}),
     *(case((_is_raised, budget.c[name])).label(name) for name in _NOT_RAISED),
@@ -474,7 +473,7 @@ _its = budget_use.c.budget_id, budget_use.c.value
 _accounts: Select[Any] = select(*_its, *_sums).group_by(*_its)
 BUDGET_ACCOUNTS = Entity(budget_use, source=_accounts, time="start", order=("value",))
 BUDGET_OVERRIDES = Entity(
-    budget_override, source=select(budget_override).where(_is_in_force), order=("name",)
+    budget_override, source=select(budget_override).where(OVERRIDE_IS_IN_FORCE), order=("name",)
 )
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,20 +11,16 @@ from urllib.parse import unquote
 
 import pytest
 
-from gateway.core.accounts.budgets import MONEY, TOKENS, Budget, account_of
-from gateway.core.accounts.definitions import ModelLists
+from gateway.core.accounts.budgets import MONEY, Budget, account_of
 from gateway.core.accounts.steps import Step
 from gateway.core.billing.price_book import KINDS
 from gateway.core.billing.vector import Vector
-from gateway.core.calls.routes import ModelRule, Route, UpstreamTarget
-from gateway.core.families import anthropic, gemini, openai
 from gateway.core.model import Admitted, HoldRequest, Refused, Settlement, SettleResult
 from gateway.counters.layouts import packing
 from gateway.counters.redis.settle_results import SETTLE_RESULTS
 from tests.builders import TTL_MS, World
-from tests.http.fakes import ANSWER, ROUTES, FakeCounters, answer, post
+from tests.http.fakes import FakeCounters, post
 from tests.http.stage import Answer, Stage, staged
-from tests.http.test_models import rule
 
 MILLION = 1_000_000
 WHOLE = 100_000_000  # of the budget, in nano-units
@@ -81,8 +76,8 @@ class Gate:
         made.settle(money=amount)
 
     def account(self, budget: Budget) -> Any:
-        from gateway.core.accounts.call_budgets import OrganizationBudgets  # noqa: PLC0415
-        from gateway.core.accounts.budgets import CallAttributes  # noqa: PLC0415
+        from gateway.core.accounts.budgets import CallAttributes
+        from gateway.core.accounts.call_budgets import OrganizationBudgets
 
         budgets = OrganizationBudgets(1, [replace(budget, model="")], "USD")
         found = budgets.find(CallAttributes(0, 0, 0), 0)

@@ -123,7 +123,8 @@ class WantedObject:
 
     def resolve_parts(self, keys: Mapping[str, Mapping[int, object]]) -> None:
         """Put keys that name rows in their places in lists of parts, and leave out the parts that have ended."""
-        for name in declared(self.resource).parts.keys() & self.values.keys():
+        lists: Mapping[str, Any] = self.values
+        for name in declared(self.resource).parts.keys() & lists.keys():
             key = declared(self.resource).parts[name].key
             self.ids[name], self.part_json[name] = (
                 [
@@ -131,7 +132,7 @@ class WantedObject:
                     for index, part in enumerate(with_keys(key, parts, keys.get(name, {})))
                     if (name, index) not in self.ended
                 ]
-                for parts in (self.values[name], self.row.model_dump(mode="json", include={name})[name])
+                for parts in (lists[name], self.row.model_dump(mode="json", include={name})[name])
             )
 
 

@@ -28,6 +28,7 @@ from gateway.cli.admin.client import AdminClient, CommandFailed, Json, find
 from gateway.cli.admin.output import AsJson
 from gateway.cli.admin.sections import CliReport, CliResource, CommandParts, section_of
 from gateway.core.accounts.budgets import OF_GROUP
+from gateway.core.accounts.tags import TAG
 from gateway.core.text import read_json
 from gateway.feature import features
 
@@ -311,6 +312,7 @@ class CliCommand:
         return with_parts(body, dict) if self.does == "create" else body
 
     def _list(self, api: AdminClient, typed: Typed, body: Json) -> None:
+        body |= tag_filters(body.pop("tags", None))
         query = {name: str(each).lower() if isinstance(each, bool) else each for name, each in body.items()}
         if self._open and not typed["every"]:
             query.setdefault(self._open, "false")
@@ -443,6 +445,13 @@ def value(api: AdminClient, field: FormField, said: str | bool | Sequence[str]) 
         return _document(said, field) if field.kind == "json" else [_item(each) for each in said]
     except ValueError as error:
         raise CommandFailed(f"{typed_as(field.name)} {error}.") from error
+
+
+def tag_filters(tags: Any) -> Json:
+    """Return the query parameters that ask for calls with these tags; raise `CommandFailed` for other JSON."""
+    if not isinstance(tags, dict | None):
+        raise CommandFailed("--tags: must be NAME=VALUE.")
+    return {TAG + name: value for name, value in (tags or {}).items()}
 
 
 def spelled(name: str) -> str:

@@ -126,6 +126,7 @@ def _columns(resource: Resource) -> Sequence[str]:
 
 def _filters(resource: Resource) -> tuple[FormField, ...]:
     kinds: Mapping[str, str] = {"id": "whole", "count": "whole", "flag": "flag"}
+    tags = FormField("tags", "json", hint="Only with these tags:", of_texts=True)
     return tuple(
         FormField(
             name,
@@ -135,7 +136,7 @@ def _filters(resource: Resource) -> tuple[FormField, ...]:
             refers=resource.target(name),
         )
         for name, each in resource.filters.items()
-    )
+    ) + ((tags,) if resource.tagged else ())
 
 
 def _required(fields: Sequence[FormField]) -> tuple[str, ...]:

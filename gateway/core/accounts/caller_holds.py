@@ -15,6 +15,7 @@ import msgspec
 
 from gateway.core.accounts.budget_amounts import render_amount
 from gateway.core.accounts.budgets import MONEY, TOKENS
+from gateway.core.accounts.outbox import attributed
 from gateway.core.accounts.plans import Weights
 from gateway.core.accounts.runs import FIELD_BYTES_MAX
 from gateway.core.accounts.tags import Tags
@@ -213,9 +214,9 @@ class CallerHold(msgspec.Struct):
 
     @property
     def project_id(self) -> int | None:
-        """The project in `columns`, which are empty or content, project and version, joined by tabs."""
-        _, _, behind = self.columns.partition("\t")
-        return int(project) if (project := behind.partition("\t")[0]) else None
+        """The project in `columns`, which are an attribution."""
+        _, project, _ = attributed(self.columns)
+        return int(project) if project else None
 
     def render(self, remaining: int | None) -> bytes:
         """Encode the hold as JSON for its caller. `remaining` is in the hold's unit; None means unlimited."""

@@ -10,7 +10,16 @@ from typing import Any
 
 import pytest
 
-from gateway.core.accounts.budgets import MONEY, TOKENS, Budget, account_of, define_windows
+from gateway.core.accounts.budgets import (
+    MONEY,
+    OTHERS,
+    TOKENS,
+    Budget,
+    PersonalOverride,
+    account_of,
+    define_windows,
+    owner_of,
+)
 from gateway.core.accounts.call_budgets import CallerBudget
 from gateway.core.accounts.intervals import window_bounds
 from gateway.core.billing.money import PriceTier, ServicePricing
@@ -19,6 +28,7 @@ from gateway.counters.admission.usage import BUDGETS_TOLD_MAX, Usages, usage
 from gateway.errors import RateLimited
 from tests.builders import UNITS, World, driven
 from tests.counters.conftest import Connect
+from tests.lua.windows import fill_places
 
 DAY_MS = 86_400_000
 DAILY = Budget(1, "a day", MONEY, 5_000_000_000, "day")
@@ -77,6 +87,24 @@ async def test_what_was_used_before_this_window_is_not_used_of_it(connect: Conne
     world.put_windows(before.name, windows)
     [one] = await told(connect, world, CallerBudget(before.name, hour))
     assert (one["used"], one["remaining"]) == ("0", "5")
+
+
+async def test_owner_without_a_place_is_told_of_the_account_that_all_without_one_share(
+    connect: Connect, world: World
+) -> None:
+    world.plan(None)
+    own = {owner_of("ada"): PersonalOverride(9_000_000_000), owner_of("bob"): PersonalOverride(8_000_000_000)}
+    each = replace(DAILY, each="user", overrides=own)
+    ada, bob, eve = (account(world, each, value=name) for name in ("ada", "bob", "eve"))
+    world.reserve(budgets=(ada,), money=1).settle(money=1_000_000_000)
+    prefix = bob.name.partition(":")[0]
+    fill_places(world, until=world.now_ms() + 2 * DAY_MS, name=prefix)
+    shared = replace(eve, name=f"{prefix}:{OTHERS}")  # as a call of somebody without a place is sent again
+    world.reserve(budgets=(shared,), money=1).settle(money=2_000_000_000)
+    limits = await told(connect, world, *(CallerBudget(one.name, each) for one in (ada, bob, eve)))
+    assert [(limit["limit"], limit["limit_by"], limit["used"], limit["remaining"]) for limit in limits] == [
+        ("9", "override", "1", "8"), ("5", "budget", "2", "3"), ("5", "budget", "2", "3"),
+    ]  # fmt: skip
 
 
 async def test_no_more_are_told_than_may_be(connect: Connect, world: World) -> None:
