@@ -22,6 +22,7 @@ from gateway.calls.steps import (
     rule_of_route,
     weight_of,
     why_bound,
+    why_fixed,
     why_refused,
     why_unfit,
 )
@@ -30,8 +31,11 @@ from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import ENDLESS_CALLS, Run, make_provisional
 from gateway.core.accounts.steps import (
+    STEP_JUDGES,
     STEP_STOPS,
+    STEP_TELLS,
     MatchedStep,
+    SessionModel,
     Substitution,
     Weighed,
     judged_by,
@@ -173,10 +177,85 @@ async def _reserve_by_steps(
 ) -> tuple[PreparedUse, Admitted]:
     """Reserve the hold of a use, or of the same as a substitute by one of its `steps`; return what is admitted.
 
+    A session stays with what its first call went as while that fits, and what a substitute sealed in any case.
     Raise the `Refusal` of the use as it was asked, which says why it did not go as the substitute.
     """
+    caller, call, sessions = use.asked.caller, use.asked.call, ports.calls.sessions
+    session = use.asked.attribution.session
+    kept = await sessions.find(caller, session, call.model) if session else None
+    admitted: tuple[PreparedUse, Admitted] | None = None
+    if kept is not None and kept.model:
+        admitted = await _reserve_as_kept(ports, use, steps, entrance, kept)
+    if admitted is None:
+        stays = kept is not None and not kept.model
+        admitted = await _reserve_or_substitute(ports, use, steps, entrance, stays=stays)
+    if session:
+        by = admitted[0].asked.call.substitution
+        goes_as = (
+            SessionModel()
+            if by is None
+            else SessionModel(admitted[0].asked.call.model, by.budget_id, by.budget)
+        )
+        sessions.keep(caller, session, call.model, goes_as)
+    return admitted
+
+
+async def _reserve_as_kept(
+    ports: AdmissionPorts,
+    use: PreparedUse,
+    steps: tuple[MatchedStep, ...],
+    entrance: Entrance,
+    kept: SessionModel,
+) -> tuple[PreparedUse, Admitted] | None:
+    """Reserve a use as the model that its session is `kept` with; None if it is to be judged anew.
+
+    It is where this model does not fit any more, unless it sealed a part of the use: then nothing else fits. A step
+    that switches, and is reached, goes before as well.
+    """
+    reserve, caller = ports.calls.counters.reserve, use.asked.caller
+    sealed, switches = why_bound(use.asked.call), [step.switches for step in steps]
+    if why_fixed(use.asked.call) or (all(switches) and not sealed):
+        return None
+    if any(switches) and not sealed:
+        use.request.steps = tuple([judged_by(step, STEP_JUDGES) for step in steps])
+        answer = await reserve(use.request)
+        use.request.steps = ()
+        if isinstance(answer, Admitted):  # by a lease, which judges no step
+            return use, check_admitted(ports, caller, use.terms.budgets, answer)
+        reached = zip(steps, answer.reached, strict=False)
+        if not answer.reached or any(step.switches and byte for step, byte in reached):
+            return None
+    try:
+        other = await _prepare_as(ports, use, kept.model, entrance)
+    except Refusal:
+        return None
+    if why_unfit(other.asked.call, use.asked.call, other.terms.prices, use.terms.prices):
+        return None
+    other.asked.call.substitution = Substitution(use.asked.call.model, kept.budget_id, kept.budget)
+    answer = await reserve(other.request)
+    if isinstance(answer, Refused) and is_short(answer) and not sealed:
+        return None
+    try:
+        return other, check_admitted(ports, caller, other.terms.budgets, answer)
+    except Refusal as refusal:
+        if isinstance(answer, Refused) and is_short(answer):
+            explain_refusal(refusal, use.asked.call.model, sealed)
+        raise
+
+
+async def _reserve_or_substitute(
+    ports: AdmissionPorts,
+    use: PreparedUse,
+    steps: tuple[MatchedStep, ...],
+    entrance: Entrance,
+    *,
+    stays: bool,
+) -> tuple[PreparedUse, Admitted]:
+    """Reserve a use as it was asked, or as the substitute of a reached step; one that `stays` minds steps that switch alone."""
     reserve, request, caller = ports.calls.counters.reserve, use.request, use.asked.caller
-    judged = tuple([judged_by(step, STEP_STOPS) for step in steps])
+    judged = tuple(
+        [judged_by(step, STEP_TELLS if stays and not step.switches else STEP_STOPS) for step in steps]
+    )
     name = why = before = ""
     for _ in range(JUDGED_TIMES):
         request.steps = judged
@@ -214,7 +293,7 @@ async def _weigh(
     ports: AdmissionPorts, use: PreparedUse, reached: Sequence[MatchedStep], entrance: Entrance
 ) -> tuple[PreparedUse | None, str, str]:
     """Return the use as the substitute that would hold least, of those that may go; its name; and why none may go."""
-    names, why = substitutes_of(reached), why_bound(use.asked.call)
+    names, why = substitutes_of(reached), why_fixed(use.asked.call) or why_bound(use.asked.call)
     if why:
         return None, names[0], why
     budgets = use.terms.budgets

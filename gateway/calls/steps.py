@@ -40,12 +40,16 @@ def rule_of_route(asked: UseRequest) -> ModelRule:
     return ModelRule(model, False, (ModelTarget(asked.upstream, model),))
 
 
-def why_bound(call: CallRequest) -> str:
-    """Return why a call goes as no other model, whichever that is; empty if it may."""
+def why_fixed(call: CallRequest) -> str:
+    """Return why the model of a call cannot be written in its place; empty if it can."""
     if call.models_beside:
         return "the call names other models too"
-    if not (call.body.document is not None or call.body.model_at is not None):
-        return "its body is sent as it comes"
+    has_place = call.body.document is not None or call.body.model_at is not None
+    return "" if has_place else "its body is sent as it comes"
+
+
+def why_bound(call: CallRequest) -> str:
+    """Return why a call goes as no other model than made what it carries; empty if it may."""
     why = bound_by(call, FAMILIES[call.family].seals)
     return f"{why}: {BEGIN_ANEW}" if why else ""
 

@@ -10,20 +10,22 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 from fractions import Fraction
+from functools import partial
 from urllib.parse import unquote
 
 import pytest
 
 from gateway.core.accounts.budgets import MAXIMUM, MONEY, TOKENS, Budget, account_of, define_windows
 from gateway.core.accounts.definitions import ModelLists
-from gateway.core.accounts.steps import Step
+from gateway.core.accounts.steps import SessionModel, Step
 from gateway.core.billing.price_book import KINDS
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.routes import ModelRule, Route, UpstreamTarget
 from gateway.core.families import anthropic, gemini, openai
-from gateway.core.model import Admitted, BudgetAccount, HoldRequest, Refused, Settlement, SettleResult
+from gateway.core.model import Admitted, BudgetAccount, Caller, HoldRequest, Refused, Settlement, SettleResult
 from gateway.core.wait import Wait
 from gateway.counters.layouts import packing
+from gateway.counters.redis import keys
 from gateway.counters.redis.settle_results import SETTLE_RESULTS
 from tests.builders import TTL_MS, World
 from tests.http.fakes import ANSWER, ROUTES, FakeCounters, answer, post
@@ -80,6 +82,19 @@ class ScriptCounters(FakeCounters):
         return SETTLE_RESULTS.read(self.world.run("settle", packed), settlement.request_id)
 
 
+class MemorySessions:
+    """What `ModelSessions` keeps, for as long as a test lasts."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[int, str, str], SessionModel] = {}
+
+    async def find(self, caller: Caller, session: str, model: str) -> SessionModel | None:
+        return self.kept.get((caller.tenant_id, session, model.lower()))
+
+    def keep(self, caller: Caller, session: str, model: str, goes_as: SessionModel) -> None:
+        self.kept[caller.tenant_id, session, model.lower()] = goes_as
+
+
 @dataclass
 class Gate:
     """A gateway before a recording upstream, its budgets, and what they have used."""
@@ -87,11 +102,13 @@ class Gate:
     stage: Stage
     counters: ScriptCounters
 
-    async def ask(self, model: str = "dear", path: bytes = b"/v1/chat/completions", **more: Any) -> Answer:
+    async def ask(
+        self, model: str = "dear", path: bytes = b"/v1/chat/completions", session: str = "", **more: Any
+    ) -> Answer:
         body = {"model": model, "max_tokens": 10, "messages": [{"role": "user", "content": "hi"}]} | more
-        return await self.stage.ask(
-            post(json.dumps({k: v for k, v in body.items() if v is not None}).encode(), path)
-        )
+        fields = f"x-tollkeeper-session: {session}\r\n".encode() if session else b""
+        written = json.dumps({name: value for name, value in body.items() if value is not None}).encode()
+        return await self.stage.ask(post(written, path, fields))
 
     def use(self, amount: int, budget: Budget = BUDGET) -> None:
         """Use an amount of a budget."""
@@ -490,3 +507,93 @@ async def test_of_many_calls_at_one_instant_no_more_pass_than_fit(world: World) 
             if is_stepped:
                 assert {*there.sent} == {"dear", "middle", "cheap"}
     assert passed[True] >= passed[False]
+
+
+# Sessions.
+
+
+def sealed_by(model: str) -> list[dict[str, Any]]:
+    """A conversation in which a model has thought."""
+    thought = {"type": "thinking", "thinking": "so", "signature": f"of {model}"}
+    return [{"role": "assistant", "content": [thought]}, {"role": "user", "content": "go on"}]
+
+
+async def test_a_session_stays_with_what_its_first_call_went_as_while_that_fits(world: World) -> None:
+    async with gate(world, sessions=MemorySessions()) as there:
+        assert (await there.ask(session="old")).status == 200
+        there.use(90_000_000)
+        await there.ask(session="old")
+        await there.ask(session="new")
+        await there.ask()
+        assert there.sent == ["dear", "dear", "cheap", "cheap"]
+        refill(there)
+        answered = await there.ask(session="new")
+        assert answered.one(b"x-tollkeeper-model") == b"cheap"
+        assert unquote(answered.one(b"x-tollkeeper-substituted-by").decode()) == BUDGET.name
+        await there.ask()
+        assert there.sent[4:] == ["cheap", "dear"]
+
+
+async def test_a_session_that_does_not_fit_any_more_goes_as_the_other_model_and_stays_so(
+    world: World,
+) -> None:
+    async with gate(world, sessions=MemorySessions()) as there:
+        await there.ask(session="old")
+        there.use(99_750_000)
+        await there.ask(session="old")
+        refill(there)
+        await there.ask(session="old")
+        assert there.sent == ["dear", "cheap", "cheap"]
+
+
+async def test_a_reached_step_that_switches_goes_before_sessions(world: World) -> None:
+    steps = (Step(0.5, (("dear", "middle"),)), Step(0.9, (("dear", "cheap"),), switches=True))
+    async with gate(world, replace(BUDGET, steps=steps), sessions=MemorySessions()) as there:
+        await there.ask(session="first")
+        there.use(60_000_000)
+        for session in ("first", "second"):
+            await there.ask(session=session)
+        there.use(30_000_000)
+        for session in ("first", "second", "first"):
+            await there.ask(session=session)
+        assert there.sent == ["dear", "dear", "middle", "cheap", "cheap", "cheap"]
+
+
+async def test_sessions_end_with_a_step_that_always_switches(world: World) -> None:
+    async with gate(
+        world, replace(BUDGET, steps=(replace(STEP, switches=True),)), sessions=MemorySessions()
+    ) as there:
+        await there.ask(session="one")
+        there.use(90_000_000)
+        await there.ask(session="one")
+        refill(there)
+        await there.ask(session="one")
+        assert there.sent == ["dear", "cheap", "dear"]
+
+
+@pytest.mark.parametrize("switches", [False, True])
+async def test_what_a_substitute_sealed_goes_to_it_whatever_its_budget_has(
+    world: World, switches: bool
+) -> None:
+    """Claude Code sends back what the model thought: another one refuses it."""
+    budget = replace(BUDGET, steps=(replace(STEP, switches=switches),))
+    async with gate(world, budget, sessions=MemorySessions()) as there:
+        there.use(90_000_000)
+        ask = partial(there.ask, path=b"/v1/messages", session="one")
+        await ask()
+        refill(there)
+        await ask(messages=sealed_by("cheap"))
+        there.use(WHOLE - 12_000 - 1)
+        refused = await ask(messages=sealed_by("cheap"))
+        assert there.sent == ["cheap", "cheap"]
+        assert refused.reason == "budget_exceeded"
+        assert (
+            b"It was not sent as dear: it carries what another model sealed (signature): begin a new session."
+            in refused.body
+        )
+        assert (await there.ask(path=b"/v1/messages", session="two")).reason == "budget_exceeded"
+
+
+def refill(there: Gate) -> None:
+    """Begin the budget's interval anew."""
+    there.counters.world.client.delete(keys.budget_account(there.counters.world.p, account_of(1, BUDGET)))
