@@ -31,6 +31,7 @@ from gateway.counters.admission.cache import HEARD
 from gateway.counters.admission.caller_holds import CallerHolds
 from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.lessons import SharedLessons
+from gateway.counters.admission.model_sessions import ModelSessions
 from gateway.counters.admission.refused_calls import RefusedCalls
 from gateway.counters.admission.usage import Usages
 from gateway.counters.history_guard import HistoryGuards
@@ -264,6 +265,7 @@ def _ports(  # noqa: PLR0917  # what they are made of
         tokens=door.tokens,
         counters=door.counters,
         objects=door.objects,
+        sessions=ModelSessions(wires, time.time),
         holds=door.holds,
         estimator=estimator,
         tally=tally,

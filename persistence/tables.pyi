@@ -332,6 +332,9 @@ class CallColumns(Columns):
     hour_factor: Column[str | None]
     groups: Column[Any | None]
     tags: Column[Any | None]
+    model_asked: Column[str | None]
+    substituted_by: Column[Any | None]
+    saved: Column[int | None]
 
 class CallerGroupColumns(Columns):
     id: Column[int]
@@ -1350,6 +1353,7 @@ class UsageRollupColumns(Columns):
     estimated: Column[int]
     unpriced: Column[int]
     cache_write_1h: Column[int]
+    saved: Column[int]
 
 class UsageTagColumns(Columns):
     span: Column[str]
@@ -1378,6 +1382,7 @@ class UsageTagColumns(Columns):
     estimated: Column[int]
     unpriced: Column[int]
     cache_write_1h: Column[int]
+    saved: Column[int]
 
 class UsageTierColumns(Columns):
     tenant_id: Column[int]

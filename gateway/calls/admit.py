@@ -22,6 +22,8 @@ from gateway.calls.steps import (
     rule_of_route,
     weight_of,
     why_bound,
+    why_fixed,
+    why_refused,
     why_unfit,
 )
 from gateway.core.accounts.budgets import MAXIMUM
@@ -29,8 +31,11 @@ from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import ENDLESS_CALLS, Run, make_provisional
 from gateway.core.accounts.steps import (
+    STEP_JUDGES,
     STEP_STOPS,
+    STEP_TELLS,
     MatchedStep,
+    SessionModel,
     Substitution,
     Weighed,
     judged_by,
@@ -56,6 +61,8 @@ from gateway.core.model import (
 )
 from gateway.errors import Refusal, ServiceNotIncluded, UnknownRoute
 
+# How often a use is judged whose substitute found no room: meanwhile others may have reached a further step.
+JUDGED_TIMES: Final = 3
 NO_STEPS: Final[tuple[MatchedStep, ...]] = ()
 
 
@@ -170,40 +177,129 @@ async def _reserve_by_steps(
 ) -> tuple[PreparedUse, Admitted]:
     """Reserve the hold of a use, or of the same as a substitute by one of its `steps`; return what is admitted.
 
+    A session stays with what its first call went as while that fits, and what a substitute sealed in any case.
     Raise the `Refusal` of the use as it was asked, which says why it did not go as the substitute.
     """
-    reserve, request, caller = ports.calls.counters.reserve, use.request, use.asked.caller
-    request.steps = tuple([judged_by(step, STEP_STOPS) for step in steps])
-    answer = await reserve(request)
-    request.steps = ()
-    if isinstance(answer, Refused) and (answer.verdict is Verdict.STEP_REACHED or is_short(answer)):
-        is_reached = answer.verdict is Verdict.STEP_REACHED
-        reached = [step for step, byte in zip(steps, answer.reached, strict=False) if byte] if is_reached else steps
-        other, name, why = await _weigh(ports, use, reached, entrance)
-        if other is not None:
-            second = await reserve(other.request)
-            if isinstance(second, Admitted):
-                return other, check_admitted(ports, caller, other.terms.budgets, second)
-            why = from_refused(second).message
-        if is_reached:
-            answer = await reserve(request)
+    caller, call, sessions = use.asked.caller, use.asked.call, ports.calls.sessions
+    session = use.asked.attribution.session
+    kept = await sessions.find(caller, session, call.model) if session else None
+    admitted: tuple[PreparedUse, Admitted] | None = None
+    if kept is not None and kept.model:
+        admitted = await _reserve_as_kept(ports, use, steps, entrance, kept)
+    if admitted is None:
+        stays = kept is not None and not kept.model
+        admitted = await _reserve_or_substitute(ports, use, steps, entrance, stays=stays)
+    if session:
+        by = admitted[0].asked.call.substitution
+        goes_as = (
+            SessionModel()
+            if by is None
+            else SessionModel(admitted[0].asked.call.model, by.budget_id, by.budget)
+        )
+        sessions.keep(caller, session, call.model, goes_as)
+    return admitted
+
+
+async def _reserve_as_kept(
+    ports: AdmissionPorts,
+    use: PreparedUse,
+    steps: tuple[MatchedStep, ...],
+    entrance: Entrance,
+    kept: SessionModel,
+) -> tuple[PreparedUse, Admitted] | None:
+    """Reserve a use as the model that its session is `kept` with; None if it is to be judged anew.
+
+    It is where this model does not fit any more, unless it sealed a part of the use: then nothing else fits. A step
+    that switches, and is reached, goes before as well.
+    """
+    reserve, caller = ports.calls.counters.reserve, use.asked.caller
+    sealed, switches = why_bound(use.asked.call), [step.switches for step in steps]
+    if why_fixed(use.asked.call) or (all(switches) and not sealed):
+        return None
+    if any(switches) and not sealed:
+        use.request.steps = tuple([judged_by(step, STEP_JUDGES) for step in steps])
+        answer = await reserve(use.request)
+        use.request.steps = ()
+        if isinstance(answer, Admitted):  # by a lease, which judges no step
+            return use, check_admitted(ports, caller, use.terms.budgets, answer)
+        reached = zip(steps, answer.reached, strict=False)
+        if not answer.reached or any(step.switches and byte for step, byte in reached):
+            return None
+    try:
+        other = await _prepare_as(ports, use, kept.model, entrance)
+    except Refusal:
+        return None
+    if why_unfit(other.asked.call, use.asked.call, other.terms.prices, use.terms.prices):
+        return None
+    other.asked.call.substitution = Substitution(use.asked.call.model, kept.budget_id, kept.budget)
+    answer = await reserve(other.request)
+    if isinstance(answer, Refused) and is_short(answer) and not sealed:
+        return None
+    try:
+        return other, check_admitted(ports, caller, other.terms.budgets, answer)
+    except Refusal as refusal:
         if isinstance(answer, Refused) and is_short(answer):
-            try:
-                check_admitted(ports, caller, use.terms.budgets, answer)
-            except Refusal as refusal:
-                explain_refusal(refusal, name, why)
-                raise
-    return use, check_admitted(ports, caller, use.terms.budgets, answer)
+            explain_refusal(refusal, use.asked.call.model, sealed)
+        raise
+
+
+async def _reserve_or_substitute(
+    ports: AdmissionPorts,
+    use: PreparedUse,
+    steps: tuple[MatchedStep, ...],
+    entrance: Entrance,
+    *,
+    stays: bool,
+) -> tuple[PreparedUse, Admitted]:
+    """Reserve a use as it was asked, or as the substitute of a reached step; one that `stays` minds steps that switch alone."""
+    reserve, request, caller = ports.calls.counters.reserve, use.request, use.asked.caller
+    judged = tuple(
+        [judged_by(step, STEP_TELLS if stays and not step.switches else STEP_STOPS) for step in steps]
+    )
+    name = why = before = ""
+    for _ in range(JUDGED_TIMES):
+        request.steps = judged
+        answer = await reserve(request)
+        request.steps = ()
+        if isinstance(answer, Admitted):
+            return use, check_admitted(ports, caller, use.terms.budgets, answer)
+        is_reached = answer.verdict is Verdict.STEP_REACHED
+        if not (is_reached or is_short(answer)):
+            break
+        reached = (
+            [step for step, byte in zip(steps, answer.reached, strict=True) if byte] if is_reached else steps
+        )
+        other, name, unfit = await _weigh(ports, use, reached, entrance)
+        if other is None or name == before:
+            why = unfit or why
+            break
+        second = await reserve(other.request)
+        if isinstance(second, Admitted):
+            return other, check_admitted(ports, caller, other.terms.budgets, second)
+        why, before = why_refused(second, other.terms.budgets), name
+        if not is_short(second):
+            break
+    if answer.verdict is Verdict.STEP_REACHED:
+        answer = await reserve(request)
+    try:
+        return use, check_admitted(ports, caller, use.terms.budgets, answer)
+    except Refusal as refusal:
+        if why and isinstance(answer, Refused) and is_short(answer):
+            explain_refusal(refusal, name, why)
+        raise
 
 
 async def _weigh(
     ports: AdmissionPorts, use: PreparedUse, reached: Sequence[MatchedStep], entrance: Entrance
 ) -> tuple[PreparedUse | None, str, str]:
     """Return the use as the substitute that would hold least, of those that may go; its name; and why none may go."""
-    names, why = substitutes_of(reached), why_bound(use.asked.call)
+    names, why = substitutes_of(reached), why_fixed(use.asked.call) or why_bound(use.asked.call)
     if why:
         return None, names[0], why
+    budgets = use.terms.budgets
+    assert budgets is not None
     prepared, reasons, weighed = dict[str, PreparedUse](), dict[str, str](), list[Weighed]()
+    weights = dict[str, tuple[int, ...]]()
     for name in names:
         try:
             other = await _prepare_as(ports, use, name, entrance)
@@ -212,12 +308,14 @@ async def _weigh(
             reasons[name] = refusal.message
         if not reasons.get(name):
             prepared[name] = other
+            weights[name] = weight_of(
+                other.asked.call, other.terms.service, other.terms.prices, budgets, other.claim, other.request
+            )
     for step in reached:
-        if step.substitute in prepared:
-            other = prepared[step.substitute]
-            weighed.append(Weighed(step, weight_of(other.claim, other.request)))
-    taken, budgets = taken_step(weighed), use.terms.budgets
-    if taken is None or budgets is None:
+        if step.substitute in weights:
+            weighed.append(Weighed(step, weights[step.substitute]))
+    taken = taken_step(weighed)
+    if taken is None:
         return None, names[0], reasons[names[0]]
     other = prepared[taken.substitute]
     other.asked.call.substitution = Substitution(
@@ -226,9 +324,7 @@ async def _weigh(
     return other, taken.substitute, ""
 
 
-async def _prepare_as(
-    ports: AdmissionPorts, use: PreparedUse, name: str, entrance: Entrance
-) -> PreparedUse:
+async def _prepare_as(ports: AdmissionPorts, use: PreparedUse, name: str, entrance: Entrance) -> PreparedUse:
     """Return a use as its caller would have made it with the model `name`; raise the `Refusal` that this would have met."""
     caller, before = use.asked.caller, use.asked.call
     call = replace(before, model=name)

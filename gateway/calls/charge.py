@@ -283,9 +283,7 @@ def _by_report(
 def charge_as_held(use: MeteredUse, terms: UseTerms, held: Held) -> ChargedUse:
     """Return the charge of a use that cannot be read, which is the whole amount `held`."""
     cost = held.cost if terms.currency else None
-    facts = _facts_of(
-        use, use.detail, cost, terms.currency, 0, "", "", NO_PARTS, None, terms, None
-    )
+    facts = _facts_of(use, use.detail, cost, terms.currency, 0, "", "", NO_PARTS, None, terms, None)
     settlement = release(terms)
     settlement.charge, settlement.metadata = True, write_facts(facts)
     settlement.tokens = held.tokens if terms.service.counts_tokens else 0

@@ -171,7 +171,7 @@ _SUMS = f"""
 SELECT {statements.SUMS_OF_CALL} FROM call
  WHERE request_id = ANY(%(ids)s::uuid[]) AND created_at BETWEEN %(first)s AND %(last)s FOR UPDATE"""
 _RERATE = f"""
-UPDATE call SET cost = n.k, unpriced = n.u, price_id = n.p, rerated = rerated + n.k - cost,
+UPDATE call SET cost = n.k, unpriced = n.u, price_id = n.p, rerated = rerated + n.k - cost, saved = saved - (n.k - cost),
        credits = greatest(0, credits + n.c),
        exchange_rate = CASE WHEN price_id = n.p OR %(amends)s THEN exchange_rate END,
        priced_at = n.t, hour_factor = n.f

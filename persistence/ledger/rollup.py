@@ -77,7 +77,7 @@ def add_call(hours: Rollup, event: OutboxEntry, facts: CallFacts, user_id: int |
     is_unpriced = bool(facts.unpriced) or (cost is None and tokens > 0)
     more = read_sums([
         *counts, counts[CACHE_WRITE] + counts[CACHE_WRITE_1H], tokens, credits_, units, bounded(cost or 0),
-        +facts.estimated, +is_unpriced, 1, 0,
+        +facts.estimated, +is_unpriced, 1, 0, 0 if facts.step is None else bounded(facts.step[3] or 0),
     ])  # fmt: skip
     sums = hours.get(bucket)
     if sums is None:

@@ -334,7 +334,8 @@ UPDATE call SET {", ".join(f"{kind} = %({kind})s" for kind in KINDS)},
        response_model = %(response_model)s, cost = %(cost)s, currency = %(currency)s, price_id = %(price_id)s,
        exchange_rate = %(exchange_rate)s, priced_at = %(priced_at)s, hour_factor = %(hour_factor)s,
        tags = %(tags)s::jsonb,
-       groups = %(groups)s::jsonb
+       groups = %(groups)s::jsonb, model_asked = %(model_asked)s, substituted_by = %(substituted_by)s::jsonb,
+       saved = %(saved)s
  WHERE {_CALL} RETURNING {SUMS_OF_CALL}"""
 REFUND_CALL = f"""
 UPDATE call SET credits = credits - %(amount)s

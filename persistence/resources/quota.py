@@ -693,7 +693,7 @@ _USAGE = func.jsonb_build_object(
     func.coalesce(call.c.tools, text("'{}'::jsonb")),
 ).op("||")(func.jsonb_strip_nulls(func.jsonb_build_object(literal("unknown"), call.c.unknown_usage)))
 _OTHERWISE = {
-    "tools", "unknown_usage", "unpriced", "cost", "api_key_id", "run_id", "refused_kind", "refused_by",
+    "tools", "unknown_usage", "unpriced", "cost", "saved", "api_key_id", "run_id", "refused_kind", "refused_by",
     "tags", "groups", *KINDS,
 }  # fmt: skip
 # The current name of the budget, run or plan that refused a call; null if the row is gone.
@@ -719,6 +719,7 @@ CALLS = Entity(
         _USAGE.label("usage"),
         func.coalesce(call.c.groups, text("'[]'::jsonb")).label("groups"),
         money(call.c.cost).label("cost"),
+        money(call.c.saved).label("saved"),
         select(run.c.name).where(run.c.id == call.c.run_id).scalar_subquery().label("run"),
         case(
             (

@@ -50,7 +50,7 @@ from gateway.core.accounts.usage import (
     span_of,
     start_of,
 )
-from gateway.core.accounts.usage_sums import SUMS
+from gateway.core.accounts.usage_sums import MONEY_SUMS, SUMS
 from gateway.errors import StoreUnavailable, Unprocessable
 from persistence.billing import quotas
 from persistence.billing.invoice_heads import LINES
@@ -218,8 +218,7 @@ def _question(asked: UsageQuery, total: str) -> Select[tuple[object, ...]]:
     shown = [
         each.began.label("start"),
         each.currency,
-        money(each.cost).label("cost"),
-        *(each[name] for name in SUMS if name != "cost"),
+        *(money(each[name]).label(name) if name in MONEY_SUMS else each[name] for name in SUMS),
         *(_id(each[column]) for column in columns),
         *(
             _name(group, each[column_of(group)])

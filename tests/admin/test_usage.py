@@ -21,7 +21,7 @@ from gateway.admin.api import usage
 from gateway.admin.http.requests import encode_cursor
 from gateway.core.accounts.outbox import CallFacts, EventKind, mark_as_correction, write_facts
 from gateway.core.accounts.usage import GROUPS
-from gateway.core.accounts.usage_sums import SUMS
+from gateway.core.accounts.usage_sums import MONEY_SUMS, SUMS
 from gateway.features.finance import focus
 from persistence import engine as engines
 from persistence.ledger.writer import LedgerWriter
@@ -472,7 +472,7 @@ async def test_usage_report_in_parquet_equals_the_json_with_typed_columns(
         {
             **row,
             "start": row["start"].isoformat().replace("+00:00", "Z"),
-            "cost": format(row["cost"].normalize(), "f"),
+            **{name: format(row[name].normalize(), "f") for name in MONEY_SUMS},
         }
         for row in table.to_pylist()
     ] == [{**item, "cost": format(Decimal(item["cost"]).normalize(), "f")} for item in items]

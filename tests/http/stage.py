@@ -19,7 +19,7 @@ from typing import Any, cast
 
 import h11
 
-from gateway.calls.ports import CountersPort, ObjectOwnersPort
+from gateway.calls.ports import CountersPort, ModelSessionsPort, NoModelSessions, ObjectOwnersPort
 from gateway.core.accounts.outbox import CallFacts, read_facts
 from gateway.core.accounts.refusals import Refusals
 from gateway.core.calls.estimate import Estimator
@@ -442,6 +442,7 @@ async def staged(
     holds: HoldsPort | None = None,
     jobs: JobsPort | None = None,
     counters: CountersPort | None = None,
+    sessions: ModelSessionsPort | None = None,
     others: tuple[UpstreamTarget, ...] = (),
     models: tuple[ModelRule, ...] = (),
     of_target: dict[str, object] | None = None,
@@ -474,6 +475,7 @@ async def staged(
             limiter=limiter,
             jobs=jobs,
             counters=counters or stage.counters,
+            sessions=sessions or NoModelSessions(),
             answers=answers or {},
         ),
         routes,

@@ -35,6 +35,7 @@ from gateway.admin.resources.values import plausible
 from gateway.core.accounts.administration import Place, Row, count_rows
 from gateway.core.accounts.tags import GROUP, TAGS_MAX, tag_in
 from gateway.core.accounts.usage import DIMENSIONS, GROUPS, UsageQuery, column_of, end_of, following
+from gateway.core.accounts.usage_sums import MONEY_SUMS
 from gateway.core.billing.money import EXACT
 from gateway.core.text import csv
 from gateway.errors import Unprocessable
@@ -163,7 +164,7 @@ def shown(row: Row, groups: tuple[str, ...]) -> Row:
 DIGITS, DECIMALS = 38, 9
 # Maximum of decimals of a unit price.
 DECIMALS_OF_CHARGES = 12
-_COST = ("cost",)
+_COST = MONEY_SUMS
 _TEXTS = ("organization", "tenant", "user", "api_key", "project", "service", "model", "currency", "kind")
 
 

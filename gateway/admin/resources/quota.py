@@ -717,6 +717,13 @@ class RefusedBy(Out):
     name: str = Field(description="As it is called now; empty in an archive.")
 
 
+class SubstitutedBy(Out):
+    """The budget by a step of which a call went as another model."""
+
+    id: int
+    name: str = Field(description="As it was called then.")
+
+
 class Call(Out):
     """A call: one request, with its use and cost."""
 
@@ -733,7 +740,7 @@ class Call(Out):
     feature_version: str | None
     service_id: int | None
     route: str | None
-    model: str | None = Field(description="Asked for.")
+    model: str | None = Field(description="Asked for, or sent instead of `model_asked`.")
     response_model: str | None = Field(description="The one that answered.")
     usage: dict[str, Any] = Field(
         description="Tokens by kind, and `tools` by name. `input` leaves out what a cache had: input, "
@@ -757,6 +764,13 @@ class Call(Out):
     hour_factor: str | None = Field(description="What its price was multiplied by at that time.")
     tags: dict[str, str] = Field(description="Those that its organization had declared when it came.")
     groups: list[int] = Field(description="Ids of the groups that its caller was in when it came.")
+    model_asked: str | None = Field(
+        description="The model that its caller named, where a step of a budget sent it as `model`; else null."
+    )
+    substituted_by: SubstitutedBy | None = Field(description="The budget of that step.")
+    saved: Exactly | None = Field(
+        description="What its answer would have cost more as `model_asked`, at the prices of then; below 0 if less."
+    )
     status: int
     reason: str | None = Field(description="Why it was refused or failed; null where it was not.")
     run: str | None = Field(description="The id that the caller gave to its run; null of a call without one.")

@@ -77,6 +77,14 @@ class Substitution(NamedTuple):
     budget: str
 
 
+class SessionModel(NamedTuple):
+    """What the calls of a session go as, by the step of a budget; without a `model`, as they are asked."""
+
+    model: str = ""
+    budget_id: int = 0
+    budget: str = ""
+
+
 # The steps of budgets: the id of each budget with its steps.
 BudgetSteps = tuple[tuple[int, tuple[Step, ...]], ...]
 

@@ -34,6 +34,7 @@ class Difference(NamedTuple):
     carries: Callable[[CallRequest], bool] | None = None
 
 
+_RENAMED: Final = ("max_tokens",)  # unless its upstreams have their own name for it, by which it is sent
 _SHOWS: Final[Callable[[CallRequest], bool]] = lambda call: call.media.count > 0 or call.body.names.files > 0
 _SOUNDS: Final[Callable[[CallRequest], bool]] = lambda call: call.media.heard > 0
 _USES_TOOLS: Final[Callable[[CallRequest], bool]] = lambda call: len(call.body.tools) > 0
@@ -118,6 +119,8 @@ def refused_part(call: CallRequest, before: str, models: tuple[str, ...]) -> str
 def _carries(row: Difference, call: CallRequest) -> bool:
     if row.carries is not None:
         return row.carries(call)
+    if row.path == _RENAMED and call.aim.facts and all(facts.maximum for facts in call.aim.facts):
+        return False
     value: object = call.body.document
     for name in row.path:
         value = value.get(name) if isinstance(value, dict) else None

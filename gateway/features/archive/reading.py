@@ -174,7 +174,7 @@ def _condition(dataset: Any, ledger: MonthlyLedger, asked: RowFilter) -> Any:
 
 def _shown(row: dict[str, Any], ledger: MonthlyLedger) -> Row:
     """Return a row of an archived file in the form that the ledger's list in the Admin API has."""
-    for name in ("metadata", "tools", "tags", "groups", "before", "after"):
+    for name in ("metadata", "tools", "tags", "groups", "substituted_by", "before", "after"):
         if row.get(name) is not None:
             row[name] = read_json(row[name])
     if ledger is CREDITS:
@@ -189,6 +189,9 @@ def _shown(row: dict[str, Any], ledger: MonthlyLedger) -> Row:
         row["usage"] = {kind: row[kind] for kind in KINDS} | {"tools": row["tools"] or {}} | told_of
         row["tags"], row["groups"] = row.get("tags") or {}, row.get("groups") or []
         row["cost"] = None if row["cost"] is None else row["cost"] * ONE_NANO
+        saved = row.get("saved")
+        row["saved"] = None if saved is None else saved * ONE_NANO
+        row |= {name: row.get(name) for name in ("model_asked", "substituted_by")}
         row["api_key_id"] = row["api_key_id"] or None
         row["unpriced"] = row["unpriced"].split(SEPARATOR) if row["unpriced"] else []
         # A file has ids. Their names are in the database.
