@@ -259,6 +259,7 @@ class EventKind(IntEnum):
     CREDIT = 7
     BUDGET = 8
     RUN = 9  # was opened or ended; it moves nothing
+    CARRY = 10  # a window of a budget was used first in its interval: what it carries, which is no movement
 
 
 class EventFlag(IntFlag):
