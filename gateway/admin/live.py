@@ -16,11 +16,12 @@ from typing import Any, NamedTuple, TypeVar, cast
 from gateway.admin.ports import INLINE_PUSHES_MAX, PEEK_TIMEOUT_S, AdminPorts
 from gateway.core.accounts.administration import Intent, Page, Query, Row
 from gateway.core.accounts.budget_amounts import amount_of, read_budget
-from gateway.core.accounts.budget_balances import LiveWindow, compute_balance, window_of
+from gateway.core.accounts.budget_balances import LiveWindow, StoredUse, compute_balance, window_of
 from gateway.core.accounts.budgets import BY_BUDGET, BY_RAISE, OTHERS, account_of, owner_in, owner_of
 from gateway.core.accounts.plans import LiveQuota
 from gateway.core.accounts.runs import ENDED, EXHAUSTED, OPEN
 from gateway.core.accounts.runs import account_of as run_account
+from gateway.core.accounts.windows import ROLLING
 from gateway.core.times import EPOCH, moment_of, ms_of
 from gateway.errors import Conflict, StoreUnavailable, TollkeeperError
 
@@ -39,10 +40,7 @@ async def overlay_budgets(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
     at_ms = _now_ms()
     plain = [(row, _account(row)) for row in rows if row["each"] is None]
     live = await _peeked_budgets(ports, plain)
-    told = {
-        row["id"]: _figures(row, at_ms, (row["stored_start"], row["stored_used"]), live, name)
-        for row, name in plain
-    }
+    told = {row["id"]: _figures(row, at_ms, row["stored_uses"], live, name) for row, name in plain}
     return [{**row, **told.get(row["id"], {"resets_at": _window(row, at_ms)[1]})} for row in rows]
 
 
@@ -83,9 +81,9 @@ async def own_budgets(ports: AdminPorts, rows: Sequence[Row], whose: str) -> lis
     )
     budgets = list[Row]()
     for row, name, page in zip(rows, names, stored, strict=True):
-        used = sum(int(str(account["used"])) for account in page.rows)
+        uses = page.rows[0]["uses"] if page.rows else None
         its = limits[row["id"]]
-        own = _figures({**row, **its}, at_ms, (_started(row, at_ms), used), live, name)
+        own = _figures({**row, **its}, at_ms, uses, live, name)
         if own["limit_by"] != BY_BUDGET:
             of = its["raises" if own["limit_by"] == BY_RAISE else "overrides"].get(owner, _OF_A_GROUP)
             own |= {"raised_to": None, "raised_until": of.until, "raise_reason": of.reason}
@@ -112,7 +110,7 @@ async def _everybody(ports: AdminPorts, row: Row, stored: Sequence[Row], at_ms: 
     row = {**row, **limits[row["id"]]}
     return [
         {"unit": row["unit"], "who": each["name"], "shared": each["value"] == OTHERS}
-        | _figures(row, at_ms, (each["start"], each["used"]), live, name)
+        | _figures(row, at_ms, each["uses"], live, name)
         for each, name in zip(stored, names, strict=True)
     ]
 
@@ -158,22 +156,35 @@ def _of(row: Row, account: str, at_ms: int) -> Row:
 
 
 def _started(row: Row, at_ms: int) -> datetime:
-    """Return the start of a budget's current window, as PostgreSQL stores it with the window's use."""
+    """Return the start of a budget's current window, or of the earliest uses that count in it."""
     return _window(row, at_ms)[0] or EPOCH
 
 
-def _figures(
-    row: Row, at_ms: int, stored: tuple[Any, Any], live: LiveBudgets, name: str
-) -> dict[str, object]:
+def _figures(row: Row, at_ms: int, stored: object, live: LiveBudgets, name: str) -> dict[str, object]:
     """Return used, held and remaining amount of one account of a budget, and the time of the next reset.
 
-    `stored` are start and use of the account's window in PostgreSQL, which count if `live` has no `name`.
+    `stored` are its uses in PostgreSQL, each with its start (Unix ms) and what its interval carried: they count
+    if `live` has no `name`.
     """
-    budget, (start, used) = read_budget(row), stored
-    known = None if start is None else (ms_of(start), int(used))
+    budget = read_budget(row)
+    uses = sorted(cast("Sequence[tuple[int, Any, Any]]", stored or ()))
+    known = None
+    if uses:
+        carried = uses[-1][2]
+        known = StoredUse(
+            {start: int(used) for start, used, _ in uses}, None if carried is None else int(carried)
+        )
     owner = owner_in(name)
     of_groups = cast("Mapping[str, Sequence[int]]", row.get("of_groups") or {})
     now = compute_balance(budget, at_ms, known, live.get(name), owner, groups=of_groups.get(owner, ()))
+    more: dict[str, object] = {}
+    if budget.carry is not None:
+        more["carried"] = amount_of(budget.unit, now.carried)
+    if budget.window == ROLLING:
+        more["frees"] = [
+            {"at": moment_of(freed_ms), "amount": amount_of(budget.unit, amount)}
+            for freed_ms, amount in now.frees
+        ]
     return {
         "limit": None if now.limit is None else amount_of(budget.unit, now.limit),
         "limit_by": now.limit_by,
@@ -182,6 +193,7 @@ def _figures(
         "remaining": None if now.remaining is None else amount_of(budget.unit, now.remaining),
         "resets_at": budget_moment(now.resets_ms),
         "is_current": name in live,
+        **more,
     }
 
 

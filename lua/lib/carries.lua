@@ -81,9 +81,7 @@ function carries.begin(window, account)
   if not has(carry_window.flags, CARRY_BEGUN) then carry_window.flags = carry_window.flags + CARRY_BEGUN end
   if has(carry_window.flags, CARRY_TOLD) then return end
   carry_window.flags = carry_window.flags + CARRY_TOLD
-  if carry_window.used ~= 0 or carry_window.used_rest ~= 0 then
-    carries.begun[#carries.begun + 1] = {account, window.budget_id, window.start, window.flags % WINDOW_ENFORCES, carry_window.used, carry_window.used_rest}
-  end
+  carries.begun[#carries.begun + 1] = {account, window.budget_id, window.start, window.flags % WINDOW_ENFORCES, carry_window.used, carry_window.used_rest}
 end
 
 -- What a window carries, in one number or in two.

@@ -59,6 +59,7 @@ from gateway.core.accounts.outbox import SEPARATOR
 from gateway.core.accounts.refusals import RefusingLimit
 from gateway.core.accounts.runs import ENDED, EXHAUSTED, OPEN
 from gateway.core.accounts.tags import tag_in
+from gateway.core.accounts.windows import WHOLE_PARTS
 from gateway.core.billing.charges import too_many as too_much_money
 from gateway.core.billing.money import rounded, times
 from gateway.core.billing.payments import NEXT, PREPAID
@@ -71,6 +72,7 @@ from persistence.entity import Condition, Entity, EntityWrite, Verb, add, alter,
 from persistence.keeper.retention import not_before
 from persistence.resources import people
 from persistence.resources.app_users import acting
+from persistence.resources.budget_uses import account_uses, stored_uses
 from persistence.resources.groups import overrides_of_members
 from persistence.resources.tags import fixed_tags, group_sets, lock_budgets, selectors_of, undeclared
 from persistence.tables import (
@@ -363,23 +365,24 @@ _OWNERS = {
 _NOT_RAISED = {"raised_to": None, "raised_until": None, "raise_reason": None}
 _is_raised = budget.c.raised_until > func.now()
 _is_in_force = func.coalesce(budget_override.c.until > func.now(), true())
-# The last stored use and its window; the counters have newer values.
+# The last stored uses, as `stored_uses` says: all parts of a rolling window; the counters have newer values.
 _last = (
-    select(budget_use.c.start, budget_use.c.used)
+    select(budget_use.c.start, budget_use.c.used, budget_use.c.carried)
     .where(budget_use.c.budget_id == budget.c.id)
     .order_by(budget_use.c.start.desc())
-    .limit(1)
+    .limit(WHOLE_PARTS + 1)
+    .correlate(budget)
     .lateral("last")
 )
+_uses = select(stored_uses(_last.c).label("uses")).select_from(_last).correlate(budget).lateral("uses")
 
 _columns = (
     *(column for column in budget.c if column.name not in {*_NOT_RAISED, "deleted_at", "updated_at"}),
     *(case((_is_raised, budget.c[name])).label(name) for name in _NOT_RAISED),
     organization.c.currency,
-    case((budget.c.each.is_(None), _last.c.used)).label("stored_used"),
-    _last.c.start.label("stored_start"),
+    case((budget.c.each.is_(None), _uses.c.uses)).label("stored_uses"),
 )
-_here = budget.join(organization, organization.c.id == budget.c.organization_id).outerjoin(_last, true())
+_here = budget.join(organization, organization.c.id == budget.c.organization_id).outerjoin(_uses, true())
 
 BUDGET_SUBJECT = Entity(
     budget,
@@ -405,7 +408,13 @@ BUDGET_SUBJECT = Entity(
     check_values=check_values,
     define=people.define_organization,
 )
-BUDGET_ACCOUNTS = Entity(budget_use, time="start", order=("value",))
+# The accounts of a budget with use that began to count at `start` or later.
+BUDGET_ACCOUNTS = Entity(
+    budget_use,
+    source=account_uses(),
+    conditions={"start": lambda since: budget_use.c.start >= since},
+    order=("value",),
+)
 BUDGET_OVERRIDES = Entity(
     budget_override, source=select(budget_override).where(_is_in_force), order=("name",)
 )

@@ -58,6 +58,7 @@ from persistence.entity import id_in, owned
 from persistence.error_mapping import QUERY_CANCELED
 from persistence.ledger.statements import SUM_MAX, SUMS_OF_CALL
 from persistence.registry import SUBJECTS
+from persistence.resources.budget_uses import account_uses
 from persistence.resources.groups import overrides_of_members
 from persistence.tables import (
     api_key,
@@ -466,10 +467,10 @@ class ConsoleQueries:
         return [dict(row["line"]) for row in rows]  # type: ignore[call-overload]  # an object each
 
     async def budget_accounts(self, budget_id: int, start: datetime, rows_max: int) -> Sequence[Row]:
-        """Return the accounts of a budget in the window that began at `start`, highest use first."""
-        here = (budget_use.c.budget_id == budget_id, budget_use.c.start == start, *self._own(budget_use))
-        most = (budget_use.c.used.desc(), budget_use.c.value)
-        return await self._rows(select(budget_use).where(*here).order_by(*most).limit(rows_max))
+        """Return the accounts of a budget with use since `start`, highest use first."""
+        here = (budget_use.c.budget_id == budget_id, budget_use.c.start >= start, *self._own(budget_use))
+        most = (func.sum(budget_use.c.used).desc(), budget_use.c.value)
+        return await self._rows(account_uses().where(*here).order_by(*most).limit(rows_max))
 
     async def own_limits(
         self, budget_ids: Collection[int], owners: Mapping[str, str]

@@ -197,6 +197,19 @@ class Carry:
     max: int
     debt: bool = False
 
+    def hand_on(self, carried: int, used: int, limit: int | None, intervals: int = 1) -> int:
+        """Return what is carried after so many intervals, of which the first used an amount and carried another.
+
+        `limit` is that at the end of each, None for no limit.
+        """
+        if limit is None:
+            return self.max
+        first = self._within(carried + limit - used)
+        return first if intervals == 1 else self._within(first + limit * (intervals - 1))
+
+    def _within(self, left: int) -> int:
+        return min(self.max, left if self.debt else max(0, left))
+
 
 def read_length(text: str) -> int:
     """Return a length such as `5h`, `90m` or `7d` in milliseconds; 0 if it is none, or out of bounds."""

@@ -27,7 +27,7 @@ from gateway.core.accounts.budgets import (
     packed_limit,
     read_limit,
 )
-from gateway.core.accounts.windows import FLAG_ROLLING, WHOLE_PARTS
+from gateway.core.accounts.windows import FLAG_FIRST_USE, FLAG_ROLLING, WHOLE_PARTS
 from gateway.core.billing.money import NANO
 from gateway.core.layout import KINDS, LAYOUT, NUMBER, Layout, LayoutField
 from gateway.core.model import INTEGER_MAX, BlockCause
@@ -98,6 +98,17 @@ class WindowState:
     def uses(self) -> dict[int, int]:
         """Its use by the start by which it counts."""
         return self.parts if self.kind == FLAG_ROLLING else {self.start: self.used}
+
+    def put_uses(self, uses: dict[int, int], now_ms: int) -> None:
+        """Set its use by the starts by which uses count now; scripts alone know the times of some windows."""
+        self.used = sum(uses.values())
+        if self.kind == FLAG_ROLLING:
+            part_ms = self.after // WHOLE_PARTS
+            self.start, self.parts = now_ms - now_ms % part_ms, dict(uses)
+            self.next = self.start + part_ms
+        elif self.kind == FLAG_FIRST_USE and uses:
+            self.start = max(uses)
+            self.next = self.start + self.after
 
 
 def pack_windows(windows: Sequence[WindowState], expires: int = 0, calls: int = 0) -> bytes:
