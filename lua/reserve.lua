@@ -1,7 +1,7 @@
 -- reserve: take a hold on every limit of one request, or on none.
 -- A call with only its head known holds a request and slots; once its body is read the hold is raised: what it took already is not
 -- taken twice. A hold that is gone is taken as new; a refused raise leaves it unchanged.
--- needs: state window batch bucket entry event calendar cycle take admit append accounts account_bytes tiers spend wide definition wide_windows windows account budgeted budget_accounts wide_holds short steps held hold paid kept write shape_cache shape calls hold_parts reserve
+-- needs: state window batch bucket entry event calendar cycle take admit append accounts account_bytes tiers spend wide definition rings carries wide_windows windows account budgeted budget_accounts wide_holds short steps held hold paid kept write shape_cache shape calls hold_parts reserve
 -- KEYS[1] d deadlines (ZSET)  KEYS[2] x outbox (due reset)  KEYS[3] m marker
 -- then  t tenant  o organization  k API key  u user, if flags has USER  a activation and month, if flags has ONE_TIME or 16
 --   b each budget account, written here; each account of one owner is followed by its index (ZSET)

@@ -268,6 +268,7 @@ class BudgetUseColumns(Columns):
     used: Column[Decimal]
     reset: Column[Decimal]
     moved_at: Column[datetime]
+    carried: Column[Decimal | None]
 
 class BusinessModelColumns(Columns):
     id: Column[int]

@@ -293,6 +293,17 @@ class BudgetWindow:
 
 
 @dataclass(slots=True)
+class FreedAmount:
+    """The next part of a rolling budget's use that ends to count: when (Unix ms), and how much, in `unit`."""
+
+    budget_id: int
+    at_ms: int
+    amount: int
+    unit: int
+    name: str = ""
+
+
+@dataclass(slots=True)
 class Admitted:
     """The answer of `reserve` to a use that it admits: the hold, and what its limits have left.
 
@@ -300,7 +311,7 @@ class Admitted:
     `tokens_remaining` are quota tokens by the plan's `weights`, None if it has none. Amounts that remain are
     None where nothing limits them. `bounded`: the call may not use more tokens than it holds. `budget` is the
     tightest one that enforces, None without one; windows of budgets hold `money_held` nano-units and
-    `budget_tokens_held` tokens. `leases` asks the worker to get a lease. `frame` is the cache entry for such calls, if
+    `budget_tokens_held` tokens. `frees` are of the tightest budgets that roll. `leases` asks the worker to get a lease. `frame` is the cache entry for such calls, if
     there is one: the call's settlement returns it.
     """
 
@@ -318,6 +329,7 @@ class Admitted:
     budget: BudgetWindow | None = None
     money_held: int = 0
     budget_tokens_held: int = 0
+    frees: tuple[FreedAmount, ...] = ()
     leases: bool = False
     frame: LruEntry | None = None
 

@@ -1,5 +1,5 @@
 -- hold: takes a call's amounts in all windows of its budgets, or in none. Amounts are by unit, as in the flags of windows.
--- Needs state, take, wide_holds, definition, account, short, steps, held.
+-- Needs state, take, wide_holds, definition, rings, windows, account, short, steps, held.
 
 -- The needs of the present call, and the least amounts they may be cut to; always one request.
 local needs, leasts = {0, 0, 0, 1}, {0, 0, 0, 0}
@@ -20,11 +20,12 @@ end
 
 -- Holds `needs` in every window; returns the part of the hold about them, money and tokens, and the tightest window that enforces,
 -- packed, as it is then.
-local function hold_windows(accounts)
-  local least_left, tightest, tight_place, tight_used = HUGE, nil, 0, 0
-  local wide_left, tight_wide, wide_account = HUGE, nil, nil
+local function hold_windows(accounts, now)
+  local least_left, tightest, tight_place, tight_used, tight_meters = HUGE, nil, 0, 0, nil
+  local wide_left, tight_wide, wide_account, rolls = HUGE, nil, nil, false
   for i = 1, #accounts do
     local account = accounts[i]
+    if account[DEFINITION][WAITS] then kinds.begin(account, needs, now, now) end
     local meters, definition = account[METERS], account[DEFINITION]
     local units, limits = definition[UNITS], definition[LIMITS]
     if account[IS_EACH] then account[CALLS], account[HEAD] = account[CALLS] + 1, false end
@@ -35,23 +36,33 @@ local function hold_windows(accounts)
       if limit then
         local used = meters[place * 2 - 1] + held
         local left = limit > 0 and (limit - used) / limit or 0
-        if left < least_left then least_left, tightest, tight_place, tight_used = left, definition, place, used end
+        if left < least_left then least_left, tightest, tight_place, tight_used, tight_meters = left, definition, place, used, meters end
       end
     end
+    rolls = rolls or definition[RINGS]
     if definition[WIDES] then
       local found
       least_left, found = wide.hold_all(definition, meters, needs, least_left)
       if found then wide_left, tight_wide, wide_account = least_left, found, account end
     end
   end
-  local money, budget_tokens = needs[FLAG_MONEY], needs[FLAG_TOKENS]
+  local money, budget_tokens, frees = needs[FLAG_MONEY], needs[FLAG_TOKENS], ''
+  if rolls then frees = rings.told_frees(accounts) end
   if tight_wide and wide_left == least_left then
-    return held_as(accounts), money, budget_tokens, wide.told(wide_account[DEFINITION], wide_account[METERS], needs, tight_wide)
+    return held_as(accounts), money, budget_tokens, wide.told(wide_account[DEFINITION], wide_account[METERS], needs, tight_wide) .. frees
   end
-  if not tightest then return held_as(accounts), money, budget_tokens, BUDGETS.span('', 'limit_rest', {money = money, budget_tokens = budget_tokens}) end
-  local fields, at = tightest[FIELDS], (tight_place - 1) * DEFINED_WINDOW_SIZE
+  if rolls then frees = ZERO .. ZERO .. frees end -- what is below a whole unit of a wide window
+  if not tightest then
+    return held_as(accounts), money, budget_tokens, BUDGETS.span('', 'limit_rest', {money = money, budget_tokens = budget_tokens}) .. frees
+  end
+  local fields, at, limit, reset = tightest[FIELDS], (tight_place - 1) * DEFINED_WINDOW_SIZE, tightest[LIMITS][tight_place], nil
+  if tightest[CARRIES] then
+    local carried = carries.of(tightest, tight_meters, tight_place)
+    limit, tight_used = limit + carried, tight_used + carried
+  end
+  if rolls then reset = rings.resets_at(tightest, tight_meters, tight_place) end
   return held_as(accounts), money, budget_tokens, BUDGETS.span('', 'limit_rest', {
-    money = money, budget_tokens = budget_tokens, budget = fields[at + WINDOW_BUDGET_ID_AT], limit = fields[at + WINDOW_LIMIT_AT],
-    used = tight_used, reset = fields[at + WINDOW_NEXT_AT], unit = tightest[UNITS][tight_place],
-  })
+    money = money, budget_tokens = budget_tokens, budget = fields[at + WINDOW_BUDGET_ID_AT], limit = limit,
+    used = tight_used, reset = reset or fields[at + WINDOW_NEXT_AT], unit = tightest[UNITS][tight_place],
+  }) .. frees
 end

@@ -63,7 +63,7 @@ from gateway.core.accounts.outbox import SEPARATOR
 from gateway.core.accounts.refusals import RefusingLimit
 from gateway.core.accounts.runs import ENDED, EXHAUSTED, OPEN
 from gateway.core.accounts.tags import tag_in
-from gateway.core.accounts.windows import PARTS, ROLLING
+from gateway.core.accounts.windows import WHOLE_PARTS
 from gateway.core.billing.charges import too_many as too_much_money
 from gateway.core.billing.money import rounded, times
 from gateway.core.billing.payments import NEXT, PREPAID
@@ -76,6 +76,7 @@ from persistence.entity import Condition, Entity, EntityWrite, Verb, add, alter,
 from persistence.keeper.retention import not_before
 from persistence.resources import people
 from persistence.resources.app_users import acting
+from persistence.resources.budget_uses import account_uses, stored_uses
 from persistence.resources.groups import OVERRIDE_IS_IN_FORCE, overrides_of_members
 from persistence.resources.tags import fixed_tags, group_sets, lock_budgets, selectors_of, undeclared
 from persistence.tables import (
@@ -408,21 +409,16 @@ _OWNERS = {
 }
 _NOT_RAISED = {"raised_to": None, "raised_until": None, "raise_reason": None}
 _is_raised = budget.c.raised_until > func.now()
-# The last stored use and its window; the counters have newer values. Use of a rolling window is stored in parts.
-_longest = literal_column(
-    f"extract(epoch FROM cast(budget.length AS interval)) * interval '1 second' * {PARTS + 1} / {PARTS}",
-    Interval(),
-)
-_is_counted = budget_use.c.start > func.now() - _longest
-_parts = select(func.sum(budget_use.c.used)).where(budget_use.c.budget_id == budget.c.id, _is_counted)
+# The last stored uses, as `stored_uses` says: all parts of a rolling window; the counters have newer values.
 _last = (
-    select(budget_use.c.start, budget_use.c.used)
+    select(budget_use.c.start, budget_use.c.used, budget_use.c.carried)
     .where(budget_use.c.budget_id == budget.c.id)
     .order_by(budget_use.c.start.desc())
-    .limit(1)
+    .limit(WHOLE_PARTS + 1)
+    .correlate(budget)
     .lateral("last")
 )
-_used_last = case((budget.c.window == ROLLING, _parts.scalar_subquery()), else_=_last.c.used)
+_uses = select(stored_uses(_last.c).label("uses")).select_from(_last).correlate(budget).lateral("uses")
 
 _own = budget_override.c
 _overrides = select(
@@ -432,10 +428,9 @@ _columns = (
     *(column for column in budget.c if column.name not in {*_NOT_RAISED, "deleted_at", "updated_at"}),
     *(case((_is_raised, budget.c[name])).label(name) for name in _NOT_RAISED),
     organization.c.currency,
-    case((budget.c.each.is_(None), _used_last)).label("stored_used"),
-    _last.c.start.label("stored_start"),
+    case((budget.c.each.is_(None), _uses.c.uses)).label("stored_uses"),
 )
-_here = budget.join(organization, organization.c.id == budget.c.organization_id).outerjoin(_last, true())
+_here = budget.join(organization, organization.c.id == budget.c.organization_id).outerjoin(_uses, true())
 
 BUDGET_SUBJECT = Entity(
     budget,
@@ -463,15 +458,13 @@ BUDGET_SUBJECT = Entity(
     check_values=check_values,
     define=people.define_organization,
 )
-# Accounts by what they used in the windows that a list's time span has; their `start` is that of the last one.
-_sums: list[ColumnElement[Any]] = [
-    func.max(budget_use.c.name).label("name"),
-    func.max(budget_use.c.start).label("start"),
-    func.sum(budget_use.c.used).label("used"),
-]
-_its = budget_use.c.budget_id, budget_use.c.value
-_accounts: Select[Any] = select(*_its, *_sums).group_by(*_its)
-BUDGET_ACCOUNTS = Entity(budget_use, source=_accounts, time="start", order=("value",))
+# The accounts of a budget with use that began to count at `start` or later.
+BUDGET_ACCOUNTS = Entity(
+    budget_use,
+    source=account_uses(),
+    conditions={"start": lambda since: budget_use.c.start >= since},
+    order=("value",),
+)
 BUDGET_OVERRIDES = Entity(
     budget_override, source=select(budget_override).where(OVERRIDE_IS_IN_FORCE), order=("name",)
 )

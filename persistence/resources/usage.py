@@ -58,8 +58,8 @@ from persistence.entity import id_in, live, owned
 from persistence.error_mapping import QUERY_CANCELED
 from persistence.ledger.statements import SUM_MAX, SUMS_OF_CALL
 from persistence.registry import SUBJECTS
+from persistence.resources.budget_uses import account_uses
 from persistence.resources.groups import has_member, overrides_of_members
-from persistence.resources.quota import BUDGET_ACCOUNTS
 from persistence.tables import (
     api_key,
     app_user,
@@ -465,11 +465,11 @@ class ConsoleQueries:
         rows = await self._rows(LINES, invoice=which, after=after, rows=rows_max)
         return [dict(row["line"]) for row in rows]  # type: ignore[call-overload]  # an object each
 
-    async def budget_accounts(self, budget_id: int, since: datetime, rows_max: int) -> Sequence[Row]:
-        """Return the accounts of a budget with their uses stored at or after `since`, highest use first."""
-        here = (budget_use.c.budget_id == budget_id, budget_use.c.start >= since, *self._own(budget_use))
+    async def budget_accounts(self, budget_id: int, start: datetime, rows_max: int) -> Sequence[Row]:
+        """Return the accounts of a budget with use since `start`, highest use first."""
+        here = (budget_use.c.budget_id == budget_id, budget_use.c.start >= start, *self._own(budget_use))
         most = (func.sum(budget_use.c.used).desc(), budget_use.c.value)
-        return await self._rows(BUDGET_ACCOUNTS.rows.where(*here).order_by(*most).limit(rows_max))
+        return await self._rows(account_uses().where(*here).order_by(*most).limit(rows_max))
 
     async def own_limits(
         self, budget_ids: Collection[int], owners: Mapping[str, str]

@@ -1426,7 +1426,9 @@ CREATE INDEX job_expires_at_idx ON job (expires_at);
 
 -- The use of each budget in each of its windows, moved by the entries that are stored: nano-units, tokens or
 -- requests. Of a budget with `each` there is a row for every account; `value` is how entries name it, `name`
--- whom it is of. A reset amount is not in `used` any more: with `reset` it is the calls' use.
+-- whom it is of. A reset amount is not in `used` any more: with `reset` it is the calls' use. A rolling window has a
+-- row for each of its parts. `carried` is what an interval carries over from the one before, below 0 what is taken off:
+-- null where its budget does not, or before its first use.
 CREATE TABLE budget_use (
     budget_id bigint NOT NULL,
     start timestamptz NOT NULL,
@@ -1435,6 +1437,7 @@ CREATE TABLE budget_use (
     used numeric NOT NULL,
     reset numeric DEFAULT 0 NOT NULL,
     moved_at timestamptz DEFAULT now() NOT NULL,
+    carried numeric,
     PRIMARY KEY (budget_id, start, value)
 );
 

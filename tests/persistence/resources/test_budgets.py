@@ -391,5 +391,5 @@ async def test_what_was_stored_is_of_the_last_window(desk: Desk) -> None:
                     (row["id"], NOW.replace(day=day), value, used),
                 )
     page = await desk.store.page("budgets", Query({"organization_id": ORGANIZATION}, None, None, None, 10))
-    assert [(row["stored_used"], row["currency"]) for row in page.rows] == [(9, "USD"), (None, "USD")]
-    assert [row["stored_start"] for row in page.rows] == [NOW.replace(day=2)] * 2
+    uses = [[ms_of(NOW.replace(day=day)), used, None] for day, used in ((2, 9), (1, 7))]
+    assert [(row["stored_uses"], row["currency"]) for row in page.rows] == [(uses, "USD"), (None, "USD")]
