@@ -128,7 +128,7 @@ def _claim(
         estimate = estimator.hold(call, caller.organization_id, service.key, caller.key_id, binds=binds)
     claim, request = hold_request(
         caller, asked.id, asked.user, service, call, estimate, prices, budgets, asked.units, False,
-        OPENING_MS if call.background else 0,
+        OPENING_MS if call.spec.background else 0,
     )  # fmt: skip
     return claim, request, binds
 
