@@ -327,7 +327,7 @@ async def _weigh(
 async def _prepare_as(ports: AdmissionPorts, use: PreparedUse, name: str, entrance: Entrance) -> PreparedUse:
     """Return a use as its caller would have made it with the model `name`; raise the `Refusal` that this would have met."""
     caller, before = use.asked.caller, use.asked.call
-    call = replace(before, model=name)
+    call = replace(before, spec=replace(before.spec, model=name))
     asked = use.asked._replace(call=call)
     rule = check_model_access(
         ports.models, ports.calls.directory, asked.attribution, caller, call, asked.user, asked.without_model,
@@ -357,7 +357,7 @@ def _claim(
         estimate = estimator.hold(call, caller.organization_id, service.key, caller.key_id, binds=binds)
     claim, request = hold_request(
         caller, asked.id, asked.user, service, call, estimate, prices, budgets, asked.units, False,
-        OPENING_MS if call.background else 0,
+        OPENING_MS if call.spec.background else 0,
     )  # fmt: skip
     return claim, request, binds
 

@@ -40,13 +40,13 @@ def check_model_access(  # noqa: PLR0917  # who asks for what, and how it is sai
         if call.model or (call.models_beside and not without_model):
             for model in (call.model, *call.models_beside):
                 if model and model not in listed and not on_list(model, listed):
-                    kind = "tool" if call.mcp.tool else "model"
-                    by = call.chosen_by(model) if call.attempts else ""
+                    kind = "tool" if call.spec.mcp.tool else "model"
+                    by = call.chosen_by(model) if call.spec.attempts else ""
                     raise ModelNotAllowed(f"This {whose} may not use the {kind} {model}{by}.")
         elif without_model:
             raise ModelNotAllowed(f"This {whose} may use some models alone, and {without_model}.")
     table = models.table()
-    if not table.rules or call.mcp.tool:
+    if not table.rules or call.spec.mcp.tool:
         return None
     for beside in call.models_beside:  # the upstream may use one of these instead
         table.find(beside, caller.organization_id)
@@ -102,7 +102,7 @@ def check_batch_models(  # noqa: PLR0917  # as `check_model_access`
     """Check the models of one call of a batch; an error names the call's line `number`."""
     try:
         check_model_access(
-            models, directory, attribution, caller, call, caller.acts_for(attribution.user, call.user)
+            models, directory, attribution, caller, call, caller.acts_for(attribution.user, call.spec.user)
         )
     except ModelNotAllowed as error:
         raise ModelNotAllowed(f"Line {number}: {error.told}") from error

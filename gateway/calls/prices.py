@@ -46,7 +46,7 @@ def prices_of(  # noqa: PLR0917  # whose call it is, and what it takes from
     own = by_cost or asking is not None
     prices = CallPrices(UNPRICED, (), ports.refusals.now_ms(), own)
     if call.model:
-        life_ms = HOLD_MS_MAX if call.background else life_ms
+        life_ms = HOLD_MS_MAX if call.spec.background else life_ms
         prices.named = named_prices(directory, caller, call, own, prices.at_ms, life_ms)
         for price in prices.named:
             if price.vector is not None and price.vector.hours is not None:
@@ -80,17 +80,17 @@ def check_parts(
         makers = [price.vector for price in named[: len(call.aim.targets) or 1] if price.vector is not None]
     part: tuple[str, str] | None
     right = ""
-    later = STORED_UNITS.get(tools[0]) if tools and call.measured else None
+    later = STORED_UNITS.get(tools[0]) if tools and call.spec.units.likely else None
     if later is not None:
         part = later, "ttl" if CACHE_HOUR in tools else ""
         right = " A key that no budget of money limits may ask for it." if asking else ""
     elif tools:
-        place, name = ("tools", "") if call.measured else find_tool(call, tools[0])
+        place, name = ("tools", "") if call.spec.units.likely else find_tool(call, tools[0])
         part = f"the tool {tools[0]}", place
         right = f" Leave it out, or add tools.{name} to that price." if name else ""
     else:
         part = unpriced_part(call, vectors, makers)
-        if part is None and call.attempts:
+        if part is None and call.spec.attempts:
             part = _unpriced_attempt(call, named)
     if part is not None:
         of = " or ".join([price.model for price in named]) or ("" if later else "any model")
@@ -102,7 +102,7 @@ def check_parts(
 def _unpriced_attempt(call: CallRequest, named: tuple[PriceMatch, ...]) -> tuple[str, str] | None:
     """Return the service tier of an attempt that its model has no price for, in words, and its field."""
     vectors = {price.model: price.vector for price in named}
-    for attempt in call.attempts:
+    for attempt in call.spec.attempts:
         vector = vectors.get(attempt.model)
         if attempt.tier and vector is not None and lacks_tier(vector, attempt.tier):
             return f"the service tier {attempt.tier}", "fallbacks"
@@ -175,7 +175,7 @@ def check_known(prices: CallPrices, call: CallRequest, budgets: CallBudgets | No
     Under a budget in money a call must name its model: the upstream's default model has no known price.
     """
     # `check_parts` says what has no price of a call without a model that its upstream bills later.
-    stores = call.measured and not STORED_UNITS.keys().isdisjoint(call.measured)
+    stores = call.spec.units.likely and not STORED_UNITS.keys().isdisjoint(call.spec.units.likely)
     if budgets is not None and not call.model and call.meter in SHAPES and not stores:
         name = budgets.refusing(MONEY)
         raise ModelNotPriced(f"The budget {name} limits what calls cost, and this one names no model.")

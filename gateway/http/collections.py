@@ -7,6 +7,7 @@ time, and one that extends the time pays what it adds. So what is paid is stored
 from __future__ import annotations
 
 from collections.abc import Coroutine
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -73,6 +74,5 @@ async def _note_payment(admitted: AdmittedCall, name: str, made: list[str]) -> N
     except CountersUnavailable:
         return  # nobody knows the payment then: an extension costs all of its time
     if extends and before is not None and before.organization_id == caller.organization_id:
-        storage.seconds = min(storage.seconds, storage.until_s - before.until_s)
-        if storage.seconds <= 0:
-            admitted.call.storage = admitted.call.measured = None
+        seconds = min(storage.seconds, storage.until_s - before.until_s)
+        admitted.call.storage = replace(storage, seconds=seconds) if seconds > 0 else None

@@ -6,7 +6,7 @@ from typing import Final
 
 from gateway.calls.admit import consider
 from gateway.calls.permit import lists_of
-from gateway.core.calls.call import AnswerFilter, Body, CallRequest, NameCheck
+from gateway.core.calls.call import AnswerFilter, Body, CallRequest, CallSpec, NameCheck
 from gateway.core.calls.facts import aim_of
 from gateway.core.calls.models import ModelTable, named_by
 from gateway.core.families.family import Listing, narrowed
@@ -24,7 +24,7 @@ def narrow(worker: Worker, head: CallHead, caller: Caller, call: CallRequest, li
     """Remove models that the caller may not call from a list; raise 403 if the path names such a model."""
     routed, directory = head.routed, worker.ports.directory
     services, model = _services(worker, head, caller), routed.listed
-    user = caller.acts_for(head.attribution.user, call.user)
+    user = caller.acts_for(head.attribution.user, call.spec.user)
     lists = [(whose, listed, Patterns(listed)) for whose, listed in lists_of(directory, caller, user)]
     configured = worker.models.table()
 
@@ -102,7 +102,7 @@ def _services(worker: Worker, head: CallHead, caller: Caller) -> list[Service] |
 def _may_call(worker: Worker, head: CallHead, caller: Caller, service: Service, model: str) -> bool:
     """Return whether the model has every price, budget and permission that a call of it needs."""
     ports, said = worker.ports, head.attribution
-    call = CallRequest("none", head.routed.family, Body(), model=model)
+    call = CallRequest("none", head.routed.family, Body(), CallSpec(model))
     try:
         if (table := worker.models.table()).rules:
             rule = table.find(model, caller.organization_id)

@@ -22,8 +22,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from gateway.core.accounts.budget_amounts import format_number
 from gateway.core.accounts.budgets import ALL_OTHERS, MONEY, OF_GROUP, OTHERS
 from gateway.core.accounts.intervals import INTERVALS, window_bounds
-from gateway.core.accounts.windows import CALENDAR, FIRST_USE, ROLLING, counted_since, read_length
-from gateway.core.accounts.windows import PARTS as ROLLING_PARTS
+from gateway.core.accounts.windows import CALENDAR, FIRST_USE, ROLLING, form_of_length, read_length
+from gateway.core.accounts.windows import WHOLE_PARTS as ROLLING_PARTS
 from gateway.core.alerts.events.event import KEPT_DAYS
 from gateway.core.alerts.events.registry import all_events
 from gateway.core.alerts.events.webhooks import CONSENT_EVENT, LINK_DAYS, TEST_EVENT
@@ -433,7 +433,8 @@ async def _lengths(
     rows = []
     for window, length in (await connection.execute(_LENGTHS)).all():
         length_ms = read_length(length)
-        since_ms = counted_since(window, length_ms, ms_of(now if window == ROLLING else now - over))
+        form = form_of_length(window, length_ms)
+        since_ms = form.since(ms_of(now if window == ROLLING else now - over))
         look_back = length_ms // LOOK_BACK * MILLISECOND
         rows.append((window, length, moment_of(since_ms), length_ms, look_back))
     return _columns(("windows", "lengths", "sinces", "lasting", "looks_back"), rows)

@@ -25,7 +25,7 @@ from gateway.core.accounts.windows import (
     CalendarWindow,
     Carry,
     WindowForm,
-    window_form,
+    form_of_length,
 )
 from gateway.core.billing.money import NANO
 from gateway.core.layout import Layout
@@ -166,9 +166,10 @@ class Budget:
     @property
     def form(self) -> WindowForm:
         """When its windows begin and end, and which uses count."""
+        if self.window != CALENDAR:
+            return form_of_length(self.window, self.length_ms)
         kept_ms = EACH_UNUSED_DAYS * DAY_MS if is_forgotten_unused(self) else 0
-        by_calendar = CalendarWindow(self.interval, self.time_zone, self.anchor_day, kept_ms)
-        return window_form(self.window, self.length_ms, by_calendar)
+        return CalendarWindow(self.interval, self.time_zone, self.anchor_day, kept_ms)
 
     def carry_of(self, owner: str) -> Carry | None:
         """Return what an owner's account carries over; the shared account carries nothing."""

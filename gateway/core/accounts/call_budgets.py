@@ -173,16 +173,16 @@ class OrganizationBudgets:
             caller.tenant_id if tenant else 0,
             caller.key_id if key else 0,
             service_id if service else 0,
-            caller.acts_for(said.user, call.user) if user else "",
+            caller.acts_for(said.user, call.spec.user) if user else "",
             said.project_id if project else None,
             (call.model, *call.models_beside, *[target.model for target in call.aim.targets])
             if models
             else (),
             said.session if session else "",
-            call.mcp.tool if tool else "",
-            call.mcp.server if server else "",
+            call.spec.mcp.tool if tool else "",
+            call.spec.mcp.server if server else "",
             tags_of(self._tags, caller.tags, said.tags) if self._tags else (),
-            self.groups_of(caller, said, call.user) if group else (),
+            self.groups_of(caller, said, call.spec.user) if group else (),
         )
 
     def groups_of(self, caller: Caller, said: Attribution, in_body: str = "") -> tuple[int, ...]:
@@ -363,7 +363,7 @@ class BudgetCache:
         `said` are the attributes in header fields. Raise `TooManyBudgets` if the accounts are more
         than a call may use.
         """
-        user, place = caller.acts_for(said.user, call.user), caller.key_id % CALLERS_MAX
+        user, place = caller.acts_for(said.user, call.spec.user), caller.key_id % CALLERS_MAX
         if not budgets.by_caller:
             return self.find(budgets, budgets.asked(caller, service_id, said, call), now_ms)
         last = self._last[place]

@@ -27,7 +27,17 @@ from gateway.core.billing.price_book import (
     Counts,
 )
 from gateway.core.calls.aim import Aim
-from gateway.core.calls.call import TIMED_OUT, Body, CallRequest, Learned, Media, UsageBounds, read_document
+from gateway.core.calls.call import (
+    TIMED_OUT,
+    Body,
+    CallRequest,
+    CallSpec,
+    Learned,
+    Media,
+    RequestedUnits,
+    UsageBounds,
+    read_document,
+)
 from gateway.core.calls.routes import ModelTarget, Route
 from gateway.core.families.controlled import model_name
 from gateway.core.metering.meter import Detail
@@ -132,11 +142,12 @@ class HeldCall(msgspec.Struct, array_like=True):
 
     def request(self, model: str) -> CallRequest:
         call = CallRequest(
-            self.meter, Family(self.family), Body(), model, self.streamed, self.output_max, self.choices,
-            media=Media(tokens=self.input_estimate),
+            self.meter, Family(self.family), Body(),
+            CallSpec(model, self.streamed, choices=self.choices, units=RequestedUnits(self.measured)),
+            self.output_max, media=Media(tokens=self.input_estimate),
             units_pointer=self.units_pointer, input_ceiling=self.input_ceiling,
             output_ceiling=self.output_ceiling, reports=self.reports, gives_up=self.gives_up,
-            measured=self.measured, keeps=self.keeps, named=self.named, brought=frozenset(self.brought),
+            keeps=self.keeps, named=self.named, brought=frozenset(self.brought),
         )  # fmt: skip
         call.aim = Aim(call.said, reports_each=self.reports_each)
         call.learned = Learned(self.output_bytes_per_token)
@@ -155,7 +166,7 @@ def held_call(route: Route, call: CallRequest) -> HeldCall:
     return HeldCall(
         route.path, call.meter, call.family, call.streamed, call.input_estimate, call.learned.output_bytes_per_token,
         call.units_pointer, call.output_max, call.choices, call.input_ceiling, call.output_ceiling,
-        call.reports and not call.strip_usage, call.gives_up, call.measured, keeps, named, brought,
+        call.reports and not call.strip_usage, call.gives_up, call.spec.units.likely, keeps, named, brought,
         call.aim.reports_each,
     )  # fmt: skip
 
@@ -203,7 +214,7 @@ class CallerHold(msgspec.Struct):
     def names(self, output_max: int | None = None) -> CallRequest:
         """Return a `CallRequest` with the hold's models, for looking up prices."""
         call = CallRequest(
-            "none", GENERIC, Body(), self.model, output_max=output_max, models_beside=self.beside
+            "none", GENERIC, Body(), CallSpec(self.model), output_max, models_beside=self.beside
         )
         call.aim = Aim(call.said, tuple([ModelTarget("", model) for model in self.targets]))
         return call

@@ -49,9 +49,13 @@ class Times(NamedTuple):
 class WindowForm(Protocol):
     """The windows of a budget. Times are Unix ms; 0 is never."""
 
-    kind: str
-    # Its flag in definitions, 0 for none.
-    flag: int
+    @property
+    def kind(self) -> str:
+        """One of `WINDOWS`."""
+
+    @property
+    def flag(self) -> int:
+        """Its flag in definitions, 0 for none."""
 
     def times(self, at_ms: int) -> Times:
         """Return the times of the window at a time, as definitions have them."""
@@ -180,11 +184,9 @@ class FirstUseWindow:
         return ()
 
 
-def window_form(window: str, length_ms: int, by_calendar: CalendarWindow) -> WindowForm:
-    """Return the windows of a kind: those of this length, or by the calendar."""
-    if window == ROLLING:
-        return RollingWindow(length_ms)
-    return FirstUseWindow(length_ms) if window == FIRST_USE else by_calendar
+def form_of_length(window: str, length_ms: int) -> RollingWindow | FirstUseWindow:
+    """Return the windows of this length that roll, or begin at first use."""
+    return RollingWindow(length_ms) if window == ROLLING else FirstUseWindow(length_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,14 +218,3 @@ def read_length(text: str) -> int:
     match = _LENGTH.fullmatch(text)
     length_ms = 0 if match is None else int(match[1]) * _UNITS[match[2]]
     return length_ms if LENGTH_MIN_MS <= length_ms <= LENGTH_MAX_MS else 0
-
-
-# A rolling window is stored in parts of a thirtieth of its length, aligned to the epoch: its use counts for the
-# length, and for at most one part longer.
-PARTS: Final = 30
-
-
-def counted_since(window: str, length_ms: int, at_ms: int) -> int:
-    """Return the earliest start (Unix ms) of the stored uses that count at a time, of a window with a length."""
-    longer_ms = length_ms // PARTS if window == ROLLING else 0
-    return at_ms - length_ms - longer_ms + 1

@@ -885,6 +885,42 @@ class Body:
         self.document, self.tools, self.plugins, self.cut = None, (), (), None
 
 
+class RequestedUnits(NamedTuple):
+    """The units that a call asks for besides tokens, by name: they are charged unless its answer reports others.
+
+    `most` are those of them that may be more. `storage` is that of contents that the upstream bills by time.
+    """
+
+    likely: dict[str, int] | None = None
+    most: dict[str, int] | None = None
+    storage: StorageTime | None = None
+
+
+TOKENS_ALONE: Final = RequestedUnits()
+
+
+@dataclass(frozen=True, slots=True)
+class CallSpec:
+    """What a call asks of its upstream, as the reader of its API understands its body. It is a value."""
+
+    model: str = ""
+    streamed: bool = False
+    output_max: int | None = None  # stated maximum of one choice in tokens
+    choices: int = 1
+    user: str = ""  # the user that the body names
+    units: RequestedUnits = TOKENS_ALONE
+    background: bool = False  # answered at once, and completed later
+    attempts: tuple[ModelAttempt, ...] = ()  # models that follow one that gave way
+    prompts: int = 1  # prompts that share the choices
+    first_part: float = 1.0  # share of the first prompt in all of them
+    reports: bool = False  # each complete answer reports its usage, also where not all of its API do
+    media: Media = NO_MEDIA  # of a form or a live session: others are found by their places
+    mcp: McpMessage = NO_MESSAGE
+
+
+UNREAD: Final = CallSpec()
+
+
 @dataclass(slots=True)
 class CallRequest:
     """One call as it is sent to its upstream: what it asks for, and the estimates for its hold."""
@@ -892,17 +928,13 @@ class CallRequest:
     meter: str  # key of `SHAPES`, or generic or none
     family: Family
     body: Body
-    model: str = ""
-    streamed: bool = False
-    output_max: int | None = None  # stated maximum of one choice in tokens
-    choices: int = 1
+    spec: CallSpec = UNREAD  # written while the body is read, and never after that
+    output_max: int | None = None  # maximum of one choice in tokens, stated or set
     input_bytes: int = 0  # bytes of text
     strip_usage: bool = False  # the client did not ask for a usage frame; send `accept-encoding: identity`
     units_pointer: str = ""
     text_bytes: int = 0  # produced text, set by the meter
     models_beside: tuple[str, ...] = ()  # other models that may answer
-    attempts: tuple[ModelAttempt, ...] = ()  # those of them that follow one that gave way
-    user: str = ""  # the user that the body names
     input_ceiling: int = 0  # tokens of the prompt at most
     output_ceiling: int = 0  # tokens of one choice at most
     reports: bool = False  # each complete answer reports its usage
@@ -911,23 +943,31 @@ class CallRequest:
     named: tuple[str, ...] = ()  # ids of stored objects in path and body
     unsure: tuple[str, ...] = ()  # texts in the body that may be ids of stored objects
     brought: frozenset[str] = frozenset()  # ids of objects inside the body, and those reported already
-    # requested units by name, charged unless the answer reports others
-    measured: dict[str, int] | None = None
-    measured_most: dict[str, int] | None = None  # those of them that may be more, at most
-    background: bool = False  # answered at once, and completed later
     asks: bool | None = None  # it may ask for tools or a search; None if unknown
-    prompts: int = 1  # prompts that share the choices
-    first_part: float = 1.0  # share of the first prompt in all of them
     output_default: int = 0  # the upstream's maximum of a choice if none is stated, 0 if unknown
     bound: bool = False  # its hold is the most that it may use
     tiers: tuple[str, ...] = ()  # service tiers that it asks for
-    storage: StorageTime | None = None  # of contents that its upstream bills by time
+    storage: StorageTime | None = None  # the part of that in `spec` which no other call has paid yet
     media: Media = NO_MEDIA
-    mcp: McpMessage = NO_MESSAGE
     answer_filter: AnswerFilter = NO_FILTER
     aim: Aim = UNAIMED  # where it goes
     substitution: Substitution | None = None  # it is sent as `model` by a step of a budget
     learned: Learned = UNLEARNED  # by the estimator
+
+    @property
+    def model(self) -> str:
+        """The model that the call names."""
+        return self.spec.model
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the call asks for a stream."""
+        return self.spec.streamed
+
+    @property
+    def choices(self) -> int:
+        """How many answers the call asks for."""
+        return self.spec.choices
 
     @property
     def said(self) -> SaidBounds:
@@ -962,19 +1002,19 @@ class CallRequest:
 
     def tiers_of(self, answered: str) -> tuple[str, ...]:
         """Return the service tiers that the call asks of the model that `answered`."""
-        tiers = [attempt.tier for attempt in self.attempts if answered.startswith(attempt.model)]
+        tiers = [attempt.tier for attempt in self.spec.attempts if answered.startswith(attempt.model)]
         return (*self.tiers, *filter(None, tiers)) if tiers else self.tiers
 
     def chosen_by(self, model: str) -> str:
         """Return why a `model` that the call does not name may answer, in words; empty if it names the model."""
-        by = next((attempt.chosen for attempt in self.attempts if attempt.model == model), "")
+        by = next((attempt.chosen for attempt in self.spec.attempts if attempt.model == model), "")
         return f", which {by} may choose: name the fallbacks instead" if by else ""
 
     def units(self, read: int) -> dict[str, int]:
-        """Return the units in `measured`; those of storage follow from the `read` tokens."""
-        if self.storage is None:
-            return self.measured or {}
-        return {CACHE_HOUR: self.storage.token_hours(read)}
+        """Return the units that the call asks for; those of storage follow from the `read` tokens."""
+        if self.storage is not None:
+            return {CACHE_HOUR: self.storage.token_hours(read)}
+        return {} if self.spec.units.storage is not None else self.spec.units.likely or {}
 
     @property
     def has_input(self) -> bool:

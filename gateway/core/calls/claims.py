@@ -33,7 +33,8 @@ from gateway.core.calls.call import (
     Body,
     BodyLook,
     CallRequest,
-    McpMessage,
+    CallSpec,
+    RequestedUnits,
     UsageBounds,
     check_names,
     check_size,
@@ -140,8 +141,8 @@ def uses_of(call: CallRequest, document: Document, priced: Collection[str]) -> d
 def unpriced_tools(call: CallRequest, vectors: Vectors) -> list[str]:
     """Return the provider's tools that a call may use, and that a model which may answer has no price for."""
     document, family = call.body.document, OF_METER.get(call.meter)
-    if call.measured:
-        units = [unpriced(vector, call.measured) for vector in vectors] if vectors else [list(call.measured)]
+    if likely := call.spec.units.likely:
+        units = [unpriced(vector, likely) for vector in vectors] if vectors else [list(likely)]
         if call.storage is None or any(units):
             return list(dict.fromkeys(name for names in units for name in names))
     if document is None or family is None or _asks_for_none(call, document):
@@ -249,7 +250,7 @@ def _searches(call: CallRequest, document: Document, *, by_plugin: bool = True) 
 
 def _models_search(call: CallRequest) -> bool:
     """Return whether a model that may answer searches by itself."""
-    if call.mcp.tool:
+    if call.spec.mcp.tool:
         return False
     return any(_may_search(model) for model in call.models)
 
@@ -373,7 +374,7 @@ def _named_asks(call: CallRequest, sound: bool, uses: Mapping[str, int] | None) 
     """Return the priced extras that a call asks for by name, with its `sound` and its `uses` of tools."""
     names = call.body.names
     media = call.media.tokens > 0 or names.files > 0
-    tiers = (*call.tiers, *[attempt.tier for attempt in call.attempts if attempt.tier])
+    tiers = (*call.tiers, *[attempt.tier for attempt in call.spec.attempts if attempt.tier])
     return PriceQualifiers(names.caches, names.long_caches, media, sound, tiers, uses)
 
 
@@ -393,8 +394,8 @@ def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQu
         return PriceQualifiers()
     priced = priced_tools(vectors)
     uses = uses_of(call, document, priced) if priced else None
-    if call.measured:
-        uses = {**(uses or {}), **_held_units(call, read), **(call.measured_most or {})}
+    if call.spec.units.likely:
+        uses = {**(uses or {}), **_held_units(call, read), **(call.spec.units.most or {})}
     caches = blobs = sound = False
     excluded, tiers = family.exclusions, set[str]()
     for one in vectors:
@@ -448,7 +449,7 @@ def budget_claim(
     if not vectors:
         return BudgetClaim(budget_tokens=raw, budget_tokens_most=budget_tokens_most, holds_most=holds_most)
     dearest, may = None, None
-    if len(vectors) == 1 and call.asks is False and not call.measured and not _models_search(call):
+    if len(vectors) == 1 and call.asks is False and not call.spec.units.likely and not _models_search(call):
         dearest = plain_rate(vectors[0], read)  # most calls are text alone: the same rate, but faster
     if dearest is None:
         may = asks_of(call, vectors, read)
@@ -479,10 +480,9 @@ def _likely_read(estimate: Estimate, call: CallRequest) -> int:
 def unheld_rate(vectors: Sequence[Vector], estimate: Estimate, call: CallRequest) -> TokenRate | None:
     """Return the rate of the likely hold that a call without a budget of money would have, without tools.
 
-    None if it has no price, or if other units than tokens set its cost. The call may have been sent, so that
-    its document is released.
+    None if it has no price. The call may have been sent, so that its document is released.
     """
-    if not vectors or call.measured:
+    if not vectors:
         return None
     read = _likely_read(estimate, call) or call.input_estimate  # nothing is estimated where no limit asks
     rate = plain_rate(vectors[0], read) if len(vectors) == 1 else None
@@ -616,13 +616,14 @@ def read_call(
         document = read_document(body if cut is None else cut.rest, look)
     if messages is not None:
         body, look = _asked_by(messages, document, body, look)
-    call = CallRequest(route.meter, route.family, Body(document=document, cut=cut))
+    parts = Body(document=document, cut=cut)
     if shape.of_tools:
-        call.mcp = McpMessage(route.upstream)
-        shape.read(call, document, path_params, bounds)
-        call.body.content = written_of(document, body, look)
-        return call
-    _understand(call, route, shape, document, path_params, bounds)
+        spec = shape.read(parts, document, path_params, bounds)
+        parts.content, tool = written_of(document, body, look), spec.mcp.tool
+        model = f"{route.upstream}/{tool}" if tool else ""
+        spec = replace(spec, model=model, mcp=spec.mcp._replace(server=route.upstream))
+        return CallRequest(route.meter, route.family, parts, spec, spec.output_max)
+    call = _understand(route, shape, parts, document, path_params, bounds)
     added = 0  # members added to the document to request the usage of a stream
     if call.streamed and shape.asks_for_usage:
         added = ask_for_usage(call, document)
@@ -661,7 +662,8 @@ def measure_media(*calls: CallRequest) -> None:
         for recording in recordings:
             length = next(lengths)
             if shape.hear is not None:
-                shape.hear(call, length)
+                call.spec = shape.hear(call.body, replace(call.spec, media=call.media), length)
+                call.media = call.spec.media
             elif length is None or recording.endless:
                 endless += 1
             else:
@@ -699,45 +701,49 @@ def read_form(
 ) -> CallRequest:
     """Return a call from a form: its text fields are the document, and its body is sent unchanged."""
     shape, document = SHAPES[route.meter], form.fields
-    call = CallRequest(route.meter, route.family, Body(body, document=document, files=form.files))
-    _understand(call, route, shape, document, path_params, bounds)
+    parts = Body(body, document=document, files=form.files)
+    call = _understand(route, shape, parts, document, path_params, bounds)
     call.body.model_at, call.input_bytes = form.model_at, form.texts_bytes
     call.body.names = names_in(document)
     return call
 
 
-def _understand(  # noqa: PLR0917  # a call, how it is read, and what it says
-    call: CallRequest, route: Route, shape: CallKind, document: Document, path_params: Mapping[str, str],
+def _understand(  # noqa: PLR0917  # how a call is read, and what it says
+    route: Route, shape: CallKind, body: Body, document: Document, path_params: Mapping[str, str],
     bounds: UsageBounds,
-) -> None:  # fmt: skip
-    """Set the fields of a call from its decoded body, as the reader `shape` of its API defines them."""
-    call.reports = route.usage == "always" or (not route.usage and shape.always_reports)
-    shape.read(call, document, path_params, bounds)
-    if shape.stores and not (shape.lasts or call.measured):
+) -> CallRequest:  # fmt: skip
+    """Return a call by its decoded body, as the reader of its API and the fields of all APIs define it."""
+    spec = shape.read(body, document, path_params, bounds)
+    if shape.stores and not (shape.lasts or spec.units.likely):
         unit = unit_later(route.family, route.path)
-        call.measured = {unit: 1} if unit else None
-    call.output_default = shape.output_default
+        spec = replace(spec, units=RequestedUnits({unit: 1} if unit else None))
     # Each tool and plugin is priced and held by itself.
-    call.body.tools, call.body.plugins = elements(document, "tools"), elements(document, "plugins")
+    body.tools, body.plugins = elements(document, "tools"), elements(document, "plugins")
     names = top_names(document)
-    family = OF_METER.get(call.meter)
-    call.models_beside = models_beside(document, names, NO_READERS if family is None else family.model_lists)
-    call.gives_up, call.asks = names.times_out, names.asks
+    family = OF_METER.get(route.meter)
+    beside = models_beside(document, names, NO_READERS if family is None else family.model_lists)
     if names.later:
-        _refuse_later(call, document)
+        _refuse_later(spec, document)
+    tiers: tuple[str, ...] = ()
     if family is not None and not document.keys().isdisjoint(family.exclusions.tier_fields):
-        call.tiers = family.exclusions.asked_tiers(document)
+        tiers = family.exclusions.asked_tiers(document)
+    return CallRequest(
+        route.meter, route.family, body, spec, spec.output_max, models_beside=beside,
+        reports=spec.reports or route.usage == "always" or (not route.usage and shape.always_reports),
+        gives_up=names.times_out, asks=names.asks, output_default=shape.output_default, tiers=tiers,
+        storage=spec.units.storage, media=spec.media,
+    )  # fmt: skip
 
 
-def _refuse_later(call: CallRequest, document: Document) -> None:
+def _refuse_later(spec: CallSpec, document: Document) -> None:
     """Raise `InvalidRequest` if a call asks for an answer later, and is no job.
 
     A `background` that is a text is that of a picture, where the call is for pictures.
     """
     for name in LATER:
         value = document.get(name)
-        draws = isinstance(value, str) and any(unit.startswith(IMAGES) for unit in call.measured or ())
-        known = name == BACKGROUND and (call.background or draws)
+        draws = isinstance(value, str) and any(unit.startswith(IMAGES) for unit in spec.units.likely or ())
+        known = name == BACKGROUND and (spec.background or draws)
         if value not in (None, False) and not known:
             raise InvalidRequest(f"{name} is not accepted: no job here is charged later for it.", param=name)
 

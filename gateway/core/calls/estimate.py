@@ -21,8 +21,10 @@ from gateway.core.calls.call import (
     BLOB_TOKENS,
     BYTES_PER_TOKEN,
     NOT_ASCII,
+    UNREAD,
     Body,
     CallRequest,
+    CallSpec,
     Learned,
     dense_bytes,
 )
@@ -358,10 +360,10 @@ class Estimator:
         `call` is the turn of the session that was last admitted.
         """
         rare = len(body) - len(body.translate(None, NOT_ASCII))
-        message = CallRequest("", GENERIC, Body(body, rare_bytes=min(rare, size)), input_bytes=size)
+        spec = UNREAD if call is None else CallSpec(call.model)
+        message = CallRequest("", GENERIC, Body(body, rare_bytes=min(rare, size)), spec, input_bytes=size)
         if call is not None:
-            message.model, message.aim = call.model, call.aim
-            message.models_beside = call.models_beside
+            message.aim, message.models_beside = call.aim, call.models_beside
         return min(self._most_text(message, "" if call is None else _tokenizer_of_all(message)), size)
 
     def speed(self, call: CallRequest) -> float:
@@ -522,7 +524,7 @@ def answers_within(call: CallRequest) -> InnerAnswers | None:
         found.models += [(model, 1, None) for model in models_of(plugin, "plugins")]
     found.models += [
         (attempt.model, 1, call.output_max if attempt.output_max is None else attempt.output_max)
-        for attempt in call.attempts
+        for attempt in call.spec.attempts
     ]
     return found if found.models or found.compactions else None
 

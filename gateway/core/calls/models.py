@@ -160,7 +160,7 @@ def is_repeatable(call: CallRequest) -> bool:
     document = call.body.document
     if document is None or call.named or any(document.get(name) is not None for name in _ACTING):
         return False
-    if call.background:  # the first one would continue unnoticed
+    if call.spec.background:  # the first one would continue unnoticed
         return False
     costs = tool_costs(call.family)
     return all(cost in SAFE for tool in call.body.tools for _, cost in kinds_of(tool, costs))

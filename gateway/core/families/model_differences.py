@@ -16,7 +16,13 @@ from gateway.core.families.seals import sealed_member
 
 # Members at the top of a body that name what one model made or keeps: a response, a conversation, a cache.
 # By the types of openai 2.9, google-genai 1.52, 2026-11-30.
-_BOUND: Final = ("previous_response_id", "conversation", "cachedContent", "cached_content", "previous_interaction_id")
+_BOUND: Final = (
+    "previous_response_id",
+    "conversation",
+    "cachedContent",
+    "cached_content",
+    "previous_interaction_id",
+)
 # Ids of objects that belong to no model: files, vector stores, containers, skills.
 PLAIN_OBJECTS: Final = ("file-", "file_", "files/", "vs_", "cntr_", "container_", "skill_")
 
@@ -40,7 +46,14 @@ _SOUNDS: Final[Callable[[CallRequest], bool]] = lambda call: call.media.heard > 
 _USES_TOOLS: Final[Callable[[CallRequest], bool]] = lambda call: len(call.body.tools) > 0
 
 # platform.claude.com/docs/en/build-with-claude: extended-thinking, adaptive-thinking and effort, "Supported models".
-_UNTHINKING: Final = ("claude-2*", "claude-instant*", "claude-3-haiku*", "claude-3-opus*", "claude-3-sonnet*", "claude-3-5-*")
+_UNTHINKING: Final = (
+    "claude-2*",
+    "claude-instant*",
+    "claude-3-haiku*",
+    "claude-3-opus*",
+    "claude-3-sonnet*",
+    "claude-3-5-*",
+)
 _UNADAPTIVE: Final = (
     *_UNTHINKING, "claude-3-7-*", "claude-haiku-4-5*", "claude-opus-4-0*", "claude-opus-4-1*", "claude-opus-4-2*",
     "claude-opus-4-5*", "claude-sonnet-4-0*", "claude-sonnet-4-2*", "claude-sonnet-4-5*",

@@ -203,7 +203,7 @@ def field_of(call: CallRequest, id_: str) -> str:
         left -= 1
         place, value = waiting.pop()
         if isinstance(value, str) and (
-            objects.key(call.mcp.server, value) == id_
+            objects.key(call.spec.mcp.server, value) == id_
             or value == id_
             or id_ in objects.readings(value.strip())
         ):
@@ -234,7 +234,7 @@ def _take_ids(call: CallRequest, objects: ObjectRules, asked: Document, closed: 
             _check_kinds(objects, asked)
     except RecursionError as error:
         raise InvalidRequest("The request is nested too deeply.") from error
-    key, server = objects.key, call.mcp.server
+    key, server = objects.key, call.spec.mcp.server
     named = dict.fromkeys([key(server, id_) for value in found.named for id_ in ids_of(value)])
     unsure = dict.fromkeys([id_ for value in found.unknown for id_ in ids_of(value) if id_ not in named])
     if len(named) + len(unsure) > NAMED_MAX:

@@ -231,15 +231,15 @@ class Meter:
     follows its end.
 
     Flags of the report: it is `final`, so it covers the whole answer; it is `partial`, so a required number
-    is missing; its output is `uncounted`, as it is no number; it has units and no tokens (`by_units`); it is
-    `marked` as an estimate.
+    is missing; its output is `uncounted`, as it is no number; it has units and no tokens (`by_units`); it
+    `replaces_units` that the call asked for; it is `marked` as an estimate.
     """
 
     __slots__ = (
         "_dense_from", "_reported_at", "begun", "behind", "bounds", "broke", "by_units", "cached", "call",
         "content_events", "detail", "ended", "failed", "final", "finished", "input", "last_word", "marked",
-        "notes", "opening", "output", "output_most", "partial", "phase", "position", "reasoning", "reported",
-        "reported_part", "said", "status", "surplus", "text_bytes", "texts", "told", "total", "uncounted",
+        "notes", "opening", "output", "output_most", "partial", "phase", "position", "reasoning", "replaces_units",
+        "reported", "reported_part", "said", "status", "surplus", "text_bytes", "texts", "told", "total", "uncounted",
         "unread", "whole_bytes", "withheld", "words",
     )  # fmt: skip
 
@@ -266,7 +266,7 @@ class Meter:
         self._dense_from, self.words = int(self.output_most * call.learned.output_bytes_per_token), 0
         self.reported = self.partial = self.uncounted = self.marked = self.final = False
         self.ended = self.last_word = self.failed = self.surplus = self.by_units = False
-        self.unread = self.broke = False
+        self.unread = self.broke = self.replaces_units = False
         self.reported_part = 1.0  # the part of the prompts that the report covers
         self.notes: object = None  # a family's own, such as its reports of several choices
         self.opening: bytes | None = None  # the first event, empty if it is long

@@ -349,7 +349,7 @@ class WholeMeter(Meter):
         """Return the tokens used so far. The output counts only if the client asked for a stream."""
         if self.reported:
             return self.total
-        if self.call.mcp.server or not self._kept_bytes or not 200 <= self.status < 300:
+        if self.call.spec.mcp.server or not self._kept_bytes or not 200 <= self.status < 300:
             return 0
         # A client that asked for a stream reads the answer while it comes.
         passed = self._kept_bytes if self.call.streamed else 0
@@ -371,7 +371,12 @@ class WholeMeter(Meter):
     def _examine(self) -> None:
         """Count the text of the stored document, if it is incomplete or has no full report of usage."""
         told = self.reported and self.final and not self.uncounted and (self.output > 0 or self.by_units)
-        if told or self._examined == self._kept_bytes or self.call.mcp.server or self.call.output_max == 0:
+        if (
+            told
+            or self._examined == self._kept_bytes
+            or self.call.spec.mcp.server
+            or self.call.output_max == 0
+        ):
             return
         self._examined = self._kept_bytes
         document, left_out = self._document(), UNCOUNTED | self._dialect.brought

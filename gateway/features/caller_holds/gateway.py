@@ -44,7 +44,7 @@ from gateway.core.accounts.limits import limit_headers
 from gateway.core.accounts.runs import read_run
 from gateway.core.billing.money import whole_credits
 from gateway.core.billing.price_book import at_moment, charged, dearest
-from gateway.core.calls.call import Body, CallRequest, write_document
+from gateway.core.calls.call import Body, CallRequest, CallSpec, write_document
 from gateway.core.calls.claims import CallClaim, answer_bound, check_numbers, read_call
 from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
 from gateway.core.calls.routes import Route
@@ -470,7 +470,7 @@ async def _use(
         raise ServiceNotIncluded(f"There is no service {said.service}.")
     reader = worker.heads.bindings.read_by(said.service)
     family = GENERIC if reader is None else reader.family
-    route, call = None, CallRequest("none", family, Body(), model=said.model, output_max=said.max_tokens)
+    route, call = None, CallRequest("none", family, Body(), CallSpec(said.model), said.max_tokens)
     if said.request is not None:
         route = reader
         if route is None:
@@ -489,7 +489,7 @@ async def _use(
             attribution = replace(attribution, run=read_run(said.run))
         except ValueError as error:
             raise InvalidRequest(f"run {error}.", param="run") from error
-    user = caller.acts_for(said.user or attribution.user, call.user)
+    user = caller.acts_for(said.user or attribution.user, call.spec.user)
     use = UseRequest(
         HOLD, id_, caller, user, replace(attribution, user=user), call, said.service,
         "" if route is None else route.upstream, None if reader is None else _access(reader),

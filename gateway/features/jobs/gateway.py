@@ -48,7 +48,17 @@ from gateway.core.billing.price_book import NO_COUNTS
 from gateway.core.billing.service_tiers import place_of, places_of, tier_at
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.aim import Aim
-from gateway.core.calls.call import AnswerFilter, Body, CallRequest, Media, UsageBounds, write_document
+from gateway.core.calls.call import (
+    TOKENS_ALONE,
+    AnswerFilter,
+    Body,
+    CallRequest,
+    CallSpec,
+    Media,
+    RequestedUnits,
+    UsageBounds,
+    write_document,
+)
 from gateway.core.calls.claims import (
     CallClaim,
     answer_bound,
@@ -228,7 +238,7 @@ def _job_of(admitted: AdmittedCall, paths: JobPaths) -> Job:
     job = _job(admitted, admitted.request_id, admitted.user, admitted.service, decision, prices)
     job.kind, job.endpoint, job.model = paths.kind, paths.path, admitted.call.model
     job.beside = admitted.call.models_beside
-    job.videos, job.seconds = admitted.call.choices, (admitted.call.measured or {}).get(SECONDS, 0)
+    job.videos, job.seconds = admitted.call.choices, (admitted.call.spec.units.likely or {}).get(SECONDS, 0)
     job.output_max, job.tiers = admitted.call.output_max or 0, admitted.call.tiers
     job.units, job.accounts = claim.units, () if budgets is None else budgets.names
     job.held = _likely(prices, claim.estimate, admitted.call, budgets)
@@ -448,7 +458,7 @@ async def _taken(
     input_id, route, lines = await _lines(worker, routed, caller, document, jobs, arrive)
     first = _call_of(route, lines[0], 1, worker.bounds, routed.params)
     hold_id = id_of("hold", ports.refusals.now_ms(), of=admitted.request_id)
-    user = caller.acts_for(attribution.user, first.user)
+    user = caller.acts_for(attribution.user, first.spec.user)
     use = UseRequest(LINE, hold_id, caller, user, attribution, first, route.service)
     with _naming(1), exchange.uninterrupted():
         entrance = _BatchEntrance(use, len(lines), exchange.shield)
@@ -534,7 +544,7 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
         began_s = ports.seconds()
         for one in calls:
             number += 1
-            if caller.acts_for(head.attribution.user, one.user) != request.user:
+            if caller.acts_for(head.attribution.user, one.spec.user) != request.user:
                 raise InvalidRequest(f"Line {number}: it must be of the first line's user.", param="user")
             if beside.symmetric_difference(one.models_beside):  # its budgets and prices would be others
                 raise InvalidRequest(
@@ -756,13 +766,16 @@ def _charged(  # noqa: PLR0917  # as `line_charges`
 
     `id_` becomes the id of the charge. `each`: the upstream reports every choice by itself.
     """
-    call = CallRequest(route.meter, route.family, Body(), model=job.model, models_beside=job.beside)
-    call.reports, call.output_max = True, job.output_max or None
-    call.aim = Aim(call.said, reports_each=each)
+    number, units = 1, TOKENS_ALONE
     if each:
-        call.choices = max(1, len(objects_in(loose_document(line.body), "choices")))
+        number = max(1, len(objects_in(loose_document(line.body), "choices")))
     if job.kind == VIDEO:
-        call.choices, call.measured = job.videos, {SECONDS: job.seconds}
+        number, units = job.videos, RequestedUnits({SECONDS: job.seconds})
+    call = CallRequest(
+        route.meter, route.family, Body(), CallSpec(job.model, choices=number, units=units),
+        job.output_max or None, models_beside=job.beside, reports=True,
+    )  # fmt: skip
+    call.aim = Aim(call.said, reports_each=each)
     meter = make_meter(call, line.status, b"application/json", bounds=bounds)
     meter.whole(line.body)
     if job.kind != VIDEO:  # a report without a prompt is none: the rest of the hold is the prompt's
@@ -828,7 +841,7 @@ def _terms(job: Job, id_: str, service: Service, prices: CallPrices) -> UseTerms
 def _prices_then(ports: Ports, job: Job, service: Service) -> CallPrices:
     """Return the prices of a job at its `priced_ms`."""
     at_ms = job.priced_ms or job.created_ms
-    call = CallRequest("none", GENERIC, Body(), model=job.model, models_beside=job.beside)
+    call = CallRequest("none", GENERIC, Body(), CallSpec(job.model), models_beside=job.beside)
     targets = (ModelTarget(job.upstream, job.sent),) if job.sent else ()
     call.take_aim(aim_of(call, targets=targets, upstream=job.upstream))
     named = named_prices(ports.directory, job.caller, call, job.own, at_ms)

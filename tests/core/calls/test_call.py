@@ -101,7 +101,7 @@ def test_responses() -> None:
     call = read("openai_responses", {"model": "m", "input": "x", "max_output_tokens": 9, "stream": True})
     assert (call.output_max, call.streamed, call.strip_usage) == (9, True, False)
     assert read("openai_responses", {"model": "m", "background": False}).model == "m"
-    assert read("openai_responses", {"model": "m", "background": True}).background
+    assert read("openai_responses", {"model": "m", "background": True}).spec.background
     assert refused("openai_responses", {"model": "m", "background": True, "stream": True}) == "background"
 
 
@@ -275,7 +275,7 @@ def test_a_document_is_let_go_once_it_is_sent() -> None:
     ],
 )
 def test_a_body_may_name_its_user(meter: str, stated: dict[str, object], user: str) -> None:
-    assert read(meter, {"model": "m", **stated}).user == user
+    assert read(meter, {"model": "m", **stated}).spec.user == user
 
 
 @pytest.mark.parametrize(

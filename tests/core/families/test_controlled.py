@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import types
 import typing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -295,8 +296,8 @@ def test_a_call_that_asks_for_an_answer_later_and_is_no_job_is_refused_by_that_f
 
 
 def test_a_response_in_the_background_is_a_job_and_a_picture_has_a_background_of_its_own() -> None:
-    assert read("openai_responses", {"model": "m", "background": True}).background
-    assert not read("openai_images", {"model": "m", "prompt": "p", "background": "opaque"}).background
+    assert read("openai_responses", {"model": "m", "background": True}).spec.background
+    assert not read("openai_images", {"model": "m", "prompt": "p", "background": "opaque"}).spec.background
     assert refused("openai_images", {"model": "m", "prompt": "p", "background": True}) == "background"
     assert refused("openai_responses", {"model": "m", "background": True, "deferred": True}) == "deferred"
 
@@ -376,7 +377,7 @@ def test_what_cannot_be_counted_so_is_not(body: bytes) -> None:
 
 def asked(model: str, **fields: Any) -> CallRequest:
     made = call("openai_chat", **fields)
-    made.model = model
+    made.spec = replace(made.spec, model=model)
     made.body.content = json.dumps(
         {"model": model, "messages": [{"role": "user", "content": "one two three"}]}
     ).encode()

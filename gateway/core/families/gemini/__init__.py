@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Final
 
 from gateway.core.accounts.spent_answers import SPENT, show_id
@@ -55,7 +56,7 @@ _TYPED = {
 
 def _shape(*, streamed: bool) -> CallKind:
     return CallKind(
-        calls.read_generate, answers.DIALECT, "maxOutputTokens",
+        partial(calls.read_generate, streamed=streamed), answers.DIALECT, "maxOutputTokens",
         object_at("generation_config", "generationConfig"), always_reports=True,
         unframed=ArrayMeter if streamed else None, operation="generate_content",
         numbers=frozenset({"maxOutputTokens", "max_output_tokens", "candidateCount", "candidate_count"}),

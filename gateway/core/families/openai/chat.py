@@ -91,7 +91,7 @@ def _report_whole(meter: Meter, document: bytes, raw: bytes) -> None:
 
 def _report_inside(meter: Meter, choices: list[dict[str, object]]) -> None:
     """Report the usage in each choice of a whole answer; text of choices without a report is counted."""
-    reports, untold = ChoiceReports(max(1, meter.call.choices // meter.call.prompts)), []
+    reports, untold = ChoiceReports(max(1, meter.call.choices // meter.call.spec.prompts)), []
     for place in range(len(choices)):
         reports.see(meter, place, True)
     for place, choice in enumerate(choices):
@@ -103,7 +103,7 @@ def _report_inside(meter: Meter, choices: list[dict[str, object]]) -> None:
     if meter.reported and untold:
         counted = ceil(sum(map(content_bytes, untold)) / meter.call.learned.output_bytes_per_token)
         output = max(meter.output, min(meter.output + counted, meter.output_most))
-        read = ceil(meter.input / meter.call.first_part)
+        read = ceil(meter.input / meter.call.spec.first_part)
         meter.report(read, output, meter.cached, meter.reasoning, read + output, final=True)
         meter.marked = meter.detail.contradicted = True
 
@@ -203,7 +203,7 @@ def _index(meter: Meter, choice: Choice) -> int:
 def _reports_of(meter: Meter) -> ChoiceReports:
     """Return the usage reports by choice of this stream, created at first use."""
     if meter.notes is None:
-        meter.notes = ChoiceReports(max(1, meter.call.choices // meter.call.prompts))
+        meter.notes = ChoiceReports(max(1, meter.call.choices // meter.call.spec.prompts))
     reports = meter.notes
     assert isinstance(reports, ChoiceReports)
     return reports
