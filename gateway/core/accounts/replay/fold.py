@@ -326,11 +326,13 @@ class Replay:
         return trial
 
     def _admit(self, call: StoredCall, trial: _Trial) -> None:
+        at_ms = call.at_ms
         for meter, owner, history, amount in trial.shares:
             if amount:
-                meter.take(history, call.at_ms, amount)
+                meter.windows.take(history, at_ms, amount)
+                meter.used_by_day[meter.days.index] += amount
                 if owner in meter.divergences:
-                    meter.take_freely(owner, call.at_ms, amount)
+                    meter.take_freely(owner, at_ms, amount)
 
     def _refuse(self, call: StoredCall, trial: _Trial) -> None:
         self._refused += 1
