@@ -21,6 +21,7 @@ from gateway.admin.http.guard import count_tasks, guard
 from gateway.admin.http.requests import HOURS, PLACES, admit
 from gateway.admin.http.server import WorkSlots
 from gateway.admin.ports import AdminPorts, Health
+from gateway.admin.replay import mount_replay
 from gateway.admin.resources.registry import REPORTS, RESOURCES
 from gateway.core.accounts.administration import Hours
 from gateway.core.processes import report
@@ -46,6 +47,7 @@ def build(ports: AdminPorts) -> web.Application:
         files(app, ports, ROOT, admit)
     api_views.mount_quotes(app, ports, ROOT)
     api_views.mount_explanations(app, ports, ROOT)
+    mount_replay(app, ports, ROOT)
     api_views.mount_events(app, ports, ROOT)
     api_views.mount_activity(app, ports, ROOT)
     api_views.mount_programs(app, ports, ROOT)

@@ -28,6 +28,8 @@ BUDGETS_MAX: Final = 20
 OWNERS_MAX: Final = 200_000
 OWNERS_LISTED_MAX: Final = 1_000
 DAYS_MAX: Final = 400
+# The longest that one takes, in seconds.
+REPLAY_S_MAX: Final = 120.0
 # Facts of calls that budgets select by, and budgets of each, that are remembered.
 SELECTIONS_MAX: Final = 65_536
 # Of a hundred owners, so many are refused nothing with a suggested amount.
