@@ -18,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.administration import (
     CREATE,
+    OWNER,
     Command,
     CommittedWrite,
     Page,
@@ -36,6 +37,7 @@ from gateway.errors import (
     Conflict,
     CountersUnavailable,
     NotFound,
+    Unprocessable,
 )
 from persistence import engine as engines
 from persistence import entity, ids
@@ -53,11 +55,12 @@ from persistence.resources import (
     audit,
     catalogue,
     idempotency,
+    quota,
     sessions,
     usage,
     webhooks,
 )
-from persistence.tenant_boundary import CAPABLE_OF, confined
+from persistence.tenant_boundary import CAPABLE_OF, confined, enter
 from persistence.trials import Trials
 
 T = TypeVar("T")
@@ -161,6 +164,30 @@ class Store:
         done = await self._answered(written)
         await self._wrote()
         return done
+
+    async def check_replay(self, commands: Sequence[Command]) -> Sequence[Row]:
+        """Return the values of the budgets of a replay, as the writes in `commands` would store them.
+
+        Raise `Unprocessable` with the errors of all, each with the place of its budget.
+        """
+        return await self.run(lambda connection: self._check_replay(connection, commands))
+
+    def _check_replay(self, connection: Connection, commands: Sequence[Command]) -> Sequence[Row]:
+        errors, checked = list[tuple[str, str]](), list[Row]()
+        for place, command in enumerate(commands):
+            change = self.change(connection, command)
+            try:
+                enter(change)
+                entity.require(change)
+                wrong = quota.wrong_replayed(change)
+            except Unprocessable as refused:
+                wrong = list(refused.errors)
+            # The organization is that of the replay, for all of its budgets.
+            errors += [(name if name == OWNER else f"budgets.{place}.{name}", fault) for name, fault in wrong]
+            checked.append(change.command.values)
+        if errors:
+            raise Unprocessable(errors=tuple(dict.fromkeys(errors)))
+        return checked
 
     async def applying(self, work: Callable[[ApplyTransaction], Awaitable[T]], *, keep: bool) -> T:
         """Run the work in one transaction, and commit it if `keep`, else roll it back.

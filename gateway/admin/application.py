@@ -31,6 +31,7 @@ from gateway.admin.http.callers import HOURS, PLACES, admit
 from gateway.admin.http.guard import count_tasks, guard
 from gateway.admin.http.server import WorkSlots
 from gateway.admin.ports import AdminPorts, Health
+from gateway.admin.replay import mount_replay
 from gateway.admin.resources.registry import REPORTS, RESOURCES
 from gateway.core.accounts.administration import Hours
 from gateway.core.processes import report
@@ -56,6 +57,7 @@ def build(ports: AdminPorts) -> web.Application:
         files(app, ports, ROOT, admit)
     quotes.mount_quotes(app, ports, ROOT)
     explanations.mount_explanations(app, ports, ROOT)
+    mount_replay(app, ports, ROOT)
     events.mount_events(app, ports, ROOT)
     activity.mount_activity(app, ports, ROOT)
     programs.mount_programs(app, ports, ROOT)

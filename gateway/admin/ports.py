@@ -16,6 +16,7 @@ from gateway.core.accounts.administration import (
 )
 from gateway.core.credentials import Failures, Peppers
 from gateway.core.processes import Found
+from gateway.errors import Overloaded
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -61,6 +62,10 @@ class Checkout(Protocol):
         """Create the payment page of a purchase, once; return its URL."""
 
 
+async def no_replay(_: Row) -> Row:
+    raise Overloaded("Nothing here can replay budgets.")
+
+
 @dataclass(slots=True)
 class BuiltIn:
     """The admin tokens of the settings, None if not set. Reloading may change them."""
@@ -78,6 +83,7 @@ class AdminPorts:
     numbers as data. `failures` counts wrong credentials. `programs` returns the running programs.
     `gateway_url` is the address for calls, or "". `built_in` tokens that are None do not exist. `routes` are
     those of features: each adds its own to the application, under the root of the Admin API or elsewhere.
+    `replay` runs a checked replay of budgets in a process of its own.
     `off` are the console's lists of features that are switched off. `checkout` is None if customers cannot
     buy credits.
 
@@ -105,6 +111,7 @@ class AdminPorts:
     files: Sequence[MountFiles] = ()
     off: frozenset[str] = frozenset()
     checkout: Checkout | None = None
+    replay: Callable[[Row], Awaitable[Row]] = no_replay
     actor: Actor = NOBODY
     version: str = "0"
     gateway_url: str = ""

@@ -63,6 +63,7 @@ from gateway.run.letterhead import letterhead
 from gateway.run.lifecycle import cancel, ended, stop_signal, until_stopped
 from gateway.run.program_list import ProgramList
 from gateway.run.reload import LOOK_S, watch
+from gateway.run.replays import Replays
 from gateway.run.tls_port import TlsPort
 from gateway.settings.settings import Settings, reread
 from gateway.telemetry import logs, metrics, scrape
@@ -284,6 +285,7 @@ class Administration:
             off=screens_off(settings),
             checkout=next((routes.checkout for routes in self._routes if routes.checkout is not None), None),
             sign_ins=self._sign_ins.now,
+            replay=Replays(settings.url_file("database_url").url, self._log).run,
             version=extras.version(),
             gateway_url=settings.calls_url,
             budget=HourlyBudget(

@@ -13,8 +13,6 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
-    Interval,
-    Select,
     Table,
     Text,
     and_,
@@ -26,7 +24,6 @@ from sqlalchemy import (
     func,
     insert,
     literal,
-    literal_column,
     null,
     or_,
     select,
@@ -46,6 +43,8 @@ from gateway.core.accounts.budget_amounts import (
 )
 from gateway.core.accounts.budget_selectors import selector_of, too_many
 from gateway.core.accounts.budgets import (
+    ENFORCE,
+    FINISH,
     KEY,
     MONEY,
     OF_GROUP,
@@ -120,11 +119,7 @@ def check_values(change: EntityWrite) -> None:
     values = change.command.values
     owner = id_in(values, "organization_id")
     lock_budgets(change.connection, owner)
-    errors = [
-        *wrong_window(values),
-        *_foreign(change.connection, values),
-        *_undeclared(change.connection, values),
-    ]
+    errors = wrong_values(change)
     others, fixed = selectors_of(change.connection, owner), fixed_tags(change.connection, owner)
     groups = group_sets(change.connection, owner, values.get("group_id"))
     beyond = [*too_many(others, selector_of(values), fixed, groups)]
@@ -133,6 +128,44 @@ def check_values(change: EntityWrite) -> None:
         beyond = [("tenant_id", "its organization has as many budgets as may be of such calls")]
     if errors or beyond:
         raise Unprocessable(errors=(*errors, *beyond))
+
+
+def wrong_values(change: EntityWrite) -> list[tuple[str, str]]:
+    """Return (field, fault) for each error in the values of a new budget, whatever other budgets there are."""
+    values = change.command.values
+    return [
+        *wrong_window(values),
+        *_foreign(change.connection, values),
+        *_undeclared(change.connection, values),
+    ]
+
+
+def wrong_replayed(change: EntityWrite) -> list[tuple[str, str]]:
+    """Return (field, fault) for each error in a budget of a replay and its overrides, which may have ended."""
+    values = change.command.values
+    errors = wrong_values(change)
+    errors += [
+        (name, "has no calls in a replay: the journal does not say which tools a call used")
+        for name in ("tool", "server")
+        if values.get(name) is not None
+    ]
+    if errors:
+        return errors
+    overrides: Any = values.get("overrides") or ()
+    budget_, named = read_budget({**_UNSAVED, **values, "overrides": None}), set[str]()
+    for place, own in enumerate(overrides):
+        who = own["who"]
+        faults = [
+            *wrong_override(
+                budget_, own["amount"], None, change.now, who, kind=_kind_of(change, values, who)
+            ),
+            *_unknown_owner(change, values, budget_, who),
+        ]
+        if override_owner(who) in named:
+            faults.append(("who", "has another override in this budget"))
+        named.add(override_owner(who))
+        errors += [(f"overrides.{place}.{name}", fault) for name, fault in faults]
+    return errors
 
 
 def create_budget(change: EntityWrite) -> Row:
@@ -407,6 +440,10 @@ _OWNERS = {
         caller_group.c.id == bindparam("id")
     ),
 }
+# What a row has that a new budget has not yet.
+_UNSAVED: Row = {
+    "id": 0, "created_at": None, "raised_until": None, "mode": ENFORCE, "on_exhausted": FINISH,
+}  # fmt: skip
 _NOT_RAISED = {"raised_to": None, "raised_until": None, "raise_reason": None}
 _is_raised = budget.c.raised_until > func.now()
 # The last stored uses, as `stored_uses` says: all parts of a rolling window; the counters have newer values.

@@ -41,6 +41,7 @@ from gateway.feature import features
 from gateway.issuers.sign_in import SignIns
 from gateway.run.keeper_parts import AdminParts
 from gateway.run.keeper_settings import KeeperSettings
+from gateway.run.replays import Replays
 from gateway.settings.settings import Settings
 from persistence.entity import WriteRules
 from persistence.resources.usage import ConsoleQueries
@@ -427,6 +428,7 @@ def ports_over(
         failures=failures or Failures(time.monotonic, free_max=10_000),
         built_in=BuiltIn(ADMIN, READONLY),
         body_bytes_max=64 * 1024,
+        replay=Replays(lambda: engine.url.render_as_string(hide_password=False), print).run,
     )
 
 

@@ -40,6 +40,8 @@ SENDER = web.RequestKey("sender", str)
 # /v1.
 COSTLY = frozenset({"usage", "reports", "receivables", "spend", "configuration", "v1"})
 COSTLY_FILES = (".csv", ".parquet", ".pdf", ".xml")
+# A replay of budgets reads as many calls as its caller names.
+COSTLY_QUESTIONS = ("/budgets/replay",)
 _NAMED = re.compile(
     rf"{credentials.ADMIN_TOKEN}[{credentials.ALPHABET}]{{{credentials.RANDOM_CHARS}}}", re.ASCII
 )
@@ -86,7 +88,7 @@ def costs_much(request: web.Request) -> bool:
     """Return whether the caller decides how much work a request is: report, file or configuration."""
     route = request.match_info.route.resource
     path = "" if route is None else route.canonical.removeprefix("/admin/v1")
-    return not COSTLY.isdisjoint(path.split("/")[1:2]) or path.endswith(COSTLY_FILES)
+    return not COSTLY.isdisjoint(path.split("/")[1:2]) or path.endswith(COSTLY_FILES + COSTLY_QUESTIONS)
 
 
 @contextmanager

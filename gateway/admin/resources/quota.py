@@ -34,6 +34,7 @@ from gateway.admin.resources.values import (
     Amount,
     AnchorDay,
     Currency,
+    Day,
     Exactly,
     ExternalId,
     Flag,
@@ -52,7 +53,16 @@ from gateway.admin.resources.values import (
     optional,
     show_decimal,
 )
-from gateway.core.accounts.administration import BILLING, OPERATOR, READ, TEAM_ROLES, Row, RowScope, access
+from gateway.core.accounts.administration import (
+    BILLING,
+    CREATE,
+    OPERATOR,
+    READ,
+    TEAM_ROLES,
+    Row,
+    RowScope,
+    access,
+)
 from gateway.core.accounts.budget_amounts import THRESHOLDS, THRESHOLDS_MAX
 from gateway.core.accounts.budget_selectors import Selector
 from gateway.core.accounts.budgets import (
@@ -71,6 +81,8 @@ from gateway.core.accounts.budgets import (
 )
 from gateway.core.accounts.intervals import INTERVALS
 from gateway.core.accounts.plans import TERMS, WEIGHT_DIGITS_MAX, WEIGHT_MAX, Term
+from gateway.core.accounts.replay.fold import BUDGETS_MAX as REPLAYED_MAX
+from gateway.core.accounts.replay.fold import OWNERS_LISTED_MAX
 from gateway.core.accounts.steps import KEEP, MODELS_MAX, SESSIONS, STEPS_MAX
 from gateway.core.accounts.tags import GROUP as TAG_GROUP
 from gateway.core.accounts.tags import TAG
@@ -577,6 +589,109 @@ OVERRIDES = SubResource(
         done="This one has the budget's own amount again.",
     ),
 )
+
+
+class ReplayedOverride(In):
+    """The amount of one alone, as of an override."""
+
+    who: ExternalId = Field(
+        description="The user, session, or id of the key, project or tenant; or group:ID."
+    )
+    amount: BudgetAmount | None = Field(description="0: nothing; null: no limit.")
+    until: Instant | None = optional("Calls from then on have the budget's own; null: it stays.")
+
+
+class ReplayedBudget(BudgetCreate):
+    """A budget of a replay: as a new one, with the overrides that it would have."""
+
+    organization_id: Id | None = optional("That of the replay, or left out.")  # type: ignore[assignment]
+    overrides: list[ReplayedOverride] = Field(
+        default=[], max_length=OVERRIDES_MAX, description="Amounts of single ones; until may be in the past."
+    )
+
+
+class BudgetReplayQuery(In):
+    """Budgets, and the time whose calls go through them."""
+
+    organization_id: Id
+    budgets: list[ReplayedBudget] = Field(
+        min_length=1, max_length=REPLAYED_MAX, description="As new ones; their names differ."
+    )
+    since: Instant | None = Field(
+        default_factory=lambda: None, alias="from", description="By default 30 days before `to`."
+    )
+    until: Instant | None = Field(
+        default_factory=lambda: None, alias="to", description="Not included. By default now."
+    )
+
+
+Saved = Annotated[
+    Decimal,
+    PlainSerializer(show_decimal, when_used="json"),
+    WithJsonSchema({"type": "string", "examples": ["41.20"]}),
+]
+
+
+class ReplayedOwner(Out):
+    """An owner of a budget with `each` that was refused."""
+
+    who: str
+    refused: int
+    first_refusal_at: Instant
+    used_max: BudgetAmount = Field(description="The most that it used in one window.")
+
+
+class ReplayedDay(Out):
+    """A day of a budget's time zone."""
+
+    day: Day
+    used: BudgetAmount
+    refused: int
+
+
+class ReplayedCounts(Out):
+    """What was refused and substituted."""
+
+    refused: int
+    refused_cost: Money = Field(description="What the refused calls did cost.")
+    substituted: int = Field(description="Calls that steps had sent as another model.")
+    saved: Saved = Field(description="What these had cost less; below 0 is more.")
+
+
+class ReplayedItem(ReplayedCounts):
+    """What one budget would have done: `refused` counts calls that it had no room for."""
+
+    name: str
+    first_refusal_at: Instant | None
+    owners: list[ReplayedOwner] = Field(
+        description=f"Of a budget with `each`: the first {OWNERS_LISTED_MAX} that were refused."
+    )
+    owners_more: int = Field(description="How many more were refused.")
+    by_day: list[ReplayedDay]
+    least_amount: BudgetAmount = Field(
+        description="With it this budget alone, without its steps, had refused nothing; with `each` nobody"
+        " without an override."
+    )
+    suggestions: dict[str, BudgetAmount] | None = Field(
+        description="Of a budget with `each`: by 50, 90 and 99, with which amount so many of a hundred owners"
+        " without an override had been refused nothing."
+    )
+
+
+class BudgetReplay(ReplayedCounts):
+    """What budgets would have done with stored calls, had they been the only ones."""
+
+    calls: int = Field(description="Calls of the time that were not refused when they came.")
+    assumes: list[str] = Field(description="What it takes for granted, such as groups_now.")
+    items: list[ReplayedItem] = Field(description="One a budget, in their order.")
+
+
+REPLAY = Question(
+    "replay", "Say what budgets would have done with the calls of a time", BudgetReplayQuery, BudgetReplay,
+    verb=CREATE,
+)  # fmt: skip
+
+
 # What leads may do with budgets of their tenant; all but overrides: with those that a lead of it made.
 _LEADS = ("create", "change", "delete", "raise", "reset", "override", "remove-override", "set-overrides")
 # Values of `each` that are ids of rows.
@@ -630,6 +745,7 @@ BUDGET_RESOURCES = (
             Action("reset", "Begin this interval's use at 0 again, of all accounts"),
         ),
         parts=(ACCOUNTS, OVERRIDES),
+        questions=(REPLAY,),
         declared=ConfigDeclaration(
             by=("organization_id", "name"),
             actions={"overrides": "set-overrides"},

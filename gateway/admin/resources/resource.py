@@ -70,8 +70,8 @@ class Action:
 class Question:
     """`GET /<resource>/<name>`: a computed answer to a query.
 
-    With `of` it is about one row, identified by that field or by its id: `GET /<resource>/{id}/<name>`. Its
-    command is written by hand.
+    With `of` it is about one row, identified by that field or by its id: `GET /<resource>/{id}/<name>`. With
+    `verb` it is a `POST` with the query as its body, for those who may do that. Its command is written by hand.
     """
 
     name: str
@@ -79,6 +79,7 @@ class Question:
     asked: type[In]
     out: type[Out]
     of: str = ""
+    verb: str = ""
 
 
 @dataclass(frozen=True, slots=True)
