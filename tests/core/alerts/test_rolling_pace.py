@@ -8,7 +8,7 @@ from fractions import Fraction
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.accounts.windows import PARTS
+from gateway.core.accounts.windows import WHOLE_PARTS
 from gateway.core.alerts.thresholds import AlertState, RollingUse, rolling_exhausted_ms
 
 # A window of 300 ms, so that each of them can be looked at: parts of 10 ms.
@@ -32,19 +32,19 @@ def walked(window: RollingUse, now_ms: int) -> int | None:
     return None
 
 
-parts = st.dictionaries(st.integers(0, PARTS), st.integers(1, 50), min_size=8)
+parts = st.dictionaries(st.integers(0, WHOLE_PARTS), st.integers(1, 50), min_size=8)
 
 
 @given(parts, st.integers(1, 2_000))
 def test_end_of_a_rolling_window_is_that_of_a_walk_through_it(uses: dict[int, int], limit: int) -> None:
-    now_ms = 1_000_000 * PART + (PARTS + 1) * PART
+    now_ms = 1_000_000 * PART + (WHOLE_PARTS + 1) * PART
     window = RollingUse(
         LENGTH, limit, tuple((1_000_000 * PART + number * PART, use) for number, use in sorted(uses.items()))
     )
     used = sum(uses.values())
     begun = min(uses)
     twentieths = {(1_000_000 * PART + number * PART) * 20 // LENGTH for number in uses}
-    counts = limit > used >= limit / 10 and (PARTS + 1 - begun) * PART >= LENGTH / 10 and len(twentieths) >= 3
+    counts = limit > used >= limit / 10 and (WHOLE_PARTS + 1 - begun) * PART >= LENGTH / 10 and len(twentieths) >= 3
     assert rolling_exhausted_ms(window, now_ms) == (walked(window, now_ms) if counts else None)
 
 
