@@ -461,7 +461,7 @@ class _Translation:
         return {name: value}
 
     def _own_budget(
-        self, source: Json, user: str, name: str, place: str, each: Json | None, **of: object
+        self, source: Json, user: str, name: str, place: str, each: Json | None, **of: Any
     ) -> None:
         """Add the budget of one user: an override of `each`, a budget of each user; else a budget of his own."""
         before = len(self._budgets)
@@ -473,7 +473,7 @@ class _Translation:
             self._budgets.pop()
             each.setdefault("overrides", []).append({"who": user, "amount": own["amount"]})
 
-    def _budgets_besides(self, source: Json, name: str, place: str, **of: object) -> None:
+    def _budgets_besides(self, source: Json, name: str, place: str, **of: Any) -> None:
         """Add the other budgets of a team, key or user: those of several durations, and of single models."""
         for number, window in enumerate(_rows(source.get("budget_limits"))):
             named = f"{name}, {_respell(window).get('budget_duration')}"
@@ -481,7 +481,7 @@ class _Translation:
             _without_facts(window)
         fallbacks = source.get("budget_fallbacks")
         chains = fallbacks if isinstance(fallbacks, dict) else {}
-        limits = source.get("model_max_budget")
+        limits: Any = source.get("model_max_budget")
         for model in limits if isinstance(limits, dict) else ():
             at = f"{place}.model_max_budget.{model}"
             if not isinstance(limits[model], dict):
@@ -507,7 +507,7 @@ class _Translation:
 
     def _budget(
         self, source: Json, name: str, place: str,
-        names: tuple[str, str] = ("max_budget", "budget_duration"), **of: object,
+        names: tuple[str, str] = ("max_budget", "budget_duration"), **of: Any,
     ) -> None:  # fmt: skip
         """Add a budget from a part of the source, whose fields `names` hold the amount and duration, if any.
 
@@ -589,13 +589,14 @@ class _Translation:
         metadata = team["metadata"] if isinstance(team.get("metadata"), dict) else {}
         usual = metadata.pop("team_member_budget_id", None)
         members = [(number, row) for number, row in enumerate(_rows(team.get("team_memberships")))]
-        each, name = {"tenant": tenant, "each": USER}, f"Each of team {tenant}"
+        each: Json = {"tenant": tenant, "each": USER}
+        name = f"Each of team {tenant}"
         before = len(self._budgets)
         self._budget(team, name, place, ("team_member_budget", "team_member_budget_duration"), **each)
         tables = [
             row.get("litellm_budget_table") for _, row in members if usual and row.get("budget_id") == usual
         ]
-        shared = next(filter(None, [team.get("team_member_budget_table"), *tables]), {})
+        shared: Json = next(filter(None, [team.get("team_member_budget_table"), *tables]), {})
         if len(self._budgets) == before:
             self._budget(dict(shared), name, f"{place}.team_member_budget_table", **each)
         added = self._budgets[-1] if len(self._budgets) > before else None
