@@ -46,7 +46,7 @@ Shown = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class _Limit:
+class _SpendLimit:
     """A spend limit of Anthropic's: the `amount` of a budget, or with `who` of a user or group in a budget of each user.
 
     The amount None is no limit.
@@ -81,27 +81,27 @@ class _Limits:
         rows, _ = await self._budgets.list(Query(filters, None, None, None, BUDGETS_READ_MAX))
         return [row for row in rows if _is_limit(row)]
 
-    async def all(self) -> list[_Limit]:
+    async def all(self) -> list[_SpendLimit]:
         """Return Anthropic's spend limits, those of the newest budgets first.
 
         A budget that a whole organization shares is none: its organization's limit is of each user.
         """
-        limits = list[_Limit]()
+        limits = list[_SpendLimit]()
         for row in reversed(await self.rows()):
             if row["each"] or row["tenant_id"] or row["user"]:
                 amount = Decimal(str(row["amount"]))
-                limits.append(_Limit(row, None if amount == MONEY_MAX else amount))
+                limits.append(_SpendLimit(row, None if amount == MONEY_MAX else amount))
             if row["each"]:
                 limits += await self._overrides(row)
         return limits
 
-    async def _overrides(self, row: Row) -> list[_Limit]:
-        limits, after = list[_Limit](), None
+    async def _overrides(self, row: Row) -> list[_SpendLimit]:
+        limits, after = list[_SpendLimit](), None
         while True:
             page = await budget_overrides(self._ports, row, Query({}, None, None, after, LIMITS_MAX))
             for own in page.rows:
                 amount = None if own["amount"] is None else Decimal(str(own["amount"]))
-                limits.append(_Limit(row, amount, str(own["name"])))
+                limits.append(_SpendLimit(row, amount, str(own["name"])))
             after = page.next_after
             if after is None:
                 return limits
@@ -128,7 +128,7 @@ class _Limits:
         }  # fmt: skip
         return (await self._budgets.create(asked, sent)).content
 
-    async def set_each(self, asked: WriteRequest, amount: str | None, interval: str, who: str) -> _Limit:
+    async def set_each(self, asked: WriteRequest, amount: str | None, interval: str, who: str) -> _SpendLimit:
         """Set what each user may spend, or with `who` what one user or each member of a group may; None is no limit."""
         stated = None if amount is None else Decimal(amount)
         row = await self.find(interval, each=USER)
@@ -136,16 +136,16 @@ class _Limits:
             most = str(MONEY_MAX) if who or amount is None else amount
             row = await self.set(asked, most, interval, each=USER)
         if not who:
-            return _Limit(row, stated)
+            return _SpendLimit(row, stated)
         if (alone := await self.find(interval, user=who)) is not None:  # as limits of a user once were
-            await self.delete(asked, _Limit(alone, stated))
+            await self.delete(asked, _SpendLimit(alone, stated))
         try:
             await self._override(asked, row, who, {"amount": amount})
         except Unprocessable as refused:
             raise _wrong("scope", f"names nobody here: {refused.errors[0][1]}") from refused
-        return _Limit(row, stated, who)
+        return _SpendLimit(row, stated, who)
 
-    async def delete(self, asked: WriteRequest, limit: _Limit) -> None:
+    async def delete(self, asked: WriteRequest, limit: _SpendLimit) -> None:
         """Remove a limit; a budget of each user without any limit is deleted, too."""
         row_id, is_last = int(str(limit.row["id"])), True
         if limit.who:
@@ -242,10 +242,10 @@ async def _list(limits: _Limits, request: web.Request, _: Body) -> Shown:
     start = request.query.get("page", "0")
     if not _DIGITS.fullmatch(start):
         raise _wrong("page", "must be the next_page of an answer")
-    found, currency = await limits.all(), await limits.currency()
+    every, currency = await limits.all(), await limits.currency()
     end = int(start) + int(text)
-    shown = [_of_anthropic(limit, currency) for limit in found[int(start) : end]]
-    return {"data": shown, "next_page": str(end) if end < len(found) else None}
+    shown = [_of_anthropic(limit, currency) for limit in every[int(start) : end]]
+    return {"data": shown, "next_page": str(end) if end < len(every) else None}
 
 
 async def _set(limits: _Limits, request: web.Request, sent: Body) -> Shown:
@@ -257,7 +257,7 @@ async def _set(limits: _Limits, request: web.Request, sent: Body) -> Shown:
     amount, interval = sent.get("amount", ""), PERIODS[str(period)].name
     if tenant is not None:
         row = await limits.set(_write(request), _money("amount", amount), interval, tenant_id=tenant)
-        limit = _Limit(row, Decimal(str(row["amount"])))
+        limit = _SpendLimit(row, Decimal(str(row["amount"])))
     else:
         money = None if amount is None else _money("amount", amount, least=0 if who else 1)
         limit = await limits.set_each(_write(request), money, interval, who)
@@ -274,7 +274,7 @@ async def _delete(limits: _Limits, request: web.Request, _: Body) -> Shown:
     return {"id": limit.id, "type": "spend_limit_deleted"}
 
 
-async def _by_id(limits: _Limits, request: web.Request) -> _Limit:
+async def _by_id(limits: _Limits, request: web.Request) -> _SpendLimit:
     for limit in await limits.all():
         if limit.id == request.match_info["id"]:
             return limit
@@ -300,7 +300,7 @@ def _scope(said: object) -> tuple[int | None, str]:
     )
 
 
-def _of_anthropic(limit: _Limit, currency: str) -> Shown:
+def _of_anthropic(limit: _SpendLimit, currency: str) -> Shown:
     scope: Shown = {"type": "organization"}
     row, who = limit.row, limit.who or limit.row["user"]
     if row["tenant_id"] is not None:
@@ -348,7 +348,7 @@ async def _set_one(limits: _Limits, request: web.Request, sent: Body) -> Shown:
 
 async def _delete_one(limits: _Limits, request: web.Request, _: Body) -> Shown:
     row = await _the_one(limits, request)
-    await limits.delete(_write(request), _Limit(row, Decimal(str(row["amount"]))))
+    await limits.delete(_write(request), _SpendLimit(row, Decimal(str(row["amount"]))))
     return {"object": f"{_object(request)}.deleted", "deleted": True}
 
 

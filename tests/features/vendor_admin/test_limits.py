@@ -50,7 +50,7 @@ async def test_anthropic_client_sets_reads_and_deletes_spend_limits(world: World
     ]
 
 
-async def test_limits_of_an_organization_group_and_user_are_one_budget_of_each_user(world: World) -> None:
+async def test_spend_limits_of_organization_group_and_user_are_a_budget_of_each_user(world: World) -> None:
     own = world.alphas["organizations"]
     group = await world.admin.make("groups", organization_id=own, name="p", kind="user", members=["ada"])
     other = await world.admin.make("groups", organization_id=own, name="t", kind="tenant")
@@ -98,7 +98,7 @@ async def test_limits_of_an_organization_group_and_user_are_one_budget_of_each_u
     assert await budgets(world) == []
 
 
-async def test_limit_of_a_user_of_its_own_becomes_an_override_once_it_is_set_again(world: World) -> None:
+async def test_spend_limit_with_a_budget_of_a_user_becomes_an_override_when_set_again(world: World) -> None:
     own = world.alphas["organizations"]
     said = {
         "organization_id": own,
