@@ -237,19 +237,19 @@ def _object(
     return WantedObject(resource, index, number, one, row, given, names, part_names, ended)
 
 
-def _passed_maximum(parts: Collection[str], said: Mapping[str, object]) -> int:
+def _passed_maximum(parts: Collection[str], fields: Mapping[str, object]) -> int:
     """Return the maximum of values that an object without its `parts`, or one of these, passes; else 0."""
-    if _is_larger({name: each for name, each in said.items() if name not in parts}, OBJECT_VALUES_MAX):
+    if _is_larger({name: value for name, value in fields.items() if name not in parts}, OBJECT_VALUES_MAX):
         return OBJECT_VALUES_MAX
-    return PART_VALUES_MAX if any(_is_larger(said.get(name), PART_VALUES_MAX) for name in parts) else 0
+    return PART_VALUES_MAX if any(_is_larger(fields.get(name), PART_VALUES_MAX) for name in parts) else 0
 
 
 def _part_names(resource: Resource, field: str, values: bodies.Body, errors: Errors) -> list[PartName]:
     """Return the references in a list of parts; placeholders take their places in `values`."""
     how, parts = declared(resource).parts[field], values.get(field)
-    found: list[PartName] = []
+    part_names: list[PartName] = []
     if not isinstance(parts, list):
-        return found
+        return part_names
     placeholders: dict[int, object] = {}
     for index, part in enumerate(parts[: how.most]):
         if how.key and not isinstance(part, dict):
@@ -260,14 +260,14 @@ def _part_names(resource: Resource, field: str, values: bodies.Body, errors: Err
             continue
         named = key.removeprefix(prefix) if isinstance(key, str) else key
         try:
-            found.append(PartName(field, index, prefix, _reference(KINDS[kind], named)))
+            part_names.append(PartName(field, index, prefix, _reference(KINDS[kind], named)))
         except ValueError as error:
             errors.append((".".join(filter(None, (field, str(index), how.key))), str(error)))
             if len(errors) >= ERRORS_MAX:
                 break
         placeholders[index] = f"{prefix}{_SOME_ID}" if how.key else _SOME_ID
     values[field] = with_keys(how.key, parts, placeholders)
-    return found
+    return part_names
 
 
 def _ended(resource: Resource, field: str, values: Row, now: datetime) -> Iterator[int]:

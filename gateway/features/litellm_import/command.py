@@ -416,10 +416,10 @@ class _Translation:
 
     def users(self, users: Any) -> None:
         """Add the budgets, limits and models of the list `users`: overrides of the budget of each user."""
-        each = next((row for row in self._budgets if row.get("each") == USER), None)
+        usual = next((row for row in self._budgets if row.get("each") == USER), None)
         for number, row in enumerate(_rows(users.get("users") if isinstance(users, dict) else users)):
             place, user = f"users[{number}]", str(row.pop("user_id", ""))
-            self._own_budget(row, user, f"User {user}", place, each)
+            self._own_budget(row, user, f"User {user}", place, usual)
             self._budgets_besides(row, f"User {user}", place, user=user)
             own = self._models_of(row, place) | ({"limits": limits} if (limits := _limits(row)) else {})
             if own:
@@ -461,19 +461,19 @@ class _Translation:
         return {name: value}
 
     def _own_budget(
-        self, source: Json, user: str, name: str, place: str, each: Json | None, **of: object
+        self, source: Json, user: str, name: str, place: str, usual: Json | None, **of: Any
     ) -> None:
-        """Add the budget of one user: an override of `each`, a budget of each user; else a budget of his own."""
+        """Add the budget of one user: an override of `usual`, a budget of each user; else a budget of his own."""
         before = len(self._budgets)
         self._budget(source, name, place, user=user, **of)
-        if len(self._budgets) == before or each is None:
+        if len(self._budgets) == before or usual is None:
             return
         own = self._budgets[-1]
-        if all(own.get(field) == each.get(field) for field in ("interval", "window", "length")):
+        if all(own.get(field) == usual.get(field) for field in ("interval", "window", "length")):
             self._budgets.pop()
-            each.setdefault("overrides", []).append({"who": user, "amount": own["amount"]})
+            usual.setdefault("overrides", []).append({"who": user, "amount": own["amount"]})
 
-    def _budgets_besides(self, source: Json, name: str, place: str, **of: object) -> None:
+    def _budgets_besides(self, source: Json, name: str, place: str, **of: Any) -> None:
         """Add the other budgets of a team, key or user: those of several durations, and of single models."""
         for number, window in enumerate(_rows(source.get("budget_limits"))):
             named = f"{name}, {_respell(window).get('budget_duration')}"
@@ -481,7 +481,7 @@ class _Translation:
             _without_facts(window)
         fallbacks = source.get("budget_fallbacks")
         chains = fallbacks if isinstance(fallbacks, dict) else {}
-        limits = source.get("model_max_budget")
+        limits: Any = source.get("model_max_budget")
         for model in limits if isinstance(limits, dict) else ():
             at = f"{place}.model_max_budget.{model}"
             if not isinstance(limits[model], dict):
@@ -507,7 +507,7 @@ class _Translation:
 
     def _budget(
         self, source: Json, name: str, place: str,
-        names: tuple[str, str] = ("max_budget", "budget_duration"), **of: object,
+        names: tuple[str, str] = ("max_budget", "budget_duration"), **of: Any,
     ) -> None:  # fmt: skip
         """Add a budget from a part of the source, whose fields `names` hold the amount and duration, if any.
 
@@ -589,15 +589,16 @@ class _Translation:
         metadata = team["metadata"] if isinstance(team.get("metadata"), dict) else {}
         usual = metadata.pop("team_member_budget_id", None)
         members = [(number, row) for number, row in enumerate(_rows(team.get("team_memberships")))]
-        each, name = {"tenant": tenant, "each": USER}, f"Each of team {tenant}"
+        selector: Json = {"tenant": tenant, "each": USER}
+        name = f"Each of team {tenant}"
         before = len(self._budgets)
-        self._budget(team, name, place, ("team_member_budget", "team_member_budget_duration"), **each)
+        self._budget(team, name, place, ("team_member_budget", "team_member_budget_duration"), **selector)
         tables = [
             row.get("litellm_budget_table") for _, row in members if usual and row.get("budget_id") == usual
         ]
-        shared = next(filter(None, [team.get("team_member_budget_table"), *tables]), {})
+        shared: Json = next(filter(None, [team.get("team_member_budget_table"), *tables]), {})
         if len(self._budgets) == before:
-            self._budget(dict(shared), name, f"{place}.team_member_budget_table", **each)
+            self._budget(dict(shared), name, f"{place}.team_member_budget_table", **selector)
         added = self._budgets[-1] if len(self._budgets) > before else None
         team.pop("team_member_budget_table", None)
         for number, row in members:
@@ -851,7 +852,7 @@ def _window(duration: object) -> Json:
 
 
 def _respell(limit: Json) -> Json:
-    """Give the fields of a limit their usual names; return the limit."""
+    """Rename the fields of a limit to their usual names; return the limit."""
     for name in _SPELLED.keys() & limit.keys():
         limit[_SPELLED[name]] = limit.pop(name)
     return limit

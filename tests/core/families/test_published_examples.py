@@ -51,11 +51,13 @@ FIELDS = {
         "strategy", "mode: fallback", "mode: loadbalance", "on_status_codes", "targets", "weights",
         "provider", "custom_host", "api_key", "virtual key", "override_params", "retry", "request_timeout",
         "cache", "input_guardrails", "output_guardrails", "conditions", "forward_headers",
-        "x-portkey-metadata", "x-portkey-trace-id",
+        "x-portkey-metadata", "x-portkey-trace-id", "credit_limit", "type: cost", "group_by", "workspace_id",
+        "metadata._user", "periodic_reset: weekly", "alert_threshold", "reset_usage_for_value",
     ),
     "from-openrouter.md": (
         "models: [a, b]", "fallbacks", "route", "provider: {order", "plugins", "transforms", "reasoning",
         "usage", "@preset/", ":nitro", "limit_reset", "HTTP-Referer", "X-Title",
+        "limit_usd", "reset_interval", "allowed_models", "include_byok_in_budgets", "workspace",
     ),
     "from-kong.md": (
         "match: consumer`", "consumer_group", "match: model", "match: provider", "match: header", "match: ip",

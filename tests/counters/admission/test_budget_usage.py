@@ -89,7 +89,7 @@ async def test_what_was_used_before_this_window_is_not_used_of_it(connect: Conne
     assert (one["used"], one["remaining"]) == ("0", "5")
 
 
-async def test_owner_without_a_place_is_told_of_the_account_that_all_without_one_share(
+async def test_usage_of_an_owner_without_a_place_is_that_of_the_shared_account(
     connect: Connect, world: World
 ) -> None:
     world.plan(None)

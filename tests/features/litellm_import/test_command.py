@@ -413,7 +413,7 @@ def test_litellm_budget_fallbacks_become_a_step_of_the_budget_of_their_model() -
     }  # fmt: skip
 
 
-def test_page_of_budget_fallbacks_shows_what_the_import_makes_of_its_example() -> None:
+def test_example_of_budget_fallbacks_in_the_documentation_equals_the_imported_budget() -> None:
     page = (ROOT / "docs/howto/from-litellm-budgets.md").read_text()
     key, ours = (
         json.loads(text) for text in re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)

@@ -50,6 +50,73 @@ async def test_anthropic_client_sets_reads_and_deletes_spend_limits(world: World
     ]
 
 
+async def test_spend_limits_of_organization_group_and_user_are_a_budget_of_each_user(world: World) -> None:
+    own = world.alphas["organizations"]
+    group = await world.admin.make("groups", organization_id=own, name="p", kind="user", members=["ada"])
+    other = await world.admin.make("groups", organization_id=own, name="t", kind="tenant")
+    theirs = await world.admin.make(
+        "groups", organization_id=world.bravos["organizations"], name="p", kind="user"
+    )
+
+    def scoped(kind: str, value: object) -> dict[str, Any]:
+        return {"type": kind, f"{kind}_id": str(value)}
+
+    async def set_limit(amount: str | None, scope: dict[str, Any], status: int = 200) -> Any:
+        answer = await world.alpha.call("POST", ANTHROPIC, {"amount": amount, "scope": scope})
+        assert answer.status == status, answer.raw
+        return answer.json
+
+    of_group = await set_limit("0", scoped("rbac_group", group["id"]))
+    of_user = await set_limit(None, scoped("user", "ada"))
+    whole = await set_limit("50000", {"type": "organization"})
+    assert (whole["amount"], of_group["amount"], of_user["amount"]) == ("50000", "0", None)
+    for wrong in (other["id"], theirs["id"], 999):
+        refused = await set_limit("1", scoped("rbac_group", wrong), 422)
+        assert "The field scope " in refused["error"]["message"]
+    assert await set_limit("700", scoped("user", "ada")) == {**of_user, "amount": "700"}
+    [budget] = (await world.admin.get("budgets")).json["items"]
+    assert (budget["each"], budget["amount"], budget["interval"]) == ("user", "500.00", "month")
+    items = (await world.admin.get(f"budgets/{budget['id']}/overrides")).json["items"]
+    assert [(own["who"], own["amount"]) for own in items] == [
+        ("ada", "7.00"),
+        (f"group:{group['id']}", "0.00"),
+    ]
+    listed = (await world.alpha.get(f"{ANTHROPIC}?limit=2")).json
+    rest = (await world.alpha.get(f"{ANTHROPIC}?limit=2&page={listed['next_page']}")).json
+    assert [limit["scope"]["type"] for limit in listed["data"] + rest["data"]] == [
+        "organization", "user", "rbac_group",
+    ]  # fmt: skip
+    assert (rest["next_page"], rest["data"]) == (None, [of_group])
+    for limit, left in (
+        (whole, [(None, None), ("700", "ada"), ("0", None)]),
+        (of_user, [(None, None), ("0", None)]),
+    ):
+        assert (await world.alpha.call("DELETE", f"{ANTHROPIC}/{limit['id']}")).status == 200
+        data = (await world.alpha.get(ANTHROPIC)).json["data"]
+        assert [(one["amount"], one["scope"].get("user_id")) for one in data] == left
+    assert (await world.alpha.call("DELETE", f"{ANTHROPIC}/{of_group['id']}")).status == 200
+    assert await budgets(world) == []
+
+
+async def test_spend_limit_with_a_budget_of_a_user_becomes_an_override_when_set_again(world: World) -> None:
+    own = world.alphas["organizations"]
+    said = {
+        "organization_id": own,
+        "name": "b",
+        "unit": "money",
+        "amount": "5",
+        "interval": "month",
+        "user": "ada",
+    }
+    await world.admin.make("budgets", **said)
+    [limit] = (await world.alpha.get(ANTHROPIC)).json["data"]
+    assert (limit["amount"], limit["scope"]) == ("500", {"type": "user", "user_id": "ada"})
+    body = {"amount": "900", "scope": {"type": "user", "user_id": "ada"}}
+    assert (await world.alpha.call("POST", ANTHROPIC, body)).status == 200
+    [budget] = (await world.admin.get("budgets")).json["items"]
+    assert (budget["each"], budget["user"]) == ("user", None)
+
+
 async def test_openai_client_sets_reads_and_deletes_spend_limits(world: World) -> None:
     url, tenant = str(world.alpha.client.make_url("/v1")), world.alphas["tenants"]
 
@@ -108,7 +175,11 @@ async def test_readonly_token_may_read_but_not_set_spend_limits(world: World) ->
         (OPENAI, {"threshold_amount": 5, "currency": "USD", "interval": "day"}, "interval"),
         (OPENAI, {"threshold_amount": 5, "currency": "USD", "interval": "month", "x": 1}, "x"),
         (ANTHROPIC, {"amount": "1.5", "scope": {"type": "organization"}}, "amount"),
-        (ANTHROPIC, {"amount": None, "scope": {"type": "organization"}}, "amount"),
+        (ANTHROPIC, {"amount": None, "scope": {"type": "workspace", "workspace_id": "1"}}, "amount"),
+        (ANTHROPIC, {"amount": "0", "scope": {"type": "organization"}}, "amount"),
+        (ANTHROPIC, {"scope": {"type": "organization"}}, "amount"),
+        (ANTHROPIC, {"amount": "1", "scope": {"type": "rbac_group", "rbac_group_id": "x"}}, "scope"),
+        (ANTHROPIC, {"amount": "1", "scope": {"type": "user", "user_id": "group:7"}}, "scope"),
         (ANTHROPIC, {"amount": "1", "scope": {"type": "seat_tier"}}, "scope"),
         (ANTHROPIC, {"amount": "1", "scope": {"type": "workspace", "workspace_id": "\u00b2"}}, "scope"),
         (ANTHROPIC, {"amount": "1", "scope": {"type": "organization"}, "period": "yearly"}, "period"),
