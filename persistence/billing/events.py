@@ -30,7 +30,7 @@ from gateway.core.model import Service
 from gateway.core.times import floor_ms
 from gateway.errors import Unprocessable
 from persistence.billing import charges
-from persistence.billing.credit_balances import OveragePrices, overage_prices
+from persistence.billing.overage_prices import OveragePrices, overage_prices
 from persistence.billing.plan_turns import Use, carried, in_cycle, is_borne
 from persistence.entity import Entity, EntityWrite, write_of
 from persistence.resources.catalogue import read_book
