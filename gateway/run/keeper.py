@@ -87,8 +87,8 @@ from persistence.keeper.verification import Accounts
 from persistence.ledger.checkpoints import Checkpoints
 from persistence.ledger.redrive import RefusedJournal
 from persistence.queries import SlowQuery
-from persistence.resources.catalogue import PriceTable
 from persistence.resources.integrity import Quarantines, ReconciliationResults
+from persistence.resources.prices import PriceTable
 from persistence.schedule import Schedule
 from persistence.schema import partitions, privileges
 

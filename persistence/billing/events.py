@@ -33,7 +33,7 @@ from persistence.billing import charges
 from persistence.billing.overage_prices import OveragePrices, overage_prices
 from persistence.billing.plan_turns import Use, carried, in_cycle, is_borne
 from persistence.entity import Entity, EntityWrite, write_of
-from persistence.resources.catalogue import read_book
+from persistence.resources.prices import read_book
 from persistence.tables import use_event
 
 # Tenants by id or name: two matches suffice to know that a name is ambiguous.

@@ -59,8 +59,8 @@ from persistence import ids
 from persistence.billing.quotas import block_cause
 from persistence.engine import looking
 from persistence.queries import query
-from persistence.resources.catalogue import KEPT, in_force, rates_in_force
 from persistence.resources.claimed_subjects import GIVEN_UP
+from persistence.resources.prices import KEPT, in_force, rates_in_force
 
 MICRO = Decimal(1_000_000)
 # Maximum of cached limits, by their JSON.
