@@ -29,7 +29,7 @@ from gateway.admin.api.views import ResourceHandlers, answer
 from gateway.admin.console.console import mount_console
 from gateway.admin.http.callers import HOURS, PLACES, admit
 from gateway.admin.http.guard import count_tasks, guard
-from gateway.admin.http.server import WorkSlots
+from gateway.admin.http.work_slots import WorkSlots
 from gateway.admin.ports import AdminPorts, Health
 from gateway.admin.resources.registry import REPORTS, RESOURCES
 from gateway.core.accounts.administration import Hours

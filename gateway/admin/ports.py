@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gateway.admin.http.server import Answers, ConcurrencyLimits
+from gateway.admin.http.answers import Answers
+from gateway.admin.http.work_slots import ConcurrencyLimits
 from gateway.core.accounts.administration import (
     HOURLY,
     Actor,

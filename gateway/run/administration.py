@@ -19,7 +19,8 @@ from typing import Any
 from gateway import extras
 from gateway.admin.application import build
 from gateway.admin.console.screens import screens_off
-from gateway.admin.http.server import AdminListener, Answers, listen
+from gateway.admin.http.answers import Answers
+from gateway.admin.http.server import AdminListener, listen
 from gateway.admin.ports import AdminPorts, BuiltIn
 from gateway.background.loops import FailureTeller, Gauges
 from gateway.background.timed.pusher import Pusher

@@ -23,8 +23,9 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.admin.api.views import ResourceHandlers
 from gateway.admin.application import build
+from gateway.admin.http.answers import Answers
 from gateway.admin.http.callers import HOURS, PLACES
-from gateway.admin.http.server import Answers, WorkSlots
+from gateway.admin.http.work_slots import WorkSlots
 from gateway.admin.ports import ROOM, AdminPorts, BuiltIn, Mount
 from gateway.core.accounts.administration import HOURLY, Hours, Realm
 from gateway.core.accounts.budget_balances import LiveWindow

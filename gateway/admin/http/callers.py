@@ -16,7 +16,8 @@ from dataclasses import replace
 from aiohttp import web
 
 from gateway.admin import credentials
-from gateway.admin.http.server import HELD, IDENTIFIED, WorkSlots
+from gateway.admin.http.server import HELD, IDENTIFIED
+from gateway.admin.http.work_slots import WorkSlots
 from gateway.admin.ports import AdminPorts
 from gateway.core.accounts.administration import (
     ADMIN,
