@@ -36,16 +36,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from gateway.background.loops import Isolation
-from gateway.background.verifying.admission_gate import (
-    AWAY_S,
-    AdmissionGate,
-    DefinedPartitions,
-    Rewinds,
-    publish,
-)
+from gateway.background.verifying.admission_gate import AWAY_S, AdmissionGate, DefinedPartitions
+from gateway.background.verifying.published_lists import publish
 from gateway.background.verifying.reconciler import (
     BudgetRebuild,
 )
+from gateway.background.verifying.rewinds import Rewinds
 from gateway.core.accounts.definitions import (
     AccountDefinition,
     KeyDefinition,
