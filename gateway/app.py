@@ -25,7 +25,8 @@ from gateway.background.loops import FailureTeller
 from gateway.core.accounts.refusals import Refusals
 from gateway.core.calls.call import UsageBounds
 from gateway.core.calls.estimate import Estimator
-from gateway.core.credentials import Failures, peppers_of
+from gateway.core.credentials import peppers_of
+from gateway.core.failures import Failures
 from gateway.core.histograms import Histogram
 from gateway.counters.admission.cache import HEARD
 from gateway.counters.admission.caller_holds import CallerHolds

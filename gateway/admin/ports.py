@@ -15,7 +15,8 @@ from gateway.core.accounts.administration import (
     HourlyBudget,
     Row,
 )
-from gateway.core.credentials import Failures, Peppers
+from gateway.core.credentials import Peppers
+from gateway.core.failures import Failures
 from gateway.core.processes import Found
 
 if TYPE_CHECKING:

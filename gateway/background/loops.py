@@ -20,7 +20,7 @@ from inspect import isawaitable
 from typing import Any, TypeVar
 
 from gateway.core.circuit_breaker import UnreportedFailures, is_worth_a_line
-from gateway.core.credentials import FailureReport, Failures
+from gateway.core.failures import FailureReport, Failures
 from gateway.errors import (
     CountersRefused,
     CountersUnavailable,

@@ -12,8 +12,8 @@ from gateway.core.accounts.upstream_jobs import Job
 from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.routes import Route
 from gateway.core.circuit_breaker import CircuitBreaker, UnreportedFailures
-from gateway.core.credentials import Failures
 from gateway.core.empty_accounts import EmptyAccounts
+from gateway.core.failures import Failures
 from gateway.core.http_limits import HttpLimits
 from gateway.core.lru import CachePool
 from gateway.core.model import (

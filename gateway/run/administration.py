@@ -26,7 +26,8 @@ from gateway.background.loops import FailureTeller, Gauges
 from gateway.background.timed.pusher import Pusher
 from gateway.background.verifying.reconciler import LossCounter
 from gateway.core.accounts.administration import HourlyBudget
-from gateway.core.credentials import Failures, peppers_of
+from gateway.core.credentials import peppers_of
+from gateway.core.failures import Failures
 from gateway.core.processes import Found
 from gateway.counters.keeper.client import UnsupportedVersions
 from gateway.counters.keeper.status import Activity

@@ -23,7 +23,7 @@ from urllib.request import HTTPSHandler, OpenerDirector, ProxyHandler, build_ope
 
 from gateway.background.flushing.flusher import HELD_S
 from gateway.core.calls.routes import EVERYBODY
-from gateway.core.credentials import TlsFiles
+from gateway.core.certificates import TlsFiles
 from gateway.core.network import DIRECT, Proxies
 from gateway.errors import SettingError, StartError, TollkeeperError
 from gateway.feature import features

@@ -18,7 +18,7 @@ from gateway.core.billing.stand_ins import StandIns, read_stand_ins
 from gateway.core.calls.call import DEFAULT_BOUNDS
 from gateway.core.calls.estimate import QUANTILE
 from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTarget
-from gateway.core.credentials import TlsFiles
+from gateway.core.certificates import TlsFiles
 from gateway.core.http_limits import (
     HOUR_CPU_S,
     HOUR_ROWS,

@@ -32,7 +32,8 @@ from gateway.core.accounts.budget_balances import LiveWindow
 from gateway.core.accounts.plans import LiveQuota
 from gateway.core.billing.document import Letterhead
 from gateway.core.capabilities import CAPABILITIES, wait_reason
-from gateway.core.credentials import Failures, Peppers
+from gateway.core.credentials import Peppers
+from gateway.core.failures import Failures
 from gateway.core.integrity.reconciliation import DifferenceKind, Item
 from gateway.core.layout import LAYOUT
 from gateway.core.processes import Found, Program

@@ -27,7 +27,7 @@ from gateway.core.accounts.administration import (
     HourlyUse,
     Hours,
 )
-from gateway.core.credentials import Failures
+from gateway.core.failures import Failures
 from gateway.core.issuers import Person
 from gateway.errors import (
     Unauthorized,

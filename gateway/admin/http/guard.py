@@ -24,7 +24,7 @@ from gateway.admin.http.problems import CONTENT_TYPE, problem, refusal
 from gateway.admin.http.server import HELD
 from gateway.admin.http.work_slots import ConcurrencyLimits, WorkSlots
 from gateway.core.accounts.administration import METER, Actor, WorkMeter
-from gateway.core.credentials import Failures
+from gateway.core.failures import Failures
 from gateway.core.text import read_json
 from gateway.errors import TollkeeperError, Unauthorized
 

@@ -19,7 +19,8 @@ import msgspec
 from gateway.core.accounts.budgets import MONEY
 from gateway.core.accounts.intervals import INTERVALS
 from gateway.core.calls.routes import Route
-from gateway.core.credentials import Peppers, peppers_of, site_of
+from gateway.core.credentials import Peppers, peppers_of
+from gateway.core.failures import site_of
 from gateway.core.model import Caller
 from gateway.core.network import DIRECT, Proxies
 from gateway.core.shares import FairShares

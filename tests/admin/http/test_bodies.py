@@ -25,7 +25,7 @@ from gateway.admin.http.guard import guard
 from gateway.admin.http.requests import LIMIT_MAX, read_query
 from gateway.admin.http.server import API
 from gateway.admin.resources.registry import RESOURCES
-from gateway.core.credentials import Failures
+from gateway.core.failures import Failures
 from gateway.errors import AdminRefusal, Unprocessable
 from tests.admin import two_organizations
 from tests.admin.conftest import ADMIN, Api
