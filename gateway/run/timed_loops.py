@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from gateway.background.loops import Agenda, Due, Isolation, Loop, batches, call, each
 from gateway.background.timed.invoicing import AccountCloser, Invoicing
-from gateway.core.billing.charges import ExpiredGrant
+from gateway.core.billing.allocation import ExpiredGrant
 from gateway.core.integrity.reconciliation import Owner
 from gateway.core.times import clock_of, ms_of
 from gateway.counters.admission.empty_accounts import StoredEmptyAccount

@@ -18,14 +18,7 @@ from sqlalchemy import Connection, insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.charges import (
-    Allocation,
-    Allocator,
-    CreditGrant,
-    ExpiredGrant,
-    Outflow,
-    settled,
-)
+from gateway.core.billing.allocation import Allocation, Allocator, CreditGrant, ExpiredGrant, Outflow, settled
 from gateway.core.times import moment_of, ms_of
 from persistence.entity import EntityWrite
 from persistence.queries import query
