@@ -32,7 +32,7 @@ from gateway.admin.http.guard import count_tasks, guard
 from gateway.admin.http.work_slots import WorkSlots
 from gateway.admin.ports import AdminPorts, Health
 from gateway.admin.resources.registry import REPORTS, RESOURCES
-from gateway.core.accounts.administration import Hours
+from gateway.core.accounts.hourly_budget import Hours
 from gateway.core.processes import report
 
 ROOT = "/admin/v1"

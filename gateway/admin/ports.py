@@ -9,12 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gateway.admin.http.answers import Answers
 from gateway.admin.http.work_slots import ConcurrencyLimits
-from gateway.core.accounts.administration import (
-    HOURLY,
-    Actor,
-    HourlyBudget,
-    Row,
-)
+from gateway.core.accounts.administration import Actor, Row
+from gateway.core.accounts.hourly_budget import HOURLY, HourlyBudget
 from gateway.core.credentials import Peppers
 from gateway.core.failures import Failures
 from gateway.core.processes import Found

@@ -25,7 +25,7 @@ from gateway.admin.ports import AdminPorts, BuiltIn
 from gateway.background.loops import FailureTeller, Gauges
 from gateway.background.timed.pusher import Pusher
 from gateway.background.verifying.reconciler import LossCounter
-from gateway.core.accounts.administration import HourlyBudget
+from gateway.core.accounts.hourly_budget import HourlyBudget
 from gateway.core.credentials import peppers_of
 from gateway.core.failures import Failures
 from gateway.core.processes import Found
