@@ -1,6 +1,6 @@
 """Certificates: the files of a TLS connection, and the expiry of a peer's certificate.
 
-The expiry is read from the certificate itself, because Python shows it only of verified ones.
+The expiry is read from the certificate itself, because Python's `ssl` returns it only for verified ones.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from gateway.core.credentials import UTC_TIME, VERSION
 from gateway.errors import TollkeeperError
+
+VERSION, UTC_TIME = 0xA0, 0x17
 
 
 class UnreadableCertificate(TollkeeperError, reason="unreadable_certificate", status=502):

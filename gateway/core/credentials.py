@@ -1,6 +1,7 @@
-"""Certificates: the files of a TLS connection, and the expiry of a peer's certificate.
+"""Peppers: the secret keys that digest credentials. New digests use the current one.
 
-The expiry is read from the certificate itself, because Python's `ssl` returns it only for verified ones.
+Digests by earlier peppers are accepted as long as the settings name them, so credentials need not be issued
+again. Each pepper has an id for rows and people, which does not reveal it.
 """
 
 from __future__ import annotations
@@ -10,15 +11,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-VERSION, UTC_TIME = 0xA0, 0x17
 # The name of the URI in a client's certificate, as information of a transport; empty once it has expired.
 WORKLOAD = "workload"
 
 
-# Peppers: the secret keys that digest credentials. New digests use the current one.
-#
-# Digests by earlier peppers are accepted as long as the settings name them, so credentials need not be issued
-# again. Each pepper has an id for rows and people, which does not reveal it.
 class PepperSettings(Protocol):
     @property
     def key_pepper(self) -> str:

@@ -12,8 +12,7 @@ from sqlalchemy import Connection
 
 from gateway.core.billing.charges import ONE_DAY, Wanted
 from gateway.core.billing.document import Letterhead, UnseenLetters
-from gateway.core.billing.invoice import CONFLICT, REFUSED
-from gateway.core.billing.invoice_schedule import SkipReason, left_by
+from gateway.core.billing.invoice_schedule import CONFLICT, REFUSED, SkipReason, left_by
 from gateway.core.billing.payments import PAID
 from gateway.errors import Unprocessable
 from persistence.billing import charges, credit_grants, invoice_build, payments

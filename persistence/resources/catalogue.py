@@ -1,4 +1,4 @@
-"""The catalogue: services, models, plans, prices and exchange rates; a change reloads gateways."""
+"""The catalogue: services, business models, negotiated prices and models; a change reloads gateways."""
 
 from __future__ import annotations
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from gateway.admin.http.server import API, CONSOLE, OPERATIONS
 from gateway.core.histograms import Histogram
+
+API, CONSOLE, OPERATIONS = "api", "console", "operations"
 
 _OPERATIONS = frozenset({"/livez", "/readyz", "/metrics"})
 

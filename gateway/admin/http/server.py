@@ -1,10 +1,7 @@
-"""Listens on the admin port: a maximum of connections, deadlines for slow senders and readers, work slots.
+"""Listens on the admin port: a maximum of connections, deadlines for slow senders and readers.
 
 Connections of identified callers are never closed to make room: if all connections are used, an unidentified
 one is closed.
-
-Each organization has work slots, and staff have their own. Without a free slot, a caller waits in the queue
-of its organization. A free slot goes to staff first, then to the organizations in turn.
 """
 
 from __future__ import annotations
@@ -234,5 +231,3 @@ class _Connection:
 
 
 # The number and duration of the admin port's answers, by part of the port, so that there are few metrics.
-
-API, CONSOLE, OPERATIONS = "api", "console", "operations"

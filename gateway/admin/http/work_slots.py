@@ -1,4 +1,8 @@
-"""Slots for work at the admin port: so many requests at once, each organization its share."""
+"""Slots for work at the admin port: each organization has its own, and so have staff.
+
+Without a free slot, a caller waits in the queue of its organization. A free slot goes to staff first, then to
+the organizations in turn.
+"""
 
 from __future__ import annotations
 

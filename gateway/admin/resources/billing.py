@@ -1,4 +1,4 @@
-"""Resources of billing: credit additions, subscriptions, charges, amendments and organizations' tax rates."""
+"""Resources of billing: credit additions, top-ups and subscriptions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resources for decisions by people: dead letters, quarantined accounts, running programs, configuration."""
+"""Resources for decisions by people: dead letters and quarantined accounts."""
 
 from __future__ import annotations
 
@@ -244,8 +244,6 @@ RESOURCES = (
 
 
 # Decisions on many dead letters or accounts at once.
-
-DECIDED_MAX, DECIDED_USUALLY = 500, 100
 
 
 assert set(KINDS) == {"gap", "conflict", "unknown_account", "behind"}

@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from gateway.admin.resources.integrity import DECIDED_MAX, DECIDED_USUALLY
 from gateway.admin.resources.resource import (
     Action,
     ReportEndpoint,
@@ -26,6 +25,8 @@ from gateway.core.accounts.administration import (
     access,
 )
 from gateway.core.model import PARTITIONS
+
+DECIDED_MAX, DECIDED_USUALLY = 500, 100
 
 DEAD_LETTERS = "dead_letters"
 # Fields that apply to only one of the two.

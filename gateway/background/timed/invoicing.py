@@ -17,8 +17,17 @@ from typing import TYPE_CHECKING
 
 from gateway.background.loops import is_store_away
 from gateway.core.accounts.administration import Realm
-from gateway.core.billing.invoice import COUNTERS, NOT_AGREED, NOT_IN_LEDGER, NOT_STORED, TOOK_TOO_LONG
-from gateway.core.billing.invoice_schedule import DueInvoice, ScheduledResult, SkipReason, left_by
+from gateway.core.billing.invoice_schedule import (
+    COUNTERS,
+    NOT_AGREED,
+    NOT_IN_LEDGER,
+    NOT_STORED,
+    TOOK_TOO_LONG,
+    DueInvoice,
+    ScheduledResult,
+    SkipReason,
+    left_by,
+)
 from gateway.core.integrity.reconciliation import Item, Owner
 from gateway.errors import CallsOpen, Conflict, CountersUnavailable, NotStoredYet, TollkeeperError
 

@@ -175,11 +175,6 @@ def written(day: date) -> str:
 
 # Invoices that are due by schedule, and reasons why one was skipped. Pure.
 
-# All reasons why an invoice is skipped; each is a label of a metric.
-NOT_STORED, NOT_IN_LEDGER, NOT_AGREED = "not_stored", "not_in_ledger", "not_agreed"
-COUNTERS, INCOMPLETE, CONFLICT = "counters_away", "incomplete", "conflict"
-TOOK_TOO_LONG, REFUSED = "took_too_long", "refused"
-
 
 # Lines of a subscription: fees by day, discounts, and the amount missing to its minimum. Pure.
 

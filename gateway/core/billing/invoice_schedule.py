@@ -6,17 +6,12 @@ from collections.abc import Collection, Mapping
 from datetime import date
 from typing import NamedTuple
 
-from gateway.core.billing.invoice import (
-    CONFLICT,
-    COUNTERS,
-    INCOMPLETE,
-    NOT_AGREED,
-    NOT_IN_LEDGER,
-    NOT_STORED,
-    REFUSED,
-    TOOK_TOO_LONG,
-)
 from gateway.errors import Conflict, CountersUnavailable, StoreTimeout, TollkeeperError, Unprocessable
+
+# All reasons why an invoice is skipped; each is a label of a metric.
+NOT_STORED, NOT_IN_LEDGER, NOT_AGREED = "not_stored", "not_in_ledger", "not_agreed"
+COUNTERS, INCOMPLETE, CONFLICT = "counters_away", "incomplete", "conflict"
+TOOK_TOO_LONG, REFUSED = "took_too_long", "refused"
 
 LEFT_REASONS = (
     NOT_STORED, NOT_IN_LEDGER, NOT_AGREED, COUNTERS, INCOMPLETE, CONFLICT, TOOK_TOO_LONG, REFUSED

@@ -14,8 +14,16 @@ from gateway.background.loops import Isolation, Loop
 from gateway.background.timed.invoicing import Claim, Invoicing
 from gateway.core.accounts.outbox import EventKind
 from gateway.core.billing.allocation import ExpiredGrant
-from gateway.core.billing.invoice import CONFLICT, COUNTERS, INCOMPLETE, NOT_AGREED, TOOK_TOO_LONG
-from gateway.core.billing.invoice_schedule import DueInvoice, ScheduledResult, SkipReason
+from gateway.core.billing.invoice_schedule import (
+    CONFLICT,
+    COUNTERS,
+    INCOMPLETE,
+    NOT_AGREED,
+    TOOK_TOO_LONG,
+    DueInvoice,
+    ScheduledResult,
+    SkipReason,
+)
 from gateway.core.integrity.reconciliation import Owner
 from gateway.core.integrity.recovery import AccountHead
 from gateway.counters.keeper.verification import KeeperCounters
