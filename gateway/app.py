@@ -51,19 +51,13 @@ from gateway.http.tally import Tally
 from gateway.local.heartbeat import keep_reporting
 from gateway.local.parent_pipe import ParentPipe
 from gateway.outbound.cloud import first_tried, keep_renewed
-from gateway.run import gateway_worker, lifecycle
+from gateway.run import gateway_worker, memory
 from gateway.run.gateway_worker import Door, GatewayPort, make_door
 from gateway.run.health import RedisState, limits_here, tell_of_redis
-from gateway.run.lifecycle import (
-    all_within,
-    cancel,
-    forever,
-    give_back_memory,
-    redis_reached,
-    stop_signal,
-    this_program,
-)
+from gateway.run.lifecycle import all_within, cancel, forever, stop_signal, this_program
+from gateway.run.memory import give_back_memory
 from gateway.run.model_lists import keep_listed
+from gateway.run.reaching import redis_reached
 from gateway.run.worker_parts import WorkerParts, merged
 from gateway.settings.origins import origins_of
 from gateway.settings.settings import Settings
@@ -88,7 +82,7 @@ Log = Callable[..., None]
 
 async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None) -> None:
     """Run one gateway worker until SIGTERM or SIGINT, then finish the calls in flight."""
-    lifecycle.give_back_large_blocks()
+    memory.give_back_large_blocks()
     await serve_calls(settings, stop_signal(), parent_pipe, loaded=_collect_seldom)
 
 

@@ -56,9 +56,10 @@ from gateway.run.keeper_loops import keep_going, watch_read_only
 from gateway.run.keeper_parts import KeeperParts
 from gateway.run.keeper_settings import KeeperSettings, Source
 from gateway.run.letterhead import letterhead
-from gateway.run.lifecycle import cancel, ended, reached, redis_reached, stop_signal
+from gateway.run.lifecycle import cancel, ended, stop_signal
 from gateway.run.people_process import Loading
 from gateway.run.program_list import ProgramList
+from gateway.run.reaching import reached, redis_reached
 from gateway.run.shard_loops import AllShardLoops, LoopContext
 from gateway.run.timed_loops import (
     billing_loops,

@@ -34,7 +34,7 @@ from gateway.run.health import (
     tell_of_redis,
     unanswered,
 )
-from gateway.run.lifecycle import ASK_INTERVAL_S, catalogue_of, reached
+from gateway.run.reaching import ASK_INTERVAL_S, catalogue_of, reached
 from gateway.settings.settings import Settings, load
 from tests.conftest import ValkeyServer, free_port
 from tests.waiting import eventually

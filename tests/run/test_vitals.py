@@ -28,7 +28,7 @@ from gateway.run.health import (
     full_disks,
     has_free_files,
 )
-from gateway.run.lifecycle import MAPPED_BYTES_MIN
+from gateway.run.memory import MAPPED_BYTES_MIN
 from gateway.settings.settings import Settings
 from gateway.telemetry import metrics as tallies
 from tests.waiting import eventually
