@@ -53,10 +53,11 @@ from gateway.local.parent_pipe import ParentPipe
 from gateway.outbound.cloud import first_tried, keep_renewed
 from gateway.run import gateway_worker, memory
 from gateway.run.gateway_worker import Door, GatewayPort, make_door
-from gateway.run.health import RedisState, limits_here, tell_of_redis
+from gateway.run.health import RedisState, tell_of_redis
 from gateway.run.lifecycle import all_within, cancel, forever, stop_signal, this_program
 from gateway.run.memory import give_back_memory
 from gateway.run.model_lists import keep_listed
+from gateway.run.process_vitals import limits_here
 from gateway.run.reaching import redis_reached
 from gateway.run.worker_parts import WorkerParts, merged
 from gateway.settings.origins import origins_of

@@ -42,6 +42,7 @@ from gateway.local import ports as sockets
 from gateway.local.parent_pipe import ParentPipe
 from gateway.ops import hints
 from gateway.run.admin_process import FactsReader
+from gateway.run.cached_lookup import CachedLookup
 from gateway.run.health import (
     CLOCK,
     CONFIGURATION,
@@ -50,12 +51,8 @@ from gateway.run.health import (
     OPEN_FILES,
     ROWS,
     STOPPING,
-    CachedLookup,
-    Probe,
-    ProcessVitals,
     disks,
     has_free_files,
-    unanswered,
 )
 from gateway.run.keeper_doors import KeeperDoors, store_over
 from gateway.run.keeper_loops import keep_going
@@ -63,6 +60,8 @@ from gateway.run.keeper_parts import AdminParts
 from gateway.run.keeper_settings import KeeperSettings
 from gateway.run.letterhead import letterhead
 from gateway.run.lifecycle import cancel, ended, stop_signal, until_stopped
+from gateway.run.probes import Probe, unanswered
+from gateway.run.process_vitals import ProcessVitals
 from gateway.run.program_list import ProgramList
 from gateway.run.reload import LOOK_S, watch
 from gateway.run.tls_port import TlsPort

@@ -49,7 +49,7 @@ from gateway.issuers.callers import DigestLookup, TokenCallers
 from gateway.issuers.keys import AllKeys
 from gateway.local import heartbeat, ports
 from gateway.local.parent_pipe import ParentPipe
-from gateway.run.health import ProcessVitals, limits_here
+from gateway.run.process_vitals import ProcessVitals, limits_here
 from gateway.run.reload import SettingsUpdates
 from gateway.run.tls_port import TlsPort
 from gateway.settings.origins import origins_of

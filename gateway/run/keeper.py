@@ -42,15 +42,7 @@ from gateway.ops import hints
 from gateway.outbound.posting import Outgoing
 from gateway.run import shard_loops
 from gateway.run.admin_process import AdminProcess, LoopFacts
-from gateway.run.health import (
-    EVERY_PARTITION,
-    ROWS,
-    DiskWatch,
-    ProcessVitals,
-    RedisState,
-    of_process,
-    tell_of_redis,
-)
+from gateway.run.health import EVERY_PARTITION, ROWS, DiskWatch, RedisState, of_process, tell_of_redis
 from gateway.run.keeper_doors import KeeperDoors, store_over
 from gateway.run.keeper_loops import keep_going, watch_read_only
 from gateway.run.keeper_parts import KeeperParts
@@ -58,6 +50,7 @@ from gateway.run.keeper_settings import KeeperSettings, Source
 from gateway.run.letterhead import letterhead
 from gateway.run.lifecycle import cancel, ended, stop_signal
 from gateway.run.people_process import Loading
+from gateway.run.process_vitals import ProcessVitals
 from gateway.run.program_list import ProgramList
 from gateway.run.reaching import reached, redis_reached
 from gateway.run.shard_loops import AllShardLoops, LoopContext

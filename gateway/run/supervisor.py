@@ -34,8 +34,8 @@ from gateway.local.embedded import postgres, valkey
 from gateway.local.ports import JsonVoice, ReservedPort, Voice
 from gateway.local.processes import Child, ProcessSpec, command, run_to_end
 from gateway.run import schema
-from gateway.run.health import few_files
 from gateway.run.lifecycle import forever, until_stopped
+from gateway.run.process_vitals import few_files
 from gateway.run.reload import (
     KEEPERS_RENEWABLE,
     KEPT_BY_KEEPERS,

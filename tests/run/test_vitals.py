@@ -19,16 +19,9 @@ from gateway.errors import LoopsSilent
 from gateway.local.parent_pipe import ParentPipe
 from gateway.run import gateway_worker
 from gateway.run.admin_process import FactsReader, LoopFacts, written_fact
-from gateway.run.health import (
-    FREE_BYTES_MIN,
-    LOOK_S,
-    DiskWatch,
-    ProcessVitals,
-    disks,
-    full_disks,
-    has_free_files,
-)
+from gateway.run.health import FREE_BYTES_MIN, DiskWatch, disks, full_disks, has_free_files
 from gateway.run.memory import MAPPED_BYTES_MIN
+from gateway.run.process_vitals import LOOK_S, ProcessVitals
 from gateway.settings.settings import Settings
 from gateway.telemetry import metrics as tallies
 from tests.waiting import eventually
