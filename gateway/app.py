@@ -35,8 +35,9 @@ from gateway.counters.admission.lessons import SharedLessons
 from gateway.counters.admission.refused_calls import RefusedCalls
 from gateway.counters.admission.usage import Usages
 from gateway.counters.history_guard import HistoryGuards
+from gateway.counters.keeper.activity import Activity
 from gateway.counters.keeper.moves import has_current_history
-from gateway.counters.keeper.status import Activity, ProgramRegistry
+from gateway.counters.keeper.program_registry import ProgramRegistry
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.cluster import RedisConnections, wires_to
 from gateway.counters.redis.connection import RedisConnection

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from gateway.background.timed.invoicing import AccountCloser
     from gateway.background.timed.pusher import Pusher
     from gateway.background.verifying.reconciler import Reconciler
-    from gateway.counters.keeper.status import Activity
+    from gateway.counters.keeper.activity import Activity
     from gateway.counters.keeper.verification import KeeperCounters
     from gateway.issuers.sign_in import SignIns
     from persistence.resources.usage import ConsoleQueries

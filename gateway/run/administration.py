@@ -29,8 +29,8 @@ from gateway.core.accounts.hourly_budget import HourlyBudget
 from gateway.core.credentials import peppers_of
 from gateway.core.failures import Failures
 from gateway.core.processes import Found
+from gateway.counters.keeper.activity import Activity
 from gateway.counters.keeper.client import UnsupportedVersions
-from gateway.counters.keeper.status import Activity
 from gateway.counters.redis.address import in_words
 from gateway.counters.redis.keys import partition_of
 from gateway.counters.redis.script_errors import SCRIPT_ERRORS

@@ -35,7 +35,7 @@ from gateway.counters.admission.live_holds import LiveHolds
 from gateway.counters.admission.objects import ObjectOwners
 from gateway.counters.admission.sharded import ShardedCounters
 from gateway.counters.admission.shared_circuit_breaker import SharedCircuitBreaker
-from gateway.counters.keeper.status import WorkerReports
+from gateway.counters.keeper.worker_reports import WorkerReports
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.leases.leaser import Leaser
 from gateway.counters.redis.calls import Frames

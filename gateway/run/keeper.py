@@ -31,7 +31,8 @@ from gateway.counters.admission.empty_accounts import read_empty_accounts
 from gateway.counters.keeper.client import UnsupportedVersions
 from gateway.counters.keeper.moves import SlotMoves
 from gateway.counters.keeper.outbox import RefusedStream
-from gateway.counters.keeper.status import Presence, UnstoredRows, say_unstored
+from gateway.counters.keeper.presence import Presence
+from gateway.counters.keeper.unstored_rows import UnstoredRows, say_unstored
 from gateway.counters.redis.cluster import Shards
 from gateway.counters.redis.keys import partition_of
 from gateway.counters.redis.script_errors import SCRIPT_ERRORS

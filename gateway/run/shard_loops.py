@@ -26,7 +26,7 @@ from gateway.core.accounts.holds import MovementRange, ReclaimPolicy
 from gateway.core.integrity.recovery import VerificationResult
 from gateway.counters.history_guard import HistoryGuards
 from gateway.counters.keeper.outbox import DeletedEntries, OrphanReader, Outbox
-from gateway.counters.keeper.status import UnstoredRows
+from gateway.counters.keeper.unstored_rows import UnstoredRows
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.late import ReclaimClient
 from gateway.counters.redis.cluster import RedisConnections
