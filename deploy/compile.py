@@ -35,7 +35,8 @@ KEPT_MAX = 6  # builds of one name: more than there are flags of it
 MODULES = {
     "gateway/calls": ("admit", "aim", "charge", "claim", "permit", "ports", "prices", "rating"),
     "gateway/core": (
-        "circuit_breaker", "histograms", "http_limits", "lru", "model", "shares", "traces", "wait",
+        "circuit_breaker", "histograms", "http_limits", "lru", "model", "shares", "traces", "unreported_failures",
+        "wait", "wait_hints",
     ),
     "gateway/core/accounts": ("call_budgets", "limits"),
     "gateway/core/billing": ("price_book", "sellers", "service_tiers", "stand_ins", "token_prices"),

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from gateway.core.circuit_breaker import RetryPolicy, is_worth_a_line, retry_after_s
+from gateway.core.circuit_breaker import RetryPolicy, is_worth_a_line
 from gateway.core.credentials import Peppers, peppers_of
 from gateway.core.failures import (
     DELAY_S_FIRST,
@@ -22,6 +22,7 @@ from gateway.core.failures import (
     Failures,
     site_of,
 )
+from gateway.core.wait_hints import retry_after_s
 from gateway.settings.settings import Settings
 
 
