@@ -58,7 +58,7 @@ MODULES = {
         "turns",
     ),
     "gateway/http/protocol": ("answer", "framing", "request"),
-    "gateway/http/routing": ("cors", "head", "openings", "routed_head", "routes"),
+    "gateway/http/routing": ("cors", "head", "openings", "routed_head", "routes", "worker_bindings"),
     "gateway/http/server": ("buffers", "connection", "exchange", "server", "traced"),
     "gateway/http/upstream": ("pool",),
 }  # fmt: skip

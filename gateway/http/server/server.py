@@ -27,14 +27,8 @@ from gateway.http.reply import FaultLog, given_up, refuse
 from gateway.http.routing.cors import Cors
 from gateway.http.routing.head import CallHead, HeadReader
 from gateway.http.routing.routed_head import HeadRouter
-from gateway.http.routing.routes import (
-    METADATA_PATH,
-    OWN_ROUTES,
-    RESOURCE_PATH,
-    USAGE_PATH,
-    WorkerBindings,
-    is_lasting,
-)
+from gateway.http.routing.routes import METADATA_PATH, OWN_ROUTES, RESOURCE_PATH, USAGE_PATH, is_lasting
+from gateway.http.routing.worker_bindings import WorkerBindings
 from gateway.http.server.buffers import Buffers
 from gateway.http.server.connection import ClientConnection
 from gateway.http.server.exchange import ClientGone, Exchange, Worker
