@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gateway.core.integrity.recovery import Roster, WorkerReport
+from gateway.core.integrity.roster import Roster, WorkerReport
 from gateway.errors import CountersUnavailable
 
 if TYPE_CHECKING:

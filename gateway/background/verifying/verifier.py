@@ -49,13 +49,8 @@ from gateway.core.accounts.definitions import (
     TenantDefinition,
     UserDefinition,
 )
-from gateway.core.integrity.recovery import (
-    LedgerState,
-    Markers,
-    OrphanEntries,
-    VerificationResult,
-    WorkerReport,
-)
+from gateway.core.integrity.recovery import LedgerState, Markers, OrphanEntries, VerificationResult
+from gateway.core.integrity.roster import WorkerReport
 from gateway.core.model import PARTITIONS
 from gateway.core.text import batched
 from gateway.errors import CountersUnavailable

@@ -8,7 +8,8 @@ from contextlib import suppress
 from typing import cast
 
 from gateway.core.accounts.definitions import KeyDefinition, OrganizationAccount, TenantAccount
-from gateway.core.integrity.recovery import LedgerState, Markers, WorkerReport
+from gateway.core.integrity.recovery import LedgerState, Markers
+from gateway.core.integrity.roster import WorkerReport
 from gateway.core.layout import EARLIER, LAYOUT
 from gateway.core.text import batched
 from gateway.counters.admission.stored import version_standing

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence
 
-from gateway.core.integrity.recovery import WorkerReport
+from gateway.core.integrity.roster import WorkerReport
 from gateway.core.model import PARTITIONS
 from gateway.core.wait import Wait, in_task
 from gateway.counters.redis import keys

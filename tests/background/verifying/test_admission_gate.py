@@ -11,7 +11,8 @@ import pytest
 
 from gateway.background.verifying import admission_gate as module
 from gateway.background.verifying.reconciler import LossCounter
-from gateway.core.integrity.recovery import RETURN_S_MAX, SILENT_S_MAX, LedgerState, VerificationResult
+from gateway.core.integrity.recovery import LedgerState, VerificationResult
+from gateway.core.integrity.roster import RETURN_S_MAX, SILENT_S_MAX
 from gateway.core.layout import LAYOUT
 from gateway.core.model import PARTITIONS, Verdict
 from gateway.counters.keeper import worker_reports

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.integrity.recovery import SILENT_S_MAX
+from gateway.core.integrity.roster import SILENT_S_MAX
 from gateway.core.layout import LAYOUT
 from gateway.core.model import PARTITIONS, Service, SettleResult
 from gateway.core.wait import in_task
