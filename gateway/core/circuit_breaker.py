@@ -148,10 +148,6 @@ def is_worth_a_line(failures: int) -> bool:
     return failures & (failures - 1) == 0
 
 
-# Numbers from here on are Unix times, in seconds or in milliseconds.
-_EPOCH_S, _EPOCH_MS = 10**9, 10**12
-
-
 # Causes of failures of upstreams, logged at a bounded rate.
 #
 # Causes are labels of a metric and words of a log line; `gateway/outbound/tunnel.py` finds them in errors.

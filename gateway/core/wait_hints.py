@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from gateway.core.circuit_breaker import _EPOCH_MS, _EPOCH_S
+# Numbers from here on are Unix times, in seconds or in milliseconds.
+_EPOCH_S, _EPOCH_MS = 10**9, 10**12
 
 # Longest value that is read. A number may have that many digits: each caller limits its wait.
 VALUE_CHARS_MAX = 64

@@ -1,4 +1,4 @@
-"""Health of a process and of its machine: event loop, open files, disk, Redis, clock.
+"""Health of a process and of its machine, at its operations port: disk, Redis, clock.
 
 It answers probes and metrics. An answer waits a bounded time, so that a probe never hangs, and results are
 cached, so that frequent requests cost little.

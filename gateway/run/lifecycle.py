@@ -1,4 +1,4 @@
-"""How processes start and stop: bounded waits for what they need, and an orderly end.
+"""How processes stop: a signal sets an event, loops are restarted until then, and tasks end together.
 
 Part of the composition root.
 """
@@ -24,7 +24,6 @@ from gateway.core.processes import Program
 from gateway.counters.keeper.status import HOST_CHARS_MAX
 from gateway.errors import CountersUnavailable
 
-# Stopping: a signal sets an event, loops are restarted until then, tasks end together.
 
 RESTART_S = 1.0
 

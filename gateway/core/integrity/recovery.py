@@ -1,7 +1,4 @@
-"""Recovery after a loss in Redis: which workers have resent their settlements, and which are waited for.
-
-Pure. A worker is known by its slot number, which its successor takes over with its log.
-"""
+"""Types for the comparison of Redis and PostgreSQL after a loss: positions of accounts, and the state of both. Pure."""
 
 from __future__ import annotations
 

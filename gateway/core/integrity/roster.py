@@ -1,4 +1,7 @@
-"""Which workers have sent their settlements again after a loss in Redis, and which are waited for. Pure."""
+"""Recovery after a loss in Redis: which workers have resent their settlements, and which are waited for.
+
+Pure. A worker is known by its slot number, which its successor takes over with its log.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Read-only queries of the counters: quotas, balances, budgets, seqs, holds, and running processes."""
+"""Read-only queries of the counters: quotas, balances, budgets, seqs and holds."""
 
 from __future__ import annotations
 
