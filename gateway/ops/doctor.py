@@ -58,7 +58,8 @@ def pooler_findings(url: str, owner_url: str) -> Iterator[Finding]:
 
     The keeper's URL may have such a pooler; a separate owner's may not.
     """
-    from persistence.engine import ASK_OWNER, is_seen_to_share  # heavy to load
+    from persistence.engine import ASK_OWNER  # heavy to load
+    from persistence.poolers import is_seen_to_share  # heavy to load
 
     shared = is_seen_to_share(url)
     if shared is None:
