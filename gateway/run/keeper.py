@@ -72,7 +72,7 @@ from persistence import address
 from persistence import engine as engines
 from persistence.billing.credit_balances import Allocations
 from persistence.engine import Engine
-from persistence.keeper import gauges, retention, verification
+from persistence.keeper import forgetting, gauges, verification
 from persistence.keeper.agenda import AgendaReader
 from persistence.keeper.definitions import ClockReports, Pushes
 from persistence.keeper.news import Deliveries, Notices
@@ -132,9 +132,9 @@ async def drop_old_months(engine: Engine, settings: Settings, log: Callable[...,
     for month in dropped:
         log("month dropped", partition=month)
     if days := settings.events_keep_days:
-        await retention.forget_events(engine, days)
+        await forgetting.forget_events(engine, days)
     if days := settings.reratings_keep_days:
-        await retention.forget_reratings(engine, days)
+        await forgetting.forget_reratings(engine, days)
 
 
 # How long the start waits for the bundled prices of a new database; later they are still loaded.
