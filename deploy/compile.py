@@ -57,7 +57,7 @@ MODULES = {
         "admission", "admitted_call", "forward", "model_lists", "ports", "proxy", "relay", "reply", "tally",
         "turns",
     ),
-    "gateway/http/protocol": ("answer", "framing", "request"),
+    "gateway/http/protocol": ("answer", "framing", "request", "request_ids"),
     "gateway/http/routing": ("cors", "head", "openings", "routed_head", "routes", "worker_bindings"),
     "gateway/http/server": ("buffers", "connection", "exchange", "server", "traced"),
     "gateway/http/upstream": ("pool",),

@@ -21,7 +21,7 @@ from gateway.errors import InternalError, Overloaded, StartError, UnknownRoute, 
 from gateway.http.collections import at_collection
 from gateway.http.identity import key_digests
 from gateway.http.ports import Answerer, Ports
-from gateway.http.protocol.request import RequestIds
+from gateway.http.protocol.request_ids import RequestIds
 from gateway.http.proxy import proxy, resource, usage
 from gateway.http.reply import FaultLog, given_up, refuse
 from gateway.http.routing.cors import Cors

@@ -27,7 +27,7 @@ from gateway.core.accounts.outbox import (
 from gateway.core.model import Caller, Settlement
 from gateway.core.times import AHEAD_MAX, DAY_MS, began, moment_of
 from gateway.counters.redis.keys import partition_of
-from gateway.http.protocol.request import RequestIds
+from gateway.http.protocol.request_ids import RequestIds
 from persistence import engine as engines
 from persistence.billing import amendments
 from persistence.keeper import definitions
