@@ -43,6 +43,7 @@ from gateway.ops import hints
 from gateway.outbound.posting import Outgoing
 from gateway.run import shard_loops
 from gateway.run.admin_process import AdminProcess, LoopFacts
+from gateway.run.expirer import expirer
 from gateway.run.health import EVERY_PARTITION, ROWS, DiskWatch, RedisState, of_process, tell_of_redis
 from gateway.run.keeper_doors import KeeperDoors, store_over
 from gateway.run.keeper_loops import keep_going, watch_read_only
@@ -59,7 +60,6 @@ from gateway.run.timed_loops import (
     billing_loops,
     clock_changes,
     empty_accounts_loop,
-    expirer,
     invoicing_loops,
     month_ends,
     news_loops,

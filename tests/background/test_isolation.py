@@ -27,7 +27,7 @@ from gateway.core.billing.allocation import ExpiredGrant
 from gateway.core.integrity.recovery import LedgerState
 from gateway.core.model import Limits
 from gateway.errors import CountersRefused, CountersUnavailable, LedgerUnavailable, StoreUnavailable
-from gateway.run.timed_loops import expirer
+from gateway.run.expirer import expirer
 
 POISON = 2
 

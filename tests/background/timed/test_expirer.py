@@ -35,7 +35,8 @@ from gateway.errors import (
     TollkeeperError,
     Unprocessable,
 )
-from gateway.run.timed_loops import expirer, month_ends
+from gateway.run.expirer import expirer
+from gateway.run.timed_loops import month_ends
 from persistence.billing.credit_balances import Allocations
 from persistence.ledger.checkpoints import Checkpoints
 from tests.background.backend import Backend, backend_at
