@@ -19,7 +19,7 @@ from sqlalchemy import Connection, TextClause, text
 from gateway.calls.event_use import use_of
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.definitions import NegotiatedTerms
-from gateway.core.accounts.plans import Weights, millionths
+from gateway.core.accounts.weights import Weights, millionths
 from gateway.core.billing import events
 from gateway.core.billing.events import EventUsage, Unacceptable
 from gateway.core.billing.money import read_pricing

@@ -55,9 +55,10 @@ from gateway.core.accounts.budget_amounts import THRESHOLDS, THRESHOLDS_MAX
 from gateway.core.accounts.budget_selectors import Selector
 from gateway.core.accounts.budgets import EACH, ENFORCE, FINISH, HOLDS, MODES, MONEY, ON_EXHAUSTED, UNITS
 from gateway.core.accounts.intervals import INTERVALS
-from gateway.core.accounts.plans import TERMS, WEIGHT_DIGITS_MAX, WEIGHT_MAX, Term
+from gateway.core.accounts.plans import TERMS, Term
 from gateway.core.accounts.tags import GROUP as TAG_GROUP
 from gateway.core.accounts.tags import TAG
+from gateway.core.accounts.weights import WEIGHT_DIGITS_MAX, WEIGHT_MAX
 from gateway.core.billing.price_book import FALLBACK
 from gateway.core.billing.price_book import KINDS as KINDS_OF_TOKENS
 from gateway.core.model import BLOCK_CAUSES, INTEGER_MAX
