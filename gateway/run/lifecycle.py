@@ -24,7 +24,6 @@ from gateway.core.processes import Program
 from gateway.counters.keeper.status import HOST_CHARS_MAX
 from gateway.errors import CountersUnavailable
 
-
 RESTART_S = 1.0
 
 

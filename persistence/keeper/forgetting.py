@@ -28,7 +28,7 @@ async def delete(engine: AsyncEngine, statement: TextClause, of: Mapping[str, ob
 
 ROWS_AT_ONCE = 1_000
 
-_EVENTS = query("retention.events", "Delete old events of use", """
+_EVENTS = query("forgetting.events", "Delete old events of use", """
 DELETE FROM use_event WHERE id = ANY(ARRAY(
     SELECT e.id FROM use_event AS e
      WHERE e.created_at < now() - make_interval(days => :days)
@@ -44,7 +44,7 @@ DELETE FROM use_event WHERE id = ANY(ARRAY(
        AND NOT EXISTS (SELECT FROM feature_usage AS t
                         WHERE t.request_id = e.request_id AND t."timestamp" >= e.used_at - interval '1 day')
      ORDER BY e.created_at LIMIT :n))""")  # fmt: skip
-_RERATINGS = query("retention.reratings", "Delete old ratings of calls", """
+_RERATINGS = query("forgetting.reratings", "Delete old ratings of calls", """
 DELETE FROM rerating WHERE id = ANY(ARRAY(
     SELECT id FROM rerating
      WHERE created_at < now() - make_interval(days => :days) AND created_at < (SELECT all_kept_since())

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, fields, replace
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from gateway.core.billing.price_book import KINDS
 from gateway.core.times import CLOCK_OF_UTC, ZoneOffset, clock_of
 
 
@@ -114,9 +113,6 @@ def _stated(row: Mapping[str, Any]) -> PlanTerms:
     if row["plan_id"] is None:
         return PlanTerms(anchor=row["anchor"])
     return PlanTerms(**{name: row[name] for name in _STATED if name in row})
-
-
-_INPUT, _OUTPUT = KINDS.index("input"), KINDS.index("output")
 
 
 # A tenant's quota as the Admin API shows it.

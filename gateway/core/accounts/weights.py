@@ -8,9 +8,10 @@ from decimal import Decimal
 from operator import mul
 from typing import Final, Self
 
-from gateway.core.accounts.plans import _INPUT, _OUTPUT
 from gateway.core.billing.money import ENDLESS
 from gateway.core.billing.price_book import KINDS, WHOLES, apart, filled
+
+_INPUT, _OUTPUT = KINDS.index("input"), KINDS.index("output")
 
 WEIGHT_MAX: Final = 1_000
 WEIGHT_DIGITS_MAX: Final = 6
