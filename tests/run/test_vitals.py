@@ -161,7 +161,7 @@ def test_the_last_facts_count_until_nothing_came_for_too_long() -> None:
 
 BURST = f"""
 import resource
-from gateway.run.lifecycle import give_back_large_blocks
+from gateway.run.memory import give_back_large_blocks
 def resident():
     with open("/proc/self/statm") as facts:
         return int(facts.read().split()[1]) * resource.getpagesize()
