@@ -76,7 +76,7 @@ LEFT_ALONE_S: Final = 30.0
 
 def answers(settings: Settings, log: Log) -> Mapping[Route, Answerer]:
     """Return the routes for agents with their handlers; empty if the settings name no keeper's URL."""
-    own = settings.of(AgentsSettings)
+    own = settings.select(AgentsSettings)
     if not own.agents_keeper_url:
         return {}
     origin = OneOrigin(own.agents_keeper_url, peppers_of(settings), log)
