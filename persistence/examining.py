@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from gateway.core.credentials import UnreadableCertificate
+from gateway.core.certificates import UnreadableCertificate
 from gateway.errors import SchemaUnavailable
 from persistence.address import CONNECT, plain_url
 from persistence.error_mapping import complaint, sqlstate

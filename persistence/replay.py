@@ -25,7 +25,7 @@ from gateway.core.accounts.replay.fold import BudgetReplay, Replay, Replayed
 from gateway.core.accounts.tags import tag_in
 from gateway.core.billing.price_book import KINDS, PriceBook, cost_nano, unpriced
 from gateway.core.times import floor_ms, moment_of, ms_of, rfc3339
-from persistence.resources.catalogue import read_book
+from persistence.resources.prices import read_book
 from persistence.tables import call, caller_group, kept_since, organization
 
 # Rows that a cursor fetches at a time.

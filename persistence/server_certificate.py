@@ -7,7 +7,7 @@ import ssl
 
 from psycopg.conninfo import conninfo_to_dict
 
-from gateway.core.credentials import not_after
+from gateway.core.certificates import not_after
 from persistence.address import plain_url
 
 SSL_REQUEST = (8).to_bytes(4) + (80_877_103).to_bytes(4)

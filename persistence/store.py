@@ -53,8 +53,8 @@ from persistence.resources import (
     admin_tokens,
     api_keys,
     audit,
-    catalogue,
     idempotency,
+    prices,
     quota,
     sessions,
     usage,
@@ -210,7 +210,7 @@ class Store:
     refuse_other = _in_transaction(idempotency.refuse_other)
     finish = _in_transaction(idempotency.keep_first_answer)
     refusal = _in_transaction(of_writes)
-    price_of = _in_transaction(catalogue.find_price)
+    price_of = _in_transaction(prices.find_price)
 
     async def used(self, asked: UsageQuery) -> Sequence[Row]:
         """Sum the calls of a usage query; at most `rows_max` rows."""

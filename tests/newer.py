@@ -63,7 +63,7 @@ CHANGES: dict[str, list[tuple[str, str]]] = {
 }
 # How soon programs say that they run, and for how long one that is silent may run still.
 SOONER = {
-    "gateway/counters/keeper/status.py": [
+    "gateway/counters/keeper/program_registry.py": [
         ("SAID_EACH_S = 30.0", "SAID_EACH_S = 1.0"),
         ("SILENT_S_MAX = 90", "SILENT_S_MAX = 8"),
     ],

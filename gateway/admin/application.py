@@ -29,11 +29,11 @@ from gateway.admin.api.views import ResourceHandlers, answer
 from gateway.admin.console.console import mount_console
 from gateway.admin.http.callers import HOURS, PLACES, admit
 from gateway.admin.http.guard import count_tasks, guard
-from gateway.admin.http.server import WorkSlots
+from gateway.admin.http.work_slots import WorkSlots
 from gateway.admin.ports import AdminPorts, Health
 from gateway.admin.replay import mount_replay
 from gateway.admin.resources.registry import REPORTS, RESOURCES
-from gateway.core.accounts.administration import Hours
+from gateway.core.accounts.hourly_budget import Hours
 from gateway.core.processes import report
 
 ROOT = "/admin/v1"

@@ -7,14 +7,12 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gateway.admin.http.server import Answers, ConcurrencyLimits
-from gateway.core.accounts.administration import (
-    HOURLY,
-    Actor,
-    HourlyBudget,
-    Row,
-)
-from gateway.core.credentials import Failures, Peppers
+from gateway.admin.http.answers import Answers
+from gateway.admin.http.work_slots import ConcurrencyLimits
+from gateway.core.accounts.administration import Actor, Row
+from gateway.core.accounts.hourly_budget import HOURLY, HourlyBudget
+from gateway.core.credentials import Peppers
+from gateway.core.failures import Failures
 from gateway.core.processes import Found
 from gateway.errors import Overloaded
 
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
     from gateway.background.timed.invoicing import AccountCloser
     from gateway.background.timed.pusher import Pusher
     from gateway.background.verifying.reconciler import Reconciler
-    from gateway.counters.keeper.status import Activity
+    from gateway.counters.keeper.activity import Activity
     from gateway.counters.keeper.verification import KeeperCounters
     from gateway.issuers.sign_in import SignIns
     from persistence.resources.usage import ConsoleQueries

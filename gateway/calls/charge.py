@@ -21,9 +21,9 @@ from gateway.core.accounts.outbox import (
     named_unpriced,
     write_facts,
 )
-from gateway.core.accounts.plans import Weights
 from gateway.core.accounts.steps import Substitution
 from gateway.core.accounts.tags import Tags
+from gateway.core.accounts.weights import Weights
 from gateway.core.billing.hours import decimal_of
 from gateway.core.billing.money import whole_credits
 from gateway.core.billing.price_book import NO_COUNTS, WHOLES, Counts, charged, unpriced

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, NewType
 
-from gateway.core.accounts.plans import Weights
 from gateway.core.accounts.run_policies import RunPolicy
 from gateway.core.accounts.spent_answers import UNSAID, SpentAnswer
+from gateway.core.accounts.weights import Weights
 from gateway.core.billing.money import NO_PRICING, ServicePricing
 from gateway.core.billing.price_book import TokenRate
 from gateway.core.lru import LruEntry

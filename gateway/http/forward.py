@@ -23,7 +23,7 @@ from gateway.core.calls.models import check_word
 from gateway.core.calls.routes import ANY as EVERY_FIELD
 from gateway.core.calls.routes import CREDIT, FAILED, TOLD, UNREACHABLE
 from gateway.core.calls.routes import LIMITED as FALLBACK_LIMITED
-from gateway.core.circuit_breaker import EVERYBODY, KEYS_TELL_EACH_S, wait_hint
+from gateway.core.circuit_breaker import EVERYBODY, KEYS_TELL_EACH_S
 from gateway.core.families.credit import (
     ACCOUNT,
     CREDIT_STATUSES,
@@ -37,6 +37,7 @@ from gateway.core.families.seals import can_open
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import Caller
 from gateway.core.traces import Trace
+from gateway.core.wait_hints import wait_hint
 from gateway.errors import (
     Overloaded,
     Refusal,

@@ -20,14 +20,9 @@ from gateway.counters.admission.empty_accounts import StoredEmptyAccount, read_e
 from gateway.counters.admission.stored import services_of, version_standing
 from gateway.counters.history_guard import ask_word, history, moving_partitions
 from gateway.counters.keeper import client
-from gateway.counters.keeper.status import (
-    PRESENCE_KEPT_S,
-    AccountHeads,
-    KeeperInfo,
-    UnstoredRows,
-    heard,
-    read_unstored,
-)
+from gateway.counters.keeper.presence import PRESENCE_KEPT_S, KeeperInfo, heard
+from gateway.counters.keeper.status import AccountHeads
+from gateway.counters.keeper.unstored_rows import UnstoredRows, read_unstored
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import (
     WHY,

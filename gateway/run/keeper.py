@@ -31,7 +31,8 @@ from gateway.counters.admission.empty_accounts import read_empty_accounts
 from gateway.counters.keeper.client import UnsupportedVersions
 from gateway.counters.keeper.moves import SlotMoves
 from gateway.counters.keeper.outbox import RefusedStream
-from gateway.counters.keeper.status import Presence, UnstoredRows, say_unstored
+from gateway.counters.keeper.presence import Presence
+from gateway.counters.keeper.unstored_rows import UnstoredRows, say_unstored
 from gateway.counters.redis.cluster import Shards
 from gateway.counters.redis.keys import partition_of
 from gateway.counters.redis.script_errors import SCRIPT_ERRORS
@@ -42,29 +43,23 @@ from gateway.ops import hints
 from gateway.outbound.posting import Outgoing
 from gateway.run import shard_loops
 from gateway.run.admin_process import AdminProcess, LoopFacts
-from gateway.run.health import (
-    EVERY_PARTITION,
-    ROWS,
-    DiskWatch,
-    ProcessVitals,
-    RedisState,
-    of_process,
-    tell_of_redis,
-)
+from gateway.run.expirer import expirer
+from gateway.run.health import EVERY_PARTITION, ROWS, DiskWatch, RedisState, of_process, tell_of_redis
 from gateway.run.keeper_doors import KeeperDoors, store_over
 from gateway.run.keeper_loops import keep_going, watch_read_only
 from gateway.run.keeper_parts import KeeperParts
 from gateway.run.keeper_settings import KeeperSettings, Source
 from gateway.run.letterhead import letterhead
-from gateway.run.lifecycle import cancel, ended, reached, redis_reached, stop_signal
+from gateway.run.lifecycle import cancel, ended, stop_signal
 from gateway.run.people_process import Loading
+from gateway.run.process_vitals import ProcessVitals
 from gateway.run.program_list import ProgramList
+from gateway.run.reaching import reached, redis_reached
 from gateway.run.shard_loops import AllShardLoops, LoopContext
 from gateway.run.timed_loops import (
     billing_loops,
     clock_changes,
     empty_accounts_loop,
-    expirer,
     invoicing_loops,
     month_ends,
     news_loops,
@@ -77,7 +72,7 @@ from persistence import address
 from persistence import engine as engines
 from persistence.billing.credit_balances import Allocations
 from persistence.engine import Engine
-from persistence.keeper import gauges, retention, verification
+from persistence.keeper import forgetting, gauges, verification
 from persistence.keeper.agenda import AgendaReader
 from persistence.keeper.definitions import ClockReports, Pushes
 from persistence.keeper.news import Deliveries, Notices
@@ -87,8 +82,8 @@ from persistence.keeper.verification import Accounts
 from persistence.ledger.checkpoints import Checkpoints
 from persistence.ledger.redrive import RefusedJournal
 from persistence.queries import SlowQuery
-from persistence.resources.catalogue import PriceTable
 from persistence.resources.integrity import Quarantines, ReconciliationResults
+from persistence.resources.prices import PriceTable
 from persistence.schedule import Schedule
 from persistence.schema import partitions, privileges
 
@@ -137,9 +132,9 @@ async def drop_old_months(engine: Engine, settings: Settings, log: Callable[...,
     for month in dropped:
         log("month dropped", partition=month)
     if days := settings.events_keep_days:
-        await retention.forget_events(engine, days)
+        await forgetting.forget_events(engine, days)
     if days := settings.reratings_keep_days:
-        await retention.forget_reratings(engine, days)
+        await forgetting.forget_reratings(engine, days)
 
 
 # How long the start waits for the bundled prices of a new database; later they are still loaded.

@@ -18,13 +18,15 @@ from gateway.background.flushing.flusher import FailedBatch, FlushedBatch, Flush
 from gateway.background.flushing.late import LateSettlements, Rollbacks
 from gateway.background.loops import Agenda, Isolation, Loop, call
 from gateway.background.timed.pusher import RECLAIMED_OF, Pusher, Reclaimer
-from gateway.background.verifying.admission_gate import AdmissionGate, PublishedLists, Rewinds
+from gateway.background.verifying.admission_gate import AdmissionGate
+from gateway.background.verifying.published_lists import PublishedLists
+from gateway.background.verifying.rewinds import Rewinds
 from gateway.background.verifying.verifier import Verifier
 from gateway.core.accounts.holds import MovementRange, ReclaimPolicy
 from gateway.core.integrity.recovery import VerificationResult
 from gateway.counters.history_guard import HistoryGuards
 from gateway.counters.keeper.outbox import DeletedEntries, OrphanReader, Outbox
-from gateway.counters.keeper.status import UnstoredRows
+from gateway.counters.keeper.unstored_rows import UnstoredRows
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.late import ReclaimClient
 from gateway.counters.redis.cluster import RedisConnections

@@ -13,7 +13,8 @@ from sqlalchemy import func, select
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.definitions import CATALOGUE_ACCOUNT
 from gateway.core.accounts.intervals import wrong_calendar
-from gateway.core.accounts.plans import TERMS, WEIGHTED_PLANS_MAX
+from gateway.core.accounts.plans import TERMS
+from gateway.core.accounts.weights import WEIGHTED_PLANS_MAX
 from gateway.errors import Unprocessable
 from persistence import entity
 from persistence.entity import THIS, Entity, EntityWrite, live

@@ -8,7 +8,7 @@ from typing import Any
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.core.billing.invoice import LEFT_REASONS
+from gateway.core.billing.invoice_schedule import LEFT_REASONS
 from gateway.core.integrity.reconciliation import DifferenceKind
 from persistence.engine import looking
 from persistence.queries import query

@@ -30,7 +30,7 @@ from gateway.core.integrity.recovery import (
 from gateway.core.model import INTEGER_MAX, PARTITIONS
 from persistence.engine import apart, looking
 from persistence.error_mapping import QUERY_CANCELED, sqlstate, translating
-from persistence.keeper import definitions, retention
+from persistence.keeper import definitions, forgetting, retention
 from persistence.keeper.definitions import budgets_of
 from persistence.keeper.retention import SINCE
 from persistence.ledger.checkpoints import closed, disproved, sums, violations
@@ -187,7 +187,7 @@ async def forget_budget_uses(engine: AsyncEngine, *, at_once: int = retention.DE
     values = {"days": KEPT_DAYS, "unused_days": EACH_UNUSED_DAYS, "part_days": PART_DAYS}
     for statement in (_FORGET_WINDOWS, _FORGET_PARTS, _FORGET_ENDLESS, _FORGET_RUNS, _FORGET_JOBS):
         named = {name: value for name, value in values.items() if f":{name}" in statement.text}
-        forgotten += await retention.delete(engine, statement, named, at_once)
+        forgotten += await forgetting.delete(engine, statement, named, at_once)
     return forgotten
 
 

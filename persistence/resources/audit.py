@@ -17,7 +17,7 @@ from gateway.core.accounts.administration import (
     Actor,
     Row,
 )
-from gateway.core.credentials import FailureReport
+from gateway.core.failures import FailureReport
 from persistence.entity import Entity, EntityWrite
 from persistence.tables import (
     admin_token,

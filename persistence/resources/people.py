@@ -13,7 +13,7 @@ from gateway.core.billing.money import NANO, rounded, times
 from gateway.errors import Conflict, Forbidden, Unprocessable
 from persistence import entity
 from persistence.billing import charges, credit_balances, invoice_lines, quotas, tax_rates, top_ups
-from persistence.billing.credit_balances import prices_of
+from persistence.billing.overage_prices import prices_of
 from persistence.entity import (
     THIS,
     Entity,

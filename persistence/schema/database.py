@@ -1,12 +1,8 @@
-"""Checks whether this program may run on a database's schema, and creates and drops monthly partitions.
+"""Checks whether this program may run on a database's schema.
 
 The oldest known version is the baseline: databases of earlier versions cannot be migrated. A newer schema
 states the lowest version that a program must know to run on it (`runs_from` of its migrations), so that a
 keeper of the previous release may start on it, and an incompatible one may not.
-
-Monthly partitions are created before their month begins. Those of the journal and of hourly usage are dropped
-after a time. A month is one partition, or one for each day. A row outside of them goes to the default
-partition.
 """
 
 from __future__ import annotations

@@ -1,4 +1,8 @@
-"""Monthly partitions: they are made ahead, and dropped once they are old."""
+"""Monthly partitions, which are created before their month begins.
+
+Those of the journal and of hourly usage are dropped after a time. A month is one partition, or one for each
+day. A row outside of them goes to the default partition.
+"""
 
 from __future__ import annotations
 

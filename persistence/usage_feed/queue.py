@@ -31,7 +31,8 @@ from gateway.features.usage_feed.events import (
     amount_of,
     pause_s,
 )
-from persistence.keeper.retention import DELETED_ROWS_AT_ONCE, delete
+from persistence.keeper.forgetting import delete
+from persistence.keeper.retention import DELETED_ROWS_AT_ONCE
 from persistence.queries import query
 from persistence.usage_feed.outbox import BORDER, hold_flushes
 

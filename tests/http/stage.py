@@ -24,9 +24,10 @@ from gateway.core.accounts.outbox import CallFacts, read_facts
 from gateway.core.accounts.refusals import Refusals
 from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTarget
+from gateway.core.certificates import TlsFiles
 from gateway.core.circuit_breaker import CircuitBreaker
-from gateway.core.credentials import Failures, TlsFiles
 from gateway.core.empty_accounts import EmptyAccounts
+from gateway.core.failures import Failures
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Attribution, Caller
 from gateway.errors import Refusal

@@ -37,8 +37,8 @@ from persistence import engine as engines
 from persistence import engine as persistence_engine
 from persistence.archive import months
 from persistence.dunning import DunningSchedule
-from persistence.engine import shares_sessions
 from persistence.keeper.definitions import Pushes
+from persistence.poolers import shares_sessions
 from persistence.schedule import Schedule
 from persistence.schema import migrate, privileges
 from persistence.store import Store

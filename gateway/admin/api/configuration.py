@@ -24,10 +24,7 @@ from gateway.admin.http.requests import (
     require_write,
 )
 from gateway.admin.ports import AdminPorts
-from gateway.admin.resources.integrity import (
-    SCHEMA,
-    ConfigurationApply,
-)
+from gateway.admin.resources.configuration import SCHEMA, ConfigurationApply
 from gateway.admin.resources.reports import REPORTS
 from gateway.core.accounts.administration import (
     REQUEST_S_MAX,

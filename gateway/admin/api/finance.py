@@ -25,7 +25,8 @@ from gateway.admin.http.requests import (
 )
 from gateway.admin.ports import AdminPorts, Admit
 from gateway.admin.resources.reports import ASKED, ITEMS, MONTHS_MAX, PAGED, REPORTS
-from gateway.core.accounts.administration import Place, Row, count_rows
+from gateway.core.accounts.administration import Place, Row
+from gateway.core.accounts.hourly_budget import count_rows
 from gateway.core.billing.finance import DOCUMENT, LegPlace, ReportPeriod
 from gateway.core.billing.subscription import midnight
 from gateway.core.text import csv

@@ -21,11 +21,7 @@ from gateway.admin.http.requests import (
 )
 from gateway.admin.operations import Operations, WriteRequest, finish
 from gateway.admin.ports import AdminPorts
-from gateway.admin.resources.integrity import (
-    DEAD_LETTERS,
-    DECIDED_USUALLY,
-    LettersDecide,
-)
+from gateway.admin.resources.letters import DEAD_LETTERS, DECIDED_USUALLY, LettersDecide
 from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.reports import REPORTS
 from gateway.core.accounts.administration import (

@@ -16,7 +16,7 @@ from aiohttp import web
 
 from gateway.admin.configuration.objects import OBJECTS_MAX
 from gateway.admin.http.bodies import VALUES_MAX
-from gateway.admin.http.server import ConcurrencyLimits, WorkSlots
+from gateway.admin.http.work_slots import ConcurrencyLimits, WorkSlots
 from gateway.core.accounts.administration import (
     READONLY,
     Actor,

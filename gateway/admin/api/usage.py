@@ -32,7 +32,8 @@ from gateway.admin.ports import AdminPorts, Admit
 from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.reports import REPORTS, UsageItem, UsagePage, UsageReportQuery
 from gateway.admin.resources.values import plausible
-from gateway.core.accounts.administration import Place, Row, count_rows
+from gateway.core.accounts.administration import Place, Row
+from gateway.core.accounts.hourly_budget import count_rows
 from gateway.core.accounts.tags import GROUP, TAGS_MAX, tag_in
 from gateway.core.accounts.usage import DIMENSIONS, GROUPS, UsageQuery, column_of, end_of, following
 from gateway.core.accounts.usage_sums import MONEY_SUMS

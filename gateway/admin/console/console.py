@@ -42,7 +42,7 @@ from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.resource import Action, SubResource
 from gateway.core.accounts.administration import CHANGE, CREATE, DELETE, Query, Row, refused_write
 from gateway.core.alerts.messages import digest_of
-from gateway.core.credentials import Failures
+from gateway.core.failures import Failures
 from gateway.core.text import csv
 from gateway.errors import NotFound, TollkeeperError, Unprocessable
 

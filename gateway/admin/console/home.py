@@ -117,11 +117,9 @@ class Pages:
     """Renders templates as answers."""
 
     def __init__(self, assets: Assets, *, version: str) -> None:
-        of_features = (f"gateway.features.{feature.name}" for feature in features() if feature.has_templates)
+        packages = (f"gateway.features.{feature.name}" for feature in features() if feature.has_templates)
         self._environment = Environment(
-            loader=ChoiceLoader(
-                [PackageLoader(package) for package in ("gateway.admin.console", *of_features)]
-            ),
+            loader=ChoiceLoader([PackageLoader(package) for package in ("gateway.admin.console", *packages)]),
             autoescape=select_autoescape(default=True, default_for_string=True),
             finalize=_seen,
             undefined=StrictUndefined,

@@ -16,17 +16,12 @@ from dataclasses import replace
 from aiohttp import web
 
 from gateway.admin import credentials
-from gateway.admin.http.server import HELD, IDENTIFIED, WorkSlots
+from gateway.admin.http.server import HELD, IDENTIFIED
+from gateway.admin.http.work_slots import WorkSlots
 from gateway.admin.ports import AdminPorts
-from gateway.core.accounts.administration import (
-    ADMIN,
-    METER,
-    READONLY,
-    Actor,
-    HourlyUse,
-    Hours,
-)
-from gateway.core.credentials import Failures
+from gateway.core.accounts.administration import ADMIN, READONLY, Actor
+from gateway.core.accounts.hourly_budget import METER, HourlyUse, Hours
+from gateway.core.failures import Failures
 from gateway.core.issuers import Person
 from gateway.errors import (
     Unauthorized,

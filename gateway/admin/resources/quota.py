@@ -80,12 +80,13 @@ from gateway.core.accounts.budgets import (
     UNITS,
 )
 from gateway.core.accounts.intervals import INTERVALS
-from gateway.core.accounts.plans import TERMS, WEIGHT_DIGITS_MAX, WEIGHT_MAX, Term
+from gateway.core.accounts.plans import TERMS, Term
 from gateway.core.accounts.replay.fold import BUDGETS_MAX as REPLAYED_MAX
 from gateway.core.accounts.replay.fold import OWNERS_LISTED_MAX
 from gateway.core.accounts.steps import KEEP, MODELS_MAX, SESSIONS, STEPS_MAX
 from gateway.core.accounts.tags import GROUP as TAG_GROUP
 from gateway.core.accounts.tags import TAG
+from gateway.core.accounts.weights import WEIGHT_DIGITS_MAX, WEIGHT_MAX
 from gateway.core.accounts.windows import CALENDAR, WINDOWS, read_length
 from gateway.core.billing.price_book import FALLBACK
 from gateway.core.billing.price_book import KINDS as KINDS_OF_TOKENS

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, create_model
 
-from gateway.admin.resources import integrity
+from gateway.admin.resources import configuration, letters, programs
 from gateway.admin.resources.form_fields import IntegerParameter
 from gateway.admin.resources.resource import (
     Action,
@@ -452,9 +452,9 @@ REPORTS = {
     report.name: report
     for report in (
         *FINANCE_REPORTS,
-        *integrity.CONFIGURATION_REPORTS,
-        integrity.LETTERS_REPORT,
-        integrity.PROGRAMS_REPORT,
+        *configuration.CONFIGURATION_REPORTS,
+        letters.LETTERS_REPORT,
+        programs.PROGRAMS_REPORT,
         ReportEndpoint(
             name="reconciliation",
             access=access(OPERATOR, reach=RowScope.WHOLE),

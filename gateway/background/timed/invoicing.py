@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from gateway.background.loops import is_store_away
 from gateway.core.accounts.administration import Realm
-from gateway.core.billing.invoice import (
+from gateway.core.billing.invoice_schedule import (
     COUNTERS,
     NOT_AGREED,
     NOT_IN_LEDGER,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from gateway.core.accounts.administration import Row
 
 if TYPE_CHECKING:
-    from persistence.resources.catalogue import PriceTable
+    from persistence.resources.prices import PriceTable
 
 
 class PriceList:

@@ -16,9 +16,9 @@ import msgspec
 from gateway.core.accounts.budget_amounts import render_amount
 from gateway.core.accounts.budgets import MONEY, TOKENS
 from gateway.core.accounts.outbox import attributed
-from gateway.core.accounts.plans import Weights
 from gateway.core.accounts.runs import FIELD_BYTES_MAX
 from gateway.core.accounts.tags import Tags
+from gateway.core.accounts.weights import Weights
 from gateway.core.billing.price_book import (
     KINDS,
     NANO_DIGITS,

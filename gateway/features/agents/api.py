@@ -43,7 +43,8 @@ from gateway.admin.live import push
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import ADMIN, CREATE, Actor, Command, CommittedWrite, Row
-from gateway.core.credentials import is_among, site_of
+from gateway.core.credentials import is_among
+from gateway.core.failures import site_of
 from gateway.core.issuers import PersonIdentity
 from gateway.errors import (
     Conflict,

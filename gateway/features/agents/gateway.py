@@ -19,7 +19,8 @@ import msgspec
 from gateway.core.accounts.budgets import MONEY
 from gateway.core.accounts.intervals import INTERVALS
 from gateway.core.calls.routes import Route
-from gateway.core.credentials import Peppers, peppers_of, site_of
+from gateway.core.credentials import Peppers, peppers_of
+from gateway.core.failures import site_of
 from gateway.core.model import Caller
 from gateway.core.network import DIRECT, Proxies
 from gateway.core.shares import FairShares
@@ -75,7 +76,7 @@ LEFT_ALONE_S: Final = 30.0
 
 def answers(settings: Settings, log: Log) -> Mapping[Route, Answerer]:
     """Return the routes for agents with their handlers; empty if the settings name no keeper's URL."""
-    own = settings.of(AgentsSettings)
+    own = settings.select(AgentsSettings)
     if not own.agents_keeper_url:
         return {}
     origin = OneOrigin(own.agents_keeper_url, peppers_of(settings), log)

@@ -37,7 +37,7 @@ FEATURE = Feature(
     name="archive",
     tables=("archive_identity", "archived_month", "archived_run"),
     settings=ArchiveSettings,
-    archives_calls=lambda settings: settings.of(ArchiveSettings).archive_calls_after_months > 0,
+    archives_calls=lambda settings: settings.select(ArchiveSettings).archive_calls_after_months > 0,
     metrics=(
         ("archive_behind_seconds", "gauge", "For how long a month should be archived.", ("ledger",)),
     ),

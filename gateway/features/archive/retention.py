@@ -38,7 +38,7 @@ class Retention:
 
     @classmethod
     def of(cls, settings: Settings) -> Retention:
-        after = settings.of(ArchiveSettings)
+        after = settings.select(ArchiveSettings)
         return cls(
             tokens=after.archive_token_ledger_after_months,
             credits=after.archive_credit_transactions_after_months,

@@ -20,12 +20,12 @@ from typing import Final
 
 from gateway.core.accounts.definitions import Share
 from gateway.core.calls.routes import CapacityLimits
-from gateway.core.circuit_breaker import stated_limits
 from gateway.core.families.refusal import RETRY_HELPS_S
 from gateway.core.histograms import Histogram
 from gateway.core.http_limits import HttpLimits
 from gateway.core.shares import FairShares
 from gateway.core.wait import Wait, begin
+from gateway.core.wait_hints import stated_limits
 from gateway.errors import CountersRefused, CountersUnavailable, UpstreamFull
 from gateway.features.capacity.accounts import CapacityAsk, CapacityEnd, CapacityPort
 from gateway.features.capacity.limits import LearnedLimits, ShareTable, account_of

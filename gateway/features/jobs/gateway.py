@@ -24,7 +24,6 @@ from gateway.calls.claim import OPENING_MS, hold_request
 from gateway.calls.prices import charging_prices, named_prices
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.outbox import NONE
-from gateway.core.accounts.plans import Weights
 from gateway.core.accounts.upstream_jobs import (
     BATCH,
     HOLD_MS_MAX,
@@ -44,6 +43,7 @@ from gateway.core.accounts.upstream_jobs import (
     id_of,
     inline_lines,
 )
+from gateway.core.accounts.weights import Weights
 from gateway.core.billing.price_book import NO_COUNTS
 from gateway.core.billing.service_tiers import place_of, places_of, tier_at
 from gateway.core.billing.vector import Vector

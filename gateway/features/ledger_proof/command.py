@@ -131,7 +131,7 @@ def _keys(
 ) -> list[bytes]:
     named = [str(file) for file in files or ()]
     if not named:
-        named = [settings_of(config, database_url, data_dir).of(LedgerProofSettings).ledger_key_file]
+        named = [settings_of(config, database_url, data_dir).select(LedgerProofSettings).ledger_key_file]
     if not all(named):
         raise LedgerProofFailed("no key is named: give --key, or set TOLLKEEPER_LEDGER_KEY_FILE")
     return [read_public(one) for one in named]

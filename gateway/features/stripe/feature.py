@@ -46,7 +46,7 @@ FEATURE = Feature(
             "next_step": ("See the invoices", "/invoices"), "is_staffs": True,
         },
     ),
-    is_on=lambda settings: bool(settings.of(StripeSettings).stripe_api_key),
+    is_on=lambda settings: bool(settings.select(StripeSettings).stripe_api_key),
     invoice_history=lambda: (load("gateway.features.stripe.administration:handed_over"),),
     invoice_listeners=lambda: (load("persistence.stripe.outbox:HandoverListener")(),),
     work=lazy("gateway.features.stripe.keeper:work"),

@@ -16,7 +16,7 @@ from gateway.background.timed.price_list import PriceList
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.intervals import window_bounds
 from gateway.core.alerts.messages import Delivery, DeliveryOutcome
-from gateway.core.credentials import FailureReport, Failures
+from gateway.core.failures import FailureReport, Failures
 from gateway.core.times import HOUR_MS, ZoneOffset, clock_of
 from gateway.counters.redis.keys import partition_of
 from gateway.run.timed_loops import clock_changes

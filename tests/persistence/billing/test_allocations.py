@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.core.billing.charges import ExpiredGrant
+from gateway.core.billing.allocation import ExpiredGrant
 from persistence import engine
 from persistence.billing.credit_balances import Allocations
 from persistence.billing.invoice_boxes import Cover, boxes
