@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from persistence.billing.listeners import InvoiceListener
     from persistence.entity import Entity, Verb
     from persistence.ledger.listeners import LedgerListener
+    from persistence.replay import ArchivedCalls
 
 
 def load(place: str) -> Any:
@@ -112,6 +113,10 @@ class Feature:
     admin_commands: Callable[[typer.Typer], None] = lambda _: None
     # Other sources of the command line's lists.
     list_sources: Callable[[], Sequence[ListSource]] = tuple
+    # Returns what opens an archive at an address, with a function for messages, to read its calls; or None.
+    archived_calls: Callable[[], Callable[[str, Callable[[str], object]], ArchivedCalls] | None] = lambda: (
+        None
+    )
     # Its work in a keeper's process of loops; None if the settings do not enable it.
     work: Callable[[KeeperParts], Work | None] = lambda _: None
     # Its routes at the admin port besides resources; None if the settings do not enable it.
