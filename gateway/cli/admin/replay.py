@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli.admin.client import CommandFailed, Json
-from gateway.cli.admin.output import AsJson, admin, print_json, report, say, waiting
+from gateway.cli.admin.client import CommandFailed, Json, find
+from gateway.cli.admin.output import AsJson, failing, print_json, report, say, waiting
 from gateway.cli.databases import Config, Database, DataDir, owner_url
 from gateway.feature import features
 
@@ -47,11 +47,12 @@ def replay(
 ) -> None:
     """Say what budgets would have done with the calls of a time, had they been the only ones."""
     said = {"from": since, "to": until}
-    body = {**_read(file), **{name: moment for name, moment in said.items() if moment is not None}}
-    with waiting("Replaying calls"):
+    moments = {name: moment for name, moment in said.items() if moment is not None}
+    with failing(), waiting("Replaying calls"):
+        body = {**_read(file), **moments}
         if archive is None:
-            with admin() as api:
-                found = with_(api, timeout_s=api.timeout_s + _seconds_max()).post("budgets/replay", body)
+            api = find()
+            found = with_(api, timeout_s=api.timeout_s + _seconds_max()).post("budgets/replay", body)
         else:
             found = _replay_here(body, archive, owner_url(config, database_url, data_dir))
     if as_json:
