@@ -11,7 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
-from itertools import chain, starmap
+from heapq import merge
+from itertools import starmap
+from operator import attrgetter
 from typing import Any, Final
 
 from sqlalchemy import Connection, select, text
@@ -79,8 +81,9 @@ def replay(
     folded = Replay(asked.budgets, ms_of(asked.since), ms_of(asked.until), facts.price)
     stored = facts.stored(_stored(connection, asked, facts))
     if archived is not None:
+        facts.has_earlier = True
         before = archived(asked.organization_id, asked.since, asked.until)
-        stored = chain(facts.archived(connection, before), stored)
+        stored = merge(facts.archived(connection, before), stored, key=attrgetter("at_ms"))
     for each in stored:
         folded.add(each)
     return ReplayAnswer(facts.currency, tuple(facts.assumes()), folded.result())
@@ -91,7 +94,7 @@ class _FactsNeeded:
 
     def __init__(self, connection: Connection, asked: ReplayRequest) -> None:
         budgets = asked.budgets
-        self._asked, self.was_substituted = asked, False
+        self._asked, self.was_substituted, self.has_earlier = asked, False, False
         self.steps = any(budget.steps for budget in budgets)
         self.tags = {name for budget in budgets for name, _ in budget.tags} | {
             tag_in(budget.each) for budget in budgets
@@ -126,11 +129,12 @@ class _FactsNeeded:
         """Yield what a replay with these facts assumes of the past."""
         if self.groups is not None:
             yield GROUPS_NOW
-        since = max(map(datetime.fromisoformat, self._tags_since.values()), default=self._asked.since)
-        if since > self._asked.since:
-            yield f"{TAGS_SINCE}{since.astimezone(UTC):%Y-%m-%d}"
-        if self._kept_since is not None and self._kept_since > self._asked.since:
-            yield f"{CALLS_SINCE}{self._kept_since.astimezone(UTC):%Y-%m-%d}"
+        tagged = max(map(datetime.fromisoformat, self._tags_since.values()), default=self._asked.since)
+        if tagged > self._asked.since:
+            yield f"{TAGS_SINCE}{tagged.astimezone(UTC):%Y-%m-%d}"
+        since = None if self.has_earlier else self._kept_since
+        if since is not None and since > self._asked.since:
+            yield f"{CALLS_SINCE}{since.astimezone(UTC):%Y-%m-%d}"
         if self.steps:
             yield SUBSTITUTES_ACCEPT
         if self.steps and self.was_substituted:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
@@ -21,10 +21,13 @@ from gateway.admin.http.requests import require_write
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.quota import REPLAY, ReplayedBudget
 from gateway.admin.resources.registry import RESOURCES
-from gateway.core.accounts.administration import CREATE, OWNER, REQUEST_S_MAX, TENANT, Command, Row
+from gateway.core.accounts.administration import CREATE, OWNER, REQUEST_S_MAX, TENANT, Actor, Command, Row
 from gateway.core.accounts.replay.fold import DAYS_MAX, REPLAY_S_MAX
 from gateway.core.times import rfc3339
 from gateway.errors import Unprocessable
+
+if TYPE_CHECKING:
+    from persistence.store import Store
 
 BUDGETS = RESOURCES["budgets"]
 # How often a replay's client is looked at, in seconds.
@@ -36,19 +39,18 @@ def mount_replay(app: web.Application, ports: AdminPorts, root: str) -> None:
     async def post(request: web.Request) -> web.Response:
         mine = await admit(ports, request)
         require_write(mine.actor, BUDGETS, CREATE)
-        asked = await check_replay(mine, await read_body(request), request[REQUEST_ID])
+        asked = await check_replay(mine.store, mine.actor, await read_body(request), request[REQUEST_ID])
         replayed = await while_connected(request, mine.replay(asked))
         return await in_thread(lambda: answer(200, render_replay(replayed)))
 
     app.router.add_post(f"{root}/{BUDGETS.name}/{REPLAY.name}", post)
 
 
-async def check_replay(ports: AdminPorts, sent: Row, request_id: str) -> Row:
-    """Return a checked replay as JSON values: whose calls it reads, of which time, and its budgets.
+async def check_replay(store: Store, actor: Actor, sent: Row, request_id: str) -> Row:
+    """Return a checked replay of an actor as JSON values: whose calls it reads, of which time, and its budgets.
 
     Raise `Unprocessable` with the fields that are wrong.
     """
-    actor = ports.actor
     if actor.organization_id is not None:
         sent = {OWNER: actor.organization_id, **sent}
     values: Any = check_body(REPLAY.asked, dict(sent))
@@ -62,7 +64,7 @@ async def check_replay(ports: AdminPorts, sent: Row, request_id: str) -> Row:
         Command(BUDGETS.name, CREATE, actor, request_id, dict, values={**budget, OWNER: owner})
         for budget in budgets
     ]
-    checked = [ReplayedBudget.model_validate(budget) for budget in await ports.store.check_replay(commands)]
+    checked = [ReplayedBudget.model_validate(budget) for budget in await store.check_replay(commands)]
     return {
         OWNER: owner, TENANT: actor.tenant_id, "since": rfc3339(since), "until": rfc3339(until),
         "budgets": [budget.model_dump(mode="json") for budget in checked],

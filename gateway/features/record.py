@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from persistence.billing.listeners import InvoiceListener
     from persistence.entity import Entity, Verb
     from persistence.ledger.listeners import LedgerListener
+    from persistence.replay import ArchivedCalls
 
 
 def load(place: str) -> Any:
@@ -121,6 +122,10 @@ class Feature:
     list_sources: Callable[[], Sequence[ListSource]] = tuple
     # Whether the settings let it take old calls away from PostgreSQL.
     archives_calls: Callable[[Settings], bool] = lambda _: False
+    # Returns what opens an archive at an address, with a function for messages, to read its calls; or None.
+    archived_calls: Callable[[], Callable[[str, Callable[[str], object]], ArchivedCalls] | None] = lambda: (
+        None
+    )
     # Its work in a keeper's process of loops; None if the settings do not enable it.
     work: Callable[[KeeperParts], Work | None] = lambda _: None
     # Its routes at the admin port besides resources; None if the settings do not enable it.

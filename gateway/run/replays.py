@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Final
 
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.replay.fold import REPLAY_S_MAX
+from gateway.core.accounts.replay.fold import REPLAY_CPU_S_MAX, REPLAY_S_MAX
 from gateway.errors import Overloaded, TooManyRequests, Unprocessable
 from gateway.local.processes import command
 from gateway.run.replay_process import ANSWER_BYTES_MAX, FAULTS
 
 # Replays that a keeper runs at once.
 REPLAYS_MAX: Final = 2
-_LONG = f"takes more than {REPLAY_S_MAX:.0f} s: ask for a shorter time, or for fewer budgets"
+_LONG = f"takes more than {REPLAY_CPU_S_MAX} s of a core, or {REPLAY_S_MAX:.0f} s in all: ask for a shorter time, or for fewer budgets"
 
 
 class Replays:
@@ -64,6 +65,8 @@ class Replays:
         return self._read(line, process.returncode)
 
     def _read(self, line: bytes, status: int | None) -> Row:
+        if status == -signal.SIGXCPU:
+            raise Unprocessable(errors=(("from", _LONG),))
         if not line:
             self._log("a replay ended without an answer", status=status, level="warning")
             raise Overloaded("The process of this replay ended early: try again, or for a shorter time.")

@@ -31,6 +31,7 @@ from gateway.admin.console.home import (
 from gateway.admin.console.invoice_page import about_invoice
 from gateway.admin.console.overview import Overview
 from gateway.admin.console.records import Extras, Records, address_of
+from gateway.admin.console.replay import budget_replay
 from gateway.admin.console.reports import Live
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.console.sign_in import ProviderSignInPages, SignInPages, SignOutPages
@@ -278,6 +279,7 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
         return ports.of((await sessions.signed_in(request)).actor)
 
     router.add_get("/tenants/{id:[0-9]+}/quota", desk.reading(records.quota))
+    router.add_post("/budgets/replay", desk.writing(budget_replay, SCREENS["budgets"].resource, CREATE))
     router.add_get("/budgets/meaning", desk.reading(records.budget_meaning))
     router.add_get("/budgets/{id:[0-9]+}/use", desk.reading(records.budget_use))
     for mount in ports.files:

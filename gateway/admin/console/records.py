@@ -187,8 +187,7 @@ class Records:
         """`POST /<resource>`; a new secret is shown once."""
         screen, secret, form = self._screen, self._screen.resource.secret, self._blank()
         try:
-            sent = await self._in_unit(form, forms.body_of(form.fields, posted, changes=False))
-            sent = await self._filled(sent)
+            sent = await self.typed(posted)
             done = await self._operations.create(self._desk.asked(request, signed, posted, sent), sent)
         except (Unprocessable, Conflict) as error:
             return await self._form_page(request, signed, forms.form_again(form, posted, error), error.status)
@@ -258,6 +257,12 @@ class Records:
             return self._shown_once(request, signed, self._screen.resource.secret.field, done)
         answered = acted if action.quota else done.content.get("id", acted)
         return _said(self._address(answered), action.name, done)
+
+    async def typed(self, posted: Posted) -> Body:
+        """Return the body of a form for a new row, as the Admin API takes it."""
+        form = self._blank()
+        sent = await self._in_unit(form, forms.body_of(form.fields, posted, changes=False))
+        return await self._filled(sent)
 
     async def typed_meaning(self, request: web.Request) -> list[str]:
         """Return the sentences on the budget in an incomplete form."""

@@ -71,7 +71,7 @@ class Question:
     """`GET /<resource>/<name>`: a computed answer to a query.
 
     With `of` it is about one row, identified by that field or by its id: `GET /<resource>/{id}/<name>`. With
-    `verb` it is a `POST` with the query as its body, for those who may do that. Its command is written by hand.
+    `verb` it is a `POST` with the query as its body, for those who may do that. The commands of both are written by hand.
     """
 
     name: str
@@ -80,6 +80,11 @@ class Question:
     out: type[Out]
     of: str = ""
     verb: str = ""
+
+    @property
+    def is_query(self) -> bool:
+        """Whether it is a `GET` of the collection, whose command follows from its query."""
+        return not (self.of or self.verb)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ import typer
 from gateway.cli.admin import commands, described
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
 from gateway.cli.admin.output import AsJson, admin, print_json, report, rows, say, steps, waiting
+from gateway.cli.admin.replay import replay
 from gateway.cli.admin.sections import section_of
 from gateway.core.accounts.administration import LETTERS_S_MAX
 from gateway.core.times import rfc3339
@@ -400,7 +401,7 @@ _ELSEWHERE = {
     "explain": ("explain", "explain"),
 }  # fmt: skip
 # Hand-written commands for generated sections.
-_HERE = {"invoice": (create, show, run), "letters": (redrive, release)}
+_HERE = {"invoice": (create, show, run), "letters": (redrive, release), "budget": (replay,)}
 
 
 def mount(app: typer.Typer, asked: Collection[str] | None = None) -> None:

@@ -43,6 +43,7 @@ FEATURE = Feature(
     ),
     commands=commands("gateway.features.archive.command:archive"),
     list_sources=lambda: (load("gateway.features.archive.lists:SOURCE"),),
+    archived_calls=lambda: load("gateway.features.archive.reading:archived_calls"),
     work=_work,
     findings=_findings,
 )  # fmt: skip

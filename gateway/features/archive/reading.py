@@ -81,6 +81,17 @@ def rows(
     unknown = sorted(asked.filters.keys() - ledger.table.columns.keys())
     if unknown:
         raise ArchiveFailed(f"an archive has no {unknown[0]} of {name}: ask by another")
+    shown = []
+    for row, file in islice(_found(place, ledger, asked, said), asked.limit):
+        with told(place.url), _of_a_ledger(place, file):
+            shown.append(render(_shown(row, ledger)))
+    return shown
+
+
+def _found(
+    place: FileStore, ledger: MonthlyLedger, asked: RowFilter, said: Callable[[str], object]
+) -> Iterator[_Found]:
+    """Yield the selected rows of all months in order, each with its file."""
     with told(place.url):
         if lacking := [
             month for month in archiving.unnamed_files(place, ledger.name) if _touches(month, asked)
@@ -95,11 +106,24 @@ def rows(
         in_order: Iterable[_Found] = chain.from_iterable(parts)
         if ledger.kind and ledger.owner in asked.filters:
             in_order = heapq.merge(*parts, key=lambda one: int(one[0]["seq"]), reverse=asked.newest)
-        shown = []
-        for row, file in islice(in_order, asked.limit):
-            with _of_a_ledger(place, file):
-                shown.append(render(_shown(row, ledger)))
-        return shown
+        yield from in_order
+
+
+def archived_calls(
+    url: str, said: Callable[[str], object]
+) -> Callable[[int, datetime, datetime], Iterator[Mapping[str, Any]]]:
+    """Return a function that yields an organization's archived calls between two times, in their order."""
+    place = FileStore(url)
+
+    def read(organization_id: int, since: datetime, until: datetime) -> Iterator[Mapping[str, Any]]:
+        asked = RowFilter({"organization_id": organization_id}, since, until)
+        for row, _ in _found(place, CALLS, asked, said):
+            for name in ("tools", "tags", "groups"):
+                if row.get(name) is not None:
+                    row[name] = read_json(row[name])
+            yield row
+
+    return read
 
 
 def _touches(month: date, asked: RowFilter) -> bool:
