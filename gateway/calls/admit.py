@@ -20,7 +20,6 @@ from gateway.calls.steps import (
     explain_refusal,
     is_short,
     rule_of_route,
-    weight_of,
     why_bound,
     why_fixed,
     why_refused,
@@ -44,7 +43,7 @@ from gateway.core.accounts.steps import (
     taken_step,
 )
 from gateway.core.calls.call import CallRequest
-from gateway.core.calls.claims import CallClaim
+from gateway.core.calls.claims import CallClaim, claim_of
 from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.tariff import NO_PRICES, CallPrices, PriceMatch, know_reports
 from gateway.core.calls.use_request import UseRequest
@@ -181,7 +180,8 @@ async def _reserve_by_steps(
     Raise the `Refusal` of the use as it was asked, which says why it did not go as the substitute.
     """
     caller, call, sessions = use.asked.caller, use.asked.call, ports.calls.sessions
-    session = use.asked.attribution.session
+    said = use.asked.attribution
+    session = "" if said.is_trace else said.session  # each call may have a trace of its own
     kept = await sessions.find(caller, session, call.model) if session else None
     admitted: tuple[PreparedUse, Admitted] | None = None
     if kept is not None and kept.model:
@@ -308,9 +308,7 @@ async def _weigh(
             reasons[name] = refusal.message
         if not reasons.get(name):
             prepared[name] = other
-            weights[name] = weight_of(
-                other.asked.call, other.terms.service, other.terms.prices, budgets, other.claim, other.request
-            )
+            weights[name] = _weight_of(other, budgets)
     for step in reached:
         if step.substitute in weights:
             weighed.append(Weighed(step, weights[step.substitute]))
@@ -322,6 +320,26 @@ async def _weigh(
         use.asked.call.model, taken.budget_id, budgets.by_id[taken.budget_id].name
     )
     return other, taken.substitute, ""
+
+
+def _weight_of(use: PreparedUse, budgets: CallBudgets) -> tuple[int, ...]:
+    """Return what a use would hold, for comparison: money, then credits, then tokens.
+
+    Where no budget of money counts it, that is what the `budgets` of the use as asked would hold.
+    """
+    request, claim, prices, money = use.request, use.claim, use.terms.prices, use.request.money
+    if not money and (vectors := prices.in_currency(budgets.currency)):
+        counted = claim_of(
+            use.asked.call,
+            use.terms.service,
+            prices.vectors,
+            claim.estimate,
+            request.units,
+            vectors,
+            budgets.hold,
+        )
+        money = 0 if counted.budget is None else counted.budget.money
+    return money, claim.credits, request.budget_tokens, request.need
 
 
 async def _prepare_as(ports: AdmissionPorts, use: PreparedUse, name: str, entrance: Entrance) -> PreparedUse:

@@ -163,7 +163,9 @@ def substitutions(connection: Connection, asked: UsageQuery) -> Sequence[Row]:
     saved = func.sum(call.c.saved)
     found = (
         select(*by, money(saved).label("saved"), func.count().label("requests"))
-        .where(call.c.model_asked.isnot(None), call.c.created_at >= asked.since, call.c.created_at < asked.until)
+        .where(
+            call.c.model_asked.isnot(None), call.c.created_at >= asked.since, call.c.created_at < asked.until
+        )
         .where(*(call.c[name] == wanted for name, wanted in asked.filters.items()))
         .group_by(*by)
         .order_by(saved.desc().nulls_last(), *by)

@@ -5,22 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 from fractions import Fraction
 from functools import partial
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
 
-from gateway.core.accounts.budgets import MAXIMUM, MONEY, TOKENS, Budget, account_of, define_windows
-from gateway.core.accounts.definitions import ModelLists
+from gateway.core.accounts.budgets import MAXIMUM, MONEY, Budget, account_of, define_windows
 from gateway.core.accounts.steps import SessionModel, Step
 from gateway.core.billing.price_book import KINDS
 from gateway.core.billing.vector import Vector
-from gateway.core.calls.routes import ModelRule, Route, UpstreamTarget
+from gateway.core.calls.routes import ModelRule
 from gateway.core.families import anthropic, gemini, openai
 from gateway.core.model import Admitted, BudgetAccount, Caller, HoldRequest, Refused, Settlement, SettleResult
 from gateway.core.wait import Wait
@@ -28,7 +27,7 @@ from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.settle_results import SETTLE_RESULTS
 from tests.builders import TTL_MS, World
-from tests.http.fakes import ANSWER, ROUTES, FakeCounters, answer, post
+from tests.http.fakes import ANSWER, FakeCounters, answer, post
 from tests.http.stage import Answer, Stage, staged
 from tests.http.test_models import rule
 from tests.search import another, examples
@@ -383,7 +382,7 @@ async def test_a_call_that_the_other_model_may_not_have_goes_as_asked_while_it_f
         refused = await there.ask(**body)
         assert refused.reason == "budget_exceeded"
         assert json.loads(refused.body)["error"]["message"].endswith(".")
-        assert f"It was not sent as cheap: " in refused.body.decode()
+        assert "It was not sent as cheap: " in refused.body.decode()
         assert why in refused.body.decode()
 
 

@@ -647,7 +647,9 @@ class Call(Out):
 class CallStep(Out):
     """A step in the explanation of a call."""
 
-    step: str = Field(description="request, model, caller, service, limits, tokens, balance, budgets, and so on.")
+    step: str = Field(
+        description="request, model, caller, service, limits, tokens, balance, budgets, and so on."
+    )
     outcome: Literal["passed", "refused", "stated"] = Field(
         description="Whether it let the call pass or refused it; `stated` where it decides nothing."
     )

@@ -50,8 +50,8 @@ class Step:
         A whole name goes before beginnings, a longer beginning before a shorter one. Case is ignored.
         """
         name, best, substitute = model.lower(), -1, ""
-        for pattern, other in self.models:
-            pattern = pattern.lower()
+        for written, other in self.models:
+            pattern = written.lower()
             is_beginning = pattern.endswith("*")
             length = len(pattern) - 1 if is_beginning else len(name) + 1
             fits = name.startswith(pattern[:-1]) if is_beginning else name == pattern

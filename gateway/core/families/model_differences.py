@@ -16,7 +16,13 @@ from gateway.core.families.seals import sealed_member
 
 # Members at the top of a body that name what one model made or keeps: a response, a conversation, a cache.
 # By the types of openai 2.9, google-genai 1.52, 2026-11-30.
-_BOUND: Final = ("previous_response_id", "conversation", "cachedContent", "cached_content", "previous_interaction_id")
+_BOUND: Final = (
+    "previous_response_id",
+    "conversation",
+    "cachedContent",
+    "cached_content",
+    "previous_interaction_id",
+)
 # Ids of objects that belong to no model: files, vector stores, containers, skills.
 PLAIN_OBJECTS: Final = ("file-", "file_", "files/", "vs_", "cntr_", "container_", "skill_")
 
@@ -35,12 +41,29 @@ class Difference(NamedTuple):
 
 
 _RENAMED: Final = ("max_tokens",)  # unless its upstreams have their own name for it, by which it is sent
-_SHOWS: Final[Callable[[CallRequest], bool]] = lambda call: call.media.count > 0 or call.body.names.files > 0
-_SOUNDS: Final[Callable[[CallRequest], bool]] = lambda call: call.media.heard > 0
-_USES_TOOLS: Final[Callable[[CallRequest], bool]] = lambda call: len(call.body.tools) > 0
+
+
+def _shows(call: CallRequest) -> bool:
+    return call.media.count > 0 or call.body.names.files > 0
+
+
+def _sounds(call: CallRequest) -> bool:
+    return call.media.heard > 0
+
+
+def _uses_tools(call: CallRequest) -> bool:
+    return len(call.body.tools) > 0
+
 
 # platform.claude.com/docs/en/build-with-claude: extended-thinking, adaptive-thinking and effort, "Supported models".
-_UNTHINKING: Final = ("claude-2*", "claude-instant*", "claude-3-haiku*", "claude-3-opus*", "claude-3-sonnet*", "claude-3-5-*")
+_UNTHINKING: Final = (
+    "claude-2*",
+    "claude-instant*",
+    "claude-3-haiku*",
+    "claude-3-opus*",
+    "claude-3-sonnet*",
+    "claude-3-5-*",
+)
 _UNADAPTIVE: Final = (
     *_UNTHINKING, "claude-3-7-*", "claude-haiku-4-5*", "claude-opus-4-0*", "claude-opus-4-1*", "claude-opus-4-2*",
     "claude-opus-4-5*", "claude-sonnet-4-0*", "claude-sonnet-4-2*", "claude-sonnet-4-5*",
@@ -60,8 +83,8 @@ _ANTHROPIC: Final = (
     Difference("adaptive thinking", ("thinking", "type"), _UNADAPTIVE, frozenset({"adaptive"})),
     Difference("output_config.effort", ("output_config", "effort"), _EFFORTLESS),
     Difference("speed", ("speed",), (*_UNADAPTIVE, "claude-sonnet*", "claude-haiku*"), frozenset({"fast"})),
-    Difference("pictures", (), ("claude-2*", "claude-instant*"), carries=_SHOWS),
-    Difference("tools", (), ("claude-2*", "claude-instant*"), carries=_USES_TOOLS),
+    Difference("pictures", (), ("claude-2*", "claude-instant*"), carries=_shows),
+    Difference("tools", (), ("claude-2*", "claude-instant*"), carries=_uses_tools),
 )  # fmt: skip
 _OPENAI: Final = (
     Difference("reasoning_effort", ("reasoning_effort",), _UNREASONING),
@@ -73,15 +96,15 @@ _OPENAI: Final = (
         Difference(name, (name,), _REASONING)
         for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty", "logprobs", "logit_bias")
     ],
-    Difference("pictures", (), _BLIND, carries=_SHOWS),
-    Difference("sound", (), (*_UNREASONING[:1], *_REASONING, "gpt-4.1*", "gpt-4o", "gpt-4o-mini", "gpt-4o-2*"), carries=_SOUNDS),
-    Difference("tools", (), ("o1-mini*", "o1-preview*"), carries=_USES_TOOLS),
+    Difference("pictures", (), _BLIND, carries=_shows),
+    Difference("sound", (), (*_UNREASONING[:1], *_REASONING, "gpt-4.1*", "gpt-4o", "gpt-4o-mini", "gpt-4o-2*"), carries=_sounds),
+    Difference("tools", (), ("o1-mini*", "o1-preview*"), carries=_uses_tools),
     Difference("dimensions", ("dimensions",), ("text-embedding-ada-002",)),
 )  # fmt: skip
 _GEMINI: Final = (
     Difference("thinkingConfig", ("generationConfig", "thinkingConfig"), _THOUGHTLESS),
     Difference("thinkingLevel", ("generationConfig", "thinkingConfig", "thinkingLevel"), _LEVELLESS),
-    Difference("tools", (), ("gemma*",), carries=_USES_TOOLS),
+    Difference("tools", (), ("gemma*",), carries=_uses_tools),
 )  # fmt: skip
 DIFFERENCES: Final[Mapping[str, tuple[Difference, ...]]] = {
     "anthropic": _ANTHROPIC, "openai": _OPENAI, "gemini": _GEMINI,
