@@ -192,8 +192,8 @@ class Explanation:
         if saved is None:
             return ExplainedStep("model", says)
         more, amount = ("more" if Decimal(saved) >= 0 else "less"), _plain(abs(Decimal(saved)))
-        told = f"as {call['model_asked']} the same tokens would have cost {amount} {call['currency']} {more}"
-        return ExplainedStep("model", says, [told])
+        fact = f"as {call['model_asked']} the same tokens would have cost {amount} {call['currency']} {more}"
+        return ExplainedStep("model", says, [fact])
 
     def _caller(self) -> ExplainedStep:
         call = self._call

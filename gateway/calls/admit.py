@@ -180,8 +180,8 @@ async def _reserve_by_steps(
     Raise the `Refusal` of the use as it was asked, which says why it did not go as the substitute.
     """
     caller, call, sessions = use.asked.caller, use.asked.call, ports.calls.sessions
-    said = use.asked.attribution
-    session = "" if said.is_trace else said.session  # each call may have a trace of its own
+    attribution = use.asked.attribution
+    session = "" if attribution.is_trace else attribution.session  # each call may have a trace of its own
     kept = await sessions.find(caller, session, call.model) if session else None
     admitted: tuple[PreparedUse, Admitted] | None = None
     if kept is not None and kept.model:
@@ -207,7 +207,7 @@ async def _reserve_as_kept(
     entrance: Entrance,
     kept: SessionModel,
 ) -> tuple[PreparedUse, Admitted] | None:
-    """Reserve a use as the model that its session is `kept` with; None if it is to be judged anew.
+    """Reserve a use as the model that its session is `kept` with; None if its steps are to be judged instead.
 
     It is where this model does not fit any more, unless it sealed a part of the use: then nothing else fits. A step
     that switches, and is reached, goes before as well.

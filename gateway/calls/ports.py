@@ -230,17 +230,17 @@ class ModelSessionsPort(Protocol):
         """Return what calls of a session that ask for a model go as; None if it is new, or nobody knows."""
 
     def keep(self, caller: Caller, session: str, model: str, goes_as: SessionModel) -> None:
-        """Keep what a call of a session that asked for a model went as, for an hour."""
+        """Store what a call of a session that asked for a model went as, for an hour."""
 
 
 class NoModelSessions:
-    """Knows no session: each call is judged anew."""
+    """Knows no session: each call is judged by itself."""
 
     async def find(self, *_: object) -> SessionModel | None:
         return None
 
     def keep(self, *_: object) -> None:
-        """Keep nothing."""
+        """Return at once: nothing is stored."""
 
 
 class CountersPort(Protocol):

@@ -161,7 +161,7 @@ def substitutions(connection: Connection, asked: UsageQuery) -> Sequence[Row]:
         return []
     by = call.c.model, call.c.model_asked, call.c.currency
     saved = func.sum(call.c.saved)
-    found = (
+    pairs = (
         select(*by, money(saved).label("saved"), func.count().label("requests"))
         .where(
             call.c.model_asked.isnot(None), call.c.created_at >= asked.since, call.c.created_at < asked.until
@@ -171,7 +171,7 @@ def substitutions(connection: Connection, asked: UsageQuery) -> Sequence[Row]:
         .order_by(saved.desc().nulls_last(), *by)
         .limit(SUBSTITUTIONS_MAX)
     )
-    return [dict(row) for row in connection.execute(found).mappings()]
+    return [dict(row) for row in connection.execute(pairs).mappings()]
 
 
 def _refuse_dropped(connection: Connection, asked: UsageQuery) -> None:

@@ -578,7 +578,7 @@ class RefusedBy(Out):
 
 
 class SubstitutedBy(Out):
-    """The budget by a step of which a call went as another model."""
+    """The budget whose step sent a call as another model."""
 
     id: int
     name: str = Field(description="As it was called then.")

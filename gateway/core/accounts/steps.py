@@ -70,7 +70,7 @@ class MatchedStep(NamedTuple):
 
 
 class Substitution(NamedTuple):
-    """The model that the caller of a call named, and the budget by a step of which it goes as another one."""
+    """The model that the caller of a call named, and the budget whose step sends it as another one."""
 
     model_asked: str
     budget_id: int
@@ -124,7 +124,9 @@ def taken_step(weighed: Iterable[Weighed]) -> MatchedStep | None:
 
     None if there is none.
     """
-    least = min(weighed, key=lambda one: (one.holds, one.step.budget_id, -one.step.parts), default=None)
+    least = min(
+        weighed, key=lambda step_: (step_.holds, step_.step.budget_id, -step_.step.parts), default=None
+    )
     return None if least is None else least.step
 
 

@@ -1,4 +1,4 @@
-"""What differs between the models of one API, for calls that are sent as another model than their caller named. Pure.
+"""The differences of models of one API, for calls that are sent as another model than their caller named. Pure.
 
 A row is what some models of an API refuse, with its source. What no row names is taken by all of them, so that a
 step of a budget decides for models that nobody here knows. Objects of a provider may belong to the model that made

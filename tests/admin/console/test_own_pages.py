@@ -112,7 +112,7 @@ async def test_me_page_shows_a_user_only_the_keys_calls_and_budgets_of_that_user
         assert BAD not in page.text
 
 
-async def test_me_page_says_what_steps_saved_a_user_by_which_model_for_which(team: Team) -> None:
+async def test_me_page_says_how_much_steps_saved_a_user_by_model(team: Team) -> None:
     for number, (name, saved) in enumerate((("ann", 41_200_000_000), ("bob", 7_000_000_000), ("ann", 0))):
         call(
             team.api, str(UUID(int=100 + number)), organization=team.organization, tenant=team.tenant,

@@ -37,7 +37,7 @@ def test_a_whole_name_goes_before_the_longest_beginning(model: str, substitute: 
     assert Step(0.5, models[::-1]).substitute_of(model) == substitute
 
 
-def test_a_model_has_no_substitute_that_it_is_itself() -> None:
+def test_a_model_is_no_substitute_of_itself() -> None:
     assert Step(0.5, (("*", "Cheap"),)).substitute_of("cheap") == ""
     assert Step(0.5, (("dear", "cheap"),)).substitute_of("dearer") == ""
 
@@ -48,7 +48,7 @@ def test_a_part_is_in_millionths_rounded_up(at: float) -> None:
     assert Fraction(str(at)) <= Fraction(parts, STEP_PARTS) < Fraction(str(at)) + Fraction(1, STEP_PARTS)
 
 
-def test_steps_match_by_budget_and_the_greatest_at_first_a_bounded_number_of_them() -> None:
+def test_a_bounded_number_of_steps_match_by_budget_and_the_greatest_at_first() -> None:
     low, high, none = (
         Step(0.2, (("d*", "a"),)),
         Step(0.9, (("d*", "b"),), switches=True),
