@@ -31,9 +31,11 @@ from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import ENDLESS_CALLS, Run, make_provisional
 from gateway.core.accounts.steps import (
     STEP_JUDGES,
+    STEP_REQUIRES,
     STEP_STOPS,
     STEP_TELLS,
     MatchedStep,
+    ReachedKey,
     SessionModel,
     Substitution,
     Weighed,
@@ -252,6 +254,8 @@ async def _reserve_or_substitute(
     stays: bool,
 ) -> tuple[PreparedUse, Admitted]:
     """Reserve a use as it was asked, or as the substitute of a reached step; one that `stays` minds steps that switch alone."""
+    if not stays and (admitted := await _reserve_as_before(ports, use, steps, entrance)) is not None:
+        return admitted
     reserve, request, caller = ports.calls.counters.reserve, use.request, use.asked.caller
     judged = tuple(
         [judged_by(step, STEP_TELLS if stays and not step.switches else STEP_STOPS) for step in steps]
@@ -266,9 +270,11 @@ async def _reserve_or_substitute(
         is_reached = answer.verdict is Verdict.STEP_REACHED
         if not (is_reached or is_short(answer)):
             break
-        reached = (
-            [step for step, byte in zip(steps, answer.reached, strict=True) if byte] if is_reached else steps
-        )
+        reached = steps
+        if is_reached:
+            reached = tuple([step for step, byte in zip(steps, answer.reached, strict=True) if byte])
+            if reached == steps:
+                ports.calls.reached.add(_reached_key(use, steps))
         other, name, unfit = await _weigh(ports, use, reached, entrance)
         if other is None or name == before:
             why = unfit or why
@@ -287,6 +293,34 @@ async def _reserve_or_substitute(
         if why and isinstance(answer, Refused) and is_short(answer):
             explain_refusal(refusal, name, why)
         raise
+
+
+def _reached_key(use: PreparedUse, steps: tuple[MatchedStep, ...]) -> ReachedKey:
+    return steps, use.request.names, use.asked.caller.organization_id
+
+
+async def _reserve_as_before(
+    ports: AdmissionPorts, use: PreparedUse, steps: tuple[MatchedStep, ...], entrance: Entrance
+) -> tuple[PreparedUse, Admitted] | None:
+    """Reserve a use as a substitute at once, if all `steps` of such uses were reached a moment ago; else return None.
+
+    It is admitted only where they are all reached still, by the same script call: then each of them counts, whether the
+    use as asked would fit or not.
+    """
+    reached, key = ports.calls.reached, _reached_key(use, steps)
+    if key not in reached:
+        return None
+    other, _, _ = await _weigh(ports, use, steps, entrance)
+    budgets = None if other is None else other.terms.budgets
+    if other is None or budgets is None or {step.budget_id for step in steps}.difference(dict(budgets.steps)):
+        return None  # its own budgets do not tell
+    other.request.steps = tuple([judged_by(step, STEP_REQUIRES) for step in steps])
+    answer = await ports.calls.counters.reserve(other.request)
+    other.request.steps = ()
+    if isinstance(answer, Admitted):
+        return other, check_admitted(ports, use.asked.caller, budgets, answer)
+    reached.discard(key)
+    return None
 
 
 async def _weigh(

@@ -180,6 +180,26 @@ async def test_a_call_that_does_not_fit_goes_as_the_other_model_before_the_step(
         )
 
 
+async def test_admission_holds_once_while_all_steps_stay_reached_and_judges_again_behind_them(
+    world: World,
+) -> None:
+    of_dear = replace(BUDGET, id=2, model="dear", amount=10**12, steps=(Step(0.0, (("dear", "cheap"),)),))
+    for budgets, holds in (((BUDGET,), (2, 1, 1)), ((BUDGET, of_dear), (2, 2, 2))):
+        async with gate(world, *budgets) as there:
+            there.use(90_000_000)
+            counts = list[int]()
+            for _ in range(3):
+                before = len(there.counters.holds)
+                assert (await there.ask()).one(b"x-tollkeeper-model") == b"cheap"
+                counts.append(len(there.counters.holds) - before)
+            assert tuple(counts) == holds
+            refill(there)
+            await there.ask()
+            await there.ask()
+            assert there.sent[3:] == (["dear", "dear"] if len(budgets) == 1 else ["cheap", "cheap"])
+            refill(there)
+
+
 async def test_budgets_without_enforcement_have_no_steps(world: World) -> None:
     async with gate(
         world, replace(BUDGET, enforce=False), replace(BUDGET, id=2, amount=10**12, steps=())

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from gateway.core.accounts.steps import STEP_JUDGES, STEP_PARTS, STEP_STOPS, STEP_TELLS, is_reached
+from gateway.core.accounts.steps import (
+    STEP_JUDGES,
+    STEP_PARTS,
+    STEP_REQUIRES,
+    STEP_STOPS,
+    STEP_TELLS,
+    is_reached,
+)
 from gateway.core.model import Verdict
 from tests.builders import World
 from tests.lua.windows import OTHER_NAME, account, window
@@ -71,6 +78,8 @@ def test_steps_of_all_accounts_are_answered_and_some_stop_no_call(world: World) 
         does = [STEP_TELLS] * 7
         does[place] = STEP_STOPS
         assert asked(*does) == ((Verdict.STEP_REACHED, told) if told[place] else (Verdict.ADMITTED, b""))
+        does[place] = STEP_REQUIRES
+        assert asked(*does) == ((Verdict.ADMITTED, b"") if told[place] else (Verdict.STEP_REACHED, told))
         does[place] = STEP_JUDGES
         assert asked(*does) == (Verdict.STEP_REACHED, told)
 
