@@ -15,7 +15,7 @@
 -- ARGV[2] the caller's own user id, up to 128 characters  ARGV[3] the service's tiers, if flags has 16
 -- ARGV[last] with budget accounts, packed: money, its most (what a strict plan holds), its least (what it may be
 --         cut to), tokens, their most, their least, and any steps of these budgets that have another model for the call (budget, millionths of
---         its limit, 0 if it is only told, 1 if the call stops where it is reached, 2 if it stops); then the definition of each account
+--         its limit, 0 if it is only told, 1 if the call stops where it is reached, 2 if it stops, 3 if it stops where it is not); then the definition of each account
 -- Of many calls, 2 to 64, of one partition or several: ARGV[1] their shape (lib/shape.lua), then their arguments one after another; keys
 --   by the shape. Returns a list: each call's own answer or error
 -- Returns packed: verdict, now, then

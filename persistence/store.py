@@ -217,6 +217,11 @@ class Store:
         mine = self._readable(asked)
         return await self._read(lambda connection: usage.used(connection, mine))
 
+    async def substitutions(self, asked: UsageQuery) -> Sequence[Row]:
+        """Return what steps of budgets saved, by the models that answered and were asked for."""
+        mine = self._readable(asked)
+        return await self._read(lambda connection: usage.substitutions(connection, mine))
+
     async def tags_since(self, asked: UsageQuery) -> Mapping[str, str]:
         """Return since when calls have each tag of a usage query."""
         mine = self._readable(asked)

@@ -1328,6 +1328,8 @@ class UsageOutboxColumns(Columns):
     created_at: Column[datetime]
     feed_id: Column[int]
     tags: Column[Any]
+    model_asked: Column[str | None]
+    substituted_by: Column[str | None]
 
 class UsageRollupColumns(Columns):
     span: Column[str]

@@ -129,7 +129,8 @@ class Explanation:
 
     async def steps(self) -> list[ExplainedStep]:
         found = [
-            self._request(), self._caller(), await self._service(), self._limits(), await self._tokens(),
+            self._request(), self._substitution(), self._caller(), await self._service(), self._limits(),
+            await self._tokens(),
             self._balance(), await self._budgets(), await self._run(),
         ]  # fmt: skip
         steps = [step for step in found if step is not None]
@@ -180,6 +181,19 @@ class Explanation:
         if call["upstream_request_id"]:
             facts.append(f"the upstream calls it {call['upstream_request_id']}")
         return ExplainedStep("request", f"{says}.", facts)
+
+    def _substitution(self) -> ExplainedStep | None:
+        """Return the step of a call that went as another model than its caller named; None if it did not."""
+        call = self._call
+        if call["model_asked"] is None:
+            return None
+        by, saved = call["substituted_by"], call["saved"]
+        says = f"{call['model_asked']} was asked for, and sent as {call['model']}: by a step of the budget {by['name']} ({by['id']})."
+        if saved is None:
+            return ExplainedStep("model", says)
+        more, amount = ("more" if Decimal(saved) >= 0 else "less"), _plain(abs(Decimal(saved)))
+        fact = f"as {call['model_asked']} the same tokens would have cost {amount} {call['currency']} {more}"
+        return ExplainedStep("model", says, [fact])
 
     def _caller(self) -> ExplainedStep:
         call = self._call

@@ -20,7 +20,6 @@ from gateway.calls.steps import (
     explain_refusal,
     is_short,
     rule_of_route,
-    weight_of,
     why_bound,
     why_fixed,
     why_refused,
@@ -32,9 +31,11 @@ from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import ENDLESS_CALLS, Run, make_provisional
 from gateway.core.accounts.steps import (
     STEP_JUDGES,
+    STEP_REQUIRES,
     STEP_STOPS,
     STEP_TELLS,
     MatchedStep,
+    ReachedKey,
     SessionModel,
     Substitution,
     Weighed,
@@ -44,7 +45,7 @@ from gateway.core.accounts.steps import (
     taken_step,
 )
 from gateway.core.calls.call import CallRequest
-from gateway.core.calls.claims import CallClaim
+from gateway.core.calls.claims import CallClaim, claim_of
 from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.tariff import NO_PRICES, CallPrices, PriceMatch, know_reports
 from gateway.core.calls.use_request import UseRequest
@@ -181,7 +182,8 @@ async def _reserve_by_steps(
     Raise the `Refusal` of the use as it was asked, which says why it did not go as the substitute.
     """
     caller, call, sessions = use.asked.caller, use.asked.call, ports.calls.sessions
-    session = use.asked.attribution.session
+    attribution = use.asked.attribution
+    session = "" if attribution.is_trace else attribution.session  # each call may have a trace of its own
     kept = await sessions.find(caller, session, call.model) if session else None
     admitted: tuple[PreparedUse, Admitted] | None = None
     if kept is not None and kept.model:
@@ -207,7 +209,7 @@ async def _reserve_as_kept(
     entrance: Entrance,
     kept: SessionModel,
 ) -> tuple[PreparedUse, Admitted] | None:
-    """Reserve a use as the model that its session is `kept` with; None if it is to be judged anew.
+    """Reserve a use as the model that its session is `kept` with; None if its steps are to be judged instead.
 
     It is where this model does not fit any more, unless it sealed a part of the use: then nothing else fits. A step
     that switches, and is reached, goes before as well.
@@ -252,6 +254,8 @@ async def _reserve_or_substitute(
     stays: bool,
 ) -> tuple[PreparedUse, Admitted]:
     """Reserve a use as it was asked, or as the substitute of a reached step; one that `stays` minds steps that switch alone."""
+    if not stays and (admitted := await _reserve_as_before(ports, use, steps, entrance)) is not None:
+        return admitted
     reserve, request, caller = ports.calls.counters.reserve, use.request, use.asked.caller
     judged = tuple(
         [judged_by(step, STEP_TELLS if stays and not step.switches else STEP_STOPS) for step in steps]
@@ -266,9 +270,11 @@ async def _reserve_or_substitute(
         is_reached = answer.verdict is Verdict.STEP_REACHED
         if not (is_reached or is_short(answer)):
             break
-        reached = (
-            [step for step, byte in zip(steps, answer.reached, strict=True) if byte] if is_reached else steps
-        )
+        reached = steps
+        if is_reached:
+            reached = tuple([step for step, byte in zip(steps, answer.reached, strict=True) if byte])
+            if reached == steps:
+                ports.calls.reached.add(_reached_key(use, steps))
         other, name, unfit = await _weigh(ports, use, reached, entrance)
         if other is None or name == before:
             why = unfit or why
@@ -287,6 +293,34 @@ async def _reserve_or_substitute(
         if why and isinstance(answer, Refused) and is_short(answer):
             explain_refusal(refusal, name, why)
         raise
+
+
+def _reached_key(use: PreparedUse, steps: tuple[MatchedStep, ...]) -> ReachedKey:
+    return steps, use.request.names, use.asked.caller.organization_id
+
+
+async def _reserve_as_before(
+    ports: AdmissionPorts, use: PreparedUse, steps: tuple[MatchedStep, ...], entrance: Entrance
+) -> tuple[PreparedUse, Admitted] | None:
+    """Reserve a use as a substitute at once, if all `steps` of such uses were reached a moment ago; else return None.
+
+    It is admitted only where they are all reached still, by the same script call: then each of them counts, whether the
+    use as asked would fit or not.
+    """
+    reached, key = ports.calls.reached, _reached_key(use, steps)
+    if key not in reached:
+        return None
+    other, _, _ = await _weigh(ports, use, steps, entrance)
+    budgets = None if other is None else other.terms.budgets
+    if other is None or budgets is None or {step.budget_id for step in steps}.difference(dict(budgets.steps)):
+        return None  # its own budgets do not tell
+    other.request.steps = tuple([judged_by(step, STEP_REQUIRES) for step in steps])
+    answer = await ports.calls.counters.reserve(other.request)
+    other.request.steps = ()
+    if isinstance(answer, Admitted):
+        return other, check_admitted(ports, use.asked.caller, budgets, answer)
+    reached.discard(key)
+    return None
 
 
 async def _weigh(
@@ -308,9 +342,7 @@ async def _weigh(
             reasons[name] = refusal.message
         if not reasons.get(name):
             prepared[name] = other
-            weights[name] = weight_of(
-                other.asked.call, other.terms.service, other.terms.prices, budgets, other.claim, other.request
-            )
+            weights[name] = _weight_of(other, budgets)
     for step in reached:
         if step.substitute in weights:
             weighed.append(Weighed(step, weights[step.substitute]))
@@ -322,6 +354,26 @@ async def _weigh(
         use.asked.call.model, taken.budget_id, budgets.by_id[taken.budget_id].name
     )
     return other, taken.substitute, ""
+
+
+def _weight_of(use: PreparedUse, budgets: CallBudgets) -> tuple[int, ...]:
+    """Return what a use would hold, for comparison: money, then credits, then tokens.
+
+    Where no budget of money counts it, that is what the `budgets` of the use as asked would hold.
+    """
+    request, claim, prices, money = use.request, use.claim, use.terms.prices, use.request.money
+    if not money and (vectors := prices.in_currency(budgets.currency)):
+        counted = claim_of(
+            use.asked.call,
+            use.terms.service,
+            prices.vectors,
+            claim.estimate,
+            request.units,
+            vectors,
+            budgets.hold,
+        )
+        money = 0 if counted.budget is None else counted.budget.money
+    return money, claim.credits, request.budget_tokens, request.need
 
 
 async def _prepare_as(ports: AdmissionPorts, use: PreparedUse, name: str, entrance: Entrance) -> PreparedUse:

@@ -15,7 +15,6 @@ from __future__ import annotations
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.spent_answers import is_read_as_status
 from gateway.core.calls.call import CallRequest
-from gateway.core.calls.claims import CallClaim, claim_of
 from gateway.core.calls.estimate import model_bounds
 from gateway.core.calls.routes import ModelRule, ModelTarget
 from gateway.core.calls.tariff import CallPrices
@@ -23,7 +22,7 @@ from gateway.core.calls.use_request import UseRequest
 from gateway.core.families.model_differences import bound_by, refused_part
 from gateway.core.families.refusal import from_refused
 from gateway.core.families.registry import FAMILIES
-from gateway.core.model import HoldRequest, Refused, Scope, Service, Verdict
+from gateway.core.model import Refused, Scope, Verdict
 from gateway.errors import Refusal
 
 BEGIN_ANEW = "begin a new session"
@@ -84,22 +83,6 @@ def why_refused(answer: Refused, budgets: CallBudgets | None) -> str:
         return from_refused(answer).message.rstrip(".")
     budgets.name_in(window)
     return f'the budget "{window.name}" has too little left for that too'
-
-
-def weight_of(  # noqa: PLR0917  # what a use would hold, and of what
-    call: CallRequest, service: Service, prices: CallPrices, budgets: CallBudgets, claim: CallClaim, request: HoldRequest
-) -> tuple[int, ...]:  # fmt: skip
-    """Return what a use would hold, for comparison: money, then credits, then tokens.
-
-    Where no budget of money counts it, that is what the `budgets` of the use as asked would hold.
-    """
-    money = request.money
-    if not money and (vectors := prices.in_currency(budgets.currency)):
-        counted = claim_of(
-            call, service, prices.vectors, claim.estimate, request.units, vectors, budgets.hold
-        )
-        money = 0 if counted.budget is None else counted.budget.money
-    return money, claim.credits, request.budget_tokens, request.need
 
 
 def explain_refusal(refusal: Refusal, substitute: str, why: str) -> None:

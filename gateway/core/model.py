@@ -211,7 +211,8 @@ class RunRequest:
 class Attribution:
     """Facts that a request states about itself: its user, and columns for its rows.
 
-    `tags` are the members of `metadata` that can be tags, whatever the organization declares.
+    `tags` are the members of `metadata` that can be tags, whatever the organization declares. `is_trace`: the session
+    is named by a trace alone.
     """
 
     user: str = ""
@@ -223,6 +224,7 @@ class Attribution:
     run: RunRequest | None = None
     priority: str = ""
     tags: tuple[tuple[str, str], ...] = ()
+    is_trace: bool = False
 
 
 @dataclass(slots=True)

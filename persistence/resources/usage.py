@@ -149,6 +149,32 @@ def tags_since(connection: Connection, asked: UsageQuery) -> Mapping[str, str]:
     return {row.key: row.since for row in connection.execute(of)}
 
 
+# Most pairs of models that a page names.
+SUBSTITUTIONS_MAX = 20
+
+
+def substitutions(connection: Connection, asked: UsageQuery) -> Sequence[Row]:
+    """Return what steps of budgets saved in a query's time, by the models that answered and were asked for.
+
+    The largest come first. Empty if the query filters by what calls have no column for.
+    """
+    if not asked.filters.keys() <= {*call.c.keys()}:
+        return []
+    by = call.c.model, call.c.model_asked, call.c.currency
+    saved = func.sum(call.c.saved)
+    pairs = (
+        select(*by, money(saved).label("saved"), func.count().label("requests"))
+        .where(
+            call.c.model_asked.isnot(None), call.c.created_at >= asked.since, call.c.created_at < asked.until
+        )
+        .where(*(call.c[name] == wanted for name, wanted in asked.filters.items()))
+        .group_by(*by)
+        .order_by(saved.desc().nulls_last(), *by)
+        .limit(SUBSTITUTIONS_MAX)
+    )
+    return [dict(row) for row in connection.execute(pairs).mappings()]
+
+
 def _refuse_dropped(connection: Connection, asked: UsageQuery) -> None:
     """Raise `Unprocessable`, naming the field, if hours are requested that are no longer stored."""
     asking = {"from": asked.since} if asked.by_call else hourly_parts(asked)

@@ -2036,7 +2036,10 @@ CREATE TABLE usage_outbox (
     error text,
     created_at timestamptz DEFAULT now() NOT NULL,
     feed_id bigint NOT NULL,
-    tags jsonb DEFAULT '{}' NOT NULL
+    tags jsonb DEFAULT '{}' NOT NULL,
+    -- Of one call that a step of a budget sent as another model: the one asked for, and the budget's name.
+    model_asked text,
+    substituted_by text
 );
 CREATE INDEX usage_outbox_organization_id_idx ON usage_outbox (organization_id, id);
 CREATE INDEX usage_outbox_waiting ON usage_outbox (feed_id, place, id) WHERE state = 'waiting';

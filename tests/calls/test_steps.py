@@ -147,7 +147,7 @@ async def gate(world: World, *budgets: Budget, **more: Any) -> AsyncIterator[Gat
         yield Gate(stage, counters)
 
 
-async def test_a_call_goes_as_asked_below_the_step_and_as_the_other_model_from_it_on(world: World) -> None:
+async def test_admission_sends_a_call_as_the_substitute_from_its_step_on(world: World) -> None:
     async with gate(world) as there:
         first = await there.ask()
         there.use(80_000_000 - there.counters.charges[0].money - 1)
@@ -178,6 +178,26 @@ async def test_a_call_that_does_not_fit_goes_as_the_other_model_before_the_step(
         assert message.endswith(
             f'It was not sent as cheap: the budget "{BUDGET.name}" has too little left for that too.'
         )
+
+
+async def test_admission_holds_once_while_all_steps_stay_reached_and_judges_again_behind_them(
+    world: World,
+) -> None:
+    of_dear = replace(BUDGET, id=2, model="dear", amount=10**12, steps=(Step(0.0, (("dear", "cheap"),)),))
+    for budgets, holds in (((BUDGET,), (2, 1, 1)), ((BUDGET, of_dear), (2, 2, 2))):
+        async with gate(world, *budgets) as there:
+            there.use(90_000_000)
+            counts = list[int]()
+            for _ in range(3):
+                before = len(there.counters.holds)
+                assert (await there.ask()).one(b"x-tollkeeper-model") == b"cheap"
+                counts.append(len(there.counters.holds) - before)
+            assert tuple(counts) == holds
+            refill(there)
+            await there.ask()
+            await there.ask()
+            assert there.sent[3:] == (["dear", "dear"] if len(budgets) == 1 else ["cheap", "cheap"])
+            refill(there)
 
 
 async def test_budgets_without_enforcement_have_no_steps(world: World) -> None:
@@ -249,7 +269,7 @@ APIS = tuple(
 @pytest.mark.parametrize(
     ("path", "body", "named"), SEALED, ids=[f"{path.decode()} {named}" for path, _, named in SEALED]
 )
-async def test_a_call_with_what_its_model_sealed_goes_as_asked_while_it_fits(
+async def test_admission_keeps_a_sealed_conversation_with_its_model_while_that_fits(
     world: World, path: bytes, body: dict[str, Any], named: str
 ) -> None:
     async with gate(world, routes=APIS) as there:
@@ -309,7 +329,7 @@ NAMED_BY: list[tuple[bytes, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("path", "body"), NAMED_BY, ids=[path.decode() for path, _ in NAMED_BY])
-async def test_each_api_is_sent_the_other_models_name_and_nothing_else_changes(
+async def test_each_api_is_sent_the_name_of_the_substitute_alone(
     world: World, path: bytes, body: dict[str, Any]
 ) -> None:
     async with gate(world, routes=APIS) as there:
@@ -366,7 +386,7 @@ UNFIT: list[tuple[Any, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("configure", "body", "why"), UNFIT, ids=[why for _, _, why in UNFIT])
-async def test_a_call_that_the_other_model_may_not_have_goes_as_asked_while_it_fits(
+async def test_admission_sends_an_unfit_call_with_its_own_model_while_that_fits(
     world: World, configure: Any, body: dict[str, Any], why: str
 ) -> None:
     async with gate(world) as there:
@@ -386,14 +406,14 @@ async def test_a_call_that_the_other_model_may_not_have_goes_as_asked_while_it_f
         assert why in refused.body.decode()
 
 
-async def test_a_model_that_neither_takes_a_parameter_of_is_no_difference(world: World) -> None:
+async def test_admission_ignores_a_parameter_refused_by_both_models(world: World) -> None:
     async with gate(world, replace(BUDGET, steps=(Step(0.0, (("o1", "o3"),)),))) as there:
         there.stage.directory.prices |= {"o1": PRICES["dear"], "o3": PRICES["cheap"]}
         assert (await there.ask("o1", temperature=0.5, max_tokens=None)).status == 200
         assert there.sent == ["o3"]
 
 
-async def test_a_substitute_leads_to_its_own_targets_at_their_prices_and_is_not_matched_again(
+async def test_admission_sends_a_substitute_to_its_own_targets_without_further_steps(
     world: World,
 ) -> None:
     """`cheap` falls back to the dear model: what answers is charged, and the most that could be is held."""
@@ -427,9 +447,7 @@ async def test_a_call_is_held_and_counted_in_the_budgets_of_the_substitute(world
 
 
 @pytest.mark.parametrize("seed", range(examples(40)))
-async def test_of_the_reached_steps_the_one_at_which_a_call_would_hold_least_is_taken(
-    world: World, seed: int
-) -> None:
+async def test_admission_takes_the_reached_step_with_the_least_hold(world: World, seed: int) -> None:
     """Expected is counted from prices alone: a call holds as many tokens of each."""
     chance = random.Random(another(seed))
     names = ["m1", "m2", "m3", "m4"]
@@ -482,7 +500,7 @@ async def test_of_the_reached_steps_the_one_at_which_a_call_would_hold_least_is_
             assert answered.one(b"x-tollkeeper-substituted-by").decode() == min(reached)[5]
 
 
-async def test_of_many_calls_at_one_instant_no_more_pass_than_fit(world: World) -> None:
+async def test_admission_passes_no_more_of_many_calls_than_fit(world: World) -> None:
     steps = (Step(0.5, (("dear", "middle"),)), Step(0.8, (("dear", "cheap"),)))
     passed = dict[bool, int]()
     for is_stepped in (False, True):
@@ -517,7 +535,7 @@ def sealed_by(model: str) -> list[dict[str, Any]]:
     return [{"role": "assistant", "content": [thought]}, {"role": "user", "content": "go on"}]
 
 
-async def test_a_session_stays_with_what_its_first_call_went_as_while_that_fits(world: World) -> None:
+async def test_admission_keeps_a_session_with_its_first_model_while_that_fits(world: World) -> None:
     async with gate(world, sessions=MemorySessions()) as there:
         assert (await there.ask(session="old")).status == 200
         there.use(90_000_000)
@@ -571,7 +589,7 @@ async def test_sessions_end_with_a_step_that_always_switches(world: World) -> No
 
 
 @pytest.mark.parametrize("switches", [False, True])
-async def test_what_a_substitute_sealed_goes_to_it_whatever_its_budget_has(
+async def test_admission_sends_the_seals_of_a_substitute_back_to_that_model(
     world: World, switches: bool
 ) -> None:
     """Claude Code sends back what the model thought: another one refuses it."""

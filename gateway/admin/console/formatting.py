@@ -373,7 +373,7 @@ MONEY = frozenset(
     {"spend_cap", "monthly_cost", "annual_cost", "overage_unit_price", "unit_cost", "total_amount",
      "subtotal", "tax", "cost", "unit_price", "request", "amount", "amount_due",
      "amount_paid", "amount_applied", "amount_prepaid", "amount_left", "raised_to",
-     "used", "held", "remaining", *KINDS}
+     "used", "held", "remaining", "saved", *KINDS}
 )  # fmt: skip
 CODES = frozenset({"key", "prefix", "request_id", "entry_id", "raw", "account", "resource_id", "actor"})
 UNLIMITED = frozenset({"total_amount", "tokens_remaining", "spend_cap", "total_remaining"})

@@ -117,8 +117,9 @@ async def _me(
     return desk.answer(
         request, signed, "me.html", status,
         tenant=tenant, user=scope.user, keys=[_key(row) for row in scope.keys], budgets=budgets,
-        calls=[RESOURCES["calls"].render(row) for row in calls.rows], month=spent, parts_max=PARTS_SHOWN,
-        asked=asked, refused=refused, may_ask=_may_ask(signed.actor), may_rotate=_may_rotate(signed.actor),
+        calls=[RESOURCES["calls"].render(row) for row in calls.rows], month=spent,
+        saved=await store.substitutions(_month(scope.calls, "model")),
+        parts_max=PARTS_SHOWN, asked=asked, refused=refused, may_ask=_may_ask(signed.actor), may_rotate=_may_rotate(signed.actor),
         snippets=snippets(desk.ports.gateway_url, _models(calls.rows, allowed)),
     )  # fmt: skip
 

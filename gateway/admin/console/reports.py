@@ -282,9 +282,11 @@ async def show_explorer(desk: ConsoleShell, request: web.Request, signed: Signed
     asked.tags = tuple(dict.fromkeys((*await declared_tags(desk, asked.filters), *stated)))
     typed = (asked.since, asked.until)
     found, facts = SpendSummary((), (), None), {}
+    saved: Sequence[Row] = ()
     try:
         query = asked.query()
         found = await spent(desk.ports.store, query, asked.measure, asked.filters.get("currency", ""))
+        saved = await desk.ports.store.substitutions(query)
         typed = ("", "") if asked.range else (_field(query.since), _field(query.until))
         facts = {
             "span": (query.since, query.until),
@@ -301,7 +303,7 @@ async def show_explorer(desk: ConsoleShell, request: web.Request, signed: Signed
     choices = await desk.choices({"services"})
     return desk.answer(
         request, signed, "usage.html", 422 if errors else 200,
-        asked=asked, errors=errors, found=found, lines=lines, more=max(0, len(found.groups) - ROWS_MAX),
+        asked=asked, errors=errors, found=found, saved=saved, lines=lines, more=max(0, len(found.groups) - ROWS_MAX),
         places=_places([line.row for line in lines]), labels=[(name, label_of(name)) for name in COLUMNS],
         chips=await _chips(desk, asked, errors), controls=_controls(asked, choices, errors),
         ranges=RANGES, measures=MEASURES, shapes=SHAPES, intervals=INTERVALS,

@@ -835,7 +835,7 @@ class RefusedBy(Out):
 
 
 class SubstitutedBy(Out):
-    """The budget by a step of which a call went as another model."""
+    """The budget whose step sent a call as another model."""
 
     id: int
     name: str = Field(description="As it was called then.")
@@ -904,7 +904,9 @@ class Call(Out):
 class CallStep(Out):
     """A step in the explanation of a call."""
 
-    step: str = Field(description="request, caller, service, limits, tokens, balance, budgets, and so on.")
+    step: str = Field(
+        description="request, model, caller, service, limits, tokens, balance, budgets, and so on."
+    )
     outcome: Literal["passed", "refused", "stated"] = Field(
         description="Whether it let the call pass or refused it; `stated` where it decides nothing."
     )

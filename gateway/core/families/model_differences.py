@@ -1,4 +1,4 @@
-"""What differs between the models of one API, for calls that are sent as another model than their caller named. Pure.
+"""The differences of models of one API, for calls that are sent as another model than their caller named. Pure.
 
 A row is what some models of an API refuse, with its source. What no row names is taken by all of them, so that a
 step of a budget decides for models that nobody here knows. Objects of a provider may belong to the model that made
@@ -41,9 +41,19 @@ class Difference(NamedTuple):
 
 
 _RENAMED: Final = ("max_tokens",)  # unless its upstreams have their own name for it, by which it is sent
-_SHOWS: Final[Callable[[CallRequest], bool]] = lambda call: call.media.count > 0 or call.body.names.files > 0
-_SOUNDS: Final[Callable[[CallRequest], bool]] = lambda call: call.media.heard > 0
-_USES_TOOLS: Final[Callable[[CallRequest], bool]] = lambda call: len(call.body.tools) > 0
+
+
+def _shows(call: CallRequest) -> bool:
+    return call.media.count > 0 or call.body.names.files > 0
+
+
+def _sounds(call: CallRequest) -> bool:
+    return call.media.heard > 0
+
+
+def _uses_tools(call: CallRequest) -> bool:
+    return len(call.body.tools) > 0
+
 
 # platform.claude.com/docs/en/build-with-claude: extended-thinking, adaptive-thinking and effort, "Supported models".
 _UNTHINKING: Final = (
@@ -73,8 +83,8 @@ _ANTHROPIC: Final = (
     Difference("adaptive thinking", ("thinking", "type"), _UNADAPTIVE, frozenset({"adaptive"})),
     Difference("output_config.effort", ("output_config", "effort"), _EFFORTLESS),
     Difference("speed", ("speed",), (*_UNADAPTIVE, "claude-sonnet*", "claude-haiku*"), frozenset({"fast"})),
-    Difference("pictures", (), ("claude-2*", "claude-instant*"), carries=_SHOWS),
-    Difference("tools", (), ("claude-2*", "claude-instant*"), carries=_USES_TOOLS),
+    Difference("pictures", (), ("claude-2*", "claude-instant*"), carries=_shows),
+    Difference("tools", (), ("claude-2*", "claude-instant*"), carries=_uses_tools),
 )  # fmt: skip
 _OPENAI: Final = (
     Difference("reasoning_effort", ("reasoning_effort",), _UNREASONING),
@@ -86,15 +96,15 @@ _OPENAI: Final = (
         Difference(name, (name,), _REASONING)
         for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty", "logprobs", "logit_bias")
     ],
-    Difference("pictures", (), _BLIND, carries=_SHOWS),
-    Difference("sound", (), (*_UNREASONING[:1], *_REASONING, "gpt-4.1*", "gpt-4o", "gpt-4o-mini", "gpt-4o-2*"), carries=_SOUNDS),
-    Difference("tools", (), ("o1-mini*", "o1-preview*"), carries=_USES_TOOLS),
+    Difference("pictures", (), _BLIND, carries=_shows),
+    Difference("sound", (), (*_UNREASONING[:1], *_REASONING, "gpt-4.1*", "gpt-4o", "gpt-4o-mini", "gpt-4o-2*"), carries=_sounds),
+    Difference("tools", (), ("o1-mini*", "o1-preview*"), carries=_uses_tools),
     Difference("dimensions", ("dimensions",), ("text-embedding-ada-002",)),
 )  # fmt: skip
 _GEMINI: Final = (
     Difference("thinkingConfig", ("generationConfig", "thinkingConfig"), _THOUGHTLESS),
     Difference("thinkingLevel", ("generationConfig", "thinkingConfig", "thinkingLevel"), _LEVELLESS),
-    Difference("tools", (), ("gemma*",), carries=_USES_TOOLS),
+    Difference("tools", (), ("gemma*",), carries=_uses_tools),
 )  # fmt: skip
 DIFFERENCES: Final[Mapping[str, tuple[Difference, ...]]] = {
     "anthropic": _ANTHROPIC, "openai": _OPENAI, "gemini": _GEMINI,

@@ -1,8 +1,8 @@
 """Which model the calls of a session go as, where steps of budgets have another one for them; in Redis, for an hour.
 
 A session is a tenant's, by the model that its calls ask for. Its key names the model that its last call got. A
-sorted set of the tenant's sessions, by when they are forgotten, bounds their number: those beyond are not kept, so
-that each of their calls is judged anew. Lost Redis, all are new. A worker reads a session again after `FRESH_S`, and
+sorted set of the tenant's sessions, by when they are forgotten, bounds their number: further ones are not kept, so
+each of their calls is judged by itself. Without the data of Redis all sessions are new. A worker reads a session again after `FRESH_S`, and
 renews it that often, so it may live so much longer.
 """
 
@@ -61,7 +61,7 @@ class ModelSessions:
         return _key(caller, session, model) in self._known
 
     def keep(self, caller: Caller, session: str, model: str, goes_as: SessionModel) -> None:
-        """Keep what a call of a session that asked for a model went as, for an hour from now on."""
+        """Store what a call of a session that asked for a model went as, for an hour from now on."""
         name, now = _key(caller, session, model), self._unix_seconds()
         known = self._known.get(name)
         if known is not None and known[0] == goes_as and now - known[1] < FRESH_S:
@@ -94,8 +94,8 @@ class ModelSessions:
 
 
 def _key(caller: Caller, session: str, model: str) -> str:
-    said = b"\0".join(
+    named = b"\0".join(
         [session.encode("utf-8", "surrogatepass"), folded(model).encode("utf-8", "surrogatepass")]
     )
-    digest = sha256(b"%d\0%b" % (caller.tenant_id, said)).digest()[:DIGEST_BYTES]
+    digest = sha256(b"%d\0%b" % (caller.tenant_id, named)).digest()[:DIGEST_BYTES]
     return keys.model_session(caller.partition, digest.hex())

@@ -32,7 +32,7 @@ def client(valkey: str) -> redis.Redis:
     return redis.Redis.from_url(valkey)
 
 
-async def test_all_workers_know_a_session_of_a_tenant_by_the_model_that_it_asks_for(
+async def test_all_workers_know_a_session_of_a_tenant_by_the_model_requested_for(
     valkey: str, connect: Connect, client: redis.Redis
 ) -> None:
     here, there = [ModelSessions(await connect(valkey), Time()) for _ in range(2)]

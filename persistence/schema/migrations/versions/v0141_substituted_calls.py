@@ -4,7 +4,7 @@ from alembic import op
 
 revision = "0141"
 down_revision = "0139"
-alters = ("call", "usage_rollup", "usage_tag")
+alters = ("call", "usage_outbox", "usage_rollup", "usage_tag")
 runs_from = "0100"
 version = "1.1.0"
 branch_labels = None
@@ -17,6 +17,7 @@ def upgrade() -> None:
         "ALTER TABLE call ADD model_asked text, ADD substituted_by jsonb"
         " CONSTRAINT call_substituted_by_check CHECK (jsonb_typeof(substituted_by) = 'object'), ADD saved bigint;"
         "CREATE INDEX call_substituted_idx ON call (organization_id, created_at) WHERE model_asked IS NOT NULL;"
+        "ALTER TABLE usage_outbox ADD model_asked text, ADD substituted_by text;"
         "ALTER TABLE usage_rollup ADD saved bigint DEFAULT 0 NOT NULL;"
         "ALTER TABLE usage_tag ADD saved bigint DEFAULT 0 NOT NULL;"
     )
