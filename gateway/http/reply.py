@@ -319,8 +319,8 @@ def note_refused(exchange: Exchange, caller: Caller, failure: BaseException) -> 
             exchange.request_id, ports.refusals.now_ms(), caller.organization_id, caller.tenant_id,
             caller.key_id, 0 if service is None else service.id,
             caller.acts_for(head.attribution.user, "" if call is None else call.spec.user), head.said.columns,
-            head.attribution.session, routed.label, "" if call is None else call.model,
-            call is not None and call.streamed, refusal.status, refusal.reason,
+            head.attribution.session, routed.label, "" if call is None else call.spec.model,
+            call is not None and call.spec.streamed, refusal.status, refusal.reason,
             int((ports.seconds() - exchange.started) * 1000), "" if run is None else run.id, kind, by,
             dict(ports.directory.tags(caller, head.attribution)),
         )

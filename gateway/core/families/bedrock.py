@@ -155,7 +155,7 @@ def _read_checked(meter: Meter, document: bytes) -> None:
     for name, units in usage.items():
         if not name.endswith("FreeUnits"):
             meter.detail.used_tool(_POLICIES.get(name, name), integer(units) or 0)
-    meter.replaces_units = True
+    meter.detail.replaces_units = True
     meter.report_units()
 
 

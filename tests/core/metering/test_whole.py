@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.core.calls.call import CallRequest, Learned, UsageBounds
+from gateway.core.calls.call import CallRequest, Learned, StoredObjects, UsageBounds
 from gateway.core.metering.meter import SLIM_BYTES_MAX
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import TokenUsage
@@ -280,7 +280,9 @@ def test_counting_uses_what_was_learned_of_the_model() -> None:
 def test_what_an_answer_tells_of_is_noted_where_its_objects_are_kept() -> None:
     answer = json.dumps({"id": "resp_1", "output": [{"id": "msg_1"}], "usage": {"input_tokens": 1}}).encode()
     for keeps, meter in ((True, "openai_responses"), (False, "openai_responses"), (True, "none")):
-        asked = replace(call("openai_responses", streamed=False), meter=meter, keeps=keeps)
+        asked = replace(
+            call("openai_responses", streamed=False), meter=meter, objects=StoredObjects(keeps=keeps)
+        )
         made = make_meter(asked, 200, JSON)
         assert made.whole(answer) == answer
         assert made.told == (["resp_1", "msg_1"] if keeps else [])

@@ -176,11 +176,8 @@ def _read_common(
     names.check(document)
     model = model_of(body, document, params)
     streamed = flag(document, "stream")
-    return (
-        model,
-        streamed,
-        stated_user(document.get("safety_identifier")) or stated_user(document.get("user")),
-    )
+    user = stated_user(document.get("safety_identifier")) or stated_user(document.get("user"))
+    return model, streamed, user
 
 
 def _prompts(prompt: object) -> int:

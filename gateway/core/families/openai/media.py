@@ -297,12 +297,12 @@ def _take_heard(meter: Meter, said: dict[str, object]) -> None:
         if "input_token_details" in usage:  # as OpenAI spells it here alone
             usage["input_tokens_details"] = usage.pop("input_token_details")
         if report(meter, msgspec.json.encode(usage)):
-            meter.replaces_units = True  # paid by these
+            meter.detail.replaces_units = True  # paid by these
         return
     told = usage.get("seconds", usage.get("prompt_audio_seconds", said.get("duration")))
     seconds = integer(told)
     if seconds is not None and seconds >= 0:
-        meter.replaces_units = True
+        meter.detail.replaces_units = True
         meter.detail.used_tool("audio_second", seconds)
         meter.report_units()
 
