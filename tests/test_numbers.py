@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import FrozenInstanceError
-
 import pytest
 
 from gateway.core.calls.call import CallSpec, StoredObjects
@@ -63,8 +61,7 @@ def test_what_a_call_asks_is_written_only_while_it_is_read() -> None:
     """A body is read, its objects are found, a free call is read for its models; what they write is frozen."""
     [call] = [one for one in numbers.carriers() if one.name == "CallRequest"]
     assert {place.partition(":")[0] for place, name in call.writes if name in {"spec", "objects"}} == READERS
-    with pytest.raises(FrozenInstanceError):
-        CallSpec().model = "other"  # type: ignore[misc]  # what mypy says as well
+    assert issubclass(CallSpec, tuple)
     assert issubclass(StoredObjects, tuple)
 
 

@@ -917,8 +917,7 @@ class RequestedUnits(NamedTuple):
 TOKENS_ALONE: Final = RequestedUnits()
 
 
-@dataclass(frozen=True, slots=True)
-class CallSpec:
+class CallSpec(NamedTuple):
     """What a call asks of its upstream, as the reader of its API understands its body. It is a value."""
 
     model: str = ""

@@ -619,7 +619,7 @@ def read_call(
         spec = shape.read(parts, document, path_params, bounds)
         parts.content, tool = written_of(document, body, look), spec.mcp.tool
         model = f"{route.upstream}/{tool}" if tool else ""
-        spec = replace(spec, model=model, mcp=spec.mcp._replace(server=route.upstream))
+        spec = spec._replace(model=model, mcp=spec.mcp._replace(server=route.upstream))
         return CallRequest(route.meter, route.family, parts, spec, spec.output_max)
     call = _understand(route, shape, parts, document, path_params, bounds)
     if call.spec.streamed and shape.asks_for_usage and (added := ask_for_usage(document)) is not None:
@@ -662,7 +662,7 @@ def measure_media(*calls: CallRequest) -> None:
         for recording in recordings:
             length = next(lengths)
             if shape.hear is not None:
-                call.spec = shape.hear(call.body, replace(call.spec, media=call.media), length)
+                call.spec = shape.hear(call.body, call.spec._replace(media=call.media), length)
                 call.media = call.spec.media
             elif length is None or recording.endless:
                 endless += 1
@@ -714,7 +714,7 @@ def _understand(  # noqa: PLR0917  # how a call is read, and what it says
     spec = shape.read(body, document, path_params, bounds)
     if shape.stores and not (shape.lasts or spec.units.likely):
         unit = unit_later(route.family, route.path)
-        spec = replace(spec, units=RequestedUnits({unit: 1} if unit else None))
+        spec = spec._replace(units=RequestedUnits({unit: 1} if unit else None))
     # Each tool and plugin is priced and held by itself.
     body.tools, body.plugins = elements(document, "tools"), elements(document, "plugins")
     names = top_names(document)

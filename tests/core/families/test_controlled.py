@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import types
 import typing
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -377,7 +376,7 @@ def test_what_cannot_be_counted_so_is_not(body: bytes) -> None:
 
 def asked(model: str, **fields: Any) -> CallRequest:
     made = call("openai_chat", **fields)
-    made.spec = replace(made.spec, model=model)
+    made.spec = made.spec._replace(model=model)
     made.body.content = json.dumps(
         {"model": model, "messages": [{"role": "user", "content": "one two three"}]}
     ).encode()

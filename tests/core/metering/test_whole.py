@@ -305,7 +305,7 @@ def test_a_document_in_place_of_a_stream_is_seen_as_it_comes() -> None:
     """Who asked for a stream has it at once, so it is cut as a stream is."""
     for streamed in (False, True):
         asked = call("openai_chat")
-        asked.spec = replace(asked.spec, streamed=streamed)
+        asked.spec = asked.spec._replace(streamed=streamed)
         meter = make_meter(asked, 200, b"application/json")
         meter.feed(b'{"choices":[{"message":{"content":"' + b"word " * 1_000)
         assert meter.observed() >= asked.input_estimate + (1_250 if streamed else 0)
