@@ -139,7 +139,7 @@ async def admit(
     try:
         terms, opening = find_terms(ports, asked)
         named = named_objects(ports.models, asked.owned, asked.caller, call, asked.listed)
-        if named or call.unsure:  # most calls name none, and make no coroutine
+        if named or call.objects.unsure:  # most calls name none, and make no coroutine
             await check_objects(ports.calls.objects, asked.caller, call, named)
         if ports.breaker.entries and asked.kind.is_called:
             entrance.check_paused(call)
@@ -161,7 +161,7 @@ async def admit(
     entrance.shield()
     use, steps = PreparedUse(asked, terms, claim, request, binds), NO_STEPS
     if terms.budgets is not None and terms.budgets.steps and asked.kind.takes_steps and own is None:
-        steps = matched_steps(terms.budgets.steps, call.model)
+        steps = matched_steps(terms.budgets.steps, call.spec.model)
     if steps:
         use, admitted = await _reserve_by_steps(ports, use, steps, entrance)
     else:
@@ -184,7 +184,7 @@ async def _reserve_by_steps(
     caller, call, sessions = use.asked.caller, use.asked.call, ports.calls.sessions
     attribution = use.asked.attribution
     session = "" if attribution.is_trace else attribution.session  # each call may have a trace of its own
-    kept = await sessions.find(caller, session, call.model) if session else None
+    kept = await sessions.find(caller, session, call.spec.model) if session else None
     admitted: tuple[PreparedUse, Admitted] | None = None
     if kept is not None and kept.model:
         admitted = await _reserve_as_kept(ports, use, steps, entrance, kept)
@@ -196,9 +196,9 @@ async def _reserve_by_steps(
         goes_as = (
             SessionModel()
             if by is None
-            else SessionModel(admitted[0].asked.call.model, by.budget_id, by.budget)
+            else SessionModel(admitted[0].asked.call.spec.model, by.budget_id, by.budget)
         )
-        sessions.keep(caller, session, call.model, goes_as)
+        sessions.keep(caller, session, call.spec.model, goes_as)
     return admitted
 
 
@@ -233,7 +233,7 @@ async def _reserve_as_kept(
         return None
     if why_unfit(other.asked.call, use.asked.call, other.terms.prices, use.terms.prices):
         return None
-    other.asked.call.substitution = Substitution(use.asked.call.model, kept.budget_id, kept.budget)
+    other.asked.call.substitution = Substitution(use.asked.call.spec.model, kept.budget_id, kept.budget)
     answer = await reserve(other.request)
     if isinstance(answer, Refused) and is_short(answer) and not sealed:
         return None
@@ -241,7 +241,7 @@ async def _reserve_as_kept(
         return other, check_admitted(ports, caller, other.terms.budgets, answer)
     except Refusal as refusal:
         if isinstance(answer, Refused) and is_short(answer):
-            explain_refusal(refusal, use.asked.call.model, sealed)
+            explain_refusal(refusal, use.asked.call.spec.model, sealed)
         raise
 
 
@@ -351,7 +351,7 @@ async def _weigh(
         return None, names[0], reasons[names[0]]
     other = prepared[taken.substitute]
     other.asked.call.substitution = Substitution(
-        use.asked.call.model, taken.budget_id, budgets.by_id[taken.budget_id].name
+        use.asked.call.spec.model, taken.budget_id, budgets.by_id[taken.budget_id].name
     )
     return other, taken.substitute, ""
 
@@ -379,7 +379,7 @@ def _weight_of(use: PreparedUse, budgets: CallBudgets) -> tuple[int, ...]:
 async def _prepare_as(ports: AdmissionPorts, use: PreparedUse, name: str, entrance: Entrance) -> PreparedUse:
     """Return a use as its caller would have made it with the model `name`; raise the `Refusal` that this would have met."""
     caller, before = use.asked.caller, use.asked.call
-    call = replace(before, spec=replace(before.spec, model=name))
+    call = replace(before, spec=before.spec._replace(model=name))
     asked = use.asked._replace(call=call)
     rule = check_model_access(
         ports.models, ports.calls.directory, asked.attribution, caller, call, asked.user, asked.without_model,
@@ -387,7 +387,9 @@ async def _prepare_as(ports: AdmissionPorts, use: PreparedUse, name: str, entran
     )  # fmt: skip
     call.take_aim(aim_at(ports, asked, rule or rule_of_route(asked)))
     terms = _price_terms(ports.calls, asked, use.terms.service, use.terms.run)
-    if (named := named_objects(ports.models, asked.owned, caller, call, asked.listed)) != before.named:
+    if (
+        named := named_objects(ports.models, asked.owned, caller, call, asked.listed)
+    ) != before.objects.named:
         await check_objects(ports.calls.objects, caller, call, named)
     if ports.breaker.entries:
         entrance.check_paused(call)

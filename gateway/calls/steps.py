@@ -35,7 +35,7 @@ def is_short(answer: Refused) -> bool:
 
 def rule_of_route(asked: UseRequest) -> ModelRule:
     """Return a rule for a model that none is configured for: it goes to the upstream of its route by its name."""
-    model = asked.call.model
+    model = asked.call.spec.model
     return ModelRule(model, False, (ModelTarget(asked.upstream, model),))
 
 
@@ -55,12 +55,12 @@ def why_bound(call: CallRequest) -> str:
 
 def why_unfit(call: CallRequest, before: CallRequest, prices: CallPrices, asked_prices: CallPrices) -> str:
     """Return why a call cannot be sent as it is aimed, as another model than `before`; empty if it can."""
-    models = tuple([target.model for target in call.aim.targets]) or (call.model,)
+    models = tuple([target.model for target in call.aim.targets]) or (call.spec.model,)
     if any(price.vector is None for price in prices.named) and any(
         price.vector is not None for price in asked_prices.named
     ):
         return "it has no price"
-    part = refused_part(call, before.model, models)
+    part = refused_part(call, before.spec.model, models)
     if part:
         return f"it does not take {part}"
     output = before.said.output_max

@@ -142,7 +142,7 @@ async def admit(exchange: Exchange, caller: Caller, job_params: Mapping[str, str
             held = held or await reserve_before_body(exchange, caller)
             await count_in_turn(worker, caller, call)
         if routed.listing is not None:
-            narrow(worker, head, caller, call, routed.listing)
+            call.answer_filter = narrow(worker, head, caller, call, routed.listing)
     except Refusal:
         if held is None:
             await reserve_before_body(exchange, caller)

@@ -175,7 +175,7 @@ class OrganizationBudgets:
             service_id if service else 0,
             caller.acts_for(said.user, call.spec.user) if user else "",
             said.project_id if project else None,
-            (call.model, *call.models_beside, *[target.model for target in call.aim.targets])
+            (call.spec.model, *call.models_beside, *[target.model for target in call.aim.targets])
             if models
             else (),
             said.session if session else "",

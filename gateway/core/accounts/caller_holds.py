@@ -35,6 +35,7 @@ from gateway.core.calls.call import (
     Learned,
     Media,
     RequestedUnits,
+    StoredObjects,
     UsageBounds,
     read_document,
 )
@@ -147,10 +148,10 @@ class HeldCall(msgspec.Struct, array_like=True):
             self.output_max, media=Media(tokens=self.input_estimate),
             units_pointer=self.units_pointer, input_ceiling=self.input_ceiling,
             output_ceiling=self.output_ceiling, reports=self.reports, gives_up=self.gives_up,
-            keeps=self.keeps, named=self.named, brought=frozenset(self.brought),
+            objects=StoredObjects(self.named, brought=frozenset(self.brought), keeps=self.keeps),
+            learned=Learned(self.output_bytes_per_token),
         )  # fmt: skip
         call.aim = Aim(call.said, reports_each=self.reports_each)
-        call.learned = Learned(self.output_bytes_per_token)
         return call
 
 
@@ -159,13 +160,13 @@ def held_call(route: Route, call: CallRequest) -> HeldCall:
 
     A call whose stream would have to be changed to report usage counts as not reporting.
     """
-    named, brought = call.named, tuple(call.brought)
-    keeps = call.keeps > 0 and route.objects == "told"
+    named, brought = call.objects.named, tuple(call.objects.brought)
+    keeps = call.objects.keeps > 0 and route.objects == "told"
     if not keeps or sum([len(one) for one in named + brought]) > IDS_CHARACTERS_MAX:
         keeps, named, brought = False, (), ()
     return HeldCall(
-        route.path, call.meter, call.family, call.streamed, call.input_estimate, call.learned.output_bytes_per_token,
-        call.units_pointer, call.output_max, call.choices, call.input_ceiling, call.output_ceiling,
+        route.path, call.meter, call.family, call.spec.streamed, call.input_estimate, call.learned.output_bytes_per_token,
+        call.units_pointer, call.output_max, call.spec.choices, call.input_ceiling, call.output_ceiling,
         call.reports and not call.strip_usage, call.gives_up, call.spec.units.likely, keeps, named, brought,
         call.aim.reports_each,
     )  # fmt: skip
@@ -370,7 +371,7 @@ def answered(  # noqa: PLR0917  # an answer, and how it is read
         used["tools"] = dict(list(detail.tools.items())[:TOOLS_MAX])
         used["service_tier"] = detail.service_tier[:TIER_CHARACTERS_MAX]
     units = None if call.has_input or status >= 400 else usage.units
-    made = [one for one in dict.fromkeys(meter.told) if one not in call.brought]
+    made = [one for one in dict.fromkeys(meter.told) if one not in meter.known_ids]
     return SettleBody(used, units=units, status=status), detail, usage.estimated, made
 
 

@@ -825,6 +825,9 @@ class Learned(NamedTuple):
 UNLEARNED: Final = Learned()
 
 
+_ASKS_FOR_USAGE = b',"stream_options":{"include_usage":true}}'  # the last member of a document
+
+
 @dataclass(slots=True)
 class Body:
     """The body of a call: as it is sent, as it was decoded, and what the gateway changed in it."""
@@ -843,6 +846,22 @@ class Body:
     put_in: tuple[str, ...] = ()  # fields that the gateway added
     stated: dict[str, int] | None = None  # the client's maxima, by field
     renamed: str = ""  # the maximum's field name at the upstream
+
+    def encode(self, document: Document, sent: bytes, look: BodyLook, added: int | None = None) -> None:
+        """Set the content and the facts of a body that was `sent` with `look`, and decoded as `document`.
+
+        `added` is the number of members that were added to request the usage of a stream, None if it is as it was.
+        """
+        if look.plain:
+            self.names, self.rare_bytes, self.content = look.names, look.rare_bytes, sent
+            if added is not None:
+                self.content = sent[:-1] + _ASKS_FOR_USAGE if added == 2 else self.written(document)
+            return
+        self.content = write_document(document)
+        check_names(sent, self.content, added or 0)
+        self.names = names_in(document)
+        if not self.content.isascii():
+            self.rare_bytes = len(self.content) - len(self.content.translate(None, NOT_ASCII))
 
     def put(self, name: str) -> None:
         """Record that the gateway added the field `name` to the document."""
@@ -899,8 +918,7 @@ class RequestedUnits(NamedTuple):
 TOKENS_ALONE: Final = RequestedUnits()
 
 
-@dataclass(frozen=True, slots=True)
-class CallSpec:
+class CallSpec(NamedTuple):
     """What a call asks of its upstream, as the reader of its API understands its body. It is a value."""
 
     model: str = ""
@@ -921,6 +939,22 @@ class CallSpec:
 UNREAD: Final = CallSpec()
 
 
+class StoredObjects(NamedTuple):
+    """The objects stored at its upstream that a call is about.
+
+    `named` are ids in its path and body, `unsure` texts of the body that may be ids, and `brought` ids of objects
+    inside the body itself. `keeps` is the `KEPT_…` constant for how long ids in its answer are valid.
+    """
+
+    named: tuple[str, ...] = ()
+    unsure: tuple[str, ...] = ()
+    brought: frozenset[str] = frozenset()
+    keeps: int = 0
+
+
+NO_OBJECTS: Final = StoredObjects()
+
+
 @dataclass(slots=True)
 class CallRequest:
     """One call as it is sent to its upstream: what it asks for, and the estimates for its hold."""
@@ -928,7 +962,7 @@ class CallRequest:
     meter: str  # key of `SHAPES`, or generic or none
     family: Family
     body: Body
-    spec: CallSpec = UNREAD  # written while the body is read, and never after that
+    spec: CallSpec = UNREAD  # written while the body is read, and never after that, as `objects`
     output_max: int | None = None  # maximum of one choice in tokens, stated or set
     input_bytes: int = 0  # bytes of text
     strip_usage: bool = False  # the client did not ask for a usage frame; send `accept-encoding: identity`
@@ -938,11 +972,8 @@ class CallRequest:
     input_ceiling: int = 0  # tokens of the prompt at most
     output_ceiling: int = 0  # tokens of one choice at most
     reports: bool = False  # each complete answer reports its usage
-    keeps: int = 0  # a `KEPT_…` constant for the ids in its answer
+    objects: StoredObjects = NO_OBJECTS
     gives_up: bool = False  # it states a timeout, by which its upstream may end it
-    named: tuple[str, ...] = ()  # ids of stored objects in path and body
-    unsure: tuple[str, ...] = ()  # texts in the body that may be ids of stored objects
-    brought: frozenset[str] = frozenset()  # ids of objects inside the body, and those reported already
     asks: bool | None = None  # it may ask for tools or a search; None if unknown
     output_default: int = 0  # the upstream's maximum of a choice if none is stated, 0 if unknown
     bound: bool = False  # its hold is the most that it may use
@@ -955,19 +986,9 @@ class CallRequest:
     learned: Learned = UNLEARNED  # by the estimator
 
     @property
-    def model(self) -> str:
-        """The model that the call names."""
-        return self.spec.model
-
-    @property
-    def streamed(self) -> bool:
-        """Whether the call asks for a stream."""
-        return self.spec.streamed
-
-    @property
-    def choices(self) -> int:
-        """How many answers the call asks for."""
-        return self.spec.choices
+    def alters_answer(self) -> bool:
+        """Whether its client gets less than its upstream answers, so that the answer must be readable."""
+        return self.strip_usage or self.answer_filter.narrow is not None
 
     @property
     def said(self) -> SaidBounds:
@@ -986,12 +1007,12 @@ class CallRequest:
     @property
     def asked_as(self) -> str:
         """The model that its caller named."""
-        return self.model if self.substitution is None else self.substitution.model_asked
+        return self.spec.model if self.substitution is None else self.substitution.model_asked
 
     @property
     def models(self) -> tuple[str, ...]:
         """All models that may answer: those that the call names, and those of its targets."""
-        models = (self.model, *self.models_beside)
+        models = (self.spec.model, *self.models_beside)
         targets = self.aim.targets
         return (*models, *[target.model for target in targets]) if targets else models
 
@@ -1030,7 +1051,7 @@ class CallRequest:
     def most(self) -> int:
         """The most tokens that the call can use if its upstream keeps to the maximum; 0 if unknown."""
         output = self.output_ceiling if self.output_max is None else self.output_max
-        return self.input_ceiling + output * self.choices if self.input_ceiling else 0
+        return self.input_ceiling + output * self.spec.choices if self.input_ceiling else 0
 
     def take_body(self) -> bytes:
         """Return the body for the last time that it is sent, and release the decoded document."""

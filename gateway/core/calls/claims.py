@@ -28,7 +28,6 @@ from gateway.core.billing.price_book import (
 from gateway.core.billing.vector import IMAGES, Vector
 from gateway.core.calls.call import (
     DEFAULT_BOUNDS,
-    NOT_ASCII,
     UNCOUNTED_BYTES_MAX,
     Body,
     BodyLook,
@@ -36,7 +35,6 @@ from gateway.core.calls.call import (
     CallSpec,
     RequestedUnits,
     UsageBounds,
-    check_names,
     check_size,
     media_in,
     names_in,
@@ -410,7 +408,7 @@ def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQu
     return PriceQualifiers(
         caches,
         caches,
-        blobs and not (not call.media.tokens and not call.named and excluded.media(document, names)),
+        blobs and not (not call.media.tokens and not call.objects.named and excluded.media(document, names)),
         sound and not excluded.sound(document, names),
         tiers,
         uses,
@@ -572,8 +570,6 @@ def lower_task(call: CallRequest, claim: BudgetClaim, admitted: Admitted) -> Non
 # `stream_options.include_usage` or a maximum, are fields of the document, which is then written again. A
 # plain body in which nothing is decided is sent as it came.
 
-_ASKS_FOR_USAGE = b',"stream_options":{"include_usage":true}}'  # the last member of a document
-
 
 def read_call(
     route: Route,
@@ -595,14 +591,16 @@ def read_call(
     """
     shape = SHAPES.get(route.meter)
     if shape is None:
-        call = CallRequest(route.meter, route.family, Body(body), units_pointer=route.units_pointer)
+        parts = Body(body)
         if reads and body:
             look = look or BodyLook(body)
-            call.body.document = document = read_document(body, look)
-            call.body.content = written_of(document, body, look)
-            call.body.names = look.names if look.plain else names_in(document)
-            call.body.tools, call.body.plugins = elements(document, "tools"), elements(document, "plugins")
-        return call
+            document = read_document(body, look)
+            parts = Body(
+                written_of(document, body, look), document,
+                names=look.names if look.plain else names_in(document), tools=elements(document, "tools"),
+                plugins=elements(document, "plugins"),
+            )  # fmt: skip
+        return CallRequest(route.meter, route.family, parts, units_pointer=route.units_pointer)
     if form and shape.form is not None:
         reader = FormReader(shape.form, boundary_of(form))
         reader.feed(body)
@@ -621,13 +619,15 @@ def read_call(
         spec = shape.read(parts, document, path_params, bounds)
         parts.content, tool = written_of(document, body, look), spec.mcp.tool
         model = f"{route.upstream}/{tool}" if tool else ""
-        spec = replace(spec, model=model, mcp=spec.mcp._replace(server=route.upstream))
+        spec = spec._replace(model=model, mcp=spec.mcp._replace(server=route.upstream))
         return CallRequest(route.meter, route.family, parts, spec, spec.output_max)
     call = _understand(route, shape, parts, document, path_params, bounds)
-    added = 0  # members added to the document to request the usage of a stream
-    if call.streamed and shape.asks_for_usage:
-        added = ask_for_usage(call, document)
-    _write(call, document, body, look, added)
+    if call.spec.streamed and shape.asks_for_usage and (added := ask_for_usage(document)) is not None:
+        call.strip_usage = True
+        parts.encode(document, body, look, added)
+    else:
+        parts.encode(document, body, look)
+    call.input_bytes = len(parts.content)
     if call.body.names.media or call.body.names.files:
         media = media_in(document, shape.media)
         call.input_bytes -= media.size
@@ -662,7 +662,7 @@ def measure_media(*calls: CallRequest) -> None:
         for recording in recordings:
             length = next(lengths)
             if shape.hear is not None:
-                call.spec = shape.hear(call.body, replace(call.spec, media=call.media), length)
+                call.spec = shape.hear(call.body, call.spec._replace(media=call.media), length)
                 call.media = call.spec.media
             elif length is None or recording.endless:
                 endless += 1
@@ -681,18 +681,17 @@ def measure_media(*calls: CallRequest) -> None:
         )  # fmt: skip
 
 
-def ask_for_usage(call: CallRequest, document: Document) -> int:
-    """Request a report of usage in the stream, unless the client does; return the number of added fields."""
+def ask_for_usage(document: Document) -> int | None:
+    """Request a report of usage in the stream; return the number of added fields, None if the client does."""
     options = inner(document, "stream_options", controlled.STREAM_OPTIONS)
     if options is None:
         added = 1 if "stream_options" in document else 2
         document["stream_options"] = {"include_usage": True}
-        call.strip_usage = True
         return added
     if flag(options, "include_usage", "stream_options."):
-        return 0
+        return None
     added = 0 if "include_usage" in options else 1
-    options["include_usage"] = call.strip_usage = True
+    options["include_usage"] = True
     return added
 
 
@@ -701,10 +700,9 @@ def read_form(
 ) -> CallRequest:
     """Return a call from a form: its text fields are the document, and its body is sent unchanged."""
     shape, document = SHAPES[route.meter], form.fields
-    parts = Body(body, document=document, files=form.files)
+    parts = Body(body, document, files=form.files, model_at=form.model_at)
     call = _understand(route, shape, parts, document, path_params, bounds)
-    call.body.model_at, call.input_bytes = form.model_at, form.texts_bytes
-    call.body.names = names_in(document)
+    call.input_bytes, parts.names = form.texts_bytes, names_in(document)
     return call
 
 
@@ -716,7 +714,7 @@ def _understand(  # noqa: PLR0917  # how a call is read, and what it says
     spec = shape.read(body, document, path_params, bounds)
     if shape.stores and not (shape.lasts or spec.units.likely):
         unit = unit_later(route.family, route.path)
-        spec = replace(spec, units=RequestedUnits({unit: 1} if unit else None))
+        spec = spec._replace(units=RequestedUnits({unit: 1} if unit else None))
     # Each tool and plugin is priced and held by itself.
     body.tools, body.plugins = elements(document, "tools"), elements(document, "plugins")
     names = top_names(document)
@@ -759,21 +757,6 @@ def _asked_by(
     if not look.plain and len(written) > UNCOUNTED_BYTES_MAX:
         check_size(written)
     return written, look
-
-
-def _write(call: CallRequest, document: Document, body: bytes, look: BodyLook, added: int) -> None:
-    """Set a call's body, size and names from its document, to which the gateway added `added` fields."""
-    if look.plain:
-        call.body.names, call.body.rare_bytes, written = look.names, look.rare_bytes, body
-        if call.strip_usage:
-            written = body[:-1] + _ASKS_FOR_USAGE if added == 2 else call.body.written(document)
-    else:
-        written = write_document(document)
-        check_names(body, written, added)
-        call.body.names = names_in(document)
-        if not written.isascii():
-            call.body.rare_bytes = len(written) - len(written.translate(None, NOT_ASCII))
-    call.body.content, call.input_bytes = written, len(written)
 
 
 def limit_output(call: CallRequest, tokens: int) -> None:

@@ -158,7 +158,7 @@ _ACTING: Final = ("mcp_servers", "plugins", "conversation", "previous_response_i
 def is_repeatable(call: CallRequest) -> bool:
     """Return whether a call may be sent a second time with no other effect than a second answer."""
     document = call.body.document
-    if document is None or call.named or any(document.get(name) is not None for name in _ACTING):
+    if document is None or call.objects.named or any(document.get(name) is not None for name in _ACTING):
         return False
     if call.spec.background:  # the first one would continue unnoticed
         return False

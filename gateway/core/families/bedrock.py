@@ -7,7 +7,6 @@ An upstream of this family has its own routes. The model is in the path alone. T
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -100,7 +99,7 @@ def read_invoke(
         )
     if "stream" in document:
         raise InvalidRequest("stream: the path says it, leave the field out.", param="stream")
-    return replace(calls.read_messages(body, document, params, bounds), streamed=streamed)
+    return calls.read_messages(body, document, params, bounds)._replace(streamed=streamed)
 
 
 def read_converse(
@@ -155,7 +154,7 @@ def _read_checked(meter: Meter, document: bytes) -> None:
     for name, units in usage.items():
         if not name.endswith("FreeUnits"):
             meter.detail.used_tool(_POLICIES.get(name, name), integer(units) or 0)
-    meter.replaces_units = True
+    meter.detail.replaces_units = True
     meter.report_units()
 
 

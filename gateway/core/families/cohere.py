@@ -6,7 +6,6 @@ its own routes.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -63,7 +62,7 @@ def read_chat(body: Body, document: Document, params: PathParams, bounds: UsageB
 def read_classify(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a classification, which is charged by the number of texts."""
     spec = read_embed(body, document, params, bounds)
-    return replace(spec, units=RequestedUnits({"classification": len(_texts(document, "inputs"))}))
+    return spec._replace(units=RequestedUnits({"classification": len(_texts(document, "inputs"))}))
 
 
 def read_embed(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
@@ -75,7 +74,7 @@ def read_embed(body: Body, document: Document, params: PathParams, bounds: Usage
 def read_rerank(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a reranking, and hold the search units that its documents need."""
     spec = read_embed(body, document, params, bounds)
-    return replace(spec, units=RequestedUnits({"search": searches_of(_texts(document, "documents"))}))
+    return spec._replace(units=RequestedUnits({"search": searches_of(_texts(document, "documents"))}))
 
 
 def _texts(document: Document, name: str) -> list[object]:

@@ -120,7 +120,7 @@ def bound_by(call: CallRequest, seals: Mapping[str, str]) -> str:
     for name in _BOUND:
         if document.get(name):
             return f"it names what another model keeps ({name})"
-    kept = next((id_ for id_ in call.named if not id_.startswith(PLAIN_OBJECTS)), "")
+    kept = next((id_ for id_ in call.objects.named if not id_.startswith(PLAIN_OBJECTS)), "")
     if kept:
         return f"it names what another model made ({kept[:64]})"
     member = sealed_member(seals, call.body.content)

@@ -385,7 +385,7 @@ async def _taken(
             admitted.held_tokens, admitted.held_credits, request.units, admitted.money_held,
             admitted.budget_tokens_held,
         ),
-        admitted.now_ms, admitted.now_ms + request.ttl_ms, caller.unsettled, request.user, call.model,
+        admitted.now_ms, admitted.now_ms + request.ttl_ms, caller.unsettled, request.user, call.spec.model,
         request.names if budgets is not None else (), "" if budgets is None else budgets.currency,
         prices.own, admitted.weights, head.said.columns, attribution.session,
         attribution.metadata.decode(), None if route is None else held_call(route, call),
@@ -479,7 +479,7 @@ async def _use(
                 param="request",
             )
         call = read_call(route, {"model": said.model}, write_document(said.request), worker.bounds)
-        if said.model and call.model != said.model:
+        if said.model and call.spec.model != said.model:
             raise InvalidRequest("model is another one in the request.", param="model")
         if call.unmeasured:
             await count_in_turn(worker, caller, call)

@@ -149,7 +149,7 @@ class CapacityQueues:
         attempt = admitted.attempt
         assert capacity is not None
         learned, keys = self._learned.get(upstream.name), len(upstream.accounts)
-        model, limits = account_of(capacity, attempt.model or call.model, learned, keys)
+        model, limits = account_of(capacity, attempt.model or call.spec.model, learned, keys)
         if limits == _UNLIMITED:
             return
         queue = self._queues.get((upstream.name, model))
@@ -160,7 +160,7 @@ class CapacityQueues:
         if shares is not self._table.known:
             self._table = ShareTable(shares)
         caller = admitted.caller
-        share = self._table.of(upstream.name, attempt.model or call.model, caller)
+        share = self._table.of(upstream.name, attempt.model or call.spec.model, caller)
         batch = int(share.is_batch(caller, admitted.head.attribution.priority))
         need = ports.estimator.hold(call, caller.organization_id, admitted.service.key, binds=False).need
         began = ports.seconds()

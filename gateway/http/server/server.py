@@ -238,7 +238,7 @@ def accessed(exchange: Exchange, took_s: float, upstream_s: float) -> dict[str, 
     if caller is not None:
         facts |= {"organization_id": caller.organization_id, "tenant_id": caller.tenant_id}
     if call is not None:
-        facts["model"] = call.model
+        facts["model"] = call.spec.model
     if upstream_s > 0.0:
         facts |= {"upstream": exchange.attempt.name, "upstream_ms": round(upstream_s * 1000, 3)}
     if exchange.attempt.failed_before:

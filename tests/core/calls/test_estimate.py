@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import random
-from dataclasses import replace
 from typing import Any, Final
 from uuid import UUID
 
@@ -65,7 +64,7 @@ def test_what_is_likely_is_less_than_a_large_maximum_and_is_learned_with_the_fir
     assert needs[-1] == 9_000
     assert estimator.hold(call(output_max=2_000), 1, "chat").need == 100 + 2_000
     streamed = call(output_max=64_000)
-    streamed.spec = replace(streamed.spec, streamed=True)
+    streamed.spec = streamed.spec._replace(streamed=True)
     assert estimator.hold(streamed, 1, "chat") == found
 
 

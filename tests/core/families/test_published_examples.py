@@ -35,7 +35,7 @@ REFUSED = ({"models": [SONNET, MYTHO]}, {"model": "@preset/email-copywriter"}, {
 
 @pytest.mark.parametrize(("body", "others"), TAKEN)
 def test_it_is_taken_with_every_model_that_may_answer(body: dict[str, Any], others: tuple[str, ...]) -> None:
-    assert read("openai_chat", body | ASKED).model == body["model"]
+    assert read("openai_chat", body | ASKED).spec.model == body["model"]
     assert models_beside(body | ASKED) == others
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -327,7 +326,7 @@ def test_a_report_of_a_whole_answer_is_of_all_its_choices(
     count = max(2, prompts)
     choices = [{"index": n, "text": "x" * 669, "finish_reason": "stop"} for n in range(count)]
     asking = asked("openai_completions", streamed=False, choices=count)
-    asking.spec = replace(asking.spec, prompts=prompts, first_part=1 / prompts)
+    asking.spec = asking.spec._replace(prompts=prompts, first_part=1 / prompts)
     usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
     made = fed(asking, json.dumps({"choices": choices, "usage": usage}).encode(), content_type=JSON)
     found = made.usage()

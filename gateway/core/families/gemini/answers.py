@@ -324,7 +324,7 @@ def _read_video(meter: Meter, document: bytes) -> None:
     if said.get("done") is not True or meter.failed or not 200 <= meter.status < 300:
         return
     made = object_in(object_in(said, "response"), "generateVideoResponse")
-    samples, asked = made.get("generatedSamples"), meter.call.choices
+    samples, asked = made.get("generatedSamples"), meter.call.spec.choices
     held = (meter.call.spec.units.likely or {}).get("video_second", 0)
     number = min(len(samples), asked) if isinstance(samples, list) else 0 if made else asked
     meter.detail.used_tool("video_second", held // asked * number)
@@ -363,7 +363,7 @@ def _read_predicted(meter: Meter, document: bytes) -> None:
     drawn = sum([isinstance(one.get("bytesBase64Encoded") or one.get("gcsUri"), str) for one in made])
     for name in meter.call.spec.units.likely or ():
         meter.detail.used_tool(name, drawn)
-    meter.replaces_units = True
+    meter.detail.replaces_units = True
     if drawn:
         meter.report_units()
     else:

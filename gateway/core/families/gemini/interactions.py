@@ -94,8 +94,8 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         see_content(meter, delta or object_in(event, "step"), meter.text_bytes - before)
     _report(meter, object_in(object_in(event, "metadata"), "total_usage"), final=False)
     if interaction:
-        if meter.call.keeps:
-            meter.told += told_of(OBJECTS, interaction, meter.call.named)
+        if meter.call.objects.keeps:
+            meter.told += told_of(OBJECTS, interaction, meter.call.objects.named)
         _take(meter, interaction, final=kind == _COMPLETED)
         see_whole(meter, {"interaction": interaction})
     if kind in _ENDING.events:

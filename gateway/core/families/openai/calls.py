@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Final
 
 from gateway.core.calls.call import Body, CallSpec, FieldNames, RequestedUnits, UsageBounds
@@ -77,7 +76,7 @@ def read_chats(body: Body, document: Document, params: PathParams, bounds: Usage
         raise InvalidRequest("messages must be a list of lists of messages.", param="messages")
     spec = read_chat(body, document, params, bounds)
     answers = min(spec.choices * len(chats), INTEGER_MAX)
-    return replace(spec, choices=answers, prompts=len(chats), first_part=1 / len(chats))
+    return spec._replace(choices=answers, prompts=len(chats), first_part=1 / len(chats))
 
 
 def read_completions(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
@@ -140,7 +139,7 @@ def read_training(body: Body, document: Document, params: PathParams, bounds: Us
 def read_run(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a run of an eval, which may name models itself, and costs one unit."""
     spec = read_stored(body, document, params, bounds)
-    return replace(spec, units=RequestedUnits({"eval_run": 1}))
+    return spec._replace(units=RequestedUnits({"eval_run": 1}))
 
 
 def _count_once(meter: Meter, document: bytes) -> None:
@@ -176,11 +175,8 @@ def _read_common(
     names.check(document)
     model = model_of(body, document, params)
     streamed = flag(document, "stream")
-    return (
-        model,
-        streamed,
-        stated_user(document.get("safety_identifier")) or stated_user(document.get("user")),
-    )
+    user = stated_user(document.get("safety_identifier")) or stated_user(document.get("user"))
+    return model, streamed, user
 
 
 def _prompts(prompt: object) -> int:

@@ -105,7 +105,7 @@ def read_edits(body: Body, document: Document, params: PathParams, bounds: Usage
     spec = read_images(body, document, params, bounds)
     if not body.files and not elements(document, "images"):
         raise InvalidRequest("image must be a file of the form.", param="image")
-    return replace(spec, media=Media(tokens=len(body.files) * EDITED_TOKENS))
+    return spec._replace(media=Media(tokens=len(body.files) * EDITED_TOKENS))
 
 
 def read_heard(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
@@ -154,7 +154,7 @@ def hear(body: Body, spec: CallSpec, length: Length | None) -> CallSpec:
         {"audio_second": seconds} if is_known or tells else {"audio_file": 1},
         {"audio_second": most} if tells and most > seconds else None,
     )
-    return replace(spec, media=media, units=units)
+    return spec._replace(media=media, units=units)
 
 
 def read_speech(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
@@ -297,12 +297,12 @@ def _take_heard(meter: Meter, said: dict[str, object]) -> None:
         if "input_token_details" in usage:  # as OpenAI spells it here alone
             usage["input_tokens_details"] = usage.pop("input_token_details")
         if report(meter, msgspec.json.encode(usage)):
-            meter.replaces_units = True  # paid by these
+            meter.detail.replaces_units = True  # paid by these
         return
     told = usage.get("seconds", usage.get("prompt_audio_seconds", said.get("duration")))
     seconds = integer(told)
     if seconds is not None and seconds >= 0:
-        meter.replaces_units = True
+        meter.detail.replaces_units = True
         meter.detail.used_tool("audio_second", seconds)
         meter.report_units()
 
