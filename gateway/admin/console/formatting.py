@@ -14,13 +14,13 @@ from typing import Any, NamedTuple, cast
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.resources.form_fields import words
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.budget_amounts import render_length, render_window
 from gateway.core.accounts.budget_selectors import SELECTING
 from gateway.core.accounts.budgets import ENFORCE
 from gateway.core.accounts.budgets import MONEY as IN_MONEY
 from gateway.core.accounts.intervals import TOTAL
 from gateway.core.accounts.plans import TERMS
 from gateway.core.accounts.tags import tag_in
+from gateway.core.accounts.window_words import render_length, render_window
 from gateway.core.accounts.windows import FIRST_USE, ROLLING
 from gateway.core.billing.price_book import KINDS
 

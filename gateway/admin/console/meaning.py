@@ -25,13 +25,13 @@ from gateway.admin.console.formatting import (
 from gateway.admin.console.home import ConsoleShell, query
 from gateway.admin.console.screens import SCREENS
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.budget_amounts import render_window
 from gateway.core.accounts.budget_selectors import SELECTING
 from gateway.core.accounts.budgets import ENFORCE, MONEY
 from gateway.core.accounts.intervals import INTERVALS, TOTAL
 from gateway.core.accounts.steps import SWITCH
 from gateway.core.accounts.tags import TAG, tag_in
 from gateway.core.accounts.usage import UsageQuery, column_of, end_of
+from gateway.core.accounts.window_words import render_window
 from gateway.core.accounts.windows import CALENDAR, FIRST_USE, ROLLING
 from gateway.errors import StoreUnavailable, TollkeeperError, Unprocessable
 
