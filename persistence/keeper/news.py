@@ -385,7 +385,10 @@ async def _each_page(
     after: dict[str, object] = {"id": 0, "start": EPOCH, "value": ""}
     while True:
         async with engine.begin() as connection:
-            facts = {**await windows(connection, now), "now": now, "ahead": _AHEAD, "parts": PARTS_LEAST}
+            known = await windows(connection, now)
+            if not any(known.values()):
+                return
+            facts = {**known, "now": now, "ahead": _AHEAD, "parts": PARTS_LEAST}
             accounts = (await connection.execute(statement, facts | after)).all()
             if accounts:
                 await tell_of(connection, accounts)
