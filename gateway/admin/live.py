@@ -150,10 +150,16 @@ async def _own_limits(
 
 
 def _accounts(row: Row, at_ms: int, **more: Any) -> Query:
-    """Return the query of a budget's stored accounts in the current window, or with `value` of one alone."""
-    only = {name: more.pop(name) for name in ("value",) if name in more}
+    """Return the query of a budget's stored accounts in the current window, or with `value` of one alone.
+
+    Accounts by the calendar have one start, so that PostgreSQL reads no more of them than a page has.
+    """
+    since = _since(row, at_ms)
+    filters = {"budget_id": row["id"], **{name: more.pop(name) for name in ("value",) if name in more}}
     page = {"after": None, "limit": 1, "descending": False, **more}
-    return Query({"budget_id": row["id"], **only}, _since(row, at_ms), None, **page)
+    if row["length"] is None:
+        return Query(filters | {"start": since}, None, None, **page)
+    return Query(filters, since, None, **page)
 
 
 def _since(row: Row, at_ms: int) -> datetime:
