@@ -282,13 +282,13 @@ def window_title(budget: Row) -> str:
 
 
 def resets_text(budget: Row) -> str:
-    """Return when a budget begins again, and how much of a rolling window is free at the next moments."""
+    """Return when a budget resets, and how much of a rolling window is free at the next moments."""
     if budget["resets_at"]:
         return moment(budget["resets_at"])
     frees = cast("Sequence[Mapping[str, object]]", budget.get("frees") or ())
     if frees:
         return ", ".join(
-            f"{amount(budget, one['amount'])} at {_soon(one['at'])}" for one in frees[:FREES_SHOWN]
+            f"{amount(budget, freed['amount'])} at {_soon(freed['at'])}" for freed in frees[:FREES_SHOWN]
         )
     if budget["window"] == ROLLING:
         return "by and by"

@@ -47,7 +47,7 @@ _DIGITS: Final = re.compile(r"[0-9]{1,16}")
 Shown = dict[str, Any]
 
 
-class _Limit(NamedTuple):
+class _SpendLimit(NamedTuple):
     """A spend limit: a budget, or with `who` the override of a user or of `group:ID` in a budget of each user.
 
     `amount` is None for no limit.
@@ -90,15 +90,16 @@ class _Limits:
         rows, _ = await self._budgets.list(Query(filters, None, None, None, BUDGETS_READ_MAX))
         return [row for row in rows if _is_limit(row)]
 
-    async def all(self) -> list[_Limit]:
+    async def all(self) -> list[_SpendLimit]:
         """Return the spend limits in Anthropic's sense, the oldest first: a pool of all has no scope there."""
         limits = []
         for row in await self.budgets():
             if row["each"] or row["tenant_id"] or row["user"]:
-                limits.append(_Limit(row, _amount_of(row)))
+                limits.append(_SpendLimit(row, _amount_of(row)))
             if row["each"]:
                 limits += [
-                    _Limit(row, _text(own["amount"]), str(own["who"])) for own in await self._overrides(row)
+                    _SpendLimit(row, _text(own["amount"]), str(own["who"]))
+                    for own in await self._overrides(row)
                 ]
         return limits
 
@@ -122,15 +123,15 @@ class _Limits:
         narrowed = "".join(
             f" of {name.removesuffix('_id')} {value}" for name, value in scope.items() if value != USER
         )
-        each = " of each user" if "each" in scope else ""
+        whose = " of each user" if "each" in scope else ""
         sent = {
-            "organization_id": self._of(), "name": f"{NAME}{each}{narrowed}, {interval}" if each else NAME + narrowed,
+            "organization_id": self._of(), "name": f"{NAME}{whose}{narrowed}, {interval}" if whose else NAME + narrowed,
             "unit": MONEY, "amount": amount, "interval": interval, **scope,
         }  # fmt: skip
         return (await self._budgets.create(asked, sent)).content
 
-    async def set_own(self, asked: WriteRequest, who: str, amount: str | None, interval: str) -> _Limit:
-        """Override the amount of a user or a group in the budget of each user, which is made if it is missing."""
+    async def set_own(self, asked: WriteRequest, who: str, amount: str | None, interval: str) -> _SpendLimit:
+        """Set the amount of a user or a group in the budget of each user, which is made if it is missing."""
         require_write(self._actor, self._budgets.resource, OVERRIDE)
         if who.startswith(OF_GROUP) and not await self._has_group(int(who.removeprefix(OF_GROUP))):
             raise _wrong(
@@ -145,7 +146,7 @@ class _Limits:
         )
         if not who.startswith(OF_GROUP) and (former := await self.find(interval, user=who)) is not None:
             await self._budgets.delete(asked, int(str(former["id"])))
-        return _Limit(row, amount, who)
+        return _SpendLimit(row, amount, who)
 
     async def _has_group(self, group_id: int) -> bool:
         try:
@@ -154,7 +155,7 @@ class _Limits:
             return False
         return (group["organization_id"], group["kind"]) == (self._of(), USER)
 
-    async def delete(self, asked: WriteRequest, limit: _Limit) -> None:
+    async def delete(self, asked: WriteRequest, limit: _SpendLimit) -> None:
         """Delete a limit; the budget of each user stays while single ones have limits of their own in it."""
         number = int(str(limit.budget["id"]))
         if limit.who:
@@ -261,8 +262,8 @@ async def _list(limits: _Limits, request: web.Request, _: Body) -> Shown:
     text = request.query.get("limit", "20")
     if not (text.isascii() and text.isdigit() and len(text) < 5 and 1 <= int(text) <= LIMITS_MAX):
         raise _wrong("limit", f"must be a number from 1 to {LIMITS_MAX}")
-    found, currency = await limits.all(), await limits.currency()
-    shown = [_of_anthropic(limit, currency) for limit in reversed(found)]
+    known, currency = await limits.all(), await limits.currency()
+    shown = [_of_anthropic(limit, currency) for limit in reversed(known)]
     if len(shown) > int(text):
         raise _wrong("limit", f"must be {len(shown)} at least: there is one page")
     return {"data": shown, "next_page": None}
@@ -276,16 +277,16 @@ async def _set(limits: _Limits, request: web.Request, sent: Body) -> Shown:
     if "amount" not in sent:
         raise _wrong("amount", "is required: a number of cents, or null for no limit")
     scope, who = _scope(sent.get("scope"))
-    said, interval = sent["amount"], PERIODS[str(period)].name
+    cents, interval = sent["amount"], PERIODS[str(period)].name
     if who:
-        amount = None if said is None else _money("amount", said, least=0)
+        amount = None if cents is None else _money("amount", cents, least=0)
         limit = await limits.set_own(_write(request), who, amount, interval)
-    elif said is None and "tenant_id" in scope:
+    elif cents is None and "tenant_id" in scope:
         raise _wrong("amount", "must be a number of cents for a workspace: delete its limit instead")
     else:
-        amount = NO_AMOUNT if said is None else _money("amount", said)
+        amount = NO_AMOUNT if cents is None else _money("amount", cents)
         row = await limits.set(_write(request), amount, interval, **scope)
-        limit = _Limit(row, _amount_of(row))
+        limit = _SpendLimit(row, _amount_of(row))
     return _of_anthropic(limit, await limits.currency())
 
 
@@ -299,7 +300,7 @@ async def _delete(limits: _Limits, request: web.Request, _: Body) -> Shown:
     return {"id": limit.id, "type": "spend_limit_deleted"}
 
 
-async def _by_id(limits: _Limits, request: web.Request) -> _Limit:
+async def _by_id(limits: _Limits, request: web.Request) -> _SpendLimit:
     for limit in await limits.all():
         if limit.id == request.match_info["id"]:
             return limit
@@ -325,7 +326,7 @@ def _scope(said: object) -> tuple[dict[str, object], str]:
     )
 
 
-def _of_anthropic(limit: _Limit, currency: str) -> Shown:
+def _of_anthropic(limit: _SpendLimit, currency: str) -> Shown:
     made = limit.budget["created_at"]
     return {
         "type": "spend_limit", "id": limit.id, "amount": None if limit.amount is None else _cents(limit.amount),
