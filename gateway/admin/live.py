@@ -50,8 +50,7 @@ async def budget_accounts(ports: AdminPorts, row: Row, query: Query) -> Page:
     if row["each"] is None:
         [now] = await overlay_budgets(ports, [row])
         return Page(({**now, "who": None},), None)
-    here = {"budget_id": row["id"], "start": _started(row, at_ms)}
-    wanted = Query(here, None, None, query.after, query.limit, query.descending)
+    wanted = Query(_of(row, at_ms), None, None, query.after, query.limit, query.descending)
     page = await ports.store.page("budget-accounts", wanted)
     return Page(tuple(await _everybody(ports, row, page.rows, at_ms)), page.next_after)
 
@@ -75,8 +74,8 @@ async def own_budgets(ports: AdminPorts, rows: Sequence[Row], whose: str) -> lis
     )
     stored = await asyncio.gather(
         *(
-            ports.store.page("budget-accounts", Query(_of(row, name, at_ms), None, None, None, 1))
-            for row, name in zip(rows, names, strict=True)
+            ports.store.page("budget-accounts", Query(_of(row, at_ms, value=owner), None, None, None, 1))
+            for row in rows
         )
     )
     budgets = list[Row]()
@@ -150,9 +149,10 @@ async def _own_limits(
     return limits
 
 
-def _of(row: Row, account: str, at_ms: int) -> Row:
-    """Return the filters for the stored use of one account."""
-    return {"budget_id": row["id"], "start": _started(row, at_ms), "value": account.partition(":")[2]}
+def _of(row: Row, at_ms: int, **more: object) -> Row:
+    """Return the filters for the stored uses in a budget's current window."""
+    when = "start" if row["length"] is None else "since"
+    return {"budget_id": row["id"], when: _started(row, at_ms), **more}
 
 
 def _started(row: Row, at_ms: int) -> datetime:

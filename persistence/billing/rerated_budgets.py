@@ -82,6 +82,8 @@ def _running(
     resets = {reset.budget_id: ms_of(reset.at) for reset in found_resets}
     for row in rows:
         of = read_budget(dict(row))
+        if of.length_ms:  # its calls leave it by themselves, and a correction has no part of it
+            continue
         try:
             start, _ = window_of(of, ms_of(change.now))
         except (ZoneInfoNotFoundError, ValueError):  # its window is not known here

@@ -286,16 +286,16 @@ async def reached_budgets(engine: AsyncEngine, now: datetime) -> None:
     async def tell_of(connection: AsyncConnection, accounts: Sequence[Found]) -> None:
         news: list[News] = []
         rows: list[tuple[object, ...]] = []
-        for found in accounts:
-            told = _state(found)
-            used, limit, _ = _amounts(found)
-            parts = crossed(_thresholds(found), told, used, limit)
-            exceeded = exceeds(told, used, limit)
-            news += (_news(found, "budget.threshold", now_ms, part) for part in parts)
+        for account in accounts:
+            state = _state(account)
+            used, limit, _ = _amounts(account)
+            parts = crossed(_thresholds(account), state, used, limit)
+            exceeded = exceeds(state, used, limit)
+            news += (_news(account, "budget.threshold", now_ms, part) for part in parts)
             if exceeded:
-                news.append(_news(found, "budget.exceeded", now_ms))
-            now_told = told.and_of(parts, exceeded, limit)
-            rows.append((found.id, found.start, found.value, *now_told))
+                news.append(_news(account, "budget.exceeded", now_ms))
+            now_state = state.and_of(parts, exceeded, limit)
+            rows.append((account.id, account.start, account.value, *now_state))
         names = ("ids", "starts", "values", "parts", "levels", "exceeded")
         await connection.execute(_TOLD, _columns(names, rows))
         await create_messages(connection, news)
@@ -311,28 +311,28 @@ async def foresee_budgets(engine: AsyncEngine, now: datetime) -> None:
     async def tell_of(connection: AsyncConnection, accounts: Sequence[Found]) -> None:
         news: list[News] = []
         rows: list[tuple[object, ...]] = []
-        for found in accounts:
-            window = _window(found)
-            known = _samples(found)
+        for account in accounts:
+            window = _window(account)
+            known = _samples(account)
             samples = remembered(known, window, now_ms)
             end_ms = exhausted_ms(window, samples, now_ms)
             if end_ms is not None:
-                news.append(_forecast(found, end_ms, now_ms))
+                news.append(_forecast(account, end_ms, now_ms))
             if end_ms is not None or samples != known:
-                rows.append(_foreseen(found, samples, end_ms))
+                rows.append(_foreseen(account, samples, end_ms))
         await _store_foreseen(connection, news, rows)
 
     async def tell_of_rolling(connection: AsyncConnection, accounts: Sequence[Found]) -> None:
         """Report rolling windows by the pace of their parts; the time of the report is stored as a sample's."""
         news: list[News] = []
         rows: list[tuple[object, ...]] = []
-        for found in accounts:
-            used, limit, _ = _amounts(found)
-            parts = tuple(zip(found.part_starts, map(int, found.part_uses), strict=True))
-            end_ms = rolling_exhausted_ms(RollingUse(found.lasts_ms, limit, parts), now_ms)
+        for account in accounts:
+            used, limit, _ = _amounts(account)
+            parts = tuple(zip(account.part_starts, map(int, account.part_uses), strict=True))
+            end_ms = rolling_exhausted_ms(RollingUse(account.lasts_ms, limit, parts), now_ms)
             if end_ms is not None:
-                news.append(_forecast(found, end_ms, now_ms))
-                rows.append(_foreseen(found, Samples(seen=UsageSample(used, now_ms)), end_ms))
+                news.append(_forecast(account, end_ms, now_ms))
+                rows.append(_foreseen(account, Samples(seen=UsageSample(used, now_ms)), end_ms))
         await _store_foreseen(connection, news, rows)
 
     await _each_page(engine, _FALLEN, now, _store_fall, _lengths)
@@ -345,8 +345,10 @@ async def foresee_budgets(engine: AsyncEngine, now: datetime) -> None:
 
 
 async def _store_fall(connection: AsyncConnection, accounts: Sequence[Found]) -> None:
-    states = [_state(found).after_fall(_thresholds(found), *_amounts(found)[:2]) for found in accounts]
-    rows = [(found.id, found.value, *state) for found, state in zip(accounts, states, strict=True)]
+    states = [
+        _state(account).after_fall(_thresholds(account), *_amounts(account)[:2]) for account in accounts
+    ]
+    rows = [(account.id, account.value, *state) for account, state in zip(accounts, states, strict=True)]
     await connection.execute(_FALL, _columns(("ids", "values", "parts", "levels", "exceeded"), rows))
 
 
@@ -385,7 +387,10 @@ async def _each_page(
     after: dict[str, object] = {"id": 0, "start": EPOCH, "value": ""}
     while True:
         async with engine.begin() as connection:
-            facts = {**await windows(connection, now), "now": now, "ahead": _AHEAD, "parts": PARTS_LEAST}
+            known = await windows(connection, now)
+            if not any(known.values()):
+                return
+            facts = {**known, "now": now, "ahead": _AHEAD, "parts": PARTS_LEAST}
             accounts = (await connection.execute(statement, facts | after)).all()
             if accounts:
                 await tell_of(connection, accounts)

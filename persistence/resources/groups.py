@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
     Select,
     Text,
@@ -15,7 +14,6 @@ from sqlalchemy import (
     cast,
     func,
     literal,
-    or_,
     select,
     true,
 )
@@ -29,7 +27,6 @@ from gateway.core.accounts.groups import (
     ID,
     MEMBERS_MAX,
     ORGANIZATION_MEMBERS_MAX,
-    PROJECT,
     TENANT,
     USER,
 )
@@ -44,7 +41,6 @@ from persistence.tables import (
     budget_override,
     caller_group,
     organization,
-    signed_in_user,
     tenant,
 )
 
@@ -205,21 +201,6 @@ def overrides_of_members(budget_ids: Collection[int], names: Collection[str]) ->
         .select_from(budget_override.join(caller_group, is_its).join(member, true()))
         .where(budget_override.c.budget_id.in_(budget_ids), member.c.value.in_(names), OVERRIDE_IS_IN_FORCE)
     )
-
-
-def has_member(members: Mapping[str, Collection[str]]) -> ColumnElement[bool]:
-    """Return the condition that a group is of projects, or has one of these members, by kind."""
-    member = func.jsonb_array_elements_text(caller_group.c.members).table_valued("value", name="m")
-    is_own = [
-        (caller_group.c.kind == kind) & select(member.c.value).where(member.c.value.in_(names)).exists()
-        for kind, names in members.items()
-    ]
-    signed_in = select(signed_in_user.c.name).where(
-        signed_in_user.c.organization_id == caller_group.c.organization_id,
-        signed_in_user.c.name.in_(members.get(USER, ())),
-        func.jsonb_exists(signed_in_user.c.claims, caller_group.c.claim),
-    )
-    return or_(caller_group.c.kind == PROJECT, *is_own, signed_in.exists())
 
 
 def delete(change: EntityWrite) -> Row:

@@ -495,11 +495,12 @@ BUDGET_SUBJECT = Entity(
     check_values=check_values,
     define=people.define_organization,
 )
-# The accounts of a budget with use that began to count at `start` or later.
+# The accounts of a budget with use that began to count at `start`, or at `since` or later. Accounts by the calendar have one
+# start, so that PostgreSQL reads no more of them than a page has.
 BUDGET_ACCOUNTS = Entity(
     budget_use,
     source=account_uses(),
-    conditions={"start": lambda since: budget_use.c.start >= since},
+    conditions={"since": lambda since: budget_use.c.start >= since},
     order=("value",),
 )
 BUDGET_OVERRIDES = Entity(

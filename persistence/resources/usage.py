@@ -33,6 +33,7 @@ from sqlalchemy.exc import DataError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Realm, Row
+from gateway.core.accounts.groups import PROJECT, USER
 from gateway.core.accounts.tags import tag_in
 from gateway.core.accounts.usage import (
     BY_CALL,
@@ -59,7 +60,7 @@ from persistence.error_mapping import QUERY_CANCELED
 from persistence.ledger.statements import SUM_MAX, SUMS_OF_CALL
 from persistence.registry import SUBJECTS
 from persistence.resources.budget_uses import account_uses
-from persistence.resources.groups import has_member, overrides_of_members
+from persistence.resources.groups import overrides_of_members
 from persistence.tables import (
     api_key,
     app_user,
@@ -73,6 +74,7 @@ from persistence.tables import (
     money,
     organization,
     service,
+    signed_in_user,
     tenant,
     usage_rollup,
     usage_tag,
@@ -525,7 +527,7 @@ class ConsoleQueries:
         project, so groups of projects are among them.
         """
         own = (caller_group.c.organization_id == organization_id, *self._own(caller_group))
-        rows = await self._rows(live(caller_group, caller_group.c.id).where(*own, has_member(members)))
+        rows = await self._rows(live(caller_group, caller_group.c.id).where(*own, _has_member(members)))
         return frozenset(id_in(row, "id") for row in rows)
 
     async def outcomes(
@@ -574,3 +576,18 @@ class ConsoleQueries:
                 return [dict(row) for row in (await connection.execute(statement, values)).mappings()]
         except (SQLAlchemyError, OSError) as error:
             raise StoreUnavailable from error
+
+
+def _has_member(members: Mapping[str, Collection[str]]) -> ColumnElement[bool]:
+    """Return the condition that a group is of projects, or has one of these members, by kind."""
+    member = func.jsonb_array_elements_text(caller_group.c.members).table_valued("value", name="m")
+    is_own = [
+        (caller_group.c.kind == kind) & select(member.c.value).where(member.c.value.in_(names)).exists()
+        for kind, names in members.items()
+    ]
+    signed_in = select(signed_in_user.c.name).where(
+        signed_in_user.c.organization_id == caller_group.c.organization_id,
+        signed_in_user.c.name.in_(members.get(USER, ())),
+        func.jsonb_exists(signed_in_user.c.claims, caller_group.c.claim),
+    )
+    return or_(caller_group.c.kind == PROJECT, *is_own, signed_in.exists())

@@ -7,20 +7,20 @@ import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any, NamedTuple, cast
 
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.resources.form_fields import words
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.budget_amounts import render_length, render_window
 from gateway.core.accounts.budget_selectors import SELECTING
 from gateway.core.accounts.budgets import ENFORCE
 from gateway.core.accounts.budgets import MONEY as IN_MONEY
 from gateway.core.accounts.intervals import TOTAL
 from gateway.core.accounts.plans import TERMS
 from gateway.core.accounts.tags import tag_in
+from gateway.core.accounts.window_words import render_length, render_window
 from gateway.core.accounts.windows import FIRST_USE, ROLLING
 from gateway.core.billing.price_book import KINDS
 
@@ -282,17 +282,23 @@ def window_title(budget: Row) -> str:
 
 
 def resets_text(budget: Row) -> str:
-    """Return when a budget begins again, and how much of a rolling window is free at the next moments."""
+    """Return when a budget resets, and how much of a rolling window is free at the next moments."""
     if budget["resets_at"]:
         return moment(budget["resets_at"])
-    frees: Any = budget.get("frees") or ()
+    frees = cast("Sequence[Mapping[str, object]]", budget.get("frees") or ())
     if frees:
         return ", ".join(
-            f"{amount(budget, one['amount'])} at {minute(one['at'])}" for one in frees[:FREES_SHOWN]
+            f"{amount(budget, freed['amount'])} at {_soon(freed['at'])}" for freed in frees[:FREES_SHOWN]
         )
     if budget["window"] == ROLLING:
         return "by and by"
     return "with a first call" if budget["window"] == FIRST_USE else "never"
+
+
+def _soon(value: object) -> str:
+    """Return a time to the minute, without its day if it is less than a day ahead."""
+    at = datetime.fromisoformat(str(value))
+    return minute(at)[DAY_CHARS:] if at < datetime.now(UTC) + timedelta(days=1) else minute(at)
 
 
 def carried_text(budget: Row) -> str:
@@ -396,6 +402,7 @@ ACTORS = frozenset({"actor", "requested_by", "decided_by"})
 _ACTOR, _ACTOR_OF = re.compile(r"(key|token):([0-9]{1,18})"), {"key": "api-keys", "token": "admin-tokens"}
 ITEMS_MAX = 6
 MINUTE_CHARS = len("2026-01-31 10:00")
+DAY_CHARS = len("2026-01-31 ")
 
 
 @dataclass(frozen=True, slots=True)

@@ -48,7 +48,7 @@ from gateway.core.accounts.administration import (
     Row,
     refused_write,
 )
-from gateway.core.accounts.budget_amounts import render_window
+from gateway.core.accounts.window_words import render_window
 from gateway.core.alerts.events.tenants import BLOCKED_BY
 from gateway.core.credentials import Peppers
 from gateway.core.issuers import LIFE_MAX, SUBJECT_CLAIM, VOUCHED, Arrival, Person, PersonIdentity

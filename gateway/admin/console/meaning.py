@@ -25,13 +25,13 @@ from gateway.admin.console.formatting import (
 from gateway.admin.console.home import ConsoleShell, query
 from gateway.admin.console.screens import SCREENS
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.budget_amounts import render_window
 from gateway.core.accounts.budget_selectors import SELECTING
 from gateway.core.accounts.budgets import ENFORCE, MONEY
 from gateway.core.accounts.intervals import INTERVALS, TOTAL
 from gateway.core.accounts.steps import SWITCH
 from gateway.core.accounts.tags import TAG, tag_in
 from gateway.core.accounts.usage import UsageQuery, column_of, end_of
+from gateway.core.accounts.window_words import render_window
 from gateway.core.accounts.windows import CALENDAR, FIRST_USE, ROLLING
 from gateway.errors import StoreUnavailable, TollkeeperError, Unprocessable
 
@@ -66,10 +66,8 @@ def further_sentences(budget: Row) -> list[str]:
     carry, steps = cast("Row", budget.get("carry") or {}), cast("Sequence[Row]", budget.get("steps") or ())
     sentences = []
     if carry:
-        debt = ", and what is used beyond is taken off it" if carry.get("debt") else ""
-        left = (
-            f"Up to {amount(budget, carry['max'])} of what is left goes on into the next {budget['interval']}"
-        )
+        debt = ", and use beyond it is taken off" if carry.get("debt") else ""
+        left = f"Up to {amount(budget, carry['max'])} of the rest goes on into the next {budget['interval']}"
         sentences.append(f"{left}{debt}.")
     for step in steps:
         models = cast("Mapping[str, str]", step["models"])
@@ -87,13 +85,13 @@ def further_sentences(budget: Row) -> list[str]:
 
 def override_sentence(budget: Row, shown: Sequence[Any], more: bool) -> str:
     """Return the sentence on who has another limit; `shown` are owners, names, amounts and overrides."""
-    said = [
+    limits = [
         f"{name or who} {'has no limit' if own['amount'] is None else f'may use {limit}'}"
         + (f" until {minute(own['until'])}" if own["until"] else "")
         for who, name, limit, own in shown[:OVERRIDES_NAMED]
     ]
-    said += ["others have other limits too"] if more or len(shown) > OVERRIDES_NAMED else []
-    return f"{'; '.join(said)}." if said else ""
+    limits += ["others have other limits too"] if more or len(shown) > OVERRIDES_NAMED else []
+    return f"{'; '.join(limits)}." if limits else ""
 
 
 async def meaning_of(desk: ConsoleShell, budget: Row) -> list[str]:
@@ -102,9 +100,9 @@ async def meaning_of(desk: ConsoleShell, budget: Row) -> list[str]:
     names = await desk.names(references(SCREENS["budgets"], [budget]))
     targets = {name: resource.target(name) for name in SELECTING}
     whole = {**dict.fromkeys((*SELECTING, "each", "interval")), **budget}
-    found = [sentence_of(whole, budget_selector(whole, names, targets)), *further_sentences(whole)]
+    sentences = [sentence_of(whole, budget_selector(whole, names, targets)), *further_sentences(whole)]
     past = await _past(desk, whole)
-    return [*found, past] if past else found
+    return [*sentences, past] if past else sentences
 
 
 async def with_owner(desk: ConsoleShell, budget: Row) -> Row:

@@ -354,11 +354,10 @@ Thresholds = Annotated[
 class CarryIn(In):
     """What an interval hands on to the next one."""
 
-    max: BudgetAmount = Field(
-        description="The most of what is left that is added to the next interval's amount."
-    )
+    max: BudgetAmount = Field(description="The most that is added to the next interval's amount.")
     debt: Flag = Field(
-        default=False, description="Take off what was used beyond, until amounts have covered it."
+        default=False,
+        description="Take use beyond the amount off the next ones, until these have covered it.",
     )
 
 
@@ -416,7 +415,7 @@ class BudgetCreate(In):
     )
     length: Length | None = optional("Of a window that is not calendar: 5m to 366d, such as 90m, 5h or 7d.")
     carry: Carry | None = optional(
-        "What an interval leaves goes on into the next one, up to max in the budget's unit; null: nothing does."
+        "The rest of an interval goes on into the next one, up to max in the budget's unit; null: nothing does."
     )
     each: Each | None = optional(
         "Give each user, key, project, session, tenant, or value of a tag (tag:NAME) this amount; null: share it."
@@ -520,7 +519,7 @@ COUNTED: dict[str, Any] = {
 
 
 class CarryOver(Out):
-    """What an interval hands on to the next one: up to `max` of what is left; with `debt` what was used beyond."""
+    """The rest of an interval that goes on into the next one, up to `max`; with `debt`, use beyond it too."""
 
     max: BudgetAmount
     debt: bool

@@ -26,7 +26,7 @@ from gateway.core.accounts.budgets import (
 from gateway.core.accounts.intervals import INTERVALS, TOTAL, wrong_calendar
 from gateway.core.accounts.steps import SWITCH, Step
 from gateway.core.accounts.tags import CHARACTERS_MAX, read_value, tag_in
-from gateway.core.accounts.windows import CALENDAR, ROLLING, Carry, read_length
+from gateway.core.accounts.windows import CALENDAR, Carry, read_length
 from gateway.core.billing.money import NANO
 from gateway.core.billing.price_book import money
 from gateway.core.model import INTEGER_MAX
@@ -208,24 +208,6 @@ def read_budget(row: Mapping[str, Any]) -> Budget:
         **said, enforce=row["mode"] == ENFORCE, cut=row["on_exhausted"] == CUT,
         created_ms=ms_of(row["created_at"]), raised_until_ms=ms_of(row["raised_until"]),
     )  # fmt: skip
-
-
-def render_window(budget: Mapping[str, Any]) -> str:
-    """Return a budget's window behind an amount, as people say it: `a month`, `in all`, `in any 5 hours`."""
-    if budget.get("interval"):
-        return INTERVALS[str(budget["interval"])].per
-    length = render_length(str(budget["length"]))
-    return (
-        f"in any {length.removeprefix('1 ')}"
-        if budget["window"] == ROLLING
-        else f"in {length} from a first call"
-    )
-
-
-def render_length(length: str) -> str:
-    """Return the length of a window in words, such as `5 hours`."""
-    number, unit = length[:-1], _UNITS[length[-1]]
-    return f"{number} {unit}{'' if number == '1' else 's'}"
 
 
 def format_amount(unit: str, amount: int, currency: str) -> str:

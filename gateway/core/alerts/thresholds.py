@@ -93,7 +93,7 @@ class AlertState(NamedTuple):
         return AlertState(max([self.part, *parts]), level, self.exceeded or exceeded)
 
     def after_fall(self, thresholds: Iterable[Decimal], used: int, limit: int) -> AlertState:
-        """Return the state of a rolling window of which `used` is left: without what use has fallen below."""
+        """Return the state of a rolling window after use fell to `used`: without thresholds well above that."""
         parts = [part for part in {self.part, *thresholds} if part <= self.part]
         part = max([part for part in parts if used >= FELL_BELOW * part * limit], default=Decimal())
         exceeded = self.exceeded and used >= FELL_BELOW * limit

@@ -160,9 +160,7 @@ async def test_form_shows_an_error_beside_the_field_for_an_unknown_or_ambiguous_
         assert said in answer.text.partition('name="tenant_id"')[2].partition("</form>")[0]
 
 
-async def test_budget_form_takes_every_part_of_a_window_and_its_sentence_says_them(
-    api: Api, admin: Person
-) -> None:
+async def test_budget_form_takes_and_describes_every_part_of_a_window(api: Api, admin: Person) -> None:
     owner = await api.make("organizations", name="Hooli")
     whose = {"organization_id": "Hooli", "each": "user", "amount": "20", "unit": "money"}
     form = whose | {"window": "rolling", "length": "5h"}
@@ -174,10 +172,7 @@ async def test_budget_form_takes_every_part_of_a_window_and_its_sentence_says_th
     steps = '- at: 0.8\n  models:\n    "claude-opus-*": claude-sonnet-4-6'
     form = whose | {"interval": "month", "carry.max": "5", "carry.debt": "true", "steps": steps}
     sentences = unescape((await admin.open(f"/budgets/meaning?{urlencode(form)}")).text)
-    assert (
-        "Up to $5.00 of what is left goes on into the next month, and what is used beyond is taken off"
-        in sentences
-    )
+    assert "Up to $5.00 of the rest goes on into the next month, and use beyond it is taken off." in sentences
     assert "From 80 % on, models are sent as others: claude-opus-* as claude-sonnet-4-6; running" in sentences
     typed = {name.replace(".", "__"): text for name, text in form.items()}
     made = await admin.fill("/budgets/new", "/budgets", **typed, name="monthly")
@@ -195,7 +190,7 @@ async def test_budget_form_takes_every_part_of_a_window_and_its_sentence_says_th
     assert ("in any 5 hours" in rows, "a month" in rows) == (True, True)
 
 
-async def test_page_of_a_budget_says_who_has_another_limit(api: Api, admin: Person) -> None:
+async def test_page_of_a_budget_describes_overrides(api: Api, admin: Person) -> None:
     owner = await api.make("organizations", name="Hooli")
     budget = await api.make(
         "budgets", organization_id=owner["id"], name="each", unit="tokens", amount=20, each="user", window="first_use",

@@ -36,7 +36,7 @@ parts = st.dictionaries(st.integers(0, WHOLE_PARTS), st.integers(1, 50), min_siz
 
 
 @given(parts, st.integers(1, 2_000))
-def test_end_of_a_rolling_window_is_that_of_a_walk_through_it(uses: dict[int, int], limit: int) -> None:
+def test_end_of_a_rolling_window_equals_a_walk_by_milliseconds(uses: dict[int, int], limit: int) -> None:
     now_ms = 1_000_000 * PART + (WHOLE_PARTS + 1) * PART
     window = RollingUse(
         LENGTH, limit, tuple((1_000_000 * PART + number * PART, use) for number, use in sorted(uses.items()))

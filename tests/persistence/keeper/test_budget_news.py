@@ -373,7 +373,7 @@ HOURS_5: dict[str, Any] = {"interval": None, "window": "rolling", "length": "5h"
 PART = timedelta(minutes=10)
 
 
-async def test_rolling_window_is_told_again_once_use_fell_below_nine_tenths_of_a_threshold(
+async def test_rolling_window_is_reported_again_after_use_fell_below_nine_tenths_of_a_threshold(
     desk: Desk,
 ) -> None:
     """Of 100 in 5 hours: parts leave 5 hours and 10 minutes after they began."""
@@ -413,7 +413,7 @@ async def test_rolling_window_is_told_again_once_use_fell_below_nine_tenths_of_a
     assert rows_of(desk.url, "SELECT * FROM budget_told") == []
 
 
-async def test_window_that_a_call_began_is_told_of_once_and_an_hour_behind_its_end(desk: Desk) -> None:
+async def test_window_from_first_use_is_reported_once_until_an_hour_behind_its_end(desk: Desk) -> None:
     budget = desk.budget(**HOURS_5 | {"window": "first_use"}, amount=100, thresholds="[0.5]", each="user")
     desk.use(budget, 50, NOW, "a", "ada")
     desk.use(budget, 40, NOW + timedelta(minutes=1), "b", "bob")
