@@ -12,6 +12,7 @@ from math import isfinite
 from typing import cast
 
 from gateway.core.accounts.budgets import (
+    OTHERS,
     TOKENS,
     Budget,
     account_of,
@@ -412,7 +413,8 @@ async def windows(
             prefix, packed = name.partition(":")[0], None
             if prefix in alike_as:
                 (budgets, usual), owner = alike_as[prefix], owner_in(name)
-                found[name] = define_windows(budgets, now_ms, owner) if have_own(budgets, owner) else usual
+                has_own = owner == OTHERS or have_own(budgets, owner)
+                found[name] = define_windows(budgets, now_ms, owner) if has_own else usual
             elif prefix == of_runs:
                 packed = await client.ask(b"GET", keys.run(caller.partition, name).encode())
             if isinstance(packed, bytes):

@@ -13,7 +13,7 @@ from gateway.core.accounts.budgets import (
     account_of,
     define_windows,
 )
-from gateway.core.accounts.outbox import EventKind, WindowKey
+from gateway.core.accounts.outbox import EventKind, WindowKey, money_moved
 from gateway.core.accounts.windows import FIRST_USE, ROLLING, Carry
 from gateway.core.model import BudgetAccount, SettleResult, Verdict
 from gateway.core.times import HOUR_MS
@@ -105,6 +105,17 @@ def test_a_hold_of_a_rolling_window_counts_however_old(world: ClockWorld) -> Non
     assert call(world, ROLLS, money=100).verdict is Verdict.ADMITTED
 
 
+def test_a_use_counts_in_its_part_until_that_is_over(world: ClockWorld) -> None:
+    first, second = call(world, ROLLS, money=10), call(world, ROLLS, money=20)
+    world.set_clock(NOON + LENGTH + PART - 1)
+    first.settle(money=10)
+    assert used_and_held(world, ROLLS) == (10, 20)
+    world.set_clock(NOON + LENGTH + PART)
+    second.settle(money=20)
+    assert used_and_held(world, ROLLS) == (0, 0)
+    assert world.events()[-1].budgets == (WindowKey(1, NOON),)
+
+
 def test_a_window_from_first_use_begins_with_the_first_call_that_takes_from_it(world: ClockWorld) -> None:
     call(world, BEGINS, money=0).settle(money=0)
     assert state(world, BEGINS).start == 0
@@ -129,7 +140,9 @@ def test_an_interval_leaves_to_the_next_one_up_to_the_maximum(world: ClockWorld)
     assert call(world, CARRIES, money=171).verdict is Verdict.BUDGET_EXCEEDED
     call(world, CARRIES, money=170).settle(money=20)
     told = [event for event in world.events() if event.kind == EventKind.CARRY]
-    assert [(event.money, event.budgets) for event in told] == [(70, (WindowKey(3, NOON + HOUR_MS),))]
+    assert [(money_moved(event), event.budgets) for event in told] == [
+        (0, (WindowKey(3, NOON),)), (70, (WindowKey(3, NOON + HOUR_MS),)),
+    ]  # fmt: skip
     window = state(world, CARRIES)
     assert (window.used, window.carry.carried, window.carry.told) == (20, 70, True)
     world.set_clock(NOON + 9 * HOUR_MS)

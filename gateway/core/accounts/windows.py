@@ -49,9 +49,9 @@ class Times(NamedTuple):
 class WindowForm(Protocol):
     """The windows of a budget. Times are Unix ms; 0 is never."""
 
-    kind: str
-    # Its flag in definitions, 0 for none.
-    flag: int
+    @property
+    def flag(self) -> int:
+        """Its flag in definitions, 0 for none."""
 
     def times(self, at_ms: int) -> Times:
         """Return the times of the window at a time, as definitions have them."""
@@ -86,7 +86,6 @@ class CalendarWindow:
     time_zone: str = "UTC"
     anchor_day: int = 1
     kept_ms: int = 0
-    kind: str = CALENDAR
     flag: int = 0
 
     def times(self, at_ms: int) -> Times:
@@ -123,7 +122,6 @@ class RollingWindow:
     """The last `length_ms`. A use counts in its part until all of the part is older than that."""
 
     length_ms: int
-    kind: str = ROLLING
     flag: int = FLAG_ROLLING
 
     @property
@@ -156,7 +154,6 @@ class FirstUseWindow:
     """A window that begins with the first call that takes from it, and lasts `length_ms`."""
 
     length_ms: int
-    kind: str = FIRST_USE
     flag: int = FLAG_FIRST_USE
 
     def times(self, at_ms: int) -> Times:
