@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -18,6 +19,7 @@ from gateway.core.accounts.windows import FIRST_USE, ROLLING, Carry
 from gateway.core.model import BudgetAccount, SettleResult, Verdict
 from gateway.core.times import HOUR_MS
 from gateway.counters.layouts import packing
+from gateway.counters.layouts.states import WindowState
 from tests.builders import Call, new_id
 from tests.lua.clocks import ClockWorld
 
@@ -46,7 +48,7 @@ def call(world: ClockWorld, *budgets: Budget, money: int = 0, tokens: int = 0, v
     return world.reserve(budgets=(here,), money=money, budget_tokens=tokens)
 
 
-def state(world: ClockWorld, budget: Budget):
+def state(world: ClockWorld, budget: Budget) -> WindowState:
     [window] = [each for each in world.windows(account_of(1, budget)) if each.budget_id == budget.id]
     return window
 
@@ -175,3 +177,23 @@ def test_a_reset_leaves_what_is_carried_and_empties_each_part(world: ClockWorld)
     assert resets == [
         (50, (WindowKey(3, NOON + HOUR_MS),)), (30, (WindowKey(1, NOON),)), (50, (WindowKey(1, NOON + HOUR_MS),)),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("budget", [ROLLS, BEGINS, CARRIES], ids=lambda budget: budget.name)
+def test_of_five_hundred_calls_at_one_instant_as_many_are_admitted_as_fit(
+    world: ClockWorld, budget: Budget
+) -> None:
+    call(world, budget, money=20).settle(money=20)
+    world.set_clock(NOON + HOUR_MS)
+    fits = {ROLLS.id: 26, BEGINS.id: 26, CARRIES.id: 60}[budget.id]  # of 80, 80, and 100 with 80 carried
+    others = [ClockWorld(world.url, world.at_ms, made=True) for _ in range(8)]
+
+    def calls(other: ClockWorld) -> int:
+        admitted = [call(other, budget, money=3) for _ in range(500 // len(others) + 1)]
+        return sum(each.verdict is Verdict.ADMITTED for each in admitted)
+
+    with ThreadPoolExecutor(len(others)) as pool:
+        assert sum(pool.map(calls, others)) == fits
+    for other in others:
+        other.client.close()
+    assert used_and_held(world, budget)[1] == 3 * fits

@@ -213,3 +213,9 @@ def read_length(text: str) -> int:
     match = _LENGTH.fullmatch(text)
     length_ms = 0 if match is None else int(match[1]) * _UNITS[match[2]]
     return length_ms if LENGTH_MIN_MS <= length_ms <= LENGTH_MAX_MS else 0
+
+
+def render_length(length_ms: int) -> str:
+    """Return a length as `read_length` reads it, in the largest unit that fits."""
+    unit = next(unit for unit, unit_ms in _UNITS.items() if length_ms % unit_ms == 0)
+    return f"{length_ms // _UNITS[unit]}{unit}"

@@ -107,7 +107,7 @@ def usage_of(left: Mapping[str, Any], currency: str) -> dict[str, object]:
     limits = [
         {
             "kind": "spend" if one["unit"] == MONEY else one["unit"],
-            "group": INTERVALS[one["interval"]].period or one["interval"], "percent": _percent(one),
+            "group": _group(one), "percent": _percent(one),
             "resets_at": one["reset_at"], "severity": _severity(_percent(one)), "is_active": one is shown,
         }
         for one in budgets
@@ -117,6 +117,14 @@ def usage_of(left: Mapping[str, Any], currency: str) -> dict[str, object]:
     amounts = {"monthly_limit": _hundredths(shown["limit"]), "used_credits": _hundredths(shown["used"])}
     told = {"is_enabled": True, **amounts, "utilization": _percent(shown), "currency": currency}
     return {"extra_usage": told, "limits": limits}
+
+
+def _group(budget: Mapping[str, Any]) -> str:
+    """Return the name of a budget's period: `daily`, `quarter`, `rolling 5h`."""
+    interval = budget["interval"]
+    if interval is None:
+        return f"{budget['window']} {budget['length']}"
+    return INTERVALS[interval].period or str(interval)
 
 
 def _standing(budget: Mapping[str, Any]) -> tuple[bool, str, int]:

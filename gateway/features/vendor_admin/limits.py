@@ -94,7 +94,8 @@ def _is_limit(row: Row) -> bool:
         if name not in _SCOPES and row.get(name) not in (None, {})
     ]
     plain = (row["mode"], row["time_zone"], row["anchor_day"]) == (ENFORCE, "UTC", 1)
-    in_period = INTERVALS[str(row["interval"])].period != ""
+    interval = INTERVALS.get(str(row["interval"]))  # a rolling window has none
+    in_period = interval is not None and interval.period != ""
     return plain and in_period and not narrowed and not (row["tenant_id"] and row["user"])
 
 
