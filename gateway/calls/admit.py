@@ -549,9 +549,12 @@ def check_admitted(
         else:
             budgets.name_in(window)
     if isinstance(answer, Admitted):
+        if budgets is not None:
+            for freed in answer.frees:
+                freed.name = budgets.name_of(freed.budget_id)
         return answer
     refusal = from_refused(answer, lambda: ports.calls.directory.spent_answer(caller))
     budget = None if budgets is None or window is None else budgets.by_id.get(window.budget_id)
     if budget is not None:
-        ports.budget_refused(refusal.reason, budget.unit, budget.interval)
+        ports.budget_refused(refusal.reason, budget.unit, budget.interval or budget.window)
     raise refusal

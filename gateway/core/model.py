@@ -260,7 +260,7 @@ class BudgetAccount:
     """A budget account that a call uses: its name, and its current windows, packed (`accounts/budgets.py`).
 
     `enforced` means that one of its budgets refuses calls once it is used up. `usual` are its windows without
-    a raise of its owner, as the shared account has them; empty if they are the same.
+    a raise of its owner and carry-over, as the shared account has them; empty if they are the same.
     """
 
     name: str
@@ -275,7 +275,7 @@ class BudgetWindow:
 
     `used` is the settled use, after a hold with held amounts. In a refusal, `held` is what calls in flight
     hold, and `need` what the call needs. `unit` is a key of `UNIT_OF` in `accounts/budgets.py`. The scripts
-    do not return name, interval and currency.
+    do not return name, interval, kind and currency. A window that rolls resets for a call when that fits.
     """
 
     budget_id: int
@@ -288,6 +288,7 @@ class BudgetWindow:
     interval: str = ""
     held: int = 0
     need: int = 0
+    kind: str = "calendar"
 
     @property
     def left(self) -> int:

@@ -12,6 +12,7 @@ from math import isfinite
 from typing import cast
 
 from gateway.core.accounts.budgets import (
+    OTHERS,
     TOKENS,
     Budget,
     account_of,
@@ -420,8 +421,8 @@ async def windows(
             if prefix in alike_as:
                 (budgets, usual), owner = alike_as[prefix], owner_in(name)
                 groups = _groups_of(one) if any(budget.has_groups for budget in budgets) else ()
-                is_own = have_own(budgets, owner, groups)
-                found[name] = define_windows(budgets, now_ms, owner, groups) if is_own else usual
+                has_own = owner == OTHERS or have_own(budgets, owner, groups)
+                found[name] = define_windows(budgets, now_ms, owner, groups) if has_own else usual
             elif prefix == of_runs:
                 packed = await client.ask(b"GET", keys.run(caller.partition, name).encode())
             if isinstance(packed, bytes):

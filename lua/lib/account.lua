@@ -6,8 +6,9 @@ local COLON, COLON_AT, NAME_AT = 58, 28, 12
 -- Fields of an account: its key, definition (false: it does not exist), used and held amounts in turn, its expiry, whether it is one
 -- owner's, the key of these accounts' index, whether it was missing (MADE: a call of this batch has made it), its place among the
 -- keys; packed, once needed: its name in a hold, its windows in an entry, and its state without used and held amounts; for one
--- owner's account the number of calls in flight that take from it. The last field is its packed state (PACKED).
+-- owner's account the number of calls in flight that take from it. Behind are its packed state (PACKED), and what its rolling windows have free next (FREED).
 local KEY_NAME, DEFINITION, METERS, EXPIRES, IS_EACH, INDEX, IS_NEW, PLACE, HELD_AS, TOLD_AS, HEAD, CALLS = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12
+local FREED = 14
 local MADE = 1
 
 local function account_of_state(key, raw)

@@ -2,7 +2,7 @@
 -- The window that carries is followed by another one: its limit is the most that is carried, `start` the number of the interval, `next` and
 -- `after` the limit at the interval's end, in two numbers. Its meters are what is carried, in two numbers if its window is wide. That is
 -- taken off what its window has used: so what is left is of both, and nobody else needs to know.
-local carries = {none = {}, begun = {}}
+local carries = {none = {}, begun = false}
 
 -- takes what is carried off the used amounts of opened windows, or adds it again (`sign` 1)
 function carries.fold(window, sign)
@@ -81,6 +81,7 @@ function carries.begin(window, account)
   if not has(carry_window.flags, CARRY_BEGUN) then carry_window.flags = carry_window.flags + CARRY_BEGUN end
   if has(carry_window.flags, CARRY_TOLD) then return end
   carry_window.flags = carry_window.flags + CARRY_TOLD
+  carries.begun = carries.begun or {}
   carries.begun[#carries.begun + 1] = {account, window.budget_id, window.start, window.flags % WINDOW_ENFORCES, carry_window.used, carry_window.used_rest}
 end
 

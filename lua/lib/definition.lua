@@ -6,11 +6,13 @@ local DEFINITIONS_MAX, WINDOWS_KEPT_MAX, FIRST_BYTE, HUGE = 256, 32, 1, 90071992
 -- windows that are not gone, for an entry; the unit of each window, and its limit if it enforces; whether a window without end
 -- expires when it is unused: one of a session, or one that is gone; its wide windows (false: none), and how many pairs of meters follow
 -- those of its windows; the form of its meters; its windows that roll, and those that carry (false: none); whether a window waits for
--- its first use; when the last part of its rolling windows began; whether what a window carries is to be told. The first field is as calls bring it.
+-- its first use; when the last part of its rolling windows began; whether what a window carries is to be told; whether calls look at any
+-- of these but the second. The first field is as calls bring it.
 local LIVE, LIVE_COUNT, IDS, FIELDS, COUNT, ALL, FIRST_END, LAST_END, TOLD, UNITS, LIMITS, UNUSED_ENDS, WIDES, FURTHER, FORM = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
-local RINGS, CARRIES, WAITS, PART_BEGAN, UNTOLD = 16, 17, 18, 19, 20
+local RINGS, CARRIES, WAITS, PART_BEGAN, UNTOLD, SPECIAL = 16, 17, 18, 19, 20, 21
 -- A window that rolls: its place among the windows, where its parts are among the meters, and what is below a whole unit of each (0: it is
--- not wide), and the length of a part. It has the running part and thirty whole ones; one number more makes pairs of them.
+-- not wide), and the length of a part. It has the running part and thirty whole ones. The number
+-- behind them is when the oldest one with a use began, 0 without any.
 local RING_PLACE, RING_AT, RING_REST, RING_PART = 1, 2, 3, 4
 local WHOLE_PARTS, PARTS, PARTS_STORED = 30, 31, 32
 -- A window that carries: its place, and that of what it carries. And how many intervals go by one after the other.
@@ -103,7 +105,7 @@ local function definition_of(packed)
   end
   further = (further - 1) / 2
   found = {table.concat(brought), live, table.concat(ids), fields, count, packed, first, last, kinds.told_of(fields, 1, live, NOBODY), units, limits, unused_ends, #wides > 0 and wides,
-    further - count, kinds.meter_form(further), #rolling > 0 and rolling, #carrying > 0 and carrying, waits, part_began, untold}
+    further - count, kinds.meter_form(further), #rolling > 0 and rolling, #carrying > 0 and carrying, waits, part_began, untold, #rolling > 0 or waits or untold}
   if definitions_count == DEFINITIONS_MAX then definitions, definitions_count = {}, 0 end
   definitions[packed], definitions_count = found, definitions_count + 1
   return found

@@ -25,8 +25,12 @@ local function hold_windows(accounts, now)
   local wide_left, tight_wide, wide_account, rolls = HUGE, nil, nil, false
   for i = 1, #accounts do
     local account = accounts[i]
-    if account[DEFINITION][WAITS] then kinds.begin(account, needs, now, now) end
     local meters, definition = account[METERS], account[DEFINITION]
+    if definition[SPECIAL] then
+      if definition[WAITS] then kinds.begin(account, needs, now, now) end
+      meters, definition = account[METERS], account[DEFINITION]
+      rolls = rolls or definition[RINGS]
+    end
     local units, limits = definition[UNITS], definition[LIMITS]
     if account[IS_EACH] then account[CALLS], account[HEAD] = account[CALLS] + 1, false end
     for place = 1, definition[LIVE_COUNT] do
@@ -39,30 +43,32 @@ local function hold_windows(accounts, now)
         if left < least_left then least_left, tightest, tight_place, tight_used, tight_meters = left, definition, place, used, meters end
       end
     end
-    rolls = rolls or definition[RINGS]
     if definition[WIDES] then
       local found
       least_left, found = wide.hold_all(definition, meters, needs, least_left)
       if found then wide_left, tight_wide, wide_account = least_left, found, account end
     end
   end
-  local money, budget_tokens, frees = needs[FLAG_MONEY], needs[FLAG_TOKENS], ''
-  if rolls then frees = rings.told_frees(accounts) end
+  local money, budget_tokens = needs[FLAG_MONEY], needs[FLAG_TOKENS]
+  local told
   if tight_wide and wide_left == least_left then
-    return held_as(accounts), money, budget_tokens, wide.told(wide_account[DEFINITION], wide_account[METERS], needs, tight_wide) .. frees
+    told = wide.told(wide_account[DEFINITION], wide_account[METERS], needs, tight_wide)
+    return held_as(accounts), money, budget_tokens, rolls and told .. rings.told_frees(accounts) or told
   end
-  if rolls then frees = ZERO .. ZERO .. frees end -- what is below a whole unit of a wide window
-  if not tightest then
-    return held_as(accounts), money, budget_tokens, BUDGETS.span('', 'limit_rest', {money = money, budget_tokens = budget_tokens}) .. frees
+  if not tightest then told = BUDGETS.span('', 'limit_rest', {money = money, budget_tokens = budget_tokens})
+  else
+    local fields, at, limit, reset = tightest[FIELDS], (tight_place - 1) * DEFINED_WINDOW_SIZE, tightest[LIMITS][tight_place], nil
+    if tightest[CARRIES] then
+      local carried = carries.of(tightest, tight_meters, tight_place)
+      limit, tight_used = limit + carried, tight_used + carried
+    end
+    if rolls then reset = rings.resets_at(tightest, tight_meters, tight_place) end
+    told = BUDGETS.span('', 'limit_rest', {
+      money = money, budget_tokens = budget_tokens, budget = fields[at + WINDOW_BUDGET_ID_AT], limit = limit,
+      used = tight_used, reset = reset or fields[at + WINDOW_NEXT_AT], unit = tightest[UNITS][tight_place],
+    })
   end
-  local fields, at, limit, reset = tightest[FIELDS], (tight_place - 1) * DEFINED_WINDOW_SIZE, tightest[LIMITS][tight_place], nil
-  if tightest[CARRIES] then
-    local carried = carries.of(tightest, tight_meters, tight_place)
-    limit, tight_used = limit + carried, tight_used + carried
-  end
-  if rolls then reset = rings.resets_at(tightest, tight_meters, tight_place) end
-  return held_as(accounts), money, budget_tokens, BUDGETS.span('', 'limit_rest', {
-    money = money, budget_tokens = budget_tokens, budget = fields[at + WINDOW_BUDGET_ID_AT], limit = limit,
-    used = tight_used, reset = reset or fields[at + WINDOW_NEXT_AT], unit = tightest[UNITS][tight_place],
-  }) .. frees
+  -- behind what is below a whole unit of a wide window
+  if rolls then told = told .. ZERO .. ZERO .. rings.told_frees(accounts) end
+  return held_as(accounts), money, budget_tokens, told
 end

@@ -39,15 +39,16 @@ local function pay_windows(accounts, held, money, budget_tokens, requests, since
     local account = accounts[i]
     local definition = account[DEFINITION]
     if definition then
-      if definition[WAITS] or definition[UNTOLD] then
-        kinds.begin(account, amounts_paid, min(since or now, now), now, true)
+      local special, rolls, early = definition[SPECIAL], false, false
+      if special then
+        all_live = false
+        if definition[WAITS] or definition[UNTOLD] then kinds.begin(account, amounts_paid, min(since or now, now), now, true) end
         definition = account[DEFINITION]
-      end
-      local meters, units, live, count, passed, early = account[METERS], definition[UNITS], definition[LIVE_COUNT], definition[COUNT], nil, false
-      if definition[RINGS] then
+        rolls, account[FREED] = definition[RINGS], nil
         admission = admission or since or admission_at(packed_hold, request_id, now)
-        early, all_live = admission < definition[PART_BEGAN], false
+        early = rolls and admission < definition[PART_BEGAN]
       end
+      local meters, units, live, count, passed = account[METERS], definition[UNITS], definition[LIVE_COUNT], definition[COUNT], nil
       if not since then
         if not is_told then
           told = told + 1
@@ -59,7 +60,7 @@ local function pay_windows(accounts, held, money, budget_tokens, requests, since
           meters[place * 2 - 1] = used
         end
         if definition[WIDES] then wide.use_some(definition, meters, money, 1, live) end
-        if definition[RINGS] then rings.count(definition, meters, amounts_paid, admission, 1, live, passed) end
+        if rolls then rings.count(definition, meters, amounts_paid, admission, 1, live, passed) end
       end
       if since or count > live then
         local fields = definition[FIELDS]
@@ -73,18 +74,15 @@ local function pay_windows(accounts, held, money, budget_tokens, requests, since
             if used > INTEGER_MAX then used, passed = wide.passing(meters, units, place, passed) end
             meters[place * 2 - 1] = used
             if definition[WIDES] then wide.use_some(definition, meters, money, place, place) end
-            if definition[RINGS] then rings.count(definition, meters, amounts_paid, admission, place, place, passed) end
+            if rolls then rings.count(definition, meters, amounts_paid, admission, place, place, passed) end
             told = told + 1
-            told_parts[told] = definition[RINGS] and rings.told(definition, admission, place, place, value_of(account) or NOBODY)
+            told_parts[told] = rolls and rings.told(definition, admission, place, place, value_of(account) or NOBODY)
               or kinds.told_of(fields, place, place, value_of(account) or NOBODY)
           end
         end
       end
       if passed then wide.widen(account, kinds.listed(definition, meters), passed, money, admission) end
-      if definition[WAITS] then
-        kinds.empty(account[DEFINITION], account[METERS])
-        all_live = false
-      end
+      if special and definition[WAITS] then kinds.empty(account[DEFINITION], account[METERS]) end
     end
   end
   if is_told then return told_last end
@@ -95,10 +93,10 @@ end
 
 -- Adds an entry for what each window carries that was used for the first time in its interval; returns how many entries there are then.
 function carries.told(events, count, organization_id, now, epoch)
-  for at, begun in ipairs(carries.begun) do
+  for _, begun in ipairs(carries.begun) do
     local account, budget_id, start, unit, carried, carried_rest = values(begun)
     local money, is_left = unit ~= FLAG_TOKENS and unit ~= FLAG_REQUESTS, carried >= 0
-    count, carries.begun[at] = count + 1, nil
+    count = count + 1
     if not is_left then carried, carried_rest = wide.added(-carried, 0, 0, -carried_rest) end
     events[count] = event(nil, organization_id, {
       kind = EVENT_CARRY, flags = is_left and ENTRY_IN or 0, at = now, epoch = epoch, amount = money and carried or 0, money = money and carried_rest or 0,
@@ -106,5 +104,6 @@ function carries.told(events, count, organization_id, now, epoch)
       budgets = BUDGETED.pack{budget_id = budget_id, start = start, value = value_of(account) or NOBODY},
     })
   end
+  carries.begun = false
   return count
 end

@@ -17,6 +17,16 @@ function rings.attach(definition, windows, meters)
   end
 end
 
+-- When the oldest part of an opened window with a use began; 0 without any.
+function rings.oldest(window)
+  local length = window.after / WHOLE_PARTS
+  for part = window.start / length - WHOLE_PARTS, window.start / length do
+    local at = part % PARTS
+    if window.ring[at] > 0 or window.ring[at] == 0 and window.ring_rest[at] > 0 then return part * length end
+  end
+  return 0
+end
+
 -- appends the parts of windows to their meters
 function rings.gather(windows, meters)
   for _, window in ipairs(windows) do
@@ -26,7 +36,7 @@ function rings.gather(windows, meters)
       for part = 0, WHOLE_PARTS do
         meters[#meters + 1] = unit == FLAG_MONEY and wide.joined(window.ring[part], window.ring_rest[part]) or window.ring[part]
       end
-      meters[#meters + 1] = 0
+      meters[#meters + 1] = rings.oldest(window)
       for part = 0, is_wide and WHOLE_PARTS or -1 do meters[#meters + 1] = window.ring_rest[part] end
       if is_wide then meters[#meters + 1] = 0 end
     end
@@ -80,12 +90,16 @@ function rings.count(definition, meters, amounts, admission, first, last, passed
   for _, ring in ipairs(definition[RINGS]) do
     local place, rest_at, at = ring[RING_PLACE], ring[RING_REST], ring[RING_AT]
     if place >= first and place <= last and not (passed and passed[place]) then
-      local _, part = rings.part_of(ring[RING_PART], fields[(place - 1) * DEFINED_WINDOW_SIZE + WINDOW_START_AT], admission)
+      local began, part = rings.part_of(ring[RING_PART], fields[(place - 1) * DEFINED_WINDOW_SIZE + WINDOW_START_AT], admission)
       local amount = rest_at > 0 and amounts[FLAG_MONEY] or amounts[units[place]]
       if not part then
         if rest_at > 0 then wide.use_some(definition, meters, -amount, place, place) else meters[place * 2 - 1] = meters[place * 2 - 1] - amount end
-      elseif rest_at > 0 then wide.move(meters, at + part, rest_at + part, amount)
-      else meters[at + part] = min(INTEGER_MAX, meters[at + part] + amount) end
+      else
+        local oldest = meters[at + PARTS]
+        if amount > 0 and (oldest == 0 or began < oldest) then meters[at + PARTS] = began end
+        if rest_at > 0 then wide.move(meters, at + part, rest_at + part, amount)
+        else meters[at + part] = min(INTEGER_MAX, meters[at + part] + amount) end
+      end
     end
   end
 end
@@ -137,8 +151,13 @@ end
 
 -- When a window next has something free again, and how much, in one number or in two; nil if nothing is used.
 function rings.next_free(definition, meters, ring)
-  for amount, amount_rest, ends in rings.parts(definition, meters, ring) do
-    if amount > 0 or amount_rest > 0 then return ends, amount, amount_rest end
+  local oldest, length = meters[ring[RING_AT] + PARTS], ring[RING_PART]
+  if oldest == 0 then return nil end
+  local at = oldest / length % PARTS
+  local amount, amount_rest = meters[ring[RING_AT] + at], ring[RING_REST] > 0 and meters[ring[RING_REST] + at] or 0
+  if amount > 0 or amount == 0 and amount_rest > 0 then return oldest + PARTS * length, amount, amount_rest end
+  for later, later_rest, ends in rings.parts(definition, meters, ring) do -- that one was given back
+    if later > 0 or later == 0 and later_rest > 0 then return ends, later, later_rest end
   end
 end
 
@@ -148,24 +167,38 @@ function rings.resets_at(definition, meters, place)
   return ring and (rings.next_free(definition, meters, ring) or 0)
 end
 
--- What windows of accounts have free next, packed: the tightest first, and no more than FREES_MAX.
-local FREES_MAX = 3
+-- What the windows of an account have free next: of each its place, its limit, and packed. The account keeps it until it is used again.
+function rings.freed(account)
+  local definition, meters, freed = account[DEFINITION], account[METERS], {}
+  for _, ring in ipairs(definition[RINGS]) do
+    local place, at = ring[RING_PLACE], (ring[RING_PLACE] - 1) * DEFINED_WINDOW_SIZE
+    local fields, unit = definition[FIELDS], definition[UNITS][place]
+    local limit, ends, amount, amount_rest = fields[at + WINDOW_LIMIT_AT], rings.next_free(definition, meters, ring)
+    if place <= definition[LIVE_COUNT] and ends then
+      if unit == WIDE then limit = wide.limit(limit, fields[at + WINDOW_FLAGS_AT] % WINDOW_ENFORCES) end
+      freed[#freed + 1] = {place, max(1, limit), FREES.pack{
+        freed_budget = fields[at + WINDOW_BUDGET_ID_AT], ends = ends, amount = amount, amount_rest = amount_rest, freed_unit = unit}}
+    end
+  end
+  account[FREED] = freed
+  return freed
+end
+
+-- What windows of accounts have free next, packed: of the three tightest.
 function rings.told_frees(accounts)
-  local frees = {}
-  for _, account in ipairs(accounts) do
-    local definition, meters = account[DEFINITION], account[METERS]
-    for _, ring in ipairs(definition[RINGS] or rings.none) do
-      local place, at = ring[RING_PLACE], (ring[RING_PLACE] - 1) * DEFINED_WINDOW_SIZE
-      local fields, unit = definition[FIELDS], definition[UNITS][place]
-      local limit, ends, amount, amount_rest = fields[at + WINDOW_LIMIT_AT], rings.next_free(definition, meters, ring)
-      if place <= definition[LIVE_COUNT] and ends then
-        if unit == WIDE then limit = wide.limit(limit, fields[at + WINDOW_FLAGS_AT] % WINDOW_ENFORCES) end
-        frees[#frees + 1] = {(meters[place * 2 - 1] + meters[place * 2]) / max(1, limit), FREES.pack{
-          freed_budget = fields[at + WINDOW_BUDGET_ID_AT], ends = ends, amount = amount, amount_rest = amount_rest, freed_unit = unit}}
+  local first, second, third, first_told, second_told, third_told = -1, -1, -1, '', '', ''
+  for i = 1, #accounts do
+    local account = accounts[i]
+    if account[DEFINITION][RINGS] then
+      local meters, freed = account[METERS], account[FREED] or rings.freed(account)
+      for at = 1, #freed do
+        local place, limit, packed = values(freed[at])
+        local part = (meters[place * 2 - 1] + meters[place * 2]) / limit
+        if part > first then first, second, third, first_told, second_told, third_told = part, first, second, packed, first_told, second_told
+        elseif part > second then second, third, second_told, third_told = part, second, packed, second_told
+        elseif part > third then third, third_told = part, packed end
       end
     end
   end
-  table.sort(frees, function(first, second) return first[1] > second[1] end)
-  for place = 1, #frees do frees[place] = place <= FREES_MAX and frees[place][2] or '' end
-  return table.concat(frees)
+  return first_told .. second_told .. third_told
 end

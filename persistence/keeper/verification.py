@@ -165,14 +165,10 @@ async def _used(
     for statement, asked in ((_USED, windows), (_CARRIED, more)):
         if not asked:
             continue
-        values: dict[str, object] = {
-            "ids": [key.budget_id for key in asked],
-            "starts": [key.start_ms for key in asked],
-        }
-        if statement is _USED:
-            values["unused_days"] = EACH_UNUSED_DAYS
+        values = {"ids": [key.budget_id for key in asked], "starts": [key.start_ms for key in asked]}
+        unused = {"unused_days": EACH_UNUSED_DAYS} if statement is _USED else {}
         for budget_id, start_ms, value, amount, moved_ms, carries in await connection.execute(
-            statement, values
+            statement, {**values, **unused}
         ):
             window = WindowKey(budget_id, start_ms, value)
             used[window], moved[window] = int(amount), moved_ms

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -13,11 +14,12 @@ from gateway.core.accounts.budgets import (
     account_of,
     define_windows,
 )
-from gateway.core.accounts.outbox import EventKind, WindowKey
+from gateway.core.accounts.outbox import EventKind, WindowKey, money_moved
 from gateway.core.accounts.windows import FIRST_USE, ROLLING, Carry
 from gateway.core.model import BudgetAccount, SettleResult, Verdict
 from gateway.core.times import HOUR_MS
 from gateway.counters.layouts import packing
+from gateway.counters.layouts.states import WindowState
 from tests.builders import Call, new_id
 from tests.lua.clocks import ClockWorld
 
@@ -46,7 +48,7 @@ def call(world: ClockWorld, *budgets: Budget, money: int = 0, tokens: int = 0, v
     return world.reserve(budgets=(here,), money=money, budget_tokens=tokens)
 
 
-def state(world: ClockWorld, budget: Budget):
+def state(world: ClockWorld, budget: Budget) -> WindowState:
     [window] = [each for each in world.windows(account_of(1, budget)) if each.budget_id == budget.id]
     return window
 
@@ -105,6 +107,17 @@ def test_a_hold_of_a_rolling_window_counts_however_old(world: ClockWorld) -> Non
     assert call(world, ROLLS, money=100).verdict is Verdict.ADMITTED
 
 
+def test_a_use_counts_in_its_part_until_that_is_over(world: ClockWorld) -> None:
+    first, second = call(world, ROLLS, money=10), call(world, ROLLS, money=20)
+    world.set_clock(NOON + LENGTH + PART - 1)
+    first.settle(money=10)
+    assert used_and_held(world, ROLLS) == (10, 20)
+    world.set_clock(NOON + LENGTH + PART)
+    second.settle(money=20)
+    assert used_and_held(world, ROLLS) == (0, 0)
+    assert world.events()[-1].budgets == (WindowKey(1, NOON),)
+
+
 def test_a_window_from_first_use_begins_with_the_first_call_that_takes_from_it(world: ClockWorld) -> None:
     call(world, BEGINS, money=0).settle(money=0)
     assert state(world, BEGINS).start == 0
@@ -129,7 +142,9 @@ def test_an_interval_leaves_to_the_next_one_up_to_the_maximum(world: ClockWorld)
     assert call(world, CARRIES, money=171).verdict is Verdict.BUDGET_EXCEEDED
     call(world, CARRIES, money=170).settle(money=20)
     told = [event for event in world.events() if event.kind == EventKind.CARRY]
-    assert [(event.money, event.budgets) for event in told] == [(70, (WindowKey(3, NOON + HOUR_MS),))]
+    assert [(money_moved(event), event.budgets) for event in told] == [
+        (0, (WindowKey(3, NOON),)), (70, (WindowKey(3, NOON + HOUR_MS),)),
+    ]  # fmt: skip
     window = state(world, CARRIES)
     assert (window.used, window.carry.carried, window.carry.told) == (20, 70, True)
     world.set_clock(NOON + 9 * HOUR_MS)
@@ -162,3 +177,23 @@ def test_a_reset_leaves_what_is_carried_and_empties_each_part(world: ClockWorld)
     assert resets == [
         (50, (WindowKey(3, NOON + HOUR_MS),)), (30, (WindowKey(1, NOON),)), (50, (WindowKey(1, NOON + HOUR_MS),)),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("budget", [ROLLS, BEGINS, CARRIES], ids=lambda budget: budget.name)
+def test_of_five_hundred_calls_at_one_instant_as_many_are_admitted_as_fit(
+    world: ClockWorld, budget: Budget
+) -> None:
+    call(world, budget, money=20).settle(money=20)
+    world.set_clock(NOON + HOUR_MS)
+    fits = {ROLLS.id: 26, BEGINS.id: 26, CARRIES.id: 60}[budget.id]  # of 80, 80, and 100 with 80 carried
+    others = [ClockWorld(world.url, world.at_ms, made=True) for _ in range(8)]
+
+    def calls(other: ClockWorld) -> int:
+        admitted = [call(other, budget, money=3) for _ in range(500 // len(others) + 1)]
+        return sum(each.verdict is Verdict.ADMITTED for each in admitted)
+
+    with ThreadPoolExecutor(len(others)) as pool:
+        assert sum(pool.map(calls, others)) == fits
+    for other in others:
+        other.client.close()
+    assert used_and_held(world, budget)[1] == 3 * fits

@@ -50,10 +50,6 @@ class WindowForm(Protocol):
     """The windows of a budget. Times are Unix ms; 0 is never."""
 
     @property
-    def kind(self) -> str:
-        """One of `WINDOWS`."""
-
-    @property
     def flag(self) -> int:
         """Its flag in definitions, 0 for none."""
 
@@ -90,7 +86,6 @@ class CalendarWindow:
     time_zone: str = "UTC"
     anchor_day: int = 1
     kept_ms: int = 0
-    kind: str = CALENDAR
     flag: int = 0
 
     def times(self, at_ms: int) -> Times:
@@ -127,7 +122,6 @@ class RollingWindow:
     """The last `length_ms`. A use counts in its part until all of the part is older than that."""
 
     length_ms: int
-    kind: str = ROLLING
     flag: int = FLAG_ROLLING
 
     @property
@@ -160,7 +154,6 @@ class FirstUseWindow:
     """A window that begins with the first call that takes from it, and lasts `length_ms`."""
 
     length_ms: int
-    kind: str = FIRST_USE
     flag: int = FLAG_FIRST_USE
 
     def times(self, at_ms: int) -> Times:
@@ -218,3 +211,9 @@ def read_length(text: str) -> int:
     match = _LENGTH.fullmatch(text)
     length_ms = 0 if match is None else int(match[1]) * _UNITS[match[2]]
     return length_ms if LENGTH_MIN_MS <= length_ms <= LENGTH_MAX_MS else 0
+
+
+def render_length(length_ms: int) -> str:
+    """Return a length as `read_length` reads it, in the largest unit that fits."""
+    unit = next(unit for unit, unit_ms in _UNITS.items() if length_ms % unit_ms == 0)
+    return f"{length_ms // _UNITS[unit]}{unit}"

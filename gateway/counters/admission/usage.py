@@ -13,6 +13,7 @@ from gateway.core.accounts.budget_amounts import render_amount
 from gateway.core.accounts.budget_balances import BudgetBalance, LiveWindow, compute_balance
 from gateway.core.accounts.budgets import OTHERS, Budget, owner_in
 from gateway.core.accounts.call_budgets import CallerBudget
+from gateway.core.accounts.windows import CALENDAR, ROLLING, render_length
 from gateway.core.model import Attribution, Caller, Scope
 from gateway.core.times import moment_of, ms_of, rfc3339
 from gateway.counters.admission.throttle import Throttle
@@ -83,6 +84,15 @@ def _shared(name: str) -> str:
 def _budget_limit(budget: Budget, now: BudgetBalance) -> dict[str, object]:
     """Return one budget as JSON values; the amounts held by running calls are taken off the rest."""
     limit, left = now.limit, now.remaining
+    more: dict[str, object] = {}
+    if budget.window != CALENDAR:
+        more |= {"window": budget.window, "length": render_length(budget.length_ms)}
+    if budget.window == ROLLING:
+        more["frees"] = [
+            {"at": moment(at_ms), "amount": render_amount(budget.unit, amount)} for at_ms, amount in now.frees
+        ]
+    if budget.carry is not None:
+        more["carried"] = render_amount(budget.unit, now.carried)
     return {
         "scope": "budget",
         "name": budget.name,
@@ -92,7 +102,8 @@ def _budget_limit(budget: Budget, now: BudgetBalance) -> dict[str, object]:
         "used": render_amount(budget.unit, now.used),
         "remaining": None if left is None else render_amount(budget.unit, max(0, left - now.held)),
         "reset_at": moment(now.resets_ms),
-        "interval": budget.interval,
+        "interval": budget.interval or None,
+        **more,
     }
 
 

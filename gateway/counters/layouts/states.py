@@ -50,7 +50,7 @@ WINDOW_LAYOUTS = BUDGET, METER, WINDOW
 WHOLE_MAX = INTEGER_MAX // NANO
 
 
-# Parts of a rolling window, and the numbers stored of them: pairs.
+# Parts of a rolling window, and the numbers stored of them: when the oldest one with a use began comes last.
 PARTS, PARTS_STORED = WHOLE_PARTS + 1, WHOLE_PARTS + 2
 
 
@@ -130,8 +130,11 @@ def pack_windows(windows: Sequence[WindowState], expires: int = 0, calls: int = 
         if is_wide:
             (used, below), (held, held_below) = divmod(used, NANO), divmod(held, NANO)
             rests.append(METER.pack(below, held_below))
-        numbers = [[part // NANO for part in ring], [part % NANO for part in ring]] if is_wide else [ring]
-        rings += [_PARTS.pack(*parts, 0) for parts in numbers if parts]
+        oldest = min((start for start, used in window.parts.items() if used > 0), default=0)
+        numbers = [(ring, oldest)]
+        if is_wide:
+            numbers = [([part // NANO for part in ring], oldest), ([part % NANO for part in ring], 0)]
+        rings += [_PARTS.pack(*parts, last) for parts, last in numbers if parts]
         defined.append(
             DEFINED_WINDOW.pack(window.budget_id, limit, window.start, window.next, window.after, flags)
         )

@@ -123,8 +123,11 @@ def usage_of(left: Mapping[str, Any], currency: str) -> dict[str, object]:
 
 
 def _group(budget: Mapping[str, Any]) -> str:
-    interval = INTERVALS.get(budget["interval"] or "")
-    return str(budget.get("length") or "") if interval is None else interval.period or interval.name
+    """Return the name of a budget's period: `daily`, `quarter`, `rolling 5h`."""
+    interval = budget["interval"]
+    if interval is None:
+        return f"{budget['window']} {budget['length']}"
+    return INTERVALS[interval].period or str(interval)
 
 
 def _standing(budget: Mapping[str, Any]) -> tuple[bool, str, int]:
