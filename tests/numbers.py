@@ -35,7 +35,7 @@ FOLDER = "gateway/core/families/"
 NO_PART = (
     "gateway/local/", "persistence/schema/migrations/", "persistence/schema/seed.sql",
     "gateway/core/billing/price_book.py", "gateway/core/billing/sellers.py",
-    "gateway/features/provider_report/", "gateway/features/vendor_admin/",
+    "gateway/features/litellm_import/", "gateway/features/provider_report/", "gateway/features/vendor_admin/",
     "gateway/cli/",
 )  # fmt: skip
 
