@@ -57,7 +57,7 @@ def test_largest_carrier_is_written_at_few_places() -> None:
     assert len(largest.fields) <= CARRIER_FIELDS_MAX, largest.name
 
 
-def test_what_a_call_asks_is_written_only_while_it_is_read() -> None:
+def test_spec_and_objects_of_a_call_have_no_writers_besides_readers() -> None:
     """A body is read, its objects are found, a free call is read for its models; what they write is frozen."""
     [call] = [one for one in numbers.carriers() if one.name == "CallRequest"]
     assert {place.partition(":")[0] for place, name in call.writes if name in {"spec", "objects"}} == READERS

@@ -242,8 +242,8 @@ def _objects_of(call: CallRequest, ids: tuple[str, ...], found: BodyIds, keeps: 
     unsure = dict.fromkeys([id_ for value in found.unknown for id_ in ids_of(value) if id_ not in named])
     if len(named) + len(unsure) > NAMED_MAX:
         raise InvalidRequest(f"The request names more than {NAMED_MAX} stored objects.")
-    told = found.brought if keeps else ()  # else its answer tells of none
-    brought = frozenset([one for value in told for one in ids_of(value)])
+    values = found.brought if keeps else ()  # else its answer tells of none
+    brought = frozenset([id_ for value in values for id_ in ids_of(value)])
     return StoredObjects((*ids, *named), tuple(unsure), brought, keeps)
 
 

@@ -36,8 +36,8 @@ class Detail:
 
     __slots__ = (
         "_believed", "_queries", "audio_input", "audio_output", "beside", "cache_write", "cache_write_1h",
-        "contradicted", "cost", "declined", "image_input", "image_output", "model", "replaces_units", "retry_s", "says_more",
-        "service_tier", "tools", "unknown",
+        "contradicted", "cost", "declined", "image_input", "image_output", "model", "replaces_units", "retry_s",
+        "says_more", "service_tier", "tools", "unknown",
     )  # fmt: skip
 
     def __init__(self) -> None:

@@ -157,7 +157,7 @@ async def authorize(exchange: Exchange) -> None:
             exchange.admitted = None
             call = read(worker, head, received, caller, b"")
             if routed.listing is not None:
-                narrow(worker, head, caller, call, routed.listing)
+                call.answer_filter = narrow(worker, head, caller, call, routed.listing)
             await check_listed(worker.admission, CallEntrance(exchange, caller, None).request_of(call, False))
             if call.answer_filter.narrow is not None or call.answer_filter.listing:
                 raise ModelNotAllowed("Nobody here narrows this list of models: ask for one by its name.")
