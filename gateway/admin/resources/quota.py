@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     PlainSerializer,
@@ -387,15 +388,16 @@ def _patterns_of(steps: list[StepIn]) -> list[tuple[float, str]]:
     return [(step.at, pattern.casefold()) for step in steps for pattern in step.models]
 
 
-Steps: Any = Annotated[
+StepList = Annotated[
     list[StepIn],
     Field(max_length=STEPS_MAX),
     must(
         lambda steps: len(set(_patterns_of(steps))) == len(_patterns_of(steps)),
         "name a pattern once at one share: case is ignored",
     ),
-    AS_STORED,
 ]
+# Null is none of them.
+Steps: Any = Annotated[StepList | None, AfterValidator(lambda steps: steps or []), AS_STORED]
 
 
 class BudgetCreate(In):
