@@ -233,7 +233,7 @@ async def _reserve_as_kept(
         return None
     if why_unfit(other.asked.call, use.asked.call, other.terms.prices, use.terms.prices):
         return None
-    other.asked.call.substitution = Substitution(use.asked.call.model, kept.budget_id, kept.budget)
+    other = _substituted(other, use.asked.call.model, kept.budget_id, kept.budget)
     answer = await reserve(other.request)
     if isinstance(answer, Refused) and is_short(answer) and not sealed:
         return None
@@ -349,11 +349,15 @@ async def _weigh(
     taken = taken_step(weighed)
     if taken is None:
         return None, names[0], reasons[names[0]]
-    other = prepared[taken.substitute]
-    other.asked.call.substitution = Substitution(
-        use.asked.call.model, taken.budget_id, budgets.by_id[taken.budget_id].name
-    )
+    name = budgets.by_id[taken.budget_id].name
+    other = _substituted(prepared[taken.substitute], use.asked.call.model, taken.budget_id, name)
     return other, taken.substitute, ""
+
+
+def _substituted(use: PreparedUse, model_asked: str, budget_id: int, budget: str) -> PreparedUse:
+    """Return a use whose call says which model was asked for, and which budget's step sends it as another."""
+    call = replace(use.asked.call, substitution=Substitution(model_asked, budget_id, budget))
+    return use._replace(asked=use.asked._replace(call=call))
 
 
 def _weight_of(use: PreparedUse, budgets: CallBudgets) -> tuple[int, ...]:
