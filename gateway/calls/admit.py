@@ -285,10 +285,20 @@ async def _reserve_or_substitute(
         why, before = why_refused(second, other.terms.budgets), name
         if not is_short(second):
             break
+    return use, await _reserve_as_asked(ports, use, answer, name, why)
+
+
+async def _reserve_as_asked(
+    ports: AdmissionPorts, use: PreparedUse, answer: Admitted | Refused, name: str, why: str
+) -> Admitted:
+    """Reserve a use as it was asked, unless the `answer` to it is a limit's; raise the `Refusal`, which says `why`.
+
+    `name` is the substitute that it did not go as.
+    """
     if answer.verdict is Verdict.STEP_REACHED:
-        answer = await reserve(request)
+        answer = await ports.calls.counters.reserve(use.request)
     try:
-        return use, check_admitted(ports, caller, use.terms.budgets, answer)
+        return check_admitted(ports, use.asked.caller, use.terms.budgets, answer)
     except Refusal as refusal:
         if why and isinstance(answer, Refused) and is_short(answer):
             explain_refusal(refusal, name, why)
