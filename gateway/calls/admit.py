@@ -233,7 +233,7 @@ async def _reserve_as_kept(
         return None
     if why_unfit(other.asked.call, use.asked.call, other.terms.prices, use.terms.prices):
         return None
-    other.asked.call.substitution = Substitution(use.asked.call.spec.model, kept.budget_id, kept.budget)
+    other = _substituted(other, use.asked.call.spec.model, kept.budget_id, kept.budget)
     answer = await reserve(other.request)
     if isinstance(answer, Refused) and is_short(answer) and not sealed:
         return None
@@ -285,10 +285,20 @@ async def _reserve_or_substitute(
         why, before = why_refused(second, other.terms.budgets), name
         if not is_short(second):
             break
+    return use, await _reserve_as_asked(ports, use, answer, name, why)
+
+
+async def _reserve_as_asked(
+    ports: AdmissionPorts, use: PreparedUse, answer: Admitted | Refused, name: str, why: str
+) -> Admitted:
+    """Reserve a use as it was asked, unless the `answer` to it is a limit's; raise the `Refusal`, which says `why`.
+
+    `name` is the substitute that it did not go as.
+    """
     if answer.verdict is Verdict.STEP_REACHED:
-        answer = await reserve(request)
+        answer = await ports.calls.counters.reserve(use.request)
     try:
-        return use, check_admitted(ports, caller, use.terms.budgets, answer)
+        return check_admitted(ports, use.asked.caller, use.terms.budgets, answer)
     except Refusal as refusal:
         if why and isinstance(answer, Refused) and is_short(answer):
             explain_refusal(refusal, name, why)
@@ -349,11 +359,15 @@ async def _weigh(
     taken = taken_step(weighed)
     if taken is None:
         return None, names[0], reasons[names[0]]
-    other = prepared[taken.substitute]
-    other.asked.call.substitution = Substitution(
-        use.asked.call.spec.model, taken.budget_id, budgets.by_id[taken.budget_id].name
-    )
+    name = budgets.by_id[taken.budget_id].name
+    other = _substituted(prepared[taken.substitute], use.asked.call.spec.model, taken.budget_id, name)
     return other, taken.substitute, ""
+
+
+def _substituted(use: PreparedUse, model_asked: str, budget_id: int, budget: str) -> PreparedUse:
+    """Return a use whose call says which model was asked for, and which budget's step sends it as another."""
+    call = replace(use.asked.call, substitution=Substitution(model_asked, budget_id, budget))
+    return use._replace(asked=use.asked._replace(call=call))
 
 
 def _weight_of(use: PreparedUse, budgets: CallBudgets) -> tuple[int, ...]:

@@ -60,7 +60,7 @@ def why_unfit(call: CallRequest, before: CallRequest, prices: CallPrices, asked_
         price.vector is not None for price in asked_prices.named
     ):
         return "it has no price"
-    part = refused_part(call, before.spec.model, models)
+    part = refused_part(FAMILIES[call.family].differences, call, before.spec.model, models)
     if part:
         return f"it does not take {part}"
     output = before.said.output_max

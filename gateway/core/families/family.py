@@ -41,6 +41,7 @@ from gateway.core.families.controlled import (
 )
 from gateway.core.families.credit import OF_ALL, CreditSign
 from gateway.core.families.hearing import may_hear
+from gateway.core.families.model_differences import Difference
 from gateway.core.metering.meter import Dialect, Meter
 from gateway.core.metering.reading import UNREADABLE, decoded
 from gateway.core.model import BudgetWindow, Family
@@ -605,6 +606,7 @@ class ApiFamily:
     seals: Mapping[str, str] = field(
         default_factory=dict
     )  # members that its provider sealed, by who opens them
+    differences: tuple[Difference, ...] = ()  # parts of calls that some of its models refuse
     exclusions: Exclusions = NONE  # which of the higher prices do not apply to a call
     model_lists: ListReaders = field(default_factory=dict)  # readers of lists that hold more than names
     provider: str = ""  # the provider's name in OpenTelemetry
