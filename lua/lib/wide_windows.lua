@@ -22,7 +22,7 @@ function wide.gathered(windows)
   local parts, meters, rests = {}, {}, {}
   for _, window in ipairs(windows) do
     local unit, carry_window = window.flags % WINDOW_ENFORCES, window.carry
-    if window.flags >= FLAG_ROLLING and written_as ~= TODAY then error({err = 'ERR programs that run know no windows of this kind'}) end
+    if written_as ~= TODAY and (carry_window or window.flags >= FLAG_ROLLING) then error({err = 'ERR programs that run know no windows of this kind'}) end
     carries.fold(window, -1)
     if unit ~= FLAG_TOKENS and unit ~= FLAG_REQUESTS and wide.measure(window) then
       rests[#rests + 1] = window.used_rest

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
+import redis
 
 from gateway.core.accounts.budgets import (
     FLAG_MONEY,
@@ -16,11 +18,13 @@ from gateway.core.accounts.budgets import (
 )
 from gateway.core.accounts.outbox import EventKind, WindowKey, money_moved
 from gateway.core.accounts.windows import FIRST_USE, ROLLING, Carry
-from gateway.core.model import BudgetAccount, SettleResult, Verdict
+from gateway.core.layout import EARLIER
+from gateway.core.model import BudgetAccount, Settlement, SettleResult, Verdict
 from gateway.core.times import HOUR_MS
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.states import WindowState
-from tests.builders import Call, new_id
+from gateway.counters.redis import keys
+from tests.builders import CHAT, Call, new_id
 from tests.lua.clocks import ClockWorld
 
 # Noon of a day that real clocks have not reached: expiries are never in the past.
@@ -197,3 +201,62 @@ def test_of_five_hundred_calls_at_one_instant_as_many_are_admitted_as_fit(
     for other in others:
         other.client.close()
     assert used_and_held(world, budget)[1] == 3 * fits
+
+
+def test_a_correction_counts_in_the_part_of_the_call_that_it_corrects(world: ClockWorld) -> None:
+    made = call(world, ROLLS, money=30)
+    world.set_clock(NOON + 2 * PART)
+    made.reclaim(money=30)
+    assert state(world, ROLLS).parts == {NOON: 30}
+    world.set_clock(NOON + 4 * PART)
+    made.correct(money=-12)
+    assert (state(world, ROLLS).parts, used_and_held(world, ROLLS)) == ({NOON: 18}, (18, 0))
+    assert world.events()[-1].budgets == (WindowKey(1, NOON),)
+
+
+def test_a_late_settlement_without_a_hold_counts_as_of_the_time_in_its_id(world: ClockWorld) -> None:
+    made = call(world, ROLLS, money=30)
+    made.release()
+    began = f"{NOON + PART:012x}"
+    made.request.request_id = f"{began[:8]}-{began[8:]}-7{made.id[15:]}"
+    world.set_clock(NOON + 4 * PART)
+    made.post(money=30)
+    assert state(world, ROLLS).parts == {NOON + PART: 30}
+
+
+@pytest.mark.parametrize("used_at", [NOON - LENGTH, NOON - LENGTH + 1])
+def test_a_use_from_elsewhere_begins_a_window_only_if_that_still_runs(
+    world: ClockWorld, used_at: int
+) -> None:
+    made = call(world, BEGINS, money=0)
+    definitions = (define_windows([BEGINS], NOON),)
+    names = tuple(account.name for account in made.request.budgets)
+    settlement = Settlement(world.caller, new_id(), "", CHAT, charge=True, budgets=names, money=25)
+    made.release()
+    packed = packing.settle(
+        world.run_id, 0, settlement, packing.MODE_POST, b"%d" % used_at, definitions=definitions
+    )
+    world.run("settle", packed)
+    began = used_at if used_at > NOON - LENGTH else 0
+    assert (state(world, BEGINS).start, used_and_held(world, BEGINS)) == (began, (25 if began else 0, 0))
+
+
+@pytest.mark.parametrize("budget", [ROLLS, BEGINS, CARRIES], ids=lambda budget: budget.name)
+def test_a_partition_that_older_programs_read_has_no_such_windows(world: ClockWorld, budget: Budget) -> None:
+    world.client.set(keys.marker(world.p), packing.marker(world.run_id, 1, 1, EARLIER))
+    before = world.everything()
+    with pytest.raises(redis.ResponseError, match="know no windows of this kind"):
+        call(world, budget, money=1)
+    assert world.everything() == before
+
+
+def test_an_account_of_sixteen_windows_takes_so_many_bytes(world: ClockWorld) -> None:
+    sizes = dict[str, int]()
+    for budget in (replace(CARRIES, carry=None), CARRIES, ROLLS, BEGINS):
+        sixteen = [replace(budget, id=place, tenant_id=budget.id) for place in range(1, 17)]
+        call(world, *sixteen, money=1).settle(money=1)
+        key = keys.budget_account(world.p, account_of(1, sixteen[0]))
+        sizes[f"{budget.window} {budget.carry is not None}"] = len(world.get(key) or b"")
+    assert sizes == {
+        "calendar False": 938, "calendar True": 1850, "rolling False": 5034, "first_use False": 938,
+    }  # fmt: skip

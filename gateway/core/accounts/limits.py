@@ -31,6 +31,7 @@ _EMPTY: Final[Part] = b""
 # Fractions of a second by milliseconds.
 _FRACTIONS: Final = [(b".%03d" % ms).rstrip(b"0").rstrip(b".") + b"s" for ms in range(1000)]
 _VISIBLE: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
+_QUOTABLE: Final = _VISIBLE.translate({ord('"'): None, ord("\\"): None})
 
 Header = tuple[bytes, bytes]
 
@@ -95,7 +96,7 @@ def _freed(freed: FreedAmount) -> bytes:
     whole, _, part = amount.partition(".")
     amount = f"{whole}.{part:0<2}" if part else whole
     at = rfc3339(moment_of(freed.at_ms), "seconds")
-    return f'{amount}; at="{at}"; budget="'.encode() + _name(freed.name) + b'"'
+    return f'{amount}; at="{at}"; budget="{quote(freed.name, safe=_QUOTABLE)}"'.encode()
 
 
 def _limit_lines(admitted: Admitted) -> bytes:

@@ -22,8 +22,10 @@ from gateway.core.accounts.budgets import (
 )
 from gateway.core.accounts.call_budgets import CallerBudget
 from gateway.core.accounts.intervals import window_bounds
+from gateway.core.accounts.windows import ROLLING, Carry
 from gateway.core.billing.money import PriceTier, ServicePricing
 from gateway.core.model import Attribution, BudgetAccount, Caller
+from gateway.core.times import HOUR_MS
 from gateway.counters.admission.usage import BUDGETS_TOLD_MAX, Usages, usage
 from gateway.errors import RateLimited
 from tests.builders import UNITS, World, driven
@@ -160,3 +162,30 @@ async def test_what_was_spent_of_the_cap_is_told(connect: Connect, world: World)
     world.put_organization(month=world.organization.month - 1, spend_held=0)
     [told] = await spends(connect, world)
     assert (told["used"], told["remaining"]) == ("0", "2")
+
+
+async def test_a_rolling_window_says_when_it_is_free_again_and_one_that_carries_how_much(
+    connect: Connect, world: World
+) -> None:
+    world.plan(None)
+    rolls = Budget(4, "rolls", MONEY, 5_000_000_000, "", window=ROLLING, length_ms=5 * HOUR_MS)
+    carries = replace(DAILY, id=5, name="carries", carry=Carry(9_000_000_000))
+    both = account(world, rolls, carries)
+    before = world.now_ms()
+    world.reserve(budgets=(both,), money=2_100_000_000).settle(money=2_100_000_000)
+    first, second = await told(
+        connect, world, CallerBudget(both.name, rolls), CallerBudget(both.name, carries)
+    )
+    [freed] = first["frees"]
+    part_ms = 10 * 60_000
+    at = int(datetime.fromisoformat(freed["at"]).timestamp() * 1000)
+    assert at in {moment // part_ms * part_ms + 31 * part_ms for moment in (before, world.now_ms())}
+    assert freed["amount"] == "2.1"
+    assert (first["window"], first["length"], first["interval"], first["reset_at"]) == (
+        "rolling",
+        "5h",
+        None,
+        None,
+    )
+    assert (first["used"], first["remaining"], "carried" in first) == ("2.1", "2.9", False)
+    assert (second["carried"], second["interval"], "frees" in second) == ("0", "day", False)
