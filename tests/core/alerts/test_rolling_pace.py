@@ -44,7 +44,11 @@ def test_end_of_a_rolling_window_equals_a_walk_by_milliseconds(uses: dict[int, i
     used = sum(uses.values())
     begun = min(uses)
     twentieths = {(1_000_000 * PART + number * PART) * 20 // LENGTH for number in uses}
-    counts = limit > used >= limit / 10 and (WHOLE_PARTS + 1 - begun) * PART >= LENGTH / 10 and len(twentieths) >= 3
+    counts = (
+        limit > used >= limit / 10
+        and (WHOLE_PARTS + 1 - begun) * PART >= LENGTH / 10
+        and len(twentieths) >= 3
+    )
     assert rolling_exhausted_ms(window, now_ms) == (walked(window, now_ms) if counts else None)
 
 
