@@ -33,9 +33,10 @@ KEPT = ROOT / "build" / "c"
 KEPT_MAX = 6  # builds of one name: more than there are flags of it
 # Modules whose annotations msgspec reads, and modules that run once per client, are not compiled.
 MODULES = {
-    "gateway/calls": ("admit", "aim", "charge", "claim", "permit", "ports", "prices", "rating"),
+    "gateway/calls": ("admit", "aim", "charge", "claim", "permit", "ports", "prices", "rating", "steps"),
     "gateway/core": (
-        "circuit_breaker", "histograms", "http_limits", "lru", "model", "shares", "traces", "wait",
+        "circuit_breaker", "histograms", "http_limits", "lru", "model", "shares", "traces", "unreported_failures",
+        "wait", "wait_hints",
     ),
     "gateway/core/accounts": ("call_budgets", "limits"),
     "gateway/core/billing": ("price_book", "sellers", "service_tiers", "stand_ins", "token_prices"),
@@ -56,8 +57,8 @@ MODULES = {
         "admission", "admitted_call", "forward", "model_lists", "ports", "proxy", "relay", "reply", "tally",
         "turns",
     ),
-    "gateway/http/protocol": ("answer", "framing", "request"),
-    "gateway/http/routing": ("cors", "head", "openings", "routed_head", "routes"),
+    "gateway/http/protocol": ("answer", "framing", "request", "request_ids"),
+    "gateway/http/routing": ("cors", "head", "openings", "routed_head", "routes", "worker_bindings"),
     "gateway/http/server": ("buffers", "connection", "exchange", "server", "traced"),
     "gateway/http/upstream": ("pool",),
 }  # fmt: skip

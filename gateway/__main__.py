@@ -1,7 +1,7 @@
 """Start the command line, and start workers without loading code that only people need.
 
 `tollkeeper serve --worker`, `keeper --worker` and `admin --worker` are for supervisors: settings come as one
-JSON line on standard input, which stays open as long as the parent lives. All other commands are in
+JSON line on standard input, which stays open as long as the parent lives. So does the request of `replay --worker`. All other commands are in
 `gateway/cli/main.py`.
 """
 
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from gateway.local.parent_pipe import ParentPipe
     from gateway.settings.settings import Settings
 
-# A gateway worker, a keeper, and a keeper's process for people.
-WORKERS = frozenset({"serve", "keeper", "admin"})
+# A process that replays budgets, for one request.
+REPLAY = "replay"
+# A gateway worker, a keeper, a keeper's process for people, and one of its replays.
+WORKERS = frozenset({"serve", "keeper", "admin", REPLAY})
 LIBRARY_MISSING = "cannot open shared object file"
 
 
@@ -69,7 +71,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _worker(role: str) -> int:
-    """Run one process for a supervisor: a gateway worker, a keeper, or a keeper's Admin API; return 0."""
+    """Run one process for a supervisor: a gateway worker, a keeper, its Admin API or a replay; return 0."""
+    if role == REPLAY:
+        from gateway.run.replay_process import run_replay
+
+        return run_replay()
     import faulthandler
     import signal
 

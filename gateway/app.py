@@ -25,17 +25,20 @@ from gateway.background.loops import FailureTeller
 from gateway.core.accounts.refusals import Refusals
 from gateway.core.calls.call import UsageBounds
 from gateway.core.calls.estimate import Estimator
-from gateway.core.credentials import Failures, peppers_of
+from gateway.core.credentials import peppers_of
+from gateway.core.failures import Failures
 from gateway.core.histograms import Histogram
 from gateway.counters.admission.cache import HEARD
 from gateway.counters.admission.caller_holds import CallerHolds
 from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.lessons import SharedLessons
+from gateway.counters.admission.model_sessions import ModelSessions
 from gateway.counters.admission.refused_calls import RefusedCalls
 from gateway.counters.admission.usage import Usages
 from gateway.counters.history_guard import HistoryGuards
+from gateway.counters.keeper.activity import Activity
 from gateway.counters.keeper.moves import has_current_history
-from gateway.counters.keeper.status import Activity, ProgramRegistry
+from gateway.counters.keeper.program_registry import ProgramRegistry
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.cluster import RedisConnections, wires_to
 from gateway.counters.redis.connection import RedisConnection
@@ -50,19 +53,14 @@ from gateway.http.tally import Tally
 from gateway.local.heartbeat import keep_reporting
 from gateway.local.parent_pipe import ParentPipe
 from gateway.outbound.cloud import first_tried, keep_renewed
-from gateway.run import gateway_worker, lifecycle
+from gateway.run import gateway_worker, memory
 from gateway.run.gateway_worker import Door, GatewayPort, make_door
-from gateway.run.health import RedisState, limits_here, tell_of_redis
-from gateway.run.lifecycle import (
-    all_within,
-    cancel,
-    forever,
-    give_back_memory,
-    redis_reached,
-    stop_signal,
-    this_program,
-)
+from gateway.run.health import RedisState, tell_of_redis
+from gateway.run.lifecycle import all_within, cancel, forever, stop_signal, this_program
+from gateway.run.memory import give_back_memory
 from gateway.run.model_lists import keep_listed
+from gateway.run.process_vitals import limits_here
+from gateway.run.reaching import redis_reached
 from gateway.run.worker_parts import WorkerParts, merged
 from gateway.settings.origins import origins_of
 from gateway.settings.settings import Settings
@@ -87,7 +85,7 @@ Log = Callable[..., None]
 
 async def run_gateway(settings: Settings, parent_pipe: ParentPipe | None = None) -> None:
     """Run one gateway worker until SIGTERM or SIGINT, then finish the calls in flight."""
-    lifecycle.give_back_large_blocks()
+    memory.give_back_large_blocks()
     await serve_calls(settings, stop_signal(), parent_pipe, loaded=_collect_seldom)
 
 
@@ -264,6 +262,7 @@ def _ports(  # noqa: PLR0917  # what they are made of
         tokens=door.tokens,
         counters=door.counters,
         objects=door.objects,
+        sessions=ModelSessions(wires, time.time),
         holds=door.holds,
         estimator=estimator,
         tally=tally,

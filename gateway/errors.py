@@ -81,7 +81,7 @@ class Refusal(TollkeeperError):
 class InvalidApiKey(Refusal, reason="invalid_api_key", status=401):
     """The API key is missing, malformed, unknown, expired or revoked."""
 
-    # One of `REASONS` in `gateway/core/credentials.py`.
+    # One of `REASONS` in `gateway/core/failures.py`.
     failure: str = "unknown"
 
 

@@ -1,6 +1,6 @@
 -- extend: keep many running calls of one partition: renew their deadlines, store the use observed so far, and hold more for streams
 -- that have used up their holds.
--- needs: state window batch entry event calendar cycle wide definition wide_windows windows account budgeted held cover paid kept append extend
+-- needs: state window batch entry event calendar cycle wide definition rings carries wide_windows windows account budgeted held cover paid kept append extend
 -- allows: oom
 -- KEYS[1] m  KEYS[2] d  KEYS[3] x  then for each call: h hold, t tenant, o organization, b each budget account
 --   (all except h may repeat)

@@ -1,5 +1,5 @@
 -- grant: apply one control write to an account, once by its id.
--- needs: state window batch entry event calendar cycle wide definition wide_windows windows account budgeted held paid kept append grant reset
+-- needs: state window batch entry event calendar cycle wide definition rings carries wide_windows windows account budgeted held paid kept append grant reset
 -- allows: oom
 -- KEYS[1] m  KEYS[2] g ids of control writes not yet in PostgreSQL (HASH)  KEYS[3] x outbox
 -- KEYS[4] t tenant  KEYS[5] o organization  KEYS[6 on] up to 256 b accounts of a budget, for verb 9; each account of one owner

@@ -1,7 +1,7 @@
 -- reserve: take a hold on every limit of one request, or on none.
 -- A call with only its head known holds a request and slots; once its body is read the hold is raised: what it took already is not
 -- taken twice. A hold that is gone is taken as new; a refused raise leaves it unchanged.
--- needs: state window batch bucket entry event calendar cycle take admit append accounts account_bytes tiers spend wide definition wide_windows windows account budgeted budget_accounts wide_holds short steps held hold paid kept write shape_cache shape calls hold_parts reserve
+-- needs: state window batch bucket entry event calendar cycle take admit append accounts account_bytes tiers spend wide definition rings carries wide_windows windows account budgeted budget_accounts wide_holds short steps held hold paid kept write shape_cache shape calls hold_parts reserve
 -- KEYS[1] d deadlines (ZSET)  KEYS[2] x outbox (due reset)  KEYS[3] m marker
 -- then  t tenant  o organization  k API key  u user, if flags has USER  a activation and month, if flags has ONE_TIME or 16
 --   b each budget account, written here; each account of one owner is followed by its index (ZSET)
@@ -15,7 +15,7 @@
 -- ARGV[2] the caller's own user id, up to 128 characters  ARGV[3] the service's tiers, if flags has 16
 -- ARGV[last] with budget accounts, packed: money, its most (what a strict plan holds), its least (what it may be
 --         cut to), tokens, their most, their least, and any steps of these budgets that have another model for the call (budget, millionths of
---         its limit, 0 if it is only told, 1 if the call stops where it is reached, 2 if it stops); then the definition of each account
+--         its limit, 0 if it is only told, 1 if the call stops where it is reached, 2 if it stops, 3 if it stops where it is not); then the definition of each account
 -- Of many calls, 2 to 64, of one partition or several: ARGV[1] their shape (lib/shape.lua), then their arguments one after another; keys
 --   by the shape. Returns a list: each call's own answer or error
 -- Returns packed: verdict, now, then

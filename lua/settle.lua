@@ -1,5 +1,5 @@
 -- settle: replace a hold by the actual use, once; or correct what a reclaim charged.
--- needs: state window batch bucket entry event calendar cycle take admit append accounts account_bytes tiers spend wide definition wide_windows windows account budgeted budget_accounts held paid kept write settlement charge shape_cache shape calls settle
+-- needs: state window batch bucket entry event calendar cycle take admit append accounts account_bytes tiers spend wide definition rings carries wide_windows windows account budgeted budget_accounts held paid kept write settlement charge shape_cache shape calls settle
 -- allows: oom
 -- KEYS[1] d  KEYS[2] x outbox  KEYS[3] late queue  KEYS[4] g control ids  KEYS[5] m
 -- then  t  o  k  u, if flags has USER  a, if flags has ONE_TIME or 16

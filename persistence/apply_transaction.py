@@ -53,7 +53,7 @@ from gateway.errors import AdminRefusal, Conflict, StepRefused, Unprocessable
 from persistence.entity import THROUGH, Entity, EntityWrite, WriteBatch, id_in, owners
 from persistence.error_mapping import TRY_AGAIN, lock_within, sqlstate, translated
 from persistence.registry import SUBJECTS
-from persistence.resources import access
+from persistence.resources import audit, idempotency
 from persistence.tables import applied_row, organization
 from persistence.tenant_boundary import confined
 
@@ -168,11 +168,15 @@ class ApplyTransaction:
 
     async def claim(self, claim: Claim) -> Replay | None:
         """Claim an idempotency key; return the first answer if one is stored under this key."""
-        return await self._connection.run_sync(lambda connection: access.claim_idempotency(connection, claim))
+        return await self._connection.run_sync(
+            lambda connection: idempotency.claim_idempotency(connection, claim)
+        )
 
     async def keep(self, claim: Claim, body: Row) -> None:
         """Store the answer for a claimed idempotency key."""
-        await self._connection.run_sync(lambda connection: access.keep_first_answer(connection, claim, body))
+        await self._connection.run_sync(
+            lambda connection: idempotency.keep_first_answer(connection, claim, body)
+        )
 
     async def find(
         self, resource: str, wanted: Mapping[str, Collection[object]], rows_max: int, *, folded: bool = False
@@ -242,7 +246,9 @@ class ApplyTransaction:
             await self._read_parts(rows, name, source)
         return rows
 
-    async def _read_parts(self, rows: Sequence[dict[str, object]], name: str, source: Select[Any]) -> None:
+    async def _read_parts(
+        self, rows: Sequence[dict[str, object]], name: str, source: Select[*tuple[Any, ...]]
+    ) -> None:
         """Add the list `name` of parts to each row; raise `Unprocessable` if there are too many in all."""
         ids = bindparam("ids", [row["id"] for row in rows], ARRAY(BigInteger))
         of = source.where(source.selected_columns["row_id"] == any_(ids)).limit(PARTS_MAX + 1)
@@ -268,12 +274,12 @@ class ApplyTransaction:
                 ran[step.number] = StepResult(step.command.id or 0, done)
                 continue
             change, row = done
-            entries.append(access.audit_entry_of(change, row))
+            entries.append(audit.audit_entry_of(change, row))
             row_id = id_in(row, "id")
             ran[step.number] = StepResult(row_id)
             self._made.setdefault(step.number, row_id)
         if change is not None:
-            access.keep_audit(connection, entries)
+            audit.keep_audit(connection, entries)
             change.batch = None
             change.intend_all(_once(batch.writes))
             self.intents = tuple(change.intents)

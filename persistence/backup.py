@@ -15,14 +15,10 @@ from sqlalchemy import make_url, text
 
 from gateway.errors import BackupFailed, StartError
 from persistence.address import CONNECT_TIMEOUT_S, dialect_url, plain_url
-from persistence.engine import (
-    ASK_OWNER,
-    Engine,
-    create,
-    shares_sessions,
-)
+from persistence.engine import ASK_OWNER, Engine, create
 from persistence.error_mapping import complaint
 from persistence.ledger import checkpoints
+from persistence.poolers import shares_sessions
 from persistence.schema import database as schema
 from persistence.schema import standing
 from persistence.tables import metadata

@@ -19,7 +19,7 @@ from gateway.core.accounts.administration import Row
 from gateway.core.model import BlockCause
 from gateway.errors import Conflict
 from persistence.billing import charges, payments
-from persistence.billing.invoice_build import rest_of
+from persistence.billing.invoice_heads import rest_of
 from persistence.entity import Entity, EntityWrite, id_in
 from persistence.keeper.occasions import data_of, message_query
 from persistence.queries import query

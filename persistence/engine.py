@@ -26,7 +26,7 @@ from sqlalchemy.exc import TimeoutError as NoneInTime
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from gateway.core.accounts.administration import count_rows
+from gateway.core.accounts.hourly_budget import count_rows
 from gateway.errors import StoreUnavailable
 from gateway.files import UrlFile, is_readable
 from persistence.address import CONNECT, dialect_url, plain_url
@@ -301,48 +301,10 @@ def _log_in(engine: AsyncEngine, url: UrlFile) -> None:
         parameters.update({name: value for name, value in said.items() if value is not None})
 
 
-# Detects a pooler that gives one server session to several clients, a transaction at a time.
-#
-# A keeper keeps nothing in a session, so it may use one. A backup and an archive may not: pg_dump sets its
-# snapshot for its whole session, and would leave it to the next client of the session.
-
-# A pooler reuses the session that was returned last. Others may be quicker, so the check is repeated.
-TRIES = 20
 ASK_OWNER = (
     "PostgreSQL is behind a pooler in transaction mode, which has no session for this:"
     " let TOLLKEEPER_DATABASE_OWNER_URL name the server itself"
 )
-
-
-def shares_sessions(url: str) -> bool:
-    """Return whether two clients that are connected at once were seen in the same server session.
-
-    A pooler in transaction mode does so. Errors of psycopg are raised.
-    """
-    with _connected(url) as one:
-        # The server's own process, where nobody is between.
-        if one.info.backend_pid == _pid(one):
-            return False
-        with _connected(url) as other:
-            return any(_pid(one) == _pid(other) for _ in range(TRIES))
-
-
-def is_seen_to_share(url: str) -> bool | None:
-    """Return whether a pooler shares sessions, as `shares_sessions` does; None if the check fails."""
-    try:
-        return shares_sessions(url)
-    except psycopg.Error:
-        return None
-
-
-def _connected(url: str) -> psycopg.Connection[tuple[Any, ...]]:
-    return psycopg.connect(plain_url(url), autocommit=True, **CONNECT)
-
-
-def _pid(connection: psycopg.Connection[tuple[Any, ...]]) -> int:
-    row = connection.execute("SELECT pg_backend_pid()").fetchone()
-    assert row is not None
-    return int(row[0])
 
 
 # Runs work on PostgreSQL without waiting longer than the server answers.

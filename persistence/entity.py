@@ -358,7 +358,7 @@ class Entity:
     defining: frozenset[str] = frozenset()
     implied: Mapping[str, Callable[[Any], Select[*tuple[Any, ...]]]] = field(default_factory=dict)
     of_owner: frozenset[str] = frozenset()
-    parts: Mapping[str, Select[Any]] = field(default_factory=dict)
+    parts: Mapping[str, Select[*tuple[Any, ...]]] = field(default_factory=dict)
 
     @property
     def rows(self) -> Select[Any]:

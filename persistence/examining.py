@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import psycopg
 
-from gateway.core.credentials import UnreadableCertificate
+from gateway.core.certificates import UnreadableCertificate
 from gateway.errors import SchemaUnavailable
 from persistence.address import CONNECT, plain_url
 from persistence.error_mapping import complaint, sqlstate
-from persistence.keeper.sweeps import certificate_end
+from persistence.server_certificate import certificate_end
 
 # How long a look waits for a lock, and how long a statement may take.
 LOCK_S_MAX, STATEMENT_S_MAX = 2, 5

@@ -47,7 +47,7 @@ def create(change: EntityWrite) -> Row:
     row = dict(change.connection.execute(which.with_for_update()).mappings().one())
     here, until = read_budget(row), values.get("until")
     if until is None:
-        _, ends_ms = window_of(here, ms_of(change.now))
+        ends_ms = 0 if here.length_ms else window_of(here, ms_of(change.now))[1]
         until = moment_of(ends_ms) if ends_ms else None
     if not isinstance(until, datetime):
         raise Unprocessable(errors=(("until", "is required: this budget never resets"),))

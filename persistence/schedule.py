@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import KEEPER, Command
-from gateway.core.billing.invoice import DueInvoice, ScheduledResult, SkipReason
+from gateway.core.billing.invoice_schedule import DueInvoice, ScheduledResult, SkipReason
 from persistence import engine as engines
 from persistence.billing import schedule
 from persistence.entity import EntityWrite

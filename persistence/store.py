@@ -5,13 +5,11 @@ Serialization failures and deadlocks are retried. Other database errors become e
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
-from itertools import islice
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import Connection, text
@@ -20,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.administration import (
     CREATE,
+    OWNER,
     Command,
     CommittedWrite,
     Page,
@@ -38,102 +37,31 @@ from gateway.errors import (
     Conflict,
     CountersUnavailable,
     NotFound,
-    StoreUnavailable,
-    TrialEnded,
+    Unprocessable,
 )
 from persistence import engine as engines
 from persistence import entity, ids
 from persistence.apply_transaction import ApplyTransaction
-from persistence.billing import charges, finance, invoice_build
+from persistence.billing import charges, finance, invoice_documents
 from persistence.billing.invoice_usage import InvoiceUsage
-from persistence.engine import Engine, Replica, answered, apart
+from persistence.engine import Replica, answered
 from persistence.entity import DEFAULT_RULES, EntityWrite, WriteBatch, WriteRules
 from persistence.error_mapping import TRY_AGAIN, of_writes, sqlstate, translated
+from persistence.font_coverage import FontCoverage
 from persistence.registry import SUBJECTS
-from persistence.resources import access, catalogue, usage, webhooks
-from persistence.tenant_boundary import CAPABLE_OF, confined
-
-# Trial runs, which are rolled back: they end as soon as another session waits for their locks.
-#
-# One connection watches all running trials, and is open only while one takes longer than `look_s`.
-
-LOOK_S = 0.1
-_SESSION = text("SELECT pg_backend_pid()")
-_WAITED_FOR = text("SELECT DISTINCT unnest(pg_blocking_pids(pid)) FROM pg_locks WHERE NOT granted")
-
-
-class Trials:
-    """The trial runs of one database, by their PostgreSQL session."""
-
-    def __init__(self, engine: Engine, look_s: float = LOOK_S) -> None:
-        self._engine, self._look_s = engine, look_s
-        self._under_way: dict[int, asyncio.Future[None]] = {}
-        self._looking: asyncio.Task[None] | None = None
-
-    async def run(self, connection: AsyncConnection, work: Callable[[], Awaitable[T]]) -> T:
-        """Run the work over a connection.
-
-        Raise `TrialEnded`, and cancel the work, once another session waits for locks of this one.
-        """
-        session = int(await connection.scalar(_SESSION))
-        waited_for = self._under_way[session] = asyncio.get_running_loop().create_future()
-        if self._looking is None:
-            self._looking = asyncio.create_task(self._look())
-        doing = asyncio.ensure_future(work())
-        try:
-            await asyncio.wait({doing, waited_for}, return_when=asyncio.FIRST_COMPLETED)
-            if not doing.done():
-                raise TrialEnded
-            return doing.result()
-        finally:
-            del self._under_way[session]
-            if not doing.done():
-                doing.cancel()
-                await asyncio.wait({doing})
-
-    async def _look(self) -> None:
-        try:
-            await asyncio.sleep(self._look_s)  # most are done by then
-            while self._under_way:
-                async with apart(self._engine) as connection:
-                    while self._under_way:
-                        self._end({*await connection.scalars(_WAITED_FOR)})
-                        await asyncio.sleep(self._look_s)
-        except (SQLAlchemyError, StoreUnavailable):
-            self._end({*self._under_way})  # nobody knows who waits
-        finally:
-            self._looking = None
-
-    def _end(self, sessions: set[int]) -> None:
-        for session in sessions & self._under_way.keys():
-            if not (waited_for := self._under_way[session]).done():
-                waited_for.set_result(None)
-
-
-# Letters of documents that no font can show: looked up in a thread, outside of transactions.
-#
-# The result is cached, so that the repeated transaction finds it.
-
-# Texts with unusual letters whose missing letters are cached.
-KNOWN_MAX = 16_384
-
-
-class FontCoverage:
-    """A cache of the letters of texts that no font can show; `missing` computes them and may be slow."""
-
-    def __init__(self, missing: Callable[[str], str], *, known_max: int = KNOWN_MAX) -> None:
-        self._missing = missing
-        self._known_max = known_max
-        self.known: dict[str, str] = {}
-
-    async def look(self, texts: Iterable[str]) -> None:
-        new = dict.fromkeys(texts)
-        missing = await asyncio.to_thread(self._missing, " ".join(new))
-        found = {text: "".join(dict.fromkeys(each for each in text if each in missing)) for text in new}
-        for oldest in list(islice(self.known, max(0, len(self.known) + len(found) - self._known_max))):
-            del self.known[oldest]
-        self.known.update(found)
-
+from persistence.resources import (
+    admin_tokens,
+    api_keys,
+    audit,
+    idempotency,
+    prices,
+    quota,
+    sessions,
+    usage,
+    webhooks,
+)
+from persistence.tenant_boundary import CAPABLE_OF, confined, enter
+from persistence.trials import Trials
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -237,6 +165,30 @@ class Store:
         await self._wrote()
         return done
 
+    async def check_replay(self, commands: Sequence[Command]) -> Sequence[Row]:
+        """Return the values of the budgets of a replay, as the writes in `commands` would store them.
+
+        Raise `Unprocessable` with the errors of all, each with the place of its budget.
+        """
+        return await self.run(lambda connection: self._check_replay(connection, commands))
+
+    def _check_replay(self, connection: Connection, commands: Sequence[Command]) -> Sequence[Row]:
+        errors, checked = list[tuple[str, str]](), list[Row]()
+        for place, command in enumerate(commands):
+            change = self.change(connection, command)
+            try:
+                enter(change)
+                entity.require(change)
+                wrong = quota.wrong_replayed(change)
+            except Unprocessable as refused:
+                wrong = list(refused.errors)
+            # The organization is that of the replay, for all of its budgets.
+            errors += [(name if name == OWNER else f"budgets.{place}.{name}", fault) for name, fault in wrong]
+            checked.append(change.command.values)
+        if errors:
+            raise Unprocessable(errors=tuple(dict.fromkeys(errors)))
+        return checked
+
     async def applying(self, work: Callable[[ApplyTransaction], Awaitable[T]], *, keep: bool) -> T:
         """Run the work in one transaction, and commit it if `keep`, else roll it back.
 
@@ -255,15 +207,20 @@ class Store:
         await self._wrote()
         return done
 
-    refuse_other = _in_transaction(access.refuse_other)
-    finish = _in_transaction(access.keep_first_answer)
+    refuse_other = _in_transaction(idempotency.refuse_other)
+    finish = _in_transaction(idempotency.keep_first_answer)
     refusal = _in_transaction(of_writes)
-    price_of = _in_transaction(catalogue.find_price)
+    price_of = _in_transaction(prices.find_price)
 
     async def used(self, asked: UsageQuery) -> Sequence[Row]:
         """Sum the calls of a usage query; at most `rows_max` rows."""
         mine = self._readable(asked)
         return await self._read(lambda connection: usage.used(connection, mine))
+
+    async def substitutions(self, asked: UsageQuery) -> Sequence[Row]:
+        """Return what steps of budgets saved, by the models that answered and were asked for."""
+        mine = self._readable(asked)
+        return await self._read(lambda connection: usage.substitutions(connection, mine))
 
     async def tags_since(self, asked: UsageQuery) -> Mapping[str, str]:
         """Return since when calls have each tag of a usage query."""
@@ -306,7 +263,7 @@ class Store:
         if self._within is not None:
             await self.get("invoice-heads", invoice_id)
         which = (invoice_id, kind, status)
-        return await self.run(lambda connection: invoice_build.read_document(connection, *which, made))
+        return await self.run(lambda connection: invoice_documents.read_document(connection, *which, made))
 
     async def report(self, name: str, asked: ReportPeriod, after: int, rows_max: int) -> Sequence[Row]:
         """Return some rows of a finance report, without the first `after` rows."""
@@ -332,15 +289,15 @@ class Store:
 
     # Who may come in, and who is signed in.
 
-    staff_token = _in_transaction(access.find_admin_token)
-    key_holder = _in_transaction(access.find_key_holder)
+    staff_token = _in_transaction(admin_tokens.find_admin_token)
+    key_holder = _in_transaction(api_keys.find_key_holder)
     mail_consent = _in_transaction(webhooks.consent_by)
     consent_to_mail = _in_transaction(webhooks.consent)
-    has_ended_token = _in_transaction(access.admin_token_has_ended)
-    use_sign_in = _in_transaction(access.use_sign_in)
-    console_session = _in_transaction(access.find_session)
-    ask_of_session = _in_transaction(access.ask_session)
-    keep_renewal = _in_transaction(access.keep_renewal)
+    has_ended_token = _in_transaction(admin_tokens.admin_token_has_ended)
+    use_sign_in = _in_transaction(sessions.use_sign_in)
+    console_session = _in_transaction(sessions.find_session)
+    ask_of_session = _in_transaction(sessions.ask_session)
+    keep_renewal = _in_transaction(sessions.keep_renewal)
 
     async def _keep_ids_ahead(self, connection: AsyncConnection, *, creates: bool) -> None:
         """Begin a transaction of writes; the counters are asked once its server has answered.
@@ -358,14 +315,14 @@ class Store:
 
     def _write(self, connection: Connection, command: Command, now: datetime) -> CommittedWrite | Replay:
         if command.claim is not None:
-            first = access.claim_idempotency(connection, command.claim)
+            first = idempotency.claim_idempotency(connection, command.claim)
             if first is not None:
                 return first
         change = self.change(connection, command, now=now)
         row = confined(change)
-        access.record_audit(change, row)
+        audit.record_audit(change, row)
         if command.claim is not None:
-            access.keep_first_answer(connection, command.claim, command.render(row))
+            idempotency.keep_first_answer(connection, command.claim, command.render(row))
         # The answer to an action on a tenant contains the tenant's quota.
         answers = "tenant-quotas" if "tokens_held" in row else command.resource
         return CommittedWrite(self._placed(answers, row), tuple(change.intents))

@@ -268,6 +268,7 @@ class BudgetUseColumns(Columns):
     used: Column[Decimal]
     reset: Column[Decimal]
     moved_at: Column[datetime]
+    carried: Column[Decimal | None]
 
 class BusinessModelColumns(Columns):
     id: Column[int]
@@ -332,6 +333,9 @@ class CallColumns(Columns):
     hour_factor: Column[str | None]
     groups: Column[Any | None]
     tags: Column[Any | None]
+    model_asked: Column[str | None]
+    substituted_by: Column[Any | None]
+    saved: Column[int | None]
 
 class CallerGroupColumns(Columns):
     id: Column[int]
@@ -1324,6 +1328,8 @@ class UsageOutboxColumns(Columns):
     created_at: Column[datetime]
     feed_id: Column[int]
     tags: Column[Any]
+    model_asked: Column[str | None]
+    substituted_by: Column[str | None]
 
 class UsageRollupColumns(Columns):
     span: Column[str]
@@ -1350,6 +1356,7 @@ class UsageRollupColumns(Columns):
     estimated: Column[int]
     unpriced: Column[int]
     cache_write_1h: Column[int]
+    saved: Column[int]
 
 class UsageTagColumns(Columns):
     span: Column[str]
@@ -1378,6 +1385,7 @@ class UsageTagColumns(Columns):
     estimated: Column[int]
     unpriced: Column[int]
     cache_write_1h: Column[int]
+    saved: Column[int]
 
 class UsageTierColumns(Columns):
     tenant_id: Column[int]

@@ -11,7 +11,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from gateway.core.credentials import TlsFiles
+from gateway.core.certificates import TlsFiles
 
 
 def issued(

@@ -1,5 +1,7 @@
 """All that is checked without servers: style, types, layers, Lua, the rules of the house: `make check`.
 
+Commits that do not have the form of CONTRIBUTING.md are named, and refuse nothing: a message cannot be mended later.
+
 Each program runs whatever the others say, beside them. What it says of a tree that it passed is remembered by the
 contents of all files, so a tree that is unchanged is not read a second time.
 """
@@ -7,10 +9,11 @@ contents of all files, so a tree that is unchanged is not read a second time.
 from __future__ import annotations
 
 import hashlib
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -31,6 +34,30 @@ PROGRAMS: Final[Mapping[str, Sequence[str]]] = {
 }
 PASSED: Final = ROOT / "build" / "checked"
 PASSED_MAX: Final = 50  # trees that are remembered
+# Commits after this one have the form of CONTRIBUTING.md.
+COMMITS_FROM: Final = "ef386588"
+COMMIT_FILES_MAX: Final = 10  # of a commit without a body
+SUBJECT: Final = re.compile(r"[\w./-]+(?:, [\w./-]+)*: \S")
+
+
+def commit_faults(subject: str, body: str, files: int) -> Iterator[str]:
+    """Yield what a commit lacks of the form of CONTRIBUTING.md."""
+    if not SUBJECT.match(subject):
+        yield "no area: write `area: what changes for whom`"
+    if "; " in subject:
+        yield "two subjects: make two commits"
+    if files > COMMIT_FILES_MAX and not body.strip():
+        yield f"{files} files and no body: say why"
+
+
+def wrong_commits() -> Iterator[str]:
+    """Yield each commit after `COMMITS_FROM` that lacks something; none where git does not know that one."""
+    log = ("git", "log", "--no-merges", "--numstat", "--format=%x01%h%x00%s%x00%b%x00", f"{COMMITS_FROM}..")
+    run = subprocess.run(log, cwd=ROOT, capture_output=True, text=True, check=False)
+    for entry in run.stdout.split("\x01")[1:]:
+        name, subject, body, files = entry.split("\0")
+        count = sum(bool(line) for line in files.splitlines())
+        yield from (f"{name} {subject}: {fault}" for fault in commit_faults(subject, body, count))
 
 
 def digest(root: Path) -> str:
@@ -44,6 +71,8 @@ def digest(root: Path) -> str:
 def main() -> int:
     """Run all programs on a tree that did not pass before; return 1 if one of them says no."""
     tree, began = digest(ROOT), time.monotonic()
+    for commit in wrong_commits():
+        print(f"warning: commit {commit}", flush=True)
     passed = PASSED.read_text().split() if PASSED.exists() else []
     if tree in passed:
         print("This tree has passed all checks before.")

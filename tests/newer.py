@@ -40,9 +40,9 @@ CHANGES: dict[str, list[tuple[str, str]]] = {
             f"    tokens: int = 0\n    spare: int = field(default=0, {_SINCE})\n    key_tpm: int = 0\n",
         ),
         ("    waiting: int = 0\n", f"    spare: int = field(default=0, {_SINCE})\n    waiting: int = 0\n"),
-        ("wide_count=0@133", f"wide_count=0@133 spare=0@{NEWER}"),
-        ("expires, calls, len(rests))", "expires, calls, len(rests), 0)"),
-        ("*_, expires, calls, wide =", "*_, expires, calls, wide, _ ="),
+        ("further=0@133", f"further=0@133 spare=0@{NEWER}"),
+        ("calls, len(behind) // METER.size)", "calls, len(behind) // METER.size, 0)"),
+        ("*_, expires, calls, further =", "*_, expires, calls, further, _ ="),
         ("unpack_from(whole)[-1])", "unpack_from(whole)[-2])"),
     ],
     "gateway/counters/layouts/packing.py": [
@@ -63,7 +63,7 @@ CHANGES: dict[str, list[tuple[str, str]]] = {
 }
 # How soon programs say that they run, and for how long one that is silent may run still.
 SOONER = {
-    "gateway/counters/keeper/status.py": [
+    "gateway/counters/keeper/program_registry.py": [
         ("SAID_EACH_S = 30.0", "SAID_EACH_S = 1.0"),
         ("SILENT_S_MAX = 90", "SILENT_S_MAX = 8"),
     ],

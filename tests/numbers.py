@@ -35,7 +35,7 @@ FOLDER = "gateway/core/families/"
 NO_PART = (
     "gateway/local/", "persistence/schema/migrations/", "persistence/schema/seed.sql",
     "gateway/core/billing/price_book.py", "gateway/core/billing/sellers.py",
-    "gateway/features/provider_report/", "gateway/features/vendor_admin/",
+    "gateway/features/litellm_import/", "gateway/features/provider_report/", "gateway/features/vendor_admin/",
     "gateway/cli/",
 )  # fmt: skip
 
@@ -192,7 +192,7 @@ class Carrier:
     module: str
     fields: frozenset[str]
     functions: list[str]
-    writes: list[str] = field(default_factory=list)
+    writes: list[tuple[str, str]] = field(default_factory=list)  # each with the field that it writes
 
     @property
     def modules(self) -> set[str]:
@@ -223,7 +223,7 @@ def carriers() -> list[Carrier]:
             holder = ast.unparse(one.value).rpartition(".")[2]
             for kind, carrier in found.items():
                 if one.attr in carrier.fields and holder in names[kind] and module != carrier.module:
-                    carrier.writes.append(f"{module}:{one.lineno}")
+                    carrier.writes.append((f"{module}:{one.lineno}", one.attr))
     large = [
         one for one in found.values()
         if len(set(one.functions)) >= CARRIED_FUNCTIONS and len(one.modules) >= CARRIED_MODULES

@@ -1,10 +1,12 @@
-"""What `make check` remembers of a tree."""
+"""What `make check` remembers of a tree, and which commits it warns of."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tests.check import RULES, digest
+import pytest
+
+from tests.check import COMMIT_FILES_MAX, RULES, commit_faults, digest
 from tests.tree import ROOT
 
 
@@ -22,3 +24,21 @@ def test_digest_changes_with_a_file_its_name_and_the_place_alone(tmp_path: Path)
 
 def test_rules_are_files_that_exist() -> None:
     assert all((ROOT / file).is_file() for file in RULES)
+
+
+@pytest.mark.parametrize(
+    ("subject", "body", "files", "faults"),
+    [
+        ("billing: hold changes to the allocation tests (5 s)", "", 3, 0),
+        ("tests, docs: pages of limits", "Why.", COMMIT_FILES_MAX + 1, 0),
+        ("docs/budgets.md: overrides", "", COMMIT_FILES_MAX, 0),
+        ("Each call is charged once", "", 1, 1),
+        ("docs: limits; tests: numbers", "", 1, 1),
+        ("docs: limits", "\n", COMMIT_FILES_MAX + 1, 1),
+        ("Limits; numbers", "", COMMIT_FILES_MAX + 1, 3),
+    ],
+)
+def test_commit_without_area_subject_or_body_is_named(
+    subject: str, body: str, files: int, faults: int
+) -> None:
+    assert len(list(commit_faults(subject, body, files))) == faults

@@ -252,6 +252,20 @@ def _limit(setting: str, key: str, name: str, module: str) -> float:
     return float((value[key] if isinstance(value, Mapping) else getattr(value, key)) if key else value)
 
 
+CHANGE_CHARACTERS_MAX = 160
+
+
+def test_changes_have_a_line_each() -> None:
+    """A released section stays as it was released."""
+    unreleased = texts()["CHANGELOG.md"].partition("\n## [Unreleased]\n")[2].partition("\n## [")[0]
+    assert "\n- " in unreleased
+    offenders(
+        f"CHANGELOG.md: {line[:60]} … (one line a change, {CHANGE_CHARACTERS_MAX} characters)"
+        for line in unreleased.splitlines()
+        if line and not (line.startswith(("### ", "- ")) and len(line) <= CHANGE_CHARACTERS_MAX)
+    )
+
+
 def test_microseconds_stand_on_one_page() -> None:
     """What was measured stands with its conditions in `docs/internals/figures.md`; other pages link it."""
     offenders(

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.core.calls.routes import UpstreamTarget
-from gateway.core.credentials import TlsFiles
+from gateway.core.certificates import TlsFiles
 from gateway.core.issuers import Issuer
 from gateway.counters.redis import address
 from gateway.files import UrlFile, https_with, is_same_place, read_regular, require_regular

@@ -13,7 +13,7 @@ from typing import Any
 from gateway.core.model import HoldRequest, Settlement, SettleResult
 from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.counters import Counters
-from gateway.counters.keeper.status import WorkerReports
+from gateway.counters.keeper.worker_reports import WorkerReports
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.settlement_log.log import BOUNDS, LogLimits, SettlementLog

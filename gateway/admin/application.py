@@ -12,17 +12,28 @@ from functools import cache, partial
 
 from aiohttp import web
 
-from gateway.admin.api import finance, usage
-from gateway.admin.api import views as api_views
+from gateway.admin.api import (
+    activity,
+    configuration,
+    events,
+    explanations,
+    finance,
+    letters,
+    programs,
+    quotes,
+    reconciliation,
+    usage,
+)
 from gateway.admin.api.openapi import document, mount_docs, render
 from gateway.admin.api.views import ResourceHandlers, answer
 from gateway.admin.console.console import mount_console
+from gateway.admin.http.callers import HOURS, PLACES, admit
 from gateway.admin.http.guard import count_tasks, guard
-from gateway.admin.http.requests import HOURS, PLACES, admit
-from gateway.admin.http.server import WorkSlots
+from gateway.admin.http.work_slots import WorkSlots
 from gateway.admin.ports import AdminPorts, Health
+from gateway.admin.replay import mount_replay
 from gateway.admin.resources.registry import REPORTS, RESOURCES
-from gateway.core.accounts.administration import Hours
+from gateway.core.accounts.hourly_budget import Hours
 from gateway.core.processes import report
 
 ROOT = "/admin/v1"
@@ -32,7 +43,7 @@ ROW = "[^/.]+"
 
 def build(ports: AdminPorts) -> web.Application:
     """Return the application of the admin port: Admin API, its documents, console, health and metrics."""
-    larger = {f"{ROOT}/configuration": api_views.CONFIGURATION_BYTES_MAX}
+    larger = {f"{ROOT}/configuration": configuration.CONFIGURATION_BYTES_MAX}
     guarded = guard(
         request_timeout_s=ports.request_timeout_s,
         failures=ports.failures,
@@ -44,18 +55,19 @@ def build(ports: AdminPorts) -> web.Application:
     app.on_startup.append(_count_tasks)
     for files in ports.files:
         files(app, ports, ROOT, admit)
-    api_views.mount_quotes(app, ports, ROOT)
-    api_views.mount_explanations(app, ports, ROOT)
-    api_views.mount_events(app, ports, ROOT)
-    api_views.mount_activity(app, ports, ROOT)
-    api_views.mount_programs(app, ports, ROOT)
+    quotes.mount_quotes(app, ports, ROOT)
+    explanations.mount_explanations(app, ports, ROOT)
+    mount_replay(app, ports, ROOT)
+    events.mount_events(app, ports, ROOT)
+    activity.mount_activity(app, ports, ROOT)
+    programs.mount_programs(app, ports, ROOT)
     usage.mount_usage(app, ports, ROOT)
     usage.mount_files(app, ports, ROOT)
     usage.mount_invoices(app, ports, ROOT)
     finance.mount_finance(app, ports, ROOT)
-    api_views.mount_letters(app, ports, ROOT)
-    api_views.mount_reconciliation(app, ports, ROOT)
-    api_views.mount_configuration(app, ports, ROOT)
+    letters.mount_letters(app, ports, ROOT)
+    reconciliation.mount_reconciliation(app, ports, ROOT)
+    configuration.mount_configuration(app, ports, ROOT)
     for mount in ports.routes:
         mount(app, ports, ROOT)
     for resource in RESOURCES.values():

@@ -25,6 +25,7 @@ from gateway.core.accounts.administration import Query, Row
 from gateway.core.accounts.budget_amounts import read_budget
 from gateway.core.accounts.budget_selectors import BUDGETS_MAX
 from gateway.core.accounts.budgets import BY_GROUP, BY_OVERRIDE, BY_RAISE, CallAttributes
+from gateway.core.accounts.window_words import render_window
 from gateway.core.billing.price_book import KINDS, TOKENS_A_PRICE, USES_A_PRICE
 from gateway.core.families.mcp import PREFIX
 from gateway.errors import Forbidden, NotFound
@@ -129,7 +130,8 @@ class Explanation:
 
     async def steps(self) -> list[ExplainedStep]:
         found = [
-            self._request(), self._caller(), await self._service(), self._limits(), await self._tokens(),
+            self._request(), self._substitution(), self._caller(), await self._service(), self._limits(),
+            await self._tokens(),
             self._balance(), await self._budgets(), await self._run(),
         ]  # fmt: skip
         steps = [step for step in found if step is not None]
@@ -180,6 +182,19 @@ class Explanation:
         if call["upstream_request_id"]:
             facts.append(f"the upstream calls it {call['upstream_request_id']}")
         return ExplainedStep("request", f"{says}.", facts)
+
+    def _substitution(self) -> ExplainedStep | None:
+        """Return the step of a call that went as another model than its caller named; None if it did not."""
+        call = self._call
+        if call["model_asked"] is None:
+            return None
+        by, saved = call["substituted_by"], call["saved"]
+        says = f"{call['model_asked']} was asked for, and sent as {call['model']}: by a step of the budget {by['name']} ({by['id']})."
+        if saved is None:
+            return ExplainedStep("model", says)
+        more, amount = ("more" if Decimal(saved) >= 0 else "less"), _plain(abs(Decimal(saved)))
+        fact = f"as {call['model_asked']} the same tokens would have cost {amount} {call['currency']} {more}"
+        return ExplainedStep("model", says, [fact])
 
     def _caller(self) -> ExplainedStep:
         call = self._call
@@ -365,11 +380,11 @@ async def _budget(ports: AdminPorts, row: Row, asked: CallAttributes) -> str:
     if figures["limit"] is None:
         rest = f"no limit ({used} {unit} used"
     else:
-        rest = f"{left} of {_plain(figures['limit'])} {unit} a {figures['interval']} are left ({used} used"
+        rest = f"{left} of {_plain(figures['limit'])} {unit} {render_window(figures)} are left ({used} used"
     held = "" if held == "0" else f", {held} held by calls in flight"
     resets = f", resets at {figures['resets_at']}" if figures["resets_at"] else ""
     only = "" if figures["mode"] == "enforce" else " It only counts: it refuses nothing."
-    return (f'"{figures["name"]}"{whose}: {rest}{held}){resets}{own}.{only}').replace(" a total", " in all")
+    return f'"{figures["name"]}"{whose}: {rest}{held}){resets}{own}.{only}'
 
 
 # What decides a limit in place of the budget.

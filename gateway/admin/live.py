@@ -16,12 +16,12 @@ from typing import Any, NamedTuple, TypeVar, cast
 from gateway.admin.ports import INLINE_PUSHES_MAX, PEEK_TIMEOUT_S, AdminPorts
 from gateway.core.accounts.administration import Intent, Page, Query, Row
 from gateway.core.accounts.budget_amounts import amount_of, read_budget
-from gateway.core.accounts.budget_balances import LiveWindow, compute_balance, window_of
+from gateway.core.accounts.budget_balances import LiveWindow, StoredUse, compute_balance, window_of
 from gateway.core.accounts.budgets import BY_BUDGET, BY_RAISE, OTHERS, account_of, owner_in, owner_of
 from gateway.core.accounts.plans import LiveQuota
 from gateway.core.accounts.runs import ENDED, EXHAUSTED, OPEN
 from gateway.core.accounts.runs import account_of as run_account
-from gateway.core.accounts.windows import ROLLING, counted_since
+from gateway.core.accounts.windows import ROLLING
 from gateway.core.times import EPOCH, moment_of, ms_of
 from gateway.errors import Conflict, StoreUnavailable, TollkeeperError
 
@@ -40,11 +40,8 @@ async def overlay_budgets(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
     at_ms = _now_ms()
     plain = [(row, _account(row)) for row in rows if row["each"] is None]
     live = await _peeked_budgets(ports, plain)
-    told = {
-        row["id"]: _figures(row, at_ms, (row["stored_start"], row["stored_used"]), live, name)
-        for row, name in plain
-    }
-    return [{**row, **told.get(row["id"], {"resets_at": _resets_at(row, at_ms)})} for row in rows]
+    told = {row["id"]: _figures(row, at_ms, row["stored_uses"], live, name) for row, name in plain}
+    return [{**row, **told.get(row["id"], {"resets_at": _window(row, at_ms)[1]})} for row in rows]
 
 
 async def budget_accounts(ports: AdminPorts, row: Row, query: Query) -> Page:
@@ -53,7 +50,7 @@ async def budget_accounts(ports: AdminPorts, row: Row, query: Query) -> Page:
     if row["each"] is None:
         [now] = await overlay_budgets(ports, [row])
         return Page(({**now, "who": None},), None)
-    wanted = _accounts(row, at_ms, after=query.after, limit=query.limit, descending=query.descending)
+    wanted = Query(_of(row, at_ms), None, None, query.after, query.limit, query.descending)
     page = await ports.store.page("budget-accounts", wanted)
     return Page(tuple(await _everybody(ports, row, page.rows, at_ms)), page.next_after)
 
@@ -61,7 +58,7 @@ async def budget_accounts(ports: AdminPorts, row: Row, query: Query) -> Page:
 async def most_used_accounts(ports: AdminPorts, row: Row, rows_max: int) -> list[Row]:
     """Return a budget's accounts with the highest use in the current window."""
     at_ms = _now_ms()
-    stored = await ports.figures.budget_accounts(int(str(row["id"])), _since(row, at_ms), rows_max)
+    stored = await ports.figures.budget_accounts(int(str(row["id"])), _started(row, at_ms), rows_max)
     return await _everybody(ports, row, stored, at_ms)
 
 
@@ -76,13 +73,16 @@ async def own_budgets(ports: AdminPorts, rows: Sequence[Row], whose: str) -> lis
         _own_limits(ports, rows, {owner: whose}), _peeked_budgets(ports, list(zip(rows, names, strict=True)))
     )
     stored = await asyncio.gather(
-        *(ports.store.page("budget-accounts", _accounts(row, at_ms, limit=1, value=owner)) for row in rows)
+        *(
+            ports.store.page("budget-accounts", Query(_of(row, at_ms, value=owner), None, None, None, 1))
+            for row in rows
+        )
     )
     budgets = list[Row]()
     for row, name, page in zip(rows, names, stored, strict=True):
-        start, used = next(((own["start"], own["used"]) for own in page.rows), (None, 0))
+        uses = page.rows[0]["uses"] if page.rows else None
         its = limits[row["id"]]
-        own = _figures({**row, **its}, at_ms, (start, used), live, name)
+        own = _figures({**row, **its}, at_ms, uses, live, name)
         if own["limit_by"] != BY_BUDGET:
             of = its["raises" if own["limit_by"] == BY_RAISE else "overrides"].get(owner, _OF_A_GROUP)
             own |= {"raised_to": None, "raised_until": of.until, "raise_reason": of.reason}
@@ -109,7 +109,7 @@ async def _everybody(ports: AdminPorts, row: Row, stored: Sequence[Row], at_ms: 
     row = {**row, **limits[row["id"]]}
     return [
         {"unit": row["unit"], "who": each["name"], "shared": each["value"] == OTHERS}
-        | _figures(row, at_ms, (each["start"], each["used"]), live, name)
+        | _figures(row, at_ms, each["uses"], live, name)
         for each, name in zip(stored, names, strict=True)
     ]
 
@@ -149,30 +149,31 @@ async def _own_limits(
     return limits
 
 
-def _accounts(row: Row, at_ms: int, **more: Any) -> Query:
-    """Return the query of a budget's stored accounts in the current window, or with `value` of one alone."""
-    only = {name: more.pop(name) for name in ("value",) if name in more}
-    page = {"after": None, "limit": 1, "descending": False, **more}
-    return Query({"budget_id": row["id"], **only}, _since(row, at_ms), None, **page)
+def _of(row: Row, at_ms: int, **more: object) -> Row:
+    """Return the filters for the stored uses in a budget's current window."""
+    when = "start" if row["length"] is None else "since"
+    return {"budget_id": row["id"], when: _started(row, at_ms), **more}
 
 
-def _since(row: Row, at_ms: int) -> datetime:
-    """Return the earliest start of the uses in a budget's current window, as PostgreSQL stores them."""
-    budget = read_budget(row)
-    if budget.length_ms:
-        return moment_of(counted_since(budget.window, budget.length_ms, at_ms))
-    return budget_moment(window_of(budget, at_ms)[0]) or EPOCH
+def _started(row: Row, at_ms: int) -> datetime:
+    """Return the start of a budget's current window, or of the earliest uses that count in it."""
+    return _window(row, at_ms)[0] or EPOCH
 
 
-def _figures(
-    row: Row, at_ms: int, stored: tuple[Any, Any], live: LiveBudgets, name: str
-) -> dict[str, object]:
+def _figures(row: Row, at_ms: int, stored: object, live: LiveBudgets, name: str) -> dict[str, object]:
     """Return used, held and remaining amount of one account of a budget, and the time of the next reset.
 
-    `stored` are start and use of the account's window in PostgreSQL, which count if `live` has no `name`.
+    `stored` are its uses in PostgreSQL, each with its start (Unix ms) and what its interval carried: they count
+    if `live` has no `name`.
     """
-    budget, (start, used) = read_budget(row), stored
-    known = None if start is None else (ms_of(start), int(used))
+    budget = read_budget(row)
+    uses = sorted(cast("Sequence[tuple[int, Any, Any]]", stored or ()))
+    known = None
+    if uses:
+        carried = uses[-1][2]
+        known = StoredUse(
+            {start: int(used) for start, used, _ in uses}, None if carried is None else int(carried)
+        )
     owner = owner_in(name)
     of_groups = cast("Mapping[str, Sequence[int]]", row.get("of_groups") or {})
     now = compute_balance(budget, at_ms, known, live.get(name), owner, groups=of_groups.get(owner, ()))
@@ -194,10 +195,10 @@ def _figures(
     }
 
 
-def _resets_at(row: Row, at_ms: int) -> datetime | None:
-    """Return the time at which all accounts of a budget reset; None if there is none."""
-    budget = read_budget(row)
-    return None if budget.length_ms else budget_moment(window_of(budget, at_ms)[1])
+def _window(row: Row, at_ms: int) -> tuple[datetime | None, datetime | None]:
+    """Return the start of the current window and of the next one."""
+    start_ms, next_ms = window_of(read_budget(row), at_ms)
+    return budget_moment(start_ms), budget_moment(next_ms)
 
 
 async def _peeked_budgets(ports: AdminPorts, accounts: Sequence[tuple[Row, str]]) -> LiveBudgets:

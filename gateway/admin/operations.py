@@ -12,8 +12,9 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from gateway.admin import credentials, live
-from gateway.admin.http import requests
-from gateway.admin.http.requests import checked, encode_cursor, fingerprint, require_read, require_write
+from gateway.admin.http import bodies
+from gateway.admin.http.bodies import checked
+from gateway.admin.http.requests import encode_cursor, fingerprint, require_read, require_write
 from gateway.admin.live import push
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.form_fields import Secret
@@ -169,19 +170,19 @@ class Operations:
         row_id: int,
         *,
         named: str,
-        sent: requests.Body,
+        sent: bodies.Body,
     ) -> WriteResult:
         """Set or delete a part of a row by its name; the result is the part, or status 204 without a body."""
         require_write(self._actor, self.resource, action.name)
         assert part.named is not None
-        values = requests.check_body(part.named, dict.fromkeys(part.named.model_fields, named))
+        values = bodies.check_body(part.named, dict.fromkeys(part.named.model_fields, named))
         if action.body is not None:
-            values = {**values, **requests.check_body(action.body, sent)}
+            values = {**values, **bodies.check_body(action.body, sent)}
         answers = self.resource if part.out is None else part
         command = replace(self._command(asked, action.name, row_id, values), render=answers.render)
         return await self._do(command, answers, 204 if action.body is None else 200)
 
-    async def create(self, asked: WriteRequest, sent: requests.Body) -> WriteResult:
+    async def create(self, asked: WriteRequest, sent: bodies.Body) -> WriteResult:
         """Create a row from a JSON body; a new secret is only in this answer."""
         resource = self.resource
         require_write(self._actor, resource, CREATE, sent)
@@ -194,7 +195,7 @@ class Operations:
             values |= kept
         return await self._do(self._command(asked, CREATE, None, values), resource, 201, once)
 
-    def _owned(self, sent: requests.Body) -> requests.Body:
+    def _owned(self, sent: bodies.Body) -> bodies.Body:
         """Return the body of a new row, with the caller's organization or tenant as default owner."""
         create = self.resource.create
         for name, within in ((OWNER, self._actor.organization_id), (TENANT, self._actor.tenant_id)):
@@ -208,12 +209,12 @@ class Operations:
         require_write(self._actor, self.resource, CREATE)
         return await self._do(self._command(asked, CREATE, None, values, answers), answers, 200)
 
-    async def change(self, asked: WriteRequest, row_id: int, sent: requests.Body) -> WriteResult:
+    async def change(self, asked: WriteRequest, row_id: int, sent: bodies.Body) -> WriteResult:
         """Change the fields of a row that were sent, and keep the others."""
         resource = self.resource
         require_write(self._actor, resource, resource.patch_verb, sent)
         assert resource.patch is not None
-        values = requests.check_body(resource.patch, sent, known=resource.known)
+        values = bodies.check_body(resource.patch, sent, known=resource.known)
         return await self._do(self._command(asked, resource.patch_verb, row_id, values), resource, 200)
 
     async def delete(self, asked: WriteRequest, row_id: int) -> WriteResult:
@@ -226,7 +227,7 @@ class Operations:
                 return first
         return await self._do(self._command(asked, DELETE, row_id), resource, 204)
 
-    async def act(self, action: Action, asked: WriteRequest, row_id: int, sent: requests.Body) -> WriteResult:
+    async def act(self, action: Action, asked: WriteRequest, row_id: int, sent: bodies.Body) -> WriteResult:
         """Run an action of the resource; return the row, or the tenant's quota."""
         require_write(self._actor, self.resource, action.name)
         values: Row = {}

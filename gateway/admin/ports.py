@@ -7,15 +7,14 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Protocol
 
-from gateway.admin.http.server import Answers, ConcurrencyLimits
-from gateway.core.accounts.administration import (
-    HOURLY,
-    Actor,
-    HourlyBudget,
-    Row,
-)
-from gateway.core.credentials import Failures, Peppers
+from gateway.admin.http.answers import Answers
+from gateway.admin.http.work_slots import ConcurrencyLimits
+from gateway.core.accounts.administration import Actor, Row
+from gateway.core.accounts.hourly_budget import HOURLY, HourlyBudget
+from gateway.core.credentials import Peppers
+from gateway.core.failures import Failures
 from gateway.core.processes import Found
+from gateway.errors import Overloaded
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from gateway.background.timed.invoicing import AccountCloser
     from gateway.background.timed.pusher import Pusher
     from gateway.background.verifying.reconciler import Reconciler
-    from gateway.counters.keeper.status import Activity
+    from gateway.counters.keeper.activity import Activity
     from gateway.counters.keeper.verification import KeeperCounters
     from gateway.issuers.sign_in import SignIns
     from persistence.resources.usage import ConsoleQueries
@@ -61,6 +60,10 @@ class Checkout(Protocol):
         """Create the payment page of a purchase, once; return its URL."""
 
 
+async def no_replay(_: Row) -> Row:
+    raise Overloaded("Nothing here can replay budgets.")
+
+
 @dataclass(slots=True)
 class BuiltIn:
     """The admin tokens of the settings, None if not set. Reloading may change them."""
@@ -78,6 +81,7 @@ class AdminPorts:
     numbers as data. `failures` counts wrong credentials. `programs` returns the running programs.
     `gateway_url` is the address for calls, or "". `built_in` tokens that are None do not exist. `routes` are
     those of features: each adds its own to the application, under the root of the Admin API or elsewhere.
+    `replay` runs a checked replay of budgets in a process of its own.
     `off` are the console's lists of features that are switched off. `checkout` is None if customers cannot
     buy credits.
 
@@ -105,6 +109,7 @@ class AdminPorts:
     files: Sequence[MountFiles] = ()
     off: frozenset[str] = frozenset()
     checkout: Checkout | None = None
+    replay: Callable[[Row], Awaitable[Row]] = no_replay
     actor: Actor = NOBODY
     version: str = "0"
     gateway_url: str = ""

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from inspect import isawaitable
 from typing import Any, TypeVar
 
-from gateway.core.circuit_breaker import UnreportedFailures, is_worth_a_line
-from gateway.core.credentials import FailureReport, Failures
+from gateway.core.circuit_breaker import is_worth_a_line
+from gateway.core.failures import FailureReport, Failures
+from gateway.core.unreported_failures import UnreportedFailures
 from gateway.errors import (
     CountersRefused,
     CountersUnavailable,

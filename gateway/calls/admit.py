@@ -20,8 +20,8 @@ from gateway.calls.steps import (
     explain_refusal,
     is_short,
     rule_of_route,
-    weight_of,
     why_bound,
+    why_fixed,
     why_refused,
     why_unfit,
 )
@@ -30,8 +30,13 @@ from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import ENDLESS_CALLS, Run, make_provisional
 from gateway.core.accounts.steps import (
+    STEP_JUDGES,
+    STEP_REQUIRES,
     STEP_STOPS,
+    STEP_TELLS,
     MatchedStep,
+    ReachedKey,
+    SessionModel,
     Substitution,
     Weighed,
     judged_by,
@@ -40,7 +45,7 @@ from gateway.core.accounts.steps import (
     taken_step,
 )
 from gateway.core.calls.call import CallRequest
-from gateway.core.calls.claims import CallClaim
+from gateway.core.calls.claims import CallClaim, claim_of
 from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.tariff import NO_PRICES, CallPrices, PriceMatch, know_reports
 from gateway.core.calls.use_request import UseRequest
@@ -134,7 +139,7 @@ async def admit(
     try:
         terms, opening = find_terms(ports, asked)
         named = named_objects(ports.models, asked.owned, asked.caller, call, asked.listed)
-        if named or call.unsure:  # most calls name none, and make no coroutine
+        if named or call.objects.unsure:  # most calls name none, and make no coroutine
             await check_objects(ports.calls.objects, asked.caller, call, named)
         if ports.breaker.entries and asked.kind.is_called:
             entrance.check_paused(call)
@@ -156,7 +161,7 @@ async def admit(
     entrance.shield()
     use, steps = PreparedUse(asked, terms, claim, request, binds), NO_STEPS
     if terms.budgets is not None and terms.budgets.steps and asked.kind.takes_steps and own is None:
-        steps = matched_steps(terms.budgets.steps, call.model)
+        steps = matched_steps(terms.budgets.steps, call.spec.model)
     if steps:
         use, admitted = await _reserve_by_steps(ports, use, steps, entrance)
     else:
@@ -173,10 +178,88 @@ async def _reserve_by_steps(
 ) -> tuple[PreparedUse, Admitted]:
     """Reserve the hold of a use, or of the same as a substitute by one of its `steps`; return what is admitted.
 
+    A session stays with what its first call went as while that fits, and what a substitute sealed in any case.
     Raise the `Refusal` of the use as it was asked, which says why it did not go as the substitute.
     """
+    caller, call, sessions = use.asked.caller, use.asked.call, ports.calls.sessions
+    attribution = use.asked.attribution
+    session = "" if attribution.is_trace else attribution.session  # each call may have a trace of its own
+    kept = await sessions.find(caller, session, call.spec.model) if session else None
+    admitted: tuple[PreparedUse, Admitted] | None = None
+    if kept is not None and kept.model:
+        admitted = await _reserve_as_kept(ports, use, steps, entrance, kept)
+    if admitted is None:
+        stays = kept is not None and not kept.model
+        admitted = await _reserve_or_substitute(ports, use, steps, entrance, stays=stays)
+    if session:
+        by = admitted[0].asked.call.substitution
+        goes_as = (
+            SessionModel()
+            if by is None
+            else SessionModel(admitted[0].asked.call.spec.model, by.budget_id, by.budget)
+        )
+        sessions.keep(caller, session, call.spec.model, goes_as)
+    return admitted
+
+
+async def _reserve_as_kept(
+    ports: AdmissionPorts,
+    use: PreparedUse,
+    steps: tuple[MatchedStep, ...],
+    entrance: Entrance,
+    kept: SessionModel,
+) -> tuple[PreparedUse, Admitted] | None:
+    """Reserve a use as the model that its session is `kept` with; None if its steps are to be judged instead.
+
+    It is where this model does not fit any more, unless it sealed a part of the use: then nothing else fits. A step
+    that switches, and is reached, goes before as well.
+    """
+    reserve, caller = ports.calls.counters.reserve, use.asked.caller
+    sealed, switches = why_bound(use.asked.call), [step.switches for step in steps]
+    if why_fixed(use.asked.call) or (all(switches) and not sealed):
+        return None
+    if any(switches) and not sealed:
+        use.request.steps = tuple([judged_by(step, STEP_JUDGES) for step in steps])
+        answer = await reserve(use.request)
+        use.request.steps = ()
+        if isinstance(answer, Admitted):  # by a lease, which judges no step
+            return use, check_admitted(ports, caller, use.terms.budgets, answer)
+        reached = zip(steps, answer.reached, strict=False)
+        if not answer.reached or any(step.switches and byte for step, byte in reached):
+            return None
+    try:
+        other = await _prepare_as(ports, use, kept.model, entrance)
+    except Refusal:
+        return None
+    if why_unfit(other.asked.call, use.asked.call, other.terms.prices, use.terms.prices):
+        return None
+    other = _substituted(other, use.asked.call.spec.model, kept.budget_id, kept.budget)
+    answer = await reserve(other.request)
+    if isinstance(answer, Refused) and is_short(answer) and not sealed:
+        return None
+    try:
+        return other, check_admitted(ports, caller, other.terms.budgets, answer)
+    except Refusal as refusal:
+        if isinstance(answer, Refused) and is_short(answer):
+            explain_refusal(refusal, use.asked.call.spec.model, sealed)
+        raise
+
+
+async def _reserve_or_substitute(
+    ports: AdmissionPorts,
+    use: PreparedUse,
+    steps: tuple[MatchedStep, ...],
+    entrance: Entrance,
+    *,
+    stays: bool,
+) -> tuple[PreparedUse, Admitted]:
+    """Reserve a use as it was asked, or as the substitute of a reached step; one that `stays` minds steps that switch alone."""
+    if not stays and (admitted := await _reserve_as_before(ports, use, steps, entrance)) is not None:
+        return admitted
     reserve, request, caller = ports.calls.counters.reserve, use.request, use.asked.caller
-    judged = tuple([judged_by(step, STEP_STOPS) for step in steps])
+    judged = tuple(
+        [judged_by(step, STEP_TELLS if stays and not step.switches else STEP_STOPS) for step in steps]
+    )
     name = why = before = ""
     for _ in range(JUDGED_TIMES):
         request.steps = judged
@@ -187,9 +270,11 @@ async def _reserve_by_steps(
         is_reached = answer.verdict is Verdict.STEP_REACHED
         if not (is_reached or is_short(answer)):
             break
-        reached = (
-            [step for step, byte in zip(steps, answer.reached, strict=True) if byte] if is_reached else steps
-        )
+        reached = steps
+        if is_reached:
+            reached = tuple([step for step, byte in zip(steps, answer.reached, strict=True) if byte])
+            if reached == steps:
+                ports.calls.reached.add(_reached_key(use, steps))
         other, name, unfit = await _weigh(ports, use, reached, entrance)
         if other is None or name == before:
             why = unfit or why
@@ -200,21 +285,59 @@ async def _reserve_by_steps(
         why, before = why_refused(second, other.terms.budgets), name
         if not is_short(second):
             break
+    return use, await _reserve_as_asked(ports, use, answer, name, why)
+
+
+async def _reserve_as_asked(
+    ports: AdmissionPorts, use: PreparedUse, answer: Admitted | Refused, name: str, why: str
+) -> Admitted:
+    """Reserve a use as it was asked, unless the `answer` to it is a limit's; raise the `Refusal`, which says `why`.
+
+    `name` is the substitute that it did not go as.
+    """
     if answer.verdict is Verdict.STEP_REACHED:
-        answer = await reserve(request)
+        answer = await ports.calls.counters.reserve(use.request)
     try:
-        return use, check_admitted(ports, caller, use.terms.budgets, answer)
+        return check_admitted(ports, use.asked.caller, use.terms.budgets, answer)
     except Refusal as refusal:
         if why and isinstance(answer, Refused) and is_short(answer):
             explain_refusal(refusal, name, why)
         raise
 
 
+def _reached_key(use: PreparedUse, steps: tuple[MatchedStep, ...]) -> ReachedKey:
+    return steps, use.request.names, use.asked.caller.organization_id
+
+
+async def _reserve_as_before(
+    ports: AdmissionPorts, use: PreparedUse, steps: tuple[MatchedStep, ...], entrance: Entrance
+) -> tuple[PreparedUse, Admitted] | None:
+    """Reserve a use as a substitute at once, if all `steps` of such uses were reached a moment ago; else return None.
+
+    It is admitted only where they are all reached still, by the same script call: then each of them counts, whether the
+    use as asked would fit or not.
+    """
+    reached, key = ports.calls.reached, _reached_key(use, steps)
+    if key not in reached:
+        return None
+    other, _, _ = await _weigh(ports, use, steps, entrance)
+    budgets = None if other is None else other.terms.budgets
+    if other is None or budgets is None or {step.budget_id for step in steps}.difference(dict(budgets.steps)):
+        return None  # its own budgets do not tell
+    other.request.steps = tuple([judged_by(step, STEP_REQUIRES) for step in steps])
+    answer = await ports.calls.counters.reserve(other.request)
+    other.request.steps = ()
+    if isinstance(answer, Admitted):
+        return other, check_admitted(ports, use.asked.caller, budgets, answer)
+    reached.discard(key)
+    return None
+
+
 async def _weigh(
     ports: AdmissionPorts, use: PreparedUse, reached: Sequence[MatchedStep], entrance: Entrance
 ) -> tuple[PreparedUse | None, str, str]:
     """Return the use as the substitute that would hold least, of those that may go; its name; and why none may go."""
-    names, why = substitutes_of(reached), why_bound(use.asked.call)
+    names, why = substitutes_of(reached), why_fixed(use.asked.call) or why_bound(use.asked.call)
     if why:
         return None, names[0], why
     budgets = use.terms.budgets
@@ -229,26 +352,48 @@ async def _weigh(
             reasons[name] = refusal.message
         if not reasons.get(name):
             prepared[name] = other
-            weights[name] = weight_of(
-                other.asked.call, other.terms.service, other.terms.prices, budgets, other.claim, other.request
-            )
+            weights[name] = _weight_of(other, budgets)
     for step in reached:
         if step.substitute in weights:
             weighed.append(Weighed(step, weights[step.substitute]))
     taken = taken_step(weighed)
     if taken is None:
         return None, names[0], reasons[names[0]]
-    other = prepared[taken.substitute]
-    other.asked.call.substitution = Substitution(
-        use.asked.call.model, taken.budget_id, budgets.by_id[taken.budget_id].name
-    )
+    name = budgets.by_id[taken.budget_id].name
+    other = _substituted(prepared[taken.substitute], use.asked.call.spec.model, taken.budget_id, name)
     return other, taken.substitute, ""
+
+
+def _substituted(use: PreparedUse, model_asked: str, budget_id: int, budget: str) -> PreparedUse:
+    """Return a use whose call says which model was asked for, and which budget's step sends it as another."""
+    call = replace(use.asked.call, substitution=Substitution(model_asked, budget_id, budget))
+    return use._replace(asked=use.asked._replace(call=call))
+
+
+def _weight_of(use: PreparedUse, budgets: CallBudgets) -> tuple[int, ...]:
+    """Return what a use would hold, for comparison: money, then credits, then tokens.
+
+    Where no budget of money counts it, that is what the `budgets` of the use as asked would hold.
+    """
+    request, claim, prices, money = use.request, use.claim, use.terms.prices, use.request.money
+    if not money and (vectors := prices.in_currency(budgets.currency)):
+        counted = claim_of(
+            use.asked.call,
+            use.terms.service,
+            prices.vectors,
+            claim.estimate,
+            request.units,
+            vectors,
+            budgets.hold,
+        )
+        money = 0 if counted.budget is None else counted.budget.money
+    return money, claim.credits, request.budget_tokens, request.need
 
 
 async def _prepare_as(ports: AdmissionPorts, use: PreparedUse, name: str, entrance: Entrance) -> PreparedUse:
     """Return a use as its caller would have made it with the model `name`; raise the `Refusal` that this would have met."""
     caller, before = use.asked.caller, use.asked.call
-    call = replace(before, model=name)
+    call = replace(before, spec=before.spec._replace(model=name))
     asked = use.asked._replace(call=call)
     rule = check_model_access(
         ports.models, ports.calls.directory, asked.attribution, caller, call, asked.user, asked.without_model,
@@ -256,7 +401,9 @@ async def _prepare_as(ports: AdmissionPorts, use: PreparedUse, name: str, entran
     )  # fmt: skip
     call.take_aim(aim_at(ports, asked, rule or rule_of_route(asked)))
     terms = _price_terms(ports.calls, asked, use.terms.service, use.terms.run)
-    if (named := named_objects(ports.models, asked.owned, caller, call, asked.listed)) != before.named:
+    if (
+        named := named_objects(ports.models, asked.owned, caller, call, asked.listed)
+    ) != before.objects.named:
         await check_objects(ports.calls.objects, caller, call, named)
     if ports.breaker.entries:
         entrance.check_paused(call)
@@ -278,7 +425,7 @@ def _claim(
         estimate = estimator.hold(call, caller.organization_id, service.key, caller.key_id, binds=binds)
     claim, request = hold_request(
         caller, asked.id, asked.user, service, call, estimate, prices, budgets, asked.units, False,
-        OPENING_MS if call.background else 0,
+        OPENING_MS if call.spec.background else 0,
     )  # fmt: skip
     return claim, request, binds
 
@@ -416,9 +563,12 @@ def check_admitted(
         else:
             budgets.name_in(window)
     if isinstance(answer, Admitted):
+        if budgets is not None:
+            for freed in answer.frees:
+                freed.name = budgets.name_of(freed.budget_id)
         return answer
     refusal = from_refused(answer, lambda: ports.calls.directory.spent_answer(caller))
     budget = None if budgets is None or window is None else budgets.by_id.get(window.budget_id)
     if budget is not None:
-        ports.budget_refused(refusal.reason, budget.unit, budget.interval)
+        ports.budget_refused(refusal.reason, budget.unit, budget.interval or budget.window)
     raise refusal

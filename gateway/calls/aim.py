@@ -23,14 +23,14 @@ def aim_at(ports: AdmissionPorts, asked: UseRequest, rule: ModelRule | None) -> 
     is_known = not kind.is_free and (kind.is_sent or asked.upstream != "")
     if rule is None or not kind.is_aimed:
         upstream = asked.upstream if kind.is_sent and not kind.is_free else call.aim.upstream
-        facts = _facts_of(ports.upstreams.get(asked.upstream), call.model, None) if is_known else None
+        facts = _facts_of(ports.upstreams.get(asked.upstream), call.spec.model, None) if is_known else None
         if facts is None and call.aim is UNAIMED:  # most calls
             bounds = SaidBounds(call.output_max, call.output_default, call.reports)
             return Aim(
                 bounds, upstream=upstream, output_max=bounds.output_max, output_default=bounds.output_default
             )
         return aim_of(call, _NOTHING if facts is None else (facts,), upstream=upstream)
-    targets = _targets_of(ports, asked, rule) if kind.is_sent else named_by(rule, call.model)
+    targets = _targets_of(ports, asked, rule) if kind.is_sent else named_by(rule, call.spec.model)
     known = [_facts_of(ports.upstreams.get(target.upstream), target.model, rule) for target in targets]
     is_known = is_known and any(facts is not None for facts in known)
     return aim_of(
@@ -44,9 +44,9 @@ def _targets_of(ports: AdmissionPorts, asked: UseRequest, rule: ModelRule) -> tu
     call, upstreams = asked.call, ports.upstreams
     names = {target.upstream for target in rule.targets}
     there = {name: upstream.target for name in names if (upstream := upstreams.get(name)) is not None}
-    targets = fitting(rule, call.model, call.family, there)
+    targets = fitting(rule, call.spec.model, call.family, there)
     # The objects are kept by one upstream, or the body is sent as it comes.
-    return targets[:1] if call.named or asked.once else targets
+    return targets[:1] if call.objects.named or asked.once else targets
 
 
 def _facts_of(upstream: UpstreamPort | None, model: str, rule: ModelRule | None) -> UpstreamFacts | None:

@@ -21,9 +21,9 @@ from gateway.core.accounts.outbox import (
     named_unpriced,
     write_facts,
 )
-from gateway.core.accounts.plans import Weights
 from gateway.core.accounts.steps import Substitution
 from gateway.core.accounts.tags import Tags
+from gateway.core.accounts.weights import Weights
 from gateway.core.billing.hours import decimal_of
 from gateway.core.billing.money import whole_credits
 from gateway.core.billing.price_book import NO_COUNTS, WHOLES, Counts, charged, unpriced
@@ -186,7 +186,7 @@ def charge(look_up: PriceOf, ended_ms: int, use: MeteredUse, terms: UseTerms) ->
     hour = _hour_of(price if price_id else None, parts, prices, ended_ms)
     facts = _facts_of(
         use, detail, cost, currency, price_id, without, rate, parts, hour, terms,
-        _saved(use, detail, terms, cost, currency, ended_ms),
+        _saved(use, detail, terms, cost=cost, currency=currency, ended_ms=ended_ms),
     )  # fmt: skip
     settlement = release(terms)
     settlement.metadata = write_facts(facts if used else briefly(facts))
@@ -321,7 +321,7 @@ def _facts_of(  # noqa: PLR0917  # the values that no use says by itself
 
 
 def _saved(
-    use: MeteredUse, detail: Detail, terms: UseTerms, cost: int | None, currency: str, ended_ms: int
+    use: MeteredUse, detail: Detail, terms: UseTerms, *, cost: int | None, currency: str, ended_ms: int
 ) -> int | None:
     """Return what a use would have cost more, with the same tokens, as the model that its caller named.
 

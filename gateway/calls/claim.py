@@ -26,7 +26,7 @@ def hold_request(  # noqa: PLR0917  # who asks for what, and what it costs
     `units` are those that the client states. With `raises`, the request enlarges an existing hold. Raise
     `InvalidRequest` for a background call without a life of its own, `ttl_ms`.
     """
-    if call.background and not ttl_ms:
+    if call.spec.background and not ttl_ms:
         raise InvalidRequest("background: only a call by itself is made so.", param="background")
     of_budgets = None
     if budgets is not None:

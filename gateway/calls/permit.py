@@ -37,20 +37,20 @@ def check_model_access(  # noqa: PLR0917  # who asks for what, and how it is sai
             f"This API key may claim the priority {caller.priority} alone.", param="x-tollkeeper-priority"
         )
     for whose, listed in lists_of(directory, caller, user):
-        if call.model or (call.models_beside and not without_model):
-            for model in (call.model, *call.models_beside):
+        if call.spec.model or (call.models_beside and not without_model):
+            for model in (call.spec.model, *call.models_beside):
                 if model and model not in listed and not on_list(model, listed):
-                    kind = "tool" if call.mcp.tool else "model"
-                    by = call.chosen_by(model) if call.attempts else ""
+                    kind = "tool" if call.spec.mcp.tool else "model"
+                    by = call.chosen_by(model) if call.spec.attempts else ""
                     raise ModelNotAllowed(f"This {whose} may not use the {kind} {model}{by}.")
         elif without_model:
             raise ModelNotAllowed(f"This {whose} may use some models alone, and {without_model}.")
     table = models.table()
-    if not table.rules or call.mcp.tool:
+    if not table.rules or call.spec.mcp.tool:
         return None
     for beside in call.models_beside:  # the upstream may use one of these instead
         table.find(beside, caller.organization_id)
-    return table.find(call.model, caller.organization_id) if call.model else None
+    return table.find(call.spec.model, caller.organization_id) if call.spec.model else None
 
 
 async def check_objects(
@@ -60,9 +60,9 @@ async def check_objects(
 
     A text in a field that no table has must be no object of another organization.
     """
-    if not named and not call.unsure:
+    if not named and not call.objects.unsure:
         return
-    refused = await objects.refused(caller, named, call.unsure)
+    refused = await objects.refused(caller, named, call.objects.unsure)
     if refused is not None:
         place = field_of(call, refused)
         where = f"The field is {place}." if place else "The path or a header names it."
@@ -79,18 +79,18 @@ def named_objects(
     """
     rules = FAMILIES[call.family].objects
     if not rules.models or owned is None or not owned.apart:
-        return call.named
-    begins, asked = rules.models, (call.model, *call.models_beside, listed)
+        return call.objects.named
+    begins, asked = rules.models, (call.spec.model, *call.models_beside, listed)
     if call.aim.targets:
         asked = (*asked, *[target.model for target in call.aim.targets])
     made = [one for one in asked if one.lower().startswith(begins)]
     if not made:
-        return call.named
+        return call.objects.named
     table, whose = models.table(), caller.organization_id
-    rule = table.find(call.model, whose) if call.model else None
+    rule = table.find(call.spec.model, whose) if call.spec.model else None
     written = [] if rule is None else [one.model for one in rule.targets]
     return (
-        *call.named,
+        *call.objects.named,
         *[one for one in made if one not in written and not table.names_itself(one, whose, begins)],
     )
 
@@ -102,7 +102,7 @@ def check_batch_models(  # noqa: PLR0917  # as `check_model_access`
     """Check the models of one call of a batch; an error names the call's line `number`."""
     try:
         check_model_access(
-            models, directory, attribution, caller, call, caller.acts_for(attribution.user, call.user)
+            models, directory, attribution, caller, call, caller.acts_for(attribution.user, call.spec.user)
         )
     except ModelNotAllowed as error:
         raise ModelNotAllowed(f"Line {number}: {error.told}") from error

@@ -12,6 +12,7 @@ from gateway.core.accounts.refusals import Refusals
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import FIELD, Run
 from gateway.core.accounts.spent_answers import SpentAnswer
+from gateway.core.accounts.steps import ReachedUses, SessionModel
 from gateway.core.accounts.tags import Tags
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
@@ -222,6 +223,26 @@ class RefusedRuns:
         """Return at once: no run is known."""
 
 
+class ModelSessionsPort(Protocol):
+    """The sessions whose calls keep the model that a step of a budget gave their first one, or did not."""
+
+    def find(self, caller: Caller, session: str, model: str) -> Awaitable[SessionModel | None]:
+        """Return what calls of a session that ask for a model go as; None if it is new, or nobody knows."""
+
+    def keep(self, caller: Caller, session: str, model: str, goes_as: SessionModel) -> None:
+        """Store what a call of a session that asked for a model went as, for an hour."""
+
+
+class NoModelSessions:
+    """Knows no session: each call is judged by itself."""
+
+    async def find(self, *_: object) -> SessionModel | None:
+        return None
+
+    def keep(self, *_: object) -> None:
+        """Return at once: nothing is stored."""
+
+
 class CountersPort(Protocol):
     """The limits and the ledger in Redis."""
 
@@ -256,6 +277,8 @@ class CallPorts:
     objects: ObjectOwnersPort
     refusals: Refusals
     runs: RunsPort = field(default_factory=RefusedRuns, kw_only=True)
+    sessions: ModelSessionsPort = field(default_factory=NoModelSessions, kw_only=True)
+    reached: ReachedUses = field(default_factory=ReachedUses, kw_only=True)
     refuse_unpriced: bool = field(default=False, kw_only=True)
 
 

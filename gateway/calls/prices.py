@@ -45,8 +45,8 @@ def prices_of(  # noqa: PLR0917  # whose call it is, and what it takes from
     asking, by_cost = money_budgets(budgets), pricing.at_cost is not None
     own = by_cost or asking is not None
     prices = CallPrices(UNPRICED, (), ports.refusals.now_ms(), own)
-    if call.model:
-        life_ms = HOLD_MS_MAX if call.background else life_ms
+    if call.spec.model:
+        life_ms = HOLD_MS_MAX if call.spec.background else life_ms
         prices.named = named_prices(directory, caller, call, own, prices.at_ms, life_ms)
         for price in prices.named:
             if price.vector is not None and price.vector.hours is not None:
@@ -80,17 +80,17 @@ def check_parts(
         makers = [price.vector for price in named[: len(call.aim.targets) or 1] if price.vector is not None]
     part: tuple[str, str] | None
     right = ""
-    later = STORED_UNITS.get(tools[0]) if tools and call.measured else None
+    later = STORED_UNITS.get(tools[0]) if tools and call.spec.units.likely else None
     if later is not None:
         part = later, "ttl" if CACHE_HOUR in tools else ""
         right = " A key that no budget of money limits may ask for it." if asking else ""
     elif tools:
-        place, name = ("tools", "") if call.measured else find_tool(call, tools[0])
+        place, name = ("tools", "") if call.spec.units.likely else find_tool(call, tools[0])
         part = f"the tool {tools[0]}", place
         right = f" Leave it out, or add tools.{name} to that price." if name else ""
     else:
         part = unpriced_part(call, vectors, makers)
-        if part is None and call.attempts:
+        if part is None and call.spec.attempts:
             part = _unpriced_attempt(call, named)
     if part is not None:
         of = " or ".join([price.model for price in named]) or ("" if later else "any model")
@@ -102,7 +102,7 @@ def check_parts(
 def _unpriced_attempt(call: CallRequest, named: tuple[PriceMatch, ...]) -> tuple[str, str] | None:
     """Return the service tier of an attempt that its model has no price for, in words, and its field."""
     vectors = {price.model: price.vector for price in named}
-    for attempt in call.attempts:
+    for attempt in call.spec.attempts:
         vector = vectors.get(attempt.model)
         if attempt.tier and vector is not None and lacks_tier(vector, attempt.tier):
             return f"the service tier {attempt.tier}", "fallbacks"
@@ -117,8 +117,8 @@ def named_prices(  # noqa: PLR0917  # as `book_price`
     A hold that lasts for `life_ms` is taken at these prices.
     """
     if not call.aim.targets and not call.models_beside:
-        return (book_price(directory, caller, call.model, own, at_ms, call.aim.upstream, life_ms),)
-    models = [*dict.fromkeys((call.model, *call.models_beside))]
+        return (book_price(directory, caller, call.spec.model, own, at_ms, call.aim.upstream, life_ms),)
+    models = [*dict.fromkeys((call.spec.model, *call.models_beside))]
     found: tuple[PriceMatch, ...] = ()
     if call.aim.targets:
         theirs = [target.model for target in call.aim.targets]
@@ -139,7 +139,7 @@ def charging_prices(service: Service, call: CallRequest, named: tuple[PriceMatch
     pricing = service.pricing
     if pricing.at_cost is None and pricing.per_million is None and not pricing.tiers:
         return UNPRICED
-    asked = [price.model for price in named] if call.aim.targets else [call.model, *call.models_beside]
+    asked = [price.model for price in named] if call.aim.targets else [call.spec.model, *call.models_beside]
     if call.aim.targets and pricing.per_million is not None:
         asked = [_name_priced(pricing, call, model) for model in asked]
     return vectors_of(
@@ -175,8 +175,8 @@ def check_known(prices: CallPrices, call: CallRequest, budgets: CallBudgets | No
     Under a budget in money a call must name its model: the upstream's default model has no known price.
     """
     # `check_parts` says what has no price of a call without a model that its upstream bills later.
-    stores = call.measured and not STORED_UNITS.keys().isdisjoint(call.measured)
-    if budgets is not None and not call.model and call.meter in SHAPES and not stores:
+    stores = call.spec.units.likely and not STORED_UNITS.keys().isdisjoint(call.spec.units.likely)
+    if budgets is not None and not call.spec.model and call.meter in SHAPES and not stores:
         name = budgets.refusing(MONEY)
         raise ModelNotPriced(f"The budget {name} limits what calls cost, and this one names no model.")
     for price in prices.named:
@@ -229,7 +229,7 @@ def _target_price(  # noqa: PLR0917  # as `named_prices`
     """Return a fallback target's price by the model's name at the upstream, else by the requested name."""
     for stands_in in (False, True):
         look_up = directory.price_as if stands_in else directory.price
-        for name in dict.fromkeys((target.model, call.model)):
+        for name in dict.fromkeys((target.model, call.spec.model)):
             found = look_up(caller, name, at_ms, own, target.upstream)
             if found is not None:
                 return PriceMatch(target.model, held_price(found, at_ms, life_ms), stands_in)
@@ -239,4 +239,4 @@ def _target_price(  # noqa: PLR0917  # as `named_prices`
 def _name_priced(pricing: ServicePricing, call: CallRequest, model: str) -> str:
     """Return the name of a target's `model` in prices: the requested name if it alone has a price."""
     of_own = pricing.per_million or {}
-    return call.model if call.model in of_own and model not in of_own else model
+    return call.spec.model if call.spec.model in of_own and model not in of_own else model

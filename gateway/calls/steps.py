@@ -15,7 +15,6 @@ from __future__ import annotations
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.spent_answers import is_read_as_status
 from gateway.core.calls.call import CallRequest
-from gateway.core.calls.claims import CallClaim, claim_of
 from gateway.core.calls.estimate import model_bounds
 from gateway.core.calls.routes import ModelRule, ModelTarget
 from gateway.core.calls.tariff import CallPrices
@@ -23,7 +22,7 @@ from gateway.core.calls.use_request import UseRequest
 from gateway.core.families.model_differences import bound_by, refused_part
 from gateway.core.families.refusal import from_refused
 from gateway.core.families.registry import FAMILIES
-from gateway.core.model import HoldRequest, Refused, Scope, Service, Verdict
+from gateway.core.model import Refused, Scope, Verdict
 from gateway.errors import Refusal
 
 BEGIN_ANEW = "begin a new session"
@@ -36,28 +35,32 @@ def is_short(answer: Refused) -> bool:
 
 def rule_of_route(asked: UseRequest) -> ModelRule:
     """Return a rule for a model that none is configured for: it goes to the upstream of its route by its name."""
-    model = asked.call.model
+    model = asked.call.spec.model
     return ModelRule(model, False, (ModelTarget(asked.upstream, model),))
 
 
-def why_bound(call: CallRequest) -> str:
-    """Return why a call goes as no other model, whichever that is; empty if it may."""
+def why_fixed(call: CallRequest) -> str:
+    """Return why the model of a call cannot be written in its place; empty if it can."""
     if call.models_beside:
         return "the call names other models too"
-    if not (call.body.document is not None or call.body.model_at is not None):
-        return "its body is sent as it comes"
+    has_place = call.body.document is not None or call.body.model_at is not None
+    return "" if has_place else "its body is sent as it comes"
+
+
+def why_bound(call: CallRequest) -> str:
+    """Return why a call goes as no other model than made what it carries; empty if it may."""
     why = bound_by(call, FAMILIES[call.family].seals)
     return f"{why}: {BEGIN_ANEW}" if why else ""
 
 
 def why_unfit(call: CallRequest, before: CallRequest, prices: CallPrices, asked_prices: CallPrices) -> str:
     """Return why a call cannot be sent as it is aimed, as another model than `before`; empty if it can."""
-    models = tuple([target.model for target in call.aim.targets]) or (call.model,)
+    models = tuple([target.model for target in call.aim.targets]) or (call.spec.model,)
     if any(price.vector is None for price in prices.named) and any(
         price.vector is not None for price in asked_prices.named
     ):
         return "it has no price"
-    part = refused_part(call, before.model, models)
+    part = refused_part(FAMILIES[call.family].differences, call, before.spec.model, models)
     if part:
         return f"it does not take {part}"
     output = before.said.output_max
@@ -80,22 +83,6 @@ def why_refused(answer: Refused, budgets: CallBudgets | None) -> str:
         return from_refused(answer).message.rstrip(".")
     budgets.name_in(window)
     return f'the budget "{window.name}" has too little left for that too'
-
-
-def weight_of(  # noqa: PLR0917  # what a use would hold, and of what
-    call: CallRequest, service: Service, prices: CallPrices, budgets: CallBudgets, claim: CallClaim, request: HoldRequest
-) -> tuple[int, ...]:  # fmt: skip
-    """Return what a use would hold, for comparison: money, then credits, then tokens.
-
-    Where no budget of money counts it, that is what the `budgets` of the use as asked would hold.
-    """
-    money = request.money
-    if not money and (vectors := prices.in_currency(budgets.currency)):
-        counted = claim_of(
-            call, service, prices.vectors, claim.estimate, request.units, vectors, budgets.hold
-        )
-        money = 0 if counted.budget is None else counted.budget.money
-    return money, claim.credits, request.budget_tokens, request.need
 
 
 def explain_refusal(refusal: Refusal, substitute: str, why: str) -> None:

@@ -18,7 +18,7 @@ Share = Annotated[float, msgspec.Meta(gt=0, le=1)]
 Bytes = Annotated[int, msgspec.Meta(ge=1024, le=1 << 32)]
 # Files of a worker besides connections of clients and upstreams: Redis, its log, DNS look-ups.
 FILES_RESERVED = 64
-# The most work per hour for an organization's people: `HourlyBudget` of `accounts/administration.py`.
+# The most work per hour for an organization's people: `HourlyBudget` of `accounts/hourly_budget.py`.
 HOUR_CPU_S, HOUR_ROWS, HOUR_WORK_S = 300.0, 5_000_000, 1800.0
 
 

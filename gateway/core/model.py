@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Final, NewType
 
-from gateway.core.accounts.plans import Weights
 from gateway.core.accounts.run_policies import RunPolicy
 from gateway.core.accounts.spent_answers import UNSAID, SpentAnswer
+from gateway.core.accounts.weights import Weights
 from gateway.core.billing.money import NO_PRICING, ServicePricing
 from gateway.core.billing.price_book import TokenRate
 from gateway.core.lru import LruEntry
@@ -211,7 +211,8 @@ class RunRequest:
 class Attribution:
     """Facts that a request states about itself: its user, and columns for its rows.
 
-    `tags` are the members of `metadata` that can be tags, whatever the organization declares.
+    `tags` are the members of `metadata` that can be tags, whatever the organization declares. `is_trace`: the session
+    is named by a trace alone.
     """
 
     user: str = ""
@@ -223,6 +224,7 @@ class Attribution:
     run: RunRequest | None = None
     priority: str = ""
     tags: tuple[tuple[str, str], ...] = ()
+    is_trace: bool = False
 
 
 @dataclass(slots=True)
@@ -258,7 +260,7 @@ class BudgetAccount:
     """A budget account that a call uses: its name, and its current windows, packed (`accounts/budgets.py`).
 
     `enforced` means that one of its budgets refuses calls once it is used up. `usual` are its windows without
-    a raise of its owner, as the shared account has them; empty if they are the same.
+    a raise of its owner and carry-over, as the shared account has them; empty if they are the same.
     """
 
     name: str
@@ -273,7 +275,7 @@ class BudgetWindow:
 
     `used` is the settled use, after a hold with held amounts. In a refusal, `held` is what calls in flight
     hold, and `need` what the call needs. `unit` is a key of `UNIT_OF` in `accounts/budgets.py`. The scripts
-    do not return name, interval and currency.
+    do not return name, interval, kind and currency. A window that rolls resets for a call when that fits.
     """
 
     budget_id: int
@@ -286,10 +288,22 @@ class BudgetWindow:
     interval: str = ""
     held: int = 0
     need: int = 0
+    kind: str = "calendar"
 
     @property
     def left(self) -> int:
         return max(0, self.limit - self.used - self.held)
+
+
+@dataclass(slots=True)
+class FreedAmount:
+    """The next part of a rolling budget's use that ends to count: when (Unix ms), and how much, in `unit`."""
+
+    budget_id: int
+    at_ms: int
+    amount: int
+    unit: int
+    name: str = ""
 
 
 @dataclass(slots=True)
@@ -300,7 +314,7 @@ class Admitted:
     `tokens_remaining` are quota tokens by the plan's `weights`, None if it has none. Amounts that remain are
     None where nothing limits them. `bounded`: the call may not use more tokens than it holds. `budget` is the
     tightest one that enforces, None without one; windows of budgets hold `money_held` nano-units and
-    `budget_tokens_held` tokens. `leases` asks the worker to get a lease. `frame` is the cache entry for such calls, if
+    `budget_tokens_held` tokens. `frees` are of the tightest budgets that roll. `leases` asks the worker to get a lease. `frame` is the cache entry for such calls, if
     there is one: the call's settlement returns it.
     """
 
@@ -318,6 +332,7 @@ class Admitted:
     budget: BudgetWindow | None = None
     money_held: int = 0
     budget_tokens_held: int = 0
+    frees: tuple[FreedAmount, ...] = ()
     leases: bool = False
     frame: LruEntry | None = None
 

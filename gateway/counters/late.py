@@ -12,6 +12,7 @@ from math import isfinite
 from typing import cast
 
 from gateway.core.accounts.budgets import (
+    OTHERS,
     TOKENS,
     Budget,
     account_of,
@@ -35,6 +36,7 @@ from gateway.core.accounts.outbox import (
     StreamPlace,
     is_newer,
     mark_as_correction,
+    read_facts,
     stream_place,
 )
 from gateway.core.accounts.runs import prefix_of, stored_run
@@ -372,6 +374,12 @@ class LateLane:
         }
 
 
+def _groups_of(late: Settlement) -> tuple[int, ...]:
+    """Return the ids of the groups that the caller of a late settlement was in."""
+    facts = read_facts(late.metadata)
+    return () if facts is None else facts.groups
+
+
 def name_of(partition: int, place: StreamPlace) -> str:
     """Return the name of an entry for logs."""
     return f"{partition} {id_of(place).decode()}"
@@ -412,7 +420,9 @@ async def windows(
             prefix, packed = name.partition(":")[0], None
             if prefix in alike_as:
                 (budgets, usual), owner = alike_as[prefix], owner_in(name)
-                found[name] = define_windows(budgets, now_ms, owner) if have_own(budgets, owner) else usual
+                groups = _groups_of(one) if any(budget.has_groups for budget in budgets) else ()
+                has_own = owner == OTHERS or have_own(budgets, owner, groups)
+                found[name] = define_windows(budgets, now_ms, owner, groups) if has_own else usual
             elif prefix == of_runs:
                 packed = await client.ask(b"GET", keys.run(caller.partition, name).encode())
             if isinstance(packed, bytes):

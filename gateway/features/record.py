@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from persistence.billing.listeners import InvoiceListener
     from persistence.entity import Entity, Verb
     from persistence.ledger.listeners import LedgerListener
+    from persistence.replay import ArchivedCalls
 
 
 def load(place: str) -> Any:
@@ -99,6 +100,8 @@ class Feature:
     verbs: Callable[[], Mapping[str, Mapping[str, Verb]]] = dict
     # Rows of the Admin API's resources, by the name of the resource.
     subjects: Callable[[], Mapping[str, Entity]] = dict
+    # Whether its folder `templates` has pages of the console.
+    has_templates: bool = False
     # Fields of a `Screen` of the console.
     screens: tuple[Mapping[str, Any], ...] = ()
     # Whether the settings enable it; otherwise its screens are not in the menu.
@@ -113,10 +116,16 @@ class Feature:
     # Add commands to the program, and to the administration commands.
     commands: Callable[[typer.Typer], None] = lambda _: None
     admin_commands: Callable[[typer.Typer], None] = lambda _: None
+    # Its sections of administration commands, by name. Only a section that is asked for is made.
+    admin_sections: Mapping[str, Callable[[], typer.Typer]] = field(default_factory=dict)
     # Other sources of the command line's lists.
     list_sources: Callable[[], Sequence[ListSource]] = tuple
     # Whether the settings let it take old calls away from PostgreSQL.
     archives_calls: Callable[[Settings], bool] = lambda _: False
+    # Returns what opens an archive at an address, with a function for messages, to read its calls; or None.
+    archived_calls: Callable[[], Callable[[str, Callable[[str], object]], ArchivedCalls] | None] = lambda: (
+        None
+    )
     # Its work in a keeper's process of loops; None if the settings do not enable it.
     work: Callable[[KeeperParts], Work | None] = lambda _: None
     # Its routes at the admin port besides resources; None if the settings do not enable it.

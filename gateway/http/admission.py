@@ -16,7 +16,14 @@ from gateway.calls.claim import hold_request
 from gateway.calls.permit import check_batch_models
 from gateway.calls.ports import DirectoryPort
 from gateway.core.accounts.upstream_jobs import batch_lines, model_of, uploaded
-from gateway.core.calls.call import UNCOUNTED_BYTES_MAX, Body, BodyLook, CallRequest, look_out_of_turn
+from gateway.core.calls.call import (
+    UNCOUNTED_BYTES_MAX,
+    Body,
+    BodyLook,
+    CallRequest,
+    CallSpec,
+    look_out_of_turn,
+)
 from gateway.core.calls.claims import find_tools, measure_media, read_call, read_form
 from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.forms import FormReader, boundary_of
@@ -135,7 +142,7 @@ async def admit(exchange: Exchange, caller: Caller, job_params: Mapping[str, str
             held = held or await reserve_before_body(exchange, caller)
             await count_in_turn(worker, caller, call)
         if routed.listing is not None:
-            narrow(worker, head, caller, call, routed.listing)
+            call.answer_filter = narrow(worker, head, caller, call, routed.listing)
     except Refusal:
         if held is None:
             await reserve_before_body(exchange, caller)
@@ -170,13 +177,13 @@ class CallEntrance:
     def request_of(self, call: CallRequest, is_called: bool = True) -> UseRequest:
         """Return the request for the use of a call; `is_called`: it is called from here."""
         exchange, head, routed = self._exchange, self._exchange.head, self._exchange.head.routed
-        is_free = call.mcp.free or not routed.metered
+        is_free = call.spec.mcp.free or not routed.metered
         usual = CALL if routed.opens is None else TURN
         kinds = (usual, FREE_CALL) if is_called else (AUTHORIZED, FREE_AUTHORIZED)
         overlapping = () if is_free or routed.binding is None else routed.binding.overlapping
         return UseRequest(
             kinds[is_free], exchange.request_id, self._caller,
-            self._caller.acts_for(head.attribution.user, call.user), head.attribution, call,
+            self._caller.acts_for(head.attribution.user, call.spec.user), head.attribution, call,
             routed.service_key if routed.metered else "", exchange.attempt.name, routed.owned,
             "this route does not read which one" if routed.any_model else "", overlapping, routed.listed,
             exchange.connection.body.long, routed.units,
@@ -262,7 +269,7 @@ async def _check_upload(worker: Worker, head: CallHead, caller: Caller, body: by
     content = await worker.bodies.read(caller.organization_id, partial(uploaded, routed.form, body))
     if content is not None and paths is not None:
         lines = await worker.bodies.gather(caller.organization_id, batch_lines(content, paths.calls))
-        call_of_all = CallRequest("none", routed.family, Body(), model=model_of(lines[0]))
+        call_of_all = CallRequest("none", routed.family, Body(), CallSpec(model_of(lines[0])))
         check_batch_models(worker.models, worker.ports.directory, head.attribution, caller, call_of_all)
 
 
@@ -301,9 +308,9 @@ def read(  # noqa: PLR0917  # what a request has arrived as
             raise InvalidRequest(f"{routed.route.path} takes no body with this method.")
         family, document = FAMILIES[call.family], call.body.document
         if owned.counts and document is not None:
-            call.model, call.models_beside = models_counted(
-                document, routed.params.get("model"), family.model_lists
-            )
+            named = routed.params.get("model")
+            model, call.models_beside = models_counted(document, named, family.model_lists)
+            call.spec = CallSpec(model)
         elif owned.reads and document is not None and routed.label not in BATCH_AT:  # its lines are judged
             prefix = family.lists.prefix if family.lists is not None else ""
             call.models_beside = models_stored(document, family.model_lists, prefix)

@@ -208,7 +208,7 @@ class AdmittedCall:
     # While the call runs: a hold that does not cover the use so far is extended.
 
     def keep_alive(self) -> None:
-        if self.due and self._observed is None and not self.call.background:
+        if self.due and self._observed is None and not self.call.spec.background:
             self._watch()
 
     def keep_covered(self, tokens: int) -> bool:
@@ -352,7 +352,7 @@ class AdmittedCall:
         settlement = release(self._terms()) if charged is None else charged.settlement
         if charged is not None:
             used = settlement.charge
-        if self.call.background:
+        if self.call.spec.background:
             settlement.hold_ttl_ms = HOLD_MS_MAX
         self.unwatch_hold()
         exchange.shield()
@@ -375,7 +375,7 @@ class AdmittedCall:
             if (apart := charged.counted.apart) is not None:
                 ports.log(
                     "reported_cost_differs", level="warning", request_id=self.request_id,
-                    upstream=self.attempt.name, model=self.call.model, book=apart[0] / NANO,
+                    upstream=self.attempt.name, model=self.call.spec.model, book=apart[0] / NANO,
                     reported=apart[1] / NANO,
                 )  # fmt: skip
         return True
@@ -413,25 +413,25 @@ class AdmittedCall:
             usage.units = max(usage.units, routed.units)
         detail = NO_DETAIL if meter is None else meter.detail
         done = status == 0 or 200 <= status < 300 or exchange.answered is not None
-        measured = call.measured
-        if measured:
-            done = done or not _MADE_ALONE.isdisjoint(measured)
-            measured = call.units(usage.input)
+        units = None if detail.replaces_units else call.spec.units.likely
+        if units:
+            done = done or not _MADE_ALONE.isdisjoint(units)
+            units = call.units(usage.input)
         took, first_token = now_s - exchange.started, self.first_token
         if first_token:
             first_token -= exchange.started
-        elif call.streamed and meter is not None and meter.produced:
+        elif call.spec.streamed and meter is not None and meter.produced:
             first_token = took  # the whole output came at once
         terms = self._terms()
         if used:
             terms.weights = self.decision.weights
         use = MeteredUse(
             used, _counts_of(detail, usage, call), usage.total, usage.units, usage.estimated, detail,
-            call.model, routed.label, call.family, status,
-            _metadata_of(head.attribution.metadata, self.attempt), reason, call.streamed, int(took * 1000),
+            call.spec.model, routed.label, call.family, status,
+            _metadata_of(head.attribution.metadata, self.attempt), reason, call.spec.streamed, int(took * 1000),
             int(first_token * 1000) if first_token else None, head.attribution.session,
             self.upstream_id[:TEXT_CHARACTERS_MAX].decode("latin-1"), self.attempt.model,
-            measured if done else None, tiers=call.tiers,
+            units if done else None, tiers=call.tiers,
         )  # fmt: skip
         if detail.cost is not None:
             use.reported = self._reported(detail.cost)
@@ -460,8 +460,8 @@ class AdmittedCall:
         if not (call.has_input and each) or (meter is not None and meter.is_whole):
             return usage
         speed = self.worker.ports.estimator.speed(call)
-        likely = usage.output + int(silent_s * speed * call.choices) + 1
-        output = max(usage.output, min(likely, each * call.choices))
+        likely = usage.output + int(silent_s * speed * call.spec.choices) + 1
+        output = max(usage.output, min(likely, each * call.spec.choices))
         total = min(usage.total + output - usage.output, self.worker.bounds.usage_tokens_max)
         return TokenUsage(
             usage.input, output, usage.cached, usage.reasoning, total, usage.units, usage.reported, True
@@ -469,7 +469,7 @@ class AdmittedCall:
 
     def _may_have_made(self, usage: TokenUsage, status: int) -> bool:
         """Return whether an upstream that read the whole request may have made an unreported result."""
-        if _MADE_ALONE.isdisjoint(self.call.measured or ()) or not _says_nothing(usage):
+        if _MADE_ALONE.isdisjoint(self.call.spec.units.likely or ()) or not _says_nothing(usage):
             return False
         return self.attempt.forwarded and self._exchange.connection.body_complete and not refuses(status)
 
@@ -496,6 +496,8 @@ class AdmittedCall:
             return None
         if rate is None or budgets is None or counted.currency != budgets.currency:
             if self.meter is None or self.meter.detail.tools:
+                return None
+            if self.call.spec.units.likely and not self.meter.detail.replaces_units:  # they set its cost
                 return None
             share, rate = 1.0, unheld_rate(self.prices.in_currency(counted.currency), estimate, self.call)
         if rate is None or not (rate.input and rate.read):

@@ -7,6 +7,7 @@ time, and one that extends the time pays what it adds. So what is paid is stored
 from __future__ import annotations
 
 from collections.abc import Coroutine
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -47,7 +48,7 @@ def at_collection(exchange: Exchange) -> Coroutine[Any, Any, None]:
             admitted = await admit(exchange, caller, words)
         except ModelNotPriced:
             if exchange.call is not None:  # an object that is not the caller's is unknown, whatever it costs
-                await check_objects(ports.objects, caller, exchange.call, exchange.call.named)
+                await check_objects(ports.objects, caller, exchange.call, exchange.call.objects.named)
             raise
         exchange.before_end = partial(_note_payment, admitted, name)
         answer = await forward(exchange, admitted)
@@ -67,12 +68,11 @@ async def _note_payment(admitted: AdmittedCall, name: str, made: list[str]) -> N
     tokens = 0 if storage is None or meter is None else storage.tokens or meter.usage().input
     if storage is None or not (name and tokens) or not 200 <= admitted.attempt.status < 300:
         return
-    payment = CachePayment(caller.organization_id, admitted.call.model, tokens, storage.until_s)
+    payment = CachePayment(caller.organization_id, admitted.call.spec.model, tokens, storage.until_s)
     try:
         before = read_payment(await admitted.worker.ports.objects.note(name, write_payment(payment)))
     except CountersUnavailable:
         return  # nobody knows the payment then: an extension costs all of its time
     if extends and before is not None and before.organization_id == caller.organization_id:
-        storage.seconds = min(storage.seconds, storage.until_s - before.until_s)
-        if storage.seconds <= 0:
-            admitted.call.storage = admitted.call.measured = None
+        seconds = min(storage.seconds, storage.until_s - before.until_s)
+        admitted.call.storage = replace(storage, seconds=seconds) if seconds > 0 else None

@@ -23,7 +23,7 @@ from gateway.core.calls.models import check_word
 from gateway.core.calls.routes import ANY as EVERY_FIELD
 from gateway.core.calls.routes import CREDIT, FAILED, TOLD, UNREACHABLE
 from gateway.core.calls.routes import LIMITED as FALLBACK_LIMITED
-from gateway.core.circuit_breaker import EVERYBODY, KEYS_TELL_EACH_S, wait_hint
+from gateway.core.circuit_breaker import EVERYBODY, KEYS_TELL_EACH_S
 from gateway.core.families.credit import (
     ACCOUNT,
     CREDIT_STATUSES,
@@ -37,6 +37,7 @@ from gateway.core.families.seals import can_open
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import Caller
 from gateway.core.traces import Trace
+from gateway.core.wait_hints import wait_hint
 from gateway.errors import (
     Overloaded,
     Refusal,
@@ -228,9 +229,9 @@ def _take_head(admitted: AdmittedCall, upstream: Upstream, answer: AnswerHead) -
     if answer.status in {401, 403}:
         _tell_of_key(admitted, upstream, answer.status)
     if upstream.limiter is not None:
-        upstream.limiter.learn(upstream, attempt.model or call.model, attempt.key, answer)
+        upstream.limiter.learn(upstream, attempt.model or call.spec.model, attempt.key, answer)
     if answer.status in LIMITED:  # pause the upstream for the time in the answer's head
-        tokens = call.input_estimate + (call.output_max or 0) * call.choices
+        tokens = call.input_estimate + (call.output_max or 0) * call.spec.choices
         wait_s, spent = wait_hint(answer.lines[1:], tokens, worker.ports.refusals.now_ms() / 1000)
         if not wait_s and len(upstream.accounts) > 1:
             wait_s = KEY_LEFT_ALONE_S
@@ -402,7 +403,7 @@ async def _ask_unless_empty(
     upstream = admitted.worker.upstreams.get(attempt.name)
     if upstream is None:
         return await ask()
-    kind, name = _asked(admitted.head.routed, attempt.model or admitted.call.model)
+    kind, name = _asked(admitted.head.routed, attempt.model or admitted.call.spec.model)
     left, is_question, account = True, False, ""
     for key in range(len(upstream.accounts)):
         now = ports.seconds()
@@ -498,8 +499,8 @@ def _may_go_on(admitted: AdmittedCall, number: int) -> bool:
 def _stays(admitted: AdmittedCall) -> bool:
     """Return whether a call stays with one account of its upstream, which made what it names or sealed."""
     call, seals = admitted.call, FAMILIES[admitted.head.routed.family].seals
-    model = admitted.attempt.model or call.model
-    return bool(call.named) or not can_open(seals, call.body.content, (model, model))
+    model = admitted.attempt.model or call.spec.model
+    return bool(call.objects.named) or not can_open(seals, call.body.content, (model, model))
 
 
 def _begin(admitted: AdmittedCall, upstream: Upstream) -> None:
@@ -507,7 +508,7 @@ def _begin(admitted: AdmittedCall, upstream: Upstream) -> None:
     call, worker, attempt, routed = admitted.call, admitted.worker, admitted.attempt, admitted.head.routed
     if len(upstream.accounts) > 1 and not attempt.chosen:
         _paused_refusal(worker, routed, attempt, admitted.caller, call)
-    model = attempt.model or call.model
+    model = attempt.model or call.spec.model
     if upstream.target.by_model and not model:
         raise UnknownRoute(
             f"The upstream {upstream.name} has paths by model alone, and this call names none."
@@ -524,10 +525,10 @@ def _opening(admitted: AdmittedCall, upstream: Upstream, trace: Trace | None) ->
     if head.others or routed.unpassed:
         passed += _others(admitted, upstream)
     if begins is None:
-        beginning, closing = routed.opening, routed.closing_plain if call.strip_usage else routed.closing
+        beginning, closing = routed.opening, routed.closing_plain if call.alters_answer else routed.closing
     else:
         beginning = begins.opening
-        closing = (begins.plain if call.strip_usage else begins.closings)[admitted.attempt.key]
+        closing = (begins.plain if call.alters_answer else begins.closings)[admitted.attempt.key]
         if begins.dropped:
             lines = passed.splitlines(keepends=True)
             passed = b"".join([one for one in lines if one.partition(b":")[0].lower() not in begins.dropped])
@@ -624,7 +625,7 @@ def _paused_refusal(
     if upstream is None:
         return None
     now, found = ports.seconds(), None
-    kind, name = _asked(routed, attempt.model or call.model)
+    kind, name = _asked(routed, attempt.model or call.spec.model)
     for key in range(len(upstream.accounts)):
         one = ports.circuit_breaker.of(_entry(upstream, key, kind, name), now)
         if one is None or not one.concerns(caller.organization_id):
@@ -654,7 +655,7 @@ def _pause_upstream(admitted: AdmittedCall, answer: AnswerHead, wait_s: float, s
     upstream = attempt.upstream
     if upstream is None or upstream.target.limits != "account":
         return
-    entry = _entry(upstream, attempt.key, *_asked(routed, attempt.model or admitted.call.model))
+    entry = _entry(upstream, attempt.key, *_asked(routed, attempt.model or admitted.call.spec.model))
     whose = EVERYBODY if spent else admitted.caller.organization_id
     more_s = ports.circuit_breaker.begin(entry, wait_s, answer.limits, ports.seconds(), whose)
     if more_s:

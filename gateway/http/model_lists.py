@@ -6,7 +6,7 @@ from typing import Final
 
 from gateway.calls.admit import consider
 from gateway.calls.permit import lists_of
-from gateway.core.calls.call import AnswerFilter, Body, CallRequest, NameCheck
+from gateway.core.calls.call import NO_FILTER, AnswerFilter, Body, CallRequest, CallSpec, NameCheck
 from gateway.core.calls.facts import aim_of
 from gateway.core.calls.models import ModelTable, named_by
 from gateway.core.families.family import Listing, narrowed
@@ -20,11 +20,16 @@ from gateway.http.server.exchange import Worker
 _UNHEARD_OF: Final = "\0"
 
 
-def narrow(worker: Worker, head: CallHead, caller: Caller, call: CallRequest, listing: Listing) -> None:
-    """Remove models that the caller may not call from a list; raise 403 if the path names such a model."""
+def narrow(
+    worker: Worker, head: CallHead, caller: Caller, call: CallRequest, listing: Listing
+) -> AnswerFilter:
+    """Return what removes models that the caller may not call from a list.
+
+    Raise 403 if the path names such a model.
+    """
     routed, directory = head.routed, worker.ports.directory
     services, model = _services(worker, head, caller), routed.listed
-    user = caller.acts_for(head.attribution.user, call.user)
+    user = caller.acts_for(head.attribution.user, call.spec.user)
     lists = [(whose, listed, Patterns(listed)) for whose, listed in lists_of(directory, caller, user)]
     configured = worker.models.table()
 
@@ -48,12 +53,12 @@ def narrow(worker: Worker, head: CallHead, caller: Caller, call: CallRequest, li
         if not shows(model):
             raise ModelNotAllowed(f"This API key may not use the model {model}.")
         if model in ours:
-            call.answer_filter = AnswerFilter(listing.one(model))
+            return AnswerFilter(listing.one(model))
     elif ours:
-        call.answer_filter = AnswerFilter(listing.written([one for one in ours if shows(one)]))
+        return AnswerFilter(listing.written([one for one in ours if shows(one)]))
     elif lists or services is not None or configured.rules or checks is not None:
         decides = bool(lists or services is not None or configured.rules)
-        call.answer_filter = AnswerFilter(
+        return AnswerFilter(
             narrow=lambda document: (
                 narrowed(document, listing, shows, checks)
                 if decides or any(one.encode() in document.lower() for one in begins)
@@ -61,7 +66,7 @@ def narrow(worker: Worker, head: CallHead, caller: Caller, call: CallRequest, li
             ),
             checks=checks,
         )
-        call.strip_usage = True  # ask for a list without compression; its length is unknown
+    return NO_FILTER
 
 
 def _configured(worker: Worker, family: Family, caller: Caller, models: ModelTable) -> list[str]:
@@ -102,7 +107,7 @@ def _services(worker: Worker, head: CallHead, caller: Caller) -> list[Service] |
 def _may_call(worker: Worker, head: CallHead, caller: Caller, service: Service, model: str) -> bool:
     """Return whether the model has every price, budget and permission that a call of it needs."""
     ports, said = worker.ports, head.attribution
-    call = CallRequest("none", head.routed.family, Body(), model=model)
+    call = CallRequest("none", head.routed.family, Body(), CallSpec(model))
     try:
         if (table := worker.models.table()).rules:
             rule = table.find(model, caller.organization_id)

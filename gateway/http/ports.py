@@ -11,9 +11,9 @@ from gateway.core.accounts.caller_holds import CallerHold, HeldAmounts, HoldEnd
 from gateway.core.accounts.upstream_jobs import Job
 from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.routes import Route
-from gateway.core.circuit_breaker import CircuitBreaker, UnreportedFailures
-from gateway.core.credentials import Failures
+from gateway.core.circuit_breaker import CircuitBreaker
 from gateway.core.empty_accounts import EmptyAccounts
+from gateway.core.failures import Failures
 from gateway.core.http_limits import HttpLimits
 from gateway.core.lru import CachePool
 from gateway.core.model import (
@@ -21,6 +21,7 @@ from gateway.core.model import (
     Caller,
 )
 from gateway.core.traces import Parent, Span, Trace
+from gateway.core.unreported_failures import UnreportedFailures
 from gateway.errors import InvalidRequest
 from gateway.http.protocol.answer import AnswerHead
 from gateway.http.tally import Tally

@@ -27,7 +27,7 @@ async def proxy(exchange: Exchange) -> None:
         await admitted.settle(200, True)
         own_answer(exchange, 200, _JSON, admitted.call.answer_filter.listing)
         return
-    if admitted.call.background:
+    if admitted.call.spec.background:
         await exchange.worker.ports.run_later(exchange, admitted)
         return
     answer = await forward(exchange, admitted)

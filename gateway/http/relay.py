@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from gateway.core.accounts.limits import limit_lines
 from gateway.core.calls.binding import UNREAD_METERS
-from gateway.core.calls.call import CallRequest, NameCheck
+from gateway.core.calls.call import NameCheck
 from gateway.core.calls.routes import Route
 from gateway.core.circuit_breaker import UNFINISHED
 from gateway.core.families.family import TOLD_MAX
@@ -62,7 +62,7 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
         await ports.objects.keep(admitted.caller, [session])
     if answer.address and route is not None:
         await _rewrite_upload_url(admitted, answer, route, exchange.origin)
-    outlet = AnswerWriter(exchange, admitted, answer, call.strip_usage and 200 <= status < 300, meter)
+    outlet = AnswerWriter(exchange, admitted, answer, call.alters_answer and 200 <= status < 300, meter)
     exchange.fail = outlet.fail
     if link.complete and not answer.content_encoding and call.answer_filter.narrow is None:
         tail = meter.whole(link.take_payload())
@@ -72,7 +72,7 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
         raise UpstreamUnreachable("The upstream's answer is no document that could say its units.")
     if status >= HTTPStatus.BAD_REQUEST:
         hear_refusal(admitted, answer, tail, meter.detail.retry_s)
-    told = _take_ids(meter, call) if meter.told else []
+    told = _take_ids(meter) if meter.told else []
     attempt.ended = ports.seconds()
     if exchange.before_end is not None:
         await exchange.before_end(told)
@@ -137,7 +137,7 @@ async def _relay_body(
     limits, is_job = worker.limits, exchange.before_end is not None  # its answer is wanted whole
     is_read = call.answer_filter.narrow is not None or call.units_pointer or call.meter not in UNREAD_METERS
     # An upstream refuses a stream with a document.
-    passes = (call.streamed and admitted.attempt.status not in REFUSING) or not is_read
+    passes = (call.spec.streamed and admitted.attempt.status not in REFUSING) or not is_read
     held_max = 0 if passes else limits.answer_held_bytes_max
     counted_from = limits.answer_uncounted_bytes_max
     held = b""
@@ -160,7 +160,7 @@ async def _relay_body(
         else:
             held, held_max = b"", 0
             outlet.write(passed)
-        if call.streamed and meter.phase == OPEN and not admitted.keep_covered(meter.observed()):
+        if call.spec.streamed and meter.phase == OPEN and not admitted.keep_covered(meter.observed()):
             end = meter.cut()
             if not end:
                 raise QuotaExceeded("What covered this answer is used up.")
@@ -173,7 +173,7 @@ async def _relay_body(
                 meter.slim()
                 held_max = 0
         if exchange.drain is not None and not is_job:
-            exchange.drain.check(worker, meter, size, call.streamed)
+            exchange.drain.check(worker, meter, size, call.spec.streamed)
         elif connection.blocked:
             link.hold()
             await connection.writable()
@@ -220,7 +220,7 @@ def _metered(admitted: AdmittedCall, meter: Meter, data: bytes, keeps: bool) -> 
     If it `keeps`, the caller becomes the owner of objects that the data name.
     """
     passed = meter.feed(data) if data or meter.behind else b""
-    if meter.told and keeps and (told := _take_ids(meter, admitted.call)):
+    if meter.told and keeps and (told := _take_ids(meter)):
         _store_owners(admitted, told)
     return passed
 
@@ -231,12 +231,12 @@ def _store_owners(admitted: AdmittedCall, told: list[str]) -> list[Awaitable[obj
     return [objects.keep(admitted.caller, ids, how) for how, ids in kept_apart(admitted.call, told)]
 
 
-def _take_ids(meter: Meter, call: CallRequest) -> list[str]:
+def _take_ids(meter: Meter) -> list[str]:
     """Return the ids of objects that an answer names for the first time, if its request did not name them."""
-    told = [one for one in dict.fromkeys(meter.told) if one not in call.brought]
+    told = [one for one in dict.fromkeys(meter.told) if one not in meter.known_ids]
     meter.told.clear()
-    if told and len(call.brought) < TOLD_MAX:  # many events name the same
-        call.brought |= frozenset(told)
+    if told and len(meter.known_ids) < TOLD_MAX:  # many events name the same
+        meter.known_ids |= frozenset(told)
     return told
 
 

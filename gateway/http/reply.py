@@ -200,8 +200,8 @@ def refuse(exchange: Exchange, refusal: Refusal) -> None:
         own_answer(exchange, refusal.status, list(refusal.fields), b"")
         return
     exchange.reason, routed = refusal.reason, exchange.head.routed
-    if exchange.call is not None and exchange.call.mcp.reply_to is not None:
-        refusal.reply_to = exchange.call.mcp.reply_to
+    if exchange.call is not None and exchange.call.spec.mcp.reply_to is not None:
+        refusal.reply_to = exchange.call.spec.mcp.reply_to
     fields, body = render(refusal, routed.family, exchange.request_id)
     issued = exchange.worker.ports.tokens.issuers
     if issued and isinstance(refusal, InvalidApiKey) and FAMILIES[routed.family].session_field:
@@ -318,10 +318,11 @@ def note_refused(exchange: Exchange, caller: Caller, failure: BaseException) -> 
         RefusedCall(
             exchange.request_id, ports.refusals.now_ms(), caller.organization_id, caller.tenant_id,
             caller.key_id, 0 if service is None else service.id,
-            caller.acts_for(head.attribution.user, "" if call is None else call.user), head.said.columns,
-            head.attribution.session, routed.label, "" if call is None else call.model,
-            call is not None and call.streamed, refusal.status, refusal.reason,
+            caller.acts_for(head.attribution.user, "" if call is None else call.spec.user), head.said.columns,
+            head.attribution.session, routed.label, "" if call is None else call.spec.model,
+            call is not None and call.spec.streamed, refusal.status, refusal.reason,
             int((ports.seconds() - exchange.started) * 1000), "" if run is None else run.id, kind, by,
             dict(ports.directory.tags(caller, head.attribution)),
+            () if call is None else ports.directory.groups(caller, head.attribution, call),
         )
     )  # fmt: skip

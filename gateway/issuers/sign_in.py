@@ -17,7 +17,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlencode, urlsplit
 
-from gateway.core.credentials import site_of
+from gateway.core.failures import site_of
 from gateway.core.issuers import (
     UNKNOWN_ISSUER,
     Arrival,

@@ -38,8 +38,9 @@ from gateway.local import heartbeat
 from gateway.ops import doctor_redis, hints
 from gateway.ops.doctor_redis import ANSWER_MAX_S, Finding, clock_against, examine_redis, of_credentials
 from gateway.outbound.cloud import signer_of
-from gateway.run.health import FREE_BYTES_MIN, few_files, full_disks, limits_here
+from gateway.run.health import FREE_BYTES_MIN, full_disks
 from gateway.run.model_lists import ask_models
+from gateway.run.process_vitals import few_files, limits_here
 from gateway.settings.checking import check_ports, wanted_of
 from gateway.settings.config_file import default_table
 from gateway.settings.settings import PREFIX, TYPES, Settings
@@ -57,7 +58,8 @@ def pooler_findings(url: str, owner_url: str) -> Iterator[Finding]:
 
     The keeper's URL may have such a pooler; a separate owner's may not.
     """
-    from persistence.engine import ASK_OWNER, is_seen_to_share  # heavy to load
+    from persistence.engine import ASK_OWNER  # heavy to load
+    from persistence.poolers import is_seen_to_share  # heavy to load
 
     shared = is_seen_to_share(url)
     if shared is None:
@@ -387,10 +389,10 @@ def _day(moment: float) -> str:
 
 async def _postgresql(settings: Settings, role: str) -> AsyncIterator[Finding]:
     """Yield findings on the database as the keeper's user sees it, and on a separate owner."""
-    from persistence.keeper.sweeps import certificate_end  # heavy to load
     from persistence.schema.database import refuse_other  # heavy to load
     from persistence.schema.migrate import schema_status  # heavy to load
     from persistence.schema.standing import NEEDED
+    from persistence.server_certificate import certificate_end  # heavy to load
 
     url = settings.database_url
     shown = without_password(url)

@@ -20,14 +20,9 @@ from gateway.counters.admission.empty_accounts import StoredEmptyAccount, read_e
 from gateway.counters.admission.stored import services_of, version_standing
 from gateway.counters.history_guard import ask_word, history, moving_partitions
 from gateway.counters.keeper import client
-from gateway.counters.keeper.status import (
-    PRESENCE_KEPT_S,
-    AccountHeads,
-    KeeperInfo,
-    UnstoredRows,
-    heard,
-    read_unstored,
-)
+from gateway.counters.keeper.presence import PRESENCE_KEPT_S, KeeperInfo, heard
+from gateway.counters.keeper.status import AccountHeads
+from gateway.counters.keeper.unstored_rows import UnstoredRows, read_unstored
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import (
     WHY,
@@ -330,7 +325,7 @@ def of_credentials(url: str, peppers: Peppers) -> Iterator[Finding]:
 
     Each of them must be among the configured `peppers`.
     """
-    from persistence.schema.roles import in_use  # heavy to load
+    from persistence.schema.pepper_use import in_use  # heavy to load
 
     try:
         found = in_use(url)
@@ -426,7 +421,7 @@ def _hint(error: TollkeeperError) -> str:
 
 def postgresql_user_findings(url: str, owner_url: str) -> list[Seen]:
     """Return findings on whether the keeper's user has its rights, and a separate owner owns the tables."""
-    from persistence.schema.roles import privileges  # heavy to load
+    from persistence.schema.privileges import privileges  # heavy to load
 
     seen: list[Seen] = []
     try:

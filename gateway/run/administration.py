@@ -19,16 +19,18 @@ from typing import Any
 from gateway import extras
 from gateway.admin.application import build
 from gateway.admin.console.screens import screens_off
-from gateway.admin.http.server import AdminListener, Answers, listen
+from gateway.admin.http.answers import Answers
+from gateway.admin.http.server import AdminListener, listen
 from gateway.admin.ports import AdminPorts, BuiltIn
 from gateway.background.loops import FailureTeller, Gauges
 from gateway.background.timed.pusher import Pusher
 from gateway.background.verifying.reconciler import LossCounter
-from gateway.core.accounts.administration import HourlyBudget
-from gateway.core.credentials import Failures, peppers_of
+from gateway.core.accounts.hourly_budget import HourlyBudget
+from gateway.core.credentials import peppers_of
+from gateway.core.failures import Failures
 from gateway.core.processes import Found
+from gateway.counters.keeper.activity import Activity
 from gateway.counters.keeper.client import UnsupportedVersions
-from gateway.counters.keeper.status import Activity
 from gateway.counters.redis.address import in_words
 from gateway.counters.redis.keys import partition_of
 from gateway.counters.redis.script_errors import SCRIPT_ERRORS
@@ -40,6 +42,7 @@ from gateway.local import ports as sockets
 from gateway.local.parent_pipe import ParentPipe
 from gateway.ops import hints
 from gateway.run.admin_process import FactsReader
+from gateway.run.cached_lookup import CachedLookup
 from gateway.run.health import (
     CLOCK,
     CONFIGURATION,
@@ -48,12 +51,8 @@ from gateway.run.health import (
     OPEN_FILES,
     ROWS,
     STOPPING,
-    CachedLookup,
-    Probe,
-    ProcessVitals,
     disks,
     has_free_files,
-    unanswered,
 )
 from gateway.run.keeper_doors import KeeperDoors, store_over
 from gateway.run.keeper_loops import keep_going
@@ -61,8 +60,11 @@ from gateway.run.keeper_parts import AdminParts
 from gateway.run.keeper_settings import KeeperSettings
 from gateway.run.letterhead import letterhead
 from gateway.run.lifecycle import cancel, ended, stop_signal, until_stopped
+from gateway.run.probes import Probe, unanswered
+from gateway.run.process_vitals import ProcessVitals
 from gateway.run.program_list import ProgramList
 from gateway.run.reload import LOOK_S, watch
+from gateway.run.replays import Replays
 from gateway.run.tls_port import TlsPort
 from gateway.settings.settings import Settings, reread
 from gateway.telemetry import logs, metrics, scrape
@@ -72,7 +74,7 @@ from persistence.engine import PeoplePools, Replica
 from persistence.keeper.definitions import Pushes
 from persistence.keeper.sweeps import Losses
 from persistence.keeper.verification import Accounts
-from persistence.resources import access
+from persistence.resources import audit
 from persistence.resources.integrity import ReconciliationResults
 from persistence.resources.usage import ConsoleQueries
 
@@ -213,7 +215,7 @@ class Administration:
         )
         self._failures = Failures(time.monotonic)
         self._teller = FailureTeller(
-            "admin", self._failures, self._log, partial(access.note_failures, pools.staff)
+            "admin", self._failures, self._log, partial(audit.note_failures, pools.staff)
         )
         # A write acknowledged here is evidence too; the loops count its loss, since they know partitions at
         # rest.
@@ -284,6 +286,7 @@ class Administration:
             off=screens_off(settings),
             checkout=next((routes.checkout for routes in self._routes if routes.checkout is not None), None),
             sign_ins=self._sign_ins.now,
+            replay=Replays(settings.url_file("database_url").url, self._log).run,
             version=extras.version(),
             gateway_url=settings.calls_url,
             budget=HourlyBudget(

@@ -35,7 +35,7 @@ from gateway.counters.admission.live_holds import LiveHolds
 from gateway.counters.admission.objects import ObjectOwners
 from gateway.counters.admission.sharded import ShardedCounters
 from gateway.counters.admission.shared_circuit_breaker import SharedCircuitBreaker
-from gateway.counters.keeper.status import WorkerReports
+from gateway.counters.keeper.worker_reports import WorkerReports
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.leases.leaser import Leaser
 from gateway.counters.redis.calls import Frames
@@ -49,7 +49,7 @@ from gateway.issuers.callers import DigestLookup, TokenCallers
 from gateway.issuers.keys import AllKeys
 from gateway.local import heartbeat, ports
 from gateway.local.parent_pipe import ParentPipe
-from gateway.run.health import ProcessVitals, limits_here
+from gateway.run.process_vitals import ProcessVitals, limits_here
 from gateway.run.reload import SettingsUpdates
 from gateway.run.tls_port import TlsPort
 from gateway.settings.origins import origins_of

@@ -1,4 +1,4 @@
-"""Health of a process and of its machine: event loop, open files, disk, Redis, clock.
+"""Health of a process and of its machine, at its operations port: disk, Redis, clock.
 
 It answers probes and metrics. An answer waits a bounded time, so that a probe never hangs, and results are
 cached, so that frequent requests cost little.
@@ -12,19 +12,16 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-from gateway.core.histograms import Histogram
-from gateway.core.http_limits import HttpLimits
 from gateway.core.model import PARTITIONS
 from gateway.core.processes import Found, report, there
 from gateway.core.wait import in_task
 from gateway.counters.redis.address import (
-    SILENT,
     WHY,
     facts_of,
     files_failing,
@@ -36,12 +33,9 @@ from gateway.counters.redis.address import (
 from gateway.counters.redis.cluster import WHY_MOVING, RedisConnections
 from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import CountersUnavailable
-from gateway.local import heartbeat
 from gateway.settings.settings import Settings
 from gateway.telemetry import metrics as tallies
 
-LOOK_S = 0.5  # ticks of `coarse_loop.py`, so that only a busy loop makes this timer late
-FILES_LOOK_S = 5.0
 # The share of a process' maximum of open files above which hardly one is left.
 FILES_SHARE_MAX = 0.9
 DISK_LOOK_S = 5.0
@@ -75,56 +69,9 @@ ProtocolFactory = Callable[[], asyncio.Protocol]
 REASONS = {200: "OK", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
 
 
-class ProcessVitals:
-    """The delay of a process' event loop, which all its calls wait for, and its open files."""
-
-    def __init__(self, process: str) -> None:
-        self.process = process
-        self.seconds = Histogram()
-        self.files, self.files_max = heartbeat.count_open_files(), heartbeat.open_files_limit()
-
-    async def keep_looking(self) -> None:
-        files_at, clock = 0.0, asyncio.get_running_loop().time
-        while True:
-            due = (clock() // LOOK_S + 1) * LOOK_S
-            await asyncio.sleep(due - clock())
-            now = clock()
-            self.seconds.observe(max(0.0, now - due))
-            if now - files_at >= FILES_LOOK_S:
-                self.files, files_at = heartbeat.count_open_files(), now
-
-    def open_files(self) -> dict[str, object]:
-        return {
-            "open_files": [(self.process, self.files)],
-            "open_files_max": [(self.process, self.files_max)],
-        }
-
-    def snapshot(self) -> dict[str, object]:
-        return {"loop_lag_seconds": {self.process: self.seconds.snapshot()}, **self.open_files()}
-
-
 def has_free_files(snapshot: Mapping[str, Any]) -> bool:
     opened, most = (dict(snapshot.get(name, ())) for name in ("open_files", "open_files_max"))
     return all(count <= FILES_SHARE_MAX * most[name] for name, count in opened.items() if name in most)
-
-
-def limits_here(settings: Settings, files_max: int | None = None) -> HttpLimits:
-    """Return the HTTP limits of a gateway worker, reduced if it may open too few files.
-
-    `files_max` is the number of files it may open, by default the system's limit.
-    """
-    return settings.http.within(files_max or heartbeat.open_files_limit(), len(settings.upstreams))
-
-
-def few_files(settings: Settings, files_max: int | None = None) -> str:
-    """Return a warning if too few open files (`files_max`) reduce a worker's connections, else ""."""
-    most = files_max or heartbeat.open_files_limit()
-    wanted, here = settings.http.connections_max, limits_here(settings, most).connections_max
-    if here == wanted:
-        return ""
-    said = f"a process may have {most:,} open files, so a gateway worker takes {here:,} connections"
-    wished = f"not the {wanted:,} of TOLLKEEPER_CONNECTIONS_MAX"
-    return f"{said}, {wished}: raise the limit (ulimit -n, LimitNOFILE=)"
 
 
 class DiskWatch:
@@ -465,72 +412,6 @@ async def _content(ops: Ops, method: str, path: str, accept: str) -> tuple[int, 
     found = await ops.dependencies() if path == "/readyz" else {}
     well = all(is_there for name, is_there in there(found).items() if name not in TOLD_ALONE)
     return (200 if well else 503), json.dumps(report(well, found)).encode(), "application/json"
-
-
-ANSWER_S_MAX = 2.0
-FRESH_S = 1.0
-T = TypeVar("T")
-
-
-class Probe:
-    """Queries one dependency; concurrent callers share one query."""
-
-    def __init__(self, ask: Callable[[], Awaitable[bool]], *, answer_s_max: float = ANSWER_S_MAX) -> None:
-        self._ask = ask
-        self._answer_s_max = answer_s_max
-        self._asking: asyncio.Task[bool] | None = None
-
-    async def answers(self) -> bool:
-        """Return whether the dependency reports that it is well; False after an error or a time-out."""
-        if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._told())
-        done, _ = await asyncio.wait({self._asking}, timeout=self._answer_s_max)
-        return bool(done) and self._asking.result()
-
-    async def _told(self) -> bool:
-        try:
-            return await self._ask()
-        except Exception:  # noqa: BLE001  # any error counts as no answer
-            return False
-
-
-class CachedLookup(Generic[T]):
-    """The cached result of a look-up, for `fresh_s` seconds; only one look-up runs at a time."""
-
-    def __init__(
-        self, look: Callable[[], Awaitable[T]], *, fresh_s: float = FRESH_S,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:  # fmt: skip
-        self._look, self._fresh_s, self._clock = look, fresh_s, clock
-        self._turn = asyncio.Lock()
-        self._found: tuple[float, T] | None = None
-
-    async def now(self) -> T:
-        """Return the cached result, or that of a new look-up; raise its error, which is not cached."""
-        async with self._turn:
-            if self._found is None or self._clock() - self._found[0] >= self._fresh_s:
-                self._found = None
-                found = await self._look()
-                self._found = self._clock(), found
-            return self._found[1]
-
-
-async def unanswered(
-    wires: Sequence[RedisConnection], *, answer_s_max: float = ANSWER_S_MAX
-) -> dict[str, str]:
-    """Return by name each server of Redis that answers no PING in time, and why."""
-    asked = {asyncio.create_task(_pinged(wire)): wire for wire in wires}
-    late = (await asyncio.wait(asked, timeout=answer_s_max))[1] if asked else set()
-    for task in late:
-        task.cancel()
-    silent = [wire for task, wire in asked.items() if task in late or not task.result()]
-    return {wire.server: wire.missing.get(wire.server, SILENT) for wire in silent}
-
-
-async def _pinged(wire: RedisConnection) -> bool:
-    with suppress(CountersUnavailable):
-        return await in_task(wire.send(encode(b"PING"))) == b"PONG"
-    return False
 
 
 # The reason that a stopping process gives for not being ready.

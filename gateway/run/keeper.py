@@ -19,7 +19,7 @@ from gateway.background.flushing.flusher import FailedBatch, FlushedBatch, Keepe
 from gateway.background.flushing.late import RefusedDrain
 from gateway.background.loops import Agenda, Gauges, Loop, call
 from gateway.background.timed.deliveries import WebhookDeliveries
-from gateway.background.timed.invoicing import PriceList
+from gateway.background.timed.price_list import PriceList
 from gateway.background.timed.pusher import Pusher
 from gateway.background.verifying.reconciler import LossCounter
 from gateway.core.accounts.administration import Row
@@ -31,7 +31,8 @@ from gateway.counters.admission.empty_accounts import read_empty_accounts
 from gateway.counters.keeper.client import UnsupportedVersions
 from gateway.counters.keeper.moves import SlotMoves
 from gateway.counters.keeper.outbox import RefusedStream
-from gateway.counters.keeper.status import Presence, UnstoredRows, say_unstored
+from gateway.counters.keeper.presence import Presence
+from gateway.counters.keeper.unstored_rows import UnstoredRows, say_unstored
 from gateway.counters.redis.cluster import Shards
 from gateway.counters.redis.keys import partition_of
 from gateway.counters.redis.script_errors import SCRIPT_ERRORS
@@ -42,29 +43,23 @@ from gateway.ops import hints
 from gateway.outbound.posting import Outgoing
 from gateway.run import shard_loops
 from gateway.run.admin_process import AdminProcess, LoopFacts
-from gateway.run.health import (
-    EVERY_PARTITION,
-    ROWS,
-    DiskWatch,
-    ProcessVitals,
-    RedisState,
-    of_process,
-    tell_of_redis,
-)
+from gateway.run.expirer import expirer
+from gateway.run.health import EVERY_PARTITION, ROWS, DiskWatch, RedisState, of_process, tell_of_redis
 from gateway.run.keeper_doors import KeeperDoors, store_over
 from gateway.run.keeper_loops import keep_going, watch_read_only
 from gateway.run.keeper_parts import KeeperParts
 from gateway.run.keeper_settings import KeeperSettings, Source
 from gateway.run.letterhead import letterhead
-from gateway.run.lifecycle import cancel, ended, reached, redis_reached, stop_signal
+from gateway.run.lifecycle import cancel, ended, stop_signal
 from gateway.run.people_process import Loading
+from gateway.run.process_vitals import ProcessVitals
 from gateway.run.program_list import ProgramList
+from gateway.run.reaching import reached, redis_reached
 from gateway.run.shard_loops import AllShardLoops, LoopContext
 from gateway.run.timed_loops import (
     billing_loops,
     clock_changes,
     empty_accounts_loop,
-    expirer,
     invoicing_loops,
     month_ends,
     news_loops,
@@ -77,19 +72,20 @@ from persistence import address
 from persistence import engine as engines
 from persistence.billing.credit_balances import Allocations
 from persistence.engine import Engine
-from persistence.keeper import retention, sweeps, verification
+from persistence.keeper import forgetting, gauges, verification
 from persistence.keeper.agenda import AgendaReader
 from persistence.keeper.definitions import ClockReports, Pushes
 from persistence.keeper.news import Deliveries, Notices
-from persistence.keeper.sweeps import KeeperShares, Losses, Sweeps
+from persistence.keeper.shares import KeeperShares
+from persistence.keeper.sweeps import Losses, Sweeps
 from persistence.keeper.verification import Accounts
 from persistence.ledger.checkpoints import Checkpoints
 from persistence.ledger.redrive import RefusedJournal
 from persistence.queries import SlowQuery
-from persistence.resources.catalogue import PriceTable
 from persistence.resources.integrity import Quarantines, ReconciliationResults
+from persistence.resources.prices import PriceTable
 from persistence.schedule import Schedule
-from persistence.schema import database, roles
+from persistence.schema import partitions, privileges
 
 
 # Housekeeping: a keeper creates tables of months ahead and drops old ones, as configured.
@@ -101,7 +97,7 @@ def housekeeping(
     It also runs the functions `more`.
     """
     return Loop("partitions", 3_600.0, (
-        call(lambda: database.ensure_partitions(engine, by=settings.partitions_by)),
+        call(lambda: partitions.ensure_partitions(engine, by=settings.partitions_by)),
         call(lambda: drop_old_months(engine, settings, log)),
         call(lambda: verification.forget_budget_uses(engine)),
         call(Notices(engine).forget),
@@ -130,15 +126,15 @@ async def drop_old_months(engine: Engine, settings: Settings, log: Callable[...,
     dropped: list[str] = []
     if days := settings.calls_keep_days:
         archived = any(feature.archives_calls(settings) for feature in features())
-        dropped += await database.drop_calls(engine, days, are_archived=archived, stays=stays)
+        dropped += await partitions.drop_calls(engine, days, are_archived=archived, stays=stays)
     if days := settings.usage_hours_keep_days:
-        dropped += await database.drop_hours(engine, days)
+        dropped += await partitions.drop_hours(engine, days)
     for month in dropped:
         log("month dropped", partition=month)
     if days := settings.events_keep_days:
-        await retention.forget_events(engine, days)
+        await forgetting.forget_events(engine, days)
     if days := settings.reratings_keep_days:
-        await retention.forget_reratings(engine, days)
+        await forgetting.forget_reratings(engine, days)
 
 
 # How long the start waits for the bundled prices of a new database; later they are still loaded.
@@ -257,7 +253,7 @@ class Keeper:
             "PostgreSQL", trouble, wait_s=settings.start_wait_s, stop=stop, log=log, hint=hint
         ):
             return False
-        await roles.refuse_unfit(self._engine, hints.postgresql_hint)
+        await privileges.refuse_unfit(self._engine, hints.postgresql_hint)
         # Before the catalogue is published, so that a gateway with a catalogue has its prices as well.
         self._loops = keep_going({"prices": self._price_list.run}, log, isolation)
         with suppress(TimeoutError):
@@ -341,7 +337,7 @@ class Keeper:
         settings = self._settings
         return Gauges((
             partial(shard_loops.server_certificates, settings, self._wires),
-            partial(sweeps.watch_gauges, self._engine, settings.invoice_schedule),
+            partial(gauges.watch_gauges, self._engine, settings.invoice_schedule),
             self._losses.count, self.programs.gauges,
             *(gauge for work in self._work for gauge in work.gauges),
         ))  # fmt: skip

@@ -28,9 +28,10 @@ from gateway.settings.settings import Settings
 from persistence.engine import Engine, Replica
 from persistence.entity import WriteRules
 from persistence.error_mapping import code_of, is_away
+from persistence.font_coverage import FontCoverage
 from persistence.keeper.verification import Accounts
 from persistence.resources.integrity import ReconciliationResults
-from persistence.store import FontCoverage, Store, unlisted
+from persistence.store import Store, unlisted
 
 REDIS_CALL_S = 10.0
 

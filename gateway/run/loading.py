@@ -12,7 +12,7 @@ def loading_code() -> Iterator[None]:
     """Switch garbage collection off while code is loaded, because it would take a third of the time.
 
     The loaded objects are frozen afterwards, so that no later collection visits them until `give_back_memory`
-    of `lifecycle.py` unfreezes them.
+    of `memory.py` unfreezes them.
     """
     gc.disable()
     try:

@@ -15,7 +15,7 @@ from gateway.core.capabilities import wait_reason
 from gateway.core.layout import FIRST, LAYOUT
 from gateway.core.processes import ProgramReport, StoredVersions, TakeUp, counted
 from gateway.counters.keeper.client import Client
-from gateway.counters.keeper.status import PROGRAMS_MAX, SILENT_S_MAX, ProgramRegistry
+from gateway.counters.keeper.program_registry import PROGRAMS_MAX, SILENT_S_MAX, ProgramRegistry
 from gateway.counters.redis import keys
 from gateway.counters.redis.cluster import RedisConnections
 from gateway.errors import CountersUnavailable

@@ -24,8 +24,10 @@ from gateway.errors import SettingError, StartError
 from gateway.local import ports
 from gateway.local.ports import JsonVoice, Voice
 from gateway.local.processes import DIED, HUNG, Child, ProcessSpec, command, run_to_end
-from gateway.run.health import STOPPING, DiskWatch, Ops, disks, few_files, listen, of_gateway
-from gateway.run.lifecycle import forever, give_back_memory, stop_signal, until_stopped
+from gateway.run.health import STOPPING, DiskWatch, Ops, disks, listen, of_gateway
+from gateway.run.lifecycle import forever, stop_signal, until_stopped
+from gateway.run.memory import give_back_memory
+from gateway.run.process_vitals import few_files
 from gateway.run.reload import Renewal, SettingsListener, keep_renewing, watch_credentials
 from gateway.run.tls_port import TlsPort, check_files
 from gateway.settings.secret_files import SUFFIX
@@ -76,7 +78,7 @@ def _of_a_gateway(config: Path | None, **options: str | int | None) -> Settings:
     try:
         settings.table.check_services({})
     except SettingError:
-        from gateway.run.lifecycle import catalogue_of  # noqa: PLC0415  # a supervisor needs no Redis as a rule
+        from gateway.run.reaching import catalogue_of  # noqa: PLC0415  # a supervisor needs no Redis as a rule
 
         with ThreadPoolExecutor(1) as aside:  # a loop may be running in this thread
             known = aside.submit(lambda: asyncio.run(catalogue_of(settings))).result()

@@ -18,13 +18,15 @@ from gateway.background.flushing.flusher import FailedBatch, FlushedBatch, Flush
 from gateway.background.flushing.late import LateSettlements, Rollbacks
 from gateway.background.loops import Agenda, Isolation, Loop, call
 from gateway.background.timed.pusher import RECLAIMED_OF, Pusher, Reclaimer
-from gateway.background.verifying.admission_gate import AdmissionGate, PublishedLists, Rewinds
+from gateway.background.verifying.admission_gate import AdmissionGate
+from gateway.background.verifying.published_lists import PublishedLists
+from gateway.background.verifying.rewinds import Rewinds
 from gateway.background.verifying.verifier import Verifier
 from gateway.core.accounts.holds import MovementRange, ReclaimPolicy
 from gateway.core.integrity.recovery import VerificationResult
 from gateway.counters.history_guard import HistoryGuards
 from gateway.counters.keeper.outbox import DeletedEntries, OrphanReader, Outbox
-from gateway.counters.keeper.status import UnstoredRows
+from gateway.counters.keeper.unstored_rows import UnstoredRows
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.late import ReclaimClient
 from gateway.counters.redis.cluster import RedisConnections
@@ -34,9 +36,9 @@ from gateway.errors import CountersUnavailable, LedgerUnavailable, TollkeeperErr
 from gateway.run.keeper_loops import Run, keep_going
 from gateway.run.lifecycle import cancel
 from gateway.settings.settings import Settings
+from persistence import server_certificate
 from persistence.engine import Engine
 from persistence.error_mapping import code_of
-from persistence.keeper import sweeps
 from persistence.keeper.definitions import Pushes
 from persistence.keeper.sweeps import Sweeps
 from persistence.keeper.verification import Accounts, LedgerReader
@@ -286,6 +288,6 @@ class AllShardLoops:
 async def server_certificates(settings: Settings, wires: RedisConnections) -> Mapping[str, object]:
     ends = {
         "redis": min((one.certificate_end for one in wires.wires if one.certificate_end), default=None),
-        "postgresql": await asyncio.to_thread(sweeps.certificate_end, settings.database_url),
+        "postgresql": await asyncio.to_thread(server_certificate.certificate_end, settings.database_url),
     }
     return {"certificate_expiry_timestamp_seconds": [row for row in ends.items() if row[1] is not None]}

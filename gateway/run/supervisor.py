@@ -23,7 +23,7 @@ from urllib.request import HTTPSHandler, OpenerDirector, ProxyHandler, build_ope
 
 from gateway.background.flushing.flusher import HELD_S
 from gateway.core.calls.routes import EVERYBODY
-from gateway.core.credentials import TlsFiles
+from gateway.core.certificates import TlsFiles
 from gateway.core.network import DIRECT, Proxies
 from gateway.errors import SettingError, StartError, TollkeeperError
 from gateway.feature import features
@@ -34,8 +34,8 @@ from gateway.local.embedded import postgres, valkey
 from gateway.local.ports import JsonVoice, ReservedPort, Voice
 from gateway.local.processes import Child, ProcessSpec, command, run_to_end
 from gateway.run import schema
-from gateway.run.health import few_files
 from gateway.run.lifecycle import forever, until_stopped
+from gateway.run.process_vitals import few_files
 from gateway.run.reload import (
     KEEPERS_RENEWABLE,
     KEPT_BY_KEEPERS,

@@ -13,15 +13,12 @@ from typing import TypeVar
 
 from gateway.background.loops import Agenda, Due, Isolation, Loop, batches, call, each
 from gateway.background.timed.invoicing import AccountCloser, Invoicing
-from gateway.core.billing.charges import ExpiredGrant
-from gateway.core.integrity.reconciliation import Owner
 from gateway.core.times import clock_of, ms_of
 from gateway.counters.admission.empty_accounts import StoredEmptyAccount
 from gateway.counters.keeper.verification import KeeperCounters
 from gateway.errors import Conflict, CountersUnavailable, Unprocessable
 from gateway.settings.settings import Settings
 from persistence.billing import charges, payments, reratings, subscriptions, top_ups
-from persistence.billing.credit_balances import Allocations
 from persistence.engine import Connection
 from persistence.entity import keeper_command
 from persistence.keeper.definitions import ClockReports
@@ -41,7 +38,6 @@ SUBSCRIPTIONS_MAX = 500
 # together, in one transaction. The flush of their partition waits for it.
 ORGANIZATIONS_A_BATCH = 25
 PRICES_A_PASS = 20
-EXPIRED_MAX = 500
 # Tenants of each zone that are defined again in one pass.
 TENANTS_OF_A_ZONE = 1_000
 # Events that occurred while no keeper ran are reported up to this age.
@@ -189,37 +185,6 @@ def month_ends(checkpoints: Checkpoints, clock: Clock, page: int = 100) -> Loop:
         return made
 
     return Loop("checkpoints", HOUR_S, (close,))
-
-
-def expirer(
-    ledger: Allocations, counters: KeeperCounters, partition_of: Callable[[int], int],
-    agenda: Agenda | None = None,
-) -> Loop:  # fmt: skip
-    """Return the loop that removes the unused rest of expired credits.
-
-    Uses are allocated to grants as they are stored. Once all uses before a grant expired are allocated, its
-    rest is final, and a control write removes it: later uses were paid by other grants.
-    """
-
-    async def allocate(organization_id: int) -> None:
-        while not await ledger.allocate(organization_id):
-            pass
-
-    async def expired(_: int, count: int) -> Sequence[ExpiredGrant]:
-        return await ledger.expired(await counters.now_ms(), count)
-
-    async def expire(grant: ExpiredGrant) -> None:
-        owner = grant.organization_id
-        heads = await counters.account_heads([Owner(owner, ())])
-        if (head := heads.get(f"credits:{owner}")) is not None:
-            await ledger.expire(grant, partition_of(owner), head.seq)
-
-    # A server that is away delays only its own accounts.
-    away = (CountersUnavailable,)
-    return Loop("expirer", 0.5, (
-        each(lambda _, count: ledger.behind(count), allocate, count=100, name="organization {}".format),
-        each(expired, expire, count=EXPIRED_MAX, leaves=away, name=lambda one: f"addition {one.id}"),
-    ), quiet=away, agenda=agenda)  # fmt: skip
 
 
 def sweeper(sweeps: Sweeps, counters: KeeperCounters, agenda: Agenda | None = None) -> Loop:

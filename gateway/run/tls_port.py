@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gateway.core.times import moment_of
-from gateway.run.health import limits_here
+from gateway.run.process_vitals import limits_here
 from gateway.run.reload import LOOK_S, watch
 from gateway.settings.settings import PREFIX, Settings
 from gateway.settings.tls_files import PREFIXES

@@ -26,8 +26,8 @@ def check_workloads(workloads: AnyCollection[object], values: Mapping[str, Any],
     `begin` is the prefix of variables in the message.
     """
     if workloads and not values.get("tls_client_ca_file"):
-        said = f"{begin}TLS_CLIENT_CA_FILE is not set, but there are workloads"
-        raise SettingError(f"{said}: expected a PEM file of the authorities that sign their certificates")
+        place = f"{begin}TLS_CLIENT_CA_FILE is not set, but there are workloads"
+        raise SettingError(f"{place}: expected a PEM file of the authorities that sign their certificates")
 
 
 # Settings with a parser, and the valid values in words.
@@ -37,27 +37,27 @@ _READ_BY: Mapping[str, tuple[Callable[[str], object], str]] = {
 SECRET = re.compile(r"token|secret|pepper|password|credential|_key$|^key_", re.IGNORECASE)
 
 
-def checked(said: str, name: str, value: Any, hint: Any) -> Any:
-    """Return the value converted to its type. Raise `SettingError` with a message that begins with `said`."""
+def checked(source: str, name: str, value: Any, hint: Any) -> Any:
+    """Return the value converted to its type. Raise `SettingError` with a message that begins with `source`."""
     if isinstance(value, str) and value != value.strip() and not has_lines(hint):
         right = wanted_of(name, hint)
-        raise SettingError(f"{said} is not valid: it begins or ends with a space; expected {right}")
+        raise SettingError(f"{source} is not valid: it begins or ends with a space; expected {right}")
     try:
-        found = msgspec.convert(value, hint, strict=False)
+        converted = msgspec.convert(value, hint, strict=False)
     except msgspec.ValidationError as error:
-        raise SettingError(f"{said} is not valid: expected {wanted_of(name, hint)}") from error
-    if not holds(hint, found):
-        raise SettingError(f"{said} is not valid: expected {wanted_of(name, hint)}")
+        raise SettingError(f"{source} is not valid: expected {wanted_of(name, hint)}") from error
+    if not holds(hint, converted):
+        raise SettingError(f"{source} is not valid: expected {wanted_of(name, hint)}")
     form = form_of(hint)
-    if form is not None and (expected := fault(form, str(found))):
-        raise SettingError(f"{said} is not valid: expected {expected}")
+    if form is not None and (expected := fault(form, str(converted))):
+        raise SettingError(f"{source} is not valid: expected {expected}")
     if name in _READ_BY:
         read, right = _READ_BY[name]
         try:
-            read(found)
+            read(converted)
         except ValueError as error:
-            raise SettingError(f"{said} is not valid: {error}; expected {right}") from error
-    return found
+            raise SettingError(f"{source} is not valid: {error}; expected {right}") from error
+    return converted
 
 
 # The unit of a number, by its setting's name: the first row that is found in it.
@@ -101,7 +101,7 @@ def unknown(place: str, name: str, value: str, names: tuple[str, ...], prefix: s
         return SettingError(f"{place}={shown(plain, value)} is not a setting; {right}")
     close = _of_words(name, names) or get_close_matches(name, names, n=1, cutoff=0.6)
     nearest = close or get_close_matches(name, names, n=NEAREST_MAX, cutoff=0.0)
-    spelled = [prefix + (each.upper() if prefix else each) for each in nearest]
+    spelled = [prefix + (name.upper() if prefix else name) for name in nearest]
     hint = f"did you mean {spelled[0]}?"
     if not close:
         hint = f"the nearest are {', '.join(spelled)}, and docs/settings.md has all of them"
@@ -115,8 +115,10 @@ def _of_words(name: str, names: tuple[str, ...]) -> list[str]:
     Gateway settings are preferred, then short names.
     """
     words = set(name.split("_"))
-    found = [each for each in names if words.issubset(each.split("_"))]
-    return sorted(found, key=lambda each: (not each.startswith("gateway_"), each.count("_")))[:1]
+    matching = [candidate for candidate in names if words.issubset(candidate.split("_"))]
+    return sorted(
+        matching, key=lambda candidate: (not candidate.startswith("gateway_"), candidate.count("_"))
+    )[:1]
 
 
 def shown(name: str, value: Any) -> str:
@@ -156,8 +158,8 @@ def check_ports(values: Mapping[str, Any], role: str, prefix: str) -> None:
     names = PORTS.get(role, ())
     numbers = {values[name] for name in names}
     if len(numbers) < len(names) and numbers != {0}:
-        said = f"{' and '.join(prefix + name.upper() for name in names)} are both {numbers.pop()}"
-        raise SettingError(f"{said}: expected different ports, or 0 for any free one")
+        reason = f"{' and '.join(prefix + name.upper() for name in names)} are both {numbers.pop()}"
+        raise SettingError(f"{reason}: expected different ports, or 0 for any free one")
 
 
 def name_of(variable: str, prefix: str) -> str:

@@ -18,7 +18,7 @@ from gateway.core.billing.stand_ins import StandIns, read_stand_ins
 from gateway.core.calls.call import DEFAULT_BOUNDS
 from gateway.core.calls.estimate import QUANTILE
 from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTarget
-from gateway.core.credentials import TlsFiles
+from gateway.core.certificates import TlsFiles
 from gateway.core.http_limits import (
     HOUR_CPU_S,
     HOUR_ROWS,
@@ -81,14 +81,16 @@ from gateway.settings.value_types import (
 )
 
 # The settings of the installed features, by their names.
-OF_FEATURES: dict[str, type[FeatureSettings]] = {
+FEATURE_SETTINGS: dict[str, type[FeatureSettings]] = {
     name: feature.settings
     for feature in features()
     if feature.settings is not None
     for name in feature.settings.__struct_fields__
 }
-FEATURES = tuple(dict.fromkeys(OF_FEATURES.values()))
-FEATURE_TYPES = {name: get_type_hints(kind, include_extras=True)[name] for name, kind in OF_FEATURES.items()}
+FEATURES = tuple(dict.fromkeys(FEATURE_SETTINGS.values()))
+FEATURE_TYPES = {
+    name: get_type_hints(kind, include_extras=True)[name] for name, kind in FEATURE_SETTINGS.items()
+}
 # The secrets that identify a keeper to others. If one was not set at the start, its use was not started.
 KEEPERS_SECRETS = ("smtp_url", *(name for name, hint in FEATURE_TYPES.items() if is_secret(hint)))
 # Settings for keepers only: credentials that a gateway does not get.
@@ -123,10 +125,10 @@ class WatchedFiles:
 def signature(path: str) -> Signature:
     """Return device, inode, size and time of a file, with links followed; None if it does not exist."""
     try:
-        found = Path(path).stat()
+        status = Path(path).stat()
     except (OSError, ValueError):
         return None
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 # Addresses of Redis and PostgreSQL, and TLS files; each is a setting.
@@ -223,8 +225,8 @@ class Settings(Servers, frozen=True, kw_only=True):
     smtp_from: MailAddress = ""
     console_url: ServiceUrl = ""
     http: HttpLimits = HttpLimits()
-    # The settings of features that have been set, by name; `of` returns all of a feature.
-    of_features: dict[str, Any] = {}
+    # The settings of features that have been set, by name; `select` returns all of a feature.
+    feature_values: dict[str, Any] = {}
     object_ttl_s: Annotated[float, msgspec.Meta(ge=60, le=366 * 86_400)] = 30 * 86_400.0
     jobs_interval_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 60.0
     objects_max: Annotated[int, msgspec.Meta(ge=1, le=10_000_000)] = 100_000
@@ -264,8 +266,8 @@ class Settings(Servers, frozen=True, kw_only=True):
                 for name, extra in kind.EXTRAS.items()
             ),
             *(
-                (f"upstreams.{one.name}.auth", one.auth, "serve", one.auth != "header")
-                for one in self.upstreams
+                (f"upstreams.{target.name}.auth", target.auth, "serve", target.auth != "header")
+                for target in self.upstreams
             ),
         )
         return {extra: name for name, extra, who, value in asking if value and role in {who, "all"}}
@@ -309,9 +311,9 @@ class Settings(Servers, frozen=True, kw_only=True):
     @property
     def links_url(self) -> str:
         """The URL of the console for links in mails; empty if unknown."""
-        said = self.console_url or self.sign_in.console_url
+        url = self.console_url or self.sign_in.console_url
         here = self.admin_host in {"localhost", "127.0.0.1", "::1"}
-        return said.rstrip("/") or (self.url_of("admin", self.admin_host, self.admin_port) if here else "")
+        return url.rstrip("/") or (self.url_of("admin", self.admin_host, self.admin_port) if here else "")
 
     @property
     def calls_url(self) -> str:
@@ -333,19 +335,23 @@ class Settings(Servers, frozen=True, kw_only=True):
     def values(self) -> dict[str, Any]:
         """Return all values by name, routes and upstreams included."""
         own = {name: getattr(self, name) for name in self.__struct_fields__ if name not in _OF_SOURCES}
-        theirs = {name: self.value(name) for name in OF_FEATURES}
+        theirs = {name: self.value(name) for name in FEATURE_SETTINGS}
         return own | theirs | {name: getattr(self.http, name) for name in SETTABLE}
 
-    def of(self, kind: type[F]) -> F:
+    def select(self, kind: type[F]) -> F:
         """Return the settings of a feature, which are of its type `kind`."""
         return kind(
-            **{name: self.of_features[name] for name in kind.__struct_fields__ if name in self.of_features}
+            **{
+                name: self.feature_values[name]
+                for name in kind.__struct_fields__
+                if name in self.feature_values
+            }
         )
 
     def value(self, name: str) -> Any:
         """Return the value of one setting."""
-        if name in OF_FEATURES:
-            return getattr(self.of(OF_FEATURES[name]), name)
+        if name in FEATURE_SETTINGS:
+            return getattr(self.select(FEATURE_SETTINGS[name]), name)
         return getattr(self.http if name in SETTABLE else self, name)
 
     def named(self) -> dict[str, Any]:
@@ -370,15 +376,19 @@ class Settings(Servers, frozen=True, kw_only=True):
         They are not checked, because they come from an option that is already parsed.
         """
         http = {name: values.pop(name) for name in SETTABLE if name in values}
-        theirs = self.of_features | {name: values.pop(name) for name in OF_FEATURES if name in values}
-        return msgspec.structs.replace(self, **values, of_features=theirs, http=replace(self.http, **http))
+        theirs = self.feature_values | {name: values.pop(name) for name in FEATURE_SETTINGS if name in values}
+        return msgspec.structs.replace(self, **values, feature_values=theirs, http=replace(self.http, **http))
 
 
 # Fields that say how the sources are written, and are no values; and all that are no settings: tables of the
 # file, and values of standard variables.
-_OF_SOURCES = {"http", "of_features", "overruled", "unread"}
+_OF_SOURCES = {"http", "feature_values", "overruled", "unread"}
 _ELSEWHERE = {*RouteConfig._fields, *_OF_SOURCES, "tracing", "proxies", "secret_files", "config_path"}
-NAMES = (*(name for name in Settings.__struct_fields__ if name not in _ELSEWHERE), *OF_FEATURES, *SETTABLE)
+NAMES = (
+    *(name for name in Settings.__struct_fields__ if name not in _ELSEWHERE),
+    *FEATURE_SETTINGS,
+    *SETTABLE,
+)
 
 
 def load(environ: Mapping[str, str], config: Path | None = None, role: str = "") -> Settings:
@@ -395,42 +405,48 @@ def load(environ: Mapping[str, str], config: Path | None = None, role: str = "")
     files: dict[str, str] = {}
     of_file = written.settings.items() if written else ()
     theirs = [(name, f"{config}: settings.{name}", value) for name, value in of_file]
-    told = _read(theirs, environment, files, "")
+    of_config = _read(theirs, environment, files, "")
     ours = [
         (name_of(variable, PREFIX), variable, text)
         for variable, text in environ.items()
         if variable.startswith(PREFIX) and not is_service_link(variable, text)
     ]
-    values = told | _read([one for one in ours if one[0] not in CLIENT_NAMES], environment, files, PREFIX)
+    values = of_config | _read(
+        [row for row in ours if row[0] not in CLIENT_NAMES], environment, files, PREFIX
+    )
     check_together(values, PREFIX)
     check_pairs(values, PREFIX)
     check_workloads(written.workloads if written else (), values, PREFIX)
     settings = Settings(tracing=read_tracing(environment), proxies=read_proxies(environment, values))
     settings = settings.with_table(table_of(written, environment) if written else default_table(environment))
     read, path = environment.named(files), str(config or "")
-    over = tuple(sorted(name for name in told if told[name] != values[name]))
-    own = {f"upstreams.{name}.proxy": one.proxy for name, one in written.upstreams.items()} if written else {}
+    over = tuple(sorted(name for name in of_config if of_config[name] != values[name]))
+    own = (
+        {f"upstreams.{name}.proxy": upstream.proxy for name, upstream in written.upstreams.items()}
+        if written
+        else {}
+    )
     unread = (*unreplaced(document, path), *without_scheme(environment, own))
     settings = settings.with_values(
         **values, secret_files=read, config_path=path, overruled=over, unread=unread
     )
     for kind in FEATURES:
-        settings.of(kind).check_together(PREFIX)
+        settings.select(kind).check_together(PREFIX)
     check_ports(settings.values(), role, PREFIX)
     return settings
 
 
 def _read(
-    said: Iterable[tuple[str, str, Any]], environment: Environment, files: dict[str, str], prefix: str
+    rows: Iterable[tuple[str, str, Any]], environment: Environment, files: dict[str, str], prefix: str
 ) -> dict[str, Any]:
     """Return the settings of one source, such as the file or the environment, checked and converted.
 
-    `said` has (name, place, value) of each; `place` and `prefix` are for messages. A secret may be in a file:
+    `rows` has (name, place, value) of each; `place` and `prefix` are for messages. A secret may be in a file:
     then `files` gets the path by setting. Values of this source replace those of an earlier one.
     """
     values: dict[str, Any] = {}
     by_file: list[tuple[str, str, str]] = []
-    for name, place, value in said:
+    for name, place, value in rows:
         refuse_controls(place, value, lines=name in LINES)
         secret = name.removesuffix(SUFFIX.lower())
         if name not in NAMES and secret in SECRETS and name != secret:

@@ -111,8 +111,8 @@ def _milliseconds(settings: Settings, role: str) -> Iterator[str]:
             times.append((f"upstreams.{target.name}.{name}", own, usual[f"upstream_{name}"]))
     for place, seconds, default in times:
         if seconds >= _LONG_TIMES * default:
-            said = f"{place}={seconds:g} is {timedelta(seconds=seconds)} h, where {default:g} s is usual"
-            yield f"{said}: are milliseconds meant?"
+            reason = f"{place}={seconds:g} is {timedelta(seconds=seconds)} h, where {default:g} s is usual"
+            yield f"{reason}: are milliseconds meant?"
 
 
 _CHECKS: tuple[Callable[[Settings, str], Iterator[str]], ...] = (

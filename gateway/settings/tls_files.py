@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from gateway.core.credentials import TlsFiles
+from gateway.core.certificates import TlsFiles
 from gateway.errors import SettingError
 from gateway.files import require_regular
 
@@ -32,11 +32,11 @@ def check_pairs(values: Mapping[str, Any], begin: str) -> None:
         certificate, key, authority = (f"{prefix}{name}_file" for name in ("cert", "key", "client_ca"))
         there = key if values.get(key) else authority if values.get(authority) else ""
         if there and not values.get(certificate):
-            said = f"{begin}{certificate.upper()} is not set, but {begin}{there.upper()} is"
-            raise SettingError(f"{said}: expected a PEM file of the certificate")
+            reason = f"{begin}{certificate.upper()} is not set, but {begin}{there.upper()} is"
+            raise SettingError(f"{reason}: expected a PEM file of the certificate")
         if values.get(certificate) and not values.get(key):
-            said = f"{begin}{key.upper()} is not set, but {begin}{certificate.upper()} is"
-            raise SettingError(f"{said}: expected a PEM file of the certificate's key")
+            reason = f"{begin}{key.upper()} is not set, but {begin}{certificate.upper()} is"
+            raise SettingError(f"{reason}: expected a PEM file of the certificate's key")
 
 
 def authority_at(ca_file: str | None, otherwise: str) -> ssl.SSLContext:

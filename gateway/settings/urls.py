@@ -108,6 +108,6 @@ def _with_one_host(url: str) -> str:
     scheme, _, rest = url.partition("://")
     authority, slash, tail = rest.partition("/")
     user, at, hosts = authority.rpartition("@")
-    ports = ((one, _PORT.search(one)) for one in hosts.split(","))
-    wrong = (one for one, at in ports if at and not (at[1].isdecimal() and 0 < int(at[1]) <= PORT_MAX))
+    ports = ((host, _PORT.search(host)) for host in hosts.split(","))
+    wrong = (host for host, at in ports if at and not (at[1].isdecimal() and 0 < int(at[1]) <= PORT_MAX))
     return f"{scheme}://{user}{at}{next(wrong, hosts.partition(',')[0])}{slash}{tail}"

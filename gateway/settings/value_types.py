@@ -32,7 +32,7 @@ def holds(hint: Any, value: Any) -> bool:
 
 
 def metas_of(hint: Any) -> list[msgspec.Meta]:
-    return [one for one in getattr(hint, "__metadata__", ()) if isinstance(one, msgspec.Meta)]
+    return [meta for meta in getattr(hint, "__metadata__", ()) if isinstance(meta, msgspec.Meta)]
 
 
 Port = Annotated[int, msgspec.Meta(ge=0, le=65535)]

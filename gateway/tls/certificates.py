@@ -10,7 +10,7 @@ import re
 import ssl
 from dataclasses import dataclass
 
-from gateway.core.credentials import TlsFiles, UnreadableCertificate, not_after
+from gateway.core.certificates import TlsFiles, UnreadableCertificate, not_after
 from gateway.errors import SettingError
 from gateway.files import read_regular, require_regular
 

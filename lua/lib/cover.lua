@@ -8,7 +8,7 @@ local function free_in(accounts, held, unit, more)
     for place = 1, definition and definition[LIVE_COUNT] or 0 do
       local fields, at = definition[FIELDS], (place - 1) * DEFINED_WINDOW_SIZE
       local flags = fields[at + WINDOW_FLAGS_AT]
-      if flags % WINDOW_ENFORCES == unit and has(flags, WINDOW_ENFORCES) then
+      if flags < FLAG_CARRIES and flags % WINDOW_ENFORCES == unit and has(flags, WINDOW_ENFORCES) then
         local left = max(0, free_of(meters, place * 2 - 1, fields[at + WINDOW_LIMIT_AT]))
         if left < more and has(flags, WINDOW_CUTS) then cuts = true end
         free = min(free, left)

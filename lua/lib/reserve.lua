@@ -91,7 +91,7 @@ local function reserve_one(keys, hold_key, account_count, argv, a, count, at_ten
   if refusal then return roll_back(refusal) end
 
   local tail, money, budget_tokens, told = '', 0, 0, ''
-  if accounts then tail, money, budget_tokens, told = hold_windows(accounts) end
+  if accounts then tail, money, budget_tokens, told = hold_windows(accounts, now) end
   tenant.held = tenant.held + tokens
   if credits > 0 then organization.credits_held = organization.credits_held + credits end
   -- The flags of the call, without the one that means reclaimed in a hold, and without the user's if nothing of it is stored.

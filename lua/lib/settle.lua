@@ -107,7 +107,8 @@ local function settle_one(keys, hold_key, at_hold, account_count, argv, a, count
   end
   local entry, facts = nil, no_facts
   if not free then
-    local budgets = accounts and pay_windows(accounts, held, money, budget_tokens, requests, since) or ''
+    local budgets = accounts and pay_windows(accounts, held, money, budget_tokens, requests, since, now, packed_hold, request_id) or ''
+    if carries.begun then event_count = carries.told(event_of, event_count, tenant.organization_id, now, epoch) end
     if tokens_alone then -- as `charge` does, of tokens alone
       tenant.used, tenant.seq = tenant.used + quota_tokens, tenant.seq + 1
       if now > tenant.ledger_at then tenant.ledger_at = now end
@@ -166,7 +167,7 @@ end
 
 local function begin_settlements(own, before, many)
   enter_part(own, before, FAR_LEDGER)
-  told_count, post_count = 0, 0
+  told_count, post_count, carries.begun = 0, 0, false
   if many then posted, ended_of = {}, {} end
 end
 

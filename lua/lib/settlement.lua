@@ -1,8 +1,8 @@
 -- settlement: calls that are settled without a charge here. Needs state, batch, admit.
 -- A call's arguments are in `argv`, from `a` on.
 
--- The id of a request's only correction: its own, with the version digit 8.
 local VERSION_AT = 15
+-- The id of a request's only correction: its own, with the version digit 8.
 local function correction_of(request)
   return sub(request, 1, VERSION_AT - 1) .. '8' .. sub(request, VERSION_AT + 1)
 end

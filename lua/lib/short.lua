@@ -1,5 +1,5 @@
 -- short: whether a call's budgets have enough free for it. Amounts are by unit, as in the flags of windows.
--- Needs state, take, wide_holds, definition, windows, account.
+-- Needs state, take, wide_holds, definition, rings, carries, windows, account.
 local OTHERS = 'other'
 
 -- The accounts of single owners that cannot be made, a bit for each: they do not exist, and the most that may have a place, or may be
@@ -18,15 +18,24 @@ local function too_many(accounts, now)
   return found
 end
 
--- The refusal by a window, if it is stronger than a former one: the latest end of a used-up window, then amounts held by calls.
-local function stronger(refusal, now, verdict, fields, at, limit, used, held, need, unit, limit_rest, used_rest, held_rest)
-  local ends = fields[at + WINDOW_NEXT_AT]
+-- The refusal by a window, if it is stronger than a former one: the latest end of a used-up window, then amounts held by calls. One that
+-- rolls ends for a call once the call fits. What is below a whole unit of a wide window comes behind the limit, and is at `below`.
+local function stronger(refusal, now, verdict, definition, meters, place, limit, need, least, unit, limit_rest, below)
+  local fields, at, ring = definition[FIELDS], (place - 1) * DEFINED_WINDOW_SIZE, rings.at_place(definition, place)
+  local used, held, used_rest, held_rest = meters[place * 2 - 1], meters[place * 2], below and meters[below] or 0, below and meters[below + 1] or 0
+  local ends, carried, carried_rest = fields[at + WINDOW_NEXT_AT], carries.of(definition, meters, place)
+  limit_rest = limit_rest or 0
+  if ring then ends = rings.fits_at(definition, meters, ring, limit - used - held, limit_rest - used_rest - held_rest, held, held_rest, least) end
   local till = verdict == VERDICT_QUOTA_HELD and -1 or ends == 0 and HUGE or ends
   if refusal and till <= refusal[1] then return refusal end
+  if below then
+    limit, limit_rest = wide.added(limit, limit_rest, carried, carried_rest)
+    used, used_rest = wide.added(used, used_rest, carried, carried_rest)
+  else limit, used = limit + carried, used + carried end
   return {till, REFUSED.pack{
     verdict = verdict, now = now, scope = SCOPE_BUDGET, kind = KIND_BUDGET, used = used, limit = limit, till = ends,
     budget = fields[at + WINDOW_BUDGET_ID_AT], unit = unit, held = held, need = need,
-    limit_rest = limit_rest or 0, used_rest = used_rest or 0, held_rest = held_rest or 0,
+    limit_rest = limit_rest, used_rest = used_rest, held_rest = held_rest,
   }}
 end
 
@@ -45,8 +54,9 @@ local function budgets_short(accounts, now, needs, leasts)
         local left = limit - used
         local free = left - meters[place * 2]
         if need > free then
-          local bound, verdict = cut(left, free, leasts[unit] > 0 and min(leasts[unit], need) or need, VERDICT_BUDGET_EXCEEDED)
-          if bound then needs[unit] = bound else refusal = stronger(refusal, now, verdict, definition[FIELDS], (place - 1) * DEFINED_WINDOW_SIZE, limit, used, left - free, need, unit) end
+          local least = leasts[unit] > 0 and min(leasts[unit], need) or need
+          local bound, verdict = cut(left, free, least, VERDICT_BUDGET_EXCEEDED)
+          if bound then needs[unit] = bound else refusal = stronger(refusal, now, verdict, definition, meters, place, limit, need, least, unit) end
         end
       end
     end

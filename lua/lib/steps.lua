@@ -38,15 +38,35 @@ function wide.is_step_reached(accounts, budget, parts)
   return false
 end
 
--- The answer to a call that one of its steps (behind NEED in `packed`) does not let pass as asked: a byte for each step, 1 if it is
--- reached. nil if all let it pass.
-function wide.stopped_by_steps(accounts, packed)
-  local reached, stops = {}, false
-  for at = NEED_BYTES + 1, #packed, STEP_BYTES do
-    local budget, parts, binds = STEP.read(sub(packed, at, at + STEP_BYTES - 1))
-    local is_reached = wide.is_step_reached(accounts, budget, parts)
-    reached[#reached + 1] = is_reached and '\1' or '\0'
-    stops = stops or binds == STEP_JUDGES or is_reached and binds == STEP_STOPS
+-- The steps behind NEED, decoded: three numbers each. Callers bring the same again and again, so the last ones are cached.
+wide.step_lists, wide.step_lists_count = {}, 0
+function wide.steps_in(packed)
+  local written = sub(packed, NEED_BYTES + 1)
+  local steps = wide.step_lists[written]
+  if not steps then
+    steps = {}
+    for at = 1, #written, STEP_BYTES do
+      local budget, parts, binds = STEP.read(sub(written, at, at + STEP_BYTES - 1))
+      local count = #steps
+      steps[count + 1], steps[count + 2], steps[count + 3] = budget, parts, binds
+    end
+    if wide.step_lists_count == DEFINITIONS_MAX then wide.step_lists, wide.step_lists_count = {}, 0 end
+    wide.step_lists[written], wide.step_lists_count = steps, wide.step_lists_count + 1
   end
-  return stops and CODE.pack{code = VERDICT_STEP_REACHED} .. table.concat(reached) or nil
+  return steps
+end
+
+-- The answer to a call that one of its steps (behind NEED in `packed`) does not let pass: a byte for each step, 1 if it is reached. nil
+-- if all let it pass.
+function wide.stopped_by_steps(accounts, packed)
+  local steps, stops = wide.steps_in(packed), false
+  for at = 1, #steps, 3 do
+    local binds = steps[at + 2]
+    if binds == STEP_JUDGES then stops = true
+    elseif binds ~= STEP_TELLS then stops = stops or wide.is_step_reached(accounts, steps[at], steps[at + 1]) == (binds == STEP_STOPS) end
+  end
+  if not stops then return nil end
+  local reached = {}
+  for at = 1, #steps, 3 do reached[#reached + 1] = wide.is_step_reached(accounts, steps[at], steps[at + 1]) and '\1' or '\0' end
+  return CODE.pack{code = VERDICT_STEP_REACHED} .. table.concat(reached)
 end

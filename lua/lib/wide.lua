@@ -14,6 +14,13 @@ function wide.split(amount)
   return (amount - rest) / NANO, rest
 end
 
+-- the sum of two amounts in two numbers each, of which the second may be of any size
+function wide.added(whole, rest, more, more_rest)
+  rest = rest + more_rest
+  local over = floor(rest / NANO)
+  return whole + more + over, rest - over * NANO
+end
+
 -- two numbers in billionths: exact below 2^53, else that
 function wide.joined(whole, rest) return max(-INTEGER_MAX, min(INTEGER_MAX, whole * NANO + rest)) end
 
@@ -29,8 +36,7 @@ end
 -- moves an amount, which is at two places of the meters, by billionths
 function wide.move(meters, at, below, amount)
   local whole, rest = wide.split(amount)
-  whole, rest = meters[at] + whole, meters[below] + rest
-  if rest >= NANO then whole, rest = whole + 1, rest - NANO end
+  whole, rest = wide.added(meters[at], meters[below], whole, rest)
   meters[at], meters[below] = min(whole, INTEGER_MAX), rest
 end
 

@@ -1,4 +1,4 @@
--- wide_windows: which windows of money are wide, and what calls hold and use of those. Needs state, batch, wide, definition.
+-- wide_windows: which windows of money are wide, and what calls hold and use of those. Needs state, batch, wide, definition, rings, carries.
 
 -- how the amounts of a window of money are counted: what is defined in billionths is wide as long as these do not hold what is used
 -- or held, what is defined in larger steps always. Nothing is while programs run that know no wide ones: such an amount is refused
@@ -8,7 +8,9 @@ function wide.measure(window)
   if written_as ~= TODAY then
     window.limit, window.flags = steps and min(window.limit * steps, INTEGER_MAX) or window.limit, window.flags - unit + FLAG_MONEY
   elseif unit == FLAG_MONEY or unit == FLAGS_OVERFLOWED then
-    local fits = abs(window.used) < WHOLE_MAX and window.held < WHOLE_MAX
+    local carry_window, fits = window.carry, abs(window.used) < WHOLE_MAX and window.held < WHOLE_MAX
+    if carry_window then fits = fits and abs(carry_window.used) < WHOLE_MAX end
+    for part = 0, window.ring and WHOLE_PARTS or -1 do fits = fits and abs(window.ring[part]) < WHOLE_MAX end
     window.flags = window.flags - unit + (fits and FLAG_MONEY or FLAGS_OVERFLOWED)
   end
   if window.flags % WINDOW_ENFORCES ~= FLAG_MONEY then return true end
@@ -19,7 +21,9 @@ end
 function wide.gathered(windows)
   local parts, meters, rests = {}, {}, {}
   for _, window in ipairs(windows) do
-    local unit = window.flags % WINDOW_ENFORCES
+    local unit, carry_window = window.flags % WINDOW_ENFORCES, window.carry
+    if written_as ~= TODAY and (carry_window or window.flags >= FLAG_ROLLING) then error({err = 'ERR programs that run know no windows of this kind'}) end
+    carries.fold(window, -1)
     if unit ~= FLAG_TOKENS and unit ~= FLAG_REQUESTS and wide.measure(window) then
       rests[#rests + 1] = window.used_rest
       rests[#rests + 1] = window.held_rest
@@ -30,18 +34,17 @@ function wide.gathered(windows)
     }
     meters[#meters + 1] = window.used
     meters[#meters + 1] = window.held
+    if carry_window then carries.gather(window, parts, meters) end
   end
   for _, rest in ipairs(rests) do meters[#meters + 1] = rest end
+  rings.gather(windows, meters)
   return #parts > 0 and definition_of(table.concat(parts)) or nil, meters
 end
 
 -- makes those windows of money of an account wide that pass what one number counts, and counts what was used in them
-function wide.widen(account, windows, places, money)
-  for _, place in ipairs(places) do
-    local whole, rest = wide.split(money)
-    local window = windows[place]
-    window.used, window.used_rest = window.used + whole, window.used_rest + rest
-    if window.used_rest >= NANO then window.used, window.used_rest = window.used + 1, window.used_rest - NANO end
+function wide.widen(account, windows, places, money, admission)
+  for _, window in ipairs(windows) do
+    if places[window.place] and (not window.ring or rings.use(window, money, admission)) then window.used, window.used_rest = wide.added(window.used, window.used_rest, wide.split(money)) end
   end
   account[DEFINITION], account[METERS] = wide.gathered(windows)
   account[HEAD] = false
@@ -51,7 +54,7 @@ end
 function wide.passing(meters, units, place, passed)
   if units[place] ~= FLAG_MONEY or written_as ~= TODAY then return INTEGER_MAX, passed end
   passed = passed or {}
-  passed[#passed + 1] = place
+  passed[place] = true
   return meters[place * 2 - 1], passed
 end
 

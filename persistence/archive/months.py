@@ -19,12 +19,13 @@ from sqlalchemy import BigInteger, Boolean, Column, DateTime, Table, text
 
 from gateway.errors import ArchiveFailed
 from persistence.address import CONNECT, plain_url
-from persistence.engine import ASK_OWNER, Engine, shares_sessions
+from persistence.engine import ASK_OWNER, Engine
 from persistence.error_mapping import complaint
 from persistence.examining import looked_at
 from persistence.ledger.checkpoints import INVARIANTS, MORE, VIOLATIONS_MAX
+from persistence.poolers import shares_sessions
 from persistence.schema import standing
-from persistence.schema.database import UNBILLED, end_of, first_of, named
+from persistence.schema.partitions import UNBILLED, end_of, first_of, named
 from persistence.tables import audit_log, call, credit_transaction, feature_usage, token_ledger
 
 Connection = psycopg.Connection[tuple[Any, ...]]

@@ -23,9 +23,9 @@ from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, is_in_money
 from gateway.core.model import INTEGER_MAX, Service
 from gateway.core.times import rfc3339
 from gateway.errors import Conflict, Unprocessable
-from persistence.billing import charges, credit_balances
+from persistence.billing import charges, overage_prices
 from persistence.billing.events import service_of
-from persistence.billing.plans import carried, in_cycle
+from persistence.billing.plan_turns import carried, in_cycle
 from persistence.entity import Entity, EntityWrite, write_of
 from persistence.keeper.retention import SINCE_BEGAN, times_of
 from persistence.ledger import listeners, rollup, statements
@@ -137,7 +137,7 @@ def create(change: EntityWrite) -> Row:
     amended = amended_call(change)
     call, moved = amended.call, _checked(values, amended)
     if amended.sign < 0:
-        credit_balances.refuse_too_much_overage(connection, call.tenant_id, moved["tokens"], moved["credits"])
+        overage_prices.refuse_too_much_overage(connection, call.tenant_id, moved["tokens"], moved["credits"])
     late, quota = _of_quota(change, amended, moved["tokens"])
     row = insert(amendment).values(
         request_id=UUID(str(values["request_id"])), organization_id=call.organization_id,

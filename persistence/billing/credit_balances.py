@@ -7,41 +7,22 @@ covers. A correction of the balance itself is no use and is not allocated.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import uuid4
 
 from sqlalchemy import Connection, insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Row
-from gateway.core.billing.charges import (
-    MOVE_MAX,
-    Allocation,
-    Allocator,
-    CreditGrant,
-    ExpiredGrant,
-    Outflow,
-    settled,
-    too_many,
-)
+from gateway.core.billing.allocation import Allocation, Allocator, CreditGrant, ExpiredGrant, Outflow, settled
 from gateway.core.times import moment_of, ms_of
-from gateway.errors import Conflict, Unprocessable
-from persistence.entity import EntityWrite, id_in
+from persistence.entity import EntityWrite
 from persistence.queries import query
-from persistence.resources.app_users import acting
-from persistence.tables import credit_addition, credit_price
-
-# Debt: credits used beyond the balance, their price, their billing and their refund.
-#
-# Use that no addition paid is debt, by the day of use and the price on that day. An addition that covers debt
-# before an invoice bills it cancels its charge, since the addition has a price of its own. Debt that an
-# invoice has billed stays billed; the payer of the invoice gets as many credits, once.
-
-POSTPAID = "postpaid"
+from persistence.tables import credit_price
 
 _PRICES = query("credit_balances.prices", "Select the prices of credits of an organization", """
 SELECT since, unit_cost FROM credit_price WHERE organization_id = :organization ORDER BY since""")  # fmt: skip
@@ -80,18 +61,6 @@ _BILLED = query("credit_balances.billed", "Select the days of billed debt of cre
 SELECT DISTINCT (period_start AT TIME ZONE 'UTC')::date AS day, unit_price FROM charge
  WHERE invoice_id = :invoice AND source = 'credit_debt'
    AND reason NOT IN ('void', 'credited', 'credit_void')""")  # fmt: skip
-# The credits that an invoice billed, less those that valid credit notes refunded.
-_TO_GIVE = query("credit_balances.to_give", "Add up the credits that an invoice billed", """
-SELECT coalesce(sum(quantity), 0)::bigint FROM (
-    SELECT quantity FROM charge WHERE invoice_id = :invoice AND source = 'credit_debt'
-       AND reason NOT IN ('void', 'credited', 'credit_void')
-    UNION ALL
-    SELECT c.quantity FROM charge AS o JOIN charge AS c ON c.corrects_id = o.id AND c.reason = 'credited'
-     WHERE o.invoice_id = :invoice AND o.source = 'credit_debt'
-       AND NOT EXISTS (SELECT FROM charge AS v
-                        WHERE v.corrects_id = c.id AND v.reason = 'credit_void')) AS n""")  # fmt: skip
-_GIVEN = query("credit_balances.given", "Select whether credits of an invoice were added", """
-SELECT EXISTS (SELECT FROM credit_addition WHERE invoice_id = :invoice AND invoicing = 'postpaid')""")  # fmt: skip
 
 # A day, and the price of a credit on that day.
 Lot = tuple[date, Decimal]
@@ -133,30 +102,6 @@ def unbill_debt(connection: Connection, invoice_ids: Sequence[int]) -> None:
     Credits bought since that cover such use stay settled.
     """
     connection.execute(_UNBILL, {"invoices": list(invoice_ids)})
-
-
-def give_credits(change: EntityWrite, invoice: Row) -> None:
-    """Add the credits that a paid invoice billed, once; the caller has locked the organization."""
-    here = {"invoice": invoice["id"]}
-    amount = int(change.connection.execute(_TO_GIVE, here).scalar_one())
-    if amount <= 0 or change.connection.execute(_GIVEN, here).scalar_one():
-        return
-    organization_id = id_in(invoice, "organization_id")
-    account = f"organization:{organization_id}"
-    [write] = change.intend([account], "credits", {"amount": amount}, organization_id=organization_id)
-    change.connection.execute(
-        insert(credit_addition).values(
-            organization_id=organization_id, credits_added=amount, category="paid", invoicing=POSTPAID,
-            invoice_id=invoice["id"], remark=f"Used beyond the balance, paid with {invoice['number']}",
-            added_by_id=acting(change.command.actor), timestamp=change.now, control_write_id=write,
-        )
-    )  # fmt: skip
-
-
-def require_unused_invoice(change: EntityWrite) -> None:
-    """Raise `Conflict` if the command's invoice was paid, so that the credits it sells were added."""
-    if change.connection.execute(_GIVEN, {"invoice": change.row_id}).scalar_one():
-        raise Conflict("The credits it billed were given with its payment; write a credit note.")
 
 
 def _move(connection: Connection, statement: object, organization_id: int, moved: Mapping[Lot, int]) -> None:
@@ -397,44 +342,3 @@ def _keep(
 def _grant(addition_id: int, row: Any) -> CreditGrant:
     expires_ms = None if row.expires_at is None else ms_of(row.expires_at)
     return CreditGrant(addition_id, row.amount, row.priority, expires_ms, row.category == "promotional")
-
-
-# The maximum price of one movement beyond a plan or a balance.
-#
-# Such use is reported after the fact and cannot be refused later, so it is checked on arrival.
-
-_OVERAGE_PRICES = query("credit_balances.overage_prices", "Select the prices beyond plans and balances", """
-SELECT t.id, CASE WHEN p.overage_policy = 'bill' THEN
-            coalesce(CASE WHEN t.plan_id IS NULL THEN s.overage_unit_price END, p.overage_unit_price) END
-           AS token, o.credit_unit_cost AS credit
-  FROM tenant AS t JOIN organization AS o ON o.id = t.organization_id
-  LEFT JOIN token_plan AS p ON p.id = coalesce(t.plan_id, t.inherited_plan_id)
-  LEFT JOIN organization_subscription AS s ON s.organization_id = o.id
- WHERE t.id = ANY(:tenants)""")  # fmt: skip
-
-
-class OveragePrices(NamedTuple):
-    """The prices of a token beyond the plan and of a credit beyond the balance; None is free."""
-
-    token: Decimal | None
-    credit: Decimal | None
-
-    def too_much(self, tokens: int, credits_: int) -> list[tuple[str, str]]:
-        asked = (("tokens", tokens, self.token), ("credits", credits_, self.credit))
-        return [(name, why) for name, amount, price in asked if (why := too_many(amount, price, MOVE_MAX))]
-
-
-def refuse_too_much_overage(connection: Connection, tenant_id: int, tokens: int, credits_: int) -> None:
-    """Raise `Unprocessable` if one movement of a tenant could cost more than a charge may."""
-    if errors := prices_of(connection, tenant_id).too_much(tokens, credits_):
-        raise Unprocessable(errors=tuple(errors))
-
-
-def prices_of(connection: Connection, tenant_id: int) -> OveragePrices:
-    return overage_prices(connection, [tenant_id]).get(tenant_id, OveragePrices(None, None))
-
-
-def overage_prices(connection: Connection, tenant_ids: Collection[int]) -> dict[int, OveragePrices]:
-    """Return the overage prices of these tenants, by tenant id."""
-    rows = connection.execute(_OVERAGE_PRICES, {"tenants": list(tenant_ids)})
-    return {row.id: OveragePrices(row.token, row.credit) for row in rows}

@@ -19,7 +19,7 @@ from sqlalchemy import Connection, TextClause, text
 from gateway.calls.event_use import use_of
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.definitions import NegotiatedTerms
-from gateway.core.accounts.plans import Weights, millionths
+from gateway.core.accounts.weights import Weights, millionths
 from gateway.core.billing import events
 from gateway.core.billing.events import EventUsage, Unacceptable
 from gateway.core.billing.money import read_pricing
@@ -30,10 +30,10 @@ from gateway.core.model import Service
 from gateway.core.times import floor_ms
 from gateway.errors import Unprocessable
 from persistence.billing import charges
-from persistence.billing.credit_balances import OveragePrices, overage_prices
-from persistence.billing.plans import Use, carried, in_cycle, is_borne
+from persistence.billing.overage_prices import OveragePrices, overage_prices
+from persistence.billing.plan_turns import Use, carried, in_cycle, is_borne
 from persistence.entity import Entity, EntityWrite, write_of
-from persistence.resources.catalogue import read_book
+from persistence.resources.prices import read_book
 from persistence.tables import use_event
 
 # Tenants by id or name: two matches suffice to know that a name is ambiguous.

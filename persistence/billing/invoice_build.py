@@ -6,30 +6,18 @@ block other transactions, so they are assigned last.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
-    ColumnElement,
     Connection,
-    Integer,
-    Text,
-    bindparam,
-    case,
-    cast,
-    func,
-    literal_column,
     select,
-    true,
     update,
 )
-from sqlalchemy.dialects.postgresql import aggregate_order_by, insert
 
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.charges import (
@@ -54,142 +42,21 @@ from gateway.core.billing.document import (
     require_complete,
 )
 from gateway.core.billing.invoice import Bill, bill
-from gateway.core.billing.money import MINOR_DIGITS, MINOR_DIGITS_USUAL
 from gateway.core.billing.payments import OpenInvoice, due_on
 from gateway.core.billing.subscription import midnight
-from gateway.errors import Conflict, StoreUnavailable, Unprocessable
+from gateway.errors import Unprocessable
 from persistence.billing import charges, credit_balances, invoice_lines
 from persistence.billing.accounting_rates import Rates, convert_tax, tax_of_note
-from persistence.billing.invoice_lines import (
-    InvoiceCharges,
-    InvoiceInputs,
-    keep_lines,
-    known,
-    next_numbers,
-    read_facts,
-)
+from persistence.billing.invoice_lines import InvoiceCharges, InvoiceInputs, keep_lines, known, read_facts
+from persistence.billing.invoice_numbers import next_numbers
 from persistence.billing.listeners import invoice_listeners
-from persistence.entity import Entity, EntityWrite, json_of
+from persistence.entity import EntityWrite
 from persistence.keeper.news import tell_invoices
 from persistence.queries import query
 from persistence.tables import (
     invoice,
-    invoice_document,
-    invoice_line,
-    note_application,
     organization,
-    payment,
 )
-
-
-# The query for invoices: with their lines, every amount in the decimals of its currency.
-def _branch(digits: int) -> str:
-    codes = " ".join(code for code, its in MINOR_DIGITS.items() if its == digits)
-    return f"WHEN strpos('{codes}', {{currency}}) > 0 THEN {digits}"
-
-
-# Literal SQL without parameters: the whole list would be a thousand parameters for an invoice, and the driver
-# does not cache the parsing of such a long statement.
-_DIGITS = " ".join(
-    (
-        "CASE",
-        *map(_branch, sorted({*MINOR_DIGITS.values()} - {MINOR_DIGITS_USUAL})),
-        f"ELSE {MINOR_DIGITS_USUAL} END",
-    )
-)
-
-
-def money(amount: ColumnElement[Any], currency: ColumnElement[Any]) -> ColumnElement[Any]:
-    return func.round(amount, literal_column(_DIGITS.format(currency=currency)))
-
-
-# Computed once for each invoice.
-_minor = (
-    select(literal_column(_DIGITS.format(currency=invoice.c.currency), Integer).label("digits"))
-    .correlate(invoice)
-    .lateral("minor")
-)
-
-
-def _paid(amount: ColumnElement[Any]) -> ColumnElement[Any]:
-    return func.round(amount, _minor.c.digits)
-
-
-_of = invoice_line.c
-_line = json_of(
-    _of.position, _of.kind, _of.description, _of.service_id, _of.service, _of.tenant_id, _of.tenant,
-    func.trim_scale(_of.quantity).label("quantity"), cast(_of.unit_price, Text).label("unit_price"),
-    cast(_paid(_of.amount), Text).label("amount"), _of.corrects_position,
-    cast(func.trim_scale(_of.tax_rate), Text).label("tax_rate"), _of.tax_category, _of.tax_reason,
-    _of.period_start, _of.period_end,
-)  # fmt: skip
-_of_invoice = _of.invoice_id == invoice.c.id
-_lines = (
-    select(
-        func.coalesce(func.jsonb_agg(aggregate_order_by(_line, _of.position)), literal_column("'[]'::jsonb"))
-    )
-    .where(_of_invoice)
-    .scalar_subquery()
-)
-
-
-# Payments of an invoice; credit of notes that was applied to it; the amount still to pay. Of a note all three
-# are negative: the money paid back, the applied credit, the open credit.
-def _sum(amount: ColumnElement[Any], *where: ColumnElement[bool]) -> Any:
-    # A short name: the driver remembers no longer statements.
-    total = func.coalesce(func.sum(amount), 0).label("sum")
-    return select(total).where(*where).correlate(invoice).scalar_subquery()
-
-
-_tax = _sum(_of.amount, _of_invoice, _of.kind == "tax")
-_applied = note_application.c
-PAID = _sum(payment.c.amount, payment.c.invoice_id == invoice.c.id)
-APPLIED = _sum(_applied.amount, _applied.invoice_id == invoice.c.id) - _sum(
-    _applied.amount, _applied.note_id == invoice.c.id
-)
-REST = invoice.c.total_amount - PAID - APPLIED
-# The credit applied when it was finalized, as its documents state.
-_prepaid = _sum(
-    _applied.amount, _applied.invoice_id == invoice.c.id, _applied.created_at == invoice.c.finalized_at
-)
-_is_final = invoice.c.status == "finalized"
-
-_HEAD = select(
-    *(column for column in invoice.c if column.name not in {"total_amount", "document", "used_up"}),
-    *(invoice.c.document[name].label(name) for name in ("seller", "buyer", "accounting_tax")),
-    *(
-        func.coalesce(invoice.c.document[name], literal_column("'[]'::jsonb")).label(name)
-        for name in ("notes", "corrects")
-    ),
-    invoice.c.document["iban"].astext.label("iban"),
-    _paid(invoice.c.total_amount).label("total_amount"),
-    _paid(invoice.c.total_amount - _tax).label("subtotal"),
-    _paid(_tax).label("tax"),
-    case((_is_final, _paid(PAID))).label("amount_paid"),
-    case((_is_final, _paid(APPLIED))).label("amount_applied"),
-    case((_is_final, _paid(REST))).label("amount_due"),
-    case((invoice.c.finalized_at.is_not(None), _paid(_prepaid))).label("amount_prepaid"),
-).select_from(invoice.join(_minor, true()))
-SOURCE = _HEAD.add_columns(_lines.label("lines"))
-
-# An invoice's lines after a position, in order, each as the invoice has it.
-LINES = (
-    select(_line.label("line"))
-    .select_from(invoice_line.join(invoice, _of_invoice).join(_minor, true()))
-    .where(invoice.c.id == bindparam("invoice"), _of.position > bindparam("after"))
-    .order_by(_of.position)
-    .limit(bindparam("rows"))
-)
-
-# Invoices for lists and pages, without their possibly thousands of lines; `LINES` reads some of those.
-INVOICE_HEADS = Entity(invoice, source=_HEAD.add_columns(literal_column("'[]'::jsonb").label("lines")))
-
-
-def rest_of(connection: Connection, invoice_id: int) -> Decimal:
-    """Return the amount due of an invoice; of a credit note the open credit, as a negative amount."""
-    rest: Decimal = connection.execute(select(REST).where(invoice.c.id == invoice_id)).scalar_one()
-    return rest
-
 
 # Data copied into an invoice besides its lines: seller, buyer, terms, and the invoices that it corrects.
 
@@ -515,116 +382,3 @@ def _keep(
 def _document(letterhead: Letterhead, known: InvoiceInputs, left: str) -> Document:
     made = document_of(letterhead, known.organization)
     return replace(made, notes=(*made.notes, left)) if left else made
-
-
-# PDF and XML of final invoices: created once, stored with their digest, and never replaced.
-
-DOCUMENT_BYTES_MAX = 32 * 1024 * 1024
-
-
-def read_document(
-    connection: Connection, invoice_id: int, kind: str, status: str, made: bytes = b""
-) -> bytes | None:
-    """Return the stored document of an invoice, in the format `kind`, for a status; None if none is stored.
-
-    If `made` is given and none is stored, `made` is stored first. Raise `StoreUnavailable` if the stored
-    checksum does not match.
-    """
-    if made:
-        which = {"invoice_id": invoice_id, "format": kind, "status": status}
-        if len(made) > DOCUMENT_BYTES_MAX:
-            raise Conflict(f"The document is larger than {DOCUMENT_BYTES_MAX} bytes.")
-        values = {**which, "content": made, "sha256": hashlib.sha256(made).hexdigest()}
-        connection.execute(insert(invoice_document).values(values).on_conflict_do_nothing())
-    here = invoice_document.c
-    found = connection.execute(
-        select(here.content, here.sha256).where(
-            here.invoice_id == invoice_id, here.format == kind, here.status == status
-        )
-    ).first()
-    if found is None:
-        return None
-    content = bytes(found.content)
-    if hashlib.sha256(content).hexdigest() != found.sha256:
-        raise StoreUnavailable("The document is not what was kept: its digest is another one.")
-    return content
-
-
-# The movements of an account that an invoice bills: boxes of days and sequence numbers (seqs).
-#
-# When an invoice becomes final, it takes the movements of its days, up to a seq, that no final invoice has.
-# A voided invoice releases them. So each movement belongs to at most one final invoice. Pure.
-class Cover(NamedTuple):
-    """The movements that an invoice covers: days from `since` to `until` (excluded), up to the seq `upto`."""
-
-    invoice_id: int
-    since: datetime
-    until: datetime
-    upto: int
-    finalized_at: datetime
-    voided_at: datetime | None = None
-
-
-class Box(NamedTuple):
-    """Movements from `since` to `until` (excluded) with sequence numbers above `after`, up to `upto`."""
-
-    since: datetime
-    until: datetime
-    after: int
-    upto: int
-
-
-# A range of seqs above the first number, up to the second, and the position of its invoice.
-Part = tuple[int, int, int]
-
-
-def boxes(covers: Sequence[Cover], wanted: Cover) -> list[Box]:
-    """Return the boxes (days and sequence numbers) of the movements that the invoice `wanted` bills.
-
-    Movements that an earlier invoice in `covers` bills are excluded.
-    """
-    bounds = {wanted.since, wanted.until}
-    for each in covers:
-        bounds |= {day for day in (each.since, each.until) if wanted.since < day < wanted.until}
-    found: list[Box] = []
-    days = sorted(bounds)
-    for since, until in pairwise(days):
-        here = [each for each in covers if each.since <= since and until <= each.until]
-        for after, upto in _parts(here, wanted):
-            if found and found[-1] == Box(found[-1].since, since, after, upto):
-                found[-1] = Box(found[-1].since, until, after, upto)
-            else:
-                found.append(Box(since, until, after, upto))
-    return found
-
-
-def _parts(covers: Sequence[Cover], wanted: Cover) -> list[tuple[int, int]]:
-    """Return the ranges of sequence numbers that the invoice `wanted` bills in one span of days.
-
-    `covers` are the earlier invoices with movements of these days.
-    """
-    if all(each.voided_at is None for each in covers):
-        after = max((each.upto for each in covers), default=0)
-        return [(after, wanted.upto)] if after < wanted.upto else []
-    events = [(each.finalized_at, place, True, each) for place, each in enumerate(covers)]
-    for place, each in enumerate(covers):
-        if each.voided_at is not None and each.voided_at < wanted.finalized_at:
-            events.append((each.voided_at, place + 1, False, each))
-    taken: list[Part] = []
-    for _, _, takes, each in sorted(events, key=lambda event: event[:2]):
-        if takes:
-            taken = sorted([*taken, *((a, b, each.invoice_id) for a, b in _free(taken, each.upto))])
-        else:
-            taken = [part for part in taken if part[2] != each.invoice_id]
-    return _free(taken, wanted.upto)
-
-
-def _free(taken: Sequence[Part], upto: int) -> list[tuple[int, int]]:
-    """Return the ranges of sequence numbers up to `upto` outside of `taken`, whose parts are in order."""
-    found, at = [], 0
-    for after, end, _ in taken:
-        if after > at:
-            found.append((at, min(after, upto)))
-        at = max(at, end)
-    found.append((at, upto))
-    return [(after, end) for after, end in found if after < end <= upto]

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, date, datetime
+from datetime import date
 from decimal import Decimal
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnClause, Connection, func, insert, literal_column, select, text, true
+from sqlalchemy import ColumnClause, Connection, func, literal_column, select, text, true
 from sqlalchemy.dialects.postgresql import dialect
-from sqlalchemy.dialects.postgresql import insert as upsert
 
 from gateway.core.accounts.administration import Row
 from gateway.core.billing.charge_kinds import ADDITION, SEGMENT
@@ -24,32 +23,15 @@ from gateway.core.billing.charges import (
     borne,
     gathered,
 )
-from gateway.core.billing.document import EffectiveTax, Tax, misfits
+from gateway.core.billing.document import EffectiveTax, Tax
 from gateway.core.billing.invoice import BillLine, Fee, InvoiceFacts, bill, is_back
 from gateway.core.billing.subscription import midnight
-from gateway.errors import Conflict, Unprocessable
-from persistence import entity
+from gateway.errors import Conflict
 from persistence.billing import charges, service_discounts
 from persistence.billing.proration import segment_of
-from persistence.entity import Entity, EntityWrite, id_in, lock, require
+from persistence.entity import EntityWrite
 from persistence.queries import query
-from persistence.tables import invoice, invoice_line, invoice_sequence, organization, tax_rate
-
-# Invoice numbers: assigned in the transaction that finalizes, so that a year's numbers have no gap.
-
-NUMBER_DIGITS = 6
-
-
-def next_numbers(connection: Connection, now: datetime, count: int) -> Sequence[str]:
-    """Return the year's next `count` invoice numbers; other transactions wait until this one ends."""
-    series, last = str(now.astimezone(UTC).year), invoice_sequence.c.last_number
-    first = upsert(invoice_sequence).values(series=series, last_number=count)
-    taken = first.on_conflict_do_update(
-        index_elements=["series"], set_={"last_number": last + count}
-    ).returning(last)
-    upto = int(connection.execute(taken).scalar_one())
-    return [f"{series}-{number:0{NUMBER_DIGITS}d}" for number in range(upto - count + 1, upto + 1)]
-
+from persistence.tables import invoice, invoice_line, organization, tax_rate
 
 # The uses of a final invoice: the credits that it mentions, and the covered movements of its accounts.
 
@@ -144,17 +126,6 @@ def only_of(row: Row) -> Wanted | None:
     return None if source is None else (str(source), None if source_id is None else int(str(source_id)))
 
 
-# Tax rates of organizations by the day of supply: append-only rows.
-#
-# An organization without rows has the rate of its own column on all days. With its first row, that rate
-# becomes a row too, from the first possible day.
-
-# Maximum for one organization, as a finalized invoice reads them all.
-TAX_RATES_MAX = 1_000
-FIRST_DAY = date(1970, 1, 1)
-
-_HOLD = select(organization.c.tax_rate).with_for_update()
-_COUNT = select(func.count()).select_from(tax_rate)
 _today: ColumnClause[date] = literal_column("(now() AT TIME ZONE 'UTC')::date")
 _REDUCTIONS = ", ".join(f"'{kind}'" for kind in REDUCTIONS)
 # The tax with which supplies were billed, by the columns of `SupplyCharge.supply`.
@@ -180,30 +151,6 @@ TODAY = func.coalesce(
     .scalar_subquery(),
     organization.c.tax_rate,
 )
-
-
-def create(change: EntityWrite) -> Row:
-    """Store a tax rate of an organization from a day on."""
-    values = change.command.values
-    errors = misfits(Tax(values["rate"], values.get("category"), values.get("reason")))  # type: ignore[arg-type]  # as the resource reads them
-    if errors:
-        raise Unprocessable(errors=errors)
-    require(change)
-    _begin(change, id_in(change.command.values, "organization_id"))
-    return entity.create(change)
-
-
-def change_tax_of_organization(change: EntityWrite) -> Row:
-    """Change an organization; a different tax rate becomes a dated row from today on."""
-    before = lock(change)
-    rate = change.command.values.get("tax_rate")
-    if rate is not None and rate != before["tax_rate"]:
-        _begin(change, change.row_id)
-        row = {"organization_id": change.row_id, "effective_from": change.today, "rate": rate}
-        change.connection.execute(insert(tax_rate).values(row))
-    changed = entity.change_row(change)
-    change.before = before
-    return changed
 
 
 def read_tax_rates(
@@ -240,23 +187,6 @@ def taxed_with(
 def tax_of(rate: Decimal, category: str | None, reason: str | None) -> Tax:
     """Return a stored tax, with its rate in normal form so that equal rates compare equal."""
     return Tax(rate.normalize(), category, reason)
-
-
-def _begin(change: EntityWrite, organization_id: int) -> None:
-    """Store the organization's current tax rate as its first row; raise `Conflict` if there are too many."""
-    held: Any = change.connection.execute(_HOLD.where(organization.c.id == organization_id)).scalar_one()
-    mine = _COUNT.where(tax_rate.c.organization_id == organization_id)
-    count = change.connection.execute(mine).scalar_one()
-    if count >= TAX_RATES_MAX:
-        raise Conflict(f"It has {TAX_RATES_MAX} rates of tax: there cannot be more.")
-    if not count:
-        first = {"organization_id": organization_id, "effective_from": FIRST_DAY, "rate": held}
-        change.connection.execute(insert(tax_rate).values(first))
-
-
-TAX_RATE_SUBJECT = Entity(
-    tax_rate, time="created_at", verbs={"create": create}, refers={"organization_id": organization}
-)
 
 
 # The columns of a stored line.

@@ -27,7 +27,7 @@ from gateway.core.text import HIDDEN, csv
 from gateway.core.times import rfc3339
 from gateway.errors import NotFound
 from persistence import engine as engines
-from persistence.billing.invoice_build import Box, Cover, boxes
+from persistence.billing.invoice_boxes import Box, Cover, boxes
 from persistence.billing.invoice_lines import NumberedLine, NumberedLines, placed
 
 # PostgreSQL writes the uses of an invoice as CSV: one slice of an account's movements at a time.

@@ -21,7 +21,7 @@ from gateway.core.billing.payments import PAID
 from gateway.errors import Conflict, Unprocessable
 from persistence.billing import (
     charges,
-    credit_balances,
+    credit_grants,
     invoice_build,
     invoice_lines,
     payments,
@@ -29,7 +29,7 @@ from persistence.billing import (
     top_ups,
 )
 from persistence.billing.accounting_rates import read_rates
-from persistence.billing.invoice_build import SOURCE
+from persistence.billing.invoice_heads import SOURCE
 from persistence.billing.invoice_lines import only_of
 from persistence.billing.listeners import invoice_listeners
 from persistence.entity import Entity, EntityWrite, day_in, id_in, require
@@ -150,7 +150,7 @@ def finalize(change: EntityWrite) -> Row:
     payments.apply_open(change, id_in(row, "organization_id"), past_due=False)
     final = change.fetch()
     if final["payment_status"] in {None, PAID} and _gathers(row):
-        credit_balances.give_credits(change, final)
+        credit_grants.give_credits(change, final)
     return final
 
 
@@ -238,7 +238,7 @@ def void(change: EntityWrite) -> Row:
         payments.take_from_balance(change, listener.reference)
     payments.refuse_while_paid(change)
     top_ups.refuse_while_waiting(change)
-    credit_balances.require_unused_invoice(change)
+    credit_grants.require_unused_invoice(change)
     made_void = {"status": "void", "voided_at": change.now, "payment_status": None}
     change.connection.execute(update(invoice).where(invoice.c.id == change.row_id).values(made_void))
     if _gathers(row):

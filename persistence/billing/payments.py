@@ -34,8 +34,8 @@ from gateway.core.billing.payments import (
     PAID as STATUS_PAID,
 )
 from gateway.errors import Conflict, Unprocessable
-from persistence.billing import charges, credit_balances, top_ups
-from persistence.billing.invoice_build import PAID, money, rest_of
+from persistence.billing import charges, credit_grants, top_ups
+from persistence.billing.invoice_heads import PAID, money, rest_of
 from persistence.billing.invoice_lines import keep_lines, line_of, lines_of
 from persistence.billing.listeners import invoice_listeners
 from persistence.entity import Entity, EntityWrite, id_in, lock
@@ -344,7 +344,7 @@ def settle(change: EntityWrite, invoice_id: int) -> None:
     # An invoice that its notes refund entirely is cancelled, even if a part of it was paid before.
     if status == STATUS_PAID and row.came > 0 and row.wanted > 0:
         top_ups.release(change, invoice_id)
-        credit_balances.give_credits(
+        credit_grants.give_credits(
             change, {"id": invoice_id, "organization_id": row.organization_id, "number": row.number}
         )
 

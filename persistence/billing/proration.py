@@ -45,8 +45,8 @@ from gateway.core.billing.proration import (
     token_cycle,
 )
 from gateway.core.billing.subscription import PlanSegment, SegmentTerms, cycle_of, midnight
-from persistence.billing import plans
-from persistence.billing.plans import TokenPlan, terms_of
+from persistence.billing import plan_turns
+from persistence.billing.sold_plans import TokenPlan, terms_of
 from persistence.queries import query
 from persistence.tables import plan_end as table
 
@@ -287,7 +287,7 @@ class SettledEarlyUse(NamedTuple):
     """The result for an ended plan: its use by the ledger, tokens used ahead, and a charge for the rest."""
 
     end_id: int
-    read: plans.PlanTurns
+    read: plan_turns.PlanTurns
     ahead: EarlyUse
     named: EarlyCharge | None
 
@@ -398,14 +398,14 @@ def _owed(
     wanted = {"days": [row.paid_from for row in cycles], "ends": [row.cycle_ends_at for row in cycles]}
     rows = connection.execute(_CYCLES, {"organization": organization_id, **wanted}).all()
     segments = [segment_of(row) for row in fee_rows_of(connection, [organization_id])]
-    carried, found = plans.Lots(connection), list[SettledEarlyUse]()
+    carried, found = plan_turns.Lots(connection), list[SettledEarlyUse]()
     for _, cycle in groupby(rows, key=lambda row: (row.paid_from, row.cycle_ends_at)):
-        ends, before = list[tuple[Any, plans.PlanTurns]](), Decimal(0)
+        ends, before = list[tuple[Any, plan_turns.PlanTurns]](), Decimal(0)
         for row in cycle:
             if row.id in unread:
-                ends.append((row, plans.read_plan_turns(connection, row, carried)))
+                ends.append((row, plan_turns.read_plan_turns(connection, row, carried)))
             elif row.used is not None:
-                ends.append((row, plans.PlanTurns(row.used, row.began, row.debt)))
+                ends.append((row, plan_turns.PlanTurns(row.used, row.began, row.debt)))
             else:  # not known yet, or settled before this was kept
                 before += row.amount or 0
         found += _settled(ends, segments, before)
@@ -413,7 +413,7 @@ def _owed(
 
 
 def _settled(
-    ends: Sequence[tuple[Any, plans.PlanTurns]], segments: Sequence[PlanSegment], before: Decimal
+    ends: Sequence[tuple[Any, plan_turns.PlanTurns]], segments: Sequence[PlanSegment], before: Decimal
 ) -> Iterator[SettledEarlyUse]:
     if not ends:
         return
@@ -439,7 +439,7 @@ def _settled(
             yield SettledEarlyUse(end.id, read, due, named)
 
 
-def _used(row: Any, read: plans.PlanTurns, segments: Sequence[PlanSegment]) -> PlanUsage:
+def _used(row: Any, read: plan_turns.PlanTurns, segments: Sequence[PlanSegment]) -> PlanUsage:
     # Debt that nobody carried on belongs to a cycle that was over before the plan ended.
     counted = row.counted if read.debt is not None or not row.carries else 0
     # Older keepers did not store it.

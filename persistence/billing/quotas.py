@@ -13,9 +13,10 @@ from gateway.core.billing.proration import SegmentEnd
 from gateway.core.model import BlockCause
 from gateway.core.times import ms_of
 from gateway.errors import Unprocessable
-from persistence.billing import plans, proration
-from persistence.billing.plans import TokenPlan, plan_in_force, priced_in
+from persistence.billing import proration, sold_plans
+from persistence.billing.plans import plan_in_force, priced_in
 from persistence.billing.proration import PlanRemoval
+from persistence.billing.sold_plans import TokenPlan
 from persistence.entity import Entity, EntityWrite, id_in, lock, require
 from persistence.tables import (
     organization,
@@ -98,7 +99,7 @@ def _move(
         select(tenant_quota.c.anchor).where(tenant_quota.c.tenant_id == tenant_id)
     ).scalar_one()
     if had is not None and ended is not None:
-        had = plans.sold_plan_of(change.connection, tenant_id, had, ended.at, anchor)
+        had = sold_plans.sold_plan_of(change.connection, tenant_id, had, ended.at, anchor)
     payload = plan_payload(found, anchor=anchor, since_ms=ms_of(change.now))
     # The organization's negotiated price is sent with the plan: the excess is charged by it.
     price = change.connection.execute(select(_negotiated).where(here)).scalar_one()
@@ -124,7 +125,7 @@ def forget_plan(change: EntityWrite, tenant_id: int, organization_id: int, ended
     change.connection.execute(update(tenant).where(here).values(inherited_plan_id=None))
     if had is not None:
         taken = PlanRemoval(tenant_id, organization_id, None, change.connection.execute(anchor).scalar_one())
-        had = plans.sold_plan_of(change.connection, tenant_id, had, ended.at, taken.anchor)
+        had = sold_plans.sold_plan_of(change.connection, tenant_id, had, ended.at, taken.anchor)
         # No later plan continues with its tokens.
         proration.end_debt(change.connection, taken, ended, had, None)
         proration.note_early_use(change.connection, taken, replace(ended, over=True), had, None)

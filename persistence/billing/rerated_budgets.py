@@ -1,12 +1,15 @@
 """Budgets of money after calls were rated again: a window that still runs counts what its calls cost now.
 
-A call counts in a window if it came in it, since the budget was made and since its use was reset last.
+A call counts in a window if it came in it, since the budget was made and since its use was reset last: in the part
+of a rolling window in which it came, and in the window of its owner that a first use began.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any, NamedTuple
 from zoneinfo import ZoneInfoNotFoundError
 
@@ -15,13 +18,14 @@ from sqlalchemy import bindparam, select
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budget_amounts import read_budget
 from gateway.core.accounts.budget_balances import window_of
-from gateway.core.accounts.budgets import MONEY, Budget, CallAttributes, account_of
+from gateway.core.accounts.budgets import MONEY, Budget, CallAttributes, account_of, owner_in
+from gateway.core.accounts.windows import CALENDAR, FIRST_USE
 from gateway.core.model import INTEGER_MAX
 from gateway.core.text import batched
-from gateway.core.times import ms_of
+from gateway.core.times import moment_of, ms_of
 from persistence.entity import EntityWrite, write_of
 from persistence.queries import query
-from persistence.tables import budget
+from persistence.tables import budget, budget_use
 
 # Accounts of a budget that one control write moves: one script does, so that it is done once or not at all.
 BUDGET_ACCOUNTS_A_WRITE = 250
@@ -41,25 +45,48 @@ def budget_writes(change: EntityWrite, rated: Iterable[tuple[Any, int]], reason:
     for call, cost in rated:
         if call.cost != cost:
             calls[call.organization_id].append((call, cost))
-    for budget_id, begun, since, of in _running(change, list(calls)):
-        taken = defaultdict[str, int](int)
+    for budget_id, since, of in _running(change, list(calls)):
+        starts, form = _started(change, of.budget), of.budget.form
+        running = form.since(ms_of(change.now))
+        taken: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         for call, cost in calls[of.organization_id]:
-            asked = _attributes(call)
-            if ms_of(call.created_at) >= since and of.budget.matches(asked):
+            asked, came_ms = _attributes(call), ms_of(call.created_at)
+            if came_ms >= since and of.budget.matches(asked):
                 name = account_of(of.organization_id, of.budget, of.budget.value_of(asked))
-                taken[name] += call.cost - cost
+                uses = {starts[owner]: 0} if (owner := owner_in(name)) in starts else {}
+                start_ms = running if of.budget.window == CALENDAR else form.start_of(came_ms, uses)
+                taken[start_ms][name] += call.cost - cost
         amounts = [
-            (name, max(-INTEGER_MAX, min(amount, INTEGER_MAX)))
-            for name, amount in sorted(taken.items())
+            (begun, name, max(-INTEGER_MAX, min(amount, INTEGER_MAX)))
+            for begun, of_start in sorted(taken.items())
+            for name, amount in sorted(of_start.items())
             if amount
         ]
-        for some in batched(amounts, BUDGET_ACCOUNTS_A_WRITE):
+        for begun, some in _writes_of(amounts):
             payload = {
                 "tenant_id": 0, "service_id": 0, "tokens": 0, "units": 0, "tiers": "", "attribution": "",
-                "reason": reason, "budget_id": budget_id, "start_ms": begun, "taken": dict(some),
+                "reason": reason, "budget_id": budget_id, "start_ms": begun, "taken": some,
             }  # fmt: skip
             account, partition = f"organization:{of.organization_id}", change.partition_of(of.organization_id)
             yield write_of(partition, account, "amend", payload)
+
+
+def _writes_of(amounts: Sequence[tuple[int, str, int]]) -> Iterator[tuple[int, dict[str, int]]]:
+    """Yield the start of a window, and amounts by account, as many as one write moves."""
+    for begun, alike in groupby(amounts, key=itemgetter(0)):
+        for some in batched([(name, amount) for _, name, amount in alike], BUDGET_ACCOUNTS_A_WRITE):
+            yield begun, dict(some)
+
+
+def _started(change: EntityWrite, of: Budget) -> dict[str, int]:
+    """Return when the windows of owners began that run now, of a budget whose windows begin at first use."""
+    if of.window != FIRST_USE:
+        return {}
+    here, since = budget_use.c, moment_of(of.form.since(ms_of(change.now)))
+    rows = change.connection.execute(
+        select(here.value, here.start).where(here.budget_id == of.id, here.start >= since)
+    )
+    return {value: ms_of(start) for value, start in rows}
 
 
 class _OwnedBudget(NamedTuple):
@@ -67,10 +94,8 @@ class _OwnedBudget(NamedTuple):
     budget: Budget
 
 
-def _running(
-    change: EntityWrite, organization_ids: Sequence[int]
-) -> Iterator[tuple[int, int, int, _OwnedBudget]]:
-    """Yield budgets of money: the id, the start of the window that runs, and since when calls count in it."""
+def _running(change: EntityWrite, organization_ids: Sequence[int]) -> Iterator[tuple[int, int, _OwnedBudget]]:
+    """Yield budgets of money: the id, and since when calls count in the window that runs."""
     here = budget.c
     query = select(budget).where(
         here.organization_id.in_(bindparam("owners", expanding=True)), here.unit == MONEY,
@@ -82,12 +107,14 @@ def _running(
     resets = {reset.budget_id: ms_of(reset.at) for reset in found_resets}
     for row in rows:
         of = read_budget(dict(row))
+        if of.length_ms:  # its calls leave it by themselves, and a correction has no part of it
+            continue
         try:
             start, _ = window_of(of, ms_of(change.now))
         except (ZoneInfoNotFoundError, ValueError):  # its window is not known here
             continue
         since = max(start, of.created_ms, resets.get(of.id, 0))
-        yield of.id, start, since, _OwnedBudget(row["organization_id"], of)
+        yield of.id, since, _OwnedBudget(row["organization_id"], of)
 
 
 def _attributes(call: Any) -> CallAttributes:

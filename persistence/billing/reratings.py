@@ -38,9 +38,9 @@ from persistence.entity import Entity, EntityWrite
 from persistence.ledger import listeners, rollup, statements
 from persistence.ledger.rows import stored_text
 from persistence.queries import query
-from persistence.resources import catalogue
-from persistence.resources.access import STAFF
+from persistence.resources import prices
 from persistence.resources.app_users import acting
+from persistence.resources.audit import STAFF
 from persistence.tables import (
     audit_log,
     credit_addition,
@@ -171,7 +171,7 @@ _SUMS = f"""
 SELECT {statements.SUMS_OF_CALL} FROM call
  WHERE request_id = ANY(%(ids)s::uuid[]) AND created_at BETWEEN %(first)s AND %(last)s FOR UPDATE"""
 _RERATE = f"""
-UPDATE call SET cost = n.k, unpriced = n.u, price_id = n.p, rerated = rerated + n.k - cost,
+UPDATE call SET cost = n.k, unpriced = n.u, price_id = n.p, rerated = rerated + n.k - cost, saved = saved - (n.k - cost),
        credits = greatest(0, credits + n.c),
        exchange_rate = CASE WHEN price_id = n.p OR %(amends)s THEN exchange_rate END,
        priced_at = n.t, hour_factor = n.f
@@ -218,7 +218,7 @@ def amend(change: EntityWrite) -> Row:
     one was amended before, or is of archived months.
     """
     connection, values = change.connection, dict(change.command.values)
-    connection.execute(catalogue.LOCK_PRICES)
+    connection.execute(prices.LOCK_PRICES)
     before = change.fetch()
     _refuse_amendment(connection, before)
     given = {name: value for name, value in values.items() if name in AMOUNTS}
@@ -238,7 +238,7 @@ def amend(change: EntityWrite) -> Row:
     )  # fmt: skip
     row = change.fetch(int(connection.execute(made.returning(price.c.id)).scalar_one()))
     change.before = before
-    catalogue.define_price(change, row)
+    prices.define_price(change, row)
     connection.execute(_DONE, {"price": before["id"]})
     _begin(change, row)
     return row
@@ -291,7 +291,7 @@ def _has_calls(change: EntityWrite, rates: _Rates) -> bool:
 def rate(change: EntityWrite) -> None:
     """Rate the next piece of the calls that a price has left, or those that came since."""
     connection, named = change.connection, {"price": change.row_id}
-    connection.execute(catalogue.LOCK_PRICES)
+    connection.execute(prices.LOCK_PRICES)
     row, left = change.fetch(), connection.execute(_HOLD, named).first()
     if left is None:
         return
@@ -575,7 +575,7 @@ def _tell(change: EntityWrite, row: Row, actor: str) -> None:
     )  # fmt: skip
 
 
-PRICES = replace(catalogue.PRICE_SUBJECT, verbs={"create": create_rerating, "amend": amend})
+PRICES = replace(prices.PRICE_SUBJECT, verbs={"create": create_rerating, "amend": amend})
 SUBJECT = Entity(
     rerating,
     source=select(

@@ -12,17 +12,17 @@ from sqlalchemy import Connection
 
 from gateway.core.billing.charges import ONE_DAY, Wanted
 from gateway.core.billing.document import Letterhead, UnseenLetters
-from gateway.core.billing.invoice import CONFLICT, REFUSED, SkipReason, left_by
+from gateway.core.billing.invoice_schedule import CONFLICT, REFUSED, SkipReason, left_by
 from gateway.core.billing.payments import PAID
 from gateway.errors import Unprocessable
-from persistence.billing import charges, credit_balances, invoice_build, payments
+from persistence.billing import charges, credit_grants, invoice_build, payments
 from persistence.billing.accounting_rates import read_rates
 from persistence.billing.invoice_build import Draft, DraftWithLines, Final
 from persistence.billing.invoice_lines import NOTHING_OWED
 from persistence.billing.invoices import overlapping
 from persistence.entity import EntityWrite, hold_flushes
 from persistence.queries import query
-from persistence.resources import access
+from persistence.resources import audit
 
 # A month is over when it is over both in UTC, by whose days invoices are made, and in the customer's time
 # zone. Then it is drafted, and after the grace period made final. If the total is negative it is a credit
@@ -338,7 +338,7 @@ def _finish(batch: InvoiceBatch, finals: Sequence[DraftWithLines], made: Sequenc
     for each, status in zip(finals, statuses, strict=True):
         if status in {None, PAID} and invoice_build.owes_credits(each):
             change = batch.change_of("finalize", each.draft.invoice_id)
-            credit_balances.give_credits(change, change.fetch())
+            credit_grants.give_credits(change, change.fetch())
     with_credit = set(
         payments.open_credit_owners(batch.connection, [each.draft.organization_id for each in finals])
     )
@@ -349,7 +349,7 @@ def _finish(batch: InvoiceBatch, finals: Sequence[DraftWithLines], made: Sequenc
 
 
 def _note(batch: InvoiceBatch, action: str, drawn: Sequence[DraftWithLines]) -> None:
-    access.record_all_audit(
+    audit.record_all_audit(
         batch.change_of(action, 0),
         [
             (

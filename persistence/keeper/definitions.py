@@ -46,9 +46,10 @@ from gateway.core.accounts.definitions import (
     UserDefinition,
 )
 from gateway.core.accounts.groups import DIGEST_BYTES, NO_GROUPS, OWN, GroupTerms
-from gateway.core.accounts.plans import TERMS, PlanTerms, millionths, read_terms
+from gateway.core.accounts.plans import TERMS, PlanTerms, read_terms
 from gateway.core.accounts.run_policies import NO_POLICIES, RunPolicies, RunPolicy
 from gateway.core.accounts.spent_answers import UNSAID, SpentAnswer
+from gateway.core.accounts.weights import millionths
 from gateway.core.billing.money import read_pricing
 from gateway.core.billing.price_book import read_price
 from gateway.core.calls.routes import EVERYBODY, ModelRule, ModelTarget
@@ -59,8 +60,8 @@ from persistence import ids
 from persistence.billing.quotas import block_cause
 from persistence.engine import looking
 from persistence.queries import query
-from persistence.resources.access import GIVEN_UP
-from persistence.resources.catalogue import KEPT, in_force, rates_in_force
+from persistence.resources.claimed_subjects import GIVEN_UP
+from persistence.resources.prices import KEPT, in_force, rates_in_force
 
 MICRO = Decimal(1_000_000)
 # Maximum of cached limits, by their JSON.

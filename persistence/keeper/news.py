@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
 from decimal import Decimal
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from typing import Any, Final
 from zoneinfo import ZoneInfo
@@ -22,6 +22,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from gateway.core.accounts.budget_amounts import format_number
 from gateway.core.accounts.budgets import ALL_OTHERS, MONEY, OF_GROUP, OTHERS
 from gateway.core.accounts.intervals import INTERVALS, window_bounds
+from gateway.core.accounts.windows import CALENDAR, FIRST_USE, ROLLING, form_of_length, read_length
+from gateway.core.accounts.windows import WHOLE_PARTS as ROLLING_PARTS
 from gateway.core.alerts.events.event import KEPT_DAYS
 from gateway.core.alerts.events.registry import all_events
 from gateway.core.alerts.events.webhooks import CONSENT_EVENT, LINK_DAYS, TEST_EVENT
@@ -39,10 +41,13 @@ from gateway.core.alerts.messages import (
 from gateway.core.alerts.thresholds import (
     COST_LEAST,
     DAYS,
+    FELL_BELOW,
+    LOOK_BACK,
     PARTS_LEAST,
     TOTAL_AHEAD_MS,
     AlertState,
     HourlySpend,
+    RollingUse,
     RunningWindow,
     Samples,
     UsageSample,
@@ -51,6 +56,7 @@ from gateway.core.alerts.thresholds import (
     exhausted_ms,
     is_sudden,
     remembered,
+    rolling_exhausted_ms,
     same_hours,
 )
 from gateway.core.times import EPOCH, MILLISECOND, moment_of, ms_of, rfc3339
@@ -77,20 +83,44 @@ _AHEAD: Final = TOTAL_AHEAD_MS * MILLISECOND
 _WANTED = wanted(EVENTS, "b.organization_id")
 _CALENDARS = query("news.calendars", "Select the calendars of budgets that webhooks want", f"""
 SELECT DISTINCT b."interval", b.time_zone, b.anchor_day FROM budget AS b
- WHERE b.deleted_at IS NULL AND {_WANTED} LIMIT {CALENDARS_MAX}""")  # fmt: skip
-# All wanted budgets in their windows; the limit of a raised budget is the raised amount.
-_LIVE = f"""
-WITH calendar AS (
-    SELECT * FROM unnest(cast(:intervals AS text[]), cast(:zones AS text[]), cast(:anchors AS integer[]),
-                         cast(:starts AS timestamptz[]), cast(:nexts AS timestamptz[]),
-                         cast(:looks_back AS interval[]))
-        AS c ("interval", time_zone, anchor_day, start, next, look_back)
+ WHERE b.deleted_at IS NULL AND b."window" = '{CALENDAR}' AND {_WANTED} LIMIT {CALENDARS_MAX}""")  # fmt: skip
+_LENGTHS = query("news.lengths", "Select the lengths of windows of budgets that webhooks want", f"""
+SELECT DISTINCT b."window", b.length FROM budget AS b
+ WHERE b.deleted_at IS NULL AND b."window" <> '{CALENDAR}' AND {_WANTED} LIMIT {CALENDARS_MAX}""")  # fmt: skip
+# Windows as parameters: those of the calendar, and those with a length, whose uses count since a moment.
+_OF_CALENDAR = """
+    SELECT *, NULL::bigint AS lasts_ms
+      FROM unnest(cast(:intervals AS text[]), cast(:zones AS text[]), cast(:anchors AS integer[]),
+                  cast(:starts AS timestamptz[]), cast(:nexts AS timestamptz[]), cast(:looks_back AS interval[]))
+        AS c ("interval", time_zone, anchor_day, since, next, look_back)"""
+_OF_LENGTH = """
+    SELECT *, NULL::timestamptz AS next
+      FROM unnest(cast(:windows AS text[]), cast(:lengths AS text[]), cast(:sinces AS timestamptz[]),
+                  cast(:lasting AS bigint[]), cast(:looks_back AS interval[]))
+        AS c ("window", length, since, lasts_ms, look_back)"""
+# Uses in windows with a length. Those of a rolling window are parts, whose sum has the epoch as its start.
+_SUMS = f""", sums AS MATERIALIZED (
+    SELECT b.id AS budget_id, CASE b."window" WHEN '{ROLLING}' THEN 'epoch' ELSE u.start END AS start, u.value,
+           max(u.name) AS name, sum(u.used) AS used,
+           array_agg(floor(extract(epoch FROM u.start) * 1000)::bigint ORDER BY u.start) AS part_starts,
+           array_agg(u.used ORDER BY u.start) AS part_uses
+      FROM live AS b JOIN budget_use AS u ON u.budget_id = b.id AND u.start >= b.since GROUP BY 1, 2, 3
+)"""
+
+
+def _live(windows: str, keys: str) -> str:
+    """Return the SQL of all wanted budgets in their windows, which are joined by these columns.
+
+    The limit of a raised budget is the raised amount.
+    """
+    return f"""
+WITH calendar AS ({windows}
 ), live AS MATERIALIZED (
     SELECT b.id, b.name, b.organization_id, o.name AS organization, o.currency, b.unit, b.each, b.mode,
-           b."interval", b.time_zone, b.thresholds, c.start, c.next, greatest(c.start, b.created_at) AS began,
+           b."interval", b."window", b.length, b.time_zone, b.thresholds, b.created_at, c.since, c.next, c.lasts_ms,
            c.look_back, f.factor, l.usual, p.parts
       FROM calendar AS c
-      JOIN budget AS b USING ("interval", time_zone, anchor_day)
+      JOIN budget AS b USING ({keys})
       JOIN organization AS o ON o.id = b.organization_id
      CROSS JOIN LATERAL (SELECT CASE b.unit WHEN 'money' THEN 1000000000 ELSE 1 END AS factor) AS f
      CROSS JOIN LATERAL (SELECT trunc(CASE WHEN b.raised_until > :now THEN b.raised_to ELSE b.amount END
@@ -105,53 +135,108 @@ WITH calendar AS (
      CROSS JOIN jsonb_array_elements_text(g.members) AS m (member)
      WHERE coalesce(o.until > :now, true) GROUP BY o.budget_id, m.member
 )"""  # our own words, here and below
-# Their accounts with at least `least` used, or with an override, or one of a group with this member, below the usual limit; the limit of each, and
-# the news reported of each. Accounts without a limit, or with 0, are left out: there is nothing to use up.
-_ACCOUNTS = """
-SELECT b.*, l."limit", u.value, u.name AS account, u.used,
+
+
+def _accounts(uses: str, of_window: str, least: str) -> str:
+    """Return the SQL of accounts with at least `least` used, or below it with a limit below the usual one.
+
+    Such a limit is of an override, or of a group with this member. Each has its limit, and the news reported of
+    it. Accounts without a limit, or with 0, are left out: there is nothing to use up. `uses` are rows of use,
+    `of_window` the condition of those in a budget's window.
+    """
+    its = f"u.budget_id = b.id{of_window}"
+    return f"""
+SELECT b.*, w.start, w.ends, w.began, l."limit", u.value, u.name AS account, u.used,
        coalesce(t.part, 0) AS part, coalesce(t.level, 0) AS level,
        coalesce(t.exceeded, false) AS exceeded, t.before_used, t.before_at, t.seen_used, t.seen_at,
        coalesce(t.came_at, '{{}}') AS came_at, t.looked_used
   FROM live AS b
- CROSS JOIN LATERAL (SELECT value, name, used FROM budget_use
-                      WHERE budget_id = b.id AND start = b.start AND used >= {least}
+ CROSS JOIN LATERAL (SELECT u.* FROM {uses} AS u WHERE {its} AND u.used >= {least}
                       UNION ALL
-                     SELECT u.value, u.name, u.used FROM budget_override AS o
-                       JOIN budget_use AS u ON u.budget_id = b.id AND u.start = b.start AND u.value = o.value
+                     SELECT u.* FROM budget_override AS o JOIN {uses} AS u ON {its} AND u.value = o.value
                       WHERE o.budget_id = b.id AND o.amount * b.factor < b.usual AND u.used < {least}
                       UNION ALL
-                     SELECT u.value, u.name, u.used FROM of_group AS o
-                       JOIN budget_use AS u ON u.budget_id = b.id AND u.start = b.start AND u.name = o.member
+                     SELECT u.* FROM of_group AS o JOIN {uses} AS u ON {its} AND u.name = o.member
                        LEFT JOIN budget_override AS p ON p.budget_id = b.id AND p.value = u.value
                       WHERE o.budget_id = b.id AND o.amount * b.factor < b.usual AND u.used < {least}
                         AND NOT coalesce(p.amount * b.factor < b.usual, false)
                      OFFSET 0) AS u
+ CROSS JOIN LATERAL (SELECT u.start, CASE b."window" WHEN '{FIRST_USE}'
+                                          THEN u.start + b.lasts_ms * interval '1 millisecond' ELSE b.next END AS ends,
+                            CASE b."window" WHEN '{FIRST_USE}' THEN u.start ELSE greatest(b.since, b.created_at)
+                            END AS began) AS w
   LEFT JOIN budget_raise AS r ON r.budget_id = b.id AND r.value = u.value AND r.until > :now
   LEFT JOIN budget_override AS o ON o.budget_id = b.id AND o.value = u.value AND coalesce(o.until > :now, true)
   LEFT JOIN of_group AS g ON g.budget_id = b.id AND g.member = u.name AND o.value IS NULL
  CROSS JOIN LATERAL (SELECT CASE WHEN o.value IS NULL AND g.member IS NULL
                                  THEN greatest(b.usual, trunc(r.amount * b.factor))
                                  ELSE trunc(coalesce(r.amount, o.amount, g.amount) * b.factor) END AS "limit") AS l
-  LEFT JOIN budget_told AS t ON t.budget_id = b.id AND t.start = b.start AND t.value = u.value
- WHERE (b.id, b.start, u.value) > (:id, :start, :value) AND l."limit" > 0"""
-_IN_ORDER = f" ORDER BY b.id, b.start, u.value LIMIT {ACCOUNTS_MAX}"
-_REACHED = query("news.reached", "Select accounts of budgets that have reached a threshold", f"""{_LIVE}
-{_ACCOUNTS.format(least="b.usual * least(1, (SELECT min(x) FROM unnest(b.parts) AS x))")}
-   AND (u.used >= l."limit" AND (NOT coalesce(t.exceeded, false) OR l."limit" > t.level)
+  LEFT JOIN budget_told AS t ON t.budget_id = b.id AND t.start = w.start AND t.value = u.value
+ WHERE (b.id, w.start, u.value) > (:id, :start, :value) AND l."limit" > 0"""
+
+
+_IN_ORDER = f" ORDER BY b.id, w.start, u.value LIMIT {ACCOUNTS_MAX}"
+_BY_CALENDAR = (
+    _live(_OF_CALENDAR, '"interval", time_zone, anchor_day'),
+    "budget_use",
+    " AND u.start = b.since",
+)
+_BY_LENGTH = _live(_OF_LENGTH, '"window", length') + _SUMS, "sums", ""
+_LEAST = "b.usual * least(1, (SELECT min(x) FROM unnest(b.parts) AS x))"
+_IS_REACHED = """
+   (u.used >= l."limit" AND (NOT coalesce(t.exceeded, false) OR l."limit" > t.level)
         OR u.used >= l."limit" * (SELECT min(x) FROM unnest(b.parts) AS x
-                                   WHERE x > coalesce(t.part, 0) OR x * l."limit" > t.level))
-{_IN_ORDER}""")  # fmt: skip
-# Accounts whose pace may give a forecast, or whose next sample is due; the rule in the core decides.
-_RUNNING = query("news.running", "Select accounts of budgets that may run out", f"""{_LIVE}
-{_ACCOUNTS.format(least="b.usual / 10")}
+                                   WHERE x > coalesce(t.part, 0) OR x * l."limit" > t.level))"""
+
+
+def _reached(name: str, live: str, uses: str, of_window: str) -> TextClause:
+    sql = f"{live}{_accounts(uses, of_window, _LEAST)} AND {_IS_REACHED}{_IN_ORDER}"
+    return query(name, "Select accounts of budgets that have reached a threshold", sql)
+
+
+def _running(name: str, live: str, uses: str, of_window: str) -> TextClause:
+    """Return the query of accounts whose pace may give a forecast, or whose next sample is due.
+
+    The rule in the core decides.
+    """
+    return query(name, "Select accounts of budgets that may run out", f"""{live}
+{_accounts(uses, of_window, "b.usual / 10")} AND b."window" <> '{ROLLING}'
    AND u.used < l."limit" AND NOT coalesce(t.foreseen, false)
    AND (t.seen_at IS NULL OR :now - t.seen_at >= b.look_back OR u.used < t.seen_used
         OR (u.used > coalesce(t.looked_used, 0) AND cardinality(t.came_at) < :parts)
         OR (l."limit" - u.used)::float8 * {ROUNDED}
-           * extract(epoch FROM :now - coalesce(t.before_at, b.began))::float8
+           * extract(epoch FROM :now - coalesce(t.before_at, w.began))::float8
            <= (u.used - coalesce(t.before_used, 0))::float8
-           * extract(epoch FROM coalesce(b.next - :now, :ahead))::float8)
+           * extract(epoch FROM coalesce(w.ends - :now, :ahead))::float8)
 {_IN_ORDER}""")  # fmt: skip
+
+
+_REACHED, _REACHED_LENGTHS = (
+    _reached("news.reached", *_BY_CALENDAR),
+    _reached("news.reached_lengths", *_BY_LENGTH),
+)
+_RUNNING, _RUNNING_LENGTHS = (
+    _running("news.running", *_BY_CALENDAR),
+    _running("news.running_lengths", *_BY_LENGTH),
+)
+# A rolling window is foreseen to be used up at most once in its length.
+_RUNNING_ROLLING = query("news.running_rolling", "Select accounts of rolling budgets that may run out",
+    _BY_LENGTH[0] + _accounts(*_BY_LENGTH[1:], "b.usual / 10").replace("SELECT b.*", "SELECT b.*, u.part_starts, u.part_uses")
+    + f"""
+   AND b."window" = '{ROLLING}' AND u.used < l."limit"
+   AND (NOT coalesce(t.foreseen, false) OR t.seen_at <= :now - b.lasts_ms * interval '1 millisecond')
+{_IN_ORDER}""")  # fmt: skip
+# Reports of rolling windows whose use has fallen far enough below a reported threshold; of each the present use.
+_FALLEN = query("news.fallen", "Select reported thresholds of rolling budgets that use has fallen below",
+    _BY_LENGTH[0] + _accounts(*_BY_LENGTH[1:], "0") + f"""
+   AND b."window" = '{ROLLING}' AND (u.used < t.part * l."limit" * {FELL_BELOW}
+                                     OR t.exceeded AND u.used < l."limit" * {FELL_BELOW})
+{_IN_ORDER}""")  # fmt: skip
+_FALL = query("news.fall", "Store which thresholds of rolling budgets use has fallen below", """
+UPDATE budget_told AS t SET part = n.part, level = n.level, exceeded = n.exceeded
+  FROM unnest(cast(:ids AS bigint[]), cast(:values AS text[]), cast(:parts AS numeric[]),
+              cast(:levels AS numeric[]), cast(:exceeded AS boolean[])) AS n (id, value, part, level, exceeded)
+ WHERE (t.budget_id, t.start, t.value) = (n.id, 'epoch', n.value)""")  # fmt: skip
 _TOLD = query("news.told", "Store the reported thresholds of budgets", """
 INSERT INTO budget_told AS t (budget_id, start, value, part, level, exceeded)
 SELECT * FROM unnest(cast(:ids AS bigint[]), cast(:starts AS timestamptz[]), cast(:values AS text[]),
@@ -181,31 +266,42 @@ DELETE FROM budget_told AS t USING budget AS b
         WHERE (c."interval", c.time_zone, c.anchor_day) = (b."interval", b.time_zone, b.anchor_day)
           AND t.start < c.start))""")  # fmt: skip
 
+_FORGET_LENGTHS = query("news.forget_lengths", "Delete reports of windows with a length that are over", f"""
+DELETE FROM budget_told AS t USING budget AS b
+  JOIN unnest(cast(:windows AS text[]), cast(:lengths AS text[]), cast(:sinces AS timestamptz[]))
+    AS c ("window", length, since) USING ("window", length)
+ WHERE b.id = t.budget_id AND CASE b."window" WHEN '{ROLLING}'
+       THEN NOT EXISTS (SELECT FROM budget_use AS u
+                         WHERE u.budget_id = b.id AND u.value = t.value AND u.start >= c.since)
+       ELSE t.start < c.since END""")  # fmt: skip
+
 Found = Row[Any]
+Windows = Callable[[AsyncConnection, datetime], Awaitable[dict[str, object]]]
 
 
 async def reached_budgets(engine: AsyncEngine, now: datetime) -> None:
     """Report reached thresholds and used-up budgets to webhooks."""
+    now_ms = ms_of(now)
 
     async def tell_of(connection: AsyncConnection, accounts: Sequence[Found]) -> None:
         news: list[News] = []
         rows: list[tuple[object, ...]] = []
-        for found in accounts:
-            told = AlertState(found.part, found.level, found.exceeded)
-            thresholds = [Decimal(str(part)) for part in found.thresholds]
-            used, limit, _ = _amounts(found)
-            parts = crossed(thresholds, told, used, limit)
-            exceeded = exceeds(told, used, limit)
-            news += (_news(found, "budget.threshold", part) for part in parts)
+        for account in accounts:
+            state = _state(account)
+            used, limit, _ = _amounts(account)
+            parts = crossed(_thresholds(account), state, used, limit)
+            exceeded = exceeds(state, used, limit)
+            news += (_news(account, "budget.threshold", now_ms, part) for part in parts)
             if exceeded:
-                news.append(_news(found, "budget.exceeded"))
-            now_told = told.and_of(parts, exceeded, limit)
-            rows.append((found.id, found.start, found.value, *now_told))
+                news.append(_news(account, "budget.exceeded", now_ms))
+            now_state = state.and_of(parts, exceeded, limit)
+            rows.append((account.id, account.start, account.value, *now_state))
         names = ("ids", "starts", "values", "parts", "levels", "exceeded")
         await connection.execute(_TOLD, _columns(names, rows))
         await create_messages(connection, news)
 
-    await _each_page(engine, _REACHED, now, tell_of, over=OVER)
+    await _each_page(engine, _REACHED, now, tell_of, partial(_calendars, over=OVER))
+    await _each_page(engine, _REACHED_LENGTHS, now, tell_of, partial(_lengths, over=OVER))
 
 
 async def foresee_budgets(engine: AsyncEngine, now: datetime) -> None:
@@ -215,32 +311,69 @@ async def foresee_budgets(engine: AsyncEngine, now: datetime) -> None:
     async def tell_of(connection: AsyncConnection, accounts: Sequence[Found]) -> None:
         news: list[News] = []
         rows: list[tuple[object, ...]] = []
-        for found in accounts:
-            window = _window(found)
-            known = _samples(found)
+        for account in accounts:
+            window = _window(account)
+            known = _samples(account)
             samples = remembered(known, window, now_ms)
             end_ms = exhausted_ms(window, samples, now_ms)
             if end_ms is not None:
-                # The time in UTC, and in the budget's time zone.
-                local = moment_of(end_ms).astimezone(ZoneInfo(found.time_zone)).isoformat(timespec="seconds")
-                at = _said(end_ms)
-                news.append(_news(found, "budget.forecast", exhausted_at=at, exhausted_local=local))
+                news.append(_forecast(account, end_ms, now_ms))
             if end_ms is not None or samples != known:
-                stored = (*_stored(samples.before), *_stored(samples.seen), samples.looked_used)
-                came = ",".join(_said(at_ms) for at_ms in samples.came_ms)
-                row = (found.id, found.start, found.value, end_ms is not None, *stored, f"{{{came}}}")
-                rows.append(row)
-        if rows:
-            names = (
-                "ids", "starts", "values", "foreseen", "before_used", "before_at", "seen_used", "seen_at",
-                "looked_used", "came_at",
-            )  # fmt: skip
-            await connection.execute(_FORESEEN, _columns(names, rows))
-        await create_messages(connection, news)
+                rows.append(_foreseen(account, samples, end_ms))
+        await _store_foreseen(connection, news, rows)
 
-    await _each_page(engine, _RUNNING, now, tell_of)
+    async def tell_of_rolling(connection: AsyncConnection, accounts: Sequence[Found]) -> None:
+        """Report rolling windows by the pace of their parts; the time of the report is stored as a sample's."""
+        news: list[News] = []
+        rows: list[tuple[object, ...]] = []
+        for account in accounts:
+            used, limit, _ = _amounts(account)
+            parts = tuple(zip(account.part_starts, map(int, account.part_uses), strict=True))
+            end_ms = rolling_exhausted_ms(RollingUse(account.lasts_ms, limit, parts), now_ms)
+            if end_ms is not None:
+                news.append(_forecast(account, end_ms, now_ms))
+                rows.append(_foreseen(account, Samples(seen=UsageSample(used, now_ms)), end_ms))
+        await _store_foreseen(connection, news, rows)
+
+    await _each_page(engine, _FALLEN, now, _store_fall, _lengths)
+    await _each_page(engine, _RUNNING, now, tell_of, _calendars)
+    await _each_page(engine, _RUNNING_LENGTHS, now, tell_of, _lengths)
+    await _each_page(engine, _RUNNING_ROLLING, now, tell_of_rolling, _lengths)
     async with engine.begin() as connection:
         await connection.execute(_FORGET, await _calendars(connection, now - OVER))
+        await connection.execute(_FORGET_LENGTHS, await _lengths(connection, now, over=OVER))
+
+
+async def _store_fall(connection: AsyncConnection, accounts: Sequence[Found]) -> None:
+    states = [
+        _state(account).after_fall(_thresholds(account), *_amounts(account)[:2]) for account in accounts
+    ]
+    rows = [(account.id, account.value, *state) for account, state in zip(accounts, states, strict=True)]
+    await connection.execute(_FALL, _columns(("ids", "values", "parts", "levels", "exceeded"), rows))
+
+
+def _forecast(found: Found, end_ms: int, now_ms: int) -> News:
+    """Return the event of an end that is foreseen, with its time in UTC and in the budget's time zone."""
+    local = moment_of(end_ms).astimezone(ZoneInfo(found.time_zone)).isoformat(timespec="seconds")
+    return _news(found, "budget.forecast", now_ms, exhausted_at=_said(end_ms), exhausted_local=local)
+
+
+def _foreseen(found: Found, samples: Samples, end_ms: int | None) -> tuple[object, ...]:
+    stored = (*_stored(samples.before), *_stored(samples.seen), samples.looked_used)
+    came = ",".join(_said(at_ms) for at_ms in samples.came_ms)
+    return (found.id, found.start, found.value, end_ms is not None, *stored, f"{{{came}}}")
+
+
+async def _store_foreseen(
+    connection: AsyncConnection, news: Sequence[News], rows: Sequence[tuple[object, ...]]
+) -> None:
+    if rows:
+        names = (
+            "ids", "starts", "values", "foreseen", "before_used", "before_at", "seen_used", "seen_at",
+            "looked_used", "came_at",
+        )  # fmt: skip
+        await connection.execute(_FORESEEN, _columns(names, rows))
+    await create_messages(connection, news)
 
 
 async def _each_page(
@@ -248,22 +381,17 @@ async def _each_page(
     statement: TextClause,
     now: datetime,
     tell_of: Callable[[AsyncConnection, Sequence[Found]], Awaitable[None]],
-    *,
-    over: timedelta = timedelta(),
+    windows: Windows,
 ) -> None:
-    """Call `tell_of` with each page of a budget query's accounts, in the windows that contain `now`.
-
-    With `over`, also in the windows that contained the moment `over` before.
-    """
+    """Call `tell_of` with each page of a budget query's accounts, in these windows."""
     after: dict[str, object] = {"id": 0, "start": EPOCH, "value": ""}
     while True:
         async with engine.begin() as connection:
-            calendars = await _calendars(connection, now, *([now - over] if over else ()))
-            accounts = (
-                await connection.execute(
-                    statement, calendars | after | {"now": now, "ahead": _AHEAD, "parts": PARTS_LEAST}
-                )
-            ).all()
+            known = await windows(connection, now)
+            if not any(known.values()):
+                return
+            facts = {**known, "now": now, "ahead": _AHEAD, "parts": PARTS_LEAST}
+            accounts = (await connection.execute(statement, facts | after)).all()
             if accounts:
                 await tell_of(connection, accounts)
         if len(accounts) < ACCOUNTS_MAX:
@@ -272,14 +400,16 @@ async def _each_page(
         after = {"id": last.id, "start": last.start, "value": last.value}
 
 
-async def _calendars(connection: AsyncConnection, *moments: datetime) -> dict[str, object]:
-    """Return, as SQL parameters, the windows of budgets that contain these moments.
+async def _calendars(
+    connection: AsyncConnection, now: datetime, *, over: timedelta = timedelta()
+) -> dict[str, object]:
+    """Return, as SQL parameters, the windows of budgets that contain `now`, or the moment `over` before.
 
     There is one for each calendar (interval, zone and first day) of the budgets that a webhook wants.
     """
     windows = {}
     for interval, zone, anchor in (await connection.execute(_CALENDARS)).all():
-        for moment in moments:
+        for moment in {now, now - over}:
             # A time zone that no longer exists must not stop the others.
             with suppress(KeyError, ValueError):
                 start_ms, next_ms, _ = window_bounds(interval, zone, anchor, ms_of(moment))
@@ -298,13 +428,38 @@ async def _calendars(connection: AsyncConnection, *moments: datetime) -> dict[st
     return _columns(("intervals", "zones", "anchors", "starts", "nexts", "looks_back"), rows)
 
 
+async def _lengths(
+    connection: AsyncConnection, now: datetime, *, over: timedelta = timedelta()
+) -> dict[str, object]:
+    """Return, as SQL parameters, since when uses count in windows with a length, of budgets a webhook wants.
+
+    Windows that began at first use are those that were not over at the moment `over` before.
+    """
+    rows = []
+    for window, length in (await connection.execute(_LENGTHS)).all():
+        length_ms = read_length(length)
+        form = form_of_length(window, length_ms)
+        since_ms = form.since(ms_of(now if window == ROLLING else now - over))
+        look_back = length_ms // LOOK_BACK * MILLISECOND
+        rows.append((window, length, moment_of(since_ms), length_ms, look_back))
+    return _columns(("windows", "lengths", "sinces", "lasting", "looks_back"), rows)
+
+
+def _state(found: Found) -> AlertState:
+    return AlertState(found.part, found.level, found.exceeded)
+
+
+def _thresholds(found: Found) -> list[Decimal]:
+    return [Decimal(str(part)) for part in found.thresholds]
+
+
 def _columns(names: Sequence[str], rows: Sequence[tuple[object, ...]]) -> dict[str, object]:
     return {name: [row[at] for row in rows] for at, name in enumerate(names)}
 
 
 def _window(found: Found) -> RunningWindow:
     used, limit, _ = _amounts(found)
-    return RunningWindow(found.interval, ms_of(found.began), ms_of(found.next), limit, used)
+    return RunningWindow(found.interval or "", ms_of(found.began), ms_of(found.ends), limit, used)
 
 
 def _samples(found: Found) -> Samples:
@@ -322,11 +477,17 @@ def _stored(sample: UsageSample | None) -> tuple[object, object]:
     return (None, None) if sample is None else (sample.used, moment_of(sample.at_ms))
 
 
-def _news(found: Found, event: str, part: Decimal | None = None, **more: object) -> News:
-    """Return an event about an account of a budget; `part` is the threshold that was reached, if any."""
+def _news(found: Found, event: str, now_ms: int, part: Decimal | None = None, **more: object) -> News:
+    """Return an event about an account of a budget; `part` is the threshold that was reached, if any.
+
+    The occasion in a rolling window is that of its running part: use falls only where a part ends.
+    """
+    begins_ms = (
+        ms_of(found.start) if found.window != ROLLING else now_ms - now_ms % (found.lasts_ms // ROLLING_PARTS)
+    )
     named = "" if part is None else f":{part.normalize():f}"
     amounts = used_now, limit, _ = _amounts(found)
-    occasion = f"{event}:{found.id}:{ms_of(found.start)}:{found.value}{named}:{limit}"
+    occasion = f"{event}:{found.id}:{begins_ms}:{found.value}{named}:{limit}"
     shown = [format_number(found.unit, amount) for amount in amounts]
     used, amount, remaining = shown if found.unit == MONEY else amounts
     data: dict[str, object] = {
@@ -336,8 +497,9 @@ def _news(found: Found, event: str, part: Decimal | None = None, **more: object)
         "used": used, "amount": amount, "remaining": remaining,
         "percent": _number(used_now * 100 // max(1, limit) if part is None else part * 100),
         "threshold": None if part is None else _number(part), "interval": found.interval,
-        "time_zone": found.time_zone, "window_start": _said(ms_of(found.start)) if found.next else None,
-        "resets_at": _said(ms_of(found.next)) if found.next else None,
+        "window": found.window, "length": found.length, "time_zone": found.time_zone,
+        "window_start": _said(ms_of(found.start)) if found.ends else None,
+        "resets_at": _said(ms_of(found.ends)) if found.ends else None,
     }  # fmt: skip
     return News(event, occasion, data | more)
 

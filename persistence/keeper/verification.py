@@ -30,7 +30,7 @@ from gateway.core.integrity.recovery import (
 from gateway.core.model import INTEGER_MAX, PARTITIONS
 from persistence.engine import apart, looking
 from persistence.error_mapping import QUERY_CANCELED, sqlstate, translating
-from persistence.keeper import definitions, retention
+from persistence.keeper import definitions, forgetting, retention
 from persistence.keeper.definitions import budgets_of
 from persistence.keeper.retention import SINCE
 from persistence.ledger.checkpoints import closed, disproved, sums, violations
@@ -44,26 +44,47 @@ LONG_S = 30.0
 
 # Maximum of dead letters that are read.
 ASIDE_MAX = 1_000
-# A window is kept for more than a year; the total of a session as long as in Redis.
+# A window is kept for more than a year, and the last one of an account that carries; the total of a session as long as in Redis.
 KEPT_DAYS = 400
+# A part of a rolling window is kept for twice its length, and so long.
+PART_DAYS = 2
 # How long Redis keeps a run that is over.
 RUNS_KEPT_S = 86_400
 
+_MS = "floor(extract(epoch FROM {}) * 1000)::bigint"
 # Accounts of sessions that Redis has dropped as unused; it counts days in UTC.
 _FORGOTTEN = """b."interval" = 'total' AND b.each = 'session'
            AND u.moved_at < date_trunc('day', now(), 'UTC') - make_interval(days => :unused_days)"""
 _USED = query("verification.used", "Select the use of accounts of budgets", f"""
-SELECT u.budget_id, k.start AS start_ms, u.value, u.used,
-       floor(extract(epoch FROM u.moved_at) * 1000)::bigint AS moved_ms
+SELECT u.budget_id, {_MS.format("u.start")} AS start_ms, u.value, u.used, {_MS.format("u.moved_at")} AS moved_ms,
+       u.carried
   FROM unnest(cast(:ids AS bigint[]), cast(:starts AS bigint[])) AS k (id, start)
-  JOIN budget_use AS u ON u.budget_id = k.id AND u.start = to_timestamp(k.start / 1000.0)
+  JOIN budget_use AS u ON u.budget_id = k.id AND u.start >= to_timestamp(k.start / 1000.0)
   LEFT JOIN budget AS b ON b.id = u.budget_id AND {_FORGOTTEN}
  WHERE b.id IS NULL""")  # fmt: skip
+# The last windows of budgets that carry, before the present ones.
+_CARRIED = query("verification.carried", "Select the last use of accounts of budgets that carry", f"""
+SELECT DISTINCT ON (u.budget_id, u.value) u.budget_id, {_MS.format("u.start")} AS start_ms, u.value, u.used,
+       {_MS.format("u.moved_at")} AS moved_ms, u.carried
+  FROM unnest(cast(:ids AS bigint[]), cast(:starts AS bigint[])) AS k (id, start)
+  JOIN budget_use AS u ON u.budget_id = k.id AND u.start < to_timestamp(k.start / 1000.0)
+ ORDER BY u.budget_id, u.value, u.start DESC""")  # fmt: skip
 _FORGET_WINDOWS = query("verification.forget_windows", "Delete the use of old windows of budgets", """
 DELETE FROM budget_use WHERE ctid = ANY(ARRAY(
     SELECT u.ctid FROM budget_use AS u JOIN budget AS b ON b.id = u.budget_id
      WHERE u.start > 'epoch' AND u.start < now() - make_interval(days => :days)
-       AND u.moved_at < now() - make_interval(days => :days) LIMIT :n))""")  # fmt: skip
+       AND u.moved_at < now() - make_interval(days => :days)
+       AND (u.carried IS NULL OR b.deleted_at IS NOT NULL OR EXISTS (
+           SELECT FROM budget_use AS l WHERE l.budget_id = u.budget_id AND l.value = u.value AND l.start > u.start))
+     LIMIT :n))""")  # fmt: skip
+# Parts of rolling windows that count no more.
+_FORGET_PARTS = query("verification.forget_parts", "Delete the use of old parts of rolling windows", """
+DELETE FROM budget_use WHERE ctid = ANY(ARRAY(
+    SELECT u.ctid FROM (SELECT id, (to_jsonb(b) ->> 'length')::interval AS length FROM budget AS b
+                         WHERE to_jsonb(b) ->> 'window' = 'rolling' OFFSET 0) AS b
+     CROSS JOIN LATERAL (SELECT ctid FROM budget_use WHERE budget_id = b.id
+                            AND start < now() - 2 * b.length - make_interval(days => :part_days) OFFSET 0) AS u
+     LIMIT :n))""")  # fmt: skip
 # Windows without end are kept, except those of sessions, and of budgets that were deleted long ago.
 _FORGET_ENDLESS = query(
     "verification.forget_endless", "Delete the use of old sessions and of deleted budgets", f"""
@@ -119,39 +140,50 @@ class BudgetUses:
         return [read_stored(dict(row)) for row in rows]
 
     async def stored(
-        self, partition: int, organizations: Sequence[int], windows: Iterable[WindowKey]
+        self,
+        partition: int,
+        organizations: Sequence[int],
+        windows: Iterable[WindowKey],
+        carrying: Collection[int] = (),
     ) -> StoredBudgets:
+        """Return the use of organizations in `windows` and later ones; budgets `carrying` with the one before."""
         async with translating(self._engine.connect()) as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ")
             mark = await connection.scalar(_MARK, {"partition": partition})
-            used, moved = await _used(connection, list(windows))
+            used, moved, carried = await _used(connection, list(windows), carrying)
             values = {"organizations": list(organizations), "n": ASIDE_MAX}
             aside = [bytes(raw) for raw in await connection.scalars(_ASIDE, values)]
-        return StoredBudgets((mark or "").encode(), used, aside, moved)
+        return StoredBudgets((mark or "").encode(), used, aside, moved, carried)
 
 
 async def _used(
-    connection: AsyncConnection, windows: Sequence[WindowKey]
-) -> tuple[dict[WindowKey, int], dict[WindowKey, int]]:
-    """Return the use of budgets' windows as PostgreSQL has it, and the time in ms when each last changed."""
-    used, moved = dict[WindowKey, int](), dict[WindowKey, int]()
-    if windows:
-        values = {
-            "ids": [one.budget_id for one in windows], "starts": [one.start_ms for one in windows],
-            "unused_days": EACH_UNUSED_DAYS,
-        }  # fmt: skip
-        for budget_id, start_ms, value, amount, moved_ms in await connection.execute(_USED, values):
+    connection: AsyncConnection, windows: Sequence[WindowKey], carrying: Collection[int]
+) -> tuple[dict[WindowKey, int], dict[WindowKey, int], dict[WindowKey, int]]:
+    """Return the stored use of budgets' windows, the ms when each last changed, and what each carries."""
+    used, moved, carried = dict[WindowKey, int](), dict[WindowKey, int](), dict[WindowKey, int]()
+    more = [window for window in windows if window.budget_id in carrying]
+    for statement, asked in ((_USED, windows), (_CARRIED, more)):
+        if not asked:
+            continue
+        values = {"ids": [key.budget_id for key in asked], "starts": [key.start_ms for key in asked]}
+        unused = {"unused_days": EACH_UNUSED_DAYS} if statement is _USED else {}
+        for budget_id, start_ms, value, amount, moved_ms, carries in await connection.execute(
+            statement, {**values, **unused}
+        ):
             window = WindowKey(budget_id, start_ms, value)
             used[window], moved[window] = int(amount), moved_ms
-    return used, moved
+            if carries is not None:
+                carried[window] = int(carries)
+    return used, moved, carried
 
 
 async def forget_budget_uses(engine: AsyncEngine, *, at_once: int = retention.DELETED_ROWS_AT_ONCE) -> int:
     """Delete the use of budgets' windows that ended long ago, and old runs and jobs; return the row count."""
-    forgotten, values = 0, {"days": KEPT_DAYS, "unused_days": EACH_UNUSED_DAYS}
-    for statement in (_FORGET_WINDOWS, _FORGET_ENDLESS, _FORGET_RUNS, _FORGET_JOBS):
+    forgotten = 0
+    values = {"days": KEPT_DAYS, "unused_days": EACH_UNUSED_DAYS, "part_days": PART_DAYS}
+    for statement in (_FORGET_WINDOWS, _FORGET_PARTS, _FORGET_ENDLESS, _FORGET_RUNS, _FORGET_JOBS):
         named = {name: value for name, value in values.items() if f":{name}" in statement.text}
-        forgotten += await retention.delete(engine, statement, named, at_once)
+        forgotten += await forgetting.delete(engine, statement, named, at_once)
     return forgotten
 
 

@@ -173,7 +173,7 @@ def _place_unnumbered(
     if event.kind not in STATUS_KINDS:
         told = event.kind in {EventKind.CONSUME, EventKind.RUN}
         tells = told or event.facts is not None or bool(event.budgets)
-        if event.kind == EventKind.BUDGET:  # of an organization, and no tenant's
+        if event.kind in {EventKind.BUDGET, EventKind.CARRY}:  # of an organization, and no tenant's
             head = heads.credits[event.organization_id]
         mine = head.stopped != UNKNOWN and head.organization_id == event.organization_id
         if tells and (poisoned or not storable(event)):

@@ -226,6 +226,7 @@ def _row(
         "refused_kind": one.refused_kind if by and one.refused_kind in _REFUSED_BY else None,
         "refused_by": by if one.refused_kind in _REFUSED_BY else None,
         "tags": one.tags or None,
+        "groups": list(one.groups) or None,
     }
 
 

@@ -77,7 +77,7 @@ def add_call(hours: Rollup, event: OutboxEntry, facts: CallFacts, user_id: int |
     is_unpriced = bool(facts.unpriced) or (cost is None and tokens > 0)
     more = read_sums([
         *counts, counts[CACHE_WRITE] + counts[CACHE_WRITE_1H], tokens, credits_, units, bounded(cost or 0),
-        +facts.estimated, +is_unpriced, 1, 0,
+        +facts.estimated, +is_unpriced, 1, 0, 0 if facts.step is None else bounded(facts.step[3] or 0),
     ])  # fmt: skip
     sums = hours.get(bucket)
     if sums is None:
@@ -255,7 +255,15 @@ def store_runs(connection: Connection[Any], noted: Sequence[Placed]) -> None:
 def move_budget_uses(connection: Connection[Any], fresh: Sequence[Placed], noted: Sequence[Placed]) -> None:
     """Add the use of new entries to budgets; `noted` ones move no account and may be stored already."""
     told = _newer(connection, [placed for placed in noted if event_of(placed).budgets])
-    for sets_back, moves in _turns([*fresh, *told]):
+    carries = {
+        window: event_of(placed) for placed in told if _carries(placed) for window in event_of(placed).budgets
+    }
+    if carries:  # the last entry of a window counts
+        amounts = list(_rows_of(((window,), event) for window, event in carries.items()))
+        connection.execute(
+            statements.CARRY_BUDGETS, statements.columns_of([row[:_OF_RUNS] for row in amounts])
+        )
+    for sets_back, moves in _turns([*fresh, *(placed for placed in told if not _carries(placed))]):
         rows, of_runs = list[tuple[Any, ...]](), list[tuple[Any, ...]]()
         for row in _rows_of(moves):
             if is_run(row[0]):
@@ -288,6 +296,10 @@ def _turns(placed: Sequence[Placed]) -> Iterator[tuple[bool, list[Move]]]:
             turn_of[window] = turn = turn + (turn % 2 != _sets_back(event))
             turns.setdefault(turn, []).append(((window,), event))
     return ((turn % 2 == 1, turns[turn]) for turn in sorted(turns))
+
+
+def _carries(placed: Placed) -> bool:
+    return event_of(placed).kind == EventKind.CARRY
 
 
 def _sets_back(event: OutboxEntry) -> bool:

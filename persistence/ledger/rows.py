@@ -329,7 +329,7 @@ CALL_COLUMNS = (
     f" streamed, estimated, {', '.join(KINDS)}, request_id, service_id, user_id, content_id, project_id,"
     " feature_version, session, route, model, response_model, service_tier, tools, cost, currency, price_id,"
     " first_token_ms, upstream_request_id, unknown_usage, reason, unpriced, exchange_rate, run_id,"
-    " priced_at, hour_factor, tags, groups"
+    " priced_at, hour_factor, tags, groups, model_asked, substituted_by, saved"
 )
 FIELDS = CALL_COLUMNS.count(",") + 1
 
@@ -377,8 +377,22 @@ def call_row(event: OutboxEntry, user_id: int | None) -> bytes:
             _text(facts.hour_factor),
             json_field(msgspec.json.encode(facts.tags)) if facts.tags else NULL,
             json_field(_groups_of(facts)) if facts.groups else NULL,
+            *(_NOT_SUBSTITUTED if facts.step is None else _substitution(facts.step)),
         )
     )  # fmt: skip
+
+
+_NOT_SUBSTITUTED = (NULL, NULL, NULL)
+
+
+def _substitution(step: tuple[str, int, str, int | None]) -> tuple[bytes, bytes, bytes]:
+    asked, budget_id, name, saved = step
+    written = NULL if saved is None else _BIGINT(8, bounded(saved))
+    return _text(asked), json_field(_budget_json(budget_id, name)), written
+
+
+def _budget_json(budget_id: int, name: str) -> bytes:
+    return msgspec.json.encode({"id": budget_id, "name": stored_text(name)})
 
 
 def _groups_of(facts: CallFacts) -> bytes:
@@ -472,7 +486,18 @@ def correction(event: OutboxEntry) -> dict[str, object]:
         "priced_at": moment_of(facts.priced_ms) if facts.priced_ms else None,
         "tags": msgspec.json.encode(facts.tags).decode() if facts.tags else None,
         "groups": _groups_of(facts).decode() if facts.groups else None,
+        **_substitution_values(facts.step),
     }
+
+
+def _substitution_values(step: tuple[str, int, str, int | None] | None) -> dict[str, object]:
+    if step is None:
+        return {"model_asked": None, "substituted_by": None, "saved": None}
+    asked, budget_id, name, saved = step
+    return {
+        "model_asked": stored_text(asked), "substituted_by": _budget_json(budget_id, name).decode(),
+        "saved": None if saved is None else bounded(saved),
+    }  # fmt: skip
 
 
 def _text(value: str) -> bytes:

@@ -227,6 +227,16 @@ MOVE_BUDGETS = _MOVE_BUDGETS.format(reset="", taken="", more="", **_MOVED)
 RESET_BUDGETS = _MOVE_BUDGETS.format(
     reset=", reset", taken=", -used", more=", reset = u.reset + excluded.reset", **_MOVED
 )
+# What windows carry; a repeated entry changes nothing.
+CARRY_BUDGETS = """
+INSERT INTO budget_use AS u (budget_id, start, value, used, carried)
+SELECT n.budget_id, to_timestamp(n.start / 1000.0), n.value, 0,
+       CASE b.unit WHEN 'money' THEN n.money WHEN 'tokens' THEN n.tokens ELSE n.requests END
+  FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::bigint[], %s::numeric[], %s::bigint[], %s::bigint[])
+    AS n (budget_id, start, value, organization_id, money, tokens, requests)
+  JOIN budget AS b ON b.id = n.budget_id AND b.organization_id = n.organization_id
+ ORDER BY 1, 2, 3
+ON CONFLICT (budget_id, start, value) DO UPDATE SET carried = excluded.carried"""
 # Runs that were opened or ended; a repeated entry changes nothing.
 STORE_RUNS = """
 INSERT INTO run AS r (id, organization_id, tenant_id, name, parent_name, unit, amount, calls_max, created_at,
@@ -334,7 +344,8 @@ UPDATE call SET {", ".join(f"{kind} = %({kind})s" for kind in KINDS)},
        response_model = %(response_model)s, cost = %(cost)s, currency = %(currency)s, price_id = %(price_id)s,
        exchange_rate = %(exchange_rate)s, priced_at = %(priced_at)s, hour_factor = %(hour_factor)s,
        tags = %(tags)s::jsonb,
-       groups = %(groups)s::jsonb
+       groups = %(groups)s::jsonb, model_asked = %(model_asked)s, substituted_by = %(substituted_by)s::jsonb,
+       saved = %(saved)s
  WHERE {_CALL} RETURNING {SUMS_OF_CALL}"""
 REFUND_CALL = f"""
 UPDATE call SET credits = credits - %(amount)s

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, Text, bindparam, cast, func, literal, select, true
+from sqlalchemy import (
+    Connection,
+    Select,
+    Text,
+    bindparam,
+    cast,
+    func,
+    literal,
+    select,
+    true,
+)
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budget_selectors import NAMES_MAX, too_many_of_groups
@@ -15,6 +24,7 @@ from gateway.core.accounts.budgets import OF_GROUP
 from gateway.core.accounts.groups import (
     API_KEY,
     GROUPS_MAX,
+    ID,
     MEMBERS_MAX,
     ORGANIZATION_MEMBERS_MAX,
     TENANT,
@@ -25,7 +35,14 @@ from persistence import entity
 from persistence.entity import Entity, EntityWrite, id_in, live, lock
 from persistence.resources import people
 from persistence.resources.tags import fixed_tags, group_sets, lock_budgets, selectors_of
-from persistence.tables import api_key, budget, budget_override, caller_group, organization, tenant
+from persistence.tables import (
+    api_key,
+    budget,
+    budget_override,
+    caller_group,
+    organization,
+    tenant,
+)
 
 # The organization's rows that a group of a kind has as members.
 _THEIRS = {
@@ -37,9 +54,8 @@ _THEIRS = {
         api_key.c.id.in_(bindparam("ids", expanding=True)), tenant.c.organization_id == bindparam("owner")
     ),
 }  # fmt: skip
-_OVERRIDE_IS_IN_FORCE: Final = func.coalesce(budget_override.c.until > func.now(), true())
+OVERRIDE_IS_IN_FORCE: Final = func.coalesce(budget_override.c.until > func.now(), true())
 MEMBER, MEMBERS = "member", "members"
-_ID: Final = re.compile(r"0|[1-9][0-9]{0,15}", re.ASCII)
 
 
 def _locked(change: EntityWrite) -> None:
@@ -113,7 +129,7 @@ def _read(change: EntityWrite, kind: object, field: str) -> None:
         right = "texts, the callers' own ids of users"
     else:
         members = [
-            int(member) if isinstance(member, str) and _ID.fullmatch(member) else member for member in members
+            int(member) if isinstance(member, str) and ID.fullmatch(member) else member for member in members
         ]
         wrong = any(type(member) is not int for member in members)
         right = f"ids of {str(kind).replace('_', ' ')}s"
@@ -141,30 +157,30 @@ def change_group(change: EntityWrite) -> Row:
 
 def put_member(change: EntityWrite) -> Row:
     """Add a member to a group; where there is one already, nothing changes."""
-    _locked(change)
-    row = _lock_row(change)
-    members, member = row[MEMBERS], change.command.values[MEMBER]
-    assert isinstance(members, list)
+    row, members, member = _lock_member(change)
     return row if member in members else _with_members(change, [*members, member])
 
 
 def remove_member(change: EntityWrite) -> Row:
     """Remove a member from a group; where there is none, nothing changes."""
+    row, members, member = _lock_member(change)
+    if member not in members:
+        return row
+    return _with_members(change, [other for other in members if other != member])
+
+
+def _lock_member(change: EntityWrite) -> tuple[Row, Sequence[object], object]:
+    """Return the locked row of a group, its members, and the member to put or remove.
+
+    The audit log has this member alone.
+    """
     _locked(change)
-    row = _lock_row(change)
-    members, member = row[MEMBERS], change.command.values[MEMBER]
-    assert isinstance(members, list)
-    return (
-        _with_members(change, [other for other in members if other != member]) if member in members else row
-    )
-
-
-def _lock_row(change: EntityWrite) -> Row:
-    """Return the locked row of a member that is put or removed, which alone the audit log has of that."""
     row = lock(change)
     change.before = None
     _read(change, row["kind"], MEMBER)
-    return row
+    members = row[MEMBERS]
+    assert isinstance(members, list)
+    return row, members, change.command.values[MEMBER]
 
 
 def _with_members(change: EntityWrite, members: Sequence[object]) -> Row:
@@ -183,7 +199,7 @@ def overrides_of_members(budget_ids: Collection[int], names: Collection[str]) ->
     return (
         select(budget_override, caller_group.c.id.label("group_id"), member.c.value.label("member"))
         .select_from(budget_override.join(caller_group, is_its).join(member, true()))
-        .where(budget_override.c.budget_id.in_(budget_ids), member.c.value.in_(names), _OVERRIDE_IS_IN_FORCE)
+        .where(budget_override.c.budget_id.in_(budget_ids), member.c.value.in_(names), OVERRIDE_IS_IN_FORCE)
     )
 
 
@@ -191,7 +207,7 @@ def delete(change: EntityWrite) -> Row:
     """Delete a group; raise `Conflict` with the budgets that name it."""
     _locked(change)
     overrides = select(budget_override.c.budget_id).where(
-        budget_override.c.value == f"{OF_GROUP}{change.row_id}", _OVERRIDE_IS_IN_FORCE
+        budget_override.c.value == f"{OF_GROUP}{change.row_id}", OVERRIDE_IS_IN_FORCE
     )
     is_named = (budget.c.group_id == change.row_id) | budget.c.id.in_(overrides)
     named = live(budget, budget.c.name).where(is_named).order_by(budget.c.name)

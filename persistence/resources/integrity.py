@@ -45,7 +45,7 @@ from persistence.entity import Entity, EntityWrite, alter, lock, write_of
 from persistence.error_mapping import translating
 from persistence.ledger import statements
 from persistence.ledger.redrive import corrected, finish_control_write, redrive, refuse_charged
-from persistence.resources.access import BY_PEOPLE, STAFF, person_of
+from persistence.resources.audit import BY_PEOPLE, STAFF, person_of
 from persistence.tables import (
     admin_token,
     control_write,

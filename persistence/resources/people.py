@@ -12,8 +12,8 @@ from gateway.core.billing.charges import INVOICE_MAX, too_dear, too_many
 from gateway.core.billing.money import NANO, rounded, times
 from gateway.errors import Conflict, Forbidden, Unprocessable
 from persistence import entity
-from persistence.billing import charges, credit_balances, invoice_lines, quotas, top_ups
-from persistence.billing.credit_balances import prices_of
+from persistence.billing import charges, credit_balances, invoice_lines, quotas, tax_rates, top_ups
+from persistence.billing.overage_prices import prices_of
 from persistence.entity import (
     THIS,
     Entity,
@@ -184,7 +184,7 @@ ORGANIZATION_SUBJECT = Entity(
     verbs={
         **entity.VERBS,
         "create": declares_tags(entity.create),
-        "change": declares_tags(invoice_lines.change_tax_of_organization),
+        "change": declares_tags(tax_rates.change_tax_of_organization),
         "delete": delete,
     },
     partitioned=True,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from decimal import Decimal
@@ -13,7 +13,6 @@ from sqlalchemy import (
     BigInteger,
     ColumnElement,
     Connection,
-    Interval,
     Table,
     Text,
     and_,
@@ -25,7 +24,6 @@ from sqlalchemy import (
     func,
     insert,
     literal,
-    literal_column,
     null,
     or_,
     select,
@@ -45,6 +43,8 @@ from gateway.core.accounts.budget_amounts import (
 )
 from gateway.core.accounts.budget_selectors import selector_of, too_many
 from gateway.core.accounts.budgets import (
+    ENFORCE,
+    FINISH,
     KEY,
     MONEY,
     OF_GROUP,
@@ -62,7 +62,7 @@ from gateway.core.accounts.outbox import SEPARATOR
 from gateway.core.accounts.refusals import RefusingLimit
 from gateway.core.accounts.runs import ENDED, EXHAUSTED, OPEN
 from gateway.core.accounts.tags import tag_in
-from gateway.core.accounts.windows import PARTS, ROLLING
+from gateway.core.accounts.windows import WHOLE_PARTS
 from gateway.core.billing.charges import too_many as too_much_money
 from gateway.core.billing.money import rounded, times
 from gateway.core.billing.payments import NEXT, PREPAID
@@ -75,7 +75,8 @@ from persistence.entity import Condition, Entity, EntityWrite, Verb, add, alter,
 from persistence.keeper.retention import not_before
 from persistence.resources import people
 from persistence.resources.app_users import acting
-from persistence.resources.groups import overrides_of_members
+from persistence.resources.budget_uses import account_uses, stored_uses
+from persistence.resources.groups import OVERRIDE_IS_IN_FORCE, overrides_of_members
 from persistence.resources.tags import fixed_tags, group_sets, lock_budgets, selectors_of, undeclared
 from persistence.tables import (
     api_key,
@@ -118,11 +119,7 @@ def check_values(change: EntityWrite) -> None:
     values = change.command.values
     owner = id_in(values, "organization_id")
     lock_budgets(change.connection, owner)
-    errors = [
-        *wrong_window(values),
-        *_foreign(change.connection, values),
-        *_undeclared(change.connection, values),
-    ]
+    errors = wrong_values(change)
     others, fixed = selectors_of(change.connection, owner), fixed_tags(change.connection, owner)
     groups = group_sets(change.connection, owner, values.get("group_id"))
     beyond = [*too_many(others, selector_of(values), fixed, groups)]
@@ -131,6 +128,44 @@ def check_values(change: EntityWrite) -> None:
         beyond = [("tenant_id", "its organization has as many budgets as may be of such calls")]
     if errors or beyond:
         raise Unprocessable(errors=(*errors, *beyond))
+
+
+def wrong_values(change: EntityWrite) -> list[tuple[str, str]]:
+    """Return (field, fault) for each error in the values of a new budget, whatever other budgets there are."""
+    values = change.command.values
+    return [
+        *wrong_window(values),
+        *_foreign(change.connection, values),
+        *_undeclared(change.connection, values),
+    ]
+
+
+def wrong_replayed(change: EntityWrite) -> list[tuple[str, str]]:
+    """Return (field, fault) for each error in a budget of a replay and its overrides, which may have ended."""
+    values = change.command.values
+    errors = wrong_values(change)
+    errors += [
+        (name, "has no calls in a replay: the journal does not say which tools a call used")
+        for name in ("tool", "server")
+        if values.get(name) is not None
+    ]
+    if errors:
+        return errors
+    overrides: Any = values.get("overrides") or ()
+    budget_, named = read_budget({**_UNSAVED, **values, "overrides": None}), set[str]()
+    for place, own in enumerate(overrides):
+        who = own["who"]
+        faults = [
+            *wrong_override(
+                budget_, own["amount"], None, change.now, who, kind=_kind_of(change, values, who)
+            ),
+            *_unknown_owner(change, values, budget_, who),
+        ]
+        if override_owner(who) in named:
+            faults.append(("who", "has another override in this budget"))
+        named.add(override_owner(who))
+        errors += [(f"overrides.{place}.{name}", fault) for name, fault in faults]
+    return errors
 
 
 def create_budget(change: EntityWrite) -> Row:
@@ -251,7 +286,7 @@ def _raise_one(change: EntityWrite, row: Row, who: str, values: dict[str, object
 
 
 # How raises and overrides are called, and the most of a budget and of all budgets of an organization.
-_MOST = {
+_MOST: Mapping[Table, tuple[str, int, int]] = {
     budget_raise: ("raised", RAISES_MAX, ORGANIZATION_RAISES_MAX),
     budget_override: ("overridden", OVERRIDES_MAX, ORGANIZATION_OVERRIDES_MAX),
 }
@@ -340,7 +375,7 @@ def remove_override(change: EntityWrite) -> Row:
     row, who = lock(change), str(change.command.values["who"])
     change.before = None
     of = budget_override.c
-    its = (of.budget_id == change.row_id, of.value == override_owner(who), _is_in_force)
+    its = (of.budget_id == change.row_id, of.value == override_owner(who), OVERRIDE_IS_IN_FORCE)
     removed = delete(budget_override).where(*its).returning(of.amount, of.until, of.reason)
     own = change.connection.execute(removed).mappings().first()
     if own is None:
@@ -405,34 +440,34 @@ _OWNERS = {
         caller_group.c.id == bindparam("id")
     ),
 }
+# What a row has that a new budget has not yet.
+_UNSAVED: Row = {
+    "id": 0, "created_at": None, "raised_until": None, "mode": ENFORCE, "on_exhausted": FINISH,
+}  # fmt: skip
 _NOT_RAISED = {"raised_to": None, "raised_until": None, "raise_reason": None}
 _is_raised = budget.c.raised_until > func.now()
-_is_in_force = func.coalesce(budget_override.c.until > func.now(), true())
-# The last stored use and its window; the counters have newer values. Use of a rolling window is stored in parts.
-_longest = literal_column(f"cast(budget.length AS interval) * {PARTS + 1} / {PARTS}", Interval())
-_is_counted = budget_use.c.start > func.now() - _longest
-_parts = select(func.sum(budget_use.c.used)).where(budget_use.c.budget_id == budget.c.id, _is_counted)
+# The last stored uses, as `stored_uses` says: all parts of a rolling window; the counters have newer values.
 _last = (
-    select(budget_use.c.start, budget_use.c.used)
+    select(budget_use.c.start, budget_use.c.used, budget_use.c.carried)
     .where(budget_use.c.budget_id == budget.c.id)
     .order_by(budget_use.c.start.desc())
-    .limit(1)
+    .limit(WHOLE_PARTS + 1)
+    .correlate(budget)
     .lateral("last")
 )
-_used_last = case((budget.c.window == ROLLING, _parts.scalar_subquery()), else_=_last.c.used)
+_uses = select(stored_uses(_last.c).label("uses")).select_from(_last).correlate(budget).lateral("uses")
 
 _own = budget_override.c
 _overrides = select(
     _own.budget_id.label("row_id"), _own.name, _own.amount, _own.until, _own.reason
-).where(_is_in_force)  # fmt: skip
+).where(OVERRIDE_IS_IN_FORCE)  # fmt: skip
 _columns = (
     *(column for column in budget.c if column.name not in {*_NOT_RAISED, "deleted_at", "updated_at"}),
     *(case((_is_raised, budget.c[name])).label(name) for name in _NOT_RAISED),
     organization.c.currency,
-    case((budget.c.each.is_(None), _used_last)).label("stored_used"),
-    _last.c.start.label("stored_start"),
+    case((budget.c.each.is_(None), _uses.c.uses)).label("stored_uses"),
 )
-_here = budget.join(organization, organization.c.id == budget.c.organization_id).outerjoin(_last, true())
+_here = budget.join(organization, organization.c.id == budget.c.organization_id).outerjoin(_uses, true())
 
 BUDGET_SUBJECT = Entity(
     budget,
@@ -460,21 +495,16 @@ BUDGET_SUBJECT = Entity(
     check_values=check_values,
     define=people.define_organization,
 )
-# Accounts by what they used in the windows that a list's time span has; their `start` is that of the last one.
+# The accounts of a budget with use that began to count at `start`, or at `since` or later. Accounts by the calendar have one
+# start, so that PostgreSQL reads no more of them than a page has.
 BUDGET_ACCOUNTS = Entity(
     budget_use,
-    source=select(
-        budget_use.c.budget_id,
-        budget_use.c.value,
-        func.max(budget_use.c.name).label("name"),
-        func.max(budget_use.c.start).label("start"),
-        func.sum(budget_use.c.used).label("used"),
-    ).group_by(budget_use.c.budget_id, budget_use.c.value),
-    time="start",
+    source=account_uses(),
+    conditions={"since": lambda since: budget_use.c.start >= since},
     order=("value",),
 )
 BUDGET_OVERRIDES = Entity(
-    budget_override, source=select(budget_override).where(_is_in_force), order=("name",)
+    budget_override, source=select(budget_override).where(OVERRIDE_IS_IN_FORCE), order=("name",)
 )
 
 
@@ -694,7 +724,7 @@ _USAGE = func.jsonb_build_object(
     func.coalesce(call.c.tools, text("'{}'::jsonb")),
 ).op("||")(func.jsonb_strip_nulls(func.jsonb_build_object(literal("unknown"), call.c.unknown_usage)))
 _OTHERWISE = {
-    "tools", "unknown_usage", "unpriced", "cost", "api_key_id", "run_id", "refused_kind", "refused_by",
+    "tools", "unknown_usage", "unpriced", "cost", "saved", "api_key_id", "run_id", "refused_kind", "refused_by",
     "tags", "groups", *KINDS,
 }  # fmt: skip
 # The current name of the budget, run or plan that refused a call; null if the row is gone.
@@ -720,6 +750,7 @@ CALLS = Entity(
         _USAGE.label("usage"),
         func.coalesce(call.c.groups, text("'[]'::jsonb")).label("groups"),
         money(call.c.cost).label("cost"),
+        money(call.c.saved).label("saved"),
         select(run.c.name).where(run.c.id == call.c.run_id).scalar_subquery().label("run"),
         case(
             (

@@ -33,6 +33,7 @@ from sqlalchemy.exc import DataError, DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Realm, Row
+from gateway.core.accounts.groups import PROJECT, USER
 from gateway.core.accounts.tags import tag_in
 from gateway.core.accounts.usage import (
     BY_CALL,
@@ -50,16 +51,16 @@ from gateway.core.accounts.usage import (
     span_of,
     start_of,
 )
-from gateway.core.accounts.usage_sums import SUMS
+from gateway.core.accounts.usage_sums import MONEY_SUMS, SUMS
 from gateway.errors import StoreUnavailable, Unprocessable
 from persistence.billing import quotas
-from persistence.billing.invoice_build import LINES
-from persistence.entity import id_in, owned
+from persistence.billing.invoice_heads import LINES
+from persistence.entity import id_in, live, owned
 from persistence.error_mapping import QUERY_CANCELED
 from persistence.ledger.statements import SUM_MAX, SUMS_OF_CALL
 from persistence.registry import SUBJECTS
+from persistence.resources.budget_uses import account_uses
 from persistence.resources.groups import overrides_of_members
-from persistence.resources.quota import BUDGET_ACCOUNTS
 from persistence.tables import (
     api_key,
     app_user,
@@ -73,6 +74,7 @@ from persistence.tables import (
     money,
     organization,
     service,
+    signed_in_user,
     tenant,
     usage_rollup,
     usage_tag,
@@ -149,6 +151,32 @@ def tags_since(connection: Connection, asked: UsageQuery) -> Mapping[str, str]:
     return {row.key: row.since for row in connection.execute(of)}
 
 
+# Most pairs of models that a page names.
+SUBSTITUTIONS_MAX = 20
+
+
+def substitutions(connection: Connection, asked: UsageQuery) -> Sequence[Row]:
+    """Return what steps of budgets saved in a query's time, by the models that answered and were asked for.
+
+    The largest come first. Empty if the query filters by what calls have no column for.
+    """
+    if not asked.filters.keys() <= {*call.c.keys()}:
+        return []
+    by = call.c.model, call.c.model_asked, call.c.currency
+    saved = func.sum(call.c.saved)
+    pairs = (
+        select(*by, money(saved).label("saved"), func.count().label("requests"))
+        .where(
+            call.c.model_asked.isnot(None), call.c.created_at >= asked.since, call.c.created_at < asked.until
+        )
+        .where(*(call.c[name] == wanted for name, wanted in asked.filters.items()))
+        .group_by(*by)
+        .order_by(saved.desc().nulls_last(), *by)
+        .limit(SUBSTITUTIONS_MAX)
+    )
+    return [dict(row) for row in connection.execute(pairs).mappings()]
+
+
 def _refuse_dropped(connection: Connection, asked: UsageQuery) -> None:
     """Raise `Unprocessable`, naming the field, if hours are requested that are no longer stored."""
     asking = {"from": asked.since} if asked.by_call else hourly_parts(asked)
@@ -218,8 +246,7 @@ def _question(asked: UsageQuery, total: str) -> Select[tuple[object, ...]]:
     shown = [
         each.began.label("start"),
         each.currency,
-        money(each.cost).label("cost"),
-        *(each[name] for name in SUMS if name != "cost"),
+        *(money(each[name]).label(name) if name in MONEY_SUMS else each[name] for name in SUMS),
         *(_id(each[column]) for column in columns),
         *(
             _name(group, each[column_of(group)])
@@ -466,11 +493,11 @@ class ConsoleQueries:
         rows = await self._rows(LINES, invoice=which, after=after, rows=rows_max)
         return [dict(row["line"]) for row in rows]  # type: ignore[call-overload]  # an object each
 
-    async def budget_accounts(self, budget_id: int, since: datetime, rows_max: int) -> Sequence[Row]:
-        """Return the accounts of a budget with their uses stored at or after `since`, highest use first."""
-        here = (budget_use.c.budget_id == budget_id, budget_use.c.start >= since, *self._own(budget_use))
+    async def budget_accounts(self, budget_id: int, start: datetime, rows_max: int) -> Sequence[Row]:
+        """Return the accounts of a budget with use since `start`, highest use first."""
+        here = (budget_use.c.budget_id == budget_id, budget_use.c.start >= start, *self._own(budget_use))
         most = (func.sum(budget_use.c.used).desc(), budget_use.c.value)
-        return await self._rows(BUDGET_ACCOUNTS.rows.where(*here).order_by(*most).limit(rows_max))
+        return await self._rows(account_uses().where(*here).order_by(*most).limit(rows_max))
 
     async def own_limits(
         self, budget_ids: Collection[int], owners: Mapping[str, str]
@@ -492,6 +519,16 @@ class ConsoleQueries:
         ]  # fmt: skip
         of_groups = overrides_of_members(budget_ids, list(owners.values()))
         return raises, overrides, await self._rows(of_groups.where(*self._own(budget_override)))
+
+    async def groups_of(self, organization_id: int, members: Mapping[str, Collection[str]]) -> frozenset[int]:
+        """Return ids of an organization's groups that calls of these members, by kind, may be in.
+
+        A user is in a group by a claim too, if the last sign-in to the console named it. Any call may name a
+        project, so groups of projects are among them.
+        """
+        own = (caller_group.c.organization_id == organization_id, *self._own(caller_group))
+        rows = await self._rows(live(caller_group, caller_group.c.id).where(*own, _has_member(members)))
+        return frozenset(id_in(row, "id") for row in rows)
 
     async def outcomes(
         self, since: datetime, filters: Mapping[str, object], calls_max: int
@@ -539,3 +576,18 @@ class ConsoleQueries:
                 return [dict(row) for row in (await connection.execute(statement, values)).mappings()]
         except (SQLAlchemyError, OSError) as error:
             raise StoreUnavailable from error
+
+
+def _has_member(members: Mapping[str, Collection[str]]) -> ColumnElement[bool]:
+    """Return the condition that a group is of projects, or has one of these members, by kind."""
+    member = func.jsonb_array_elements_text(caller_group.c.members).table_valued("value", name="m")
+    is_own = [
+        (caller_group.c.kind == kind) & select(member.c.value).where(member.c.value.in_(names)).exists()
+        for kind, names in members.items()
+    ]
+    signed_in = select(signed_in_user.c.name).where(
+        signed_in_user.c.organization_id == caller_group.c.organization_id,
+        signed_in_user.c.name.in_(members.get(USER, ())),
+        func.jsonb_exists(signed_in_user.c.claims, caller_group.c.claim),
+    )
+    return or_(caller_group.c.kind == PROJECT, *is_own, signed_in.exists())

@@ -1066,6 +1066,11 @@ CREATE TABLE call (
     groups jsonb CONSTRAINT call_groups_check CHECK (jsonb_typeof(groups) = 'array'),
     -- Those that its organization had declared; null for none.
     tags jsonb,
+    -- Where a step of a budget sent it as another model: the one that its caller named, the budget's id and name, and
+    -- what it would have cost more as that model, in nano-units; null for unknown.
+    model_asked text,
+    substituted_by jsonb CONSTRAINT call_substituted_by_check CHECK (jsonb_typeof(substituted_by) = 'object'),
+    saved bigint,
     CONSTRAINT call_counts_check CHECK (LEAST(input, cache_read, cache_write, cache_write_1h, output,
         reasoning, audio_input, audio_output, image_input, image_output, tokens) >= 0)
 ) PARTITION BY RANGE (created_at);
@@ -1076,6 +1081,7 @@ CREATE INDEX call_owner_idx ON call (organization_id, tenant_id, created_at, id)
 CREATE INDEX call_user_id_idx ON call (user_id, created_at, id) WHERE user_id IS NOT NULL;
 CREATE INDEX call_project_id_idx ON call (project_id, created_at, id) WHERE project_id IS NOT NULL;
 CREATE INDEX call_grouped_idx ON call (organization_id, created_at) WHERE groups IS NOT NULL;
+CREATE INDEX call_substituted_idx ON call (organization_id, created_at) WHERE model_asked IS NOT NULL;
 
 -- What a model costs since when: never changed, superseded by a later one. A million tokens of each kind.
 CREATE TABLE price (
@@ -1167,6 +1173,7 @@ CREATE TABLE usage_rollup (
     estimated bigint NOT NULL,
     unpriced bigint NOT NULL,
     cache_write_1h bigint DEFAULT 0 NOT NULL,
+    saved bigint DEFAULT 0 NOT NULL,
     PRIMARY KEY (span, organization_id, start, tenant_id, api_key_id, user_id, project_id, service_id, model,
         currency)
 ) PARTITION BY LIST (span);
@@ -1200,6 +1207,7 @@ CREATE TABLE usage_tag (
     estimated bigint NOT NULL,
     unpriced bigint NOT NULL,
     cache_write_1h bigint NOT NULL,
+    saved bigint DEFAULT 0 NOT NULL,
     PRIMARY KEY (span, organization_id, start, tenant_id, api_key_id, user_id, project_id, service_id, model,
         currency, tags_hash)
 );
@@ -1418,7 +1426,9 @@ CREATE INDEX job_expires_at_idx ON job (expires_at);
 
 -- The use of each budget in each of its windows, moved by the entries that are stored: nano-units, tokens or
 -- requests. Of a budget with `each` there is a row for every account; `value` is how entries name it, `name`
--- whom it is of. A reset amount is not in `used` any more: with `reset` it is the calls' use.
+-- whom it is of. A reset amount is not in `used` any more: with `reset` it is the calls' use. A rolling window has a
+-- row for each of its parts. `carried` is what an interval carries over from the one before, below 0 what is taken off:
+-- null where its budget does not, or before its first use.
 CREATE TABLE budget_use (
     budget_id bigint NOT NULL,
     start timestamptz NOT NULL,
@@ -1427,6 +1437,7 @@ CREATE TABLE budget_use (
     used numeric NOT NULL,
     reset numeric DEFAULT 0 NOT NULL,
     moved_at timestamptz DEFAULT now() NOT NULL,
+    carried numeric,
     PRIMARY KEY (budget_id, start, value)
 );
 
@@ -2025,7 +2036,10 @@ CREATE TABLE usage_outbox (
     error text,
     created_at timestamptz DEFAULT now() NOT NULL,
     feed_id bigint NOT NULL,
-    tags jsonb DEFAULT '{}' NOT NULL
+    tags jsonb DEFAULT '{}' NOT NULL,
+    -- Of one call that a step of a budget sent as another model: the one asked for, and the budget's name.
+    model_asked text,
+    substituted_by text
 );
 CREATE INDEX usage_outbox_organization_id_idx ON usage_outbox (organization_id, id);
 CREATE INDEX usage_outbox_waiting ON usage_outbox (feed_id, place, id) WHERE state = 'waiting';

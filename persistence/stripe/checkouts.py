@@ -18,7 +18,7 @@ from gateway.core.billing.payments import PREPAID, purchase_price
 from gateway.errors import Conflict, NotFound, Unprocessable
 from gateway.features.stripe.handover import COLLECTOR, CheckoutPayment
 from persistence.billing import charges, invoices, payments, top_ups
-from persistence.billing.invoice_build import INVOICE_HEADS, rest_of
+from persistence.billing.invoice_heads import INVOICE_HEADS, rest_of
 from persistence.entity import Entity, EntityWrite, add, id_in, lock
 from persistence.resources.quota import ADDITION_SUBJECT
 from persistence.resources.quota import create as add_credits

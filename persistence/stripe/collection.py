@@ -18,7 +18,7 @@ from gateway.core.accounts.administration import Row
 from gateway.errors import AdminRefusal, Conflict, NotFound
 from gateway.features.stripe.handover import CANCELED, DONE, FAILED, WAITING, CollectionStatus
 from persistence.billing import charges, payments
-from persistence.billing.invoice_build import INVOICE_HEADS, money, rest_of
+from persistence.billing.invoice_heads import INVOICE_HEADS, money, rest_of
 from persistence.entity import Entity, EntityWrite, id_in, lock
 from persistence.stripe.outbox import REFERENCE, tell_final
 from persistence.tables import handover, handover_event, payment

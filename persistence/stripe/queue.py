@@ -25,7 +25,8 @@ from gateway.features.stripe.handover import (
     HandoverStep,
     PayableLine,
 )
-from persistence.keeper.retention import DELETED_ROWS_AT_ONCE, delete
+from persistence.keeper.forgetting import delete
+from persistence.keeper.retention import DELETED_ROWS_AT_ONCE
 from persistence.store import Store
 
 _CLAIM = text("""

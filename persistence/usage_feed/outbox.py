@@ -23,7 +23,7 @@ from gateway.features.usage_feed.events import AMOUNTS, FOLDED, LATE, USE, Kind
 from persistence.error_mapping import QUERY_CANCELED, sqlstate
 from persistence.ledger import rollup, statements
 from persistence.ledger.listeners import Change, Reason, used_in
-from persistence.ledger.rows import facts_of, used_at
+from persistence.ledger.rows import facts_of, stored_text, used_at
 from persistence.ledger.statements import SUM_MAX, added, columns_of
 
 # Whether any feed may contain use between two times. A flush checks this under the locks of its partitions,
@@ -46,10 +46,12 @@ Told = tuple[object, ...]
 
 _ARRAYS = {
     "name": "text", "kind": "text", "request_id": "uuid", "model": "text", "currency": "text",
-    "tags": "jsonb",
+    "tags": "jsonb", "model_asked": "text", "substituted_by": "text",
 }  # fmt: skip
+# Of a call that a step of a budget sent as another model: the one that its caller named, and the budget's name.
+_STEP = ("model_asked", "substituted_by")
 _OWN = tuple(each for each in DIMENSIONS if each != "start")
-_COLUMNS = ("name", "kind", "request_id", "used_ms", *_OWN, *AMOUNTS)
+_COLUMNS = ("name", "kind", "request_id", "used_ms", *_OWN, *AMOUNTS, *_STEP)
 # Positions in a row of `statements.CALL_SUMS`: the currency; the request, and after it the time.
 _CURRENCY, _AS_TOLD = DIMENSIONS.index("currency"), len(DIMENSIONS) + len(SUMS)
 _AMOUNTS_AT = tuple(SUMS.index(each) for each in AMOUNTS)
@@ -61,10 +63,10 @@ _FOLD = ("feed_id", "organization_id", "at", "tenant_id", "service_id", "model",
 _FOLDED = {
     "name": "gen_random_uuid()::text", "kind": f"'{FOLDED}'", "at": "date_trunc('hour', at, 'UTC')",
     "request_id": "NULL::uuid", "used_at": "NULL::timestamptz", "api_key_id": "0", "user_id": "0",
-    "project_id": "-1", "tags": "'{}'::jsonb",
+    "project_id": "-1", "tags": "'{}'::jsonb", **dict.fromkeys(_STEP, "NULL::text"),
     "model": f"CASE WHEN waiting >= 2 * waiting_max THEN '{OTHER}' ELSE model END",
 }  # fmt: skip
-_WRITTEN = ("feed_id", "name", "kind", "at", "request_id", "used_at", *_OWN, *AMOUNTS)
+_WRITTEN = ("feed_id", "name", "kind", "at", "request_id", "used_at", *_OWN, *AMOUNTS, *_STEP)
 _GROUPS = ", ".join(str(1 + _WRITTEN.index(each)) for each in _FOLD)
 # Positions follow the last waiting one, so that first and last show about how many wait: a sequence would
 # advance even if rows are only added to. Use outside any feed's time is never reported, also not its later
@@ -81,7 +83,7 @@ SELECT f.id AS feed_id, f.begun_at, coalesce(f.ended_at, 'infinity') AS ended_at
 ), given AS MATERIALIZED (
 SELECT f.feed_id, n.name, n.kind, n.request_id, to_timestamp(n.used_ms / 1000.0) AS used_at,
        CASE n.kind WHEN '{USE}' THEN to_timestamp(n.used_ms / 1000.0) ELSE now() END AS at,
-       {", ".join(f"{_SHOWN.get(each, 'n.' + each)} AS {each}" for each in (*_OWN, *AMOUNTS))},
+       {", ".join(f"{_SHOWN.get(each, 'n.' + each)} AS {each}" for each in (*_OWN, *AMOUNTS, *_STEP))},
        f.last, f.waiting, f.waiting_max
   FROM unnest({", ".join(f"%s::{_ARRAYS.get(each, 'bigint')}[]" for each in _COLUMNS)})
        AS n ({", ".join(_COLUMNS)}) JOIN organization AS o ON o.id = n.organization_id
@@ -132,7 +134,7 @@ def of_call(event: OutboxEntry, facts: CallFacts, user_id: int | None) -> list[T
     rollup.add_call(hours, event, facts, user_id)
     request_id = event.source.lower()
     return [
-        _told(f"{request_id}:{USE}", USE, (request_id, used_at(event, facts)), bucket, sums)
+        _told(f"{request_id}:{USE}", USE, (request_id, used_at(event, facts)), bucket, sums, step=facts.step)
         for bucket, sums in hours.items()
         if _is_something(sums)
     ]
@@ -184,10 +186,12 @@ class FeedListener:
 
 
 def _told(
-    name: str, kind: Kind, of: tuple[object, object], bucket: rollup.UsageBucket, sums: Sequence[int]
-) -> Told:
+    name: str, kind: Kind, of: tuple[object, object], bucket: rollup.UsageBucket, sums: Sequence[int],
+    *, step: tuple[str, int, str, int | None] | None = None,
+) -> Told:  # fmt: skip
     organization_id, _, *own = bucket
-    return (name, kind, *of, organization_id, *own, *(sums[at] for at in _AMOUNTS_AT))
+    names = (None, None) if step is None else (stored_text(step[0]), stored_text(step[2]))
+    return (name, kind, *of, organization_id, *own, *(sums[at] for at in _AMOUNTS_AT), *names)
 
 
 def _is_something(sums: Sequence[int]) -> bool:

@@ -31,7 +31,8 @@ from gateway.features.usage_feed.events import (
     amount_of,
     pause_s,
 )
-from persistence.keeper.retention import DELETED_ROWS_AT_ONCE, delete
+from persistence.keeper.forgetting import delete
+from persistence.keeper.retention import DELETED_ROWS_AT_ONCE
 from persistence.queries import query
 from persistence.usage_feed.outbox import BORDER, hold_flushes
 
@@ -198,7 +199,7 @@ def _event(row: Any) -> FeedEvent:
         "organization": row.organization, "tenant_id": row.tenant_id, "tenant": row.tenant, "user": row.user,
         "project_id": None if row.project_id == NO_PROJECT else row.project_id,
         "api_key_id": row.api_key_id or None, "service": row.service, "model": row.model,
-        "currency": row.currency,
+        "currency": row.currency, "model_asked": row.model_asked, "substituted_by": row.substituted_by,
     }  # fmt: skip
     properties = {name: str(value) for name, value in said.items() if value is not None}
     properties |= {TAG + name: value for name, value in row.tags.items()}

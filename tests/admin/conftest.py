@@ -23,15 +23,18 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.admin.api.views import ResourceHandlers
 from gateway.admin.application import build
-from gateway.admin.http.requests import HOURS, PLACES
-from gateway.admin.http.server import Answers, WorkSlots
+from gateway.admin.http.answers import Answers
+from gateway.admin.http.callers import HOURS, PLACES
+from gateway.admin.http.work_slots import WorkSlots
 from gateway.admin.ports import ROOM, AdminPorts, BuiltIn, Mount
-from gateway.core.accounts.administration import HOURLY, Hours, Realm
+from gateway.core.accounts.administration import Realm
 from gateway.core.accounts.budget_balances import LiveWindow
+from gateway.core.accounts.hourly_budget import HOURLY, Hours
 from gateway.core.accounts.plans import LiveQuota
 from gateway.core.billing.document import Letterhead
 from gateway.core.capabilities import CAPABILITIES, wait_reason
-from gateway.core.credentials import Failures, Peppers
+from gateway.core.credentials import Peppers
+from gateway.core.failures import Failures
 from gateway.core.integrity.reconciliation import DifferenceKind, Item
 from gateway.core.layout import LAYOUT
 from gateway.core.processes import Found, Program
@@ -41,6 +44,7 @@ from gateway.feature import features
 from gateway.issuers.sign_in import SignIns
 from gateway.run.keeper_parts import AdminParts
 from gateway.run.keeper_settings import KeeperSettings
+from gateway.run.replays import Replays
 from gateway.settings.settings import Settings
 from persistence.entity import WriteRules
 from persistence.resources.usage import ConsoleQueries
@@ -427,6 +431,7 @@ def ports_over(
         failures=failures or Failures(time.monotonic, free_max=10_000),
         built_in=BuiltIn(ADMIN, READONLY),
         body_bytes_max=64 * 1024,
+        replay=Replays(lambda: engine.url.render_as_string(hide_password=False), print).run,
     )
 
 

@@ -13,7 +13,7 @@ import pytest
 from gateway.core.accounts.administration import OVERLAP_S, OVERLAP_S_MAX
 from gateway.core.issuers import known_as
 from gateway.http.identity import key_digest
-from persistence.resources.access import MEMBERS_KEYS_MAX
+from persistence.resources.api_keys import MEMBERS_KEYS_MAX
 from tests.admin.conftest import ADMIN, Api
 
 

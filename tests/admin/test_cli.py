@@ -277,6 +277,7 @@ async def test_cli_usage_report_grouped_by_fields_shows_names_and_costs(
         facts = CallFacts(
             model=f"m{number % 2}", counts=(1000, 0, 0, 0, 234, 0, 0, 0, 0, 0), total=1234, units=1,
             cost=1_500_000_001, currency="USD", tags={"feature": "search"} if number else {},
+            groups=(7,) if number == 2 else (),
         )  # fmt: skip
         account.consume(1234, user="ann", metadata=write_facts(facts))
     writer = LedgerWriter(admin_database)
@@ -294,6 +295,16 @@ async def test_cli_usage_report_grouped_by_fields_shows_names_and_costs(
     assert {item["tag:feature"]: item["cost"] for item in by_tag} == {
         None: "1.500000001", "search": "3.000000002",
     }  # fmt: skip
+    for options, costs in (
+        (("--tags", "feature=search"), {"m0": "1.500000001", "m1": "1.500000001"}),
+        (("--tags", "feature="), {"m0": "1.500000001"}), (("--group", "7"), {"m0": "1.500000001"}),
+    ):  # fmt: skip
+        items = (await from_json(run, *asked, *options))["items"]
+        assert {item["model"]: item["cost"] for item in items} == costs, options
+    calls = (await from_json(run, "call", "list", "--tags", "feature=search"))["items"]
+    assert [call["tags"] for call in calls] == [{"feature": "search"}] * 2
+    wrong = await run("call", "list", "--tags", "feature")
+    assert (wrong.exit_code, "--tags must be JSON, or NAME=VALUE" in wrong.stderr) == (1, True)
     lines = (await run(*asked, "--interval", "day", "--csv")).stdout.splitlines()
     assert lines[0].startswith("start,")
     assert len(lines) == 3

@@ -205,6 +205,26 @@ async def test_cli_budget_commands_read_amounts_in_the_unit_of_the_budget(run: R
     assert (changed["amount"], changed["raised_to"], changed["thresholds"]) == (7_000_000, None, [])
 
 
+async def test_cli_sets_window_carry_and_steps_of_a_budget(run: Run) -> None:
+    await from_json(run, "org", "create", "acme")
+    usual = ("budget", "create", "acme")
+    rolling = await from_json(run, *usual, "five", "money", "20", "--window", "rolling", "--length", "5h")
+    assert (rolling["window"], rolling["length"], rolling["interval"]) == ("rolling", "5h", None)
+    steps = '[{"at": 0.8, "models": {"gpt-5": "gpt-5-mini"}}]'
+    made = await from_json(run, *usual, "all", "tokens", "5M", "month", "--carry-max", "1M", "--steps", steps)
+    assert made["carry"] == {"max": 1_000_000, "debt": False}
+    assert made["steps"] == [{"at": 0.8, "models": {"gpt-5": "gpt-5-mini"}, "session": "keep"}]
+    changed = await from_json(run, "budget", "change", "all", "--carry-debt", "--steps", "[]")
+    assert (changed["carry"], changed["steps"]) == ({"max": 1_000_000, "debt": True}, [])
+    cleared = await from_json(run, "budget", "change", "all", "--carry-max", "none")
+    assert cleared["carry"] is None
+    for option, wrong in (("--carry-max", "much"), ("--length", "5h"), ("--steps", '[{"at": 2}]')):
+        said = await run(*usual, "other", "tokens", "5M", "month", option, wrong)
+        assert (said.exit_code, option.removeprefix("--") in said.stderr) == (1, True), said.stderr
+    said = await run(*usual, "other", "tokens", "5M", "month", "--carry-debt")
+    assert (said.exit_code, "--carry-max" in said.stderr) == (1, True), said.stderr
+
+
 async def test_cli_refuses_an_invalid_budget_amount_and_names_the_option(run: Run) -> None:
     await from_json(run, "org", "create", "acme")
     for unit, amount in (("money", "a lot"), ("tokens", "1.5")):

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gateway.admin.http.requests import check_body
+from gateway.admin.http.bodies import check_body
 from gateway.admin.resources.registry import REPORTS
 from gateway.cli.admin.client import TIMEOUT_S, AdminClient, CommandFailed
 from gateway.cli.admin.program import decided
@@ -23,7 +23,7 @@ from gateway.errors import Unprocessable
 from persistence import engine as engines
 from persistence.billing.credit_balances import Allocations
 from persistence.ledger.writer import LedgerWriter
-from persistence.resources.access import STAFF
+from persistence.resources.audit import STAFF
 from tests.admin.conftest import Api
 from tests.admin.console.elsewhere import Browser, World, console_of_people
 from tests.admin.test_cli import Run, from_json, run

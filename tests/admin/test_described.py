@@ -29,7 +29,7 @@ from schemathesis.openapi.checks import RejectedPositiveData
 from schemathesis.schemas import APIOperation
 
 from gateway.admin.api.openapi import BODIES, body_of, document
-from gateway.admin.http.requests import KEY_PARAMETER, check_body
+from gateway.admin.http.bodies import KEY_PARAMETER, check_body
 from gateway.admin.resources.catalogue import Pictures
 from gateway.admin.resources.events import CloudEvent
 from gateway.admin.resources.registry import REPORTS, RESOURCES
@@ -184,8 +184,8 @@ def test_openapi_example_of_each_request_body_is_accepted_by_the_api() -> None:
         bodies.append(resource.batch.body if resource.batch is not None else None)
     bodies += [report.run.body for report in REPORTS.values() if report.run is not None]
     models = {model.__name__: model for model in bodies if model is not None}
-    of_features = {name for name, model in models.items() if ".features." in model.__module__}
-    assert models.keys() - of_features == BODIES.keys()
+    feature_values = {name for name, model in models.items() if ".features." in model.__module__}
+    assert models.keys() - feature_values == BODIES.keys()
     for name, model in models.items():
         check_body(model, dict(body_of(name, {name: model.model_json_schema()})))
 

@@ -60,6 +60,38 @@ async def test_call_explanation_for_a_tenant_token_shows_budgets_but_no_organiza
     assert (await (await narrowed(api, shop, "operator")).get(f"calls/{anns}/explanation")).status == 404
 
 
+async def test_call_explanation_says_by_which_budget_a_call_went_as_another_model(
+    api: Api, ids: dict[str, Any]
+) -> None:
+    [(tenant, key)] = api.rows(
+        "select t.id, k.id from tenant t join api_key k on k.tenant_id = t.id where t.name = 'Search'"
+    )
+    of = {
+        "organization": ids["organization"],
+        "tenant": tenant,
+        "api_key_id": key,
+        "model": "sonnet",
+        "currency": "USD",
+    }
+    by = {"model_asked": "opus", "substituted_by": '{"id": 7, "name": "team"}'}
+    calls = {
+        saved: f"00000000-0000-4000-8000-0000000000c{number}"
+        for number, saved in enumerate((1_500_000_000, -1, None))
+    }
+    for saved, id_ in calls.items():
+        call(api, id_, **of, **by, saved=saved)
+    says = "opus was asked for, and sent as sonnet: by a step of the budget team (7)."
+    told = {
+        saved: [f"as opus the same tokens would have cost {text}"] if text else []
+        for saved, text in zip(calls, ("1.5 USD more", "0.000000001 USD less", ""), strict=True)
+    }
+    for saved, id_ in calls.items():
+        shown = (await api.get(f"calls?request_id={id_}")).json["items"][0]
+        assert (shown["model_asked"], shown["substituted_by"]) == ("opus", {"id": 7, "name": "team"})
+        found = step((await api.get(f"calls/{id_}/explanation")).json, "model")
+        assert (found["detail"], found["facts"]) == (says, told[saved])
+
+
 async def test_call_explanation_has_only_budgets_of_the_tags_of_the_call(
     api: Api, ids: dict[str, Any]
 ) -> None:

@@ -23,7 +23,8 @@ from gateway.admin.application import build
 from gateway.admin.http.guard import ROOM
 from gateway.core.billing.document import InvoiceParty, Letterhead
 from persistence import engine as engines
-from persistence.store import FontCoverage, Store
+from persistence.font_coverage import FontCoverage
+from persistence.store import Store
 from tests.admin.conftest import ADMIN, READONLY, Api, api_of, ports_over
 from tests.connections import connected
 from tests.waiting import HUNG_S, eventually

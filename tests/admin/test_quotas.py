@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from gateway.core.accounts.plans import TERMS, WEIGHTED_PLANS_MAX
+from gateway.core.accounts.plans import TERMS
+from gateway.core.accounts.weights import WEIGHTED_PLANS_MAX
 from gateway.counters.redis.keys import partition_of
 from tests.admin.conftest import Api
 

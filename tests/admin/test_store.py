@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from gateway.admin.resources.values import Metadata
 from gateway.core.accounts.outbox import CallFacts, write_facts
-from persistence.resources import access
+from persistence.resources import audit
 from tests.admin.conftest import Api
 from tests.connections import connected
 
@@ -22,7 +22,7 @@ async def test_failed_write_stores_no_row_and_may_be_retried_with_the_same_idemp
         raise RuntimeError
 
     with monkeypatch.context() as broken:
-        broken.setattr(access, "record_audit", break_down)
+        broken.setattr(audit, "record_audit", break_down)
         answer = await api.post("tenants", {"name": "web"}, key="k")
     assert answer.status == 500
     assert answer.json["detail"] == "Something went wrong; the log says what."

@@ -21,11 +21,11 @@ from gateway.admin.api import usage
 from gateway.admin.http.requests import encode_cursor
 from gateway.core.accounts.outbox import CallFacts, EventKind, mark_as_correction, write_facts
 from gateway.core.accounts.usage import GROUPS
-from gateway.core.accounts.usage_sums import SUMS
+from gateway.core.accounts.usage_sums import MONEY_SUMS, SUMS
 from gateway.features.finance import focus
 from persistence import engine as engines
 from persistence.ledger.writer import LedgerWriter
-from persistence.schema import database
+from persistence.schema import partitions
 from tests.admin.conftest import READONLY, Api
 from tests.in_turn import in_turn
 from tests.persistence.scenario import batch_of, settle_in
@@ -472,7 +472,7 @@ async def test_usage_report_in_parquet_equals_the_json_with_typed_columns(
         {
             **row,
             "start": row["start"].isoformat().replace("+00:00", "Z"),
-            "cost": format(row["cost"].normalize(), "f"),
+            **{name: format(row[name].normalize(), "f") for name in MONEY_SUMS},
         }
         for row in table.to_pylist()
     ] == [{**item, "cost": format(Decimal(item["cost"]).normalize(), "f")} for item in items]
@@ -557,7 +557,7 @@ async def test_usage_report_by_hour_is_422_after_hours_are_deleted_and_by_day_is
     before = (await api.get(f"usage?{days}&group_by=user&interval=day")).json
     assert sum(item["requests"] for item in before["items"]) > 50
     engine = engines.create(api.url)
-    await database.drop_hours(engine, 0)
+    await partitions.drop_hours(engine, 0)
     await engine.dispose()
     assert (await api.get(f"usage?{days}&group_by=user&interval=day")).json == before
     hours = "from=2026-03-31T00:00:00Z&to=2026-04-02T07:00:00Z"

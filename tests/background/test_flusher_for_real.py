@@ -23,7 +23,7 @@ from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.connection import RedisConnection
 from persistence import engine
-from persistence.keeper.sweeps import KeeperShares
+from persistence.keeper.shares import KeeperShares
 from persistence.ledger.writer import LedgerWriter
 from persistence.resources.integrity import Quarantines
 from tests.connections import connected

@@ -18,7 +18,8 @@ from gateway.background.verifying.reconciler import LossCounter
 from gateway.core.accounts.holds import Loss
 from gateway.core.model import PARTITIONS, Service, SettleResult
 from gateway.counters.settlement_log.log import LogLimits
-from persistence.keeper.sweeps import Losses, watch_gauges
+from persistence.keeper.gauges import watch_gauges
+from persistence.keeper.sweeps import Losses
 from tests.background.backend import Backend, backend_at, parted, rejoined
 from tests.builders import CHAT, CREDITS, ONE_TIME, UNITS, Call, World
 from tests.conftest import ValkeyServer

@@ -23,11 +23,11 @@ from gateway.core.accounts.definitions import (
 from gateway.core.accounts.plans import PlanTerms
 from gateway.core.accounts.refusals import RefusedBatch, RefusedCall, RefusedCount
 from gateway.core.alerts.messages import Delivery
-from gateway.core.billing.charges import ExpiredGrant
+from gateway.core.billing.allocation import ExpiredGrant
 from gateway.core.integrity.recovery import LedgerState
 from gateway.core.model import Limits
 from gateway.errors import CountersRefused, CountersUnavailable, LedgerUnavailable, StoreUnavailable
-from gateway.run.timed_loops import expirer
+from gateway.run.expirer import expirer
 
 POISON = 2
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from gateway.admin.http import requests
+from gateway.admin.http import bodies
 from gateway.admin.resources.quota import BudgetCreate
 from gateway.background.flushing.flusher import Flusher
 from gateway.background.flushing.late import ended
@@ -370,7 +370,7 @@ async def set_up(backend: Backend, chance: random.Random) -> Scene:
     await backend.made("credit-additions", organization_id=owner, credits_added=CREDITS)
     for unit in ("tokens", "requests"):
         asked = {"organization_id": owner, "name": unit, "unit": unit, "amount": TOTAL, "interval": "total"}
-        await backend.made("budgets", **requests.check_body(BudgetCreate, asked))
+        await backend.made("budgets", **bodies.check_body(BudgetCreate, asked))
     await backend.push()
     await backend.flush()
     return Scene(

@@ -38,7 +38,7 @@ class Scene(NamedTuple):
     """What calls have: limits at every scope, budget accounts by their number of windows, users.
 
     The accounts in `each` are one owner's; with users, the last of them is the user's. With `in_turn` a write
-    begins behind the organizations of the one before.
+    begins behind the organizations of the one before. Windows are by the calendar, or named as flags of budgets.
     """
 
     service: Service = CHAT
@@ -48,6 +48,7 @@ class Scene(NamedTuple):
     each: tuple[int, ...] = ()
     users: bool = False
     in_turn: bool = False
+    window: str = ""
 
 
 MONEY = (1, 1, 1, 1)
@@ -60,6 +61,8 @@ SCENES = {
     "eight windows": Scene(accounts=(8,)),
     "four accounts": Scene(accounts=MONEY),
     "money": Scene(accounts=MONEY, each=(2, 3)),
+    "rolling": Scene(accounts=MONEY, window="FLAG_ROLLING"),
+    "first use": Scene(accounts=MONEY, window="FLAG_FIRST_USE"),
     "one run": Scene(accounts=(2,)),
     "eight runs": Scene(accounts=(2,) * 8),
     "users": Scene(users=True),
@@ -105,7 +108,7 @@ def write_of(worlds: list[World], size: int, scene: Scene) -> tuple[list[Any], l
             credits=scene.credits, metadata=METADATA,
         )  # fmt: skip
         budgets = [
-            _account(place, windows, world.caller.organization_id, _owner(scene, place, user))
+            _account(place, windows, world.caller.organization_id, _owner(scene, place, user), scene.window)
             for place, windows in enumerate(scene.accounts)
         ]
         if budgets:
@@ -125,19 +128,22 @@ def _owner(scene: Scene, place: int, user: int) -> str:
     return f"{user:024x}" if scene.users and place == scene.each[-1] else "a" * 24
 
 
-def _account(number: int, windows: int, organization: int, owner: str) -> Any:
+def _account(number: int, windows: int, organization: int, owner: str, window: str) -> Any:
     """An account with so many windows of money, tokens and requests by turns; they enforce."""
     from gateway.core.accounts import budgets  # an older tree has none
     from gateway.core.model import BudgetAccount  # the same
 
     start = round(time.time() * 1000) // DAY_MS * DAY_MS
-    times = start, start + DAY_MS, start + 2 * DAY_MS
+    times = (0, 0, DAY_MS) if window else (start, start + DAY_MS, start + 2 * DAY_MS)
+    kind = getattr(budgets, window) if window else 0
     units = budgets.FLAG_MONEY, budgets.FLAG_TOKENS, budgets.FLAG_REQUESTS
     packed = [
-        budgets.DEFINED_WINDOW.pack(at + 1, 10**15, *times, budgets.FLAG_ENFORCE | units[at % len(units)])
+        budgets.DEFINED_WINDOW.pack(
+            at + 1, 10**15, *times, budgets.FLAG_ENFORCE | kind | units[at % len(units)]
+        )
         for at in range(windows)
     ]
-    name = f"{windows:04x}{organization:04x}{number:08x}" + (f":{owner}" if owner else "")
+    name = f"{windows:03x}{kind >> 6:x}{organization:04x}{number:08x}" + (f":{owner}" if owner else "")
     return BudgetAccount(name, b"".join(packed), enforced=True)
 
 

@@ -34,7 +34,7 @@ from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.connection import RedisConnection
 from persistence import engine as engines
-from persistence.keeper.sweeps import KeeperShares
+from persistence.keeper.shares import KeeperShares
 from persistence.ledger.writer import LedgerWriter
 from persistence.schema import migrate
 from tests.bench.flush import METADATA, postgres, postgres_cpu_s, postmaster

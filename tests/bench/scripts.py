@@ -45,6 +45,7 @@ CASES = (
     (16, 1, "one window"), (16, 1, "eight windows"), (16, 1, "four accounts"),
     (16, 1, "one run"), (16, 1, "eight runs"),
     (4, 1, "money"), (16, 1, "money"), (64, 64, "money"),
+    (16, 1, "rolling"), (16, 1, "first use"),
 )  # fmt: skip
 CALLS_A_RUN = 800
 # The cases whose instructions are counted. To define 10,000 organizations takes two minutes a side.

@@ -36,7 +36,7 @@ class Dialed:
     def __init__(self, exchange: Exchange) -> None:
         self.shield = exchange.shield
 
-    def check_paused(self) -> None:
+    def check_paused(self, call: CallRequest) -> None:
         """Return at once: nobody is asked for it."""
 
     async def hold_by_head(self) -> None:

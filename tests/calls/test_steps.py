@@ -5,28 +5,29 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 from fractions import Fraction
+from functools import partial
+from typing import Any
 from urllib.parse import unquote
 
 import pytest
 
-from gateway.core.accounts.budgets import MAXIMUM, MONEY, TOKENS, Budget, account_of, define_windows
-from gateway.core.accounts.definitions import ModelLists
-from gateway.core.accounts.steps import Step
+from gateway.core.accounts.budgets import MAXIMUM, MONEY, Budget, account_of, define_windows
+from gateway.core.accounts.steps import SessionModel, Step
 from gateway.core.billing.price_book import KINDS
 from gateway.core.billing.vector import Vector
-from gateway.core.calls.routes import ModelRule, Route, UpstreamTarget
+from gateway.core.calls.routes import ModelRule
 from gateway.core.families import anthropic, gemini, openai
-from gateway.core.model import Admitted, BudgetAccount, HoldRequest, Refused, Settlement, SettleResult
+from gateway.core.model import Admitted, BudgetAccount, Caller, HoldRequest, Refused, Settlement, SettleResult
 from gateway.core.wait import Wait
 from gateway.counters.layouts import packing
+from gateway.counters.redis import keys
 from gateway.counters.redis.settle_results import SETTLE_RESULTS
 from tests.builders import TTL_MS, World
-from tests.http.fakes import ANSWER, ROUTES, FakeCounters, answer, post
+from tests.http.fakes import ANSWER, FakeCounters, answer, post
 from tests.http.stage import Answer, Stage, staged
 from tests.http.test_models import rule
 from tests.search import another, examples
@@ -80,6 +81,19 @@ class ScriptCounters(FakeCounters):
         return SETTLE_RESULTS.read(self.world.run("settle", packed), settlement.request_id)
 
 
+class MemorySessions:
+    """What `ModelSessions` keeps, for as long as a test lasts."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[int, str, str], SessionModel] = {}
+
+    async def find(self, caller: Caller, session: str, model: str) -> SessionModel | None:
+        return self.kept.get((caller.tenant_id, session, model.lower()))
+
+    def keep(self, caller: Caller, session: str, model: str, goes_as: SessionModel) -> None:
+        self.kept[caller.tenant_id, session, model.lower()] = goes_as
+
+
 @dataclass
 class Gate:
     """A gateway before a recording upstream, its budgets, and what they have used."""
@@ -87,11 +101,13 @@ class Gate:
     stage: Stage
     counters: ScriptCounters
 
-    async def ask(self, model: str = "dear", path: bytes = b"/v1/chat/completions", **more: Any) -> Answer:
+    async def ask(
+        self, model: str = "dear", path: bytes = b"/v1/chat/completions", session: str = "", **more: Any
+    ) -> Answer:
         body = {"model": model, "max_tokens": 10, "messages": [{"role": "user", "content": "hi"}]} | more
-        return await self.stage.ask(
-            post(json.dumps({k: v for k, v in body.items() if v is not None}).encode(), path)
-        )
+        fields = f"x-tollkeeper-session: {session}\r\n".encode() if session else b""
+        written = json.dumps({name: value for name, value in body.items() if value is not None}).encode()
+        return await self.stage.ask(post(written, path, fields))
 
     def use(self, amount: int, budget: Budget = BUDGET) -> None:
         """Use an amount of a budget."""
@@ -131,7 +147,7 @@ async def gate(world: World, *budgets: Budget, **more: Any) -> AsyncIterator[Gat
         yield Gate(stage, counters)
 
 
-async def test_a_call_goes_as_asked_below_the_step_and_as_the_other_model_from_it_on(world: World) -> None:
+async def test_admission_sends_a_call_as_the_substitute_from_its_step_on(world: World) -> None:
     async with gate(world) as there:
         first = await there.ask()
         there.use(80_000_000 - there.counters.charges[0].money - 1)
@@ -162,6 +178,26 @@ async def test_a_call_that_does_not_fit_goes_as_the_other_model_before_the_step(
         assert message.endswith(
             f'It was not sent as cheap: the budget "{BUDGET.name}" has too little left for that too.'
         )
+
+
+async def test_admission_holds_once_while_all_steps_stay_reached_and_judges_again_behind_them(
+    world: World,
+) -> None:
+    of_dear = replace(BUDGET, id=2, model="dear", amount=10**12, steps=(Step(0.0, (("dear", "cheap"),)),))
+    for budgets, holds in (((BUDGET,), (2, 1, 1)), ((BUDGET, of_dear), (2, 2, 2))):
+        async with gate(world, *budgets) as there:
+            there.use(90_000_000)
+            counts = list[int]()
+            for _ in range(3):
+                before = len(there.counters.holds)
+                assert (await there.ask()).one(b"x-tollkeeper-model") == b"cheap"
+                counts.append(len(there.counters.holds) - before)
+            assert tuple(counts) == holds
+            refill(there)
+            await there.ask()
+            await there.ask()
+            assert there.sent[3:] == (["dear", "dear"] if len(budgets) == 1 else ["cheap", "cheap"])
+            refill(there)
 
 
 async def test_budgets_without_enforcement_have_no_steps(world: World) -> None:
@@ -233,7 +269,7 @@ APIS = tuple(
 @pytest.mark.parametrize(
     ("path", "body", "named"), SEALED, ids=[f"{path.decode()} {named}" for path, _, named in SEALED]
 )
-async def test_a_call_with_what_its_model_sealed_goes_as_asked_while_it_fits(
+async def test_admission_keeps_a_sealed_conversation_with_its_model_while_that_fits(
     world: World, path: bytes, body: dict[str, Any], named: str
 ) -> None:
     async with gate(world, routes=APIS) as there:
@@ -293,7 +329,7 @@ NAMED_BY: list[tuple[bytes, dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(("path", "body"), NAMED_BY, ids=[path.decode() for path, _ in NAMED_BY])
-async def test_each_api_is_sent_the_other_models_name_and_nothing_else_changes(
+async def test_each_api_is_sent_the_name_of_the_substitute_alone(
     world: World, path: bytes, body: dict[str, Any]
 ) -> None:
     async with gate(world, routes=APIS) as there:
@@ -350,7 +386,7 @@ UNFIT: list[tuple[Any, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("configure", "body", "why"), UNFIT, ids=[why for _, _, why in UNFIT])
-async def test_a_call_that_the_other_model_may_not_have_goes_as_asked_while_it_fits(
+async def test_admission_sends_an_unfit_call_with_its_own_model_while_that_fits(
     world: World, configure: Any, body: dict[str, Any], why: str
 ) -> None:
     async with gate(world) as there:
@@ -366,18 +402,18 @@ async def test_a_call_that_the_other_model_may_not_have_goes_as_asked_while_it_f
         refused = await there.ask(**body)
         assert refused.reason == "budget_exceeded"
         assert json.loads(refused.body)["error"]["message"].endswith(".")
-        assert f"It was not sent as cheap: " in refused.body.decode()
+        assert "It was not sent as cheap: " in refused.body.decode()
         assert why in refused.body.decode()
 
 
-async def test_a_model_that_neither_takes_a_parameter_of_is_no_difference(world: World) -> None:
+async def test_admission_ignores_a_parameter_refused_by_both_models(world: World) -> None:
     async with gate(world, replace(BUDGET, steps=(Step(0.0, (("o1", "o3"),)),))) as there:
         there.stage.directory.prices |= {"o1": PRICES["dear"], "o3": PRICES["cheap"]}
         assert (await there.ask("o1", temperature=0.5, max_tokens=None)).status == 200
         assert there.sent == ["o3"]
 
 
-async def test_a_substitute_leads_to_its_own_targets_at_their_prices_and_is_not_matched_again(
+async def test_admission_sends_a_substitute_to_its_own_targets_without_further_steps(
     world: World,
 ) -> None:
     """`cheap` falls back to the dear model: what answers is charged, and the most that could be is held."""
@@ -411,9 +447,7 @@ async def test_a_call_is_held_and_counted_in_the_budgets_of_the_substitute(world
 
 
 @pytest.mark.parametrize("seed", range(examples(40)))
-async def test_of_the_reached_steps_the_one_at_which_a_call_would_hold_least_is_taken(
-    world: World, seed: int
-) -> None:
+async def test_admission_takes_the_reached_step_with_the_least_hold(world: World, seed: int) -> None:
     """Expected is counted from prices alone: a call holds as many tokens of each."""
     chance = random.Random(another(seed))
     names = ["m1", "m2", "m3", "m4"]
@@ -466,7 +500,7 @@ async def test_of_the_reached_steps_the_one_at_which_a_call_would_hold_least_is_
             assert answered.one(b"x-tollkeeper-substituted-by").decode() == min(reached)[5]
 
 
-async def test_of_many_calls_at_one_instant_no_more_pass_than_fit(world: World) -> None:
+async def test_admission_passes_no_more_of_many_calls_than_fit(world: World) -> None:
     steps = (Step(0.5, (("dear", "middle"),)), Step(0.8, (("dear", "cheap"),)))
     passed = dict[bool, int]()
     for is_stepped in (False, True):
@@ -490,3 +524,93 @@ async def test_of_many_calls_at_one_instant_no_more_pass_than_fit(world: World) 
             if is_stepped:
                 assert {*there.sent} == {"dear", "middle", "cheap"}
     assert passed[True] >= passed[False]
+
+
+# Sessions.
+
+
+def sealed_by(model: str) -> list[dict[str, Any]]:
+    """A conversation in which a model has thought."""
+    thought = {"type": "thinking", "thinking": "so", "signature": f"of {model}"}
+    return [{"role": "assistant", "content": [thought]}, {"role": "user", "content": "go on"}]
+
+
+async def test_admission_keeps_a_session_with_its_first_model_while_that_fits(world: World) -> None:
+    async with gate(world, sessions=MemorySessions()) as there:
+        assert (await there.ask(session="old")).status == 200
+        there.use(90_000_000)
+        await there.ask(session="old")
+        await there.ask(session="new")
+        await there.ask()
+        assert there.sent == ["dear", "dear", "cheap", "cheap"]
+        refill(there)
+        answered = await there.ask(session="new")
+        assert answered.one(b"x-tollkeeper-model") == b"cheap"
+        assert unquote(answered.one(b"x-tollkeeper-substituted-by").decode()) == BUDGET.name
+        await there.ask()
+        assert there.sent[4:] == ["cheap", "dear"]
+
+
+async def test_a_session_that_does_not_fit_any_more_goes_as_the_other_model_and_stays_so(
+    world: World,
+) -> None:
+    async with gate(world, sessions=MemorySessions()) as there:
+        await there.ask(session="old")
+        there.use(99_750_000)
+        await there.ask(session="old")
+        refill(there)
+        await there.ask(session="old")
+        assert there.sent == ["dear", "cheap", "cheap"]
+
+
+async def test_a_reached_step_that_switches_goes_before_sessions(world: World) -> None:
+    steps = (Step(0.5, (("dear", "middle"),)), Step(0.9, (("dear", "cheap"),), switches=True))
+    async with gate(world, replace(BUDGET, steps=steps), sessions=MemorySessions()) as there:
+        await there.ask(session="first")
+        there.use(60_000_000)
+        for session in ("first", "second"):
+            await there.ask(session=session)
+        there.use(30_000_000)
+        for session in ("first", "second", "first"):
+            await there.ask(session=session)
+        assert there.sent == ["dear", "dear", "middle", "cheap", "cheap", "cheap"]
+
+
+async def test_sessions_end_with_a_step_that_always_switches(world: World) -> None:
+    async with gate(
+        world, replace(BUDGET, steps=(replace(STEP, switches=True),)), sessions=MemorySessions()
+    ) as there:
+        await there.ask(session="one")
+        there.use(90_000_000)
+        await there.ask(session="one")
+        refill(there)
+        await there.ask(session="one")
+        assert there.sent == ["dear", "cheap", "dear"]
+
+
+@pytest.mark.parametrize("switches", [False, True])
+async def test_admission_sends_the_seals_of_a_substitute_back_to_that_model(
+    world: World, switches: bool
+) -> None:
+    """Claude Code sends back what the model thought: another one refuses it."""
+    budget = replace(BUDGET, steps=(replace(STEP, switches=switches),))
+    async with gate(world, budget, sessions=MemorySessions()) as there:
+        there.use(90_000_000)
+        ask = partial(there.ask, path=b"/v1/messages", session="one")
+        await ask()
+        refill(there)
+        await ask(messages=sealed_by("cheap"))
+        there.use(WHOLE - 12_000 - 1)
+        refused = await ask(messages=sealed_by("cheap"))
+        assert there.sent == ["cheap", "cheap"]
+        assert refused.reason == "budget_exceeded"
+        assert (
+            b"It was not sent as dear: it carries what another model sealed (signature): begin a new session."
+            in refused.body
+        )
+        assert (await there.ask(path=b"/v1/messages", session="two")).reason == "budget_exceeded"
+
+
+def refill(there: Gate) -> None:
+    """Begin the budget's interval anew."""
+    there.counters.world.client.delete(keys.budget_account(there.counters.world.p, account_of(1, BUDGET)))

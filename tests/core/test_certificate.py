@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import pytest
 import trustme
 
-from gateway.core.credentials import UnreadableCertificate, end_of, not_after
+from gateway.core.certificates import UnreadableCertificate, end_of, not_after
 
 
 def der(until: datetime) -> bytes:

@@ -11,7 +11,7 @@ from tests.tree import ROOT
 RULES = {
     "gateway/counters/late.py": "deadlines of holds, 49 h: due",
     "gateway/features/jobs/stored.py": "next looks at jobs, an interval, or 300 or 3600 s: due",
-    "gateway/counters/keeper/status.py": "programs, 90 s: gone",
+    "gateway/counters/keeper/program_registry.py": "programs, 90 s: gone",
     "lua/share.lua": "calls of an upstream, 30 s: gone",
     "lua/extend.lua": "deadlines, which each renewal sets anew; late.py",
     "lua/lease.lua": "deadlines; late.py",

@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 
 import pytest
 
-from gateway.core.circuit_breaker import RetryPolicy, is_worth_a_line, retry_after_s
-from gateway.core.credentials import (
+from gateway.core.circuit_breaker import RetryPolicy, is_worth_a_line
+from gateway.core.credentials import Peppers, peppers_of
+from gateway.core.failures import (
     DELAY_S_FIRST,
     DELAY_S_MAX,
     DELAYED_MAX,
@@ -19,10 +20,9 @@ from gateway.core.credentials import (
     TOLD_MAX,
     WINDOW_S,
     Failures,
-    Peppers,
-    peppers_of,
     site_of,
 )
+from gateway.core.wait_hints import retry_after_s
 from gateway.settings.settings import Settings
 
 

@@ -12,7 +12,7 @@ import pytest
 from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.counters import Counters
 from gateway.counters.admission.stored import encode_catalogue
-from gateway.counters.keeper.status import WorkerReports
+from gateway.counters.keeper.worker_reports import WorkerReports
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.leases.leaser import Leaser
 from gateway.counters.redis import keys

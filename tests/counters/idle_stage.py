@@ -16,7 +16,8 @@ from gateway.counters.admission.empty_accounts import SharedEmptyAccounts
 from gateway.counters.admission.shared_circuit_breaker import SharedCircuitBreaker
 from gateway.counters.history_guard import HistoryGuards
 from gateway.counters.keeper.moves import has_current_history
-from gateway.counters.keeper.status import ProgramRegistry, WorkerReports, unpack
+from gateway.counters.keeper.program_registry import ProgramRegistry
+from gateway.counters.keeper.worker_reports import WorkerReports, unpack
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.cluster import wires_to

@@ -5,13 +5,22 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from gateway.core.accounts.budgets import OTHERS, Budget, PersonalRaise, account_of, define_windows, owner_of
+from gateway.core.accounts.budgets import (
+    OTHERS,
+    Budget,
+    PersonalOverride,
+    PersonalRaise,
+    account_of,
+    define_windows,
+    owner_of,
+)
 from gateway.core.accounts.definitions import ControlWrite, OrganizationTerms
 from gateway.core.accounts.holds import ChargedAmounts, LateResolution, LateSettlement, ReclaimPolicy, Verb
-from gateway.core.accounts.outbox import EventKind, WindowKey
+from gateway.core.accounts.outbox import CallFacts, EventKind, WindowKey, write_facts
 from gateway.core.billing.price_book import TokenRate
 from gateway.core.model import BudgetAccount, HoldExtension, SettleResult, Verdict
 from gateway.counters.admission.stored import encode_terms
@@ -150,16 +159,25 @@ async def test_what_was_used_meanwhile_counts_once_redis_is_back(
     assert world.events()[-1].budgets == (WindowKey(1, start), WindowKey(2, 0, value))
 
 
-async def test_a_late_call_of_a_raised_owner_leaves_that_owners_limit(
-    world: World, worker: Worker, keeping: ReclaimClient
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"raises": {owner_of("ann"): PersonalRaise(50, 2**52)}},
+        {"overrides": {"group:7": PersonalOverride(50)}},
+    ],
+)
+async def test_a_late_call_of_an_owner_with_an_own_limit_leaves_that_owners_limit(
+    world: World, worker: Worker, keeping: ReclaimClient, own: dict[str, Any]
 ) -> None:
     """What comes late brings windows of now: by those of everybody a stream of hers would be cut at 9."""
-    raised = replace(EACH, raises={owner_of("ann"): PersonalRaise(50, world.now_ms() + DAY_MS)})
     hers = budgeted(world, EACH, "ann")
-    world.client.set(keys.organization_terms(1), encode_terms(1, OrganizationTerms(budgets=(raised,))))
+    terms = OrganizationTerms(budgets=(replace(EACH, **own),))
+    world.client.set(keys.organization_terms(1), encode_terms(1, terms))
     request, _ = await worker.reserve(5, budgets=(hers,), money=9)
     world.client.delete(keys.hold(world.p, request.request_id))
-    assert await worker.settle(request, 4, money=7, budgets=names(hers)) is SettleResult.UNKNOWN
+    facts = write_facts(CallFacts(groups=(4, 7)))
+    ended = await worker.settle(request, 4, money=7, budgets=names(hers), metadata=facts)
+    assert ended is SettleResult.UNKNOWN
     [late] = await late_ones(world, keeping)
     ending = LateResolution(late, Verb.POST, ChargedAmounts(4, money=7, requests=1))
     assert await keeping.end([ending]) == [True]

@@ -10,7 +10,7 @@ import pytest
 from gateway.core.wait import in_task
 from gateway.counters.admission.stored import encode_catalogue
 from gateway.counters.keeper.moves import SlotMoves
-from gateway.counters.keeper.status import SAY_AGAIN_S
+from gateway.counters.keeper.worker_reports import SAY_AGAIN_S
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.connection import encode, encode_script

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -43,6 +45,25 @@ document(RESOURCES, REPORTS, version="1")
 program.mount(main.app)
 print(*(feature.name for feature in features()))
 """
+# The reference pages, and what a process says of itself and takes to the workers at its start.
+STARTED = """
+import json
+from deploy.reference import pages
+from gateway.core.capabilities import CAPABILITIES
+from gateway.settings.settings import NAMES, from_json, load, to_json
+settings = load({})
+assert from_json(to_json(settings)).values() == settings.values()
+made = {name: text for name, text in pages().items() if name.endswith(".md")}
+print(json.dumps({"capabilities": [*CAPABILITIES], "settings": [*NAMES], "pages": made}))
+"""
+# Features that a house without Envoy, LiteLLM, a provider's invoices or live audio takes away first.
+TAKEN_AWAY = ("litellm_import", "provider_report", "rate_limit_service", "vendor_admin", "websockets")
+# Headings of their commands in the reference.
+COMMANDS_OF = {
+    "litellm_import": "### tollkeeper import litellm",
+    "provider_report": "## tollkeeper reconcile-provider",
+    "rate_limit_service": "## tollkeeper rls",
+}
 # What features add to the process of a keeper's loops, where settings say nothing.
 WORK = """
 import sys
@@ -116,20 +137,42 @@ def test_code_of_a_feature_lies_in_no_more_than_the_allowed_number_of_folders() 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_program_still_loads_when_the_code_of_a_feature_is_deleted(name: str, tmp_path: Path) -> None:
-    for package in ("gateway", "persistence", "lua"):
-        shutil.copytree(ROOT / package, tmp_path / package)  # with what is compiled of it
-    shutil.rmtree(tmp_path / "gateway" / "features" / name)
-    for own in (tmp_path / "persistence" / name, tmp_path / "persistence" / f"{name}.py"):
-        if own.is_dir():
-            shutil.rmtree(own)
-        own.unlink(missing_ok=True)
+    assert output_without(tmp_path, (name,), EVERYTHING).split() == [
+        other for other in NAMES if other != name
+    ]
+
+
+def test_rest_starts_and_is_documented_without_five_features(tmp_path: Path) -> None:
+    whole, rest = (
+        json.loads(output_without(tmp_path / str(len(taken)), taken, STARTED)) for taken in ((), TAKEN_AWAY)
+    )
+    assert (rest["capabilities"], rest["settings"]) == (whole["capabilities"], whole["settings"])
+    assert output_without(tmp_path / "5", (), WORK).strip() == "[]"
+    for page, text in rest["pages"].items():
+        assert set(text.splitlines()) <= set(whole["pages"][page].splitlines()), page
+    for heading in COMMANDS_OF.values():
+        assert heading in whole["pages"]["commands.md"]
+        assert heading not in rest["pages"]["commands.md"]
+
+
+def output_without(folder: Path, names: Collection[str], script: str) -> str:
+    """Return what a script prints in a copy of the product in `folder` whose code of these features is deleted."""
+    if not folder.exists() or not any(folder.iterdir()):
+        for package in ("gateway", "persistence", "lua", "deploy"):
+            shutil.copytree(ROOT / package, folder / package)  # with what is compiled of it
+    for name in names:
+        shutil.rmtree(folder / "gateway" / "features" / name)
+        for own in (folder / "persistence" / name, folder / "persistence" / f"{name}.py"):
+            if own.is_dir():
+                shutil.rmtree(own)
+            own.unlink(missing_ok=True)
     ran = subprocess.run(
-        [sys.executable, "-c", EVERYTHING], cwd=tmp_path, check=False, text=True, capture_output=True,
+        [sys.executable, "-c", script], cwd=folder, check=False, text=True, capture_output=True,
         timeout=HUNG_S,
-        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        env={**os.environ, "PYTHONPATH": str(folder)},
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
-    assert ran.stdout.split() == [other for other in NAMES if other != name]
+    return ran.stdout
 
 
 async def test_background_calls_and_runs_are_refused_without_the_installed_feature() -> None:

@@ -263,7 +263,7 @@ class FakeDirectory:
     ) -> CallBudgets | None:
         """Of those that are `there`, at the beginning of 2026; `remembered` are models of calls."""
         if remember:
-            self.remembered.append(call.model)
+            self.remembered.append(call.spec.model)
         if not self.budgets_there:
             return None
         budgets = OrganizationBudgets(caller.organization_id, self.budgets_there, self.currency)

@@ -19,14 +19,15 @@ from typing import Any, cast
 
 import h11
 
-from gateway.calls.ports import CountersPort, ObjectOwnersPort
+from gateway.calls.ports import CountersPort, ModelSessionsPort, NoModelSessions, ObjectOwnersPort
 from gateway.core.accounts.outbox import CallFacts, read_facts
 from gateway.core.accounts.refusals import Refusals
 from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTarget
+from gateway.core.certificates import TlsFiles
 from gateway.core.circuit_breaker import CircuitBreaker
-from gateway.core.credentials import Failures, TlsFiles
 from gateway.core.empty_accounts import EmptyAccounts
+from gateway.core.failures import Failures
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Attribution, Caller
 from gateway.errors import Refusal
@@ -442,6 +443,7 @@ async def staged(
     holds: HoldsPort | None = None,
     jobs: JobsPort | None = None,
     counters: CountersPort | None = None,
+    sessions: ModelSessionsPort | None = None,
     others: tuple[UpstreamTarget, ...] = (),
     models: tuple[ModelRule, ...] = (),
     of_target: dict[str, object] | None = None,
@@ -474,6 +476,7 @@ async def staged(
             limiter=limiter,
             jobs=jobs,
             counters=counters or stage.counters,
+            sessions=sessions or NoModelSessions(),
             answers=answers or {},
         ),
         routes,

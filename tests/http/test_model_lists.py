@@ -17,7 +17,7 @@ from gateway.core.metering.meters import LISTED_BYTES_MAX
 from gateway.core.model import Family, Service
 from gateway.errors import ServiceNotIncluded
 from gateway.http.routing.routed_head import HeadRouter
-from gateway.http.routing.routes import WorkerBindings
+from gateway.http.routing.worker_bindings import WorkerBindings
 from tests.http.fakes import AUTH, CALLER, ROUTES, FakeDirectory, answer, get, post
 from tests.http.stage import Answer, Stage, staged
 from tests.http.test_budget_hold import BUDGET

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.core.calls.call import CallRequest, UsageBounds
+from gateway.core.calls.call import Body, CallSpec, UsageBounds
 from gateway.core.calls.routes import Route
 from gateway.core.families import registry
 from gateway.core.families.controlled import ControlledNames, Document, flag, maximum, model_name
@@ -24,11 +24,10 @@ from tests.http.stage import staged
 _CONTROLLED = ControlledNames("model", "live", "most")
 
 
-def read(call: CallRequest, document: Document, path_params: Mapping[str, str], bounds: UsageBounds) -> None:
+def read(body: Body, document: Document, path_params: Mapping[str, str], bounds: UsageBounds) -> CallSpec:
     _CONTROLLED.check(document)
-    call.model = model_name(document.get("model"))
-    call.streamed = flag(document, "live")
-    call.output_max = maximum(document, "most", bounds.usage_tokens_max)
+    model, streamed = model_name(document.get("model")), flag(document, "live")
+    return CallSpec(model, streamed, maximum(document, "most", bounds.usage_tokens_max))
 
 
 def report(meter: Meter, data: bytes) -> bool:

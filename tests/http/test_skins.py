@@ -217,8 +217,8 @@ def test_the_model_of_azures_path_is_the_calls() -> None:
         ("POST",), "/openai/deployments/{model}/chat/completions", "azure", "chat", OPENAI, "openai_chat"
     )
     params = {"model": "prod"}
-    assert read_call(chat, params, b'{"messages":[]}').model == "prod"
-    assert read_call(chat, params, b'{"model":"prod","messages":[]}').model == "prod"
+    assert read_call(chat, params, b'{"messages":[]}').spec.model == "prod"
+    assert read_call(chat, params, b'{"model":"prod","messages":[]}').spec.model == "prod"
     with pytest.raises(InvalidRequest, match="path"):
         read_call(chat, params, b'{"model":"dear","messages":[]}')
     heard = replace(
@@ -227,7 +227,7 @@ def test_the_model_of_azures_path_is_the_calls() -> None:
     kind = b"multipart/form-data; boundary=b"
     part = b'--b\r\ncontent-disposition: form-data; name="file"; filename="a.wav"\r\n\r\nx\r\n'
     named = b'--b\r\ncontent-disposition: form-data; name="model"\r\n\r\n%b\r\n'
-    assert read_call(heard, params, named % b"prod" + part + b"--b--\r\n", form=kind).model == "prod"
+    assert read_call(heard, params, named % b"prod" + part + b"--b--\r\n", form=kind).spec.model == "prod"
     for body in (part + b"--b--\r\n", named % b"dear" + part + b"--b--\r\n"):
         with pytest.raises(InvalidRequest) as refused:
             read_call(heard, params, body, form=kind)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from gateway.core.credentials import FREE_MAX
+from gateway.core.failures import FREE_MAX
 from gateway.core.model import Refused, Verdict
 from tests.http.fakes import CHAT, answer, post
 from tests.http.stage import Client, Stage, staged

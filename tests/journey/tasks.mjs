@@ -101,10 +101,10 @@ await as(asked.key, "engineer", {
 });
 
 await as(asked.lead, "team lead", {
-  "who spends": async () => { await menu("Team"); return text("h1"); },
-  "decide a raise request": async () => { await menu("Team"); return text("#asked"); },
+  "who spends": async () => { await menu("Tenant"); return text("h1"); },
+  "decide a raise request": async () => { await menu("Tenant"); return text("#asked"); },
   "each of us 5 a day": async () => {
-    await menu("Team");
+    await menu("Tenant");
     await click("a:text-is('New budget')");
     await choose(".sentence select[name=each]", "user");
     await type(".sentence input[name=amount]", "5");
@@ -113,7 +113,7 @@ await as(asked.lead, "team lead", {
     return text("h1");
   },
   "a new key": async () => {
-    await menu("Team");
+    await menu("Tenant");
     await click("a:text-is('New API key')");
     await type("main input[name=name]", "shared");
     await click("main button[type=submit]");
@@ -131,7 +131,7 @@ await as(asked.lead, "team lead", {
 
 await as(asked.token, "platform admin", {
   "a raise request waits": async () => {
-    await page.waitForSelector("#menu a[href='/raise-requests'] .mark");
+    await page.waitForSelector("#menu summary .mark");
     await click("#trouble a:has-text('more of a budget')");
     await click("#list tbody a");
     await see("Of the budget now");
@@ -176,7 +176,7 @@ await as(asked.finance, "finance", {
     return text("h1");
   },
   "revenue, tax and entries of last month": async () => {
-    await open("More of billing");
+    await click("#menu summary");
     const seen = [];
     for (const title of ["Revenue", "Taxes", "Ledger entries"]) {
       await menu(title);

@@ -75,11 +75,16 @@ def test_group_is_of_keys_tenants_and_projects_too(spender: Spender) -> None:
 def test_calls_stand_with_the_groups_of_their_time(spender: Spender) -> None:
     group = group_of(spender, members=["ada"])
     whole = group_of(spender, "tenant", members=[spender.tenant])
-    spender.known(pool := spender.budget(9, "requests", group_id=group["id"]), user="ada")
-    for user in ("ada", "bob"):
-        assert spender.chat(user=user).status_code == 200
+    spender.known(pool := spender.budget(1, "requests", group_id=group["id"]), user="ada")
+    for user, status in (("ada", 200), ("ada", 429), ("bob", 200)):
+        assert spender.chat(user=user).status_code == status
     assert spender.stack.admin("DELETE", f"/budgets/{pool['id']}")[0] == 204
     assert spender.stack.admin("DELETE", f"/groups/{group['id']}")[0] == 204
     path = f"/calls?tenant_id={spender.tenant}&order=asc"
-    calls = wait_until(lambda: len(found := spender.stack.admin("GET", path)[1]["items"]) == 2 and found)
-    assert [call["groups"] for call in calls] == [[group["id"], whole["id"]], [whole["id"]]]
+    calls = wait_until(lambda: len(found := spender.stack.admin("GET", path)[1]["items"]) == 3 and found)
+    both = [group["id"], whole["id"]]
+    assert [(call["status"], call["groups"]) for call in calls] == [
+        (200, both),
+        (429, both),
+        (200, [whole["id"]]),
+    ]

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gateway.cli.admin.configuration import documents
-from gateway.cli.admin.litellm import CONFIG, ENVIRON, _write, translate
+from gateway.features.litellm_import.command import CONFIG, ENVIRON, _write, translate
 from gateway.settings.config_file import read_config, table_of
 from tests.journey.clients import python_of_clients
 

@@ -14,7 +14,7 @@ import pytest
 
 from gateway.core.billing.price_book import KINDS
 from gateway.core.billing.vector import Vector
-from gateway.core.calls.call import Body, CallRequest, names_in
+from gateway.core.calls.call import Body, CallRequest, CallSpec, names_in
 from gateway.core.calls.claims import BudgetClaim, budget_claim
 from gateway.core.calls.estimate import Estimate, Estimator
 from gateway.core.model import Family, HoldExtension, TokenUsage, Verdict
@@ -55,7 +55,7 @@ class Job:
     def __post_init__(self) -> None:
         document: dict[str, object] = {"model": "opus", "system": [{"cache_control": {"type": "ephemeral"}}]}
         self.call = CallRequest(
-            "anthropic_messages", Family("anthropic"), Body(document=document, names=names_in(document)), "opus", self.streamed, self.stated,
+            "anthropic_messages", Family("anthropic"), Body(document=document, names=names_in(document)), CallSpec("opus", self.streamed), self.stated,
             input_bytes=self.input_bytes,
         )  # fmt: skip
 

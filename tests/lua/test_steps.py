@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import random
 from fractions import Fraction
+from typing import Any
 
 import pytest
 
-from gateway.core.accounts.steps import STEP_JUDGES, STEP_PARTS, STEP_STOPS, STEP_TELLS, is_reached
+from gateway.core.accounts.steps import (
+    STEP_JUDGES,
+    STEP_PARTS,
+    STEP_REQUIRES,
+    STEP_STOPS,
+    STEP_TELLS,
+    is_reached,
+)
 from gateway.core.model import Verdict
 from tests.builders import World
 from tests.lua.windows import OTHER_NAME, account, window
@@ -28,7 +36,7 @@ def plan(world: World) -> None:
         (40, 39, FOUR_FIFTHS, False), (99, 0, STEP_PARTS, False), (0, 1, 1, True), (0, 0, 1, False),
     ],
 )  # fmt: skip
-def test_a_step_is_reached_by_what_is_used_and_held_before_the_call(
+def test_a_step_is_reached_by_used_and_held_amounts_before_the_call(
     world: World, used: int, held: int, parts: int, reached: bool
 ) -> None:
     here = account(window(1, 100))
@@ -44,7 +52,7 @@ def test_a_step_is_reached_by_what_is_used_and_held_before_the_call(
         assert world.everything() == before  # byte by byte
 
 
-def test_steps_of_all_accounts_are_told_and_those_that_only_tell_stop_nothing(world: World) -> None:
+def test_steps_of_all_accounts_are_answered_and_some_stop_no_call(world: World) -> None:
     here = account(window(1, 100), window(2, 1_000), window(3, 10, enforce=False))
     other = account(window(4, 50, "requests"), name=OTHER_NAME)
     world.reserve(budgets=(here, other), money=60).settle(money=60)
@@ -70,6 +78,8 @@ def test_steps_of_all_accounts_are_told_and_those_that_only_tell_stop_nothing(wo
         does = [STEP_TELLS] * 7
         does[place] = STEP_STOPS
         assert asked(*does) == ((Verdict.STEP_REACHED, told) if told[place] else (Verdict.ADMITTED, b""))
+        does[place] = STEP_REQUIRES
+        assert asked(*does) == ((Verdict.ADMITTED, b"") if told[place] else (Verdict.STEP_REACHED, told))
         does[place] = STEP_JUDGES
         assert asked(*does) == (Verdict.STEP_REACHED, told)
 
@@ -80,10 +90,10 @@ def test_a_budget_without_room_refuses_before_a_step_does(world: World) -> None:
     assert (asked.verdict, asked.decision.reached) == (Verdict.BUDGET_EXCEEDED, b"")
 
 
-def test_a_raised_hold_is_no_part_of_what_reaches_a_step(world: World) -> None:
+def test_a_raised_hold_reaches_no_step_by_itself(world: World) -> None:
     here, steps = account(window(1, 100)), ((1, FOUR_FIFTHS, STEP_STOPS),)
     call = world.reserve(budgets=(here,), money=80)
-    again = {"request_id": call.id, "raises": True, "budgets": (here,), "steps": steps}
+    again: dict[str, Any] = {"request_id": call.id, "raises": True, "budgets": (here,), "steps": steps}
     assert world.reserve(money=90, **again).verdict is Verdict.ADMITTED
     world.reserve(budgets=(here,), money=10)
     assert world.reserve(money=80, **again).verdict is Verdict.ADMITTED  # the other one holds 10

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.core.accounts.outbox import EventFlag
-from gateway.core.accounts.plans import ONE, Weights
+from gateway.core.accounts.weights import ONE, Weights
 from gateway.core.billing.money import NANO, whole_credits
 from gateway.core.layout import FIRST, LAYOUT, Layout
 from gateway.core.model import HoldExtension, Limits, Settlement, SettleResult, Verdict

@@ -21,10 +21,10 @@ EVER = (0, 0, 0)
 UNITS = {"money": FLAG_MONEY, "tokens": FLAG_TOKENS, "requests": FLAG_REQUESTS}
 
 
-def fill_places(world: World, *, until: int) -> None:
+def fill_places(world: World, *, until: int, name: str = NAME) -> None:
     """Take as many places for accounts for each as there may be, which are forgotten then."""
     fill = "for at = 1, ARGV[1] do redis.call('ZADD', KEYS[1], ARGV[2], string.format('%024x', at)) end"
-    world.client.eval(fill, 1, keys.each_accounts(world.p, NAME), str(EACH_ACCOUNTS_MAX), str(until))
+    world.client.eval(fill, 1, keys.each_accounts(world.p, name), str(EACH_ACCOUNTS_MAX), str(until))
 
 
 def window(

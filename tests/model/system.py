@@ -25,7 +25,7 @@ from gateway.counters.admission.callers import Directory
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CountersUnavailable, ServiceNotIncluded
-from gateway.run.timed_loops import expirer
+from gateway.run.expirer import expirer
 from persistence.billing.credit_balances import Allocations
 from tests.background.backend import Backend
 from tests.builders import Call as RealCall

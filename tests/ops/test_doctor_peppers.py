@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from gateway.core.credentials import Peppers, peppers_of
-from gateway.counters.keeper.status import PRESENCE_KEPT_S, KeeperInfo, Presence, heard
+from gateway.counters.keeper.presence import PRESENCE_KEPT_S, KeeperInfo, Presence, heard
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.connection import RedisConnection
 from gateway.ops.doctor import _called

@@ -19,7 +19,7 @@ from gateway.ops import doctor, hints
 from gateway.run import schema
 from gateway.settings.settings import load
 from persistence import engine as engines
-from persistence.schema import migrate, roles
+from persistence.schema import migrate, privileges
 from tests.databases import own_database
 from tests.faults.proxy import Proxy, Trap, Way
 from tests.persistence.test_replica import Standby
@@ -156,7 +156,7 @@ async def test_a_database_of_another_encoding_is_refused_in_a_sentence(postgres:
         assert mends in refused.value.message
         assert f"encoding {encoding}, UTF8 is needed" in await said_of(url)
         with pytest.raises(StartError, match="UTF8 is needed"):
-            await roles.refuse_unfit(engines.create(url))
+            await privileges.refuse_unfit(engines.create(url))
         execute(postgres, f"DROP DATABASE {name} WITH (FORCE)", mends)
         schema.migrate(url)
         assert await said_of(url) == ""
@@ -182,7 +182,7 @@ async def test_a_server_that_reads_only_says_so_to_a_keeper_that_runs(
     engine = engines.create(url)
     assert await engines.write_trouble(engine) == engines.READS_ONLY
     with pytest.raises(StartError, match="lets this user read only"):
-        await roles.refuse_unfit(engine)
+        await privileges.refuse_unfit(engine)
     await engine.dispose()
 
 
@@ -209,7 +209,7 @@ async def test_a_standby_is_named_until_it_is_promoted(pair: tuple[str, Standby]
     with pytest.raises(StartError, match="is a standby"):
         schema.migrate(url)
     with pytest.raises(StartError, match="is a standby"):
-        await roles.refuse_unfit(engines.create(url))
+        await privileges.refuse_unfit(engines.create(url))
     both = f"postgresql://postgres@127.0.0.1:{standby.port},{primary.rpartition('@')[2]}"
     assert "target_session_attrs=read-write" in await said_of(both)
     assert await said_of(f"{both}?target_session_attrs=read-write") == ""

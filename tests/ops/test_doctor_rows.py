@@ -7,7 +7,8 @@ import time
 import pytest
 import redis
 
-from gateway.counters.keeper.status import KeeperInfo, UnstoredRows, say_unstored
+from gateway.counters.keeper.presence import KeeperInfo
+from gateway.counters.keeper.unstored_rows import UnstoredRows, say_unstored
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.connection import RedisConnection

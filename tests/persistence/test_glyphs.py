@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from persistence.store import FontCoverage
+from persistence.font_coverage import FontCoverage
 
 
 async def test_each_text_is_told_its_own_letters() -> None:

@@ -37,10 +37,10 @@ from persistence import engine as engines
 from persistence import engine as persistence_engine
 from persistence.archive import months
 from persistence.dunning import DunningSchedule
-from persistence.engine import shares_sessions
 from persistence.keeper.definitions import Pushes
+from persistence.poolers import shares_sessions
 from persistence.schedule import Schedule
-from persistence.schema import migrate, roles
+from persistence.schema import migrate, privileges
 from persistence.store import Store
 from tests.background.backend import Backend, backend_at
 from tests.background.test_flusher_for_real import append, sharing, waiting
@@ -447,7 +447,7 @@ async def test_people_and_loops_write_and_read_through_it(
     valkey: str, migrated: str, pooled: Callable[[str], str]
 ) -> None:
     url = pooled(migrated)
-    await roles.refuse_unfit(engine := engines.create(url))
+    await privileges.refuse_unfit(engine := engines.create(url))
     async with backend_at(valkey, url) as keeper:
         world = await keeper.settle_in(1_000)
         await asyncio.gather(*(a_call(keeper, world.caller.tenant_id) for _ in range(3 * SESSIONS_MAX)))

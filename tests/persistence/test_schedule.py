@@ -16,10 +16,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.background.timed.invoicing import Invoicing
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead
-from gateway.core.billing.invoice import CONFLICT, INCOMPLETE, NOT_AGREED, TOOK_TOO_LONG, SkipReason
+from gateway.core.billing.invoice_schedule import CONFLICT, INCOMPLETE, NOT_AGREED, TOOK_TOO_LONG, SkipReason
 from persistence import engine
+from persistence.font_coverage import FontCoverage
 from persistence.schedule import Schedule
-from persistence.store import FontCoverage, Store
+from persistence.store import Store
 from tests.connections import connected
 from tests.letterhead import LETTERHEAD
 from tests.persistence.april import April, april, at, invoiced, plan

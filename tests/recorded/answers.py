@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from gateway.core.calls.call import Body, CallRequest
+from gateway.core.calls.call import Body, CallRequest, CallSpec
 from gateway.core.model import Family
 from tests.recorded.prices import KINDS
 
@@ -55,7 +55,9 @@ class Answer:
         meter = "gemini_stream" if streamed and self.api == "gemini" else METERS[self.api]
         family = Family(meter.partition("_")[0])
         reports = meter in {"anthropic_messages", "gemini_generate", "gemini_stream"}
-        return CallRequest(meter, family, Body(b"{}"), self.asked, streamed, None, 1, 300, reports=reports)
+        return CallRequest(
+            meter, family, Body(b"{}"), CallSpec(self.asked, streamed), None, 300, reports=reports
+        )
 
 
 @dataclass(frozen=True)

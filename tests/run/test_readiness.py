@@ -25,16 +25,10 @@ from gateway.counters.redis.address import WHY, parse_url
 from gateway.counters.redis.cluster import WHY_MOVING, RedisConnections
 from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import CountersUnavailable, StartError
-from gateway.run.health import (
-    CachedLookup,
-    DiskWatch,
-    Probe,
-    RedisState,
-    of_gateway,
-    tell_of_redis,
-    unanswered,
-)
-from gateway.run.lifecycle import ASK_INTERVAL_S, catalogue_of, reached
+from gateway.run.cached_lookup import CachedLookup
+from gateway.run.health import DiskWatch, RedisState, of_gateway, tell_of_redis
+from gateway.run.probes import Probe, unanswered
+from gateway.run.reaching import ASK_INTERVAL_S, catalogue_of, reached
 from gateway.settings.settings import Settings, load
 from tests.conftest import ValkeyServer, free_port
 from tests.waiting import eventually

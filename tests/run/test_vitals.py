@@ -19,16 +19,9 @@ from gateway.errors import LoopsSilent
 from gateway.local.parent_pipe import ParentPipe
 from gateway.run import gateway_worker
 from gateway.run.admin_process import FactsReader, LoopFacts, written_fact
-from gateway.run.health import (
-    FREE_BYTES_MIN,
-    LOOK_S,
-    DiskWatch,
-    ProcessVitals,
-    disks,
-    full_disks,
-    has_free_files,
-)
-from gateway.run.lifecycle import MAPPED_BYTES_MIN
+from gateway.run.health import FREE_BYTES_MIN, DiskWatch, disks, full_disks, has_free_files
+from gateway.run.memory import MAPPED_BYTES_MIN
+from gateway.run.process_vitals import LOOK_S, ProcessVitals
 from gateway.settings.settings import Settings
 from gateway.telemetry import metrics as tallies
 from tests.waiting import eventually
@@ -168,7 +161,7 @@ def test_the_last_facts_count_until_nothing_came_for_too_long() -> None:
 
 BURST = f"""
 import resource
-from gateway.run.lifecycle import give_back_large_blocks
+from gateway.run.memory import give_back_large_blocks
 def resident():
     with open("/proc/self/statm") as facts:
         return int(facts.read().split()[1]) * resource.getpagesize()

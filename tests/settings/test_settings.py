@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gateway.core.calls.routes import Route
-from gateway.core.credentials import TlsFiles
+from gateway.core.certificates import TlsFiles
 from gateway.core.model import Family, Service
 from gateway.core.network import without_password
 from gateway.errors import SettingError

@@ -73,7 +73,7 @@ _SAID = {
     "a whole number from 0 to 365 days": "invoice_due_days dunning_block_days",
     "a whole number from 35 to 36500 days": "stripe_events_keep_days",
     "a whole number from 0 to 36500 days":
-        "calls_keep_days usage_hours_keep_days events_keep_days",
+        "calls_keep_days usage_hours_keep_days events_keep_days reratings_keep_days",
     "a whole number from 0 to 1200 months":
         "archive_token_ledger_after_months archive_credit_transactions_after_months"
         " archive_feature_usage_after_months archive_calls_after_months archive_audit_log_after_months",

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from gateway.core.credentials import TlsFiles
+from gateway.core.certificates import TlsFiles
 from gateway.errors import SettingError
 from gateway.tls.certificates import Certificates, load, pinned, trusting
 from tests.certificates import issued, write

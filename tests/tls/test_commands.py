@@ -13,7 +13,7 @@ import pytest
 import trustme
 
 from gateway.cli.admin.client import CommandFailed, find
-from gateway.core.credentials import TlsFiles
+from gateway.core.certificates import TlsFiles
 from gateway.errors import SettingError
 from gateway.tls.certificates import load
 from tests.certificates import issued, write

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import trustme
 
-from gateway.core.credentials import WORKLOAD, TlsFiles, not_after
+from gateway.core.certificates import TlsFiles, not_after
+from gateway.core.credentials import WORKLOAD
 from gateway.tls.certificates import Certificates
 from gateway.tls.session import TlsGate
 from tests.certificates import issued, trusting, workload

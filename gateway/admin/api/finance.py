@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from gateway.admin.api.usage import Parquet
-from gateway.admin.http import requests
+from gateway.admin.http import bodies
+from gateway.admin.http.callers import admit
 from gateway.admin.http.guard import CSV, files_of, in_thread
 from gateway.admin.http.requests import (
-    admit,
     decode_cursor,
     encode_cursor,
     fingerprint,
@@ -25,7 +25,8 @@ from gateway.admin.http.requests import (
 )
 from gateway.admin.ports import AdminPorts, Admit
 from gateway.admin.resources.reports import ASKED, ITEMS, MONTHS_MAX, PAGED, REPORTS
-from gateway.core.accounts.administration import Place, Row, count_rows
+from gateway.core.accounts.administration import Place, Row
+from gateway.core.accounts.hourly_budget import count_rows
 from gateway.core.billing.finance import DOCUMENT, LegPlace, ReportPeriod
 from gateway.core.billing.subscription import midnight
 from gateway.core.text import csv
@@ -146,7 +147,7 @@ async def _written(file: Parquet, rows: Any) -> AsyncGenerator[bytes, None]:
 def checked(model: Any, sent: Mapping[str, str]) -> dict[str, Any]:
     """Validate the fields of a query string by `model`; raise `Unprocessable` with each error's field."""
     values = {name: number_or_text(text) if name in _NUMBERS else text for name, text in sent.items()}
-    return requests.check_body(model, values)
+    return bodies.check_body(model, values)
 
 
 async def _rows(

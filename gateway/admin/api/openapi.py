@@ -19,7 +19,8 @@ from jinja2 import Environment, PackageLoader
 from pydantic import BaseModel, TypeAdapter
 from pydantic.json_schema import models_json_schema
 
-from gateway.admin.http.requests import FILTER_CHARS_MAX, KEY_PARAMETER, LIMIT_DEFAULT, LIMIT_MAX
+from gateway.admin.http.bodies import KEY_PARAMETER
+from gateway.admin.http.requests import FILTER_CHARS_MAX, LIMIT_DEFAULT, LIMIT_MAX
 from gateway.admin.resources.resource import (
     BatchEndpoint,
     Cursor,
@@ -462,6 +463,7 @@ def _schemas(resources: Mapping[str, Resource], reports: Mapping[str, ReportEndp
     for resource in resources.values():
         models.append((resource.out, "serialization"))
         models += [(question.out, "serialization") for question in resource.questions]
+        models += [(question.asked, "validation") for question in resource.questions if question.verb]
         for part in resource.parts:
             models += [] if part.out is None else [(part.out, "serialization")]
             models += [(action.body, "validation") for _, action in part.writes if action.body is not None]
@@ -531,15 +533,16 @@ def _paths(resource: Resource, resources: Mapping[str, Resource]) -> Json:
         delete["responses"]["204"] = {"description": "Deleted."}
     paths: Json = {root: collection, root + "/{id}": one}
     for question in resource.questions:
-        if not question.of:
-            paths[f"{root}/{question.name}"] = {"get": _ask(resource, question)}
-            continue
-        either = {"anyOf": [filter_schema(resource.filters[question.of]), row["schema"]]}
-        named = {**row, "schema": either, "description": f"Its {question.of}, or its id."}
-        paths[f"{root}/{{id}}/{question.name}"] = {
-            "parameters": [named],
-            "get": _ask(resource, question),
-        }
+        if question.of:
+            either = {"anyOf": [filter_schema(resource.filters[question.of]), row["schema"]]}
+            named = {**row, "schema": either, "description": f"Its {question.of}, or its id."}
+            paths[f"{root}/{{id}}/{question.name}"] = {
+                "parameters": [named],
+                "get": _ask(resource, question),
+            }
+        else:
+            method = "post" if question.verb else "get"
+            paths[f"{root}/{question.name}"] = {method: _ask(resource, question)}
     for action in resource.actions:
         title = resources["tenant-quotas"].title if action.quota else resource.title
         title = f"{title}Created" if action.mints else title
@@ -629,6 +632,9 @@ def _take(resource: Resource, batch: BatchEndpoint) -> Json:
 
 def _ask(resource: Resource, question: Question) -> Json:
     title = question.out.__name__
+    if question.verb:
+        operation = _operation(resource, question.verb, question.summary, question.asked, title=title)
+        return operation | {"operationId": f"{resource.name}.{question.name}"}
     operation = _operation(resource, question.name, question.summary, title=title, refusals=READ_REFUSALS)
     operation["parameters"] = query_parameters(question.asked)
     return operation

@@ -16,10 +16,10 @@ from aiohttp import web
 from multidict import MultiMapping
 
 from gateway.admin.api.views import row_id
-from gateway.admin.http import requests
+from gateway.admin.http import bodies
+from gateway.admin.http.callers import admit
 from gateway.admin.http.guard import CSV, files_of, headers_of, in_thread
 from gateway.admin.http.requests import (
-    admit,
     decode_cursor,
     encode_cursor,
     fingerprint,
@@ -32,9 +32,11 @@ from gateway.admin.ports import AdminPorts, Admit
 from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.reports import REPORTS, UsageItem, UsagePage, UsageReportQuery
 from gateway.admin.resources.values import plausible
-from gateway.core.accounts.administration import Place, Row, count_rows
+from gateway.core.accounts.administration import Place, Row
+from gateway.core.accounts.hourly_budget import count_rows
 from gateway.core.accounts.tags import GROUP, TAGS_MAX, tag_in
 from gateway.core.accounts.usage import DIMENSIONS, GROUPS, UsageQuery, column_of, end_of, following
+from gateway.core.accounts.usage_sums import MONEY_SUMS
 from gateway.core.billing.money import EXACT
 from gateway.core.text import csv
 from gateway.errors import Unprocessable
@@ -116,7 +118,7 @@ def _checked(model: type[UsageReportQuery], sent: Mapping[str, str]) -> dict[str
         if name not in tags
     }
     return {
-        **requests.check_body(
+        **bodies.check_body(
             model, values | {name: with_plus(sent[name]) for name in ("from", "to") if name in sent}
         ),
         **tags,
@@ -163,7 +165,7 @@ def shown(row: Row, groups: tuple[str, ...]) -> Row:
 DIGITS, DECIMALS = 38, 9
 # Maximum of decimals of a unit price.
 DECIMALS_OF_CHARGES = 12
-_COST = ("cost",)
+_COST = MONEY_SUMS
 _TEXTS = ("organization", "tenant", "user", "api_key", "project", "service", "model", "currency", "kind")
 
 

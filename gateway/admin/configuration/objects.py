@@ -25,7 +25,7 @@ from gateway.admin.configuration.words import (
     word,
     words,
 )
-from gateway.admin.http import requests
+from gateway.admin.http import bodies
 from gateway.admin.resources.resource import Resource
 from gateway.admin.resources.values import In
 from gateway.core.accounts.administration import OWNER, Row
@@ -123,7 +123,8 @@ class WantedObject:
 
     def resolve_parts(self, keys: Mapping[str, Mapping[int, object]]) -> None:
         """Put keys that name rows in their places in lists of parts, and leave out the parts that have ended."""
-        for name in declared(self.resource).parts.keys() & self.values.keys():
+        lists: Mapping[str, Any] = self.values
+        for name in declared(self.resource).parts.keys() & lists.keys():
             key = declared(self.resource).parts[name].key
             self.ids[name], self.part_json[name] = (
                 [
@@ -131,7 +132,7 @@ class WantedObject:
                     for index, part in enumerate(with_keys(key, parts, keys.get(name, {})))
                     if (name, index) not in self.ended
                 ]
-                for parts in (self.values[name], self.row.model_dump(mode="json", include={name})[name])
+                for parts in (lists[name], self.row.model_dump(mode="json", include={name})[name])
             )
 
 
@@ -199,7 +200,7 @@ def _object(
     here: Errors = []
     ids, known = references(resource), words(resource)
     names: dict[str, Reference | None] = {}
-    values: requests.Body = {}
+    values: bodies.Body = {}
     for said, value in one.items():
         name = known.get(said)
         if name is None:
@@ -225,9 +226,7 @@ def _object(
     try:
         row = model(resource).model_validate(checked)
     except ValidationError as error:
-        told = (
-            (_said(resource, name), message) for name, message in requests.errors_of(error, resource.known)
-        )
+        told = ((_said(resource, name), message) for name, message in bodies.errors_of(error, resource.known))
         here += [each for each in told if each[0] not in dict(here)]
     if here:
         errors += [(f"{at}.{name}", message) for name, message in here]
@@ -238,19 +237,19 @@ def _object(
     return WantedObject(resource, index, number, one, row, given, names, part_names, ended)
 
 
-def _passed_maximum(parts: Collection[str], said: Mapping[str, object]) -> int:
+def _passed_maximum(parts: Collection[str], fields: Mapping[str, object]) -> int:
     """Return the maximum of values that an object without its `parts`, or one of these, passes; else 0."""
-    if _is_larger({name: each for name, each in said.items() if name not in parts}, OBJECT_VALUES_MAX):
+    if _is_larger({name: value for name, value in fields.items() if name not in parts}, OBJECT_VALUES_MAX):
         return OBJECT_VALUES_MAX
-    return PART_VALUES_MAX if any(_is_larger(said.get(name), PART_VALUES_MAX) for name in parts) else 0
+    return PART_VALUES_MAX if any(_is_larger(fields.get(name), PART_VALUES_MAX) for name in parts) else 0
 
 
-def _part_names(resource: Resource, field: str, values: requests.Body, errors: Errors) -> list[PartName]:
+def _part_names(resource: Resource, field: str, values: bodies.Body, errors: Errors) -> list[PartName]:
     """Return the references in a list of parts; placeholders take their places in `values`."""
     how, parts = declared(resource).parts[field], values.get(field)
-    found: list[PartName] = []
+    part_names: list[PartName] = []
     if not isinstance(parts, list):
-        return found
+        return part_names
     placeholders: dict[int, object] = {}
     for index, part in enumerate(parts[: how.most]):
         if how.key and not isinstance(part, dict):
@@ -261,14 +260,14 @@ def _part_names(resource: Resource, field: str, values: requests.Body, errors: E
             continue
         named = key.removeprefix(prefix) if isinstance(key, str) else key
         try:
-            found.append(PartName(field, index, prefix, _reference(KINDS[kind], named)))
+            part_names.append(PartName(field, index, prefix, _reference(KINDS[kind], named)))
         except ValueError as error:
             errors.append((".".join(filter(None, (field, str(index), how.key))), str(error)))
             if len(errors) >= ERRORS_MAX:
                 break
         placeholders[index] = f"{prefix}{_SOME_ID}" if how.key else _SOME_ID
     values[field] = with_keys(how.key, parts, placeholders)
-    return found
+    return part_names
 
 
 def _ended(resource: Resource, field: str, values: Row, now: datetime) -> Iterator[int]:

@@ -47,8 +47,9 @@ from gateway.admin.configuration.words import (
     without_nulls,
     word,
 )
+from gateway.admin.http.bodies import canonical
 from gateway.admin.http.guard import in_thread
-from gateway.admin.http.requests import canonical, require_read
+from gateway.admin.http.requests import require_read
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.resource import Resource
 from gateway.admin.resources.values import In

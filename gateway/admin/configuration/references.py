@@ -140,19 +140,19 @@ class NameIndex:
         wanted.resolve_parts(keys)
         return True
 
-    def _miss(self, wanted: WantedObject, said: str, reference: Reference, error: LookupError) -> None:
+    def _miss(self, wanted: WantedObject, place: str, reference: Reference, error: LookupError) -> None:
         """Add an error for a `reference` to a missing row; if the row was lost, defer the object instead.
 
         Objects that refer to a deferred object are deferred, too.
         """
         kind = reference.target.name
         if reference.name in self.lost[kind]:
-            self.left.append((wanted, f"its {said} is not there any more: {error.args[0]}"))
+            self.left.append((wanted, f"its {place} is not there any more: {error.args[0]}"))
             self.lost[wanted.resource.name].add(values_of(wanted)[declared(wanted.resource).by[-1]])
             return
         if isinstance(error, _Unknown):
             self._unknown.append((len(self._errors), *error.which))
-        self._errors.append((f"{wanted.at}.{said}", str(error.args[0])))
+        self._errors.append((f"{wanted.at}.{place}", str(error.args[0])))
 
     def _find(self, reference: Reference, scope: Mapping[str, object]) -> object:
         """Return the id of the row that a reference means; `scope` supplies parts of names left out."""
@@ -280,15 +280,15 @@ def _name_all(changes: Sequence[PlannedRow], rows: Mapping[Which, Row]) -> None:
             there = rows.get((kind, row_id))
             before = row_id if there is None else there[declared(KINDS[kind]).by[-1]]
             each.fields[said] = (before, after)
-        for said, parts in each.parts.items():
-            before, after = each.fields[said]
+        for name, parts in each.parts.items():
+            before, after = each.fields[name]
             assert isinstance(before, list)
             names = {
                 part.index: f"{part.prefix}{there[declared(KINDS[part.kind]).by[-1]]}"
                 for part in parts
                 if (there := rows.get((part.kind, part.row_id))) is not None
             }
-            each.fields[said] = (with_keys(declared(each.resource).parts[said].key, before, names), after)
+            each.fields[name] = (with_keys(declared(each.resource).parts[name].key, before, names), after)
 
 
 async def _rows(session: ApplyTransaction, changes: Sequence[PlannedRow]) -> Mapping[Which, Row]:

@@ -36,7 +36,7 @@ def model(resource: Resource) -> type[In]:
     """Return the model of an object: that of a new row, with the parts that are no fields of the row."""
     assert resource.create is not None
     fields: dict[str, Any] = {
-        part.name: (list[part.form_of(part.put)], Field(default=[], max_length=how.most))  # type: ignore[misc]
+        part.name: (list[part.form_of(part.put)], Field(default=[], max_length=how.most))  # type: ignore[misc]  # made here
         for part in resource.parts
         if (how := declared(resource).parts.get(part.name)) is not None and part.put is not None
         if part.name not in resource.create.model_fields
@@ -52,7 +52,7 @@ def parts_of(resource: Resource, row: Row, name: str) -> list[Any]:
     """Return the parts of a stored row as JSON, with ids where files have names."""
     stored: Any = row[name]
     part = next(part for part in resource.parts if part.name == name)
-    return stored if part.out is None else [part.render({**row, **each}) for each in stored]
+    return stored if part.out is None else [part.render({**row, **own}) for own in stored]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +182,7 @@ def _say(resource: Resource, defs: Mapping[str, Json]) -> None:
 
 
 def _say_keys(how: PartsDeclaration, items: Json, defs: Mapping[str, Json]) -> None:
-    """Let keys of parts be objects of names, too, in the schema of the parts."""
+    """Allow objects of names as keys in the schema of parts."""
     if how.key:
         fields = defs[items["$ref"].rpartition("/")[2]]["properties"]
         fields[how.key] = {"anyOf": [fields[how.key], {"type": "object"}]}

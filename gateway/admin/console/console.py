@@ -12,7 +12,7 @@ from typing import Any
 
 from aiohttp import web
 
-from gateway.admin.api import usage, views
+from gateway.admin.api import programs, reconciliation, usage
 from gateway.admin.api.finance import mount_finance_files
 from gateway.admin.console import lists, month_end, own_pages, raises, records, reports
 from gateway.admin.console.forms import PageForm
@@ -31,17 +31,19 @@ from gateway.admin.console.home import (
 from gateway.admin.console.invoice_page import about_invoice
 from gateway.admin.console.overview import Overview
 from gateway.admin.console.records import Extras, Records, address_of
+from gateway.admin.console.replay import budget_replay
 from gateway.admin.console.reports import Live
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.console.sign_in import ProviderSignInPages, SignInPages, SignOutPages
 from gateway.admin.console.statements import STATEMENTS, show_statement
+from gateway.admin.http.callers import slow_down
 from gateway.admin.http.guard import AS_PAGE, CSV, Files, files_of
-from gateway.admin.http.requests import LIMIT_MAX, require_read, slow_down
+from gateway.admin.http.requests import LIMIT_MAX, require_read
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.resource import Action, SubResource
 from gateway.core.accounts.administration import CHANGE, CREATE, DELETE, Query, Row, refused_write
 from gateway.core.alerts.messages import digest_of
-from gateway.core.credentials import Failures
+from gateway.core.failures import Failures
 from gateway.core.text import csv
 from gateway.errors import NotFound, TollkeeperError, Unprocessable
 
@@ -95,8 +97,8 @@ PROGRAMS_SHOWN_MAX = 500
 
 
 async def show_programs(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
-    require_read(desk.ports.actor, views.PROGRAMS_REPORT)
-    found = await views.running_programs(desk.ports)
+    require_read(desk.ports.actor, programs.PROGRAMS_REPORT)
+    found = await programs.running_programs(desk.ports)
     items = found["items"]
     assert isinstance(items, list)
     shown = sorted(items, key=lambda one: one["refused"] is None)[:PROGRAMS_SHOWN_MAX]
@@ -120,10 +122,10 @@ _PAGES = {
 async def show_reconciliation(
     desk: ConsoleShell, request: web.Request, signed: SignedInPerson
 ) -> web.Response:
-    report, actor = views.RECONCILIATION_REPORT, desk.ports.actor
+    report, actor = reconciliation.RECONCILIATION_REPORT, desk.ports.actor
     require_read(actor, report)
-    may_run = refused_write(actor, report.name, report.access, views.RECONCILIATION_RUN) is None
-    last = await views.last_reconciliation(desk.ports)
+    may_run = refused_write(actor, report.name, report.access, reconciliation.RECONCILIATION_RUN) is None
+    last = await reconciliation.last_reconciliation(desk.ports)
     items: Any = (last or {}).get("items", [])
     again = PageForm("/reconciliation", "Run now", "Run now", note="Compares every account.")
     repair = PageForm(
@@ -145,7 +147,7 @@ async def run_reconciliation(
     desk: ConsoleShell, request: web.Request, signed: SignedInPerson, _posted: Posted, *, repair: bool
 ) -> web.Response:
     """`POST /reconciliation` and `/reconciliation/repair`: compare all accounts now."""
-    await views.run_reconciliation(desk.ports, request, None, repair=repair)
+    await reconciliation.run_reconciliation(desk.ports, request, None, repair=repair)
     return see("/reconciliation?done=reconciled")
 
 
@@ -266,7 +268,9 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     router.add_get("/reconciliation", desk.reading(show_reconciliation))
     for address, repair in (("/reconciliation", False), ("/reconciliation/repair", True)):
         run = desk.writing(
-            partial(run_reconciliation, repair=repair), views.RECONCILIATION_REPORT, views.RECONCILIATION_RUN
+            partial(run_reconciliation, repair=repair),
+            reconciliation.RECONCILIATION_REPORT,
+            reconciliation.RECONCILIATION_RUN,
         )
         router.add_post(address, run)
     router.add_get("/find/{resource}", desk.reading(lists.find))
@@ -275,6 +279,7 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
         return ports.of((await sessions.signed_in(request)).actor)
 
     router.add_get("/tenants/{id:[0-9]+}/quota", desk.reading(records.quota))
+    router.add_post("/budgets/replay", desk.writing(budget_replay, SCREENS["budgets"].resource, CREATE))
     router.add_get("/budgets/meaning", desk.reading(records.budget_meaning))
     router.add_get("/budgets/{id:[0-9]+}/use", desk.reading(records.budget_use))
     for mount in ports.files:

@@ -7,9 +7,9 @@ import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.resources.form_fields import words
@@ -17,8 +17,11 @@ from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budget_selectors import SELECTING
 from gateway.core.accounts.budgets import ENFORCE
 from gateway.core.accounts.budgets import MONEY as IN_MONEY
+from gateway.core.accounts.intervals import TOTAL
 from gateway.core.accounts.plans import TERMS
 from gateway.core.accounts.tags import tag_in
+from gateway.core.accounts.window_words import render_length, render_window
+from gateway.core.accounts.windows import FIRST_USE, ROLLING
 from gateway.core.billing.price_book import KINDS
 
 NOTHING_TO_SHOW = "—"
@@ -206,6 +209,8 @@ class BudgetUse:
 
 
 NO_LIMIT = "no limit"
+# Moments at which a rolling window gives back, on a page.
+FREES_SHOWN = 3
 
 
 def use_of(budget: Row, account: Row | None = None) -> BudgetUse | None:
@@ -220,6 +225,8 @@ def use_of(budget: Row, account: Row | None = None) -> BudgetUse | None:
     if most is None:
         used_held = bare(budget, row["used"]), bare(budget, row["held"])
         return BudgetUse(*used_held, NO_LIMIT, NO_LIMIT, 0.0, 0.0, "good")
+    if row.get("carried") is not None:
+        most = max(Decimal(str(row["used"])) + Decimal(str(row["remaining"])), Decimal(0))
     limit, used, held = (Decimal(str(value)) for value in (most, row["used"], row["held"]))
     used_share = percent(float(used), float(limit))
     tone = "bad" if used >= limit else "warn" if used_share >= NEARLY else "good"
@@ -259,6 +266,59 @@ def amount(budget: Row, value: object) -> str:
 def bare(budget: Row, value: object) -> str:
     """Format an amount without its unit, for use next to one with the unit."""
     return amount(budget, value) if budget["unit"] == IN_MONEY else number(value)
+
+
+def window_title(budget: Row) -> str:
+    """Return the heading over what is used in a budget's window."""
+    interval = budget["interval"]
+    if interval is None:
+        length = render_length(str(budget["length"]))
+        return (
+            f"The last {length.removeprefix('1 ')}"
+            if budget["window"] == ROLLING
+            else f"In {length} from a first call"
+        )
+    return "In all" if interval == TOTAL else f"This {interval}"
+
+
+def resets_text(budget: Row) -> str:
+    """Return when a budget resets, and how much of a rolling window is free at the next moments."""
+    if budget["resets_at"]:
+        return moment(budget["resets_at"])
+    frees = cast("Sequence[Mapping[str, object]]", budget.get("frees") or ())
+    if frees:
+        return ", ".join(
+            f"{amount(budget, freed['amount'])} at {_soon(freed['at'])}" for freed in frees[:FREES_SHOWN]
+        )
+    if budget["window"] == ROLLING:
+        return "by and by"
+    return "with a first call" if budget["window"] == FIRST_USE else "never"
+
+
+def _soon(value: object) -> str:
+    """Return a time to the minute, without its day if it is less than a day ahead."""
+    at = datetime.fromisoformat(str(value))
+    return minute(at)[DAY_CHARS:] if at < datetime.now(UTC) + timedelta(days=1) else minute(at)
+
+
+def carried_text(budget: Row) -> str:
+    """Return what earlier intervals left to an account of a budget; empty if nothing."""
+    carried = budget.get("carried")
+    if carried is None or not Decimal(str(carried)):
+        return ""
+    if Decimal(str(carried)) > 0:
+        return f"{amount(budget, carried)} more from before"
+    return f"{amount(budget, str(carried).removeprefix('-'))} taken off for use from before"
+
+
+def window_text(budget: Row) -> str:
+    """Return a budget's window for a table, with what goes on into the next one, and its steps."""
+    carry: Any = budget.get("carry")
+    parts = [render_window(budget)]
+    parts += [f"up to {amount(budget, carry['max'])} goes on"] if carry else []
+    count = len(cast("Sequence[object]", budget.get("steps") or ()))
+    parts += [f"{count} step{'s' if count > 1 else ''}"] if count else []
+    return ", ".join(parts)
 
 
 def budget_state_of(budget: Row) -> str:
@@ -319,7 +379,7 @@ MONEY = frozenset(
     {"spend_cap", "monthly_cost", "annual_cost", "overage_unit_price", "unit_cost", "total_amount",
      "subtotal", "tax", "cost", "unit_price", "request", "amount", "amount_due",
      "amount_paid", "amount_applied", "amount_prepaid", "amount_left", "raised_to",
-     "used", "held", "remaining", *KINDS}
+     "used", "held", "remaining", "saved", *KINDS}
 )  # fmt: skip
 CODES = frozenset({"key", "prefix", "request_id", "entry_id", "raw", "account", "resource_id", "actor"})
 UNLIMITED = frozenset({"total_amount", "tokens_remaining", "spend_cap", "total_remaining"})
@@ -328,6 +388,7 @@ LABELS = {
     "quota": "Tokens left",
     "use": "Used",
     "of": "Of",
+    "window": "Per",
     "after": "What",
     "resource_id": "Row",
     "timestamp": "When",
@@ -341,6 +402,7 @@ ACTORS = frozenset({"actor", "requested_by", "decided_by"})
 _ACTOR, _ACTOR_OF = re.compile(r"(key|token):([0-9]{1,18})"), {"key": "api-keys", "token": "admin-tokens"}
 ITEMS_MAX = 6
 MINUTE_CHARS = len("2026-01-31 10:00")
+DAY_CHARS = len("2026-01-31 ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,9 +428,9 @@ def cell(screen: Screen, row: Row, column: str, names: Names) -> Cell:
         return Cell("mark", word, tone=status_tone(word))
     if column in {"quota", "use"}:
         return Cell(column, "")
-    if column == "of":
+    if column in {"of", "window"}:
         targets = {name: screen.resource.target(name) for name in SELECTING}
-        return Cell("text", budget_selector(row, names, targets))
+        return Cell("text", budget_selector(row, names, targets) if column == "of" else window_text(row))
     if column == "change":
         sign, tone = ("+", "good") if row["direction"] == "IN" else ("−", "plain")
         return Cell("number", f"{sign}{number(row['amount'])}", tone=tone)

@@ -40,6 +40,7 @@ EXAMPLES = {
     "service_tiers": "batch: 0.5\npriority:\n  input: 5\n  output: 20",
     "hours": "- days: [1, 2, 3, 4, 5]\n  from: 01:00\n  to: 04:00\n  time_zone: UTC\n  factor: 2\n  except: [2026-12-25]",
     "weights": "cache_read: 0.1",
+    "steps": '- at: 0.8\n  models:\n    "claude-opus-*": claude-sonnet-4-6',
     "targets": "openai: gpt-4o\nazure: prod-4o",
     "guaranteed": "requests_per_minute: 60\ntokens_per_minute: 100000",
     "changes": "amount: 120",
@@ -178,7 +179,11 @@ def body_of(fields: Sequence[FormField], posted: MultiMapping[Any], *, changes: 
                 touched.add(outer)
         elif (changes and differs) or (not changes and value is not None):
             body[each.name] = value
-    body |= {outer: nested[outer] for outer in touched}
+    # Limits without a number limit nothing; another nested value without a part is null.
+    body |= {
+        outer: nested[outer] if typed_as.is_limits(outer) or any(nested[outer].values()) else None
+        for outer in touched
+    }
     return body
 
 

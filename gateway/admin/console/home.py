@@ -20,7 +20,7 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import quote, urlsplit
 
 from aiohttp import web
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, select_autoescape
 from multidict import MultiMapping
 
 from gateway.admin import credentials
@@ -28,7 +28,7 @@ from gateway.admin.console import formatting
 from gateway.admin.console.forms import EXAMPLES, hint_of
 from gateway.admin.console.screens import menu
 from gateway.admin.explanation import REFUSALS
-from gateway.admin.http import requests
+from gateway.admin.http import bodies, callers
 from gateway.admin.http.guard import REQUEST_ID
 from gateway.admin.http.requests import require_write
 from gateway.admin.live import push
@@ -48,6 +48,7 @@ from gateway.core.accounts.administration import (
     Row,
     refused_write,
 )
+from gateway.core.accounts.window_words import render_window
 from gateway.core.alerts.events.tenants import BLOCKED_BY
 from gateway.core.credentials import Peppers
 from gateway.core.issuers import LIFE_MAX, SUBJECT_CLAIM, VOUCHED, Arrival, Person, PersonIdentity
@@ -64,6 +65,7 @@ from gateway.errors import (
     Unauthorized,
     UnsupportedEncoding,
 )
+from gateway.feature import features
 
 # Templates and static files: the only place that uses Jinja.
 #
@@ -115,8 +117,9 @@ class Pages:
     """Renders templates as answers."""
 
     def __init__(self, assets: Assets, *, version: str) -> None:
+        packages = (f"gateway.features.{feature.name}" for feature in features() if feature.has_templates)
         self._environment = Environment(
-            loader=PackageLoader("gateway.admin.console", "templates"),
+            loader=ChoiceLoader([PackageLoader(package) for package in ("gateway.admin.console", *packages)]),
             autoescape=select_autoescape(default=True, default_for_string=True),
             finalize=_seen,
             undefined=StrictUndefined,
@@ -138,7 +141,8 @@ class Pages:
             about=formatting.about_url, plain=formatting.plain, minute=formatting.minute,
             span=formatting.time_span, limits=formatting.limits_in_words, document=formatting.document,
             words=words, label=formatting.label_of, tone=formatting.status_tone, fact=formatting.fact_of,
-            limit_of=formatting.limit_text, outcome=formatting.outcome_of, hint=hint_of,
+            limit_of=formatting.limit_text, per=render_window, window=formatting.window_title,
+            resets=formatting.resets_text, carried=formatting.carried_text, outcome=formatting.outcome_of, hint=hint_of,
             reason=lambda name: REFUSALS.get(name, ""),
         )  # fmt: skip
 
@@ -246,9 +250,9 @@ class Sessions:
 
     async def begin(self, request: web.Request, token: str) -> SessionCookie:
         """Create a session for the holder of an admin token or API key; raise `Unauthorized` otherwise."""
-        known = requests.known_key if _KEY.fullmatch(token) else requests.known_token
+        known = callers.known_key if _KEY.fullmatch(token) else callers.known_token
         actor, digest = await known(self._ports, token)
-        await requests.take_place(request, actor.organization_id)
+        await callers.take_place(request, actor.organization_id)
         name = secrets.token_urlsafe(SESSION_BYTES)
         return await self._begin(request, actor, SESSION_S, {"token_digest": digest}, name)
 
@@ -260,13 +264,13 @@ class Sessions:
         person, sign_ins = arrival.person, self._ports.sign_ins
         assert person is not None
         assert sign_ins is not None
-        found = await requests.known_person(self._ports, person)
+        found = await callers.known_person(self._ports, person)
         if found is None:
             nobody = SignInRefused(_NOBODYS.format(person.who.name))
             nobody.failure = SUBJECT_CLAIM
             raise nobody
         actor, digest = found
-        await requests.take_place(request, actor.organization_id)
+        await callers.take_place(request, actor.organization_id)
         who = person.who
         values: dict[str, object] = {
             "token_digest": digest,
@@ -315,8 +319,8 @@ class Sessions:
         session = await self._ports.store.console_session(self._digest(name))
         if session is None:
             raise Unauthorized
-        actor = await requests.actor_of_digest(self._ports, session.token_digest)
-        await requests.take_place(request, actor.organization_id)
+        actor = await callers.actor_of_digest(self._ports, session.token_digest)
+        await callers.take_place(request, actor.organization_id)
         if actor.role == KEY_HOLDER and not by_key:
             raise Forbidden("Who signs in with an API key sees the page of that key alone.")
         actor = replace(actor, person=session.person)
@@ -570,13 +574,13 @@ class ConsoleShell:
         return response
 
     def asked(
-        self, request: web.Request, signed: SignedInPerson, posted: Posted, sent: requests.Body | None = None
+        self, request: web.Request, signed: SignedInPerson, posted: Posted, sent: bodies.Body | None = None
     ) -> WriteRequest:
         """Return the write request of a form; the form's key makes a repeated submission take effect once."""
         once = posted.get("once")
         claim = None
         if sent is not None and isinstance(once, str) and once.isalnum() and len(once) == 32:
-            key, digest = f"console:{once}", requests.body_digest(sent)
+            key, digest = f"console:{once}", bodies.body_digest(sent)
             claim = Claim(signed.actor.claims_as, key, request.method, request.path, digest)
         return WriteRequest(request[REQUEST_ID], claim)
 

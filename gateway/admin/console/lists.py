@@ -32,10 +32,10 @@ from gateway.admin.console.home import (
 )
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.explanation import REFUSALS
-from gateway.admin.http.requests import FILTER_CHARS_MAX, read_query
+from gateway.admin.http.requests import FILTER_CHARS_MAX, id_of, read_query
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import CREATE, Query, Row, refused_read, refused_write
-from gateway.core.accounts.tags import GROUP, tag_in
+from gateway.core.accounts.tags import GROUP, TAG, tag_in
 from gateway.errors import Forbidden, Unprocessable
 
 # The order of a list: its rows' own, in both directions, or a bounded number of rows sorted by another
@@ -197,13 +197,15 @@ async def page_of(
             found = await _found(desk, screen, request, order, rows_max=rows_max, fixed={**named, **fixed})
         except Unprocessable as wrong:
             errors = dict(wrong.errors)
-    known = (*screen.filters, *tags_in(screen, request))
+    stated = tags_in(screen, request)
+    declared = await declared_tags(desk, request.query) if screen.resource.tagged else []
+    known = (*screen.filters, *stated)
     is_filtered = any(request.query.get(name) for name in (*known, "from", "to"))
     return {
         "screen": screen,
         "labels": [label_of(name) for name in screen.columns],
         "lines": await lines_of(desk, screen, found.rows),
-        "controls": _controls(screen, request, choices, errors),
+        "controls": _controls(screen, request, choices, errors, dict.fromkeys((*declared, *stated))),
         "errors": {name if text == NO_FILTER else label_of(name): text for name, text in errors.items()},
         "next": _address(request, **found.next) if found.next else "",
         "is_first": not request.query.keys() & {"cursor", "page"},
@@ -345,6 +347,12 @@ def tags_in(screen: Screen, request: web.Request) -> list[str]:
     return list(filter(GROUP.fullmatch, request.query)) if screen.resource.tagged else []
 
 
+async def declared_tags(desk: ConsoleShell, filters: Mapping[str, str]) -> list[str]:
+    """Return the tags of the organization that the reader is of, or that the filters name, as `tag:NAME`."""
+    named = desk.ports.actor.organization_id or id_of(filters.get("organization_id", ""))
+    return [] if named is None else [TAG + name for name in await desk.tags(named)]
+
+
 def unknown(sent: Iterable[str], known: Collection[str], wrong: str = NO_FILTER) -> dict[str, str]:
     """Return the error `wrong` by name of each query parameter in `sent` that is not `known`."""
     return {name: wrong for name in sent if name not in known and name not in EVERY_PAGES}
@@ -403,8 +411,9 @@ def quota_of(row: Row | None) -> Row | None:
 
 
 def _controls(
-    screen: Screen, request: web.Request, choices: Choices, errors: Mapping[str, str]
+    screen: Screen, request: web.Request, choices: Choices, errors: Mapping[str, str], tags: Iterable[str]
 ) -> list[FilterControl]:
+    """Return the controls of a list's filters, and those of `tags`, such as `tag:feature`."""
     found = []
     for name in screen.filters:
         wanted = screen.resource.filters[name]
@@ -422,8 +431,8 @@ def _controls(
         kind = "choice" if offered else "named" if target in FOUND else KINDS.get(wanted.kind, "text")
         shape = "search" if name == "search" else kind
         found.append(FilterControl(name, label_of(name), shape, value, offered, target, error))
-    for name in tags_in(screen, request):
-        value, error = request.query[name], errors.get(name, "")
+    for name in tags:
+        value, error = request.query.get(name, ""), errors.get(name, "")
         found.append(FilterControl(name, f"Tag {tag_in(name)}", "text", value, (), "", error))
     if screen.spans_time:
         for name in ("from", "to"):

@@ -6,9 +6,12 @@ Past use is read from the roll-ups, in a bounded number of rows, for whole UTC d
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any, cast
+
+from pydantic import ValidationError
 
 from gateway.admin.console.formatting import (
     amount,
@@ -16,6 +19,7 @@ from gateway.admin.console.formatting import (
     each_in_words,
     limit_of,
     limit_text,
+    minute,
     references,
 )
 from gateway.admin.console.home import ConsoleShell, query
@@ -23,14 +27,21 @@ from gateway.admin.console.screens import SCREENS
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budget_selectors import SELECTING
 from gateway.core.accounts.budgets import ENFORCE, MONEY
-from gateway.core.accounts.intervals import INTERVALS
+from gateway.core.accounts.intervals import INTERVALS, TOTAL
+from gateway.core.accounts.steps import SWITCH
 from gateway.core.accounts.tags import TAG, tag_in
 from gateway.core.accounts.usage import UsageQuery, column_of, end_of
+from gateway.core.accounts.window_words import render_window
+from gateway.core.accounts.windows import CALENDAR, FIRST_USE, ROLLING
 from gateway.errors import StoreUnavailable, TollkeeperError, Unprocessable
 
 ROWS_MAX = 5_000
 # The groups of usage reports for budgets with an account for each user, key, project or tenant.
 GROUPS_EACH = {"user": "user", "key": "api_key", "project": "project", "tenant": "tenant"}
+# Overrides that the sentence of a budget names.
+OVERRIDES_NAMED = 3
+# The end of a refusal by a window with a length.
+_END_OF = {ROLLING: "enough is free again", FIRST_USE: "the window that a first call began is over"}
 _MEASURES = {MONEY: "cost", "tokens": "tokens", "requests": "requests"}
 # Selectors that the roll-ups do not distinguish.
 _UNKNOWN = frozenset(SELECTING) - {"tenant_id", "user", "api_key_id", "project_id", "model", "service_id"}
@@ -38,14 +49,49 @@ _UNKNOWN = frozenset(SELECTING) - {"tenant_id", "user", "api_key_id", "project_i
 
 def sentence_of(budget: Row, of: str) -> str:
     """Return the sentence of a budget: its limit and the effect of reaching it; `of` is its selector."""
-    each, interval = budget.get("each"), INTERVALS[str(budget["interval"])]
+    each = budget.get("each")
     who = f"Each {each_in_words(each)}" if each else "All calls together"
     whose = "" if of in {"everything", f"each {each}"} else f" of {of.removesuffix(f', each {each}')}"
-    until = "somebody raises or resets it" if interval.is_endless else f"the next {interval.name} begins"
+    until = _END_OF.get(str(budget.get("window", CALENDAR)), f"the next {budget['interval']} begins")
+    if budget["interval"] == TOTAL:
+        until = "somebody raises or resets it"
     then = "Alerts are sent, and no call is refused."
     if budget.get("mode", ENFORCE) == ENFORCE:
         then = f"A call that does not fit is refused (429) until {until}."
-    return f"{who}{whose} may use {limit_text(budget)} {interval.per}. {then}"
+    return f"{who}{whose} may use {limit_text(budget)} {render_window(budget)}. {then}"
+
+
+def further_sentences(budget: Row) -> list[str]:
+    """Return the sentences on a budget's carry-over and steps."""
+    carry, steps = cast("Row", budget.get("carry") or {}), cast("Sequence[Row]", budget.get("steps") or ())
+    sentences = []
+    if carry:
+        debt = ", and use beyond it is taken off" if carry.get("debt") else ""
+        left = f"Up to {amount(budget, carry['max'])} of the rest goes on into the next {budget['interval']}"
+        sentences.append(f"{left}{debt}.")
+    for step in steps:
+        models = cast("Mapping[str, str]", step["models"])
+        pairs = ", ".join(f"{pattern} as {name}" for pattern, name in models.items())
+        running = (
+            "running sessions too" if step.get("session") == SWITCH else "running sessions stay while it fits"
+        )
+        sentences.append(
+            f"From {100 * float(str(step['at'])):g} % on, models are sent as others: {pairs}; {running}."
+        )
+    if steps and budget.get("mode", ENFORCE) != ENFORCE:
+        sentences.append("As it only counts, its steps are not taken.")
+    return sentences
+
+
+def override_sentence(budget: Row, shown: Sequence[Any], more: bool) -> str:
+    """Return the sentence on who has another limit; `shown` are owners, names, amounts and overrides."""
+    limits = [
+        f"{name or who} {'has no limit' if own['amount'] is None else f'may use {limit}'}"
+        + (f" until {minute(own['until'])}" if own["until"] else "")
+        for who, name, limit, own in shown[:OVERRIDES_NAMED]
+    ]
+    limits += ["others have other limits too"] if more or len(shown) > OVERRIDES_NAMED else []
+    return f"{'; '.join(limits)}." if limits else ""
 
 
 async def meaning_of(desk: ConsoleShell, budget: Row) -> list[str]:
@@ -53,10 +99,10 @@ async def meaning_of(desk: ConsoleShell, budget: Row) -> list[str]:
     resource = SCREENS["budgets"].resource
     names = await desk.names(references(SCREENS["budgets"], [budget]))
     targets = {name: resource.target(name) for name in SELECTING}
-    whole = {**dict.fromkeys(SELECTING), "each": None, **budget}
-    found = [sentence_of(whole, budget_selector(whole, names, targets))]
+    whole = {**dict.fromkeys((*SELECTING, "each", "interval")), **budget}
+    sentences = [sentence_of(whole, budget_selector(whole, names, targets)), *further_sentences(whole)]
     past = await _past(desk, whole)
-    return [*found, past] if past else found
+    return [*sentences, past] if past else sentences
 
 
 async def with_owner(desk: ConsoleShell, budget: Row) -> Row:
@@ -74,7 +120,11 @@ async def typed(desk: ConsoleShell, sent: Row) -> list[str]:
     """Return the sentences on an incomplete form; none while a field is missing or invalid."""
     try:
         budget = await with_owner(desk, sent)
-        if not all(budget.get(name) for name in ("organization_id", "amount", "unit", "interval")):
+        needs, lacks = (
+            ("interval", "length") if budget.get("window", CALENDAR) == CALENDAR else ("length", "interval")
+        )
+        is_whole = all(budget.get(name) for name in ("organization_id", "amount", "unit", needs))
+        if not is_whole or budget.get(lacks) or _is_wrong(budget):
             return []
         if any(isinstance(budget.get(name), str) for name in SELECTING if name.endswith("_id")):
             return []
@@ -87,9 +137,23 @@ async def typed(desk: ConsoleShell, sent: Row) -> list[str]:
         return []
 
 
+def _is_wrong(budget: Row) -> bool:
+    """Return whether a typed budget's window, carry-over or steps are not those of a budget."""
+    model = SCREENS["budgets"].resource.create
+    assert model is not None
+    try:
+        model.model_validate(budget)
+    except ValidationError as error:
+        return any(
+            fault["loc"][0] in {"window", "interval", "length", "carry", "steps"} for fault in error.errors()
+        )
+    return False
+
+
 async def _past(desk: ConsoleShell, budget: Row) -> str:
     """Return a sentence on how often a budget would have refused lately; "" if usage reports cannot tell."""
-    past, each = INTERVALS[str(budget["interval"])].past, budget["each"]
+    interval, each = INTERVALS.get(str(budget["interval"])), budget["each"]
+    past = None if interval is None else interval.past
     if past is None or any(budget.get(name) is not None for name in _UNKNOWN):
         return ""
     if each is not None and not _group_of(each):

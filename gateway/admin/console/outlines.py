@@ -17,6 +17,7 @@ from gateway.yaml_reader import UnreadableYaml, documents
 
 # A text that needs no quotes: YAML reads it as this text, or `fit_to` converts it back.
 _PLAIN = re.compile(r"[A-Za-z0-9./@+_-]([A-Za-z0-9 ./@+_:-]*[A-Za-z0-9./@+_-])?", re.ASCII)
+_DECIMAL = re.compile(r"[0-9]{1,15}\.[0-9]{1,15}", re.ASCII)
 _WORDS = frozenset({"null", "true", "false"})
 
 
@@ -61,7 +62,7 @@ def _scalar(value: object) -> str:
 
 
 def fit_to(model: type[BaseModel], name: str, value: object) -> object:
-    """Convert a parsed value to the type of a model's field: numbers to texts, mappings to lists of pairs."""
+    """Convert a parsed value to the type of a model's field: numbers to texts and back, mappings to lists of pairs."""
     schema = model.model_json_schema()
     return _fit(value, schema["properties"].get(name, {}), schema)
 
@@ -71,6 +72,12 @@ def _fit(value: Any, part: Mapping[str, Any], schema: Mapping[str, Any]) -> Any:
     if type(value) is int:
         kinds = {shape.get("type") for shape in shapes}
         return value if kinds & {"integer", "number"} or "string" not in kinds else str(value)
+    if (
+        isinstance(value, str)
+        and _DECIMAL.fullmatch(value)
+        and {shape.get("type") for shape in shapes} == {"number"}
+    ):
+        return float(value)
     for shape in shapes:
         if isinstance(value, Mapping) and shape.get("type") == "object":
             known, others = shape.get("properties", {}), shape.get("additionalProperties") or {}

@@ -282,16 +282,15 @@ class Overview:
 
     async def waiting(self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
         """`GET /waiting`: the numbers of open rows for the lists in the viewer's menu."""
-        in_menu = {
-            name
-            for part in menu(signed.actor, desk.ports.off).values()
-            for name, _, _ in (*part.shown, *part.more)
-        }
+        parts = menu(signed.actor, desk.ports.off).values()
+        shown = {name for part in parts for name, _, _ in part.shown}
+        folded = {name for part in parts for name, _, _ in part.more}
         try:
-            waiting = await _waiting(desk, [rows for rows in TROUBLE if rows.list in in_menu])
+            waiting = await _waiting(desk, [rows for rows in TROUBLE if rows.list in shown | folded])
         except StoreUnavailable:
             waiting = []  # pages that need the store report this themselves
-        return desk.answer(request, signed, "waiting.html", waiting=waiting)
+        hidden = [rows.title for rows, _ in waiting if rows.list in folded]
+        return desk.answer(request, signed, "waiting.html", waiting=waiting, hidden=hidden)
 
     def _said(self, desk: ConsoleShell, asked: OverviewQuery, spend: object) -> dict[str, Any]:
         budgets, actor = SCREENS["budgets"].resource, desk.ports.actor
@@ -438,7 +437,7 @@ async def _tightest(desk: ConsoleShell, asked: OverviewQuery) -> list[TightBudge
     )
     used: list[TightBudget] = []
     for row, found in zip(each, most, strict=True):
-        who, name, use, _ = next(iter(found["accounts"]), ("", "", None, ""))
+        who, name, use, *_ = next(iter(found["accounts"]), ("", "", None))
         used.append(TightBudget(row, budget_selector(row, names, targets), use, name or who))
     used += [
         TightBudget(row, budget_selector(row, names, targets), use_of(row), "")

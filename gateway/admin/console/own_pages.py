@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_CEILING, Decimal
@@ -30,6 +30,7 @@ from gateway.admin.operations import finish
 from gateway.admin.resources import form_fields
 from gateway.admin.resources.quota import render_budget
 from gateway.admin.resources.registry import RESOURCES
+from gateway.core.accounts import groups
 from gateway.core.accounts.administration import (
     BILLING,
     CREATE,
@@ -116,8 +117,9 @@ async def _me(
     return desk.answer(
         request, signed, "me.html", status,
         tenant=tenant, user=scope.user, keys=[_key(row) for row in scope.keys], budgets=budgets,
-        calls=[RESOURCES["calls"].render(row) for row in calls.rows], month=spent, parts_max=PARTS_SHOWN,
-        asked=asked, refused=refused, may_ask=_may_ask(signed.actor), may_rotate=_may_rotate(signed.actor),
+        calls=[RESOURCES["calls"].render(row) for row in calls.rows], month=spent,
+        saved=await store.substitutions(_month(scope.calls, "model")),
+        parts_max=PARTS_SHOWN, asked=asked, refused=refused, may_ask=_may_ask(signed.actor), may_rotate=_may_rotate(signed.actor),
         snippets=snippets(desk.ports.gateway_url, _models(calls.rows, allowed)),
     )  # fmt: skip
 
@@ -236,7 +238,13 @@ async def _budgets(wide: ConsoleShell, scope: OwnScope) -> list[OwnBudget]:
     found = await wide.ports.store.page(
         "budgets", query(BUDGETS_MAX, organization_id=scope.tenant["organization_id"])
     )
-    mine = [row for row in found.rows if _takes_from(row, scope)]
+    members = {
+        groups.API_KEY: [str(row["id"]) for row in scope.keys],
+        groups.TENANT: [str(scope.tenant["id"])],
+        groups.USER: [scope.user] if scope.user else [],
+    }
+    within = await wide.ports.figures.groups_of(int(str(scope.tenant["organization_id"])), members)
+    mine = [row for row in found.rows if _takes_from(row, scope, within)]
     accounts = {
         KEY: {str(row["id"]): str(row["name"]) for row in scope.keys},
         TENANT: {str(scope.tenant["id"]): str(scope.tenant["name"])},
@@ -270,13 +278,15 @@ def _own_budget(row: Row, names: Mapping[tuple[str, int], str], targets: Mapping
     return OwnBudget(budget, of, use, state, str(row.get("value", "")))
 
 
-def _takes_from(row: Row, scope: OwnScope) -> bool:
+def _takes_from(row: Row, scope: OwnScope, within: Collection[int]) -> bool:
+    """Return whether calls of a person, who is in the groups `within`, may take from a budget."""
     budget = read_budget(row)
     keys = {0, *(int(str(key["id"])) for key in scope.keys)}
     return (
         budget.tenant_id in {0, scope.tenant["id"]}
         and budget.api_key_id in keys
         and budget.user in {"", scope.user}
+        and budget.group_id in {0, *within}
     )
 
 

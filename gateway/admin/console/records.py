@@ -37,7 +37,8 @@ from gateway.admin.console.month_end import months_until, period_of_month
 from gateway.admin.console.outlines import fit_to
 from gateway.admin.console.screens import SCREENS, Screen
 from gateway.admin.explanation import explain
-from gateway.admin.http.requests import Body, id_of
+from gateway.admin.http.bodies import Body
+from gateway.admin.http.requests import id_of
 from gateway.admin.operations import WriteResult
 from gateway.admin.resources import form_fields
 from gateway.admin.resources.form_fields import FormField
@@ -186,8 +187,7 @@ class Records:
         """`POST /<resource>`; a new secret is shown once."""
         screen, secret, form = self._screen, self._screen.resource.secret, self._blank()
         try:
-            sent = await self._in_unit(form, forms.body_of(form.fields, posted, changes=False))
-            sent = await self._filled(sent)
+            sent = await self.typed(posted)
             done = await self._operations.create(self._desk.asked(request, signed, posted, sent), sent)
         except (Unprocessable, Conflict) as error:
             return await self._form_page(request, signed, forms.form_again(form, posted, error), error.status)
@@ -258,6 +258,12 @@ class Records:
         answered = acted if action.quota else done.content.get("id", acted)
         return _said(self._address(answered), action.name, done)
 
+    async def typed(self, posted: Posted) -> Body:
+        """Return the body of a form for a new row, as the Admin API takes it."""
+        form = self._blank()
+        sent = await self._in_unit(form, forms.body_of(form.fields, posted, changes=False))
+        return await self._filled(sent)
+
     async def typed_meaning(self, request: web.Request) -> list[str]:
         """Return the sentences on the budget in an incomplete form."""
         form = self._blank()
@@ -290,7 +296,7 @@ class Records:
         if not names:
             return sent
         unit = str(sent.get("unit") if of is None else (await self._operations.show(of))["unit"])
-        return {**sent, **{name: form_fields.amount(unit, str(sent[name])) for name in names}}
+        return form_fields.set_amounts(names, sent, unit)
 
     async def _done(
         self,
@@ -553,13 +559,16 @@ async def about_budget(desk: ConsoleShell, request: web.Request, row: Row) -> Ma
     ids = {targets[name]: {int(str(row[name]))} for name in SELECTING if targets[name] and row[name]}
     ids["organizations"] = {int(str(row["organization_id"]))}
     names = await desk.names(ids)
+    others = await overrides_of(desk, row)
+    first, *rest = await meaning.meaning_of(desk, row)
+    own = meaning.override_sentence(row, others["overrides"], bool(others["overrides_more"]))
     return {
         "use": formatting.use_of(row),
-        "meaning": await meaning.meaning_of(desk, row),
+        "meaning": [first, *([own] if own else []), *rest],
         "of": formatting.budget_selector(row, names, targets),
         "organization": names.get(("organizations", int(str(row["organization_id"]))), ""),
         **await accounts_of(desk, row),
-        **await overrides_of(desk, row),
+        **others,
     }
 
 
@@ -618,11 +627,17 @@ async def accounts_of(desk: ConsoleShell, row: Row, most: int = ACCOUNTS_SHOWN) 
             ALL_OTHERS if each["shared"] else called.get(who, ""),
             formatting.use_of(row, each),
             each["limit_by"],
+            next_text({**row, **each}),
         )
         for each in found[:most]
         for who in (str(each["who"]),)
     ]
     return {"accounts": shown, "accounts_more": most if len(found) > most else 0}
+
+
+def next_text(account: Row) -> str:
+    """Return what comes next for an account of a budget: what is carried, or when it begins or is free again."""
+    return formatting.carried_text(account) or "—" if account["carry"] else formatting.resets_text(account)
 
 
 async def overrides_of(desk: ConsoleShell, row: Row, most: int = ACCOUNTS_SHOWN) -> dict[str, Any]:

@@ -20,13 +20,13 @@ from multidict import MultiDict
 from gateway.admin.api.usage import ITEMS_MAX, read
 from gateway.admin.console.formatting import REST, SERIES_MAX, Amount, Chart, Used, label_of, stacked
 from gateway.admin.console.home import FOUND, ConsoleShell, SignedInPerson
-from gateway.admin.console.lists import FilterControl, find_names, unknown
+from gateway.admin.console.lists import FilterControl, declared_tags, find_names, unknown
 from gateway.admin.http.requests import id_of
 from gateway.admin.resources.form_fields import REFERS
 from gateway.admin.resources.reports import REPORTS, UsageReportQuery
 from gateway.admin.resources.values import show_instant
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.tags import GROUP, TAG, tag_in
+from gateway.core.accounts.tags import GROUP, tag_in
 from gateway.core.accounts.usage import GROUPS, NO_PROJECT, OTHER, UsageQuery, column_of, end_of, starts
 from gateway.core.accounts.usage_sums import SUMS, USAGE_SUMS
 from gateway.core.histograms import quantile_of
@@ -279,12 +279,14 @@ async def show_explorer(desk: ConsoleShell, request: web.Request, signed: Signed
     groups = [each for each in groups if each not in {"", NO_GROUP}]
     asked = ReportQuery(sent, groups, datetime.now(UTC))
     stated = [name for name in (*asked.groups, *asked.filters) if tag_in(name)]
-    asked.tags = tuple(dict.fromkeys((*await _declared_tags(desk, asked), *stated)))
+    asked.tags = tuple(dict.fromkeys((*await declared_tags(desk, asked.filters), *stated)))
     typed = (asked.since, asked.until)
     found, facts = SpendSummary((), (), None), {}
+    saved: Sequence[Row] = ()
     try:
         query = asked.query()
         found = await spent(desk.ports.store, query, asked.measure, asked.filters.get("currency", ""))
+        saved = await desk.ports.store.substitutions(query)
         typed = ("", "") if asked.range else (_field(query.since), _field(query.until))
         facts = {
             "span": (query.since, query.until),
@@ -301,7 +303,7 @@ async def show_explorer(desk: ConsoleShell, request: web.Request, signed: Signed
     choices = await desk.choices({"services"})
     return desk.answer(
         request, signed, "usage.html", 422 if errors else 200,
-        asked=asked, errors=errors, found=found, lines=lines, more=max(0, len(found.groups) - ROWS_MAX),
+        asked=asked, errors=errors, found=found, saved=saved, lines=lines, more=max(0, len(found.groups) - ROWS_MAX),
         places=_places([line.row for line in lines]), labels=[(name, label_of(name)) for name in COLUMNS],
         chips=await _chips(desk, asked, errors), controls=_controls(asked, choices, errors),
         ranges=RANGES, measures=MEASURES, shapes=SHAPES, intervals=INTERVALS,
@@ -323,12 +325,6 @@ def _titles(asked: ReportQuery) -> dict[str, str]:
     """Return the groups that a report offers, with their labels."""
     titles = {group: label_of(column) for group, column in GROUPS.items()}
     return titles | {tag: _label(tag) for tag in asked.tags}
-
-
-async def _declared_tags(desk: ConsoleShell, asked: ReportQuery) -> list[str]:
-    """Return the tags of the organization that the reader is of, or that the report is narrowed to."""
-    named = desk.ports.actor.organization_id or id_of(asked.filters.get("organization_id", ""))
-    return [] if named is None else [TAG + name for name in await desk.tags(named)]
 
 
 def _files(interval: str) -> list[tuple[str, str]]:

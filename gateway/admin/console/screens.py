@@ -13,9 +13,16 @@ from typing import NamedTuple
 from gateway.admin.resources.registry import REPORTS, RESOURCES
 from gateway.admin.resources.resource import Endpoint, Resource
 from gateway.core.accounts.administration import (
+    ADMIN,
+    BILLING,
     CHANGE,
     CREATE,
     DELETE,
+    KEY_HOLDER,
+    MEMBER,
+    OPERATOR,
+    READONLY,
+    ROLES,
     Actor,
     refused_read,
     refused_write,
@@ -36,8 +43,9 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Screen:
-    """The presentation of a resource, and its heading in the menu; with `is_more` it is folded there.
+    """The presentation of a resource, and its heading in the menu.
 
+    The menu shows it to the roles in `first_for`; for the others it is folded under *More*.
     `columns` are fields of its rows, the first one links to the row's page. `only` are the offered filters,
     by default the resource's. `next_step` is the text and address of the button on an empty list without a
     form. The form of a new row begins with its `sentence`. With `is_staffs`, people of one organization see
@@ -55,7 +63,7 @@ class Screen:
     newest_first: bool = True
     has_page: bool = True
     spans_time: bool = False
-    is_more: bool = False
+    first_for: Collection[str] = ()
     next_step: tuple[str, str] = ("See the overview", "/")
     sentence: tuple[Slot, ...] = ()
     is_staffs: bool = False
@@ -73,7 +81,9 @@ class Screen:
 
 
 # The headings of the menu, in this order; people see those with entries for them.
-HEADINGS = ("Spend", "Access", "Catalogue", "Billing", "Health")
+HEADINGS = ("Spend", "Access", "Catalogue", "Billing", "Reports", "Records", "Health")
+# The most entries that a menu shows before *More*.
+FIRST_MAX = 12
 
 SCREENS = {
     screen.name: screen
@@ -84,10 +94,11 @@ SCREENS = {
             empty="No call yet.",
             spans_time=True,
             next_step=("See the API keys", "/api-keys"),
+            first_for=(ADMIN, OPERATOR, MEMBER, READONLY),
         ),
         Screen(
             "Spend", "budgets", "Budgets", "budget",
-            ("name", "organization_id", "of", "use", "interval", "state", "resets_at"),
+            ("name", "organization_id", "of", "use", "window", "state", "resets_at"),
             empty="No budget yet. Limit what a tenant, user, key or model may spend.",
             newest_first=False,
             sentence=(
@@ -97,8 +108,13 @@ SCREENS = {
                 }),
                 Slot("of", "tenant_id", "any tenant"), Slot("in", "organization_id", "its organization"),
                 Slot("to", "amount", "20"), Slot("of", "unit", usual="money"),
-                Slot("per", "interval", "", {"total": "life, it never resets"}, "day"),
+                Slot("per", "interval", "length of a window", {"total": "life, it never resets"}, "day"),
+                Slot("of", "window", "", {
+                    "calendar": "the calendar", "rolling": "the last", "first_use": "a first call's",
+                }, "calendar"),
+                Slot("length", "length", "5h"),
             ),
+            first_for=(ADMIN, OPERATOR, MEMBER, READONLY),
         ),
         Screen(
             "Access", "groups", "Groups", "group",
@@ -111,21 +127,25 @@ SCREENS = {
             ("name", "credit_balance", "credit_limit", "spend_cap", "currency", "created_at"),
             empty="No organization yet. Creating a tenant creates one too.",
             newest_first=False,
+            first_for=(ADMIN, BILLING, OPERATOR, READONLY),
         ),
         Screen(
             "Access", "tenants", "Tenants", "tenant",
             ("name", "organization_id", "plan_id", "quota", "state"),
             empty="No tenant yet. A tenant holds a token quota and the API keys that draw on it.",
             newest_first=False,
+            first_for=(ADMIN, OPERATOR, MEMBER, READONLY),
         ),
         Screen(
             "Access", "users", "Users", "user",
             ("external_id", "name", "organization_id", "limits", "created_at"),
+            first_for=(ADMIN, OPERATOR, READONLY),
         ),
         Screen(
             "Access", "api-keys", "API keys", "API key",
             ("name", "tenant_id", "prefix", "state", "last_used_at", "expires_at", "created_at"),
             empty="No key yet.",
+            first_for=(ADMIN, OPERATOR, MEMBER, READONLY),
         ),
         Screen(
             "Access", "admin-tokens", "Admin tokens", "admin token",
@@ -138,7 +158,7 @@ SCREENS = {
             ("created_at", "actor", "person", "issuer", "token", "role", "action", "resource", "resource_id",
              "after"),
             empty="No change yet.",
-            has_page=False, spans_time=True, is_more=True,
+            has_page=False, spans_time=True,
         ),
         Screen(
             "Catalogue", "services", "Services", "service",
@@ -163,6 +183,7 @@ SCREENS = {
             "Catalogue", "prices", "Prices", "price",
             ("model", "match", "provider", "input", "output", "currency", "source", "effective_from"),
             empty="No price yet: calls are counted, and cost nothing.",
+            first_for=(ADMIN, BILLING, MEMBER, READONLY),
         ),
         Screen(
             "Catalogue", "exchange-rates", "Exchange rates", "exchange rate",
@@ -175,34 +196,37 @@ SCREENS = {
             ("name", "targets", "fallback", "organization_id", "output_max", "context"),
             empty="No model yet: calls go where their paths say.", newest_first=False,
             is_staffs=True,
+            first_for=(ADMIN, OPERATOR, MEMBER, READONLY),
         ),
         Screen(
             "Catalogue", "business-models", "Business models", "business model",
-            ("name", "display_name", "meter", "description"), newest_first=False, is_more=True,
+            ("name", "display_name", "meter", "description"), newest_first=False,
             is_staffs=True,
         ),
         Screen(
             "Catalogue", "organization-services", "Negotiated prices", "negotiated price",
             ("id", "organization_id", "service_id", "negotiated_credits", "business_model_id"),
             empty="Everybody pays the list price.",
-            is_more=True,
         ),
         Screen(
             "Billing", "invoices", "Invoices", "invoice",
             ("number", "organization_id", "kind", "status", "payment_status", "due_date", "period_start",
              "period_end", "total_amount"),
             empty="No invoice yet. A draft shows what a period would cost.",
+            first_for=(ADMIN, BILLING, READONLY),
         ),
         Screen(
             "Billing", "credit-additions", "Credits", "grant",
             ("id", "organization_id", "credits_added", "credits_remaining", "category", "expires_at",
              "timestamp"),
             empty="No credits were given yet.", spans_time=True,
+            first_for=(BILLING,),
         ),
         Screen(
             "Billing", "organization-subscriptions", "Subscriptions", "subscription",
             ("id", "organization_id", "plan_id", "status", "billing_interval", "start_date", "end_date"),
             empty="No subscription yet.",
+            first_for=(BILLING,),
         ),
         Screen(
             "Billing", "payments", "Payments", "payment",
@@ -210,71 +234,69 @@ SCREENS = {
             empty="No payment yet. Record one on its invoice's page.",
             spans_time=True,
             next_step=("See the invoices", "/invoices"),
+            first_for=(BILLING,),
         ),
         Screen(
             "Billing", "tax-rates", "Tax rates", "tax rate",
             ("organization_id", "rate", "category", "reason", "effective_from", "created_at"),
             empty="No dated tax rate. Each organization's own rate applies.",
-            is_more=True,
         ),
         Screen(
             "Billing", "accounting-rates", "Accounting rates", "accounting rate",
             ("currency", "accounting_currency", "rate", "published_on", "source", "effective_from",
              "effective_to"),
             empty="No accounting rate yet. Invoices in the seller's own currency need none.",
-            is_more=True, is_staffs=True,
+            is_staffs=True,
         ),
         Screen(
             "Billing", "note-applications", "Applied credit", "application",
             ("created_at", "organization_id", "note_id", "invoice_id", "amount", "currency", "reason"),
             empty="No credit of a note was applied to an invoice yet.",
-            spans_time=True, is_more=True,
+            spans_time=True,
             next_step=("See the invoices", "/invoices"),
         ),
         Screen(
-            "Billing", "charges", "Charges", "charge",
+            "Records", "charges", "Charges", "charge",
             ("period_start", "organization_id", "kind", "quantity", "unit_price", "amount", "currency",
              "reason", "invoice_id"),
             empty="No charge yet.",
-            spans_time=True, is_more=True,
+            spans_time=True,
             next_step=("See the invoices", "/invoices"),
         ),
         Screen(
-            "Billing", "events", "Events", "event",
+            "Records", "events", "Events", "event",
             ("used_at", "tenant_id", "service_id", "source", "event_id", "request_id", "created_at"),
             empty="No event yet. Events report use that did not pass the gateway.",
-            is_more=True, next_step=("See the calls", "/calls"),
+            next_step=("See the calls", "/calls"),
         ),
         Screen(
-            "Billing", "amendments", "Amendments", "amendment",
+            "Records", "amendments", "Amendments", "amendment",
             (
                 "created_at", "organization_id", "request_id", "direction", "tokens", "credits", "units",
                 "amount", "reason",
             ),
             empty="No amendment yet.",
-            is_more=True,
             next_step=("See the calls", "/calls"),
         ),
         Screen(
-            "Billing", "reratings", "Re-rated calls", "re-rated call",
+            "Records", "reratings", "Re-rated calls", "re-rated call",
             ("created_at", "organization_id", "request_id", "cost_before", "cost_after", "charged", "reason"),
             empty="No call was re-rated yet.",
-            is_more=True,
             next_step=("See the calls", "/calls"),
         ),
         Screen(
-            "Billing", "credit-transactions", "Credit transactions", "credit transaction",
+            "Records", "credit-transactions", "Credit transactions", "credit transaction",
             ("timestamp", "organization_id", "feature_id", "credits_used", "balance_after", "user_id",
              "request_id"),
             empty="No use was paid with credits yet.",
-            has_page=False, spans_time=True, is_more=True,
+            has_page=False, spans_time=True,
             next_step=("See the calls", "/calls"),
         ),
         Screen(
-            "Billing", "feature-usage", "Feature usage", "use",
+            "Records", "feature-usage", "Feature usage", "use",
             ("timestamp", "organization_id", "feature_id", "usage_amount", "cost", "user_id", "request_id"),
             empty="No billed use yet.",
-            has_page=False, spans_time=True, is_more=True,
+            has_page=False, spans_time=True,
             next_step=("See the calls", "/calls"),
         ),
         Screen(
@@ -299,7 +321,7 @@ SCREENS = {
         Screen(
             "Health", "webhook-deliveries", "Deliveries", "delivery",
             ("id", "webhook_id", "event", "state", "attempts", "response_status", "created_at"),
-            empty="No message was sent yet.", is_more=True,
+            empty="No message was sent yet.",
             next_step=("See the webhooks", "/webhooks"),
         ),
         *(Screen(**each) for feature in features() for each in feature.screens),
@@ -334,14 +356,14 @@ def _reader_of(report: str) -> Callable[[Actor], bool]:
 
 
 class MenuPage(NamedTuple):
-    """A page in the menu that is no list of a resource, for actors that `is_for` accepts."""
+    """A page in the menu that is no list of a resource, for actors that `is_for` accepts; `first_for` as above."""
 
     heading: str
     name: str
     title: str
     address: str
     is_for: Callable[[Actor], bool] = _everybody
-    is_more: bool = False
+    first_for: Collection[str] = (*ROLES, KEY_HOLDER)
 
 
 # They precede the lists of their headings.
@@ -352,20 +374,29 @@ PAGES = (
     MenuPage("Spend", "account", "Account", "/account", is_customer),
     MenuPage("Spend", "usage", "Usage and cost", "/usage", lambda actor: actor.api_key_id is None),
     *(
-        MenuPage("Billing", name, title, f"/{name}", _reader_of(f"reports/{name}"), is_more)
-        for name, title, is_more in (
-            ("balances", "Balances", False),
-            ("unbilled", "Unbilled", False),
-            ("receivables", "Receivables", True),
-            ("revenue", "Revenue", True),
-            ("deferred-revenue", "Deferred revenue", True),
-            ("taxes", "Taxes", True),
-            ("ledger", "Ledger entries", True),
+        MenuPage("Reports", name, title, f"/{name}", _reader_of(f"reports/{name}"), first_for)
+        for name, title, first_for in (
+            ("balances", "Balances", (BILLING,)),
+            ("unbilled", "Unbilled", (BILLING,)),
+            ("receivables", "Receivables", (BILLING,)),
+            ("revenue", "Revenue", ()),
+            ("deferred-revenue", "Deferred revenue", ()),
+            ("taxes", "Taxes", ()),
+            ("ledger", "Ledger entries", ()),
         )
     ),
-    MenuPage("Health", "health", "Now", "/health", lambda actor: actor.organization_id is None),
-    MenuPage("Health", "programs", "Gateways", "/programs", _reader_of("programs")),
-    MenuPage("Health", "reconciliation", "Drift", "/reconciliation", _reader_of("reconciliation")),
+    MenuPage(
+        "Health",
+        "health",
+        "Now",
+        "/health",
+        lambda actor: actor.organization_id is None,
+        (ADMIN, OPERATOR, READONLY),
+    ),
+    MenuPage("Health", "programs", "Gateways", "/programs", _reader_of("programs"), ()),
+    MenuPage(
+        "Health", "reconciliation", "Drift", "/reconciliation", _reader_of("reconciliation"), (OPERATOR,)
+    ),
 )
 
 
@@ -381,10 +412,14 @@ def menu(actor: Actor, off: Collection[str] = ()) -> Mapping[str, MenuPart]:
     found = {heading: MenuPart([], []) for heading in HEADINGS}
     for page in PAGES:
         if page.is_for(actor):
-            found[page.heading][page.is_more].append((page.name, page.title, page.address))
+            found[page.heading][actor.role not in page.first_for].append(
+                (page.name, page.title, page.address)
+            )
     for screen in SCREENS.values():
         if screen.name not in off and _is_for(actor, screen):
-            found[screen.heading][screen.is_more].append((screen.name, screen.title, f"/{screen.name}"))
+            found[screen.heading][actor.role not in screen.first_for].append(
+                (screen.name, screen.title, f"/{screen.name}")
+            )
     return {heading: part for heading, part in found.items() if part.shown or part.more}
 
 

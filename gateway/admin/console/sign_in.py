@@ -30,8 +30,9 @@ from gateway.admin.console.home import (
 from gateway.admin.console.home import (
     cookie_of as session_cookie_of,
 )
-from gateway.admin.http.requests import slow_down
-from gateway.core.credentials import Failures, is_among
+from gateway.admin.http.callers import slow_down
+from gateway.core.credentials import is_among
+from gateway.core.failures import Failures
 from gateway.errors import SignInRefused, TollkeeperError, Unauthorized
 
 if TYPE_CHECKING:

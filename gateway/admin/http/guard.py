@@ -18,10 +18,14 @@ from uuid import uuid4
 from aiohttp import web
 from aiohttp.typedefs import Handler, Middleware
 
-from gateway.admin.http.requests import CONTENT_TYPE, problem, refusal, slow_down
-from gateway.admin.http.server import HELD, Answers, ConcurrencyLimits, WorkSlots
-from gateway.core.accounts.administration import METER, Actor, WorkMeter
-from gateway.core.credentials import Failures
+from gateway.admin.http.answers import Answers
+from gateway.admin.http.callers import slow_down
+from gateway.admin.http.problems import CONTENT_TYPE, problem, refusal
+from gateway.admin.http.server import HELD
+from gateway.admin.http.work_slots import ConcurrencyLimits, WorkSlots
+from gateway.core.accounts.administration import Actor
+from gateway.core.accounts.hourly_budget import METER, WorkMeter
+from gateway.core.failures import Failures
 from gateway.core.text import read_json
 from gateway.errors import TollkeeperError, Unauthorized
 

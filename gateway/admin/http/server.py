@@ -1,10 +1,7 @@
-"""Listens on the admin port: a maximum of connections, deadlines for slow senders and readers, work slots.
+"""Listens on the admin port: a maximum of connections, deadlines for slow senders and readers.
 
 Connections of identified callers are never closed to make room: if all connections are used, an unidentified
 one is closed.
-
-Each organization has work slots, and staff have their own. Without a free slot, a caller waits in the queue
-of its organization. A free slot goes to staff first, then to the organizations in turn.
 """
 
 from __future__ import annotations
@@ -12,9 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections import Counter, deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, cast
@@ -23,15 +19,11 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.typedefs import Handler, Middleware
 
-from gateway.core.histograms import Histogram
-from gateway.errors import Overloaded, TollkeeperError, TooManyRequests
-
 # Bytes on the admin port that are not HTTP: counted, and logged rarely, without their content.
 #
 # By default aiohttp logs each malformed head with its content, at any length.
 
 TOLD_EACH_S = 60.0
-Whose = int | None
 
 
 def port_logger(clock: Callable[[], float]) -> logging.Logger:
@@ -239,140 +231,3 @@ class _Connection:
 
 
 # The number and duration of the admin port's answers, by part of the port, so that there are few metrics.
-
-API, CONSOLE, OPERATIONS = "api", "console", "operations"
-_OPERATIONS = frozenset({"/livez", "/readyz", "/metrics"})
-
-
-def part_of(path: str) -> str:
-    if path.startswith("/admin/"):
-        return API
-    return OPERATIONS if path in _OPERATIONS else CONSOLE
-
-
-class Answers:
-    """Counts of answers by part and status, and their seconds by part."""
-
-    def __init__(self) -> None:
-        # Zero from the start, so that the rate includes the first failure.
-        self.counts: dict[tuple[str, int], int] = {(part, 500): 0 for part in (API, CONSOLE, OPERATIONS)}
-        self._seconds = {part: Histogram() for part in (API, CONSOLE, OPERATIONS)}
-
-    def note(self, path: str, status: int, seconds: float) -> None:
-        part = part_of(path)
-        self.counts[part, status] = self.counts.get((part, status), 0) + 1
-        self._seconds[part].observe(seconds)
-
-    def snapshot(self) -> dict[str, object]:
-        return {
-            "admin_requests": [(*series, count) for series, count in self.counts.items()],
-            "admin_request_seconds": {part: each.snapshot() for part, each in self._seconds.items()},
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class ConcurrencyLimits:
-    """Maxima of concurrent work: of staff, of one organization, of all organizations, and of all together.
-
-    In each organization's queue, and in staff's, up to `waiting_max` wait for a slot, each up to `wait_s`
-    seconds (None: without limit).
-    """
-
-    staff_max: int
-    own_max: int
-    others_max: int
-    all_max: int | None = None
-    waiting_max: int = 0
-    wait_s: float | None = 10.0
-
-
-class WorkSlots:
-    """Work slots under these limits; `taken` counts the slots in use by organization (None: staff)."""
-
-    def __init__(self, room: ConcurrencyLimits) -> None:
-        self._room = room
-        self.taken: Counter[Whose] = Counter()
-        # Waiting callers; the organization that got a slot last is last.
-        self._queues: dict[Whose, deque[asyncio.Future[None]]] = {}
-
-    @property
-    def waiting(self) -> int:
-        return sum(map(len, self._queues.values()))
-
-    @asynccontextmanager
-    async def of(self, whose: Whose) -> AsyncIterator[None]:
-        """Acquire a slot for an organization, or for staff (None), within the context.
-
-        If none becomes free in time, raise `TooManyRequests` if the organization itself uses its share, else
-        `Overloaded`.
-        """
-        await self._take(whose)
-        try:
-            yield
-        finally:
-            self._give_back(whose)
-
-    async def _take(self, whose: Whose) -> None:
-        full = self._full(whose)
-        if full is None:  # then nobody of this organization waits: all that could go have gone
-            self.taken[whose] += 1
-            return
-        queue = self._queues.get(whose, ())
-        if len(queue) < self._room.waiting_max:
-            with suppress(TimeoutError):
-                await self._wait(whose)
-                return
-        raise full
-
-    def _full(self, whose: Whose) -> TollkeeperError | None:
-        """Return the error for an organization, or staff (None), without a free slot; None if one is free."""
-        room, mine, total = self._room, self.taken[whose], self.taken.total()
-        others = total - self.taken[None]
-        if whose is not None and mine >= room.own_max:
-            return TooManyRequests(_said(mine, " for this organization"))
-        if whose is not None and others >= room.others_max:
-            return Overloaded(_said(others, " for other organizations"))
-        if whose is None and mine >= room.staff_max:
-            return Overloaded(_said(mine))
-        return Overloaded(_said(total)) if room.all_max is not None and total >= room.all_max else None
-
-    async def _wait(self, whose: Whose) -> None:
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._queues.setdefault(whose, deque()).append(turn)
-        try:
-            async with asyncio.timeout(self._room.wait_s):
-                await turn
-        except BaseException:
-            queue = self._queues.get(whose, deque())
-            if turn not in queue:  # it was given a place just now
-                self._give_back(whose)
-                raise
-            queue.remove(turn)
-            if not queue:
-                del self._queues[whose]
-            raise
-
-    def _give_back(self, whose: Whose) -> None:
-        self.taken[whose] -= 1
-        if not self.taken[whose]:
-            del self.taken[whose]
-        while (turn := self._next()) is not None:
-            if not turn.done():  # who just left gives the place back
-                turn.set_result(None)
-
-    def _next(self) -> asyncio.Future[None] | None:
-        """Return the first waiter that may work now, and count its slot as taken; None if there is none."""
-        for whose in sorted(self._queues, key=lambda each: each is not None):
-            if self._full(whose) is None:
-                queue = self._queues.pop(whose)
-                turn = queue.popleft()
-                if queue:
-                    self._queues[whose] = queue
-                self.taken[whose] += 1
-                return turn
-        return None
-
-
-def _said(count: int, whose: str = "") -> str:
-    number = "1 of these is" if count == 1 else f"{count} of these are"
-    return f"{number} under way already{whose}: try again in a while."

@@ -1,15 +1,12 @@
-"""Resources of billing: credit additions, subscriptions, charges, amendments and organizations' tax rates."""
+"""Resources of billing: credit additions, top-ups and subscriptions."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
-from uuid import UUID
+from typing import Annotated, Literal
 
 from pydantic import (
-    AfterValidator,
     Field,
     create_model,
-    model_validator,
 )
 
 from gateway.admin.resources.resource import (
@@ -36,14 +33,11 @@ from gateway.admin.resources.values import (
     Out,
     PositiveAmount,
     SignedAmount,
-    Text,
     TokenUnitPrice,
     must,
     optional,
 )
 from gateway.core.accounts.administration import BILLING, access
-from gateway.core.billing.charges import KINDS, REASONS
-from gateway.core.billing.events import AMOUNT_MAX
 from gateway.core.billing.payments import TOP_UPS_A_MONTH_MAX
 
 CATEGORIES = ("paid", "promotional", "refund", "correction")
@@ -254,39 +248,6 @@ RESOURCES = (
 )
 
 
-# Charges: amounts owed, one row for each fact, billed or not.
-class Charge(Out):
-    """An exact amount owed for something supplied; negative for a correction."""
-
-    id: Id
-    organization_id: Id
-    kind: str = Field(description=f"{', '.join(KINDS)}.")
-    period_start: Instant = Field(description="When it was supplied: from here")
-    period_end: Instant = Field(description="to here, not included.")
-    quantity: Exactly = Field(description="Days, tokens, credits or units.")
-    unit_price: Exactly
-    amount: Exactly = Field(description="Not rounded: a line of an invoice is, once.")
-    currency: str
-    source: str = Field(
-        description="What it is for: subscription_segment, organization_subscription, token_ledger, "
-        "credit_addition, credit_debt, usage_tier or usage_told (units told after their day)."
-    )
-    source_id: int | None = Field(
-        description="The segment, the addition; of tokens the seq that their cycle or plan began with."
-    )
-    reason: str = Field(
-        description="fact; returned: days that a subscription lost; void, reissued: of an invoice made "
-        "void, and the amount owed again; credited, credit_void: of a credit note, and of one "
-        "made void."
-    )
-    corrects_id: Id | None = Field(description="The charge it takes back, or owes again.")
-    tenant_id: Id | None
-    service_id: Id | None
-    invoice_id: Id | None = Field(description="The invoice that has it; null where none has.")
-    line: int | None = Field(description="Its position there; null where it came to nothing.")
-    created_at: Instant
-
-
 class UnbilledItem(Out):
     """The unbilled charges of a kind."""
 
@@ -304,158 +265,6 @@ UNBILLED = SubResource(
     UnbilledItem,
     "by kind",
     ("kind", "amount", "currency", "period_start", "period_end", "charges"),
-)
-CHARGE_RESOURCES = (
-    Resource(
-        name="charges",
-        access=access(),
-        description="Money that is owed: a row for each fact, billed or not.",
-        out=Charge,
-        named_by="id",
-        refers={"corrects_id": "charges"},
-        filters=filters(
-            "organization_id kind billed:flag reason invoice_id tenant_id service_id "
-            "source:text source_id corrects_id",
-            kind=KINDS,
-            reason=REASONS,
-        ),
-    ),
-)
-
-
-# Amendments: a refund of a part of a call's charge, or a further charge, with a reason.
-
-MOVED = ("tokens", "credits", "units", "amount")
-
-
-def _uuid(text: str) -> str:
-    try:
-        return str(UUID(text))
-    except ValueError as error:
-        raise ValueError("must be the id of a request, a UUID") from error
-
-
-RequestId = Annotated[str, Field(strict=True, json_schema_extra={"format": "uuid"}), AfterValidator(_uuid)]
-Direction = Literal["IN", "OUT"]
-Moved = Annotated[int, Field(strict=True, ge=1, le=AMOUNT_MAX)]
-
-
-class AmendmentCreate(In):
-    """An amendment: a refund of a part of a call's charge, or a further charge."""
-
-    request_id: RequestId
-    reason: Text
-    organization_id: Id | None = optional("Whose call it must be.")
-    direction: Direction = Field(
-        default="IN", description="IN takes back part of its charge; OUT charges it more."
-    )
-    tokens: Moved | None = optional("Tokens of the call.")
-    credits: Moved | None = optional("Given back as an addition, charged as a use of credits.")
-    units: Moved | None = optional("Of a service with a price a unit.")
-    amount: Money | None = optional("Money, of a call that was charged at cost.")
-
-    @model_validator(mode="after")
-    def _says_something(self) -> Self:
-        if not any(getattr(self, name) for name in MOVED):
-            raise ValueError(f"must move something: {', '.join(MOVED)}")
-        return self
-
-
-class Amendment(Out):
-    """A refund of a part of a call's charge, or a further charge, with its reason and actor."""
-
-    id: Id
-    request_id: UUID
-    organization_id: Id
-    tenant_id: Id
-    service_id: Id | None
-    direction: Direction
-    tokens: int
-    credits: int
-    units: int
-    amount: Exactly | None = Field(description="Of a call that was charged at cost.")
-    late_tokens: int = Field(
-        description="Tokens of a quota whose cycle is over: it does not move, and owes less, or more."
-    )
-    reason: str
-    actor: str = Field(description="Who did it.")
-    created_at: Instant
-
-
-class Rerating(Out):
-    """A call that was rated again: its cost before and after, and the new price."""
-
-    id: Id
-    price_id: Id
-    request_id: UUID
-    organization_id: Id
-    tenant_id: Id
-    service_id: Id
-    cost_before: Exactly
-    cost_after: Exactly
-    charged: Exactly = Field(description="By how much its charge moves.")
-    credits: int = Field(description="By how much the credits move that it was charged.")
-    currency: str
-    reason: str
-    actor: str = Field(description="Who set the price.")
-    created_at: Instant
-
-
-AMENDMENT_RESOURCES = (
-    Resource(
-        name="amendments",
-        access=access(BILLING, ours=("create",)),
-        description="What calls were charged, taken back or added to. A call is amended once.",
-        out=Amendment,
-        create=AmendmentCreate,
-        named_by="id",
-        filters=filters(
-            "organization_id tenant_id service_id request_id:uuid direction", direction=("IN", "OUT")
-        ),
-    ),
-    Resource(
-        name="reratings",
-        access=access(),
-        description="Calls that were rated again by a price that was in force when they were made.",
-        out=Rerating,
-        named_by="id",
-        refers={"price_id": "prices"},
-        filters=filters("organization_id tenant_id service_id price_id request_id:uuid"),
-    ),
-)
-
-
-# Tax rates of organizations, by the day of supply.
-
-TaxCategory = Literal["standard", "zero", "exempt", "reverse_charge", "outside_scope", "export"]
-
-
-class TaxRateCreate(In):
-    """A tax rate from a day on. It never changes: a later row replaces it."""
-
-    organization_id: Id
-    rate: Fraction = Field(description='A fraction, such as "0.20".')
-    effective_from: Day = Field(description="The first day of supply it is for; may lie in the past.")
-    category: TaxCategory | None = optional(
-        "Of EN 16931. Above zero it is standard; below, why nothing is taxed."
-    )
-    reason: Text | None = optional("Why nothing is taxed, as documents say it.")
-
-
-TaxRate = answer_of(TaxRateCreate, "What an organization is taxed with, since a day of supply.")
-
-TAX_RATE_RESOURCES = (
-    Resource(
-        name="tax-rates",
-        access=access(BILLING, ours=("create",)),
-        description="What organizations are taxed with, by the day of supply. A rate is never changed: a "
-        "later row takes its place.",
-        out=TaxRate,
-        named_by="id",
-        create=TaxRateCreate,
-        filters=filters("organization_id"),
-        declared=ConfigDeclaration(by=("organization_id",), since="effective_from", repeats=True),
-    ),
 )
 
 

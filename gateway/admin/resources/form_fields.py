@@ -101,13 +101,22 @@ class FormField:
     def group(self) -> str:
         """The heading over the field and its neighbours; "" for a field without one."""
         outer, _, _ = self.name.rpartition(".")
-        return f"{words(outer)} (empty: not limited)" if outer else ""
+        return f"{words(outer)} (empty: {'not limited' if is_limits(outer) else 'none'})" if outer else ""
 
     @property
     def control(self) -> str:
         """The HTML id of the field, for its label and options."""
         name = self.name.replace(".", "_")
         return f"{name}_" if iskeyword(name) else name
+
+
+def is_limits(name: str) -> bool:
+    return name.endswith("limits")
+
+
+def is_flat(name: str) -> bool:
+    """Return whether the parts of a nested field are fields of their own in forms and commands."""
+    return is_limits(name) or name == "carry"
 
 
 def words(name: str) -> str:
@@ -161,8 +170,24 @@ def amount(unit: str, text: str) -> str | int:
 
 def amounts(fields: Sequence[FormField], body: Mapping[str, Any]) -> list[str]:
     """Return the names of a body's fields that are typed amounts in the row's unit."""
-    kinds = {each.name: each.kind for each in fields}
-    return [name for name, said in body.items() if kinds.get(name) == "amount" and isinstance(said, str)]
+    names = [field.name for field in fields if field.kind == "amount"]
+    return [name for name in names if isinstance(_part_of(body, name), str)]
+
+
+def set_amounts(names: Sequence[str], body: Mapping[str, Any], unit: str) -> dict[str, Any]:
+    """Return a body in which the typed amounts with these names are amounts of the unit."""
+    changed = dict(body)
+    for name in names:
+        outer, _, inner = name.partition(".")
+        number = amount(unit, _part_of(body, name))
+        changed[outer] = {**changed[outer], inner: number} if inner else number
+    return changed
+
+
+def _part_of(body: Mapping[str, Any], name: str) -> Any:
+    outer, _, inner = name.partition(".")
+    value = body.get(outer)
+    return value.get(inner) if inner and isinstance(value, Mapping) else None if inner else value
 
 
 def _parts(form: re.Pattern[str], text: str) -> tuple[str, int]:

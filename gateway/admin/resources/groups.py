@@ -81,7 +81,7 @@ RESOURCES = (
             unique=True,
             parts={
                 "members": PartsDeclaration(
-                    MEMBERS_MAX, names=lambda row, _: (_ROWS.get(row.get("kind"), ""), "")
+                    MEMBERS_MAX, names=lambda row, _: (_ROWS.get(str(row.get("kind")), ""), "")
                 )
             },
         ),

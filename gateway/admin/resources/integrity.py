@@ -1,4 +1,4 @@
-"""Resources for decisions by people: dead letters, quarantined accounts, running programs, configuration."""
+"""Resources for decisions by people: dead letters and quarantined accounts."""
 
 from __future__ import annotations
 
@@ -6,19 +6,17 @@ import base64
 import json
 from collections.abc import Callable
 from dataclasses import fields
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any
 
 from msgspec.json import encode
 from msgspec.structs import asdict
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import to_json
 
 from gateway.admin.resources.people import IDENTITY, ISSUER
 from gateway.admin.resources.resource import (
     Action,
-    DocumentEndpoint,
     Filter,
-    ReportEndpoint,
     Resource,
     absent,
     filters,
@@ -36,11 +34,7 @@ from gateway.admin.resources.values import (
     optional,
 )
 from gateway.core.accounts.administration import (
-    BILLING,
-    DEFAULT_NAME,
     OPERATOR,
-    READONLY,
-    RowScope,
     access,
 )
 from gateway.core.accounts.outbox import PRICED, MalformedEvent, decode
@@ -251,226 +245,5 @@ RESOURCES = (
 
 # Decisions on many dead letters or accounts at once.
 
-DECIDED_MAX, DECIDED_USUALLY = 500, 100
-DEAD_LETTERS = "dead_letters"
-# Fields that apply to only one of the two.
-_OF_ONE = {"partition": DEAD_LETTERS, "kind": "quarantine", "account": "quarantine", "accept": "quarantine"}
-
-
-class Letters(Out):
-    """The numbers of dead letters and quarantined accounts to decide; null if counting takes too long."""
-
-    dead_letters: int | None = Field(description="Letters that are neither stored nor resolved.")
-    quarantine: int | None = Field(description="Accounts that are not released.")
-
-
-def _without_others(what: str) -> dict[str, Any]:
-    return {"properties": {name: {"type": "null"} for name, of in sorted(_OF_ONE.items()) if of != what}}
-
-
-class LettersDecide(In):
-    """The dead letters or accounts to decide, and how. A call decides some, by id; the next continues."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "if": {"properties": {"what": {"const": DEAD_LETTERS}}},
-            "then": _without_others(DEAD_LETTERS),
-            "else": _without_others("quarantine"),
-        }
-    )
-
-    what: Literal["dead_letters", "quarantine"] = Field(
-        description="Redrive letters as they are, or release accounts."
-    )
-    reason: Text
-    organization_id: Id | None = None
-    tenant_id: Id | None = None
-    partition: Annotated[int, Field(strict=True, ge=0, lt=PARTITIONS)] | None = optional("Of letters alone.")
-    account: Text | None = optional("Of quarantine alone.")
-    kind: Literal["gap", "conflict", "unknown_account", "behind"] | None = optional("Of quarantine alone.")
-    accept: Flag | None = optional("Of quarantine alone: list what is missing as lost.")
-    limit: Annotated[int, Field(strict=True, ge=1, le=DECIDED_MAX)] = DECIDED_USUALLY
-    after_id: Amount | None = optional("`next_after_id` of the call before.")
-
-    @model_validator(mode="after")
-    def of_what_is_decided(self) -> Self:
-        wrong = [name for name, of in _OF_ONE.items() if getattr(self, name) is not None and of != self.what]
-        if wrong:
-            raise ValueError(f"{', '.join(sorted(wrong))} must be left out: {self.what} has none")
-        return self
-
-
-class LetterRefused(Out):
-    """A dead letter or account that could not be decided, and why."""
-
-    id: Id
-    why: str
-
-
-class DeadLetterDecisions(Out):
-    """The results of deciding dead letters or accounts."""
-
-    done: list[int] = Field(description="Ids of those that were redriven or released.")
-    refused: list[LetterRefused]
-    next_after_id: int | None = Field(description="`after_id` of the next call; null where that was all.")
-
 
 assert set(KINDS) == {"gap", "conflict", "unknown_account", "behind"}
-
-LETTERS_REPORT = ReportEndpoint(
-    name="letters",
-    access=access(OPERATOR, reach=RowScope.WHOLE),
-    description="Work that waits for a person: dead letters and accounts in quarantine.",
-    summary="Read how much waits",
-    out=Letters,
-    run=Action("decide", "Redrive letters, or release accounts, many at once", LettersDecide),
-    ran=DeadLetterDecisions,
-)
-
-
-# Running programs.
-class RunningProgram(Out):
-    """A gateway worker or keeper, as reported by itself."""
-
-    id: str
-    role: Literal["gateway", "keeper"]
-    version: str
-    layout: int = Field(description="Of what Redis holds, the newest that it knows.")
-    schema_version: str | None = Field(
-        description="Of PostgreSQL, the newest that it knows; null of a gateway."
-    )
-    host: str
-    knows: list[str] = Field(
-        default=[], description="Capabilities that it knows; none of a program before 1.1.0."
-    )
-    started_at: Instant
-    said_at: Instant = Field(description="When it said last that it is there, by the clock of Redis.")
-    refused: str | None = Field(description="Why it serves nothing, and what helps; null where it serves.")
-
-
-class Programs(Out):
-    """The running programs and the stored versions. A program silent for 90 seconds is left out."""
-
-    layout: int = Field(description="The newest in Redis; 0 where there is nothing yet.")
-    schema_version: str | None
-    runs_from: str | None = Field(
-        description="Programs that know the schema up to this one, or more, run on it."
-    )
-    items: list[RunningProgram] = Field(description="Those that began last first.")
-
-
-PROGRAMS_REPORT = ReportEndpoint(
-    name="programs",
-    access=access(reach=RowScope.WHOLE),
-    description="Who runs which version.",
-    summary="Read which gateway workers and keepers run, and which of them are too old",
-    out=Programs,
-)
-
-
-# Configuration in files: exported, planned and applied.
-
-SCHEMA = "/schema.json"
-DIGEST = "^[0-9a-f]{64}$"
-
-
-class ConfigurationApply(In):
-    """The wanted configuration; with the digest of its plan it is applied, without one planned."""
-
-    objects: dict[str, Any] = Field(
-        description="Objects by their kind, such as tenants. Others are named: plan, not plan_id."
-    )
-    digest: Annotated[str, Field(strict=True, pattern=DIGEST)] | None = optional(
-        "Of the plan that is to be done, just as it was answered."
-    )
-    trial: Flag = Field(
-        default=False, description="Also do it and undo it, which tells what would be refused."
-    )
-    prune: Flag = Field(
-        default=False, description="Delete what applying under this name made, and no object is about."
-    )
-    name: Text = Field(default=DEFAULT_NAME, description="Name of this set of files, if there are several.")
-
-
-class FieldChange(Out):
-    """A field's value before and after."""
-
-    before: Any
-    after: Any
-
-
-class PlannedChange(Out):
-    """The planned change of one row."""
-
-    change: str = Field(description="create, change or delete; another word is the action that it takes.")
-    resource: str
-    name: str
-    at: str = Field(description="Where the object stands in what was sent; empty where none does.")
-    id: int | None
-    fields: dict[str, FieldChange] = Field(description="By their names in files.")
-    stays: str = Field(description="Why it is left as it is; empty where it is not.")
-
-
-class NewSecret(Out):
-    """A new credential, shown once."""
-
-    resource: str
-    name: str
-    at: str
-    field: str
-    value: str
-
-
-class RowAdoption(Out):
-    """A row created by hand that an object now describes by its name."""
-
-    resource: str
-    name: str
-    at: str
-    id: int
-
-
-class ConfigurationPlan(Out):
-    """The changes, planned or done."""
-
-    digest: str = Field(description="Names the plan: the same is done with it, or nothing.")
-    changes: list[PlannedChange]
-    unchanged: int
-    noted: int = Field(description="Objects that are as they should be, and not known to be of files yet.")
-    forgotten: int = Field(description="Rows that apply made and others deleted: pruning forgets them.")
-    taken: list[RowAdoption] = Field(
-        description="The first 100 rows that no file was about before, and that objects are about now."
-    )
-    taken_count: int = Field(description="How many these are.")
-    tried: bool = Field(description="Whether it was done and undone.")
-    applied: bool
-    pending: bool = Field(description="Stored; not all of it is in force yet.")
-    refused: str = Field(description="Stored definitions that the counters refused; empty is nothing.")
-    secrets: list[NewSecret]
-
-
-class Configuration(Out):
-    """The whole configuration in the form of files."""
-
-    objects: dict[str, list[dict[str, Any]]]
-    left_out: list[str] = Field(description="Settings that files cannot hold, and why.")
-
-
-CONFIGURATION_REPORTS = (
-    ReportEndpoint(
-        name="configuration",
-        # Each object is judged as the write of its own resource.
-        access=access(BILLING, OPERATOR, READONLY, theirs=("apply",)),
-        description="What files of configuration say: all of it, what differs, and that it is applied.",
-        summary="Write down all that is configuration",
-        out=Configuration,
-        documents=(
-            DocumentEndpoint(
-                SCHEMA, "application/schema+json", "The JSON Schema of files, for editors", public=True
-            ),
-        ),
-        by_hand=True,
-        run=Action("apply", "Plan what makes it so, or do what was planned", ConfigurationApply),
-        ran=ConfigurationPlan,
-    ),
-)

@@ -65,7 +65,7 @@ from gateway.core.accounts.administration import (
 )
 from gateway.core.accounts.runs import ENDLESS_CALLS, TTL_S_MAX
 from gateway.core.accounts.spent_answers import RETRY_AFTER_S_MAX
-from gateway.core.billing.invoice import LEFT_REASONS
+from gateway.core.billing.invoice_schedule import LEFT_REASONS
 from gateway.core.billing.payments import DUE_DAYS_MAX
 from gateway.core.billing.price_book import BASE_CURRENCY
 from gateway.core.issuers import SUBJECT_CHARACTERS_MAX

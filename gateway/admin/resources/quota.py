@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from pydantic import (
+    AfterValidator,
     BeforeValidator,
     Field,
     PlainSerializer,
@@ -34,6 +35,7 @@ from gateway.admin.resources.values import (
     Amount,
     AnchorDay,
     Currency,
+    Day,
     Exactly,
     ExternalId,
     Flag,
@@ -52,7 +54,16 @@ from gateway.admin.resources.values import (
     optional,
     show_decimal,
 )
-from gateway.core.accounts.administration import BILLING, OPERATOR, READ, TEAM_ROLES, Row, RowScope, access
+from gateway.core.accounts.administration import (
+    BILLING,
+    CREATE,
+    OPERATOR,
+    READ,
+    TEAM_ROLES,
+    Row,
+    RowScope,
+    access,
+)
 from gateway.core.accounts.budget_amounts import THRESHOLDS, THRESHOLDS_MAX
 from gateway.core.accounts.budget_selectors import Selector
 from gateway.core.accounts.budgets import (
@@ -70,10 +81,13 @@ from gateway.core.accounts.budgets import (
     UNITS,
 )
 from gateway.core.accounts.intervals import INTERVALS
-from gateway.core.accounts.plans import TERMS, WEIGHT_DIGITS_MAX, WEIGHT_MAX, Term
+from gateway.core.accounts.plans import TERMS, Term
+from gateway.core.accounts.replay.fold import BUDGETS_MAX as REPLAYED_MAX
+from gateway.core.accounts.replay.fold import OWNERS_LISTED_MAX
 from gateway.core.accounts.steps import KEEP, MODELS_MAX, SESSIONS, STEPS_MAX
 from gateway.core.accounts.tags import GROUP as TAG_GROUP
 from gateway.core.accounts.tags import TAG
+from gateway.core.accounts.weights import WEIGHT_DIGITS_MAX, WEIGHT_MAX
 from gateway.core.accounts.windows import CALENDAR, WINDOWS, read_length
 from gateway.core.billing.price_book import FALLBACK
 from gateway.core.billing.price_book import KINDS as KINDS_OF_TOKENS
@@ -341,11 +355,10 @@ Thresholds = Annotated[
 class CarryIn(In):
     """What an interval hands on to the next one."""
 
-    max: BudgetAmount = Field(
-        description="The most of what is left that is added to the next interval's amount."
-    )
+    max: BudgetAmount = Field(description="The most that is added to the next interval's amount.")
     debt: Flag = Field(
-        default=False, description="Take off what was used beyond, until amounts have covered it."
+        default=False,
+        description="Take use beyond the amount off the next ones, until these have covered it.",
     )
 
 
@@ -375,15 +388,16 @@ def _patterns_of(steps: list[StepIn]) -> list[tuple[float, str]]:
     return [(step.at, pattern.casefold()) for step in steps for pattern in step.models]
 
 
-Steps: Any = Annotated[
+StepList = Annotated[
     list[StepIn],
     Field(max_length=STEPS_MAX),
     must(
         lambda steps: len(set(_patterns_of(steps))) == len(_patterns_of(steps)),
         "name a pattern once at one share: case is ignored",
     ),
-    AS_STORED,
 ]
+# Null is none of them.
+Steps: Any = Annotated[StepList | None, AfterValidator(lambda steps: steps or []), AS_STORED]
 
 
 class BudgetCreate(In):
@@ -403,7 +417,7 @@ class BudgetCreate(In):
     )
     length: Length | None = optional("Of a window that is not calendar: 5m to 366d, such as 90m, 5h or 7d.")
     carry: Carry | None = optional(
-        "What an interval leaves goes on into the next one, up to max in the budget's unit; null: nothing does."
+        "The rest of an interval goes on into the next one, up to max in the budget's unit; null: nothing does."
     )
     each: Each | None = optional(
         "Give each user, key, project, session, tenant, or value of a tag (tag:NAME) this amount; null: share it."
@@ -507,7 +521,7 @@ COUNTED: dict[str, Any] = {
 
 
 class CarryOver(Out):
-    """What an interval hands on to the next one: up to `max` of what is left; with `debt` what was used beyond."""
+    """The rest of an interval that goes on into the next one, up to `max`; with `debt`, use beyond it too."""
 
     max: BudgetAmount
     debt: bool
@@ -577,6 +591,109 @@ OVERRIDES = SubResource(
         done="This one has the budget's own amount again.",
     ),
 )
+
+
+class ReplayedOverride(In):
+    """The amount of one alone, as of an override."""
+
+    who: ExternalId = Field(
+        description="The user, session, or id of the key, project or tenant; or group:ID."
+    )
+    amount: BudgetAmount | None = Field(description="0: nothing; null: no limit.")
+    until: Instant | None = optional("Calls from then on have the budget's own; null: it stays.")
+
+
+class ReplayedBudget(BudgetCreate):
+    """A budget of a replay: as a new one, with the overrides that it would have."""
+
+    organization_id: Id | None = optional("That of the replay, or left out.")  # type: ignore[assignment]
+    overrides: list[ReplayedOverride] = Field(
+        default=[], max_length=OVERRIDES_MAX, description="Amounts of single ones; until may be in the past."
+    )
+
+
+class BudgetReplayQuery(In):
+    """Budgets, and the time whose calls go through them."""
+
+    organization_id: Id
+    budgets: list[ReplayedBudget] = Field(
+        min_length=1, max_length=REPLAYED_MAX, description="As new ones; their names differ."
+    )
+    since: Instant | None = Field(
+        default_factory=lambda: None, alias="from", description="By default 30 days before `to`."
+    )
+    until: Instant | None = Field(
+        default_factory=lambda: None, alias="to", description="Not included. By default now."
+    )
+
+
+Saved = Annotated[
+    Decimal,
+    PlainSerializer(show_decimal, when_used="json"),
+    WithJsonSchema({"type": "string", "examples": ["41.20"]}),
+]
+
+
+class ReplayedOwner(Out):
+    """An owner of a budget with `each` that was refused."""
+
+    who: str
+    refused: int
+    first_refusal_at: Instant
+    used_max: BudgetAmount = Field(description="The most that it used in one window.")
+
+
+class ReplayedDay(Out):
+    """A day of a budget's time zone."""
+
+    day: Day
+    used: BudgetAmount
+    refused: int
+
+
+class ReplayedCounts(Out):
+    """What was refused and substituted."""
+
+    refused: int
+    refused_cost: Money = Field(description="What the refused calls did cost.")
+    substituted: int = Field(description="Calls that steps had sent as another model.")
+    saved: Saved = Field(description="What these had cost less; below 0 is more.")
+
+
+class ReplayedItem(ReplayedCounts):
+    """What one budget would have done: `refused` counts calls that it had no room for."""
+
+    name: str
+    first_refusal_at: Instant | None
+    owners: list[ReplayedOwner] = Field(
+        description=f"Of a budget with `each`: the first {OWNERS_LISTED_MAX} that were refused."
+    )
+    owners_more: int = Field(description="How many more were refused.")
+    by_day: list[ReplayedDay]
+    least_amount: BudgetAmount = Field(
+        description="With it this budget alone, without its steps, had refused nothing; with `each` nobody"
+        " without an override."
+    )
+    suggestions: dict[str, BudgetAmount] | None = Field(
+        description="Of a budget with `each`: by 50, 90 and 99, with which amount so many of a hundred owners"
+        " without an override had been refused nothing."
+    )
+
+
+class BudgetReplay(ReplayedCounts):
+    """What budgets would have done with stored calls, had they been the only ones."""
+
+    calls: int = Field(description="Calls of the time that were not refused when they came.")
+    assumes: list[str] = Field(description="What it takes for granted, such as groups_now.")
+    items: list[ReplayedItem] = Field(description="One a budget, in their order.")
+
+
+REPLAY = Question(
+    "replay", "Say what budgets would have done with the calls of a time", BudgetReplayQuery, BudgetReplay,
+    verb=CREATE,
+)  # fmt: skip
+
+
 # What leads may do with budgets of their tenant; all but overrides: with those that a lead of it made.
 _LEADS = ("create", "change", "delete", "raise", "reset", "override", "remove-override", "set-overrides")
 # Values of `each` that are ids of rows.
@@ -630,6 +747,7 @@ BUDGET_RESOURCES = (
             Action("reset", "Begin this interval's use at 0 again, of all accounts"),
         ),
         parts=(ACCOUNTS, OVERRIDES),
+        questions=(REPLAY,),
         declared=ConfigDeclaration(
             by=("organization_id", "name"),
             actions={"overrides": "set-overrides"},
@@ -717,6 +835,13 @@ class RefusedBy(Out):
     name: str = Field(description="As it is called now; empty in an archive.")
 
 
+class SubstitutedBy(Out):
+    """The budget whose step sent a call as another model."""
+
+    id: int
+    name: str = Field(description="As it was called then.")
+
+
 class Call(Out):
     """A call: one request, with its use and cost."""
 
@@ -733,7 +858,7 @@ class Call(Out):
     feature_version: str | None
     service_id: int | None
     route: str | None
-    model: str | None = Field(description="Asked for.")
+    model: str | None = Field(description="Asked for, or sent instead of `model_asked`.")
     response_model: str | None = Field(description="The one that answered.")
     usage: dict[str, Any] = Field(
         description="Tokens by kind, and `tools` by name. `input` leaves out what a cache had: input, "
@@ -757,6 +882,13 @@ class Call(Out):
     hour_factor: str | None = Field(description="What its price was multiplied by at that time.")
     tags: dict[str, str] = Field(description="Those that its organization had declared when it came.")
     groups: list[int] = Field(description="Ids of the groups that its caller was in when it came.")
+    model_asked: str | None = Field(
+        description="The model that its caller named, where a step of a budget sent it as `model`; else null."
+    )
+    substituted_by: SubstitutedBy | None = Field(description="The budget of that step.")
+    saved: Exactly | None = Field(
+        description="What its answer would have cost more as `model_asked`, at the prices of then; below 0 if less."
+    )
     status: int
     reason: str | None = Field(description="Why it was refused or failed; null where it was not.")
     run: str | None = Field(description="The id that the caller gave to its run; null of a call without one.")
@@ -773,7 +905,9 @@ class Call(Out):
 class CallStep(Out):
     """A step in the explanation of a call."""
 
-    step: str = Field(description="request, caller, service, limits, tokens, balance, budgets, and so on.")
+    step: str = Field(
+        description="request, model, caller, service, limits, tokens, balance, budgets, and so on."
+    )
     outcome: Literal["passed", "refused", "stated"] = Field(
         description="Whether it let the call pass or refused it; `stated` where it decides nothing."
     )

@@ -3,8 +3,10 @@
 from dataclasses import replace
 
 from gateway.admin.resources import (
+    amendments,
     billing,
     catalogue,
+    charges,
     events,
     groups,
     integrity,
@@ -12,6 +14,7 @@ from gateway.admin.resources import (
     people,
     quota,
     reports,
+    tax_rates,
 )
 from gateway.admin.resources.resource import DocumentEndpoint, ReportEndpoint, Resource
 from gateway.feature import features
@@ -21,8 +24,8 @@ RESOURCES: dict[str, Resource] = {
     for resource in (
         *people.RESOURCES, *people.ACCESS_RESOURCES, *quota.RESOURCES, *catalogue.RESOURCES,
         *catalogue.PRICE_RESOURCES, *groups.RESOURCES, *quota.BUDGET_RESOURCES, *billing.RESOURCES,
-        *invoices.RESOURCES, *billing.TAX_RATE_RESOURCES, *billing.CHARGE_RESOURCES,
-        *events.RESOURCES, *billing.AMENDMENT_RESOURCES, *quota.USE_RESOURCES, *quota.CALL_RESOURCES,
+        *invoices.RESOURCES, *tax_rates.TAX_RATE_RESOURCES, *charges.CHARGE_RESOURCES,
+        *events.RESOURCES, *amendments.AMENDMENT_RESOURCES, *quota.USE_RESOURCES, *quota.CALL_RESOURCES,
         *events.WEBHOOK_RESOURCES, *integrity.RESOURCES, *people.AUDIT_RESOURCES,
         *(resource for feature in features() for resource in feature.resources()),
     )

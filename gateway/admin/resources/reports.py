@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, create_model
 
-from gateway.admin.resources import integrity
+from gateway.admin.resources import configuration, letters, programs
 from gateway.admin.resources.form_fields import IntegerParameter
 from gateway.admin.resources.resource import (
     Action,
@@ -37,7 +37,7 @@ from gateway.core.accounts.administration import OPERATOR, READ, TEAM_ROLES, Row
 from gateway.core.accounts.tags import GROUP as TAG_GROUP
 from gateway.core.accounts.tags import TAG, TAGS_MAX
 from gateway.core.accounts.usage import GROUPS
-from gateway.core.accounts.usage_sums import USAGE_SUMS
+from gateway.core.accounts.usage_sums import MONEY_SUMS, USAGE_SUMS
 from gateway.core.billing.finance import ACCOUNT_CHARS_MAX, ACCOUNTS, SUPPLY
 
 # Finance reports: amounts due, deferred, earned and taxed, and journal entries for an accounting system.
@@ -424,7 +424,7 @@ class UsageGroup(Out):
 def _usage_fields() -> Iterator[tuple[str, Any]]:
     """Yield the field of each sum; the currency stands behind the cost, which is in it."""
     for usage_sum in USAGE_SUMS:
-        kind = Exactly if usage_sum.name == "cost" else int
+        kind = Exactly if usage_sum.name in MONEY_SUMS else int
         yield usage_sum.name, (kind, Field(description=usage_sum.says or None))
         if usage_sum.name == "cost":
             yield "currency", (str, ...)
@@ -452,9 +452,9 @@ REPORTS = {
     report.name: report
     for report in (
         *FINANCE_REPORTS,
-        *integrity.CONFIGURATION_REPORTS,
-        integrity.LETTERS_REPORT,
-        integrity.PROGRAMS_REPORT,
+        *configuration.CONFIGURATION_REPORTS,
+        letters.LETTERS_REPORT,
+        programs.PROGRAMS_REPORT,
         ReportEndpoint(
             name="reconciliation",
             access=access(OPERATOR, reach=RowScope.WHOLE),

@@ -18,7 +18,7 @@ from pydantic import BaseModel, create_model
 from pydantic import Field as ModelField
 from pydantic.fields import FieldInfo
 
-from gateway.admin.resources.form_fields import REFERS, FormField, IntegerParameter, Secret
+from gateway.admin.resources.form_fields import REFERS, FormField, IntegerParameter, Secret, is_flat
 from gateway.admin.resources.values import Day, Id, In, Instant, LimitsIn, LimitsOut, Out
 from gateway.core.accounts.administration import Access, Row
 from gateway.core.model import INTEGER_MAX
@@ -70,8 +70,8 @@ class Action:
 class Question:
     """`GET /<resource>/<name>`: a computed answer to a query.
 
-    With `of` it is about one row, identified by that field or by its id: `GET /<resource>/{id}/<name>`. Its
-    command is written by hand.
+    With `of` it is about one row, identified by that field or by its id: `GET /<resource>/{id}/<name>`. With
+    `verb` it is a `POST` with the query as its body, for those who may do that. The commands of both are written by hand.
     """
 
     name: str
@@ -79,6 +79,12 @@ class Question:
     asked: type[In]
     out: type[Out]
     of: str = ""
+    verb: str = ""
+
+    @property
+    def is_query(self) -> bool:
+        """Whether it is a `GET` of the collection, whose command follows from its query."""
+        return not (self.of or self.verb)
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,8 +313,11 @@ def fields_of(resource: Endpoint, model: type[BaseModel]) -> tuple[FormField, ..
     found: list[FormField] = []
     for name, part in schema.get("properties", {}).items():
         shape, nullable = _shape(part, schema)
-        if name.endswith("limits"):
-            found += [FormField(f"{name}.{inner}", "whole", nullable=True) for inner in shape["properties"]]
+        if is_flat(name) and "properties" in shape:
+            for inner, its in shape["properties"].items():
+                kind, _ = _kind(inner, _shape(its, schema)[0], schema)
+                hint = its.get("description", "")
+                found.append(FormField(f"{name}.{inner}", kind, nullable=True, hint=hint))
             continue
         kind, choices = _kind(name, shape, schema)
         default = part.get("default")

@@ -34,7 +34,7 @@ from gateway.errors import CountersRefused, CountersUnavailable, LedgerUnavailab
 
 if TYPE_CHECKING:
     from gateway.counters.keeper.outbox import Outbox
-    from persistence.keeper.sweeps import KeeperShares
+    from persistence.keeper.shares import KeeperShares
     from persistence.ledger.writer import LedgerWriter
 
 # The reading position of one pass over the outbox, and the partitions that it leaves to the next. Pure.

@@ -16,8 +16,8 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from gateway.background.loops import is_store_away
-from gateway.core.accounts.administration import Realm, Row
-from gateway.core.billing.invoice import (
+from gateway.core.accounts.administration import Realm
+from gateway.core.billing.invoice_schedule import (
     COUNTERS,
     NOT_AGREED,
     NOT_IN_LEDGER,
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from gateway.background.verifying.reconciler import Reconciler
     from gateway.counters.keeper.verification import KeeperCounters
     from persistence.keeper.verification import Accounts
-    from persistence.resources.catalogue import PriceTable
     from persistence.schedule import Schedule
 
 ORGANIZATIONS_A_PAGE = 5_000
@@ -264,28 +263,3 @@ class AccountCloser:
 def _said(faults: Sequence[Item]) -> str:
     said = "; ".join(f"{item.account} {item.kind}: {item.detail}" for item in faults[:FAULTS_SAID_MAX])
     return f"The accounts do not agree: {said}. See reconciliation."
-
-
-# Loads the bundled price list into a database without one: once, by the first keeper that starts on it.
-#
-# A person takes over later versions of the list (`tollkeeper prices diff`): no upgrade changes a price.
-class PriceList:
-    """Loads the price list that `read` returns; calls `observe` with the number of rows it added."""
-
-    def __init__(
-        self, table: PriceTable, read: Callable[[], Sequence[Row]], observe: Callable[[int], None]
-    ) -> None:
-        self._table = table
-        self._read = read
-        self._observe = observe
-        self.there = asyncio.Event()
-
-    async def run(self) -> None:
-        """Store the bundled price list if the database has none, then wait until cancelled."""
-        if not await self._table.has_bundled():
-            rows = await asyncio.to_thread(self._read)
-            added = await self._table.put_in_bundled(rows)
-            if added:
-                self._observe(added)
-        self.there.set()
-        await asyncio.Event().wait()

@@ -10,20 +10,16 @@ partition that another one closed, because all keepers read the same reports.
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gateway.core.integrity.recovery import GlobalDefinitions, OrphanEntries, Roster, WorkerReport
-from gateway.errors import CountersRefused, CountersUnavailable
+from gateway.core.integrity.roster import Roster, WorkerReport
+from gateway.errors import CountersUnavailable
 
 if TYPE_CHECKING:
-    from gateway.counters.history_guard import HistoryGuard
-    from gateway.counters.keeper.outbox import OrphanReader
     from gateway.counters.keeper.verification import KeeperCounters
     from persistence.keeper.verification import LedgerReader
-    from persistence.resources.integrity import Quarantines
 
 OPEN_INTERVAL_S = 0.1
 AWAY_S = 5.0
@@ -197,146 +193,3 @@ class AdmissionGate:
     def watched(self) -> bool:
         """Whether this keeper has tracked the live workers since its start."""
         return self._kept is not None
-
-
-# Notices a Redis whose data is older than PostgreSQL's rows, even if this keeper itself was paused.
-#
-# Every stored entry of a partition was once in its stream. So a stream that never had the newest stored entry
-# belongs to older data, even if its markers look valid. Verification drops the entries that this older data
-# added after the stored ones. Their charges are made again from the workers' settlement logs, and control
-# writes are pushed again.
-
-# How long a check of one history stays valid for callers that accept a recent one.
-LOOKED_S_MAX = 5.0
-TROUBLE = "PostgreSQL has rows that this data never had"
-
-
-class Rewinds:
-    """Checks whether Redis was set back to older data: before each flush, and before markers are read.
-
-    `first` is awaited before each check.
-    """
-
-    def __init__(
-        self,
-        fence: HistoryGuard,
-        target: KeeperCounters,
-        streams: OrphanReader,
-        marks: Quarantines,
-        *,
-        first: Callable[[], Awaitable[object]] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._first, self._clock = first, clock
-        self._looked_under, self._looked_at = b"", 0.0
-        self._fence, self._target, self._streams, self._marks = fence, target, streams, marks
-        self._said: dict[int, bytes] = {}
-
-    async def notice(self, *, anew: bool = True) -> None:
-        """Check whether Redis was set back to older data; if so, announce that to all processes.
-
-        Without `anew`, a check of this history up to `LOOKED_S_MAX` seconds ago is enough.
-        """
-        if self._first is not None:
-            await self._first()
-        await self._fence.check_history()
-        now, run_id = self._clock(), self._target.run_id
-        if not anew and run_id == self._looked_under and now - self._looked_at < LOOKED_S_MAX:
-            return
-        markers = await self._target.markers()
-        marks = {one: mark for one, mark in (await self._stored()).items() if one in markers.verified}
-        found = await self._streams.behind(marks, anew=anew)
-        behind = [one for one in found if self._said.get(one) != marks[one]]
-        if behind and self._target.run_id == markers.run_id:
-            await self._fence.announce(TROUBLE)
-            self._said |= {one: marks[one] for one in behind}
-        self._looked_under, self._looked_at = run_id, now
-
-    async def strays(self, partitions: Sequence[int]) -> dict[int, OrphanEntries]:
-        """Return by partition the entries that a Redis with older data has added.
-
-        They are in a stream that lacks the newest entry stored in PostgreSQL.
-        """
-        marks, stopped = await self._stored(), await self._marks.stopped_accounts()
-        found = {
-            one: await self._streams.read_strays(one, marks[one], stopped)
-            for one in partitions
-            if one in marks
-        }
-        return {one: strays for one, strays in found.items() if strays is not None}
-
-    async def keep_promotion(self, run_id: bytes) -> None:
-        """Store that the server of this run id is a promoted replica.
-
-        Otherwise a process that learns of it later takes the data verified under this run id for older data.
-        """
-        await self._fence.keep_promotion(run_id)
-
-    async def drop(self, partition: int, strays: OrphanEntries) -> None:
-        """Delete the entries `strays` of a partition, which a Redis with older data added.
-
-        The accounts must already be restored from PostgreSQL.
-        """
-        await self._marks.catch_up(partition, await self._streams.drop(strays))
-
-    async def _stored(self) -> dict[int, bytes]:
-        return {one: mark for one, (mark, _, _) in (await self._marks.marks()).items() if mark}
-
-
-# Watches the global keys: the catalogue of services, and the prices.
-#
-# They belong to no partition. So their slots may be lost alone, or be reassigned empty, or a person may
-# delete them, and no marker shows it. A worker that starts without a catalogue refuses every call. A
-# catalogue that is missing, outdated or unreadable is written again from PostgreSQL.
-
-LOOK_S = 1.0
-# One in this many looks reads the whole catalogue, to see whether it is an older one.
-WHOLE_EACH = 10
-
-
-async def publish(target: KeeperCounters, everybodys: GlobalDefinitions) -> None:
-    await target.publish(everybodys.prices, everybodys.version)
-    await target.publish(everybodys.catalogue, everybodys.version)
-
-
-@dataclass(slots=True, eq=False)
-class PublishedLists:
-    """Rewrites the catalogue and the prices in Redis if they are missing, outdated or unreadable.
-
-    Only while `may_write()` is true: before Redis is verified, and beside a newer version, another process
-    writes them.
-    """
-
-    source: LedgerReader
-    target: KeeperCounters
-    may_write: Callable[[], bool]
-    log: Callable[..., None] = lambda *_, **__: None
-    _looks: int = field(default=0, init=False)
-    # By list, the newest version seen since this process wrote it.
-    _seen: dict[str, int] = field(default_factory=dict, init=False)
-
-    async def run(self) -> None:
-        while True:
-            try:
-                if self.may_write():
-                    await self.look()
-            except CountersUnavailable as error:
-                if isinstance(error, CountersRefused):
-                    raise
-            await asyncio.sleep(LOOK_S)
-
-    async def look(self) -> list[str]:
-        """Write all global lists to Redis again if one is missing or outdated; return the names of such."""
-        stand = await self.target.published(whole=self._looks % WHOLE_EACH == 0)
-        self._looks += 1
-        lacking = sorted(name for name, version in stand.items() if version < self._seen.get(name, 1))
-        for name, version in stand.items():
-            self._seen[name] = max(version, self._seen.get(name, 0))
-        if lacking:
-            everybodys = await self.source.everybodys()
-            await publish(self.target, everybodys)
-            odd = [name for name in lacking if stand[name] < 0]
-            facts = {"stood_there": "something else"} if odd else {}
-            self.log("written again", keys=lacking, version=everybodys.version, level="warning", **facts)
-            self._seen, self._looks = {}, 0  # PostgreSQL may have been restored to an older state
-        return lacking

@@ -29,7 +29,9 @@ from gateway.core.integrity.reconciliation import (
     Item,
     Owner,
     ReconciliationSummary,
+    WaitingUses,
     as_they_should_be,
+    carrying,
     compare,
     differences,
     differing,
@@ -87,13 +89,14 @@ class BudgetRebuild:
         of_runs = [window for run in runs for window in run.budgets]
         budgets = [budget for one in defined for budget in one.terms.budgets]
         begun = [WindowKey(one.id, run.created_ms) for run in runs for one in run.budgets]
-        stored = await self._source.stored(partition, ids, [*windows_at(budgets, now_ms), *begun])
+        windows = [*windows_at(budgets, now_ms), *begun]
+        stored = await self._source.stored(partition, ids, windows, carrying(budgets))
         entries = await self._target.waiting(partition, stored.mark)
         apart = await self._target.waiting_apart(partition, ids)
         less_only = not went_on or entries is None or apart is None
         packed = [*(entries or ()), *(apart or ()), *stored.aside]
         waiting = waiting_in(packed, [*budgets, *of_runs])
-        accounts = [run_as_it_should_be(run, stored.used, waiting) for run in runs]
+        accounts = [run_as_it_should_be(run, stored.used, waiting.used) for run in runs]
         holds = await self._target.held_of_budgets(partition)
         wrong = await self._wrong(partition, accounts, less_only=less_only)
         if wrong and not await self._target.restore_budgets(partition, marker, wrong, now_ms, holds):
@@ -108,9 +111,7 @@ class BudgetRebuild:
                     partition, account_of(one.organization_id, alike[0])
                 )
             ]
-            every = as_they_should_be(
-                one.organization_id, one.terms.budgets, stored.used, waiting, now_ms, names, stored.moved
-            )
+            every = as_they_should_be(one.organization_id, one.terms.budgets, stored, waiting, now_ms, names)
             for some in batched(every, REBUILT_AT_ONCE):
                 wrong = await self._wrong(partition, some, less_only=less_only)
                 written += len(wrong)
@@ -169,7 +170,8 @@ class BudgetComparison:
             if all(item.kind in NO_FAULTS for item in items):
                 break
         if items and gone:
-            await self.target.take_up_budgets(self.partition_of(organization_id), gone)
+            now_ms = await self.target.now_ms()
+            await self.target.take_up_budgets(self.partition_of(organization_id), gone, now_ms)
         return items
 
     async def _look(
@@ -181,23 +183,23 @@ class BudgetComparison:
         """
         partition, now_ms = self.partition_of(organization_id), await self.target.now_ms()
         windows = windows_at(budgets, now_ms)
-        stored = await self.source.stored(partition, [organization_id], windows)
+        stored = await self.source.stored(partition, [organization_id], windows, carrying(budgets))
         may_lack = forgettable(budgets)
-        known = list(as_they_should_be(organization_id, budgets, stored.used, {}, now_ms, moved=stored.moved))
+        known = list(as_they_should_be(organization_id, budgets, stored, WaitingUses(), now_ms))
         named = {one.name: one for one in known}
-        kept = [one.name for one in known if ":" in one.name and ends_of(one.defined)[0] and any(one.used)]
+        kept = [one.name for one in known if ":" in one.name and ends_of(one.defined).never and any(one.used)]
         gone = await self.target.keep_budgets(partition, kept)
         names = list(islice(dict.fromkeys([*gone, *named]), ACCOUNTS_MAX))
         if not names:
             return [], []
         looked = await self.target.look(partition, stored.mark, names)
         apart = await self.target.waiting_apart(partition, [organization_id])
-        again = await self.source.stored(partition, [organization_id], windows)
+        again = await self.source.stored(partition, [organization_id], windows, carrying(budgets))
         if looked is None or apart is None or again != stored:
             return None
         live, entries = looked
         waiting = waiting_in([*entries, *apart, *stored.aside], budgets)
-        accounts = as_they_should_be(organization_id, budgets, stored.used, waiting, now_ms)
+        accounts = as_they_should_be(organization_id, budgets, stored, waiting, now_ms)
         wanted = set(names)
         items = list(differences((one for one in accounts if one.name in wanted), live, may_lack))
         return items, [named[name] for name in gone if name in wanted and name not in live]

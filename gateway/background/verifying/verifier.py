@@ -36,16 +36,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from gateway.background.loops import Isolation
-from gateway.background.verifying.admission_gate import (
-    AWAY_S,
-    AdmissionGate,
-    DefinedPartitions,
-    Rewinds,
-    publish,
-)
+from gateway.background.verifying.admission_gate import AWAY_S, AdmissionGate, DefinedPartitions
+from gateway.background.verifying.published_lists import publish
 from gateway.background.verifying.reconciler import (
     BudgetRebuild,
 )
+from gateway.background.verifying.rewinds import Rewinds
 from gateway.core.accounts.definitions import (
     AccountDefinition,
     KeyDefinition,
@@ -53,13 +49,8 @@ from gateway.core.accounts.definitions import (
     TenantDefinition,
     UserDefinition,
 )
-from gateway.core.integrity.recovery import (
-    LedgerState,
-    Markers,
-    OrphanEntries,
-    VerificationResult,
-    WorkerReport,
-)
+from gateway.core.integrity.recovery import LedgerState, Markers, OrphanEntries, VerificationResult
+from gateway.core.integrity.roster import WorkerReport
 from gateway.core.model import PARTITIONS
 from gateway.core.text import batched
 from gateway.errors import CountersUnavailable

@@ -21,7 +21,7 @@ from uuid import uuid4
 
 from gateway.cli.admin import described
 from gateway.cli.admin.sections import section_of
-from gateway.core.credentials import TlsFiles
+from gateway.core.certificates import TlsFiles
 from gateway.core.network import without_password
 from gateway.core.text import read_json
 from gateway.errors import NotFound, TollkeeperError

@@ -28,13 +28,14 @@ from gateway.cli.admin.client import AdminClient, CommandFailed, Json, find
 from gateway.cli.admin.output import AsJson
 from gateway.cli.admin.sections import CliReport, CliResource, CommandParts, section_of
 from gateway.core.accounts.budgets import OF_GROUP
+from gateway.core.accounts.tags import TAG
 from gateway.core.text import read_json
 from gateway.feature import features
 
 # Fields of resources as the command line's options and arguments.
 
 # Sections that also have hand-written commands.
-BY_HAND = frozenset({"invoice", "ledger", "letters", "reconciliation"})
+BY_HAND = frozenset({"budget", "invoice", "ledger", "letters", "reconciliation"})
 COMPLETION_ROWS_MAX = 50
 COMPLETION_S_MAX = 2.0
 NOTHING = ("none", "unlimited")
@@ -55,13 +56,14 @@ def words_argument(fields: Sequence[FormField]) -> Any:
 
 
 def option_of(field: FormField) -> Any:
-    names, inner = names_of(field.name), field.name.partition(".")[2]
-    says = [field.hint, "Id or name." if field.refers else "", "0 is no limit." if inner else ""]
+    names = names_of(field.name)
+    is_limit = form_fields.is_limits(field.name.partition(".")[0])
+    says = [field.hint, "Id or name." if field.refers else "", "0 is no limit." if is_limit else ""]
     says += [
         f"By default {field.default}." if field.default else "",
         "NAME=VALUE or JSON." if field.kind == "json" else "",
     ]
-    says += ["'none' clears it." if field.nullable and not inner else ""]
+    says += ["'none' clears it." if field.nullable and not is_limit and field.kind != "flag" else ""]
     told = typer.Option(
         *(["/".join((names[0], names[0].replace("--", "--no-", 1)))] if field.kind == "flag" else names),
         help=" ".join(filter(None, says)),
@@ -85,7 +87,7 @@ def names_of(name: str) -> list[str]:
     """Return the command line options for a field: a short name if it exists, then the full one."""
     long = spelled(name)
     outer, _, inner = name.partition(".")
-    if inner:
+    if inner and form_fields.is_limits(outer):
         prefix = outer.removesuffix("limits").replace("_", "-")
         return [f"--{prefix}{client.SHORT.get(spelled(inner), spelled(inner))}", f"--{long}"]
     return [*([f"--{client.SHORT[long]}"] if long in client.SHORT else []), f"--{long}"]
@@ -176,7 +178,7 @@ class CliCommand:
             takes["words"] = (Annotated[list[str] | None, words_argument(named)], None)
         for field in self.fields:
             takes[field.control] = (option_of(field), None)
-            if self.does == "patch" and field.kind == "flag" and field.nullable:
+            if self.does == "patch" and field.kind == "flag" and field.nullable and "." not in field.name:
                 takes[_USUAL + field.control] = (usual(field), False)
         if self.does == "list":
             takes |= {name: _LIST[name] for name in _LIST if name != "every" or self._open}
@@ -238,7 +240,7 @@ class CliCommand:
         elif self.does == "patch":
             if not body:
                 raise CommandFailed("Nothing to change: name at least one option; --help lists them.")
-            changes = with_limits(body, lambda: api.get(where))
+            changes = with_parts(body, lambda: api.get(where))
             changes = with_amounts(self.fields, changes, lambda: api.get(where))
             output.row(api.patch(where, changes), as_json=as_json)
         elif self._lists:
@@ -307,9 +309,10 @@ class CliCommand:
                 outer, _, inner = field.name.partition(".")
                 sent = value(api, field, given[field.name])
                 body |= {outer: {**body.get(outer, {}), inner: sent}} if inner else {outer: sent}
-        return with_limits(body, dict) if self.does == "create" else body
+        return with_parts(body, dict) if self.does == "create" else body
 
     def _list(self, api: AdminClient, typed: Typed, body: Json) -> None:
+        body |= tag_filters(body.pop("tags", None))
         query = {name: str(each).lower() if isinstance(each, bool) else each for name, each in body.items()}
         if self._open and not typed["every"]:
             query.setdefault(self._open, "false")
@@ -444,6 +447,13 @@ def value(api: AdminClient, field: FormField, said: str | bool | Sequence[str]) 
         raise CommandFailed(f"{typed_as(field.name)} {error}.") from error
 
 
+def tag_filters(tags: Any) -> Json:
+    """Return the query parameters that ask for calls with these tags; raise `CommandFailed` for other JSON."""
+    if not isinstance(tags, dict | None):
+        raise CommandFailed("--tags: must be NAME=VALUE.")
+    return {TAG + name: value for name, value in (tags or {}).items()}
+
+
 def spelled(name: str) -> str:
     """Return the long option of a field, such as `tenant` for `tenant_id`."""
     return name.removesuffix("_id").replace(".", "-").replace("_", "-")
@@ -476,23 +486,28 @@ def in_query(body: Json) -> Json:
     return {name: value for name, value in body.items() if not isinstance(value, dict)} | inner
 
 
-def with_limits(body: Json, known: Callable[[], Json]) -> Json:
-    """Return a body in which the given limits are merged into those of the existing row; 0 removes a limit.
+def with_parts(body: Json, known: Callable[[], Json]) -> Json:
+    """Return a body in which the given limits and other parts are merged into those of the existing row.
 
-    `known` reads the row, and is called only if the body has limits.
+    A limit of 0 is removed; of others, a part that is cleared clears them all. `known` reads the row, and is
+    called only if the body has such parts.
     """
-    given = [name for name in body if name.endswith("limits")]
+    given = [name for name in body if form_fields.is_flat(name)]
     row = known() if given else {}
-    merged = {name: {**row.get(name, {}), **body[name]} for name in given}
-    return body | {name: {key: most for key, most in each.items() if most} for name, each in merged.items()}
+    merged: Json = {name: {**(row.get(name) or {}), **body[name]} for name in given}
+    for name, parts in merged.items():
+        if form_fields.is_limits(name):
+            merged[name] = {key: most for key, most in parts.items() if most}
+        elif None in parts.values():
+            merged[name] = None
+    return body | merged
 
 
 def with_amounts(fields: Sequence[FormField], body: Json, known: Callable[[], Json]) -> Json:
     names = form_fields.amounts(fields, body)
     if not names:
         return body
-    unit = str(body["unit"] if "unit" in body else known()["unit"])
-    return body | {name: form_fields.amount(unit, body[name]) for name in names}
+    return form_fields.set_amounts(names, body, str(body["unit"] if "unit" in body else known()["unit"]))
 
 
 def with_names(

@@ -74,7 +74,7 @@ def _resource(resource: Resource, archived: bool) -> CliResource:
     return CliResource(
         resource.name, resource.description, resource.named_by, tuple(resource.filters), resource.refers,
         tuple(_columns(resource)), _commands(resource), {part.name: part.columns for part in resource.parts if part.out},
-        tuple(one.name for one in resource.questions if not one.of),
+        tuple(one.name for one in resource.questions if one.is_query),
         tuple(one.name for one in resource.actions if one.mints), resource.secret,
         None if resource.batch is None else (resource.batch.name, resource.batch.summary), archived,
     )  # fmt: skip
@@ -91,7 +91,7 @@ def _commands(resource: Resource) -> dict[str, CommandParts]:
         made["create"] = CommandParts("create", f"Create {doc[:1].lower()}{doc[1:]}", fields, positional)
     made["show"] = CommandParts("show", f"Show one {title}.")
     for each in resource.questions:
-        if each.of:
+        if not each.is_query:
             continue
         fields = fields_of(resource, each.asked)
         made[each.name] = CommandParts(each.name, f"{each.summary}.", fields, _required(fields))
@@ -126,6 +126,7 @@ def _columns(resource: Resource) -> Sequence[str]:
 
 def _filters(resource: Resource) -> tuple[FormField, ...]:
     kinds: Mapping[str, str] = {"id": "whole", "count": "whole", "flag": "flag"}
+    tags = FormField("tags", "json", hint="Only with these tags:", of_texts=True)
     return tuple(
         FormField(
             name,
@@ -135,7 +136,7 @@ def _filters(resource: Resource) -> tuple[FormField, ...]:
             refers=resource.target(name),
         )
         for name, each in resource.filters.items()
-    )
+    ) + ((tags,) if resource.tagged else ())
 
 
 def _required(fields: Sequence[FormField]) -> tuple[str, ...]:

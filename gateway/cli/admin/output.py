@@ -40,8 +40,15 @@ NULLS = {
 @contextmanager
 def admin(*, failed: int = 1) -> Iterator[AdminClient]:
     """Yield a client of the Admin API; print a failure to standard error, and exit with the code `failed`."""
-    try:
+    with failing(failed):
         yield find()
+
+
+@contextmanager
+def failing(failed: int = 1) -> Iterator[None]:
+    """Print a failure of the commands in the context to standard error, and exit with the code `failed`."""
+    try:
+        yield
     except (CommandFailed, SettingError) as failure:
         console(error=True).print(f"[bold red]Error:[/] {escape(failure.message)}", highlight=False)
         raise typer.Exit(failed) from failure

@@ -15,6 +15,7 @@ import typer
 from gateway.cli.admin import commands, described
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
 from gateway.cli.admin.output import AsJson, admin, print_json, report, rows, say, steps, waiting
+from gateway.cli.admin.replay import replay
 from gateway.cli.admin.sections import section_of
 from gateway.core.accounts.administration import LETTERS_S_MAX
 from gateway.core.times import rfc3339
@@ -397,10 +398,10 @@ def _moment(since: str | None) -> datetime:
 _ELSEWHERE = {
     "apply": ("configuration", "apply"), "diff": ("configuration", "diff"),
     "export": ("configuration", "export"), "usage": ("usage", "usage"), "top": ("usage", "top"),
-    "explain": ("explain", "explain"), "import": ("litellm", "import_section"),
+    "explain": ("explain", "explain"),
 }  # fmt: skip
 # Hand-written commands for generated sections.
-_HERE = {"invoice": (create, show, run), "letters": (redrive, release)}
+_HERE = {"invoice": (create, show, run), "letters": (redrive, release), "budget": (replay,)}
 
 
 def mount(app: typer.Typer, asked: Collection[str] | None = None) -> None:
@@ -415,15 +416,16 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> None:
     made["reconciliation"].command("run")(reconcile)
     app.add_typer(prices_section(), name="prices")
     app.command("reconcile")(reconcile)
-    own = {*_ELSEWHERE, "prices", "reconcile", *map(section_of, described.resources())}
+    sections = {name: make for feature in features() for name, make in feature.admin_sections.items()}
+    own = {*_ELSEWHERE, *sections, "prices", "reconcile", *map(section_of, described.resources())}
     own |= {one.name for one in described.reports()}
     is_own = asked is not None and own.issuperset(asked)
     for name, (module, attribute) in _ELSEWHERE.items():
         if not is_own or name in (asked or ()):
             found = getattr(import_module(f"gateway.cli.admin.{module}"), attribute)
-            if name == "import":
-                app.add_typer(found(), name=name)
-            else:
-                app.command(name)(found)
+            app.command(name)(found)
+    for name, make_section in sections.items():
+        if not is_own or name in (asked or ()):
+            app.add_typer(make_section(), name=name)
     for feature in features():
         feature.admin_commands(app)

@@ -18,7 +18,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gateway.admin.resources.form_fields import FormField
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
+from gateway.cli.admin.commands import tag_filters
+from gateway.cli.admin.commands import value as value_of
 from gateway.cli.admin.output import AsJson, admin, console, escape, print_json, rows
 from gateway.core.accounts.usage import GROUPS
 from gateway.core.accounts.usage_sums import SUMS, USAGE_SUMS
@@ -40,6 +43,7 @@ ADDED = (*(usage_sum.name for usage_sum in USAGE_SUMS if usage_sum.in_table), "c
 CALLED = {
     "from": "--from", "to": "--to", "group_by": "--by", "interval": "--interval", "tenant_id": "--tenant",
 }  # fmt: skip
+_TAGS = FormField("tags", "json", of_texts=True)
 LEDGERS_READ_MAX = 20
 # How long the quotas wait for uses from before the command to be stored, and between two looks.
 STORED_S_MAX, LOOK_S = 2.0, 0.1
@@ -53,6 +57,10 @@ def usage(
     recent: Annotated[int, typer.Option(help="Latest ledger rows to show.", min=0, max=1_000)] = 10,
     by: Annotated[
         str | None, typer.Option(help=f"Group by {', '.join(GROUPS)}, tag:NAME, with commas.")
+    ] = None,
+    group: Annotated[str | None, typer.Option(help="Only calls of this group: id or name.")] = None,
+    tags: Annotated[
+        list[str] | None, typer.Option(help="Only calls with these tags. NAME=VALUE; no VALUE: without NAME.")
     ] = None,
     since: Annotated[str | None, typer.Option("--from", help="From this day or time on, UTC.")] = None,
     until: Annotated[str | None, typer.Option("--to", help="Before this day or time, UTC.")] = None,
@@ -72,13 +80,17 @@ def usage(
         asked: Json = {
             "group_by": by, "from_": since, "to": until, "interval": interval, "tenant_id": tenant_id,
         }  # fmt: skip
+        narrowed = tag_filters(value_of(api, _TAGS, tags) if tags else None)
+        if group:
+            narrowed["group_id"] = api.id_of("groups", group)
+        asked |= narrowed
         if as_focus and parquet is not None:
             parquet.write_bytes(api.download("usage/focus.parquet", **asked))
             return
         if as_focus:
             typer.echo(api.download("usage/focus.csv", **asked), nl=False)
             return
-        if as_csv or any(each is not None for each in (by, since, until, interval, parquet)):
+        if as_csv or any(each is not None for each in (by, since, until, interval, parquet, group, tags)):
             if parquet is not None:
                 parquet.write_bytes(api.download("usage.parquet", **asked))
                 return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields
 from datetime import datetime
@@ -47,7 +46,7 @@ _KINDS: Final = {USER: groups.USER, KEY: groups.API_KEY, PROJECT: groups.PROJECT
 _BY_ID: Final = frozenset({KEY, PROJECT, TENANT})
 
 Wrong = Iterator[tuple[str, str]]
-_ID: Final = re.compile(r"0|[1-9][0-9]{0,15}", re.ASCII)
+_UNITS: Final = {"m": "minute", "h": "hour", "d": "day"}
 
 
 def wrong_window(values: Mapping[str, Any]) -> Wrong:
@@ -152,7 +151,7 @@ def wrong_owner(budget: Budget, who: str) -> Wrong:
     """Yield the fault of an owner that no account of the budget has."""
     if not budget.each:
         yield "who", "needs a budget with `each`: this one has one amount for all"
-    elif budget.each in _BY_ID and _ID.fullmatch(who) is None:
+    elif budget.each in _BY_ID and groups.ID.fullmatch(who) is None:
         yield "who", f"must be the id of a {budget.each}, such as 7"
     elif tag_in(budget.each) and read_value(who) != who:
         yield "who", f"must be a value of the tag {tag_in(budget.each)}: 1 to {CHARACTERS_MAX} characters"

@@ -3,29 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gateway.core.accounts.budgets import Budget
-from gateway.core.accounts.intervals import window_bounds
+from gateway.core.accounts.windows import CalendarWindow, WindowUses, used_at
 
 
 @dataclass(frozen=True, slots=True)
 class LiveWindow:
-    """A window of an account as Redis has it, in its budget's unit; it began at `start_ms` (Unix ms)."""
+    """A window of an account as Redis has it, in its budget's unit; it began at `start_ms` (Unix ms).
+
+    A window that rolls has the use of its `parts` by their starts. `carried` is what it carries over, None if it
+    does not, or was not used yet.
+    """
 
     budget_id: int
     used: int
     held: int
     start_ms: int
+    parts: WindowUses = field(default_factory=dict)
+    carried: int | None = None
+
+    @property
+    def uses(self) -> WindowUses:
+        """Its used amounts by when these begin to count."""
+        return self.parts or {self.start_ms: self.used}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredUse:
+    """The use of an account as PostgreSQL has it, by when it begins to count (Unix ms).
+
+    `carried` is what the interval of the last one carried, None if it was not used yet.
+    """
+
+    uses: WindowUses
+    carried: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class BudgetBalance:
     """The limit, used and held amounts of a budget in its current window, and its end; 0 is never.
 
-    `limit` is None for no limit. `limit_by` is the origin of the limit, one of `LIMITS_BY`. `carried` is what
-    earlier intervals left, below 0 what is taken off. `frees` are the next moments at which a rolling window gives
-    back, and how much.
+    `limit` is None for no limit, `limit_by` its origin, one of `LIMITS_BY`. `carried` is added to it, or taken
+    off if below 0; it is 0 without carry-over. `frees` are the next times (Unix ms) at which a rolling window
+    has something free again, each with the amount.
     """
 
     limit: int | None
@@ -38,22 +60,23 @@ class BudgetBalance:
 
     @property
     def remaining(self) -> int | None:
-        """The settled rest, below 0 if the limit is passed; None for no limit."""
-        return None if self.limit is None else self.limit - self.used
+        """The settled rest of limit and carried amount, below 0 if it is passed; None for no limit."""
+        return None if self.limit is None else self.limit + self.carried - self.used
 
 
 def window_of(budget: Budget, at_ms: int) -> tuple[int, int]:
-    """Return the start and end of a budget's current window (Unix ms); 0 is never."""
-    if not budget.interval:
-        return 0, 0
-    start, following, _ = window_bounds(budget.interval, budget.time_zone, budget.anchor_day, at_ms)
-    return start, following
+    """Return the start and end of a budget's window at a time by the calendar (Unix ms); 0 is never.
+
+    Of any other window the start is that of the earliest uses which count.
+    """
+    form = budget.form
+    return form.since(at_ms), form.ends(at_ms, {})
 
 
 def compute_balance(
     budget: Budget,
     at_ms: int,
-    stored: tuple[int, int] | None,
+    stored: StoredUse | None,
     live: Mapping[int, LiveWindow] | None = None,
     owner: str = "",
     *,
@@ -63,15 +86,34 @@ def compute_balance(
 
     `groups` are those that the owner is in.
 
-    `stored` is the start and the use of the last window in PostgreSQL. `live` are the account's windows
-    in Redis by budget id, or None if Redis lacks the account or is unreachable. Use in an earlier window
-    counts as 0.
+    `stored` is the use in PostgreSQL: it may begin before the current window, and must if the budget carries.
+    `live` are the account's windows in Redis by budget id, or None if Redis lacks the account or is
+    unreachable. Use in an earlier window counts as 0.
     """
-    start, following = window_of(budget, at_ms)
     limit, by = budget.limit_of(owner, at_ms, groups)
     window = (live or {}).get(budget.id)
+    held, known = 0, stored or StoredUse({})
     if window is not None:
-        used = window.used if window.start_ms >= start else 0
-        return BudgetBalance(limit, used, window.held, following, by)
-    used = stored[1] if stored is not None and stored[0] >= start else 0
-    return BudgetBalance(limit, used, 0, following, by)
+        held, known = window.held, StoredUse(window.uses, window.carried)
+    uses = known.uses
+    form = budget.form
+    return BudgetBalance(
+        limit, used_at(form, at_ms, uses), held, form.ends(at_ms, uses), by,
+        carried_to(budget, at_ms, known, owner, groups), form.frees(at_ms, uses),
+    )  # fmt: skip
+
+
+def carried_to(
+    budget: Budget, at_ms: int, known: StoredUse, owner: str = "", groups: Collection[int] = ()
+) -> int:
+    """Return what the interval at a time carries, by the last one that was used."""
+    carry, form, uses, carried = budget.carry_of(owner), budget.form, known.uses, known.carried
+    begun = [start for start, used in uses.items() if used or carried is not None]
+    if carry is None or not begun or not isinstance(form, CalendarWindow):
+        return 0
+    last = max(begun)
+    intervals = form.number(form.since(at_ms)) - form.number(last)
+    if intervals <= 0:
+        return carried or 0
+    at_end = budget.limit_of(owner, form.ends(last, uses) - 1, groups).amount
+    return carry.hand_on(carried or 0, uses[last], at_end, intervals)

@@ -14,10 +14,20 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final, NamedTuple
 
-from gateway.core.accounts.intervals import TOTAL, window_bounds
+from gateway.core.accounts.intervals import TOTAL
 from gateway.core.accounts.steps import Step
 from gateway.core.accounts.tags import Tags, tag_in
-from gateway.core.accounts.windows import CALENDAR, Carry
+from gateway.core.accounts.windows import (
+    CALENDAR,
+    FLAG_FIRST_USE,
+    FLAG_ROLLING,
+    WHOLE_PARTS,
+    CalendarWindow,
+    Carry,
+    WindowForm,
+    form_of_length,
+)
+from gateway.core.billing.money import NANO
 from gateway.core.layout import Layout
 from gateway.core.model import INTEGER_MAX
 from gateway.core.times import DAY_MS
@@ -45,10 +55,15 @@ OF_GROUP: Final = "group:"
 # Origins of the limit of an account.
 BY_BUDGET, BY_OVERRIDE, BY_GROUP, BY_RAISE = LIMITS_BY = ("budget", "override", "group", "raise")
 
-# One window as it is sent with a call. Its flags are the unit, and what happens once it is used up. In an
-# endless window `after` is how long (ms) an unused account is kept: 0 is for ever.
+# One window as it is sent with a call, with the times of `Times`. Its flags are its unit, its kind, and what
+# happens once it is used up.
 DEFINED_WINDOW = Layout("DEFINED_WINDOW", "f64 budget_id limit start next after, u8 flags")
 FLAG_MONEY, FLAG_TOKENS, FLAG_REQUESTS, FLAG_ENFORCE, FLAG_CUT = 1, 2, 4, 8, 16
+# A window that carries is followed by one with the flags of both other kinds, whose limit is the most that is
+# carried (`lua/lib/carries.lua`).
+FLAG_CARRIES = FLAG_ROLLING | FLAG_FIRST_USE
+# More flags of that: it was told in this interval, it carries debt, and its window has been used.
+CARRY_TOLD, CARRY_DEBT, CARRY_BEGUN = 8, 16, 32
 UNIT_OF: Final = {FLAG_MONEY: MONEY, FLAG_TOKENS: TOKENS, FLAG_REQUESTS: REQUESTS}
 _FLAG_OF: Final = {unit: flag for flag, unit in UNIT_OF.items()}
 # A limit of money above 2^53 - 1 nano-units is packed in steps of so many of them, with other flags in place
@@ -148,6 +163,18 @@ class Budget:
             self.each, *of_tools, *of_tags, *of_group,
         )  # fmt: skip
 
+    @property
+    def form(self) -> WindowForm:
+        """When its windows begin and end, and which uses count."""
+        if self.window != CALENDAR:
+            return form_of_length(self.window, self.length_ms)
+        kept_ms = EACH_UNUSED_DAYS * DAY_MS if is_forgotten_unused(self) else 0
+        return CalendarWindow(self.interval, self.time_zone, self.anchor_day, kept_ms)
+
+    def carry_of(self, owner: str) -> Carry | None:
+        """Return what an owner's account carries over; the shared account carries nothing."""
+        return None if owner == OTHERS or self.window != CALENDAR or self.interval == TOTAL else self.carry
+
     def limit_at(self, at_ms: int) -> int:
         """Return the limit at a time (Unix ms): `raised_to` while the budget is raised, else `amount`."""
         return self.raised_to if at_ms < self.raised_until_ms else self.amount
@@ -187,9 +214,11 @@ class Budget:
 
     @property
     def is_large(self) -> bool:
-        """Whether a limit of money is more than one number counts, so that windows are wide."""
+        """Whether only the newest layout counts it: money of more than one number, windows not of the calendar, carry."""
         own = [own.amount or 0 for owners in (self.raises, self.overrides) for own in owners.values()]
-        return self.unit == MONEY and max(self.amount, self.raised_to, *own) > INTEGER_MAX
+        return self.window != CALENDAR or self.carry is not None or (
+            self.unit == MONEY and max(self.amount, self.raised_to, *own) > INTEGER_MAX
+        )  # fmt: skip
 
     def matches(self, asked: CallAttributes) -> bool:
         """Return whether this budget applies to a call: each field that it sets must match the call's."""
@@ -304,13 +333,26 @@ def define_windows(
     for budget in sorted(budgets, key=lambda budget: budget.id):
         amount, flags = budget.limit_of(owner, at_ms, groups).amount, flags_of(budget)
         limit, flags = (INTEGER_MAX, flags & ~FLAG_ENFORCE) if amount is None else packed_limit(amount, flags)
-        times = (
-            (0, 0, EACH_UNUSED_DAYS * DAY_MS)
-            if is_forgotten_unused(budget)
-            else window_bounds(budget.interval, budget.time_zone, budget.anchor_day, at_ms)
-        )
-        packed.append(DEFINED_WINDOW.pack(budget.id, limit, *times, flags))
+        form = budget.form
+        times = form.times(at_ms)
+        packed.append(DEFINED_WINDOW.pack(budget.id, limit, *times, flags | form.flag))
+        if (carry := budget.carry_of(owner)) is not None and isinstance(form, CalendarWindow):
+            at_end = budget.limit_of(owner, times.next - 1, groups).amount
+            packed.append(pack_carry(budget, carry, form.number(times.start), at_end))
     return b"".join(packed)
+
+
+def pack_carry(budget: Budget, carry: Carry, number: int, at_end: int | None) -> bytes:
+    """Return what a window carries, packed for scripts.
+
+    `number` is that of its interval, and `at_end` the limit at the interval's end, None for no limit.
+    """
+    most, flags = packed_limit(carry.max, _FLAG_OF[budget.unit])
+    limit, rest = INTEGER_MAX if at_end is None else at_end, 0
+    if budget.unit == MONEY and at_end is not None:
+        limit, rest = divmod(at_end, NANO)
+    flags |= FLAG_CARRIES | (CARRY_DEBT if carry.debt else 0)
+    return DEFINED_WINDOW.pack(budget.id, most, number, limit, rest, flags)
 
 
 def packed_limit(limit: int, flags: int) -> tuple[int, int]:
@@ -333,17 +375,36 @@ def read_limit(limit: int, flags: int) -> tuple[int, int]:
     return (limit, flags) if step is None else (limit * step, flags - unit + FLAG_MONEY)
 
 
-@lru_cache(4096)
-def ends_of(windows: bytes) -> tuple[bool, int, bool]:
-    """Return three facts about an account's packed windows.
+class WindowEnds(NamedTuple):
+    """When the windows of an account end: whether one never does, and the latest end of the others (Unix ms).
 
-    The facts are: whether a window never ends, the latest end of the windows that end (Unix ms), and
-    whether an endless window is forgotten once it is unused.
+    `ends_unused`: one without an end is forgotten once it is unused. `counts_ms` is the longest time that a use
+    counts in a window whose times only scripts know.
     """
-    fields = DEFINED_WINDOW.struct.iter_unpack(windows)
-    ends = [(int(next_), after > 0) for _, _, _, next_, after, _ in fields]
-    endless = [ends_unused for next_, ends_unused in ends if not next_]
-    return not all(endless), max(next_ for next_, _ in ends), bool(endless)
+
+    never: bool
+    last_ms: int
+    ends_unused: bool
+    counts_ms: int
+
+
+@lru_cache(4096)
+def ends_of(windows: bytes) -> WindowEnds:
+    """Return when an account's packed windows end."""
+    last = counts = 0
+    never = ends_unused = False
+    for _, _, _, next_, after, flags in DEFINED_WINDOW.struct.iter_unpack(windows):
+        if flags >= FLAG_CARRIES:
+            never = True
+        elif flags >= FLAG_ROLLING:
+            counts = max(counts, int(after) + int(after) // WHOLE_PARTS)
+        elif next_:
+            last = max(last, int(next_))
+        elif after > 0:
+            ends_unused = True
+        else:
+            never = True
+    return WindowEnds(never, last, ends_unused, counts)
 
 
 def is_forgotten_unused(budget: Budget) -> bool:
@@ -360,10 +421,7 @@ def windows_valid_until(
     """
     ends = [0]
     for budget in budgets:
-        ends += [
-            window_bounds(budget.interval, budget.time_zone, budget.anchor_day, at_ms)[1],
-            budget.raised_until_ms,
-        ]
+        ends += [budget.form.valid_until(at_ms), budget.raised_until_ms]
         ends += [budget.raises[owner].until_ms] if owner in budget.raises else []
         ends += [override.until_ms for _, override in budget.overrides_of(owner, groups)]
     return min((end for end in ends if end > at_ms), default=0)

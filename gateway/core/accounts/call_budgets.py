@@ -102,13 +102,17 @@ class CallBudgets(LruEntry):
         return ""
 
     def name_in(self, window: BudgetWindow) -> None:
-        """Set the name, reset interval and currency of a window."""
+        """Set the name, kind, reset interval and currency of a window."""
         budget = self.by_id.get(window.budget_id)
-        if budget is None:
-            window.name = str(window.budget_id)
-        else:
-            window.name, window.interval = budget.name, budget.interval
+        window.name = self.name_of(window.budget_id)
+        if budget is not None:
+            window.kind, window.interval = budget.window, budget.interval
         window.currency = self.currency
+
+    def name_of(self, budget_id: int) -> str:
+        """Return the name of a budget, or its id if it is unknown."""
+        budget = self.by_id.get(budget_id)
+        return str(budget_id) if budget is None else budget.name
 
 
 class _CallerEntry:
@@ -173,16 +177,16 @@ class OrganizationBudgets:
             caller.tenant_id if tenant else 0,
             caller.key_id if key else 0,
             service_id if service else 0,
-            caller.acts_for(said.user, call.user) if user else "",
+            caller.acts_for(said.user, call.spec.user) if user else "",
             said.project_id if project else None,
-            (call.model, *call.models_beside, *[target.model for target in call.aim.targets])
+            (call.spec.model, *call.models_beside, *[target.model for target in call.aim.targets])
             if models
             else (),
             said.session if session else "",
-            call.mcp.tool if tool else "",
-            call.mcp.server if server else "",
+            call.spec.mcp.tool if tool else "",
+            call.spec.mcp.server if server else "",
             tags_of(self._tags, caller.tags, said.tags) if self._tags else (),
-            self.groups_of(caller, said, call.user) if group else (),
+            self.groups_of(caller, said, call.spec.user) if group else (),
         )
 
     def groups_of(self, caller: Caller, said: Attribution, in_body: str = "") -> tuple[int, ...]:
@@ -215,6 +219,8 @@ class OrganizationBudgets:
                     for budget in enforcing
                     if budget.limit_of(owner, now_ms, asked.groups).amount is not None
                 ]
+            if first.each and any(budget.carry is not None for budget in group):
+                usual = _defined_at(group, now_ms, OTHERS)[2]
             since = max(since, begun)
             accounts.append(BudgetAccount(name, packed, bool(enforcing), usual))
             units.update([budget.unit for budget in group])
@@ -286,7 +292,7 @@ class OrganizationBudgets:
             place, owner = places.get(name.partition(":")[0]), owner_in(name)
             if place is None:
                 packed.append(b"")
-            elif self._has_own[place] and owner != OTHERS and have_own(self._groups[place], owner, groups):
+            elif owner == OTHERS or (self._has_own[place] and have_own(self._groups[place], owner, groups)):
                 packed.append(_defined_at(self._groups[place], now_ms, owner, groups)[2])
             else:
                 packed.append(self._definition(place, now_ms)[2])
@@ -363,7 +369,7 @@ class BudgetCache:
         `said` are the attributes in header fields. Raise `TooManyBudgets` if the accounts are more
         than a call may use.
         """
-        user, place = caller.acts_for(said.user, call.user), caller.key_id % CALLERS_MAX
+        user, place = caller.acts_for(said.user, call.spec.user), caller.key_id % CALLERS_MAX
         if not budgets.by_caller:
             return self.find(budgets, budgets.asked(caller, service_id, said, call), now_ms)
         last = self._last[place]

@@ -15,9 +15,10 @@ import msgspec
 
 from gateway.core.accounts.budget_amounts import render_amount
 from gateway.core.accounts.budgets import MONEY, TOKENS
-from gateway.core.accounts.plans import Weights
+from gateway.core.accounts.outbox import attributed
 from gateway.core.accounts.runs import FIELD_BYTES_MAX
 from gateway.core.accounts.tags import Tags
+from gateway.core.accounts.weights import Weights
 from gateway.core.billing.price_book import (
     KINDS,
     NANO_DIGITS,
@@ -26,7 +27,18 @@ from gateway.core.billing.price_book import (
     Counts,
 )
 from gateway.core.calls.aim import Aim
-from gateway.core.calls.call import TIMED_OUT, Body, CallRequest, Learned, Media, UsageBounds, read_document
+from gateway.core.calls.call import (
+    TIMED_OUT,
+    Body,
+    CallRequest,
+    CallSpec,
+    Learned,
+    Media,
+    RequestedUnits,
+    StoredObjects,
+    UsageBounds,
+    read_document,
+)
 from gateway.core.calls.routes import ModelTarget, Route
 from gateway.core.families.controlled import model_name
 from gateway.core.metering.meter import Detail
@@ -131,14 +143,15 @@ class HeldCall(msgspec.Struct, array_like=True):
 
     def request(self, model: str) -> CallRequest:
         call = CallRequest(
-            self.meter, Family(self.family), Body(), model, self.streamed, self.output_max, self.choices,
-            media=Media(tokens=self.input_estimate),
+            self.meter, Family(self.family), Body(),
+            CallSpec(model, self.streamed, choices=self.choices, units=RequestedUnits(self.measured)),
+            self.output_max, media=Media(tokens=self.input_estimate),
             units_pointer=self.units_pointer, input_ceiling=self.input_ceiling,
             output_ceiling=self.output_ceiling, reports=self.reports, gives_up=self.gives_up,
-            measured=self.measured, keeps=self.keeps, named=self.named, brought=frozenset(self.brought),
+            objects=StoredObjects(self.named, brought=frozenset(self.brought), keeps=self.keeps),
+            learned=Learned(self.output_bytes_per_token),
         )  # fmt: skip
         call.aim = Aim(call.said, reports_each=self.reports_each)
-        call.learned = Learned(self.output_bytes_per_token)
         return call
 
 
@@ -147,14 +160,14 @@ def held_call(route: Route, call: CallRequest) -> HeldCall:
 
     A call whose stream would have to be changed to report usage counts as not reporting.
     """
-    named, brought = call.named, tuple(call.brought)
-    keeps = call.keeps > 0 and route.objects == "told"
+    named, brought = call.objects.named, tuple(call.objects.brought)
+    keeps = call.objects.keeps > 0 and route.objects == "told"
     if not keeps or sum([len(one) for one in named + brought]) > IDS_CHARACTERS_MAX:
         keeps, named, brought = False, (), ()
     return HeldCall(
-        route.path, call.meter, call.family, call.streamed, call.input_estimate, call.learned.output_bytes_per_token,
-        call.units_pointer, call.output_max, call.choices, call.input_ceiling, call.output_ceiling,
-        call.reports and not call.strip_usage, call.gives_up, call.measured, keeps, named, brought,
+        route.path, call.meter, call.family, call.spec.streamed, call.input_estimate, call.learned.output_bytes_per_token,
+        call.units_pointer, call.output_max, call.spec.choices, call.input_ceiling, call.output_ceiling,
+        call.reports and not call.strip_usage, call.gives_up, call.spec.units.likely, keeps, named, brought,
         call.aim.reports_each,
     )  # fmt: skip
 
@@ -202,7 +215,7 @@ class CallerHold(msgspec.Struct):
     def names(self, output_max: int | None = None) -> CallRequest:
         """Return a `CallRequest` with the hold's models, for looking up prices."""
         call = CallRequest(
-            "none", GENERIC, Body(), self.model, output_max=output_max, models_beside=self.beside
+            "none", GENERIC, Body(), CallSpec(self.model), output_max, models_beside=self.beside
         )
         call.aim = Aim(call.said, tuple([ModelTarget("", model) for model in self.targets]))
         return call
@@ -213,9 +226,9 @@ class CallerHold(msgspec.Struct):
 
     @property
     def project_id(self) -> int | None:
-        """The project in `columns`, which are empty or content, project and version, joined by tabs."""
-        _, _, behind = self.columns.partition("\t")
-        return int(project) if (project := behind.partition("\t")[0]) else None
+        """The project in `columns`, which are an attribution."""
+        _, project, _ = attributed(self.columns)
+        return int(project) if project else None
 
     def render(self, remaining: int | None) -> bytes:
         """Encode the hold as JSON for its caller. `remaining` is in the hold's unit; None means unlimited."""
@@ -358,7 +371,7 @@ def answered(  # noqa: PLR0917  # an answer, and how it is read
         used["tools"] = dict(list(detail.tools.items())[:TOOLS_MAX])
         used["service_tier"] = detail.service_tier[:TIER_CHARACTERS_MAX]
     units = None if call.has_input or status >= 400 else usage.units
-    made = [one for one in dict.fromkeys(meter.told) if one not in call.brought]
+    made = [one for one in dict.fromkeys(meter.told) if one not in meter.known_ids]
     return SettleBody(used, units=units, status=status), detail, usage.estimated, made
 
 

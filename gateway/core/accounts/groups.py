@@ -7,6 +7,7 @@ an object for each. A table is only as old as the terms that it came with.
 from __future__ import annotations
 
 import hashlib
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from typing import Final
 from gateway.core.model import Caller
 
 USER, TENANT, API_KEY, PROJECT = KINDS = ("user", "tenant", "api_key", "project")
+# An id as text: of a member, or of a value of `each`.
+ID: Final = re.compile(r"0|[1-9][0-9]{0,15}", re.ASCII)
 # In the table besides: users whose sign-in named a claim of the group, for calls of their own keys.
 OWN: Final = "own"
 # Most members that a group has, and all groups of an organization have; most groups of an organization. Each

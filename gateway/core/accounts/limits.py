@@ -16,7 +16,8 @@ from gateway.core.accounts.budget_amounts import format_number
 from gateway.core.accounts.budgets import FLAG_MONEY, UNIT_OF
 from gateway.core.billing.money import NANO
 from gateway.core.joined import Part, said
-from gateway.core.model import Admitted, BudgetWindow, LimitKind, Refused, Verdict, Window
+from gateway.core.model import Admitted, BudgetWindow, FreedAmount, LimitKind, Refused, Verdict, Window
+from gateway.core.times import moment_of, rfc3339
 
 WINDOW_S = 60
 # Slots of a direct-mapped cache. A prime, because limits are round numbers and would collide otherwise.
@@ -30,6 +31,7 @@ _EMPTY: Final[Part] = b""
 # Fractions of a second by milliseconds.
 _FRACTIONS: Final = [(b".%03d" % ms).rstrip(b"0").rstrip(b".") + b"s" for ms in range(1000)]
 _VISIBLE: Final = "".join(chr(code) for code in range(0x21, 0x7F) if chr(code) != "%")
+_QUOTABLE: Final = _VISIBLE.translate({ord('"'): None, ord("\\"): None})
 
 Header = tuple[bytes, bytes]
 
@@ -81,6 +83,23 @@ def budget_headers(refused: Refused) -> list[Header]:
 
 def limit_lines(admitted: Admitted) -> bytes:
     """Return the limit fields for an admitted call as lines joined by CRLF; empty if nothing limits it."""
+    lines = _limit_lines(admitted)
+    if not admitted.frees:
+        return lines
+    frees = b"x-tollkeeper-frees: " + b", ".join([_freed(amount) for amount in admitted.frees])
+    return lines + b"\r\n" + frees if lines else frees
+
+
+def _freed(freed: FreedAmount) -> bytes:
+    """Return one part of `x-tollkeeper-frees`: `2.10; at="2026-11-30T14:35:00Z"; budget="NAME"`."""
+    amount = format_number(UNIT_OF[freed.unit], freed.amount)
+    whole, _, part = amount.partition(".")
+    amount = f"{whole}.{part:0<2}" if part else whole
+    at = rfc3339(moment_of(freed.at_ms), "seconds")
+    return f'{amount}; at="{at}"; budget="{quote(freed.name, safe=_QUOTABLE)}"'.encode()
+
+
+def _limit_lines(admitted: Admitted) -> bytes:
     requests, tokens, budget = admitted.requests, admitted.tokens, admitted.budget
     quota, remaining, credits_left = admitted.limit, admitted.tokens_remaining, admitted.credits_remaining
     texts = _texts(

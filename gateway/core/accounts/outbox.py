@@ -262,6 +262,11 @@ class EventKind(IntEnum):
     CREDIT = 7
     BUDGET = 8
     RUN = 9  # was opened or ended; it moves nothing
+    CARRY = 10  # a window of a budget was used first in its interval: what it carries, which is no movement
+
+
+# Kinds of entries of budgets alone.
+_OF_BUDGETS = (EventKind.BUDGET, EventKind.CARRY)
 
 
 class EventFlag(IntFlag):
@@ -364,13 +369,17 @@ class OutboxEntry:
 
 
 def sign_of(event: OutboxEntry) -> int:
-    """Return the direction in which an entry moves budget windows: -1 for a reset of a budget, else 1."""
-    return -1 if event.kind == EventKind.BUDGET else 1
+    """Return the direction in which an entry moves budget windows: -1 for a reset of a budget, else 1.
+
+    What a window carries is below 0 if it is taken off.
+    """
+    is_owed = event.kind == EventKind.CARRY and not event.flags & EventFlag.IN
+    return -1 if event.kind == EventKind.BUDGET or is_owed else 1
 
 
 def money_moved(event: OutboxEntry) -> int:
-    """Return the nano-units by which an entry moves windows of money; a reset's amount is whole units."""
-    return event.money + (event.amount * NANO if event.kind == EventKind.BUDGET else 0)
+    """Return the nano-units by which an entry moves windows of money, or that they carry; amounts are whole units."""
+    return event.money + (event.amount * NANO if event.kind in _OF_BUDGETS else 0)
 
 
 def in_money(event: OutboxEntry) -> bool:

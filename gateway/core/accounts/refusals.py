@@ -25,7 +25,7 @@ ROWS_A_MINUTE_MAX = 600
 # Most rows that a worker stores until its next report.
 ROWS_MAX = 1_000
 ROWS_BYTES_MAX = 256 * 1024
-ROW_BYTES = 256
+ROW_BYTES, GROUP_BYTES = 256, 17
 # Most counts of one organization, and of all. Calls beyond are counted together.
 NAMED_MAX = 200
 COUNTS_MAX = 4_000
@@ -52,7 +52,8 @@ class RefusedCall(msgspec.Struct, array_like=True):
     """One refused call with its reason. `user` is the caller's own id; `attribution` as in `OutboxEntry`.
 
     `run` is the caller's id for its run. The limit that refused it has a `refused_kind` (`RefusingLimit`) and
-    an id, 0 if the writer has to look it up. `tags` are those that the organization declares.
+    an id, 0 if the writer has to look it up. `tags` are those that the organization declares; `groups` are ids
+    of those that the caller is in, none of a call that was refused before its body was read.
     """
 
     request_id: str
@@ -74,6 +75,7 @@ class RefusedCall(msgspec.Struct, array_like=True):
     refused_kind: str = ""
     refused_by: _Number = 0
     tags: dict[str, str] = {}
+    groups: tuple[int, ...] = ()
 
 
 class RefusedCount(msgspec.Struct, array_like=True):
@@ -195,7 +197,7 @@ class Refusals:
             told.clear()
         owner = call.organization_id
         texts = (call.model, call.user, call.session, call.attribution, call.run, *call.tags.values())
-        size = ROW_BYTES + 4 * sum(map(len, texts))
+        size = ROW_BYTES + 4 * sum(map(len, texts)) + GROUP_BYTES * len(call.groups)
         within = told.get(owner, 0) < self._rows_a_minute_max and len(self._rows) < self._rows_max
         if not within or self._rows_bytes + size > ROWS_BYTES_MAX:
             self.untold += 1

@@ -20,8 +20,10 @@ STEPS_MAX: Final = 20
 MODELS_MAX: Final = 100
 # A part of a limit is counted in millionths, rounded up, so that scripts compare integers.
 STEP_PARTS: Final = 1_000_000
-# What scripts do by a step: tell whether it is reached, stop the call where it is, or stop it in any case.
-STEP_TELLS, STEP_STOPS, STEP_JUDGES = 0, 1, 2
+# What scripts do by a step: tell whether it is reached, stop the call where it is, in any case, or where it is not.
+STEP_TELLS, STEP_STOPS, STEP_JUDGES, STEP_REQUIRES = 0, 1, 2, 3
+# Most uses that a worker remembers to have had all their steps reached.
+REACHED_MAX: Final = 1_000
 # Most steps of all its budgets that are judged for a call, and most models of these that are weighed.
 JUDGED_MAX: Final = 100
 WEIGHED_MAX: Final = 20
@@ -50,8 +52,8 @@ class Step:
         A whole name goes before beginnings, a longer beginning before a shorter one. Case is ignored.
         """
         name, best, substitute = model.lower(), -1, ""
-        for pattern, other in self.models:
-            pattern = pattern.lower()
+        for written, other in self.models:
+            pattern = written.lower()
             is_beginning = pattern.endswith("*")
             length = len(pattern) - 1 if is_beginning else len(name) + 1
             fits = name.startswith(pattern[:-1]) if is_beginning else name == pattern
@@ -70,11 +72,19 @@ class MatchedStep(NamedTuple):
 
 
 class Substitution(NamedTuple):
-    """The model that the caller of a call named, and the budget by a step of which it goes as another one."""
+    """The model that the caller of a call named, and the budget whose step sends it as another one."""
 
     model_asked: str
     budget_id: int
     budget: str
+
+
+class SessionModel(NamedTuple):
+    """What the calls of a session go as, by the step of a budget; without a `model`, as they are asked."""
+
+    model: str = ""
+    budget_id: int = 0
+    budget: str = ""
 
 
 # The steps of budgets: the id of each budget with its steps.
@@ -92,6 +102,33 @@ def matched_steps(steps: BudgetSteps, model: str) -> tuple[MatchedStep, ...]:
     ]
     matched.sort(key=lambda step: (step.budget_id, -step.parts))
     return tuple(matched[:JUDGED_MAX])
+
+
+# The steps of a use, the names of its budgets' accounts, and its organization.
+ReachedKey = tuple[tuple[MatchedStep, ...], tuple[str, ...], int]
+
+
+class ReachedUses:
+    """Uses of which all steps were reached when they were judged last; the first one is forgotten first."""
+
+    __slots__ = ("_keys", "_most")
+
+    def __init__(self, most: int = REACHED_MAX) -> None:
+        self._keys: dict[ReachedKey, None] = {}
+        self._most = most
+
+    def __contains__(self, key: ReachedKey) -> bool:
+        return key in self._keys
+
+    def add(self, key: ReachedKey) -> None:
+        """Add a use."""
+        if key not in self._keys and len(self._keys) >= self._most:
+            del self._keys[next(iter(self._keys))]
+        self._keys[key] = None
+
+    def discard(self, key: ReachedKey) -> None:
+        """Remove a use."""
+        self._keys.pop(key, None)
 
 
 def is_reached(parts: int, used_and_held: int, limit: int) -> bool:
@@ -116,7 +153,9 @@ def taken_step(weighed: Iterable[Weighed]) -> MatchedStep | None:
 
     None if there is none.
     """
-    least = min(weighed, key=lambda one: (one.holds, one.step.budget_id, -one.step.parts), default=None)
+    least = min(
+        weighed, key=lambda step_: (step_.holds, step_.step.budget_id, -step_.step.parts), default=None
+    )
     return None if least is None else least.step
 
 

@@ -16,9 +16,9 @@ from typing import Any, Final, TypeVar
 
 import msgspec
 
-from gateway.core.accounts.plans import Weights
 from gateway.core.accounts.steps import Substitution
 from gateway.core.accounts.tags import Tags
+from gateway.core.accounts.weights import Weights
 from gateway.core.calls.call import check_names
 from gateway.core.metering.reading import UNREADABLE, decoded, integer
 from gateway.core.model import Caller

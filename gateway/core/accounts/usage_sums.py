@@ -10,8 +10,8 @@ from gateway.core.accounts.outbox import CACHE_READ, CACHE_WRITE_1H, INPUT, OUTP
 from gateway.core.billing.price_book import KINDS
 
 # Positions in the amounts of a call: its tokens by kind come first, as in `CallFacts.counts`.
-CACHE_WRITES, TOKENS, CREDITS, UNITS, COST, ESTIMATED, UNPRICED, CALL, NO_REFUSAL = range(
-    len(KINDS), len(KINDS) + 9
+CACHE_WRITES, TOKENS, CREDITS, UNITS, COST, ESTIMATED, UNPRICED, CALL, NO_REFUSAL, SAVED = range(
+    len(KINDS), len(KINDS) + 10
 )
 
 
@@ -62,7 +62,13 @@ USAGE_SUMS: Final = (
         "(unpriced IS NOT NULL OR (cost IS NULL AND tokens > 0))::integer",
         "Calls that used something without a price: a model, or a tool.",
     ),
+    UsageSum(
+        "saved", SAVED, "coalesce(saved, 0)",
+        "What calls would have cost more as the models they asked for, where steps of budgets sent them as others.",
+    ),
 )  # fmt: skip
+# Those in money.
+MONEY_SUMS: Final = ("cost", "saved")
 SUMS: Final = tuple(usage_sum.name for usage_sum in USAGE_SUMS)
 # Returns all sums of a call, from its amounts.
 read_sums: Final[Callable[[Sequence[int]], tuple[int, ...]]] = itemgetter(

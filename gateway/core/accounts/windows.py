@@ -1,12 +1,20 @@
-"""The windows of budgets: by the calendar, rolling, or from first use; and what one hands on to the next. Pure."""
+"""The windows of budgets: by the calendar, rolling, or from first use; and what one hands on to the next. Pure.
+
+A `WindowForm` knows when windows of its kind begin and end, and which stored uses count at a time. Uses are
+by the time at which they begin to count, as scripts and rows have it: the start of their interval, of their
+part of a rolling window, or of the window that a first use began.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple, Protocol
+from zoneinfo import ZoneInfo
 
-from gateway.core.times import DAY_MS, HOUR_MS
+from gateway.core.accounts.intervals import DAY, HOUR, INTERVALS, WEEK, window_bounds
+from gateway.core.times import DAY_MS, HOUR_MS, moment_of
 
 CALENDAR, ROLLING, FIRST_USE = WINDOWS = ("calendar", "rolling", "first_use")
 MINUTE_MS: Final = 60_000
@@ -15,6 +23,163 @@ LENGTH_MIN_MS: Final = 5 * MINUTE_MS
 LENGTH_MAX_MS: Final = 366 * DAY_MS
 _UNITS: Final = {"d": DAY_MS, "h": HOUR_MS, "m": MINUTE_MS}
 _LENGTH: Final = re.compile(r"([1-9][0-9]{0,5})([mhd])", re.ASCII)
+# A rolling window is of the running part, which is not over, and of so many whole ones.
+WHOLE_PARTS: Final = 30
+# Most moments that are named at which a rolling window has something free again.
+FREES_MAX: Final = 5
+# The kinds of a window in the flags by which scripts know it (`lua/lib/definition.lua`).
+FLAG_ROLLING, FLAG_FIRST_USE = 64, 128
+
+# Uses by when they begin to count.
+WindowUses = Mapping[int, int]
+
+
+class Times(NamedTuple):
+    """A window as scripts are told of it, in Unix ms: its start, that of the next one, and that of the one after.
+
+    In an endless window `after` is how long (ms) an unused account is kept: 0 is for ever. Of a window that rolls
+    or waits for its first use scripts know the times themselves: `after` is its length.
+    """
+
+    start: int
+    next: int
+    after: int
+
+
+class WindowForm(Protocol):
+    """The windows of a budget. Times are Unix ms; 0 is never."""
+
+    @property
+    def flag(self) -> int:
+        """Its flag in definitions, 0 for none."""
+
+    def times(self, at_ms: int) -> Times:
+        """Return the times of the window at a time, as definitions have them."""
+
+    def valid_until(self, at_ms: int) -> int:
+        """Return when the result of `times` next changes."""
+
+    def since(self, at_ms: int) -> int:
+        """Return the earliest start of uses that count at a time."""
+
+    def start_of(self, at_ms: int, uses: WindowUses) -> int:
+        """Return the start by which a use of a time counts, with the uses that are known."""
+
+    def ends(self, at_ms: int, uses: WindowUses) -> int:
+        """Return when the window ends that runs at a time."""
+
+    def frees(self, at_ms: int, uses: WindowUses) -> tuple[tuple[int, int], ...]:
+        """Return the next moments at which a part of the use ends to count, and these parts."""
+
+
+def used_at(form: WindowForm, at_ms: int, uses: WindowUses) -> int:
+    """Return what is used in the window that runs at a time, of uses by their starts."""
+    since = form.since(at_ms)
+    return sum(used for start, used in uses.items() if start >= since)
+
+
+@dataclass(frozen=True, slots=True)
+class CalendarWindow:
+    """A window that ends with an interval of the calendar, or never."""
+
+    interval: str
+    time_zone: str = "UTC"
+    anchor_day: int = 1
+    kept_ms: int = 0
+    flag: int = 0
+
+    def times(self, at_ms: int) -> Times:
+        start, following, after = window_bounds(self.interval, self.time_zone, self.anchor_day, at_ms)
+        return Times(start, following, after if following else self.kept_ms)
+
+    def valid_until(self, at_ms: int) -> int:
+        return self.times(at_ms).next
+
+    def since(self, at_ms: int) -> int:
+        return self.times(at_ms).start
+
+    def start_of(self, at_ms: int, uses: WindowUses) -> int:
+        return self.times(at_ms).start
+
+    def ends(self, at_ms: int, uses: WindowUses) -> int:
+        return self.times(at_ms).next
+
+    def frees(self, at_ms: int, uses: WindowUses) -> tuple[tuple[int, int], ...]:
+        return ()
+
+    def number(self, start_ms: int) -> int:
+        """Return the number of the interval that begins then: the next one has the next number."""
+        facts, day = INTERVALS[self.interval], moment_of(start_ms).astimezone(ZoneInfo(self.time_zone)).date()
+        if self.interval == HOUR:
+            return start_ms // HOUR_MS
+        if self.interval in {DAY, WEEK}:
+            return day.toordinal() // facts.days
+        return (day.year * 12 + day.month - 1) // facts.months
+
+
+@dataclass(frozen=True, slots=True)
+class RollingWindow:
+    """The last `length_ms`. A use counts in its part until all of the part is older than that."""
+
+    length_ms: int
+    flag: int = FLAG_ROLLING
+
+    @property
+    def part_ms(self) -> int:
+        return self.length_ms // WHOLE_PARTS
+
+    def times(self, at_ms: int) -> Times:
+        return Times(0, 0, self.length_ms)
+
+    def valid_until(self, at_ms: int) -> int:
+        return 0
+
+    def since(self, at_ms: int) -> int:
+        return max(0, self.start_of(at_ms) - self.length_ms)
+
+    def start_of(self, at_ms: int, uses: WindowUses | None = None) -> int:
+        return at_ms - at_ms % self.part_ms
+
+    def ends(self, at_ms: int, uses: WindowUses) -> int:
+        return 0
+
+    def frees(self, at_ms: int, uses: WindowUses) -> tuple[tuple[int, int], ...]:
+        since = self.since(at_ms)
+        counting = sorted(item for item in uses.items() if item[0] >= since and item[1] > 0)
+        return tuple([(start + self.length_ms + self.part_ms, used) for start, used in counting[:FREES_MAX]])
+
+
+@dataclass(frozen=True, slots=True)
+class FirstUseWindow:
+    """A window that begins with the first call that takes from it, and lasts `length_ms`."""
+
+    length_ms: int
+    flag: int = FLAG_FIRST_USE
+
+    def times(self, at_ms: int) -> Times:
+        return Times(0, 0, self.length_ms)
+
+    def valid_until(self, at_ms: int) -> int:
+        return 0
+
+    def since(self, at_ms: int) -> int:
+        return max(0, at_ms - self.length_ms + 1)
+
+    def start_of(self, at_ms: int, uses: WindowUses) -> int:
+        since = self.since(at_ms)
+        return max((start for start in uses if since <= start <= at_ms), default=at_ms)
+
+    def ends(self, at_ms: int, uses: WindowUses) -> int:
+        since = self.since(at_ms)
+        return max((start + self.length_ms for start in uses if start >= since), default=0)
+
+    def frees(self, at_ms: int, uses: WindowUses) -> tuple[tuple[int, int], ...]:
+        return ()
+
+
+def form_of_length(window: str, length_ms: int) -> RollingWindow | FirstUseWindow:
+    """Return the windows of this length that roll, or begin at first use."""
+    return RollingWindow(length_ms) if window == ROLLING else FirstUseWindow(length_ms)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +192,19 @@ class Carry:
     max: int
     debt: bool = False
 
+    def hand_on(self, carried: int, used: int, limit: int | None, intervals: int = 1) -> int:
+        """Return what is carried after so many intervals, of which the first used an amount and carried another.
+
+        `limit` is that at the end of each, None for no limit.
+        """
+        if limit is None:
+            return self.max
+        first = self._within(carried + limit - used)
+        return first if intervals == 1 else self._within(first + limit * (intervals - 1))
+
+    def _within(self, left: int) -> int:
+        return min(self.max, left if self.debt else max(0, left))
+
 
 def read_length(text: str) -> int:
     """Return a length such as `5h`, `90m` or `7d` in milliseconds; 0 if it is none, or out of bounds."""
@@ -35,12 +213,7 @@ def read_length(text: str) -> int:
     return length_ms if LENGTH_MIN_MS <= length_ms <= LENGTH_MAX_MS else 0
 
 
-# A rolling window is stored in parts of a thirtieth of its length, aligned to the epoch: its use counts for the
-# length, and for at most one part longer.
-PARTS: Final = 30
-
-
-def counted_since(window: str, length_ms: int, at_ms: int) -> int:
-    """Return the earliest start (Unix ms) of the stored uses that count at a time, of a window with a length."""
-    longer_ms = length_ms // PARTS if window == ROLLING else 0
-    return at_ms - length_ms - longer_ms + 1
+def render_length(length_ms: int) -> str:
+    """Return a length as `read_length` reads it, in the largest unit that fits."""
+    unit = next(unit for unit, unit_ms in _UNITS.items() if length_ms % unit_ms == 0)
+    return f"{length_ms // _UNITS[unit]}{unit}"

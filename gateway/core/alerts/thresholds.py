@@ -4,8 +4,9 @@ The pace is that of the window so far. In a window that is old enough it is that
 least `look_back_ms` of its interval and at most twice that, so that a week includes a weekend. One or two bursts
 are no pace.
 
-A crossing is reported once. After a raise of the amount, thresholds of the new amount above the largest
-reported value are reported again.
+A crossing is reported once a window. After a raise of the amount, thresholds of the new amount above the largest
+reported value are reported again. A rolling window has no end: a threshold is reported again once use has fallen
+below nine tenths of it in between, and its end at most once in its length.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from decimal import Decimal
+from fractions import Fraction
 from typing import Final, NamedTuple
 
 from gateway.core.accounts.intervals import INTERVALS
+from gateway.core.accounts.windows import WHOLE_PARTS as ROLLING_PARTS
 from gateway.core.billing.money import NANO
 from gateway.core.times import DAY_MS
 
@@ -23,15 +26,22 @@ from gateway.core.times import DAY_MS
 # different twentieths of it.
 USED_LEAST: Final = 10
 PASSED_LEAST: Final = 10
-PARTS: Final = 20
+WHOLE_PARTS: Final = 20
 PARTS_LEAST: Final = 3
 # A window that never resets counts as one of a day. Its end is reported this far ahead.
 TOTAL_LENGTH_MS: Final = DAY_MS
 TOTAL_AHEAD_MS: Final = 7 * DAY_MS
+# The pace of a window with a length is that of its last sixth.
+LOOK_BACK: Final = 6
+# A threshold of a rolling window is reported again once use was below this share of it.
+FELL_BELOW: Final = Decimal("0.9")
 
 
 class RunningWindow(NamedTuple):
-    """One account of a budget in one window, counted since `began_ms`. `next_ms` is 0 if it never ends."""
+    """One account of a budget in one window, counted since `began_ms`. `next_ms` is 0 if it never ends.
+
+    `interval` is empty for a window that begins at first use.
+    """
 
     interval: str
     began_ms: int
@@ -43,9 +53,13 @@ class RunningWindow(NamedTuple):
     def length_ms(self) -> int:
         return self.next_ms - self.began_ms if self.next_ms else TOTAL_LENGTH_MS
 
+    @property
+    def look_back_ms(self) -> int:
+        return INTERVALS[self.interval].look_back_ms if self.interval else self.length_ms // LOOK_BACK
+
     def part_of(self, at_ms: int) -> int:
         """Return the number of the twentieth of the window at a time."""
-        return (at_ms - self.began_ms) * PARTS // max(1, self.length_ms)
+        return (at_ms - self.began_ms) * WHOLE_PARTS // max(1, self.length_ms)
 
 
 class UsageSample(NamedTuple):
@@ -78,6 +92,15 @@ class AlertState(NamedTuple):
         level = max([self.level, *(part * limit for part in parts), *([Decimal(limit)] if exceeded else ())])
         return AlertState(max([self.part, *parts]), level, self.exceeded or exceeded)
 
+    def after_fall(self, thresholds: Iterable[Decimal], used: int, limit: int) -> AlertState:
+        """Return the state of a rolling window after use fell to `used`: without thresholds well above that."""
+        parts = [part for part in {self.part, *thresholds} if part <= self.part]
+        part = max([part for part in parts if used >= FELL_BELOW * part * limit], default=Decimal())
+        exceeded = self.exceeded and used >= FELL_BELOW * limit
+        if (part, exceeded) == (self.part, self.exceeded):
+            return self
+        return AlertState(part, max(part, Decimal(exceeded)) * limit, exceeded)
+
 
 def crossed(thresholds: Iterable[Decimal], told: AlertState, used: int, limit: int) -> list[Decimal]:
     """Return the thresholds (parts of `limit`) that `used` reaches, lowest first, but for those in `told`."""
@@ -101,7 +124,7 @@ def remembered(samples: Samples, window: RunningWindow, now_ms: int) -> Samples:
     now = UsageSample(window.used, now_ms)
     if samples.seen is None or window.used < max(samples.seen.used, samples.looked_used or 0):
         return _with_parts(Samples(None, now), window, now_ms)
-    if now_ms - samples.seen.at_ms >= INTERVALS[window.interval].look_back_ms:
+    if now_ms - samples.seen.at_ms >= window.look_back_ms:
         samples = samples._replace(before=samples.seen, seen=now)
     return _with_parts(samples, window, now_ms)
 
@@ -132,6 +155,50 @@ def exhausted_ms(window: RunningWindow, samples: Samples, now_ms: int) -> int | 
         return None
     end_ms = now_ms + (window.limit - window.used) * passed // spent
     return end_ms if end_ms < (window.next_ms or now_ms + TOTAL_AHEAD_MS) else None
+
+
+class RollingUse(NamedTuple):
+    """One account of a budget in a rolling window, by parts: start (Unix ms) and use, the oldest first.
+
+    A part leaves the window `length_ms` after its end.
+    """
+
+    length_ms: int
+    limit: int
+    parts: tuple[tuple[int, int], ...]
+
+    @property
+    def part_ms(self) -> int:
+        return self.length_ms // ROLLING_PARTS
+
+
+def rolling_exhausted_ms(window: RollingUse, now_ms: int) -> int | None:
+    """Return the Unix ms at which a rolling window will be used up at its pace, parts that leave taken off.
+
+    None if it is used up already, if it will not be, or if too little use or time is known.
+    """
+    used, began_ms = (
+        sum(use for _, use in window.parts),
+        min([start for start, _ in window.parts], default=now_ms),
+    )
+    came = {start * WHOLE_PARTS // window.length_ms for start, use in window.parts if use}
+    if used >= window.limit or used * USED_LEAST < window.limit:
+        return None
+    if (now_ms - began_ms) * PASSED_LEAST < window.length_ms or len(came) < PARTS_LEAST:
+        return None
+    look_ms = now_ms - window.length_ms // LOOK_BACK
+    since_ms = max(began_ms, look_ms - look_ms % window.part_ms)
+    passed, spent = now_ms - since_ms, sum(use for start, use in window.parts if start >= since_ms)
+    if spent <= 0 or passed <= 0:
+        return None
+    at_ms, left = Fraction(now_ms), Fraction(window.limit - used)
+    for start, use in sorted(window.parts):
+        leaves_ms = start + window.part_ms + window.length_ms
+        if (end_ms := at_ms + left * passed / spent) <= leaves_ms:
+            return int(end_ms)
+        left += use - (leaves_ms - at_ms) * spent / passed
+        at_ms = Fraction(leaves_ms)
+    return None
 
 
 # Sudden use: an hour that costs many times what is usual at this time of day. Pure.

@@ -8,12 +8,11 @@ invoices it is divided into. Pure: where charges come from and where lines go is
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, timedelta
 from decimal import ROUND_HALF_EVEN, Decimal
 from itertools import groupby
-from typing import NamedTuple
 
 from gateway.core.billing.charge_kinds import (
     CHARGE_KINDS,
@@ -44,7 +43,7 @@ from gateway.core.billing.document import EffectiveTax, Tax, in_force, taxes_of
 from gateway.core.billing.money import EXACT, IN_MONEY, ONE_NANO, rounded
 from gateway.core.billing.service_discounts import DiscountFrom, rate_on
 from gateway.core.billing.subscription import PlanSegment, cycle_of
-from gateway.errors import Conflict, CountersUnavailable, StoreTimeout, TollkeeperError, Unprocessable
+from gateway.errors import Conflict, Unprocessable
 
 # A line of an invoice, and helpers for all kinds of lines. Pure.
 
@@ -175,55 +174,6 @@ def written(day: date) -> str:
 
 
 # Invoices that are due by schedule, and reasons why one was skipped. Pure.
-
-# All reasons why an invoice is skipped; each is a label of a metric.
-NOT_STORED, NOT_IN_LEDGER, NOT_AGREED = "not_stored", "not_in_ledger", "not_agreed"
-COUNTERS, INCOMPLETE, CONFLICT = "counters_away", "incomplete", "conflict"
-TOOK_TOO_LONG, REFUSED = "took_too_long", "refused"
-LEFT_REASONS = (
-    NOT_STORED, NOT_IN_LEDGER, NOT_AGREED, COUNTERS, INCOMPLETE, CONFLICT, TOOK_TOO_LONG, REFUSED
-)  # fmt: skip
-
-
-class DueInvoice(NamedTuple):
-    """An invoice to be drafted or finalized by schedule. `source` is set for a one-off invoice.
-
-    One keeper at a time handles the organizations of a `partition`.
-    """
-
-    organization_id: int
-    draft_id: int | None
-    period_start: date
-    period_end: date
-    source: str | None
-    finalize: bool
-    partition: int = 0
-
-
-class SkipReason(NamedTuple):
-    """Why an invoice was skipped: one of `LEFT_REASONS`, and a sentence."""
-
-    reason: str
-    why: str
-
-
-class ScheduledResult(NamedTuple):
-    """Organizations whose due work is done, and the reasons why others were skipped."""
-
-    done: Collection[int]
-    left: Mapping[int, SkipReason]
-
-
-def left_by(refusal: TollkeeperError) -> SkipReason:
-    """Return the reason to report for an invoice that was not created because of the error `refusal`."""
-    if isinstance(refusal, Unprocessable) and refusal.errors:
-        said = "; ".join(f"{field} {wanted}" for field, wanted in refusal.errors)
-        return SkipReason(INCOMPLETE, f"{refusal.message} {said}")
-    if isinstance(refusal, CountersUnavailable):
-        return SkipReason(COUNTERS, str(refusal))
-    if isinstance(refusal, StoreTimeout):
-        return SkipReason(TOOK_TOO_LONG, str(refusal))
-    return SkipReason(CONFLICT if isinstance(refusal, Conflict) else REFUSED, str(refusal))
 
 
 # Lines of a subscription: fees by day, discounts, and the amount missing to its minimum. Pure.

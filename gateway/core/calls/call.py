@@ -825,6 +825,9 @@ class Learned(NamedTuple):
 UNLEARNED: Final = Learned()
 
 
+_ASKS_FOR_USAGE = b',"stream_options":{"include_usage":true}}'  # the last member of a document
+
+
 @dataclass(slots=True)
 class Body:
     """The body of a call: as it is sent, as it was decoded, and what the gateway changed in it."""
@@ -843,6 +846,22 @@ class Body:
     put_in: tuple[str, ...] = ()  # fields that the gateway added
     stated: dict[str, int] | None = None  # the client's maxima, by field
     renamed: str = ""  # the maximum's field name at the upstream
+
+    def encode(self, document: Document, sent: bytes, look: BodyLook, added: int | None = None) -> None:
+        """Set the content and the facts of a body that was `sent` with `look`, and decoded as `document`.
+
+        `added` is the number of members that were added to request the usage of a stream, None if it is as it was.
+        """
+        if look.plain:
+            self.names, self.rare_bytes, self.content = look.names, look.rare_bytes, sent
+            if added is not None:
+                self.content = sent[:-1] + _ASKS_FOR_USAGE if added == 2 else self.written(document)
+            return
+        self.content = write_document(document)
+        check_names(sent, self.content, added or 0)
+        self.names = names_in(document)
+        if not self.content.isascii():
+            self.rare_bytes = len(self.content) - len(self.content.translate(None, NOT_ASCII))
 
     def put(self, name: str) -> None:
         """Record that the gateway added the field `name` to the document."""
@@ -885,6 +904,57 @@ class Body:
         self.document, self.tools, self.plugins, self.cut = None, (), (), None
 
 
+class RequestedUnits(NamedTuple):
+    """The units that a call asks for besides tokens, by name: they are charged unless its answer reports others.
+
+    `most` are those of them that may be more. `storage` is that of contents that the upstream bills by time.
+    """
+
+    likely: dict[str, int] | None = None
+    most: dict[str, int] | None = None
+    storage: StorageTime | None = None
+
+
+TOKENS_ALONE: Final = RequestedUnits()
+
+
+class CallSpec(NamedTuple):
+    """What a call asks of its upstream, as the reader of its API understands its body. It is a value."""
+
+    model: str = ""
+    streamed: bool = False
+    output_max: int | None = None  # stated maximum of one choice in tokens
+    choices: int = 1
+    user: str = ""  # the user that the body names
+    units: RequestedUnits = TOKENS_ALONE
+    background: bool = False  # answered at once, and completed later
+    attempts: tuple[ModelAttempt, ...] = ()  # models that follow one that gave way
+    prompts: int = 1  # prompts that share the choices
+    first_part: float = 1.0  # share of the first prompt in all of them
+    reports: bool = False  # each complete answer reports its usage, also where not all of its API do
+    media: Media = NO_MEDIA  # of a form or a live session: others are found by their places
+    mcp: McpMessage = NO_MESSAGE
+
+
+UNREAD: Final = CallSpec()
+
+
+class StoredObjects(NamedTuple):
+    """The objects stored at its upstream that a call is about.
+
+    `named` are ids in its path and body, `unsure` texts of the body that may be ids, and `brought` ids of objects
+    inside the body itself. `keeps` is the `KEPT_…` constant for how long ids in its answer are valid.
+    """
+
+    named: tuple[str, ...] = ()
+    unsure: tuple[str, ...] = ()
+    brought: frozenset[str] = frozenset()
+    keeps: int = 0
+
+
+NO_OBJECTS: Final = StoredObjects()
+
+
 @dataclass(slots=True)
 class CallRequest:
     """One call as it is sent to its upstream: what it asks for, and the estimates for its hold."""
@@ -892,42 +962,33 @@ class CallRequest:
     meter: str  # key of `SHAPES`, or generic or none
     family: Family
     body: Body
-    model: str = ""
-    streamed: bool = False
-    output_max: int | None = None  # stated maximum of one choice in tokens
-    choices: int = 1
+    spec: CallSpec = UNREAD  # written while the body is read, and never after that, as `objects`
+    output_max: int | None = None  # maximum of one choice in tokens, stated or set
     input_bytes: int = 0  # bytes of text
     strip_usage: bool = False  # the client did not ask for a usage frame; send `accept-encoding: identity`
     units_pointer: str = ""
     text_bytes: int = 0  # produced text, set by the meter
     models_beside: tuple[str, ...] = ()  # other models that may answer
-    attempts: tuple[ModelAttempt, ...] = ()  # those of them that follow one that gave way
-    user: str = ""  # the user that the body names
     input_ceiling: int = 0  # tokens of the prompt at most
     output_ceiling: int = 0  # tokens of one choice at most
     reports: bool = False  # each complete answer reports its usage
-    keeps: int = 0  # a `KEPT_…` constant for the ids in its answer
+    objects: StoredObjects = NO_OBJECTS
     gives_up: bool = False  # it states a timeout, by which its upstream may end it
-    named: tuple[str, ...] = ()  # ids of stored objects in path and body
-    unsure: tuple[str, ...] = ()  # texts in the body that may be ids of stored objects
-    brought: frozenset[str] = frozenset()  # ids of objects inside the body, and those reported already
-    # requested units by name, charged unless the answer reports others
-    measured: dict[str, int] | None = None
-    measured_most: dict[str, int] | None = None  # those of them that may be more, at most
-    background: bool = False  # answered at once, and completed later
     asks: bool | None = None  # it may ask for tools or a search; None if unknown
-    prompts: int = 1  # prompts that share the choices
-    first_part: float = 1.0  # share of the first prompt in all of them
     output_default: int = 0  # the upstream's maximum of a choice if none is stated, 0 if unknown
     bound: bool = False  # its hold is the most that it may use
     tiers: tuple[str, ...] = ()  # service tiers that it asks for
-    storage: StorageTime | None = None  # of contents that its upstream bills by time
+    storage: StorageTime | None = None  # the part of that in `spec` which no other call has paid yet
     media: Media = NO_MEDIA
-    mcp: McpMessage = NO_MESSAGE
     answer_filter: AnswerFilter = NO_FILTER
     aim: Aim = UNAIMED  # where it goes
     substitution: Substitution | None = None  # it is sent as `model` by a step of a budget
     learned: Learned = UNLEARNED  # by the estimator
+
+    @property
+    def alters_answer(self) -> bool:
+        """Whether its client gets less than its upstream answers, so that the answer must be readable."""
+        return self.strip_usage or self.answer_filter.narrow is not None
 
     @property
     def said(self) -> SaidBounds:
@@ -946,12 +1007,12 @@ class CallRequest:
     @property
     def asked_as(self) -> str:
         """The model that its caller named."""
-        return self.model if self.substitution is None else self.substitution.model_asked
+        return self.spec.model if self.substitution is None else self.substitution.model_asked
 
     @property
     def models(self) -> tuple[str, ...]:
         """All models that may answer: those that the call names, and those of its targets."""
-        models = (self.model, *self.models_beside)
+        models = (self.spec.model, *self.models_beside)
         targets = self.aim.targets
         return (*models, *[target.model for target in targets]) if targets else models
 
@@ -962,19 +1023,19 @@ class CallRequest:
 
     def tiers_of(self, answered: str) -> tuple[str, ...]:
         """Return the service tiers that the call asks of the model that `answered`."""
-        tiers = [attempt.tier for attempt in self.attempts if answered.startswith(attempt.model)]
+        tiers = [attempt.tier for attempt in self.spec.attempts if answered.startswith(attempt.model)]
         return (*self.tiers, *filter(None, tiers)) if tiers else self.tiers
 
     def chosen_by(self, model: str) -> str:
         """Return why a `model` that the call does not name may answer, in words; empty if it names the model."""
-        by = next((attempt.chosen for attempt in self.attempts if attempt.model == model), "")
+        by = next((attempt.chosen for attempt in self.spec.attempts if attempt.model == model), "")
         return f", which {by} may choose: name the fallbacks instead" if by else ""
 
     def units(self, read: int) -> dict[str, int]:
-        """Return the units in `measured`; those of storage follow from the `read` tokens."""
-        if self.storage is None:
-            return self.measured or {}
-        return {CACHE_HOUR: self.storage.token_hours(read)}
+        """Return the units that the call asks for; those of storage follow from the `read` tokens."""
+        if self.storage is not None:
+            return {CACHE_HOUR: self.storage.token_hours(read)}
+        return {} if self.spec.units.storage is not None else self.spec.units.likely or {}
 
     @property
     def has_input(self) -> bool:
@@ -990,7 +1051,7 @@ class CallRequest:
     def most(self) -> int:
         """The most tokens that the call can use if its upstream keeps to the maximum; 0 if unknown."""
         output = self.output_ceiling if self.output_max is None else self.output_max
-        return self.input_ceiling + output * self.choices if self.input_ceiling else 0
+        return self.input_ceiling + output * self.spec.choices if self.input_ceiling else 0
 
     def take_body(self) -> bytes:
         """Return the body for the last time that it is sent, and release the decoded document."""

@@ -28,14 +28,13 @@ from gateway.core.billing.price_book import (
 from gateway.core.billing.vector import IMAGES, Vector
 from gateway.core.calls.call import (
     DEFAULT_BOUNDS,
-    NOT_ASCII,
     UNCOUNTED_BYTES_MAX,
     Body,
     BodyLook,
     CallRequest,
-    McpMessage,
+    CallSpec,
+    RequestedUnits,
     UsageBounds,
-    check_names,
     check_size,
     media_in,
     names_in,
@@ -140,8 +139,8 @@ def uses_of(call: CallRequest, document: Document, priced: Collection[str]) -> d
 def unpriced_tools(call: CallRequest, vectors: Vectors) -> list[str]:
     """Return the provider's tools that a call may use, and that a model which may answer has no price for."""
     document, family = call.body.document, OF_METER.get(call.meter)
-    if call.measured:
-        units = [unpriced(vector, call.measured) for vector in vectors] if vectors else [list(call.measured)]
+    if likely := call.spec.units.likely:
+        units = [unpriced(vector, likely) for vector in vectors] if vectors else [list(likely)]
         if call.storage is None or any(units):
             return list(dict.fromkeys(name for names in units for name in names))
     if document is None or family is None or _asks_for_none(call, document):
@@ -249,7 +248,7 @@ def _searches(call: CallRequest, document: Document, *, by_plugin: bool = True) 
 
 def _models_search(call: CallRequest) -> bool:
     """Return whether a model that may answer searches by itself."""
-    if call.mcp.tool:
+    if call.spec.mcp.tool:
         return False
     return any(_may_search(model) for model in call.models)
 
@@ -373,7 +372,7 @@ def _named_asks(call: CallRequest, sound: bool, uses: Mapping[str, int] | None) 
     """Return the priced extras that a call asks for by name, with its `sound` and its `uses` of tools."""
     names = call.body.names
     media = call.media.tokens > 0 or names.files > 0
-    tiers = (*call.tiers, *[attempt.tier for attempt in call.attempts if attempt.tier])
+    tiers = (*call.tiers, *[attempt.tier for attempt in call.spec.attempts if attempt.tier])
     return PriceQualifiers(names.caches, names.long_caches, media, sound, tiers, uses)
 
 
@@ -393,8 +392,8 @@ def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQu
         return PriceQualifiers()
     priced = priced_tools(vectors)
     uses = uses_of(call, document, priced) if priced else None
-    if call.measured:
-        uses = {**(uses or {}), **_held_units(call, read), **(call.measured_most or {})}
+    if call.spec.units.likely:
+        uses = {**(uses or {}), **_held_units(call, read), **(call.spec.units.most or {})}
     caches = blobs = sound = False
     excluded, tiers = family.exclusions, set[str]()
     for one in vectors:
@@ -409,7 +408,7 @@ def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQu
     return PriceQualifiers(
         caches,
         caches,
-        blobs and not (not call.media.tokens and not call.named and excluded.media(document, names)),
+        blobs and not (not call.media.tokens and not call.objects.named and excluded.media(document, names)),
         sound and not excluded.sound(document, names),
         tiers,
         uses,
@@ -448,7 +447,7 @@ def budget_claim(
     if not vectors:
         return BudgetClaim(budget_tokens=raw, budget_tokens_most=budget_tokens_most, holds_most=holds_most)
     dearest, may = None, None
-    if len(vectors) == 1 and call.asks is False and not call.measured and not _models_search(call):
+    if len(vectors) == 1 and call.asks is False and not call.spec.units.likely and not _models_search(call):
         dearest = plain_rate(vectors[0], read)  # most calls are text alone: the same rate, but faster
     if dearest is None:
         may = asks_of(call, vectors, read)
@@ -479,10 +478,9 @@ def _likely_read(estimate: Estimate, call: CallRequest) -> int:
 def unheld_rate(vectors: Sequence[Vector], estimate: Estimate, call: CallRequest) -> TokenRate | None:
     """Return the rate of the likely hold that a call without a budget of money would have, without tools.
 
-    None if it has no price, or if other units than tokens set its cost. The call may have been sent, so that
-    its document is released.
+    None if it has no price. The call may have been sent, so that its document is released.
     """
-    if not vectors or call.measured:
+    if not vectors:
         return None
     read = _likely_read(estimate, call) or call.input_estimate  # nothing is estimated where no limit asks
     rate = plain_rate(vectors[0], read) if len(vectors) == 1 else None
@@ -572,8 +570,6 @@ def lower_task(call: CallRequest, claim: BudgetClaim, admitted: Admitted) -> Non
 # `stream_options.include_usage` or a maximum, are fields of the document, which is then written again. A
 # plain body in which nothing is decided is sent as it came.
 
-_ASKS_FOR_USAGE = b',"stream_options":{"include_usage":true}}'  # the last member of a document
-
 
 def read_call(
     route: Route,
@@ -595,14 +591,16 @@ def read_call(
     """
     shape = SHAPES.get(route.meter)
     if shape is None:
-        call = CallRequest(route.meter, route.family, Body(body), units_pointer=route.units_pointer)
+        parts = Body(body)
         if reads and body:
             look = look or BodyLook(body)
-            call.body.document = document = read_document(body, look)
-            call.body.content = written_of(document, body, look)
-            call.body.names = look.names if look.plain else names_in(document)
-            call.body.tools, call.body.plugins = elements(document, "tools"), elements(document, "plugins")
-        return call
+            document = read_document(body, look)
+            parts = Body(
+                written_of(document, body, look), document,
+                names=look.names if look.plain else names_in(document), tools=elements(document, "tools"),
+                plugins=elements(document, "plugins"),
+            )  # fmt: skip
+        return CallRequest(route.meter, route.family, parts, units_pointer=route.units_pointer)
     if form and shape.form is not None:
         reader = FormReader(shape.form, boundary_of(form))
         reader.feed(body)
@@ -616,17 +614,20 @@ def read_call(
         document = read_document(body if cut is None else cut.rest, look)
     if messages is not None:
         body, look = _asked_by(messages, document, body, look)
-    call = CallRequest(route.meter, route.family, Body(document=document, cut=cut))
+    parts = Body(document=document, cut=cut)
     if shape.of_tools:
-        call.mcp = McpMessage(route.upstream)
-        shape.read(call, document, path_params, bounds)
-        call.body.content = written_of(document, body, look)
-        return call
-    _understand(call, route, shape, document, path_params, bounds)
-    added = 0  # members added to the document to request the usage of a stream
-    if call.streamed and shape.asks_for_usage:
-        added = ask_for_usage(call, document)
-    _write(call, document, body, look, added)
+        spec = shape.read(parts, document, path_params, bounds)
+        parts.content, tool = written_of(document, body, look), spec.mcp.tool
+        model = f"{route.upstream}/{tool}" if tool else ""
+        spec = spec._replace(model=model, mcp=spec.mcp._replace(server=route.upstream))
+        return CallRequest(route.meter, route.family, parts, spec, spec.output_max)
+    call = _understand(route, shape, parts, document, path_params, bounds)
+    if call.spec.streamed and shape.asks_for_usage and (added := ask_for_usage(document)) is not None:
+        call.strip_usage = True
+        parts.encode(document, body, look, added)
+    else:
+        parts.encode(document, body, look)
+    call.input_bytes = len(parts.content)
     if call.body.names.media or call.body.names.files:
         media = media_in(document, shape.media)
         call.input_bytes -= media.size
@@ -661,7 +662,8 @@ def measure_media(*calls: CallRequest) -> None:
         for recording in recordings:
             length = next(lengths)
             if shape.hear is not None:
-                shape.hear(call, length)
+                call.spec = shape.hear(call.body, call.spec._replace(media=call.media), length)
+                call.media = call.spec.media
             elif length is None or recording.endless:
                 endless += 1
             else:
@@ -679,18 +681,17 @@ def measure_media(*calls: CallRequest) -> None:
         )  # fmt: skip
 
 
-def ask_for_usage(call: CallRequest, document: Document) -> int:
-    """Request a report of usage in the stream, unless the client does; return the number of added fields."""
+def ask_for_usage(document: Document) -> int | None:
+    """Request a report of usage in the stream; return the number of added fields, None if the client does."""
     options = inner(document, "stream_options", controlled.STREAM_OPTIONS)
     if options is None:
         added = 1 if "stream_options" in document else 2
         document["stream_options"] = {"include_usage": True}
-        call.strip_usage = True
         return added
     if flag(options, "include_usage", "stream_options."):
-        return 0
+        return None
     added = 0 if "include_usage" in options else 1
-    options["include_usage"] = call.strip_usage = True
+    options["include_usage"] = True
     return added
 
 
@@ -699,45 +700,48 @@ def read_form(
 ) -> CallRequest:
     """Return a call from a form: its text fields are the document, and its body is sent unchanged."""
     shape, document = SHAPES[route.meter], form.fields
-    call = CallRequest(route.meter, route.family, Body(body, document=document, files=form.files))
-    _understand(call, route, shape, document, path_params, bounds)
-    call.body.model_at, call.input_bytes = form.model_at, form.texts_bytes
-    call.body.names = names_in(document)
+    parts = Body(body, document, files=form.files, model_at=form.model_at)
+    call = _understand(route, shape, parts, document, path_params, bounds)
+    call.input_bytes, parts.names = form.texts_bytes, names_in(document)
     return call
 
 
-def _understand(  # noqa: PLR0917  # a call, how it is read, and what it says
-    call: CallRequest, route: Route, shape: CallKind, document: Document, path_params: Mapping[str, str],
+def _understand(  # noqa: PLR0917  # how a call is read, and what it says
+    route: Route, shape: CallKind, body: Body, document: Document, path_params: Mapping[str, str],
     bounds: UsageBounds,
-) -> None:  # fmt: skip
-    """Set the fields of a call from its decoded body, as the reader `shape` of its API defines them."""
-    call.reports = route.usage == "always" or (not route.usage and shape.always_reports)
-    shape.read(call, document, path_params, bounds)
-    if shape.stores and not (shape.lasts or call.measured):
+) -> CallRequest:  # fmt: skip
+    """Return a call by its decoded body, as the reader of its API and the fields of all APIs define it."""
+    spec = shape.read(body, document, path_params, bounds)
+    if shape.stores and not (shape.lasts or spec.units.likely):
         unit = unit_later(route.family, route.path)
-        call.measured = {unit: 1} if unit else None
-    call.output_default = shape.output_default
+        spec = spec._replace(units=RequestedUnits({unit: 1} if unit else None))
     # Each tool and plugin is priced and held by itself.
-    call.body.tools, call.body.plugins = elements(document, "tools"), elements(document, "plugins")
+    body.tools, body.plugins = elements(document, "tools"), elements(document, "plugins")
     names = top_names(document)
-    family = OF_METER.get(call.meter)
-    call.models_beside = models_beside(document, names, NO_READERS if family is None else family.model_lists)
-    call.gives_up, call.asks = names.times_out, names.asks
+    family = OF_METER.get(route.meter)
+    beside = models_beside(document, names, NO_READERS if family is None else family.model_lists)
     if names.later:
-        _refuse_later(call, document)
+        _refuse_later(spec, document)
+    tiers: tuple[str, ...] = ()
     if family is not None and not document.keys().isdisjoint(family.exclusions.tier_fields):
-        call.tiers = family.exclusions.asked_tiers(document)
+        tiers = family.exclusions.asked_tiers(document)
+    return CallRequest(
+        route.meter, route.family, body, spec, spec.output_max, models_beside=beside,
+        reports=spec.reports or route.usage == "always" or (not route.usage and shape.always_reports),
+        gives_up=names.times_out, asks=names.asks, output_default=shape.output_default, tiers=tiers,
+        storage=spec.units.storage, media=spec.media,
+    )  # fmt: skip
 
 
-def _refuse_later(call: CallRequest, document: Document) -> None:
+def _refuse_later(spec: CallSpec, document: Document) -> None:
     """Raise `InvalidRequest` if a call asks for an answer later, and is no job.
 
     A `background` that is a text is that of a picture, where the call is for pictures.
     """
     for name in LATER:
         value = document.get(name)
-        draws = isinstance(value, str) and any(unit.startswith(IMAGES) for unit in call.measured or ())
-        known = name == BACKGROUND and (call.background or draws)
+        draws = isinstance(value, str) and any(unit.startswith(IMAGES) for unit in spec.units.likely or ())
+        known = name == BACKGROUND and (spec.background or draws)
         if value not in (None, False) and not known:
             raise InvalidRequest(f"{name} is not accepted: no job here is charged later for it.", param=name)
 
@@ -753,21 +757,6 @@ def _asked_by(
     if not look.plain and len(written) > UNCOUNTED_BYTES_MAX:
         check_size(written)
     return written, look
-
-
-def _write(call: CallRequest, document: Document, body: bytes, look: BodyLook, added: int) -> None:
-    """Set a call's body, size and names from its document, to which the gateway added `added` fields."""
-    if look.plain:
-        call.body.names, call.body.rare_bytes, written = look.names, look.rare_bytes, body
-        if call.strip_usage:
-            written = body[:-1] + _ASKS_FOR_USAGE if added == 2 else call.body.written(document)
-    else:
-        written = write_document(document)
-        check_names(body, written, added)
-        call.body.names = names_in(document)
-        if not written.isascii():
-            call.body.rare_bytes = len(written) - len(written.translate(None, NOT_ASCII))
-    call.body.content, call.input_bytes = written, len(written)
 
 
 def limit_output(call: CallRequest, tokens: int) -> None:

@@ -21,8 +21,10 @@ from gateway.core.calls.call import (
     BLOB_TOKENS,
     BYTES_PER_TOKEN,
     NOT_ASCII,
+    UNREAD,
     Body,
     CallRequest,
+    CallSpec,
     Learned,
     dense_bytes,
 )
@@ -182,7 +184,7 @@ class Estimate:
 
     def bound(self, most: int, call: CallRequest) -> int:
         """Return the most output tokens of one answer if the call may use `most` tokens in all."""
-        return max(1, (most - self.read - self.beside) // (self.answers or call.choices))
+        return max(1, (most - self.read - self.beside) // (self.answers or call.spec.choices))
 
 
 NO_ESTIMATE: Final = Estimate()
@@ -241,10 +243,10 @@ class Estimator:
         if not call.input_bytes and not call.media.tokens:
             return NO_ESTIMATE
         kept = self._learned_of(call, organization_id, service_key)
-        learned = kept or self._first(call.model)
-        tokens_of = None if self._tokenizer is None else self._tokenizer(call.model)
+        learned = kept or self._first(call.spec.model)
+        tokens_of = None if self._tokenizer is None else self._tokenizer(call.spec.model)
         call.learned = Learned(learned.bytes_per_output_token, learned.input_mean, tokens_of, kept)
-        blobs, choices = call.media.tokens, call.choices
+        blobs, choices = call.media.tokens, call.spec.choices
         used = math.ceil(call.input_bytes * learned.input_ratio.level) + blobs
         tokenizer = _tokenizer_of_all(call) if call.body.content and (binds or call.body.rare_bytes) else ""
         worst = self._most_text(call, tokenizer) if binds else usual_most_text(call, tokenizer)
@@ -272,7 +274,7 @@ class Estimator:
         share = learned.input_share.level
         if kept is not None:
             keys = self.known.known[organization_id].keys
-            own = keys.find((key_id, service_key, call.model, call.streamed))
+            own = keys.find((key_id, service_key, call.spec.model, call.spec.streamed))
             share = share if own is None else own.level
         most = call.output_ceiling
         if stated is not None:
@@ -300,8 +302,8 @@ class Estimator:
         if not isinstance(learned, _Learned):
             learned = self._learned_of(call, organization_id, service_key)
         if learned is None:
-            learned = self._first(call.model)
-            self._keep(organization_id, (service_key, call.model, call.streamed), learned)
+            learned = self._first(call.spec.model)
+            self._keep(organization_id, (service_key, call.spec.model, call.spec.streamed), learned)
         if input_share is not None:
             learned.input_share.add(_bounded(input_share), self._quantile)
         if usage.input > call.media.tokens:
@@ -312,10 +314,10 @@ class Estimator:
             learned.answers = min(learned.answers + 1, MEAN_OVER)
             learned.input_mean += (ratio - learned.input_mean) / learned.answers
         if usage.output > 0:
-            produced = max(usage.output / call.choices, float(min(OUTPUT_TOKENS_FIRST, learned.ceiling)))
+            produced = max(usage.output / call.spec.choices, float(min(OUTPUT_TOKENS_FIRST, learned.ceiling)))
             learned.output.add(produced, self._quantile)
             if seconds > 0:
-                speed = min(usage.output / call.choices / seconds, OUTPUT_PER_SECOND_MAX)
+                speed = min(usage.output / call.spec.choices / seconds, OUTPUT_PER_SECOND_MAX)
                 speed = max(speed, OUTPUT_PER_SECOND_FIRST)  # callers choose the samples, as above
                 learned.speed += (speed - learned.speed) / MEAN_OVER
             visible = usage.output - usage.reasoning
@@ -325,7 +327,7 @@ class Estimator:
                 step = bytes_per_token - learned.bytes_per_output_token
                 learned.bytes_per_output_token += step / learned.texts
         if key_id and input_share is not None:
-            name = key_id, service_key, call.model, call.streamed
+            name = key_id, service_key, call.spec.model, call.spec.streamed
             self._learn_share(learned, organization_id, name, _bounded(input_share))
 
     def _most_text(self, call: CallRequest, tokenizer: str) -> int:
@@ -358,10 +360,10 @@ class Estimator:
         `call` is the turn of the session that was last admitted.
         """
         rare = len(body) - len(body.translate(None, NOT_ASCII))
-        message = CallRequest("", GENERIC, Body(body, rare_bytes=min(rare, size)), input_bytes=size)
+        spec = UNREAD if call is None else CallSpec(call.spec.model)
+        message = CallRequest("", GENERIC, Body(body, rare_bytes=min(rare, size)), spec, input_bytes=size)
         if call is not None:
-            message.model, message.aim = call.model, call.aim
-            message.models_beside = call.models_beside
+            message.aim, message.models_beside = call.aim, call.models_beside
         return min(self._most_text(message, "" if call is None else _tokenizer_of_all(message)), size)
 
     def speed(self, call: CallRequest) -> float:
@@ -422,7 +424,9 @@ class Estimator:
 
     def _learned_of(self, call: CallRequest, organization_id: int, service_key: str) -> _Learned | None:
         share = self.known.find(organization_id)
-        return None if share is None else share.models.find((service_key, call.model, call.streamed))
+        return (
+            None if share is None else share.models.find((service_key, call.spec.model, call.spec.streamed))
+        )
 
     def _first(self, model: str) -> _Learned:
         return _Learned(self._ceiling(model))
@@ -522,7 +526,7 @@ def answers_within(call: CallRequest) -> InnerAnswers | None:
         found.models += [(model, 1, None) for model in models_of(plugin, "plugins")]
     found.models += [
         (attempt.model, 1, call.output_max if attempt.output_max is None else attempt.output_max)
-        for attempt in call.attempts
+        for attempt in call.spec.attempts
     ]
     return found if found.models or found.compactions else None
 
@@ -569,7 +573,7 @@ def _tokenizer_of_all(call: CallRequest) -> str:
 
 def _answering(call: CallRequest) -> set[str]:
     """Return the models that may answer, as the upstreams call them."""
-    return ({target.model or call.model for target in call.aim.targets} or {call.model}).union(
+    return ({target.model or call.spec.model for target in call.aim.targets} or {call.spec.model}).union(
         call.models_beside
     )
 

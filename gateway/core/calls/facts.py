@@ -84,7 +84,7 @@ def fit_body(call: CallRequest, facts: UpstreamFacts) -> None:
     shape, document = SHAPES.get(call.meter), call.body.document
     if shape is None or document is None or call.body.model_at is not None:
         return
-    if call.streamed and shape.asks_for_usage:
+    if call.spec.streamed and shape.asks_for_usage:
         _ask_for_usage(call, document, wanted=STREAM_OPTIONS in facts.adds)
     if not shape.maximum or call.output_max is None:
         return
@@ -123,7 +123,7 @@ def _ask_for_usage(call: CallRequest, document: Document, *, wanted: bool) -> No
     """
     asked = call.strip_usage
     if wanted:
-        ask_for_usage(call, document)
+        call.strip_usage = ask_for_usage(document) is not None or asked
     elif asked:
         options = document["stream_options"]
         assert isinstance(options, dict)

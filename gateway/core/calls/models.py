@@ -158,9 +158,9 @@ _ACTING: Final = ("mcp_servers", "plugins", "conversation", "previous_response_i
 def is_repeatable(call: CallRequest) -> bool:
     """Return whether a call may be sent a second time with no other effect than a second answer."""
     document = call.body.document
-    if document is None or call.named or any(document.get(name) is not None for name in _ACTING):
+    if document is None or call.objects.named or any(document.get(name) is not None for name in _ACTING):
         return False
-    if call.background:  # the first one would continue unnoticed
+    if call.spec.background:  # the first one would continue unnoticed
         return False
     costs = tool_costs(call.family)
     return all(cost in SAFE for tool in call.body.tools for _, cost in kinds_of(tool, costs))

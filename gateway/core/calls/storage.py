@@ -38,7 +38,7 @@ _TIMESTAMP = re.compile(  # RFC 3339
 _NAMES: Final = ("ttl", "expireTime", "expire_time")
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class StorageTime:
     """The end of contents, `until_s` (Unix time), and the `seconds` before it that no earlier call has paid.
 

@@ -153,7 +153,7 @@ def unpriced_part(
     for tier in call.tiers:
         if any(lacks_tier(vector, tier) for vector in vectors):
             return f"the service tier {tier}", rules.tier_fields[0]
-    if deaf and (call.storage or not call.measured) and not rules.heard(document, call.body.names):
+    if deaf and (call.storage or not call.spec.units.likely) and not rules.heard(document, call.body.names):
         return "sound that is read, or a file that may be sound", "messages"
     made = makes(call) if "audio_output" in lacks or "image_output" in lacks else []
     if "audio_output" in lacks and "audio_output" in made:
@@ -170,7 +170,7 @@ def makes(call: CallRequest) -> list[str]:
     unasked.
     """
     document, family = call.body.document, OF_METER.get(call.meter)
-    if document is None or family is None or call.measured or call.output_max == 0:
+    if document is None or family is None or call.spec.units.likely or call.output_max == 0:
         return []
     rules, found = family.exclusions, list[str]()
     if rules.sound is not never and not rules.sound(document, call.body.names):
@@ -291,8 +291,8 @@ def know_reports(call: CallRequest, vectors: Vectors) -> None:
 
     Without a reported number of tokens such a call costs the amount held.
     """
-    if call.measured and not call.reports:
-        call.reports = any(pictures_by_tokens(vector, call.measured) for vector in vectors)
+    if units := call.spec.units.likely:
+        call.reports = call.reports or any(pictures_by_tokens(vector, units) for vector in vectors)
     elif not call.reports and not all(set(vector.lacks) >= _MADE for vector in vectors):
         call.reports = makes(call) != []
 

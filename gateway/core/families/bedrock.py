@@ -12,7 +12,15 @@ from typing import Any, Final
 
 import msgspec
 
-from gateway.core.calls.call import CallRequest, FieldNames, MediaPart, MediaPlaces, UsageBounds
+from gateway.core.calls.call import (
+    Body,
+    CallSpec,
+    FieldNames,
+    MediaPart,
+    MediaPlaces,
+    RequestedUnits,
+    UsageBounds,
+)
 from gateway.core.calls.routes import Route
 from gateway.core.families import anthropic
 from gateway.core.families.anthropic import calls, messages
@@ -78,7 +86,9 @@ _OWN_FIELDS: Final = frozenset(
 )
 
 
-def read_invoke(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_invoke(
+    body: Body, document: Document, params: PathParams, bounds: UsageBounds, *, streamed: bool
+) -> CallSpec:
     """Read a call of InvokeModel, whose body must be an Anthropic message."""
     version = document.get("anthropic_version")
     if not isinstance(version, str) or not version:
@@ -89,18 +99,17 @@ def read_invoke(call: CallRequest, document: Document, params: PathParams, bound
         )
     if "stream" in document:
         raise InvalidRequest("stream: the path says it, leave the field out.", param="stream")
-    calls.read_messages(call, document, params, bounds)
-    call.streamed = call.meter == "bedrock_invoke_stream"
+    return calls.read_messages(body, document, params, bounds)._replace(streamed=streamed)
 
 
-def read_converse(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_converse(
+    body: Body, document: Document, params: PathParams, bounds: UsageBounds, *, streamed: bool
+) -> CallSpec:
     """Read a call of Converse or ConverseStream, for any model."""
     _CONVERSE.check(document)
-    call.model = model_in_path(document, params.get("model"))
-    call.streamed = call.meter == "bedrock_converse_stream"
-    config = inner(document, "inferenceConfig", _INFERENCE)
-    if config is not None:
-        call.output_max = maximum(config, "maxTokens", bounds.usage_tokens_max, "inferenceConfig.")
+    model = model_in_path(document, params.get("model"))
+    config = inner(document, "inferenceConfig", _INFERENCE) or {}
+    output_max = maximum(config, "maxTokens", bounds.usage_tokens_max, "inferenceConfig.")
     for name in _UNMETERED:
         if document.get(name) is not None:
             raise InvalidRequest(f"{name} is not accepted: what it costs cannot be metered.", param=name)
@@ -114,25 +123,28 @@ def read_converse(call: CallRequest, document: Document, params: PathParams, bou
         raise InvalidRequest(
             "toolConfig.tools: a systemTool is not accepted, its uses cannot be metered.", param="toolConfig"
         )
+    return CallSpec(model, streamed, output_max)
 
 
-def read_rerank(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_rerank(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a reranking, and estimate its search units from its documents and queries."""
     _RERANK.check(document)
     config = object_in(object_in(document, "rerankingConfiguration"), "bedrockRerankingConfiguration")
-    call.model = model_name(object_in(config, "modelConfiguration").get("modelArn"), "modelArn")
+    model = model_name(object_in(config, "modelConfiguration").get("modelArn"), "modelArn")
     sources, queries = document.get("sources"), document.get("queries")
     if not isinstance(sources, list) or not sources or not isinstance(queries, list) or not queries:
         raise InvalidRequest("sources and queries must be lists.", param="sources")
-    call.output_max, call.measured = 0, {"search": searches_of(sources) * len(queries)}
+    searches = searches_of(sources) * len(queries)
+    return CallSpec(model, output_max=0, units=RequestedUnits({"search": searches}))
 
 
-def read_guardrail(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_guardrail(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read contents for a guardrail to check, and estimate the text units of each policy."""
     _CHECKED.check(document)
-    call.model, call.output_max = model_name(f"guardrail/{params.get('guardrail', '')}"), 0
+    model = model_name(f"guardrail/{params.get('guardrail', '')}")
     size = sum(len(str(one)) for one in elements(document, "content"))
-    call.measured = dict.fromkeys(_POLICIES.values(), 1 + size // _UNIT_CHARACTERS)
+    units = dict.fromkeys(_POLICIES.values(), 1 + size // _UNIT_CHARACTERS)
+    return CallSpec(model, output_max=0, units=RequestedUnits(units))
 
 
 def _read_checked(meter: Meter, document: bytes) -> None:
@@ -142,7 +154,7 @@ def _read_checked(meter: Meter, document: bytes) -> None:
     for name, units in usage.items():
         if not name.endswith("FreeUnits"):
             meter.detail.used_tool(_POLICIES.get(name, name), integer(units) or 0)
-    meter.call.measured = None
+    meter.detail.replaces_units = True
     meter.report_units()
 
 
@@ -294,12 +306,12 @@ def _shape(*, invoke: bool, streamed: bool) -> CallKind:
     unframed = partial(EventStreamMeter, dialect=dialect) if streamed else None
     if invoke:
         return CallKind(
-            read_invoke, dialect, "max_tokens", always_reports=True, unframed=unframed,
+            partial(read_invoke, streamed=streamed), dialect, "max_tokens", always_reports=True, unframed=unframed,
             numbers=_ANTHROPIC.numbers, media=_ANTHROPIC.media, tool_uses=_ANTHROPIC.tool_uses,
             limited_tools=_ANTHROPIC.limited_tools, skips_texts=True,
         )  # fmt: skip
     return CallKind(
-        read_converse, dialect, "maxTokens", object_at("inferenceConfig"), always_reports=True,
+        partial(read_converse, streamed=streamed), dialect, "maxTokens", object_at("inferenceConfig"), always_reports=True,
         unframed=unframed, numbers=frozenset({"maxTokens"}), media=_MEDIA, skips_texts=True,
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Final
 
 from gateway.core.billing.vector import IMAGES
-from gateway.core.calls.call import CallRequest, MediaPart, MediaPlaces, UsageBounds
+from gateway.core.calls.call import Body, CallSpec, MediaPart, MediaPlaces, RequestedUnits, UsageBounds
 from gateway.core.calls.routes import Route
 from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
@@ -48,32 +48,33 @@ _CONTENT: Final = frozenset(
 )
 
 
-def read_chat(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_chat(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     _CHAT.check(document)
-    call.model = model_name(document.get("model"))
-    call.streamed = flag(document, "stream")
-    call.output_max = maximum(document, "max_tokens", bounds.usage_tokens_max)
+    model = model_name(document.get("model"))
+    streamed = flag(document, "stream")
+    output_max = maximum(document, "max_tokens", bounds.usage_tokens_max)
     for name, why in _REFUSED.items():
         if document.get(name):
             raise InvalidRequest(f"{name} is not accepted: {why}.", param=name)
+    return CallSpec(model, streamed, output_max)
 
 
-def read_classify(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_classify(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a classification, which is charged by the number of texts."""
-    read_embed(call, document, params, bounds)
-    call.measured = {"classification": len(_texts(document, "inputs"))}
+    spec = read_embed(body, document, params, bounds)
+    return spec._replace(units=RequestedUnits({"classification": len(_texts(document, "inputs"))}))
 
 
-def read_embed(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_embed(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a call for embeddings, which produce no tokens."""
     _PLAIN.check(document)
-    call.model, call.output_max = model_name(document.get("model")), 0
+    return CallSpec(model_name(document.get("model")), output_max=0)
 
 
-def read_rerank(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_rerank(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a reranking, and hold the search units that its documents need."""
-    read_embed(call, document, params, bounds)
-    call.measured = {"search": searches_of(_texts(document, "documents"))}
+    spec = read_embed(body, document, params, bounds)
+    return spec._replace(units=RequestedUnits({"search": searches_of(_texts(document, "documents"))}))
 
 
 def _texts(document: Document, name: str) -> list[object]:

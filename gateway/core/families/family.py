@@ -17,7 +17,9 @@ import msgspec
 from gateway.core.accounts.upstream_jobs import OPERATIONS
 from gateway.core.calls.call import (
     BYTES_PER_TOKEN,
+    Body,
     CallRequest,
+    CallSpec,
     FieldNames,
     Media,
     MediaPlaces,
@@ -39,6 +41,7 @@ from gateway.core.families.controlled import (
 )
 from gateway.core.families.credit import OF_ALL, CreditSign
 from gateway.core.families.hearing import may_hear
+from gateway.core.families.model_differences import Difference
 from gateway.core.metering.meter import Dialect, Meter
 from gateway.core.metering.reading import UNREADABLE, decoded
 from gateway.core.model import BudgetWindow, Family
@@ -156,8 +159,8 @@ SEGMENT = "[^/]+"
 ID_CHARACTERS_MAX = 512
 TOLD_MAX = 1_024  # stored ids of one answer
 
-# Fills in a call from its document and the parameters of its path; `InvalidRequest` names a wrong field.
-Reader = Callable[[CallRequest, Document, PathParams, UsageBounds], None]
+# Reads what a call asks from its document and the parameters of its path; `InvalidRequest` names a wrong field.
+Reader = Callable[[Body, Document, PathParams, UsageBounds], CallSpec]
 
 
 class SocketMessages(Protocol):
@@ -251,14 +254,14 @@ class LiveSession(Protocol):
 _TURN = ControlledNames("model", "input_tokens", "input_beyond", "max_output_tokens", *OF_EVERY_FAMILY)
 
 
-def read_turn(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_turn(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read one turn of a `LiveSession` (a WebSocket): its model, and the input tokens known so far."""
     _TURN.check(document)
-    call.model, call.streamed = model_name(document.get("model")), True
+    model = model_name(document.get("model"))
     tokens = maximum(document, "input_tokens", bounds.usage_tokens_max) or 0
     beyond = maximum(document, "input_beyond", bounds.usage_tokens_max) or 0
-    call.media = Media(tokens=tokens, text_beyond=beyond)
-    call.output_max = maximum(document, "max_output_tokens", bounds.usage_tokens_max)
+    output_max = maximum(document, "max_output_tokens", bounds.usage_tokens_max)
+    return CallSpec(model, True, output_max, media=Media(tokens=tokens, text_beyond=beyond))
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,8 +286,8 @@ class CallKind:
     of_tools: bool = False  # calls a tool of a server: there is no model, and no token
     any_model: bool = False  # other models may answer than the body names
     form: FormKind | None = None  # the body may be a form
-    # sets what a call holds for the one recording of its form, once its seconds are counted
-    hear: Callable[[CallRequest, Length | None], None] | None = None
+    # returns what a call asks with the one recording of its form, once the seconds of that are counted
+    hear: Callable[[Body, CallSpec, Length | None], CallSpec] | None = None
     # reads the messages of one WebSocket, if calls may come by one
     messages: Callable[[], SocketMessages] | None = None
     stores: bool = False  # changes stored objects: its body may have known fields alone
@@ -603,6 +606,7 @@ class ApiFamily:
     seals: Mapping[str, str] = field(
         default_factory=dict
     )  # members that its provider sealed, by who opens them
+    differences: tuple[Difference, ...] = ()  # parts of calls that some of its models refuse
     exclusions: Exclusions = NONE  # which of the higher prices do not apply to a call
     model_lists: ListReaders = field(default_factory=dict)  # readers of lists that hold more than names
     provider: str = ""  # the provider's name in OpenTelemetry

@@ -13,7 +13,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from gateway.core.calls.call import CallRequest, UsageBounds
+from gateway.core.calls.call import Body, CallSpec, McpMessage, UsageBounds
 from gateway.core.calls.routes import Route
 from gateway.core.families.controlled import ControlledNames, Document, PathParams, id_in, ids_in
 from gateway.core.families.family import (
@@ -83,36 +83,35 @@ def routes_of(server: str) -> tuple[Route, ...]:
     )
 
 
-def read_message(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_message(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read one JSON-RPC message. `params` are the headers that repeat fields of its body."""
     id_ = document.get("id")
-    if isinstance(id_, str | int) and not isinstance(id_, bool):
-        call.mcp = call.mcp._replace(reply_to=id_)
+    reply_to = id_ if isinstance(id_, str | int) and not isinstance(id_, bool) else None
     try:
-        _read(call, document, params)
+        tool = _read(document, params, reply_to)
     except InvalidRequest as refusal:
-        refusal.reply_to = call.mcp.reply_to
+        refusal.reply_to = reply_to
         raise
+    # Its answer may be a stream, and has no tokens.
+    return CallSpec(streamed=True, output_max=0, mcp=McpMessage("", tool, not tool, reply_to))
 
 
-def _read(call: CallRequest, document: Document, said: Mapping[str, str]) -> None:
+def _read(document: Document, said: Mapping[str, str], reply_to: str | int | None) -> str:
+    """Return the tool that a message calls; empty for a message that costs nothing."""
     _MESSAGE.check(document)
     strange = next((name for name in document if name not in _MESSAGE.exact), None)
     if strange is not None or document.get("jsonrpc") != "2.0":
         raise _wrong(strange or "jsonrpc", 'a message has jsonrpc "2.0", id, method and params alone')
-    if "id" in document and call.mcp.reply_to is None:
+    if "id" in document and reply_to is None:
         raise _wrong("id", "must be a text or a whole number")
-    # Its answer may be a stream, and has no tokens.
-    call.streamed, call.output_max = True, 0
     method, params = document.get("method"), document.get("params", {})
     if method is None and ("result" in document or "error" in document):
-        call.mcp = call.mcp._replace(free=True)
-        return
+        return ""
     if not isinstance(method, str) or (method != CALL and method not in FREE):
         raise _wrong("method", f"{str(method)[:64]!r} is not a method that passes here")
     if not isinstance(params, dict):
         raise _wrong("params", "must be an object")
-    if not method.startswith(_NOTIFIES) and call.mcp.reply_to is None:
+    if not method.startswith(_NOTIFIES) and reply_to is None:
         raise _wrong("id", f"{method} is a request, and needs one")
     _PARAMS.check(params, "params.")
     subject = params.get(_SUBJECTS.get(method, ""))
@@ -120,11 +119,10 @@ def _read(call: CallRequest, document: Document, said: Mapping[str, str]) -> Non
     if method in TASKS and not (isinstance(subject, str) and 0 < len(subject) <= ID_CHARACTERS_MAX):
         raise _wrong("params.taskId", f"a task's id is a text of 1 to {ID_CHARACTERS_MAX} characters")
     if method != CALL:
-        call.mcp = call.mcp._replace(free=True)
-    elif not isinstance(subject, str) or _TOOL.fullmatch(subject) is None:
+        return ""
+    if not isinstance(subject, str) or _TOOL.fullmatch(subject) is None:
         raise _wrong("params.name", "a tool's name is of 1 to 128 letters, digits and _ - . / : in ASCII")
-    else:
-        call.mcp, call.model = call.mcp._replace(tool=subject), f"{call.mcp.server}/{subject}"
+    return subject
 
 
 def _check_head(method: str, subject: object, params: Document, said: Mapping[str, str]) -> None:
@@ -201,7 +199,7 @@ def _end(meter: Meter, message: Document) -> None:
         return
     meter.report_units()
     task = result if result.get("resultType") == "task" else object_in(result, "task")
-    meter.told += [task_key(meter.call.mcp.server, id_) for id_ in ids_of(task.get("taskId"))]
+    meter.told += [task_key(meter.call.spec.mcp.server, id_) for id_ in ids_of(task.get("taskId"))]
 
 
 def _asks_first(result: Document) -> bool:
@@ -219,7 +217,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         meter.said[_EVENTS] = 1
         return False
     answers, is_end = message.get("id"), "result" in message or "error" in message
-    if is_end and (answers is None or answers == meter.call.mcp.reply_to):
+    if is_end and (answers is None or answers == meter.call.spec.mcp.reply_to):
         _read_whole(meter, data)
         meter.phase = CLOSED
     return False

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from urllib.parse import unquote
 
-from gateway.core.calls.call import CallRequest
+from gateway.core.calls.call import CallRequest, StoredObjects
 from gateway.core.calls.routes import decoded_segments
 from gateway.core.families.controlled import FREE, Document, elements
 from gateway.core.families.family import (
@@ -150,10 +150,11 @@ def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
     document, objects = call.body.document, FAMILIES[call.family].objects
     if not owned.apart:
         return
-    call.keeps = KEPT_NOTHING
+    keeps = KEPT_NOTHING
     if owned.keeps is not None:
-        call.keeps = KEPT_OBJECTS if document is None else int(owned.keeps(document))
-    call.named = owned.ids
+        keeps = KEPT_OBJECTS if document is None else int(owned.keeps(document))
+    if keeps or owned.ids:
+        call.objects = StoredObjects(owned.ids, keeps=keeps)
     if document is None:
         return
     if owned.takes is not None:
@@ -185,11 +186,10 @@ def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
     if not asked:
         return
     found = BodyIds()
-    _take_ids(call, objects, asked, owned.closed, found)
-    if call.keeps:  # else its answer tells of none
-        if looks and call.body.cut is not None:
-            found.brought += call.body.cut.ids
-        call.brought = frozenset([one for value in found.brought for one in ids_of(value)])
+    _find_ids(objects, asked, owned.closed, found)
+    if looks and call.body.cut is not None:
+        found.brought += call.body.cut.ids
+    call.objects = _objects_of(call, owned.ids, found, keeps)
 
 
 def field_of(call: CallRequest, id_: str) -> str:
@@ -203,7 +203,7 @@ def field_of(call: CallRequest, id_: str) -> str:
         left -= 1
         place, value = waiting.pop()
         if isinstance(value, str) and (
-            objects.key(call.mcp.server, value) == id_
+            objects.key(call.spec.mcp.server, value) == id_
             or value == id_
             or id_ in objects.readings(value.strip())
         ):
@@ -219,11 +219,10 @@ def field_of(call: CallRequest, id_: str) -> str:
     return ""
 
 
-def _take_ids(call: CallRequest, objects: ObjectRules, asked: Document, closed: bool, found: BodyIds) -> None:
-    """Set in `call` the ids of stored objects that the body `asked` names, and collect details in `found`.
+def _find_ids(objects: ObjectRules, asked: Document, closed: bool, found: BodyIds) -> None:
+    """Add the ids of stored objects in the body `asked` to `found`.
 
-    Raise `InvalidRequest` for too many ids, and in the body of a stored object (`closed`) for what selects
-    objects otherwise.
+    Raise `InvalidRequest` in the body of a stored object (`closed`) for what selects objects otherwise.
     """
     try:
         for name, inside in asked.items():
@@ -234,12 +233,18 @@ def _take_ids(call: CallRequest, objects: ObjectRules, asked: Document, closed: 
             _check_kinds(objects, asked)
     except RecursionError as error:
         raise InvalidRequest("The request is nested too deeply.") from error
-    key, server = objects.key, call.mcp.server
+
+
+def _objects_of(call: CallRequest, ids: tuple[str, ...], found: BodyIds, keeps: int) -> StoredObjects:
+    """Return the objects of a call, by the `ids` in its path and those in its body; too many are refused."""
+    key, server = FAMILIES[call.family].objects.key, call.spec.mcp.server
     named = dict.fromkeys([key(server, id_) for value in found.named for id_ in ids_of(value)])
     unsure = dict.fromkeys([id_ for value in found.unknown for id_ in ids_of(value) if id_ not in named])
     if len(named) + len(unsure) > NAMED_MAX:
         raise InvalidRequest(f"The request names more than {NAMED_MAX} stored objects.")
-    call.named, call.unsure = (*call.named, *named), tuple(unsure)
+    values = found.brought if keeps else ()  # else its answer tells of none
+    brought = frozenset([id_ for value in values for id_ in ids_of(value)])
+    return StoredObjects((*ids, *named), tuple(unsure), brought, keeps)
 
 
 def _close(path: str, holder: Document, takes: Collection[str]) -> None:
@@ -332,8 +337,9 @@ def kept_apart(call: CallRequest, ids: list[str]) -> list[tuple[int, list[str]]]
     Ids of some kinds stay valid longer than that of the answer itself.
     """
     objects = FAMILIES[call.family].objects
-    if call.keeps == KEPT_OBJECTS:
+    keeps = call.objects.keeps
+    if keeps == KEPT_OBJECTS:
         return [(KEPT_OBJECTS, ids)]
     lasting = [one for one in ids if one.startswith(objects.lasting)]
     others = [one for one in ids if not one.startswith(objects.lasting)]
-    return [(how, some) for how, some in ((call.keeps, others), (KEPT_OBJECTS, lasting)) if some]
+    return [(how, some) for how, some in ((keeps, others), (KEPT_OBJECTS, lasting)) if some]

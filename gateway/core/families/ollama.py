@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Final
 
-from gateway.core.calls.call import CallRequest, MediaPart, MediaPlaces, UsageBounds
+from gateway.core.calls.call import Body, CallSpec, MediaPart, MediaPlaces, UsageBounds
 from gateway.core.calls.routes import Route
 from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
@@ -37,20 +37,19 @@ _CALL = ControlledNames("model", "stream", "options", *OF_EVERY_FAMILY)
 _OPTIONS = ControlledNames("num_predict")
 
 
-def read_call(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_call(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a chat or a completion, which is streamed unless `stream` is false."""
     _CALL.check(document)
-    call.model = model_name(document.get("model"))
-    call.streamed = document.get("stream") is None or flag(document, "stream")
-    options = inner(document, "options", _OPTIONS)
-    if options is not None:
-        call.output_max = maximum(options, "num_predict", bounds.usage_tokens_max, "options.")
+    model = model_name(document.get("model"))
+    streamed = document.get("stream") is None or flag(document, "stream")
+    options = inner(document, "options", _OPTIONS) or {}
+    return CallSpec(model, streamed, maximum(options, "num_predict", bounds.usage_tokens_max, "options."))
 
 
-def read_embed(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_embed(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a call for embeddings, which produce no tokens."""
     _CALL.check(document)
-    call.model, call.output_max = model_name(document.get("model")), 0
+    return CallSpec(model_name(document.get("model")), output_max=0)
 
 
 def _read_whole(meter: Meter, document: bytes) -> None:

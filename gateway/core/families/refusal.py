@@ -20,6 +20,7 @@ from gateway.core.accounts.limits import budget_headers, refusal_headers
 from gateway.core.accounts.refusals import RefusingLimit
 from gateway.core.accounts.runs import ENDED_CALLS, counts_calls, is_run, run_of
 from gateway.core.accounts.spent_answers import SPENT, UNSAID, SpentAnswer, is_read_as_status
+from gateway.core.accounts.windows import ROLLING
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import BlockCause, BudgetWindow, Family, LimitKind, Refused, Scope, Verdict
 from gateway.errors import Refusal
@@ -141,8 +142,13 @@ def _until(refused: Refused) -> str:
 
 def _resets(refused: Refused) -> str:
     """Return a sentence about the reset of a used up limit, in words that make agents stop retrying."""
+    rolls = refused.budget is not None and refused.budget.kind == ROLLING
     if refused.until_ms <= 0:
-        return "Quota exceeded; no interval will reset it."
+        return (
+            f"Quota exceeded; {'this request is larger than it' if rolls else 'no interval will reset it'}."
+        )
+    if rolls:
+        return f"Quota exceeded; this request fits at{_until(refused).removeprefix(' until')}."
     return f"Quota exceeded; it will reset at{_until(refused).removeprefix(' until')}."
 
 

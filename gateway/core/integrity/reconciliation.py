@@ -10,10 +10,12 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
+from typing import NamedTuple
 
-from gateway.core.accounts.budget_balances import LiveWindow
+from gateway.core.accounts.budget_balances import LiveWindow, StoredUse, carried_to
 from gateway.core.accounts.budgets import (
     MONEY,
+    OTHERS,
     TOKENS,
     Budget,
     account_of,
@@ -21,10 +23,11 @@ from gateway.core.accounts.budgets import (
     define_windows,
     have_own,
     is_forgotten_unused,
+    owner_in,
 )
-from gateway.core.accounts.intervals import window_bounds
 from gateway.core.accounts.outbox import (
     AccountPosition,
+    EventKind,
     MalformedEvent,
     WindowKey,
     decode,
@@ -32,6 +35,7 @@ from gateway.core.accounts.outbox import (
     sign_of,
 )
 from gateway.core.accounts.runs import ENDED_CALLS, Run, counts_calls, value_of
+from gateway.core.accounts.windows import CALENDAR
 from gateway.core.integrity.recovery import AccountHead
 from gateway.core.model import INTEGER_MAX
 
@@ -280,25 +284,41 @@ Uses = Mapping[WindowKey, int]
 Live = Mapping[str, Mapping[int, LiveWindow]]
 
 
+class WaitingUses(NamedTuple):
+    """The use of budget windows, and what they carry, in the units of their budgets."""
+
+    used: Uses = MappingProxyType({})
+    carried: Uses = MappingProxyType({})
+
+
 @dataclass(frozen=True, slots=True)
 class StoredBudgets:
     """PostgreSQL's use of budget windows up to the entry `mark`, in the units of their budgets.
 
     `moved` is the time (ms) of each window's last movement. `aside` are stored entries that are not counted
-    yet.
+    yet. `carried` is what windows carry that do: with them are the last ones before the present ones.
     """
 
     mark: bytes
     used: Uses
     aside: Sequence[bytes] = ()
     moved: Mapping[WindowKey, int] = field(default_factory=dict)
+    carried: Uses = field(default_factory=dict)
+
+
+class CarriedUse(NamedTuple):
+    """What the present window of a budget carries; `told` if it was used in this interval."""
+
+    amount: int
+    told: bool
 
 
 @dataclass(frozen=True, slots=True)
 class BudgetAccountUse:
     """The expected state of one budget account: its packed windows, and the use of each in that order.
 
-    `moved_ms` is the time of the last movement, 0 if unknown.
+    `moved_ms` is the time of the last movement, 0 if unknown. Budgets in `since` have windows not by the
+    calendar: several keys are of one window, whose uses from that time on count. `carried` is by budget.
     """
 
     name: str
@@ -306,68 +326,105 @@ class BudgetAccountUse:
     windows: tuple[WindowKey, ...]
     used: tuple[int, ...]
     moved_ms: int = 0
+    since: Mapping[int, int] = field(default_factory=dict)
+    carried: Mapping[int, CarriedUse] = field(default_factory=dict)
 
 
 def windows_at(budgets: Iterable[Budget], now_ms: int) -> list[WindowKey]:
-    """Return the current windows of budgets at a time (Unix ms)."""
-    return [
-        WindowKey(one.id, window_bounds(one.interval, one.time_zone, one.anchor_day, now_ms)[0])
-        for one in budgets
-    ]
+    """Return the earliest windows of budgets whose use counts at a time (Unix ms)."""
+    return [WindowKey(budget.id, budget.form.since(now_ms)) for budget in budgets]
 
 
-def waiting_in(packed: Iterable[bytes], budgets: Iterable[Budget]) -> dict[WindowKey, int]:
-    """Return the use of budget windows in packed entries, in the budgets' units; skip unreadable entries."""
-    units = {one.id: one.unit for one in budgets}
-    found: dict[WindowKey, int] = {}
-    for one in packed:
+def carrying(budgets: Iterable[Budget]) -> frozenset[int]:
+    """Return the ids of the budgets that carry over: they go by their last windows, however old."""
+    return frozenset(budget.id for budget in budgets if budget.carry is not None)
+
+
+def waiting_in(packed: Iterable[bytes], budgets: Iterable[Budget]) -> WaitingUses:
+    """Return the use of budget windows in packed entries, and what they carry; skip unreadable entries."""
+    units = {budget.id: budget.unit for budget in budgets}
+    used, carried = dict[WindowKey, int](), dict[WindowKey, int]()
+    for entry in packed:
         try:
-            event = decode(one)
+            event = decode(entry)
         except MalformedEvent:
             continue
         for window in event.budgets:
             unit = units.get(window.budget_id)
-            if unit is not None:
-                by = {MONEY: money_moved(event), TOKENS: event.raw_tokens}.get(unit, event.requests)
-                found[window] = found.get(window, 0) + sign_of(event) * by
-    return found
+            if unit is None:
+                continue
+            moved = {MONEY: money_moved(event), TOKENS: event.raw_tokens}.get(unit, event.requests)
+            if event.kind == EventKind.CARRY:
+                carried[window] = sign_of(event) * moved
+            else:
+                used[window] = used.get(window, 0) + sign_of(event) * moved
+    return WaitingUses(used, carried)
 
 
 def as_they_should_be(  # noqa: PLR0917  # an organization, its known use, and the time
     organization_id: int,
     budgets: Sequence[Budget],
-    stored: Uses,
-    waiting: Uses,
+    stored: StoredBudgets,
+    waiting: WaitingUses,
     now_ms: int,
     there: Iterable[str] = (),
-    moved: Mapping[WindowKey, int] = MappingProxyType({}),
 ) -> Iterator[BudgetAccountUse]:
     """Yield the expected state of an organization's budget accounts: of all with use, and all in `there`.
 
-    `stored` is the use in PostgreSQL and `waiting` that in entries not stored yet, by window. `there` are
-    the names of accounts in Redis. `moved` is the Unix ms of each window's last use; for a window with
-    waiting entries that is `now_ms`.
+    `stored` is the use in PostgreSQL and `waiting` that in entries not stored yet. `there` are the names of
+    accounts in Redis. A window with waiting entries has moved now.
     """
-    known = [*stored, *(one for one in waiting if one not in stored)]
+    owners, since = _owners(stored, waiting), dict(key[:2] for key in windows_at(budgets, now_ms))
     live = [name.partition(":") for name in there]
     for alike in accounts_of(budgets):
-        windows, packed = windows_at(alike, now_ms), define_windows(alike, now_ms)
-        running = {one[:2] for one in windows}
+        packed = define_windows(alike, now_ms)
         name = account_of(organization_id, alike[0])
         prefix, _, somebody = name.partition(":")
         values = [""]
         if somebody:
-            values = [value for budget_id, start_ms, value in known if (budget_id, start_ms) in running]
+            values = [
+                value
+                for budget in alike
+                for value, keys in owners.get(budget.id, {}).items()
+                if budget.carry is not None or any(key.start_ms >= since[budget.id] for key in keys)
+            ]
             values += [value for like, _, value in live if like == prefix]
+        rolling = {budget.id: since[budget.id] for budget in alike if budget.window != CALENDAR}
         for value in dict.fromkeys(values):
-            own = tuple(WindowKey(one.budget_id, one.start_ms, value) for one in windows)
-            used = tuple(
-                _counted(budget.unit, stored.get(one, 0) + waiting.get(one, 0))
-                for budget, one in zip(alike, own, strict=True)
+            own, amounts, carried = list[WindowKey](), list[int](), dict[int, CarriedUse]()
+            for budget in alike:
+                uses = {
+                    key.start_ms: stored.used.get(key, 0) + waiting.used.get(key, 0)
+                    for key in owners.get(budget.id, {}).get(value, ())
+                }
+                begun = since[budget.id]
+                starts = sorted(at for at in uses if at >= begun) if budget.id in rolling else [begun]
+                own += [WindowKey(budget.id, start, value) for start in starts]
+                amounts += [_counted(budget.unit, uses.get(start, 0)) for start in starts]
+                if budget.carry_of(value) is not None and uses:
+                    last = max(uses)
+                    key = WindowKey(budget.id, last, value)
+                    known = StoredUse(uses, waiting.carried.get(key, stored.carried.get(key)))
+                    amount = carried_to(budget, now_ms, known, value)
+                    carried[budget.id] = CarriedUse(amount, last == begun and known.carried is not None)
+            moved_ms = max(
+                (now_ms if key in waiting.used else stored.moved.get(key, 0) for key in own), default=0
             )
-            moved_ms = max(now_ms if one in waiting else moved.get(one, 0) for one in own)
-            its = define_windows(alike, now_ms, value) if have_own(alike, value) else packed
-            yield BudgetAccountUse(f"{prefix}:{value}" if somebody else name, its, own, used, moved_ms)
+            its = (
+                define_windows(alike, now_ms, value) if value == OTHERS or have_own(alike, value) else packed
+            )
+            yield BudgetAccountUse(
+                f"{prefix}:{value}" if somebody else name, its, tuple(own), tuple(amounts), moved_ms,
+                rolling, carried,
+            )  # fmt: skip
+
+
+def _owners(stored: StoredBudgets, waiting: WaitingUses) -> dict[int, dict[str, list[WindowKey]]]:
+    """Return the windows that were used by budget and owner."""
+    found = dict[int, dict[str, list[WindowKey]]]()
+    for key in [*stored.used, *(key for key in waiting.used if key not in stored.used)]:
+        found.setdefault(key.budget_id, {}).setdefault(key.value, []).append(key)
+    return found
 
 
 def run_as_it_should_be(run: Run, stored: Uses, waiting: Uses) -> BudgetAccountUse:
@@ -397,6 +454,7 @@ def differing(
         account
         for account in accounts
         if any(has < used if less_only else has != used for _, has, used in _compared(account, live))
+        or _lacks_carry(account, live, less_only=less_only)
     ]
 
 
@@ -432,12 +490,29 @@ def _compared(account: BudgetAccountUse, live: Live) -> Iterator[tuple[WindowKey
     found = live.get(account.name, {})
     for window, used in zip(account.windows, account.used, strict=True):
         there = found.get(window.budget_id)
-        if there is None or there.start_ms < window.start_ms:
+        if window.budget_id in account.since:
+            yield window, there.uses.get(window.start_ms, 0) if there is not None else 0, used
+        elif there is None or there.start_ms < window.start_ms:
             yield window, 0, used
         elif there.start_ms == window.start_ms:
             # An earlier version stops counting there: much money, and the calls of a run that has ended.
             most = ENDED_CALLS if counts_calls(window.budget_id) else INTEGER_MAX
             yield window, there.used, INTEGER_MAX if there.used == INTEGER_MAX and used >= most else used
+    for budget_id, since in account.since.items():
+        for start_ms, has in found[budget_id].uses.items() if budget_id in found else ():
+            window = WindowKey(budget_id, start_ms, owner_in(account.name))
+            if start_ms >= since and has and window not in account.windows:
+                yield window, has, 0
+
+
+def _lacks_carry(account: BudgetAccountUse, live: Live, *, less_only: bool) -> bool:
+    """Return whether Redis lacks what an account carries, or has another amount than was told of this interval."""
+    found = live.get(account.name, {})
+    for budget_id, (amount, told) in account.carried.items():
+        there = found.get(budget_id)
+        if there is None or there.carried is None or (told and not less_only and there.carried != amount):
+            return True
+    return False
 
 
 def _counted(unit: str, amount: int) -> int:

@@ -36,8 +36,8 @@ class Detail:
 
     __slots__ = (
         "_believed", "_queries", "audio_input", "audio_output", "beside", "cache_write", "cache_write_1h",
-        "contradicted", "cost", "declined", "image_input", "image_output", "model", "retry_s", "says_more",
-        "service_tier", "tools", "unknown",
+        "contradicted", "cost", "declined", "image_input", "image_output", "model", "replaces_units", "retry_s",
+        "says_more", "service_tier", "tools", "unknown",
     )  # fmt: skip
 
     def __init__(self) -> None:
@@ -48,6 +48,9 @@ class Detail:
         self.unknown = b""  # the last report with unknown fields, raw; empty if it was too long
         # Whether there was a report with unknown fields, and whether the content proves a report wrong.
         self.says_more = self.contradicted = False
+        self.replaces_units = (
+            False  # what is reported is charged in place of the units that the call asked for
+        )
         self.retry_s = 0.0  # seconds until a retry, as a refusal states
         self.cost: int | None = None  # nano-dollars, as the provider states
         self.beside: list[tuple[str, Counts]] = []  # tokens of other models that answered within the call
@@ -237,9 +240,9 @@ class Meter:
 
     __slots__ = (
         "_dense_from", "_reported_at", "begun", "behind", "bounds", "broke", "by_units", "cached", "call",
-        "content_events", "detail", "ended", "failed", "final", "finished", "input", "last_word", "marked",
-        "notes", "opening", "output", "output_most", "partial", "phase", "position", "reasoning", "reported",
-        "reported_part", "said", "status", "surplus", "text_bytes", "texts", "told", "total", "uncounted",
+        "content_events", "detail", "ended", "failed", "final", "finished", "input", "known_ids", "last_word", "marked",
+        "notes", "opening", "output", "output_most", "partial", "phase", "position", "reasoning",
+        "reported", "reported_part", "said", "status", "surplus", "text_bytes", "texts", "told", "total", "uncounted",
         "unread", "whole_bytes", "withheld", "words",
     )  # fmt: skip
 
@@ -255,13 +258,14 @@ class Meter:
         self.phase: int = OPEN
         self.behind = False  # whether `feed` without bytes has more to do
         self.told: list[str] = []  # ids of stored objects in the answer
+        self.known_ids = call.objects.brought  # of those, which need no owner: brought, or told before
         self.said: dict[tuple[int, str], int] = {}  # sizes of content by item and kind of event, for a family
         self.begun: dict[int, bool] = {}  # whether each choice is finished, by its index
         # Counted tokens are bounded by the call's maximum; reported ones are not.
         each, most = call.output_max, bounds.usage_tokens_max
         if each is None:
             each = call.output_ceiling or most
-        self.output_most = min(each * call.choices, most)
+        self.output_most = min(each * call.spec.choices, most)
         # From so many bytes on the text is probably longer than the maximum, and its words are counted.
         self._dense_from, self.words = int(self.output_most * call.learned.output_bytes_per_token), 0
         self.reported = self.partial = self.uncounted = self.marked = self.final = False
@@ -273,7 +277,7 @@ class Meter:
         self.position = -1  # the open block, or the last sequence number
         # Pieces of several choices are interleaved, so they are no text together.
         self.texts: list[str] | None = (
-            [] if call.learned.tokens_of is not None and call.choices == 1 else None
+            [] if call.learned.tokens_of is not None and call.spec.choices == 1 else None
         )
 
     def feed(self, chunk: bytes) -> bytes:
@@ -517,7 +521,7 @@ class Meter:
         call = self.call
         read = max(self.input, call.input_ceiling)
         most = call.output_ceiling if call.output_max is None else call.output_max
-        output = max(self.output, self._produced_tokens(), most * call.choices)
+        output = max(self.output, self._produced_tokens(), most * call.spec.choices)
         return TokenUsage(read, output, 0, 0, self._bounded(max(self.total, read + output)), 1, False, True)
 
     def _produced_tokens(self) -> int:

@@ -217,7 +217,7 @@ class FreeMeter(Meter):
 
     def __init__(self, call: CallRequest, status: int, bounds: UsageBounds, tail: Tail | None) -> None:
         Meter.__init__(self, call, status, bounds)
-        self._tail = tail if call.keeps and 200 <= status < 300 else None
+        self._tail = tail if call.objects.keeps and 200 <= status < 300 else None
         self._kept: list[bytes] = []
         self._kept_bytes = 0
 
@@ -313,8 +313,10 @@ class WholeMeter(Meter):
             note_fee(self, document)
         if self._shortened is not None and not document:
             self._shortened.read_ends(self, self._dialect)
-        elif self.call.keeps and may_tell(self.call.family, document, self.call.keeps):
-            self.told += told(self.call.family, loose_document(document), self.call.named, self.call.keeps)
+        elif self.call.objects.keeps and may_tell(self.call.family, document, self.call.objects.keeps):
+            self.told += told(
+                self.call.family, loose_document(document), self.call.objects.named, self.call.objects.keeps
+            )
         if not self.reported and len(document) > BRACKETS_MAX:  # possibly more brackets than are checked
             ends = TextShortener(0)
             ends.feed(document)
@@ -332,7 +334,7 @@ class WholeMeter(Meter):
 
     def slim(self) -> None:
         """Stop storing long texts, unless ids of stored objects are read from the answer."""
-        if not self.call.keeps:
+        if not self.call.objects.keeps:
             self.bounds = slim(self.bounds)
 
     @property
@@ -349,10 +351,10 @@ class WholeMeter(Meter):
         """Return the tokens used so far. The output counts only if the client asked for a stream."""
         if self.reported:
             return self.total
-        if self.call.mcp.server or not self._kept_bytes or not 200 <= self.status < 300:
+        if self.call.spec.mcp.server or not self._kept_bytes or not 200 <= self.status < 300:
             return 0
         # A client that asked for a stream reads the answer while it comes.
-        passed = self._kept_bytes if self.call.streamed else 0
+        passed = self._kept_bytes if self.call.spec.streamed else 0
         produced = int(passed // self.call.learned.output_bytes_per_token)
         return self.call.input_estimate + min(produced, self.output_most)
 
@@ -371,7 +373,7 @@ class WholeMeter(Meter):
     def _examine(self) -> None:
         """Count the text of the stored document, if it is incomplete or has no full report of usage."""
         told = self.reported and self.final and not self.uncounted and (self.output > 0 or self.by_units)
-        if told or self._examined == self._kept_bytes or self.call.mcp.server or self.call.output_max == 0:
+        if told or self._examined == self._kept_bytes or self.call.output_max == 0:
             return
         self._examined = self._kept_bytes
         document, left_out = self._document(), UNCOUNTED | self._dialect.brought
@@ -602,7 +604,9 @@ def make_meter(
                 decoded = GenericMeter(call, status, bounds, usage_amount, _tail(content_type, b""))
                 return EncodedMeter(decoded, coding != b"deflate")
             return GenericMeter(call, status, bounds, usage_amount, _tail(content_type, content_encoding))
-        return FreeMeter(call, status, bounds, _tail(content_type, content_encoding) if call.keeps else None)
+        return FreeMeter(
+            call, status, bounds, _tail(content_type, content_encoding) if call.objects.keeps else None
+        )
     coding = content_encoding.strip().lower() if content_encoding else b""
     if not coding or coding == b"identity":
         return _plain(call, status, content_type, bounds, shape)
@@ -623,13 +627,13 @@ def _plain(
     call: CallRequest, status: int, content_type: bytes, bounds: UsageBounds, shape: CallKind
 ) -> Meter:
     dialect = shape.dialect
-    if content_type == b"application/json" and not call.streamed:
+    if content_type == b"application/json" and not call.spec.streamed:
         return WholeMeter(call, status, bounds, dialect)
     media = content_type.partition(b";")[0].strip().lower()
     if media == b"text/event-stream":
         return StreamMeter(call, status, bounds, dialect)
     if shape.unframed is not None and 200 <= status < 300:
         return shape.unframed(call, status, bounds)
-    if call.streamed and 200 <= status < 300 and media != b"application/json":
+    if call.spec.streamed and 200 <= status < 300 and media != b"application/json":
         return StreamMeter(call, status, bounds, dialect)
     return WholeMeter(call, status, bounds, dialect)

@@ -501,7 +501,7 @@ class Directory(CallerCache):
         terms = self._terms.find(caller.organization_id)
         if terms is None or terms.groups is None:
             return ()
-        return terms.groups.of(caller, caller.acts_for(said.user, call.user), said.project_id)
+        return terms.groups.of(caller, caller.acts_for(said.user, call.spec.user), said.project_id)
 
     def budgets_of(self, caller: Caller, said: Attribution) -> list[CallerBudget]:
         """Return the accounts and budgets that any call of a caller, attributed as `said`, may take from."""

@@ -17,8 +17,8 @@ from typing import Final
 from gateway.core.accounts.call_budgets import OrganizationBudgets
 from gateway.core.accounts.definitions import NO_LISTS, NegotiatedTerms, OrganizationTerms, Share
 from gateway.core.accounts.groups import NO_GROUPS, Groups
-from gateway.core.accounts.plans import Weights
 from gateway.core.accounts.run_policies import NO_POLICIES
+from gateway.core.accounts.weights import Weights
 from gateway.core.billing.price_book import PriceBook
 from gateway.core.billing.sellers import Seller
 from gateway.core.billing.vector import ModelPrice, Vector

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import cast
 
-from gateway.core.accounts.plans import Weights
+from gateway.core.accounts.weights import Weights
 from gateway.core.joined import packed
 from gateway.core.layout import LAYOUT
 from gateway.core.model import Admitted, HoldRequest, Refused, Settlement, SettleResult, Verdict

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Final, cast
@@ -10,9 +10,10 @@ from typing import Final, cast
 import msgspec
 
 from gateway.core.accounts.budget_amounts import render_amount
-from gateway.core.accounts.budget_balances import BudgetBalance, compute_balance
-from gateway.core.accounts.budgets import Budget, owner_in
+from gateway.core.accounts.budget_balances import BudgetBalance, LiveWindow, compute_balance
+from gateway.core.accounts.budgets import OTHERS, Budget, owner_in
 from gateway.core.accounts.call_budgets import CallerBudget
+from gateway.core.accounts.windows import CALENDAR, ROLLING, render_length
 from gateway.core.model import Attribution, Caller, Scope
 from gateway.core.times import moment_of, ms_of, rfc3339
 from gateway.counters.admission.throttle import Throttle
@@ -34,15 +35,13 @@ async def budget_limits(
 ) -> list[dict[str, object]]:
     """Return the limits of budgets as JSON values; `found` are the budgets of a caller."""
     found = found[:BUDGETS_TOLD_MAX]
-    names = list(dict.fromkeys(own.account for own in found))
-    if not names:
-        return []
-    raws = await wire.send(
-        encode(b"MGET", *(keys.budget_account(partition, name).encode() for name in names))
-    )
-    if not isinstance(raws, list):
-        raise CountersUnavailable
-    windows = {name: live_windows(cast("bytes", raw)) for name, raw in zip(names, raws, strict=True) if raw}
+    windows = await _windows(wire, partition, dict.fromkeys(own.account for own in found))
+    newcomers = dict.fromkeys(own.account for own in found if own.account not in windows)
+    if shared := {name: _shared(name) for name in newcomers if await _is_full(wire, partition, name, now_ms)}:
+        windows |= await _windows(wire, partition, dict.fromkeys(shared.values()))
+        found = [
+            CallerBudget(shared[own.account], own.budget) if own.account in shared else own for own in found
+        ]
     return [
         _budget_limit(
             budget, compute_balance(budget, now_ms, None, windows.get(name), owner_in(name), groups=groups)
@@ -51,9 +50,49 @@ async def budget_limits(
     ]
 
 
+async def _windows(
+    wire: RedisConnection, partition: int, names: Collection[str]
+) -> dict[str, Mapping[int, LiveWindow]]:
+    """Return the windows of these accounts, by name; accounts that do not exist are left out."""
+    if not names:
+        return {}
+    raws = await wire.send(
+        encode(b"MGET", *(keys.budget_account(partition, name).encode() for name in names))
+    )
+    if not isinstance(raws, list):
+        raise CountersUnavailable
+    return {name: live_windows(cast("bytes", raw)) for name, raw in zip(names, raws, strict=True) if raw}
+
+
+async def _is_full(wire: RedisConnection, partition: int, name: str, now_ms: int) -> bool:
+    """Return whether the account of an owner cannot be made, as `too_many` of `lua/lib/short.lua` decides."""
+    if not owner_in(name):
+        return False
+    index = keys.each_accounts(partition, name).encode()
+    placed = await wire.send(encode(b"ZCOUNT", index, b"%d" % now_ms, b"+inf"))
+    known = await wire.send(encode(b"ZCARD", index))
+    if not isinstance(placed, int) or not isinstance(known, int):
+        raise CountersUnavailable
+    return placed >= states.EACH_ACCOUNTS_MAX or known >= states.EACH_KEPT_MAX
+
+
+def _shared(name: str) -> str:
+    """Return the account that the owners without a place share."""
+    return f"{name.partition(':')[0]}:{OTHERS}"
+
+
 def _budget_limit(budget: Budget, now: BudgetBalance) -> dict[str, object]:
     """Return one budget as JSON values; the amounts held by running calls are taken off the rest."""
     limit, left = now.limit, now.remaining
+    more: dict[str, object] = {}
+    if budget.window != CALENDAR:
+        more |= {"window": budget.window, "length": render_length(budget.length_ms)}
+    if budget.window == ROLLING:
+        more["frees"] = [
+            {"at": moment(at_ms), "amount": render_amount(budget.unit, amount)} for at_ms, amount in now.frees
+        ]
+    if budget.carry is not None:
+        more["carried"] = render_amount(budget.unit, now.carried)
     return {
         "scope": "budget",
         "name": budget.name,
@@ -63,7 +102,8 @@ def _budget_limit(budget: Budget, now: BudgetBalance) -> dict[str, object]:
         "used": render_amount(budget.unit, now.used),
         "remaining": None if left is None else render_amount(budget.unit, max(0, left - now.held)),
         "reset_at": moment(now.resets_ms),
-        "interval": budget.interval,
+        "interval": budget.interval or None,
+        **more,
     }
 
 

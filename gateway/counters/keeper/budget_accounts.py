@@ -96,7 +96,7 @@ class BudgetAccounts(ControlClient):
             for account in some:
                 somebody = account.name.partition(":")[2]
                 expires = _expiry(account.defined, account.moved_ms or now_ms) if somebody else 0
-                packed = _packed(account, held, expires, calls[account.name] if somebody else 0)
+                packed = _packed(account, held, now_ms, expires, calls[account.name] if somebody else 0)
                 written.append((keys.budget_account(partition, account.name), packed))
                 if somebody:
                     index = keys.each_accounts(partition, account.name)
@@ -124,13 +124,15 @@ class BudgetAccounts(ControlClient):
         await self.ask_together(ending)
         return gone
 
-    async def take_up_budgets(self, partition: int, accounts: Iterable[BudgetAccountUse]) -> None:
+    async def take_up_budgets(
+        self, partition: int, accounts: Iterable[BudgetAccountUse], now_ms: int
+    ) -> None:
         """Write missing accounts with their stored use, unless a call creates them meanwhile."""
         commands, marker = list[tuple[bytes, ...]](), await self.marker(partition)
         for one in accounts:
             expires, value = _expiry(one.defined, one.moved_ms), one.name.partition(":")[2]
             index, name = keys.each_accounts(partition, one.name), keys.budget_account(partition, one.name)
-            packed = packing.as_written(name, _packed(one, {}, expires, 0), marker)
+            packed = packing.as_written(name, _packed(one, {}, now_ms, expires, 0), marker)
             commands += (
                 (b"ZADD", index.encode(), b"NX", b"%d" % abs(expires), value.encode()),
                 (b"SET", name.encode(), packed, b"NX"),
@@ -194,11 +196,18 @@ def _held(held: Held, name: str, window: states.WindowState) -> int:
     return min(tokens if window.flags & FLAG_TOKENS else requests, INTEGER_MAX)
 
 
-def _packed(account: BudgetAccountUse, held: Held, expires: int, calls: int) -> bytes:
+def _packed(account: BudgetAccountUse, held: Held, now_ms: int, expires: int, calls: int) -> bytes:
     """Return a budget account's packed state, with the amounts `held` by its `calls` in flight."""
     windows = states.defined_windows(account.defined)
-    for window, used in zip(windows, account.used, strict=True):
-        window.used, window.held = used, _held(held, account.name, window) if held else 0
+    uses: dict[int, dict[int, int]] = {window.budget_id: {} for window in windows}
+    for key, used in zip(account.windows, account.used, strict=True):
+        uses[key.budget_id][key.start_ms] = used
+    for window in windows:
+        window.put_uses(uses[window.budget_id], now_ms)
+        window.held = _held(held, account.name, window) if held else 0
+        if window.carry is not None and window.budget_id in account.carried:
+            amount, told = account.carried[window.budget_id]
+            window.carry.carried, window.carry.told, window.carry.begun = amount, told, True
     return states.pack_windows(windows, expires, calls)
 
 
@@ -208,6 +217,9 @@ def _expiry(defined: bytes, moved_ms: int) -> int:
     The time is negative if the account is kept, but then no longer counts towards its budget's maximum of
     accounts. The rule is that of `lua/lib/kept.lua`.
     """
-    forever, ended, unused = ends_of(defined)
+    ends = ends_of(defined)
     unused_at = (moved_ms // DAY_MS + states.EACH_UNUSED_DAYS + 1) * DAY_MS
-    return -unused_at if forever else max(ended + KEPT_MS, unused_at if unused else 0)
+    if ends.never:
+        return -unused_at
+    last_ms = max(ends.last_ms, moved_ms + ends.counts_ms if ends.counts_ms else 0)
+    return max(last_ms + KEPT_MS, unused_at if ends.ends_unused else 0)

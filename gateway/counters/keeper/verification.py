@@ -8,12 +8,13 @@ from contextlib import suppress
 from typing import cast
 
 from gateway.core.accounts.definitions import KeyDefinition, OrganizationAccount, TenantAccount
-from gateway.core.integrity.recovery import LedgerState, Markers, WorkerReport
+from gateway.core.integrity.recovery import LedgerState, Markers
+from gateway.core.integrity.roster import WorkerReport
 from gateway.core.layout import EARLIER, LAYOUT
 from gateway.core.text import batched
 from gateway.counters.admission.stored import version_standing
 from gateway.counters.history_guard import NOBODY
-from gateway.counters.keeper import rebuild, status
+from gateway.counters.keeper import rebuild, worker_reports
 from gateway.counters.keeper.budget_accounts import BudgetAccounts
 from gateway.counters.keeper.bulk import BulkLoader
 from gateway.counters.keeper.client import (
@@ -80,7 +81,7 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         """Return the last reports of workers, by worker number."""
         fields = fields_of(await self.ask(b"HGETALL", keys.workers(self.wire.part.anchor).encode()))
         ours = ((slot.decode(), raw) for slot, raw in fields.items() if slot.isascii())
-        read = ((slot, status.unpack(cast("bytes", raw))) for slot, raw in ours)
+        read = ((slot, worker_reports.unpack(cast("bytes", raw))) for slot, raw in ours)
         return {worker_slot: report for worker_slot, report in read if report is not None}
 
     async def dismiss(self, worker_slots: Collection[str]) -> None:

@@ -52,7 +52,8 @@ _FIELD = re.compile(r"(?<![.\w])(?P<record>(?:[a-z]+_)*(?P<layout>[a-z]+))\.(?P<
 # Tables with fields that are no opened layouts: libraries, and the JSON values of `share` and `note`.
 _TABLES = frozenset({
     "facts", "math", "redis", "string", "struct", "table", "cjson", "cmsgpack", "capacity", "one", "limits",
-    "share", "asked", "other", "left", "wide", "payment",
+    "share", "asked", "other", "left", "wide", "payment", "rings", "carries",
+    "kinds",
 })  # fmt: skip
 _CLOSED_BY = {"(": ")", "{": "}", "[": "]"}
 # The fields of an account before this one are its definition.

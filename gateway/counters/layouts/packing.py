@@ -33,6 +33,7 @@ from gateway.core.model import (
     BudgetAccount,
     BudgetWindow,
     Caller,
+    FreedAmount,
     HoldExtension,
     HoldRequest,
     Limits,
@@ -85,6 +86,8 @@ STEP = Layout("STEP", "f64 budget parts binds")
 BUDGETS = Layout(
     "BUDGETS", "i64 money budget_tokens budget=0 limit=0 used=0 reset=0 unit=0 limit_rest=0 used_rest=0"
 )
+# After BUDGETS: of the tightest windows that roll, when something is free again, and how much.
+FREES = Layout("FREES", "i64 freed_budget ends amount amount_rest freed_unit")
 
 # The log and the late queue store a settlement without the batch.
 _KEPT = (
@@ -156,7 +159,7 @@ RECORDS = {
 }  # fmt: skip
 LAYOUTS = (
     *states.LAYOUTS, *states.WINDOW_LAYOUTS, ENTRY, PRICED, CARRIED, BUDGETED, DEFINED_WINDOW, TIER, CODE,
-    MARKER, NEED, STEP, BUDGETS, PAID, AMENDED,
+    MARKER, NEED, STEP, BUDGETS, FREES, PAID, AMENDED,
     RESERVE, ADMITTED, REFUSED, KEPT, SETTLEMENT, SETTLED, GONE, ACKNOWLEDGED, EXTEND, EXTENDED,
     LEASE, LEASED, NO_LEASE, GRANT, GRANTED,
     LOAD, PLAN, DEFINE_KEY, DEFINE_USER, DEFINE_TENANT, DEFINE_ORGANIZATION, PARK, PARKED, STREAM_ID,
@@ -169,6 +172,7 @@ LAYOUTS = (
 # An account of one owner is followed by its index wherever the account may be created or deleted.
 
 _ADMITTED_SIZE = ADMITTED.size
+_BUDGETS_END = ADMITTED.size + BUDGETS.size
 # The unit of a wide window in an answer.
 WIDE = FLAG_MONEY | FLAG_TOKENS
 
@@ -184,8 +188,15 @@ def account_keys(partition: int, names: Sequence[str], *, indexed: bool) -> Iter
 def live_windows(packed: bytes) -> dict[int, LiveWindow]:
     """Return the stored windows of an account, by budget id."""
     return {
-        one.budget_id: LiveWindow(one.budget_id, one.used, one.held, one.start)
-        for one in unpack_windows(packed)
+        window.budget_id: LiveWindow(
+            window.budget_id,
+            window.used,
+            window.held,
+            window.start,
+            window.parts,
+            window.carry.carried if window.carry is not None and window.carry.begun else None,
+        )
+        for window in unpack_windows(packed)
     }
 
 
@@ -352,6 +363,12 @@ def decision(answer: bytes, service: Service) -> Admitted | Refused:
                 if field[22] == WIDE:
                     limit, used = field[19] * NANO + field[23], field[20] * NANO + field[24]
                     admitted.budget = BudgetWindow(field[18], limit, used, field[21], FLAG_MONEY)
+            if len(answer) > _BUDGETS_END:
+                admitted.frees = tuple([
+                    FreedAmount(budget_id, at_ms, amount * NANO + rest if unit == WIDE else amount,
+                                FLAG_MONEY if unit == WIDE else unit)
+                    for budget_id, at_ms, amount, rest, unit in FREES.struct.iter_unpack(answer[_BUDGETS_END:])
+                ])  # fmt: skip
         return admitted
     if len(answer) == _REFUSED.size:
         code, now, scope, kind, used, limit, until, budget_id, unit, held, need, *rests = _REFUSED.unpack(

@@ -11,16 +11,23 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from operator import attrgetter
+from struct import Struct
 from typing import TypeVar, cast
 
 from gateway.core.accounts import budgets
 from gateway.core.accounts.budgets import (
+    CARRY_BEGUN,
+    CARRY_DEBT,
+    CARRY_TOLD,
     DEFINED_WINDOW,
+    FLAG_CARRIES,
     FLAG_MONEY,
     FLAGS_OVERFLOWED,
+    WIDE_STEPS,
     packed_limit,
     read_limit,
 )
+from gateway.core.accounts.windows import FLAG_FIRST_USE, FLAG_ROLLING, WHOLE_PARTS
 from gateway.core.billing.money import NANO
 from gateway.core.layout import KINDS, LAYOUT, NUMBER, Layout, LayoutField
 from gateway.core.model import INTEGER_MAX, BlockCause
@@ -29,20 +36,46 @@ from gateway.core.model import INTEGER_MAX, BlockCause
 
 # The account of one owner counts the calls in flight that take from it, which may exceed their holds: until
 # they end it is kept. An open window is its definition together with its meter. After the meters of all
-# windows come those of the wide ones, for amounts below a whole unit of the currency.
-BUDGET = Layout("BUDGET", "number, u8 flags, f64 expires calls=0@132 wide_count=0@133")
+# windows come those of the wide ones, for amounts below a whole unit of the currency, and then the parts of
+# those that roll, each in a ring (`lua/lib/rings.lua`). What a window carries is one more window behind it.
+BUDGET = Layout("BUDGET", "number, u8 flags, f64 expires calls=0@132 further=0@133")
 METER = Layout("METER", "f64 used held")
-WINDOW = Layout("WINDOW", "f64 budget_id limit start next after, u8 flags, f64 used held used_rest held_rest")
+WINDOW = Layout(
+    "WINDOW",
+    "f64 budget_id limit start next after, u8 flags,"
+    " f64 used held used_rest held_rest place ring ring_rest carry",
+)
 WINDOW_LAYOUTS = BUDGET, METER, WINDOW
 # From so many whole units on, a window's amounts count in two numbers: `measure` of lua/lib/wide_windows.lua.
 WHOLE_MAX = INTEGER_MAX // NANO
+
+
+# Parts of a rolling window, and the numbers stored of them: when the oldest one with a use began comes last.
+PARTS, PARTS_STORED = WHOLE_PARTS + 1, WHOLE_PARTS + 2
+
+
+@dataclass(slots=True)
+class CarryState:
+    """What a window carries: at most `most`, and debt too if `debt`; `carried` is below 0 if it is taken off.
+
+    `number` is that of the interval, and `at_end` the limit at its end, None for no limit. The window has been
+    used if it has `begun`; in this interval if what it carries was `told` to the ledger.
+    """
+
+    most: int
+    number: int
+    at_end: int | None
+    debt: bool = False
+    told: bool = False
+    begun: bool = False
+    carried: int = 0
 
 
 @dataclass(slots=True)
 class WindowState:
     """One budget of an account: definition, used and held amount (`gateway/core/accounts/budgets.py`).
 
-    Money is in nano-units, of any size.
+    Money is in nano-units, of any size. A window that rolls has the use of its `parts` by when they began.
     """
 
     budget_id: int
@@ -53,6 +86,29 @@ class WindowState:
     flags: int
     used: int = 0
     held: int = 0
+    parts: dict[int, int] = field(default_factory=dict)
+    carry: CarryState | None = None
+
+    @property
+    def kind(self) -> int:
+        """The flag of its kind, 0 for a window by the calendar."""
+        return self.flags & FLAG_CARRIES
+
+    @property
+    def uses(self) -> dict[int, int]:
+        """Its use by the start by which it counts."""
+        return self.parts if self.kind == FLAG_ROLLING else {self.start: self.used}
+
+    def put_uses(self, uses: dict[int, int], now_ms: int) -> None:
+        """Set its use by the starts by which uses count now; scripts alone know the times of some windows."""
+        self.used = sum(uses.values())
+        if self.kind == FLAG_ROLLING:
+            part_ms = self.after // WHOLE_PARTS
+            self.start, self.parts = now_ms - now_ms % part_ms, dict(uses)
+            self.next = self.start + part_ms
+        elif self.kind == FLAG_FIRST_USE and uses:
+            self.start = max(uses)
+            self.next = self.start + self.after
 
 
 def pack_windows(windows: Sequence[WindowState], expires: int = 0, calls: int = 0) -> bytes:
@@ -62,54 +118,127 @@ def pack_windows(windows: Sequence[WindowState], expires: int = 0, calls: int = 
     `expires` is negative, the account is kept, but then no longer counts towards its budget's maximum of
     accounts.
     """
-    defined, meters, rests = list[bytes](), list[bytes](), list[bytes]()
-    for one in windows:
-        limit, flags = packed_limit(one.limit, one.flags)
-        used, held = one.used, one.held
-        if flags & FLAG_MONEY and flags == one.flags and max(abs(used), held) >= WHOLE_MAX * NANO:
+    defined, meters, rests, rings = list[bytes](), list[bytes](), list[bytes](), list[bytes]()
+    for window in windows:
+        limit, flags = packed_limit(window.limit, window.flags)
+        carried = window.carry.carried if window.carry else 0
+        used, held, ring = window.used - carried, window.held, _ring(window)
+        most = max(abs(used), held, abs(carried), *map(abs, ring))
+        if flags & FLAG_MONEY and flags == window.flags and most >= WHOLE_MAX * NANO:
             flags += FLAGS_OVERFLOWED - FLAG_MONEY
-        if flags != one.flags:
+        is_wide = flags != window.flags
+        if is_wide:
             (used, below), (held, held_below) = divmod(used, NANO), divmod(held, NANO)
             rests.append(METER.pack(below, held_below))
-        defined.append(DEFINED_WINDOW.pack(one.budget_id, limit, one.start, one.next, one.after, flags))
+        oldest = min((start for start, used in window.parts.items() if used > 0), default=0)
+        numbers = [(ring, oldest)]
+        if is_wide:
+            numbers = [([part // NANO for part in ring], oldest), ([part % NANO for part in ring], 0)]
+        rings += [_PARTS.pack(*parts, last) for parts, last in numbers if parts]
+        defined.append(
+            DEFINED_WINDOW.pack(window.budget_id, limit, window.start, window.next, window.after, flags)
+        )
         meters.append(METER.pack(used, held))
-    return b"".join((BUDGET.pack(LAYOUT, 0, expires, calls, len(rests)), *defined, *meters, *rests))
+        if window.carry is not None:
+            defined.append(_pack_carry(window, window.carry))
+            meters.append(METER.pack(*(divmod(carried, NANO) if is_wide else (carried, 0))))
+    behind = b"".join((*rests, *rings))
+    return b"".join((
+        BUDGET.pack(LAYOUT, 0, expires, calls, len(behind) // METER.size), *defined, *meters, behind,
+    ))  # fmt: skip
+
+
+_PARTS = Struct(f"<{PARTS_STORED}d")
+
+
+def _ring(window: WindowState) -> list[int]:
+    """Return the parts of a window in the order of its ring; empty if it does not roll."""
+    if window.kind != FLAG_ROLLING:
+        return []
+    ring, part_ms = [0] * PARTS, window.after // WHOLE_PARTS
+    for start, used in window.parts.items():
+        ring[start // part_ms % PARTS] = used
+    return ring
+
+
+def _pack_carry(window: WindowState, carry: CarryState) -> bytes:
+    most, flags = packed_limit(carry.most, window.flags & FLAGS_OVERFLOWED)
+    limit, rest = INTEGER_MAX if carry.at_end is None else carry.at_end, 0
+    if window.flags & FLAG_MONEY and carry.at_end is not None:
+        limit, rest = divmod(carry.at_end, NANO)
+    flags |= FLAG_CARRIES | CARRY_TOLD * carry.told | CARRY_DEBT * carry.debt | CARRY_BEGUN * carry.begun
+    return DEFINED_WINDOW.pack(window.budget_id, most, carry.number, limit, rest, flags)
 
 
 def unpack_windows(packed: bytes) -> list[WindowState]:
     """Return the stored windows of an account of budgets."""
     whole = BUDGET.today(packed)
-    wide = int(BUDGET.struct.unpack_from(whole)[-1])
-    count = (len(whole) - BUDGET.size - wide * METER.size) // (DEFINED_WINDOW.size + METER.size)
+    further = int(BUDGET.struct.unpack_from(whole)[-1])
+    count = (len(whole) - BUDGET.size - further * METER.size) // (DEFINED_WINDOW.size + METER.size)
     meters_at = BUDGET.size + count * DEFINED_WINDOW.size
     defined, windows = whole[BUDGET.size : meters_at], defined_windows(whole[BUDGET.size : meters_at])
-    meters = list(METER.struct.iter_unpack(whole[meters_at:]))
-    rests = iter(meters[count:])
-    for window, (*_, flags), (used, held) in zip(
-        windows, DEFINED_WINDOW.struct.iter_unpack(defined), meters[:count], strict=True
-    ):
-        window.used, window.held = int(used), int(held)
-        if flags != window.flags:
-            below = next(rests)
-            window.used = window.used * NANO + int(below[0])
-            window.held = window.held * NANO + int(below[1])
+    meters = list(METER.struct.iter_unpack(whole[meters_at : meters_at + count * METER.size]))
+    is_wide = [
+        flags & FLAGS_OVERFLOWED in WIDE_STEPS
+        for *_, flags in DEFINED_WINDOW.struct.iter_unpack(defined)
+        if flags < FLAG_CARRIES
+    ]
+    rests_at = meters_at + count * METER.size
+    rings_at, place = rests_at + sum(is_wide) * METER.size, 0
+    for window, wide in zip(windows, is_wide, strict=True):
+        used, held = (int(number) for number in meters[place])
+        if wide:
+            below = METER.struct.unpack_from(whole, rests_at)
+            used, held, rests_at = (
+                used * NANO + int(below[0]),
+                held * NANO + int(below[1]),
+                rests_at + METER.size,
+            )
+        window.used, window.held, place = used, held, place + 1
+        if window.carry is not None:
+            carried, rest = (int(number) for number in meters[place])
+            window.carry.carried = carried * NANO + rest if wide else carried
+            window.used, place = window.used + window.carry.carried, place + 1
+        if window.kind == FLAG_ROLLING:
+            window.parts = _read_parts(window, whole[rings_at:], wide=wide)
+            rings_at += _PARTS.size * (1 + wide)
     return windows
+
+
+def _read_parts(window: WindowState, packed: bytes, *, wide: bool) -> dict[int, int]:
+    """Return the use of the parts of a window by when they began."""
+    ring = [int(number) for number in _PARTS.unpack_from(packed)]
+    if wide:
+        rests = _PARTS.unpack_from(packed, _PARTS.size)
+        ring = [whole * NANO + int(rest) for whole, rest in zip(ring, rests, strict=True)]
+    part_ms = window.after // WHOLE_PARTS
+    starts = range(window.start - WHOLE_PARTS * part_ms, window.start + part_ms, part_ms)
+    return {start: used for start in starts if (used := ring[start // part_ms % PARTS])}
 
 
 def defined_windows(defined: bytes) -> list[WindowState]:
     """Return the windows of a definition, with nothing used or held."""
-    return [
-        WindowState(int(id_), limit, int(start), int(next_), int(after), flags)
-        for id_, said, start, next_, after, packed in DEFINED_WINDOW.struct.iter_unpack(defined)
-        for limit, flags in (read_limit(int(said), packed),)
-    ]
+    windows = list[WindowState]()
+    for id_, said, start, next_, after, packed in DEFINED_WINDOW.struct.iter_unpack(defined):
+        limit, flags = read_limit(int(said), packed)
+        if packed < FLAG_CARRIES:
+            windows.append(WindowState(int(id_), limit, int(start), int(next_), int(after), flags))
+            continue
+        at_end: int | None = int(next_)
+        if windows[-1].flags & FLAG_MONEY:
+            at_end = int(next_) * NANO + int(after)
+        windows[-1].carry = CarryState(
+            limit, int(start), None if next_ == INTEGER_MAX else at_end,
+            bool(packed & CARRY_DEBT), bool(packed & CARRY_TOLD), bool(packed & CARRY_BEGUN),
+        )  # fmt: skip
+    return windows
 
 
 def earlier_windows(packed: bytes) -> bytes:
     """Return an account as programs read it that know no wide windows: money up to what these count to."""
-    *_, expires, calls, wide = BUDGET.struct.unpack_from(BUDGET.today(packed))
+    *_, expires, calls, further = BUDGET.struct.unpack_from(BUDGET.today(packed))
     most = WHOLE_MAX * NANO - 1
-    if wide:
+    if further:
         windows = [
             replace(one, **{name: min(getattr(one, name), most) for name in ("limit", "used", "held")})
             for one in unpack_windows(packed)

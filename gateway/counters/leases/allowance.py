@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from uuid import UUID, uuid4, uuid5
 
-from gateway.core.accounts.plans import Weights
+from gateway.core.accounts.weights import Weights
 from gateway.core.calls.tariff import CONSUMPTION, extended
 from gateway.core.model import (
     Admitted,

@@ -13,7 +13,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import hiredis
 
-from gateway.core.credentials import TlsFiles
+from gateway.core.certificates import TlsFiles
 from gateway.core.model import PARTITIONS
 from gateway.core.wait import AwakeTimeout
 from gateway.counters.redis.calls import Reply

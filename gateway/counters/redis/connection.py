@@ -24,7 +24,7 @@ from typing import cast
 
 import hiredis
 
-from gateway.core.credentials import end_of
+from gateway.core.certificates import end_of
 from gateway.core.wait import LOOKS_MIN, Awake, AwakeTimeout, Wait, in_task
 from gateway.counters.redis.address import (
     SILENT,

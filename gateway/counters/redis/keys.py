@@ -132,6 +132,8 @@ organization_state, parked_entries, objects = _of_account("o"), _of_account("w")
 answers = _of_account("told")
 # By the partition and a tenant's id: its runs. By an organization's id: its open jobs.
 runs, open_jobs = _of_account("runs"), _of_account("open")
+# By the partition and a tenant's id: its sessions that keep a model. By a digest: such a session.
+model_sessions, model_session = _of_account("sessions"), _of_name("session")
 # By the partition and an API key's id: the runs that it opened, and its open holds of the API.
 opened_runs, key_holds = _of_account("opened"), _of_account("mine")
 # By the partition and an organization's id: its open holds of the API, ended ones, and requests with an

@@ -35,21 +35,16 @@ from gateway.admin.console.home import (
     see,
 )
 from gateway.admin.credentials import API_KEY, SHOWN_CHARS, spelled
+from gateway.admin.http.bodies import check_body
+from gateway.admin.http.callers import SENDER, known_key, sent_from, slow_down, take_place
 from gateway.admin.http.guard import REQUEST_ID
-from gateway.admin.http.requests import (
-    SENDER,
-    check_body,
-    known_key,
-    may_write,
-    sent_from,
-    slow_down,
-    take_place,
-)
+from gateway.admin.http.requests import may_write
 from gateway.admin.live import push
 from gateway.admin.ports import AdminPorts
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import ADMIN, CREATE, Actor, Command, CommittedWrite, Row
-from gateway.core.credentials import is_among, site_of
+from gateway.core.credentials import is_among
+from gateway.core.failures import site_of
 from gateway.core.issuers import PersonIdentity
 from gateway.errors import (
     Conflict,

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _routes(parts: AdminParts) -> Routes | None:
-    settings, own = parts.settings, parts.settings.of(AgentsSettings)
+    settings, own = parts.settings, parts.settings.select(AgentsSettings)
     if not own.agents:
         return None
     from functools import partial  # of people's processes alone
@@ -30,7 +30,7 @@ def _routes(parts: AdminParts) -> Routes | None:
 
 
 def _answers(settings: Settings, log: Log) -> Mapping[Route, Answerer]:
-    if not settings.of(AgentsSettings).agents_keeper_url:
+    if not settings.select(AgentsSettings).agents_keeper_url:
         return {}
     from gateway.features.agents.gateway import answers  # of the gateways that want it alone
 
@@ -42,7 +42,7 @@ def _settings_here(settings: Settings, admin_url: str) -> Mapping[str, str]:
 
     Agents know only one origin, and a certificate of ours is not trusted everywhere.
     """
-    own = settings.of(AgentsSettings)
+    own = settings.select(AgentsSettings)
     is_found = own.agents and not own.agents_keeper_url and settings.tls_files("admin") is None
     return {"agents_keeper_url": admin_url} if is_found else {}
 
@@ -52,6 +52,7 @@ FEATURE = Feature(
     tables=("agent_sign_in",),
     settings=AgentsSettings,
     settings_here=_settings_here,
+    has_templates=True,
     routes=_routes,
     answers=_answers,
 )

@@ -19,7 +19,8 @@ import msgspec
 from gateway.core.accounts.budgets import MONEY
 from gateway.core.accounts.intervals import INTERVALS
 from gateway.core.calls.routes import Route
-from gateway.core.credentials import Peppers, peppers_of, site_of
+from gateway.core.credentials import Peppers, peppers_of
+from gateway.core.failures import site_of
 from gateway.core.model import Caller
 from gateway.core.network import DIRECT, Proxies
 from gateway.core.shares import FairShares
@@ -75,7 +76,7 @@ LEFT_ALONE_S: Final = 30.0
 
 def answers(settings: Settings, log: Log) -> Mapping[Route, Answerer]:
     """Return the routes for agents with their handlers; empty if the settings name no keeper's URL."""
-    own = settings.of(AgentsSettings)
+    own = settings.select(AgentsSettings)
     if not own.agents_keeper_url:
         return {}
     origin = OneOrigin(own.agents_keeper_url, peppers_of(settings), log)
@@ -109,7 +110,7 @@ def usage_of(left: Mapping[str, Any], currency: str) -> dict[str, object]:
     limits = [
         {
             "kind": "spend" if one["unit"] == MONEY else one["unit"],
-            "group": INTERVALS[one["interval"]].period or one["interval"], "percent": _percent(one),
+            "group": _group(one), "percent": _percent(one),
             "resets_at": one["reset_at"], "severity": _severity(_percent(one)), "is_active": one is shown,
         }
         for one in budgets
@@ -119,6 +120,14 @@ def usage_of(left: Mapping[str, Any], currency: str) -> dict[str, object]:
     amounts = {"monthly_limit": _hundredths(shown["limit"]), "used_credits": _hundredths(shown["used"])}
     told = {"is_enabled": True, **amounts, "utilization": _percent(shown), "currency": currency}
     return {"extra_usage": told, "limits": limits}
+
+
+def _group(budget: Mapping[str, Any]) -> str:
+    """Return the name of a budget's period: `daily`, `quarter`, `rolling 5h`."""
+    interval = budget["interval"]
+    if interval is None:
+        return f"{budget['window']} {budget['length']}"
+    return INTERVALS[interval].period or str(interval)
 
 
 def _standing(budget: Mapping[str, Any]) -> tuple[bool, str, int]:

@@ -35,7 +35,7 @@ from persistence.archive.months import (
     PartitionedMonth,
 )
 from persistence.schema import standing
-from persistence.schema.database import end_of
+from persistence.schema.partitions import end_of
 
 # The manifest of an archived month of a ledger. It is written last, after its file was read back.
 #

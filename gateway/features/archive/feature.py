@@ -37,12 +37,13 @@ FEATURE = Feature(
     name="archive",
     tables=("archive_identity", "archived_month", "archived_run"),
     settings=ArchiveSettings,
-    archives_calls=lambda settings: settings.of(ArchiveSettings).archive_calls_after_months > 0,
+    archives_calls=lambda settings: settings.select(ArchiveSettings).archive_calls_after_months > 0,
     metrics=(
         ("archive_behind_seconds", "gauge", "For how long a month should be archived.", ("ledger",)),
     ),
     commands=commands("gateway.features.archive.command:archive"),
     list_sources=lambda: (load("gateway.features.archive.lists:SOURCE"),),
+    archived_calls=lambda: load("gateway.features.archive.reading:archived_calls"),
     work=_work,
     findings=_findings,
 )  # fmt: skip

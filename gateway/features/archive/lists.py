@@ -11,7 +11,7 @@ import typer
 
 from gateway.admin.resources.form_fields import FormField
 from gateway.cli.admin import output
-from gateway.cli.admin.client import ID_DIGITS_MAX, Json
+from gateway.cli.admin.client import ID_DIGITS_MAX, CommandFailed, Json
 from gateway.cli.admin.commands import ListSource, read_option
 from gateway.cli.admin.sections import CliResource
 
@@ -37,6 +37,8 @@ def archived_rows(described: CliResource, fields: Sequence[FormField], typed: di
 
     resource = RESOURCES[described.name]
     given = {field: typed[field.control] for field in fields if typed[field.control] not in (None, [])}
+    if any(field.name not in resource.filters for field in given):
+        raise CommandFailed("--tags: an archive is not searched by tags: ask by another option")
     filters = {
         field.name: read_option(field.name, said, _reader(resource, field)) for field, said in given.items()
     }

@@ -42,7 +42,7 @@ from persistence.archive.months import (
     contradictions,
     kept,
 )
-from persistence.schema.database import end_of
+from persistence.schema.partitions import end_of
 
 # The ledger of each list of the Admin API.
 LEDGERS: Mapping[str, MonthlyLedger] = {
@@ -81,6 +81,17 @@ def rows(
     unknown = sorted(asked.filters.keys() - ledger.table.columns.keys())
     if unknown:
         raise ArchiveFailed(f"an archive has no {unknown[0]} of {name}: ask by another")
+    shown = []
+    for row, file in islice(_found(place, ledger, asked, said), asked.limit):
+        with told(place.url), _of_a_ledger(place, file):
+            shown.append(render(_shown(row, ledger)))
+    return shown
+
+
+def _found(
+    place: FileStore, ledger: MonthlyLedger, asked: RowFilter, said: Callable[[str], object]
+) -> Iterator[_Found]:
+    """Yield the selected rows of all months in order, each with its file."""
     with told(place.url):
         if lacking := [
             month for month in archiving.unnamed_files(place, ledger.name) if _touches(month, asked)
@@ -95,11 +106,24 @@ def rows(
         in_order: Iterable[_Found] = chain.from_iterable(parts)
         if ledger.kind and ledger.owner in asked.filters:
             in_order = heapq.merge(*parts, key=lambda one: int(one[0]["seq"]), reverse=asked.newest)
-        shown = []
-        for row, file in islice(in_order, asked.limit):
-            with _of_a_ledger(place, file):
-                shown.append(render(_shown(row, ledger)))
-        return shown
+        yield from in_order
+
+
+def archived_calls(
+    url: str, said: Callable[[str], object]
+) -> Callable[[int, datetime, datetime], Iterator[Mapping[str, Any]]]:
+    """Return a function that yields an organization's archived calls between two times, in their order."""
+    place = FileStore(url)
+
+    def read(organization_id: int, since: datetime, until: datetime) -> Iterator[Mapping[str, Any]]:
+        asked = RowFilter({"organization_id": organization_id}, since, until)
+        for row, _ in _found(place, CALLS, asked, said):
+            for name in ("tools", "tags", "groups"):
+                if row.get(name) is not None:
+                    row[name] = read_json(row[name])
+            yield row
+
+    return read
 
 
 def _touches(month: date, asked: RowFilter) -> bool:
@@ -174,7 +198,7 @@ def _condition(dataset: Any, ledger: MonthlyLedger, asked: RowFilter) -> Any:
 
 def _shown(row: dict[str, Any], ledger: MonthlyLedger) -> Row:
     """Return a row of an archived file in the form that the ledger's list in the Admin API has."""
-    for name in ("metadata", "tools", "tags", "groups", "before", "after"):
+    for name in ("metadata", "tools", "tags", "groups", "substituted_by", "before", "after"):
         if row.get(name) is not None:
             row[name] = read_json(row[name])
     if ledger is CREDITS:
@@ -189,6 +213,9 @@ def _shown(row: dict[str, Any], ledger: MonthlyLedger) -> Row:
         row["usage"] = {kind: row[kind] for kind in KINDS} | {"tools": row["tools"] or {}} | told_of
         row["tags"], row["groups"] = row.get("tags") or {}, row.get("groups") or []
         row["cost"] = None if row["cost"] is None else row["cost"] * ONE_NANO
+        saved = row.get("saved")
+        row["saved"] = None if saved is None else saved * ONE_NANO
+        row |= {name: row.get(name) for name in ("model_asked", "substituted_by")}
         row["api_key_id"] = row["api_key_id"] or None
         row["unpriced"] = row["unpriced"].split(SEPARATOR) if row["unpriced"] else []
         # A file has ids. Their names are in the database.

@@ -18,7 +18,7 @@ from persistence.archive.months import (
     MonthlyLedger,
     latest,
 )
-from persistence.schema.database import end_of
+from persistence.schema.partitions import end_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Retention:
 
     @classmethod
     def of(cls, settings: Settings) -> Retention:
-        after = settings.of(ArchiveSettings)
+        after = settings.select(ArchiveSettings)
         return cls(
             tokens=after.archive_token_ledger_after_months,
             credits=after.archive_credit_transactions_after_months,

@@ -44,7 +44,7 @@ from gateway.core.accounts.limits import limit_headers
 from gateway.core.accounts.runs import read_run
 from gateway.core.billing.money import whole_credits
 from gateway.core.billing.price_book import at_moment, charged, dearest
-from gateway.core.calls.call import Body, CallRequest, write_document
+from gateway.core.calls.call import Body, CallRequest, CallSpec, write_document
 from gateway.core.calls.claims import CallClaim, answer_bound, check_numbers, read_call
 from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
 from gateway.core.calls.routes import Route
@@ -157,7 +157,7 @@ async def authorize(exchange: Exchange) -> None:
             exchange.admitted = None
             call = read(worker, head, received, caller, b"")
             if routed.listing is not None:
-                narrow(worker, head, caller, call, routed.listing)
+                call.answer_filter = narrow(worker, head, caller, call, routed.listing)
             await check_listed(worker.admission, CallEntrance(exchange, caller, None).request_of(call, False))
             if call.answer_filter.narrow is not None or call.answer_filter.listing:
                 raise ModelNotAllowed("Nobody here narrows this list of models: ask for one by its name.")
@@ -385,7 +385,7 @@ async def _taken(
             admitted.held_tokens, admitted.held_credits, request.units, admitted.money_held,
             admitted.budget_tokens_held,
         ),
-        admitted.now_ms, admitted.now_ms + request.ttl_ms, caller.unsettled, request.user, call.model,
+        admitted.now_ms, admitted.now_ms + request.ttl_ms, caller.unsettled, request.user, call.spec.model,
         request.names if budgets is not None else (), "" if budgets is None else budgets.currency,
         prices.own, admitted.weights, head.said.columns, attribution.session,
         attribution.metadata.decode(), None if route is None else held_call(route, call),
@@ -470,7 +470,7 @@ async def _use(
         raise ServiceNotIncluded(f"There is no service {said.service}.")
     reader = worker.heads.bindings.read_by(said.service)
     family = GENERIC if reader is None else reader.family
-    route, call = None, CallRequest("none", family, Body(), model=said.model, output_max=said.max_tokens)
+    route, call = None, CallRequest("none", family, Body(), CallSpec(said.model), said.max_tokens)
     if said.request is not None:
         route = reader
         if route is None:
@@ -479,7 +479,7 @@ async def _use(
                 param="request",
             )
         call = read_call(route, {"model": said.model}, write_document(said.request), worker.bounds)
-        if said.model and call.model != said.model:
+        if said.model and call.spec.model != said.model:
             raise InvalidRequest("model is another one in the request.", param="model")
         if call.unmeasured:
             await count_in_turn(worker, caller, call)
@@ -489,7 +489,7 @@ async def _use(
             attribution = replace(attribution, run=read_run(said.run))
         except ValueError as error:
             raise InvalidRequest(f"run {error}.", param="run") from error
-    user = caller.acts_for(said.user or attribution.user, call.user)
+    user = caller.acts_for(said.user or attribution.user, call.spec.user)
     use = UseRequest(
         HOLD, id_, caller, user, replace(attribution, user=user), call, said.service,
         "" if route is None else route.upstream, None if reader is None else _access(reader),

@@ -20,12 +20,12 @@ from typing import Final
 
 from gateway.core.accounts.definitions import Share
 from gateway.core.calls.routes import CapacityLimits
-from gateway.core.circuit_breaker import stated_limits
 from gateway.core.families.refusal import RETRY_HELPS_S
 from gateway.core.histograms import Histogram
 from gateway.core.http_limits import HttpLimits
 from gateway.core.shares import FairShares
 from gateway.core.wait import Wait, begin
+from gateway.core.wait_hints import stated_limits
 from gateway.errors import CountersRefused, CountersUnavailable, UpstreamFull
 from gateway.features.capacity.accounts import CapacityAsk, CapacityEnd, CapacityPort
 from gateway.features.capacity.limits import LearnedLimits, ShareTable, account_of
@@ -149,7 +149,7 @@ class CapacityQueues:
         attempt = admitted.attempt
         assert capacity is not None
         learned, keys = self._learned.get(upstream.name), len(upstream.accounts)
-        model, limits = account_of(capacity, attempt.model or call.model, learned, keys)
+        model, limits = account_of(capacity, attempt.model or call.spec.model, learned, keys)
         if limits == _UNLIMITED:
             return
         queue = self._queues.get((upstream.name, model))
@@ -160,7 +160,7 @@ class CapacityQueues:
         if shares is not self._table.known:
             self._table = ShareTable(shares)
         caller = admitted.caller
-        share = self._table.of(upstream.name, attempt.model or call.model, caller)
+        share = self._table.of(upstream.name, attempt.model or call.spec.model, caller)
         batch = int(share.is_batch(caller, admitted.head.attribution.priority))
         need = ports.estimator.hold(call, caller.organization_id, admitted.service.key, binds=False).need
         began = ports.seconds()

@@ -29,7 +29,7 @@ def logo_of(settings: Settings) -> Path | None:
     from gateway.features.documents.renderer import LOGO_KINDS  # of keepers alone
     from gateway.run.letterhead import readable, wrong
 
-    logo = settings.of(DocumentSettings).invoice_logo
+    logo = settings.select(DocumentSettings).invoice_logo
     if not logo:
         return None
     path = Path(logo)

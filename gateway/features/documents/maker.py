@@ -16,7 +16,7 @@ from aiohttp import web
 from gateway.admin.api.usage import name_of, read_invoice
 from gateway.admin.api.views import row_id
 from gateway.admin.http.guard import headers_of, in_thread
-from gateway.admin.http.server import ConcurrencyLimits, WorkSlots
+from gateway.admin.http.work_slots import ConcurrencyLimits, WorkSlots
 from gateway.admin.ports import AdminPorts, Admit
 from gateway.core.accounts.administration import Actor, Row
 from gateway.errors import Conflict, Overloaded, Unprocessable

@@ -43,7 +43,7 @@ def _work(parts: KeeperParts) -> Work:
     from persistence.dunning import DunningSchedule, blocked_tenants
 
     settings = parts.settings
-    terms = settings.of(DunningSettings)
+    terms = settings.select(DunningSettings)
     schedule = DunningSchedule.read(terms.dunning_reminder_days, terms.dunning_block_days)
     loop = dunning_loop(parts.store, partial(datetime.now, UTC), schedule)
     return Work(loops=(loop,), gauges=(partial(blocked_tenants, parts.engine),))
@@ -68,7 +68,7 @@ FEATURE = Feature(
             "next_step": ("See the invoices", "/invoices"),
         },
     ),
-    is_on=lambda settings: settings.of(DunningSettings) != DunningSettings(),
+    is_on=lambda settings: settings.select(DunningSettings) != DunningSettings(),
     events=lazy("gateway.features.dunning.events:EVENTS"),
     work=_work,
 )  # fmt: skip

@@ -24,7 +24,6 @@ from gateway.calls.claim import OPENING_MS, hold_request
 from gateway.calls.prices import charging_prices, named_prices
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.outbox import NONE
-from gateway.core.accounts.plans import Weights
 from gateway.core.accounts.upstream_jobs import (
     BATCH,
     HOLD_MS_MAX,
@@ -44,11 +43,21 @@ from gateway.core.accounts.upstream_jobs import (
     id_of,
     inline_lines,
 )
+from gateway.core.accounts.weights import Weights
 from gateway.core.billing.price_book import NO_COUNTS
 from gateway.core.billing.service_tiers import place_of, places_of, tier_at
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.aim import Aim
-from gateway.core.calls.call import AnswerFilter, Body, CallRequest, Media, UsageBounds, write_document
+from gateway.core.calls.call import (
+    AnswerFilter,
+    Body,
+    CallRequest,
+    CallSpec,
+    Media,
+    RequestedUnits,
+    UsageBounds,
+    write_document,
+)
 from gateway.core.calls.claims import (
     CallClaim,
     answer_bound,
@@ -224,18 +233,18 @@ async def remake(exchange: Exchange) -> None:
 
 def _job_of(admitted: AdmittedCall, paths: JobPaths) -> Job:
     claim, decision, prices = admitted.claim, admitted.decision, admitted.prices
-    budgets = admitted.budgets
+    budgets, call = admitted.budgets, admitted.call
     job = _job(admitted, admitted.request_id, admitted.user, admitted.service, decision, prices)
-    job.kind, job.endpoint, job.model = paths.kind, paths.path, admitted.call.model
-    job.beside = admitted.call.models_beside
-    job.videos, job.seconds = admitted.call.choices, (admitted.call.measured or {}).get(SECONDS, 0)
-    job.output_max, job.tiers = admitted.call.output_max or 0, admitted.call.tiers
-    job.units, job.accounts = claim.units, () if budgets is None else budgets.names
-    job.held = _likely(prices, claim.estimate, admitted.call, budgets)
-    targets = admitted.call.aim.targets
+    targets, upstream, sent = call.aim.targets, job.upstream, ""
     if targets:  # with several targets, the upstream is not known yet
-        job.upstream, job.sent = (targets[0].upstream, targets[0].model) if len(targets) == 1 else ("", "")
-    return job
+        upstream, sent = (targets[0].upstream, targets[0].model) if len(targets) == 1 else ("", "")
+    return msgspec.structs.replace(
+        job, kind=paths.kind, endpoint=paths.path, model=call.spec.model, beside=call.models_beside,
+        upstream=upstream, sent=sent, videos=call.spec.choices,
+        seconds=(call.spec.units.likely or {}).get(SECONDS, 0), output_max=call.output_max or 0,
+        tiers=call.tiers, units=claim.units, accounts=() if budgets is None else budgets.names,
+        held=_likely(prices, claim.estimate, call, budgets),
+    )  # fmt: skip
 
 
 async def _begun(
@@ -281,8 +290,8 @@ async def tell_job(exchange: Exchange) -> None:
     admitted = await admit(exchange, caller)
     jobs, routed = exchange.worker.ports.jobs, exchange.head.routed
     paths = BATCH_AT.get(routed.label)
-    if admitted.call.named and jobs is not None:
-        id_ = admitted.call.named[0]
+    if admitted.call.objects.named and jobs is not None:
+        id_ = admitted.call.objects.named[0]
         job = await jobs.find(caller, id_)
         if job is not None and job.upstream != exchange.attempt.name:
             admitted.call.take_aim(aim_of(admitted.call, targets=(ModelTarget(job.upstream, ""),)))
@@ -292,7 +301,6 @@ async def tell_job(exchange: Exchange) -> None:
             raise InvalidRequest(f"It is not over, so it {what}.")
         if job is not None and job.kind == RESPONSE and not await _is_over(routed, jobs, job):
             admitted.call.answer_filter = AnswerFilter(narrow=_progress)
-            admitted.call.strip_usage = True
         if not shows:
             exchange.before_end = partial(_looked, jobs, caller, id_)
         if paths is not None and paths.results and routed.method == b"GET":
@@ -330,7 +338,7 @@ async def _fetch_state(admitted: AdmittedCall, jobs: JobsPort, paths: BatchPaths
     """Return status and body with the state of a batch; the link to its results points to this gateway."""
     routed = admitted.head.routed
     status, said = await jobs.ask(routed.upstream, routed.sent, paths.headers)
-    await _looked(jobs, admitted.caller, admitted.call.named[0], [])
+    await _looked(jobs, admitted.caller, admitted.call.objects.named[0], [])
     document = loose_document(said)
     if document.get("results_url"):
         document["results_url"] = paths.results.replace("{id}", quote(str(document.get("id")), safe=""))
@@ -448,7 +456,7 @@ async def _taken(
     input_id, route, lines = await _lines(worker, routed, caller, document, jobs, arrive)
     first = _call_of(route, lines[0], 1, worker.bounds, routed.params)
     hold_id = id_of("hold", ports.refusals.now_ms(), of=admitted.request_id)
-    user = caller.acts_for(attribution.user, first.user)
+    user = caller.acts_for(attribution.user, first.spec.user)
     use = UseRequest(LINE, hold_id, caller, user, attribution, first, route.service)
     with _naming(1), exchange.uninterrupted():
         entrance = _BatchEntrance(use, len(lines), exchange.shield)
@@ -466,12 +474,13 @@ async def _taken(
             UseTerms(caller, hold_id, use.user, service, NO_PRICES, request.names), HOLD_MS_MAX
         )))  # fmt: skip
         raise
-    job = _job(admitted, hold_id, use.user, service, decision, prices)
-    job.groups = ports.directory.groups(caller, attribution, first)
-    job.upstream, job.endpoint, job.model, job.input_id = routed.upstream, route.path, first.model, input_id
-    job.beside = first.models_beside
-    job.batches = BATCH_AT[routed.label].batches
-    job.lines, job.held, job.units, job.accounts = len(lines), likely, request.units, request.names
+    job = msgspec.structs.replace(
+        _job(admitted, hold_id, use.user, service, decision, prices),
+        groups=ports.directory.groups(caller, attribution, first), upstream=routed.upstream,
+        endpoint=route.path, model=first.spec.model, beside=first.models_beside, input_id=input_id,
+        batches=BATCH_AT[routed.label].batches, lines=len(lines), held=likely, units=request.units,
+        accounts=request.names,
+    )  # fmt: skip
     try:
         # Before the hold lasts, and before the upstream hears of the job: a worker may end at any time.
         await jobs.open(job)
@@ -534,7 +543,7 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
         began_s = ports.seconds()
         for one in calls:
             number += 1
-            if caller.acts_for(head.attribution.user, one.user) != request.user:
+            if caller.acts_for(head.attribution.user, one.spec.user) != request.user:
                 raise InvalidRequest(f"Line {number}: it must be of the first line's user.", param="user")
             if beside.symmetric_difference(one.models_beside):  # its budgets and prices would be others
                 raise InvalidRequest(
@@ -619,7 +628,7 @@ def _call_of(
         call = read_call(route, params, bytes(line.body), bounds)
     except InvalidRequest as error:
         raise InvalidRequest(f"Line {number}: {error.told}", param=error.param) from error
-    if call.streamed:
+    if call.spec.streamed:
         raise InvalidRequest(f"Line {number}: a call of a batch is not streamed.", param="stream")
     call.take_aim(aim_of(call, upstream=route.upstream))
     return call
@@ -756,13 +765,14 @@ def _charged(  # noqa: PLR0917  # as `line_charges`
 
     `id_` becomes the id of the charge. `each`: the upstream reports every choice by itself.
     """
-    call = CallRequest(route.meter, route.family, Body(), model=job.model, models_beside=job.beside)
-    call.reports, call.output_max = True, job.output_max or None
-    call.aim = Aim(call.said, reports_each=each)
-    if each:
-        call.choices = max(1, len(objects_in(loose_document(line.body), "choices")))
+    spec = CallSpec(job.model)
     if job.kind == VIDEO:
-        call.choices, call.measured = job.videos, {SECONDS: job.seconds}
+        spec = CallSpec(job.model, choices=job.videos, units=RequestedUnits({SECONDS: job.seconds}))
+    elif each:
+        spec = CallSpec(job.model, choices=max(1, len(objects_in(loose_document(line.body), "choices"))))
+    most = job.output_max or None
+    call = CallRequest(route.meter, route.family, Body(), spec, most, models_beside=job.beside, reports=True)
+    call.aim = Aim(call.said, reports_each=each)
     meter = make_meter(call, line.status, b"application/json", bounds=bounds)
     meter.whole(line.body)
     if job.kind != VIDEO:  # a report without a prompt is none: the rest of the hold is the prompt's
@@ -828,7 +838,7 @@ def _terms(job: Job, id_: str, service: Service, prices: CallPrices) -> UseTerms
 def _prices_then(ports: Ports, job: Job, service: Service) -> CallPrices:
     """Return the prices of a job at its `priced_ms`."""
     at_ms = job.priced_ms or job.created_ms
-    call = CallRequest("none", GENERIC, Body(), model=job.model, models_beside=job.beside)
+    call = CallRequest("none", GENERIC, Body(), CallSpec(job.model), models_beside=job.beside)
     targets = (ModelTarget(job.upstream, job.sent),) if job.sent else ()
     call.take_aim(aim_of(call, targets=targets, upstream=job.upstream))
     named = named_prices(ports.directory, job.caller, call, job.own, at_ms)

@@ -131,7 +131,7 @@ def _keys(
 ) -> list[bytes]:
     named = [str(file) for file in files or ()]
     if not named:
-        named = [settings_of(config, database_url, data_dir).of(LedgerProofSettings).ledger_key_file]
+        named = [settings_of(config, database_url, data_dir).select(LedgerProofSettings).ledger_key_file]
     if not all(named):
         raise LedgerProofFailed("no key is named: give --key, or set TOLLKEEPER_LEDGER_KEY_FILE")
     return [read_public(one) for one in named]
@@ -215,7 +215,7 @@ def _texts(
 def _gone(here: stored.Connection, kind: str, archive: str | None, **wanted: object) -> Iterator[_Named]:
     """Yield the rows with the `wanted` values from archived months, at their own URL or at `archive`."""
     from persistence import ledger_proof as stored  # of the commands that read it alone
-    from persistence.schema.database import end_of
+    from persistence.schema.partitions import end_of
 
     moment = began(str(wanted.get("request_id", "")))
     for ledger in LEDGERS[kind]:

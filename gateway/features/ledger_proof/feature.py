@@ -15,7 +15,7 @@ LOOK_S = 60.0
 
 
 def _work(parts: KeeperParts) -> Work | None:
-    key_file = parts.settings.of(LedgerProofSettings).ledger_key_file
+    key_file = parts.settings.select(LedgerProofSettings).ledger_key_file
     if not key_file:
         return None
     from gateway.background.loops import Loop, call  # of keepers that sign alone

@@ -24,10 +24,10 @@ import typer
 
 from gateway.cli.admin import output
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json, is_local
-from gateway.core.circuit_breaker import retry_after_s
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Family
 from gateway.core.text import csv
+from gateway.core.wait_hints import retry_after_s
 from gateway.features.provider_report import comparison
 from gateway.features.provider_report.comparison import (
     DAYS_A_PAGE,

@@ -26,6 +26,7 @@ def _links(settings: Settings) -> Mapping[str, Callable[[Delivery], str]]:
 FEATURE = Feature(
     name="raise_requests",
     tables=("raise_request",),
+    has_templates=True,
     resources=lazy("gateway.features.raise_requests.resources:RESOURCES"),
     subjects=lambda: {"raise-requests": load("persistence.raise_requests:RAISE_REQUESTS")},
     screens=(
@@ -35,7 +36,7 @@ FEATURE = Feature(
                 "id", "budget", "who", "organization_id", "amount", "until", "reason", "status",
                 "requested_by",
             ),
-            "empty": "No raise request.", "next_step": ("See the budgets", "/budgets"),
+            "first_for": ("operator", "member"), "empty": "No raise request.", "next_step": ("See the budgets", "/budgets"),
         },
     ),
     routes=mounts(mount="gateway.features.raise_requests.links:mount_links"),

@@ -17,8 +17,8 @@ from aiohttp import web
 
 from gateway.admin.console.home import Assets, ConsoleShell, Pages, Sessions, read_form
 from gateway.admin.console.raises import raise_figures
+from gateway.admin.http.callers import slow_down
 from gateway.admin.http.guard import REQUEST_ID
-from gateway.admin.http.requests import slow_down
 from gateway.admin.operations import Operations, WriteRequest
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import BILLING, Actor, Row

@@ -13,7 +13,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 
 from gateway.core.accounts.caller_holds import TOKENS_MAX, TTL_S_MAX
-from gateway.core.credentials import DELAY_S_MAX
+from gateway.core.failures import DELAY_S_MAX
 from gateway.errors import SettingError
 from gateway.settings.documents import converted, parsed, read_file
 

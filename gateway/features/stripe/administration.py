@@ -14,7 +14,7 @@ from aiohttp import web
 from gateway.admin.api.views import answer
 from gateway.admin.console.home import ConsoleShell, query
 from gateway.admin.console.timeline import TimelineEntry, moment
-from gateway.admin.http.requests import take_place
+from gateway.admin.http.callers import take_place
 from gateway.admin.ports import AdminPorts
 from gateway.core.accounts.administration import Command
 from gateway.errors import CollectorUnavailable, NotFound
@@ -95,7 +95,7 @@ async def collected(store: Store, told: CollectionStatus | CheckoutPayment) -> b
 
 def routes(parts: AdminParts) -> Routes:
     """Return the routes for Stripe's events. The webhook secret enables events, the API key look-ups."""
-    settings, own = parts.settings, parts.settings.of(StripeSettings)
+    settings, own = parts.settings, parts.settings.select(StripeSettings)
     read, look_up, aclose, checkout = None, None, None, None
     if is_used(settings):
         from gateway.features.stripe.service import (  # large

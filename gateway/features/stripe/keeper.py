@@ -90,7 +90,7 @@ class Handovers:
 
 def is_used(settings: Settings) -> bool:
     """Return whether Stripe is configured; a missing library is reported at the start."""
-    own = settings.of(StripeSettings)
+    own = settings.select(StripeSettings)
     if not (own.stripe_api_key or own.stripe_webhook_secret):
         return False
     with loading("stripe"):
@@ -109,13 +109,15 @@ def api_of(settings: Settings, later: KeeperSettings) -> StripeApi:
         from gateway.outbound.client import Connector  # heavy, and few keepers need it
 
         connector = Connector(later.proxies, None)
-    return StripeApi(later.saying("stripe_api_key"), settings.of(StripeSettings).stripe_api_url, connector)
+    return StripeApi(
+        later.saying("stripe_api_key"), settings.select(StripeSettings).stripe_api_url, connector
+    )
 
 
 def work(parts: KeeperParts) -> Work:
     """Return the keeper's work for Stripe; documents are handed over only if there is an API key."""
     settings, engine = parts.settings, parts.engine
-    own = settings.of(StripeSettings)
+    own = settings.select(StripeSettings)
     does = Work(
         gauges=(partial(handed_over, engine),),
         hourly=(partial(forget, engine, own.stripe_events_keep_days),),

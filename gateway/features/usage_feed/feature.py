@@ -33,7 +33,7 @@ def _work(parts: KeeperParts) -> Work:
     from gateway.run.keeper_parts import Work
     from persistence.usage_feed.queue import FeedQueue, forget, usage_feeds
 
-    settings, engine = parts.settings.of(UsageFeedSettings), parts.engine
+    settings, engine = parts.settings.select(UsageFeedSettings), parts.engine
     work = Work(gauges=(partial(usage_feeds, engine),), hourly=(partial(forget, engine),))
     if settings.usage_feed == "off":
         return work
@@ -66,7 +66,7 @@ async def _findings(settings: Settings) -> AsyncIterator[Finding]:
     from gateway.core.calls.routes import UpstreamTarget  # of the doctor alone
     from gateway.ops.doctor import upstream_finding
 
-    feed = settings.of(UsageFeedSettings)
+    feed = settings.select(UsageFeedSettings)
     if feed.usage_feed not in {"off", "file"}:
         url = feed.usage_feed_url
         target = UpstreamTarget("", url, via=settings.proxies.to(url))
@@ -102,7 +102,7 @@ FEATURE = Feature(
             "empty": "No event is waiting.", "is_staffs": True,
         },
     ),
-    is_on=lambda settings: settings.of(UsageFeedSettings).usage_feed != "off",
+    is_on=lambda settings: settings.select(UsageFeedSettings).usage_feed != "off",
     listeners=lambda: (load("persistence.usage_feed.outbox:FeedListener")(),),
     work=_work,
     findings=_findings,

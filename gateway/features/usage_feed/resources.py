@@ -54,6 +54,10 @@ class UsageEvent(Out):
     model: str
     currency: str
     tags: dict[str, str] = Field(description="Those of its call; none of an hour.")
+    model_asked: str | None = Field(
+        description="Asked for, where a step of a budget sent `model`; none of an hour."
+    )
+    substituted_by: str | None = Field(description="The name of that budget.")
     requests: int
     input: int
     cache_read: int

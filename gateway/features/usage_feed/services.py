@@ -15,8 +15,8 @@ from typing import Any
 import msgspec
 
 from gateway.core.alerts.messages import Answer
-from gateway.core.circuit_breaker import retry_after_s
 from gateway.core.times import rfc3339
+from gateway.core.wait_hints import retry_after_s
 from gateway.features.usage_feed.events import ERROR_CHARS_MAX, SENDING_S_MAX, FeedEvent, FeedResult, Pause
 
 # Client errors about the events that were sent. All others are about the sender or the address.

@@ -1,28 +1,34 @@
 """Spend limits at the paths, and in the shapes, of Anthropic's and OpenAI's own Admin APIs.
 
-They are views of budgets of money that are enforced and shared, for an organization, one tenant or one user
-of it, for each day, week or month in UTC. Sources: both vendors' references of their spend limits. Amounts
-are in cents.
+They are views of budgets of money that are enforced, for each day, week or month in UTC. Anthropic's limits of an
+organization, a group (`rbac_group`) and a user are each user's own: the amount of a budget of each user, and
+overrides in it. Those of a workspace, and OpenAI's, are shared. Sources: both vendors' references of their spend
+limits, and the Claude apps gateway's page of them. Amounts are in cents.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from base64 import urlsafe_b64encode
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from decimal import Decimal
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aiohttp import web
 
 from gateway.admin.api.views import row_id
+from gateway.admin.http.bodies import Body, read_body
 from gateway.admin.http.guard import REQUEST_ID, Shape
-from gateway.admin.http.requests import Body, read_body, require_read, require_write
+from gateway.admin.http.requests import require_read, require_write
 from gateway.admin.operations import Operations, WriteRequest
 from gateway.admin.ports import AdminPorts
+from gateway.admin.resources.quota import OVERRIDES
 from gateway.admin.resources.registry import RESOURCES
+from gateway.admin.resources.resource import Action
 from gateway.core.accounts.administration import CREATE, Query, Row
+from gateway.core.accounts.budget_amounts import MONEY_MAX
 from gateway.core.accounts.budget_selectors import SELECTING
-from gateway.core.accounts.budgets import ENFORCE, MONEY
+from gateway.core.accounts.budgets import ENFORCE, MONEY, OF_GROUP, OVERRIDES_MAX, USER
 from gateway.core.accounts.intervals import INTERVALS, PERIODS
 from gateway.errors import NotFound, Unprocessable
 from gateway.features.vendor_admin import anthropic, openai
@@ -33,10 +39,39 @@ LIMITS_MAX: Final = 1_000
 AMOUNT_DIGITS_MAX: Final = 12
 NAME: Final = "Spend limit"
 # Fields of a budget that are the scope of a spend limit.
-_SCOPES: Final = ("tenant_id", "user")
+_SCOPES: Final = ("tenant_id", "user", "each")
+OVERRIDE, REMOVE_OVERRIDE = "override", "remove-override"
+# The amount of each user where the organization has no limit: the largest that a budget may have.
+NO_AMOUNT: Final = str(MONEY_MAX)
 _PREFIX: Final = "spl_"
 _DIGITS: Final = re.compile(r"[0-9]{1,16}")
 Shown = dict[str, Any]
+
+
+class _SpendLimit(NamedTuple):
+    """A spend limit: a budget, or with `who` the override of a user or of `group:ID` in a budget of each user.
+
+    `amount` is None for no limit.
+    """
+
+    budget: Row
+    amount: str | None
+    who: str = ""
+
+    @property
+    def id(self) -> str:
+        suffix = f"_{urlsafe_b64encode(self.who.encode()).decode().rstrip('=')}" if self.who else ""
+        return f"{_PREFIX}{self.budget['id']}{suffix}"
+
+    @property
+    def scope(self) -> Shown:
+        if self.who.startswith(OF_GROUP):
+            return {"type": "rbac_group", "rbac_group_id": self.who.removeprefix(OF_GROUP)}
+        if self.who or self.budget["user"]:
+            return {"type": "user", "user_id": self.who or self.budget["user"]}
+        if self.budget["tenant_id"]:
+            return {"type": "workspace", "workspace_id": str(self.budget["tenant_id"])}
+        return {"type": "organization"}
 
 
 class _Limits:
@@ -45,37 +80,95 @@ class _Limits:
     def __init__(self, ports: AdminPorts) -> None:
         self._budgets = Operations(ports, RESOURCES["budgets"])
         self._organizations = Operations(ports, RESOURCES["organizations"])
+        self._groups = Operations(ports, RESOURCES["groups"])
         self._organization = ports.actor.organization_id
         self._actor = ports.actor
 
-    async def all(self) -> list[Row]:
-        """Return the budgets that are spend limits, the oldest first."""
+    async def budgets(self) -> list[Row]:
+        """Return the budgets that have spend limits, the oldest first."""
         require_read(self._actor, self._budgets.resource)
         filters = {"organization_id": self._of(), "unit": MONEY}
         rows, _ = await self._budgets.list(Query(filters, None, None, None, BUDGETS_READ_MAX))
         return [row for row in rows if _is_limit(row)]
 
+    async def all(self) -> list[_SpendLimit]:
+        """Return the spend limits in Anthropic's sense, the oldest first: a pool of all has no scope there."""
+        limits = []
+        for row in await self.budgets():
+            if row["each"] or row["tenant_id"] or row["user"]:
+                limits.append(_SpendLimit(row, _amount_of(row)))
+            if row["each"]:
+                limits += [
+                    _SpendLimit(row, _text(own["amount"]), str(own["who"]))
+                    for own in await self._overrides(row)
+                ]
+        return limits
+
+    async def _overrides(self, row: Row) -> Sequence[Row]:
+        query = Query({}, None, None, None, OVERRIDES_MAX)
+        return (await self._budgets.part(OVERRIDES, int(str(row["id"])), query, ""))[0]
+
     async def find(self, interval: str, **scope: object) -> Row | None:
         wanted = dict.fromkeys(_SCOPES) | scope
-        for row in await self.all():
+        for row in await self.budgets():
             if row["interval"] == interval and all(row[name] == wanted[name] for name in _SCOPES):
                 return row
         return None
 
     async def set(self, asked: WriteRequest, amount: str, interval: str, **scope: object) -> Row:
-        """Create a spend limit, or change the amount of the existing one."""
+        """Create a budget with a spend limit, or change the amount of the existing one."""
         require_write(self._actor, self._budgets.resource, CREATE)
         row = await self.find(interval, **scope)
         if row is not None:
             return (await self._budgets.change(asked, int(str(row["id"])), {"amount": amount})).content
-        narrowed = "".join(f" of {name.removesuffix('_id')} {value}" for name, value in scope.items())
+        narrowed = "".join(
+            f" of {name.removesuffix('_id')} {value}" for name, value in scope.items() if value != USER
+        )
+        whose = " of each user" if "each" in scope else ""
         sent = {
-            "organization_id": self._of(), "name": NAME + narrowed, "unit": MONEY, "amount": amount,
-            "interval": interval, **scope,
+            "organization_id": self._of(), "name": f"{NAME}{whose}{narrowed}, {interval}" if whose else NAME + narrowed,
+            "unit": MONEY, "amount": amount, "interval": interval, **scope,
         }  # fmt: skip
         return (await self._budgets.create(asked, sent)).content
 
-    async def delete(self, asked: WriteRequest, row: Row) -> None:
+    async def set_own(self, asked: WriteRequest, who: str, amount: str | None, interval: str) -> _SpendLimit:
+        """Set the amount of a user or a group in the budget of each user, which is made if it is missing."""
+        require_write(self._actor, self._budgets.resource, OVERRIDE)
+        if who.startswith(OF_GROUP) and not await self._has_group(int(who.removeprefix(OF_GROUP))):
+            raise _wrong(
+                "scope", "must have as rbac_group_id the id of a group of users of this organization"
+            )
+        row = await self.find(interval, each=USER)
+        if row is None:
+            row = await self.set(asked, NO_AMOUNT, interval, each=USER)
+        action = _action(OVERRIDE)
+        await self._budgets.write_part(
+            OVERRIDES, action, asked, int(str(row["id"])), named=who, sent={"amount": amount}
+        )
+        if not who.startswith(OF_GROUP) and (former := await self.find(interval, user=who)) is not None:
+            await self._budgets.delete(asked, int(str(former["id"])))
+        return _SpendLimit(row, amount, who)
+
+    async def _has_group(self, group_id: int) -> bool:
+        try:
+            group = await self._groups.show(group_id)
+        except NotFound:
+            return False
+        return (group["organization_id"], group["kind"]) == (self._of(), USER)
+
+    async def delete(self, asked: WriteRequest, limit: _SpendLimit) -> None:
+        """Delete a limit; the budget of each user stays while single ones have limits of their own in it."""
+        number = int(str(limit.budget["id"]))
+        if limit.who:
+            action = _action(REMOVE_OVERRIDE)
+            await self._budgets.write_part(OVERRIDES, action, asked, number, named=limit.who, sent={})
+        has_own = bool(limit.budget["each"]) and bool(await self._overrides(limit.budget))
+        if has_own and not limit.who:
+            await self._budgets.change(asked, number, {"amount": NO_AMOUNT})
+        elif not has_own and (not limit.who or _amount_of(limit.budget) is None):
+            await self._budgets.delete(asked, number)
+
+    async def delete_pool(self, asked: WriteRequest, row: Row) -> None:
         await self._budgets.delete(asked, int(str(row["id"])))
 
     async def currency(self) -> str:
@@ -87,15 +180,29 @@ class _Limits:
         return self._organization
 
 
+def _action(verb: str) -> Action:
+    [action] = [action for _, action in OVERRIDES.writes if action.name == verb]
+    return action
+
+
+def _text(amount: object) -> str | None:
+    return None if amount is None else str(amount)
+
+
+def _amount_of(row: Row) -> str | None:
+    return None if Decimal(str(row["amount"])) == MONEY_MAX else str(row["amount"])
+
+
 def _is_limit(row: Row) -> bool:
+    interval = INTERVALS.get(str(row["interval"]))  # a window with a length is no period of theirs
+    if interval is None or not interval.period or row["carry"] is not None:
+        return False
     narrowed = [
-        name
-        for name in (*SELECTING, "tags", "each")
-        if name not in _SCOPES and row.get(name) not in (None, {})
+        name for name in (*SELECTING, "tags") if name not in _SCOPES and row.get(name) not in (None, {})
     ]
     plain = (row["mode"], row["time_zone"], row["anchor_day"]) == (ENFORCE, "UTC", 1)
-    in_period = INTERVALS[str(row["interval"])].period != ""
-    return plain and in_period and not narrowed and not (row["tenant_id"] and row["user"])
+    scopes = [row[name] for name in _SCOPES if row[name]]
+    return plain and not narrowed and len(scopes) <= 1 and row["each"] in {None, USER}
 
 
 def mount_limits(app: web.Application, ports: AdminPorts) -> None:
@@ -127,15 +234,16 @@ def _write(request: web.Request) -> WriteRequest:
     return WriteRequest(request[REQUEST_ID])
 
 
-def _cents(row: Row) -> str:
-    return f"{Decimal(str(row['amount'])).scaleb(2).to_integral_value():f}"
+def _cents(amount: object) -> str:
+    return f"{Decimal(str(amount)).scaleb(2).to_integral_value():f}"
 
 
-def _money(field: str, said: object) -> str:
+def _money(field: str, said: object, least: int = 1) -> str:
     """Return an amount of money from `said`, a number of cents, which may be a text."""
     text = str(said) if isinstance(said, str | int) and not isinstance(said, bool) else ""
-    if not (text.isascii() and text.isdigit() and len(text) <= AMOUNT_DIGITS_MAX and int(text) > 0):
-        raise _wrong(field, 'must be a whole number of cents above 0, such as 50000 for "500.00"')
+    if not (text.isascii() and text.isdigit() and len(text) <= AMOUNT_DIGITS_MAX and int(text) >= least):
+        bound = "above 0" if least else "of 0 or more"
+        raise _wrong(field, f'must be a whole number of cents {bound}, such as 50000 for "500.00"')
     return f"{Decimal(text).scaleb(-2):f}"
 
 
@@ -151,15 +259,17 @@ def _only(sent: Mapping[str, object], *names: str) -> None:
 
 # Anthropic's: each has an id, and is set by its scope and period.
 async def _list(limits: _Limits, request: web.Request, _: Body) -> Shown:
-    _only(request.query, "limit")
+    _only(request.query, "limit", "page")
     text = request.query.get("limit", "20")
     if not (text.isascii() and text.isdigit() and len(text) < 5 and 1 <= int(text) <= LIMITS_MAX):
         raise _wrong("limit", f"must be a number from 1 to {LIMITS_MAX}")
-    rows, currency = await limits.all(), await limits.currency()
-    shown = [_of_anthropic(row, currency) for row in reversed(rows)]
-    if len(shown) > int(text):
-        raise _wrong("limit", f"must be {len(shown)} at least: there is one page")
-    return {"data": shown, "next_page": None}
+    start = request.query.get("page", "0")
+    if not _DIGITS.fullmatch(start):
+        raise _wrong("page", "must be the next_page of an answer")
+    known, currency = [*reversed(await limits.all())], await limits.currency()
+    end = int(start) + int(text)
+    shown = [_of_anthropic(limit, currency) for limit in known[int(start) : end]]
+    return {"data": shown, "next_page": str(end) if end < len(known) else None}
 
 
 async def _set(limits: _Limits, request: web.Request, sent: Body) -> Shown:
@@ -167,11 +277,20 @@ async def _set(limits: _Limits, request: web.Request, sent: Body) -> Shown:
     period = sent.get("period", "monthly")
     if period not in PERIODS:
         raise _wrong("period", f"must be one of {', '.join(PERIODS)}")
-    scope = _scope(sent.get("scope"))
-    row = await limits.set(
-        _write(request), _money("amount", sent.get("amount")), PERIODS[str(period)].name, **scope
-    )
-    return _of_anthropic(row, await limits.currency())
+    if "amount" not in sent:
+        raise _wrong("amount", "is required: a number of cents, or null for no limit")
+    scope, who = _scope(sent.get("scope"))
+    cents, interval = sent["amount"], PERIODS[str(period)].name
+    if who:
+        amount = None if cents is None else _money("amount", cents, least=0)
+        limit = await limits.set_own(_write(request), who, amount, interval)
+    elif cents is None and "tenant_id" in scope:
+        raise _wrong("amount", "must be a number of cents for a workspace: delete its limit instead")
+    else:
+        amount = NO_AMOUNT if cents is None else _money("amount", cents)
+        row = await limits.set(_write(request), amount, interval, **scope)
+        limit = _SpendLimit(row, _amount_of(row))
+    return _of_anthropic(limit, await limits.currency())
 
 
 async def _show(limits: _Limits, request: web.Request, _: Body) -> Shown:
@@ -179,42 +298,43 @@ async def _show(limits: _Limits, request: web.Request, _: Body) -> Shown:
 
 
 async def _delete(limits: _Limits, request: web.Request, _: Body) -> Shown:
-    row = await _by_id(limits, request)
-    await limits.delete(_write(request), row)
-    return {"id": f"{_PREFIX}{row['id']}", "type": "spend_limit_deleted"}
+    limit = await _by_id(limits, request)
+    await limits.delete(_write(request), limit)
+    return {"id": limit.id, "type": "spend_limit_deleted"}
 
 
-async def _by_id(limits: _Limits, request: web.Request) -> Row:
-    for row in await limits.all():
-        if f"{_PREFIX}{row['id']}" == request.match_info["id"]:
-            return row
+async def _by_id(limits: _Limits, request: web.Request) -> _SpendLimit:
+    for limit in await limits.all():
+        if limit.id == request.match_info["id"]:
+            return limit
     raise NotFound
 
 
-def _scope(said: object) -> dict[str, object]:
+def _scope(said: object) -> tuple[dict[str, object], str]:
+    """Return the fields of the budget of a scope, and whose override in it the limit is; empty: the budget's."""
     if isinstance(said, dict) and said.get("type") == "organization" and len(said) == 1:
-        return {}
+        return {"each": USER}, ""
     if isinstance(said, dict) and len(said) == 2:
-        tenant, user = said.get("workspace_id"), said.get("user_id")
+        tenant, user, group = (said.get(name) for name in ("workspace_id", "user_id", "rbac_group_id"))
         if said.get("type") == "workspace" and isinstance(tenant, str) and _DIGITS.fullmatch(tenant):
-            return {"tenant_id": int(tenant)}
-        if said.get("type") == "user" and isinstance(user, str) and user:
-            return {"user": user}
+            return {"tenant_id": int(tenant)}, ""
+        if said.get("type") == "user" and isinstance(user, str) and user and not user.startswith(OF_GROUP):
+            return {"each": USER}, user
+        if said.get("type") == "rbac_group" and isinstance(group, str) and _DIGITS.fullmatch(group):
+            return {"each": USER}, f"{OF_GROUP}{int(group)}"
     raise _wrong(
-        "scope", "must have the type organization, workspace with its workspace_id, or user with its user_id"
+        "scope",
+        "must have the type organization, workspace with its workspace_id, rbac_group with its rbac_group_id, the"
+        " id of a group of users, or user with its user_id",
     )
 
 
-def _of_anthropic(row: Row, currency: str) -> Shown:
-    scope: Shown = {"type": "organization"}
-    if row["tenant_id"] is not None:
-        scope = {"type": "workspace", "workspace_id": str(row["tenant_id"])}
-    elif row["user"] is not None:
-        scope = {"type": "user", "user_id": row["user"]}
+def _of_anthropic(limit: _SpendLimit, currency: str) -> Shown:
+    made = limit.budget["created_at"]
     return {
-        "type": "spend_limit", "id": f"{_PREFIX}{row['id']}", "amount": _cents(row), "currency": currency,
-        "period": INTERVALS[str(row["interval"])].period, "scope": scope, "is_enabled": True, "created_at": row["created_at"],
-        "updated_at": row["created_at"],
+        "type": "spend_limit", "id": limit.id, "amount": None if limit.amount is None else _cents(limit.amount),
+        "currency": currency, "period": INTERVALS[str(limit.budget["interval"])].period, "scope": limit.scope,
+        "is_enabled": True, "created_at": made, "updated_at": made,
     }  # fmt: skip
 
 
@@ -248,7 +368,7 @@ async def _set_one(limits: _Limits, request: web.Request, sent: Body) -> Shown:
 
 
 async def _delete_one(limits: _Limits, request: web.Request, _: Body) -> Shown:
-    await limits.delete(_write(request), await _the_one(limits, request))
+    await limits.delete_pool(_write(request), await _the_one(limits, request))
     return {"object": f"{_object(request)}.deleted", "deleted": True}
 
 
@@ -260,6 +380,6 @@ def _of_openai(request: web.Request, row: Row, currency: str) -> Shown:
     used = Decimal(str(row.get("used") or 0))
     status = "enforcing" if used >= Decimal(str(row["amount"])) else "inactive"
     return {
-        "object": _object(request), "threshold_amount": int(_cents(row)), "currency": currency,
+        "object": _object(request), "threshold_amount": int(_cents(row["amount"])), "currency": currency,
         "interval": "month", "enforcement": {"status": status},
     }  # fmt: skip

@@ -11,8 +11,8 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
+from gateway.admin.http.callers import BEARER, identify_by
 from gateway.admin.http.guard import SHAPE, Shape
-from gateway.admin.http.requests import BEARER, identify_by
 from gateway.admin.ports import AdminPorts
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.usage import NO_PROJECT

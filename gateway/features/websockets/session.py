@@ -28,6 +28,7 @@ from gateway.core.calls.call import (
     BodyLook,
     CallRequest,
     FieldNames,
+    StoredObjects,
     read_document,
     write_document,
     written_of,
@@ -248,7 +249,9 @@ class LiveSocket(WebSocket):
         targets = [(target.upstream, target.model) for target in admitted.call.aim.targets]
         there = targets or [(attempt.name, attempt.model)]
         if self._aimed not in there and not self._is_due:
-            raise ModelNotAllowed(f"The model {admitted.call.model} leads elsewhere by now: connect again.")
+            raise ModelNotAllowed(
+                f"The model {admitted.call.spec.model} leads elsewhere by now: connect again."
+            )
         if targets and self._aimed in there and not self._refused:
             admitted.answered_by(targets.index(self._aimed))
         (attempt.name, attempt.model), attempt.key = self._aimed, self._key
@@ -403,7 +406,7 @@ class LiveSocket(WebSocket):
         except Refusal as refusal:
             self._refuse(refusal)
             return
-        if named.unsure:
+        if named.objects.unsure:
             self.keep(len(body))
             self.hold(OWNERS)
             begin(self._ask_owned(body, document, named))
@@ -419,8 +422,7 @@ class LiveSocket(WebSocket):
         call.body.names = FieldNames(ids=True)
         if self._owned is not None:
             read_objects(self._owned, call)
-        call.unsure = (*call.named, *call.unsure)
-        return call
+        return replace(call, objects=StoredObjects(unsure=(*call.objects.named, *call.objects.unsure)))
 
     async def _ask_owned(self, body: bytes, document: Document, named: CallRequest) -> None:
         """Process a message, unless it names an object of another organization."""

@@ -464,7 +464,7 @@ def _of_trace(said: HeaderAttribution, trace_id: str) -> Attribution:
         return known
     return Attribution(
         known.user, known.content_id, known.project_id, known.feature_version, known.metadata, trace_id,
-        known.run, known.priority, known.tags,
+        known.run, known.priority, known.tags, True,
     )  # fmt: skip
 
 

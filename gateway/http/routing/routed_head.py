@@ -25,7 +25,6 @@ from gateway.http.routing.routes import (
     READ_ROUTES,
     Match,
     RouteTable,
-    WorkerBindings,
     api_of,
     asking,
     check_fields,
@@ -47,6 +46,7 @@ from gateway.http.routing.routes import (
     unknown_path,
     withheld,
 )
+from gateway.http.routing.worker_bindings import WorkerBindings
 from gateway.http.server.buffers import bare
 
 # Maximum of cached openings of a worker, and the bytes of a key; others are computed each time.

@@ -21,20 +21,14 @@ from gateway.errors import InternalError, Overloaded, StartError, UnknownRoute, 
 from gateway.http.collections import at_collection
 from gateway.http.identity import key_digests
 from gateway.http.ports import Answerer, Ports
-from gateway.http.protocol.request import RequestIds
+from gateway.http.protocol.request_ids import RequestIds
 from gateway.http.proxy import proxy, resource, usage
 from gateway.http.reply import FaultLog, given_up, refuse
 from gateway.http.routing.cors import Cors
 from gateway.http.routing.head import CallHead, HeadReader
 from gateway.http.routing.routed_head import HeadRouter
-from gateway.http.routing.routes import (
-    METADATA_PATH,
-    OWN_ROUTES,
-    RESOURCE_PATH,
-    USAGE_PATH,
-    WorkerBindings,
-    is_lasting,
-)
+from gateway.http.routing.routes import METADATA_PATH, OWN_ROUTES, RESOURCE_PATH, USAGE_PATH, is_lasting
+from gateway.http.routing.worker_bindings import WorkerBindings
 from gateway.http.server.buffers import Buffers
 from gateway.http.server.connection import ClientConnection
 from gateway.http.server.exchange import ClientGone, Exchange, Worker
@@ -244,7 +238,7 @@ def accessed(exchange: Exchange, took_s: float, upstream_s: float) -> dict[str, 
     if caller is not None:
         facts |= {"organization_id": caller.organization_id, "tenant_id": caller.tenant_id}
     if call is not None:
-        facts["model"] = call.model
+        facts["model"] = call.spec.model
     if upstream_s > 0.0:
         facts |= {"upstream": exchange.attempt.name, "upstream_ms": round(upstream_s * 1000, 3)}
     if exchange.attempt.failed_before:

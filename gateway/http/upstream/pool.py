@@ -18,8 +18,8 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from gateway.core.calls.routes import UpstreamTarget
+from gateway.core.certificates import end_of
 from gateway.core.circuit_breaker import CONNECT_TIMEOUT, PROXY
-from gateway.core.credentials import end_of
 from gateway.core.http_limits import HttpLimits
 from gateway.core.network import ProxyFailed
 from gateway.core.shares import FairShares

@@ -260,18 +260,21 @@ def test_configuration_schema_accepts_valid_objects_of_each_kind_and_refuses_mis
 
 
 def test_yaml_examples_in_the_documentation_are_valid_by_the_configuration_schema() -> None:
-    text = (ROOT / "docs" / "howto" / "git.md").read_text()
+    pages = ("git.md", "from-claude-gateway.md", "from-kong.md")
+    text = "".join((ROOT / "docs" / "howto" / page).read_text() for page in pages)
     shown = [one or other for one, other in FENCES.findall(text)]
     documents = [each for one in shown for each in yaml.load_all(one, yaml.BaseLoader) if "steps" not in each]
-    assert len(documents) >= 4
+    assert len(documents) >= 4 + len(pages) - 1
     for each in documents:
         assert faults(plain(each)) == []
 
 
 def plain(value: Any) -> Any:
-    """Values as files have them: whole numbers are numbers where no quotes are."""
+    """Values as files have them: whole numbers are numbers where no quotes are, and null is none."""
     if isinstance(value, dict):
         return {name: plain(each) for name, each in value.items()}
     if isinstance(value, list):
         return [plain(each) for each in value]
+    if value == "null":
+        return None
     return int(value) if isinstance(value, str) and value.isdecimal() else value

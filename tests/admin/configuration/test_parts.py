@@ -73,7 +73,7 @@ async def test_apply_gives_a_budget_the_overrides_of_the_file_and_no_others(api:
     assert await overrides_of(api) == [], "a file had them, and says nothing of them any more"
 
 
-async def test_overrides_that_no_file_has_stay_as_they_are(api: Api) -> None:
+async def test_overrides_in_no_file_stay(api: Api) -> None:
     objects = budget("user")
     del objects["budgets"][0]["overrides"]
     await apply(api, objects)

@@ -18,8 +18,8 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from gateway.admin.api import views
-from gateway.admin.api.views import (
+from gateway.admin.api import uploads
+from gateway.admin.api.uploads import (
     ORGANIZATION,
     ORGANIZATIONS_AT_ONCE_MAX,
     ORGANIZATIONS_THERE_MAX,
@@ -32,7 +32,7 @@ from gateway.admin.configuration.objects import ERRORS_MAX, Reference, WantedObj
 from gateway.admin.configuration.planning import Planner
 from gateway.admin.configuration.references import NameIndex
 from gateway.admin.configuration.words import CHARS_MAX, KINDS, SUGGESTED_MAX
-from gateway.admin.http import requests
+from gateway.admin.http import bodies
 from gateway.admin.resources.people import ApiKeyCreate
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import Actor, Mark, NewRowId, Row
@@ -271,7 +271,7 @@ async def test_apply_by_staff_times_out_while_an_apply_of_the_changed_organizati
     api: Api, admin_database: str
 ) -> None:
     organization_id, _ = await operator_of(api, "Acme")
-    assert views.ORGANIZATION.work_s_max < apply_transaction.LOCK_WAIT_S
+    assert uploads.ORGANIZATION.work_s_max < apply_transaction.LOCK_WAIT_S
     pool = engines.create(admin_database, connections_max=1)
     staff, touched = Store(pool, partition_of), [("organizations", organization_id, {})]
     with connected(plain_url(admin_database)) as other:
@@ -503,7 +503,7 @@ async def test_configuration_plan_is_cancelled_when_the_caller_disconnects() -> 
         transport = None
 
     with pytest.raises(ConnectionResetError):
-        await views.until_client_leaves(Gone(), work())  # type: ignore[arg-type]  # all that is asked of it
+        await uploads.until_client_leaves(Gone(), work())  # type: ignore[arg-type]  # all that is asked of it
     await eventually(ended.is_set)
 
 
@@ -521,10 +521,10 @@ async def test_plan_by_an_organization_is_refused_beyond_the_maximum_of_bytes_or
     assert (await api.call("POST", "configuration", data=many)).status == 422, (
         "of staff it is read: no objects"
     )
-    usual = b'{"name":[' + b"[]," * (requests.VALUES_MAX // 2) + b"[]]}"
+    usual = b'{"name":[' + b"[]," * (bodies.VALUES_MAX // 2) + b"[]]}"
     with pytest.raises(Unprocessable) as refused:
-        requests.parse_body(usual)
-    assert f"more than {requests.VALUES_MAX} values" in refused.value.errors[0][1]
+        bodies.parse_body(usual)
+    assert f"more than {bodies.VALUES_MAX} values" in refused.value.errors[0][1]
 
 
 def errors_of(sent: Any) -> list[tuple[str, str]]:

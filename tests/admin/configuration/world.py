@@ -40,7 +40,7 @@ WORLD: Objects = {
         {
             "organization": "Acme", "name": "Web, a day", "unit": "money", "amount": "12.5",
             "interval": "day", "tenant": "Web", "api_key": "CI", "time_zone": "Europe/Berlin",
-            "mode": "audit", "tags": {"feature": "search"},
+            "mode": "audit", "tags": {"feature": "search"}, "carry": {"max": "5", "debt": True},
         },
         {
             "organization": "Globex", "name": "SMS", "unit": "requests", "amount": 500, "interval": "week",
@@ -58,6 +58,9 @@ WORLD: Objects = {
          "each": "tenant", "overrides": [{"who": "Web", "amount": 7}]},
         {"organization": "Globex", "name": "GPT", "unit": "tokens", "amount": 5, "interval": "total",
          "model": "gpt-*"},
+        {"organization": "Globex", "name": "Five hours", "unit": "money", "amount": "20", "window": "rolling",
+         "length": "5h", "each": "user",
+         "steps": [{"at": 0.8, "models": {"gpt-5*": "gpt-5-mini"}, "session": "switch"}]},
         {"organization": "Globex", "name": "Search", "unit": "requests", "amount": 9, "interval": "day",
          "tool": "search", "server": "github", "group": "Platform"},
     ],

@@ -604,3 +604,22 @@ async def test_new_budget_form_explains_the_budget_and_shows_past_spend_above_th
         )
         assert said in words_of(fragment), typed
     assert words_of(await admin.open("/budgets/meaning?unit=money&amount=x&interval=day")).strip() == ""
+
+
+async def test_new_budget_form_replays_the_calls_of_a_month(desk: Desk, admin: Person) -> None:
+    form = await admin.open(f"/budgets/new?organization_id={desk.organization}")
+    assert 'hx-post="/budgets/replay"' in form.text
+    hidden = form.fields("/budgets")
+    typed = [
+        ("organization_id", str(desk.organization)),
+        ("unit", "money"),
+        ("amount", "0.01"),
+        ("interval", "day"),
+    ]
+    kept = [each for each in hidden if each[0] not in dict(typed)]
+    shown = await admin.post("/budgets/replay", [*kept, *typed])
+    assert shown.status == 200
+    assert "calls of the last 30 days it had refused" in shown.text
+    assert (shown.text.count('class="day"') >= 30, 'class="limit"' in shown.text) == (True, True)
+    wrong = await admin.post("/budgets/replay", [*kept, *typed[:2], ("amount", "x"), typed[3]])
+    assert "This cannot be replayed: Amount must be a decimal" in words_of(wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import unescape
 from typing import Any
 from urllib.parse import urlencode
 
@@ -157,6 +158,55 @@ async def test_form_shows_an_error_beside_the_field_for_an_unknown_or_ambiguous_
         answer = await admin.fill(f"/{page}/new", f"/{page}", **more)
         assert (answer.status, f'value="{typed}"' in answer.text) == (422, True)
         assert said in answer.text.partition('name="tenant_id"')[2].partition("</form>")[0]
+
+
+async def test_budget_form_takes_and_describes_every_part_of_a_window(api: Api, admin: Person) -> None:
+    owner = await api.make("organizations", name="Hooli")
+    whose = {"organization_id": "Hooli", "each": "user", "amount": "20", "unit": "money"}
+    form = whose | {"window": "rolling", "length": "5h"}
+    meant = "Each user may use $20.00 in any 5 hours. A call that does not fit is refused (429) until enough is free"
+    assert meant in (await admin.open(f"/budgets/meaning?{urlencode(form)}")).text
+    for wrong in ({"length": "4m"}, {"length": ""}, {"interval": "day"}, {"steps": "x"}, {"window": "odd"}):
+        assert "may use" not in (await admin.open(f"/budgets/meaning?{urlencode(form | wrong)}")).text
+    assert (await admin.fill("/budgets/new", "/budgets", **form, interval="", name="five")).status == 303
+    steps = '- at: 0.8\n  models:\n    "claude-opus-*": claude-sonnet-4-6'
+    form = whose | {"interval": "month", "carry.max": "5", "carry.debt": "true", "steps": steps}
+    sentences = unescape((await admin.open(f"/budgets/meaning?{urlencode(form)}")).text)
+    assert "Up to $5.00 of the rest goes on into the next month, and use beyond it is taken off." in sentences
+    assert "From 80 % on, models are sent as others: claude-opus-* as claude-sonnet-4-6; running" in sentences
+    typed = {name.replace(".", "__"): text for name, text in form.items()}
+    made = await admin.fill("/budgets/new", "/budgets", **typed, name="monthly")
+    number = made.headers["Location"].split("/")[2].partition("?")[0]
+    budget = (await api.get(f"budgets/{number}")).json
+    assert budget["carry"] == {"max": "5", "debt": True}
+    assert budget["steps"] == [
+        {"at": 0.8, "models": {"claude-opus-*": "claude-sonnet-4-6"}, "session": "keep"}
+    ]
+    where = f"/budgets/{number}"
+    assert (await admin.fill(where, f"{where}/change", carry__max="", carry__debt="", steps="")).status == 303
+    budget = (await api.get(f"budgets/{number}")).json
+    assert (budget["carry"], budget["steps"], budget["organization_id"]) == (None, [], owner["id"])
+    rows = unescape((await admin.open("/budgets")).text)
+    assert ("in any 5 hours" in rows, "a month" in rows) == (True, True)
+
+
+async def test_page_of_a_budget_describes_overrides(api: Api, admin: Person) -> None:
+    owner = await api.make("organizations", name="Hooli")
+    budget = await api.make(
+        "budgets", organization_id=owner["id"], name="each", unit="tokens", amount=20, each="user", window="first_use",
+        length="90m", steps=[{"at": 0, "models": {"a": "b"}}], mode="audit",
+    )  # fmt: skip
+    for who, amount in (("ada", 50), ("bob", None), ("cy", 0), ("dan", 1)):
+        await api.call(
+            "PUT",
+            f"budgets/{budget['id']}/overrides/{who}",
+            {"amount": amount, "until": "2999-12-04T00:00:00Z"},
+        )
+    page = unescape((await admin.open(f"/budgets/{budget['id']}")).text)
+    assert "Each user may use 20 tokens in 90 minutes from a first call. Alerts are sent" in page
+    said = "ada may use 50 tokens until 2999-12-04 00:00; bob has no limit until 2999-12-04 00:00; cy may use 0 tokens"
+    assert (said in page, "others have other limits too." in page) == (True, True)
+    assert "As it only counts, its steps are not taken." in page
 
 
 async def test_refused_console_form_is_shown_again_with_the_typed_values(admin: Person) -> None:

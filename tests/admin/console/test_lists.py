@@ -400,6 +400,12 @@ async def test_usage_report_by_a_tag_links_to_the_calls_with_its_value(
     assert re.search(
         r'name="tag:feature"[^>]*value="search"|value="search"[^>]*name="tag:feature"', listed.text
     )
+    offered = re.compile(r'name="(tag:[^"]*)"')
+    assert offered.findall((await admin.open("/calls")).text) == []
+    await api.patch(f"organizations/{own}", {"tags": ["feature", "team"]})
+    narrowed = await admin.open(f"/calls?organization_id={own}&tag:feature=")
+    assert offered.findall(narrowed.text) == ["tag:feature", "tag:team"]
+    assert "of chat" in narrowed.text
     assert (await admin.open("/calls?tag:a%20b=x")).status == 422
     assert (await admin.open("/tenants?tag:feature=search")).status == 422
 

@@ -112,6 +112,47 @@ async def test_me_page_shows_a_user_only_the_keys_calls_and_budgets_of_that_user
         assert BAD not in page.text
 
 
+async def test_me_page_shows_budgets_of_groups_that_the_user_is_in(team: Team) -> None:
+    for name, kind, more in (
+        ("mine", "user", {"members": ["ann"]}),
+        ("theirs", "user", {"members": ["bob"]}),
+        ("our tenant", "tenant", {"members": [team.tenant]}),
+        ("our keys", "api_key", {"members": [team.keys["ann"]["id"]]}),
+        ("their keys", "api_key", {"members": [team.keys["bob"]["id"]]}),
+        ("by claim", "user", {"claim": "engineers"}),
+        ("other claim", "user", {"claim": "sales"}),
+        ("projects", "project", {"members": [7]}),
+    ):
+        group = await team.api.make("groups", organization_id=team.organization, name=name, kind=kind, **more)
+        await team.api.make(
+            "budgets", organization_id=team.organization, name=f"pool {name}", unit="money", amount="90",
+            window="rolling", length="5h", group_id=group["id"],
+        )  # fmt: skip
+    team.api.rows(
+        "insert into signed_in_user values (%s, 'ann', '[\"engineers\"]') returning name", team.organization
+    )
+    page = unescape((await (await team.person(user="ann")).open("/me")).text)
+    shown = set(re.findall(r'title="pool ([^"]+)"', page))
+    assert shown == {"mine", "our tenant", "our keys", "by claim", "projects"}
+    assert page.count("in any 5 hours") == len(shown)
+
+
+async def test_me_page_says_how_much_steps_saved_a_user_by_model(team: Team) -> None:
+    for number, (name, saved) in enumerate((("ann", 41_200_000_000), ("bob", 7_000_000_000), ("ann", 0))):
+        call(
+            team.api, str(UUID(int=100 + number)), organization=team.organization, tenant=team.tenant,
+            api_key_id=team.keys[name]["id"], user_id=team.users[name], model=f"sonnet-{number}", currency="USD",
+            model_asked="opus", substituted_by='{"id": 1, "name": "team"}', saved=saved,
+        )  # fmt: skip
+    page = unescape((await (await team.person(user="ann")).open("/me")).text)
+    assert re.findall(r"saved (.*?)\.</p>", page) == ["$41.20 by sonnet-0 for opus (1 request)"]
+    lead = await signed_in(team.api, ADMIN)
+    explorer = unescape((await lead.open("/usage")).text)
+    assert re.findall(r"saved (.*?)\.</p>", explorer) == [
+        "$41.20 by sonnet-0 for opus (1 request)", "$7.00 by sonnet-1 for opus (1 request)",
+    ]  # fmt: skip
+
+
 async def test_me_page_of_a_readonly_token_without_a_user_shows_the_team_without_forms(team: Team) -> None:
     page = unescape((await (await team.person("readonly")).open("/me")).text)
     assert ("ann's" in page, "bob's" in page, "secret" in page) == (True, True, False)

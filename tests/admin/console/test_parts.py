@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -12,12 +12,74 @@ from multidict import MultiDict
 
 from gateway.admin.console import formatting, forms
 from gateway.admin.console.reports import Live
-from gateway.admin.console.screens import HEADINGS, PAGES, SCREENS, menu, screens_off
+from gateway.admin.console.screens import FIRST_MAX, HEADINGS, PAGES, SCREENS, menu, screens_off
 from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.resource import fields_of
-from gateway.core.accounts.administration import Actor
+from gateway.core.accounts.administration import KEY_HOLDER, ROLES, Actor
 from gateway.core.integrity.reconciliation import NO_FAULTS, DifferenceKind
 from gateway.settings.settings import Settings
+
+ROLLING = {
+    "window": "rolling",
+    "interval": None,
+    "length": "5h",
+    "resets_at": None,
+    "unit": "money",
+    "currency": "USD",
+}
+SOON = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
+
+
+@pytest.mark.parametrize(
+    ("more", "texts"),
+    [
+        ({}, ("in any 5 hours", "The last 5 hours", "by and by", "")),
+        ({"length": "1h", "frees": []}, ("in any hour", "The last hour", "by and by", "")),
+        (
+            {"frees": [{"at": SOON.isoformat(), "amount": "2.10"}, {"at": "2999-01-02T03:04:05Z", "amount": "1"}]},
+            ("in any 5 hours", "The last 5 hours", f"$2.10 at {SOON:%H:%M}, $1.00 at 2999-01-02 03:04", ""),
+        ),
+        (
+            {"window": "first_use", "length": "90m", "steps": [{}, {}]},
+            ("in 90 minutes from a first call, 2 steps", "In 90 minutes from a first call", "with a first call", ""),
+        ),
+        (
+            {"window": "calendar", "interval": "month", "carry": {"max": "5.00"}, "carried": "-2.50"},
+            ("a month, up to $5.00 goes on", "This month", "never", "$2.50 taken off for use from before"),
+        ),
+        (
+            {"window": "calendar", "interval": "total", "carried": "3.00", "resets_at": "2999-01-02T03:04:05Z"},
+            ("in all", "In all", "2999-01-02 03:04:05", "$3.00 more from before"),
+        ),
+        (
+            {"window": "calendar", "interval": "day", "carried": "0.00"}, ("a day", "This day", "never", ""),
+        ),
+    ],
+)  # fmt: skip
+def test_window_of_a_budget_in_words(more: dict[str, Any], texts: tuple[str, ...]) -> None:
+    row = ROLLING | more
+    said = (formatting.window_text(row), formatting.window_title(row))
+    assert (*said, formatting.resets_text(row), formatting.carried_text(row)) == texts
+
+
+@pytest.mark.parametrize(
+    ("used", "remaining", "of", "share"),
+    [("30", "95", "$125.00", 24.0), ("30", "-10", "$20.00", 100.0), ("0", "-40", "$0.00", 0.0)],
+)
+def test_use_of_a_budget_that_carries_is_of_amount_and_carried_together(
+    used: str, remaining: str, of: str, share: float
+) -> None:
+    row = {
+        "unit": "money",
+        "currency": "USD",
+        "amount": "100",
+        "used": used,
+        "held": "0",
+        "remaining": remaining,
+    }
+    use = formatting.use_of({**row, "carried": "25", "raised_to": None})
+    assert use is not None
+    assert (use.limit, use.used_share) == (of, share)
 
 
 @pytest.mark.parametrize(
@@ -127,10 +189,36 @@ def test_menu_of_an_organization_token_hides_lists_meant_for_staff(role: str) ->
     found = menu(customer)
     named = {name for part in found.values() for name, _, _ in (*part.shown, *part.more)}
     assert not named & staffs
-    assert {name for name, _, _ in found["Catalogue"].shown} == {"services", "subscription-plans", "prices"}
+    catalogue = found["Catalogue"]
+    assert {name for name, _, _ in (*catalogue.shown, *catalogue.more)} == {
+        "services", "subscription-plans", "prices", "organization-services",
+    }  # fmt: skip
     health = {"quarantine", "dead-letters"} if role in {"admin", "operator"} else set()
     theirs = menu(replace(customer, is_ours=True))["Health"]
-    assert {name for name, _, _ in theirs.shown} == {"webhooks", *health}
+    assert {name for name, _, _ in theirs.more} == {"webhooks", "webhook-deliveries", *health}
+
+
+@pytest.mark.parametrize("role", [*ROLES, KEY_HOLDER])
+@pytest.mark.parametrize("tenant", [None, 7])
+@pytest.mark.parametrize("organization", [None, 5])
+def test_menu_shows_at_most_twelve_entries_of_a_role_before_more(
+    role: str, organization: int | None, tenant: int | None
+) -> None:
+    actor = Actor("token:1", role, organization_id=organization, tenant_id=tenant and organization and tenant)
+    parts = menu(actor).values()
+    assert 1 <= sum(len(part.shown) for part in parts) <= FIRST_MAX
+
+
+def test_menu_shows_a_role_first_what_its_people_do() -> None:
+    shown = {
+        role: {name for part in menu(Actor("token:1", role)).values() for name, _, _ in part.shown}
+        for role in ROLES
+    }
+    assert shown["billing"] >= {"invoices", "payments", "organization-subscriptions", "unbilled"}
+    assert shown["operator"] >= {"budgets", "raise-requests", "api-keys", "reconciliation"}
+    assert shown["member"] >= {"api-keys", "calls", "models"}
+    assert shown["admin"] >= {"organizations", "tenants", "prices", "models"}
+    assert shown["readonly"] == shown["admin"]
 
 
 def test_every_empty_list_has_a_next_step() -> None:

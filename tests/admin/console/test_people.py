@@ -12,7 +12,7 @@ import pytest
 from gateway.admin.application import ROOT
 from gateway.admin.resources.registry import RESOURCES
 from gateway.issuers.sign_in import opened
-from persistence.resources.access import (
+from persistence.resources.sessions import (
     SESSIONS_EACH_MAX,
     SESSIONS_MAX,
     SESSIONS_OF_ORGANIZATION_MAX,

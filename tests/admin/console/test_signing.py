@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from gateway.admin import credentials
-from gateway.core.credentials import FREE_MAX
+from gateway.core.failures import FREE_MAX
 from tests.admin.conftest import ADMIN, Api
 from tests.admin.console.conftest import Person
 from tests.in_turn import in_turn

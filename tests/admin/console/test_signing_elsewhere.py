@@ -22,7 +22,7 @@ from gateway.core.model import Caller
 from gateway.issuers.sign_in import HINT_BYTES_MAX, SignIns
 from persistence import engine as engines
 from persistence.keeper.definitions import of_accounts
-from persistence.resources.access import USED_MAX
+from persistence.resources.sessions import USED_MAX
 from tests.admin.conftest import ADMIN, PEPPERS
 from tests.admin.console.conftest import Page, Person
 from tests.admin.console.elsewhere import (

@@ -19,11 +19,12 @@ from multidict import MultiDict
 from yarl import URL
 
 from gateway.admin.api.openapi import body_of
+from gateway.admin.http.answers import API, Answers
+from gateway.admin.http.bodies import check_body, parse_body
 from gateway.admin.http.guard import guard
-from gateway.admin.http.requests import LIMIT_MAX, check_body, parse_body, read_query
-from gateway.admin.http.server import API, Answers
+from gateway.admin.http.requests import LIMIT_MAX, read_query
 from gateway.admin.resources.registry import RESOURCES
-from gateway.core.credentials import Failures
+from gateway.core.failures import Failures
 from gateway.errors import AdminRefusal, Unprocessable
 from tests.admin import two_organizations
 from tests.admin.conftest import ADMIN, Api

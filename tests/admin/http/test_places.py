@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from gateway.admin.application import build
 from gateway.admin.http import guard
-from gateway.admin.http.requests import COSTLY, COSTLY_FILES, HOURS
-from gateway.admin.http.server import ConcurrencyLimits, Whose, WorkSlots
-from gateway.core.accounts.administration import (
+from gateway.admin.http.callers import COSTLY, COSTLY_FILES, HOURS
+from gateway.admin.http.work_slots import ConcurrencyLimits, Whose, WorkSlots
+from gateway.core.accounts.hourly_budget import (
     HOUR_S,
     METER,
     HourlyBudget,

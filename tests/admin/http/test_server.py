@@ -17,10 +17,11 @@ from aiohttp.http_exceptions import BadStatusLine
 from aiohttp.test_utils import TestClient, TestServer
 
 from gateway.admin.application import build
+from gateway.admin.http.answers import Answers
 from gateway.admin.http.guard import CSV, Files, guard
-from gateway.admin.http.server import IDENTIFIED, TOLD_EACH_S, Answers, ConnectionLimits, Unreadable, listen
+from gateway.admin.http.server import IDENTIFIED, TOLD_EACH_S, ConnectionLimits, Unreadable, listen
 from gateway.core.accounts.administration import Actor
-from gateway.core.credentials import Failures
+from gateway.core.failures import Failures
 from gateway.errors import Unprocessable
 from gateway.telemetry.logs import JsonLines
 from gateway.tls.certificates import Certificates

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gateway.admin.http.requests import check_body
+from gateway.admin.http.bodies import check_body
 from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.values import In
 from gateway.core.model import INTEGER_MAX

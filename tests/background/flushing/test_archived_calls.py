@@ -15,7 +15,7 @@ from gateway.core.model import Caller, Settlement, SettleResult
 from gateway.core.times import DAY_MS, ms_of
 from gateway.counters.redis import keys
 from gateway.errors import Conflict, Unprocessable
-from gateway.http.protocol.request import RequestIds
+from gateway.http.protocol.request_ids import RequestIds
 from persistence import engine as engines
 from persistence.keeper.sweeps import Sweeps
 from persistence.keeper.verification import LedgerReader

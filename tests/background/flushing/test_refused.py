@@ -83,17 +83,17 @@ async def test_a_refused_call_has_a_row_and_is_counted_apart(valkey: str, migrat
     async with lined(valkey, migrated) as (line, world):
         world.reserve(need=1, user="ann").settle(tokens=7)
         await line.backend.flush()
-        call = line.refuse(world, user="ann", attribution="7\t8\tv3", session="s")
+        call = line.refuse(world, user="ann", attribution="7\t8\tv3", session="s", groups=(4, 9))
         line.refuse(world, user="nobody knows")
         await line.told()
         [settled, row, other] = line.rows()
         told = ("request", "status", "reason", "model", "session", "project_id", "content_id",
-                "feature_version", "tokens", "cost", "user_id", "refused", "service_id", "route")  # fmt: skip
+                "feature_version", "tokens", "cost", "user_id", "refused", "service_id", "route", "groups")  # fmt: skip
         assert [row[name] for name in told] == [
             call.request_id, 429, "rate_limited", "m", "s", 8, 7, "v3",
-            0, None, settled["user_id"], True, 1, "/v1/chat/completions",
+            0, None, settled["user_id"], True, 1, "/v1/chat/completions", [4, 9],
         ]  # fmt: skip
-        assert other["user_id"] is None
+        assert (other["user_id"], other["groups"]) == (None, None)
         for span in ("hour", "day"):
             assert line.counted(span) == [("m", 2)]
         [sums] = line.backend.rows("SELECT sum(requests) AS n FROM usage_rollup WHERE span = 'hour'")

@@ -13,8 +13,8 @@ import pytest
 from gateway.background.loops import Isolation, Loop
 from gateway.background.timed.invoicing import Claim, Invoicing
 from gateway.core.accounts.outbox import EventKind
-from gateway.core.billing.charges import ExpiredGrant
-from gateway.core.billing.invoice import (
+from gateway.core.billing.allocation import ExpiredGrant
+from gateway.core.billing.invoice_schedule import (
     CONFLICT,
     COUNTERS,
     INCOMPLETE,
@@ -35,7 +35,8 @@ from gateway.errors import (
     TollkeeperError,
     Unprocessable,
 )
-from gateway.run.timed_loops import expirer, month_ends
+from gateway.run.expirer import expirer
+from gateway.run.timed_loops import month_ends
 from persistence.billing.credit_balances import Allocations
 from persistence.ledger.checkpoints import Checkpoints
 from tests.background.backend import Backend, backend_at

@@ -12,17 +12,17 @@ import pytest
 
 from gateway.background.loops import FailureTeller
 from gateway.background.timed.deliveries import DELIVERIES_AT_ONCE, DELIVERIES_EACH, WebhookDeliveries
-from gateway.background.timed.invoicing import PriceList
+from gateway.background.timed.price_list import PriceList
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.intervals import window_bounds
 from gateway.core.alerts.messages import Delivery, DeliveryOutcome
-from gateway.core.credentials import FailureReport, Failures
+from gateway.core.failures import FailureReport, Failures
 from gateway.core.times import HOUR_MS, ZoneOffset, clock_of
 from gateway.counters.redis.keys import partition_of
 from gateway.run.timed_loops import clock_changes
 from persistence import engine as engines
 from persistence.keeper.definitions import ClockReports
-from persistence.resources import access
+from persistence.resources import audit
 from tests.background.backend import Backend, backend_at
 from tests.builders import World
 from tests.waiting import eventually
@@ -273,7 +273,7 @@ async def test_a_line_a_site_and_a_row_where_there_is_a_file() -> None:
 async def test_rows_of_the_audit_log(migrated: str) -> None:
     engine = engines.create(migrated)
     try:
-        await access.note_failures(
+        await audit.note_failures(
             engine, [FailureReport("192.0.2.1", 3, {"unknown": 3}), FailureReport("", 1, {"missing": 1})]
         )
         async with engine.connect() as connection:

@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from itertools import count
 
 from gateway.background.flushing.flusher import Flusher
-from gateway.background.verifying.admission_gate import LOOKED_S_MAX, Rewinds
+from gateway.background.verifying.rewinds import LOOKED_S_MAX, Rewinds
 from gateway.background.verifying.verifier import Verifier
 from gateway.counters.history_guard import HistoryGuard
 from gateway.counters.keeper.outbox import OrphanReader, Outbox

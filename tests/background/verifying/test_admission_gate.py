@@ -11,10 +11,11 @@ import pytest
 
 from gateway.background.verifying import admission_gate as module
 from gateway.background.verifying.reconciler import LossCounter
-from gateway.core.integrity.recovery import RETURN_S_MAX, SILENT_S_MAX, LedgerState, VerificationResult
+from gateway.core.integrity.recovery import LedgerState, VerificationResult
+from gateway.core.integrity.roster import RETURN_S_MAX, SILENT_S_MAX
 from gateway.core.layout import LAYOUT
 from gateway.core.model import PARTITIONS, Verdict
-from gateway.counters.keeper import status
+from gateway.counters.keeper import worker_reports
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from persistence.keeper.sweeps import Losses
@@ -298,7 +299,7 @@ async def test_a_worker_that_starts_meanwhile_is_waited_for_too(
         await scene.looked(one)
         await scene.forget(one)
         async with scene.verifying() as verifying:
-            new = status.WorkerReports(scene.backend.wire, "new", 1, time.monotonic)
+            new = worker_reports.WorkerReports(scene.backend.wire, "new", 1, time.monotonic)
             await new.report([0] * PARTITIONS)
             await one.look()
             assert await scene.closed()
@@ -364,12 +365,12 @@ async def test_who_left_or_fell_silent_is_not_waited_for(
     kept: ValkeyServer, migrated: str, tmp_path: Path
 ) -> None:
     async with scene_at(kept, migrated) as scene:
-        silent = status.WorkerReports(scene.backend.wire, "silent", 1, time.monotonic)
+        silent = worker_reports.WorkerReports(scene.backend.wire, "silent", 1, time.monotonic)
         await silent.report([1] * PARTITIONS)
         async with worker_at(kept.url, tmp_path) as worker:
             await scene.looked(worker)
             assert worker_slots(scene) == ["1", "silent"]
-            await status.WorkerReports(worker.wire, "1", 0, time.monotonic).leave()
+            await worker_reports.WorkerReports(worker.wire, "1", 0, time.monotonic).leave()
             await scene.looked()
             assert worker_slots(scene) == ["silent"]
             for _ in range(5):  # it was there all the time

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import redis
 
-from gateway.background.verifying.admission_gate import WHOLE_EACH, AdmissionGate, PublishedLists
+from gateway.background.verifying.admission_gate import AdmissionGate
+from gateway.background.verifying.published_lists import WHOLE_EACH, PublishedLists
 from gateway.background.verifying.verifier import PARTITIONS_AT_ONCE_MAX, Verifier
 from gateway.core.accounts.definitions import AccountDefinition, UserDefinition
 from gateway.core.integrity.recovery import LedgerState

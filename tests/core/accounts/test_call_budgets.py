@@ -29,7 +29,7 @@ from gateway.core.accounts.call_budgets import (
     OrganizationBudgets,
 )
 from gateway.core.accounts.groups import Groups, GroupTerms, row_of
-from gateway.core.calls.call import Body, CallRequest, McpMessage
+from gateway.core.calls.call import Body, CallRequest, CallSpec, McpMessage
 from gateway.core.model import GENERIC, Attribution, BudgetWindow, Caller
 from gateway.counters.layouts.packing import replaced
 from gateway.errors import CountersUnavailable, TooManyBudgets
@@ -159,7 +159,7 @@ def test_a_call_of_an_owner_without_a_limit_needs_no_price() -> None:
 def test_each_tenant_has_an_account_of_its_own() -> None:
     """Whatever else a call says."""
     teams = of(replace(EACH, each="tenant", overrides={owner_of("3"): PersonalOverride(30)}))
-    key, call = Caller(1, 3, 40, 0), CallRequest("m", GENERIC, Body(), user="ada")
+    key, call = Caller(1, 3, 40, 0), CallRequest("m", GENERIC, Body(), CallSpec(user="ada"))
     names = [
         BudgetCache().find_by_caller(teams, caller, 2, Attribution(user=user), call, NOW).names
         for caller, user in ((key, "ada"), (key, "bob"), (replace(key, key_id=41), ""))
@@ -188,7 +188,7 @@ def test_a_clock_that_was_ahead_leaves_no_window_of_later_behind(kept: bool) -> 
     budgets, caller, call = (
         of(raised, EACH),
         Caller(1, 3, 40, 0),
-        CallRequest("m", GENERIC, Body(), user="ada"),
+        CallRequest("m", GENERIC, Body(), CallSpec(user="ada")),
     )
 
     def found(at_ms: int) -> CallBudgets:
@@ -219,7 +219,7 @@ def test_a_callers_last_budgets_are_found_until_something_of_it_is_another() -> 
     caller, other, call = (
         Caller(1, 3, 40, 0),
         Caller(1, 3, 41, 0),
-        CallRequest("m", GENERIC, Body(), user="eve"),
+        CallRequest("m", GENERIC, Body(), CallSpec(user="eve")),
     )
 
     def found(by: Caller = caller, service_id: int = 2, user: str = "", at_ms: int = NOW) -> CallBudgets:
@@ -242,7 +242,7 @@ def test_a_callers_last_budgets_are_found_until_something_of_it_is_another() -> 
 def test_calls_are_told_apart_by_all_that_decides(budget: Budget) -> None:
     known, budgets, caller = BudgetCache(), of(budget, EACH), Caller(1, 3, 40, 0)
     says = Attribution("ada", session="s", project_id=9)
-    asks = CallRequest("m", GENERIC, Body(), "claude-opus-4", mcp=McpMessage(tool="search"))
+    asks = CallRequest("m", GENERIC, Body(), CallSpec("claude-opus-4", mcp=McpMessage(tool="search")))
     for said, call in ((Attribution("ada"), CallRequest("m", GENERIC, Body())), (says, asks)):
         found = known.find_by_caller(budgets, caller, 2, said, call, NOW)
         asked = CallAttributes(*budgets.asked(caller, 2, said, call))
@@ -253,7 +253,7 @@ def test_calls_are_told_apart_by_all_that_decides(budget: Budget) -> None:
 def test_what_no_budget_asks_for_tells_no_calls_apart() -> None:
     caller, said = Caller(1, 3, 40, 0), Attribution("ada", project_id=9, session="s")
     call = CallRequest(
-        "m", GENERIC, Body(), "gpt-5", models_beside=("x",), mcp=McpMessage("github", "search")
+        "m", GENERIC, Body(), CallSpec("gpt-5", mcp=McpMessage("github", "search")), models_beside=("x",)
     )
     alike = of(MONTH).asked(caller, 2, said, call)
     assert alike == of(HOUR).asked(Caller(1, 4, 41, 0), 3, Attribution(), CallRequest("m", GENERIC, Body()))
@@ -279,7 +279,7 @@ def test_what_no_budget_asks_for_tells_no_calls_apart() -> None:
 )
 def test_whose_account_of_each_it_is_is_asked_for(each: str, asked: CallAttributes) -> None:
     said = Attribution("ada", project_id=9, session="s")
-    call = CallRequest("m", GENERIC, Body(), "gpt-5")
+    call = CallRequest("m", GENERIC, Body(), CallSpec("gpt-5"))
     assert of(replace(MONTH, each=each)).asked(Caller(1, 3, 40, 0), 2, said, call) == asked
 
 
@@ -332,7 +332,7 @@ def test_a_caller_is_told_of_budgets_whatever_it_may_ask_for() -> None:
 
 def test_the_user_of_a_call_is_its_keys_own_first() -> None:
     caller, budgets = Caller(1, 3, 40, 0, user="eve"), of(EACH)
-    call = CallRequest("m", GENERIC, Body(), "gpt-5", user="dan")
+    call = CallRequest("m", GENERIC, Body(), CallSpec("gpt-5", user="dan"))
     assert budgets.asked(caller, 2, Attribution("bob"), call)[3] == "eve"
     assert budgets.asked(replace(caller, user=""), 2, Attribution("bob"), call)[3] == "bob"
     assert budgets.asked(replace(caller, user=""), 2, Attribution(), call)[3] == "dan"

@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 
 from gateway.core.accounts.budgets import FLAG_MONEY, FLAG_TOKENS
 from gateway.core.accounts.limits import CACHED_MAX, duration, limit_headers, limit_lines, refusal_headers
-from gateway.core.model import Admitted, BudgetWindow, LimitKind, Refused, Scope, Verdict, Window
+from gateway.core.model import (
+    Admitted,
+    BudgetWindow,
+    FreedAmount,
+    LimitKind,
+    Refused,
+    Scope,
+    Verdict,
+    Window,
+)
 
 NOW = 1_700_000_000_000
 
@@ -213,3 +222,18 @@ def test_fields_agree_with_each_other(  # noqa: PLR0917  # one strategy a number
     for name, left_ in ((b"tokens", tokens_remaining), (b"credits", credits_remaining)):
         told_ = fields.get(b"x-tollkeeper-%b-remaining" % name)
         assert told_ == (None if left_ is None else b"%d" % left_)
+
+
+def test_an_answer_names_what_rolling_budgets_have_free_next() -> None:
+    at_ms = 1_796_048_100_000
+    freed = (
+        FreedAmount(1, at_ms, 2_100_000_000, FLAG_MONEY, 'a "week", Überall'),
+        FreedAmount(2, at_ms + 1_000, 3_000, FLAG_TOKENS, "tokens"),
+    )
+    value = (
+        b'2.10; at="2026-11-30T14:15:00Z"; budget="a%20%22week%22,%20%C3%9Cberall", '
+        b'3000; at="2026-11-30T14:15:01Z"; budget="tokens"'
+    )
+    assert limit_headers(Admitted(frees=freed)) == [(b"x-tollkeeper-frees", value)]
+    told = dict(limit_headers(Admitted(frees=freed, tokens_remaining=7)))
+    assert (told[b"x-tollkeeper-tokens-remaining"], told[b"x-tollkeeper-frees"]) == (b"7", value)

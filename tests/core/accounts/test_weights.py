@@ -12,17 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.accounts.plans import (
-    ONE,
-    TERMS,
-    WEIGHT_DIGITS_MAX,
-    WEIGHT_MAX,
-    PlanTerms,
-    Weights,
-    millionths,
-    plan_payload,
-    read_terms,
-)
+from gateway.core.accounts.plans import TERMS, PlanTerms, plan_payload, read_terms
+from gateway.core.accounts.weights import ONE, WEIGHT_DIGITS_MAX, WEIGHT_MAX, Weights, millionths
 from gateway.core.billing.money import ENDLESS
 from gateway.core.billing.price_book import FALLBACK, KINDS
 from gateway.core.times import APART_MS, CLOCK_OF_UTC, DAY_MS, HOUR_MS, ZoneOffset, clock_of, offset_at

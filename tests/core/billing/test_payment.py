@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.billing.charges import Allocation, Allocator, CreditGrant, Outflow, settled
+from gateway.core.billing.allocation import Allocation, Allocator, CreditGrant, Outflow, settled
 from gateway.core.billing.invoice import BillLine, bill, partial_note, whole_note
 from gateway.core.billing.outlook import looked_at_since, outlook
 from gateway.core.billing.payments import OpenInvoice, due_on, require_payable, require_returnable

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.calls.event_use import use_of
-from gateway.core.accounts.plans import Weights
+from gateway.core.accounts.weights import Weights
 from gateway.core.billing import events
 from gateway.core.billing.events import AMOUNT_MAX, EventUsage, Unacceptable, counts_of, request_of
 from gateway.core.billing.money import CostMarkup, CreditRates, PriceTier, ServicePricing

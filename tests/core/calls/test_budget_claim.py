@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from gateway.core.billing.price_book import KINDS, TokenRate, cost_nano
 from gateway.core.billing.vector import Vector
-from gateway.core.calls.call import Body, CallRequest, Media, names_in
+from gateway.core.calls.call import Body, CallRequest, CallSpec, Media, names_in
 from gateway.core.calls.claims import BudgetClaim, budget_bound, budget_claim
 from gateway.core.calls.estimate import Estimate
 from gateway.core.families.registry import OF_METER
@@ -28,7 +28,9 @@ def price(read: int, written: int, price_id: int = 1) -> Vector:
 
 
 def call(choices: int = 1, input_bytes: int = 300) -> CallRequest:
-    return CallRequest("openai_chat", Family("openai"), Body(), "m", choices=choices, input_bytes=input_bytes)
+    return CallRequest(
+        "openai_chat", Family("openai"), Body(), CallSpec("m", choices=choices), input_bytes=input_bytes
+    )
 
 
 # 300 bytes: 100 tokens by their mean, 150 at most.
@@ -72,7 +74,7 @@ def test_a_call_of_plain_text_claims_what_any_other_does(  # noqa: PLR0917  # dr
     claims = []
     for asks in (None, "tools" in document):
         made = call()
-        made.model, made.body.document, made.body.names = model, document, names_in(document)
+        made.spec, made.body.document, made.body.names = CallSpec(model), document, names_in(document)
         made.body.tools, made.asks = document.get("tools", ()), asks
         claims.append(budget_claim([vector], estimate, made, hold))
     assert claims[0] == claims[1]
@@ -120,7 +122,9 @@ CACHED = Vector(
 
 def asked(meter: str = "anthropic_messages", blobs: int = 0, **fields: Any) -> CallRequest:
     document = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **fields}
-    one = CallRequest(meter, Family(meter.partition("_")[0]), Body(document=document), "m", input_bytes=300)
+    one = CallRequest(
+        meter, Family(meter.partition("_")[0]), Body(document=document), CallSpec("m"), input_bytes=300
+    )
     one.body.names, one.media = names_in(document), Media(tokens=blobs)
     one.tiers = OF_METER[meter].exclusions.asked_tiers(document)
     return one

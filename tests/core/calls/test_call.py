@@ -38,7 +38,7 @@ def test_read_call_reads_the_turn_of_a_live_session_from_its_document() -> None:
     route = Route(("GET",), "/x", "u", "s", Family("openai"), "openai_realtime")
     document: dict[str, object] = {"model": "é", "input_tokens": 7, "input_beyond": 5, "max_output_tokens": 9}
     call = read_call(route, {}, b"", document=document)
-    assert (call.model, call.streamed, call.output_max) == ("é", True, 9)
+    assert (call.spec.model, call.spec.streamed, call.output_max) == ("é", True, 9)
     assert (call.media.tokens, call.media.text_beyond) == (7, 5)
     written = '{"model":"é","input_tokens":7,"input_beyond":5,"max_output_tokens":9}'.encode()
     assert (call.body.content, call.input_bytes, call.body.rare_bytes) == (written, 70, 2)
@@ -54,18 +54,18 @@ def refused(meter: str, body: object) -> str | None:
 
 def test_chat() -> None:
     call = read("openai_chat", {"model": "m", "messages": [], "max_tokens": 5, "n": 3})
-    assert (call.model, call.output_max, call.choices, call.streamed) == ("m", 5, 3, False)
+    assert (call.spec.model, call.output_max, call.spec.choices, call.spec.streamed) == ("m", 5, 3, False)
     assert not call.strip_usage
     assert read("openai_chat", {"model": "m", "max_completion_tokens": 7}).output_max == 7
     assert read("openai_chat", {"model": "m", "max_completion_tokens": 7, "max_tokens": 9}).output_max == 9
     assert read("openai_chat", {"model": "m"}).output_max is None
     nulls = read("openai_chat", {"model": "m", "n": None, "max_tokens": None, "stream": None})
-    assert (nulls.output_max, nulls.choices, nulls.streamed) == (None, 1, False)
+    assert (nulls.output_max, nulls.spec.choices, nulls.spec.streamed) == (None, 1, False)
 
 
 def test_completions() -> None:
     call = read("openai_completions", {"model": "m", "prompt": "x", "n": 2, "best_of": 5, "max_tokens": 4})
-    assert (call.output_max, call.choices) == (4, 5)
+    assert (call.output_max, call.spec.choices) == (4, 5)
 
 
 @pytest.mark.parametrize("name", sorted(ELSEWHERE))
@@ -89,19 +89,19 @@ def test_a_field_that_sends_a_call_elsewhere_is_refused(name: str, meter: str) -
     ],
 )
 def test_every_prompt_makes_its_choices(prompt: object, choices: int) -> None:
-    assert read("openai_completions", {"model": "m", "prompt": prompt}).choices == choices
-    assert read("openai_completions", {"model": "m", "prompt": prompt, "n": 2}).choices == 2 * choices
+    assert read("openai_completions", {"model": "m", "prompt": prompt}).spec.choices == choices
+    assert read("openai_completions", {"model": "m", "prompt": prompt, "n": 2}).spec.choices == 2 * choices
 
 
 def test_a_huge_batch_of_prompts_is_not_undercounted() -> None:
-    assert read("openai_completions", {"model": "m", "prompt": ["x" * 100] * 20_000}).choices >= 20_000
+    assert read("openai_completions", {"model": "m", "prompt": ["x" * 100] * 20_000}).spec.choices >= 20_000
 
 
 def test_responses() -> None:
     call = read("openai_responses", {"model": "m", "input": "x", "max_output_tokens": 9, "stream": True})
-    assert (call.output_max, call.streamed, call.strip_usage) == (9, True, False)
-    assert read("openai_responses", {"model": "m", "background": False}).model == "m"
-    assert read("openai_responses", {"model": "m", "background": True}).background
+    assert (call.output_max, call.spec.streamed, call.strip_usage) == (9, True, False)
+    assert read("openai_responses", {"model": "m", "background": False}).spec.model == "m"
+    assert read("openai_responses", {"model": "m", "background": True}).spec.background
     assert refused("openai_responses", {"model": "m", "background": True, "stream": True}) == "background"
 
 
@@ -113,7 +113,7 @@ def test_embeddings_make_no_output() -> None:
 
 def test_messages() -> None:
     call = read("anthropic_messages", {"model": "m", "max_tokens": 9, "stream": True})
-    assert (call.output_max, call.streamed, call.strip_usage) == (9, True, False)
+    assert (call.output_max, call.spec.streamed, call.strip_usage) == (9, True, False)
     assert call.take_body() == b'{"model":"m","max_tokens":9,"stream":true}'
 
 
@@ -122,8 +122,13 @@ def test_messages() -> None:
 @pytest.mark.parametrize("count", ["candidateCount", "candidate_count"])
 def test_gemini_in_both_spellings(config: str, most: str, count: str) -> None:
     call = read("gemini_stream", {"contents": [], config: {most: 6, count: 2}})
-    assert (call.model, call.output_max, call.choices, call.streamed) == ("gemini-x", 6, 2, True)
-    assert not read("gemini_generate", {}).streamed
+    assert (call.spec.model, call.output_max, call.spec.choices, call.spec.streamed) == (
+        "gemini-x",
+        6,
+        2,
+        True,
+    )
+    assert not read("gemini_generate", {}).spec.streamed
 
 
 @pytest.mark.parametrize(
@@ -275,7 +280,7 @@ def test_a_document_is_let_go_once_it_is_sent() -> None:
     ],
 )
 def test_a_body_may_name_its_user(meter: str, stated: dict[str, object], user: str) -> None:
-    assert read(meter, {"model": "m", **stated}).user == user
+    assert read(meter, {"model": "m", **stated}).spec.user == user
 
 
 @pytest.mark.parametrize(
@@ -353,7 +358,7 @@ def test_a_config_that_chooses_a_model_is_refused(config: str, name: str, param:
 
 def test_embeddings_of_prompts_are_prompts() -> None:
     def choices(body: dict[str, object]) -> int:
-        return read("openai_completions", {"model": "m", "n": 2, **body}).choices
+        return read("openai_completions", {"model": "m", "n": 2, **body}).spec.choices
 
     assert choices({"prompt_embeds": ["AAAA"] * 20}) == 40
     assert choices({"prompt_embeds": ["AAAA"] * 20, "prompt": ["a", "b"]}) == 44
@@ -391,7 +396,7 @@ def test_a_maximum_of_0_beside_another_is_sent_as_1() -> None:
 
 
 def test_a_stored_prompt_is_an_object() -> None:
-    assert read("openai_responses", {"model": "m", "prompt": {"id": "pmpt_1"}}).model == "m"
+    assert read("openai_responses", {"model": "m", "prompt": {"id": "pmpt_1"}}).spec.model == "m"
     assert refused("openai_responses", {"model": "m", "prompt": [{"id": "pmpt_1"}]}) == "prompt"
 
 
@@ -438,7 +443,7 @@ def test_a_body_may_not_name_another_model_than_its_path(body: dict[str, object]
     for meter in ("gemini_generate", "gemini_stream", "gemini_embed"):
         assert refused(meter, body) == "model"
     assert refused("gemini_embed", {"requests": [{"model": "models/gemini-x"}, body]}) == "model"
-    assert read("gemini_embed", {"requests": [{"model": "models/gemini-x"}]}).model == "gemini-x"
+    assert read("gemini_embed", {"requests": [{"model": "models/gemini-x"}]}).spec.model == "gemini-x"
 
 
 def test_a_bound_may_be_lower() -> None:

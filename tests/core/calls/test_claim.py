@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from gateway.core.billing.money import NO_PRICING, CostMarkup, CreditRates, ServicePricing, whole_credits
 from gateway.core.billing.price_book import KINDS, PriceQualifiers, TokenRate, cost_nano
 from gateway.core.billing.vector import Vector
-from gateway.core.calls.call import Body, CallRequest, names_in
+from gateway.core.calls.call import Body, CallRequest, CallSpec, names_in
 from gateway.core.calls.claims import asks_of, claimed, dearest_of, output_bound
 from gateway.core.calls.estimate import Estimate
 from gateway.core.calls.tariff import charge_of
@@ -31,7 +31,7 @@ def service(price: CreditRates | None = None, credits_: int = 0) -> Service:
 
 
 def call(choices: int = 1) -> CallRequest:
-    return CallRequest("openai_chat", Family("openai"), Body(), "m", choices=choices)
+    return CallRequest("openai_chat", Family("openai"), Body(), CallSpec("m", choices=choices))
 
 
 def rate(one: Service, estimate: Estimate) -> TokenRate | None:
@@ -125,7 +125,7 @@ def asked(meter: str = "openai_chat", /, **fields: Any) -> CallRequest:
         meter,
         family,
         Body(body, document=document, tools=tools, plugins=plugins, names=names_in(document)),
-        "m",
+        CallSpec("m"),
     )
 
 
@@ -213,7 +213,10 @@ def test_fields_that_nobody_documented_make_no_call_cheaper(meter: str, unknown:
 
 
 def test_a_family_that_documents_nothing_rules_nothing_out() -> None:
-    assert asks_of(CallRequest("generic", GENERIC, Body(document={}), "m"), (TIERED,)) == PriceQualifiers()
+    assert (
+        asks_of(CallRequest("generic", GENERIC, Body(document={}), CallSpec("m")), (TIERED,))
+        == PriceQualifiers()
+    )
 
 
 def test_what_makes_no_call_dearer_is_not_looked_for() -> None:

@@ -10,7 +10,7 @@ from uuid import UUID
 
 import pytest
 
-from gateway.core.calls.call import BLOB_TOKENS, Body, CallRequest, Media, names_in
+from gateway.core.calls.call import BLOB_TOKENS, Body, CallRequest, CallSpec, Media, names_in
 from gateway.core.calls.claims import measure_media, read_call
 from gateway.core.calls.estimate import (
     CEILING,
@@ -35,7 +35,7 @@ def call(
     model: str = "m", output_max: int | None = None, choices: int = 1, input_bytes: int = 300
 ) -> CallRequest:
     return CallRequest(
-        "openai_chat", Family("openai"), Body(), model, False, output_max, choices, input_bytes
+        "openai_chat", Family("openai"), Body(), CallSpec(model, choices=choices), output_max, input_bytes
     )
 
 
@@ -64,7 +64,7 @@ def test_what_is_likely_is_less_than_a_large_maximum_and_is_learned_with_the_fir
     assert needs[-1] == 9_000
     assert estimator.hold(call(output_max=2_000), 1, "chat").need == 100 + 2_000
     streamed = call(output_max=64_000)
-    streamed.streamed = True
+    streamed.spec = streamed.spec._replace(streamed=True)
     assert estimator.hold(streamed, 1, "chat") == found
 
 
@@ -146,7 +146,9 @@ OPUS = 128_000  # the most that one answer of it has
 def asked(meter: str = "anthropic_messages", **fields: Any) -> CallRequest:
     """A call of 300 bytes, whatever its body says."""
     document = {"model": "claude-haiku-4-5", **fields}
-    made = CallRequest(meter, Family(meter.partition("_")[0]), Body(document=document), "claude-haiku-4-5")
+    made = CallRequest(
+        meter, Family(meter.partition("_")[0]), Body(document=document), CallSpec("claude-haiku-4-5")
+    )
     made.body.tools, made.body.plugins = elements(document, "tools"), elements(document, "plugins")
     made.models_beside, made.output_max = models_beside(document), fields.get("max_tokens")
     made.input_bytes = 300
@@ -406,7 +408,7 @@ _PROFILE = "arn:aws:bedrock:us-east-1:123456789012:application-inference-profile
 def test_a_picture_of_an_unknown_model_holds_the_dearest_of_its_api_at_most(
     family: str, model: str, most: int
 ) -> None:
-    asked = CallRequest("openai_chat", Family(family), Body(), model=model, output_max=0, input_bytes=300)
+    asked = CallRequest("openai_chat", Family(family), Body(), CallSpec(model), 0, input_bytes=300)
     plain = Estimator().hold(asked, 1, "chat")
     asked.media = Media(tokens=25 * 1_600, count=25)
     found = Estimator().hold(asked, 1, "chat")
@@ -478,7 +480,7 @@ def test_a_recording_holds_its_seconds_or_the_longest_of_its_model(
     assert call.media.tokens == likely * 10
     assert most * 10 <= found.read <= most * 10 + 200
     assert found.need <= likely * 10 + 2_200
-    seconds = {**(call.measured or {}), **(call.measured_most or {})}.get("audio_second")
+    seconds = {**(call.spec.units.likely or {}), **(call.spec.units.most or {})}.get("audio_second")
     assert seconds == most or (seconds is None and written == b"text")
 
 

@@ -26,7 +26,7 @@ def held(call: CallRequest, *facts: UpstreamFacts) -> Estimate:
 
 def sent(call: CallRequest, facts: UpstreamFacts) -> dict[str, Any]:
     fit_body(call, facts)
-    written: dict[str, Any] = json.loads(call.write_for(call.model))
+    written: dict[str, Any] = json.loads(call.write_for(call.spec.model))
     return {name: value for name, value in written.items() if name not in {"model", "messages", "prompt"}}
 
 

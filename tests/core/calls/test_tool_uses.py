@@ -9,7 +9,7 @@ import pytest
 
 from gateway.core.billing.price_book import KINDS, read_price
 from gateway.core.billing.vector import Vector
-from gateway.core.calls.call import Body, CallRequest
+from gateway.core.calls.call import Body, CallRequest, CallSpec
 from gateway.core.calls.claims import (
     TOOL_USES,
     asks_of,
@@ -46,7 +46,7 @@ def defined(tool: object) -> dict[str, Any]:
 
 def asked(meter: str, fields: dict[str, Any], model: str = "m") -> CallRequest:
     document = {"model": model, **fields}
-    call = CallRequest(meter, Family(meter.partition("_")[0]), Body(document=document), model)
+    call = CallRequest(meter, Family(meter.partition("_")[0]), Body(document=document), CallSpec(model))
     call.body.tools, call.body.plugins = tools_of(document), elements(document, "plugins")
     call.asks = True if call.body.tools else None
     call.tiers = OF_METER[meter].exclusions.asked_tiers(document)

@@ -120,7 +120,7 @@ def test_the_model_of_a_path_is_one() -> None:
     for name in MORE_THAN_A_MODEL:
         with pytest.raises(InvalidRequest):
             read("gemini_generate", {}, model=name)
-    assert read("gemini_generate", {}, model="claude-opus-4@20250514").model == "claude-opus-4@20250514"
+    assert read("gemini_generate", {}, model="claude-opus-4@20250514").spec.model == "claude-opus-4@20250514"
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_the_model_of_a_path_is_one() -> None:
     ],
 )
 def test_what_is_not_controlled_passes_unread(body: bytes) -> None:
-    assert read("openai_chat", body).model == "a"
+    assert read("openai_chat", body).spec.model == "a"
 
 
 @pytest.mark.parametrize(
@@ -291,12 +291,12 @@ def test_a_call_that_asks_for_an_answer_later_and_is_no_job_is_refused_by_that_f
         assert refused("openai_chat", {"model": "m", name: value}) == name
     assert refused("openai_chat", {"model": "m", name.title(): False}) == name
     for unasked in (None, False):
-        assert read("openai_chat", {"model": "m", name: unasked}).model == "m"
+        assert read("openai_chat", {"model": "m", name: unasked}).spec.model == "m"
 
 
 def test_a_response_in_the_background_is_a_job_and_a_picture_has_a_background_of_its_own() -> None:
-    assert read("openai_responses", {"model": "m", "background": True}).background
-    assert not read("openai_images", {"model": "m", "prompt": "p", "background": "opaque"}).background
+    assert read("openai_responses", {"model": "m", "background": True}).spec.background
+    assert not read("openai_images", {"model": "m", "prompt": "p", "background": "opaque"}).spec.background
     assert refused("openai_images", {"model": "m", "prompt": "p", "background": True}) == "background"
     assert refused("openai_responses", {"model": "m", "background": True, "deferred": True}) == "deferred"
 
@@ -376,7 +376,7 @@ def test_what_cannot_be_counted_so_is_not(body: bytes) -> None:
 
 def asked(model: str, **fields: Any) -> CallRequest:
     made = call("openai_chat", **fields)
-    made.model = model
+    made.spec = made.spec._replace(model=model)
     made.body.content = json.dumps(
         {"model": model, "messages": [{"role": "user", "content": "one two three"}]}
     ).encode()

@@ -29,7 +29,7 @@ from gateway.errors import InvalidRequest
 
 
 def names(family: Family, document: dict[str, Any]) -> tuple[str, ...]:
-    return named_by(family, document).named
+    return named_by(family, document).objects.named
 
 
 def named_by(family: Family, document: dict[str, Any]) -> CallRequest:
@@ -158,7 +158,7 @@ def test_a_text_in_a_field_that_no_table_has_is_judged_by_its_value(
     document: dict[str, Any], fields: dict[str, str]
 ) -> None:
     call = named_by(Family("openai"), document)
-    assert (call.named, {id_: field_of(call, id_) for id_ in call.unsure}) == ((), fields)
+    assert (call.objects.named, {id_: field_of(call, id_) for id_ in call.objects.unsure}) == ((), fields)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -180,8 +180,8 @@ def test_each_family_judges_a_text_in_a_field_that_no_table_has(
     family: Family, document: dict[str, Any], field: str
 ) -> None:
     call = named_by(family, document)
-    assert (call.named, {field_of(call, id_) for id_ in call.unsure}) == ((), {field})
-    assert "x_1" in call.unsure
+    assert (call.objects.named, {field_of(call, id_) for id_ in call.objects.unsure}) == ((), {field})
+    assert "x_1" in call.objects.unsure
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -192,15 +192,15 @@ def test_no_family_judges_what_callers_and_calls_of_tools_have_for_an_id(family:
              {"function_response": {"id": "c_3", "name": "look", "response": {"id": "A"}}}]  # fmt: skip
     document: dict[str, Any] = {"session_id": "s", "user_id": "u", "messages": [
         {"role": "assistant", "tool_calls": called}, {"tool_call_id": "c_1"}, {"content": blocks}]}  # fmt: skip
-    assert (named_by(family, document).named, named_by(family, document).unsure) == ((), ())
+    assert (named_by(family, document).objects.named, named_by(family, document).objects.unsure) == ((), ())
     if family == "gemini":
-        assert named_by(family, {"contents": [{"parts": parts}]}).unsure == ()
+        assert named_by(family, {"contents": [{"parts": parts}]}).objects.unsure == ()
 
 
 def test_the_id_of_a_message_of_mcp_numbers_it() -> None:
     message = {"jsonrpc": "2.0", "id": "7", "method": "tools/call", "params": {"arguments": {"id": "A"}}}
-    assert named_by(Family("mcp"), message).unsure == ()
-    assert named_by(Family("mcp"), {**message, "params": {"id": "x_1"}}).unsure == ("x_1",)
+    assert named_by(Family("mcp"), message).objects.unsure == ()
+    assert named_by(Family("mcp"), {**message, "params": {"id": "x_1"}}).objects.unsure == ("x_1",)
 
 
 @pytest.mark.parametrize(
@@ -213,12 +213,12 @@ def test_the_id_of_a_message_of_mcp_numbers_it() -> None:
     ],
 )
 def test_a_text_of_gemini_is_judged_as_each_name_that_it_may_stand_for(text: str, ids: set[str]) -> None:
-    assert set(named_by(Family("gemini"), {"foo_id": text}).unsure) == ids
+    assert set(named_by(Family("gemini"), {"foo_id": text}).objects.unsure) == ids
 
 
 def test_a_text_that_a_table_names_once_is_judged_by_the_table() -> None:
     call = named_by(Family("openai"), {"file_id": "file-1", "thing_id": "file-1"})
-    assert (call.named, call.unsure) == (("file-1",), ())
+    assert (call.objects.named, call.objects.unsure) == (("file-1",), ())
 
 
 def test_texts_that_may_be_ids_are_bounded_with_those_that_are() -> None:
@@ -419,7 +419,7 @@ def test_no_member_makes_a_reference_whole(more: dict[str, Any], kind: str) -> N
         {"input": [{**one, "type": "item_reference"}]},
     ):  # fmt: skip
         assert "x_1" in names(Family("openai"), document)
-    assert "x_1" in named_by(Family("openai"), {"anything": [one]}).unsure
+    assert "x_1" in named_by(Family("openai"), {"anything": [one]}).objects.unsure
 
 
 def test_what_answers_tell() -> None:

@@ -1,4 +1,4 @@
-"""Examples of OpenRouter and Portkey: bodies pass or are refused by name, fields have a counterpart."""
+"""Examples of other gateways: bodies pass or are refused by name, fields have a counterpart."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ REFUSED = ({"models": [SONNET, MYTHO]}, {"model": "@preset/email-copywriter"}, {
 
 @pytest.mark.parametrize(("body", "others"), TAKEN)
 def test_it_is_taken_with_every_model_that_may_answer(body: dict[str, Any], others: tuple[str, ...]) -> None:
-    assert read("openai_chat", body | ASKED).model == body["model"]
+    assert read("openai_chat", body | ASKED).spec.model == body["model"]
     assert models_beside(body | ASKED) == others
 
 
@@ -44,18 +44,32 @@ def test_a_body_that_hides_its_model_is_refused_by_that_name(body: dict[str, Any
     assert refused("openai_chat", body | ASKED) == "model"
 
 
-# Fields of the configs that Portkey's pages publish, and of the bodies of OpenRouter's.
+# Fields of the configs that Portkey's pages publish, and of the bodies of OpenRouter's; of the policies of Kong's
+# AI Rate Limiting Advanced; of the caps of Claude apps gateway; of LiteLLM's keys.
 FIELDS = {
     "from-portkey.md": (
         "strategy", "mode: fallback", "mode: loadbalance", "on_status_codes", "targets", "weights",
         "provider", "custom_host", "api_key", "virtual key", "override_params", "retry", "request_timeout",
         "cache", "input_guardrails", "output_guardrails", "conditions", "forward_headers",
-        "x-portkey-metadata", "x-portkey-trace-id",
+        "x-portkey-metadata", "x-portkey-trace-id", "credit_limit", "type: cost", "group_by", "workspace_id",
+        "metadata._user", "periodic_reset: weekly", "alert_threshold", "reset_usage_for_value",
     ),
     "from-openrouter.md": (
         "models: [a, b]", "fallbacks", "route", "provider: {order", "plugins", "transforms", "reasoning",
         "usage", "@preset/", ":nitro", "limit_reset", "HTTP-Referer", "X-Title",
+        "limit_usd", "reset_interval", "allowed_models", "include_byok_in_budgets", "workspace",
     ),
+    "from-kong.md": (
+        "match: consumer`", "consumer_group", "match: model", "match: provider", "match: header", "match: ip",
+        "match: path", "partition_by", "values", "limits", "window_size", "window_type: sliding",
+        "tokens_count_strategy", "prompt_tokens", "completion_tokens", "input_cost", "output_cost", "requestPrompt",
+        "strategy: local", "sync_rate",
+    ),
+    "from-claude-gateway.md": (
+        "`organization`", "rbac_group", "`user`", "amount: null", "daily", "weekly", "monthly", "429",
+    ),
+    "from-litellm-budgets.md": ("model_max_budget", "budget_limit", "time_period", "max_budget", "budget_duration",
+                                "budget_fallbacks", "fallbacks"),
 }  # fmt: skip
 
 

@@ -144,7 +144,7 @@ def read(path: str, document: dict[str, Any]) -> tuple[str, ...]:
     body = json.dumps(document).encode()
     call = CallRequest(route.meter, Family("openai"), Body(body, document=document, names=names_in(document)))
     read_objects(owned, call)
-    return call.named
+    return call.objects.named
 
 
 EVALS, RUNS = "/v1/evals", "/v1/evals/{id}/runs"

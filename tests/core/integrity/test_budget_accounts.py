@@ -14,6 +14,8 @@ from gateway.core.integrity.reconciliation import (
     BudgetAccountUse,
     DifferenceKind,
     ReconciliationSummary,
+    StoredBudgets,
+    WaitingUses,
     as_they_should_be,
     differences,
     differing,
@@ -42,7 +44,8 @@ def live(budget: int, start_ms: int, used: int) -> dict[int, LiveWindow]:
 def accounts(
     stored: dict[WindowKey, int], waiting: dict[WindowKey, int] | None = None, *there: str
 ) -> dict[str, BudgetAccountUse]:
-    found = as_they_should_be(7, (PLAIN, TOKENS, EACH), stored, waiting or {}, NOW, there)
+    known = StoredBudgets(b"", stored), WaitingUses(waiting or {})
+    found = as_they_should_be(7, (PLAIN, TOKENS, EACH), *known, NOW, there)
     return {one.name: one for one in found}
 
 
@@ -66,7 +69,8 @@ def test_somebodys_account_is_there_where_anything_is_used_now() -> None:
 def test_a_raised_owner_has_windows_of_its_own() -> None:
     raised = replace(EACH, raises={A: PersonalRaise(500, NOW + 1)})
     stored = {WindowKey(3, DAY, A): 5, WindowKey(3, DAY, B): 9}
-    found = {one.name: one.defined for one in as_they_should_be(7, (raised,), stored, {}, NOW)}
+    known = StoredBudgets(b"", stored), WaitingUses()
+    found = {one.name: one.defined for one in as_they_should_be(7, (raised,), *known, NOW)}
     assert found == {
         f"{PREFIX}:{A}": define_windows((replace(EACH, amount=500),), NOW), f"{PREFIX}:{B}": define_windows((EACH,), NOW),
     }  # fmt: skip
@@ -79,11 +83,11 @@ def test_what_is_given_back_leaves_nothing_below_0() -> None:
 def test_entries_that_wait_count_in_each_budgets_unit() -> None:
     windows = (WindowKey(1, DAY), WindowKey(2, 0), WindowKey(3, DAY, A), WindowKey(9, DAY))
     entry = encode(replace(BLANK, money=5, raw_tokens=7, requests=1, budgets=windows))
-    assert waiting_in([entry, b"broken", entry], (PLAIN, TOKENS, EACH)) == {
+    assert waiting_in([entry, b"broken", entry], (PLAIN, TOKENS, EACH)).used == {
         windows[0]: 10, windows[1]: 14, windows[2]: 2,
     }  # fmt: skip
     reset = encode(replace(BLANK, kind=int(EventKind.BUDGET), money=4, budgets=windows[:1]))
-    assert waiting_in([entry, reset], (PLAIN,)) == {windows[0]: 1}
+    assert waiting_in([entry, reset], (PLAIN,)).used == {windows[0]: 1}
     assert windows_at((PLAIN, TOKENS), NOW) == [windows[0], windows[1]]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from gateway.core.calls.call import Body, CallRequest
+from gateway.core.calls.call import Body, CallRequest, CallSpec
 from gateway.core.model import Family, TokenUsage
 
 SSE = b"text/event-stream; charset=utf-8"
@@ -35,7 +35,9 @@ class Recorded:
 def call(meter: str, *, streamed: bool = True, strip: bool = False, choices: int = 1) -> CallRequest:
     family = Family(meter.partition("_")[0])
     most = 0 if "embed" in meter else None
-    return CallRequest(meter, family, Body(b"{}"), "model-1", streamed, most, choices, 300, strip)
+    return CallRequest(
+        meter, family, Body(b"{}"), CallSpec("model-1", streamed, choices=choices), most, 300, strip
+    )
 
 
 def frame(data: object, event: str = "", end: str = "\n") -> bytes:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.core.calls.call import DEFAULT_BOUNDS, Body, CallRequest, Learned
+from gateway.core.calls.call import DEFAULT_BOUNDS, Body, CallRequest, CallSpec, Learned, StoredObjects
 from gateway.core.families.anthropic import messages
 from gateway.core.families.openai import chat, responses
 from gateway.core.metering.meter import Dialect, Meter
@@ -49,8 +49,10 @@ def counted(call: CallRequest, dialect: Dialect) -> tuple[StreamMeter, list[byte
 
 
 def call_of(meter: str, *, tokens: bool, strip: bool, keeps: bool = False) -> CallRequest:
-    call = CallRequest(meter, Family(meter.partition("_")[0]), Body(b"{}"), "m", True, None, 1, 300, strip)
-    call.learned, call.keeps = Learned(tokens_of=len if tokens else None), keeps
+    call = CallRequest(
+        meter, Family(meter.partition("_")[0]), Body(b"{}"), CallSpec("m", True), None, 300, strip
+    )
+    call.learned, call.objects = Learned(tokens_of=len if tokens else None), StoredObjects(keeps=keeps)
     return call
 
 

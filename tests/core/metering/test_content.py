@@ -326,7 +326,7 @@ def test_a_report_of_a_whole_answer_is_of_all_its_choices(
     count = max(2, prompts)
     choices = [{"index": n, "text": "x" * 669, "finish_reason": "stop"} for n in range(count)]
     asking = asked("openai_completions", streamed=False, choices=count)
-    asking.prompts, asking.first_part = prompts, 1 / prompts
+    asking.spec = asking.spec._replace(prompts=prompts, first_part=1 / prompts)
     usage = {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written}
     made = fed(asking, json.dumps({"choices": choices, "usage": usage}).encode(), content_type=JSON)
     found = made.usage()

@@ -656,7 +656,7 @@ def test_content_behind_a_report_shows_that_it_was_not_the_last() -> None:
 @pytest.mark.parametrize("streamed", [False, True])
 def test_an_answer_of_a_model_that_searches_is_a_search(model: str, searches: int, streamed: bool) -> None:
     asked = call("openai_chat", streamed=streamed)
-    asked.model = model
+    asked.spec = asked.spec._replace(model=model)
     usage = {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11}
     made = make_meter(asked, 200, b"text/event-stream" if streamed else JSON)
     if streamed:
@@ -682,7 +682,7 @@ def test_a_configured_model_searches_as_its_targets_do(
     targets: list[str], answered: str, searches: int
 ) -> None:
     asked = call("openai_chat")
-    asked.model = "mine"
+    asked.spec = asked.spec._replace(model="mine")
     asked.take_aim(aim_of(asked, targets=tuple(ModelTarget("up", model) for model in targets)))
     usage = {"prompt_tokens": 7, "completion_tokens": 4, "total_tokens": 11}
     made = make_meter(asked, 200, JSON)

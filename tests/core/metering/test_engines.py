@@ -81,7 +81,7 @@ def counted_answers() -> list[EngineAnswer]:
 def test_a_count_is_the_engine_s_own_or_is_flagged_and_no_less(answer: EngineAnswer) -> None:
     usage, (read, written, cached, passed) = answer.metered().usage(), map(int, answer.numbers)
     if usage.estimated:
-        assert answer.call.choices > 1
+        assert answer.call.spec.choices > 1
         assert usage.output >= passed
     else:
         assert (usage.input, usage.output, usage.cached) == (read, written, cached)
@@ -317,7 +317,7 @@ def test_choices_of_any_order_add_up(  # noqa: PLR0917  # what a stream is made 
     lengths *= prompts
     pieces = data.draw(st.permutations([index for index, size in enumerate(lengths) for _ in range(size)]))
     asked = call("openai_chat", choices=len(lengths), strip=True)
-    asked.prompts, each = prompts, len(lengths) // prompts
+    asked.spec, each = asked.spec._replace(prompts=prompts), len(lengths) // prompts
     made, written = make_meter(asked, 200, SSE), [0] * len(lengths)
     passed = b""
     cut_at = data.draw(st.integers(1, len(pieces))) if cut else len(pieces)

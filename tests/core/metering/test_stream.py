@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.calls.call import Learned, UsageBounds
+from gateway.core.calls.call import Learned, StoredObjects, UsageBounds
 from gateway.core.metering.meter import SLIM_BYTES_MAX, TEXTS_MAX, Meter
 from gateway.core.metering.meters import make_meter
 from gateway.core.metering.stream import StreamMeter
@@ -262,7 +262,7 @@ def test_numbers_a_later_report_leaves_out_keep_their_value() -> None:
 
 
 def test_what_a_stream_tells_of_is_noted_as_it_comes() -> None:
-    made = make_meter(replace(call("openai_responses"), keeps=True), 200, SSE)
+    made = make_meter(replace(call("openai_responses"), objects=StoredObjects(keeps=True)), 200, SSE)
     started = {"type": "response.created", "response": {"id": "resp_1", "output": []}}
     made.feed(frame(started))
     assert made.told == ["resp_1"]
@@ -270,10 +270,10 @@ def test_what_a_stream_tells_of_is_noted_as_it_comes() -> None:
     done = {"type": "response.completed", "response": {"id": "resp_1", "output": [item]}}
     made.feed(frame(done))
     assert set(made.told) == {"resp_1", "ci_1", "cntr_1"}
-    chat = make_meter(replace(call("openai_chat"), keeps=True), 200, SSE)
+    chat = make_meter(replace(call("openai_chat"), objects=StoredObjects(keeps=True)), 200, SSE)
     chat.feed(frame({"id": "chatcmpl-1", "choices": []}) * 2)
     assert chat.told == ["chatcmpl-1"]
-    message = make_meter(replace(call("anthropic_messages"), keeps=True), 200, SSE)
+    message = make_meter(replace(call("anthropic_messages"), objects=StoredObjects(keeps=True)), 200, SSE)
     output = {"content": [{"file_id": "file_1"}]}
     block = {"type": "bash_code_execution_tool_result", "content": output}
     message.feed(frame({"type": "content_block_start", "content_block": block}))

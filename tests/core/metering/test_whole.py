@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.core.calls.call import CallRequest, Learned, UsageBounds
+from gateway.core.calls.call import CallRequest, Learned, StoredObjects, UsageBounds
 from gateway.core.metering.meter import SLIM_BYTES_MAX
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import TokenUsage
@@ -280,7 +280,9 @@ def test_counting_uses_what_was_learned_of_the_model() -> None:
 def test_what_an_answer_tells_of_is_noted_where_its_objects_are_kept() -> None:
     answer = json.dumps({"id": "resp_1", "output": [{"id": "msg_1"}], "usage": {"input_tokens": 1}}).encode()
     for keeps, meter in ((True, "openai_responses"), (False, "openai_responses"), (True, "none")):
-        asked = replace(call("openai_responses", streamed=False), meter=meter, keeps=keeps)
+        asked = replace(
+            call("openai_responses", streamed=False), meter=meter, objects=StoredObjects(keeps=keeps)
+        )
         made = make_meter(asked, 200, JSON)
         assert made.whole(answer) == answer
         assert made.told == (["resp_1", "msg_1"] if keeps else [])
@@ -303,7 +305,7 @@ def test_a_document_in_place_of_a_stream_is_seen_as_it_comes() -> None:
     """Who asked for a stream has it at once, so it is cut as a stream is."""
     for streamed in (False, True):
         asked = call("openai_chat")
-        asked.streamed = streamed
+        asked.spec = asked.spec._replace(streamed=streamed)
         meter = make_meter(asked, 200, b"application/json")
         meter.feed(b'{"choices":[{"message":{"content":"' + b"word " * 1_000)
         assert meter.observed() >= asked.input_estimate + (1_250 if streamed else 0)

@@ -9,13 +9,12 @@ from gateway.core.circuit_breaker import (
     ENTRIES_MAX,
     FIELDS_BYTES_MAX,
     NAME_CHARACTERS_MAX,
-    TELL_EACH_S,
     TOLD_S_MAX,
     BackoffEntry,
     CircuitBreaker,
-    UnreportedFailures,
-    wait_hint,
 )
+from gateway.core.unreported_failures import TELL_EACH_S, UnreportedFailures
+from gateway.core.wait_hints import wait_hint
 
 
 def test_an_entry_lasts_as_long_as_was_asked_for() -> None:

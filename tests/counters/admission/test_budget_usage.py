@@ -10,15 +10,27 @@ from typing import Any
 
 import pytest
 
-from gateway.core.accounts.budgets import MONEY, TOKENS, Budget, account_of, define_windows
+from gateway.core.accounts.budgets import (
+    MONEY,
+    OTHERS,
+    TOKENS,
+    Budget,
+    PersonalOverride,
+    account_of,
+    define_windows,
+    owner_of,
+)
 from gateway.core.accounts.call_budgets import CallerBudget
 from gateway.core.accounts.intervals import window_bounds
+from gateway.core.accounts.windows import ROLLING, Carry
 from gateway.core.billing.money import PriceTier, ServicePricing
 from gateway.core.model import Attribution, BudgetAccount, Caller
+from gateway.core.times import HOUR_MS
 from gateway.counters.admission.usage import BUDGETS_TOLD_MAX, Usages, usage
 from gateway.errors import RateLimited
 from tests.builders import UNITS, World, driven
 from tests.counters.conftest import Connect
+from tests.lua.windows import fill_places
 
 DAY_MS = 86_400_000
 DAILY = Budget(1, "a day", MONEY, 5_000_000_000, "day")
@@ -79,6 +91,24 @@ async def test_what_was_used_before_this_window_is_not_used_of_it(connect: Conne
     assert (one["used"], one["remaining"]) == ("0", "5")
 
 
+async def test_usage_of_an_owner_without_a_place_is_that_of_the_shared_account(
+    connect: Connect, world: World
+) -> None:
+    world.plan(None)
+    own = {owner_of("ada"): PersonalOverride(9_000_000_000), owner_of("bob"): PersonalOverride(8_000_000_000)}
+    each = replace(DAILY, each="user", overrides=own)
+    ada, bob, eve = (account(world, each, value=name) for name in ("ada", "bob", "eve"))
+    world.reserve(budgets=(ada,), money=1).settle(money=1_000_000_000)
+    prefix = bob.name.partition(":")[0]
+    fill_places(world, until=world.now_ms() + 2 * DAY_MS, name=prefix)
+    shared = replace(eve, name=f"{prefix}:{OTHERS}")  # as a call of somebody without a place is sent again
+    world.reserve(budgets=(shared,), money=1).settle(money=2_000_000_000)
+    limits = await told(connect, world, *(CallerBudget(one.name, each) for one in (ada, bob, eve)))
+    assert [(limit["limit"], limit["limit_by"], limit["used"], limit["remaining"]) for limit in limits] == [
+        ("9", "override", "1", "8"), ("5", "budget", "2", "3"), ("5", "budget", "2", "3"),
+    ]  # fmt: skip
+
+
 async def test_no_more_are_told_than_may_be(connect: Connect, world: World) -> None:
     many = [
         CallerBudget(f"{number:016x}", replace(TOTAL, id=number)) for number in range(BUDGETS_TOLD_MAX + 5)
@@ -132,3 +162,30 @@ async def test_what_was_spent_of_the_cap_is_told(connect: Connect, world: World)
     world.put_organization(month=world.organization.month - 1, spend_held=0)
     [told] = await spends(connect, world)
     assert (told["used"], told["remaining"]) == ("0", "2")
+
+
+async def test_a_rolling_window_says_when_it_is_free_again_and_one_that_carries_how_much(
+    connect: Connect, world: World
+) -> None:
+    world.plan(None)
+    rolls = Budget(4, "rolls", MONEY, 5_000_000_000, "", window=ROLLING, length_ms=5 * HOUR_MS)
+    carries = replace(DAILY, id=5, name="carries", carry=Carry(9_000_000_000))
+    both = account(world, rolls, carries)
+    before = world.now_ms()
+    world.reserve(budgets=(both,), money=2_100_000_000).settle(money=2_100_000_000)
+    first, second = await told(
+        connect, world, CallerBudget(both.name, rolls), CallerBudget(both.name, carries)
+    )
+    [freed] = first["frees"]
+    part_ms = 10 * 60_000
+    at = int(datetime.fromisoformat(freed["at"]).timestamp() * 1000)
+    assert at in {moment // part_ms * part_ms + 31 * part_ms for moment in (before, world.now_ms())}
+    assert freed["amount"] == "2.1"
+    assert (first["window"], first["length"], first["interval"], first["reset_at"]) == (
+        "rolling",
+        "5h",
+        None,
+        None,
+    )
+    assert (first["used"], first["remaining"], "carried" in first) == ("2.1", "2.9", False)
+    assert (second["carried"], second["interval"], "frees" in second) == ("0", "day", False)

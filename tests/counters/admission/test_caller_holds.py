@@ -17,7 +17,7 @@ from gateway.core.accounts.caller_holds import UNITS, CallerHold, HeldAmounts, H
 from gateway.core.model import Caller, Service
 from gateway.core.wait import Wait, begin, in_task
 from gateway.counters.admission import caller_holds as admission
-from gateway.counters.keeper.status import WorkerReports
+from gateway.counters.keeper.worker_reports import WorkerReports
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.settlement_log.log import LogLimits, SettlementLog

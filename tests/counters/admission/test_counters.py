@@ -40,6 +40,7 @@ from tests.conftest import ValkeyServer
 from tests.counters.admission.hired_worker import Hire, counters_on, hire, noted
 from tests.counters.conftest import WITHIN_S, Connect
 from tests.counters.fake_redis import bulk, fake_redis
+from tests.lua.windows import account, window
 from tests.waiting import eventually
 
 __all__ = ["hire"]
@@ -59,6 +60,33 @@ async def test_reserve_and_settle_move_account(world: World, hire: Hire) -> None
     assert (event.amount, event.remaining, event.source, event.user) == (55, 45, request.request_id, "ann")
     assert (event.metadata, event.attribution) == (metadata, attribution)
     assert worker.took == ["reserve", "settle"]
+
+
+async def test_reserve_answers_which_steps_of_budgets_are_reached_among_other_calls(
+    world: World, hire: Hire
+) -> None:
+    """Of 500 calls at one instant each second one brings steps; 40 hold the half of a budget of 80."""
+    worker = await hire(world)
+    world.plan(None)
+    budget = account(window(1, 80))
+    steps = ((1, 500_000, 1), (1, 500_001, 0))
+    requests = [
+        replace(
+            worker.request(1),
+            budgets=(budget,),
+            names=(budget.name,),
+            money=1,
+            steps=steps if number % 2 else (),
+        )
+        for number in range(CALLS)
+    ]
+    decisions = await asyncio.gather(*[worker.reserve(request) for request in requests])
+    answers = Counter((decision.verdict, getattr(decision, "reached", b"")) for decision in decisions)
+    passed = answers.pop((Verdict.ADMITTED, b""))
+    assert passed == 80 == world.windows(budget.name)[0].held
+    assert {verdict for verdict, _ in answers} == {Verdict.STEP_REACHED, Verdict.QUOTA_HELD}
+    assert {reached for _, reached in answers} <= {b"", b"\1\0", b"\1\1"}
+    assert answers[Verdict.STEP_REACHED, b"\1\1"] > 0
 
 
 async def test_settle_counts_account_that_held_less(world: World, hire: Hire) -> None:

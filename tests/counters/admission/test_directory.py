@@ -16,7 +16,7 @@ from gateway.core.accounts.definitions import NegotiatedTerms, OrganizationTerms
 from gateway.core.accounts.run_policies import RunPolicies, RunPolicy
 from gateway.core.accounts.spent_answers import SpentAnswer
 from gateway.core.billing.price_book import read_price
-from gateway.core.calls.call import Body, CallRequest
+from gateway.core.calls.call import Body, CallRequest, CallSpec
 from gateway.core.calls.routes import ModelRule, ModelTarget
 from gateway.core.model import BATCH, GENERIC, Attribution, Caller, Service
 from gateway.counters.admission.cache import CacheLimits, known_bytes
@@ -525,7 +525,7 @@ SAID = Attribution("ada", project_id=0)
 
 
 def asked(desk: Desk, said: Attribution = SAID) -> list[str]:
-    found = desk.directory.budgets(CALLER, 2, said, CallRequest("m", GENERIC, Body(), "m"))
+    found = desk.directory.budgets(CALLER, 2, said, CallRequest("m", GENERIC, Body(), CallSpec("m")))
     return [] if found is None else [one.name for one in found.accounts]
 
 
@@ -563,7 +563,10 @@ async def test_a_call_that_no_budget_is_about_takes_from_none(desk: Desk) -> Non
     desk.know()
     desk.client.set(keys.organization_terms(1), encode_terms(1, OrganizationTerms(budgets=(PEOPLE,))))
     await desk.identify()
-    assert desk.directory.budgets(CALLER, 2, Attribution(), CallRequest("m", GENERIC, Body(), "m")) is None
+    assert (
+        desk.directory.budgets(CALLER, 2, Attribution(), CallRequest("m", GENERIC, Body(), CallSpec("m")))
+        is None
+    )
 
 
 async def test_what_budgets_do_not_say_does_not_travel(desk: Desk) -> None:

@@ -9,7 +9,7 @@ from contextlib import suppress
 import msgspec
 import pytest
 
-from gateway.core.calls.call import Body, CallRequest
+from gateway.core.calls.call import Body, CallRequest, CallSpec
 from gateway.core.calls.estimate import LESSONS_MAX, Estimator
 from gateway.core.model import Family, TokenUsage
 from gateway.counters.admission.lessons import SHARE_MAX, SharedLessons
@@ -20,7 +20,7 @@ from tests.waiting import eventually
 
 
 def call(model: str = "m") -> CallRequest:
-    return CallRequest("openai_chat", Family("openai"), Body(), model, input_bytes=300)
+    return CallRequest("openai_chat", Family("openai"), Body(), CallSpec(model), input_bytes=300)
 
 
 def teach(estimator: Estimator, model: str = "m") -> None:

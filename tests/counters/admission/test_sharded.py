@@ -28,8 +28,8 @@ from gateway.counters.admission.sharded import ShardedCounters
 from gateway.counters.admission.shared_circuit_breaker import SharedCircuitBreaker
 from gateway.counters.admission.stored import encode_catalogue, encode_identity
 from gateway.counters.admission.usage import Usages
+from gateway.counters.keeper.activity import Activity
 from gateway.counters.keeper.moves import SlotMoves, has_current_history
-from gateway.counters.keeper.status import Activity
 from gateway.counters.layouts import packing
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.redis import keys

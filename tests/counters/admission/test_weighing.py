@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from gateway.core.accounts.plans import Weights, millionths
+from gateway.core.accounts.weights import Weights, millionths
 from gateway.core.calls.call import Body, CallRequest
 from gateway.core.calls.claims import output_bound
 from gateway.core.calls.estimate import Estimate

@@ -8,7 +8,8 @@ import pytest
 
 from gateway.core.accounts.refusals import busiest
 from gateway.core.layout import LAYOUT
-from gateway.counters.keeper.status import BUCKET_S, KEPT_S, TENANTS_TOLD_MAX, Activity, ProgramRegistry
+from gateway.counters.keeper.activity import BUCKET_S, KEPT_S, TENANTS_TOLD_MAX, Activity
+from gateway.counters.keeper.program_registry import ProgramRegistry
 from gateway.counters.redis import keys
 from gateway.counters.redis.connection import RedisConnection
 from gateway.errors import CountersUnavailable

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import trustme
 
-from gateway.core.credentials import TlsFiles
+from gateway.core.certificates import TlsFiles
 from gateway.core.wait import in_task
 from gateway.counters.redis.address import (
     WHY,

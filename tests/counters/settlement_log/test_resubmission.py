@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from gateway.core.integrity.recovery import SILENT_S_MAX
+from gateway.core.integrity.roster import SILENT_S_MAX
 from gateway.core.layout import LAYOUT
 from gateway.core.model import PARTITIONS, Service, SettleResult
 from gateway.core.wait import in_task
 from gateway.counters.admission.cache import HEARD
-from gateway.counters.keeper import status
+from gateway.counters.keeper import worker_reports
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
@@ -561,7 +561,7 @@ ONES, TWOS = [1] * PARTITIONS, [2] * PARTITIONS
 def reported(world: World) -> set[int]:
     """The epochs before which the worker says it has sent everything again."""
     (raw,) = world.client.hvals(keys.workers(0))
-    report = status.unpack(raw)
+    report = worker_reports.unpack(raw)
     assert report is not None
     assert report.run_id == world.run_id
     return set(report.epochs)
@@ -645,7 +645,7 @@ async def test_a_call_that_began_later_keeps_only_partitions_waiting_that_were_v
         verify(world, epoch=2, partitions=[4])
         await worker.look()
         (raw,) = world.client.hvals(keys.workers(0))
-        report = status.unpack(raw)
+        report = worker_reports.unpack(raw)
         assert report is not None
         assert [one for one, epoch in enumerate(report.epochs) if epoch == 2] == [3]
 
@@ -656,13 +656,13 @@ class Reporting:
     def __init__(self, world: World, hears: tuple[bytes, ...]) -> None:
         self.now, self.world = 0.0, world
         self.wire = RedisConnection(parse_url(world.url), time.monotonic, hears=hears)
-        self.reports = status.WorkerReports(self.wire, "one", 0, lambda: self.now)
+        self.reports = worker_reports.WorkerReports(self.wire, "one", 0, lambda: self.now)
 
     async def beat(self, epochs: list[int]) -> int:
         """Report, and the number of the report that is there then."""
         await self.reports.report(epochs)
         raw = self.world.client.hget(keys.workers(0), "one")
-        report = status.unpack(raw) if isinstance(raw, bytes) else None
+        report = worker_reports.unpack(raw) if isinstance(raw, bytes) else None
         assert report is not None
         assert list(report.epochs) == epochs
         return report.beat
@@ -674,7 +674,7 @@ async def test_a_server_that_tells_what_changes_is_told_the_same_seldom(world: W
     assert one.wire.hearing.since
     found = [await one.beat(epochs) for epochs in (ONES, ONES, TWOS, TWOS)]
     assert found == [1, 1, 3, 3]
-    one.now += status.SAY_AGAIN_S
+    one.now += worker_reports.SAY_AGAIN_S
     assert [await one.beat(TWOS), await one.beat(TWOS)] == [5, 5]
     since = one.wire.hearing.since
     world.client.client_kill_filter(_type="normal", skipme=True)
@@ -693,4 +693,4 @@ async def test_a_server_that_tells_nothing_is_told_each_time(world: World) -> No
 
 
 def test_a_keeper_waits_for_more_than_one_report() -> None:
-    assert status.SAY_AGAIN_S * 2 < SILENT_S_MAX
+    assert worker_reports.SAY_AGAIN_S * 2 < SILENT_S_MAX

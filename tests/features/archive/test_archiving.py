@@ -25,7 +25,7 @@ from gateway.ops.storage import FileStore
 from persistence import engine as engines
 from persistence.archive import months as archive_months
 from persistence.archive.months import BY_NAME, ArchivedMonth, Connection
-from persistence.schema import database
+from persistence.schema import partitions
 from persistence.store import Store
 from tests.connections import connected
 from tests.features.archive.aging import LEDGERS, Aging, Clones, clones, held, months_made, old
@@ -292,7 +292,7 @@ async def test_archiving_lists_every_reason_a_month_is_not_closed(old: Aging) ->
 async def test_archiving_lists_the_first_reasons_a_month_is_not_closed_and_counts_the_rest(
     old: Aging,
 ) -> None:
-    january, more = BEGINS.date().replace(day=1), database.NAMED_MAX + 3
+    january, more = BEGINS.date().replace(day=1), partitions.NAMED_MAX + 3
     use = (
         OPENS["use that no invoice has: USD"]
         .replace("SELECT id, ", "SELECT n, ")
@@ -305,12 +305,12 @@ async def test_archiving_lists_the_first_reasons_a_month_is_not_closed_and_count
         connection.execute(use.encode())
         said = why_open(connection, january)
     named = [
-        f"organization {n} has use that no invoice has: USD 2" for n in range(11, 11 + database.NAMED_MAX)
+        f"organization {n} has use that no invoice has: USD 2" for n in range(11, 11 + partitions.NAMED_MAX)
     ]
-    assert said[: database.NAMED_MAX + 1] == [*named, "and 3 more like it"]
+    assert said[: partitions.NAMED_MAX + 1] == [*named, "and 3 more like it"]
     async with pool.connect() as asked:
-        assert await database.why_unbilled(asked, date(2026, 2, 1)) == named[0]
-        assert await database.why_unbilled(asked, january) == ""
+        assert await partitions.why_unbilled(asked, date(2026, 2, 1)) == named[0]
+        assert await partitions.why_unbilled(asked, january) == ""
     await pool.dispose()
 
 

@@ -39,10 +39,11 @@ CALL = """
 INSERT INTO call (request_id, created_at, organization_id, tenant_id, api_key_id, model, input, cache_read,
                   cache_write, cache_write_1h, output, reasoning, audio_input, audio_output, image_input,
                   image_output, tokens, credits, units, cost, currency, status, streamed, estimated, refused,
-                  duration_ms, reason, tools, unknown_usage, amended, rerated, tags, groups)
+                  duration_ms, reason, tools, unknown_usage, amended, rerated, tags, groups, model_asked,
+                  substituted_by, saved)
 SELECT gen_random_uuid(), '2026-01-25Z', 1, 1, 0, E'a "model",\\nas it is', 5, 1, 0, 0, 7, 2, 0, 0, 0, 0,
        13, 0, 0, 1234567890, 'USD', 200, true, false, false, 12, NULL, '{"web_search": 2}', 'a report', 0, 0,
-       '{"feature": "search"}', '[5, 9]'
+       '{"feature": "search"}', '[5, 9]', 'dear', '{"id": 7, "name": "team"}', -1000000001
 RETURNING id"""
 
 # It is archived by itself: tests/features/archive/test_audit.py.

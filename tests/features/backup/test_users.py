@@ -12,7 +12,7 @@ from gateway.errors import StartError
 from gateway.features.backup.storage import Folder
 from gateway.features.backup.taking import back_up, restore
 from persistence import engine as engines
-from persistence.schema import migrate, roles
+from persistence.schema import migrate, privileges
 from tests.conftest import ValkeyServer, free_port
 from tests.connections import connected, leave
 from tests.databases import own_database
@@ -64,7 +64,7 @@ async def test_keeper_starts_on_a_restored_database_and_again_after_that_databas
         with pytest.raises(
             StartError, match=f"{name}_keeper may not do what a keeper does .*: run tollkeeper"
         ):
-            await roles.refuse_unfit(pool)
+            await privileges.refuse_unfit(pool)
         await pool.dispose()
         migrate.upgrade(url("owner", again), pytest.fail)
         port = free_port()
@@ -87,7 +87,7 @@ async def test_keeper_starts_on_a_restored_database_and_again_after_that_databas
         with connected(postgres, autocommit=True) as admin:
             admin.execute(f"ALTER DATABASE {again} RENAME TO {renamed}".encode())
         migrate.upgrade(url("owner", renamed), pytest.fail)
-        assert roles.privileges(url("keeper", renamed)).lacking == ()
+        assert privileges.privileges(url("keeper", renamed)).lacking == ()
         assert snapshot(url("person", renamed)) == before
         held = f"SELECT count(*) FROM pg_class WHERE strpos(relacl::text, '{again}') > 0"
         assert rows_of(url("owner", renamed), held) == [(0,)]  # a database that has this name next is another

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from gateway.admin.http.requests import refusal
-from gateway.admin.http.server import ConcurrencyLimits
+from gateway.admin.http.problems import refusal
+from gateway.admin.http.work_slots import ConcurrencyLimits
 from gateway.core.accounts.administration import Actor
 from gateway.errors import Conflict, Overloaded, TooManyRequests, Unprocessable
 from gateway.features.documents.maker import DRAFTS_KEPT_MAX, RETRY_S, DocumentMaker

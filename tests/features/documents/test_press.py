@@ -15,7 +15,7 @@ from gateway.features.documents import press
 from gateway.features.documents.e_invoice import legible
 from gateway.features.documents.press import LINES_HERE_MAX, LINES_MAX, missing_glyphs
 from gateway.features.documents.renderer import FACTUR_X, UBL, InvoiceRenderer
-from persistence.billing.invoice_build import DOCUMENT_BYTES_MAX
+from persistence.billing.invoice_documents import DOCUMENT_BYTES_MAX
 from tests.features.documents.made import BUYER, SELLER, invoice, line
 from tests.search import examples
 

@@ -32,7 +32,7 @@ from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.counters import Counters
 from gateway.counters.admission.objects import ObjectOwners
 from gateway.counters.admission.stored import encode_catalogue
-from gateway.counters.keeper.status import WorkerReports
+from gateway.counters.keeper.worker_reports import WorkerReports
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.connection import RedisConnection

@@ -198,8 +198,10 @@ async def test_raise_requested_without_an_end_time_lasts_until_the_budget_interv
     here = await budget(api)
     made = await asked(api, here)
     assert made.json["until"] == here["resets_at"]
-    refused = await asked(api, await budget(api, name="ever", interval="total"))
-    assert [each["field"] for each in refused.json["errors"]] == ["until"]
+    rolling: dict[str, Any] = {"interval": None, "window": "rolling", "length": "7d"}
+    for name, more in (("ever", {"interval": "total"}), ("rolling", rolling)):
+        refused = await asked(api, await budget(api, name=name, **more))
+        assert [each["field"] for each in refused.json["errors"]] == ["until"]
 
 
 async def test_raise_requests_of_another_organization_are_not_visible(api: Api) -> None:

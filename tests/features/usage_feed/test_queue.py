@@ -107,6 +107,19 @@ async def test_usage_event_has_the_tags_of_its_call(migrated: str, writer: Ledge
         assert sorted(found, key=len) == [{}, {"tag:feature": "search", "tag:team": "7"}]
 
 
+async def test_usage_event_names_the_step_of_its_call(migrated: str, writer: LedgerWriter) -> None:
+    account = opened(migrated)
+    async with fed(migrated) as feed:
+        use(account, step=("opus", 7, "team", 3))
+        use(account)
+        await writer.write(batch_of(account))
+        await feed.drain()
+        names = [
+            (event.get("model_asked"), event.get("substituted_by")) for event in feed.billing.events.values()
+        ]
+        assert sorted(names, key=str) == [("opus", "team"), (None, None)]
+
+
 async def test_call_that_used_no_tokens_makes_no_usage_event(migrated: str, writer: LedgerWriter) -> None:
     account = opened(migrated)
     async with fed(migrated) as feed:

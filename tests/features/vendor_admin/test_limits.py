@@ -50,6 +50,69 @@ async def test_anthropic_client_sets_reads_and_deletes_spend_limits(world: World
     ]
 
 
+async def test_limits_of_organization_group_and_user_are_each_users_own(world: World) -> None:
+    url, of = str(world.alpha.client.make_url("")), world.alphas["organizations"]
+    group = await world.alpha.make(
+        "groups", name="contractors", kind="user", organization_id=of, members=["ada"]
+    )
+    theirs = await world.admin.make(
+        "groups", name="theirs", kind="user", organization_id=world.bravos["organizations"]
+    )
+
+    def ask() -> tuple[Any, ...]:
+        with anthropic.Anthropic(base_url=url, api_key=str(world.alpha.token), max_retries=0) as client:
+            limits = client.beta.organization.spend_limits
+            of_group: Any = {"type": "rbac_group", "rbac_group_id": str(group["id"])}
+            of_foreign: Any = {"type": "rbac_group", "rbac_group_id": str(theirs["id"])}
+            own = limits.set(amount=None, scope={"type": "user", "user_id": "ann/1"})
+            grouped = limits.set(amount="10000", scope=of_group)
+            unlimited = [one.amount for one in limits.list()]
+            whole = limits.set(amount="50000", scope={"type": "organization"})
+            limits.set(amount="0", scope={"type": "user", "user_id": "ann/1"})
+            listed = [(one.id, one.amount, one.scope.type) for one in limits.list()]
+            with pytest.raises(anthropic.UnprocessableEntityError):
+                limits.set(amount="1", scope=of_foreign)
+            limits.delete(whole.id)
+            after = [(one.amount, one.scope.type) for one in limits.list()]
+            assert limits.retrieve(own.id).amount == "0"
+            for each in (own, grouped):
+                limits.delete(each.id)
+            return own, grouped, whole, unlimited, listed, after, limits.list().data
+
+    own, grouped, whole, unlimited, listed, after, none = await asyncio.to_thread(ask)
+    assert (own.amount, own.scope.user_id, grouped.amount) == (None, "ann/1", "10000")
+    assert sorted(unlimited, key=str) == ["10000", None, None]
+    assert sorted(listed) == sorted([
+        (whole.id, "50000", "organization"), (own.id, "0", "user"), (grouped.id, "10000", "rbac_group"),
+    ])  # fmt: skip
+    assert sorted(after, key=str) == [("0", "user"), ("10000", "rbac_group"), (None, "organization")]
+    assert (none, await budgets(world)) == ([], [])
+
+
+async def test_pools_and_other_windows_are_no_limits_of_each_user(world: World) -> None:
+    of = world.alphas["organizations"]
+    usual = {"organization_id": of, "unit": "money", "amount": "5"}
+    for name, more in {
+        "pool": {"interval": "month"}, "rolling": {"window": "rolling", "length": "7d"},
+        "carries": {"interval": "month", "carry": {"max": "1"}, "each": "user"},
+        "keys": {"interval": "month", "each": "key"},
+    }.items():  # fmt: skip
+        await world.admin.make("budgets", name=name, **usual, **more)
+    assert (await world.alpha.get(ANTHROPIC)).json["data"] == []
+    assert (await world.alpha.get(OPENAI)).json["threshold_amount"] == 500
+
+
+async def test_limit_of_a_user_replaces_the_budget_of_that_user_alone(world: World) -> None:
+    of = world.alphas["organizations"]
+    former = {"organization_id": of, "unit": "money", "amount": "5", "interval": "month", "user": "ann"}
+    made = await world.admin.make("budgets", name="ann's", **former)
+    [listed] = (await world.alpha.get(ANTHROPIC)).json["data"]
+    assert (listed["id"], listed["scope"]) == (f"spl_{made['id']}", {"type": "user", "user_id": "ann"})
+    body = {"amount": "700", "scope": {"type": "user", "user_id": "ann"}}
+    assert (await world.alpha.call("POST", ANTHROPIC, body)).json["amount"] == "700"
+    assert [one[4] for one in await budgets(world)] == [None]
+
+
 async def test_openai_client_sets_reads_and_deletes_spend_limits(world: World) -> None:
     url, tenant = str(world.alpha.client.make_url("/v1")), world.alphas["tenants"]
 
@@ -108,7 +171,16 @@ async def test_readonly_token_may_read_but_not_set_spend_limits(world: World) ->
         (OPENAI, {"threshold_amount": 5, "currency": "USD", "interval": "day"}, "interval"),
         (OPENAI, {"threshold_amount": 5, "currency": "USD", "interval": "month", "x": 1}, "x"),
         (ANTHROPIC, {"amount": "1.5", "scope": {"type": "organization"}}, "amount"),
-        (ANTHROPIC, {"amount": None, "scope": {"type": "organization"}}, "amount"),
+        (ANTHROPIC, {"scope": {"type": "organization"}}, "amount"),
+        (ANTHROPIC, {"amount": "0", "scope": {"type": "organization"}}, "amount"),
+        (ANTHROPIC, {"amount": None, "scope": {"type": "workspace", "workspace_id": "1"}}, "amount"),
+        (ANTHROPIC, {"amount": "1", "scope": {"type": "user", "user_id": "group:7"}}, "scope"),
+        (
+            ANTHROPIC,
+            {"amount": "1", "scope": {"type": "rbac_group", "rbac_group_id": "contractors"}},
+            "scope",
+        ),
+        (ANTHROPIC, {"amount": "1", "scope": {"type": "rbac_group", "rbac_group_id": "999999"}}, "scope"),
         (ANTHROPIC, {"amount": "1", "scope": {"type": "seat_tier"}}, "scope"),
         (ANTHROPIC, {"amount": "1", "scope": {"type": "workspace", "workspace_id": "\u00b2"}}, "scope"),
         (ANTHROPIC, {"amount": "1", "scope": {"type": "organization"}, "period": "yearly"}, "period"),

@@ -23,7 +23,8 @@ from gateway.http.protocol.framing import (
     decimal,
     has_bare_newline,
 )
-from gateway.http.protocol.request import TAIL_BYTES, RequestIds, cut_length, read_request_head
+from gateway.http.protocol.request import cut_length, read_request_head
+from gateway.http.protocol.request_ids import TAIL_BYTES, RequestIds
 from tests.search import examples
 
 LIMITS = HttpLimits()

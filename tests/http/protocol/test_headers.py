@@ -11,7 +11,7 @@ from gateway.core.calls.routes import Route, ServiceRules, UpstreamTarget
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Family
 from gateway.http.routing.routed_head import HeadRouter
-from gateway.http.routing.routes import WorkerBindings
+from gateway.http.routing.worker_bindings import WorkerBindings
 from tests.http.fakes import AUTH, CHAT, KEY, ROUTES, FakeDirectory, answer, get, post, told
 from tests.http.stage import Stage, staged
 

@@ -22,7 +22,8 @@ from gateway.http.identity import credential_of, key_digest, read_attribution
 from gateway.http.protocol.request import RequestHead, cut_head, cut_length, read_request_head
 from gateway.http.routing.head import NEW_LINES_MAX, CallHead, HeadReader
 from gateway.http.routing.routed_head import HeadRouter, RoutedHead
-from gateway.http.routing.routes import WorkerBindings, api_of, withheld
+from gateway.http.routing.routes import api_of, withheld
+from gateway.http.routing.worker_bindings import WorkerBindings
 from tests.http.fakes import AUTH, CHAT, KEY, PEPPER, ROUTES, FakeDirectory, get, post
 from tests.http.stage import Stage
 from tests.search import examples

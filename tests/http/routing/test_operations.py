@@ -19,7 +19,8 @@ from deploy.operations import REFUSED, SDKS, Sdk, new_rows, operations_of, updat
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import GENERIC
 from gateway.http.routing.routed_head import HeadRouter, RoutedHead
-from gateway.http.routing.routes import WorkerBindings, unknown_path
+from gateway.http.routing.routes import unknown_path
+from gateway.http.routing.worker_bindings import WorkerBindings
 from gateway.settings.settings import load
 from tests.http.fakes import FakeDirectory
 from tests.settings.test_providers import ENVIRON, FOLDER

@@ -9,7 +9,8 @@ import pytest
 from gateway.core.calls.routes import Route
 from gateway.core.http_limits import HttpLimits
 from gateway.http.routing.routed_head import HeadRouter
-from gateway.http.routing.routes import RouteTable, WorkerBindings
+from gateway.http.routing.routes import RouteTable
+from gateway.http.routing.worker_bindings import WorkerBindings
 from gateway.settings.settings import load
 from tests.http.fakes import FakeDirectory, get, post
 from tests.http.stage import Stage

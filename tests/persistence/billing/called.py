@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from gateway.admin.http import requests
+from gateway.admin.http import bodies
 from gateway.admin.resources.catalogue import PriceAmend, PriceCreate
 from gateway.core.accounts.outbox import CallFacts, EventKind, EventNote, write_facts
 from gateway.core.billing import events
@@ -181,7 +181,7 @@ class Called(WholeHistory):
             "model": MODEL, "currency": "USD", "input": per_million[0], "output": per_million[1],
             "effective_from": at.isoformat(),
         }  # fmt: skip
-        made = await self.april.do("prices", "create", **requests.check_body(PriceCreate, asked))
+        made = await self.april.do("prices", "create", **bodies.check_body(PriceCreate, asked))
         self.price_ids[at] = int(made["id"])
         billed = {told for paper in self.papers.values() if not paper.is_void for told in paper.at_cost}
         self.prices.append((at, rate))
@@ -205,7 +205,7 @@ class Called(WholeHistory):
         per_million = [f"{Decimal(nano).scaleb(-9):f}" for nano in (rate, 3 * rate)]
         asked = {"input": per_million[0], "output": per_million[1], "reason": "typed wrong"}
         made = await self.april.do(
-            "prices", "amend", self.price_ids[at], **requests.check_body(PriceAmend, asked)
+            "prices", "amend", self.price_ids[at], **bodies.check_body(PriceAmend, asked)
         )
         self.price_ids[at] = int(made["id"])
         self.prices[number % len(self.prices)] = at, rate

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.core.billing.charges import ExpiredGrant
+from gateway.core.billing.allocation import ExpiredGrant
 from persistence import engine
 from persistence.billing.credit_balances import Allocations
-from persistence.billing.invoice_build import Cover, boxes
+from persistence.billing.invoice_boxes import Cover, boxes
 from persistence.ledger.writer import LedgerWriter
 from tests.in_turn import in_turn
 from tests.persistence.credits import give, post_expiries

@@ -12,7 +12,7 @@ import pytest
 
 from gateway.core.billing.money import PriceTier, read_tiers
 from gateway.errors import Conflict, Unprocessable
-from gateway.http.protocol.request import RequestIds
+from gateway.http.protocol.request_ids import RequestIds
 from tests.persistence.april import April, april, at, invoiced, plan, service
 from tests.persistence.billing.test_due import customer, total
 from tests.persistence.billing.test_events import send

@@ -13,7 +13,7 @@ from uuid import uuid4
 import pytest
 from msgspec.structs import replace as replace_fields
 
-from gateway.admin.http import requests
+from gateway.admin.http import bodies
 from gateway.admin.resources.catalogue import PriceCreate
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.outbox import CallFacts, write_facts
@@ -368,7 +368,7 @@ RETURNING 1"""
 
 async def price(april: April, model: str, rate: str, day: int) -> int:
     asked = {"model": model, "currency": "USD", "input": rate, "effective_from": at(4, day).isoformat()}
-    return int((await april.do("prices", "create", **requests.check_body(PriceCreate, asked)))["id"])
+    return int((await april.do("prices", "create", **bodies.check_body(PriceCreate, asked)))["id"])
 
 
 async def used(april: April) -> dict[str, Any]:

@@ -13,13 +13,13 @@ from uuid import uuid4
 
 import pytest
 
-from gateway.admin.http import requests
+from gateway.admin.http import bodies
 from gateway.admin.resources.catalogue import PriceAmend, PriceCreate
 from gateway.core.accounts.outbox import CallFacts, EventKind, write_facts
 from gateway.core.billing.money import IN_MONEY, NANO
 from gateway.core.times import ms_of
 from gateway.errors import Conflict
-from persistence.schema.database import why_unbilled
+from persistence.schema.partitions import why_unbilled
 from tests.persistence.april import April, april, at, invoiced, plan, service
 from tests.persistence.billing.test_due import customer, total
 from tests.persistence.billing.test_usage_file import adds_up, read
@@ -41,12 +41,12 @@ async def price(april: April, day: int = 1, *, model: str = "dated", **amounts: 
         "effective_from": at(4, day).isoformat(),
         **amounts,
     }
-    sent: Any = requests.check_body(PriceCreate, asked)
+    sent: Any = bodies.check_body(PriceCreate, asked)
     return int((await april.do("prices", "create", **sent))["id"])
 
 
 async def amend(april: April, price_id: int, **amounts: str | None) -> dict[str, Any]:
-    asked: Any = requests.check_body(PriceAmend, {"reason": "typed wrong", **amounts})
+    asked: Any = bodies.check_body(PriceAmend, {"reason": "typed wrong", **amounts})
     return await april.do("prices", "amend", price_id, **asked)
 
 

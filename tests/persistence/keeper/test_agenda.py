@@ -11,7 +11,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from persistence import engine as engines
 from persistence.keeper.agenda import AHEAD_S, AgendaReader, Writes
-from persistence.keeper.sweeps import KeeperShares
+from persistence.keeper.shares import KeeperShares
 from tests.connections import connected
 
 HELD_S = 3_600.0

@@ -115,7 +115,7 @@ async def test_what_is_told(desk: Desk) -> None:
         "budget_id": budget, "budget": "Team", "organization_id": desk.organization_id,
         "organization": "Acme", "each": "user", "account": "ada", "unit": "money", "currency": "EUR",
         "mode": "audit", "used": "83.5", "amount": "100", "remaining": "16.5", "percent": 82.5,
-        "threshold": 0.825, "interval": "month", "time_zone": "Europe/Berlin",
+        "threshold": 0.825, "interval": "month", "window": "calendar", "length": None, "time_zone": "Europe/Berlin",
         "window_start": "2026-10-31T23:00:00Z", "resets_at": "2026-11-30T23:00:00Z",
     }  # fmt: skip
 
@@ -367,6 +367,86 @@ async def test_what_windows_that_are_over_were_told_is_forgotten(desk: Desk) -> 
     desk.do("UPDATE budget SET deleted_at = now()")
     await desk.foresee(start + timedelta(hours=3))
     assert rows_of(desk.url, kept) == []
+
+
+HOURS_5: dict[str, Any] = {"interval": None, "window": "rolling", "length": "5h", "unit": "requests"}
+PART = timedelta(minutes=10)
+
+
+async def test_rolling_window_is_reported_again_after_use_fell_below_nine_tenths_of_a_threshold(
+    desk: Desk,
+) -> None:
+    """Of 100 in 5 hours: parts leave 5 hours and 10 minutes after they began."""
+    budget = desk.budget(**HOURS_5, amount=100, thresholds="[0.5, 0.8]", each="user")
+    for hours, used in ((0, 30), (1, 9), (2, 42)):
+        desk.use(budget, used, NOW + timedelta(hours=hours), "a", "ada")
+    await desk.look(NOW + timedelta(hours=2))
+    told = [("threshold", 50), ("threshold", 80)]
+    assert desk.said() == told
+    [(_, data), _] = desk.told()
+    ends = (
+        data["window"],
+        data["length"],
+        data["interval"],
+        data["window_start"],
+        data["resets_at"],
+        data["used"],
+    )
+    assert ends == ("rolling", "5h", None, None, None, 81)
+    for after, more, news in (
+        (timedelta(hours=5, minutes=9), 0, []),  # 81 still
+        (timedelta(hours=5, minutes=10), 0, []),  # 51: below 72, and not below 45
+        (timedelta(hours=5, minutes=20), 30, [("threshold", 80)]),  # 81
+        (timedelta(hours=6, minutes=11), 5, []),  # 77: not below 72
+        (timedelta(hours=6, minutes=12), 8, []),  # 80
+        (timedelta(hours=10, minutes=35), 3, []),  # 3
+        (timedelta(hours=10, minutes=40), 50, [("threshold", 50)]),  # 50
+    ):
+        now = NOW + after
+        desk.use(budget, more, now - (now - NOW) % PART, "a", "ada")
+        await keeper_news.foresee_budgets(desk.pool, now)
+        await desk.look(now)
+        await desk.look(now)
+        told += news
+        assert [said for said in desk.said() if said[0] == "threshold"] == told, after
+    await desk.foresee(NOW + timedelta(hours=30))
+    assert rows_of(desk.url, "SELECT * FROM budget_told") == []
+
+
+async def test_window_from_first_use_is_reported_once_until_an_hour_behind_its_end(desk: Desk) -> None:
+    budget = desk.budget(**HOURS_5 | {"window": "first_use"}, amount=100, thresholds="[0.5]", each="user")
+    desk.use(budget, 50, NOW, "a", "ada")
+    desk.use(budget, 40, NOW + timedelta(minutes=1), "b", "bob")
+    await desk.look(NOW + timedelta(hours=4))
+    [(_, data)] = desk.told()
+    window = (data["account"], data["window_start"], data["resets_at"])
+    assert window == ("ada", "2026-11-20T13:00:00Z", "2026-11-20T18:00:00Z")
+    desk.use(budget, 60, NOW + timedelta(hours=6), "a", "ada")
+    desk.use(budget, 51, NOW + timedelta(minutes=1), "b", "bob")
+    for after in (5, 6, 7):
+        await desk.look(NOW + timedelta(hours=after))
+    found = [(data["account"], data["used"]) for _, data in desk.told()]
+    assert found == [("ada", 50), ("bob", 51), ("ada", 60)]
+    await desk.foresee(NOW + timedelta(hours=20))
+    assert rows_of(desk.url, "SELECT * FROM budget_told") == []
+
+
+async def test_end_of_windows_with_a_length_is_foreseen_once(desk: Desk) -> None:
+    """Forty in 35 minutes, in three of twenty parts: the other 120 last 105 minutes more."""
+    rolling = desk.budget(**HOURS_5, amount=160)
+    begun = desk.budget(**HOURS_5 | {"window": "first_use"}, name="Begun", amount=160)
+    for part in range(7):
+        desk.use(rolling, 10, NOW + part * PART)
+        desk.use(begun, 10 * (part + 1), NOW)
+        await desk.foresee(NOW + part * PART + PART / 2)
+    for _ in range(2):
+        found = await desk.foresee(NOW + 7 * PART)
+    assert len(found) == 2
+    [by_budget] = [{data["budget_id"]: data["exhausted_at"] for _, data in desk.told()}]
+    assert by_budget[rolling] == "2026-11-20T15:20:00Z"
+    for part in range(7, 50):
+        desk.use(rolling, 10 if part < 16 else 0, NOW + part * PART)
+    assert len(await desk.foresee(NOW + timedelta(hours=4))) == 2
 
 
 async def test_two_keepers_tell_once(desk: Desk, migrated: str) -> None:

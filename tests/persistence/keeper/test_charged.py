@@ -27,18 +27,12 @@ from gateway.core.accounts.outbox import (
 from gateway.core.model import Caller, Settlement
 from gateway.core.times import AHEAD_MAX, DAY_MS, began, moment_of
 from gateway.counters.redis.keys import partition_of
-from gateway.http.protocol.request import RequestIds
+from gateway.http.protocol.request_ids import RequestIds
 from persistence import engine as engines
 from persistence.billing import amendments
 from persistence.keeper import definitions
-from persistence.keeper.retention import (
-    MONTHS_ALONE_MAX,
-    SINCE_BEGAN,
-    by_month,
-    forget_events,
-    forget_reratings,
-    times_of,
-)
+from persistence.keeper.forgetting import forget_events, forget_reratings
+from persistence.keeper.retention import MONTHS_ALONE_MAX, SINCE_BEGAN, by_month, times_of
 from persistence.keeper.sweeps import _CHARGED, Sweeps
 from persistence.keeper.verification import _SETTLED, LedgerReader
 from persistence.ledger import redrive, statements

@@ -15,7 +15,7 @@ from gateway.core.accounts.outbox import PartitionAssignment
 from gateway.core.model import PARTITIONS
 from gateway.errors import LedgerUnavailable
 from persistence import engine as engines
-from persistence.keeper.sweeps import KeeperShares
+from persistence.keeper.shares import KeeperShares
 from tests.connections import connected
 from tests.search import examples
 from tests.waiting import eventually

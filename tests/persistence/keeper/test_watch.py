@@ -7,11 +7,12 @@ from datetime import UTC, datetime
 
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.core.billing.invoice import LEFT_REASONS
+from gateway.core.billing.invoice_schedule import LEFT_REASONS
 from gateway.core.integrity.reconciliation import UNASKED, DifferenceKind, Item, ReconciliationSummary
 from gateway.counters.redis.keys import partition_of
-from persistence.keeper.sweeps import certificate_end, watch_gauges
+from persistence.keeper.gauges import watch_gauges
 from persistence.resources.integrity import ReconciliationResults
+from persistence.server_certificate import certificate_end
 from tests.connections import connected
 
 KEYS = """

@@ -25,6 +25,7 @@ FACTS = CallFacts(
     service_tier="priority", cost=354_000_001, currency="USD", price_id=3, route="/v1/messages",
     session="s", upstream_request_id="req_1", unknown=msgspec.Raw(b'{"new":1}'), unpriced="web_search",
     exchange_rate="0.92", hour=(HOUR_MS + 1, "1.5"), tags={"feature": "search"}, groups=(7, 9),
+    step=("asked", 12, "team", -3),
 )  # fmt: skip
 
 
@@ -58,7 +59,8 @@ async def test_a_call_is_told_whole(migrated: str, writer: LedgerWriter) -> None
         "upstream_request_id": "req_1", "unknown_usage": '{"new":1}', "unpriced": "web_search",
         "exchange_rate": "0.92", "priced_at": moment_of(HOUR_MS + 1), "hour_factor": "1.5",
         "tags": {"feature": "search"}, "groups": [7, 9], "refused": False, "amended": 0, "rerated": 0,
-        "run_id": None, "refused_kind": None, "refused_by": None,
+        "run_id": None, "refused_kind": None, "refused_by": None, "model_asked": "asked", "saved": -3,
+        "substituted_by": {"id": 12, "name": "team"},
     }  # fmt: skip
     assert await broken(migrated) == []
 
@@ -162,7 +164,7 @@ async def test_calls_add_up_by_hour_and_by_day(migrated: str, writer: LedgerWrit
     assert added(days) == {
         "requests": 120, "refused": 0, "input": 600, "cache_read": 480, "cache_write": 600, "output": 840,
         "reasoning": 720, "tokens": 2520, "credits": 0, "units": 120, "cost": 2 * sum(range(60)),
-        "estimated": 0, "unpriced": 120, "cache_write_1h": 240,
+        "estimated": 0, "unpriced": 120, "cache_write_1h": 240, "saved": -3 * 120,
     }  # fmt: skip
     assert {row["start"].hour for row in days} == {0}
     assert await broken(migrated) == []

@@ -10,6 +10,7 @@ from itertools import count
 from typing import Any, LiteralString
 
 import pytest
+from psycopg import errors
 
 from gateway.core.accounts.administration import Actor, Command, CommittedWrite, Query, Realm, Row
 from gateway.core.accounts.budget_selectors import BUDGETS_MAX
@@ -21,6 +22,8 @@ from gateway.core.accounts.budgets import (
     Budget,
     owner_of,
 )
+from gateway.core.accounts.steps import Step
+from gateway.core.accounts.windows import Carry
 from gateway.core.times import ms_of
 from gateway.errors import Conflict, NotFound, Unprocessable
 from persistence import engine as engines
@@ -28,6 +31,7 @@ from persistence.keeper.definitions import of_accounts
 from persistence.store import Store
 from tests.connections import connected
 from tests.everywhere import known_everywhere
+from tests.persistence.scenario import insert_budget
 
 ACTOR = Actor("builtin:admin", "admin")
 NOW = datetime(2026, 1, 31, 12, tzinfo=UTC)
@@ -114,6 +118,48 @@ async def test_gateways_are_told_of_an_organizations_budgets(desk: Desk) -> None
     assert (team.id, team.amount, team.unit, team.cut) == (second["id"], 3000, "tokens", True)
     assert team.selector == (1, "ada", 1, 0, "gpt-5*", 1, "session")
     assert [len(await desk.told(one)) for one in (ORGANIZATION, OTHER)] == [2, 1]
+
+
+async def test_gateways_get_window_carry_and_steps_of_a_budget(desk: Desk) -> None:
+    steps = [{"at": 0.8, "models": {"gpt-5*": "gpt-5-mini"}, "session": "switch"}]
+    await desk.make(window="rolling", length="90m", interval=None, steps=steps)
+    made = await desk.make(carry={"max": "2.50", "debt": True})
+    rolling, monthly = await desk.told()
+    assert (rolling.window, rolling.length_ms, rolling.interval) == ("rolling", 90 * 60_000, "")
+    assert rolling.steps == (Step(0.8, (("gpt-5*", "gpt-5-mini"),), switches=True),)
+    assert (monthly.window, monthly.length_ms, monthly.carry) == (
+        "calendar",
+        0,
+        Carry(2_500_000_000, debt=True),
+    )
+    await desk.do("change", int(str(made["id"])), carry=None)
+    assert [budget.carry for budget in await desk.told()] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("fields", "rule"),
+    [
+        ({"window": "sliding"}, "budget_window_check"),
+        ({"interval": None}, "budget_window_length_check"),
+        ({"length": "5h"}, "budget_window_length_check"),
+        ({"window": "rolling", "interval": None}, "budget_window_length_check"),
+        ({"window": "rolling", "length": "5h"}, "budget_window_length_check"),
+        ({"window": "rolling", "interval": None, "length": "5"}, "budget_length_check"),
+        ({"interval": "total", "carry": "{}"}, "budget_carry_interval_check"),
+        (
+            {"window": "rolling", "interval": None, "length": "5h", "carry": "{}"},
+            "budget_carry_interval_check",
+        ),
+        ({"carry": "1"}, "budget_carry_check"),
+        ({"steps": "{}"}, "budget_steps_check"),
+    ],
+)
+async def test_database_has_no_budget_with_half_a_window(
+    desk: Desk, fields: dict[str, Any], rule: str
+) -> None:
+    with connected(desk.url) as connection, pytest.raises(errors.CheckViolation) as caught:
+        insert_budget(connection, ORGANIZATION, **fields)
+    assert caught.value.diag.constraint_name == rule
 
 
 async def test_each_change_has_the_organization_told_again(desk: Desk) -> None:
@@ -391,5 +437,5 @@ async def test_what_was_stored_is_of_the_last_window(desk: Desk) -> None:
                     (row["id"], NOW.replace(day=day), value, used),
                 )
     page = await desk.store.page("budgets", Query({"organization_id": ORGANIZATION}, None, None, None, 10))
-    assert [(row["stored_used"], row["currency"]) for row in page.rows] == [(9, "USD"), (None, "USD")]
-    assert [row["stored_start"] for row in page.rows] == [NOW.replace(day=2)] * 2
+    uses = [[ms_of(NOW.replace(day=day)), used, None] for day, used in ((2, 9), (1, 7))]
+    assert [(row["stored_uses"], row["currency"]) for row in page.rows] == [(uses, "USD"), (None, "USD")]

@@ -12,7 +12,7 @@ from sqlalchemy import create_engine, insert
 from gateway.errors import Conflict
 from persistence import engine as engines
 from persistence.keeper.definitions import of_accounts
-from persistence.resources.catalogue import PriceTable, in_force_count, refuse_too_many
+from persistence.resources.prices import PriceTable, in_force_count, refuse_too_many
 from persistence.tables import price
 from tests.persistence.scenario import rows_of
 

@@ -23,7 +23,7 @@ from persistence import engine as engines
 from persistence.ledger.rollup import MODELS_A_DAY_MAX
 from persistence.ledger.writer import LedgerWriter
 from persistence.resources import usage
-from persistence.schema import database
+from persistence.schema import partitions
 from persistence.schema.standing import ENSURE_PARTITIONS
 from persistence.store import Store
 from persistence.tables import metadata
@@ -63,14 +63,14 @@ async def test_months_that_ended_are_dropped_and_all_else_stays(
         account.consume(1, request_id=str(uuid.uuid4()), metadata=write_facts(CallFacts(total=1, units=1)))
     await writer.write(batch_of(account))
     assert (calls(migrated), await broken(migrated)) == (5, [])
-    assert await database.drop_calls(pool, 36_500) == []
+    assert await partitions.drop_calls(pool, 36_500) == []
     assert calls(migrated) == 5
-    dropped = await database.drop_calls(pool, 200)
+    dropped = await partitions.drop_calls(pool, 200)
     assert len(dropped) >= 1
     assert all(name.startswith("call_y") for name in dropped)
     assert (calls(migrated), sums(migrated), await broken(migrated)) == (3, 5, [])
-    assert await database.drop_calls(pool, 200) == []
-    await database.drop_calls(pool, 0)  # the last month is safe whatever is asked
+    assert await partitions.drop_calls(pool, 200) == []
+    await partitions.drop_calls(pool, 0)  # the last month is safe whatever is asked
     assert (calls(migrated), await broken(migrated)) == (2, [])
     # What is missing of a time that is kept is told.
     with connected(migrated) as connection:
@@ -102,7 +102,7 @@ async def test_a_month_that_is_not_billed_stays_and_so_does_what_no_archive_has(
 
     async def dropped(*, are_archived: bool) -> list[str]:
         told.clear()
-        return await database.drop_calls(
+        return await partitions.drop_calls(
             engine, 100, are_archived=are_archived, stays=lambda *said: told.append(said)
         )
 
@@ -134,7 +134,7 @@ async def test_what_lies_outside_of_the_months_is_dropped_too(
     account.consume(1, metadata=write_facts(CallFacts(total=1)))
     await writer.write(batch_of(account))
     assert calls(migrated) == 1
-    await database.drop_calls(pool, 365)
+    await partitions.drop_calls(pool, 365)
     assert (calls(migrated), await broken(migrated)) == (0, [])
 
 
@@ -158,7 +158,7 @@ DAY, HOUR = timedelta(days=1), timedelta(hours=1)
 TODAY = NOW.replace(hour=0, minute=0, second=0, microsecond=0)
 AGES = (400, 100, 100, 1, 0)
 FACTS = CallFacts(model="m", total=7, cost=3, currency="USD")
-DROPS = {"calls": database.drop_calls, "hours": database.drop_hours}
+DROPS = {"calls": partitions.drop_calls, "hours": partitions.drop_hours}
 PEOPLE, TEAMS = ("user",), ("tenant",)
 
 
@@ -214,7 +214,7 @@ async def test_every_proof_holds_in_each_order_and_longer_spans_stay(
     account.consume(7, metadata=write_facts(FACTS))
     await writer.write(batch_of(account))
     assert await broken(migrated) == []
-    await database.drop_hours(pool, 40)
+    await partitions.drop_hours(pool, 40)
     assert requests_of(migrated) == {
         span: count + (span not in ("hour", "team_hour")) for span, count in kept.items()
     }
@@ -241,7 +241,7 @@ async def test_a_report_of_hours_that_are_gone_is_refused_and_every_other_is_rig
     ]  # fmt: skip
     before = {one: await reported(pool, *one, groups) for one in asked}
     assert before[old, TODAY + DAY, "none"] == 4
-    await database.drop_hours(pool, 40)
+    await partitions.drop_hours(pool, 40)
     for since, until, interval in asked:
         ends = {"interval": since} if interval == "hour" else {"from": since, "to": until}
         wrong = {
@@ -260,7 +260,7 @@ async def test_the_first_hour_that_is_kept_is_told_and_the_one_before_is_not(
     migrated: str, writer: LedgerWriter, pool: AsyncEngine
 ) -> None:
     await writer.write(batch_of(filled(migrated)))
-    await database.drop_hours(pool, 40)
+    await partitions.drop_hours(pool, 40)
     [(since,)] = rows_of(migrated, "SELECT DISTINCT since FROM kept_since")
     assert isinstance(since, datetime)
     assert await reported(pool, since, TODAY + DAY, "hour", TEAMS) == 2
@@ -269,7 +269,7 @@ async def test_the_first_hour_that_is_kept_is_told_and_the_one_before_is_not(
         with pytest.raises(Unprocessable):
             await reported(pool, *end, TEAMS)
     # Whoever asks for fewer days, then for more, gets back nothing that is gone.
-    await database.drop_hours(pool, 200)
+    await partitions.drop_hours(pool, 200)
     assert rows_of(migrated, "SELECT DISTINCT since FROM kept_since") == [(since,)]
 
 
@@ -280,7 +280,7 @@ async def test_hours_that_go_while_they_are_read_are_not_told_as_none(
     read = usage._used
 
     def slowly(*asked: Any) -> Any:
-        for span in database.HOURS:
+        for span in partitions.HOURS:
             rows_of(migrated, "SELECT drop_months(%s, now() - interval '40 days')", [span])
         return read(*asked)
 
@@ -306,7 +306,7 @@ async def test_names_of_a_day_stay_while_its_calls_may_be_corrected_and_go_with_
 
     names = "SELECT count(*) FROM usage_name"
     by_model = "SELECT model, requests, cost FROM usage_rollup WHERE span = 'month' ORDER BY 1"
-    await database.drop_hours(pool, 40)
+    await partitions.drop_hours(pool, 40)
     assert rows_of(migrated, names) == [(MODELS_A_DAY_MAX + 1,)]
 
     def correct(cost: int) -> None:
@@ -319,7 +319,7 @@ async def test_names_of_a_day_stay_while_its_calls_may_be_corrected_and_go_with_
     told = rows_of(migrated, by_model)
     assert ("other", 1, 5) in told
     assert len(told) == MODELS_A_DAY_MAX + 2
-    await database.drop_calls(pool, 40)
+    await partitions.drop_calls(pool, 40)
     assert rows_of(migrated, names) == [(1,)]
     correct(9)
     await writer.write(batch_of(account))

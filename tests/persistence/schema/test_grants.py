@@ -15,7 +15,7 @@ from persistence import engine as engines
 from persistence.archive.months import BY_NAME
 from persistence.engine import dialect_url
 from persistence.ledger.writer import LedgerWriter
-from persistence.schema import database, migrate
+from persistence.schema import migrate, partitions
 from persistence.schema import roles as schema_roles
 from persistence.schema.standing import NEEDED, admit_writer
 from tests.connections import connected
@@ -193,11 +193,11 @@ def test_the_writer_makes_the_partitions_ahead_and_no_more(roles: Roles) -> None
 async def test_the_writer_drops_months_that_ended_and_no_more(roles: Roles) -> None:
     engine = engines.create(roles.writer)
     rows_of(roles.writer, "SELECT ensure_partitions(now() - interval '200 days', 1)")
-    assert {name[:6] for name in await database.drop_calls(engine, 100)} == {"call_y"}
-    assert any("_team_hour_y" in name for name in await database.drop_hours(engine, 100))
+    assert {name[:6] for name in await partitions.drop_calls(engine, 100)} == {"call_y"}
+    assert any("_team_hour_y" in name for name in await partitions.drop_hours(engine, 100))
     await engine.dispose()
     there = rows_of(roles.owner, "SELECT ledger, since < now() - interval '100 days' FROM kept_since")
-    assert dict(there) == dict.fromkeys(("call", *database.HOURS), True)
+    assert dict(there) == dict.fromkeys(("call", *partitions.HOURS), True)
     refused(roles.writer, "DELETE FROM kept_since")
     refused(roles.writer, "DROP TABLE usage_rollup_hour_default")
     refused(roles.reader, "SELECT drop_months('call', now())")

@@ -23,8 +23,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from gateway.errors import StartError
 from gateway.extras import version
 from persistence import engine
-from persistence.keeper.sweeps import KeeperShares
-from persistence.schema import database, migrate, roles, standing
+from persistence.keeper.shares import KeeperShares
+from persistence.schema import database, migrate, partitions, privileges, standing
 from persistence.schema import database as schema
 from persistence.schema.standing import KNOWN, NEEDED, SchemaStatus
 from persistence.tables import metadata
@@ -103,7 +103,7 @@ async def test_a_keeper_starts_on_a_newer_schema_that_says_it_may_and_its_migrat
     pool: AsyncEngine,
 ) -> None:
     in_future(cloned, f"runs from {NEEDED}")
-    await roles.refuse_unfit(pool)
+    await privileges.refuse_unfit(pool)
     said: list[str] = []
     assert migrate.upgrade(cloned, said.append) == "9999"
     assert "newer one, on which programs" in said[0]
@@ -116,7 +116,7 @@ async def test_nobody_starts_on_a_newer_schema_that_does_not_say_so(
 ) -> None:
     in_future(cloned, comment)
     with pytest.raises(StartError, match=f"9999, this program knows {NEEDED} at most"):
-        await roles.refuse_unfit(pool)
+        await privileges.refuse_unfit(pool)
     with pytest.raises(StartError, match="9999"):
         migrate.upgrade(cloned)
 
@@ -125,7 +125,7 @@ async def test_nobody_starts_on_a_schema_whose_version_cannot_be_read(cloned: st
     with connected(cloned) as connection:
         connection.execute("ALTER TABLE alembic_version RENAME version_num TO number")
     with pytest.raises(StartError, match="version_num"):
-        await roles.refuse_unfit(pool)
+        await privileges.refuse_unfit(pool)
 
 
 @pytest.mark.parametrize(("comment", "goes_on"), [(f"runs from {NEEDED}", True), ("runs from 9999", False)])
@@ -335,15 +335,15 @@ async def test_what_came_before_the_baseline_is_refused_with_what_to_do(database
     with pytest.raises(StartError, match=said):
         migrate.upgrade(database)
     with pytest.raises(StartError, match=said):
-        await roles.refuse_unfit(pool)
+        await privileges.refuse_unfit(pool)
     await pool.dispose()
     assert migrate.schema_status(database).version == "0085"
 
 
 async def test_partitions_are_made_ahead_and_only_once(pool: AsyncEngine) -> None:
-    made = await database.ensure_partitions(pool, by="month", months_ahead=database.MONTHS_AHEAD + 2)
+    made = await partitions.ensure_partitions(pool, by="month", months_ahead=database.MONTHS_AHEAD + 2)
     assert len(made) == 2 * len(BY_MONTH)
-    assert await database.ensure_partitions(pool, by="month", months_ahead=database.MONTHS_AHEAD + 2) == []
+    assert await partitions.ensure_partitions(pool, by="month", months_ahead=database.MONTHS_AHEAD + 2) == []
 
 
 def test_months_begin_at_midnight_utc(cloned: str) -> None:

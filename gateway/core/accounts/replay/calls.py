@@ -38,9 +38,9 @@ class StoredCall(NamedTuple):
     model: str = ""
     response_model: str = ""
     session: str = ""
+    sent_as: str = ""
     tags: Tags = ()
     groups: tuple[int, ...] = ()
-    sent_as: str = ""
     usage: CallUsage = NO_USAGE
 
     def attributes(self, model: str = "") -> CallAttributes:

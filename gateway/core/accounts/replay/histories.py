@@ -126,8 +126,8 @@ class CalendarWindows(Windows[History]):
         history.used, history.until_ms = 0, self._end_ms
 
     def take(self, history: History, at_ms: int, amount: int) -> None:
-        history.used += amount
-        history.peak = max(history.peak, history.used)
+        used = history.used = history.used + amount
+        history.peak = max(history.peak, used)
 
 
 class RollingWindows(Windows[RollingHistory]):
@@ -154,8 +154,8 @@ class RollingWindows(Windows[RollingHistory]):
             parts[-1] += amount
         else:
             parts += (part, amount)
-        history.used += amount
-        history.peak = max(history.peak, history.used)
+        used = history.used = history.used + amount
+        history.peak = max(history.peak, used)
 
 
 class FirstUseWindows(Windows[History]):
@@ -174,8 +174,8 @@ class FirstUseWindows(Windows[History]):
 
     def take(self, history: History, at_ms: int, amount: int) -> None:
         history.until_ms = history.until_ms or at_ms + self._length_ms
-        history.used += amount
-        history.peak = max(history.peak, history.used)
+        used = history.used = history.used + amount
+        history.peak = max(history.peak, used)
 
 
 class CarryingWindows(Windows[CarryingHistory]):
@@ -212,8 +212,8 @@ class CarryingWindows(Windows[CarryingHistory]):
     def take(self, history: CarryingHistory, at_ms: int, amount: int) -> None:
         if history.first < 0:
             history.first = history.index = len(self._ends) - 1
-        history.used += amount
-        history.peak = max(history.peak, history.used)
+        used = history.used = history.used + amount
+        history.peak = max(history.peak, used)
 
     def least_amount(self, history: CarryingHistory) -> int:
         if history.first < 0 or not history.used:

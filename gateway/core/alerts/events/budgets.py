@@ -6,10 +6,12 @@ from gateway.core.alerts.words import spoken
 _FIELDS = (
     "budget_id budget:text organization_id organization:text each:text? account:text? unit:text"
     " currency:text? mode:text used:amount amount:amount remaining:amount percent:number threshold:number?"
-    " interval:text time_zone:text window_start:time? resets_at:time?"
+    " interval:text? window:text length:text? time_zone:text window_start:time? resets_at:time?"
 )
 _MADE = "persistence/keeper/news.py"
-_ONCE = "an account and window; once more of an amount that was raised"
+_ONCE = (
+    "an account and window; again of an amount that was raised, and of a rolling window that was freer since"
+)
 
 
 def _refused(data: Data) -> str:
@@ -46,7 +48,7 @@ EVENTS = (
         sentence="At this pace the budget {budget} is used up on {exhausted_at}: {so_much} are used.{again}",
         fields=f"{_FIELDS} exhausted_at:time exhausted_local:time",
         when="at its pace a budget is [used up](../webhooks.md#seen-coming) before it resets",
-        once="an account and window",
+        once="an account and window; of a rolling one, its length",
         produced_by=_MADE,
         words={"exhausted_at": _exhausted_at},
     ),

@@ -16,6 +16,7 @@ from gateway.core.families.anthropic.fallbacks import FALLBACKS, read_fallbacks
 from gateway.core.families.costs import UNKNOWN, names_of
 from gateway.core.families.credit import OF_ALL, RECHARGE, begins, equals
 from gateway.core.families.family import ApiFamily, BatchPaths, CallKind, Listing, SdkExample, target
+from gateway.core.families.model_differences import Difference, has_pictures, has_tools
 from gateway.core.families.seals import CLAUDE, NOBODY
 from gateway.core.model import BudgetWindow, Family
 from gateway.errors import BudgetExceeded, Refusal
@@ -124,6 +125,30 @@ SEALS: Final[Mapping[str, str]] = {
     "encrypted_stdout": NOBODY, "fallback_credit_token": NOBODY,
 }  # fmt: skip
 
+# platform.claude.com/docs/en/build-with-claude: extended-thinking, adaptive-thinking and effort, "Supported models".
+_UNTHINKING: Final = (
+    "claude-2*",
+    "claude-instant*",
+    "claude-3-haiku*",
+    "claude-3-opus*",
+    "claude-3-sonnet*",
+    "claude-3-5-*",
+)
+_UNADAPTIVE: Final = (
+    *_UNTHINKING, "claude-3-7-*", "claude-haiku-4-5*", "claude-opus-4-0*", "claude-opus-4-1*", "claude-opus-4-2*",
+    "claude-opus-4-5*", "claude-sonnet-4-0*", "claude-sonnet-4-2*", "claude-sonnet-4-5*",
+)  # fmt: skip
+_EFFORTLESS: Final = tuple([name for name in _UNADAPTIVE if name != "claude-opus-4-5*"])
+_DIFFERENCES: Final = (
+    Difference("thinking", ("thinking", "type"), _UNTHINKING, frozenset({"enabled", "adaptive"})),
+    Difference("adaptive thinking", ("thinking", "type"), _UNADAPTIVE, frozenset({"adaptive"})),
+    Difference("output_config.effort", ("output_config", "effort"), _EFFORTLESS),
+    Difference("speed", ("speed",), (*_UNADAPTIVE, "claude-sonnet*", "claude-haiku*"), frozenset({"fast"})),
+    Difference("pictures", (), ("claude-2*", "claude-instant*"), carries=has_pictures),
+    Difference("tools", (), ("claude-2*", "claude-instant*"), carries=has_tools),
+)  # fmt: skip
+
+
 FAMILY = ApiFamily(
     NAME,
     _refusal,
@@ -181,6 +206,7 @@ FAMILY = ApiFamily(
         ),
         *equals(429, "details.error_code", "enforced_spend_limit_reached"),
     ),
+    differences=_DIFFERENCES,
     seals=SEALS,
     exclusions=EXCLUSIONS,
     model_lists={FALLBACKS: read_fallbacks},

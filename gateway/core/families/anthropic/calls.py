@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from gateway.core.calls.call import CallRequest, FieldNames, UsageBounds
+from gateway.core.calls.call import Body, CallSpec, FieldNames, UsageBounds
 from gateway.core.families.anthropic.fallbacks import FALLBACKS, FAST, read_fallbacks
 from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
     ControlledNames,
     Document,
+    ModelAttempt,
     PathParams,
     flag,
     inner,
@@ -38,18 +39,19 @@ _MESSAGES = ControlledNames("model", "stream", "max_tokens", "metadata", *OF_EVE
 _METADATA = ControlledNames("user_id")
 
 
-def read_messages(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_messages(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a call of the Messages API. The model is in the path if `params` has one, else in the body."""
     _MESSAGES.check(document)
     named = params.get("model")
-    call.model = model_in_path(document, named) if named else model_name(document.get("model"))
-    call.streamed = flag(document, "stream")
-    call.output_max = maximum(document, "max_tokens", bounds.usage_tokens_max)
+    model = model_in_path(document, named) if named else model_name(document.get("model"))
+    streamed = flag(document, "stream")
+    output_max = maximum(document, "max_tokens", bounds.usage_tokens_max)
     metadata = inner(document, "metadata", _METADATA)
-    if metadata is not None:
-        call.user = stated_user(metadata.get("user_id"))
+    user = "" if metadata is None else stated_user(metadata.get("user_id"))
+    attempts: tuple[ModelAttempt, ...] = ()
     if document.get(FALLBACKS) is not None:
-        call.attempts = read_fallbacks(document[FALLBACKS], FALLBACKS, bounds.usage_tokens_max)
+        attempts = read_fallbacks(document[FALLBACKS], FALLBACKS, bounds.usage_tokens_max)
+    return CallSpec(model, streamed, output_max, user=user, attempts=attempts)
 
 
 # Which of the higher prices do not apply to a call of Anthropic's messages.

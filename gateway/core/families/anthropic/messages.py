@@ -170,9 +170,9 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     if is_there(read.usage):
         _report(meter, bytes(read.usage), True)
     _see_end(meter, read, data)
-    if read.message is not None and meter.call.keeps == KEPT_LINKED:
+    if read.message is not None and meter.call.objects.keeps == KEPT_LINKED:
         meter.told += ids_of(object_in(loose_document(data), "message").get("id"))
-    if meter.call.keeps and may_tell(data):
+    if meter.call.objects.keeps and may_tell(data):
         meter.told += ids_in_event(loose_document(data))
     return False
 

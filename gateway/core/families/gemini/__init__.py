@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import partial
 from typing import Final
 
 from gateway.core.accounts.spent_answers import SPENT, show_id
@@ -25,6 +26,7 @@ from gateway.core.families.family import (
 from gateway.core.families.gemini import answers, calls, interactions, live
 from gateway.core.families.gemini.array import ArrayMeter
 from gateway.core.families.gemini.calls import BATCHES, EXCLUSIONS, OBJECTS
+from gateway.core.families.model_differences import Difference, has_tools
 from gateway.core.families.openai.calls import read_stored, unit
 from gateway.core.families.seals import NOBODY
 from gateway.core.model import Family
@@ -55,7 +57,7 @@ _TYPED = {
 
 def _shape(*, streamed: bool) -> CallKind:
     return CallKind(
-        calls.read_generate, answers.DIALECT, "maxOutputTokens",
+        partial(calls.read_generate, streamed=streamed), answers.DIALECT, "maxOutputTokens",
         object_at("generation_config", "generationConfig"), always_reports=True,
         unframed=ArrayMeter if streamed else None, operation="generate_content",
         numbers=frozenset({"maxOutputTokens", "max_output_tokens", "candidateCount", "candidate_count"}),
@@ -152,11 +154,22 @@ def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
     return {"error": error}
 
 
+# ai.google.dev/gemini-api/docs/thinking, "Thinking levels and budgets".
+_LEVELLESS: Final = ("gemini-1*", "gemini-2*", "gemma*")
+_THOUGHTLESS: Final = ("gemini-1*", "gemini-2.0*", "gemma*")
+_DIFFERENCES: Final = (
+    Difference("thinkingConfig", ("generationConfig", "thinkingConfig"), _THOUGHTLESS),
+    Difference("thinkingLevel", ("generationConfig", "thinkingConfig", "thinkingLevel"), _LEVELLESS),
+    Difference("tools", (), ("gemma*",), carries=has_tools),
+)  # fmt: skip
+
+
 FAMILY = ApiFamily(
     NAME,
     _refusal,
     credit=(*OF_ALL, PREPAID),
     # Another account refuses them (Wei-Shaw/sub2api PR393, 2026-01-25). Google documents nothing of it.
+    differences=_DIFFERENCES,
     seals=dict.fromkeys(("thoughtSignature", "thought_signature", "signature"), NOBODY),
     shapes={
         "gemini_generate": _shape(streamed=False),

@@ -8,6 +8,7 @@ word.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any, Final
 
 import msgspec
@@ -323,8 +324,8 @@ def _read_video(meter: Meter, document: bytes) -> None:
     if said.get("done") is not True or meter.failed or not 200 <= meter.status < 300:
         return
     made = object_in(object_in(said, "response"), "generateVideoResponse")
-    samples, asked = made.get("generatedSamples"), meter.call.choices
-    held = (meter.call.measured or {}).get("video_second", 0)
+    samples, asked = made.get("generatedSamples"), meter.call.spec.choices
+    held = (meter.call.spec.units.likely or {}).get("video_second", 0)
     number = min(len(samples), asked) if isinstance(samples, list) else 0 if made else asked
     meter.detail.used_tool("video_second", held // asked * number)
     meter.report_units()
@@ -342,7 +343,8 @@ def _read_extended(meter: Meter, document: bytes) -> None:
     if not 200 <= meter.status < 300:
         return
     if storage is not None and not storage.tokens:
-        storage.tokens = integer(object_in(contents, "usageMetadata").get("totalTokenCount")) or 0
+        tokens = integer(object_in(contents, "usageMetadata").get("totalTokenCount")) or 0
+        meter.call.storage = replace(storage, tokens=tokens)
     meter.report_units()
 
 
@@ -359,9 +361,9 @@ def _read_predicted(meter: Meter, document: bytes) -> None:
     embedded = [object_in(object_in(one, "embeddings"), "statistics").get("token_count") for one in made]
     tokens = sum([integer(one) or 0 for one in embedded])
     drawn = sum([isinstance(one.get("bytesBase64Encoded") or one.get("gcsUri"), str) for one in made])
-    for name in meter.call.measured or ():
+    for name in meter.call.spec.units.likely or ():
         meter.detail.used_tool(name, drawn)
-    meter.call.measured = None
+    meter.detail.replaces_units = True
     if drawn:
         meter.report_units()
     else:

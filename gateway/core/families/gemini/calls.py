@@ -10,7 +10,7 @@ from urllib.parse import unquote
 
 from gateway.core.accounts.upstream_jobs import OPERATIONS
 from gateway.core.billing.vector import AUTO, CACHE_HOUR, IMAGES
-from gateway.core.calls.call import CallRequest, FieldNames, UsageBounds
+from gateway.core.calls.call import TOKENS_ALONE, Body, CallSpec, FieldNames, RequestedUnits, UsageBounds
 from gateway.core.calls.storage import STORAGE_S, StorageTime, storage_of
 from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
@@ -64,11 +64,12 @@ _GENERATION_CONFIG = ControlledNames(
 )
 
 
-def read_generate(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    """Read a call of generateContent or streamGenerateContent."""
+def read_generate(
+    body: Body, document: Document, params: PathParams, bounds: UsageBounds, *, streamed: bool = False
+) -> CallSpec:
+    """Read a call of generateContent, or of streamGenerateContent if it is `streamed`."""
     _GENERATE.check(document)
-    call.model = model_in_path(document, params.get("model"))
-    call.streamed = call.meter == "gemini_stream"
+    model, output_max, answers = model_in_path(document, params.get("model")), None, 1
     camel = inner(document, "generationConfig", _GENERATION_CONFIG)
     snake = inner(document, "generation_config", _GENERATION_CONFIG)
     config = _one(camel, snake, "generationConfig")
@@ -83,26 +84,26 @@ def read_generate(call: CallRequest, document: Document, params: PathParams, bou
             if config.get(name) is not None:
                 param = inside + name
                 raise InvalidRequest(f"The field {param} is not accepted: name the model.", param=param)
-        call.output_max = _one(
+        output_max = _one(
             maximum(config, "maxOutputTokens", bounds.usage_tokens_max, inside),
             maximum(config, "max_output_tokens", bounds.usage_tokens_max, inside),
             "generationConfig.maxOutputTokens",
         )
-        call.choices = max(
+        answers = max(
             choices(config, "candidateCount", bounds.choices_max, inside),
             choices(config, "candidate_count", bounds.choices_max, inside),
         )
         _one(config.get("candidateCount"), config.get("candidate_count"), "generationConfig.candidateCount")
+    return CallSpec(model, streamed, output_max, answers)
 
 
-def read_embed(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_embed(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a call for embeddings, which produce no tokens."""
     _EMBED.check(document)
-    call.model = model_in_path(document, params.get("model"))
-    call.output_max = 0
+    return CallSpec(model_in_path(document, params.get("model")), output_max=0)
 
 
-def read_cache(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_cache(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read contents that Google caches for later calls. They are read once, and no token is produced.
 
     Google bills their storage, by the time in `params` (`storage_of`).
@@ -113,25 +114,26 @@ def read_cache(call: CallRequest, document: Document, params: PathParams, bounds
         raise InvalidRequest(
             "model must be the name of a model, such as models/gemini-2.5-flash.", param="model"
         )
-    call.model, call.output_max = model_name(model.removeprefix("models/")), 0
+    model = model_name(model.removeprefix("models/"))
     if document.get("name"):
         raise InvalidRequest("The upstream chooses name: leave it out.", param="name")
-    _store(call, storage_of(document, params, STORAGE_S))
+    return CallSpec(model, output_max=0, units=_stored(storage_of(document, params, STORAGE_S)))
 
 
-def read_extension(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_extension(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a new end of cached contents, which costs the time that no earlier call has paid.
 
     Without a payment in `params` all of the time counts, and the model is unknown.
     """
     _CACHE.check(document)
-    call.model, call.output_max = params.get("paid_model", ""), 0
-    _store(call, storage_of(document, params))
+    storage = storage_of(document, params)
+    return CallSpec(params.get("paid_model", ""), output_max=0, units=_stored(storage))
 
 
-def _store(call: CallRequest, storage: StorageTime | None) -> None:
-    if storage is not None:
-        call.storage, call.measured = storage, {CACHE_HOUR: storage.token_hours(0)}
+def _stored(storage: StorageTime | None) -> RequestedUnits:
+    if storage is None:
+        return TOKENS_ALONE
+    return RequestedUnits({CACHE_HOUR: storage.token_hours(0)}, storage=storage)
 
 
 _VIDEO = ControlledNames("model", "instances", "parameters", *OF_EVERY_FAMILY)
@@ -140,28 +142,27 @@ _VIDEO_PARAMETERS = ControlledNames("durationSeconds", "sampleCount", "numberOfV
 VIDEO_SECONDS, VIDEO_SECONDS_MAX, VIDEOS_MAX = 8, 600, 4
 
 
-def read_video(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_video(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a call for videos of one prompt. They are made later, and charged by their seconds."""
     _VIDEO.check(document)
-    call.model, call.output_max, call.background = model_in_path(document, params.get("model")), 0, True
+    model = model_in_path(document, params.get("model"))
     asked = elements(document, "instances")
     if len(asked) != 1:
         raise InvalidRequest("instances must have one object.", param="instances")
     parameters = inner(document, "parameters", _VIDEO_PARAMETERS) or {}
     _VIDEO_PARAMETERS.check_spelling(parameters, "parameters.")
     refuse_inside([asked, parameters], _ELSEWHERE, "")
-    numbers = [
-        choices(parameters, name, VIDEOS_MAX, "parameters.") for name in ("sampleCount", "numberOfVideos")
-    ]
-    call.choices = max(numbers)
+    names = "sampleCount", "numberOfVideos"
+    videos = max([choices(parameters, name, VIDEOS_MAX, "parameters.") for name in names])
     seconds = maximum(parameters, "durationSeconds", VIDEO_SECONDS_MAX, "parameters.")
-    call.measured = {"video_second": call.choices * (VIDEO_SECONDS if seconds is None else seconds)}
+    units = RequestedUnits({"video_second": videos * (VIDEO_SECONDS if seconds is None else seconds)})
+    return CallSpec(model, output_max=0, choices=videos, units=units, background=True)
 
 
-def read_predict(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_predict(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a call of `predict`: pictures of prompts, or embeddings of texts."""
     _PREDICT.check(document)
-    call.model, call.output_max = model_in_path(document, params.get("model")), 0
+    model, units = model_in_path(document, params.get("model")), TOKENS_ALONE
     instances = elements(document, "instances")
     if not instances or not all(("prompt" in one) != ("content" in one) for one in instances):
         raise InvalidRequest(
@@ -175,7 +176,9 @@ def read_predict(call: CallRequest, document: Document, params: PathParams, boun
         each = choices(config, "sampleCount", bounds.choices_max, "parameters.")
         size = config.get("sampleImageSize")
         word = size.lower() if isinstance(size, str) and size.isalnum() else AUTO
-        call.measured = {f"{IMAGES}{word}/{AUTO}": drawn * (each if "sampleCount" in config else _PICTURES)}
+        pictures = drawn * (each if "sampleCount" in config else _PICTURES)
+        units = RequestedUnits({f"{IMAGES}{word}/{AUTO}": pictures})
+    return CallSpec(model, output_max=0, units=units)
 
 
 def _one(camel: T | None, snake: T | None, param: str) -> T | None:

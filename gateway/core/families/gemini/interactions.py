@@ -10,7 +10,7 @@ from typing import Final
 
 import msgspec
 
-from gateway.core.calls.call import CallRequest, UsageBounds
+from gateway.core.calls.call import Body, CallSpec, UsageBounds
 from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
     ControlledNames,
@@ -56,7 +56,7 @@ _ENDING: Final = ENDINGS["interactions"]
 _COMPLETED: Final = "interaction.completed"
 
 
-def read_interaction(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_interaction(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a call of the Interactions API, one turn of a model, which may continue an earlier one."""
     _INTERACTION.check_spelling(document)
     for name in _ELSEWHERE:
@@ -65,14 +65,14 @@ def read_interaction(call: CallRequest, document: Document, params: PathParams, 
                 f"{name} is not accepted: nobody says whose it is, or which models answer there.", param=name
             )
     model = document.get("model")
-    call.model = model_name(model.removeprefix("models/") if isinstance(model, str) else model)
-    call.streamed = flag(document, "stream")
-    config = inner(document, "generation_config", _CONFIG)
-    if config is not None:
-        _CONFIG.check_spelling(config, "generation_config.")
-        call.output_max = maximum(config, "max_output_tokens", bounds.usage_tokens_max, "generation_config.")
+    model = model_name(model.removeprefix("models/") if isinstance(model, str) else model)
+    streamed = flag(document, "stream")
+    config = inner(document, "generation_config", _CONFIG) or {}
+    _CONFIG.check_spelling(config, "generation_config.")
+    output_max = maximum(config, "max_output_tokens", bounds.usage_tokens_max, "generation_config.")
     if any(one.get("type") == "retrieval" for one in elements(document, "tools")):
         raise InvalidRequest("tools: retrieval is not accepted, its stores are no caller's.", param="tools")
+    return CallSpec(model, streamed, output_max)
 
 
 def _read_whole(meter: Meter, document: bytes) -> None:
@@ -94,8 +94,8 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         see_content(meter, delta or object_in(event, "step"), meter.text_bytes - before)
     _report(meter, object_in(object_in(event, "metadata"), "total_usage"), final=False)
     if interaction:
-        if meter.call.keeps:
-            meter.told += told_of(OBJECTS, interaction, meter.call.named)
+        if meter.call.objects.keeps:
+            meter.told += told_of(OBJECTS, interaction, meter.call.objects.named)
         _take(meter, interaction, final=kind == _COMPLETED)
         see_whole(meter, {"interaction": interaction})
     if kind in _ENDING.events:

@@ -23,6 +23,7 @@ from gateway.core.families.family import (
     live_kind,
     target,
 )
+from gateway.core.families.model_differences import Difference, has_pictures, has_sound, has_tools
 from gateway.core.families.openai import calls, chat, media, mistral, realtime, responses
 from gateway.core.families.openai.calls import EXCLUSIONS, OBJECTS, keeps_chat, keeps_response
 from gateway.core.families.openai.sockets import ResponseMessages
@@ -327,6 +328,28 @@ _MISTRAL: Final = (
     "mistral", "ministral", "magistral", "devstral", "codestral", "pixtral", "mixtral", "voxtral",
     "ag_", "ag:",
 )  # fmt: skip
+# platform.openai.com/docs/guides/reasoning, "Limitations", and latest-model, "parameter compatibility".
+_UNREASONING: Final = ("gpt-3.5*", "gpt-4*", "chatgpt-4o*", "davinci*", "babbage*")
+_REASONING: Final = ("o1*", "o3*", "o4*", "gpt-5", "gpt-5-*")
+# platform.openai.com/docs/models, "Modalities".
+_BLIND: Final = ("gpt-3.5*", "o1-mini*", "o1-preview*", "o3-mini*", "gpt-4", "gpt-4-0*", "gpt-4-32k*")
+_DIFFERENCES: Final = (
+    Difference("reasoning_effort", ("reasoning_effort",), _UNREASONING),
+    Difference("reasoning", ("reasoning", "effort"), _UNREASONING),
+    Difference("verbosity", ("verbosity",), (*_UNREASONING, "o1*", "o3*", "o4*")),
+    Difference("text.verbosity", ("text", "verbosity"), (*_UNREASONING, "o1*", "o3*", "o4*")),
+    Difference("max_tokens", ("max_tokens",), _REASONING),
+    *[
+        Difference(name, (name,), _REASONING)
+        for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty", "logprobs", "logit_bias")
+    ],
+    Difference("pictures", (), _BLIND, carries=has_pictures),
+    Difference("sound", (), (*_UNREASONING[:1], *_REASONING, "gpt-4.1*", "gpt-4o", "gpt-4o-mini", "gpt-4o-2*"), carries=has_sound),
+    Difference("tools", (), ("o1-mini*", "o1-preview*"), carries=has_tools),
+    Difference("dimensions", ("dimensions",), ("text-embedding-ada-002",)),
+)  # fmt: skip
+
+
 FAMILY = ApiFamily(
     NAME,
     _refusal,
@@ -374,6 +397,7 @@ FAMILY = ApiFamily(
     # invalid_encrypted_content (Wei-Shaw/sub2api#2863 and #3038, 2026-06-04; openai 3.51.0). OpenRouter and Gemini
     # put others beside a message of a chat, LiteLLM `thinking_blocks` (BerriAI/litellm#9058), Copilot `reasoning_opaque`
     # (ericc-ch/copilot-api PR152, 2025-11-19). No page says that another account opens them.
+    differences=_DIFFERENCES,
     seals=dict.fromkeys((
         "encrypted_content", "reasoning.encrypted", "reasoning_opaque", "redacted_thinking", "signature",
         "thought_signature",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from gateway.core.calls.call import CallRequest, FieldNames, UsageBounds
+from gateway.core.calls.call import Body, CallSpec, FieldNames, RequestedUnits, UsageBounds
 from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
     ControlledNames,
@@ -61,84 +61,85 @@ _MODERATIONS = ControlledNames("model", "user", "safety_identifier", *OF_EVERY_F
 _ENCODINGS = (None, "float", "base64")
 
 
-def read_chat(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    _read_common(call, document, _CHAT, params)
+def read_chat(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
+    model, streamed, user = _read_common(body, document, _CHAT, params)
     older = maximum(document, "max_tokens", bounds.usage_tokens_max)
     newer = maximum(document, "max_completion_tokens", bounds.usage_tokens_max)
-    call.output_max = newer if older is None else older if newer is None else max(older, newer)
-    call.choices = choices(document, "n", bounds.choices_max)
+    output_max = newer if older is None else older if newer is None else max(older, newer)
+    return CallSpec(model, streamed, output_max, choices(document, "n", bounds.choices_max), user)
 
 
-def read_chats(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_chats(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read several chats with the same parameters, whose `messages` is a list of lists."""
     chats = document.get("messages")
     if not isinstance(chats, list) or not chats or not all(isinstance(one, list) for one in chats):
         raise InvalidRequest("messages must be a list of lists of messages.", param="messages")
-    read_chat(call, document, params, bounds)
-    call.choices = min(call.choices * len(chats), INTEGER_MAX)
-    call.prompts, call.first_part = len(chats), 1 / len(chats)
+    spec = read_chat(body, document, params, bounds)
+    answers = min(spec.choices * len(chats), INTEGER_MAX)
+    return spec._replace(choices=answers, prompts=len(chats), first_part=1 / len(chats))
 
 
-def read_completions(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_completions(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a completion. Each of its prompts has `n` or `best_of` choices."""
-    _read_common(call, document, _COMPLETIONS, params)
-    call.output_max = maximum(document, "max_tokens", bounds.usage_tokens_max)
+    model, streamed, user = _read_common(body, document, _COMPLETIONS, params)
+    output_max, first_part = maximum(document, "max_tokens", bounds.usage_tokens_max), 1.0
     each = max(choices(document, "n", bounds.choices_max), choices(document, "best_of", bounds.choices_max))
     prompt = document.get("prompt")
-    call.prompts = max(1, _prompts(prompt) + _prompts(document.get("prompt_embeds")))
-    call.choices = each * call.prompts
-    if call.prompts > 1:
-        parts = prompt if isinstance(prompt, list) and len(prompt) == call.prompts else []
+    prompts = max(1, _prompts(prompt) + _prompts(document.get("prompt_embeds")))
+    if prompts > 1:
+        parts = prompt if isinstance(prompt, list) and len(prompt) == prompts else []
         sizes = [len(one) for one in parts if isinstance(one, str | list)]
-        call.first_part = sizes[0] / sum(sizes) if sizes and sizes[0] else 1 / call.prompts
+        first_part = sizes[0] / sum(sizes) if sizes and sizes[0] else 1 / prompts
+    return CallSpec(model, streamed, output_max, each * prompts, user, prompts=prompts, first_part=first_part)
 
 
-def read_responses(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
-    _read_common(call, document, _RESPONSES, params)
+def read_responses(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
+    model, streamed, user = _read_common(body, document, _RESPONSES, params)
     inner(document, "prompt", _PROMPT)
-    call.background = flag(document, "background")
-    if call.background and call.streamed:
+    background = flag(document, "background")
+    if background and streamed:
         raise InvalidRequest("background: such a response is not streamed here.", param="background")
-    call.output_max = maximum(document, "max_output_tokens", bounds.usage_tokens_max)
+    output_max = maximum(document, "max_output_tokens", bounds.usage_tokens_max)
+    return CallSpec(model, streamed, output_max, user=user, background=background)
 
 
-def read_decisions(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_decisions(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a call for decisions (openai 3.51.0): no field bounds its output, and it has no tools."""
-    _read_common(call, document, _DECISIONS, params)
-    call.output_max, call.streamed = _DECISION_TOKENS_MAX, False
+    model, _, user = _read_common(body, document, _DECISIONS, params)
+    return CallSpec(model, output_max=_DECISION_TOKENS_MAX, user=user)
 
 
-def read_embeddings(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_embeddings(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a call for embeddings, which produce no tokens."""
-    _read_common(call, document, _EMBEDDINGS, params)
+    model, _, user = _read_common(body, document, _EMBEDDINGS, params)
     if document.get("encoding_format") not in _ENCODINGS:
         raise InvalidRequest('encoding_format must be "float" or "base64".', param="encoding_format")
-    call.output_max, call.streamed = 0, False
+    return CallSpec(model, output_max=0, user=user)
 
 
-def read_moderations(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_moderations(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read texts and pictures for a moderation, which produces no tokens."""
-    _read_common(call, document, _MODERATIONS, params)
-    call.output_max, call.streamed = 0, False
+    model, _, user = _read_common(body, document, _MODERATIONS, params)
+    return CallSpec(model, output_max=0, user=user)
 
 
-def read_stored(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_stored(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a call that makes, searches or changes a stored object. It names no model, and costs one unit."""
     _STORED.check(document)
-    call.output_max = 0
+    return CallSpec(output_max=0)
 
 
-def read_training(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_training(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a job that trains a model. It costs one unit, because its usage is known only at the end."""
     _TRAINING.check(document)
-    call.model, call.output_max = model_name(document.get("model")), 0
-    call.measured = {"fine_tuning_job": 1}
+    model = model_name(document.get("model"))
+    return CallSpec(model, output_max=0, units=RequestedUnits({"fine_tuning_job": 1}))
 
 
-def read_run(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_run(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a run of an eval, which may name models itself, and costs one unit."""
-    read_stored(call, document, params, bounds)
-    call.measured = {"eval_run": 1}
+    spec = read_stored(body, document, params, bounds)
+    return spec._replace(units=RequestedUnits({"eval_run": 1}))
 
 
 def _count_once(meter: Meter, document: bytes) -> None:
@@ -160,19 +161,22 @@ def unit(read: Reader, *, any_model: bool = False) -> CallKind:
     )  # fmt: skip
 
 
-def model_of(call: CallRequest, document: Document, params: PathParams) -> str:
+def model_of(body: Body, document: Document, params: PathParams) -> str:
     """Return the model in the path if it has one, else in the body. A form must name the path's model too."""
     named = params.get("model")
-    stated = model_name(document.get("model")) if not named or call.body.files else ""
+    stated = model_name(document.get("model")) if not named or body.files else ""
     return model_in_path(document, named) if named else stated
 
 
-def _read_common(call: CallRequest, document: Document, names: ControlledNames, params: PathParams) -> None:
-    """Read the fields that all calls of OpenAI's APIs have: model, stream and user."""
+def _read_common(
+    body: Body, document: Document, names: ControlledNames, params: PathParams
+) -> tuple[str, bool, str]:
+    """Return the fields that all calls of OpenAI's APIs have: model, stream and user."""
     names.check(document)
-    call.model = model_of(call, document, params)
-    call.streamed = flag(document, "stream")
-    call.user = stated_user(document.get("safety_identifier")) or stated_user(document.get("user"))
+    model = model_of(body, document, params)
+    streamed = flag(document, "stream")
+    user = stated_user(document.get("safety_identifier")) or stated_user(document.get("user"))
+    return model, streamed, user
 
 
 def _prompts(prompt: object) -> int:

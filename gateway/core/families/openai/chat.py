@@ -44,7 +44,7 @@ except ImportError:
 
 
 def _read_whole(meter: Meter, document: bytes) -> None:
-    alone = meter.call.choices == 1 and not meter.reported
+    alone = meter.call.spec.choices == 1 and not meter.reported
     found = _usage_of(document) if alone and _usage_of is not None else None
     if found is not None:
         model, tier, used, output, cached, reasoning = found
@@ -82,7 +82,7 @@ def _see_refusal(meter: Meter, document: bytes) -> None:
 def _report_whole(meter: Meter, document: bytes, raw: bytes) -> None:
     """Report the usage of a whole answer."""
     numbers = read_usage(meter, raw)
-    if numbers is not None and meter.call.choices > 1:
+    if numbers is not None and meter.call.spec.choices > 1:
         numbers = report_all(meter, loose_document(document), numbers)
     if numbers is not None:
         prompt, completion, cached, reasoning = numbers
@@ -91,7 +91,7 @@ def _report_whole(meter: Meter, document: bytes, raw: bytes) -> None:
 
 def _report_inside(meter: Meter, choices: list[dict[str, object]]) -> None:
     """Report the usage in each choice of a whole answer; text of choices without a report is counted."""
-    reports, untold = ChoiceReports(max(1, meter.call.choices // meter.call.prompts)), []
+    reports, untold = ChoiceReports(max(1, meter.call.spec.choices // meter.call.spec.prompts)), []
     for place in range(len(choices)):
         reports.see(meter, place, True)
     for place, choice in enumerate(choices):
@@ -103,7 +103,7 @@ def _report_inside(meter: Meter, choices: list[dict[str, object]]) -> None:
     if meter.reported and untold:
         counted = ceil(sum(map(content_bytes, untold)) / meter.call.learned.output_bytes_per_token)
         output = max(meter.output, min(meter.output + counted, meter.output_most))
-        read = ceil(meter.input / meter.call.first_part)
+        read = ceil(meter.input / meter.call.spec.first_part)
         meter.report(read, output, meter.cached, meter.reasoning, read + output, final=True)
         meter.marked = meter.detail.contradicted = True
 
@@ -115,7 +115,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         read = decoded(read_event, data)
     except UNREADABLE:
         return _read_odd_event(meter, data)
-    if meter.call.keeps and not meter.told:
+    if meter.call.objects.keeps and not meter.told:
         meter.told += told_of(OBJECTS, loose_document(data))
     before, content = meter.text_bytes, meter.content_events
     for place, choice in enumerate(read.choices or ()):
@@ -184,26 +184,26 @@ def _see(meter: Meter, choice: Choice, place: int) -> None:
     if is_there(reason):
         finished = _finish(meter, choice, bytes(reason))
     meter.note_choice(choice.index, place, finished=finished)
-    if meter.call.choices > 1:
+    if meter.call.spec.choices > 1:
         _reports_of(meter).see(meter, _index(meter, choice), ends)
 
 
 def _finish(meter: Meter, choice: Choice, reason: bytes) -> bool:
     """Count a choice that ended; return whether `reason` is one."""
     meter.finished += 1
-    if reason == _REFUSED and meter.call.choices == 1:
+    if reason == _REFUSED and meter.call.spec.choices == 1:
         refuse(meter, choice.stop_details)
     return reason != _NO_REASON
 
 
 def _index(meter: Meter, choice: Choice) -> int:
-    return choice.index % meter.call.choices if isinstance(choice.index, int) else 0
+    return choice.index % meter.call.spec.choices if isinstance(choice.index, int) else 0
 
 
 def _reports_of(meter: Meter) -> ChoiceReports:
     """Return the usage reports by choice of this stream, created at first use."""
     if meter.notes is None:
-        meter.notes = ChoiceReports(max(1, meter.call.choices // meter.call.prompts))
+        meter.notes = ChoiceReports(max(1, meter.call.spec.choices // meter.call.spec.prompts))
     reports = meter.notes
     assert isinstance(reports, ChoiceReports)
     return reports
@@ -213,7 +213,7 @@ def _name(meter: Meter, model: object, tier: object) -> None:
     meter.detail.answered_by(model)
     meter.detail.served_as(tier)
     targets = meter.call.aim.targets
-    if _searches(meter.call.model) or (targets and _searches_under_another_name(meter)):
+    if _searches(meter.call.spec.model) or (targets and _searches_under_another_name(meter)):
         meter.detail.used_tool(SEARCH, 1)
 
 
@@ -239,7 +239,7 @@ def _report(meter: Meter, raw: bytes, choice: int = -1, content: int = 0) -> boo
     numbers = read_usage(meter, raw)
     if numbers is None:
         return False
-    if meter.call.choices > 1:
+    if meter.call.spec.choices > 1:
         _reports_of(meter).report(meter, choice, numbers, content)
     else:
         prompt, completion, cached, reasoning = numbers
@@ -266,7 +266,7 @@ def _closing(meter: Meter) -> bytes:
     choice: dict[str, object] = {"index": 0, "finish_reason": "length", "logprobs": None}
     legacy = meter.call.meter == "openai_completions"
     choice["text" if legacy else "delta"] = "" if legacy else {}
-    event["choices"] = [{**choice, "index": index} for index in range(meter.call.choices)]
+    event["choices"] = [{**choice, "index": index} for index in range(meter.call.spec.choices)]
     end = b"data: " + msgspec.json.encode(event) + b"\n\n"
     if not meter.call.strip_usage:  # the client asked for its usage
         counted = meter.usage()

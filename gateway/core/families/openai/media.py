@@ -15,7 +15,7 @@ from typing import Final
 import msgspec
 
 from gateway.core.billing.vector import AUTO, IMAGES
-from gateway.core.calls.call import CallRequest, Media, Recording, UsageBounds
+from gateway.core.calls.call import NO_MEDIA, Body, CallSpec, Media, Recording, RequestedUnits, UsageBounds
 from gateway.core.calls.forms import FormKind
 from gateway.core.calls.recordings import (
     SOUND_BYTES_PER_SECOND_MIN,
@@ -86,51 +86,53 @@ _LIMITED: Final = "gpt-"
 _DAY: Final = 86_400
 
 
-def read_images(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_images(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     _IMAGES.check(document)
-    call.model = model_of(call, document, params)
-    call.streamed = flag(document, "stream")
-    call.user = stated_user(document.get("user"))
-    call.choices = choices(document, "n", bounds.choices_max)
-    call.reports = call.reports or call.model.lower().startswith(_REPORTING)
-    size, quality = _PLAIN_USUAL if call.model.lower().startswith(_PLAIN) else (AUTO, AUTO)
+    model = model_of(body, document, params)
+    streamed = flag(document, "stream")
+    user = stated_user(document.get("user"))
+    pictures = choices(document, "n", bounds.choices_max)
+    size, quality = _PLAIN_USUAL if model.lower().startswith(_PLAIN) else (AUTO, AUTO)
     size, quality = _word(document, "size", size), _word(document, "quality", quality)
-    call.measured = {f"{IMAGES}{size}/{quality}": call.choices}
+    return CallSpec(
+        model, streamed, None, pictures, user, RequestedUnits({f"{IMAGES}{size}/{quality}": pictures}),
+        reports=model.lower().startswith(_REPORTING),
+    )  # fmt: skip
 
 
-def read_edits(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_edits(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a call that edits pictures. They are files of a form, or named in the JSON list `images`."""
-    read_images(call, document, params, bounds)
-    if not call.body.files and not elements(document, "images"):
+    spec = read_images(body, document, params, bounds)
+    if not body.files and not elements(document, "images"):
         raise InvalidRequest("image must be a file of the form.", param="image")
-    call.media = Media(tokens=len(call.body.files) * EDITED_TOKENS)
+    return spec._replace(media=Media(tokens=len(body.files) * EDITED_TOKENS))
 
 
-def read_heard(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_heard(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a call that transcribes or translates a recording."""
     _HEARD.check(document)
-    call.model = model_of(call, document, params)
-    call.streamed = flag(document, "stream")
-    call.user = stated_user(document.get("user"))
+    model = model_of(body, document, params)
+    streamed = flag(document, "stream")
+    user = stated_user(document.get("user"))
     written = document.get("response_format")
     if written not in _TELLING and written not in _TEXTS:
         right = ", ".join((*filter(None, _TELLING), *_TEXTS))
         raise InvalidRequest(f"response_format must be one of {right}.", param="response_format")
-    if len(call.body.files) != 1:
+    if len(body.files) != 1:
         raise InvalidRequest("file must be a file of the form.", param="file")
-    file = call.body.files[0]
-    if file.at and call.body.content:
-        recording = Recording(memoryview(call.body.content)[file.at : file.at + file.size])
-        call.media = Media(recordings=(recording,))
-    hear(call, None)
+    file, media = body.files[0], NO_MEDIA
+    if file.at and body.content:
+        recording = Recording(memoryview(body.content)[file.at : file.at + file.size])
+        media = Media(recordings=(recording,))
+    return hear(body, CallSpec(model, streamed, user=user, media=media), None)
 
 
-def hear(call: CallRequest, length: Length | None) -> None:
-    """Hold what the recording of a form may cost; `length` is None if it is unknown.
+def hear(body: Body, spec: CallSpec, length: Length | None) -> CallSpec:
+    """Return what a call asks with the recording of its form; `length` is None if it is unknown.
 
     Then its likely seconds follow from its bytes, and the most are those that its model takes.
     """
-    file, document = call.body.files[0], call.body.document or {}
+    file, document = body.files[0], body.document or {}
     tells = document.get("response_format") in _TELLING
     per_second, starts, bits = wav_head(file.begins)
     is_long_wav = bits == 16  # which may be an MP3
@@ -142,35 +144,37 @@ def hear(call: CallRequest, length: Length | None) -> None:
     else:
         by_size = -(-file.size // SOUND_BYTES_PER_SECOND_MIN)
         seconds = max(1, by_size, math.ceil(flac_claim(file.begins)[0]))
-        limited = is_long_wav or call.model.startswith(_LIMITED)
+        limited = is_long_wav or spec.model.startswith(_LIMITED)
         most = max(seconds, RECORDING_SECONDS_MAX if limited else _DAY)
         # An answer that reports nothing is charged what is held: all that no bytes bound.
         seconds = seconds if tells or is_long_wav else most
     tokens, beyond = seconds * SOUND_TOKENS_PER_SECOND, (most - seconds) * SOUND_TOKENS_PER_SECOND
-    call.media = replace(call.media, tokens=tokens, heard=tokens, sound_beyond=beyond)
-    call.measured = {"audio_second": seconds} if is_known or tells else {"audio_file": 1}
-    call.measured_most = {"audio_second": most} if tells and most > seconds else None
+    media = replace(spec.media, tokens=tokens, heard=tokens, sound_beyond=beyond)
+    units = RequestedUnits(
+        {"audio_second": seconds} if is_known or tells else {"audio_file": 1},
+        {"audio_second": most} if tells and most > seconds else None,
+    )
+    return spec._replace(media=media, units=units)
 
 
-def read_speech(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_speech(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a call for speech, charged by the characters of its input. The answer is streamed."""
     _SPEECH.check(document)
-    call.model = model_of(call, document, params)
+    model = model_of(body, document, params)
     said = document.get("input")
     if not isinstance(said, str) or not said:
         raise InvalidRequest("input must be a text.", param="input")
-    call.streamed, call.output_max = True, 0
-    call.measured = {"character": len(said)}
+    return CallSpec(model, True, 0, units=RequestedUnits({"character": len(said)}))
 
 
-def read_video(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_video(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a call for a video, made later. A video made from another one has that one's model and length."""
     _VIDEO.check(document)
     stated, own = document.get("seconds"), params.get("seconds")
     if "id" in params and own is None:
         raise ObjectNotFound("Nobody here knows the length of that video any more.")
-    call.model, call.output_max, call.background = model_of(call, document, params), 0, True
-    call.user = stated_user(document.get("user"))
+    model = model_of(body, document, params)
+    user = stated_user(document.get("user"))
     if choices(document, "n", bounds.choices_max) != 1:
         raise InvalidRequest("n must be 1: a call makes one video.", param="n")
     if own is not None and stated is not None:
@@ -180,7 +184,8 @@ def read_video(call: CallRequest, document: Document, params: PathParams, bounds
     if not 0 < seconds <= VIDEO_SECONDS_MAX:
         right = f"a whole number from 1 to {VIDEO_SECONDS_MAX}"
         raise InvalidRequest(f"seconds must be {right}.", param="seconds")
-    call.measured = {"video_second": seconds}
+    units = RequestedUnits({"video_second": seconds})
+    return CallSpec(model, output_max=0, user=user, units=units, background=True)
 
 
 def _seconds(stated: object) -> int:
@@ -197,21 +202,22 @@ def _read_whole_video(meter: Meter, document: bytes) -> None:
     there = said.get("status") == "completed" or integer(said.get("completed_at")) is not None
     if not there or not 200 <= meter.status < 300:
         return
-    seconds = _seconds(said.get("seconds")) or (meter.call.measured or {}).get("video_second", 0)
+    seconds = _seconds(said.get("seconds")) or (meter.call.spec.units.likely or {}).get("video_second", 0)
     meter.detail.used_tool("video_second", seconds)
     meter.report_units()
 
 
-def read_ocr(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_ocr(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a call for OCR at Mistral. Pages are reserved for it: those named, else the most possible."""
     _OCR.check(document)
-    call.model, call.output_max = model_name(document.get("model")), 0
+    model = model_name(document.get("model"))
     for name in _ANNOTATIONS:
         if document.get(name) is not None:
             raise InvalidRequest(f"{name} is not accepted: such pages have a price of their own.", param=name)
     pages, shown = document.get("pages"), document.get("document")
     most = 1 if isinstance(shown, dict) and shown.get("type") == "image_url" else OCR_PAGES_MAX
-    call.measured = {"page": len(pages) if isinstance(pages, list) and pages else most}
+    units = RequestedUnits({"page": len(pages) if isinstance(pages, list) and pages else most})
+    return CallSpec(model, output_max=0, units=units)
 
 
 def _read_ocr(meter: Meter, document: bytes) -> None:
@@ -238,7 +244,7 @@ def _read_whole(meter: Meter, document: bytes) -> None:
     meter.failed = said.get("error") is not None
     meter.detail.answered_by(said.get("model"))
     _take(meter, said)
-    pictures, asked = said.get("data"), meter.call.measured
+    pictures, asked = said.get("data"), meter.call.spec.units.likely
     if not isinstance(pictures, list) or not asked or not 200 <= meter.status < 300:
         return
     for name in asked:
@@ -291,12 +297,12 @@ def _take_heard(meter: Meter, said: dict[str, object]) -> None:
         if "input_token_details" in usage:  # as OpenAI spells it here alone
             usage["input_tokens_details"] = usage.pop("input_token_details")
         if report(meter, msgspec.json.encode(usage)):
-            meter.call.measured = None  # paid by these
+            meter.detail.replaces_units = True  # paid by these
         return
     told = usage.get("seconds", usage.get("prompt_audio_seconds", said.get("duration")))
     seconds = integer(told)
     if seconds is not None and seconds >= 0:
-        meter.call.measured = None
+        meter.detail.replaces_units = True
         meter.detail.used_tool("audio_second", seconds)
         meter.report_units()
 

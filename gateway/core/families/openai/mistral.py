@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from gateway.core.calls.call import CallRequest, UsageBounds
+from gateway.core.calls.call import Body, CallSpec, UsageBounds
 from gateway.core.families.controlled import (
     OF_EVERY_FAMILY,
     ControlledNames,
@@ -35,31 +35,31 @@ _ARGUMENTS = ControlledNames("max_tokens")
 _ENDING: Final = ENDINGS["conversations"]
 
 
-def read_agent(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_agent(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a chat with an agent, whose id stands for the model."""
     _AGENT.check(document)
-    call.model = _answering(document, agents_alone=True)
-    call.streamed = flag(document, "stream")
-    call.output_max = maximum(document, "max_tokens", bounds.usage_tokens_max)
-    call.choices = choices(document, "n", bounds.choices_max)
+    model = _answering(document, agents_alone=True)
+    streamed = flag(document, "stream")
+    output_max = maximum(document, "max_tokens", bounds.usage_tokens_max)
+    return CallSpec(model, streamed, output_max, choices(document, "n", bounds.choices_max))
 
 
-def read_conversation(call: CallRequest, document: Document, params: PathParams, bounds: UsageBounds) -> None:
+def read_conversation(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read the first turn of a conversation with a model, or with an agent.
 
     The client must execute hand-overs to other agents (`handoff_execution: client`).
     """
     _CONVERSATION.check(document)
-    call.model = _answering(document, agents_alone=False)
-    call.streamed = flag(document, "stream")
+    model = _answering(document, agents_alone=False)
+    streamed = flag(document, "stream")
     if document.get("agent_id") is not None and document.get("handoff_execution") != "client":
         raise InvalidRequest(
             'handoff_execution must be "client": else agents that nobody names may answer.',
             param="handoff_execution",
         )
-    arguments = inner(document, "completion_args", _ARGUMENTS)
-    if arguments is not None:
-        call.output_max = maximum(arguments, "max_tokens", bounds.usage_tokens_max, "completion_args.")
+    arguments = inner(document, "completion_args", _ARGUMENTS) or {}
+    output_max = maximum(arguments, "max_tokens", bounds.usage_tokens_max, "completion_args.")
+    return CallSpec(model, streamed, output_max)
 
 
 def _answering(document: Document, *, agents_alone: bool) -> str:

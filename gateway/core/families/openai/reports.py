@@ -223,7 +223,7 @@ class ChoiceReports:
         counted = output >= meter.content_events
         of_one = meter.call.aim.reports_each and 0 < len(alone) < len(self._seen)
         tells_all = not of_one and (len(alone) > 1 or (counted and whole[1] >= own.written))
-        meter.reported_part = 1.0 if tells_all else meter.call.first_part
+        meter.reported_part = 1.0 if tells_all else meter.call.spec.first_part
         final = counted and (
             len(self._behind) >= len(self._seen)
             or (not of_one and self._covered == meter.content_events)
@@ -265,7 +265,7 @@ def report_all(meter: Meter, document: dict[str, object], numbers: Numbers) -> N
     counted = _count_tokens(texts, known, stated, call.learned.output_bytes_per_token)
     most = max(completion, stated * len(texts)) if stated else meter.bounds.usage_tokens_max
     output = min(max(completion, counted), most)
-    return ceil(max(0, prompt) / call.first_part), output, cached, reasoning
+    return ceil(max(0, prompt) / call.spec.first_part), output, cached, reasoning
 
 
 def _count_tokens(texts: list[int], known: dict[int, int], stated: int, learned: float) -> int:

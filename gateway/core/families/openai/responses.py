@@ -115,9 +115,9 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         meter.failed = True
     elif read.type in ENDING.events or (read.response is not None and read.response.status in _OVER):
         meter.close()
-    if meter.call.keeps and read.response is not None:
-        meter.told += told_of(OBJECTS, loose_document(data).get("response"), meter.call.named)
-    if meter.call.keeps and read.type == _ITEM_DONE:
+    if meter.call.objects.keeps and read.response is not None:
+        meter.told += told_of(OBJECTS, loose_document(data).get("response"), meter.call.objects.named)
+    if meter.call.objects.keeps and read.type == _ITEM_DONE:
         meter.told += ids_in_item(loose_document(bytes(read.item)))
     if read.response is not None:
         _take(meter, read.response)

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 
 from gateway.core.accounts.budgets import Budget, PersonalOverride, owner_of
+from gateway.core.accounts.replay import fold
 from gateway.core.accounts.replay.calls import StoredCall
 from gateway.core.accounts.replay.fold import Replay, Replayed
 from gateway.core.accounts.windows import FIRST_USE, ROLLING, Carry
 from gateway.core.times import DAY_MS, HOUR_MS
+from gateway.errors import Unprocessable
 from tests.core.accounts.replay import recount
 
 FROM = round(datetime(2026, 10, 19, 3, tzinfo=UTC).timestamp() * 1000)
@@ -42,7 +44,7 @@ def drawn_calls(random: Random) -> list[StoredCall]:
             random.randrange(3_000), random.choice((1, 1, 2)), random.choice((7, 8, 0)), 0,
             random.choice(("ada", "bob", "eve", "")), random.choice((None, 0, 5)),
             random.choice(("Opus-4", "opus-4-1", "haiku")), random.choice(("", "opus-4-x")),
-            random.choice(("s", "t", "")), random.choice(((), (("team", "a"),), (("team", "b"), ("x", "1")))),
+            random.choice(("s", "t", "")), "", random.choice(((), (("team", "a"),), (("team", "b"), ("x", "1")))),
             random.choice(((), (3,), (3, 4))),
         )
         for at in moments
@@ -125,3 +127,34 @@ def test_drawn_budgets_refuse_and_admit() -> None:
             counts[f"{kind} used"] += sum(day.used > 0 for day in item.by_day)
     assert min(counts[f"{kind} {what}"] for kind in ("carry", "calendar", ROLLING, FIRST_USE)
                for what in ("refused", "used")) > 10  # fmt: skip
+
+
+def at(hours: float, cost: int = 0, **over: Any) -> StoredCall:
+    return StoredCall(FROM + round(hours * HOUR_MS), cost, over.pop("tokens", 0), 1, **over)
+
+
+def test_replay_names_the_budget_with_too_many_owners(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fold, "OWNERS_MAX", 3)
+    budgets = [Budget(1, "all", "requests", 1, "day"), Budget(2, "each", "requests", 9, "day", each="user")]
+    calls = [at(0, user=name) for name in ("", "a", "b", "c", "", "a")]
+    assert replayed(budgets, calls).calls == 6
+    with pytest.raises(Unprocessable) as refused:
+        replayed(budgets, [*calls, at(1, user="d")])
+    assert [name for name, _ in refused.value.errors] == ["budgets.1.each"]
+
+
+def test_replay_lists_the_owners_that_were_refused_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fold, "OWNERS_LISTED_MAX", 2)
+    calls = [at(hour, user=name) for hour, name in enumerate("aabbccaa")] + [at(9), at(9)]
+    [item] = replayed([Budget(1, "each", "requests", 1, "total", each="user")], calls).items
+    assert [(owner.who, owner.refused) for owner in item.owners] == [("a", 3), ("b", 1)]
+    assert (item.owners_more, item.refused, item.least_amount) == (1, 6, 4)
+    assert item.suggestions == {"50": 2, "90": 4, "99": 4}
+
+
+def test_rolling_use_counts_for_its_length_and_up_to_a_thirtieth_longer() -> None:
+    rolling = Budget(1, "r", "requests", 1, "", window=ROLLING, length_ms=5 * HOUR_MS)
+    part_h = 5 / 30
+    began = -(FROM % (10 * 60_000)) / HOUR_MS  # the part that runs
+    for second, refused in ((began + 31 * part_h - 0.001, 1), (began + 31 * part_h, 0)):
+        assert replayed([rolling], [at(0), at(second)]).refused == refused

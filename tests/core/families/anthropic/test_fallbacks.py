@@ -49,7 +49,7 @@ def test_entries_of_fallbacks_have_a_maximum_and_a_speed_of_their_own(
     entries: list[Any], attempts: tuple[ModelAttempt, ...]
 ) -> None:
     call = asked(entries)
-    assert (call.attempts, call.models_beside) == (attempts, tuple(one.model for one in attempts))
+    assert (call.spec.attempts, call.models_beside) == (attempts, tuple(one.model for one in attempts))
 
 
 @pytest.mark.parametrize(

@@ -22,9 +22,11 @@ import typer
 from gateway.cli.admin.client import CommandFailed, Json
 from gateway.cli.admin.configuration import documents, written
 from gateway.cli.admin.output import AsJson, print_json, say
+from gateway.core.accounts import tags as tag_names
 from gateway.core.accounts.budget_amounts import wrong_amount
-from gateway.core.accounts.budgets import MONEY
+from gateway.core.accounts.budgets import MONEY, USER
 from gateway.core.accounts.intervals import INTERVALS, TOTAL
+from gateway.core.accounts.windows import FIRST_USE, read_length
 from gateway.core.billing.price_book import folded
 from gateway.core.calls.routes import TARGETS_MAX
 from gateway.core.families.registry import ALL
@@ -120,6 +122,18 @@ _ALL_MODELS, _MODELS_OF_TEAM = "all-proxy-models", "all-team-models"
 _ANSWERS = "llm_api_routes"
 _NAME = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,256}")
 _INTERVALS = {spelled: one.name for one in INTERVALS.values() for spelled in one.durations}
+# LiteLLM's words for durations, and other names of a limit's fields.
+_DURATIONS = {"hourly": "1h", "daily": "1d", "weekly": "7d", "monthly": "30d"}
+_DURATION = re.compile(r"([0-9]{1,6})([smhdw])", re.ASCII)
+_SPELLED = {"time_period": "budget_duration", "budget_limit": "max_budget"}
+# The name of a tag for LiteLLM's tags that are no `name:value`.
+_TAG = "tag"
+_NAME_AND_VALUE = re.compile(rf"({tag_names.NAME}):(.+)", re.ASCII)
+# What LiteLLM's database notes of members and users, which is no setting.
+_FACTS = frozenset({
+    "team_id", "budget_id", "spend", "total_spend", "budget_reset_at", "created_at", "updated_at", "user_email",
+    "user_alias", "teams", "key_count", "model_spend", "reset_at",
+})  # fmt: skip
 # Reasons for omissions, by a pattern of the part's path; other parts have no counterpart.
 _WHY = (
     (r"guardrails.*|.*\.guardrails", "Tollkeeper filters no content"),
@@ -141,7 +155,7 @@ _WHY = (
     (r"mcp_servers.*|.*mcp.*", "make each server an upstream with family: mcp"),
     (r"general_settings\.(?:enable_jwt_auth|litellm_jwtauth.*)", "name the issuer of tokens under issuers"),
     (r".*provider_budget_config.*", "a budget is of callers or models, not of a provider"),
-    (r".*model_max_budget.*", "make a budget with a model: tollkeeper budget create"),
+    (r".*temp_budget_.*", "raise the budget of this one: tollkeeper budget raise BUDGET … --who USER"),
     (r".*(?:soft_budget|budget_alert).*", "give a budget thresholds, and a webhook"),
     (r".*budget_id", "make the budget that it names: tollkeeper budget create"),
 )  # fmt: skip
@@ -158,17 +172,33 @@ class Translated:
     notes: list[str] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class Lists:
+    """The answers of LiteLLM's API: its teams, keys, users and tags; None for a list that is not given."""
+
+    teams: Any = None
+    keys: Any = None
+    users: Any = None
+    tags: Any = None
+
+
+NO_LISTS = Lists()
+
+
 def translate(
-    source: Json, organization: str, directory: Path, now: datetime, *, teams: Any = None, keys: Any = None
+    source: Json, organization: str, directory: Path, now: datetime, lists: Lists = NO_LISTS
 ) -> Translated:
-    """Translate a configuration, and the lists of teams and keys from LiteLLM's API.
+    """Translate a configuration, and the lists from LiteLLM's API.
 
     Keys that are blocked, or expired at `now`, are left out.
     """
     work = _Translation(deepcopy(source), organization, directory, now)
     work.models()
+    lists = deepcopy(lists)
     work.budgets()
-    work.teams(deepcopy(teams), deepcopy(keys))
+    work.users(lists.users)
+    work.tags(lists.tags)
+    work.teams(lists.teams, lists.keys)
     return work.done()
 
 
@@ -184,6 +214,8 @@ class _Translation:
         self._upstreams: dict[str, Json] = {}
         self._targets: dict[str, list[Json]] = {}
         self._budgets: list[Json] = []
+        self._users: list[Json] = []
+        self._tags: list[str] = []
 
     def models(self) -> None:
         for each in _rows(self._source.get("credential_list")):
@@ -382,9 +414,100 @@ class _Translation:
         else:
             self._budget(users, "Each user", place, each="user")
 
+    def users(self, users: Any) -> None:
+        """Add the budgets, limits and models of the list `users`: overrides of the budget of each user."""
+        usual = next((row for row in self._budgets if row.get("each") == USER), None)
+        for number, row in enumerate(_rows(users.get("users") if isinstance(users, dict) else users)):
+            place, user = f"users[{number}]", str(row.pop("user_id", ""))
+            self._own_budget(row, user, f"User {user}", place, usual)
+            self._budgets_besides(row, f"User {user}", place, user=user)
+            own = self._models_of(row, place) | ({"limits": limits} if (limits := _limits(row)) else {})
+            if own:
+                self._users.append({"organization": self._owner, "external_id": user, **own})
+            self._rest(_without_facts(row), place)
+
+    def tags(self, tags: Any) -> None:
+        """Add a budget for each of LiteLLM's tags that has one, from the source and from the list `tags`."""
+        settings = self._source.get("litellm_settings")
+        config = settings.get("tag_budget_config") if isinstance(settings, dict) else None
+        for tag, limit in config.items() if isinstance(config, dict) else ():
+            self._tag_budget(str(tag), limit, f"litellm_settings.tag_budget_config.{tag}")
+        for number, row in enumerate(_rows(tags)):
+            if isinstance(limit := row.get("litellm_budget_table"), dict):
+                self._tag_budget(str(row.get("name")), limit, f"tags[{number}].litellm_budget_table")
+                self._rest(_without_facts(limit), f"tags[{number}].litellm_budget_table")
+
+    def _tag_budget(self, tag: str, limit: Any, place: str) -> None:
+        if not isinstance(limit, dict):
+            return
+        if named := self._tag(tag, place):
+            self._budget(_respell(limit), f"Tag {tag}", place, tags=named)
+
+    def _tag(self, tag: str, place: str) -> Json:
+        """Return the name and value that stand for a tag of LiteLLM, and declare the name; {} where none can."""
+        named = _NAME_AND_VALUE.fullmatch(tag)
+        name, value = (named[1], named[2]) if named and named[1] not in tag_names.RESERVED else (_TAG, tag)
+        if tag_names.read_value(value) != value or not value:
+            self._leave(place, f"{tag}: a value of a tag has 1 to {tag_names.CHARACTERS_MAX} characters")
+            return {}
+        if name not in self._tags:
+            if len(self._tags) == tag_names.TAGS_MAX:
+                self._leave(place, f"{tag}: an organization has {tag_names.TAGS_MAX} names of tags")
+                return {}
+            self._tags.append(name)
+            self._note(
+                f"Callers say the tag {name} in {tag_names.METADATA_FIELD}, a value a call: LiteLLM reads lists."
+            )
+        return {name: value}
+
+    def _own_budget(
+        self, source: Json, user: str, name: str, place: str, usual: Json | None, **of: Any
+    ) -> None:
+        """Add the budget of one user: an override of `usual`, a budget of each user; else a budget of his own."""
+        before = len(self._budgets)
+        self._budget(source, name, place, user=user, **of)
+        if len(self._budgets) == before or usual is None:
+            return
+        own = self._budgets[-1]
+        if all(own.get(field) == usual.get(field) for field in ("interval", "window", "length")):
+            self._budgets.pop()
+            usual.setdefault("overrides", []).append({"who": user, "amount": own["amount"]})
+
+    def _budgets_besides(self, source: Json, name: str, place: str, **of: Any) -> None:
+        """Add the other budgets of a team, key or user: those of several durations, and of single models."""
+        for number, window in enumerate(_rows(source.get("budget_limits"))):
+            named = f"{name}, {_respell(window).get('budget_duration')}"
+            self._budget(window, named, f"{place}.budget_limits[{number}]", **of)
+            _without_facts(window)
+        fallbacks = source.get("budget_fallbacks")
+        chains = fallbacks if isinstance(fallbacks, dict) else {}
+        limits: Any = source.get("model_max_budget")
+        for model in limits if isinstance(limits, dict) else ():
+            at = f"{place}.model_max_budget.{model}"
+            if not isinstance(limits[model], dict):
+                limits[model] = {"max_budget": limits[model]}
+            steps = self._steps(model, chains, f"{place}.budget_fallbacks.{model}")
+            self._budget(_respell(limits[model]), f"{name}, {model}", at, model=model, **of, **steps)
+        for model in chains:
+            why = "only a model_max_budget of this model, of the same key or user, leads to its fallbacks"
+            self._leave(f"{place}.budget_fallbacks.{model}", why)
+        source.pop("budget_fallbacks", None)
+
+    def _steps(self, model: str, chains: Json, place: str) -> Json:
+        """Return the step of a model's budget that sends its calls to the model's first fallback, if it has any."""
+        chain = [str(other) for other in _list(chains.pop(model, []))]
+        known = [other for other in chain if other in self._targets]
+        if chain and not known:
+            self._leave(place, "none of these models was taken over")
+        elif len(chain) > 1:
+            self._leave(place, f"only the first, {known[0]}: what was substituted is not substituted again")
+        if not known:
+            return {}
+        return {"steps": [{"at": 1, "models": {model: known[0]}, "session": "keep"}]}
+
     def _budget(
         self, source: Json, name: str, place: str,
-        names: tuple[str, str] = ("max_budget", "budget_duration"), **of: object,
+        names: tuple[str, str] = ("max_budget", "budget_duration"), **of: Any,
     ) -> None:  # fmt: skip
         """Add a budget from a part of the source, whose fields `names` hold the amount and duration, if any.
 
@@ -393,7 +516,7 @@ class _Translation:
         said, duration = (source.get(one) for one in names)
         if said is None:
             return
-        interval = _INTERVALS.get(str(duration), "") if duration is not None else TOTAL
+        window = _window(duration)
         try:
             amount = Decimal(str(said))
             faults = [fault for _, fault in wrong_amount(MONEY, amount, "")]
@@ -401,15 +524,20 @@ class _Translation:
             amount, faults = Decimal(0), ["is no number"]
         if faults:
             self._leave(f"{place}.{names[0]}", f"{said}: an amount of money {faults[0]}")
-        elif not interval:
-            self._leave(f"{place}.{names[1]}", f"{duration}: a budget is of {', '.join(_INTERVALS)}")
-        if faults or not interval:
+        elif not window:
+            right = f"a budget is of {', '.join(_INTERVALS)}, or of 5m to 366d"
+            self._leave(f"{place}.{names[1]}", f"{duration}: {right}")
+        if faults or not window:
             return
+        if "window" in window:
+            self._note(
+                "A window of another length than an hour, a day, a week or a month begins with the first call in it."
+            )
         for one in names:
             source.pop(one, None)
         name = _free(name, self._budgets)
         row = {"name": name, "organization": self._owner, "unit": MONEY, "amount": f"{amount:f}"}
-        self._budgets.append({**row, "interval": interval, **of})
+        self._budgets.append({**row, **window, **of})
 
     def teams(self, teams: Any, keys: Any) -> None:
         """Add a tenant for each team of the list `teams`, and an API key for each key of the list `keys`.
@@ -426,8 +554,8 @@ class _Translation:
                 continue
             by_id[team_id] = name = self._tenant(each, place, tenants)
             self._budget(each, f"Team {name}", place, tenant=name)
-            own = ("team_member_budget", "team_member_budget_duration")
-            self._budget(each, f"Each of team {name}", place, own, tenant=name, each="user")
+            self._budgets_besides(each, f"Team {name}", place, tenant=name)
+            self._members(each, name, place)
             self._rest(each, place)
         settings = self._source.get("litellm_settings")
         defaults = settings.get("default_team_settings") if isinstance(settings, dict) else None
@@ -446,12 +574,46 @@ class _Translation:
             owner = {"organization": self._owner}
             made = [{"name": "first", "tenant": {**owner, "name": each["name"]}} for each in tenants]
         self._made.objects = {
-            "organizations": [{"name": self._owner} | self._listed()],
+            "organizations": [
+                {"name": self._owner} | self._listed() | ({"tags": self._tags} if self._tags else {})
+            ],
             "token-plans": [{"name": PLAN}],
             "tenants": tenants,
+            **({"users": self._users} if self._users else {}),
             **({"api-keys": made} if made else {}),
             **({"budgets": self._budgets} if self._budgets else {}),
         }
+
+    def _members(self, team: Json, tenant: str, place: str) -> None:
+        """Add the budget of each member of a team, and overrides of it for members with budgets of their own."""
+        metadata = team["metadata"] if isinstance(team.get("metadata"), dict) else {}
+        usual = metadata.pop("team_member_budget_id", None)
+        members = [(number, row) for number, row in enumerate(_rows(team.get("team_memberships")))]
+        selector: Json = {"tenant": tenant, "each": USER}
+        name = f"Each of team {tenant}"
+        before = len(self._budgets)
+        self._budget(team, name, place, ("team_member_budget", "team_member_budget_duration"), **selector)
+        tables = [
+            row.get("litellm_budget_table") for _, row in members if usual and row.get("budget_id") == usual
+        ]
+        shared: Json = next(filter(None, [team.get("team_member_budget_table"), *tables]), {})
+        if len(self._budgets) == before:
+            self._budget(dict(shared), name, f"{place}.team_member_budget_table", **selector)
+        added = self._budgets[-1] if len(self._budgets) > before else None
+        team.pop("team_member_budget_table", None)
+        for number, row in members:
+            user, table = str(row.pop("user_id", "")), row.get("litellm_budget_table")
+            if row.get("budget_id") == usual and usual:
+                row.clear()
+            elif isinstance(table, dict):
+                at, named = (
+                    f"{place}.team_memberships[{number}].litellm_budget_table",
+                    f"{user} of team {tenant}",
+                )
+                self._own_budget(table, user, named, at, added, tenant=tenant)
+                self._budgets_besides(table, named, at, user=user, tenant=tenant)
+                _without_facts(table)
+            _without_facts(row)
 
     def _listed(self) -> Json:
         """Return the organization's list of models, which refuses unlisted names like LiteLLM."""
@@ -482,6 +644,7 @@ class _Translation:
         key |= self._models_of(row, place)
         key |= {"user": user} if (user := row.pop("user_id", None)) else {}
         key |= {"limits": limits} if (limits := _limits(row)) else {}
+        key |= {"tags": tags} if (tags := self._tags_of(row, place)) else {}
         if (ends := row.pop("expires", None)) is not None:
             key["expires_at"] = rfc3339(_moment(ends))
         row.pop("blocked", None)
@@ -489,7 +652,18 @@ class _Translation:
             del row["allowed_routes"]
         made.append(key)
         self._budget(row, f"Key {name}", place, tenant=tenant, api_key=name)
+        self._budgets_besides(row, f"Key {name}", place, tenant=tenant, api_key=name)
         self._rest(row, place)
+
+    def _tags_of(self, row: Json, place: str) -> Json:
+        """Return the tags that a key fixes, one of each name."""
+        metadata, fixed = row.get("metadata"), dict[str, str]()
+        for tag in _list(metadata.pop("tags", [])) if isinstance(metadata, dict) else ():
+            named = self._tag(str(tag), f"{place}.metadata.tags")
+            if named.keys() & fixed.keys():
+                self._leave(f"{place}.metadata.tags", f"{tag}: a call has one value of a tag")
+            fixed = named | fixed
+        return fixed
 
     def _fault_of_key(self, row: Json, team_id: str, by_id: Mapping[str, str]) -> str:
         """Return the reason why a key may not call models, empty if it may."""
@@ -659,6 +833,38 @@ def _free(name: str, rows: list[Json]) -> str:
     return next(one for one in numbered if one not in taken)
 
 
+def _window(duration: object) -> Json:
+    """Return the fields of a budget for a duration of LiteLLM, None for one without end; {} where none is."""
+    spelled = _DURATIONS.get(str(duration), str(duration))
+    interval = TOTAL if duration is None else _INTERVALS.get(spelled)
+    if interval:
+        return {"interval": interval}
+    parsed = _DURATION.fullmatch(spelled)
+    if parsed is None:
+        return {}
+    count, unit = int(parsed[1]), parsed[2]
+    if unit == "w":
+        count, unit = count * 7, "d"
+    elif unit == "s":
+        count, unit = count // 60 if count % 60 == 0 else 0, "m"
+    length = f"{count}{unit}"
+    return {"window": FIRST_USE, "length": length} if read_length(length) else {}
+
+
+def _respell(limit: Json) -> Json:
+    """Rename the fields of a limit to their usual names; return the limit."""
+    for name in _SPELLED.keys() & limit.keys():
+        limit[_SPELLED[name]] = limit.pop(name)
+    return limit
+
+
+def _without_facts(row: Json) -> Json:
+    """Remove what is no setting from a row of LiteLLM's database; return the row."""
+    for name in _FACTS & row.keys():
+        del row[name]
+    return row
+
+
 def _limits(source: Json) -> Json:
     names = {
         "rpm_limit": "requests_per_minute",
@@ -709,6 +915,8 @@ def litellm(
     keys: Annotated[
         Path | None, typer.Option(help="Answer of GET /key/list?return_full_object=true, as a JSON file.")
     ] = None,
+    users: Annotated[Path | None, typer.Option(help="Answer of GET /user/list, as a JSON file.")] = None,
+    tags: Annotated[Path | None, typer.Option(help="Answer of GET /tag/list, as a JSON file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Translate a configuration of LiteLLM, and name each setting that is left out."""
@@ -718,7 +926,8 @@ def litellm(
     if to.exists():
         raise CommandFailed(f"{to} is there already: name a new directory with --to.")
     directory = to.absolute()
-    made = translate(found[0], org, directory, datetime.now(UTC), teams=_lists(teams), keys=_lists(keys))
+    lists = Lists(*map(_list_of, (teams, keys, users, tags)))
+    made = translate(found[0], org, directory, datetime.now(UTC), lists)
     _write(directory, made)
     if as_json:
         left = [{"place": place, "why": why} for place, why in made.left]
@@ -750,7 +959,7 @@ def _read(path: Path) -> str:
         raise CommandFailed(f"{path} is not UTF-8 text (at byte {error.start}).") from error
 
 
-def _lists(path: Path | None) -> Any:
+def _list_of(path: Path | None) -> Any:
     if path is None:
         return None
     try:

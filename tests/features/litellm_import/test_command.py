@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,10 +12,11 @@ from typing import Any
 import pytest
 
 from gateway.cli.admin.configuration import written
-from gateway.cli.admin.litellm import Translated, translate
+from gateway.features.litellm_import.command import Lists, Translated, translate
 from gateway.settings.config_file import read_config, table_of
 from tests.admin.conftest import Api
 from tests.admin.test_cli import Run, from_json, run
+from tests.tree import ROOT
 
 __all__ = ["run"]  # a fixture
 
@@ -199,7 +201,7 @@ def test_litellm_import_gives_bedrock_and_vertex_models_upstreams_with_cloud_cre
 
 
 def made_of(*rows: dict[str, Any], **more: Any) -> Translated:
-    return translate({"model_list": list(rows)}, "Company", Path("/d"), NOW, **more)
+    return translate({"model_list": list(rows)}, "Company", Path("/d"), NOW, Lists(**more))
 
 
 def row(name: str, model: str, **params: Any) -> dict[str, Any]:
@@ -287,13 +289,137 @@ def test_litellm_import_lists_keys_that_cannot_be_used_as_ignored() -> None:
     ]  # fmt: skip
     assert made.objects["api-keys"][0]["expires_at"] == "2026-12-31T00:00:00Z"
     assert [each.get("models") for each in made.objects["tenants"]] == [["m"], None]
-    assert [(each["name"], each["each"]) for each in made.objects["budgets"]] == [("Each of team t", "user")]
+    assert [(each["name"], each.get("each")) for each in made.objects["budgets"]] == [
+        ("Each of team t", "user"), ("Key good, m", None),
+    ]  # fmt: skip
     left = dict(made.left)
     assert left.keys() == {
-        "teams[1]", "keys[0].max_budget", "keys[0].model_max_budget.m.budget_limit", "keys[1].models",
+        "teams[1]", "keys[0].max_budget", "keys[1].models",
         "keys[3].models", *(f"keys[{number}]" for number in range(4, 10)),
     }  # fmt: skip
     assert made_of(model, keys=[{"blocked": True}]).objects.get("api-keys") is None
+
+
+# As LiteLLM 1.110.2 answers (`TeamListResponseObject`, `LiteLLM_TeamMembership`, `/tag/list`), on 30 November 2026.
+SHARED = {"budget_id": "b1", "max_budget": 10, "budget_duration": "30d"}
+TEAM = {
+    "team_id": "t", "team_alias": "Search", "metadata": {"team_member_budget_id": "b1"},
+    "budget_limits": [{"budget_duration": "24h", "max_budget": 3, "reset_at": "2026-12-01T00:00:00Z"},
+                      {"budget_limit": 9, "time_period": "5h"}, {"budget_duration": "1s", "max_budget": 1}],
+    "team_memberships": [
+        {"user_id": "ada", "team_id": "t", "budget_id": "b1", "spend": 1.5, "litellm_budget_table": SHARED},
+        {"user_id": "bob", "team_id": "t", "budget_id": "b2", "spend": 0.0,
+         "litellm_budget_table": {"budget_id": "b2", "max_budget": 50, "budget_duration": "1mo",
+                                  "temp_budget_increase": 5}},
+        {"user_id": "eve", "team_id": "t", "budget_id": "b3", "spend": 0.0,
+         "litellm_budget_table": {"budget_id": "b3", "max_budget": 2, "budget_duration": "1d"}},
+    ],
+}  # fmt: skip
+
+
+def budgets_of(made: Translated) -> dict[str, dict[str, Any]]:
+    assert all(row["unit"] == "money" and row["organization"] == "Company" for row in made.objects["budgets"])
+    return {
+        row["name"]: {
+            name: value for name, value in row.items() if name not in {"name", "unit", "organization"}
+        }
+        for row in made.objects["budgets"]
+    }
+
+
+def test_litellm_members_with_a_budget_of_their_own_become_overrides_of_the_budget_of_each_member() -> None:
+    made = made_of(row("m", "gpt-4o"), teams=[TEAM])
+    assert budgets_of(made) == {
+        "Team Search, 24h": {"tenant": "Search", "amount": "3", "interval": "day"},
+        "Team Search, 5h": {"tenant": "Search", "amount": "9", "window": "first_use", "length": "5h"},
+        "Each of team Search": {
+            "tenant": "Search", "each": "user", "amount": "10", "interval": "month",
+            "overrides": [{"who": "bob", "amount": "50"}],
+        },
+        "eve of team Search": {"tenant": "Search", "user": "eve", "amount": "2", "interval": "day"},
+    }  # fmt: skip
+    at = "teams[0].team_memberships[1].litellm_budget_table"
+    left = {"teams[0].budget_limits[2].budget_duration", f"{at}.temp_budget_increase"}
+    assert {place for place, _ in made.left} - left == {"teams[0].budget_limits[2].max_budget"}
+
+
+def test_litellm_users_become_overrides_of_the_budget_of_each_user_and_keep_their_models_and_limits() -> None:
+    users = {"users": [
+        {"user_id": "ada", "max_budget": 0.5, "budget_duration": "7d", "spend": 3.0, "models": ["m"]},
+        {"user_id": "bob", "max_budget": 4, "rpm_limit": 5},
+    ]}  # fmt: skip
+    source = {
+        "model_list": [row("m", "gpt-4o")],
+        "litellm_settings": {"max_internal_user_budget": 2, "internal_user_budget_duration": "weekly"},
+    }
+    made = translate(source, "Company", Path("/d"), NOW, Lists(users=users))
+    assert budgets_of(made) == {
+        "Each user": {"each": "user", "amount": "2", "interval": "week",
+                      "overrides": [{"who": "ada", "amount": "0.5"}]},
+        "User bob": {"user": "bob", "amount": "4", "interval": "total"},
+    }  # fmt: skip
+    assert made.objects["users"] == [
+        {"organization": "Company", "external_id": "ada", "models": ["m"]},
+        {"organization": "Company", "external_id": "bob", "limits": {"requests_per_minute": 5}},
+    ]
+    assert made.left == []
+
+
+def test_litellm_tags_become_declared_names_with_values_which_budgets_and_keys_have() -> None:
+    source = {
+        "model_list": [row("m", "gpt-4o")],
+        "litellm_settings": {
+            "tag_budget_config": {"product:chat-bot": {"max_budget": 0.5, "budget_duration": "1d"}}
+        },
+    }
+    tags = [
+        {"name": "beta", "models": [], "litellm_budget_table": {"max_budget": 7, "budget_duration": "30d"}},
+        {"name": "user:ada", "litellm_budget_table": {"max_budget": 1}},
+        {"name": "x" * 65, "litellm_budget_table": {"max_budget": 1}},
+        {"name": "seen in calls", "models": None},
+    ]
+    keys = [{"key_alias": "k", "metadata": {"tags": ["product:chat-bot", "beta", "gamma"]}}]
+    made = translate(source, "Company", Path("/d"), NOW, Lists(keys=keys, tags=tags))
+    assert made.objects["organizations"][0]["tags"] == ["product", "tag"]
+    assert {name: row["tags"] for name, row in budgets_of(made).items()} == {
+        "Tag product:chat-bot": {"product": "chat-bot"}, "Tag beta": {"tag": "beta"},
+        "Tag user:ada": {"tag": "user:ada"},
+    }  # fmt: skip
+    assert made.objects["api-keys"][0]["tags"] == {"product": "chat-bot", "tag": "beta"}
+    assert [place for place, _ in made.left] == [
+        "tags[2].litellm_budget_table", "tags[2].litellm_budget_table.max_budget", "keys[0].metadata.tags",
+    ]  # fmt: skip
+
+
+def test_litellm_budget_fallbacks_become_a_step_of_the_budget_of_their_model() -> None:
+    keys = [{
+        "key_alias": "k", "model_max_budget": {"a": {"budget_limit": 0.01, "time_period": "1d"}, "b": 3},
+        "budget_fallbacks": {"a": ["b", "c"], "b": ["gone"], "c": ["a"]},
+    }]  # fmt: skip
+    made = made_of(row("a", "gpt-4o"), row("b", "gpt-4o-mini"), row("c", "gpt-4.1-nano"), keys=keys)
+    key = {"tenant": "Everybody", "api_key": "k"}
+    assert budgets_of(made) == {
+        "Key k, a": {
+            **key, "model": "a", "amount": "0.01", "interval": "day",
+            "steps": [{"at": 1, "models": {"a": "b"}, "session": "keep"}],
+        },
+        "Key k, b": {**key, "model": "b", "amount": "3", "interval": "total"},
+    }  # fmt: skip
+    assert {place: why.partition(":")[0] for place, why in made.left} == {
+        "keys[0].budget_fallbacks.a": "only the first, b",
+        "keys[0].budget_fallbacks.b": "none of these models was taken over",
+        "keys[0].budget_fallbacks.c":
+            "only a model_max_budget of this model, of the same key or user, leads to its fallbacks",
+    }  # fmt: skip
+
+
+def test_example_of_budget_fallbacks_in_the_documentation_equals_the_imported_budget() -> None:
+    page = (ROOT / "docs/howto/from-litellm-budgets.md").read_text()
+    key, ours = (
+        json.loads(text) for text in re.findall(r"^```json\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    )
+    rows = row("anthropic-haiku-4-5", "anthropic/claude-haiku-4-5"), row("gpt-5.5", "gpt-5.5")
+    assert made_of(*rows, keys=[key]).objects["budgets"] == ours["budgets"]
 
 
 def test_litellm_import_takes_a_named_credential_from_the_credential_list() -> None:

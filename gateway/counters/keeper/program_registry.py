@@ -1,0 +1,97 @@
+"""The running programs, each of which registers itself."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import cast
+
+import msgspec
+
+from gateway.core.due import DISTANCES
+from gateway.core.processes import Program, ProgramReport
+from gateway.core.wait import Wait, in_task
+from gateway.counters.redis import keys
+from gateway.counters.redis.calls import Reply
+from gateway.counters.redis.cluster import RedisConnections
+from gateway.counters.redis.connection import encode
+from gateway.errors import CountersUnavailable
+
+PROGRAM_SAID_EACH_S = 30.0
+SILENT_S_MAX = 90
+# The most processes listed: the last to report, which includes one that has just started.
+PROGRAMS_MAX = 4_096
+_NAME = keys.PROGRAMS.encode()
+
+
+class ProgramRegistry:
+    """The registry of running processes; `said` describes this one."""
+
+    def __init__(
+        self,
+        wires: RedisConnections,
+        said: Program,
+        *,
+        each_s: float = PROGRAM_SAID_EACH_S,
+        silent_s: float = SILENT_S_MAX,
+        programs_max: int = PROGRAMS_MAX,
+    ) -> None:
+        self.said = said
+        self._wires, self._member = wires, msgspec.json.encode(said)
+        self._each_s, self._silent_s, self._programs_max = each_s, silent_s, programs_max
+
+    async def keep_saying(self) -> None:
+        """Renew the registry's entry for this process at intervals until cancelled."""
+        while True:
+            with suppress(CountersUnavailable):  # or full: no other process depends on it
+                await self.say()
+            await asyncio.sleep(self._each_s)
+
+    async def say(self) -> None:
+        """Renew the registry's entry for this process once; CountersUnavailable if Redis is away or full."""
+        now = b"%.3f" % await self._now()
+        told = self._send(b"ZADD", now, self._member)
+        # Beyond the maximum, those silent for longest are removed.
+        bounded = self._send(b"ZREMRANGEBYRANK", b"0", b"%d" % -(self._programs_max + 1))
+        for wait in (told, bounded):
+            await in_task(wait)
+
+    async def leave(self) -> None:
+        """Remove this process from the registry of running processes."""
+        with suppress(CountersUnavailable):
+            await in_task(self._send(b"ZREM", self._member))
+
+    async def read(self) -> list[ProgramReport]:
+        """Return the running processes, the last started first; remove those that do not renew entries.
+
+        CountersUnavailable if Redis does not answer.
+        """
+        now = await self._now()
+        since, until = b"(%.3f" % (now - self._silent_s), b"%.3f" % (now + DISTANCES * self._silent_s)
+        gone = self._send(b"ZREMRANGEBYSCORE", b"-inf", since[1:])
+        there = self._send(b"ZRANGE", since, until, b"BYSCORE", b"WITHSCORES")
+        await in_task(gone)
+        flat = cast("list[bytes]", await in_task(there))
+        found = [
+            ProgramReport(program, float(said))
+            for member, said in zip(flat[::2], flat[1::2], strict=True)
+            if (program := _read(member)) is not None
+        ]
+        return sorted(found, key=lambda one: (-one.program.started_at, one.program.id))
+
+    async def _now(self) -> float:
+        """Return the time of the server that stores the registry, in seconds."""
+        answer = await in_task(self._wires.of_key(_NAME).send(encode(b"TIME"), upkeep=True))
+        seconds, micros = (int(one) for one in cast("list[bytes]", answer))
+        return seconds + micros / 1e6
+
+    def _send(self, verb: bytes, *rest: bytes) -> Wait[Reply]:
+        return self._wires.of_key(_NAME).send(encode(verb, _NAME, *rest), upkeep=True)
+
+
+def _read(member: bytes) -> Program | None:
+    """Return the process in an entry of the registry; None if this version cannot read it."""
+    try:
+        return msgspec.json.decode(member, type=Program)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None

@@ -1,0 +1,1 @@
+"""`tollkeeper import litellm`: another gateway's configuration as files of ours."""

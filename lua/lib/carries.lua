@@ -1,0 +1,97 @@
+-- carries: what an interval leaves to the next one. Needs state, wide, definition.
+-- The window that carries is followed by another one: its limit is the most that is carried, `start` the number of the interval, `next` and
+-- `after` the limit at the interval's end, in two numbers. Its meters are what is carried, in two numbers if its window is wide. That is
+-- taken off what its window has used: so what is left is of both, and nobody else needs to know.
+local carries = {none = {}, begun = false}
+
+-- takes what is carried off the used amounts of opened windows, or adds it again (`sign` 1)
+function carries.fold(window, sign)
+  local carry_window = window.carry
+  if carry_window then window.used, window.used_rest = wide.added(window.used, window.used_rest, sign * carry_window.used, sign * carry_window.used_rest) end
+end
+
+-- takes the windows of what is carried out of a list, each behind its own
+function carries.attach(definition, windows)
+  for _, carry in ipairs(definition and definition[CARRIES] or carries.none) do
+    local window, carry_window, unit = windows[carry[CARRY_PLACE]], windows[carry[CARRIED_PLACE]], definition[UNITS][carry[CARRY_PLACE]]
+    if unit == FLAG_MONEY then carry_window.used, carry_window.used_rest = wide.split(carry_window.used)
+    elseif unit == WIDE then carry_window.used_rest = carry_window.held end
+    window.carry = carry_window
+    carries.fold(window, 1)
+  end
+end
+
+-- appends what a window carries to the windows of an account, and to their meters
+function carries.gather(window, parts, meters)
+  local carry_window, unit = window.carry, window.flags % WINDOW_ENFORCES
+  parts[#parts + 1] = DEFINED_WINDOW.pack{
+    budget_id = carry_window.budget_id, limit = carry_window.limit, start = carry_window.start, next = carry_window.next,
+    after = carry_window.after, flags = carry_window.flags,
+  }
+  meters[#meters + 1] = unit == FLAG_MONEY and wide.joined(carry_window.used, carry_window.used_rest) or carry_window.used
+  meters[#meters + 1] = wide.steps[unit] and carry_window.used_rest or 0
+end
+
+-- hands on what is left of an interval to the one that follows `count` later: nothing was used in those between
+function carries.hand_on(carry_window, had_window, former_window, count)
+  local unit, whole, rest = carry_window.flags % WINDOW_ENFORCES, former_window.used, former_window.used_rest
+  local most, most_rest = carry_window.limit, 0
+  if wide.steps[unit] then most, most_rest = wide.limit(most, unit) elseif unit == FLAG_MONEY then most, most_rest = wide.split(most) end
+  local limit, limit_rest = former_window.next, former_window.after
+  whole, rest = wide.added(whole, rest, -had_window.used, -had_window.used_rest)
+  for _, times in ipairs({1, count - 1}) do
+    whole, rest = wide.added(whole, rest, limit * times, limit_rest * times)
+    if whole > most or whole == most and rest > most_rest then whole, rest = most, most_rest
+    elseif whole < 0 and not has(carry_window.flags, CARRY_DEBT) then whole, rest = 0, 0 end
+  end
+  carry_window.used, carry_window.used_rest = max(whole, -INTEGER_MAX), rest
+end
+
+-- What a window carries: by the one before, which is `moved` on where it is of an earlier interval. It begins with the first use.
+function carries.inherit(window, had_window, is_moved)
+  local carry_window, former_window = window.carry, had_window.carry
+  if not carry_window then return end
+  if not former_window then
+    if window.used ~= 0 or window.used_rest ~= 0 then carry_window.flags = carry_window.flags + CARRY_BEGUN end
+    return
+  end
+  local is_begun, is_told = has(former_window.flags, CARRY_BEGUN), has(former_window.flags, CARRY_TOLD)
+  carry_window.used, carry_window.used_rest = former_window.used, former_window.used_rest
+  if is_moved then
+    if is_begun then carries.hand_on(carry_window, had_window, former_window, max(1, carry_window.start - former_window.start)) end
+  elseif carry_window.start ~= former_window.start then
+    carry_window.start, carry_window.next, carry_window.after = former_window.start, former_window.next, former_window.after
+  end
+  carry_window.flags = carry_window.flags + (is_begun and CARRY_BEGUN or 0) + (is_told and not is_moved and CARRY_TOLD or 0)
+end
+
+-- hands on within a window whose interval has ended
+function carries.renew(window)
+  local carry_window = window.carry
+  if not carry_window then return end
+  carry_window.start = carry_window.start + 1
+  if has(carry_window.flags, CARRY_BEGUN) then carries.hand_on(carry_window, window, carry_window, 1) end
+  if has(carry_window.flags, CARRY_TOLD) then carry_window.flags = carry_window.flags - CARRY_TOLD end
+end
+
+-- notes the first use of a window in its interval: what it carries is told with it (`carries.told`)
+function carries.begin(window, account)
+  local carry_window = window.carry
+  if not carry_window then return end
+  if not has(carry_window.flags, CARRY_BEGUN) then carry_window.flags = carry_window.flags + CARRY_BEGUN end
+  if has(carry_window.flags, CARRY_TOLD) then return end
+  carry_window.flags = carry_window.flags + CARRY_TOLD
+  carries.begun = carries.begun or {}
+  carries.begun[#carries.begun + 1] = {account, window.budget_id, window.start, window.flags % WINDOW_ENFORCES, carry_window.used, carry_window.used_rest}
+end
+
+-- What a window carries, in one number or in two.
+function carries.of(definition, meters, place)
+  for _, carry in ipairs(definition[CARRIES] or carries.none) do
+    if carry[CARRY_PLACE] == place then
+      local at = carry[CARRIED_PLACE] * 2 - 1
+      return meters[at], meters[at + 1]
+    end
+  end
+  return 0, 0
+end

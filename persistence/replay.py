@@ -1,0 +1,310 @@
+"""A replay of budgets over the stored calls of an organization: which facts it reads, and what it assumes.
+
+Calls come from a cursor of PostgreSQL in the order of their time, with the columns that the budgets need, or before
+those from an archive. Calls of other organizations are never read, nor with `tenant_id` those of other tenants.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from heapq import merge
+from itertools import starmap
+from operator import attrgetter
+from typing import Any, Final
+
+from sqlalchemy import Connection, select, text
+
+from gateway.core.accounts import groups
+from gateway.core.accounts.administration import Row
+from gateway.core.accounts.budget_amounts import read_budget, render_amount
+from gateway.core.accounts.budgets import MONEY, OF_GROUP, SESSION, USER, Budget, override_owner
+from gateway.core.accounts.replay.calls import CallUsage, PriceOfCall, StoredCall
+from gateway.core.accounts.replay.fold import BudgetReplay, Replay, Replayed
+from gateway.core.accounts.tags import tag_in
+from gateway.core.billing.price_book import KINDS, PriceBook, cost_nano, unpriced
+from gateway.core.times import floor_ms, moment_of, ms_of, rfc3339
+from persistence.resources.prices import read_book
+from persistence.tables import call, caller_group, kept_since, organization
+
+# Rows that a cursor fetches at a time.
+FETCHED_ROWS: Final = 5_000
+# What a replay may assume of the past; the last two with a day behind them.
+GROUPS_NOW, SUBSTITUTES_ACCEPT, STEPS_AS_SENT = "groups_now", "substitutes_accept", "steps_as_sent"
+TAGS_SINCE, CALLS_SINCE = "tags_since:", "calls_since:"
+# A row of the query below.
+_Facts = tuple[Any, ...]
+# Returns the archived calls of an organization from a time up to before another one, by column, in order.
+ArchivedCalls = Callable[[int, datetime, datetime], Iterator[Mapping[str, Any]]]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayRequest:
+    """Budgets to replay over the calls of an organization, or of one tenant of it, in a period."""
+
+    organization_id: int
+    tenant_id: int | None
+    since: datetime
+    until: datetime
+    budgets: tuple[Budget, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplayAnswer:
+    """What budgets would have done, in which currency, and what that assumes."""
+
+    currency: str
+    assumes: tuple[str, ...]
+    replayed: Replayed
+
+
+def budget_of(values: Row, place: int, since: datetime) -> Budget:
+    """Return the budget of checked values of a new one, with its `overrides`; `place` is that in the replay."""
+    given: Any = values.get("overrides") or ()
+    own = {
+        override_owner(override["who"]): (override["amount"], ms_of(_moment(override["until"])))
+        for override in given
+    }
+    return read_budget(
+        {**values, "id": place + 1, "created_at": since, "raised_until": None, "overrides": own}
+    )
+
+
+def replay(
+    connection: Connection, asked: ReplayRequest, archived: ArchivedCalls | None = None
+) -> ReplayAnswer:
+    """Replay budgets over stored calls, within a transaction that only reads."""
+    facts = _FactsNeeded(connection, asked)
+    folded = Replay(asked.budgets, ms_of(asked.since), ms_of(asked.until), facts.price)
+    stored = facts.stored(_stored(connection, asked, facts))
+    if archived is not None:
+        facts.has_earlier = True
+        before = archived(asked.organization_id, asked.since, asked.until)
+        stored = merge(facts.archived(connection, before), stored, key=attrgetter("at_ms"))
+    for each in stored:
+        folded.add(each)
+    return ReplayAnswer(facts.currency, tuple(facts.assumes()), folded.result())
+
+
+class _FactsNeeded:
+    """The facts of calls that the budgets of a replay depend on."""
+
+    def __init__(self, connection: Connection, asked: ReplayRequest) -> None:
+        budgets = asked.budgets
+        self._asked, self.was_substituted, self.has_earlier = asked, False, False
+        self.steps = any(budget.steps for budget in budgets)
+        self.tags = {name for budget in budgets for name, _ in budget.tags} | {
+            tag_in(budget.each) for budget in budgets
+        } - {""}
+        self.session = self.steps or any(budget.each == SESSION for budget in budgets)
+        self.model = self.steps or any(budget.model for budget in budgets)
+        named = {budget.group_id for budget in budgets} - {0}
+        named |= {
+            int(name.removeprefix(OF_GROUP))
+            for budget in budgets
+            for name in budget.overrides
+            if name.startswith(OF_GROUP)
+        }
+        self.groups = _GroupsNow(connection, named) if named else None
+        self.has_more = bool(self.tags or self.groups or self.steps)
+        self.user = any(budget.each == USER or budget.user for budget in budgets)
+        self.user = self.user or (self.groups is not None and self.groups.of_users)
+        row = connection.execute(
+            select(organization.c.currency, organization.c.tags_since).where(
+                organization.c.id == asked.organization_id
+            )
+        ).one()
+        self.currency: str = row.currency
+        self._tags_since = {
+            name: since for name, since in (row.tags_since or {}).items() if name in self.tags
+        }
+        self._kept_since = connection.scalar(select(kept_since.c.since).where(kept_since.c.ledger == "call"))
+        names = {name for budget in budgets for step in budget.steps for _, name in step.models}
+        self.price = price_by(read_book(connection, names, asked.since), self.currency)
+
+    def assumes(self) -> Iterator[str]:
+        """Yield what a replay with these facts assumes of the past."""
+        if self.groups is not None:
+            yield GROUPS_NOW
+        tagged = max(map(datetime.fromisoformat, self._tags_since.values()), default=self._asked.since)
+        if tagged > self._asked.since:
+            yield f"{TAGS_SINCE}{tagged.astimezone(UTC):%Y-%m-%d}"
+        since = None if self.has_earlier else self._kept_since
+        if since is not None and since > self._asked.since:
+            yield f"{CALLS_SINCE}{since.astimezone(UTC):%Y-%m-%d}"
+        if self.steps:
+            yield SUBSTITUTES_ACCEPT
+        if self.steps and self.was_substituted:
+            yield STEPS_AS_SENT
+
+    def stored(self, rows: Iterable[_Facts]) -> Iterator[StoredCall]:
+        """Return calls from rows of the journal: the fields of a call in order, then what its usage is made of."""
+        return starmap(self._call if self.has_more else StoredCall, rows)
+
+    def archived(self, connection: Connection, rows: Iterator[Mapping[str, Any]]) -> Iterator[StoredCall]:
+        """Yield calls from rows of an archive by column; the names of users are looked up."""
+        names = dict[int, str]()
+        for row in rows:
+            if row["refused"] or self._asked.tenant_id not in {None, row["tenant_id"]}:
+                continue
+            user_id = row["user_id"]
+            if self.user and user_id is not None and user_id not in names:
+                found = connection.execute(_USER, {"id": user_id}).scalar()
+                names[user_id] = found or ""
+            sent_as = row.get("model_asked") and row["model"]
+            yield self._call(
+                floor_ms(row["created_at"]), (row["cost"] or 0) if row["currency"] == self.currency else 0,
+                row["tokens"], row["tenant_id"], row["api_key_id"], row["service_id"] or 0,
+                names.get(user_id, ""), row["project_id"], row.get("model_asked") or row["model"] or "",
+                row["response_model"] or "", row["session"] or "", sent_as or "", row.get("tags"), row.get("groups"),
+                *[row[kind] for kind in KINDS], row["tools"], row["service_tier"] or "",
+            )  # fmt: skip
+
+    def _call(self, *row: Any) -> StoredCall:
+        *plain, tags, named = row[:14]
+        stored = StoredCall(*plain)
+        if self.tags and tags:
+            stored = stored._replace(tags=tuple(tags.items()))
+        if self.steps:
+            *counts, tools, tier = row[14:]
+            stored = stored._replace(usage=CallUsage(tuple(counts), tools or {}, tier))
+            self.was_substituted = self.was_substituted or stored.sent_as != ""
+        return stored if self.groups is None else self.groups.put(stored, named or ())
+
+
+class _GroupsNow:
+    """The groups that budgets of a replay name, with their members of now.
+
+    By a claim of a token, only the journal says who was a member.
+    """
+
+    def __init__(self, connection: Connection, ids: set[int]) -> None:
+        of = caller_group.c
+        rows = connection.execute(
+            select(of.id, of.kind, of.members, of.claim).where(of.id.in_(ids), of.deleted_at.is_(None))
+        ).all()
+        self._claimed = frozenset(row.id for row in rows if row.claim is not None)
+        self._members: Mapping[tuple[str, str], list[int]] = defaultdict(list)
+        for row in rows:
+            for member in row.members:
+                self._members[row.kind, str(member)].append(row.id)
+        self.of_users = any(row.kind == groups.USER for row in rows)
+
+    def put(self, stored: StoredCall, journal: Sequence[int]) -> StoredCall:
+        """Return a call with the ids of its groups among these."""
+        found = {group for group in journal if group in self._claimed}
+        for kind, value in (
+            (groups.USER, stored.user), (groups.TENANT, stored.tenant_id),
+            (groups.API_KEY, stored.api_key_id), (groups.PROJECT, stored.project_id),
+        ):  # fmt: skip
+            found.update(self._members.get((kind, str(value)), ()))
+        return stored._replace(groups=tuple(sorted(found)))
+
+
+def price_by(book: PriceBook, currency: str) -> PriceOfCall:
+    """Return a function that prices a call as another model, in a currency; None where that has no price."""
+
+    def price(stored: StoredCall, model: str) -> int | None:
+        vector = book.vector(model, currency, stored.at_ms)
+        counts, tools, tier = stored.usage
+        if vector is None or unpriced(vector, tools, counts, tier):
+            return None
+        return cost_nano(vector, counts, tools, tier)
+
+    return price
+
+
+_USER = text("SELECT external_id FROM app_user WHERE id = :id")
+
+
+def _stored(connection: Connection, asked: ReplayRequest, needed: _FactsNeeded) -> Iterator[_Facts]:
+    """Yield the rows of the journal's calls that were not refused, in the order of their time."""
+    # PostgreSQL would else prefer the first rows early: those of all organizations in order.
+    connection.execute(text("SET LOCAL cursor_tuple_fraction = 1"))
+    statement, values = _query(asked, needed)
+    driver: Any = connection.connection.driver_connection
+    with driver.cursor(name="replay") as cursor:
+        cursor.itersize = FETCHED_ROWS
+        cursor.execute(statement, values)
+        yield from cursor
+
+
+def _query(asked: ReplayRequest, needed: _FactsNeeded) -> tuple[bytes, Mapping[str, object]]:
+    """Return the statement whose columns are the fields of a stored call, and its values."""
+    # Calls that a step of a budget sent as another model name the one that was asked for.
+    named = "c.model_asked" if "model_asked" in call.c else "NULL"
+    columns = [
+        "floor(extract(epoch FROM c.created_at) * 1000)::bigint",
+        "CASE WHEN c.currency = %(currency)s THEN coalesce(c.cost, 0) ELSE 0 END",
+        "c.tokens, c.tenant_id, c.api_key_id, coalesce(c.service_id, 0)",
+        "coalesce(p.external_id, '')" if needed.user else "''",
+        "c.project_id",
+        f"coalesce({named}, c.model, ''), coalesce(c.response_model, '')" if needed.model else "'', ''",
+        "coalesce(c.session, '')" if needed.session else "''",
+        f"CASE WHEN {named} IS NULL THEN '' ELSE c.model END" if needed.model else "''",
+    ]
+    if needed.has_more:
+        columns += ["c.tags" if needed.tags else "NULL", "c.groups" if needed.groups else "NULL"]
+    if needed.steps:
+        columns += [f"c.{kind}" for kind in KINDS] + ["c.tools", "coalesce(c.service_tier, '')"]
+    users = "LEFT JOIN app_user AS p ON p.id = c.user_id" if needed.user else ""
+    team = "AND c.tenant_id = %(tenant)s" if asked.tenant_id is not None else ""
+    statement = f"""
+SELECT {", ".join(columns)}
+  FROM call AS c {users}
+ WHERE c.organization_id = %(organization)s {team} AND c.created_at >= %(since)s AND c.created_at < %(until)s
+   AND NOT c.refused
+ ORDER BY c.created_at, c.id"""
+    return statement.encode(), {
+        "organization": asked.organization_id, "tenant": asked.tenant_id, "currency": needed.currency,
+        "since": asked.since, "until": asked.until,
+    }  # fmt: skip
+
+
+def render(answer: ReplayAnswer) -> Row:
+    """Return an answer as JSON values: amounts as text or whole numbers, times by RFC 3339."""
+    replayed = answer.replayed
+    return {
+        "calls": replayed.calls,
+        **_render_counts(replayed),
+        "assumes": [*answer.assumes],
+        "items": list(map(_render_item, replayed.items)),
+    }
+
+
+def _render_item(item: BudgetReplay) -> Row:
+    amount = partial(render_amount, item.unit)
+    return {
+        "name": item.name,
+        **_render_counts(item),
+        "first_refusal_at": None if item.first_refusal_ms is None else rfc3339(moment_of(item.first_refusal_ms)),
+        "owners": [
+            {
+                "who": owner.who, "refused": owner.refused,
+                "first_refusal_at": rfc3339(moment_of(owner.first_refusal_ms)),
+                "used_max": amount(owner.used_max),
+            }
+            for owner in item.owners
+        ],
+        "owners_more": item.owners_more,
+        "by_day": [
+            {"day": f"{day.day}", "used": amount(day.used), "refused": day.refused} for day in item.by_day
+        ],
+        "least_amount": amount(item.least_amount),
+        "suggestions": item.suggestions
+        and {part: amount(least) for part, least in item.suggestions.items()},
+    }  # fmt: skip
+
+
+def _render_counts(counts: Replayed | BudgetReplay) -> Row:
+    return {
+        "refused": counts.refused, "refused_cost": render_amount(MONEY, counts.refused_cost),
+        "substituted": counts.substituted, "saved": render_amount(MONEY, counts.saved),
+    }  # fmt: skip
+
+
+def _moment(text_: str | None) -> datetime | None:
+    return None if text_ is None else datetime.fromisoformat(text_)

@@ -1,0 +1,258 @@
+"""`POST /budgets/replay`: whose calls it reads, what it refuses, and what it answers of real rows."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import psutil
+import pytest
+from sqlalchemy import create_engine
+from sqlalchemy.pool import NullPool
+
+from gateway.core.billing.price_book import KINDS
+from persistence.address import dialect_url
+from persistence.replay import ReplayRequest, budget_of, render, replay
+from tests.admin.conftest import Api
+from tests.connections import connected
+from tests.waiting import eventually
+
+BEGAN = datetime(2026, 10, 5, 6, tzinfo=UTC)
+PERIOD = {"from": "2026-10-05T00:00:00Z", "to": "2026-10-12T00:00:00Z"}
+
+
+@dataclass
+class Desk:
+    """An organization of its own with two tenants, and calls of a week."""
+
+    api: Api
+    organization: int
+    tenants: tuple[int, int]
+    keys: tuple[int, int]
+
+    def call(self, hours: float, cost: int, **over: Any) -> dict[str, Any]:
+        """Return a row of the journal: a call so many hours after the first one, at so many nano-units."""
+        return {
+            "created_at": BEGAN + timedelta(hours=hours), "organization_id": self.organization,
+            "tenant_id": self.tenants[0], "api_key_id": self.keys[0], "cost": cost, "currency": "USD", "model": "m",
+            "tokens": 10, **dict.fromkeys(KINDS, 0), "credits": 0, "units": 0, "status": 200, "streamed": False,
+            "estimated": False, "duration_ms": 1, **over,
+        }  # fmt: skip
+
+    def store(self, *calls: dict[str, Any]) -> None:
+        with connected(self.api.url, autocommit=True) as connection:
+            for row in calls:
+                names = ", ".join(row)
+                connection.execute(
+                    f"INSERT INTO call (request_id, {names})"
+                    f" VALUES (gen_random_uuid(), {', '.join(['%s'] * len(row))})",
+                    [*row.values()],
+                )
+
+    def users(self, *names: str) -> list[int]:
+        with connected(self.api.url, autocommit=True) as connection:
+            return [
+                connection.execute(
+                    "INSERT INTO app_user (organization_id, external_id) VALUES (%s, %s) RETURNING id",
+                    (self.organization, name),
+                ).fetchone()[0]
+                for name in names
+            ]  # fmt: skip
+
+    def budget(self, **over: Any) -> dict[str, Any]:
+        return {"name": "b", "unit": "money", "amount": "1", "interval": "day", **over}
+
+    async def replay(self, *budgets: dict[str, Any], api: Api | None = None, **over: Any) -> dict[str, Any]:
+        body = {"organization_id": self.organization, "budgets": [*budgets], **PERIOD, **over}
+        answer = await (api or self.api).post("budgets/replay", body)
+        assert answer.status == 200, answer.json
+        found: dict[str, Any] = answer.json
+        return found
+
+    async def wrong(self, *budgets: dict[str, Any], api: Api | None = None, **over: Any) -> dict[str, str]:
+        body = {"organization_id": self.organization, "budgets": [*budgets], **PERIOD, **over}
+        answer = await (api or self.api).post("budgets/replay", body)
+        assert answer.status == 422, answer.json
+        return {error["field"]: error["message"] for error in answer.json["errors"]}
+
+
+@pytest.fixture
+async def desk(api: Api) -> Desk:
+    first = await api.make("tenants", name="acme")
+    second = await api.make("tenants", name="other", organization_id=first["organization_id"])
+    keys = [await api.make("api-keys", tenant_id=one["id"], name="k") for one in (first, second)]
+    return Desk(api, first["organization_id"], (first["id"], second["id"]), (keys[0]["id"], keys[1]["id"]))
+
+
+async def test_replay_refuses_calls_beyond_the_amount_and_says_when_and_whose(desk: Desk) -> None:
+    ada, bob = desk.users("ada", "bob")
+    desk.store(
+        desk.call(0, 600_000_000, user_id=ada), desk.call(1, 500_000_000, user_id=ada),
+        desk.call(2, 400_000_000, user_id=ada), desk.call(3, 900_000_001, user_id=bob),
+        desk.call(4, 10**12, user_id=bob, refused=True), desk.call(24, 300_000_000, user_id=ada),
+        desk.call(25, 5_000_000_000, user_id=None),
+    )  # fmt: skip
+    found = await desk.replay(
+        desk.budget(each="user"), desk.budget(name="all", unit="requests", amount=4, interval="week")
+    )
+    assert {name: found[name] for name in ("calls", "refused", "refused_cost", "substituted", "saved")} == {
+        "calls": 6, "refused": 2, "refused_cost": "5.50", "substituted": 0, "saved": "0",
+    }  # fmt: skip
+    first, second = found["items"]
+    days = [day for day in first.pop("by_day") if day["used"] != "0" or day["refused"]]
+    assert days == [
+        {"day": "2026-10-05", "used": "1.900000001", "refused": 1},
+        {"day": "2026-10-06", "used": "0.30", "refused": 1},
+    ]
+    assert first == {
+        "name": "b", "refused": 2, "refused_cost": "5.50", "substituted": 0, "saved": "0",
+        "first_refusal_at": "2026-10-05T07:00:00Z",
+        "owners": [
+            {"who": "ada", "refused": 1, "first_refusal_at": "2026-10-05T07:00:00Z", "used_max": "1"}
+        ],
+        "owners_more": 0, "least_amount": "1.50",
+        "suggestions": {"50": "0.900000001", "90": "1.50", "99": "1.50"},
+    }  # fmt: skip
+    assert (second["refused"], second["least_amount"], second["suggestions"]) == (1, 6, None)
+    assert found["assumes"] == []
+
+
+async def test_replay_compares_overrides_with_the_time_of_each_call(desk: Desk) -> None:
+    [ada] = desk.users("ada")
+    desk.store(*[desk.call(24 * day, 2_000_000_000, user_id=ada) for day in range(4)])
+    overrides = [{"who": "ada", "amount": "2", "until": said(BEGAN + timedelta(hours=47))}]
+    found = await desk.replay(desk.budget(each="user", overrides=overrides))
+    assert (found["refused"], found["items"][0]["first_refusal_at"]) == (2, said(BEGAN + timedelta(days=2)))
+    assert (found["items"][0]["least_amount"], found["items"][0]["suggestions"]) == ("0", None)
+
+
+async def test_replay_takes_the_members_of_now_and_says_what_it_assumes(desk: Desk) -> None:
+    ada, bob = desk.users("ada", "bob")
+    group = await desk.api.make(
+        "groups", organization_id=desk.organization, name="g", kind="user", members=["ada"]
+    )
+    answer = await desk.api.patch(f"organizations/{desk.organization}", {"tags": ["team"]})
+    assert answer.status == 200
+    desk.store(
+        desk.call(0, 10**9, user_id=ada, tags='{"team": "x"}', groups="[999]"),
+        desk.call(1, 10**9, user_id=bob, tags='{"team": "y"}'), desk.call(2, 10**9),
+    )  # fmt: skip
+    found = await desk.replay(
+        desk.budget(name="group", group_id=group["id"], amount="0.1"),
+        desk.budget(name="tag", tags={"team": "y"}, amount="0.2"),
+        desk.budget(
+            name="each", each="user", amount="9", overrides=[{"who": f"group:{group['id']}", "amount": "0.3"}]
+        ),
+        to=said(datetime.now(UTC)),
+    )
+    assert [item["refused"] for item in found["items"]] == [1, 1, 1]
+    assert found["assumes"] == ["groups_now", f"tags_since:{datetime.now(UTC):%Y-%m-%d}"]
+
+
+async def test_replay_sends_calls_as_the_substitute_of_a_step(desk: Desk) -> None:
+    for model, price in (("dear", "10"), ("cheap", "1")):
+        await desk.api.make(
+            "prices",
+            model=model,
+            currency="USD",
+            effective_from="2026-01-01T00:00:00Z",
+            input=price,
+            output=price,
+        )
+    desk.store(*[desk.call(hour, 10**9, model="dear", input=100_000) for hour in range(4)])
+    row = {**desk.budget(amount="2"), "steps": [{"at": 0.5, "models": {"de*": "cheap"}, "session": "switch"}]}
+    budget = budget_of({**row, "mode": "enforce", "on_exhausted": "finish"}, 0, BEGAN)
+    engine = create_engine(dialect_url(desk.api.url), poolclass=NullPool)
+    request = ReplayRequest(desk.organization, None, BEGAN, BEGAN + timedelta(days=1), (budget,))
+    with engine.connect() as connection:
+        found = render(replay(connection, request))
+    assert (found["refused"], found["substituted"], found["saved"]) == (0, 3, "2.7")
+    assert found["assumes"] == ["substitutes_accept"]
+
+
+async def test_replay_names_each_field_that_is_wrong(desk: Desk) -> None:
+    good = desk.budget()
+    assert await desk.wrong(good, good) == {
+        "budgets.1.name": "is the name of another budget here: names must differ"
+    }
+    assert set(await desk.wrong({**good, "tool": "t"}, {**good, "name": "c", "server": "s"})) == {
+        "budgets.0.tool",
+        "budgets.1.server",
+    }
+    assert set(await desk.wrong({**good, "amount": 0}, {**good, "name": "c", "each": "nobody"})) == {
+        "budgets.1.each"
+    }
+    assert set(await desk.wrong({**good, "unit": "tokens"}, {**good, "name": "c", "tenant_id": 999})) == {
+        "budgets.0.amount",
+        "budgets.1.tenant_id",
+    }
+    assert set(await desk.wrong({**good, "each": "key", "overrides": [{"who": "x", "amount": "1"}]})) == {
+        "budgets.0.overrides.0.who"
+    }
+    twice = [{"who": "ada", "amount": "1"}, {"who": "ada", "amount": "2"}]
+    assert set(await desk.wrong({**good, "each": "user", "overrides": twice})) == {
+        "budgets.0.overrides.1.who"
+    }
+    assert set(await desk.wrong(*[{**good, "name": f"{number}"} for number in range(21)])) == {"budgets"}
+    assert set(await desk.wrong()) == {"budgets"}
+    assert set(await desk.wrong(good, **{"from": PERIOD["to"]})) == {"from"}
+    assert set(await desk.wrong(good, **{"from": "2020-01-01T00:00:00Z"})) == {"from"}
+
+
+async def test_replay_reads_no_calls_of_others(desk: Desk) -> None:
+    other = await desk.api.make("tenants", name="bravo")
+    desk.store(
+        desk.call(0, 10**9), desk.call(1, 10**9, tenant_id=desk.tenants[1], api_key_id=desk.keys[1]),
+        desk.call(2, 10**9, organization_id=other["organization_id"], tenant_id=other["id"]),
+    )  # fmt: skip
+    assert (await desk.replay(desk.budget(amount="0.1")))["calls"] == 2
+    own = await desk.api.make("admin-tokens", name="a", role="billing", organization_id=desk.organization)
+    lead = await desk.api.make("admin-tokens", name="l", role="operator", tenant_id=desk.tenants[0])
+    alpha, led = desk.api.acting_as(own["token"]), desk.api.acting_as(lead["token"])
+    assert (await desk.replay(desk.budget(amount="0.1", each="tenant"), api=alpha))["refused"] == 2
+    found = await desk.replay(desk.budget(amount="0.1", each="key"), api=led)
+    assert [owner["who"] for owner in found["items"][0]["owners"]] == [str(desk.keys[0])]
+    assert (found["calls"], found["refused"]) == (1, 1)
+    # Of others there is nothing to name.
+    elsewhere = other["organization_id"]
+    assert set(await desk.wrong(desk.budget(), api=alpha, organization_id=elsewhere)) == {"organization_id"}
+    assert set(await desk.wrong(desk.budget(organization_id=elsewhere))) == {"budgets.0.organization_id"}
+    assert set(await desk.wrong(desk.budget(tenant_id=other["id"]), api=alpha)) == {"budgets.0.tenant_id"}
+    assert set(await desk.wrong(desk.budget(tenant_id=desk.tenants[1]), api=led)) == {"budgets.0.tenant_id"}
+    for role in ("readonly", "member"):
+        token = (
+            await desk.api.make("admin-tokens", name=role, role=role, organization_id=desk.organization)
+        )["token"]
+        answer = await desk.api.acting_as(token).post("budgets/replay", {"budgets": [desk.budget()]})
+        assert answer.status == 403
+
+
+async def test_third_replay_is_429_and_a_client_that_leaves_ends_its_process(desk: Desk) -> None:
+    desk.store(desk.call(0, 1))
+    with connected(desk.api.url) as locking:
+        locking.execute("LOCK TABLE call IN ACCESS EXCLUSIVE MODE")
+        waiting = [asyncio.create_task(desk.replay(desk.budget())) for _ in range(2)]
+        await eventually(lambda: len(replaying()) == 2)
+        body = {"organization_id": desk.organization, "budgets": [desk.budget()], **PERIOD}
+        refused = await desk.api.post("budgets/replay", body)
+        assert (refused.status, refused.json["type"].rpartition(":")[2]) == (429, "too_many_requests")
+        waiting[0].cancel()
+        await eventually(lambda: len(replaying()) == 1)
+        locking.rollback()
+    assert (await waiting[1])["calls"] == 1
+    assert replaying() == []
+
+
+def replaying() -> list[int]:
+    """Return the processes that replay budgets for this one."""
+    return [
+        child.pid
+        for child in psutil.Process().children()
+        if child.status() != psutil.STATUS_ZOMBIE and child.cmdline()[-2:] == ["replay", "--worker"]
+    ]
+
+
+def said(moment: datetime) -> str:
+    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")

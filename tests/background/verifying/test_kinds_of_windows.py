@@ -1,0 +1,181 @@
+"""Windows that roll, begin at first use or carry over are after a loss what rows and waiting entries come to."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from typing import Any
+
+import pytest
+
+from gateway.background.verifying.reconciler import BudgetComparison, BudgetRebuild
+from gateway.core.accounts.budgets import Budget, account_of, define_windows
+from gateway.core.accounts.windows import FIRST_USE, ROLLING, Carry
+from gateway.core.model import BudgetAccount, Verdict
+from gateway.core.times import DAY_MS, HOUR_MS, moment_of
+from gateway.counters.layouts.states import WindowState
+from gateway.counters.redis import keys
+from gateway.counters.redis.keys import partition_of
+from persistence.keeper import definitions
+from persistence.keeper.verification import Accounts, BudgetUses
+from tests.background.backend import Backend, backend_at
+from tests.builders import World
+from tests.connections import connected
+
+LENGTH = 5 * HOUR_MS
+PART = LENGTH // 30
+NANO = 10**9
+
+
+class Defined(Accounts):
+    """The store, with budgets as the test has them."""
+
+    def __init__(self, engine: Any, budgets: Sequence[Budget]) -> None:
+        super().__init__(engine)
+        self._budgets = budgets
+
+    async def budgets(self, organizations: Sequence[int]) -> Mapping[int, Sequence[Budget]]:
+        return dict.fromkeys(organizations, self._budgets)
+
+
+@dataclass
+class Kept:
+    """An organization with a budget of each kind, of money for all."""
+
+    backend: Backend
+    world: World
+    rolls: Budget
+    begins: Budget
+    carries: Budget
+
+    @property
+    def budgets(self) -> tuple[Budget, ...]:
+        return self.rolls, self.begins, self.carries
+
+    @property
+    def name(self) -> str:
+        return account_of(self.world.caller.organization_id, self.rolls)
+
+    def used(self, money: int) -> None:
+        """Have a call use an amount."""
+        here = BudgetAccount(self.name, define_windows(self.budgets, self.world.now_ms()), enforced=True)
+        call = self.world.reserve(budgets=(here,), money=money)
+        assert call.verdict is Verdict.ADMITTED
+        call.settle(money=money)
+
+    def windows(self) -> dict[int, WindowState]:
+        return {window.budget_id: window for window in self.world.windows(self.name)}
+
+    def store(self, budget: Budget, start_ms: int, used: int, carried: int | None = None) -> None:
+        """Put a row of use there, as an earlier flush."""
+        with connected(self.backend.database, autocommit=True) as connection:
+            connection.execute(
+                "INSERT INTO budget_use (budget_id, start, value, used, carried) VALUES (%s, %s, '', %s, %s)",
+                (budget.id, moment_of(start_ms), used, carried),
+            )
+
+    def rows(self, budget: Budget) -> list[tuple[int, int, int | None]]:
+        with connected(self.backend.database, autocommit=True) as connection:
+            return connection.execute(
+                "SELECT (extract(epoch FROM start) * 1000)::bigint, used::bigint, carried::bigint FROM budget_use"
+                " WHERE budget_id = %s ORDER BY 1", (budget.id,),
+            ).fetchall()  # fmt: skip
+
+    async def rebuilt(self) -> int | None:
+        """Rebuild the accounts of the partition; return how many were written."""
+        marker = self.world.client.get(keys.marker(self.world.p))
+        assert isinstance(marker, bytes)
+        async with self.backend.engine.connect() as connection:
+            organizations = await definitions.organizations(connection, "true", {})
+        here = [
+            replace(one, definition=replace(
+                one.definition, terms=replace(one.definition.terms, budgets=self.budgets)
+            ))
+            for one in organizations
+            if one.definition.organization_id == self.world.caller.organization_id
+        ]  # fmt: skip
+        source = BudgetUses(self.backend.engine)
+        return await BudgetRebuild(source, self.backend.counters).rebuild(
+            self.world.p, marker, here, went_on=True
+        )
+
+    async def differences(self) -> list[str]:
+        source = Defined(self.backend.engine, self.budgets)
+        comparison = BudgetComparison(source, self.backend.counters, partition_of, 0.01)
+        found = await comparison.compare([self.world.caller.organization_id])
+        return [f"{item.account} {item.kind} {item.difference}" for item in found.items]
+
+
+@pytest.fixture
+async def kept(valkey: str, migrated: str) -> AsyncIterator[Kept]:
+    async with backend_at(valkey, migrated) as backend:
+        world = await backend.settle_in(1000)
+        ids = [
+            await backend.made(
+                "budgets", organization_id=world.caller.organization_id, name=name, unit="money",
+                amount=Decimal(500), interval="day",
+            )
+            for name in ("rolls", "begins", "carries")
+        ]  # fmt: skip
+        await backend.push()
+        made = [
+            Budget(ids[0], "rolls", "money", 500 * NANO, "", window=ROLLING, length_ms=LENGTH),
+            Budget(ids[1], "begins", "money", 500 * NANO, "", window=FIRST_USE, length_ms=LENGTH),
+            Budget(ids[2], "carries", "money", 500 * NANO, "day", carry=Carry(800 * NANO, debt=True)),
+        ]
+        yield Kept(backend, world, *made)
+
+
+async def test_a_lost_account_has_the_parts_the_window_and_the_carried_amount_again(kept: Kept) -> None:
+    now_ms = kept.world.now_ms()
+    part, day = now_ms // PART * PART, now_ms // DAY_MS * DAY_MS
+    kept.store(kept.rolls, part - 31 * PART, 9 * NANO)
+    kept.store(kept.rolls, part - 20 * PART, 7 * NANO)
+    kept.store(kept.begins, now_ms - LENGTH - 1, 5 * NANO)
+    kept.store(kept.carries, day - 3 * DAY_MS, 700 * NANO, 100 * NANO)
+    # left are -100, 400 and 800 (of 900) after those days
+    assert await kept.rebuilt() == 1
+    lost = kept.windows()
+    assert lost[kept.rolls.id].parts == {part - 20 * PART: 7 * NANO}
+    assert (lost[kept.begins.id].start, lost[kept.begins.id].used) == (0, 0)
+    carry = lost[kept.carries.id].carry
+    assert carry is not None
+    assert (carry.carried, carry.begun, carry.told, lost[kept.carries.id].used) == (
+        800 * NANO,
+        True,
+        False,
+        0,
+    )
+
+    kept.used(30 * NANO)
+    before = kept.windows()
+    began = before[kept.begins.id].start
+    assert began >= now_ms
+    await kept.backend.flush()
+    kept.used(3 * NANO)  # this one waits
+    before = kept.windows()
+    assert kept.rows(kept.carries)[-1] == (day, 30 * NANO, 800 * NANO)
+    assert kept.rows(kept.begins)[-1] == (began, 30 * NANO, None)
+    assert await kept.differences() == []
+    kept.world.client.delete(keys.budget_account(kept.world.p, kept.name))
+    assert await kept.rebuilt() == 1
+    again = kept.windows()
+    for budget in kept.budgets:
+        assert (again[budget.id].uses, again[budget.id].used) == (
+            before[budget.id].uses,
+            before[budget.id].used,
+        )
+    assert again[kept.carries.id].carry == before[kept.carries.id].carry
+    assert again[kept.begins.id].next == began + LENGTH
+    assert await kept.rebuilt() == 0
+
+
+async def test_a_part_with_another_use_than_its_rows_is_told_and_written(kept: Kept) -> None:
+    kept.used(30 * NANO)
+    await kept.backend.flush()
+    part = kept.world.now_ms() // PART * PART
+    kept.store(kept.rolls, part - 3 * PART, 7 * NANO)
+    assert await kept.differences() == [f"budget:{kept.rolls.id} drift {-7 * NANO}"]
+    assert await kept.rebuilt() == 1
+    assert kept.windows()[kept.rolls.id].used == 37 * NANO

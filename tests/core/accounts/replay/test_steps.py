@@ -1,0 +1,96 @@
+"""Steps in a replay: which model a call would have been sent as, and what that had saved."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from gateway.core.accounts.budgets import Budget
+from gateway.core.accounts.replay.calls import StoredCall
+from gateway.core.accounts.replay.fold import Replay, Replayed
+from gateway.core.accounts.replay.steps import substitute
+from gateway.core.accounts.steps import Step
+from gateway.core.times import DAY_MS, HOUR_MS
+
+FROM = 1_790_000_000_000
+# What a call costs by each model's price; others have none.
+COSTS = {"cheap": 10, "cheaper": 5, "Dear": 100}
+HALF = Step(0.5, (("dear*", "cheap"),))
+BUDGET = Budget(1, "money", "money", 300, "total", steps=(HALF,))
+
+
+def call(hours: float, model: str = "dear-1", session: str = "", cost: int = 100) -> StoredCall:
+    return StoredCall(FROM + round(hours * HOUR_MS), cost, 7, 1, model=model, session=session)
+
+
+def replayed(budgets: list[Budget], *calls: StoredCall) -> Replayed:
+    folded = Replay(budgets, FROM, FROM + 9 * DAY_MS, lambda _, model: COSTS.get(model))
+    for each in calls:
+        folded.add(each)
+    return folded.result()
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [("OPUS-4", "a"), ("opus-4-1", "b"), ("opus-5", "c"), ("opus", "c"), ("haiku", "")],
+)
+def test_whole_names_go_before_the_longest_beginning(model: str, expected: str) -> None:
+    models = (("opus*", "c"), ("opus-4*", "b"), ("Opus-4", "a"))
+    assert substitute(models, model) == expected
+
+
+def test_calls_are_substituted_from_a_part_of_the_amount_on() -> None:
+    found = replayed([BUDGET], *[call(hour) for hour in range(5)])
+    assert (found.refused, found.substituted, found.saved) == (0, 3, 270)
+    [item] = found.items
+    # As asked 500 had been used; 100, 100 and thrice 10 were.
+    assert (item.substituted, item.saved, sum(day.used for day in item.by_day), item.least_amount) == (
+        3,
+        270,
+        230,
+        500,
+    )
+
+
+def test_a_call_that_does_not_fit_reaches_each_step_and_is_refused_where_none_fits() -> None:
+    late = replace(BUDGET, amount=105, steps=(Step(1.0, HALF.models),))
+    found = replayed([late], call(0, cost=100), call(1), call(2, "other"))
+    assert (found.refused, found.substituted) == (2, 0)
+    assert replayed([replace(late, amount=110)], call(0), call(1)).substituted == 1
+
+
+def test_the_cheapest_substitute_of_all_budgets_is_taken_and_no_unpriced_one() -> None:
+    other = Budget(2, "calls", "requests", 9, "total", steps=(Step(0.0, (("dear-1", "cheaper"),)),))
+    free = Budget(3, "free", "requests", 9, "total", steps=(Step(0.0, (("dear-1", "unknown"),)),))
+    found = replayed([replace(BUDGET, steps=(Step(0.0, HALF.models),)), other, free], call(0))
+    assert [item.substituted for item in found.items] == [0, 1, 0]
+    assert found.saved == 95
+
+
+def test_a_running_session_keeps_its_model_for_an_hour_unless_a_step_switches() -> None:
+    calls = [
+        call(0, session="a"),
+        call(0.1),
+        call(0.5, session="a"),
+        call(0.6, session="b"),
+        call(1.4, session="a"),
+    ]
+    # The session keeps the model while it fits: of 300, 100 + 100 + 100 are used; then nothing else does.
+    assert replayed([BUDGET], *calls[:3]).substituted == 0
+    assert replayed([replace(BUDGET, amount=1_000, steps=(Step(0.2, HALF.models),))], *calls).substituted == 1
+    late = [*calls, call(2.5, session="a")]
+    assert replayed([replace(BUDGET, amount=1_000, steps=(Step(0.2, HALF.models),))], *late).substituted == 2
+    switching = Step(0.2, HALF.models, switches=True)
+    assert replayed([replace(BUDGET, amount=1_000, steps=(switching,))], *calls).substituted == 3
+
+
+def test_budgets_that_only_count_have_no_steps() -> None:
+    found = replayed([replace(BUDGET, enforce=False)], *[call(hour) for hour in range(5)])
+    assert (found.refused, found.substituted) == (0, 0)
+
+
+def test_a_call_that_was_sent_as_another_model_counts_as_it_was_sent() -> None:
+    sent = call(0)._replace(sent_as="cheap", cost=10)
+    found = replayed([replace(BUDGET, amount=20, model="cheap")], *[sent] * 3)
+    assert (found.refused, found.substituted) == (1, 0)
