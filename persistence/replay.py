@@ -84,8 +84,8 @@ def replay(
         facts.has_earlier = True
         before = archived(asked.organization_id, asked.since, asked.until)
         stored = merge(facts.archived(connection, before), stored, key=attrgetter("at_ms"))
-    for each in stored:
-        folded.add(each)
+    for past in stored:
+        folded.add(past)
     return ReplayAnswer(facts.currency, tuple(facts.assumes()), folded.result())
 
 
@@ -152,8 +152,8 @@ class _FactsNeeded:
                 continue
             user_id = row["user_id"]
             if self.user and user_id is not None and user_id not in names:
-                found = connection.execute(_USER, {"id": user_id}).scalar()
-                names[user_id] = found or ""
+                name = connection.execute(_USER, {"id": user_id}).scalar()
+                names[user_id] = name or ""
             sent_as = row.get("model_asked") and row["model"]
             yield self._call(
                 floor_ms(row["created_at"]), (row["cost"] or 0) if row["currency"] == self.currency else 0,
@@ -195,13 +195,13 @@ class _GroupsNow:
 
     def put(self, stored: StoredCall, journal: Sequence[int]) -> StoredCall:
         """Return a call with the ids of its groups among these."""
-        found = {group for group in journal if group in self._claimed}
+        ids = {group for group in journal if group in self._claimed}
         for kind, value in (
             (groups.USER, stored.user), (groups.TENANT, stored.tenant_id),
             (groups.API_KEY, stored.api_key_id), (groups.PROJECT, stored.project_id),
         ):  # fmt: skip
-            found.update(self._members.get((kind, str(value)), ()))
-        return stored._replace(groups=tuple(sorted(found)))
+            ids.update(self._members.get((kind, str(value)), ()))
+        return stored._replace(groups=tuple(sorted(ids)))
 
 
 def price_by(book: PriceBook, currency: str) -> PriceOfCall:

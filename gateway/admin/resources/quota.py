@@ -538,7 +538,7 @@ class ReplayedDay(Out):
 
 
 class ReplayedCounts(Out):
-    """What was refused and substituted."""
+    """Counts of calls that a replay refused and substituted."""
 
     refused: int
     refused_cost: Money = Field(description="What the refused calls did cost.")

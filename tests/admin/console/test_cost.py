@@ -610,7 +610,12 @@ async def test_new_budget_form_replays_the_calls_of_a_month(desk: Desk, admin: P
     form = await admin.open(f"/budgets/new?organization_id={desk.organization}")
     assert 'hx-post="/budgets/replay"' in form.text
     hidden = form.fields("/budgets")
-    typed = [("organization_id", str(desk.organization)), ("unit", "money"), ("amount", "0.01"), ("interval", "day")]
+    typed = [
+        ("organization_id", str(desk.organization)),
+        ("unit", "money"),
+        ("amount", "0.01"),
+        ("interval", "day"),
+    ]
     kept = [each for each in hidden if each[0] not in dict(typed)]
     shown = await admin.post("/budgets/replay", [*kept, *typed])
     assert shown.status == 200

@@ -1,8 +1,8 @@
-"""Folds calls of the past through budgets: what each budget would have refused or substituted, and of whom. Pure.
+"""Folds calls of the past through budgets: which calls each would have refused or substituted, and whose. Pure.
 
-A call is refused where an enforced budget has used more than its limit with the call. What is refused is used in no
+A call is refused where an enforced budget has used more than its limit with the call. A refused call is used in no
 budget; a call without use always fits. Memory grows with owners, never with calls: each owner has one history in a
-budget, and a second one, of what it had used without any refusal, from its first refused or substituted call on.
+budget. From its first refused or substituted call on it has a second one, in which nothing was refused.
 """
 
 from __future__ import annotations
@@ -271,7 +271,7 @@ class Replay:
         self._calls = self._refused = self._refused_cost = self.substituted = self.saved = 0
 
     def add(self, call: StoredCall) -> None:
-        """Let one call go through the budgets; it is not earlier than those before it."""
+        """Add one call, which is not earlier than the calls before it."""
         for days in self._days:
             if call.at_ms >= days.until_ms:
                 days.move(call.at_ms)
@@ -346,7 +346,7 @@ class Replay:
             meter.refuse(owner, call)
 
     def _aim(self, steps: Steps, call: StoredCall, asked: _Trial) -> None:
-        """Let a call go as the model that steps say, if it goes as another one at all."""
+        """Send a call as the model that steps name, or as it was asked for."""
 
         def attempt(model: str, cost: int) -> Attempt:
             trial = self._try(call, model, cost) if model else asked

@@ -96,7 +96,7 @@ class Windows(Generic[H]):
         raise NotImplementedError
 
     def roll(self, history: H, at_ms: int, owner: object) -> None:
-        """Bring a history whose window has changed to the time `at_ms`."""
+        """Move a history whose window has changed to the time `at_ms`."""
         raise NotImplementedError
 
     def take(self, history: H, at_ms: int, amount: int) -> None:
@@ -179,7 +179,7 @@ class FirstUseWindows(Windows[History]):
 
 
 class CarryingWindows(Windows[CarryingHistory]):
-    """Intervals of the calendar, each of which hands what it leaves to the next one.
+    """Intervals of the calendar that hand on what they leave.
 
     `limit_at` returns the limit of an owner; None instead of it: the budget's amount, always.
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from fractions import Fraction
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from gateway.core.accounts.budgets import Budget, is_of
@@ -89,13 +90,13 @@ class Steps:
         if kept is not None:
             kept = self._priced(call, kept.model, kept.place)
         if kept is not None and (attempt(kept.model, kept.cost).fits if kept.model else first.fits):
-            found = kept
+            aim = kept
         else:
             best = self._least(call, reached)
-            found = best if best is not None and attempt(best.model, best.cost).fits else as_asked
-        if found.model or first.fits:
-            self._keep(call, found)
-        return found
+            aim = best if best is not None and attempt(best.model, best.cost).fits else as_asked
+        if aim.model or first.fits:
+            self._keep(call, aim)
+        return aim
 
     def _reaches(self, place: int, model: str) -> tuple[_Reach, ...]:
         """Return the steps of a budget that replace a model, with the substitutes."""
@@ -123,7 +124,7 @@ class Steps:
             for place, reach in reached
             if (aim := self._priced(call, reach.substitute, place)) is not None
         ]
-        return min(aims, key=lambda each: each[0])[1] if aims else None
+        return min(aims, key=itemgetter(0))[1] if aims else None
 
     def _kept(self, call: StoredCall) -> Aim | None:
         """Return what the session of a call got, if its last call came within the hour before."""
@@ -147,7 +148,7 @@ def _is_reached(position: Position, at: Fraction) -> bool:
 
 def substitute(models: Iterable[tuple[str, str]], model: str) -> str:
     """Return the model that replaces `model`: that of the whole name, else of the longest beginning; "" for none."""
-    found = [
+    substitutes = [
         (not pattern.endswith("*"), len(pattern), name) for pattern, name in models if is_of(model, pattern)
     ]
-    return max(found)[2] if found else ""
+    return max(substitutes)[2] if substitutes else ""
