@@ -18,14 +18,15 @@ from typing import Any, Final
 
 from sqlalchemy import Connection, select, text
 
+from gateway.calls.rating import cost_of
 from gateway.core.accounts import groups
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budget_amounts import read_budget, render_amount
 from gateway.core.accounts.budgets import MONEY, OF_GROUP, SESSION, USER, Budget, override_owner
 from gateway.core.accounts.replay.calls import CallUsage, PriceOfCall, StoredCall
-from gateway.core.accounts.replay.fold import BudgetReplay, Replay, Replayed
+from gateway.core.accounts.replay.fold import BudgetFold, BudgetOutcome, Replayed
 from gateway.core.accounts.tags import tag_in
-from gateway.core.billing.price_book import KINDS, PriceBook, cost_nano, unpriced
+from gateway.core.billing.price_book import KINDS, PriceBook, unpriced
 from gateway.core.times import floor_ms, moment_of, ms_of, rfc3339
 from persistence.resources.catalogue import read_book
 from persistence.tables import call, caller_group, kept_since, organization
@@ -78,7 +79,7 @@ def replay(
 ) -> ReplayAnswer:
     """Replay budgets over stored calls, within a transaction that only reads."""
     facts = _FactsNeeded(connection, asked)
-    folded = Replay(asked.budgets, ms_of(asked.since), ms_of(asked.until), facts.price)
+    folded = BudgetFold(asked.budgets, ms_of(asked.since), ms_of(asked.until), facts.price)
     stored = facts.stored(_stored(connection, asked, facts))
     if archived is not None:
         facts.has_earlier = True
@@ -212,7 +213,7 @@ def price_by(book: PriceBook, currency: str) -> PriceOfCall:
         counts, tools, tier = stored.usage
         if vector is None or unpriced(vector, tools, counts, tier):
             return None
-        return cost_nano(vector, counts, tools, tier)
+        return cost_of(vector, counts, tools, tier)
 
     return price
 
@@ -275,7 +276,7 @@ def render(answer: ReplayAnswer) -> Row:
     }
 
 
-def _render_item(item: BudgetReplay) -> Row:
+def _render_item(item: BudgetOutcome) -> Row:
     amount = partial(render_amount, item.unit)
     return {
         "name": item.name,
@@ -299,7 +300,7 @@ def _render_item(item: BudgetReplay) -> Row:
     }  # fmt: skip
 
 
-def _render_counts(counts: Replayed | BudgetReplay) -> Row:
+def _render_counts(counts: Replayed | BudgetOutcome) -> Row:
     return {
         "refused": counts.refused, "refused_cost": render_amount(MONEY, counts.refused_cost),
         "substituted": counts.substituted, "saved": render_amount(MONEY, counts.saved),

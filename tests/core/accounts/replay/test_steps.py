@@ -8,7 +8,7 @@ import pytest
 
 from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.replay.calls import StoredCall
-from gateway.core.accounts.replay.fold import Replay, Replayed
+from gateway.core.accounts.replay.fold import BudgetFold, Replayed
 from gateway.core.accounts.replay.steps import substitute
 from gateway.core.accounts.steps import Step
 from gateway.core.times import DAY_MS, HOUR_MS
@@ -25,7 +25,7 @@ def call(hours: float, model: str = "dear-1", session: str = "", cost: int = 100
 
 
 def replayed(budgets: list[Budget], *calls: StoredCall) -> Replayed:
-    folded = Replay(budgets, FROM, FROM + 9 * DAY_MS, lambda _, model: COSTS.get(model))
+    folded = BudgetFold(budgets, FROM, FROM + 9 * DAY_MS, lambda _, model: COSTS.get(model))
     for each in calls:
         folded.add(each)
     return folded.result()
