@@ -16,7 +16,8 @@ from itertools import starmap
 from operator import attrgetter
 from typing import Any, Final
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, create_engine, select, text
+from sqlalchemy.pool import NullPool
 
 from gateway.calls.rating import cost_of
 from gateway.core.accounts import groups
@@ -28,6 +29,7 @@ from gateway.core.accounts.replay.fold import BudgetFold, BudgetOutcome, Replaye
 from gateway.core.accounts.tags import tag_in
 from gateway.core.billing.price_book import KINDS, PriceBook, unpriced
 from gateway.core.times import floor_ms, moment_of, ms_of, rfc3339
+from persistence.address import CONNECT, dialect_url
 from persistence.resources.catalogue import read_book
 from persistence.tables import call, caller_group, kept_since, organization
 
@@ -72,6 +74,14 @@ def budget_of(values: Row, place: int, since: datetime) -> Budget:
     return read_budget(
         {**values, "id": place + 1, "created_at": since, "raised_until": None, "overrides": own}
     )
+
+
+def replay_over(url: str, asked: ReplayRequest, archived: ArchivedCalls | None = None) -> ReplayAnswer:
+    """Replay budgets over the calls in the database at `url`, which is only read."""
+    engine = create_engine(dialect_url(url), poolclass=NullPool, hide_parameters=True, connect_args=CONNECT)
+    with engine.connect() as connection:
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"))
+        return replay(connection, asked, archived)
 
 
 def replay(
