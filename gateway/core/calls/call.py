@@ -926,7 +926,6 @@ class CallRequest:
     mcp: McpMessage = NO_MESSAGE
     answer_filter: AnswerFilter = NO_FILTER
     aim: Aim = UNAIMED  # where it goes
-    substitution: Substitution | None = None  # it is sent as `model` by a step of a budget
     learned: Learned = UNLEARNED  # by the estimator
 
     @property
@@ -944,9 +943,15 @@ class CallRequest:
         )  # fmt: skip
 
     @property
+    def substitution(self) -> Substitution | None:
+        """By which step of a budget it is sent as `model`; None if its caller named that."""
+        return self.aim.substitution
+
+    @property
     def asked_as(self) -> str:
         """The model that its caller named."""
-        return self.model if self.substitution is None else self.substitution.model_asked
+        by = self.aim.substitution
+        return self.model if by is None else by.model_asked
 
     @property
     def models(self) -> tuple[str, ...]:
