@@ -138,7 +138,9 @@ def _account(number: int, windows: int, organization: int, owner: str, window: s
     kind = getattr(budgets, window) if window else 0
     units = budgets.FLAG_MONEY, budgets.FLAG_TOKENS, budgets.FLAG_REQUESTS
     packed = [
-        budgets.DEFINED_WINDOW.pack(at + 1, 10**15, *times, budgets.FLAG_ENFORCE | kind | units[at % len(units)])
+        budgets.DEFINED_WINDOW.pack(
+            at + 1, 10**15, *times, budgets.FLAG_ENFORCE | kind | units[at % len(units)]
+        )
         for at in range(windows)
     ]
     name = f"{windows:03x}{kind >> 6:x}{organization:04x}{number:08x}" + (f":{owner}" if owner else "")
