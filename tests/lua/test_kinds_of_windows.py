@@ -122,7 +122,7 @@ def test_a_use_counts_in_its_part_until_that_is_over(world: ClockWorld) -> None:
     assert world.events()[-1].budgets == (WindowKey(1, NOON),)
 
 
-def test_a_window_from_first_use_begins_with_the_first_call_that_takes_from_it(world: ClockWorld) -> None:
+def test_window_from_first_use_begins_with_the_first_call_that_takes_an_amount(world: ClockWorld) -> None:
     call(world, BEGINS, money=0).settle(money=0)
     assert state(world, BEGINS).start == 0
     world.set_clock(NOON + 1234)
@@ -157,7 +157,7 @@ def test_interval_leaves_to_the_next_up_to_the_maximum(world: ClockWorld) -> Non
     assert (allowed.decision.budget.limit, allowed.decision.budget.used) == (250, 250)
 
 
-def test_debt_is_taken_off_until_amounts_have_covered_it(world: ClockWorld) -> None:
+def test_debt_is_taken_off_until_amounts_have_covered_all(world: ClockWorld) -> None:
     call(world, OWES, money=100).settle(money=350)
     for hours, refused, fits in ((1, 1, 0), (2, 1, 0), (3, 51, 50), (4, 151, 150)):
         world.set_clock(NOON + hours * HOUR_MS)
@@ -184,7 +184,7 @@ def test_reset_leaves_carried_amounts_and_empties_each_part(world: ClockWorld) -
 
 
 @pytest.mark.parametrize("budget", [ROLLS, BEGINS, CARRIES], ids=lambda budget: budget.name)
-def test_five_hundred_calls_at_one_instant_are_admitted_as_far_as_they_fit(
+def test_of_five_hundred_calls_at_one_instant_no_more_are_admitted_than_fit(
     world: ClockWorld, budget: Budget
 ) -> None:
     call(world, budget, money=20).settle(money=20)
