@@ -18,7 +18,7 @@ from gateway.counters.layouts.states import WindowState
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
 from persistence.keeper import definitions
-from persistence.keeper.verification import Accounts, BudgetUses
+from persistence.keeper.verification import Accounts, BudgetUses, forget_budget_uses
 from tests.background.backend import Backend, backend_at
 from tests.builders import World
 from tests.connections import connected
@@ -179,3 +179,15 @@ async def test_part_with_another_use_than_its_rows_is_reported_and_written(kept:
     assert await kept.differences() == [f"budget:{kept.rolls.id} drift {-7 * NANO}"]
     assert await kept.rebuilt() == 1
     assert kept.windows()[kept.rolls.id].used == 37 * NANO
+
+
+async def test_last_row_of_an_account_that_carries_is_never_forgotten(kept: KindsWorld) -> None:
+    day = kept.world.now_ms() // DAY_MS * DAY_MS
+    for days in (700, 600):
+        kept.store(kept.carries, day - days * DAY_MS, 7, 5)
+        kept.store(kept.begins, day - days * DAY_MS, 7)
+    with connected(kept.backend.database, autocommit=True) as connection:
+        connection.execute("UPDATE budget_use SET moved_at = start")
+    await forget_budget_uses(kept.backend.engine)
+    assert kept.rows(kept.carries) == [(day - 600 * DAY_MS, 7, 5)]
+    assert kept.rows(kept.begins) == []
