@@ -184,7 +184,7 @@ def test_reset_leaves_carried_amounts_and_empties_each_part(world: ClockWorld) -
 
 
 @pytest.mark.parametrize("budget", [ROLLS, BEGINS, CARRIES], ids=lambda budget: budget.name)
-def test_of_five_hundred_calls_at_one_instant_no_more_are_admitted_than_fit(
+def test_reserve_admits_of_five_hundred_calls_at_an_instant_as_many_as_fit(
     world: ClockWorld, budget: Budget
 ) -> None:
     call(world, budget, money=20).settle(money=20)
