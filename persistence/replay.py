@@ -16,17 +16,20 @@ from itertools import starmap
 from operator import attrgetter
 from typing import Any, Final
 
-from sqlalchemy import Connection, select, text
+from sqlalchemy import Connection, create_engine, select, text
+from sqlalchemy.pool import NullPool
 
+from gateway.calls.rating import cost_of
 from gateway.core.accounts import groups
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budget_amounts import read_budget, render_amount
 from gateway.core.accounts.budgets import MONEY, OF_GROUP, SESSION, USER, Budget, override_owner
 from gateway.core.accounts.replay.calls import CallUsage, PriceOfCall, StoredCall
-from gateway.core.accounts.replay.fold import BudgetReplay, Replay, Replayed
+from gateway.core.accounts.replay.fold import BudgetFold, BudgetOutcome, Replayed
 from gateway.core.accounts.tags import tag_in
-from gateway.core.billing.price_book import KINDS, PriceBook, cost_nano, unpriced
+from gateway.core.billing.price_book import KINDS, PriceBook, unpriced
 from gateway.core.times import floor_ms, moment_of, ms_of, rfc3339
+from persistence.address import CONNECT, dialect_url
 from persistence.resources.prices import read_book
 from persistence.tables import call, caller_group, kept_since, organization
 
@@ -73,19 +76,27 @@ def budget_of(values: Row, place: int, since: datetime) -> Budget:
     )
 
 
+def replay_over(url: str, asked: ReplayRequest, archived: ArchivedCalls | None = None) -> ReplayAnswer:
+    """Replay budgets over the calls in the database at `url`, which is only read."""
+    engine = create_engine(dialect_url(url), poolclass=NullPool, hide_parameters=True, connect_args=CONNECT)
+    with engine.connect() as connection:
+        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"))
+        return replay(connection, asked, archived)
+
+
 def replay(
     connection: Connection, asked: ReplayRequest, archived: ArchivedCalls | None = None
 ) -> ReplayAnswer:
     """Replay budgets over stored calls, within a transaction that only reads."""
     facts = _FactsNeeded(connection, asked)
-    folded = Replay(asked.budgets, ms_of(asked.since), ms_of(asked.until), facts.price)
+    folded = BudgetFold(asked.budgets, ms_of(asked.since), ms_of(asked.until), facts.price)
     stored = facts.stored(_stored(connection, asked, facts))
     if archived is not None:
         facts.has_earlier = True
         before = archived(asked.organization_id, asked.since, asked.until)
         stored = merge(facts.archived(connection, before), stored, key=attrgetter("at_ms"))
-    for each in stored:
-        folded.add(each)
+    for past in stored:
+        folded.add(past)
     return ReplayAnswer(facts.currency, tuple(facts.assumes()), folded.result())
 
 
@@ -152,8 +163,8 @@ class _FactsNeeded:
                 continue
             user_id = row["user_id"]
             if self.user and user_id is not None and user_id not in names:
-                found = connection.execute(_USER, {"id": user_id}).scalar()
-                names[user_id] = found or ""
+                name = connection.execute(_USER, {"id": user_id}).scalar()
+                names[user_id] = name or ""
             sent_as = row.get("model_asked") and row["model"]
             yield self._call(
                 floor_ms(row["created_at"]), (row["cost"] or 0) if row["currency"] == self.currency else 0,
@@ -195,13 +206,13 @@ class _GroupsNow:
 
     def put(self, stored: StoredCall, journal: Sequence[int]) -> StoredCall:
         """Return a call with the ids of its groups among these."""
-        found = {group for group in journal if group in self._claimed}
+        ids = {group for group in journal if group in self._claimed}
         for kind, value in (
             (groups.USER, stored.user), (groups.TENANT, stored.tenant_id),
             (groups.API_KEY, stored.api_key_id), (groups.PROJECT, stored.project_id),
         ):  # fmt: skip
-            found.update(self._members.get((kind, str(value)), ()))
-        return stored._replace(groups=tuple(sorted(found)))
+            ids.update(self._members.get((kind, str(value)), ()))
+        return stored._replace(groups=tuple(sorted(ids)))
 
 
 def price_by(book: PriceBook, currency: str) -> PriceOfCall:
@@ -212,7 +223,7 @@ def price_by(book: PriceBook, currency: str) -> PriceOfCall:
         counts, tools, tier = stored.usage
         if vector is None or unpriced(vector, tools, counts, tier):
             return None
-        return cost_nano(vector, counts, tools, tier)
+        return cost_of(vector, counts, tools, tier)
 
     return price
 
@@ -275,7 +286,7 @@ def render(answer: ReplayAnswer) -> Row:
     }
 
 
-def _render_item(item: BudgetReplay) -> Row:
+def _render_item(item: BudgetOutcome) -> Row:
     amount = partial(render_amount, item.unit)
     return {
         "name": item.name,
@@ -299,7 +310,7 @@ def _render_item(item: BudgetReplay) -> Row:
     }  # fmt: skip
 
 
-def _render_counts(counts: Replayed | BudgetReplay) -> Row:
+def _render_counts(counts: Replayed | BudgetOutcome) -> Row:
     return {
         "refused": counts.refused, "refused_cost": render_amount(MONEY, counts.refused_cost),
         "substituted": counts.substituted, "saved": render_amount(MONEY, counts.saved),

@@ -1,7 +1,7 @@
 """`POST /budgets/replay`: what budgets would have done with stored calls.
 
-The budgets are checked as new ones, with the rights of whoever may create them. The calls are read elsewhere, in a
-process that ends with the request.
+The budgets are checked as new ones, and the caller must have the right to create them. A process that ends with the
+request reads the calls.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def mount_replay(app: web.Application, ports: AdminPorts, root: str) -> None:
 
 
 async def check_replay(store: Store, actor: Actor, sent: Row, request_id: str) -> Row:
-    """Return a checked replay of an actor as JSON values: whose calls it reads, of which time, and its budgets.
+    """Return a checked replay of an actor as JSON values: the owner of its calls, their time, and its budgets.
 
     Raise `Unprocessable` with the fields that are wrong.
     """

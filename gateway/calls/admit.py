@@ -89,7 +89,7 @@ class Admission(NamedTuple):
     admitted: Admitted
     binds: bool
     call: CallRequest
-    asked_prices: CallPrices = NO_PRICES
+    asked_prices: CallPrices | None = None
 
 
 class PreparedUse(NamedTuple):
@@ -169,7 +169,7 @@ async def admit(
         admitted = check_admitted(ports, asked.caller, terms.budgets, answer)
     if terms.run is not None:
         ports.calls.runs.admitted(asked.caller, terms.run)
-    asked_prices = NO_PRICES if use.asked.call is call else terms.prices
+    asked_prices = None if use.asked.call is call else terms.prices
     return Admission(use.terms, use.claim, use.request, admitted, use.binds, use.asked.call, asked_prices)
 
 
@@ -366,7 +366,8 @@ async def _weigh(
 
 def _substituted(use: PreparedUse, model_asked: str, budget_id: int, budget: str) -> PreparedUse:
     """Return a use whose call says which model was asked for, and which budget's step sends it as another."""
-    call = replace(use.asked.call, substitution=Substitution(model_asked, budget_id, budget))
+    call = use.asked.call
+    call = replace(call, aim=call.aim._replace(substitution=Substitution(model_asked, budget_id, budget)))
     return use._replace(asked=use.asked._replace(call=call))
 
 

@@ -186,7 +186,8 @@ def charge(look_up: PriceOf, ended_ms: int, use: MeteredUse, terms: UseTerms) ->
     hour = _hour_of(price if price_id else None, parts, prices, ended_ms)
     facts = _facts_of(
         use, detail, cost, currency, price_id, without, rate, parts, hour, terms,
-        _saved(use, detail, terms, cost=cost, currency=currency, ended_ms=ended_ms),
+        None if terms.asked_prices is None
+        else _saved(use, detail, terms, cost=cost, currency=currency, ended_ms=ended_ms),
     )  # fmt: skip
     settlement = release(terms)
     settlement.metadata = write_facts(facts if used else briefly(facts))

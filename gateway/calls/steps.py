@@ -19,9 +19,10 @@ from gateway.core.calls.estimate import model_bounds
 from gateway.core.calls.routes import ModelRule, ModelTarget
 from gateway.core.calls.tariff import CallPrices
 from gateway.core.calls.use_request import UseRequest
-from gateway.core.families.model_differences import bound_by, refused_part
+from gateway.core.families.model_differences import refused_part
 from gateway.core.families.refusal import from_refused
 from gateway.core.families.registry import FAMILIES
+from gateway.core.families.seals import bound_by
 from gateway.core.model import Refused, Scope, Verdict
 from gateway.errors import Refusal
 

@@ -145,12 +145,12 @@ CAPABILITIES: Mapping[str, Capability] = {
         layout=133,
         schema="0140",
     ),
-    "carry": Capability("Carry-over of budgets", {"budgets": _sets("carry")}, layout=133, schema="0140"),
+    "carry": Capability("Carry-over of budgets", {"budgets": _sets("carry")}, layout=133, schema="0142"),
     "steps": Capability(
         "Steps of budgets",
         {"budgets": lambda verb, values, row: bool(values.get("steps"))},
         layout=133,
-        schema="0140",
+        schema="0141",
     ),
     "run_policies": Capability(
         "Policies of runs", dict.fromkeys(("organizations", "tenants", "api-keys"), _sets("runs")), layout=133

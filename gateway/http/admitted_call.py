@@ -120,7 +120,7 @@ class AdmittedCall:
             self._tags = self.worker.ports.directory.tags(caller, self.head.attribution)
         self.groups: tuple[int, ...] = ()
         self._raises = raises
-        self._asked_prices = NO_PRICES
+        self._asked_prices: CallPrices | None = None
         self._accounts: tuple[str, ...] = ()
         # The watched extension of the hold. Then, once computed: the tokens that the hold covers (-1 before),
         # and the costs of a token, in credits and in money.
@@ -398,7 +398,7 @@ class AdmittedCall:
         return UseTerms(
             self.caller, self.request_id, self.user, self.service, self.prices, self._accounts,
             budgets is not None, "" if budgets is None else budgets.currency, None,
-            self.head.said.columns, self._tags, self.groups, self.call.substitution, self._asked_prices,
+            self.head.said.columns, self._tags, self.groups, self.call.aim.substitution, self._asked_prices,
         )  # fmt: skip
 
     def _charged(self, usage: TokenUsage, status: int, reason: str, used: bool) -> ChargedUse:

@@ -333,9 +333,10 @@ def _answer_head(admitted: AdmittedCall, answer: AnswerHead, framing: bytes, kee
         ids = b"%b\r\nx-upstream-request-id: %b" % (ids, upstream_id)
     if admitted.worker.limits.show_upstream:
         shown = b"\r\nx-tollkeeper-upstream: %b" % attempt.name.encode()
-    if admitted.call.substitution is not None:
+    by = admitted.call.aim.substitution
+    if by is not None:
         shown = b"%b\r\nx-tollkeeper-model: %b\r\nx-tollkeeper-substituted-by: %b" % (
-            shown, quote(attempt.model, safe="/:@").encode(), quote(admitted.call.substitution.budget, safe="").encode(),
+            shown, quote(attempt.model, safe="/:@").encode(), quote(by.budget, safe="").encode(),
         )  # fmt: skip
     if status in HELD_OFF:
         shown = b"%b\r\nx-tollkeeper-refused-by: upstream" % shown

@@ -14,14 +14,10 @@ import threading
 from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import create_engine, text
-from sqlalchemy.pool import NullPool
-
 from gateway.core.accounts.administration import OWNER, TENANT, Row
 from gateway.core.accounts.replay.fold import REPLAY_CPU_S_MAX
 from gateway.errors import Unprocessable
-from persistence.address import CONNECT, dialect_url
-from persistence.replay import ArchivedCalls, ReplayRequest, budget_of, render, replay
+from persistence.replay import ArchivedCalls, ReplayRequest, budget_of, render, replay_over
 
 # The most memory that its data have (measured: 145 MB for a million calls against five budgets).
 MEMORY_BYTES_MAX: Final = 1024**3
@@ -60,12 +56,7 @@ def answer_of(asked: dict[str, Any], archived: ArchivedCalls | None = None) -> R
     since, until = (datetime.fromisoformat(asked[name]) for name in ("since", "until"))
     budgets = tuple([budget_of(budget, place, since) for place, budget in enumerate(asked["budgets"])])
     request = ReplayRequest(asked[OWNER], asked[TENANT], since, until, budgets)
-    engine = create_engine(
-        dialect_url(asked["url"]), poolclass=NullPool, hide_parameters=True, connect_args=CONNECT
-    )
-    with engine.connect() as connection:
-        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"))
-        return render(replay(connection, request, archived))
+    return render(replay_over(asked["url"], request, archived))
 
 
 def _end_with_parent() -> None:

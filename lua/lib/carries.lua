@@ -1,7 +1,7 @@
 -- carries: what an interval leaves to the next one. Needs state, wide, definition.
 -- The window that carries is followed by another one: its limit is the most that is carried, `start` the number of the interval, `next` and
 -- `after` the limit at the interval's end, in two numbers. Its meters are what is carried, in two numbers if its window is wide. That is
--- taken off what its window has used: so what is left is of both, and nobody else needs to know.
+-- taken off the used amount of its window, so all other code sees one amount.
 local carries = {none = {}, begun = false}
 
 -- takes what is carried off the used amounts of opened windows, or adds it again (`sign` 1)
@@ -10,7 +10,7 @@ function carries.fold(window, sign)
   if carry_window then window.used, window.used_rest = wide.added(window.used, window.used_rest, sign * carry_window.used, sign * carry_window.used_rest) end
 end
 
--- takes the windows of what is carried out of a list, each behind its own
+-- takes the windows for carried amounts out of a list, and hangs each on its own window
 function carries.attach(definition, windows)
   for _, carry in ipairs(definition and definition[CARRIES] or carries.none) do
     local window, carry_window, unit = windows[carry[CARRY_PLACE]], windows[carry[CARRIED_PLACE]], definition[UNITS][carry[CARRY_PLACE]]

@@ -10,17 +10,17 @@ local DEFINITIONS_MAX, WINDOWS_KEPT_MAX, FIRST_BYTE, HUGE = 256, 32, 1, 90071992
 -- of these but the second. The first field is as calls bring it.
 local LIVE, LIVE_COUNT, IDS, FIELDS, COUNT, ALL, FIRST_END, LAST_END, TOLD, UNITS, LIMITS, UNUSED_ENDS, WIDES, FURTHER, FORM = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
 local RINGS, CARRIES, WAITS, PART_BEGAN, UNTOLD, SPECIAL = 16, 17, 18, 19, 20, 21
--- A window that rolls: its place among the windows, where its parts are among the meters, and what is below a whole unit of each (0: it is
--- not wide), and the length of a part. It has the running part and thirty whole ones. The number
--- behind them is when the oldest one with a use began, 0 without any.
+-- A window that rolls: its place among the windows, the places of its parts and of their amounts below a whole unit among the meters (0: it
+-- is not wide), and the length of a part. It has the running part and thirty whole ones. The number behind them is when the oldest one
+-- with a use began, 0 without any.
 local RING_PLACE, RING_AT, RING_REST, RING_PART = 1, 2, 3, 4
 local WHOLE_PARTS, PARTS, PARTS_STORED = 30, 31, 32
--- A window that carries: its place, and that of what it carries. And how many intervals go by one after the other.
+-- A window that carries: its place, and the place of its carried amount.
 local CARRY_PLACE, CARRIED_PLACE = 1, 2
 local NOBODY = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
 local WINDOWS_REFUSED = {err = 'ERR a budget account has 1 to 32 windows'}
 local definitions, definitions_count, meter_forms = {}, 0, {}
--- What is done by the kind of a window: Lua allows 200 local names in one scope, and this table is one.
+-- Functions for kinds of windows: Lua allows 200 local names in one scope, and this table is one.
 local kinds = {}
 
 local function repeated(form, count) return '<' .. string.rep((string.gsub(form, '<', '')), count) end

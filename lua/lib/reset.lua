@@ -1,8 +1,8 @@
 -- reset: sets the use in a budget's window to 0, or takes a part of it away, in each account. Needs state, event, wide, definition, windows, account.
 local RESET_ACCOUNTS_MAX, NO_ID = 256, '000000000000000000000000000000000000'
 
--- Takes an amount of money from what is used, but no more than that, or all of it; below 0 it is added. Returns what is left and what was
--- taken, each in two numbers.
+-- Takes an amount of money from what is used, but no more than that, or all of it; below 0 it is added. Returns the rest and the
+-- taken amount, each in two numbers.
 local function take_used(used, used_rest, amount)
   local left, left_rest = 0, 0
   if amount then

@@ -136,7 +136,7 @@ function rings.parts(definition, meters, ring)
   end
 end
 
--- When a need fits that does not now, if nothing else is used: 0 for never. What is free is in one number, or in two.
+-- When a need fits that does not now, if nothing else is used: 0 for never. The free amount is in one number, or in two.
 function rings.fits_at(definition, meters, ring, free, free_rest, held, held_rest, need)
   for _, with_holds in ipairs({true, false}) do
     local whole, rest = free, free_rest

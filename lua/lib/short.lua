@@ -19,7 +19,7 @@ local function too_many(accounts, now)
 end
 
 -- The refusal by a window, if it is stronger than a former one: the latest end of a used-up window, then amounts held by calls. One that
--- rolls ends for a call once the call fits. What is below a whole unit of a wide window comes behind the limit, and is at `below`.
+-- rolls ends for a call once the call fits. Of a wide window amounts below a whole unit come behind the limit, and are at `below`.
 local function stronger(refusal, now, verdict, definition, meters, place, limit, need, least, unit, limit_rest, below)
   local fields, at, ring = definition[FIELDS], (place - 1) * DEFINED_WINDOW_SIZE, rings.at_place(definition, place)
   local used, held, used_rest, held_rest = meters[place * 2 - 1], meters[place * 2], below and meters[below] or 0, below and meters[below + 1] or 0

@@ -8,13 +8,16 @@ function wide.part(amount, parts)
   return parts * ((amount - low) / STEP_PARTS) + floor(rest / STEP_PARTS), rest % STEP_PARTS
 end
 
--- Whether used and held are a part of a wide window's limit or more.
-function wide.reaches(meters, window, parts)
+-- Whether used and held are a part of a wide window's limit or more. What is carried belongs to both: meters have it taken off the used
+-- amount.
+function wide.reaches(meters, definition, window, parts)
   local at, below = window[WIDE_PLACE] * 2, window[WIDE_BELOW]
-  local whole, millionths = wide.part(window[WIDE_WHOLE], parts)
-  local rest, beyond = wide.part(window[WIDE_REST], parts)
+  local carried, carried_rest = carries.of(definition, meters, window[WIDE_PLACE])
+  local limit, limit_rest = wide.added(window[WIDE_WHOLE], window[WIDE_REST], carried, carried_rest)
+  local whole, millionths = wide.part(limit, parts)
+  local rest, beyond = wide.part(limit_rest, parts)
   rest = rest + millionths * (NANO / STEP_PARTS) + (beyond > 0 and 1 or 0)
-  return (meters[at - 1] + meters[at] - whole) * NANO + meters[below] + meters[below + 1] - rest >= 0
+  return (meters[at - 1] + carried + meters[at] - whole) * NANO + meters[below] + carried_rest + meters[below + 1] - rest >= 0
 end
 
 -- Whether the window of a budget that enforces is used and held to a part of its limit (in millionths) or more.
@@ -24,14 +27,15 @@ function wide.is_step_reached(accounts, budget, parts)
     local fields, limits = definition[FIELDS], definition[LIMITS]
     for place = 1, definition[LIVE_COUNT] do
       if limits[place] and fields[(place - 1) * DEFINED_WINDOW_SIZE + WINDOW_BUDGET_ID_AT] == budget then
-        local whole, millionths = wide.part(limits[place], parts)
-        return meters[place * 2 - 1] + meters[place * 2] >= whole + (millionths > 0 and 1 or 0)
+        local carried = carries.of(definition, meters, place)
+        local whole, millionths = wide.part(limits[place] + carried, parts)
+        return meters[place * 2 - 1] + carried + meters[place * 2] >= whole + (millionths > 0 and 1 or 0)
       end
     end
     for _, window in ipairs(definition[WIDES] or wide.none) do
       local place = window[WIDE_PLACE]
       if has(window[WIDE_FLAGS], WINDOW_ENFORCES) and fields[(place - 1) * DEFINED_WINDOW_SIZE + WINDOW_BUDGET_ID_AT] == budget then
-        return wide.reaches(meters, window, parts)
+        return wide.reaches(meters, definition, window, parts)
       end
     end
   end

@@ -14,7 +14,7 @@ function wide.split(amount)
   return (amount - rest) / NANO, rest
 end
 
--- the sum of two amounts in two numbers each, of which the second may be of any size
+-- the sum of two amounts in two numbers each; the second numbers may be of any size
 function wide.added(whole, rest, more, more_rest)
   rest = rest + more_rest
   local over = floor(rest / NANO)

@@ -182,6 +182,7 @@ def test_openapi_example_of_each_request_body_is_accepted_by_the_api() -> None:
         bodies += [resource.create, resource.patch, *(action.body for action in resource.actions)]
         bodies += [action.body for part in resource.parts for _, action in part.writes]
         bodies.append(resource.batch.body if resource.batch is not None else None)
+        bodies += [question.asked for question in resource.questions if question.verb]
     bodies += [report.run.body for report in REPORTS.values() if report.run is not None]
     models = {model.__name__: model for model in bodies if model is not None}
     feature_values = {name for name, model in models.items() if ".features." in model.__module__}

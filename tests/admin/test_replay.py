@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -16,8 +18,11 @@ from gateway.core.billing.price_book import KINDS
 from persistence.address import dialect_url
 from persistence.replay import ReplayRequest, budget_of, render, replay
 from tests.admin.conftest import Api
+from tests.admin.test_cli import Run, from_json, run
 from tests.connections import connected
 from tests.waiting import eventually
+
+__all__ = ["run"]
 
 BEGAN = datetime(2026, 10, 5, 6, tzinfo=UTC)
 PERIOD = {"from": "2026-10-05T00:00:00Z", "to": "2026-10-12T00:00:00Z"}
@@ -86,7 +91,7 @@ async def desk(api: Api) -> Desk:
     return Desk(api, first["organization_id"], (first["id"], second["id"]), (keys[0]["id"], keys[1]["id"]))
 
 
-async def test_replay_refuses_calls_beyond_the_amount_and_says_when_and_whose(desk: Desk) -> None:
+async def test_replay_refuses_calls_beyond_the_amount_and_names_their_owners(desk: Desk) -> None:
     ada, bob = desk.users("ada", "bob")
     desk.store(
         desk.call(0, 600_000_000, user_id=ada), desk.call(1, 500_000_000, user_id=ada),
@@ -128,7 +133,7 @@ async def test_replay_compares_overrides_with_the_time_of_each_call(desk: Desk) 
     assert (found["items"][0]["least_amount"], found["items"][0]["suggestions"]) == ("0", None)
 
 
-async def test_replay_takes_the_members_of_now_and_says_what_it_assumes(desk: Desk) -> None:
+async def test_replay_takes_the_members_of_now_and_names_its_assumptions(desk: Desk) -> None:
     ada, bob = desk.users("ada", "bob")
     group = await desk.api.make(
         "groups", organization_id=desk.organization, name="g", kind="user", members=["ada"]
@@ -227,6 +232,17 @@ async def test_replay_reads_no_calls_of_others(desk: Desk) -> None:
         )["token"]
         answer = await desk.api.acting_as(token).post("budgets/replay", {"budgets": [desk.budget()]})
         assert answer.status == 403
+
+
+async def test_cli_replays_budgets_of_a_file(desk: Desk, run: Run, tmp_path: Path) -> None:
+    desk.store(desk.call(0, 2 * 10**9), desk.call(200, 10**9))
+    file = tmp_path / "budgets.json"
+    file.write_text(json.dumps({"organization_id": desk.organization, "budgets": [desk.budget()]}))
+    within = ["--from", PERIOD["from"], "--to", PERIOD["to"]]
+    found = await from_json(run, "budget", "replay", "-f", str(file), *within)
+    assert (found["calls"], found["refused"]) == (1, 1)
+    file.write_text("[]")
+    assert "must hold a JSON object" in (await run("budget", "replay", "-f", str(file))).stderr
 
 
 async def test_third_replay_is_429_and_a_client_that_leaves_ends_its_process(desk: Desk) -> None:

@@ -68,6 +68,7 @@ def expected(cost: int | None, **over: Any) -> dict[str, dict[str, Any]]:
         "service_tier": "", "cost": cost, "currency": "USD", "price_id": 9, "route": "/v1/responses",
         "session": "s1", "metadata": json.loads(SAID), "unknown": USAGE, "reason": "", "used_ms": 0,
         "unpriced": "web_search", "exchange_rate": "", "beside": (), "hour": None, "tags": {}, "groups": (5, 9),
+        "step": None,
         "corrects": "", "first_token_ms": None,
         "upstream_request_id": "",
     } | over  # fmt: skip

@@ -222,16 +222,14 @@ STEPS = st.lists(
 
 @settings(max_examples=examples(300), deadline=None)
 @given(steps=STEPS)
-def test_any_life_of_windows_is_what_all_its_uses_come_to(
-    valkey: str, steps: list[tuple[object, ...]]
-) -> None:
+def test_history_of_windows_equals_the_sums_of_all_uses(valkey: str, steps: list[tuple[object, ...]]) -> None:
     redis.Redis.from_url(valkey).flushdb()
     world = ClockWorld(valkey, BEGIN)
     world.plan(None)
     life = Life(world)
     for verb, *arguments in steps:
         if verb == "passes":
-            world.set_clock(max(BEGIN, world.at_ms + int(arguments[0])))  # type: ignore[call-overload]
+            world.set_clock(max(BEGIN, world.at_ms + int(str(arguments[0]))))
         else:
             getattr(life, str(verb))(*arguments)
         life.holds()

@@ -76,7 +76,7 @@ def test_a_rolling_use_counts_from_its_admission_for_the_length_and_a_part(world
     assert call(world, ROLLS, money=100).verdict is Verdict.ADMITTED
 
 
-def test_a_refusal_of_a_rolling_window_says_when_this_call_fits_and_nothing_where_it_never_does(
+def test_refusal_of_a_rolling_window_has_the_time_at_which_this_call_fits(
     world: ClockWorld,
 ) -> None:
     for at, money in enumerate((30, 20, 50)):
@@ -122,7 +122,7 @@ def test_a_use_counts_in_its_part_until_that_is_over(world: ClockWorld) -> None:
     assert world.events()[-1].budgets == (WindowKey(1, NOON),)
 
 
-def test_a_window_from_first_use_begins_with_the_first_call_that_takes_from_it(world: ClockWorld) -> None:
+def test_window_from_first_use_begins_with_the_first_call_that_takes_an_amount(world: ClockWorld) -> None:
     call(world, BEGINS, money=0).settle(money=0)
     assert state(world, BEGINS).start == 0
     world.set_clock(NOON + 1234)
@@ -140,7 +140,7 @@ def test_a_window_from_first_use_begins_with_the_first_call_that_takes_from_it(w
     assert (state(world, BEGINS).start, used_and_held(world, BEGINS)) == (NOON + 7 * LENGTH, (50, 0))
 
 
-def test_an_interval_leaves_to_the_next_one_up_to_the_maximum(world: ClockWorld) -> None:
+def test_interval_leaves_to_the_next_up_to_the_maximum(world: ClockWorld) -> None:
     call(world, CARRIES, money=30).settle(money=30)
     world.set_clock(NOON + HOUR_MS)
     assert call(world, CARRIES, money=171).verdict is Verdict.BUDGET_EXCEEDED
@@ -157,7 +157,7 @@ def test_an_interval_leaves_to_the_next_one_up_to_the_maximum(world: ClockWorld)
     assert (allowed.decision.budget.limit, allowed.decision.budget.used) == (250, 250)
 
 
-def test_debt_is_taken_off_until_amounts_have_covered_it(world: ClockWorld) -> None:
+def test_debt_is_taken_off_until_amounts_have_covered_all(world: ClockWorld) -> None:
     call(world, OWES, money=100).settle(money=350)
     for hours, refused, fits in ((1, 1, 0), (2, 1, 0), (3, 51, 50), (4, 151, 150)):
         world.set_clock(NOON + hours * HOUR_MS)
@@ -166,7 +166,7 @@ def test_debt_is_taken_off_until_amounts_have_covered_it(world: ClockWorld) -> N
             call(world, OWES, money=fits).release()
 
 
-def test_a_reset_leaves_what_is_carried_and_empties_each_part(world: ClockWorld) -> None:
+def test_reset_leaves_carried_amounts_and_empties_each_part(world: ClockWorld) -> None:
     call(world, CARRIES, ROLLS, money=30).settle(money=30)
     world.set_clock(NOON + HOUR_MS)
     call(world, CARRIES, ROLLS, money=50).settle(money=50)
@@ -184,7 +184,7 @@ def test_a_reset_leaves_what_is_carried_and_empties_each_part(world: ClockWorld)
 
 
 @pytest.mark.parametrize("budget", [ROLLS, BEGINS, CARRIES], ids=lambda budget: budget.name)
-def test_of_five_hundred_calls_at_one_instant_as_many_are_admitted_as_fit(
+def test_reserve_admits_of_five_hundred_calls_at_an_instant_as_many_as_fit(
     world: ClockWorld, budget: Budget
 ) -> None:
     call(world, budget, money=20).settle(money=20)
@@ -203,7 +203,7 @@ def test_of_five_hundred_calls_at_one_instant_as_many_are_admitted_as_fit(
     assert used_and_held(world, budget)[1] == 3 * fits
 
 
-def test_a_correction_counts_in_the_part_of_the_call_that_it_corrects(world: ClockWorld) -> None:
+def test_correction_counts_in_the_part_of_its_call(world: ClockWorld) -> None:
     made = call(world, ROLLS, money=30)
     world.set_clock(NOON + 2 * PART)
     made.reclaim(money=30)
@@ -242,7 +242,9 @@ def test_a_use_from_elsewhere_begins_a_window_only_if_that_still_runs(
 
 
 @pytest.mark.parametrize("budget", [ROLLS, BEGINS, CARRIES], ids=lambda budget: budget.name)
-def test_a_partition_that_older_programs_read_has_no_such_windows(world: ClockWorld, budget: Budget) -> None:
+def test_partition_that_older_programs_read_refuses_new_kinds_of_windows(
+    world: ClockWorld, budget: Budget
+) -> None:
     world.client.set(keys.marker(world.p), packing.marker(world.run_id, 1, 1, EARLIER))
     before = world.everything()
     with pytest.raises(redis.ResponseError, match="know no windows of this kind"):

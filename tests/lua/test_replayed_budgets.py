@@ -13,7 +13,7 @@ import pytest
 from gateway.core.accounts.budgets import DEFINED_WINDOW, Budget, PersonalOverride, owner_of
 from gateway.core.accounts.call_budgets import OrganizationBudgets
 from gateway.core.accounts.replay.calls import StoredCall
-from gateway.core.accounts.replay.fold import Replay
+from gateway.core.accounts.replay.fold import BudgetFold
 from gateway.core.accounts.windows import CALENDAR
 from gateway.core.model import BudgetAccount, SettleResult, Verdict
 from gateway.core.times import DAY_MS, HOUR_MS
@@ -105,7 +105,7 @@ def test_replay_refuses_the_calls_that_the_scripts_refused(world: World, kind: s
     random = Random(seed)
     budgets = drawn(random, kind)
     server = Server(world, budgets)
-    folded = Replay(budgets, BEGIN_MS, BEGIN_MS + DAYS * DAY_MS, lambda call, model: None)
+    folded = BudgetFold(budgets, BEGIN_MS, BEGIN_MS + DAYS * DAY_MS, lambda call, model: None)
     at_ms, refused = BEGIN_MS, 0
     for _ in range(90):
         at_ms += random.choice((0, 0, 1, 1, 5, 24, 40)) * HOUR_MS

@@ -203,6 +203,10 @@ BODIES: Mapping[str, Json] = {
         "thresholds": [0.5, 0.8, 1.0],
     },
     "BudgetPatch": {"amount": "300.00"},
+    "BudgetReplayQuery": {
+        "organization_id": 1,
+        "budgets": [{"name": "a day", "unit": "money", "amount": "20.00", "interval": "day", "each": "user"}],
+    },
     "Override": {"amount": "50.00", "until": "2999-01-01T00:00:00Z", "reason": "a large migration"},
     "GroupCreate": {"organization_id": 1, "name": "Platform", "kind": "user", "members": ["ada@example.com"]},
     "GroupPatch": {"claim": "platform-team"},

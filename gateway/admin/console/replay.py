@@ -73,14 +73,14 @@ async def budget_replay(
         replayed = await while_connected(request, desk.ports.replay(asked))
     except (Overloaded, TooManyRequests, Unprocessable) as error:
         return desk.answer(request, signed, "replay.html", wrong=[("", error.message)])
-    found: Any = await in_thread(render_replay, replayed)
-    [item] = found["items"]
+    answer: Any = await in_thread(render_replay, replayed)
+    [item] = answer["items"]
     owner = await desk.whole.ports.store.get("organizations", int(str(asked[OWNER])))
     whole = {**asked["budgets"][0], "currency": owner["currency"]}
     return desk.answer(
-        request, signed, "replay.html", wrong=(), replayed=found, item=item, budget=whole, picture=picture(whole, item),
+        request, signed, "replay.html", wrong=(), replayed=answer, item=item, budget=whole, picture=picture(whole, item),
         amount=partial(amount, whole),
-        assumed=[in_words(each) for each in found["assumes"]], owners_shown=OWNERS_SHOWN,
+        assumed=list(map(in_words, answer["assumes"])), owners_shown=OWNERS_SHOWN,
     )  # fmt: skip
 
 
@@ -97,11 +97,11 @@ def picture(budget: Row, item: Row) -> ReplayPicture:
     used = [*_used_by_the_end(budget, days)]
     top = max([*used, limit if has_line else Decimal(0)]) or Decimal(1)
     columns = []
-    for each, sum_ in zip(days, used, strict=True):
+    for row, sum_ in zip(days, used, strict=True):
         height = round(HEIGHT * float(sum_ / top), 3)
-        refused = f", {number(each['refused'])} refused" if each["refused"] else ""
-        title = f"{day(date.fromisoformat(each['day']))}: {sum_:f} used{refused}"
-        columns.append(DayColumn(round(HEIGHT - height, 3), height, each["refused"], title))
+        refused = f", {number(row['refused'])} refused" if row["refused"] else ""
+        title = f"{day(date.fromisoformat(row['day']))}: {sum_:f} used{refused}"
+        columns.append(DayColumn(round(HEIGHT - height, 3), height, row["refused"], title))
     first, last = (day(date.fromisoformat(days[at]["day"])) for at in (0, -1))
     line = round(HEIGHT - HEIGHT * float(limit / top), 3) if has_line else None
     return ReplayPicture(tuple(columns), line, first, last)
@@ -115,9 +115,9 @@ def _grows(budget: Row) -> bool:
 def _used_by_the_end(budget: Row, days: Any) -> Iterator[Decimal]:
     """Yield the use of the interval by the end of each day; the day's own where no interval is of days."""
     begun, used, zone = -1, Decimal(0), ZoneInfo(str(budget["time_zone"]))
-    for each in days:
+    for row in days:
         if _grows(budget):
-            noon = datetime.combine(date.fromisoformat(each["day"]), time(12), zone).astimezone(UTC)
+            noon = datetime.combine(date.fromisoformat(row["day"]), time(12), zone).astimezone(UTC)
             start = window_bounds(
                 str(budget["interval"]), str(budget["time_zone"]), int(str(budget["anchor_day"])), ms_of(noon)
             )[0]
@@ -125,5 +125,5 @@ def _used_by_the_end(budget: Row, days: Any) -> Iterator[Decimal]:
             begun = start
         else:
             used = Decimal(0)
-        used += Decimal(str(each["used"]))
+        used += Decimal(str(row["used"]))
         yield used

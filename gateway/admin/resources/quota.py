@@ -606,7 +606,7 @@ class ReplayedOverride(In):
 class ReplayedBudget(BudgetCreate):
     """A budget of a replay: as a new one, with the overrides that it would have."""
 
-    organization_id: Id | None = optional("That of the replay, or left out.")  # type: ignore[assignment]
+    organization_id: Id | None = optional("That of the replay, or left out.")  # type: ignore[assignment]  # it may be left out here
     overrides: list[ReplayedOverride] = Field(
         default=[], max_length=OVERRIDES_MAX, description="Amounts of single ones; until may be in the past."
     )
@@ -652,7 +652,7 @@ class ReplayedDay(Out):
 
 
 class ReplayedCounts(Out):
-    """What was refused and substituted."""
+    """Counts of calls that a replay refused and substituted."""
 
     refused: int
     refused_cost: Money = Field(description="What the refused calls did cost.")

@@ -209,8 +209,10 @@ class Partitions:
         Return None if another keeper did so meanwhile. `catalogue` is the version of the list of services.
         """
         partition, strays = found.partition, found.strays
-        large = any(each.is_large for one in truth.organizations for each in one.definition.terms.budgets)
-        marker = await self._target.take_up_layout(partition, found.marker, is_large=large)
+        newest = any(
+            each.needs_newest_layout for one in truth.organizations for each in one.definition.terms.budgets
+        )
+        marker = await self._target.take_up_layout(partition, found.marker, is_needed=newest)
         if marker is None:
             return None
         lost = await self._lost(partition, truth, strays)

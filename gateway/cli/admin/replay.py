@@ -45,21 +45,20 @@ def replay(
     database_url: Database = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what budgets would have done with the calls of a time, had they been the only ones."""
-    said = {"from": since, "to": until}
-    moments = {name: moment for name, moment in said.items() if moment is not None}
+    """Replay budgets over the calls of a time: which would have been refused, and whose."""
+    moments = {name: moment for name, moment in (("from", since), ("to", until)) if moment is not None}
     with failing(), waiting("Replaying calls"):
         body = {**_read(file), **moments}
         if archive is None:
             api = find()
-            found = with_(api, timeout_s=api.timeout_s + _seconds_max()).post("budgets/replay", body)
+            answer = with_(api, timeout_s=api.timeout_s + _seconds_max()).post("budgets/replay", body)
         else:
-            found = _replay_here(body, archive, owner_url(config, database_url, data_dir))
+            answer = _replay_here(body, archive, owner_url(config, database_url, data_dir))
     if as_json:
-        print_json(found)
+        print_json(answer)
         return
-    items = [{**item, "suggestions": _words(item["suggestions"])} for item in found["items"]]
-    report({**found, "items": items}, "Budgets", COLUMNS, as_json=False)
+    items = [{**item, "suggestions": _words(item["suggestions"])} for item in answer["items"]]
+    report({**answer, "items": items}, "Budgets", COLUMNS, as_json=False)
 
 
 def _words(suggestions: Json | None) -> str:
@@ -92,8 +91,8 @@ def _replay_here(body: Json, archive: str, url: str) -> Json:
         asked = asyncio.run(_checked(body, url))
         return dict(render_replay(answer_of({**asked, "url": url}, _archived(archive))))
     except Unprocessable as refused:
-        told = "; ".join(f"{name}: {fault}" for name, fault in refused.errors)
-        raise CommandFailed(f"{refused.message} {told}") from refused
+        faults = "; ".join(f"{name}: {fault}" for name, fault in refused.errors)
+        raise CommandFailed(f"{refused.message} {faults}") from refused
 
 
 async def _checked(body: Json, url: str) -> Json:

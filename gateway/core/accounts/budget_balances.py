@@ -112,8 +112,5 @@ def carried_to(
     if carry is None or not begun or not isinstance(form, CalendarWindow):
         return 0
     last = max(begun)
-    intervals = form.number(form.since(at_ms)) - form.number(last)
-    if intervals <= 0:
-        return carried or 0
     at_end = budget.limit_of(owner, form.ends(last, uses) - 1, groups).amount
-    return carry.hand_on(carried or 0, uses[last], at_end, intervals)
+    return form.carry_to(at_ms, last, carry, carried=carried or 0, used=uses[last], limit=at_end)

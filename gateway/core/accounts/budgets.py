@@ -213,7 +213,7 @@ class Budget:
         return bool(self.raises or self.overrides)
 
     @property
-    def is_large(self) -> bool:
+    def needs_newest_layout(self) -> bool:
         """Whether only the newest layout counts it: money of more than one number, windows not of the calendar, carry."""
         own = [own.amount or 0 for owners in (self.raises, self.overrides) for own in owners.values()]
         return self.window != CALENDAR or self.carry is not None or (

@@ -109,7 +109,7 @@ ReachedKey = tuple[tuple[MatchedStep, ...], tuple[str, ...], int]
 
 
 class ReachedUses:
-    """Uses of which all steps were reached when they were judged last; the first one is forgotten first."""
+    """Uses whose steps were all reached when a script judged them last; the first is forgotten first."""
 
     __slots__ = ("_keys", "_most")
 

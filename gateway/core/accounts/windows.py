@@ -53,6 +53,10 @@ class WindowForm(Protocol):
     def flag(self) -> int:
         """Its flag in definitions, 0 for none."""
 
+    @property
+    def length(self) -> str:
+        """Its length as `read_length` reads it, empty for a window by the calendar."""
+
     def times(self, at_ms: int) -> Times:
         """Return the times of the window at a time, as definitions have them."""
 
@@ -87,6 +91,7 @@ class CalendarWindow:
     anchor_day: int = 1
     kept_ms: int = 0
     flag: int = 0
+    length: str = ""
 
     def times(self, at_ms: int) -> Times:
         start, following, after = window_bounds(self.interval, self.time_zone, self.anchor_day, at_ms)
@@ -116,6 +121,16 @@ class CalendarWindow:
             return day.toordinal() // facts.days
         return (day.year * 12 + day.month - 1) // facts.months
 
+    def carry_to(
+        self, at_ms: int, start_ms: int, carry: Carry, *, carried: int, used: int, limit: int | None
+    ) -> int:
+        """Return what the interval at a time carries, by the last one that was used: it began at `start_ms`.
+
+        That one `carried` and `used` these amounts, and `limit` is the one at its end.
+        """
+        intervals = self.number(self.since(at_ms)) - self.number(start_ms)
+        return carried if intervals <= 0 else carry.hand_on(carried, used, limit, intervals)
+
 
 @dataclass(frozen=True, slots=True)
 class RollingWindow:
@@ -123,6 +138,10 @@ class RollingWindow:
 
     length_ms: int
     flag: int = FLAG_ROLLING
+
+    @property
+    def length(self) -> str:
+        return render_length(self.length_ms)
 
     @property
     def part_ms(self) -> int:
@@ -155,6 +174,10 @@ class FirstUseWindow:
 
     length_ms: int
     flag: int = FLAG_FIRST_USE
+
+    @property
+    def length(self) -> str:
+        return render_length(self.length_ms)
 
     def times(self, at_ms: int) -> Times:
         return Times(0, 0, self.length_ms)
@@ -193,7 +216,7 @@ class Carry:
     debt: bool = False
 
     def hand_on(self, carried: int, used: int, limit: int | None, intervals: int = 1) -> int:
-        """Return what is carried after so many intervals, of which the first used an amount and carried another.
+        """Return what is carried after so many intervals. Only the first one `used` something, and it `carried` that much.
 
         `limit` is that at the end of each, None for no limit.
         """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from gateway.core.accounts.steps import Substitution
 from gateway.core.calls.routes import ModelTarget, UpstreamFacts
 
 
@@ -22,7 +23,8 @@ class Aim(NamedTuple):
     unknown. Failures of the kinds in `fallback` lead to the next target, also if the one before may have
     worked, where the call `repeats`. `facts` are those of the upstream, or of each target. `output_max` and
     `output_default` are the bounds of `said` as these upstreams take them, and `output_least` is the smallest
-    maximum that all take. `reports_each`: a usage report is about one choice.
+    maximum that all take. `reports_each`: a usage report is about one choice. `substitution`: a step of a budget
+    leads it here, to another model than its caller named.
     """
 
     said: SaidBounds
@@ -35,6 +37,7 @@ class Aim(NamedTuple):
     output_max: int | None = None
     output_default: int = 0
     output_least: int = 1
+    substitution: Substitution | None = None
 
 
 UNAIMED: Final = Aim(SaidBounds(None, 0, False))

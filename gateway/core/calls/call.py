@@ -982,7 +982,6 @@ class CallRequest:
     media: Media = NO_MEDIA
     answer_filter: AnswerFilter = NO_FILTER
     aim: Aim = UNAIMED  # where it goes
-    substitution: Substitution | None = None  # it is sent as `model` by a step of a budget
     learned: Learned = UNLEARNED  # by the estimator
 
     @property
@@ -1005,9 +1004,15 @@ class CallRequest:
         )  # fmt: skip
 
     @property
+    def substitution(self) -> Substitution | None:
+        """By which step of a budget it is sent as `model`; None if its caller named that."""
+        return self.aim.substitution
+
+    @property
     def asked_as(self) -> str:
         """The model that its caller named."""
-        return self.spec.model if self.substitution is None else self.substitution.model_asked
+        by = self.aim.substitution
+        return self.spec.model if by is None else by.model_asked
 
     @property
     def models(self) -> tuple[str, ...]:

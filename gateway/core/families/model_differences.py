@@ -1,30 +1,16 @@
 """The differences of models of one API, for calls that are sent as another model than their caller named. Pure.
 
 A row is what some models of an API refuse, with its source. What no row names is taken by all of them, so that a
-step of a budget decides for models that nobody here knows. Objects of a provider may belong to the model that made
-them; those of the prefixes in `PLAIN_OBJECTS` do not.
+step of a budget decides for models that nobody here knows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from gateway.core.accounts.budgets import is_of
 from gateway.core.calls.call import CallRequest
-from gateway.core.families.seals import sealed_member
-
-# Members at the top of a body that name what one model made or keeps: a response, a conversation, a cache.
-# By the types of openai 2.9, google-genai 1.52, 2026-11-30.
-_BOUND: Final = (
-    "previous_response_id",
-    "conversation",
-    "cachedContent",
-    "cached_content",
-    "previous_interaction_id",
-)
-# Ids of objects that belong to no model: files, vector stores, containers, skills.
-PLAIN_OBJECTS: Final = ("file-", "file_", "files/", "vs_", "cntr_", "container_", "skill_")
 
 
 class Difference(NamedTuple):
@@ -53,22 +39,6 @@ def has_sound(call: CallRequest) -> bool:
 
 def has_tools(call: CallRequest) -> bool:
     return len(call.body.tools) > 0
-
-
-def bound_by(call: CallRequest, seals: Mapping[str, str]) -> str:
-    """Return what binds a call to the model that its caller named, in words; empty if nothing does.
-
-    `seals` are the sealed members of its family.
-    """
-    document = call.body.document or {}
-    for name in _BOUND:
-        if document.get(name):
-            return f"it names what another model keeps ({name})"
-    kept = next((id_ for id_ in call.objects.named if not id_.startswith(PLAIN_OBJECTS)), "")
-    if kept:
-        return f"it names what another model made ({kept[:64]})"
-    member = sealed_member(seals, call.body.content)
-    return f"it carries what another model sealed ({member})" if member else ""
 
 
 def refused_part(

@@ -1,6 +1,7 @@
 """Members of a body that a provider sealed for itself, by who opens them besides the account that made them. Pure.
 
-Each family lists its own in its record, with a source where another account may open them.
+Each family lists its own in its record, with a source where another account may open them. Objects that a provider
+keeps may belong to the model that made them; those of the prefixes in `PLAIN_OBJECTS` do not.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 import msgspec
+
+from gateway.core.calls.call import CallRequest
 
 # Who opens a sealed member besides its account.
 NOBODY, CLAUDE = "nobody", "claude"
@@ -19,6 +22,17 @@ _OWN: Final = frozenset({
     "parametersJsonSchema", "parameters_json_schema", "requestMetadata", "response", "responseJsonSchema",
     "responseSchema", "schema",
 })  # fmt: skip
+# Members at the top of a body that name what one model made or keeps: a response, a conversation, a cache.
+# By the types of openai 2.9, google-genai 1.52, 2026-11-30.
+_BOUND: Final = (
+    "previous_response_id",
+    "conversation",
+    "cachedContent",
+    "cached_content",
+    "previous_interaction_id",
+)
+# Ids of objects that belong to no model: files, vector stores, containers, skills.
+PLAIN_OBJECTS: Final = ("file-", "file_", "files/", "vs_", "cntr_", "container_", "skill_")
 _decode = msgspec.json.Decoder().decode
 
 
@@ -34,6 +48,22 @@ def can_open(seals: Mapping[str, str], body: bytes, models: tuple[str, str]) -> 
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
     return not openers or (openers == {CLAUDE} and all(CLAUDE in model.lower() for model in models))
+
+
+def bound_by(call: CallRequest, seals: Mapping[str, str]) -> str:
+    """Return what binds a call to the model that its caller named, in words; empty if nothing does.
+
+    `seals` are the sealed members of its family.
+    """
+    document = call.body.document or {}
+    for name in _BOUND:
+        if document.get(name):
+            return f"it names what another model keeps ({name})"
+    kept = next((id_ for id_ in call.objects.named if not id_.startswith(PLAIN_OBJECTS)), "")
+    if kept:
+        return f"it names what another model made ({kept[:64]})"
+    member = sealed_member(seals, call.body.content)
+    return f"it carries what another model sealed ({member})" if member else ""
 
 
 def sealed_member(seals: Mapping[str, str], body: bytes) -> str:

@@ -13,7 +13,7 @@ from gateway.core.accounts.budget_amounts import render_amount
 from gateway.core.accounts.budget_balances import BudgetBalance, LiveWindow, compute_balance
 from gateway.core.accounts.budgets import OTHERS, Budget, owner_in
 from gateway.core.accounts.call_budgets import CallerBudget
-from gateway.core.accounts.windows import CALENDAR, ROLLING, render_length
+from gateway.core.accounts.windows import ROLLING
 from gateway.core.model import Attribution, Caller, Scope
 from gateway.core.times import moment_of, ms_of, rfc3339
 from gateway.counters.admission.throttle import Throttle
@@ -85,8 +85,8 @@ def _budget_limit(budget: Budget, now: BudgetBalance) -> dict[str, object]:
     """Return one budget as JSON values; the amounts held by running calls are taken off the rest."""
     limit, left = now.limit, now.remaining
     more: dict[str, object] = {}
-    if budget.window != CALENDAR:
-        more |= {"window": budget.window, "length": render_length(budget.length_ms)}
+    if length := budget.form.length:
+        more |= {"window": budget.window, "length": length}
     if budget.window == ROLLING:
         more["frees"] = [
             {"at": moment(at_ms), "amount": render_amount(budget.unit, amount)} for at_ms, amount in now.frees

@@ -154,13 +154,13 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
             if isinstance(name, bytes) and name.isascii() and isinstance(score, bytes) and b"inf" not in score
         }
 
-    async def take_up_layout(self, partition: int, before: bytes, *, is_large: bool) -> bytes | None:
+    async def take_up_layout(self, partition: int, before: bytes, *, is_needed: bool) -> bytes | None:
         """Have an unverified partition written in today's layout, if all programs read it; return its marker.
 
-        A partition that `is_large` has amounts that only today's layout can hold: written in the one before,
+        A partition for which today's layout `is_needed` has budgets that only this can hold: written in the one before,
         they would be cut for good. None if the marker is no longer `before`.
         """
-        if not (is_large or self.takes_up()) or packing.layout_of(before) == LAYOUT:
+        if not (is_needed or self.takes_up()) or packing.layout_of(before) == LAYOUT:
             return before
         run_id, epoch, catalogue = packing.read_marker(before)
         marker = packing.marker(run_id or NOBODY, epoch, catalogue, LAYOUT)

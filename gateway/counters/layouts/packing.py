@@ -188,15 +188,8 @@ def account_keys(partition: int, names: Sequence[str], *, indexed: bool) -> Iter
 def live_windows(packed: bytes) -> dict[int, LiveWindow]:
     """Return the stored windows of an account, by budget id."""
     return {
-        window.budget_id: LiveWindow(
-            window.budget_id,
-            window.used,
-            window.held,
-            window.start,
-            window.parts,
-            window.carry.carried if window.carry is not None and window.carry.begun else None,
-        )
-        for window in unpack_windows(packed)
+        one.budget_id: LiveWindow(one.budget_id, one.used, one.held, one.start, one.parts, one.carried)
+        for one in unpack_windows(packed)
     }
 
 

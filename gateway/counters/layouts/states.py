@@ -95,6 +95,11 @@ class WindowState:
         return self.flags & FLAG_CARRIES
 
     @property
+    def carried(self) -> int | None:
+        """What it carries over, None if it does not, or was not used yet."""
+        return self.carry.carried if self.carry is not None and self.carry.begun else None
+
+    @property
     def uses(self) -> dict[int, int]:
         """Its use by the start by which it counts."""
         return self.parts if self.kind == FLAG_ROLLING else {self.start: self.used}

@@ -89,14 +89,14 @@ def rows(
 
 
 def _found(
-    place: FileStore, ledger: MonthlyLedger, asked: RowFilter, said: Callable[[str], object]
+    place: FileStore, ledger: MonthlyLedger, asked: RowFilter, report: Callable[[str], object]
 ) -> Iterator[_Found]:
     """Yield the selected rows of all months in order, each with its file."""
     with told(place.url):
         if lacking := [
             month for month in archiving.unnamed_files(place, ledger.name) if _touches(month, asked)
         ]:
-            said(_without_manifest(place, ledger, lacking))
+            report(_without_manifest(place, ledger, lacking))
         there = archiving.months_in(place, ledger.name)
         if not there and next(archiving.databases_in(place), None) is None:
             raise ArchiveFailed(f"{place.url} is no archive: there is no manifest of any ledger")
@@ -110,14 +110,14 @@ def _found(
 
 
 def archived_calls(
-    url: str, said: Callable[[str], object]
+    url: str, report: Callable[[str], object]
 ) -> Callable[[int, datetime, datetime], Iterator[Mapping[str, Any]]]:
     """Return a function that yields an organization's archived calls between two times, in their order."""
     place = FileStore(url)
 
     def read(organization_id: int, since: datetime, until: datetime) -> Iterator[Mapping[str, Any]]:
         asked = RowFilter({"organization_id": organization_id}, since, until)
-        for row, _ in _found(place, CALLS, asked, said):
+        for row, _ in _found(place, CALLS, asked, report):
             for name in ("tools", "tags", "groups"):
                 if row.get(name) is not None:
                     row[name] = read_json(row[name])

@@ -18,7 +18,7 @@ from gateway.counters.layouts.states import WindowState
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
 from persistence.keeper import definitions
-from persistence.keeper.verification import Accounts, BudgetUses
+from persistence.keeper.verification import Accounts, BudgetUses, forget_budget_uses
 from tests.background.backend import Backend, backend_at
 from tests.builders import World
 from tests.connections import connected
@@ -40,7 +40,7 @@ class Defined(Accounts):
 
 
 @dataclass
-class Kept:
+class KindsWorld:
     """An organization with a budget of each kind, of money for all."""
 
     backend: Backend
@@ -108,7 +108,7 @@ class Kept:
 
 
 @pytest.fixture
-async def kept(valkey: str, migrated: str) -> AsyncIterator[Kept]:
+async def kept(valkey: str, migrated: str) -> AsyncIterator[KindsWorld]:
     async with backend_at(valkey, migrated) as backend:
         world = await backend.settle_in(1000)
         ids = [
@@ -124,10 +124,10 @@ async def kept(valkey: str, migrated: str) -> AsyncIterator[Kept]:
             Budget(ids[1], "begins", "money", 500 * NANO, "", window=FIRST_USE, length_ms=LENGTH),
             Budget(ids[2], "carries", "money", 500 * NANO, "day", carry=Carry(800 * NANO, debt=True)),
         ]
-        yield Kept(backend, world, *made)
+        yield KindsWorld(backend, world, *made)
 
 
-async def test_a_lost_account_has_the_parts_the_window_and_the_carried_amount_again(kept: Kept) -> None:
+async def test_lost_account_has_its_parts_window_and_carried_amount_again(kept: KindsWorld) -> None:
     now_ms = kept.world.now_ms()
     part, day = now_ms // PART * PART, now_ms // DAY_MS * DAY_MS
     kept.store(kept.rolls, part - 31 * PART, 9 * NANO)
@@ -171,7 +171,7 @@ async def test_a_lost_account_has_the_parts_the_window_and_the_carried_amount_ag
     assert await kept.rebuilt() == 0
 
 
-async def test_a_part_with_another_use_than_its_rows_is_told_and_written(kept: Kept) -> None:
+async def test_part_with_another_use_than_its_rows_is_reported_and_written(kept: KindsWorld) -> None:
     kept.used(30 * NANO)
     await kept.backend.flush()
     part = kept.world.now_ms() // PART * PART
@@ -179,3 +179,15 @@ async def test_a_part_with_another_use_than_its_rows_is_told_and_written(kept: K
     assert await kept.differences() == [f"budget:{kept.rolls.id} drift {-7 * NANO}"]
     assert await kept.rebuilt() == 1
     assert kept.windows()[kept.rolls.id].used == 37 * NANO
+
+
+async def test_last_row_of_an_account_that_carries_is_never_forgotten(kept: KindsWorld) -> None:
+    day = kept.world.now_ms() // DAY_MS * DAY_MS
+    for days in (700, 600):
+        kept.store(kept.carries, day - days * DAY_MS, 7, 5)
+        kept.store(kept.begins, day - days * DAY_MS, 7)
+    with connected(kept.backend.database, autocommit=True) as connection:
+        connection.execute("UPDATE budget_use SET moved_at = start")
+    await forget_budget_uses(kept.backend.engine)
+    assert kept.rows(kept.carries) == [(day - 600 * DAY_MS, 7, 5)]
+    assert kept.rows(kept.begins) == []

@@ -27,6 +27,7 @@ from gateway.core.accounts.budgets import (
     windows_valid_until,
 )
 from gateway.core.accounts.intervals import window_bounds
+from gateway.core.accounts.windows import ROLLING, Carry
 from gateway.core.model import INTEGER_MAX
 
 BUDGET = Budget(7, "all", "money", 5_000_000_000, "month")
@@ -242,7 +243,9 @@ def test_window_without_a_limit_is_counted_and_refuses_no_call() -> None:
     assert flags & FLAG_ENFORCE
 
 
-def test_budget_is_large_by_its_largest_override() -> None:
+def test_budget_needs_the_newest_layout_by_its_largest_override() -> None:
     usual = Budget(1, "each", "money", 20, "day", each="user", overrides={ADA: PersonalOverride(None)})
-    assert not usual.is_large
-    assert replace(usual, overrides={ADA: PersonalOverride(2**53)}).is_large
+    assert not usual.needs_newest_layout
+    assert replace(usual, overrides={ADA: PersonalOverride(2**53)}).needs_newest_layout
+    assert replace(usual, carry=Carry(1)).needs_newest_layout
+    assert replace(usual, interval="", window=ROLLING, length_ms=10**6).needs_newest_layout

@@ -233,11 +233,11 @@ async def test_a_partition_is_taken_up_once_all_read_todays_layout(
     before = packing.marker(bytes(40), 1, 1, layout)
     world.client.set(keys.marker(world.p), before)
     everything = world.everything()
-    after = await keeper.take_up_layout(world.p, before, is_large=False)
+    after = await keeper.take_up_layout(world.p, before, is_needed=False)
     assert after == packing.marker(bytes(40), 1, 1, LAYOUT if all_read_it else EARLIER)
     assert world.get(keys.marker(world.p)) == after
     assert (world.everything() == everything) is (after == before)
-    assert await keeper.take_up_layout(world.p, b"other", is_large=True) is None
+    assert await keeper.take_up_layout(world.p, b"other", is_needed=True) is None
 
 
 async def test_a_partition_of_a_newer_version_is_left_alone(world: World, connect: Connect) -> None:

@@ -1,8 +1,8 @@
-"""Folds calls of the past through budgets: what each budget would have refused or substituted, and of whom. Pure.
+"""Folds calls of the past through budgets: which calls each would have refused or substituted, and whose. Pure.
 
-A call is refused where an enforced budget has used more than its limit with the call. What is refused is used in no
+A call is refused where an enforced budget has used more than its limit with the call. A refused call is used in no
 budget; a call without use always fits. Memory grows with owners, never with calls: each owner has one history in a
-budget, and a second one, of what it had used without any refusal, from its first refused or substituted call on.
+budget. From its first refused or substituted call on it has a second one, in which nothing was refused.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from zoneinfo import ZoneInfo
 from gateway.core.accounts.budgets import OF_GROUP, UNITS, Budget, owner_of
 from gateway.core.accounts.intervals import DAY, window_bounds
 from gateway.core.accounts.replay.calls import NOBODY, PriceOfCall, StoredCall, owner_reader
-from gateway.core.accounts.replay.histories import History, windows_of
-from gateway.core.accounts.replay.steps import Attempt, Position, Steps
+from gateway.core.accounts.replay.histories import AccountHistory, windows_of
+from gateway.core.accounts.replay.steps import Position, Steps, StepTrial
 from gateway.core.times import moment_of
 from gateway.errors import Unprocessable
 
@@ -48,7 +48,7 @@ class RefusedOwner:
 
 
 @dataclass(frozen=True, slots=True)
-class ReplayedDay:
+class DayOutcome:
     """What a budget used and refused on a day of its zone."""
 
     day: date
@@ -57,7 +57,7 @@ class ReplayedDay:
 
 
 @dataclass(frozen=True, slots=True)
-class BudgetReplay:
+class BudgetOutcome:
     """What one budget would have done. Costs are in nano-units, other amounts in the budget's unit as counted."""
 
     name: str
@@ -69,7 +69,7 @@ class BudgetReplay:
     first_refusal_ms: int | None
     owners: tuple[RefusedOwner, ...]
     owners_more: int
-    by_day: tuple[ReplayedDay, ...]
+    by_day: tuple[DayOutcome, ...]
     least_amount: int
     suggestions: Mapping[str, int] | None
 
@@ -83,14 +83,14 @@ class Replayed:
     refused_cost: int
     substituted: int
     saved: int
-    items: tuple[BudgetReplay, ...]
+    items: tuple[BudgetOutcome, ...]
 
 
 @dataclass(slots=True)
 class _Divergence:
     """The history of an owner without any refusal, and how often the budget refused it."""
 
-    free: History
+    free: AccountHistory
     refused: int = 0
     first_ms: int = 0
 
@@ -122,12 +122,15 @@ class _Meter:
     """
 
     __slots__ = (
-        "_groups", "_groups_overridden", "_own", "amount", "budget", "days", "divergences", "enforce", "first_refused",
+        "_groups", "_groups_overridden", "_own", "_owners_listed_max", "_owners_max", "amount", "budget", "days", "divergences", "enforce", "first_refused",
         "has_steps", "histories", "is_plain", "owner", "place", "refused", "refused_by_day", "refused_cost", "refused_owners",
         "saved", "substituted", "unit", "used_by_day", "windows",
     )  # fmt: skip
 
-    def __init__(self, place: int, budget: Budget, days: _Days) -> None:
+    def __init__(
+        self, place: int, budget: Budget, days: _Days, owners_max: int, owners_listed_max: int
+    ) -> None:
+        self._owners_max, self._owners_listed_max = owners_max, owners_listed_max
         self.place, self.budget, self.days = place, budget, days
         self.unit, self.enforce, self.amount = UNITS.index(budget.unit), budget.enforce, budget.amount
         self.owner = owner_reader(budget.each)
@@ -143,10 +146,10 @@ class _Meter:
         ])  # fmt: skip
         self._own, self._groups = dict[object, str](), dict[object, tuple[int, ...]]()
 
-    def open(self, owner: object) -> History:
+    def open(self, owner: object) -> AccountHistory:
         """Return the new history of an owner; raise `Unprocessable` if it is one too many."""
-        if len(self.histories) >= OWNERS_MAX + (NOBODY in self.histories or owner == NOBODY):
-            why = f"has more than {OWNERS_MAX} values in these calls: choose a shorter period, or fewer calls"
+        if len(self.histories) >= self._owners_max + (NOBODY in self.histories or owner == NOBODY):
+            why = f"has more than {self._owners_max} values in these calls: choose a shorter period, or fewer calls"
             raise Unprocessable(errors=((f"budgets.{self.place}.each", why),))
         if type(owner) is str:
             owner = sys.intern(owner)  # other budgets may have the same one
@@ -154,7 +157,7 @@ class _Meter:
             name = owner_of(str(owner))
             if name in self.budget.overrides or name in self.budget.raises:
                 self._own[owner] = name
-        history: History = self.windows.open()
+        history: AccountHistory = self.windows.open()
         self.histories[owner] = history
         return history
 
@@ -183,7 +186,7 @@ class _Meter:
             divergence = self.divergences[owner] = _Divergence(self.histories[owner].fork())
         return divergence
 
-    def take(self, history: History, at_ms: int, amount: int) -> None:
+    def take(self, history: AccountHistory, at_ms: int, amount: int) -> None:
         """Add an admitted use above 0."""
         self.windows.take(history, at_ms, amount)
         self.used_by_day[self.days.index] += amount
@@ -204,12 +207,12 @@ class _Meter:
         divergence = self.diverge(owner)
         if not divergence.refused:
             divergence.first_ms = call.at_ms
-            if len(self.first_refused) < OWNERS_LISTED_MAX:
+            if len(self.first_refused) < self._owners_listed_max:
                 self.first_refused.append(owner)
             self.refused_owners += 1
         divergence.refused += 1
 
-    def result(self) -> BudgetReplay:
+    def result(self) -> BudgetOutcome:
         firsts = [self.divergences[owner] for owner in self.first_refused]
         owners = [
             RefusedOwner(str(owner), at.refused, at.first_ms, self.histories[owner].peak)
@@ -226,12 +229,12 @@ class _Meter:
             } or None
         nobody = self.divergences.get(NOBODY)
         named = self.refused_owners - (nobody is not None and nobody.refused > 0)
-        return BudgetReplay(
+        return BudgetOutcome(
             self.budget.name, self.budget.unit, self.refused, self.refused_cost, self.substituted, self.saved,
             firsts[0].first_ms if firsts else None,
             tuple(owners) if self.budget.each else (),
             named - len(owners) if self.budget.each else 0,
-            tuple(map(ReplayedDay, self.days.dates, self.used_by_day, self.refused_by_day)),
+            tuple(map(DayOutcome, self.days.dates, self.used_by_day, self.refused_by_day)),
             least, suggestions,
         )  # fmt: skip
 
@@ -245,7 +248,7 @@ class _Meter:
 
 # A call in the account of one owner of a budget: the budget, the owner, its history, and the call's use. No class,
 # as making one takes longer than all the rest.
-_Share = tuple[_Meter, object, History, int]
+_Share = tuple[_Meter, object, AccountHistory, int]
 
 
 class _Trial(NamedTuple):
@@ -256,22 +259,28 @@ class _Trial(NamedTuple):
     positions: list[Position]
 
 
-class Replay:
+class BudgetFold:
     """Budgets through which stored calls go, in the order of their time.
 
     Calls are from `from_ms` up to before `to_ms` (Unix ms). `price` is asked for the calls of steps alone.
     """
 
-    def __init__(self, budgets: Sequence[Budget], from_ms: int, to_ms: int, price: PriceOfCall) -> None:
+    def __init__(
+        self, budgets: Sequence[Budget], from_ms: int, to_ms: int, price: PriceOfCall,
+        *, owners_max: int = OWNERS_MAX, owners_listed_max: int = OWNERS_LISTED_MAX,
+    ) -> None:  # fmt: skip
         days = {budget.time_zone: _Days(budget.time_zone, from_ms, to_ms) for budget in budgets}
         self._days = tuple(days.values())
-        self._meters = [_Meter(place, budget, days[budget.time_zone]) for place, budget in enumerate(budgets)]
+        self._meters = [
+            _Meter(place, budget, days[budget.time_zone], owners_max, owners_listed_max)
+            for place, budget in enumerate(budgets)
+        ]
         self._steps = Steps(budgets, price) if any(budget.steps for budget in budgets) else None
         self._facts, self._selected = _facts_selected_by(budgets), dict[object, tuple[_Meter, ...]]()
         self._calls = self._refused = self._refused_cost = self.substituted = self.saved = 0
 
     def add(self, call: StoredCall) -> None:
-        """Let one call go through the budgets; it is not earlier than those before it."""
+        """Add one call, which is not earlier than the calls before it."""
         for days in self._days:
             if call.at_ms >= days.until_ms:
                 days.move(call.at_ms)
@@ -346,11 +355,11 @@ class Replay:
             meter.refuse(owner, call)
 
     def _aim(self, steps: Steps, call: StoredCall, asked: _Trial) -> None:
-        """Let a call go as the model that steps say, if it goes as another one at all."""
+        """Send a call as the model that steps name, or as it was asked for."""
 
-        def attempt(model: str, cost: int) -> Attempt:
+        def attempt(model: str, cost: int) -> StepTrial:
             trial = self._try(call, model, cost) if model else asked
-            return Attempt(not trial.short, tuple(trial.positions))
+            return StepTrial(not trial.short, tuple(trial.positions))
 
         aim = steps.aim(call, attempt)
         if not aim.model:

@@ -26,7 +26,7 @@ FOREVER: Final = 1 << 62
 LimitAt = Callable[[object, int], int | None]
 
 
-class History:
+class AccountHistory:
     """The use of one account in its window, the most in one (`peak`), and when the window changes (Unix ms).
 
     `carried` is what the window has besides the limit; below 0 is what is taken off.
@@ -37,14 +37,14 @@ class History:
     def __init__(self) -> None:
         self.used = self.peak = self.until_ms = self.carried = 0
 
-    def fork(self) -> History:
+    def fork(self) -> AccountHistory:
         """Return a copy, which goes on by itself."""
         copy = type(self)()
         copy.used, copy.peak, copy.until_ms, copy.carried = self.used, self.peak, self.until_ms, self.carried
         return copy
 
 
-class RollingHistory(History):
+class RollingHistory(AccountHistory):
     """Besides, the `parts` of a rolling window that have use: number and use, one after another."""
 
     __slots__ = ("parts",)
@@ -53,14 +53,14 @@ class RollingHistory(History):
         super().__init__()
         self.parts = list[int]()
 
-    def fork(self) -> History:
+    def fork(self) -> AccountHistory:
         copy = super().fork()
         assert isinstance(copy, RollingHistory)
         copy.parts = [*self.parts]
         return copy
 
 
-class CarryingHistory(History):
+class CarryingHistory(AccountHistory):
     """Besides, what the least amount follows from.
 
     `index` is the interval's number in the budget's calendar, `first` that of the first use; -1 before it. `total`
@@ -75,7 +75,7 @@ class CarryingHistory(History):
         self.total = self.least = 0
         self.hull = [0, 0]
 
-    def fork(self) -> History:
+    def fork(self) -> AccountHistory:
         copy = super().fork()
         assert isinstance(copy, CarryingHistory)
         copy.index, copy.first = self.index, self.first
@@ -83,7 +83,7 @@ class CarryingHistory(History):
         return copy
 
 
-H = TypeVar("H", bound=History)
+H = TypeVar("H", bound=AccountHistory)
 
 
 class Windows(Generic[H]):
@@ -96,7 +96,7 @@ class Windows(Generic[H]):
         raise NotImplementedError
 
     def roll(self, history: H, at_ms: int, owner: object) -> None:
-        """Bring a history whose window has changed to the time `at_ms`."""
+        """Move a history whose window has changed to the time `at_ms`."""
         raise NotImplementedError
 
     def take(self, history: H, at_ms: int, amount: int) -> None:
@@ -108,7 +108,7 @@ class Windows(Generic[H]):
         return history.peak
 
 
-class CalendarWindows(Windows[History]):
+class CalendarWindows(Windows[AccountHistory]):
     """Intervals of the calendar, without carry."""
 
     __slots__ = ("_end_ms", "_interval")
@@ -117,15 +117,15 @@ class CalendarWindows(Windows[History]):
         self._interval = budget.interval, budget.time_zone, budget.anchor_day
         self._end_ms = 0
 
-    def open(self) -> History:
-        return History()
+    def open(self) -> AccountHistory:
+        return AccountHistory()
 
-    def roll(self, history: History, at_ms: int, owner: object) -> None:
+    def roll(self, history: AccountHistory, at_ms: int, owner: object) -> None:
         if at_ms >= self._end_ms:
             self._end_ms = window_bounds(*self._interval, at_ms)[1] or FOREVER
         history.used, history.until_ms = 0, self._end_ms
 
-    def take(self, history: History, at_ms: int, amount: int) -> None:
+    def take(self, history: AccountHistory, at_ms: int, amount: int) -> None:
         used = history.used = history.used + amount
         history.peak = max(history.peak, used)
 
@@ -158,7 +158,7 @@ class RollingWindows(Windows[RollingHistory]):
         history.peak = max(history.peak, used)
 
 
-class FirstUseWindows(Windows[History]):
+class FirstUseWindows(Windows[AccountHistory]):
     """Windows that begin with the first call that takes from them. Before it, `until_ms` is 0."""
 
     __slots__ = ("_length_ms",)
@@ -166,20 +166,20 @@ class FirstUseWindows(Windows[History]):
     def __init__(self, budget: Budget) -> None:
         self._length_ms = budget.length_ms
 
-    def open(self) -> History:
-        return History()
+    def open(self) -> AccountHistory:
+        return AccountHistory()
 
-    def roll(self, history: History, at_ms: int, owner: object) -> None:
+    def roll(self, history: AccountHistory, at_ms: int, owner: object) -> None:
         history.used = history.until_ms = 0
 
-    def take(self, history: History, at_ms: int, amount: int) -> None:
+    def take(self, history: AccountHistory, at_ms: int, amount: int) -> None:
         history.until_ms = history.until_ms or at_ms + self._length_ms
         used = history.used = history.used + amount
         history.peak = max(history.peak, used)
 
 
 class CarryingWindows(Windows[CarryingHistory]):
-    """Intervals of the calendar, each of which hands what it leaves to the next one.
+    """Intervals of the calendar that hand on what they leave.
 
     `limit_at` returns the limit of an owner; None instead of it: the budget's amount, always.
     """

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from fractions import Fraction
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from gateway.core.accounts.budgets import Budget, is_of
@@ -29,7 +30,7 @@ class Position(NamedTuple):
     limit: int | None
 
 
-class Attempt(NamedTuple):
+class StepTrial(NamedTuple):
     """A call as one model: whether all budgets have room for it, and its positions in those with steps."""
 
     fits: bool
@@ -37,10 +38,10 @@ class Attempt(NamedTuple):
 
 
 # Tries a call as a model, empty for the one asked for, at a cost.
-Try = Callable[[str, int], Attempt]
+Try = Callable[[str, int], StepTrial]
 
 
-class Aim(NamedTuple):
+class StepAim(NamedTuple):
     """The model that a call is sent as, empty for the one asked for, its cost, and the place of the budget behind it."""
 
     model: str
@@ -57,7 +58,7 @@ class _Reach(NamedTuple):
 
 
 class _Session(NamedTuple):
-    aim: Aim
+    aim: StepAim
     last_ms: int
 
 
@@ -70,9 +71,9 @@ class Steps:
         self._known: dict[tuple[int, str], tuple[_Reach, ...]] = {}
         self._sessions: dict[int, OrderedDict[tuple[str, str], _Session]] = {}
 
-    def aim(self, call: StoredCall, attempt: Try) -> Aim:
+    def aim(self, call: StoredCall, attempt: Try) -> StepAim:
         """Return what a call is sent as: the one asked for where no step of its budgets is reached, or none fits."""
-        as_asked, first = Aim("", call.cost), attempt("", call.cost)
+        as_asked, first = StepAim("", call.cost), attempt("", call.cost)
         steps = [
             (position, reach)
             for position in first.positions
@@ -89,13 +90,13 @@ class Steps:
         if kept is not None:
             kept = self._priced(call, kept.model, kept.place)
         if kept is not None and (attempt(kept.model, kept.cost).fits if kept.model else first.fits):
-            found = kept
+            aim = kept
         else:
             best = self._least(call, reached)
-            found = best if best is not None and attempt(best.model, best.cost).fits else as_asked
-        if found.model or first.fits:
-            self._keep(call, found)
-        return found
+            aim = best if best is not None and attempt(best.model, best.cost).fits else as_asked
+        if aim.model or first.fits:
+            self._keep(call, aim)
+        return aim
 
     def _reaches(self, place: int, model: str) -> tuple[_Reach, ...]:
         """Return the steps of a budget that replace a model, with the substitutes."""
@@ -110,27 +111,27 @@ class Steps:
             ])  # fmt: skip
         return known
 
-    def _priced(self, call: StoredCall, model: str, place: int) -> Aim | None:
+    def _priced(self, call: StoredCall, model: str, place: int) -> StepAim | None:
         if not model:
-            return Aim("", call.cost)
+            return StepAim("", call.cost)
         cost = self._price(call, model)
-        return None if cost is None else Aim(model, cost, place)
+        return None if cost is None else StepAim(model, cost, place)
 
-    def _least(self, call: StoredCall, reached: Iterable[tuple[int, _Reach]]) -> Aim | None:
+    def _least(self, call: StoredCall, reached: Iterable[tuple[int, _Reach]]) -> StepAim | None:
         """Return the aim that costs least; of equal ones that of the first budget, and its greatest step."""
         aims = [
             ((aim.cost, place, -reach.at), aim)
             for place, reach in reached
             if (aim := self._priced(call, reach.substitute, place)) is not None
         ]
-        return min(aims, key=lambda each: each[0])[1] if aims else None
+        return min(aims, key=itemgetter(0))[1] if aims else None
 
-    def _kept(self, call: StoredCall) -> Aim | None:
+    def _kept(self, call: StoredCall) -> StepAim | None:
         """Return what the session of a call got, if its last call came within the hour before."""
         session = self._sessions.get(call.tenant_id, OrderedDict()).get((call.session, call.model))
         return session.aim if session is not None and call.at_ms - session.last_ms <= HOUR_MS else None
 
-    def _keep(self, call: StoredCall, aim: Aim) -> None:
+    def _keep(self, call: StoredCall, aim: StepAim) -> None:
         if not call.session:
             return
         name, sessions = (call.session, call.model), self._sessions.setdefault(call.tenant_id, OrderedDict())
@@ -147,7 +148,7 @@ def _is_reached(position: Position, at: Fraction) -> bool:
 
 def substitute(models: Iterable[tuple[str, str]], model: str) -> str:
     """Return the model that replaces `model`: that of the whole name, else of the longest beginning; "" for none."""
-    found = [
+    substitutes = [
         (not pattern.endswith("*"), len(pattern), name) for pattern, name in models if is_of(model, pattern)
     ]
-    return max(found)[2] if found else ""
+    return max(substitutes)[2] if substitutes else ""

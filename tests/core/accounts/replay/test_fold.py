@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from gateway.core.accounts.budgets import Budget, PersonalOverride, owner_of
-from gateway.core.accounts.replay import fold
 from gateway.core.accounts.replay.calls import StoredCall
-from gateway.core.accounts.replay.fold import Replay, Replayed
+from gateway.core.accounts.replay.fold import BudgetFold, Replayed
 from gateway.core.accounts.windows import FIRST_USE, ROLLING, Carry
 from gateway.core.times import DAY_MS, HOUR_MS
 from gateway.errors import Unprocessable
@@ -25,8 +24,8 @@ SETS = range(20)
 ZONES = ("UTC", "Europe/Berlin", "America/New_York")
 
 
-def replayed(budgets: list[Budget], calls: list[StoredCall], price: Any = None) -> Replayed:
-    folded = Replay(budgets, FROM, TO, price or (lambda call, model: None))
+def replayed(budgets: list[Budget], calls: list[StoredCall], **maxima: int) -> Replayed:
+    folded = BudgetFold(budgets, FROM, TO, lambda call, model: None, **maxima)
     for call in calls:
         folded.add(call)
     return folded.result()
@@ -133,20 +132,20 @@ def at(hours: float, cost: int = 0, **over: Any) -> StoredCall:
     return StoredCall(FROM + round(hours * HOUR_MS), cost, over.pop("tokens", 0), 1, **over)
 
 
-def test_replay_names_the_budget_with_too_many_owners(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fold, "OWNERS_MAX", 3)
+def test_replay_names_the_budget_with_too_many_owners() -> None:
     budgets = [Budget(1, "all", "requests", 1, "day"), Budget(2, "each", "requests", 9, "day", each="user")]
     calls = [at(0, user=name) for name in ("", "a", "b", "c", "", "a")]
-    assert replayed(budgets, calls).calls == 6
+    assert replayed(budgets, calls, owners_max=3).calls == 6
     with pytest.raises(Unprocessable) as refused:
-        replayed(budgets, [*calls, at(1, user="d")])
+        replayed(budgets, [*calls, at(1, user="d")], owners_max=3)
     assert [name for name, _ in refused.value.errors] == ["budgets.1.each"]
 
 
-def test_replay_lists_the_owners_that_were_refused_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fold, "OWNERS_LISTED_MAX", 2)
+def test_replay_lists_the_owners_that_were_refused_first() -> None:
     calls = [at(hour, user=name) for hour, name in enumerate("aabbccaa")] + [at(9), at(9)]
-    [item] = replayed([Budget(1, "each", "requests", 1, "total", each="user")], calls).items
+    [item] = replayed(
+        [Budget(1, "each", "requests", 1, "total", each="user")], calls, owners_listed_max=2
+    ).items
     assert [(owner.who, owner.refused) for owner in item.owners] == [("a", 3), ("b", 1)]
     assert (item.owners_more, item.refused, item.least_amount) == (1, 6, 4)
     assert item.suggestions == {"50": 2, "90": 4, "99": 4}

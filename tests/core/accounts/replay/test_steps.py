@@ -8,7 +8,7 @@ import pytest
 
 from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.replay.calls import StoredCall
-from gateway.core.accounts.replay.fold import Replay, Replayed
+from gateway.core.accounts.replay.fold import BudgetFold, Replayed
 from gateway.core.accounts.replay.steps import substitute
 from gateway.core.accounts.steps import Step
 from gateway.core.times import DAY_MS, HOUR_MS
@@ -25,7 +25,7 @@ def call(hours: float, model: str = "dear-1", session: str = "", cost: int = 100
 
 
 def replayed(budgets: list[Budget], *calls: StoredCall) -> Replayed:
-    folded = Replay(budgets, FROM, FROM + 9 * DAY_MS, lambda _, model: COSTS.get(model))
+    folded = BudgetFold(budgets, FROM, FROM + 9 * DAY_MS, lambda _, model: COSTS.get(model))
     for each in calls:
         folded.add(each)
     return folded.result()
@@ -60,7 +60,7 @@ def test_a_call_that_does_not_fit_reaches_each_step_and_is_refused_where_none_fi
     assert replayed([replace(late, amount=110)], call(0), call(1)).substituted == 1
 
 
-def test_the_cheapest_substitute_of_all_budgets_is_taken_and_no_unpriced_one() -> None:
+def test_the_cheapest_priced_substitute_of_all_budgets_is_taken() -> None:
     other = Budget(2, "calls", "requests", 9, "total", steps=(Step(0.0, (("dear-1", "cheaper"),)),))
     free = Budget(3, "free", "requests", 9, "total", steps=(Step(0.0, (("dear-1", "unknown"),)),))
     found = replayed([replace(BUDGET, steps=(Step(0.0, HALF.models),)), other, free], call(0))
@@ -90,7 +90,7 @@ def test_budgets_that_only_count_have_no_steps() -> None:
     assert (found.refused, found.substituted) == (0, 0)
 
 
-def test_a_call_that_was_sent_as_another_model_counts_as_it_was_sent() -> None:
+def test_a_call_that_was_sent_as_another_model_counts_under_its_name() -> None:
     sent = call(0)._replace(sent_as="cheap", cost=10)
     found = replayed([replace(BUDGET, amount=20, model="cheap")], *[sent] * 3)
     assert (found.refused, found.substituted) == (1, 0)
