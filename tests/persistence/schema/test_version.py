@@ -24,7 +24,7 @@ from gateway.errors import StartError
 from gateway.extras import version
 from persistence import engine
 from persistence.keeper.shares import KeeperShares
-from persistence.schema import database, migrate, partitions, privileges, standing
+from persistence.schema import migrate, partitions, privileges, standing
 from persistence.schema import database as schema
 from persistence.schema.standing import KNOWN, NEEDED, SchemaStatus
 from persistence.tables import metadata
@@ -341,9 +341,9 @@ async def test_what_came_before_the_baseline_is_refused_with_what_to_do(database
 
 
 async def test_partitions_are_made_ahead_and_only_once(pool: AsyncEngine) -> None:
-    made = await partitions.ensure_partitions(pool, by="month", months_ahead=database.MONTHS_AHEAD + 2)
+    made = await partitions.ensure_partitions(pool, by="month", months_ahead=standing.MONTHS_AHEAD + 2)
     assert len(made) == 2 * len(BY_MONTH)
-    assert await partitions.ensure_partitions(pool, by="month", months_ahead=database.MONTHS_AHEAD + 2) == []
+    assert await partitions.ensure_partitions(pool, by="month", months_ahead=standing.MONTHS_AHEAD + 2) == []
 
 
 def test_months_begin_at_midnight_utc(cloned: str) -> None:

@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0141"
-down_revision = "0139"
+down_revision = "0140"
 alters = ("call", "usage_outbox", "usage_rollup", "usage_tag")
 runs_from = "0100"
 version = "1.1.0"

@@ -3,7 +3,7 @@
 from alembic import op
 
 revision = "0142"
-down_revision = "0139"
+down_revision = "0141"
 alters = ("budget_use",)
 runs_from = "0100"
 version = "1.1.0"
