@@ -24,8 +24,8 @@ from gateway.errors import StartError
 from gateway.extras import version
 from persistence import engine
 from persistence.keeper.shares import KeeperShares
-from persistence.schema import migrate, partitions, privileges, standing
 from persistence.schema import database as schema
+from persistence.schema import migrate, partitions, privileges, standing
 from persistence.schema.standing import KNOWN, NEEDED, SchemaStatus
 from persistence.tables import metadata
 from tests.connections import connected
