@@ -187,17 +187,13 @@ def account_keys(partition: int, names: Sequence[str], *, indexed: bool) -> Iter
 
 def live_windows(packed: bytes) -> dict[int, LiveWindow]:
     """Return the stored windows of an account, by budget id."""
-    return {
-        window.budget_id: LiveWindow(
-            window.budget_id,
-            window.used,
-            window.held,
-            window.start,
-            window.parts,
-            window.carry.carried if window.carry is not None and window.carry.begun else None,
+    windows = dict[int, LiveWindow]()
+    for window in unpack_windows(packed):
+        carried = window.carry.carried if window.carry is not None and window.carry.begun else None
+        windows[window.budget_id] = LiveWindow(
+            window.budget_id, window.used, window.held, window.start, window.parts, carried
         )
-        for window in unpack_windows(packed)
-    }
+    return windows
 
 
 def budgets_need(request: HoldRequest) -> tuple[bytes, ...]:
