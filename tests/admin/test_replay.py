@@ -86,7 +86,7 @@ async def desk(api: Api) -> Desk:
     return Desk(api, first["organization_id"], (first["id"], second["id"]), (keys[0]["id"], keys[1]["id"]))
 
 
-async def test_replay_refuses_calls_beyond_the_amount_and_says_when_and_whose(desk: Desk) -> None:
+async def test_replay_refuses_calls_beyond_the_amount_and_names_time_and_owner(desk: Desk) -> None:
     ada, bob = desk.users("ada", "bob")
     desk.store(
         desk.call(0, 600_000_000, user_id=ada), desk.call(1, 500_000_000, user_id=ada),
@@ -128,7 +128,7 @@ async def test_replay_compares_overrides_with_the_time_of_each_call(desk: Desk) 
     assert (found["items"][0]["least_amount"], found["items"][0]["suggestions"]) == ("0", None)
 
 
-async def test_replay_takes_the_members_of_now_and_says_what_it_assumes(desk: Desk) -> None:
+async def test_replay_takes_the_members_of_now_and_names_the_assumption(desk: Desk) -> None:
     ada, bob = desk.users("ada", "bob")
     group = await desk.api.make(
         "groups", organization_id=desk.organization, name="g", kind="user", members=["ada"]

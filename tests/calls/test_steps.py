@@ -180,7 +180,7 @@ async def test_a_call_that_does_not_fit_goes_as_the_other_model_before_the_step(
         )
 
 
-async def test_admission_holds_once_while_all_steps_stay_reached_and_judges_again_behind_them(
+async def test_admission_holds_once_while_all_steps_stay_reached_and_judges_the_next_call_again(
     world: World,
 ) -> None:
     of_dear = replace(BUDGET, id=2, model="dear", amount=10**12, steps=(Step(0.0, (("dear", "cheap"),)),))

@@ -40,7 +40,7 @@ class Defined(Accounts):
 
 
 @dataclass
-class Kept:
+class KeptWindows:
     """An organization with a budget of each kind, of money for all."""
 
     backend: Backend
@@ -108,7 +108,7 @@ class Kept:
 
 
 @pytest.fixture
-async def kept(valkey: str, migrated: str) -> AsyncIterator[Kept]:
+async def kept(valkey: str, migrated: str) -> AsyncIterator[KeptWindows]:
     async with backend_at(valkey, migrated) as backend:
         world = await backend.settle_in(1000)
         ids = [
@@ -124,10 +124,12 @@ async def kept(valkey: str, migrated: str) -> AsyncIterator[Kept]:
             Budget(ids[1], "begins", "money", 500 * NANO, "", window=FIRST_USE, length_ms=LENGTH),
             Budget(ids[2], "carries", "money", 500 * NANO, "day", carry=Carry(800 * NANO, debt=True)),
         ]
-        yield Kept(backend, world, *made)
+        yield KeptWindows(backend, world, *made)
 
 
-async def test_a_lost_account_has_the_parts_the_window_and_the_carried_amount_again(kept: Kept) -> None:
+async def test_a_lost_account_has_the_parts_the_window_and_the_carried_amount_again(
+    kept: KeptWindows,
+) -> None:
     now_ms = kept.world.now_ms()
     part, day = now_ms // PART * PART, now_ms // DAY_MS * DAY_MS
     kept.store(kept.rolls, part - 31 * PART, 9 * NANO)
@@ -171,7 +173,7 @@ async def test_a_lost_account_has_the_parts_the_window_and_the_carried_amount_ag
     assert await kept.rebuilt() == 0
 
 
-async def test_a_part_with_another_use_than_its_rows_is_told_and_written(kept: Kept) -> None:
+async def test_a_part_with_another_use_than_its_rows_is_reported_and_written(kept: KeptWindows) -> None:
     kept.used(30 * NANO)
     await kept.backend.flush()
     part = kept.world.now_ms() // PART * PART

@@ -224,7 +224,7 @@ def test_fields_agree_with_each_other(  # noqa: PLR0917  # one strategy a number
         assert told_ == (None if left_ is None else b"%d" % left_)
 
 
-def test_an_answer_names_what_rolling_budgets_have_free_next() -> None:
+def test_an_answer_names_the_next_free_amounts_of_rolling_budgets() -> None:
     at_ms = 1_796_048_100_000
     freed = (
         FreedAmount(1, at_ms, 2_100_000_000, FLAG_MONEY, 'a "week", Überall'),

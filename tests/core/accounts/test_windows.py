@@ -37,7 +37,7 @@ USES = st.dictionaries(st.integers(0, 3 * LENGTH_MAX_MS), st.integers(1, 10**6),
 
 
 @given(length_ms=LENGTHS)
-def test_a_length_is_read_as_it_is_rendered(length_ms: int) -> None:
+def test_a_rendered_length_is_read_as_the_same_length(length_ms: int) -> None:
     assert read_length(render_length(length_ms)) == length_ms
 
 
@@ -95,7 +95,7 @@ def test_the_next_interval_has_the_next_number(interval: str, zone: str, anchor:
     most=st.integers(1, 500), debt=st.booleans(), carried=st.integers(-900, 500), used=st.integers(0, 2_000),
     limit=st.integers(0, 300), intervals=st.integers(1, 12),
 )  # fmt: skip
-def test_what_is_handed_on_is_what_intervals_leave_one_by_one(
+def test_carry_over_of_several_intervals_is_that_of_single_intervals(
     *, most: int, debt: bool, carried: int, used: int, limit: int, intervals: int
 ) -> None:
     passing = carried
@@ -133,7 +133,7 @@ def test_the_balance_of_each_kind_is_of_redis_else_of_rows() -> None:
     assert compute_balance(carries, NOW, None, {3: LiveWindow(3, 0, 0, day - DAY_MS)}).carried == 0
 
 
-def test_the_amount_at_the_end_of_an_interval_is_the_one_in_force_there() -> None:
+def test_an_interval_ends_with_the_amount_in_force_then() -> None:
     day = NOW // DAY_MS * DAY_MS
     owner = "a" * 24
     budget = Budget(

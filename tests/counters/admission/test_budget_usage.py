@@ -164,7 +164,7 @@ async def test_what_was_spent_of_the_cap_is_told(connect: Connect, world: World)
     assert (told["used"], told["remaining"]) == ("0", "2")
 
 
-async def test_a_rolling_window_says_when_it_is_free_again_and_one_that_carries_how_much(
+async def test_usage_has_the_free_moments_of_a_rolling_window_and_the_carried_amount(
     connect: Connect, world: World
 ) -> None:
     world.plan(None)
