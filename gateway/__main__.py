@@ -1,8 +1,8 @@
 """Start the command line, and start workers without loading code that only people need.
 
 `tollkeeper serve --worker`, `keeper --worker` and `admin --worker` are for supervisors: settings come as one
-JSON line on standard input, which stays open as long as the parent lives. So does the request of `replay --worker`. All other commands are in
-`gateway/cli/main.py`.
+JSON line on standard input, which stays open as long as the parent lives. `replay --worker` reads its request likewise. All other
+commands are in `gateway/cli/main.py`.
 """
 
 from __future__ import annotations

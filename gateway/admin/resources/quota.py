@@ -652,7 +652,7 @@ class ReplayDayRow(Out):
 
 
 class ReplayedCounts(Out):
-    """What was refused and substituted."""
+    """Counts of refused and substituted calls."""
 
     refused: int
     refused_cost: Money = Field(description="What the refused calls did cost.")

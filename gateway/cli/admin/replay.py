@@ -45,7 +45,7 @@ def replay(
     database_url: Database = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what budgets would have done with the calls of a time, had they been the only ones."""
+    """Replay budgets over the calls of a time, as if they had been the only ones."""
     said = {"from": since, "to": until}
     moments = {name: moment for name, moment in said.items() if moment is not None}
     with failing(), waiting("Replaying calls"):

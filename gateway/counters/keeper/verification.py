@@ -155,7 +155,7 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         }
 
     async def take_up_layout(self, partition: int, before: bytes, *, is_large: bool) -> bytes | None:
-        """Have an unverified partition written in today's layout, if all programs read it; return its marker.
+        """Rewrite an unverified partition in today's layout, if all programs read it; return its marker.
 
         A partition that `is_large` has amounts that only today's layout can hold: written in the one before,
         they would be cut for good. None if the marker is no longer `before`.
