@@ -14,7 +14,7 @@ FILES_A_PLAN_FIELD_MAX = 9
 BASE_PACKAGES_MAX = 45
 # As it is: each may only fall.
 WITH_EXCHANGE_MAX, EXCHANGE_FIELDS_MAX = 60, 22
-# Admission is in a module of its own, which makes one file more.
+# Admission and ids of requests are modules of their own, which makes two files more.
 STAYS_MAX, WALKED_FILES_MAX = 334, 49
 STAYS_OF_ADMISSION_MAX = 6
 # What is handed on and written at most places, whichever that is: as it is, and may only fall.
