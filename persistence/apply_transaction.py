@@ -39,14 +39,14 @@ from gateway.core.accounts.administration import (
     OWNER,
     Claim,
     Command,
+    ConfigWrite,
+    ConfigWriteResult,
     Intent,
     Mark,
     NewRowId,
     Realm,
-    Replay,
     Row,
-    Step,
-    StepResult,
+    StoredReply,
     settled,
 )
 from gateway.errors import AdminRefusal, Conflict, StepRefused, Unprocessable
@@ -166,7 +166,7 @@ class ApplyTransaction:
         """
         return self._within is None and await take_touched(self._connection, touched, wait_s)
 
-    async def claim(self, claim: Claim) -> Replay | None:
+    async def claim(self, claim: Claim) -> StoredReply | None:
         """Claim an idempotency key; return the first answer if one is stored under this key."""
         return await self._connection.run_sync(
             lambda connection: idempotency.claim_idempotency(connection, claim)
@@ -206,7 +206,7 @@ class ApplyTransaction:
             for row in rows
         ]
 
-    async def run(self, steps: Sequence[Step]) -> Mapping[int, StepResult]:
+    async def run(self, steps: Sequence[ConfigWrite]) -> Mapping[int, ConfigWriteResult]:
         """Run the steps in order; raise `StepRefused` with the number of the step that the store refuses."""
         return await self._connection.run_sync(lambda connection: self._run(connection, steps))
 
@@ -263,20 +263,20 @@ class ApplyTransaction:
         for row in rows:
             row[name] = parts[row["id"]]
 
-    def _run(self, connection: Connection, steps: Sequence[Step]) -> Mapping[int, StepResult]:
-        ran: dict[int, StepResult] = {}
+    def _run(self, connection: Connection, steps: Sequence[ConfigWrite]) -> Mapping[int, ConfigWriteResult]:
+        ran: dict[int, ConfigWriteResult] = {}
         batch = WriteBatch()
         entries: list[dict[str, object]] = []
         change: EntityWrite | None = None
         for step in steps:
             done = self._one(connection, step, batch)
             if isinstance(done, str):
-                ran[step.number] = StepResult(step.command.id or 0, done)
+                ran[step.number] = ConfigWriteResult(step.command.id or 0, done)
                 continue
             change, row = done
             entries.append(audit.audit_entry_of(change, row))
             row_id = id_in(row, "id")
-            ran[step.number] = StepResult(row_id)
+            ran[step.number] = ConfigWriteResult(row_id)
             self._made.setdefault(step.number, row_id)
         if change is not None:
             audit.keep_audit(connection, entries)
@@ -285,7 +285,7 @@ class ApplyTransaction:
             self.intents = tuple(change.intents)
         return ran
 
-    def _one(self, connection: Connection, step: Step, batch: WriteBatch) -> Done | str:
+    def _one(self, connection: Connection, step: ConfigWrite, batch: WriteBatch) -> Done | str:
         """Run one step of an apply; raise `StepRefused` if the step is refused.
 
         If the step may stay undone, a `Conflict` is returned as its message instead.
@@ -303,7 +303,7 @@ class ApplyTransaction:
                 raise
             raise StepRefused(step.number) from translated(error)
 
-    def _step(self, connection: Connection, step: Step, batch: WriteBatch) -> Done:
+    def _step(self, connection: Connection, step: ConfigWrite, batch: WriteBatch) -> Done:
         command = self._settled(step)
         if not step.may_stay:
             change = self._begins(connection, command, batch)
@@ -319,7 +319,7 @@ class ApplyTransaction:
         batch.writes += mine.writes
         return change, row
 
-    def _settled(self, step: Step) -> Command:
+    def _settled(self, step: ConfigWrite) -> Command:
         """Return the command of a step with ids of created rows, its own among them."""
         command = step.command
         row_id = self._made[step.number] if command.id is None and command.verb != CREATE else command.id

@@ -24,8 +24,8 @@ from gateway.core.accounts.administration import (
     Page,
     Query,
     Realm,
-    Replay,
     Row,
+    StoredReply,
 )
 from gateway.core.accounts.usage import UsageQuery
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead, UnseenLetters
@@ -57,6 +57,7 @@ from persistence.resources import (
     prices,
     quota,
     sessions,
+    substitutions,
     usage,
     webhooks,
 )
@@ -152,10 +153,10 @@ class Store:
         of = SUBJECTS[resource].within(self._within)
         return await self._read(lambda connection: entity.count_rows(connection, of, query, most, within_ms))
 
-    async def write(self, command: Command) -> CommittedWrite | Replay:
+    async def write(self, command: Command) -> CommittedWrite | StoredReply:
         """Run one write in one transaction: rows, control writes, audit entry and idempotency key."""
 
-        async def written(connection: AsyncConnection) -> CommittedWrite | Replay:
+        async def written(connection: AsyncConnection) -> CommittedWrite | StoredReply:
             now = self._clock()  # no later than what the database says in this transaction
             creates = command.verb == CREATE and SUBJECTS[command.resource].table.name in ids.KNOWN_TO_REDIS
             await self._keep_ids_ahead(connection, creates=creates)
@@ -220,7 +221,7 @@ class Store:
     async def substitutions(self, asked: UsageQuery) -> Sequence[Row]:
         """Return what steps of budgets saved, by the models that answered and were asked for."""
         mine = self._readable(asked)
-        return await self._read(lambda connection: usage.substitutions(connection, mine))
+        return await self._read(lambda connection: substitutions.substitutions(connection, mine))
 
     async def tags_since(self, asked: UsageQuery) -> Mapping[str, str]:
         """Return since when calls have each tag of a usage query."""
@@ -313,7 +314,7 @@ class Store:
             return
         await connection.run_sync(ids.keep_ahead, known)
 
-    def _write(self, connection: Connection, command: Command, now: datetime) -> CommittedWrite | Replay:
+    def _write(self, connection: Connection, command: Command, now: datetime) -> CommittedWrite | StoredReply:
         if command.claim is not None:
             first = idempotency.claim_idempotency(connection, command.claim)
             if first is not None:

@@ -249,7 +249,8 @@ def _limit(setting: str, key: str, name: str, module: str) -> float:
     if name in HttpLimits.__dataclass_fields__ and module == "gateway/core/http_limits":
         return float(getattr(HttpLimits(), name))
     value = getattr(place, name)
-    return float((value[key] if isinstance(value, Mapping) else getattr(value, key)) if key else value)
+    number = float((value[key] if isinstance(value, Mapping) else getattr(value, key)) if key else value)
+    return number / 1_000 if name.endswith("_MS") else number
 
 
 CHANGE_CHARACTERS_MAX = 160

@@ -29,7 +29,6 @@ SEVERAL_GROUPS_MAX, GROUP_LINES_LEAST = (130, 13)
 _NOUNS = "types of one noun, which name each other in no code"
 _READER = "one reader an endpoint, tied together by the family's table of routes"
 THREE_GROUPS = {
-    "gateway/admin/resources/form_fields.py": "kinds of fields, which forms and commands read alike",
     "gateway/admin/resources/quota.py": _NOUNS,
     "gateway/background/verifying/reconciler.py": "to be split: what one comparison finds, rebuilds and counts",
     "gateway/calls/permit.py": "policies of one call, which `admit` asks in their order",
@@ -39,10 +38,10 @@ THREE_GROUPS = {
     "gateway/core/alerts/thresholds.py": "rules of when to notify of a budget",
     "gateway/core/billing/events.py": _NOUNS,
     "gateway/core/calls/claims.py": "to be split: claims, and what binds a body to them",
+    "gateway/core/families/anthropic/calls.py": _READER,
     "gateway/core/families/gemini/calls.py": _READER,
     "gateway/core/families/openai/calls.py": _READER,
     "gateway/core/families/openai/media.py": _READER,
-    "gateway/core/integrity/reconciliation.py": "what is compared, and what of it waits",
     "gateway/core/integrity/recovery.py": _NOUNS,
     "gateway/core/model.py": "types of admission, compiled together",
     "gateway/core/wait.py": "ways to wait without an event loop",

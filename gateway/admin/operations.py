@@ -30,8 +30,8 @@ from gateway.core.accounts.administration import (
     Place,
     Query,
     Realm,
-    Replay,
     Row,
+    StoredReply,
 )
 from gateway.core.issuers import known_as
 from gateway.errors import AccountsOpen, Conflict, StoreUnavailable, Unprocessable
@@ -267,7 +267,7 @@ class Operations:
     ) -> WriteResult:  # fmt: skip
         store = self._ports.store
         done = await write_closed(self._ports, lambda closed: store.write(replace(command, closed=closed)))
-        if isinstance(done, Replay):
+        if isinstance(done, StoredReply):
             made = command.verb == "create"
             if done.status == Conflict.status:
                 raise Conflict(str(done.body["detail"]))

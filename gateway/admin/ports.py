@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from gateway.counters.keeper.activity import Activity
     from gateway.counters.keeper.verification import KeeperCounters
     from gateway.issuers.sign_in import SignIns
-    from persistence.resources.usage import ConsoleQueries
+    from persistence.resources.console_queries import ConsoleQueries
     from persistence.store import Store
 
 BODY_BYTES_MAX = 256 * 1024

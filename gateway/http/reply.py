@@ -67,7 +67,7 @@ async def _outlast(exchange: Exchange, late: UpstreamTimeout) -> None:
     began = charge.meter is not None and charge.meter.produced
     drain.silent_since = ports.seconds() - link.silent_s if began else 0.0
     if exchange.gone:
-        exchange.reason, exchange.broken = CLIENT_GONE, True
+        exchange.cut(CLIENT_GONE)
         note_failure(ports, exchange.request_id, attempt.name, late)
     else:
         drain.answered = _came_to(late, exchange.opened, None)
@@ -174,11 +174,11 @@ def _tell(exchange: Exchange, failure: BaseException) -> None:
         # An overload is reported in the answer. An answer that its upstream cut, or that was not charged, is
         # cut.
         fail = exchange.fail if isinstance(failure, Overloaded) else None
-        exchange.reason, exchange.broken = ANSWER_CUT, fail is None or not fail(failure)
+        exchange.cut(ANSWER_CUT, broken=fail is None or not fail(failure))
         route = exchange.head.routed.label
         ports.log("answer_cut", request_id=exchange.request_id, route=route, why=failure.message)
     elif isinstance(failure, ClientGone):
-        exchange.reason, exchange.broken = CLIENT_GONE, True
+        exchange.cut(CLIENT_GONE)
     else:
         raise failure
 
@@ -239,7 +239,7 @@ async def refuse_wrong(exchange: Exchange, wrong: InvalidApiKey) -> None:
         gone = True
     timer.cancel()
     failures.delayed -= 1
-    exchange.reason, exchange.broken = wrong.reason, gone
+    exchange.cut(wrong.reason, broken=gone)
     if not gone:
         refuse(exchange, wrong)
 

@@ -320,7 +320,7 @@ class SignIns:
             raise IssuerUnavailable(_AWAY, retry_after_s=AGAIN_S) from error
 
     def _ended(self, place: tuple[str, str], of: tuple[str, str] | None) -> None:
-        """Decrement the numbers of running requests after one has finished.
+        """Lower the numbers of running requests after one has finished.
 
         `place` is the provider with the kind of request, `of` the provider with the person's network, if
         counted.

@@ -75,8 +75,8 @@ from persistence.keeper.definitions import Pushes
 from persistence.keeper.sweeps import Losses
 from persistence.keeper.verification import Accounts
 from persistence.resources import audit
+from persistence.resources.console_queries import ConsoleQueries
 from persistence.resources.integrity import ReconciliationResults
-from persistence.resources.usage import ConsoleQueries
 
 # The admin port of a keeper: its listener, and its built-in tokens, which are read again from their files.
 

@@ -1,4 +1,4 @@
-"""Probes of what a process depends on: asked in a bounded time."""
+"""Probes of the servers that a process depends on, each within a bounded time."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from gateway.settings.value_types import IS_SECRET, metas_of
 
 @dataclass(frozen=True, slots=True)
 class UrlForm:
-    """The valid URLs of a setting: their schemes, a sample, and what may follow the host.
+    """The valid URLs of a setting: their schemes, a sample, and the parts that may follow the host.
 
     With `number` that is the number of a database, with `nothing` it is nothing. `origin` allows no user either.
     """

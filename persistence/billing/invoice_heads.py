@@ -1,4 +1,4 @@
-"""What an invoice's head says of its amounts, in SQL: billed, paid, applied, and what is left."""
+"""Amounts of an invoice's head, in SQL: billed, paid, applied, and the rest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The gauges of what waits in PostgreSQL: letters, invoices, charges, losses."""
+"""Gauges of waiting rows in PostgreSQL: letters, invoices, charges, losses."""
 
 from __future__ import annotations
 

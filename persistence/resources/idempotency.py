@@ -25,8 +25,8 @@ from sqlalchemy import (
 
 from gateway.core.accounts.administration import (
     Claim,
-    Replay,
     Row,
+    StoredReply,
 )
 from gateway.errors import Conflict
 from persistence.tables import (
@@ -39,7 +39,7 @@ EXPIRED_SWEPT_MAX = 20
 _keys = idempotency_key.c
 
 
-def claim_idempotency(connection: Connection, wanted: Claim) -> Replay | None:
+def claim_idempotency(connection: Connection, wanted: Claim) -> StoredReply | None:
     """Claim an idempotency key in this transaction, or return the first answer stored under the key.
 
     Raise `Conflict` if the key was used for another request, or its first request is still running.
@@ -69,7 +69,7 @@ def claim_idempotency(connection: Connection, wanted: Claim) -> Replay | None:
     _refuse_other(first, wanted)
     if first.status is None and first.recent:
         raise _running()
-    return Replay(first.status, first.response or {})
+    return StoredReply(first.status, first.response or {})
 
 
 def refuse_other(connection: Connection, wanted: Claim) -> None:

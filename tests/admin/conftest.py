@@ -47,7 +47,7 @@ from gateway.run.keeper_settings import KeeperSettings
 from gateway.run.replays import Replays
 from gateway.settings.settings import Settings
 from persistence.entity import WriteRules
-from persistence.resources.usage import ConsoleQueries
+from persistence.resources.console_queries import ConsoleQueries
 from persistence.schema import migrate, standing
 from persistence.schema.standing import NEEDED
 from persistence.store import Store

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Coroutine
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
+from typing import Any, TypeVar
 
 from aiohttp import web
 
-from gateway.admin.api.uploads import STAFF, UploadLimits, UploadSlots, read_within, until_client_leaves
+from gateway.admin.api.uploads import STAFF, UploadLimits, UploadSlots, read_within
 from gateway.admin.api.views import answer
 from gateway.admin.configuration.applying import ApplyRequest, Configurator
 from gateway.admin.configuration.planning import export
@@ -32,6 +34,9 @@ from gateway.core.accounts.administration import (
     Claim,
 )
 
+# Seconds between checks whether the client is still connected.
+LOOK_S = 0.25
+T = TypeVar("T")
 CONFIGURATION_BYTES_MAX = STAFF.bytes_max
 CONFIGURATION_REPORT = REPORTS["configuration"]
 
@@ -107,3 +112,20 @@ async def _answered(configurator: Configurator, wish: ApplyRequest) -> web.Respo
 
 async def _shown(mine: AdminPorts) -> web.Response:
     return await in_thread(answer, 200, await export(mine))
+
+
+async def until_client_leaves(request: web.Request, work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of `work`, which changes nothing; cancel it once the client is gone."""
+    doing = asyncio.ensure_future(work)
+    try:
+        while not doing.done():
+            await asyncio.wait({doing}, timeout=LOOK_S)
+            if request.transport is None or request.transport.is_closing():
+                break
+    finally:
+        if not doing.done():
+            doing.cancel()
+            await asyncio.wait({doing})
+    if doing.cancelled():
+        raise ConnectionResetError
+    return doing.result()

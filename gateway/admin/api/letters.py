@@ -30,8 +30,8 @@ from gateway.core.accounts.administration import (
     Claim,
     Command,
     Query,
-    Replay,
     Row,
+    StoredReply,
 )
 from gateway.errors import (
     Conflict,
@@ -97,7 +97,7 @@ async def _decided(ports: AdminPorts, request_id: str, claim: Claim | None, valu
     first = await ports.store.write(
         Command("letters", DECIDE, ports.actor, request_id, dict, None, values, claim)
     )
-    if isinstance(first, Replay) and first.status is not None:
+    if isinstance(first, StoredReply) and first.status is not None:
         return first.body, True
     assert REPORT.ran is not None
     found = REPORT.ran.model_validate(await _each(ports, request_id, values)).model_dump(mode="json")

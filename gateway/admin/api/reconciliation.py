@@ -20,8 +20,8 @@ from gateway.core.accounts.administration import (
     REQUEST_S_MAX,
     Claim,
     Command,
-    Replay,
     Row,
+    StoredReply,
 )
 from gateway.core.integrity.reconciliation import RUN_S_MAX as COMPARISON_S_MAX
 
@@ -84,7 +84,7 @@ async def _run(
     )
     first = await ports.store.write(asked)
     # If the first run was interrupted, no result is stored; this run stores one.
-    if isinstance(first, Replay) and first.status is not None:
+    if isinstance(first, StoredReply) and first.status is not None:
         return first.body, True
     found = RECONCILIATION_REPORT.render(
         await ports.reconciler.run_now(repair=repair, whole=whole, within_s=COMPARISON_S_MAX)

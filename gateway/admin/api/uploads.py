@@ -6,11 +6,9 @@ disconnects.
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
 
 from aiohttp import web
 
@@ -24,11 +22,6 @@ from gateway.core.accounts.administration import (
 from gateway.errors import (
     UnsupportedEncoding,
 )
-
-T = TypeVar("T")
-
-# Seconds between checks whether the client is still connected.
-LOOK_S = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,20 +86,3 @@ async def read_within(request: web.Request, share: UploadLimits) -> bytes:
         if len(read) > share.bytes_max:
             raise web.HTTPRequestEntityTooLarge(share.bytes_max, len(read))
     return bytes(read)
-
-
-async def until_client_leaves(request: web.Request, work: Coroutine[Any, Any, T]) -> T:
-    """Return the result of `work`, which changes nothing; cancel it once the client is gone."""
-    doing = asyncio.ensure_future(work)
-    try:
-        while not doing.done():
-            await asyncio.wait({doing}, timeout=LOOK_S)
-            if request.transport is None or request.transport.is_closing():
-                break
-    finally:
-        if not doing.done():
-            doing.cancel()
-            await asyncio.wait({doing})
-    if doing.cancelled():
-        raise ConnectionResetError
-    return doing.result()

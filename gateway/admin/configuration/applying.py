@@ -26,13 +26,13 @@ from gateway.core.accounts.administration import (
     DELETE,
     Claim,
     Command,
+    ConfigWrite,
+    ConfigWriteResult,
     Intent,
     Mark,
     Realm,
-    Replay,
     Row,
-    Step,
-    StepResult,
+    StoredReply,
 )
 from gateway.errors import AdminRefusal, Conflict, StepRefused, TrialEnded, Unprocessable
 
@@ -99,7 +99,7 @@ class Configurator:
             work = await self._transaction(wish, objects)
         except TrialEnded:
             work = await self._transaction(replace(wish, trial=False), objects)
-        if isinstance(work, Replay):
+        if isinstance(work, StoredReply):
             return WriteResult(work.status or 200, work.body, replayed=True)
         content = await in_thread(_told, work)
         if not keep:
@@ -110,7 +110,7 @@ class Configurator:
             await finish(self._ports, self._claim, status, content, self._request_id)
         return WriteResult(status, {**content, "secrets": work.secrets})
 
-    async def _transaction(self, wish: ApplyRequest, objects: ConfigObjects) -> _ApplyResult | Replay:
+    async def _transaction(self, wish: ApplyRequest, objects: ConfigObjects) -> _ApplyResult | StoredReply:
         keep = wish.digest is not None
         store = self._ports.store
         return await write_closed(
@@ -128,7 +128,7 @@ class Configurator:
 
     async def _work(
         self, session: ApplyTransaction, wish: ApplyRequest, objects: ConfigObjects, closed: frozenset[Realm]
-    ) -> _ApplyResult | Replay:
+    ) -> _ApplyResult | StoredReply:
         if self._claim is not None:
             first = await session.claim(self._claim)
             if first is not None:
@@ -201,7 +201,7 @@ class Configurator:
                 where = planned.at or planned.name
                 raise type(refused)(f"{refused.message} Asked for by {where}; nothing was applied.") from None
 
-    def _steps(self, planned: PlannedRow, secrets: list[Row], closed: frozenset[Realm]) -> list[Step]:
+    def _steps(self, planned: PlannedRow, secrets: list[Row], closed: frozenset[Realm]) -> list[ConfigWrite]:
         render, resource = planned.resource.render, planned.resource
         steps = []
         for verb, said in planned.writes:
@@ -220,7 +220,7 @@ class Configurator:
                 resource.name, verb, self._ports.actor, self._request_id, render, planned.row_id, values,
                 closed=closed,
             )  # fmt: skip
-            steps.append(Step(planned.number, command, planned.before, planned.verb == DELETE))
+            steps.append(ConfigWrite(planned.number, command, planned.before, planned.verb == DELETE))
         if len(steps) > 1:  # a second one finds the row as the first has left it
             steps[1:] = [replace(step, before={}) for step in steps[1:]]
         return steps
@@ -260,7 +260,7 @@ def _told(work: _ApplyResult) -> dict[str, object]:
     }
 
 
-def _ended(plan: Plan, ran: Mapping[int, StepResult]) -> list[Mark]:
+def _ended(plan: Plan, ran: Mapping[int, ConfigWriteResult]) -> list[Mark]:
     return [
         Mark(planned.resource.name, planned.row_id, (), made=True)
         for planned in plan.changes

@@ -38,8 +38,8 @@ from gateway.core.accounts.administration import (
     MEMBER,
     Actor,
     Command,
-    Replay,
     Row,
+    StoredReply,
     access,
     refused_write,
 )
@@ -497,7 +497,7 @@ async def buy(
     done = await desk.ports.store.write(
         Command(CHECKOUTS, CREATE, actor, asked.request_id, _bought, None, values, asked.claim)
     )
-    bought = done.body if isinstance(done, Replay) else _bought(done.row)
+    bought = done.body if isinstance(done, StoredReply) else _bought(done.row)
     if asked.claim is not None:
         await finish(desk.ports, asked.claim, 201, bought, asked.request_id)
     customer = owner["stripe_customer"]

@@ -1,4 +1,4 @@
-"""Bodies of requests at the admin port: read, parsed, checked, and what is wrong of them by field; idempotency keys."""
+"""Bodies of requests at the admin port: read, parsed and checked, with errors by field; idempotency keys."""
 
 from __future__ import annotations
 

@@ -490,7 +490,7 @@ class Amounts(Out):
         return {name: int(each) if isinstance(each, Decimal) else each for name, each in row.items()}
 
 
-class FreedAmount(Out):
+class WindowRelease(Out):
     """When a rolling window gives back, and how much."""
 
     at: Instant
@@ -513,7 +513,7 @@ COUNTED: dict[str, Any] = {
         ),
     ),
     "frees": (
-        list[FreedAmount] | None,
+        list[WindowRelease] | None,
         optional("The next moments at which a rolling window gives back. null of other windows."),
     ),
     "is_current": (bool | None, optional(IS_CURRENT)),
@@ -606,7 +606,7 @@ class ReplayedOverride(In):
 class ReplayedBudget(BudgetCreate):
     """A budget of a replay: as a new one, with the overrides that it would have."""
 
-    organization_id: Id | None = optional("That of the replay, or left out.")  # type: ignore[assignment]  # it may be left out here
+    organization_id: Id | None = optional("That of the replay, or left out.")  # type: ignore[assignment]  # a new budget must name it
     overrides: list[ReplayedOverride] = Field(
         default=[], max_length=OVERRIDES_MAX, description="Amounts of single ones; until may be in the past."
     )
@@ -643,7 +643,7 @@ class ReplayedOwner(Out):
     used_max: BudgetAmount = Field(description="The most that it used in one window.")
 
 
-class ReplayedDay(Out):
+class ReplayDayRow(Out):
     """A day of a budget's time zone."""
 
     day: Day
@@ -652,7 +652,7 @@ class ReplayedDay(Out):
 
 
 class ReplayedCounts(Out):
-    """Counts of calls that a replay refused and substituted."""
+    """Counts of refused and substituted calls."""
 
     refused: int
     refused_cost: Money = Field(description="What the refused calls did cost.")
@@ -669,7 +669,7 @@ class ReplayedItem(ReplayedCounts):
         description=f"Of a budget with `each`: the first {OWNERS_LISTED_MAX} that were refused."
     )
     owners_more: int = Field(description="How many more were refused.")
-    by_day: list[ReplayedDay]
+    by_day: list[ReplayDayRow]
     least_amount: BudgetAmount = Field(
         description="With it this budget alone, without its steps, had refused nothing; with `each` nobody"
         " without an override."
@@ -680,7 +680,7 @@ class ReplayedItem(ReplayedCounts):
     )
 
 
-class BudgetReplay(ReplayedCounts):
+class ReplayReport(ReplayedCounts):
     """What budgets would have done with stored calls, had they been the only ones."""
 
     calls: int = Field(description="Calls of the time that were not refused when they came.")
@@ -689,7 +689,7 @@ class BudgetReplay(ReplayedCounts):
 
 
 REPLAY = Question(
-    "replay", "Say what budgets would have done with the calls of a time", BudgetReplayQuery, BudgetReplay,
+    "replay", "Say what budgets would have done with the calls of a time", BudgetReplayQuery, ReplayReport,
     verb=CREATE,
 )  # fmt: skip
 

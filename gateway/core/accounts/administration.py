@@ -134,7 +134,7 @@ class CommittedWrite:
 
 
 @dataclass(frozen=True, slots=True)
-class Replay:
+class StoredReply:
     """The stored answer to the first request with an idempotency key.
 
     `status` is None if the first request failed between its commit and its answer.
@@ -417,7 +417,7 @@ class Mark:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ConfigWrite:
     """One write of a configuration. Its command's values may contain `NewRowId` for rows of earlier steps.
 
     `number` is referred to by `NewRowId`. `before` are the fields as they were read: if they have changed
@@ -431,7 +431,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class StepResult:
+class ConfigWriteResult:
     """The outcome of a step: the row's id, and in `stays` the reason why the row was not changed."""
 
     row_id: int

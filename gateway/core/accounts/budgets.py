@@ -196,8 +196,8 @@ class Budget:
         return Limit(override.amount, BY_OVERRIDE if name == owner else BY_GROUP)
 
     def overrides_of(self, owner: str, groups: Iterable[int]) -> list[tuple[str, PersonalOverride]]:
-        """Return the overrides of an owner and of its groups by their names, in force or over."""
-        if not self.overrides:
+        """Return the overrides of an owner and of its groups by their names, in force or over; the shared account has none."""
+        if not self.overrides or owner == OTHERS:
             return []
         names = (owner, *(f"{OF_GROUP}{group}" for group in groups))
         return [(name, self.overrides[name]) for name in names if name in self.overrides]

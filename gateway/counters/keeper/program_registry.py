@@ -1,4 +1,4 @@
-"""The running programs, each of which registers itself."""
+"""The registry of running programs; each program registers itself."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         }
 
     async def take_up_layout(self, partition: int, before: bytes, *, is_needed: bool) -> bytes | None:
-        """Have an unverified partition written in today's layout, if all programs read it; return its marker.
+        """Rewrite an unverified partition in today's layout, if all programs read it; return its marker.
 
         A partition for which today's layout `is_needed` has budgets that only this can hold: written in the one before,
         they would be cut for good. None if the marker is no longer `before`.

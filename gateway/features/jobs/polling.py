@@ -438,7 +438,7 @@ class Jobs:
             raise UpstreamUnreachable("The upstream tells of a job in a way nobody can read.") from error
 
     async def _was_made(self, job: Job, listed: JobList | None) -> bool:
-        """Search the upstream's list for a call whose answer was lost; return whether its id is known now.
+        """Look in the upstream's list for a call whose answer was lost; return whether its id is known now.
 
         A listed job with our mark is taken at once. After the time that other jobs need to store their ids, a
         job that the list cannot contain was never made; if the list can only be used for guesses, its single

@@ -417,6 +417,10 @@ class Exchange(RequestDriver):
         else:
             self.connection.finish(self.keep_alive)
 
+    def cut(self, reason: str, *, broken: bool = True) -> None:
+        """End this exchange with a reason; `broken` closes its connection."""
+        self.reason, self.broken = reason, broken
+
     @property
     def answered(self) -> tuple[int, str] | None:
         """The status and reason that the client was sent before its upstream's answer; None before."""

@@ -588,7 +588,7 @@ class Link(asyncio.BufferedProtocol):
         self._take(payload, len(data), begun)
 
     def _take(self, payload: bytes, size: int, begun: bool) -> None:
-        """Keep a part of the answer, which came as `size` bytes, and wake the handler."""
+        """Store a part of the answer, which came as `size` bytes, and wake the handler."""
         side = self.side
         answering = side.answering
         if payload:

@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from sqlalchemy import text
 
-from gateway.admin.api import uploads
+from gateway.admin.api import configuration, uploads
 from gateway.admin.api.uploads import (
     ORGANIZATION,
     ORGANIZATIONS_AT_ONCE_MAX,
@@ -503,7 +503,7 @@ async def test_configuration_plan_is_cancelled_when_the_caller_disconnects() -> 
         transport = None
 
     with pytest.raises(ConnectionResetError):
-        await uploads.until_client_leaves(Gone(), work())  # type: ignore[arg-type]  # all that is asked of it
+        await configuration.until_client_leaves(Gone(), work())  # type: ignore[arg-type]  # all that is asked of it
     await eventually(ended.is_set)
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.admin.console.screens import SCREENS
 from gateway.core.text import hidden_in
-from persistence.resources.usage import ConsoleQueries
+from persistence.resources.console_queries import ConsoleQueries
 from tests.admin.conftest import Api
 from tests.admin.console.conftest import Page, Person
 from tests.in_turn import in_turn

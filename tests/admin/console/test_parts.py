@@ -209,7 +209,7 @@ def test_menu_shows_at_most_twelve_entries_of_a_role_before_more(
     assert 1 <= sum(len(part.shown) for part in parts) <= FIRST_MAX
 
 
-def test_menu_shows_a_role_first_what_its_people_do() -> None:
+def test_menu_begins_with_the_work_of_a_role() -> None:
     shown = {
         role: {name for part in menu(Actor("token:1", role)).values() for name, _, _ in part.shown}
         for role in ROLES

@@ -184,7 +184,7 @@ def test_agent_usage_answer_shows_budgets_in_the_format_agents_expect() -> None:
         budget("money", "500", "271.4049", month, "month"),
         budget("money", "20", "10", day, "day"),
         budget("tokens", 1000, 960, None, "total"),
-        budget("requests", 10, 1, None, "") | {"window": "rolling", "length": "5h"},
+        budget("requests", 10, 1, None, "5h") | {"interval": None, "window": "rolling", "length": "5h"},
     ]
     told = usage_of({"limits": rows}, "USD")
     amounts = {"monthly_limit": 50000, "used_credits": 27140, "utilization": 54}
@@ -196,7 +196,7 @@ def test_agent_usage_answer_shows_budgets_in_the_format_agents_expect() -> None:
          "is_active": False},
         {"kind": "tokens", "group": "total", "percent": 96, "resets_at": None, "severity": "critical",
          "is_active": False},
-        {"kind": "requests", "group": "5h", "percent": 10, "resets_at": None, "severity": "normal",
+        {"kind": "requests", "group": "rolling 5h", "percent": 10, "resets_at": None, "severity": "normal",
          "is_active": False},
     ]  # fmt: skip
     # Of what is used up the last to reset is told, however far over another one is.

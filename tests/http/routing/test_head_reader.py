@@ -107,7 +107,7 @@ def whole(head: bytes, traced: bool) -> Picture:
     return (
         *picture(CallHead(routed))[:18], forwarded(routed, passed), said(routed.query_refusal or refused),
         said(routed.object_refusal or misled or routed.field_refusal), digest,
-        replace(attribution, session=session), text,
+        replace(attribution, session=session, is_trace=session != attribution.session), text,
         parent, b"".join(line + b"\r\n" for line in others) if routed.upstream in TARGETS else b"",
     )  # fmt: skip
 
