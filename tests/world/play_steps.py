@@ -47,7 +47,7 @@ IN_FORCE_S = 2.0
 BEGINS, RUNS, OTHERS = "begins at 0 %", "goes on at 85 %", "begins at 85 %"
 SPENT, SPENT_OTHERS, SPENT_NEW = "goes on at 100 %", "begun at 85 %, goes on at 100 %", "begins at 100 %"
 RESET, RESET_NEW = "goes on after the reset", "begins after the reset"
-TITLES = (BEGINS, RUNS, OTHERS, SPENT, SPENT_OTHERS, SPENT_NEW, RESET, RESET_NEW)
+TITLES = (BEGINS, OTHERS, RUNS, SPENT, SPENT_OTHERS, SPENT_NEW, RESET, RESET_NEW)
 
 
 @dataclass
