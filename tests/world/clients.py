@@ -78,6 +78,9 @@ class Client:
     model: str = ""
     node: bool = True
     under: str = ""  # the folder of build/world that has it, where it is not the pinned one
+    # What follows the word `after` where the client goes on with its last session; it has one at all.
+    after: str = ""
+    again: tuple[str, ...] = ()
 
     @property
     def place(self) -> Path:
@@ -248,11 +251,15 @@ AI = ("@ai-sdk/openai@4.0.118", "@ai-sdk/anthropic@4.0.105", "@ai-sdk/google@4.0
 CLIENTS = {
     one.name: one
     for one in (
-        Client("Claude Code", CLAUDE_CODE, MESSAGES, _claude, then=CLAUDE_THEN, folder="claude"),
-        Client("Codex", "@openai/codex@0.171.0", RESPONSES, _codex, folder="codex"),
-        Client("gemini-cli", "@google/gemini-cli@0.61.0", GEMINI, _gemini_cli),
-        Client("opencode", OPENCODE, CHAT, _opencode, then=OPENCODE_THEN),
-        Client("opencode messages", OPENCODE, MESSAGES, _opencode, then=OPENCODE_THEN, folder="opencode"),
+        Client("Claude Code", CLAUDE_CODE, MESSAGES, _claude, then=CLAUDE_THEN, folder="claude",
+               after="claude", again=("--continue",)),
+        Client("Codex", "@openai/codex@0.171.0", RESPONSES, _codex, folder="codex", after="exec",
+               again=("resume", "--last")),
+        Client("gemini-cli", "@google/gemini-cli@0.61.0", GEMINI, _gemini_cli, after="gemini",
+               again=("--resume", "latest")),
+        Client("opencode", OPENCODE, CHAT, _opencode, then=OPENCODE_THEN, after="run", again=("--continue",)),
+        Client("opencode messages", OPENCODE, MESSAGES, _opencode, then=OPENCODE_THEN, folder="opencode",
+               after="run", again=("--continue",)),
         Client("qwen-code", "@qwen-code/qwen-code@0.24.4", CHAT, _qwen_code),
         Client("cline", "cline@3.0.65", CHAT, _cline, then="cline/postinstall.mjs"),
         Client("Continue cn", "@continuedev/cli@1.5.47", CHAT, _cn, folder="cn"),

@@ -9,6 +9,8 @@ from tests.tree import ROOT
 from tests.world import page
 from tests.world.clients import CLIENTS
 from tests.world.play_clients import CASE_S_MAX, CASES, LONG, TOOL, ClientCell, ClientRow
+from tests.world.play_steps import TITLES as STEP_TITLES
+from tests.world.play_steps import StepCell, StepRow
 
 PAGE = ROOT / "docs" / "clients" / "tried.md"
 PAGES = {
@@ -39,6 +41,13 @@ what is told in two of them.
 SENT = ("Client", "API", "Requests", "Its maximum", "Streams", "Asks for use", "Names its session")
 AGENTS, SDKS = "## Coding agents", "## SDKs and frameworks"
 SENDS = "## What they send"
+STEPPING = "## Budgets with steps"
+STEPS_HEAD = """Each agent works behind a [budget with a step](../steps.md) at 80 %: its model goes as a cheaper one of the
+same vendor. The upstream seals what its models think, and answers 400 to a seal of another model, as vendors do.
+One session begins before the step and goes on behind it, others begin later. **asked** and **cheaper** are the
+models that the upstream got; a refusal ends in the words *begin a new session*. gemini-cli and opencode by chat
+seal nothing here, and gemini-cli names no session, so each of its calls is judged alone.
+"""
 TURNED = ("Client", "A tool is asked for", "60 kB are said")
 TURNING = "## Tools and long prompts"
 TURNS_HEAD = """In one case the model asks for a tool that the client offers: the client runs it, and says its
@@ -48,9 +57,11 @@ reported for all, words of messages: the rows of these calls have as many. **goe
 TIME, STOPPED = re.compile(r" in \d+ s| of up to .*? tokens"), re.compile(r"^\d+.*goes on")
 
 
-def write(rows: list[ClientRow]) -> None:
+def write(rows: list[ClientRow], stepped: list[StepRow]) -> None:
     """Write the page with these rows, in place of earlier ones of the same clients."""
     kept = _kept()
+    for row in stepped:
+        kept[STEPPING][row.name] = _steps_line(row)
     for row in rows:
         if {case.title for case in CASES} <= {cell.title for cell in row.cells}:
             kept[SENDS][row.name] = _sent_line(row)
@@ -60,6 +71,7 @@ def write(rows: list[ClientRow]) -> None:
     parts = [HEAD + AGENTS, _table(("Client", *titles), kept[AGENTS])]
     parts += [SDKS, _table(("Client", *titles), kept[SDKS]), SENDS, _table(SENT, kept[SENDS])]
     parts += [TURNING, TURNS_HEAD, _table(TURNED, kept[TURNING])]
+    parts += [STEPPING, STEPS_HEAD, _table(("Client", *STEP_TITLES), kept[STEPPING])]
     PAGE.write_text("\n\n".join(parts) + "\n")
 
 
@@ -95,7 +107,7 @@ def counts() -> dict[str, int]:
 
 def _kept() -> dict[str, dict[str, str]]:
     """Return the lines that the page has, by part and name."""
-    kept: dict[str, dict[str, str]] = {AGENTS: {}, SDKS: {}, SENDS: {}, TURNING: {}}
+    kept: dict[str, dict[str, str]] = {part: {} for part in (AGENTS, SDKS, SENDS, TURNING, STEPPING)}
     part = ""
     for line in PAGE.read_text().splitlines() if PAGE.is_file() else ():
         part = line if line in kept else part
@@ -129,6 +141,22 @@ def _turns_line(row: ClientRow) -> str:
         for fact, cell in ((asked, tool), (_size(long), long))
     ]
     return f"| {' | '.join((f'{_named(row)}, {row.date}', *facts))} |"
+
+
+def _steps_line(row: StepRow) -> str:
+    cells = [_step_fact(row, cell) for cell in row.cells]
+    name = f"**{row.name}** {row.version}, {row.date}: {row.asked}, {row.substitute}"
+    return f"| {' | '.join((name, *cells))} |"
+
+
+def _step_fact(row: StepRow, cell: StepCell) -> str:
+    """Return which models a run reached, or how it was refused and whether the client showed that."""
+    names = {row.asked: "asked", row.substitute: "cheaper"}
+    models = ", ".join(dict.fromkeys(names.get(model, model) for model in cell.models))
+    refused = cell.sentence and f"{cell.statuses[-1]}, {'shown' if cell.shown else 'silent'}"
+    wrong = "" if cell.answered or cell.sentence else "WRONG: no answer"
+    end = "goes on" if cell.code is None else "" if cell.code == 0 else f"exit {cell.code}"
+    return ", ".join(filter(None, (models, refused, wrong, end)))
 
 
 def _size(cell: ClientCell) -> str:

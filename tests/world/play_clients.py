@@ -123,8 +123,9 @@ class Accounts:
     """Organizations whose amounts are spent in each way, and keys of them."""
 
     def __init__(self, stack: Stack) -> None:
-        self._stack = stack
+        self.stack = self._stack = stack
         self._tenants = {OPEN: self._made({}), MODEL: 0}
+        self.owner_id: int = stack.admin("GET", f"/tenants/{self._tenants[OPEN]}")[1]["organization_id"]
         self._tenants[MODEL] = self._tenants[OPEN]
         self._tenants[DAY] = self._made({}, "day")
         self._tenants[DAY_402] = self._made({"spent_status": 402}, "day")
@@ -242,19 +243,19 @@ def _cell(client: Client, case: Case, place: Place) -> tuple[ClientCell, list[Re
         model = client.model or MODELS[client.api]
         seat = Seat(client.place, Path(home), place.front.url, key, model, case.prompt, case.tool)
         place.behind.file = seat.write("work/note.txt", "The toll is 7.\n") if case.tool else None
-        code, said = _run(client, seat, place.front, case.seconds)
+        code, said = run_client(client, seat, place.front, case.seconds)
     requests = [one for one in place.front.requests if one.method == "POST" and "count" not in one.path]
     times = [one.at_s for one in requests]
-    sentences = {_plain(one.sentence)[:SENTENCE_CHARS] for one in requests if one.sentence}
+    sentences = {plain_text(one.sentence)[:SENTENCE_CHARS] for one in requests if one.sentence}
     if case.fault is not None and case.fault.end == EVENT:
-        sentences = {_plain(event_sentence(client.api))}
+        sentences = {plain_text(event_sentence(client.api))}
     cell = ClientCell(
         case.title,
         len(requests),
         round(max(times) - min(times), 1) if times else 0.0,
         code,
-        any(one in _plain(said) for one in sentences),
-        "yousaid" in _plain(said),
+        any(one in plain_text(said) for one in sentences),
+        "yousaid" in plain_text(said),
         tail=said[-1500:],
         tool=next((one.tool for one in place.behind.requests if one.tool), ""),
         bytes=max((one.bytes for one in requests), default=0),
@@ -284,14 +285,19 @@ def _wrong(case: Case, rows: list[dict[str, Any]], requests: list[Request], answ
     return ""
 
 
-def _run(client: Client, seat: Seat, front: Relay, seconds: float) -> tuple[int | None, str]:
-    """Return how a client ended, None where it was stopped, and all that it said."""
+def run_client(
+    client: Client, seat: Seat, front: Relay, seconds: float, *, again: bool = False
+) -> tuple[int | None, str]:
+    """Return how a client ended, None where it was stopped, and all that it said; it may go on `again`."""
     words, more = client.start(seat)
+    if again:
+        place = next(place for place, word in enumerate(words) if Path(word).name == client.after)
+        words[place + 1 : place + 1] = client.again
     kept = {name: value for name, value in os.environ.items() if name in {"LANG", "TZ"}}
     path = f"{node_folder()}{os.pathsep}{os.environ['PATH']}"
     environ = kept | {"PATH": path, "HOME": str(seat.home), "NO_COLOR": "1", "CI": "1"} | more
     work = seat.home / "work"
-    work.mkdir(exist_ok=True)
+    work.mkdir(parents=True, exist_ok=True)
     with (seat.home / "said").open("w+b") as said:
         process = subprocess.Popen(
             words, cwd=work, env=environ, stdin=subprocess.DEVNULL, stdout=said, stderr=said,
@@ -321,7 +327,7 @@ def _end_all(home: Path) -> None:
                 os.kill(int(entry.parent.name), signal.SIGKILL)
 
 
-def _plain(text: str) -> str:
+def plain_text(text: str) -> str:
     """Return the letters and digits of a text alone, without what colours and breaks it."""
     return re.sub(r"[^a-z0-9]", "", re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text).lower())
 

@@ -6,6 +6,7 @@ One stands between a client and Tollkeeper and notes; one between Tollkeeper and
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import re
 import threading
@@ -33,6 +34,9 @@ _READERS = [
     re.compile(name, re.IGNORECASE)
     for name in ("look_up|.*-look_up", "read|read_?files?|view", "exec_command|shell|bash|run_.*|execute_.*")
 ]
+# What a seal of the relay says before the name of its model, in base64.
+_SEAL = "a seal that the relay wrote for "
+_SEALED = re.compile(base64.b64encode(_SEAL.encode())[:40] + rb"[A-Za-z0-9+/]*={0,2}")
 _GOOGLE = {429: "RESOURCE_EXHAUSTED", 500: "INTERNAL", 503: "UNAVAILABLE"}
 _ANTHROPIC = {429: "rate_limit_error", 500: "api_error", 529: "overloaded_error"}
 _SENTENCES = {
@@ -112,6 +116,8 @@ class Relay:
     def __init__(self, target: str) -> None:
         self.requests: list[Request] = []
         self.fault: Fault | None = None
+        self.usage = ""  # the tokens that the demo upstream reports, as its `x-demo-usage`
+        self.seals = False  # models think, seal their thoughts, and refuse those of another model
         self.file: Path | None = None  # the demo upstream asks once for a tool that reads it
         self.url = ""
         self._target = target
@@ -170,6 +176,13 @@ class Relay:
             after = {} if fault.retry_after_s is None else {"retry-after": str(fault.retry_after_s)}
             return web.json_response(said, status=status, headers=after)
         sent = {name: value for name, value in headers.items() if name not in _OWN}
+        if self.usage:
+            sent["x-demo-usage"] = self.usage
+        if self.seals:
+            if foreign := foreign_seal(raw, model_of(noted)):
+                noted.status, noted.sentence = 400, foreign
+                return web.json_response(refusal_of_seal(api, foreign), status=400)
+            sent["x-demo-thinking"] = "1"
         if self.file is not None and (call := tool_call(noted.body, str(self.file))):
             noted.tool, sent["x-demo-tool"] = call.partition(" ")[0], call
         async with self._session.request(
@@ -183,6 +196,8 @@ class Relay:
         streamed = "event-stream" in answer.headers.get("content-type", "")
         if not streamed:
             whole = await answer.read()
+            if self.seals:
+                whole = sealed(whole, model_of(noted))
             noted.sentence = sentence_of(whole)
             _note_use(noted, whole)
             return web.Response(status=answer.status, body=whole, headers=dict(fields))
@@ -190,7 +205,8 @@ class Relay:
         await passed.prepare(asked)
         cut = False
         try:
-            async for piece in _events(answer.content):
+            async for event in _events(answer.content):
+                piece = sealed(event, model_of(noted)) if self.seals else event
                 await passed.write(piece)
                 _note_use(noted, piece)
                 if end and _TEXT.search(piece):
@@ -252,6 +268,38 @@ def _argument(name: str, schema: dict[str, Any], file: str) -> Any:
     return (
         f"cat {file}" if re.search("command|cmd", name) else file if re.search("path|file", name) else "here"
     )
+
+
+def model_of(request: Request) -> str:
+    """Return the model that a request names in its body or its path."""
+    in_path = re.search(r"/models/([^:/]+)", request.path)
+    return in_path[1] if in_path else str(request.body.get("model", ""))
+
+
+def sealed(piece: bytes, model: str) -> bytes:
+    """Return an answer, or an event of one, whose thoughts this model has sealed as its vendor does.
+
+    Anthropic signs a block of thinking, OpenAI encrypts a reasoning item, Gemini signs a part.
+    """
+    seal = base64.b64encode(f"{_SEAL}{model}".encode())
+    piece = piece.replace(b"c2lnbmVk", seal)
+    piece = re.sub(rb'("type": ?"reasoning", ?)', rb'\1"encrypted_content":"' + seal + b'",', piece)
+    return re.sub(rb'("parts": ?\[\{)', rb'\1"thoughtSignature":"' + seal + b'",', piece)
+
+
+def foreign_seal(body: bytes, model: str) -> str:
+    """Return the sentence by which a vendor refuses a body with a seal of another model; empty if it has none."""
+    seals = {base64.b64decode(found).decode() for found in _SEALED.findall(body)}
+    return "" if seals <= {f"{_SEAL}{model}"} else "Invalid signature in thinking block"
+
+
+def refusal_of_seal(api: str, sentence: str) -> dict[str, Any]:
+    """Return the body of a 400 for a seal of another model, in the form of its vendor's errors."""
+    if api == MESSAGES:
+        return {"type": "error", "error": {"type": "invalid_request_error", "message": sentence}}
+    if api == GEMINI:
+        return {"error": {"code": 400, "message": sentence, "status": "INVALID_ARGUMENT"}}
+    return {"error": {"message": sentence, "type": "invalid_request_error", "param": None, "code": None}}
 
 
 def sentence_of(body: bytes) -> str:

@@ -37,6 +37,7 @@ from tests.world.calls import OK, Reply, ask, cached, read, written
 from tests.world.clients import CLIENTS
 from tests.world.meetings import MEETINGS, play_meetings, wrong_cells
 from tests.world.play_clients import CASES, TURNS, ClientCell, ClientRow, play_clients
+from tests.world.play_steps import STEPPED, play_steps
 from tests.world.programs import (
     CHAT,
     COMPLETIONS,
@@ -123,7 +124,8 @@ def main() -> int:
     if clients := [one for one in names if one in CLIENTS]:
         cases = TURNS if options.turns else (*CASES, *TURNS)
         played = play_clients([CLIENTS[one] for one in clients], fresh=options.fresh, cases=cases)
-        clients_page.write(played)
+        stepped = play_steps([name for name in STEPPED if name in clients], fresh=options.fresh)
+        clients_page.write(played, stepped)
         print(*(f"{row.name}: {cell.title}: {cell.wrong}" for row, cell in _wrong_cells(played)), sep="\n")
         if clients == names:
             return 1 if _wrong_cells(played) else 0

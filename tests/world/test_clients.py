@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -11,7 +12,9 @@ from tests.tree import ROOT
 from tests.world.clients import CLIENTS, MODELS, Seat
 from tests.world.clients_page import PAGE, PAGES
 from tests.world.play_clients import CASES, TURNS
-from tests.world.relay import tool_call
+from tests.world.play_steps import STEPPED
+from tests.world.play_steps import TITLES as STEP_TITLES
+from tests.world.relay import foreign_seal, sealed, tool_call
 
 NAME = re.compile(r"\b[A-Z]+_[A-Z_]+\b|\"(\w+)\":|^ *-? ?(\w+):", re.MULTILINE)
 # Settings that pages tell of beside those that are played.
@@ -35,8 +38,25 @@ def test_each_client_and_each_case_has_its_cell() -> None:
     lines = [line for line in PAGE.read_text().splitlines() if line.startswith("| **")]
     for name in CLIENTS:
         mine = [line for line in lines if line.startswith(f"| **{name}**")]
-        assert [line.count(" | ") for line in mine] == [len(CASES) - 1, 6, len(TURNS)], name
+        steps = [len(STEP_TITLES)] if name in STEPPED else []
+        assert [line.count(" | ") for line in mine] == [len(CASES) - 1, 6, len(TURNS), *steps], name
     assert "WRONG" not in PAGE.read_text()
+
+
+@pytest.mark.parametrize(
+    "thought",
+    [
+        b'{"type":"signature_delta","signature":"c2lnbmVk"}',
+        b'{"item":{"type":"reasoning","id":"rs_1","summary":[]}}',
+        b'{"content":{"role":"model","parts":[{"text":"hm","thought":true}]}}',
+    ],
+)
+def test_seal_of_the_relay_binds_a_thought_to_its_model(thought: bytes) -> None:
+    body = sealed(thought, "large-1")
+    assert body != thought
+    assert json.loads(body)
+    assert foreign_seal(body, "large-1") == foreign_seal(thought, "small-1") == ""
+    assert "signature" in foreign_seal(body, "small-1")
 
 
 READ = {
