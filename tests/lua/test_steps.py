@@ -175,6 +175,21 @@ def test_a_part_is_of_limit_and_carried_amount_together(clock: ClockWorld, seed:
     assert (asked.verdict is Verdict.STEP_REACHED) is reached is is_reached(parts, amount, whole)
 
 
+def test_a_part_is_exact_where_one_number_does_not_hold_limit_and_carried_amount(clock: ClockWorld) -> None:
+    """The limit and all of it but 1 are together odd, and above 2^53: half of that is no whole number."""
+    limit = 9_007_100_000_000_001
+    budget = Budget(1, "carries", "money", limit, "hour", carry=Carry(limit))
+    use(clock, budget, 1)
+    clock.set_clock(NOON + HOUR_MS)
+    use(clock, budget, limit - 1)
+    steps = ((1, STEP_PARTS // 2, STEP_STOPS),)
+    below = call(clock, budget, steps=steps)
+    assert below.verdict is Verdict.ADMITTED
+    below.release()
+    use(clock, budget, 1)
+    assert call(clock, budget, steps=steps).verdict is Verdict.STEP_REACHED
+
+
 @pytest.mark.parametrize("scale", [1, 10**16])
 @pytest.mark.parametrize("window", [ROLLING, FIRST_USE])
 @pytest.mark.parametrize("seed", range(examples(40)))
