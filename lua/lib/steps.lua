@@ -8,7 +8,7 @@ function wide.part(amount, parts)
   return parts * ((amount - low) / STEP_PARTS) + floor(rest / STEP_PARTS), rest % STEP_PARTS
 end
 
--- Whether used and held are a part of a limit or more, all in two numbers. What is carried belongs to used and limit: meters have it taken
+-- Whether used and held are a part of a limit or more, all in two numbers. Carried amounts belong to used and limit: meters have them taken
 -- off the used amount.
 function wide.reaches(parts, carried, carried_rest, limit, limit_rest, used, used_rest, held, held_rest)
   limit, limit_rest = wide.added(limit, limit_rest, carried, carried_rest)

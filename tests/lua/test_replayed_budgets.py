@@ -131,7 +131,9 @@ class Server:
 
 @pytest.mark.parametrize("seed", range(8))
 @pytest.mark.parametrize("kind", KINDS)
-def test_replay_refuses_and_substitutes_what_the_scripts_did(world: ClockWorld, kind: str, seed: int) -> None:
+def test_replay_refuses_and_substitutes_the_same_calls_as_the_scripts(
+    world: ClockWorld, kind: str, seed: int
+) -> None:
     random = Random(another(seed))
     budgets = drawn(random, kind)
     server = Server(world, budgets)

@@ -175,7 +175,7 @@ def test_a_part_is_of_limit_and_carried_amount_together(clock: ClockWorld, seed:
     assert (asked.verdict is Verdict.STEP_REACHED) is reached is is_reached(parts, amount, whole)
 
 
-def test_a_part_is_exact_where_one_number_does_not_hold_limit_and_carried_amount(clock: ClockWorld) -> None:
+def test_a_part_is_exact_where_no_double_holds_limit_and_carried_amount(clock: ClockWorld) -> None:
     """The limit and all of it but 1 are together odd, and above 2^53: half of that is no whole number."""
     limit = 9_007_100_000_000_001
     budget = Budget(1, "carries", "money", limit, "hour", carry=Carry(limit))
@@ -193,7 +193,7 @@ def test_a_part_is_exact_where_one_number_does_not_hold_limit_and_carried_amount
 @pytest.mark.parametrize("scale", [1, 10**16])
 @pytest.mark.parametrize("window", [ROLLING, FIRST_USE])
 @pytest.mark.parametrize("seed", range(examples(40)))
-def test_a_step_of_a_window_with_a_length_is_reached_by_what_counts_and_is_held(
+def test_a_step_of_a_window_with_a_length_is_reached_by_counted_and_held_amounts(
     clock: ClockWorld, seed: int, window: str, scale: int
 ) -> None:
     chance = random.Random(another(seed))
