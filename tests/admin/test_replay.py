@@ -177,7 +177,7 @@ async def test_replay_sends_calls_as_the_substitute_of_a_step(desk: Desk) -> Non
     assert found["assumes"] == ["substitutes_accept"]
 
 
-async def test_call_that_a_step_sent_as_another_model_is_replayed_as_it_was_asked_for(desk: Desk) -> None:
+async def test_call_that_a_step_substituted_is_replayed_as_the_model_of_its_caller(desk: Desk) -> None:
     """Two calls were asked for as a model at 1 and sent as another at 0.1; one of a model without a price stays."""
     for model, price in (("dear", "10"), ("cheap", "1")):
         await desk.api.make(
