@@ -24,20 +24,23 @@ from gateway.core.accounts import groups
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budget_amounts import read_budget, render_amount
 from gateway.core.accounts.budgets import MONEY, OF_GROUP, SESSION, USER, Budget, override_owner
-from gateway.core.accounts.replay.calls import CallUsage, PriceOfCall, StoredCall
+from gateway.core.accounts.replay.calls import CallUsage, StoredCall
 from gateway.core.accounts.replay.fold import BudgetFold, BudgetOutcome, Replayed
 from gateway.core.accounts.tags import tag_in
 from gateway.core.billing.price_book import KINDS, PriceBook, unpriced
 from gateway.core.times import floor_ms, moment_of, ms_of, rfc3339
 from persistence.address import CONNECT, dialect_url
 from persistence.resources.prices import read_book
-from persistence.tables import call, caller_group, kept_since, organization
+from persistence.tables import caller_group, kept_since, organization
 
-# Rows that a cursor fetches at a time.
+# Rows that a cursor fetches at a time, and models whose prices are kept.
 FETCHED_ROWS: Final = 5_000
+BOOKS_MAX: Final = 1_000
 # What a replay may assume of the past; the last two with a day behind them.
 GROUPS_NOW, SUBSTITUTES_ACCEPT, STEPS_AS_SENT = "groups_now", "substitutes_accept", "steps_as_sent"
 TAGS_SINCE, CALLS_SINCE = "tags_since:", "calls_since:"
+# The facts of a call before those of its usage.
+PLAIN_FACTS: Final = StoredCall._fields.index("usage")
 # A row of the query below.
 _Facts = tuple[Any, ...]
 # Returns the archived calls of an organization from a time up to before another one, by column, in order.
@@ -105,13 +108,14 @@ class _FactsNeeded:
 
     def __init__(self, connection: Connection, asked: ReplayRequest) -> None:
         budgets = asked.budgets
-        self._asked, self.was_substituted, self.has_earlier = asked, False, False
+        self._asked, self._is_as_sent, self.has_earlier = asked, False, False
         self.steps = any(budget.steps for budget in budgets)
+        self.usage = self.steps or bool(connection.exec_driver_sql(*_has_substituted(asked)).scalar())
         self.tags = {name for budget in budgets for name, _ in budget.tags} | {
             tag_in(budget.each) for budget in budgets
         } - {""}
         self.session = self.steps or any(budget.each == SESSION for budget in budgets)
-        self.model = self.steps or any(budget.model for budget in budgets)
+        self.model = self.usage or any(budget.model for budget in budgets)
         named = {budget.group_id for budget in budgets} - {0}
         named |= {
             int(name.removeprefix(OF_GROUP))
@@ -120,7 +124,7 @@ class _FactsNeeded:
             if name.startswith(OF_GROUP)
         }
         self.groups = _GroupsNow(connection, named) if named else None
-        self.has_more = bool(self.tags or self.groups or self.steps)
+        self.has_more = bool(self.tags or self.groups or self.usage)
         self.user = any(budget.each == USER or budget.user for budget in budgets)
         self.user = self.user or (self.groups is not None and self.groups.of_users)
         row = connection.execute(
@@ -133,8 +137,7 @@ class _FactsNeeded:
             name: since for name, since in (row.tags_since or {}).items() if name in self.tags
         }
         self._kept_since = connection.scalar(select(kept_since.c.since).where(kept_since.c.ledger == "call"))
-        names = {name for budget in budgets for step in budget.steps for _, name in step.models}
-        self.price = price_by(read_book(connection, names, asked.since), self.currency)
+        self._books, self._connection = dict[str, PriceBook](), connection
 
     def assumes(self) -> Iterator[str]:
         """Yield what a replay with these facts assumes of the past."""
@@ -148,8 +151,21 @@ class _FactsNeeded:
             yield f"{CALLS_SINCE}{since.astimezone(UTC):%Y-%m-%d}"
         if self.steps:
             yield SUBSTITUTES_ACCEPT
-        if self.steps and self.was_substituted:
+        if self._is_as_sent:
             yield STEPS_AS_SENT
+
+    def price(self, stored: StoredCall, model: str) -> int | None:
+        """Return the cost of a call as another model, in nano-units; None where that has no price."""
+        book = self._books.get(model)
+        if book is None:
+            if len(self._books) >= BOOKS_MAX:
+                self._books.clear()
+            book = self._books[model] = read_book(self._connection, {model}, self._asked.since)
+        vector = book.vector(model, self.currency, stored.at_ms)
+        counts, tools, tier = stored.usage
+        if vector is None or unpriced(vector, tools, counts, tier):
+            return None
+        return cost_of(vector, counts, tools, tier)
 
     def stored(self, rows: Iterable[_Facts]) -> Iterator[StoredCall]:
         """Return calls from rows of the journal: the fields of a call in order, then what its usage is made of."""
@@ -165,25 +181,34 @@ class _FactsNeeded:
             if self.user and user_id is not None and user_id not in names:
                 name = connection.execute(_USER, {"id": user_id}).scalar()
                 names[user_id] = name or ""
-            sent_as = row.get("model_asked") and row["model"]
             yield self._call(
                 floor_ms(row["created_at"]), (row["cost"] or 0) if row["currency"] == self.currency else 0,
                 row["tokens"], row["tenant_id"], row["api_key_id"], row["service_id"] or 0,
                 names.get(user_id, ""), row["project_id"], row.get("model_asked") or row["model"] or "",
-                row["response_model"] or "", row["session"] or "", sent_as or "", row.get("tags"), row.get("groups"),
+                row["response_model"] or "", row["session"] or "", row.get("tags"), row.get("groups"),
                 *[row[kind] for kind in KINDS], row["tools"], row["service_tier"] or "",
+                row.get("model_asked") and row["model"],
             )  # fmt: skip
 
     def _call(self, *row: Any) -> StoredCall:
-        *plain, tags, named = row[:14]
+        *plain, tags, named = row[:PLAIN_FACTS]
         stored = StoredCall(*plain)
         if self.tags and tags:
             stored = stored._replace(tags=tuple(tags.items()))
-        if self.steps:
-            *counts, tools, tier = row[14:]
+        if len(row) > PLAIN_FACTS:
+            *counts, tools, tier, sent_as = row[PLAIN_FACTS:]
             stored = stored._replace(usage=CallUsage(tuple(counts), tools or {}, tier))
-            self.was_substituted = self.was_substituted or stored.sent_as != ""
+            if sent_as:
+                stored = self._as_asked(stored, sent_as)
         return stored if self.groups is None else self.groups.put(stored, named or ())
+
+    def _as_asked(self, stored: StoredCall, sent_as: str) -> StoredCall:
+        """Return a call that a step sent as another model as it was asked for, at that price; without one, as it was sent."""
+        cost = self.price(stored, stored.model)
+        if cost is None:
+            self._is_as_sent = True
+            return stored._replace(model=sent_as)
+        return stored._replace(cost=cost, response_model="")
 
 
 class _GroupsNow:
@@ -215,19 +240,6 @@ class _GroupsNow:
         return stored._replace(groups=tuple(sorted(ids)))
 
 
-def price_by(book: PriceBook, currency: str) -> PriceOfCall:
-    """Return a function that prices a call as another model, in a currency; None where that has no price."""
-
-    def price(stored: StoredCall, model: str) -> int | None:
-        vector = book.vector(model, currency, stored.at_ms)
-        counts, tools, tier = stored.usage
-        if vector is None or unpriced(vector, tools, counts, tier):
-            return None
-        return cost_of(vector, counts, tools, tier)
-
-    return price
-
-
 _USER = text("SELECT external_id FROM app_user WHERE id = :id")
 
 
@@ -245,34 +257,41 @@ def _stored(connection: Connection, asked: ReplayRequest, needed: _FactsNeeded) 
 
 def _query(asked: ReplayRequest, needed: _FactsNeeded) -> tuple[bytes, Mapping[str, object]]:
     """Return the statement whose columns are the fields of a stored call, and its values."""
-    # Calls that a step of a budget sent as another model name the one that was asked for.
-    named = "c.model_asked" if "model_asked" in call.c else "NULL"
     columns = [
         "floor(extract(epoch FROM c.created_at) * 1000)::bigint",
         "CASE WHEN c.currency = %(currency)s THEN coalesce(c.cost, 0) ELSE 0 END",
         "c.tokens, c.tenant_id, c.api_key_id, coalesce(c.service_id, 0)",
         "coalesce(p.external_id, '')" if needed.user else "''",
         "c.project_id",
-        f"coalesce({named}, c.model, ''), coalesce(c.response_model, '')" if needed.model else "'', ''",
+        "coalesce(c.model_asked, c.model, ''), coalesce(c.response_model, '')" if needed.model else "'', ''",
         "coalesce(c.session, '')" if needed.session else "''",
-        f"CASE WHEN {named} IS NULL THEN '' ELSE c.model END" if needed.model else "''",
     ]
     if needed.has_more:
         columns += ["c.tags" if needed.tags else "NULL", "c.groups" if needed.groups else "NULL"]
-    if needed.steps:
+    if needed.usage:
         columns += [f"c.{kind}" for kind in KINDS] + ["c.tools", "coalesce(c.service_tier, '')"]
+        columns += ["CASE WHEN c.model_asked IS NOT NULL THEN c.model END"]
     users = "LEFT JOIN app_user AS p ON p.id = c.user_id" if needed.user else ""
+    replayed, values = _replayed(asked)
+    statement = (
+        f"SELECT {', '.join(columns)} FROM call AS c {users} WHERE {replayed} ORDER BY c.created_at, c.id"
+    )
+    return statement.encode(), {**values, "currency": needed.currency}
+
+
+def _replayed(asked: ReplayRequest) -> tuple[str, dict[str, object]]:
+    """Return the condition of the calls of a replay, and its values."""
     team = "AND c.tenant_id = %(tenant)s" if asked.tenant_id is not None else ""
-    statement = f"""
-SELECT {", ".join(columns)}
-  FROM call AS c {users}
- WHERE c.organization_id = %(organization)s {team} AND c.created_at >= %(since)s AND c.created_at < %(until)s
-   AND NOT c.refused
- ORDER BY c.created_at, c.id"""
-    return statement.encode(), {
-        "organization": asked.organization_id, "tenant": asked.tenant_id, "currency": needed.currency,
-        "since": asked.since, "until": asked.until,
+    period = "c.created_at >= %(since)s AND c.created_at < %(until)s AND NOT c.refused"
+    return f"c.organization_id = %(organization)s {team} AND {period}", {
+        "organization": asked.organization_id, "tenant": asked.tenant_id, "since": asked.since, "until": asked.until,
     }  # fmt: skip
+
+
+def _has_substituted(asked: ReplayRequest) -> tuple[str, dict[str, object]]:
+    """Return the query for whether a step sent one of the calls as another model, and its values."""
+    replayed, values = _replayed(asked)
+    return f"SELECT EXISTS (SELECT FROM call AS c WHERE {replayed} AND c.model_asked IS NOT NULL)", values
 
 
 def render(answer: ReplayAnswer) -> Row:

@@ -8,16 +8,26 @@ function wide.part(amount, parts)
   return parts * ((amount - low) / STEP_PARTS) + floor(rest / STEP_PARTS), rest % STEP_PARTS
 end
 
--- Whether used and held are a part of a wide window's limit or more. What is carried belongs to both: meters have it taken off the used
--- amount.
-function wide.reaches(meters, definition, window, parts)
-  local at, below = window[WIDE_PLACE] * 2, window[WIDE_BELOW]
-  local carried, carried_rest = carries.of(definition, meters, window[WIDE_PLACE])
-  local limit, limit_rest = wide.added(window[WIDE_WHOLE], window[WIDE_REST], carried, carried_rest)
+-- Whether used and held are a part of a limit or more, all in two numbers. Carried amounts belong to used and limit: meters have them taken
+-- off the used amount.
+function wide.reaches(parts, carried, carried_rest, limit, limit_rest, used, used_rest, held, held_rest)
+  limit, limit_rest = wide.added(limit, limit_rest, carried, carried_rest)
   local whole, millionths = wide.part(limit, parts)
   local rest, beyond = wide.part(limit_rest, parts)
   rest = rest + millionths * (NANO / STEP_PARTS) + (beyond > 0 and 1 or 0)
-  return (meters[at - 1] + carried + meters[at] - whole) * NANO + meters[below] + carried_rest + meters[below + 1] - rest >= 0
+  return (used + carried + held - whole) * NANO + used_rest + carried_rest + held_rest - rest >= 0
+end
+
+-- The same of a window whose amounts are in one number: with what is carried they may be more than that holds.
+function wide.reaches_in_one(parts, carried, limit, used, held)
+  if carried == 0 then
+    local whole, millionths = wide.part(limit, parts)
+    return used + held >= whole + (millionths > 0 and 1 or 0)
+  end
+  local more, more_rest = wide.split(carried)
+  local most, most_rest = wide.split(limit)
+  local whole, rest = wide.split(used)
+  return wide.reaches(parts, more, more_rest, most, most_rest, whole, rest, wide.split(held))
 end
 
 -- Whether the window of a budget that enforces is used and held to a part of its limit (in millionths) or more.
@@ -27,15 +37,16 @@ function wide.is_step_reached(accounts, budget, parts)
     local fields, limits = definition[FIELDS], definition[LIMITS]
     for place = 1, definition[LIVE_COUNT] do
       if limits[place] and fields[(place - 1) * DEFINED_WINDOW_SIZE + WINDOW_BUDGET_ID_AT] == budget then
-        local carried = carries.of(definition, meters, place)
-        local whole, millionths = wide.part(limits[place] + carried, parts)
-        return meters[place * 2 - 1] + carried + meters[place * 2] >= whole + (millionths > 0 and 1 or 0)
+        return wide.reaches_in_one(parts, carries.of(definition, meters, place), limits[place], meters[place * 2 - 1], meters[place * 2])
       end
     end
     for _, window in ipairs(definition[WIDES] or wide.none) do
       local place = window[WIDE_PLACE]
       if has(window[WIDE_FLAGS], WINDOW_ENFORCES) and fields[(place - 1) * DEFINED_WINDOW_SIZE + WINDOW_BUDGET_ID_AT] == budget then
-        return wide.reaches(meters, definition, window, parts)
+        local at, below, carried, carried_rest = place * 2, window[WIDE_BELOW], carries.of(definition, meters, place)
+        return wide.reaches(
+          parts, carried, carried_rest, window[WIDE_WHOLE], window[WIDE_REST], meters[at - 1], meters[below], meters[at], meters[below + 1]
+        )
       end
     end
   end

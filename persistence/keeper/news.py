@@ -101,7 +101,7 @@ _OF_LENGTH = """
 # Uses in windows with a length. Those of a rolling window are parts, whose sum has the epoch as its start.
 _SUMS = f""", sums AS MATERIALIZED (
     SELECT b.id AS budget_id, CASE b."window" WHEN '{ROLLING}' THEN 'epoch' ELSE u.start END AS start, u.value,
-           max(u.name) AS name, sum(u.used) AS used,
+           max(u.name) AS name, sum(u.used) AS used, NULL::numeric AS carried,
            array_agg(floor(extract(epoch FROM u.start) * 1000)::bigint ORDER BY u.start) AS part_starts,
            array_agg(u.used ORDER BY u.start) AS part_uses
       FROM live AS b JOIN budget_use AS u ON u.budget_id = b.id AND u.start >= b.since GROUP BY 1, 2, 3
@@ -117,7 +117,7 @@ def _live(windows: str, keys: str) -> str:
 WITH calendar AS ({windows}
 ), live AS MATERIALIZED (
     SELECT b.id, b.name, b.organization_id, o.name AS organization, o.currency, b.unit, b.each, b.mode,
-           b."interval", b."window", b.length, b.time_zone, b.thresholds, b.created_at, c.since, c.next, c.lasts_ms,
+           b."interval", b."window", b.length, b.time_zone, b.thresholds, b.created_at, b.carry, c.since, c.next, c.lasts_ms,
            c.look_back, f.factor, l.usual, p.parts
       FROM calendar AS c
       JOIN budget AS b USING ({keys})
@@ -140,25 +140,27 @@ WITH calendar AS ({windows}
 def _accounts(uses: str, of_window: str, least: str) -> str:
     """Return the SQL of accounts with at least `least` used, or below it with a limit below the usual one.
 
-    Such a limit is of an override, or of a group with this member. Each has its limit, and the news reported of
-    it. Accounts without a limit, or with 0, are left out: there is nothing to use up. `uses` are rows of use,
-    `of_window` the condition of those in a budget's window.
+    Such a limit is of an override, or of a group with this member, or use from before is taken off it. Each has
+    its limit, with what its interval carries, and the news reported of it. Accounts without a limit, or with 0,
+    are left out: there is nothing to use up. `uses` are rows of use, `of_window` the condition of those in a
+    budget's window.
     """
     its = f"u.budget_id = b.id{of_window}"
+    reaches = f"(u.used >= {least} OR coalesce(u.carried, 0) < 0)"
     return f"""
 SELECT b.*, w.start, w.ends, w.began, l."limit", u.value, u.name AS account, u.used,
        coalesce(t.part, 0) AS part, coalesce(t.level, 0) AS level,
        coalesce(t.exceeded, false) AS exceeded, t.before_used, t.before_at, t.seen_used, t.seen_at,
        coalesce(t.came_at, '{{}}') AS came_at, t.looked_used
   FROM live AS b
- CROSS JOIN LATERAL (SELECT u.* FROM {uses} AS u WHERE {its} AND u.used >= {least}
+ CROSS JOIN LATERAL (SELECT u.* FROM {uses} AS u WHERE {its} AND {reaches}
                       UNION ALL
                      SELECT u.* FROM budget_override AS o JOIN {uses} AS u ON {its} AND u.value = o.value
-                      WHERE o.budget_id = b.id AND o.amount * b.factor < b.usual AND u.used < {least}
+                      WHERE o.budget_id = b.id AND o.amount * b.factor < b.usual AND NOT {reaches}
                       UNION ALL
                      SELECT u.* FROM of_group AS o JOIN {uses} AS u ON {its} AND u.name = o.member
                        LEFT JOIN budget_override AS p ON p.budget_id = b.id AND p.value = u.value
-                      WHERE o.budget_id = b.id AND o.amount * b.factor < b.usual AND u.used < {least}
+                      WHERE o.budget_id = b.id AND o.amount * b.factor < b.usual AND NOT {reaches}
                         AND NOT coalesce(p.amount * b.factor < b.usual, false)
                      OFFSET 0) AS u
  CROSS JOIN LATERAL (SELECT u.start, CASE b."window" WHEN '{FIRST_USE}'
@@ -170,7 +172,8 @@ SELECT b.*, w.start, w.ends, w.began, l."limit", u.value, u.name AS account, u.u
   LEFT JOIN of_group AS g ON g.budget_id = b.id AND g.member = u.name AND o.value IS NULL
  CROSS JOIN LATERAL (SELECT CASE WHEN o.value IS NULL AND g.member IS NULL
                                  THEN greatest(b.usual, trunc(r.amount * b.factor))
-                                 ELSE trunc(coalesce(r.amount, o.amount, g.amount) * b.factor) END AS "limit") AS l
+                                 ELSE trunc(coalesce(r.amount, o.amount, g.amount) * b.factor) END
+                            + coalesce(CASE WHEN b.carry IS NOT NULL THEN u.carried END, 0) AS "limit") AS l
   LEFT JOIN budget_told AS t ON t.budget_id = b.id AND t.start = w.start AND t.value = u.value
  WHERE (b.id, w.start, u.value) > (:id, :start, :value) AND l."limit" > 0"""
 

@@ -80,8 +80,8 @@ DELETE FROM budget_use WHERE ctid = ANY(ARRAY(
 # Parts of rolling windows that count no more.
 _FORGET_PARTS = query("verification.forget_parts", "Delete the use of old parts of rolling windows", """
 DELETE FROM budget_use WHERE ctid = ANY(ARRAY(
-    SELECT u.ctid FROM (SELECT id, (to_jsonb(b) ->> 'length')::interval AS length FROM budget AS b
-                         WHERE to_jsonb(b) ->> 'window' = 'rolling' OFFSET 0) AS b
+    SELECT u.ctid FROM (SELECT id, length::interval AS length FROM budget
+                         WHERE "window" = 'rolling' OFFSET 0) AS b
      CROSS JOIN LATERAL (SELECT ctid FROM budget_use WHERE budget_id = b.id
                             AND start < now() - 2 * b.length - make_interval(days => :part_days) OFFSET 0) AS u
      LIMIT :n))""")  # fmt: skip

@@ -177,6 +177,30 @@ async def test_replay_sends_calls_as_the_substitute_of_a_step(desk: Desk) -> Non
     assert found["assumes"] == ["substitutes_accept"]
 
 
+async def test_call_that_a_step_substituted_is_replayed_as_the_model_of_its_caller(desk: Desk) -> None:
+    """Two calls were asked for as a model at 1 and sent as another at 0.1; one of a model without a price stays."""
+    for model, price in (("dear", "10"), ("cheap", "1")):
+        await desk.api.make(
+            "prices", model=model, currency="USD", effective_from="2026-01-01T00:00:00Z", input=price, output=price
+        )  # fmt: skip
+    sent = {"model": "cheap", "response_model": "cheap-1", "cost": 10**8, "input": 100_000}
+    dear = [{**desk.call(hour, 0), **sent, "model_asked": "dear"} for hour in range(2)]
+    desk.store(*dear)
+    steps = [{"at": 0, "models": {"dear": "cheap"}}]
+    for budget, expected in (
+        ({"amount": "1.5"}, (1, "1", 0, "0")),
+        ({"amount": "0.1", "model": "cheap"}, (0, "0", 0, "0")),
+        ({"amount": "9", "steps": steps}, (0, "0", 2, "1.80")),
+    ):
+        found = await desk.replay(desk.budget(**budget))
+        counts = (found["refused"], found["refused_cost"], found["substituted"], found["saved"])
+        assert counts == expected
+        assert "steps_as_sent" not in found["assumes"]
+    desk.store({**desk.call(2, 0), **sent, "model_asked": "unknown"})
+    found = await desk.replay(desk.budget(amount="2.05"))
+    assert (found["refused"], found["refused_cost"], found["assumes"]) == (1, "0.10", ["steps_as_sent"])
+
+
 async def test_replay_names_each_field_that_is_wrong(desk: Desk) -> None:
     good = desk.budget()
     assert await desk.wrong(good, good) == {

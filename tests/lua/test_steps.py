@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from fractions import Fraction
+from math import ceil
 from typing import Any
 
 import pytest
 
+from gateway.core.accounts.budgets import Budget, account_of, define_windows
 from gateway.core.accounts.steps import (
     STEP_JUDGES,
     STEP_PARTS,
@@ -16,12 +19,42 @@ from gateway.core.accounts.steps import (
     STEP_TELLS,
     is_reached,
 )
-from gateway.core.model import Verdict
-from tests.builders import World
+from gateway.core.accounts.windows import FIRST_USE, ROLLING, Carry
+from gateway.core.model import BudgetAccount, Verdict
+from gateway.core.times import HOUR_MS
+from tests.builders import Call, World
+from tests.lua.clocks import ClockWorld
 from tests.lua.windows import OTHER_NAME, account, window
 from tests.search import another, examples
 
 FOUR_FIFTHS = 4 * STEP_PARTS // 5
+
+
+# Noon of a day that real clocks have not reached.
+NOON = 4_102_488_000_000 // (24 * HOUR_MS) * 24 * HOUR_MS + 12 * HOUR_MS
+LENGTH = 5 * HOUR_MS
+
+
+@pytest.fixture
+def clock(valkey: str) -> Iterator[ClockWorld]:
+    made = ClockWorld(valkey, NOON)
+    made.plan(None)
+    yield made
+    made.client.close()
+
+
+def call(world: ClockWorld, budget: Budget, money: int = 0, **asked: Any) -> Call:
+    """Reserve for a call of a budget, as its gateway defines it now."""
+    here = BudgetAccount(account_of(1, budget), define_windows([budget], world.at_ms), enforced=True)
+    return world.reserve(budgets=(here,), money=money, **asked)
+
+
+def use(world: ClockWorld, budget: Budget, money: int) -> None:
+    """Use an amount, of which one call tells at most what one number holds exactly."""
+    while money:
+        part = min(money, 2**53 - 1)
+        call(world, budget).settle(money=part)
+        money -= part
 
 
 @pytest.fixture(autouse=True)
@@ -117,3 +150,84 @@ def test_a_part_of_any_limit_is_exact(world: World, seed: int) -> None:
     asked = world.reserve(budgets=(here,), money=0, steps=((1, parts, STEP_STOPS),))
     reached = Fraction(amount, limit) >= Fraction(parts, STEP_PARTS)
     assert (asked.verdict is Verdict.STEP_REACHED) is reached is is_reached(parts, amount, limit)
+
+
+@pytest.mark.parametrize("seed", range(examples(200)))
+def test_a_part_is_of_limit_and_carried_amount_together(clock: ClockWorld, seed: int) -> None:
+    """Limits and maxima are of one number or of two; an amount is at the step's border, or one beside it."""
+    chance = random.Random(another(seed))
+    limit, most = (
+        chance.choice([chance.randint(1, 100), chance.randint(1, 2**53 - 1), chance.randint(10, 30) * 10**15])
+        for _ in range(2)
+    )
+    budget = Budget(1, "carries", "money", limit, "hour", carry=Carry(most, debt=chance.random() < 0.6))
+    used = chance.randint(1, 3 * limit)
+    use(clock, budget, used)
+    clock.set_clock(NOON + HOUR_MS)
+    left = limit - used
+    whole = limit + min(most, left if budget.carry and budget.carry.debt else max(left, 0))
+    parts = chance.choice([0, 1, STEP_PARTS, 333_333, chance.randint(0, STEP_PARTS)])
+    part = Fraction(parts, STEP_PARTS) * whole
+    amount = max(0, ceil(part) + chance.choice([-1, 0, 1]))
+    use(clock, budget, amount)
+    asked = call(clock, budget, steps=((1, parts, STEP_STOPS),))
+    reached = amount >= part
+    assert (asked.verdict is Verdict.STEP_REACHED) is reached is is_reached(parts, amount, whole)
+
+
+def test_a_part_is_exact_where_no_double_holds_limit_and_carried_amount(clock: ClockWorld) -> None:
+    """The limit and all of it but 1 are together odd, and above 2^53: half of that is no whole number."""
+    limit = 9_007_100_000_000_001
+    budget = Budget(1, "carries", "money", limit, "hour", carry=Carry(limit))
+    use(clock, budget, 1)
+    clock.set_clock(NOON + HOUR_MS)
+    use(clock, budget, limit - 1)
+    steps = ((1, STEP_PARTS // 2, STEP_STOPS),)
+    below = call(clock, budget, steps=steps)
+    assert below.verdict is Verdict.ADMITTED
+    below.release()
+    use(clock, budget, 1)
+    assert call(clock, budget, steps=steps).verdict is Verdict.STEP_REACHED
+
+
+@pytest.mark.parametrize("scale", [1, 10**16])
+@pytest.mark.parametrize("window", [ROLLING, FIRST_USE])
+@pytest.mark.parametrize("seed", range(examples(40)))
+def test_a_step_of_a_window_with_a_length_is_reached_by_counted_and_held_amounts(
+    clock: ClockWorld, seed: int, window: str, scale: int
+) -> None:
+    chance = random.Random(another(seed))
+    budget = Budget(1, "lasts", "money", 100 * scale, "", window=window, length_ms=LENGTH)
+    part_ms = Fraction(LENGTH, 30)
+    uses, held, seen = list[tuple[int, int]](), 0, set[bool]()
+    for _ in range(25):
+        clock.set_clock(clock.at_ms + chance.choice([0, 1, HOUR_MS // 6, HOUR_MS, 2 * HOUR_MS, LENGTH]))
+        if window == ROLLING:
+            counted = [used for at, used in uses if (at // part_ms + 31) * part_ms > clock.at_ms]
+        else:
+            begun = [at for at, _ in uses]
+            since = _latest_beginning(begun)
+            counted = [used for at, used in uses if at >= since and clock.at_ms < since + LENGTH]
+        parts = chance.randint(0, STEP_PARTS)
+        reached = Fraction(sum(counted) + held, budget.amount) >= Fraction(parts, STEP_PARTS)
+        asked = call(clock, budget, steps=((1, parts, STEP_STOPS),))
+        assert (asked.verdict is Verdict.STEP_REACHED) is reached
+        seen.add(reached)
+        if not reached:
+            asked.release()
+        if chance.random() < 0.2 and window == ROLLING and sum(counted) + held < 90 * scale:
+            assert call(clock, budget, min(scale, 2**53 - 1)).verdict is Verdict.ADMITTED
+            held += min(scale, 2**53 - 1)
+        else:
+            uses.append((clock.at_ms, chance.randint(1, 30 * scale)))
+            use(clock, budget, uses[-1][1])
+    assert seen == {True, False}
+
+
+def _latest_beginning(uses: list[int]) -> int:
+    """Return when the last window began that a first use began."""
+    since = -LENGTH
+    for at in uses:
+        if at >= since + LENGTH:
+            since = at
+    return since

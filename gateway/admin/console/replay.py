@@ -32,7 +32,7 @@ UNNAMED: Final = "this budget"
 _ASSUMED = {
     "groups_now": "Members of groups are those of now.",
     "substitutes_accept": "Each substitute accepts each call, and uses as many tokens for it.",
-    "steps_as_sent": "Calls that a step sent as another model count as they were sent.",
+    "steps_as_sent": "Calls that a step sent as another model, and whose own has no price, count as they were sent.",
     "tags_since": "Calls have tags since {}.",
     "calls_since": "Calls are kept since {}.",
 }

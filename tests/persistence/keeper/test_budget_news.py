@@ -51,6 +51,12 @@ class Desk:
             budget, start, value, name, used,
         )  # fmt: skip
 
+    def carry(self, budget: int, carried: int, start: datetime = MONTH, value: str = "") -> None:
+        self.do(
+            "UPDATE budget_use SET carried = %s WHERE (budget_id, start, value) = (%s, %s, %s)",
+            carried, budget, start, value,
+        )  # fmt: skip
+
     async def look(self, now: datetime = NOW) -> None:
         await keeper_news.reached_budgets(self.pool, now)
 
@@ -228,6 +234,50 @@ async def test_account_of_a_member_is_measured_by_the_override_of_the_smallest_g
         ("threshold", "ada", "20"),
         ("threshold", "cay", "40"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("limits", "used", "news"),
+    [
+        ((100, '{"max": "50"}', 50), 74, []),
+        ((100, '{"max": "50"}', 50), 75, [("threshold", 50, "150", "75")]),
+        ((100, '{"max": "50"}', 50), 149, [("threshold", 50, "150", "1"), ("threshold", 80, "150", "1")]),
+        ((100, '{"max": "50", "debt": true}', -60), 20, [("threshold", 50, "40", "20")]),
+        ((100, '{"max": "50", "debt": true}', -60), 40, [("exceeded", 100, "40", "0")]),
+        ((100, '{"max": "50", "debt": true}', -100), 40, []),  # there is nothing to use up
+        ((100, None, 50), 50, [("threshold", 50, "100", "50")]),  # it carries no longer
+        ((20, '{"max": "50", "debt": true}', -10), 5, [("threshold", 50, "10", "5")]),
+    ],
+)  # fmt: skip
+async def test_thresholds_are_of_amount_and_carried_together(
+    desk: Desk, limits: tuple[int, str | None, int], used: int, news: list[tuple[object, ...]]
+) -> None:
+    """Ada has the amount as her override; an account is found once, by that or by what is taken off."""
+    amount, carry, carried = limits
+    budget = desk.budget(each="user", thresholds="[0.5, 0.8]", carry=carry, amount=100)
+    desk.do(
+        "INSERT INTO budget_override (budget_id, value, name, amount) VALUES (%s, 'a', 'ada', %s)",
+        budget, amount,
+    )  # fmt: skip
+    desk.use(budget, used * UNIT, value="a", name="ada")
+    desk.carry(budget, carried * UNIT, value="a")
+    await desk.look()
+    found = [
+        (event.removeprefix("budget."), data["percent"], data["amount"], data["remaining"])
+        for event, data in desk.told()
+        if event != "budget.threshold" or data["remaining"] != "0"
+    ]
+    assert found == news
+
+
+async def test_end_of_amount_and_carried_is_foreseen(desk: Desk) -> None:
+    """A hundred a day last to the 29th of 2,000 and 800 carried; of 2,000 alone they had been used up before."""
+    budget = desk.budget(amount=2_000, carry='{"max": "800"}')
+    for day in (2, 9, 16, 20):
+        desk.use(budget, 100 * day * UNIT)
+        desk.carry(budget, 800 * UNIT)
+        found = await desk.foresee(MONTH + timedelta(days=day))
+    assert found == ["2026-11-29T00:00:00+01:00"]
 
 
 async def test_a_raise_counts_while_it_lasts(desk: Desk) -> None:

@@ -23,8 +23,7 @@ NO_USAGE = CallUsage((), {}, "")
 class StoredCall(NamedTuple):
     """A call that was not refused: when it came (Unix ms), whose it was, and what it used.
 
-    `cost` is in nano-units. `model` is the one that the caller named; `sent_as` is another one that the call was
-    sent as by a step of a budget. Facts that no budget depends on are empty.
+    `cost` is in nano-units. `model` is the one that the caller named. Facts that no budget depends on are empty.
     """
 
     at_ms: int
@@ -38,14 +37,13 @@ class StoredCall(NamedTuple):
     model: str = ""
     response_model: str = ""
     session: str = ""
-    sent_as: str = ""
     tags: Tags = ()
     groups: tuple[int, ...] = ()
     usage: CallUsage = NO_USAGE
 
     def attributes(self, model: str = "") -> CallAttributes:
         """Return the facts that select budgets; with `model`, those of the call sent as that model."""
-        models = (model,) if model else tuple(filter(None, (self.sent_as or self.model, self.response_model)))
+        models = (model,) if model else tuple(filter(None, (self.model, self.response_model)))
         return CallAttributes(
             self.tenant_id, self.api_key_id, self.service_id, self.user, self.project_id, models,
             self.session, tags=self.tags, groups=self.groups,

@@ -286,7 +286,7 @@ class BudgetFold:
                 days.move(call.at_ms)
         self._calls += 1
         asked = self._try(call, "", call.cost)
-        if self._steps is not None and not call.sent_as and asked.positions:
+        if self._steps is not None and asked.positions:
             self._aim(self._steps, call, asked)
         elif asked.short:
             self._refuse(call, asked)
@@ -386,7 +386,7 @@ def _facts_selected_by(budgets: Sequence[Budget]) -> Callable[[StoredCall], obje
         ("service_id",): any(budget.service_id for budget in budgets),
         ("user",): any(budget.user for budget in budgets),
         ("project_id",): any(budget.project_id is not None for budget in budgets),
-        ("model", "sent_as", "response_model"): any(budget.model for budget in budgets),
+        ("model", "response_model"): any(budget.model for budget in budgets),
         ("tags",): any(budget.tags for budget in budgets),
         ("groups",): any(budget.group_id for budget in budgets),
     }

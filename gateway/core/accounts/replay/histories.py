@@ -16,10 +16,8 @@ from typing import Any, Final, Generic, TypeVar
 
 from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.intervals import INTERVALS, window_bounds
-from gateway.core.accounts.windows import FIRST_USE, ROLLING, Carry
+from gateway.core.accounts.windows import FIRST_USE, ROLLING, WHOLE_PARTS, Carry
 
-# Whole parts of a rolling window that count besides the running one.
-ROLLING_PARTS: Final = 30
 FOREVER: Final = 1 << 62
 
 # Returns the limit of an owner at a time (Unix ms); None for no limit.
@@ -136,14 +134,14 @@ class RollingWindows(Windows[RollingHistory]):
     __slots__ = ("_part_ms",)
 
     def __init__(self, budget: Budget) -> None:
-        self._part_ms = budget.length_ms // ROLLING_PARTS
+        self._part_ms = budget.length_ms // WHOLE_PARTS
 
     def open(self) -> RollingHistory:
         return RollingHistory()
 
     def roll(self, history: RollingHistory, at_ms: int, owner: object) -> None:
         part, parts = at_ms // self._part_ms, history.parts
-        while parts and parts[0] < part - ROLLING_PARTS:
+        while parts and parts[0] < part - WHOLE_PARTS:
             history.used -= parts[1]
             del parts[:2]
         history.until_ms = (part + 1) * self._part_ms
@@ -204,9 +202,7 @@ class CarryingWindows(Windows[CarryingHistory]):
             history.least = self.least_amount(history)
             history.total += history.used
             _add_point(history.hull, now - history.first, history.total + self._carry.max)
-            left = self._after(history.carried - history.used, history.index, owner)
-            history.carried = self._rested(left, history.index + 1, now, owner)
-            history.index = now
+            history.carried, history.index = self._carried(history, now, owner), now
         history.used, history.until_ms = 0, ends[-1]
 
     def take(self, history: CarryingHistory, at_ms: int, amount: int) -> None:
@@ -228,27 +224,16 @@ class CarryingWindows(Windows[CarryingHistory]):
                 return least
             least = needed
 
-    def _after(self, beyond: int, number: int, owner: object) -> int:
-        """Return what interval `number` hands on; `beyond` is what it had beyond the limit, less its use."""
-        limit, most = self._limit(number, owner), self._carry.max
-        if limit is None:
-            return most
-        left = min(limit + beyond, most)
-        return left if self._carry.debt else max(left, 0)
-
-    def _rested(self, given: int, number: int, until: int, owner: object) -> int:
-        """Return what interval `until` begins with, if those from `number` on, before it, have no use."""
-        if self._limit_at is None:
-            return min(given + self._amount * (until - number), self._carry.max)
-        for rested in range(number, until):
-            if given == self._carry.max:
+    def _carried(self, history: CarryingHistory, now: int, owner: object) -> int:
+        """Return what interval `now` begins with; those between the last one and it have no use."""
+        carried, used, carry, limit_at = history.carried, history.used, self._carry, self._limit_at
+        if limit_at is None:
+            return carry.hand_on(carried, used, self._amount, now - history.index)
+        for number in range(history.index, now):
+            carried, used = carry.hand_on(carried, used, limit_at(owner, self._ends[number] - 1)), 0
+            if carried == carry.max:
                 break
-            given = self._after(given, rested, owner)
-        return given
-
-    def _limit(self, number: int, owner: object) -> int | None:
-        """Return the limit that is in force at the end of an interval."""
-        return self._amount if self._limit_at is None else self._limit_at(owner, self._ends[number] - 1)
+        return carried
 
 
 def _add_point(hull: list[int], x: int, y: int) -> None:

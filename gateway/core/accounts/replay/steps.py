@@ -7,18 +7,24 @@ many tokens for it.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from fractions import Fraction
-from operator import itemgetter
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
-from gateway.core.accounts.budgets import Budget, is_of
+from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.replay.calls import PriceOfCall, StoredCall
+from gateway.core.accounts.steps import (
+    MatchedStep,
+    Weighed,
+    is_reached,
+    matched_steps,
+    substitutes_of,
+    taken_step,
+)
 from gateway.core.times import HOUR_MS
 
 # Sessions of a tenant whose model is kept; a further one is as with `switch`.
 SESSIONS_MAX: Final = 100_000
-# Names of models whose steps are remembered, a budget.
+# Names of models whose steps are remembered, with the budgets that apply to them.
 MODELS_REMEMBERED_MAX: Final = 4_096
 
 
@@ -49,44 +55,31 @@ class StepAim(NamedTuple):
     place: int = -1
 
 
-class _Reach(NamedTuple):
-    """A step for a model: reached from the part `at` of a limit on."""
-
-    at: Fraction
-    substitute: str
-    switches: bool
-
-
 class _Session(NamedTuple):
     aim: StepAim
     last_ms: int
 
 
 class Steps:
-    """The steps of budgets, and the models that running sessions keep."""
+    """The steps of budgets, and the models that running sessions keep. Steps name budgets by their places."""
 
     def __init__(self, budgets: Iterable[Budget], price: PriceOfCall) -> None:
         self._price = price
         self._steps = [budget.steps if budget.enforce else () for budget in budgets]
-        self._known: dict[tuple[int, str], tuple[_Reach, ...]] = {}
+        self._matched: dict[tuple[tuple[int, ...], str], tuple[MatchedStep, ...]] = {}
         self._sessions: dict[int, OrderedDict[tuple[str, str], _Session]] = {}
 
     def aim(self, call: StoredCall, attempt: Try) -> StepAim:
         """Return what a call is sent as: the one asked for where no step of its budgets is reached, or none fits."""
         as_asked, first = StepAim("", call.cost), attempt("", call.cost)
-        steps = [
-            (position, reach)
-            for position in first.positions
-            for reach in self._reaches(position.place, call.model)
-        ]
+        positions = {position.place: position for position in first.positions}
+        steps = self._matching((*positions,), call.model)
         if not steps:
             return as_asked
         reached = [
-            (position.place, reach)
-            for position, reach in steps
-            if not first.fits or _is_reached(position, reach.at)
+            step for step in steps if not first.fits or _is_reached(positions[step.budget_id], step.parts)
         ]
-        kept = self._kept(call) if not any(reach.switches for _, reach in reached) else None
+        kept = self._kept(call) if not any(step.switches for step in reached) else None
         if kept is not None:
             kept = self._priced(call, kept.model, kept.place)
         if kept is not None and (attempt(kept.model, kept.cost).fits if kept.model else first.fits):
@@ -98,18 +91,16 @@ class Steps:
             self._keep(call, aim)
         return aim
 
-    def _reaches(self, place: int, model: str) -> tuple[_Reach, ...]:
-        """Return the steps of a budget that replace a model, with the substitutes."""
-        known = self._known.get((place, model))
-        if known is None:
-            if len(self._known) >= MODELS_REMEMBERED_MAX:
-                self._known.clear()
-            known = self._known[place, model] = tuple([
-                _Reach(Fraction(str(step.at)), name, step.switches)
-                for step in self._steps[place]
-                if (name := substitute(step.models, model))
-            ])  # fmt: skip
-        return known
+    def _matching(self, places: tuple[int, ...], model: str) -> tuple[MatchedStep, ...]:
+        """Return the steps of the budgets at these places that replace a model."""
+        key = places, model
+        matched = self._matched.get(key)
+        if matched is None:
+            if len(self._matched) >= MODELS_REMEMBERED_MAX:
+                self._matched.clear()
+            steps = tuple([(place, self._steps[place]) for place in places])
+            matched = self._matched[key] = matched_steps(steps, model)
+        return matched
 
     def _priced(self, call: StoredCall, model: str, place: int) -> StepAim | None:
         if not model:
@@ -117,14 +108,13 @@ class Steps:
         cost = self._price(call, model)
         return None if cost is None else StepAim(model, cost, place)
 
-    def _least(self, call: StoredCall, reached: Iterable[tuple[int, _Reach]]) -> StepAim | None:
-        """Return the aim that costs least; of equal ones that of the first budget, and its greatest step."""
-        aims = [
-            ((aim.cost, place, -reach.at), aim)
-            for place, reach in reached
-            if (aim := self._priced(call, reach.substitute, place)) is not None
-        ]
-        return min(aims, key=itemgetter(0))[1] if aims else None
+    def _least(self, call: StoredCall, reached: Sequence[MatchedStep]) -> StepAim | None:
+        """Return the aim that costs least, of those with a price."""
+        costs = {name: self._price(call, name) for name in substitutes_of(reached)}
+        taken = taken_step(
+            Weighed(step, (cost,)) for step in reached if (cost := costs.get(step.substitute)) is not None
+        )
+        return None if taken is None else self._priced(call, taken.substitute, taken.budget_id)
 
     def _kept(self, call: StoredCall) -> StepAim | None:
         """Return what the session of a call got, if its last call came within the hour before."""
@@ -142,13 +132,5 @@ class Steps:
             sessions.move_to_end(name)
 
 
-def _is_reached(position: Position, at: Fraction) -> bool:
-    return position.limit is not None and position.used * at.denominator >= position.limit * at.numerator
-
-
-def substitute(models: Iterable[tuple[str, str]], model: str) -> str:
-    """Return the model that replaces `model`: that of the whole name, else of the longest beginning; "" for none."""
-    substitutes = [
-        (not pattern.endswith("*"), len(pattern), name) for pattern, name in models if is_of(model, pattern)
-    ]
-    return max(substitutes)[2] if substitutes else ""
+def _is_reached(position: Position, parts: int) -> bool:
+    return position.limit is not None and is_reached(parts, position.used, position.limit)

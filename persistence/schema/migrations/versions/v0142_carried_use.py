@@ -38,7 +38,7 @@ CREATE OR REPLACE VIEW invariant_budgets AS
                   AND (b.service_id IS NULL OR service_id = b.service_id)) AS c
      WHERE b.unit IN ('money', 'tokens') AND b.mode = 'enforce' AND b."user" IS NULL AND b.model IS NULL
        AND b.tool IS NULL AND b.server IS NULL AND b.tags = '{}' AND b.deleted_at IS NULL
-       AND to_jsonb(b) ->> 'window' IS DISTINCT FROM 'rolling'
+       AND b."window" <> 'rolling'
        AND u.used NOT BETWEEN c.used AND c.with_events
        AND (b.unit = 'money' OR u.largest < 9007199254740991);
 """
