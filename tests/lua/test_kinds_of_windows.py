@@ -262,3 +262,20 @@ def test_an_account_of_sixteen_windows_takes_so_many_bytes(world: ClockWorld) ->
     assert sizes == {
         "calendar False": 938, "calendar True": 1850, "rolling False": 5034, "first_use False": 938,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("budget", [ROLLS, BEGINS], ids=lambda budget: budget.name)
+def test_clock_that_went_forward_and_back_admits_no_more_than_the_amount(
+    world: ClockWorld, budget: Budget
+) -> None:
+    call(world, budget, money=100).settle(money=100)
+    world.set_clock(NOON + 2 * LENGTH)
+    call(world, budget, money=1).settle(money=1)
+    world.set_clock(NOON + 1000)
+    admitted = 0
+    for _ in range(50):
+        made = call(world, budget, money=9)
+        if made.verdict is Verdict.ADMITTED:
+            admitted += 9
+            made.settle(money=9)
+    assert admitted == 99
