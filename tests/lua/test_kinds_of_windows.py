@@ -279,3 +279,13 @@ def test_clock_that_went_forward_and_back_admits_no_more_than_the_amount(
             admitted += 9
             made.settle(money=9)
     assert admitted == 99
+
+
+def test_interval_that_has_ended_stays_so_where_a_gateway_ahead_calls_next(world: ClockWorld) -> None:
+    hourly = replace(CARRIES, carry=None)
+    call(world, hourly, money=50).settle(money=50)
+    world.set_clock(NOON + HOUR_MS + 1)
+    ahead = BudgetAccount(account_of(1, hourly), define_windows([hourly], NOON + 2 * HOUR_MS), enforced=True)
+    world.reserve(budgets=(ahead,), money=90).settle(money=90)
+    assert world.events()[-1].budgets == (WindowKey(hourly.id, NOON + HOUR_MS),)
+    assert call(world, hourly, money=11).verdict is Verdict.BUDGET_EXCEEDED
