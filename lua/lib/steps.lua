@@ -8,8 +8,8 @@ function wide.part(amount, parts)
   return parts * ((amount - low) / STEP_PARTS) + floor(rest / STEP_PARTS), rest % STEP_PARTS
 end
 
--- Whether used and held are a part of a wide window's limit or more. What is carried belongs to both: meters have it taken off the used
--- amount.
+-- Whether used and held are a part of a wide window's limit or more. The carried amount belongs to both: it is taken off the used one in
+-- meters.
 function wide.reaches(meters, definition, window, parts)
   local at, below = window[WIDE_PLACE] * 2, window[WIDE_BELOW]
   local carried, carried_rest = carries.of(definition, meters, window[WIDE_PLACE])

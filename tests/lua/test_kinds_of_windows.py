@@ -22,7 +22,7 @@ from gateway.core.layout import EARLIER
 from gateway.core.model import BudgetAccount, Settlement, SettleResult, Verdict
 from gateway.core.times import HOUR_MS
 from gateway.counters.layouts import packing
-from gateway.counters.layouts.states import WindowState
+from gateway.counters.layouts.states import WindowState, pack_windows, unpack_windows
 from gateway.counters.redis import keys
 from tests.builders import CHAT, Call, new_id
 from tests.lua.clocks import ClockWorld
@@ -289,3 +289,13 @@ def test_interval_that_has_ended_stays_so_where_a_gateway_ahead_calls_next(world
     world.reserve(budgets=(ahead,), money=90).settle(money=90)
     assert world.events()[-1].budgets == (WindowKey(hourly.id, NOON + HOUR_MS),)
     assert call(world, hourly, money=11).verdict is Verdict.BUDGET_EXCEEDED
+
+
+def test_rebuilt_window_that_is_ahead_of_the_clock_has_older_uses_in_its_oldest_part(
+    world: ClockWorld,
+) -> None:
+    call(world, ROLLS, money=1).settle(money=1)
+    window = state(world, ROLLS)
+    window.put_uses({NOON - PART: 5, NOON: 10, NOON + LENGTH: 1}, NOON)
+    [again] = unpack_windows(pack_windows([window]))
+    assert (again.used, again.parts) == (16, {NOON: 15, NOON + LENGTH: 1})
