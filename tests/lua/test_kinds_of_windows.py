@@ -299,3 +299,13 @@ def test_rebuilt_window_that_is_ahead_of_the_clock_has_older_uses_in_its_oldest_
     window.put_uses({NOON - PART: 5, NOON: 10, NOON + LENGTH: 1}, NOON)
     [again] = unpack_windows(pack_windows([window]))
     assert (again.used, again.parts) == (16, {NOON: 15, NOON + LENGTH: 1})
+
+
+def test_older_definition_ends_an_interval_whose_end_its_account_does_not_know(world: ClockWorld) -> None:
+    hourly = replace(CARRIES, carry=None)
+    call(world, hourly, money=50).settle(money=50)
+    world.set_clock(NOON + 3 * HOUR_MS)
+    behind = BudgetAccount(account_of(1, hourly), define_windows([hourly], NOON + HOUR_MS), enforced=True)
+    world.reserve(budgets=(behind,), money=90).settle(money=90)
+    assert world.events()[-1].budgets == (WindowKey(hourly.id, NOON + 3 * HOUR_MS),)
+    assert call(world, hourly, money=11).verdict is Verdict.BUDGET_EXCEEDED
