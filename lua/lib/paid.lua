@@ -52,7 +52,7 @@ local function pay_windows(accounts, held, money, budget_tokens, requests, since
       if not since then
         if not is_told then
           told = told + 1
-          told_parts[told] = early and rings.told(definition, admission, 1, live, value_of(account) or NOBODY) or account[TOLD_AS] or windows_in_entry(account, definition)
+          told_parts[told] = early and rings.told(definition, admission, now, 1, live, value_of(account) or NOBODY) or account[TOLD_AS] or windows_in_entry(account, definition)
         end
         for place = 1, live do
           local used = meters[place * 2 - 1] + amounts_paid[units[place]]
@@ -60,7 +60,7 @@ local function pay_windows(accounts, held, money, budget_tokens, requests, since
           meters[place * 2 - 1] = used
         end
         if definition[WIDES] then wide.use_some(definition, meters, money, 1, live) end
-        if rolls then rings.count(definition, meters, amounts_paid, admission, 1, live, passed) end
+        if rolls then rings.count(definition, meters, amounts_paid, admission, now, 1, live, passed) end
       end
       if since or count > live then
         local fields = definition[FIELDS]
@@ -74,14 +74,14 @@ local function pay_windows(accounts, held, money, budget_tokens, requests, since
             if used > INTEGER_MAX then used, passed = wide.passing(meters, units, place, passed) end
             meters[place * 2 - 1] = used
             if definition[WIDES] then wide.use_some(definition, meters, money, place, place) end
-            if rolls then rings.count(definition, meters, amounts_paid, admission, place, place, passed) end
+            if rolls then rings.count(definition, meters, amounts_paid, admission, now, place, place, passed) end
             told = told + 1
-            told_parts[told] = rolls and rings.told(definition, admission, place, place, value_of(account) or NOBODY)
+            told_parts[told] = rolls and rings.told(definition, admission, now, place, place, value_of(account) or NOBODY)
               or kinds.told_of(fields, place, place, value_of(account) or NOBODY)
           end
         end
       end
-      if passed then wide.widen(account, kinds.listed(definition, meters), passed, money, admission) end
+      if passed then wide.widen(account, kinds.listed(definition, meters), passed, money, admission, now) end
       if special and definition[WAITS] then kinds.empty(account[DEFINITION], account[METERS]) end
     end
   end

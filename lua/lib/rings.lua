@@ -71,26 +71,28 @@ function rings.roll(window, now)
   return window.used == 0 and window.used_rest == 0
 end
 
--- When the part of a window began in which a call was admitted, and its place in the ring: nil if that part is over.
-function rings.part_of(length, start, admission)
-  local began = min(start, admission - admission % length)
-  return began, start - began < PARTS * length and began / length % PARTS or nil
+-- When the part of a window began in which a call was admitted, and its place in the ring: nil if that part is over. No part is over by a
+-- clock that was ahead: while the window is ahead of now, an earlier use counts in the oldest part.
+function rings.part_of(length, start, admission, now)
+  local began, oldest = min(start, admission - admission % length), start - WHOLE_PARTS * length
+  if began < oldest and now < start then began = oldest end
+  return began, began >= oldest and began / length % PARTS or nil
 end
 
 -- counts money in the part of an opened window; returns whether that still counts
-function rings.use(window, money, admission)
-  local _, part = rings.part_of(window.after / WHOLE_PARTS, window.start, admission)
+function rings.use(window, money, admission, now)
+  local _, part = rings.part_of(window.after / WHOLE_PARTS, window.start, admission, now)
   if part then window.ring[part], window.ring_rest[part] = wide.added(window.ring[part], window.ring_rest[part], wide.split(money)) end
   return part
 end
 
 -- counts a use, which the windows from one place to another have counted, in their parts; what is over is taken off again
-function rings.count(definition, meters, amounts, admission, first, last, passed)
+function rings.count(definition, meters, amounts, admission, now, first, last, passed)
   local fields, units = definition[FIELDS], definition[UNITS]
   for _, ring in ipairs(definition[RINGS]) do
     local place, rest_at, at = ring[RING_PLACE], ring[RING_REST], ring[RING_AT]
     if place >= first and place <= last and not (passed and passed[place]) then
-      local began, part = rings.part_of(ring[RING_PART], fields[(place - 1) * DEFINED_WINDOW_SIZE + WINDOW_START_AT], admission)
+      local began, part = rings.part_of(ring[RING_PART], fields[(place - 1) * DEFINED_WINDOW_SIZE + WINDOW_START_AT], admission, now)
       local amount = rest_at > 0 and amounts[FLAG_MONEY] or amounts[units[place]]
       if not part then
         if rest_at > 0 then wide.use_some(definition, meters, -amount, place, place) else meters[place * 2 - 1] = meters[place * 2 - 1] - amount end
@@ -105,12 +107,12 @@ function rings.count(definition, meters, amounts, admission, first, last, passed
 end
 
 -- The windows of an account for an entry, where a call was admitted before their last part began.
-function rings.told(definition, admission, first, last, value)
+function rings.told(definition, admission, now, first, last, value)
   local fields, parts, ring_of = definition[FIELDS], {}, {}
   for _, ring in ipairs(definition[RINGS]) do ring_of[ring[RING_PLACE]] = ring end
   for place = first, last do
     local at, ring = (place - 1) * DEFINED_WINDOW_SIZE, ring_of[place]
-    local began = ring and rings.part_of(ring[RING_PART], fields[at + WINDOW_START_AT], admission)
+    local began = ring and rings.part_of(ring[RING_PART], fields[at + WINDOW_START_AT], admission, now)
     parts[#parts + 1] = ring and BUDGETED.pack{budget_id = fields[at + WINDOW_BUDGET_ID_AT], start = began, value = value} or kinds.told_of(fields, place, place, value)
   end
   return table.concat(parts)

@@ -42,9 +42,9 @@ function wide.gathered(windows)
 end
 
 -- makes those windows of money of an account wide that pass what one number counts, and counts what was used in them
-function wide.widen(account, windows, places, money, admission)
+function wide.widen(account, windows, places, money, admission, now)
   for _, window in ipairs(windows) do
-    if places[window.place] and (not window.ring or rings.use(window, money, admission)) then window.used, window.used_rest = wide.added(window.used, window.used_rest, wide.split(money)) end
+    if places[window.place] and (not window.ring or rings.use(window, money, admission, now)) then window.used, window.used_rest = wide.added(window.used, window.used_rest, wide.split(money)) end
   end
   account[DEFINITION], account[METERS] = wide.gathered(windows)
   account[HEAD] = false

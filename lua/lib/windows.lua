@@ -24,10 +24,8 @@ function kinds.listed(definition, meters)
   return opened
 end
 
--- The windows rolled forward to now: the used amount ends with its interval, the held one stays. A window that is gone is removed
--- after its interval and its last call.
-function kinds.rolled(windows, now)
-  local kept = {}
+-- Rolls windows forward to now: the used amount ends with its interval, the held one stays. Returns them.
+function kinds.roll(windows, now)
   for _, window in ipairs(windows) do
     local over = window.next > 0 and now >= window.next
     if window.ring then over = rings.roll(window, now)
@@ -36,12 +34,22 @@ function kinds.rolled(windows, now)
       carries.renew(window)
       window.start, window.next, window.after, window.used, window.used_rest = window.next, window.after, 0, 0, 0
     end
-    if not (over and window.held + window.held_rest == 0 and window.flags % FLAG_ROLLING >= WINDOW_GONE) then kept[#kept + 1] = window end
+    window.is_over = over or window.is_over
+  end
+  return windows
+end
+
+-- The windows rolled forward to now. A window that is gone is removed after its interval and its last call.
+function kinds.rolled(windows, now)
+  local kept = {}
+  for _, window in ipairs(kinds.roll(windows, now)) do
+    if not (window.is_over and window.held + window.held_rest == 0 and window.flags % FLAG_ROLLING >= WINDOW_GONE) then kept[#kept + 1] = window end
   end
   return wide.gathered(kept)
 end
 
--- The windows of a new definition: known ones keep their used and held amounts, a new one starts at 0. Time only moves forward: an
+-- The windows of a new definition, which is brought to those that have rolled to now: known ones keep their used and held amounts, a new one
+-- starts at 0. Time only moves forward: an
 -- older definition changes no interval, and one of a later interval begins when the present one ends. A window that the definition
 -- lacks is gone, and returns with the next call that has it.
 function kinds.redefined(windows, wanted, now)
@@ -63,7 +71,10 @@ function kinds.redefined(windows, wanted, now)
         begun = had_window.start == 0 and had_window.next > now -- nobody knew when: it is the one that runs
         if early then window.start = had_window.start
         elseif window.start < had_window.start or (begun and window.next > 0 and window.next <= now) then
-          window.start, window.next, window.after = had_window.start, had_window.next, had_window.after
+          local following, after = had_window.next, had_window.after
+          if following == 0 and window.next > had_window.start then following, after = window.next, window.after
+          elseif following == 0 and window.after > had_window.start then following, after = window.after, 0 end
+          window.start, window.next, window.after = had_window.start, following, after
         end
       end
       local is_same = is_alike and (begun or window.start == had_window.start)

@@ -60,7 +60,9 @@ class Window:
     held: int = 0
 
     def come(self, now: int, defined_at: int | None) -> Window:
-        """As it is now, by the definition of a moment or by itself."""
+        """As it is now, by the definition of a moment or by itself: what has ended by then stays so."""
+        while 0 < self.next <= now:
+            self.start, self.next, self.after, self.used = self.next, self.after, 0, 0
         if defined_at is not None:
             start, next_, after = window_bounds(
                 self.budget.interval, self.budget.time_zone, self.budget.anchor_day, defined_at

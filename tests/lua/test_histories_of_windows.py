@@ -67,13 +67,22 @@ class Model:
         if self.began is not None and now >= self.began + self.budget.length_ms:
             self.began = None
 
+    def counted_from(self, admitted: int, now: int) -> int:
+        """Return from when a use counts: while a rolling window is ahead of the clock, no part of it is over."""
+        if self.budget.window != ROLLING or now // self.part == self.latest // self.part:
+            return min(admitted, self.latest)
+        return max(min(admitted, self.latest), int((self.latest // self.part - 30) * self.part))
+
+    @property
+    def part(self) -> Fraction:
+        return Fraction(self.budget.length_ms, 30)
+
     def used(self) -> int:
         return sum(use.amount for use in self.uses if self.counts(use))
 
     def counts(self, use: Use) -> bool:
         if self.budget.window == ROLLING:
-            part = Fraction(self.budget.length_ms, 30)
-            return (use.admitted // part + 31) * part > self.latest
+            return (use.admitted // self.part + 31) * self.part > self.latest
         if self.budget.window == FIRST_USE:
             return self.began is not None and use.at >= self.began
         return use.at // HOUR_MS == self.latest // HOUR_MS
@@ -146,7 +155,7 @@ class Life:
             amount = model.unit(money, tokens)
             model.takes(amount, self.world.at_ms)
             if amount:
-                at = min(admitted, model.latest)
+                at = model.counted_from(admitted, self.world.at_ms)
                 model.uses.append(Use(at, amount, model.latest if model.began is None else model.began))
 
     def resets(self, which: int) -> None:
@@ -209,7 +218,7 @@ STEPS = st.lists(
         st.tuples(st.just("reserves"), AMOUNTS, st.integers(0, 30)),
         st.tuples(st.just("settles"), st.integers(0, 9), st.one_of(AMOUNTS, st.just(10**17)), st.integers(0, 60)),
         st.tuples(st.just("passes"), st.one_of(
-            st.integers(0, HOUR_MS), st.integers(0, 8 * HOUR_MS), st.integers(-2 * HOUR_MS, 0),
+            st.integers(0, HOUR_MS), st.integers(0, 8 * HOUR_MS), st.integers(-9 * HOUR_MS, 0),
         )),
         st.tuples(st.just("resets"), st.integers(0, len(BUDGETS) - 1)),
         st.tuples(st.just("changes"), st.sampled_from([0, 2, 4, 5]), st.integers(10, 300)),

@@ -22,7 +22,7 @@ from gateway.core.layout import EARLIER
 from gateway.core.model import BudgetAccount, Settlement, SettleResult, Verdict
 from gateway.core.times import HOUR_MS
 from gateway.counters.layouts import packing
-from gateway.counters.layouts.states import WindowState
+from gateway.counters.layouts.states import WindowState, pack_windows, unpack_windows
 from gateway.counters.redis import keys
 from tests.builders import CHAT, Call, new_id
 from tests.lua.clocks import ClockWorld
@@ -262,3 +262,50 @@ def test_an_account_of_sixteen_windows_takes_so_many_bytes(world: ClockWorld) ->
     assert sizes == {
         "calendar False": 938, "calendar True": 1850, "rolling False": 5034, "first_use False": 938,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("budget", [ROLLS, BEGINS], ids=lambda budget: budget.name)
+def test_clock_that_went_forward_and_back_admits_no_more_than_the_amount(
+    world: ClockWorld, budget: Budget
+) -> None:
+    call(world, budget, money=100).settle(money=100)
+    world.set_clock(NOON + 2 * LENGTH)
+    call(world, budget, money=1).settle(money=1)
+    world.set_clock(NOON + 1000)
+    admitted = 0
+    for _ in range(50):
+        made = call(world, budget, money=9)
+        if made.verdict is Verdict.ADMITTED:
+            admitted += 9
+            made.settle(money=9)
+    assert admitted == 99
+
+
+def test_interval_that_has_ended_stays_so_where_a_gateway_ahead_calls_next(world: ClockWorld) -> None:
+    hourly = replace(CARRIES, carry=None)
+    call(world, hourly, money=50).settle(money=50)
+    world.set_clock(NOON + HOUR_MS + 1)
+    ahead = BudgetAccount(account_of(1, hourly), define_windows([hourly], NOON + 2 * HOUR_MS), enforced=True)
+    world.reserve(budgets=(ahead,), money=90).settle(money=90)
+    assert world.events()[-1].budgets == (WindowKey(hourly.id, NOON + HOUR_MS),)
+    assert call(world, hourly, money=11).verdict is Verdict.BUDGET_EXCEEDED
+
+
+def test_rebuilt_window_that_is_ahead_of_the_clock_has_older_uses_in_its_oldest_part(
+    world: ClockWorld,
+) -> None:
+    call(world, ROLLS, money=1).settle(money=1)
+    window = state(world, ROLLS)
+    window.put_uses({NOON - PART: 5, NOON: 10, NOON + LENGTH: 1}, NOON)
+    [again] = unpack_windows(pack_windows([window]))
+    assert (again.used, again.parts) == (16, {NOON: 15, NOON + LENGTH: 1})
+
+
+def test_older_definition_ends_an_interval_whose_end_its_account_does_not_know(world: ClockWorld) -> None:
+    hourly = replace(CARRIES, carry=None)
+    call(world, hourly, money=50).settle(money=50)
+    world.set_clock(NOON + 3 * HOUR_MS)
+    behind = BudgetAccount(account_of(1, hourly), define_windows([hourly], NOON + HOUR_MS), enforced=True)
+    world.reserve(budgets=(behind,), money=90).settle(money=90)
+    assert world.events()[-1].budgets == (WindowKey(hourly.id, NOON + 3 * HOUR_MS),)
+    assert call(world, hourly, money=11).verdict is Verdict.BUDGET_EXCEEDED

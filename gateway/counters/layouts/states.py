@@ -43,7 +43,7 @@ METER = Layout("METER", "f64 used held")
 WINDOW = Layout(
     "WINDOW",
     "f64 budget_id limit start next after, u8 flags,"
-    " f64 used held used_rest held_rest place ring ring_rest carry",
+    " f64 used held used_rest held_rest place ring ring_rest carry is_over",
 )
 WINDOW_LAYOUTS = BUDGET, METER, WINDOW
 # From so many whole units on, a window's amounts count in two numbers: `measure` of lua/lib/wide_windows.lua.
@@ -109,7 +109,10 @@ class WindowState:
         self.used = sum(uses.values())
         if self.kind == FLAG_ROLLING:
             part_ms = self.after // WHOLE_PARTS
-            self.start, self.parts = now_ms - now_ms % part_ms, dict(uses)
+            self.start, self.parts = max(now_ms - now_ms % part_ms, *uses, 0), {}
+            oldest = self.start - WHOLE_PARTS * part_ms
+            for start, used in uses.items():  # a clock may have been ahead: the oldest part has what is older
+                self.parts[max(start, oldest)] = self.parts.get(max(start, oldest), 0) + used
             self.next = self.start + part_ms
         elif self.kind == FLAG_FIRST_USE and uses:
             self.start = max(uses)
