@@ -253,6 +253,7 @@ SEALED: list[tuple[bytes, dict[str, Any], str]] = [
             {"role": "user", "parts": [{"text": "hi"}]}], "cachedContent": "cachedContents/1"},
         "cachedContent",
     ),
+    (b"/v1/chat/completions", {"google": {"cached_content": "cachedContents/1"}}, "google.cached_content"),
 ]  # fmt: skip
 APIS = tuple(
     replace(
