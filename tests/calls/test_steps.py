@@ -652,6 +652,32 @@ async def test_a_call_that_cannot_go_as_its_session_does_leaves_the_session_as_i
         assert there.sent == ["cheap", *["dear", "cheap"] * 2]
 
 
+async def test_a_call_that_goes_as_a_third_model_leaves_its_session_as_it_is(world: World) -> None:
+    steps = (Step(0.5, (("dear", "middle"),)), STEP)
+    async with gate(world, replace(BUDGET, steps=steps), sessions=MemorySessions()) as there:
+        there.use(90_000_000)
+        caller = there.stage.directory.caller
+        for models_allowed in (None, frozenset({"dear", "middle"}), None):
+            there.stage.directory.caller = replace(caller, models=models_allowed)
+            await there.ask(session="s")
+        assert there.sent == ["cheap", "middle", "cheap"]
+
+
+async def test_a_session_ends_where_its_model_has_no_room_left(world: World) -> None:
+    of_dear = replace(BUDGET, model="dear")
+    of_cheap = Budget(2, "cheap ones", MONEY, 50_000, "total", model="cheap")
+    async with gate(world, of_dear, of_cheap, sessions=MemorySessions()) as there:
+        there.use(90_000_000, of_dear)
+        await there.ask(session="s")
+        refill(there, of_dear)
+        there.use(50_000 - 2 * 12_000 - 1, of_cheap)
+        await there.ask(session="s")
+        there.use(90_000_000, of_dear)
+        refill(there, of_cheap)
+        await there.ask(session="s")
+        assert there.sent == ["cheap", "dear", "dear"]
+
+
 @pytest.mark.parametrize(
     "odd", [*ODD.values(), lambda _: {"messages": sealed_by("nobody")}], ids=[*ODD, "sealed"]
 )
@@ -696,6 +722,6 @@ async def test_what_a_substitute_sealed_is_refused_where_that_one_cannot_be_aske
         assert len(there.counters.heads) == heads + 1  # one of its caller's requests
 
 
-def refill(there: Gate) -> None:
+def refill(there: Gate, budget: Budget = BUDGET) -> None:
     """Begin the budget's interval anew."""
-    there.counters.world.client.delete(keys.budget_account(there.counters.world.p, account_of(1, BUDGET)))
+    there.counters.world.client.delete(keys.budget_account(there.counters.world.p, account_of(1, budget)))
