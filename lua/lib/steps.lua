@@ -8,7 +8,7 @@ function wide.part(amount, parts)
   return parts * ((amount - low) / STEP_PARTS) + floor(rest / STEP_PARTS), rest % STEP_PARTS
 end
 
--- Whether used and held are a part of a wide window's limit or more. What is carried belongs to both: meters have it taken off the used
+-- Whether used and held are a part of a wide window's limit or more. The carried amount belongs to both: meters have it taken off the used
 -- amount.
 function wide.reaches(meters, definition, window, parts)
   local at, below = window[WIDE_PLACE] * 2, window[WIDE_BELOW]
