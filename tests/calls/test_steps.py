@@ -634,7 +634,7 @@ MESSAGES = b"/v1/messages"
 
 @pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
 @pytest.mark.parametrize("switches", [(False,), (False, True)], ids=["keep", "one switches"])
-async def test_a_call_that_cannot_go_as_its_session_does_leaves_the_session_as_it_is(
+async def test_admission_keeps_a_session_after_a_call_that_cannot_be_substituted(
     world: World, odd: Callable[[Stage], dict[str, Any]], switches: tuple[bool, ...]
 ) -> None:
     """Whether a step is reached at that moment, or the amount is new."""
@@ -652,7 +652,9 @@ async def test_a_call_that_cannot_go_as_its_session_does_leaves_the_session_as_i
         assert there.sent == ["cheap", *["dear", "cheap"] * 2]
 
 
-async def test_a_call_that_goes_as_a_third_model_leaves_its_session_as_it_is(world: World) -> None:
+async def test_admission_keeps_a_session_after_a_call_that_goes_as_a_third_model(
+    world: World,
+) -> None:
     steps = (Step(0.5, (("dear", "middle"),)), STEP)
     async with gate(world, replace(BUDGET, steps=steps), sessions=MemorySessions()) as there:
         there.use(90_000_000)
@@ -663,7 +665,7 @@ async def test_a_call_that_goes_as_a_third_model_leaves_its_session_as_it_is(wor
         assert there.sent == ["cheap", "middle", "cheap"]
 
 
-async def test_a_session_ends_where_its_model_has_no_room_left(world: World) -> None:
+async def test_admission_ends_a_session_whose_model_has_no_room_left(world: World) -> None:
     of_dear = replace(BUDGET, model="dear")
     of_cheap = Budget(2, "cheap ones", MONEY, 50_000, "total", model="cheap")
     async with gate(world, of_dear, of_cheap, sessions=MemorySessions()) as there:
@@ -681,7 +683,7 @@ async def test_a_session_ends_where_its_model_has_no_room_left(world: World) -> 
 @pytest.mark.parametrize(
     "odd", [*ODD.values(), lambda _: {"messages": sealed_by("nobody")}], ids=[*ODD, "sealed"]
 )
-async def test_a_first_call_that_no_substitute_can_take_begins_no_session(
+async def test_admission_begins_no_session_with_a_call_that_no_substitute_can_take(
     world: World, odd: Callable[[Stage], dict[str, Any]]
 ) -> None:
     async with gate(world, sessions=MemorySessions()) as there:
@@ -703,7 +705,7 @@ async def test_a_first_call_that_no_substitute_can_take_begins_no_session(
     ids=ODD,
 )  # fmt: skip
 @pytest.mark.parametrize("switches", [False, True])
-async def test_what_a_substitute_sealed_is_refused_where_that_one_cannot_be_asked(
+async def test_admission_refuses_seals_of_a_substitute_that_cannot_be_asked(
     world: World, odd: Callable[[Stage], dict[str, Any]], status: int, why: str, switches: bool
 ) -> None:
     steps = (replace(STEP, switches=switches),)
