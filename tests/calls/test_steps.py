@@ -665,7 +665,7 @@ async def test_admission_keeps_a_session_after_a_call_that_goes_as_a_third_model
         assert there.sent == ["cheap", "middle", "cheap"]
 
 
-async def test_admission_ends_a_session_whose_model_has_no_room_left(world: World) -> None:
+async def test_admission_ends_a_session_without_room_for_the_model(world: World) -> None:
     of_dear = replace(BUDGET, model="dear")
     of_cheap = Budget(2, "cheap ones", MONEY, 50_000, "total", model="cheap")
     async with gate(world, of_dear, of_cheap, sessions=MemorySessions()) as there:
@@ -705,7 +705,7 @@ async def test_admission_begins_no_session_with_a_call_that_no_substitute_can_ta
     ids=ODD,
 )  # fmt: skip
 @pytest.mark.parametrize("switches", [False, True])
-async def test_admission_refuses_seals_of_a_substitute_that_cannot_be_asked(
+async def test_admission_refuses_seals_of_an_unfit_substitute(
     world: World, odd: Callable[[Stage], dict[str, Any]], status: int, why: str, switches: bool
 ) -> None:
     steps = (replace(STEP, switches=switches),)
