@@ -60,7 +60,7 @@ from gateway.core.model import (
     Service,
     Verdict,
 )
-from gateway.errors import Refusal, ServiceNotIncluded, UnknownRoute
+from gateway.errors import InvalidRequest, Refusal, ServiceNotIncluded, UnknownRoute
 
 # How often a use is judged whose substitute found no room: meanwhile others may have reached a further step.
 JUDGED_TIMES: Final = 3
@@ -100,6 +100,18 @@ class PreparedUse(NamedTuple):
     claim: CallClaim
     request: HoldRequest
     binds: bool
+
+
+class StepReservation(NamedTuple):
+    """A use with steps that is admitted, as it was asked or as a substitute.
+
+    `binds_session`: new calls of its session go the same way. They do not where it went as asked because no substitute
+    could be sent.
+    """
+
+    use: PreparedUse
+    admitted: Admitted
+    binds_session: bool
 
 
 class Entrance(Protocol):
@@ -178,67 +190,84 @@ async def _reserve_by_steps(
 ) -> tuple[PreparedUse, Admitted]:
     """Reserve the hold of a use, or of the same as a substitute by one of its `steps`; return what is admitted.
 
-    A session stays with what its first call went as while that fits, and what a substitute sealed in any case.
-    Raise the `Refusal` of the use as it was asked, which says why it did not go as the substitute.
+    A session stays with what its first call went as while that fits, and what a substitute sealed in any case. A call
+    that cannot be sent so is judged alone: it changes nothing for the others. Raise the `Refusal` of the use as it
+    was asked, which says why it did not go as the substitute.
     """
     caller, call, sessions = use.asked.caller, use.asked.call, ports.calls.sessions
     attribution = use.asked.attribution
     session = "" if attribution.is_trace else attribution.session  # each call may have a trace of its own
     kept = await sessions.find(caller, session, call.spec.model) if session else None
-    admitted: tuple[PreparedUse, Admitted] | None = None
+    reservation: StepReservation | None = None
+    alone = False
     if kept is not None and kept.model:
-        admitted = await _reserve_as_kept(ports, use, steps, entrance, kept)
-    if admitted is None:
+        sealed = why_bound(call)
+        if sealed or not all(step.switches for step in steps):
+            other = await _prepare_as_kept(ports, use, entrance, kept, sealed)
+            alone = other is None
+            if other is not None:
+                reservation = await _reserve_as_kept(ports, use, steps, other, sealed)
+    if reservation is None:
         stays = kept is not None and not kept.model
-        admitted = await _reserve_or_substitute(ports, use, steps, entrance, stays=stays)
-    if session:
-        by = admitted[0].asked.call.substitution
-        goes_as = (
-            SessionModel()
-            if by is None
-            else SessionModel(admitted[0].asked.call.spec.model, by.budget_id, by.budget)
-        )
-        sessions.keep(caller, session, call.spec.model, goes_as)
-    return admitted
+        reservation = await _reserve_or_substitute(ports, use, steps, entrance, stays=stays)
+    if reservation.binds_session and not alone:
+        by = reservation.use.asked.call.substitution
+        kept = SessionModel()
+        if by is not None:
+            kept = SessionModel(reservation.use.asked.call.spec.model, by.budget_id, by.budget)
+    if session and kept is not None:
+        sessions.keep(caller, session, call.spec.model, kept)
+    return reservation.use, reservation.admitted
+
+
+async def _prepare_as_kept(
+    ports: AdmissionPorts, use: PreparedUse, entrance: Entrance, kept: SessionModel, sealed: str
+) -> PreparedUse | None:
+    """Return a use as the model that its session is `kept` with; None if it cannot be sent so.
+
+    Raise a `Refusal` instead where it is `sealed` (why, in words): no other model than this one could read it.
+    """
+    call, why = use.asked.call, why_fixed(use.asked.call)
+    refusal: Refusal | None = None
+    try:
+        if not why:
+            other = await _prepare_as(ports, use, kept.model, entrance)
+            why = why_unfit(other.asked.call, call, other.terms.prices, use.terms.prices)
+            if not why:
+                return _substituted(other, call.spec.model, kept.budget_id, kept.budget)
+    except Refusal as error:
+        refusal = error
+    if not sealed:
+        return None
+    await entrance.hold_by_head()  # as what fails before limits are asked
+    refusal = refusal or InvalidRequest(f"The session goes as {kept.model}, and this call cannot: {why}.")
+    explain_refusal(refusal, call.spec.model, sealed)
+    raise refusal
 
 
 async def _reserve_as_kept(
-    ports: AdmissionPorts,
-    use: PreparedUse,
-    steps: tuple[MatchedStep, ...],
-    entrance: Entrance,
-    kept: SessionModel,
-) -> tuple[PreparedUse, Admitted] | None:
-    """Reserve a use as the model that its session is `kept` with; None if its steps are to be judged instead.
+    ports: AdmissionPorts, use: PreparedUse, steps: tuple[MatchedStep, ...], other: PreparedUse, sealed: str
+) -> StepReservation | None:
+    """Reserve a use as the `other` one of its session's model; None if its steps are to be judged instead.
 
-    It is where this model does not fit any more, unless it sealed a part of the use: then nothing else fits. A step
-    that switches, and is reached, goes before as well.
+    They are where this model has no room any more, unless it `sealed` a part of the use: then nothing else fits. A
+    step that switches, and is reached, goes before as well.
     """
     reserve, caller = ports.calls.counters.reserve, use.asked.caller
-    sealed, switches = why_bound(use.asked.call), [step.switches for step in steps]
-    if why_fixed(use.asked.call) or (all(switches) and not sealed):
-        return None
-    if any(switches) and not sealed:
+    if not sealed and any(step.switches for step in steps):
         use.request.steps = tuple([judged_by(step, STEP_JUDGES) for step in steps])
         answer = await reserve(use.request)
         use.request.steps = ()
         if isinstance(answer, Admitted):  # by a lease, which judges no step
-            return use, check_admitted(ports, caller, use.terms.budgets, answer)
+            return StepReservation(use, check_admitted(ports, caller, use.terms.budgets, answer), False)
         reached = zip(steps, answer.reached, strict=False)
         if not answer.reached or any(step.switches and byte for step, byte in reached):
             return None
-    try:
-        other = await _prepare_as(ports, use, kept.model, entrance)
-    except Refusal:
-        return None
-    if why_unfit(other.asked.call, use.asked.call, other.terms.prices, use.terms.prices):
-        return None
-    other = _substituted(other, use.asked.call.spec.model, kept.budget_id, kept.budget)
     answer = await reserve(other.request)
     if isinstance(answer, Refused) and is_short(answer) and not sealed:
         return None
     try:
-        return other, check_admitted(ports, caller, other.terms.budgets, answer)
+        return StepReservation(other, check_admitted(ports, caller, other.terms.budgets, answer), True)
     except Refusal as refusal:
         if isinstance(answer, Refused) and is_short(answer):
             explain_refusal(refusal, use.asked.call.spec.model, sealed)
@@ -252,21 +281,21 @@ async def _reserve_or_substitute(
     entrance: Entrance,
     *,
     stays: bool,
-) -> tuple[PreparedUse, Admitted]:
+) -> StepReservation:
     """Reserve a use as it was asked, or as the substitute of a reached step; one that `stays` minds steps that switch alone."""
-    if not stays and (admitted := await _reserve_as_before(ports, use, steps, entrance)) is not None:
-        return admitted
+    if not stays and (before := await _reserve_as_before(ports, use, steps, entrance)) is not None:
+        return before
     reserve, request, caller = ports.calls.counters.reserve, use.request, use.asked.caller
     judged = tuple(
         [judged_by(step, STEP_TELLS if stays and not step.switches else STEP_STOPS) for step in steps]
     )
-    name = why = before = ""
+    name = why = tried = ""
     for _ in range(JUDGED_TIMES):
         request.steps = judged
         answer = await reserve(request)
         request.steps = ()
         if isinstance(answer, Admitted):
-            return use, check_admitted(ports, caller, use.terms.budgets, answer)
+            return StepReservation(use, check_admitted(ports, caller, use.terms.budgets, answer), True)
         is_reached = answer.verdict is Verdict.STEP_REACHED
         if not (is_reached or is_short(answer)):
             break
@@ -276,16 +305,16 @@ async def _reserve_or_substitute(
             if reached == steps:
                 ports.calls.reached.add(_reached_key(use, steps))
         other, name, unfit = await _weigh(ports, use, reached, entrance)
-        if other is None or name == before:
+        if other is None or name == tried:
             why = unfit or why
             break
         second = await reserve(other.request)
         if isinstance(second, Admitted):
-            return other, check_admitted(ports, caller, other.terms.budgets, second)
-        why, before = why_refused(second, other.terms.budgets), name
+            return StepReservation(other, check_admitted(ports, caller, other.terms.budgets, second), True)
+        why, tried = why_refused(second, other.terms.budgets), name
         if not is_short(second):
             break
-    return use, await _reserve_as_asked(ports, use, answer, name, why)
+    return StepReservation(use, await _reserve_as_asked(ports, use, answer, name, why), False)
 
 
 async def _reserve_as_asked(
@@ -311,7 +340,7 @@ def _reached_key(use: PreparedUse, steps: tuple[MatchedStep, ...]) -> ReachedKey
 
 async def _reserve_as_before(
     ports: AdmissionPorts, use: PreparedUse, steps: tuple[MatchedStep, ...], entrance: Entrance
-) -> tuple[PreparedUse, Admitted] | None:
+) -> StepReservation | None:
     """Reserve a use as a substitute at once, if all `steps` of such uses were reached a moment ago; else return None.
 
     It is admitted only where they are all reached still, by the same script call: then each of them counts, whether the
@@ -328,7 +357,7 @@ async def _reserve_as_before(
     answer = await ports.calls.counters.reserve(other.request)
     other.request.steps = ()
     if isinstance(answer, Admitted):
-        return other, check_admitted(ports, use.asked.caller, budgets, answer)
+        return StepReservation(other, check_admitted(ports, use.asked.caller, budgets, answer), True)
     reached.discard(key)
     return None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -253,6 +253,7 @@ SEALED: list[tuple[bytes, dict[str, Any], str]] = [
             {"role": "user", "parts": [{"text": "hi"}]}], "cachedContent": "cachedContents/1"},
         "cachedContent",
     ),
+    (b"/v1/chat/completions", {"google": {"cached_content": "cachedContents/1"}}, "google.cached_content"),
 ]  # fmt: skip
 APIS = tuple(
     replace(
@@ -611,6 +612,118 @@ async def test_admission_sends_the_seals_of_a_substitute_back_to_that_model(
         assert (await there.ask(path=b"/v1/messages", session="two")).reason == "budget_exceeded"
 
 
-def refill(there: Gate) -> None:
+def too_long(stage: Stage) -> dict[str, Any]:
+    """A call that asks for more than the substitute answers with."""
+    stage.directory.models_there = (DEAR_RULE, replace(CHEAP_RULE, output_max=10))
+    return {"max_tokens": 11}
+
+
+def without_right(stage: Stage) -> dict[str, Any]:
+    listed(stage)
+    return {}
+
+
+# A call that cannot be sent as the substitute of its session, and what makes it so.
+ODD: dict[str, Callable[[Stage], dict[str, Any]]] = {
+    "names others": lambda _: {"models": ["dear"]},
+    "too long": too_long,
+    "without the right": without_right,
+}
+MESSAGES = b"/v1/messages"
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+@pytest.mark.parametrize("switches", [(False,), (False, True)], ids=["keep", "one switches"])
+async def test_admission_keeps_a_session_after_a_call_that_cannot_be_substituted(
+    world: World, odd: Callable[[Stage], dict[str, Any]], switches: tuple[bool, ...]
+) -> None:
+    """Whether a step is reached at that moment, or the amount is new."""
+    steps = (STEP, *[Step(1.0, (("dear", "middle"),), switches=True) for _ in switches[1:]])
+    async with gate(world, replace(BUDGET, steps=steps), sessions=MemorySessions()) as there:
+        there.use(90_000_000)
+        caller, models_there = there.stage.directory.caller, there.stage.directory.models_there
+        await there.ask(session="s")
+        for is_anew in (False, True):
+            if is_anew:
+                refill(there)
+            assert (await there.ask(session="s", **odd(there.stage))).status == 200
+            there.stage.directory.caller, there.stage.directory.models_there = caller, models_there
+            await there.ask(session="s")
+        assert there.sent == ["cheap", *["dear", "cheap"] * 2]
+
+
+async def test_admission_keeps_a_session_after_a_call_that_goes_as_a_third_model(
+    world: World,
+) -> None:
+    steps = (Step(0.5, (("dear", "middle"),)), STEP)
+    async with gate(world, replace(BUDGET, steps=steps), sessions=MemorySessions()) as there:
+        there.use(90_000_000)
+        caller = there.stage.directory.caller
+        for models_allowed in (None, frozenset({"dear", "middle"}), None):
+            there.stage.directory.caller = replace(caller, models=models_allowed)
+            await there.ask(session="s")
+        assert there.sent == ["cheap", "middle", "cheap"]
+
+
+async def test_admission_ends_a_session_without_room_for_the_model(world: World) -> None:
+    of_dear = replace(BUDGET, model="dear")
+    of_cheap = Budget(2, "cheap ones", MONEY, 50_000, "total", model="cheap")
+    async with gate(world, of_dear, of_cheap, sessions=MemorySessions()) as there:
+        there.use(90_000_000, of_dear)
+        await there.ask(session="s")
+        refill(there, of_dear)
+        there.use(50_000 - 2 * 12_000 - 1, of_cheap)
+        await there.ask(session="s")
+        there.use(90_000_000, of_dear)
+        refill(there, of_cheap)
+        await there.ask(session="s")
+        assert there.sent == ["cheap", "dear", "dear"]
+
+
+@pytest.mark.parametrize(
+    "odd", [*ODD.values(), lambda _: {"messages": sealed_by("nobody")}], ids=[*ODD, "sealed"]
+)
+async def test_admission_begins_no_session_with_a_call_that_no_substitute_can_take(
+    world: World, odd: Callable[[Stage], dict[str, Any]]
+) -> None:
+    async with gate(world, sessions=MemorySessions()) as there:
+        there.use(90_000_000)
+        caller, models_there = there.stage.directory.caller, there.stage.directory.models_there
+        assert (await there.ask(path=MESSAGES, session="s", **odd(there.stage))).status == 200
+        there.stage.directory.caller, there.stage.directory.models_there = caller, models_there
+        await there.ask(path=MESSAGES, session="s")
+        assert there.sent == ["dear", "cheap"]
+
+
+@pytest.mark.parametrize(
+    ("odd", "status", "why"),
+    [
+        (ODD["names others"], 400, "The session goes as cheap, and this call cannot: the call names other models too."),
+        (ODD["too long"], 400, "The session goes as cheap, and this call cannot: it answers with at most 10 tokens."),
+        (ODD["without the right"], 403, "may not use the model cheap."),
+    ],
+    ids=ODD,
+)  # fmt: skip
+@pytest.mark.parametrize("switches", [False, True])
+async def test_admission_refuses_seals_of_an_unfit_substitute(
+    world: World, odd: Callable[[Stage], dict[str, Any]], status: int, why: str, switches: bool
+) -> None:
+    steps = (replace(STEP, switches=switches),)
+    async with gate(world, replace(BUDGET, steps=steps), sessions=MemorySessions()) as there:
+        there.use(90_000_000)
+        ask = partial(there.ask, path=MESSAGES, session="s")
+        await ask()
+        before, heads = there.held(), len(there.counters.heads)
+        refused = await ask(messages=sealed_by("cheap"), **odd(there.stage))
+        assert refused.status == status
+        assert (
+            f"{why} It was not sent as dear: it carries what another model sealed (signature): begin a new session."
+            in refused.body.decode()
+        )
+        assert (there.sent, there.held()) == (["cheap"], before)
+        assert len(there.counters.heads) == heads + 1  # one of its caller's requests
+
+
+def refill(there: Gate, budget: Budget = BUDGET) -> None:
     """Begin the budget's interval anew."""
-    there.counters.world.client.delete(keys.budget_account(there.counters.world.p, account_of(1, BUDGET)))
+    there.counters.world.client.delete(keys.budget_account(there.counters.world.p, account_of(1, budget)))

@@ -22,14 +22,16 @@ _OWN: Final = frozenset({
     "parametersJsonSchema", "parameters_json_schema", "requestMetadata", "response", "responseJsonSchema",
     "responseSchema", "schema",
 })  # fmt: skip
-# Members at the top of a body that name what one model made or keeps: a response, a conversation, a cache.
-# By the types of openai 2.9, google-genai 1.52, 2026-11-30.
+# Members of a body, each by its path, that name what one model made or keeps: a response, a conversation, a cache.
+# By the types of openai 2.9, google-genai 1.52, and ai.google.dev/gemini-api/docs/openai, 2026-11-30.
 _BOUND: Final = (
     "previous_response_id",
     "conversation",
     "cachedContent",
     "cached_content",
     "previous_interaction_id",
+    "google.cached_content",
+    "google.cachedContent",
 )
 # Ids of objects that belong to no model: files, vector stores, containers, skills.
 PLAIN_OBJECTS: Final = ("file-", "file_", "files/", "vs_", "cntr_", "container_", "skill_")
@@ -55,10 +57,12 @@ def bound_by(call: CallRequest, seals: Mapping[str, str]) -> str:
 
     `seals` are the sealed members of its family.
     """
-    document = call.body.document or {}
-    for name in _BOUND:
-        if document.get(name):
-            return f"it names what another model keeps ({name})"
+    for path in _BOUND:
+        value: object = call.body.document
+        for name in path.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        if value:
+            return f"it names what another model keeps ({path})"
     kept = next((id_ for id_ in call.objects.named if not id_.startswith(PLAIN_OBJECTS)), "")
     if kept:
         return f"it names what another model made ({kept[:64]})"
