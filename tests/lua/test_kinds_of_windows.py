@@ -265,7 +265,7 @@ def test_an_account_of_sixteen_windows_takes_so_many_bytes(world: ClockWorld) ->
 
 
 @pytest.mark.parametrize("budget", [ROLLS, BEGINS], ids=lambda budget: budget.name)
-def test_clock_that_went_forward_and_back_admits_no_more_than_the_amount(
+def test_clock_stepped_forward_and_back_admits_no_more_than_the_amount(
     world: ClockWorld, budget: Budget
 ) -> None:
     call(world, budget, money=100).settle(money=100)
@@ -281,7 +281,7 @@ def test_clock_that_went_forward_and_back_admits_no_more_than_the_amount(
     assert admitted == 99
 
 
-def test_interval_that_has_ended_stays_so_where_a_gateway_ahead_calls_next(world: ClockWorld) -> None:
+def test_ended_interval_stays_ended_where_a_gateway_ahead_calls_next(world: ClockWorld) -> None:
     hourly = replace(CARRIES, carry=None)
     call(world, hourly, money=50).settle(money=50)
     world.set_clock(NOON + HOUR_MS + 1)

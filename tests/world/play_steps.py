@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import tempfile
-import time
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from decimal import ROUND_DOWN, Decimal
 from http import HTTPStatus
 from pathlib import Path
 
+from tests import plain_http
 from tests.waiting import wait_until
 from tests.world.clients import CLIENTS, Client, Seat, install_client
 from tests.world.play_clients import (
@@ -42,8 +42,6 @@ AMOUNT, AT = Decimal(1_000), 0.8
 USAGE = "100000,1000"
 # So many calls of others come before the step: what is left of the budget behind it has room for a call.
 OTHER_CALLS = 30
-# How long a change of a budget takes to be in force everywhere.
-IN_FORCE_S = 2.0
 BEGINS, RUNS, OTHERS = "begins at 0 %", "goes on at 85 %", "begins at 85 %"
 SPENT, SPENT_OTHERS, SPENT_NEW = "goes on at 100 %", "begun at 85 %, goes on at 100 %", "begins at 100 %"
 RESET, RESET_NEW = "goes on after the reset", "begins after the reset"
@@ -79,11 +77,11 @@ class StepRow:
 class _Budget:
     """A budget of one model with a step. What it has used stays, its amount moves."""
 
-    def __init__(self, place: Place, client: Client) -> None:
-        self._stack = place.accounts.stack
+    def __init__(self, place: Place, client: Client, key: str) -> None:
+        self._stack, self._key, self._name = place.accounts.stack, key, f"{client.name} before the wall"
         self.asked, self.substitute = STEPPED[client.name]
         made = self._stack.make(
-            "budgets", organization_id=place.accounts.owner_id, name=f"{client.name} before the wall",
+            "budgets", organization_id=place.accounts.owner_id, name=self._name,
             unit="money", amount=str(AMOUNT), interval="month", model=self.asked, hold="likely",
             steps=[{"at": AT, "models": {self.asked: self.substitute}}],
         )  # fmt: skip
@@ -94,7 +92,7 @@ class _Budget:
         amount = (self._used() / part).quantize(Decimal("0.000001"), ROUND_DOWN)
         status, body = self._stack.admin("PATCH", f"/budgets/{self._id}", {"amount": str(amount)})
         assert status == 200, body
-        time.sleep(IN_FORCE_S)
+        wait_until(lambda: Decimal(self._shown()["limit"]) == amount)
 
     def reset(self) -> None:
         """Begin at 0 again, with an amount that lasts."""
@@ -104,7 +102,15 @@ class _Budget:
         ):
             status, answer = self._stack.admin(method, path, body)
             assert status == 200, answer
-        time.sleep(IN_FORCE_S)
+        wait_until(lambda: Decimal(self._shown()["limit"]) == AMOUNT and not Decimal(self._shown()["used"]))
+
+    def _shown(self) -> dict[str, str]:
+        """Return the budget as its gateway has it in force."""
+        answer = plain_http.get(
+            f"{self._stack.gateway_url}/.tollkeeper/usage", headers={"authorization": f"Bearer {self._key}"}
+        )
+        budgets: list[dict[str, str]] = [row for row in answer.json()["limits"] if row["name"] == self._name]
+        return budgets[0]
 
     def _used(self) -> Decimal:
         """Return its use, once no call is in flight."""
@@ -131,10 +137,10 @@ def play_steps(names: list[str], *, fresh: bool) -> list[StepRow]:
 
 def _row(client: Client, place: Place) -> StepRow:
     install_client(client)
-    budget = _Budget(place, client)
+    key = place.accounts.key_of(OPEN)
+    budget = _Budget(place, client, key)
     date = f"{datetime.now(UTC):%Y-%m-%d}"
     row = StepRow(client.name, client.version, date, budget.asked, budget.substitute, [])
-    key = place.accounts.key_of(OPEN)
     with tempfile.TemporaryDirectory(prefix="home-", dir=PLACE) as folder:
         homes = {name: Path(folder, name) for name in ("first", "second", "third", "fourth")}
         seats = {
