@@ -20,12 +20,14 @@ HALF = Step(0.5, (("dear*", "cheap"),))
 BUDGET = Budget(1, "money", "money", 300, "total", steps=(HALF,))
 
 
-def call(hours: float, model: str = "dear-1", session: str = "", cost: int = 100) -> StoredCall:
-    return StoredCall(FROM + round(hours * HOUR_MS), cost, 7, 1, model=model, session=session)
+def call(
+    hours: float, model: str = "dear-1", session: str = "", cost: int = 100, user: str = ""
+) -> StoredCall:
+    return StoredCall(FROM + round(hours * HOUR_MS), cost, 7, 1, user=user, model=model, session=session)
 
 
-def replayed(budgets: list[Budget], *calls: StoredCall) -> Replayed:
-    folded = BudgetFold(budgets, FROM, FROM + 9 * DAY_MS, lambda _, model: COSTS.get(model))
+def replayed(budgets: list[Budget], *calls: StoredCall, **maxima: int) -> Replayed:
+    folded = BudgetFold(budgets, FROM, FROM + 9 * DAY_MS, lambda _, model: COSTS.get(model), **maxima)
     for each in calls:
         folded.add(each)
     return folded.result()
@@ -94,3 +96,20 @@ def test_a_call_that_was_sent_as_another_model_counts_under_its_name() -> None:
     sent = call(0)._replace(sent_as="cheap", cost=10)
     found = replayed([replace(BUDGET, amount=20, model="cheap")], *[sent] * 3)
     assert (found.refused, found.substituted) == (1, 0)
+
+
+def test_owners_that_only_substitutes_met_use_a_budget_and_count_in_no_figure_of_its_owners() -> None:
+    first = Budget(1, "all", "requests", 99, "total", steps=(Step(0.0, HALF.models),))
+    each = Budget(2, "each", "money", 30, "total", model="cheap", each="user")
+    calls = [call(at, user=f"u{at}") for at in range(5)]
+    asked = call(6, "cheap", user="ada", cost=40)
+    item = replayed([first, each], *calls, asked, owners_max=5).items[1]
+    assert (item.suggestions, item.least_amount, item.refused) == ({"50": 40, "90": 40, "99": 40}, 40, 1)
+    assert sum(day.used for day in item.by_day) == 50
+    # One that an asked call meets later is an owner from then on, by what it asked for.
+    later = replayed([first, each], *calls, call(6, "cheap", user="u0", cost=25)).items[1]
+    assert (later.refused, later.least_amount) == (1, 25)
+    # A substitute that no budget has room for leaves nothing behind.
+    full = replace(each, amount=5)
+    item = replayed([first, full], *calls, asked, owners_max=1).items[1]
+    assert (item.substituted, item.least_amount) == (0, 40)
