@@ -37,6 +37,7 @@ from persistence.tables import call, caller_group, kept_since, organization
 FETCHED_ROWS: Final = 5_000
 # What a replay may assume of the past; the last two with a day behind them.
 GROUPS_NOW, SUBSTITUTES_ACCEPT, STEPS_AS_SENT = "groups_now", "substitutes_accept", "steps_as_sent"
+TRACES_BY_FORM = "traces_by_form"
 TAGS_SINCE, CALLS_SINCE = "tags_since:", "calls_since:"
 # A row of the query below.
 _Facts = tuple[Any, ...]
@@ -105,7 +106,7 @@ class _FactsNeeded:
 
     def __init__(self, connection: Connection, asked: ReplayRequest) -> None:
         budgets = asked.budgets
-        self._asked, self.was_substituted, self.has_earlier = asked, False, False
+        self._asked, self.was_substituted, self.had_traces, self.has_earlier = asked, False, False, False
         self.steps = any(budget.steps for budget in budgets)
         self.tags = {name for budget in budgets for name, _ in budget.tags} | {
             tag_in(budget.each) for budget in budgets
@@ -150,6 +151,8 @@ class _FactsNeeded:
             yield SUBSTITUTES_ACCEPT
         if self.steps and self.was_substituted:
             yield STEPS_AS_SENT
+        if self.had_traces:
+            yield TRACES_BY_FORM
 
     def stored(self, rows: Iterable[_Facts]) -> Iterator[StoredCall]:
         """Return calls from rows of the journal: the fields of a call in order, then what its usage is made of."""
@@ -183,6 +186,7 @@ class _FactsNeeded:
             *counts, tools, tier = row[14:]
             stored = stored._replace(usage=CallUsage(tuple(counts), tools or {}, tier))
             self.was_substituted = self.was_substituted or stored.sent_as != ""
+            self.had_traces = self.had_traces or stored.session_is_trace
         return stored if self.groups is None else self.groups.put(stored, named or ())
 
 

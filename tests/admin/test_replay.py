@@ -166,7 +166,9 @@ async def test_replay_sends_calls_as_the_substitute_of_a_step(desk: Desk) -> Non
             input=price,
             output=price,
         )
-    desk.store(*[desk.call(hour, 10**9, model="dear", input=100_000) for hour in range(4)])
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    calls = [desk.call(hour, 10**9, model="dear", input=100_000, session=trace) for hour in range(4)]
+    desk.store(*calls)
     row = {**desk.budget(amount="2"), "steps": [{"at": 0.5, "models": {"de*": "cheap"}, "session": "switch"}]}
     budget = budget_of({**row, "mode": "enforce", "on_exhausted": "finish"}, 0, BEGAN)
     engine = create_engine(dialect_url(desk.api.url), poolclass=NullPool)
@@ -174,7 +176,7 @@ async def test_replay_sends_calls_as_the_substitute_of_a_step(desk: Desk) -> Non
     with engine.connect() as connection:
         found = render(replay(connection, request))
     assert (found["refused"], found["substituted"], found["saved"]) == (0, 3, "2.7")
-    assert found["assumes"] == ["substitutes_accept"]
+    assert found["assumes"] == ["substitutes_accept", "traces_by_form"]
 
 
 async def test_replay_names_each_field_that_is_wrong(desk: Desk) -> None:

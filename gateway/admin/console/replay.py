@@ -33,6 +33,7 @@ _ASSUMED = {
     "groups_now": "Members of groups are those of now.",
     "substitutes_accept": "Each substitute accepts each call, and uses as many tokens for it.",
     "steps_as_sent": "Calls that a step sent as another model count as they were sent.",
+    "traces_by_form": "Sessions that have the form of a trace's id are traces, whose calls keep no model.",
     "tags_since": "Calls have tags since {}.",
     "calls_since": "Calls are kept since {}.",
 }

@@ -87,6 +87,13 @@ def test_a_running_session_keeps_its_model_for_an_hour_unless_a_step_switches() 
     assert replayed([replace(BUDGET, amount=1_000, steps=(switching,))], *calls).substituted == 3
 
 
+def test_models_of_a_session_are_one_in_any_case_and_a_trace_is_no_session() -> None:
+    budget = replace(BUDGET, amount=1_000, steps=(Step(0.2, HALF.models),))
+    for session, substituted in (("a", 0), ("0af7651916cd43dd8448eb211c80319c", 1)):
+        calls = [call(hours, model, session) for hours, model in ((0, "dear-1"), (0.1, "x"), (0.2, "DEAR-1"))]
+        assert replayed([budget], *calls).substituted == substituted
+
+
 def test_budgets_that_only_count_have_no_steps() -> None:
     found = replayed([replace(BUDGET, enforce=False)], *[call(hour) for hour in range(5)])
     assert (found.refused, found.substituted) == (0, 0)
