@@ -28,7 +28,7 @@ from gateway.core.accounts.replay.calls import CallUsage, PriceOfCall, StoredCal
 from gateway.core.accounts.replay.fold import BudgetFold, BudgetOutcome, Replayed
 from gateway.core.accounts.tags import tag_in
 from gateway.core.billing.price_book import KINDS, PriceBook, unpriced
-from gateway.core.times import floor_ms, moment_of, ms_of, rfc3339
+from gateway.core.times import ceil_ms, floor_ms, moment_of, ms_of, rfc3339
 from persistence.address import CONNECT, dialect_url
 from persistence.resources.prices import read_book
 from persistence.tables import call, caller_group, kept_since, organization
@@ -69,7 +69,7 @@ def budget_of(values: Row, place: int, since: datetime) -> Budget:
     """Return the budget of checked values of a new one, with its `overrides`; `place` is that in the replay."""
     given: Any = values.get("overrides") or ()
     own = {
-        override_owner(override["who"]): (override["amount"], ms_of(_moment(override["until"])))
+        override_owner(override["who"]): (override["amount"], _until_ms(override["until"]))
         for override in given
     }
     return read_budget(
@@ -90,7 +90,7 @@ def replay(
 ) -> ReplayAnswer:
     """Replay budgets over stored calls, within a transaction that only reads."""
     facts = _FactsNeeded(connection, asked)
-    folded = BudgetFold(asked.budgets, ms_of(asked.since), ms_of(asked.until), facts.price)
+    folded = BudgetFold(asked.budgets, floor_ms(asked.since), ceil_ms(asked.until), facts.price)
     stored = facts.stored(_stored(connection, asked, facts))
     if archived is not None:
         facts.has_earlier = True
@@ -321,5 +321,6 @@ def _render_counts(counts: Replayed | BudgetOutcome) -> Row:
     }  # fmt: skip
 
 
-def _moment(text_: str | None) -> datetime | None:
-    return None if text_ is None else datetime.fromisoformat(text_)
+def _until_ms(until: str | None) -> int:
+    """Return the end of an override; 0 means never, so the epoch itself is a millisecond later."""
+    return 0 if until is None else max(ms_of(datetime.fromisoformat(until)), 1)

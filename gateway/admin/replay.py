@@ -23,7 +23,7 @@ from gateway.admin.resources.quota import REPLAY, ReplayedBudget
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import CREATE, OWNER, REQUEST_S_MAX, TENANT, Actor, Command, Row
 from gateway.core.accounts.replay.fold import DAYS_MAX, REPLAY_S_MAX
-from gateway.core.times import rfc3339
+from gateway.core.times import MILLISECOND, rfc3339
 from gateway.errors import Unprocessable
 
 if TYPE_CHECKING:
@@ -92,8 +92,8 @@ async def while_connected(request: web.Request, replay: Awaitable[Row]) -> Row:
 
 
 def _wrong_time(since: datetime, until: datetime) -> Iterator[tuple[str, str]]:
-    if since >= until:
-        yield "from", "must be before `to`"
+    if until - since < MILLISECOND:
+        yield "from", "must be at least a millisecond before `to`"
     elif until - since > timedelta(days=DAYS_MAX):
         yield "from", f"must be at most {DAYS_MAX} days before `to`"
 

@@ -206,6 +206,29 @@ async def test_replay_names_each_field_that_is_wrong(desk: Desk) -> None:
     assert set(await desk.wrong()) == {"budgets"}
     assert set(await desk.wrong(good, **{"from": PERIOD["to"]})) == {"from"}
     assert set(await desk.wrong(good, **{"from": "2020-01-01T00:00:00Z"})) == {"from"}
+    assert set(await desk.wrong(good, **{"from": "1969-12-31T23:59:59Z", "to": "3000-01-01T00:00:00Z"})) == {
+        "from",
+        "to",
+    }
+    assert set(await desk.wrong(good, **{"from": None, "to": "0001-01-01T00:00:00Z"})) == {"to"}
+    short = {"from": "2026-10-05T00:00:00.0001Z", "to": "2026-10-05T00:00:00.001099Z"}
+    assert set(await desk.wrong(good, **short)) == {"from"}
+    ends = [{"who": "ada", "amount": "1", "until": "9999-12-31T00:00:00Z"}]
+    assert set(await desk.wrong({**good, "each": "user", "overrides": ends})) == {
+        "budgets.0.overrides.0.until"
+    }
+
+
+async def test_replay_counts_calls_up_to_a_part_of_a_millisecond(desk: Desk) -> None:
+    midnight = BEGAN.replace(hour=0) + timedelta(days=1)
+    desk.store(*[desk.call(0, 1, created_at=midnight + timedelta(microseconds=at)) for at in (-1, 100, 400)])
+    found = await desk.replay(
+        desk.budget(), **{"from": "2026-10-05T00:00:00.0007Z", "to": said(midnight, 400)}
+    )
+    assert (found["calls"], [day["used"] for day in found["items"][0]["by_day"]]) == (2, ["0.000000001"] * 2)
+    ahead = desk.budget(time_zone="Asia/Tokyo")
+    for since, to in ((None, "1970-01-01T00:00:00Z"), ("2999-12-30T00:00:00Z", "2999-12-31T23:59:59Z")):
+        assert (await desk.replay(ahead, **{"from": since, "to": to}))["calls"] == 0
 
 
 async def test_replay_reads_no_calls_of_others(desk: Desk) -> None:
@@ -272,5 +295,5 @@ def replaying() -> list[int]:
     ]
 
 
-def said(moment: datetime) -> str:
-    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
+def said(moment: datetime, microseconds: int = 0) -> str:
+    return (moment + timedelta(microseconds=microseconds)).isoformat().replace("+00:00", "Z")
