@@ -40,7 +40,7 @@ def mount_replay(app: web.Application, ports: AdminPorts, root: str) -> None:
         mine = await admit(ports, request)
         require_write(mine.actor, BUDGETS, CREATE)
         asked = await check_replay(mine.store, mine.actor, await read_body(request), request[REQUEST_ID])
-        replayed = await while_connected(request, mine.replay(asked))
+        replayed = await while_connected(request, mine.replay(asked, mine.actor.organization_id))
         return await in_thread(lambda: answer(200, render_replay(replayed)))
 
     app.router.add_post(f"{root}/{BUDGETS.name}/{REPLAY.name}", post)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
+from asyncio.subprocess import PIPE
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,6 +26,12 @@ from tests.waiting import eventually
 
 __all__ = ["run"]
 
+# A replay in a process that may have 24 MiB of data more than it has at its beginning.
+SHORT_OF_MEMORY = """
+from psutil import Process
+from gateway.run.replay_process import run_replay
+run_replay(Process().memory_info().data + 24 * 2**20)
+"""
 BEGAN = datetime(2026, 10, 5, 6, tzinfo=UTC)
 PERIOD = {"from": "2026-10-05T00:00:00Z", "to": "2026-10-12T00:00:00Z"}
 
@@ -270,20 +278,62 @@ async def test_cli_replays_budgets_of_a_file(desk: Desk, run: Run, tmp_path: Pat
     assert "must hold a JSON object" in (await run("budget", "replay", "-f", str(file))).stderr
 
 
-async def test_third_replay_is_429_and_a_client_that_leaves_ends_its_process(desk: Desk) -> None:
+async def test_replays_are_one_of_an_organization_and_two_of_a_keeper(desk: Desk) -> None:
+    """A client that leaves ends its process."""
     desk.store(desk.call(0, 1))
+    other = await desk.api.make("tenants", name="bravo")
+    alpha, bravo = [
+        desk.api.acting_as((await desk.api.make("admin-tokens", name="a", role="billing", **owned))["token"])
+        for owned in ({"organization_id": desk.organization}, {"organization_id": other["organization_id"]})
+    ]
+    theirs = desk.budget(organization_id=other["organization_id"])
+
+    async def refused(api: Api, **body: Any) -> str:
+        answer = await api.post("budgets/replay", {**PERIOD, **body})
+        assert (answer.status, answer.json["type"].rpartition(":")[2]) == (429, "too_many_requests")
+        return str(answer.json["detail"])
+
     with connected(desk.api.url) as locking:
         locking.execute("LOCK TABLE call IN ACCESS EXCLUSIVE MODE")
-        waiting = [asyncio.create_task(desk.replay(desk.budget())) for _ in range(2)]
+        waiting = [asyncio.create_task(desk.replay(desk.budget(), api=alpha))]
+        await eventually(lambda: len(replaying()) == 1)
+        assert "One of your replays is" in await refused(alpha, budgets=[desk.budget()])
+        waiting.append(asyncio.create_task(desk.replay(desk.budget())))
         await eventually(lambda: len(replaying()) == 2)
-        body = {"organization_id": desk.organization, "budgets": [desk.budget()], **PERIOD}
-        refused = await desk.api.post("budgets/replay", body)
-        assert (refused.status, refused.json["type"].rpartition(":")[2]) == (429, "too_many_requests")
+        assert "2 replays are" in await refused(bravo, budgets=[theirs])
         waiting[0].cancel()
         await eventually(lambda: len(replaying()) == 1)
         locking.rollback()
     assert (await waiting[1])["calls"] == 1
     assert replaying() == []
+
+
+async def test_a_replay_without_memory_answers_nothing_but_that(desk: Desk) -> None:
+    with connected(desk.api.url, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO app_user (organization_id, external_id) SELECT %s, 'user-' || n FROM generate_series(1, 20000) n",
+            (desk.organization,),
+        )
+        row = desk.call(0, 1)
+        connection.execute(
+            f"INSERT INTO call (request_id, user_id, {', '.join(row)}) SELECT gen_random_uuid(), id,"
+            f" {', '.join(['%s'] * len(row))} FROM app_user WHERE organization_id = %s",
+            [*row.values(), desk.organization],
+        )
+    budget = desk.budget(each="user", mode="enforce", on_exhausted="finish", time_zone="UTC", anchor_day=1)
+    asked = {
+        "organization_id": desk.organization, "tenant_id": None, "since": PERIOD["from"], "until": PERIOD["to"],
+        "url": desk.api.url, "budgets": [{**budget, "name": f"{number}"} for number in range(20)],
+    }  # fmt: skip
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SHORT_OF_MEMORY, stdin=PIPE, stdout=PIPE, stderr=PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdin.write(json.dumps(asked).encode() + b"\n")
+    [answer, log] = [json.loads(await process.stdout.read()), await process.stderr.read()]
+    assert ([name for name, _ in answer["faults"]], log, await process.wait()) == (["budgets"], b"", 0)
 
 
 def replaying() -> list[int]:

@@ -71,7 +71,7 @@ async def budget_replay(
         wrong = [(name.removeprefix(OF_BUDGET), fault) for name, fault in error.errors]
         return desk.answer(request, signed, "replay.html", wrong=wrong)
     try:
-        replayed = await while_connected(request, desk.ports.replay(asked))
+        replayed = await while_connected(request, desk.ports.replay(asked, signed.actor.organization_id))
     except (Overloaded, TooManyRequests, Unprocessable) as error:
         return desk.answer(request, signed, "replay.html", wrong=[("", error.message)])
     answer: Any = await in_thread(render_replay, replayed)
