@@ -278,7 +278,7 @@ async def test_cli_replays_budgets_of_a_file(desk: Desk, run: Run, tmp_path: Pat
     assert "must hold a JSON object" in (await run("budget", "replay", "-f", str(file))).stderr
 
 
-async def test_replays_are_one_of_an_organization_and_two_of_a_keeper(desk: Desk) -> None:
+async def test_an_organization_runs_a_single_replay_and_a_keeper_two(desk: Desk) -> None:
     """A client that leaves ends its process."""
     desk.store(desk.call(0, 1))
     other = await desk.api.make("tenants", name="bravo")
@@ -308,7 +308,7 @@ async def test_replays_are_one_of_an_organization_and_two_of_a_keeper(desk: Desk
     assert replaying() == []
 
 
-async def test_a_replay_without_memory_answers_nothing_but_that(desk: Desk) -> None:
+async def test_replay_without_memory_answers_its_fault_alone(desk: Desk) -> None:
     with connected(desk.api.url, autocommit=True) as connection:
         connection.execute(
             "INSERT INTO app_user (organization_id, external_id) SELECT %s, 'user-' || n FROM generate_series(1, 20000) n",

@@ -87,7 +87,7 @@ def test_a_running_session_keeps_its_model_for_an_hour_unless_a_step_switches() 
     assert replayed([replace(BUDGET, amount=1_000, steps=(switching,))], *calls).substituted == 3
 
 
-def test_models_of_a_session_are_one_in_any_case_and_a_trace_is_no_session() -> None:
+def test_a_session_keeps_its_model_in_any_case_of_names_and_a_trace_keeps_none() -> None:
     budget = replace(BUDGET, amount=1_000, steps=(Step(0.2, HALF.models),))
     for session, substituted in (("a", 0), ("0af7651916cd43dd8448eb211c80319c", 1)):
         calls = [call(hours, model, session) for hours, model in ((0, "dear-1"), (0.1, "x"), (0.2, "DEAR-1"))]
