@@ -28,7 +28,7 @@ from gateway.core.accounts.replay.calls import CallUsage, StoredCall
 from gateway.core.accounts.replay.fold import BudgetFold, BudgetOutcome, Replayed
 from gateway.core.accounts.tags import tag_in
 from gateway.core.billing.price_book import KINDS, PriceBook, unpriced
-from gateway.core.times import floor_ms, moment_of, ms_of, rfc3339
+from gateway.core.times import ceil_ms, floor_ms, moment_of, ms_of, rfc3339
 from persistence.address import CONNECT, dialect_url
 from persistence.resources.prices import read_book
 from persistence.tables import caller_group, kept_since, organization
@@ -38,6 +38,7 @@ FETCHED_ROWS: Final = 5_000
 BOOKS_MAX: Final = 1_000
 # What a replay may assume of the past; the last two with a day behind them.
 GROUPS_NOW, SUBSTITUTES_ACCEPT, STEPS_AS_SENT = "groups_now", "substitutes_accept", "steps_as_sent"
+TRACES_BY_FORM = "traces_by_form"
 TAGS_SINCE, CALLS_SINCE = "tags_since:", "calls_since:"
 # The facts of a call before those of its usage.
 PLAIN_FACTS: Final = StoredCall._fields.index("usage")
@@ -71,7 +72,7 @@ def budget_of(values: Row, place: int, since: datetime) -> Budget:
     """Return the budget of checked values of a new one, with its `overrides`; `place` is that in the replay."""
     given: Any = values.get("overrides") or ()
     own = {
-        override_owner(override["who"]): (override["amount"], ms_of(_moment(override["until"])))
+        override_owner(override["who"]): (override["amount"], _until_ms(override["until"]))
         for override in given
     }
     return read_budget(
@@ -92,7 +93,7 @@ def replay(
 ) -> ReplayAnswer:
     """Replay budgets over stored calls, within a transaction that only reads."""
     facts = _FactsNeeded(connection, asked)
-    folded = BudgetFold(asked.budgets, ms_of(asked.since), ms_of(asked.until), facts.price)
+    folded = BudgetFold(asked.budgets, floor_ms(asked.since), ceil_ms(asked.until), facts.price)
     stored = facts.stored(_stored(connection, asked, facts))
     if archived is not None:
         facts.has_earlier = True
@@ -108,7 +109,7 @@ class _FactsNeeded:
 
     def __init__(self, connection: Connection, asked: ReplayRequest) -> None:
         budgets = asked.budgets
-        self._asked, self._is_as_sent, self.has_earlier = asked, False, False
+        self._asked, self._is_as_sent, self.had_traces, self.has_earlier = asked, False, False, False
         self.steps = any(budget.steps for budget in budgets)
         self.usage = self.steps or bool(connection.exec_driver_sql(*_has_substituted(asked)).scalar())
         self.tags = {name for budget in budgets for name, _ in budget.tags} | {
@@ -153,6 +154,8 @@ class _FactsNeeded:
             yield SUBSTITUTES_ACCEPT
         if self._is_as_sent:
             yield STEPS_AS_SENT
+        if self.had_traces:
+            yield TRACES_BY_FORM
 
     def price(self, stored: StoredCall, model: str) -> int | None:
         """Return the cost of a call as another model, in nano-units; None where that has no price."""
@@ -200,6 +203,7 @@ class _FactsNeeded:
             stored = stored._replace(usage=CallUsage(tuple(counts), tools or {}, tier))
             if sent_as:
                 stored = self._as_asked(stored, sent_as)
+            self.had_traces = self.had_traces or stored.session_is_trace
         return stored if self.groups is None else self.groups.put(stored, named or ())
 
     def _as_asked(self, stored: StoredCall, sent_as: str) -> StoredCall:
@@ -336,5 +340,6 @@ def _render_counts(counts: Replayed | BudgetOutcome) -> Row:
     }  # fmt: skip
 
 
-def _moment(text_: str | None) -> datetime | None:
-    return None if text_ is None else datetime.fromisoformat(text_)
+def _until_ms(until: str | None) -> int:
+    """Return the end of an override; 0 means never, so the epoch itself is a millisecond later."""
+    return 0 if until is None else max(ms_of(datetime.fromisoformat(until)), 1)

@@ -60,7 +60,7 @@ class Checkout(Protocol):
         """Create the payment page of a purchase, once; return its URL."""
 
 
-async def no_replay(_: Row) -> Row:
+async def no_replay(_: Row, __: int | None) -> Row:
     raise Overloaded("Nothing here can replay budgets.")
 
 
@@ -81,7 +81,7 @@ class AdminPorts:
     numbers as data. `failures` counts wrong credentials. `programs` returns the running programs.
     `gateway_url` is the address for calls, or "". `built_in` tokens that are None do not exist. `routes` are
     those of features: each adds its own to the application, under the root of the Admin API or elsewhere.
-    `replay` runs a checked replay of budgets in a process of its own.
+    `replay` runs a checked replay of budgets in a process of its own, for an organization's people, or staff (None).
     `off` are the console's lists of features that are switched off. `checkout` is None if customers cannot
     buy credits.
 
@@ -109,7 +109,7 @@ class AdminPorts:
     files: Sequence[MountFiles] = ()
     off: frozenset[str] = frozenset()
     checkout: Checkout | None = None
-    replay: Callable[[Row], Awaitable[Row]] = no_replay
+    replay: Callable[[Row, int | None], Awaitable[Row]] = no_replay
     actor: Actor = NOBODY
     version: str = "0"
     gateway_url: str = ""

@@ -23,7 +23,7 @@ from gateway.admin.resources.quota import REPLAY, ReplayedBudget
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import CREATE, OWNER, REQUEST_S_MAX, TENANT, Actor, Command, Row
 from gateway.core.accounts.replay.fold import DAYS_MAX, REPLAY_S_MAX
-from gateway.core.times import rfc3339
+from gateway.core.times import MILLISECOND, rfc3339
 from gateway.errors import Unprocessable
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def mount_replay(app: web.Application, ports: AdminPorts, root: str) -> None:
         mine = await admit(ports, request)
         require_write(mine.actor, BUDGETS, CREATE)
         asked = await check_replay(mine.store, mine.actor, await read_body(request), request[REQUEST_ID])
-        replayed = await while_connected(request, mine.replay(asked))
+        replayed = await while_connected(request, mine.replay(asked, mine.actor.organization_id))
         return await in_thread(lambda: answer(200, render_replay(replayed)))
 
     app.router.add_post(f"{root}/{BUDGETS.name}/{REPLAY.name}", post)
@@ -92,8 +92,8 @@ async def while_connected(request: web.Request, replay: Awaitable[Row]) -> Row:
 
 
 def _wrong_time(since: datetime, until: datetime) -> Iterator[tuple[str, str]]:
-    if since >= until:
-        yield "from", "must be before `to`"
+    if until - since < MILLISECOND:
+        yield "from", "must be at least a millisecond before `to`"
     elif until - since > timedelta(days=DAYS_MAX):
         yield "from", f"must be at most {DAYS_MAX} days before `to`"
 

@@ -23,6 +23,11 @@ def floor_ms(moment: datetime | None) -> int:
     return 0 if moment is None else (moment - EPOCH) // MILLISECOND
 
 
+def ceil_ms(moment: datetime) -> int:
+    """Return the first whole millisecond since the epoch that is not before a time."""
+    return -((EPOCH - moment) // MILLISECOND)
+
+
 def rfc3339(moment: datetime, timespec: str = "auto") -> str:
     """Format a time by RFC 3339 in UTC: `2026-01-31T10:00:00Z`; `timespec` as of `isoformat`."""
     return moment.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")

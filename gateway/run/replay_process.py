@@ -27,28 +27,48 @@ ANSWER_BYTES_MAX: Final = 64 * 1024**2
 NICENESS: Final = 10
 # In an answer instead of all else: the fields that are wrong, and why.
 FAULTS: Final = "faults"
-_LARGE = "has more owners than there is memory for: ask for a shorter time, or for fewer budgets with `each`"
+_LARGE = "have more owners than a replay holds: ask for a shorter time, or for fewer budgets with `each`"
 
 
-def run_replay() -> int:
-    """Answer one request, and return 0."""
+def run_replay(memory_bytes_max: int = MEMORY_BYTES_MAX) -> int:
+    """Answer one request, and end the process; return 1 if there is none."""
     line = sys.stdin.buffer.readline()
     if not line.endswith(b"\n"):
         return 1
     threading.Thread(target=_end_with_parent, daemon=True).start()
     os.nice(NICENESS)
-    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
+    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes_max, memory_bytes_max))
     resource.setrlimit(resource.RLIMIT_CPU, (REPLAY_CPU_S_MAX, REPLAY_CPU_S_MAX + 5))
     gc.disable()  # nothing here refers to itself
+    sys.unraisablehook = lambda _: None  # without memory, connections cannot be closed in order either
+    answer = _TOO_LARGE
     try:
-        answer = answer_of(json.loads(line))
+        answer = _line(answer_of(json.loads(line)))
     except Unprocessable as refused:
-        answer = {FAULTS: refused.errors}
-    except MemoryError:
-        answer = {FAULTS: [("budgets", _LARGE)]}
-    sys.stdout.write(json.dumps(answer) + "\n")
-    sys.stdout.flush()
-    return 0
+        answer = _line({FAULTS: refused.errors})
+    except Exception as error:
+        if not _is_out_of_memory(error):
+            raise
+    # By now the data are gone, with the frames of the error.
+    with open(sys.stdout.fileno(), "wb", buffering=0, closefd=False) as out:
+        while answer:
+            answer = answer[out.write(answer) :]
+    os._exit(0)  # nothing is to be put in order
+
+
+def _line(answer: Row) -> bytes:
+    return json.dumps(answer).encode() + b"\n"
+
+
+# It is made before memory is short.
+_TOO_LARGE: Final = _line({FAULTS: [("budgets", _LARGE)]})
+
+
+def _is_out_of_memory(error: BaseException | None) -> bool:
+    """Return whether memory was short, perhaps before the error that followed from it."""
+    while error is not None and not isinstance(error, MemoryError):
+        error = error.__context__
+    return error is not None
 
 
 def answer_of(asked: dict[str, Any], archived: ArchivedCalls | None = None) -> Row:

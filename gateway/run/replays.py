@@ -18,7 +18,7 @@ from gateway.errors import Overloaded, TooManyRequests, Unprocessable
 from gateway.local.processes import command
 from gateway.run.replay_process import ANSWER_BYTES_MAX, FAULTS
 
-# Replays that a keeper runs at once.
+# Replays that a keeper runs at once: one of an organization, one of staff.
 REPLAYS_MAX: Final = 2
 _LONG = f"takes more than {REPLAY_CPU_S_MAX} s of a core, or {REPLAY_S_MAX:.0f} s in all: ask for a shorter time, or for fewer budgets"
 
@@ -28,20 +28,24 @@ class Replays:
 
     def __init__(self, url: Callable[[], str], log: Callable[..., None]) -> None:
         self._url, self._log = url, log
-        self.running = 0
+        # The organizations whose people asked for those that run; None is staff.
+        self._running = set[int | None]()
 
-    async def run(self, asked: Row) -> Row:
-        """Return the answer to a checked replay; raise `TooManyRequests` while as many run as may.
+    async def run(self, asked: Row, organization_id: int | None) -> Row:
+        """Return the answer to a checked replay, which people of an organization, or else staff, asked for.
 
-        Its process is killed once this is cancelled.
+        Raise `TooManyRequests` while one of theirs runs, or as many as may. Its process is killed once this is cancelled.
         """
-        if self.running >= REPLAYS_MAX:
-            raise TooManyRequests(f"{REPLAYS_MAX} replays are under way already: try again in a while.")
-        self.running += 1
+        if organization_id in self._running or len(self._running) >= REPLAYS_MAX:
+            number = (
+                "One of your replays is" if organization_id in self._running else f"{REPLAYS_MAX} replays are"
+            )
+            raise TooManyRequests(f"{number} under way already: try again in a while.")
+        self._running.add(organization_id)
         try:
             return await self._run({**asked, "url": self._url()})
         finally:
-            self.running -= 1
+            self._running.remove(organization_id)
 
     async def _run(self, asked: Row) -> Row:
         process = await asyncio.create_subprocess_exec(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
+from asyncio.subprocess import PIPE
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -24,6 +26,12 @@ from tests.waiting import eventually
 
 __all__ = ["run"]
 
+# A replay in a process that may have 24 MiB of data more than it has at its beginning.
+SHORT_OF_MEMORY = """
+from psutil import Process
+from gateway.run.replay_process import run_replay
+run_replay(Process().memory_info().data + 24 * 2**20)
+"""
 BEGAN = datetime(2026, 10, 5, 6, tzinfo=UTC)
 PERIOD = {"from": "2026-10-05T00:00:00Z", "to": "2026-10-12T00:00:00Z"}
 
@@ -166,7 +174,9 @@ async def test_replay_sends_calls_as_the_substitute_of_a_step(desk: Desk) -> Non
             input=price,
             output=price,
         )
-    desk.store(*[desk.call(hour, 10**9, model="dear", input=100_000) for hour in range(4)])
+    trace = "0af7651916cd43dd8448eb211c80319c"
+    calls = [desk.call(hour, 10**9, model="dear", input=100_000, session=trace) for hour in range(4)]
+    desk.store(*calls)
     row = {**desk.budget(amount="2"), "steps": [{"at": 0.5, "models": {"de*": "cheap"}, "session": "switch"}]}
     budget = budget_of({**row, "mode": "enforce", "on_exhausted": "finish"}, 0, BEGAN)
     engine = create_engine(dialect_url(desk.api.url), poolclass=NullPool)
@@ -174,7 +184,7 @@ async def test_replay_sends_calls_as_the_substitute_of_a_step(desk: Desk) -> Non
     with engine.connect() as connection:
         found = render(replay(connection, request))
     assert (found["refused"], found["substituted"], found["saved"]) == (0, 3, "2.7")
-    assert found["assumes"] == ["substitutes_accept"]
+    assert found["assumes"] == ["substitutes_accept", "traces_by_form"]
 
 
 async def test_call_that_a_step_substituted_is_replayed_as_the_model_of_its_caller(desk: Desk) -> None:
@@ -228,6 +238,29 @@ async def test_replay_names_each_field_that_is_wrong(desk: Desk) -> None:
     assert set(await desk.wrong()) == {"budgets"}
     assert set(await desk.wrong(good, **{"from": PERIOD["to"]})) == {"from"}
     assert set(await desk.wrong(good, **{"from": "2020-01-01T00:00:00Z"})) == {"from"}
+    assert set(await desk.wrong(good, **{"from": "1969-12-31T23:59:59Z", "to": "3000-01-01T00:00:00Z"})) == {
+        "from",
+        "to",
+    }
+    assert set(await desk.wrong(good, **{"from": None, "to": "0001-01-01T00:00:00Z"})) == {"to"}
+    short = {"from": "2026-10-05T00:00:00.0001Z", "to": "2026-10-05T00:00:00.001099Z"}
+    assert set(await desk.wrong(good, **short)) == {"from"}
+    ends = [{"who": "ada", "amount": "1", "until": "9999-12-31T00:00:00Z"}]
+    assert set(await desk.wrong({**good, "each": "user", "overrides": ends})) == {
+        "budgets.0.overrides.0.until"
+    }
+
+
+async def test_replay_counts_calls_up_to_a_part_of_a_millisecond(desk: Desk) -> None:
+    midnight = BEGAN.replace(hour=0) + timedelta(days=1)
+    desk.store(*[desk.call(0, 1, created_at=midnight + timedelta(microseconds=at)) for at in (-1, 100, 400)])
+    found = await desk.replay(
+        desk.budget(), **{"from": "2026-10-05T00:00:00.0007Z", "to": said(midnight, 400)}
+    )
+    assert (found["calls"], [day["used"] for day in found["items"][0]["by_day"]]) == (2, ["0.000000001"] * 2)
+    ahead = desk.budget(time_zone="Asia/Tokyo")
+    for since, to in ((None, "1970-01-01T00:00:00Z"), ("2999-12-30T00:00:00Z", "2999-12-31T23:59:59Z")):
+        assert (await desk.replay(ahead, **{"from": since, "to": to}))["calls"] == 0
 
 
 async def test_replay_reads_no_calls_of_others(desk: Desk) -> None:
@@ -269,20 +302,62 @@ async def test_cli_replays_budgets_of_a_file(desk: Desk, run: Run, tmp_path: Pat
     assert "must hold a JSON object" in (await run("budget", "replay", "-f", str(file))).stderr
 
 
-async def test_third_replay_is_429_and_a_client_that_leaves_ends_its_process(desk: Desk) -> None:
+async def test_an_organization_runs_a_single_replay_and_a_keeper_two(desk: Desk) -> None:
+    """A client that leaves ends its process."""
     desk.store(desk.call(0, 1))
+    other = await desk.api.make("tenants", name="bravo")
+    alpha, bravo = [
+        desk.api.acting_as((await desk.api.make("admin-tokens", name="a", role="billing", **owned))["token"])
+        for owned in ({"organization_id": desk.organization}, {"organization_id": other["organization_id"]})
+    ]
+    theirs = desk.budget(organization_id=other["organization_id"])
+
+    async def refused(api: Api, **body: Any) -> str:
+        answer = await api.post("budgets/replay", {**PERIOD, **body})
+        assert (answer.status, answer.json["type"].rpartition(":")[2]) == (429, "too_many_requests")
+        return str(answer.json["detail"])
+
     with connected(desk.api.url) as locking:
         locking.execute("LOCK TABLE call IN ACCESS EXCLUSIVE MODE")
-        waiting = [asyncio.create_task(desk.replay(desk.budget())) for _ in range(2)]
+        waiting = [asyncio.create_task(desk.replay(desk.budget(), api=alpha))]
+        await eventually(lambda: len(replaying()) == 1)
+        assert "One of your replays is" in await refused(alpha, budgets=[desk.budget()])
+        waiting.append(asyncio.create_task(desk.replay(desk.budget())))
         await eventually(lambda: len(replaying()) == 2)
-        body = {"organization_id": desk.organization, "budgets": [desk.budget()], **PERIOD}
-        refused = await desk.api.post("budgets/replay", body)
-        assert (refused.status, refused.json["type"].rpartition(":")[2]) == (429, "too_many_requests")
+        assert "2 replays are" in await refused(bravo, budgets=[theirs])
         waiting[0].cancel()
         await eventually(lambda: len(replaying()) == 1)
         locking.rollback()
     assert (await waiting[1])["calls"] == 1
     assert replaying() == []
+
+
+async def test_replay_without_memory_answers_its_fault_alone(desk: Desk) -> None:
+    with connected(desk.api.url, autocommit=True) as connection:
+        connection.execute(
+            "INSERT INTO app_user (organization_id, external_id) SELECT %s, 'user-' || n FROM generate_series(1, 20000) n",
+            (desk.organization,),
+        )
+        row = desk.call(0, 1)
+        connection.execute(
+            f"INSERT INTO call (request_id, user_id, {', '.join(row)}) SELECT gen_random_uuid(), id,"
+            f" {', '.join(['%s'] * len(row))} FROM app_user WHERE organization_id = %s",
+            [*row.values(), desk.organization],
+        )
+    budget = desk.budget(each="user", mode="enforce", on_exhausted="finish", time_zone="UTC", anchor_day=1)
+    asked = {
+        "organization_id": desk.organization, "tenant_id": None, "since": PERIOD["from"], "until": PERIOD["to"],
+        "url": desk.api.url, "budgets": [{**budget, "name": f"{number}"} for number in range(20)],
+    }  # fmt: skip
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", SHORT_OF_MEMORY, stdin=PIPE, stdout=PIPE, stderr=PIPE
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdin.write(json.dumps(asked).encode() + b"\n")
+    [answer, log] = [json.loads(await process.stdout.read()), await process.stderr.read()]
+    assert ([name for name, _ in answer["faults"]], log, await process.wait()) == (["budgets"], b"", 0)
 
 
 def replaying() -> list[int]:
@@ -294,5 +369,5 @@ def replaying() -> list[int]:
     ]
 
 
-def said(moment: datetime) -> str:
-    return moment.isoformat(timespec="seconds").replace("+00:00", "Z")
+def said(moment: datetime, microseconds: int = 0) -> str:
+    return (moment + timedelta(microseconds=microseconds)).isoformat().replace("+00:00", "Z")

@@ -33,6 +33,7 @@ _ASSUMED = {
     "groups_now": "Members of groups are those of now.",
     "substitutes_accept": "Each substitute accepts each call, and uses as many tokens for it.",
     "steps_as_sent": "Calls that a step sent as another model, and whose own has no price, count as they were sent.",
+    "traces_by_form": "Sessions that have the form of a trace's id are traces, whose calls keep no model.",
     "tags_since": "Calls have tags since {}.",
     "calls_since": "Calls are kept since {}.",
 }
@@ -70,7 +71,7 @@ async def budget_replay(
         wrong = [(name.removeprefix(OF_BUDGET), fault) for name, fault in error.errors]
         return desk.answer(request, signed, "replay.html", wrong=wrong)
     try:
-        replayed = await while_connected(request, desk.ports.replay(asked))
+        replayed = await while_connected(request, desk.ports.replay(asked, signed.actor.organization_id))
     except (Overloaded, TooManyRequests, Unprocessable) as error:
         return desk.answer(request, signed, "replay.html", wrong=[("", error.message)])
     answer: Any = await in_thread(render_replay, replayed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import date
 from decimal import Decimal
 from typing import Annotated, Any, Literal
 from uuid import UUID
@@ -35,7 +36,6 @@ from gateway.admin.resources.values import (
     Amount,
     AnchorDay,
     Currency,
-    Day,
     Exactly,
     ExternalId,
     Flag,
@@ -52,6 +52,7 @@ from gateway.admin.resources.values import (
     TokenUnitPrice,
     must,
     optional,
+    plausible,
     show_decimal,
 )
 from gateway.core.accounts.administration import (
@@ -593,6 +594,10 @@ OVERRIDES = SubResource(
 )
 
 
+# A time by which windows can be computed.
+_ReplayTime = Annotated[Instant, AfterValidator(plausible)]
+
+
 class ReplayedOverride(In):
     """The amount of one alone, as of an override."""
 
@@ -600,7 +605,7 @@ class ReplayedOverride(In):
         description="The user, session, or id of the key, project or tenant; or group:ID."
     )
     amount: BudgetAmount | None = Field(description="0: nothing; null: no limit.")
-    until: Instant | None = optional("Calls from then on have the budget's own; null: it stays.")
+    until: _ReplayTime | None = optional("Calls from then on have the budget's own; null: it stays.")
 
 
 class ReplayedBudget(BudgetCreate):
@@ -619,10 +624,10 @@ class BudgetReplayQuery(In):
     budgets: list[ReplayedBudget] = Field(
         min_length=1, max_length=REPLAYED_MAX, description="As new ones; their names differ."
     )
-    since: Instant | None = Field(
+    since: _ReplayTime | None = Field(
         default_factory=lambda: None, alias="from", description="By default 30 days before `to`."
     )
-    until: Instant | None = Field(
+    until: _ReplayTime | None = Field(
         default_factory=lambda: None, alias="to", description="Not included. By default now."
     )
 
@@ -646,7 +651,7 @@ class ReplayedOwner(Out):
 class ReplayDayRow(Out):
     """A day of a budget's time zone."""
 
-    day: Day
+    day: date  # perhaps in the year before or after those that may be asked for
     used: BudgetAmount
     refused: int
 

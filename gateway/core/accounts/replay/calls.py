@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ class CallUsage(NamedTuple):
 
 
 NO_USAGE = CallUsage((), {}, "")
+_TRACE = re.compile("[0-9a-f]{32}")
 
 
 class StoredCall(NamedTuple):
@@ -40,6 +42,11 @@ class StoredCall(NamedTuple):
     tags: Tags = ()
     groups: tuple[int, ...] = ()
     usage: CallUsage = NO_USAGE
+
+    @property
+    def session_is_trace(self) -> bool:
+        """Whether the session has the form of a trace's id, by which the gateway names it where nothing else does."""
+        return _TRACE.fullmatch(self.session) is not None
 
     def attributes(self, model: str = "") -> CallAttributes:
         """Return the facts that select budgets; with `model`, those of the call sent as that model."""

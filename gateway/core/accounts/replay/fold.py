@@ -118,13 +118,14 @@ class _Days:
 class _Meter:
     """One budget: the histories of its owners, and what it refused and substituted.
 
-    `own` are the hashes of owners that have a limit of their own, which is then decided by `Budget.limit_of`.
+    `own` are the hashes of owners that have a limit of their own, which is then decided by `Budget.limit_of`. `strangers`
+    are owners whom only calls that were sent as a substitute met: they use the budget, and count in no figure of owners.
     """
 
     __slots__ = (
-        "_groups", "_groups_overridden", "_own", "_owners_listed_max", "_owners_max", "amount", "budget", "days", "divergences", "enforce", "first_refused",
+        "_groups", "_groups_overridden", "_met", "_own", "_owners_listed_max", "_owners_max", "amount", "budget", "days", "divergences", "enforce", "first_refused",
         "has_steps", "histories", "is_plain", "owner", "place", "refused", "refused_by_day", "refused_cost", "refused_owners",
-        "saved", "substituted", "unit", "used_by_day", "windows",
+        "saved", "strangers", "substituted", "unit", "used_by_day", "windows",
     )  # fmt: skip
 
     def __init__(
@@ -138,6 +139,7 @@ class _Meter:
         self.has_steps = budget.enforce and bool(budget.steps)
         self.windows = windows_of(budget, None if self.is_plain else self._limit_later)
         self.histories, self.divergences = dict[object, Any](), dict[object, _Divergence]()
+        self.strangers, self._met = set[object](), 0
         self.first_refused, self.refused_owners = list[object](), 0
         self.refused = self.refused_cost = self.substituted = self.saved = 0
         self.used_by_day, self.refused_by_day = [0] * len(days.dates), [0] * len(days.dates)
@@ -146,20 +148,43 @@ class _Meter:
         ])  # fmt: skip
         self._own, self._groups = dict[object, str](), dict[object, tuple[int, ...]]()
 
+    def meet(self, owner: object) -> AccountHistory:
+        """Return the history of an owner whom a call as asked meets first; raise `Unprocessable` if it is one too many."""
+        if owner != NOBODY:
+            self._check_room(self._met)
+            self._met += 1
+        if owner in self.strangers:
+            self.strangers.remove(owner)
+        else:
+            self._keep(owner, self.open(owner))
+        history: AccountHistory = self.histories[owner]
+        return history
+
+    def meet_substitute(self, owner: object, history: AccountHistory) -> None:
+        """Keep the history of an owner of a call that was sent as a substitute, if it was opened for that call."""
+        if owner not in self.histories:
+            self._check_room(len(self.strangers))
+            self.strangers.add(owner)
+            self._keep(owner, history)
+
     def open(self, owner: object) -> AccountHistory:
-        """Return the new history of an owner; raise `Unprocessable` if it is one too many."""
-        if len(self.histories) >= self._owners_max + (NOBODY in self.histories or owner == NOBODY):
-            why = f"has more than {self._owners_max} values in these calls: choose a shorter period, or fewer calls"
-            raise Unprocessable(errors=((f"budgets.{self.place}.each", why),))
-        if type(owner) is str:
-            owner = sys.intern(owner)  # other budgets may have the same one
+        """Return a new history for an owner, which is not kept."""
         if not self.is_plain and self.budget.each:
             name = owner_of(str(owner))
             if name in self.budget.overrides or name in self.budget.raises:
                 self._own[owner] = name
         history: AccountHistory = self.windows.open()
-        self.histories[owner] = history
         return history
+
+    def _keep(self, owner: object, history: AccountHistory) -> None:
+        if type(owner) is str:
+            owner = sys.intern(owner)  # other budgets may have the same one
+        self.histories[owner] = history
+
+    def _check_room(self, owners: int) -> None:
+        if owners >= self._owners_max:
+            why = f"has more than {self._owners_max} values in these calls: choose a shorter period, or fewer calls"
+            raise Unprocessable(errors=((f"budgets.{self.place}.each", why),))
 
     def limit(self, owner: object, call: StoredCall) -> int | None:
         """Return the limit of an owner at the time of one of its calls."""
@@ -241,7 +266,11 @@ class _Meter:
     def _least_amounts(self) -> Iterator[int]:
         """Yield the least amount of each owner without an override, or of the one account without `each`."""
         for owner, history in self.histories.items():
-            if owner not in self._own and (owner != NOBODY or not self.budget.each):
+            if (
+                owner not in self._own
+                and owner not in self.strangers
+                and (owner != NOBODY or not self.budget.each)
+            ):
                 divergence = self.divergences.get(owner)
                 yield self.windows.least_amount(history if divergence is None else divergence.free)
 
@@ -317,8 +346,8 @@ class BudgetFold:
         for meter in self._select(call, model):
             owner = meter.owner(call)
             history = meter.histories.get(owner)
-            if history is None:
-                history = meter.open(owner)
+            if history is None or (meter.strangers and not model and owner in meter.strangers):
+                history = meter.open(owner) if model else meter.meet(owner)
             if at_ms >= history.until_ms:
                 meter.windows.roll(history, at_ms, owner)
             amount = amounts[meter.unit]
@@ -366,7 +395,8 @@ class BudgetFold:
             (self._refuse if asked.short else self._admit)(call, asked)
             return
         trial, meter = self._try(call, aim.model, aim.cost), self._meters[aim.place]
-        for it, owner, _, _ in trial.shares:
+        for it, owner, history, _ in trial.shares:
+            it.meet_substitute(owner, history)
             it.diverge(owner)
         for it, owner, _, amount in asked.shares:
             it.take_freely(owner, call.at_ms, amount)

@@ -20,6 +20,7 @@ from gateway.core.accounts.steps import (
     substitutes_of,
     taken_step,
 )
+from gateway.core.billing.price_book import folded
 from gateway.core.times import HOUR_MS
 
 # Sessions of a tenant whose model is kept; a further one is as with `switch`.
@@ -118,13 +119,14 @@ class Steps:
 
     def _kept(self, call: StoredCall) -> StepAim | None:
         """Return what the session of a call got, if its last call came within the hour before."""
-        session = self._sessions.get(call.tenant_id, OrderedDict()).get((call.session, call.model))
+        session = self._sessions.get(call.tenant_id, OrderedDict()).get((call.session, folded(call.model)))
         return session.aim if session is not None and call.at_ms - session.last_ms <= HOUR_MS else None
 
     def _keep(self, call: StoredCall, aim: StepAim) -> None:
-        if not call.session:
-            return
-        name, sessions = (call.session, call.model), self._sessions.setdefault(call.tenant_id, OrderedDict())
+        if not call.session or call.session_is_trace:
+            return  # each call may have a trace of its own
+        name = call.session, folded(call.model)
+        sessions = self._sessions.setdefault(call.tenant_id, OrderedDict())
         while sessions and call.at_ms - next(iter(sessions.values())).last_ms > HOUR_MS:
             sessions.popitem(last=False)
         if name in sessions or len(sessions) < SESSIONS_MAX:

@@ -17,12 +17,14 @@ HALF = Step(0.5, (("dear*", "cheap"),))
 BUDGET = Budget(1, "money", "money", 300, "total", steps=(HALF,))
 
 
-def call(hours: float, model: str = "dear-1", session: str = "", cost: int = 100) -> StoredCall:
-    return StoredCall(FROM + round(hours * HOUR_MS), cost, 7, 1, model=model, session=session)
+def call(
+    hours: float, model: str = "dear-1", session: str = "", cost: int = 100, user: str = ""
+) -> StoredCall:
+    return StoredCall(FROM + round(hours * HOUR_MS), cost, 7, 1, user=user, model=model, session=session)
 
 
-def replayed(budgets: list[Budget], *calls: StoredCall) -> Replayed:
-    folded = BudgetFold(budgets, FROM, FROM + 9 * DAY_MS, lambda _, model: COSTS.get(model))
+def replayed(budgets: list[Budget], *calls: StoredCall, **maxima: int) -> Replayed:
+    folded = BudgetFold(budgets, FROM, FROM + 9 * DAY_MS, lambda _, model: COSTS.get(model), **maxima)
     for each in calls:
         folded.add(each)
     return folded.result()
@@ -73,6 +75,30 @@ def test_a_running_session_keeps_its_model_for_an_hour_unless_a_step_switches() 
     assert replayed([replace(BUDGET, amount=1_000, steps=(switching,))], *calls).substituted == 3
 
 
+def test_a_session_keeps_its_model_in_any_case_of_names_and_a_trace_keeps_none() -> None:
+    budget = replace(BUDGET, amount=1_000, steps=(Step(0.2, HALF.models),))
+    for session, substituted in (("a", 0), ("0af7651916cd43dd8448eb211c80319c", 1)):
+        calls = [call(hours, model, session) for hours, model in ((0, "dear-1"), (0.1, "x"), (0.2, "DEAR-1"))]
+        assert replayed([budget], *calls).substituted == substituted
+
+
 def test_budgets_that_only_count_have_no_steps() -> None:
     found = replayed([replace(BUDGET, enforce=False)], *[call(hour) for hour in range(5)])
     assert (found.refused, found.substituted) == (0, 0)
+
+
+def test_owners_that_only_substitutes_met_use_a_budget_and_count_in_no_figure_of_its_owners() -> None:
+    first = Budget(1, "all", "requests", 99, "total", steps=(Step(0.0, HALF.models),))
+    each = Budget(2, "each", "money", 30, "total", model="cheap", each="user")
+    calls = [call(at, user=f"u{at}") for at in range(5)]
+    asked = call(6, "cheap", user="ada", cost=40)
+    item = replayed([first, each], *calls, asked, owners_max=5).items[1]
+    assert (item.suggestions, item.least_amount, item.refused) == ({"50": 40, "90": 40, "99": 40}, 40, 1)
+    assert sum(day.used for day in item.by_day) == 50
+    # One that an asked call meets later is an owner from then on, by what it asked for.
+    later = replayed([first, each], *calls, call(6, "cheap", user="u0", cost=25)).items[1]
+    assert (later.refused, later.least_amount) == (1, 25)
+    # A substitute that no budget has room for leaves nothing behind.
+    full = replace(each, amount=5)
+    item = replayed([first, full], *calls, asked, owners_max=1).items[1]
+    assert (item.substituted, item.least_amount) == (0, 40)
