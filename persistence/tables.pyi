@@ -269,6 +269,8 @@ class BudgetUseColumns(Columns):
     reset: Column[Decimal]
     moved_at: Column[datetime]
     carried: Column[Decimal | None]
+    limit_at_end: Column[Decimal | None]
+    changed: Column[float | None]
 
 class BusinessModelColumns(Columns):
     id: Column[int]

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from decimal import Decimal
+from operator import itemgetter
 from typing import Any, NamedTuple, TypeVar, cast
 
 from gateway.admin.ports import INLINE_PUSHES_MAX, PEEK_TIMEOUT_S, AdminPorts
@@ -21,7 +22,7 @@ from gateway.core.accounts.budgets import BY_BUDGET, BY_RAISE, OTHERS, account_o
 from gateway.core.accounts.plans import LiveQuota
 from gateway.core.accounts.runs import ENDED, EXHAUSTED, OPEN
 from gateway.core.accounts.runs import account_of as run_account
-from gateway.core.accounts.windows import ROLLING
+from gateway.core.accounts.windows import ROLLING, EndLimit
 from gateway.core.times import EPOCH, moment_of, ms_of
 from gateway.errors import Conflict, StoreUnavailable, TollkeeperError
 
@@ -163,17 +164,17 @@ def _started(row: Row, at_ms: int) -> datetime:
 def _figures(row: Row, at_ms: int, stored: object, live: LiveBudgets, name: str) -> dict[str, object]:
     """Return used, held and remaining amount of one account of a budget, and the time of the next reset.
 
-    `stored` are its uses in PostgreSQL, each with its start (Unix ms) and what its interval carried: they count
-    if `live` has no `name`.
+    `stored` are its uses in PostgreSQL as `stored_uses` has them: they count if `live` has no `name`.
     """
     budget = read_budget(row)
-    uses = sorted(cast("Sequence[tuple[int, Any, Any]]", stored or ()))
+    uses = cast("Sequence[Sequence[Any]]", stored or ())
     known = None
     if uses:
-        carried = uses[-1][2]
+        _, _, carried, at_end, changed = max(uses, key=itemgetter(0))
         known = StoredUse(
-            {start: int(used) for start, used, _ in uses}, None if carried is None else int(carried)
-        )
+            {start: int(used) for start, used, *_ in uses}, None if carried is None else int(carried),
+            None if changed is None else EndLimit(None if at_end is None else int(at_end), changed),
+        )  # fmt: skip
     owner = owner_in(name)
     of_groups = cast("Mapping[str, Sequence[int]]", row.get("of_groups") or {})
     now = compute_balance(budget, at_ms, known, live.get(name), owner, groups=of_groups.get(owner, ()))

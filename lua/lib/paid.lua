@@ -94,13 +94,13 @@ end
 -- Adds an entry for what each window carries that was used for the first time in its interval; returns how many entries there are then.
 function carries.told(events, count, organization_id, now, epoch)
   for _, begun in ipairs(carries.begun) do
-    local account, budget_id, start, unit, carried, carried_rest = values(begun)
+    local account, budget_id, start, unit, carried, carried_rest, end_limit = values(begun)
     local money, is_left = unit ~= FLAG_TOKENS and unit ~= FLAG_REQUESTS, carried >= 0
     count = count + 1
     if not is_left then carried, carried_rest = wide.added(-carried, 0, 0, -carried_rest) end
     events[count] = event(nil, organization_id, {
       kind = EVENT_CARRY, flags = is_left and ENTRY_IN or 0, at = now, epoch = epoch, amount = money and carried or 0, money = money and carried_rest or 0,
-      raw_tokens = unit == FLAG_TOKENS and carried or 0, requests = unit == FLAG_REQUESTS and carried or 0,
+      raw_tokens = unit == FLAG_TOKENS and carried or 0, requests = unit == FLAG_REQUESTS and carried or 0, metadata = end_limit,
       budgets = BUDGETED.pack{budget_id = budget_id, start = start, value = value_of(account) or NOBODY},
     })
   end

@@ -19,7 +19,15 @@ from gateway.core.accounts.budgets import EACH_UNUSED_DAYS, Budget
 from gateway.core.accounts.definitions import AccountDefinition, KeyDefinition
 from gateway.core.accounts.outbox import WindowKey
 from gateway.core.accounts.runs import Run, read_stored
-from gateway.core.integrity.reconciliation import DifferenceKind, Item, LedgerAccount, Owner, StoredBudgets
+from gateway.core.accounts.windows import EndLimit
+from gateway.core.integrity.reconciliation import (
+    CarriedUse,
+    DifferenceKind,
+    Item,
+    LedgerAccount,
+    Owner,
+    StoredBudgets,
+)
 from gateway.core.integrity.recovery import (
     AccountHead,
     ComparisonPoint,
@@ -57,7 +65,7 @@ _FORGOTTEN = """b."interval" = 'total' AND b.each = 'session'
            AND u.moved_at < date_trunc('day', now(), 'UTC') - make_interval(days => :unused_days)"""
 _USED = query("verification.used", "Select the use of accounts of budgets", f"""
 SELECT u.budget_id, {_MS.format("u.start")} AS start_ms, u.value, u.used, {_MS.format("u.moved_at")} AS moved_ms,
-       u.carried
+       u.carried, u.limit_at_end, u.changed
   FROM unnest(cast(:ids AS bigint[]), cast(:starts AS bigint[])) AS k (id, start)
   JOIN budget_use AS u ON u.budget_id = k.id AND u.start >= to_timestamp(k.start / 1000.0)
   LEFT JOIN budget AS b ON b.id = u.budget_id AND {_FORGOTTEN}
@@ -65,7 +73,7 @@ SELECT u.budget_id, {_MS.format("u.start")} AS start_ms, u.value, u.used, {_MS.f
 # The last windows of budgets that carry, before the present ones.
 _CARRIED = query("verification.carried", "Select the last use of accounts of budgets that carry", f"""
 SELECT DISTINCT ON (u.budget_id, u.value) u.budget_id, {_MS.format("u.start")} AS start_ms, u.value, u.used,
-       {_MS.format("u.moved_at")} AS moved_ms, u.carried
+       {_MS.format("u.moved_at")} AS moved_ms, u.carried, u.limit_at_end, u.changed
   FROM unnest(cast(:ids AS bigint[]), cast(:starts AS bigint[])) AS k (id, start)
   JOIN budget_use AS u ON u.budget_id = k.id AND u.start < to_timestamp(k.start / 1000.0)
  ORDER BY u.budget_id, u.value, u.start DESC""")  # fmt: skip
@@ -158,22 +166,23 @@ class BudgetUses:
 
 async def _used(
     connection: AsyncConnection, windows: Sequence[WindowKey], carrying: Collection[int]
-) -> tuple[dict[WindowKey, int], dict[WindowKey, int], dict[WindowKey, int]]:
+) -> tuple[dict[WindowKey, int], dict[WindowKey, int], dict[WindowKey, CarriedUse]]:
     """Return the stored use of budgets' windows, the ms when each last changed, and what each carries."""
-    used, moved, carried = dict[WindowKey, int](), dict[WindowKey, int](), dict[WindowKey, int]()
+    used, moved, carried = dict[WindowKey, int](), dict[WindowKey, int](), dict[WindowKey, CarriedUse]()
     more = [window for window in windows if window.budget_id in carrying]
     for statement, asked in ((_USED, windows), (_CARRIED, more)):
         if not asked:
             continue
         values = {"ids": [key.budget_id for key in asked], "starts": [key.start_ms for key in asked]}
         unused = {"unused_days": EACH_UNUSED_DAYS} if statement is _USED else {}
-        for budget_id, start_ms, value, amount, moved_ms, carries in await connection.execute(
+        for budget_id, start_ms, value, amount, moved_ms, carries, limit, changed in await connection.execute(
             statement, {**values, **unused}
         ):
             window = WindowKey(budget_id, start_ms, value)
             used[window], moved[window] = int(amount), moved_ms
             if carries is not None:
-                carried[window] = int(carries)
+                at_end = None if changed is None else EndLimit(None if limit is None else int(limit), changed)
+                carried[window] = CarriedUse(int(carries), at_end)
     return used, moved, carried
 
 

@@ -23,6 +23,7 @@ from gateway.core.accounts.outbox import (
     OutboxEntry,
     WindowKey,
     attributed,
+    end_limit_of,
     money_moved,
     sign_of,
     stream_place,
@@ -259,10 +260,13 @@ def move_budget_uses(connection: Connection[Any], fresh: Sequence[Placed], noted
         window: event_of(placed) for placed in told if _carries(placed) for window in event_of(placed).budgets
     }
     if carries:  # the last entry of a window counts
-        amounts = list(_rows_of(((window,), event) for window, event in carries.items()))
-        connection.execute(
-            statements.CARRY_BUDGETS, statements.columns_of([row[:_OF_RUNS] for row in amounts])
-        )
+        amounts = [
+            (*row[:_OF_RUNS], *_end_limit(event))
+            for window, event in carries.items()
+            for row in _rows_of([((window,), event)])
+        ]
+        if amounts:
+            connection.execute(statements.CARRY_BUDGETS, statements.columns_of(amounts))
     for sets_back, moves in _turns([*fresh, *(placed for placed in told if not _carries(placed))]):
         rows, of_runs = list[tuple[Any, ...]](), list[tuple[Any, ...]]()
         for row in _rows_of(moves):
@@ -296,6 +300,14 @@ def _turns(placed: Sequence[Placed]) -> Iterator[tuple[bool, list[Move]]]:
             turn_of[window] = turn = turn + (turn % 2 != _sets_back(event))
             turns.setdefault(turn, []).append(((window,), event))
     return ((turn % 2 == 1, turns[turn]) for turn in sorted(turns))
+
+
+def _end_limit(event: OutboxEntry) -> tuple[int | None, int | None, float | None]:
+    """Return the limit that an entry tells, if it is of money and if it is not, and when amounts had changed."""
+    of_money, of_others = (end_limit_of(event, is_money=is_money) for is_money in (True, False))
+    if of_money is None or of_others is None:
+        return None, None, None
+    return of_money.amount, of_others.amount, of_money.changed
 
 
 def _carries(placed: Placed) -> bool:

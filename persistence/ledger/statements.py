@@ -229,14 +229,17 @@ RESET_BUDGETS = _MOVE_BUDGETS.format(
 )
 # What windows carry; a repeated entry changes nothing.
 CARRY_BUDGETS = """
-INSERT INTO budget_use AS u (budget_id, start, value, used, carried)
+INSERT INTO budget_use AS u (budget_id, start, value, used, carried, limit_at_end, changed)
 SELECT n.budget_id, to_timestamp(n.start / 1000.0), n.value, 0,
-       CASE b.unit WHEN 'money' THEN n.money WHEN 'tokens' THEN n.tokens ELSE n.requests END
-  FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::bigint[], %s::numeric[], %s::bigint[], %s::bigint[])
-    AS n (budget_id, start, value, organization_id, money, tokens, requests)
+       CASE b.unit WHEN 'money' THEN n.money WHEN 'tokens' THEN n.tokens ELSE n.requests END,
+       CASE b.unit WHEN 'money' THEN n.limit_of_money ELSE n.limit_of_others END, n.changed
+  FROM unnest(%s::bigint[], %s::bigint[], %s::text[], %s::bigint[], %s::numeric[], %s::bigint[], %s::bigint[],
+              %s::numeric[], %s::numeric[], %s::double precision[])
+    AS n (budget_id, start, value, organization_id, money, tokens, requests, limit_of_money, limit_of_others, changed)
   JOIN budget AS b ON b.id = n.budget_id AND b.organization_id = n.organization_id
  ORDER BY 1, 2, 3
-ON CONFLICT (budget_id, start, value) DO UPDATE SET carried = excluded.carried"""
+ON CONFLICT (budget_id, start, value) DO UPDATE SET
+    carried = excluded.carried, limit_at_end = excluded.limit_at_end, changed = excluded.changed"""
 # Runs that were opened or ended; a repeated entry changes nothing.
 STORE_RUNS = """
 INSERT INTO run AS r (id, organization_id, tenant_id, name, parent_name, unit, amount, calls_max, created_at,

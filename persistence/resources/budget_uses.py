@@ -11,9 +11,11 @@ from persistence.tables import budget_use
 
 
 def stored_uses(columns: Any) -> ColumnElement[Any]:
-    """Return an aggregate of rows of use: a list of [start (Unix ms), used, carried]; null without rows."""
+    """Return an aggregate of rows of use: a list of [start (Unix ms), used, carried, limit_at_end, changed]; null without rows."""
     start_ms = cast(func.floor(func.extract("epoch", columns.start) * 1000), BigInteger)
-    return func.jsonb_agg(func.jsonb_build_array(start_ms, columns.used, columns.carried))
+    return func.jsonb_agg(
+        func.jsonb_build_array(start_ms, columns.used, columns.carried, columns.limit_at_end, columns.changed)
+    )
 
 
 def account_uses() -> Select[Any]:

@@ -308,6 +308,13 @@ def _store_own(
         raise Unprocessable(errors=(("who", f"{bound} are {word} at most: there cannot be more"),))
     if own:
         connection.execute(insert(table), [{"budget_id": change.row_id, **values} for values in own])
+    _touch(change)
+
+
+def _touch(change: EntityWrite) -> None:
+    """Note that amounts of a budget change now: what an interval leaves goes by those at its end."""
+    touched = update(budget).where(budget.c.id == change.row_id)
+    change.connection.execute(touched.values(updated_at=func.now()))
 
 
 def override(change: EntityWrite) -> Row:
@@ -380,6 +387,7 @@ def remove_override(change: EntityWrite) -> Row:
     own = change.connection.execute(removed).mappings().first()
     if own is None:
         raise NotFound
+    _touch(change)
     _defined(change)
     return {**row, **own, "name": who}
 
@@ -448,7 +456,7 @@ _NOT_RAISED = {"raised_to": None, "raised_until": None, "raise_reason": None}
 _is_raised = budget.c.raised_until > func.now()
 # The last stored uses, as `stored_uses` says: all parts of a rolling window; the counters have newer values.
 _last = (
-    select(budget_use.c.start, budget_use.c.used, budget_use.c.carried)
+    select(*(budget_use.c[name] for name in ("start", "used", "carried", "limit_at_end", "changed")))
     .where(budget_use.c.budget_id == budget.c.id)
     .order_by(budget_use.c.start.desc())
     .limit(WHOLE_PARTS + 1)
@@ -462,7 +470,7 @@ _overrides = select(
     _own.budget_id.label("row_id"), _own.name, _own.amount, _own.until, _own.reason
 ).where(OVERRIDE_IS_IN_FORCE)  # fmt: skip
 _columns = (
-    *(column for column in budget.c if column.name not in {*_NOT_RAISED, "deleted_at", "updated_at"}),
+    *(column for column in budget.c if column.name not in {*_NOT_RAISED, "deleted_at"}),
     *(case((_is_raised, budget.c[name])).label(name) for name in _NOT_RAISED),
     organization.c.currency,
     case((budget.c.each.is_(None), _uses.c.uses)).label("stored_uses"),

@@ -1428,7 +1428,8 @@ CREATE INDEX job_expires_at_idx ON job (expires_at);
 -- requests. Of a budget with `each` there is a row for every account; `value` is how entries name it, `name`
 -- whom it is of. A reset amount is not in `used` any more: with `reset` it is the calls' use. A rolling window has a
 -- row for each of its parts. `carried` is what an interval carries over from the one before, below 0 what is taken off:
--- null where its budget does not, or before its first use.
+-- null where its budget does not, or before its first use. Beside it is the limit at the interval's end as its last call
+-- knew it, null: no limit; and when amounts had `changed` by then, in intervals of the calendar.
 CREATE TABLE budget_use (
     budget_id bigint NOT NULL,
     start timestamptz NOT NULL,
@@ -1438,6 +1439,8 @@ CREATE TABLE budget_use (
     reset numeric DEFAULT 0 NOT NULL,
     moved_at timestamptz DEFAULT now() NOT NULL,
     carried numeric,
+    limit_at_end numeric,
+    changed double precision,
     PRIMARY KEY (budget_id, start, value)
 );
 

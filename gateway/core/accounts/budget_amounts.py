@@ -195,6 +195,8 @@ def read_budget(row: Mapping[str, Any]) -> Budget:
         ])  # fmt: skip
     if row.get("length") is not None:
         said["length_ms"] = read_length(row["length"])
+    if row.get("updated_at") is not None:
+        said["changed_ms"] = ms_of(row["updated_at"])
     said["raises"] = {
         owner: PersonalRaise(counted(unit, amount), until_ms)
         for owner, (amount, until_ms, *_) in (row.get("raises") or {}).items()

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from gateway.core.accounts.budgets import Budget
-from gateway.core.accounts.windows import CalendarWindow, WindowUses, used_at
+from gateway.core.accounts.windows import CalendarWindow, EndLimit, LastInterval, WindowUses, least, used_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,7 +14,7 @@ class LiveWindow:
     """A window of an account as Redis has it, in its budget's unit; it began at `start_ms` (Unix ms).
 
     A window that rolls has the use of its `parts` by their starts. `carried` is what it carries over, None if it
-    does not, or was not used yet.
+    does not, or was not used yet; `at_end` the limit at its interval's end as its last call knew it.
     """
 
     budget_id: int
@@ -23,6 +23,7 @@ class LiveWindow:
     start_ms: int
     parts: WindowUses = field(default_factory=dict)
     carried: int | None = None
+    at_end: EndLimit | None = None
 
     @property
     def uses(self) -> WindowUses:
@@ -34,11 +35,13 @@ class LiveWindow:
 class StoredUse:
     """The use of an account as PostgreSQL has it, by when it begins to count (Unix ms).
 
-    `carried` is what the interval of the last one carried, None if it was not used yet.
+    `carried` is what the interval of the last one carried, None if it was not used yet, and `at_end` the limit at
+    its end as it was told, None if it was not.
     """
 
     uses: WindowUses
     carried: int | None = None
+    at_end: EndLimit | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,7 @@ def compute_balance(
     window = (live or {}).get(budget.id)
     held, known = 0, stored or StoredUse({})
     if window is not None:
-        held, known = window.held, StoredUse(window.uses, window.carried)
+        held, known = window.held, StoredUse(window.uses, window.carried, window.at_end)
     uses = known.uses
     form = budget.form
     return BudgetBalance(
@@ -104,13 +107,33 @@ def compute_balance(
 
 
 def carried_to(
-    budget: Budget, at_ms: int, known: StoredUse, owner: str = "", groups: Collection[int] = ()
+    budget: Budget, at_ms: int, known: StoredUse, owner: str = "", groups: Collection[int] | None = ()
 ) -> int:
-    """Return what the interval at a time carries, by the last one that was used."""
+    """Return what the interval at a time carries, by the last one that was used.
+
+    `groups` are those of the owner. None: nobody knows them, and the limit that was known last is no less.
+    """
     carry, form, uses, carried = budget.carry_of(owner), budget.form, known.uses, known.carried
     begun = [start for start, used in uses.items() if used or carried is not None]
     if carry is None or not begun or not isinstance(form, CalendarWindow):
         return 0
     last = max(begun)
-    at_end = budget.limit_of(owner, form.ends(last, uses) - 1, groups).amount
-    return form.carry_to(at_ms, last, carry, carried=carried or 0, used=uses[last], limit=at_end)
+    present = end_limit(budget, form, at_ms, owner, known.at_end, groups)
+    interval = LastInterval(last, carried or 0, uses[last], known.at_end or present)
+    return form.carry_to(at_ms, carry, interval, present)
+
+
+def end_limit(  # noqa: PLR0917  # a limit now, and what was known of it
+    budget: Budget,
+    form: CalendarWindow,
+    at_ms: int,
+    owner: str,
+    known: EndLimit | None,
+    groups: Collection[int] | None,
+) -> EndLimit:
+    """Return the limit of ended intervals by the present amounts: of now, or of the interval's end if that is less."""
+    times = at_ms, form.ends(at_ms, {}) - 1
+    amount = least(*(budget.limit_of(owner, time_ms, groups or ()).amount for time_ms in times))
+    if groups is None and known is not None and budget.has_groups:
+        amount = least(amount, known.amount)
+    return EndLimit(amount, form.place(budget.changed_ms))

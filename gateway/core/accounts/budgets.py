@@ -24,6 +24,7 @@ from gateway.core.accounts.windows import (
     WHOLE_PARTS,
     CalendarWindow,
     Carry,
+    EndLimit,
     WindowForm,
     form_of_length,
 )
@@ -114,7 +115,8 @@ class Budget:
     `enforce` the use is only counted and reported. With `cut` the budget ends the stream that uses it up. `hold`
     is how much of a call is held, `likely` or `maximum`; empty means that the tenant's plan decides. `raises`
     and `overrides` are of single owners, by the owner's part of the account's name, and overrides of groups by
-    `group:ID`. A `window` that is not of the calendar has a length and no interval.
+    `group:ID`. A `window` that is not of the calendar has a length and no interval. `changed_ms` is when the budget,
+    a raise or an override last changed.
     """
 
     id: int
@@ -147,6 +149,7 @@ class Budget:
     length_ms: int = 0
     carry: Carry | None = None
     steps: tuple[Step, ...] = ()
+    changed_ms: int = 0
 
     @property
     def selector(self) -> tuple[object, ...]:
@@ -338,21 +341,19 @@ def define_windows(
         packed.append(DEFINED_WINDOW.pack(budget.id, limit, *times, flags | form.flag))
         if (carry := budget.carry_of(owner)) is not None and isinstance(form, CalendarWindow):
             at_end = budget.limit_of(owner, times.next - 1, groups).amount
-            packed.append(pack_carry(budget, carry, form.number(times.start), at_end))
+            end = EndLimit(at_end, form.place(budget.changed_ms))
+            packed.append(pack_carry(budget.unit, carry, form.number(times.start), end))
     return b"".join(packed)
 
 
-def pack_carry(budget: Budget, carry: Carry, number: int, at_end: int | None) -> bytes:
-    """Return what a window carries, packed for scripts.
-
-    `number` is that of its interval, and `at_end` the limit at the interval's end, None for no limit.
-    """
-    most, flags = packed_limit(carry.max, _FLAG_OF[budget.unit])
-    limit, rest = INTEGER_MAX if at_end is None else at_end, 0
-    if budget.unit == MONEY and at_end is not None:
-        limit, rest = divmod(at_end, NANO)
+def pack_carry(unit: str, carry: Carry, number: int, end: EndLimit) -> bytes:
+    """Return what a window carries, packed for scripts; `number` is that of its interval."""
+    most, flags = packed_limit(carry.max, _FLAG_OF[unit])
+    limit, rest = INTEGER_MAX if end.amount is None else end.amount, 0
+    if unit == MONEY and end.amount is not None:
+        limit, rest = divmod(end.amount, NANO)
     flags |= FLAG_CARRIES | (CARRY_DEBT if carry.debt else 0)
-    return DEFINED_WINDOW.pack(budget.id, most, number, limit, rest, flags)
+    return DEFINED_WINDOW.pack(end.changed, most, number, limit, rest, flags)
 
 
 def packed_limit(limit: int, flags: int) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 from msgspec.structs import asdict, replace
 
+from gateway.core.accounts.windows import EndLimit
 from gateway.core.billing.money import NANO, TIER_BYTES, are_money
 from gateway.core.billing.price_book import KINDS, NO_COUNTS
 from gateway.core.layout import Layout
@@ -380,6 +381,26 @@ def sign_of(event: OutboxEntry) -> int:
 def money_moved(event: OutboxEntry) -> int:
     """Return the nano-units by which an entry moves windows of money, or that they carry; amounts are whole units."""
     return event.money + (event.amount * NANO if event.kind in _OF_BUDGETS else 0)
+
+
+class _EndLimit(msgspec.Struct):
+    limit: int
+    rest: int
+    changed: float
+
+
+_end_limits = msgspec.json.Decoder(_EndLimit)
+
+
+def end_limit_of(event: OutboxEntry, *, is_money: bool) -> EndLimit | None:
+    """Return the limit at an interval's end that an entry of what a window carries tells; None if it tells none."""
+    try:
+        end = _end_limits.decode(event.metadata)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    if end.limit == INTEGER_MAX:
+        return EndLimit(None, end.changed)
+    return EndLimit(end.limit * NANO + end.rest if is_money else end.limit, end.changed)
 
 
 def in_money(event: OutboxEntry) -> bool:

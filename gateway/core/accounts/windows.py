@@ -121,15 +121,35 @@ class CalendarWindow:
             return day.toordinal() // facts.days
         return (day.year * 12 + day.month - 1) // facts.months
 
-    def carry_to(
-        self, at_ms: int, start_ms: int, carry: Carry, *, carried: int, used: int, limit: int | None
-    ) -> int:
-        """Return what the interval at a time carries, by the last one that was used: it began at `start_ms`.
+    def place(self, at_ms: int) -> float:
+        """Return a time as the number of its interval, and the part of that which is over."""
+        times = self.times(at_ms)
+        return self.number(times.start) + (at_ms - times.start) / (times.next - times.start)
 
-        That one `carried` and `used` these amounts, and `limit` is the one at its end.
+    def carry_to(self, at_ms: int, carry: Carry, last: LastInterval, present: EndLimit) -> int:
+        """Return what the interval at a time carries, by the last one that was used.
+
+        The limit at that one's end is as its last call knew it, unless amounts changed later in the same interval:
+        then it is the `present` one. An interval without calls leaves the present limit, or the smaller of both if
+        it ended before amounts changed. The rule is that of `lua/lib/carries.lua`.
         """
-        intervals = self.number(self.since(at_ms)) - self.number(start_ms)
-        return carried if intervals <= 0 else carry.hand_on(carried, used, limit, intervals)
+        number, known = self.number(last.start_ms), last.at_end
+        intervals, smaller = self.number(self.since(at_ms)) - number, least(known.amount, present.amount)
+        is_changed = present.changed != known.changed
+        if intervals > 0:
+            earlier, at_end = intervals - 1, known
+            if is_changed:
+                earlier = min(earlier, max(0, int(present.changed) - number - 1))
+                at_end = present if present.changed < number + 1 else known
+            left = carry.leave(last.carried - last.used, at_end.amount)
+            left = carry.leave(left, smaller, earlier)
+            return carry.leave(left, present.amount, intervals - 1 - earlier)
+        if not is_changed or present.changed >= number or smaller is None:
+            return carry.within(last.carried)
+        # It began with what a limit left that was lower by then.
+        return carry.within(
+            min(last.carried, 0) if known.amount is None else last.carried + smaller - known.amount
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,18 +235,39 @@ class Carry:
     max: int
     debt: bool = False
 
-    def hand_on(self, carried: int, used: int, limit: int | None, intervals: int = 1) -> int:
-        """Return what is carried after so many intervals. Only the first one `used` something, and it `carried` that much.
+    def leave(self, left: int, limit: int | None, intervals: int = 1) -> int:
+        """Return what is carried after so many intervals that add their `limit`, None for no limit."""
+        if not intervals:
+            return left
+        return self.max if limit is None else self.within(left + limit * intervals)
 
-        `limit` is that at the end of each, None for no limit.
-        """
-        if limit is None:
-            return self.max
-        first = self._within(carried + limit - used)
-        return first if intervals == 1 else self._within(first + limit * (intervals - 1))
-
-    def _within(self, left: int) -> int:
+    def within(self, left: int) -> int:
+        """Return the part of an amount that is carried."""
         return min(self.max, left if self.debt else max(0, left))
+
+
+class EndLimit(NamedTuple):
+    """The limit at the end of an interval, None for no limit, and the place of the last change of amounts by then.
+
+    A place is as `CalendarWindow.place` has it.
+    """
+
+    amount: int | None
+    changed: float
+
+
+class LastInterval(NamedTuple):
+    """When an interval began (Unix ms), what it carried and used, and the limit at its end as it was known."""
+
+    start_ms: int
+    carried: int
+    used: int
+    at_end: EndLimit
+
+
+def least(limit: int | None, other: int | None) -> int | None:
+    """Return the smaller of two limits; None is no limit."""
+    return other if limit is None or (other is not None and other < limit) else limit
 
 
 def read_length(text: str) -> int:

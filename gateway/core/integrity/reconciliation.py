@@ -12,7 +12,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import NamedTuple
 
-from gateway.core.accounts.budget_balances import LiveWindow, StoredUse, carried_to
+from gateway.core.accounts.budget_balances import LiveWindow, StoredUse, carried_to, end_limit
 from gateway.core.accounts.budgets import (
     MONEY,
     OTHERS,
@@ -31,11 +31,12 @@ from gateway.core.accounts.outbox import (
     MalformedEvent,
     WindowKey,
     decode,
+    end_limit_of,
     money_moved,
     sign_of,
 )
 from gateway.core.accounts.runs import ENDED_CALLS, Run, counts_calls, value_of
-from gateway.core.accounts.windows import CALENDAR
+from gateway.core.accounts.windows import CALENDAR, CalendarWindow, EndLimit
 from gateway.core.integrity.recovery import AccountHead
 from gateway.core.model import INTEGER_MAX
 
@@ -284,11 +285,21 @@ Uses = Mapping[WindowKey, int]
 Live = Mapping[str, Mapping[int, LiveWindow]]
 
 
+class CarriedUse(NamedTuple):
+    """What a window carries, and the limit at its interval's end as its last call knew it, None if none was told."""
+
+    amount: int
+    at_end: EndLimit | None = None
+
+
+Carries = Mapping[WindowKey, CarriedUse]
+
+
 class WaitingUses(NamedTuple):
     """The use of budget windows, and what they carry, in the units of their budgets."""
 
     used: Uses = MappingProxyType({})
-    carried: Uses = MappingProxyType({})
+    carried: Carries = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -303,14 +314,18 @@ class StoredBudgets:
     used: Uses
     aside: Sequence[bytes] = ()
     moved: Mapping[WindowKey, int] = field(default_factory=dict)
-    carried: Uses = field(default_factory=dict)
+    carried: Carries = field(default_factory=dict)
 
 
-class CarriedUse(NamedTuple):
-    """What the present window of a budget carries; `told` if it was used in this interval."""
+class PresentCarry(NamedTuple):
+    """What the present window of a budget carries; `told` if it was used in this interval.
+
+    `at_end` is the limit at its interval's end, None for that of the present definition.
+    """
 
     amount: int
     told: bool
+    at_end: EndLimit | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,7 +342,7 @@ class BudgetAccountUse:
     used: tuple[int, ...]
     moved_ms: int = 0
     since: Mapping[int, int] = field(default_factory=dict)
-    carried: Mapping[int, CarriedUse] = field(default_factory=dict)
+    carried: Mapping[int, PresentCarry] = field(default_factory=dict)
 
 
 def windows_at(budgets: Iterable[Budget], now_ms: int) -> list[WindowKey]:
@@ -343,7 +358,7 @@ def carrying(budgets: Iterable[Budget]) -> frozenset[int]:
 def waiting_in(packed: Iterable[bytes], budgets: Iterable[Budget]) -> WaitingUses:
     """Return the use of budget windows in packed entries, and what they carry; skip unreadable entries."""
     units = {budget.id: budget.unit for budget in budgets}
-    used, carried = dict[WindowKey, int](), dict[WindowKey, int]()
+    used, carried = dict[WindowKey, int](), dict[WindowKey, CarriedUse]()
     for entry in packed:
         try:
             event = decode(entry)
@@ -355,7 +370,8 @@ def waiting_in(packed: Iterable[bytes], budgets: Iterable[Budget]) -> WaitingUse
                 continue
             moved = {MONEY: money_moved(event), TOKENS: event.raw_tokens}.get(unit, event.requests)
             if event.kind == EventKind.CARRY:
-                carried[window] = sign_of(event) * moved
+                at_end = end_limit_of(event, is_money=unit == MONEY)
+                carried[window] = CarriedUse(sign_of(event) * moved, at_end)
             else:
                 used[window] = used.get(window, 0) + sign_of(event) * moved
     return WaitingUses(used, carried)
@@ -391,7 +407,7 @@ def as_they_should_be(  # noqa: PLR0917  # an organization, its known use, and t
             values += [value for like, _, value in live if like == prefix]
         rolling = {budget.id: since[budget.id] for budget in alike if budget.window != CALENDAR}
         for value in dict.fromkeys(values):
-            own, amounts, carried = list[WindowKey](), list[int](), dict[int, CarriedUse]()
+            own, amounts, carried = list[WindowKey](), list[int](), dict[int, PresentCarry]()
             for budget in alike:
                 uses = {
                     key.start_ms: stored.used.get(key, 0) + waiting.used.get(key, 0)
@@ -404,9 +420,8 @@ def as_they_should_be(  # noqa: PLR0917  # an organization, its known use, and t
                 if budget.carry_of(value) is not None and uses:
                     last = max(uses)
                     key = WindowKey(budget.id, last, value)
-                    known = StoredUse(uses, waiting.carried.get(key, stored.carried.get(key)))
-                    amount = carried_to(budget, now_ms, known, value)
-                    carried[budget.id] = CarriedUse(amount, last == begun and known.carried is not None)
+                    told = waiting.carried.get(key, stored.carried.get(key))
+                    carried[budget.id] = _carry_now(budget, now_ms, uses, last == begun, told, value)
             moved_ms = max(
                 (now_ms if key in waiting.used else stored.moved.get(key, 0) for key in own), default=0
             )
@@ -417,6 +432,27 @@ def as_they_should_be(  # noqa: PLR0917  # an organization, its known use, and t
                 f"{prefix}:{value}" if somebody else name, its, tuple(own), tuple(amounts), moved_ms,
                 rolling, carried,
             )  # fmt: skip
+
+
+def _carry_now(  # noqa: PLR0917  # a budget, its uses, and what was told
+    budget: Budget,
+    now_ms: int,
+    uses: Mapping[int, int],
+    is_present: bool,
+    told: CarriedUse | None,
+    value: str,
+) -> PresentCarry:
+    """Return what a budget's window carries now: as it was told in this interval, else by its last interval."""
+    if is_present and told is not None:
+        return PresentCarry(told.amount, True, told.at_end)
+    amount, at_end = told or CarriedUse(0)
+    known = StoredUse(uses, None if told is None else amount, at_end)
+    carried = carried_to(budget, now_ms, known, value, None)
+    if at_end is None or not budget.has_groups:
+        return PresentCarry(carried, False, None)
+    form = budget.form
+    assert isinstance(form, CalendarWindow)
+    return PresentCarry(carried, False, end_limit(budget, form, now_ms, value, at_end, None))
 
 
 def _owners(stored: StoredBudgets, waiting: WaitingUses) -> dict[int, dict[str, list[WindowKey]]]:
@@ -508,7 +544,7 @@ def _compared(account: BudgetAccountUse, live: Live) -> Iterator[tuple[WindowKey
 def _lacks_carry(account: BudgetAccountUse, live: Live, *, less_only: bool) -> bool:
     """Return whether Redis lacks what an account carries, or has another amount than was told of this interval."""
     found = live.get(account.name, {})
-    for budget_id, (amount, told) in account.carried.items():
+    for budget_id, (amount, told, _) in account.carried.items():
         there = found.get(budget_id)
         if there is None or there.carried is None or (told and not less_only and there.carried != amount):
             return True

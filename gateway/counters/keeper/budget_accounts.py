@@ -206,8 +206,9 @@ def _packed(account: BudgetAccountUse, held: Held, now_ms: int, expires: int, ca
         window.put_uses(uses[window.budget_id], now_ms)
         window.held = _held(held, account.name, window) if held else 0
         if window.carry is not None and window.budget_id in account.carried:
-            amount, told = account.carried[window.budget_id]
+            amount, told, at_end = account.carried[window.budget_id]
             window.carry.carried, window.carry.told, window.carry.begun = amount, told, True
+            window.carry.end = at_end or window.carry.end
     return states.pack_windows(windows, expires, calls)
 
 

@@ -188,7 +188,9 @@ def account_keys(partition: int, names: Sequence[str], *, indexed: bool) -> Iter
 def live_windows(packed: bytes) -> dict[int, LiveWindow]:
     """Return the stored windows of an account, by budget id."""
     return {
-        one.budget_id: LiveWindow(one.budget_id, one.used, one.held, one.start, one.parts, one.carried)
+        one.budget_id: LiveWindow(
+            one.budget_id, one.used, one.held, one.start, one.parts, one.carried, one.at_end
+        )
         for one in unpack_windows(packed)
     }
 

@@ -27,7 +27,7 @@ from gateway.core.accounts.budgets import (
     packed_limit,
     read_limit,
 )
-from gateway.core.accounts.windows import FLAG_FIRST_USE, FLAG_ROLLING, WHOLE_PARTS
+from gateway.core.accounts.windows import FLAG_FIRST_USE, FLAG_ROLLING, WHOLE_PARTS, EndLimit
 from gateway.core.billing.money import NANO
 from gateway.core.layout import KINDS, LAYOUT, NUMBER, Layout, LayoutField
 from gateway.core.model import INTEGER_MAX, BlockCause
@@ -58,13 +58,13 @@ PARTS, PARTS_STORED = WHOLE_PARTS + 1, WHOLE_PARTS + 2
 class CarryState:
     """What a window carries: at most `most`, and debt too if `debt`; `carried` is below 0 if it is taken off.
 
-    `number` is that of the interval, and `at_end` the limit at its end, None for no limit. The window has been
+    `number` is that of the interval, and `end` the limit at its end as its last call knew it. The window has been
     used if it has `begun`; in this interval if what it carries was `told` to the ledger.
     """
 
     most: int
     number: int
-    at_end: int | None
+    end: EndLimit
     debt: bool = False
     told: bool = False
     begun: bool = False
@@ -98,6 +98,11 @@ class WindowState:
     def carried(self) -> int | None:
         """What it carries over, None if it does not, or was not used yet."""
         return self.carry.carried if self.carry is not None and self.carry.begun else None
+
+    @property
+    def at_end(self) -> EndLimit | None:
+        """The limit at its interval's end as its last call knew it, None if it carries nothing over."""
+        return None if self.carry is None else self.carry.end
 
     @property
     def uses(self) -> dict[int, int]:
@@ -171,11 +176,12 @@ def _ring(window: WindowState) -> list[int]:
 
 def _pack_carry(window: WindowState, carry: CarryState) -> bytes:
     most, flags = packed_limit(carry.most, window.flags & FLAGS_OVERFLOWED)
-    limit, rest = INTEGER_MAX if carry.at_end is None else carry.at_end, 0
-    if window.flags & FLAG_MONEY and carry.at_end is not None:
-        limit, rest = divmod(carry.at_end, NANO)
+    at_end, changed = carry.end
+    limit, rest = INTEGER_MAX if at_end is None else at_end, 0
+    if window.flags & FLAG_MONEY and at_end is not None:
+        limit, rest = divmod(at_end, NANO)
     flags |= FLAG_CARRIES | CARRY_TOLD * carry.told | CARRY_DEBT * carry.debt | CARRY_BEGUN * carry.begun
-    return DEFINED_WINDOW.pack(window.budget_id, most, carry.number, limit, rest, flags)
+    return DEFINED_WINDOW.pack(changed, most, carry.number, limit, rest, flags)
 
 
 def unpack_windows(packed: bytes) -> list[WindowState]:
@@ -236,7 +242,7 @@ def defined_windows(defined: bytes) -> list[WindowState]:
         if windows[-1].flags & FLAG_MONEY:
             at_end = int(next_) * NANO + int(after)
         windows[-1].carry = CarryState(
-            limit, int(start), None if next_ == INTEGER_MAX else at_end,
+            limit, int(start), EndLimit(None if next_ == INTEGER_MAX else at_end, id_),
             bool(packed & CARRY_DEBT), bool(packed & CARRY_TOLD), bool(packed & CARRY_BEGUN),
         )  # fmt: skip
     return windows

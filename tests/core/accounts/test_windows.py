@@ -106,8 +106,8 @@ def test_carry_hands_on_the_rest_of_each_interval(
         elif passing < 0 and not debt:
             passing = 0
     carry = Carry(most, debt)
-    assert carry.hand_on(carried, used, limit, intervals) == passing
-    assert carry.hand_on(carried, used, None, intervals) == most
+    assert carry.leave(carry.leave(carried - used, limit), limit, intervals - 1) == passing
+    assert carry.leave(carried - used, None, intervals) == most
 
 
 def test_the_balance_of_each_kind_is_of_redis_else_of_rows() -> None:
@@ -143,10 +143,10 @@ def test_definitions_have_the_limit_in_force_at_the_end_of_an_interval() -> None
     assert day + DAY_MS > NOW + 1
     [window] = defined_windows(define_windows([budget], NOW, owner))
     assert window.carry is not None
-    assert (window.limit, window.carry.at_end, window.carry.most) == (500, 100, 150)
+    assert (window.limit, window.carry.end.amount, window.carry.most) == (500, 100, 150)
     [window] = defined_windows(define_windows([budget], NOW, "b" * 24))
     assert window.carry is not None
-    assert window.carry.at_end is None
+    assert window.carry.end.amount is None
     [window] = defined_windows(define_windows([budget], NOW, OTHERS))
     assert window.carry is None
 

@@ -437,5 +437,5 @@ async def test_what_was_stored_is_of_the_last_window(desk: Desk) -> None:
                     (row["id"], NOW.replace(day=day), value, used),
                 )
     page = await desk.store.page("budgets", Query({"organization_id": ORGANIZATION}, None, None, None, 10))
-    uses = [[ms_of(NOW.replace(day=day)), used, None] for day, used in ((2, 9), (1, 7))]
+    uses = [[ms_of(NOW.replace(day=day)), used, None, None, None] for day, used in ((2, 9), (1, 7))]
     assert [(row["stored_uses"], row["currency"]) for row in page.rows] == [(uses, "USD"), (None, "USD")]

@@ -45,6 +45,8 @@ CREATE OR REPLACE VIEW invariant_budgets AS
 
 
 def upgrade() -> None:
-    """Add the column, which older programs leave null, and leave rolling windows out of the check."""
-    op.execute("ALTER TABLE budget_use ADD carried numeric")
+    """Add columns, which older programs leave null, and leave rolling windows out of the check."""
+    op.execute(
+        "ALTER TABLE budget_use ADD carried numeric, ADD limit_at_end numeric, ADD changed double precision"
+    )
     op.execute(_VIEW)
