@@ -228,9 +228,10 @@ class CarryingWindows(Windows[CarryingHistory]):
         """Return what interval `now` begins with; those between the last one and it have no use."""
         carried, used, carry, limit_at = history.carried, history.used, self._carry, self._limit_at
         if limit_at is None:
-            return carry.hand_on(carried, used, self._amount, now - history.index)
+            first = carry.leave(carried - used, self._amount)
+            return carry.leave(first, self._amount, now - history.index - 1)
         for number in range(history.index, now):
-            carried, used = carry.hand_on(carried, used, limit_at(owner, self._ends[number] - 1)), 0
+            carried, used = carry.leave(carried - used, limit_at(owner, self._ends[number] - 1)), 0
             if carried == carry.max:
                 break
         return carried
