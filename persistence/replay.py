@@ -16,6 +16,7 @@ from itertools import starmap
 from operator import attrgetter
 from typing import Any, Final
 
+from psycopg import DatabaseError
 from sqlalchemy import Connection, create_engine, select, text
 from sqlalchemy.pool import NullPool
 
@@ -256,7 +257,12 @@ def _stored(connection: Connection, asked: ReplayRequest, needed: _FactsNeeded) 
     with driver.cursor(name="replay") as cursor:
         cursor.itersize = FETCHED_ROWS
         cursor.execute(statement, values)
-        yield from cursor
+        try:
+            yield from cursor
+        except DatabaseError as error:
+            if error.sqlstate is None and "memory" in str(error):  # libpq's own, not the server's
+                raise MemoryError from error
+            raise
 
 
 def _query(asked: ReplayRequest, needed: _FactsNeeded) -> tuple[bytes, Mapping[str, object]]:
