@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import reduce
 
 from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.windows import CalendarWindow, EndLimit, LastInterval, WindowUses, least, used_at
@@ -111,7 +112,7 @@ def carried_to(
 ) -> int:
     """Return what the interval at a time carries, by the last one that was used.
 
-    `groups` are those of the owner. None: nobody knows them, and the limit that was known last is no less.
+    `groups` are those of the owner, None if nobody knows them.
     """
     carry, form, uses, carried = budget.carry_of(owner), budget.form, known.uses, known.carried
     begun = [start for start, used in uses.items() if used or carried is not None]
@@ -131,9 +132,15 @@ def end_limit(  # noqa: PLR0917  # a limit now, and what was known of it
     known: EndLimit | None,
     groups: Collection[int] | None,
 ) -> EndLimit:
-    """Return the limit of ended intervals by the present amounts: of now, or of the interval's end if that is less."""
-    times = at_ms, form.ends(at_ms, {}) - 1
-    amount = least(*(budget.limit_of(owner, time_ms, groups or ()).amount for time_ms in times))
-    if groups is None and known is not None and budget.has_groups:
-        amount = least(amount, known.amount)
-    return EndLimit(amount, form.place(budget.changed_ms))
+    """Return the limit of ended intervals by the present amounts: of now, or of the interval's end if that is less.
+
+    With `groups` None it is not above that in any groups.
+    """
+    times, changed = (at_ms, form.ends(at_ms, {}) - 1), form.place(budget.changed_ms)
+    limits = [budget.limit_of(owner, time_ms, groups or ()).amount for time_ms in times]
+    if groups is None and (every := budget.overridden_groups):
+        if known is not None and known.changed == changed:
+            limits.append(known.amount)
+        else:
+            limits += [budget.limit_of(owner, time_ms, every).amount for time_ms in times]
+    return EndLimit(reduce(least, limits), changed)

@@ -208,7 +208,12 @@ class Budget:
     @property
     def has_groups(self) -> bool:
         """Whether it depends on the groups of a call: it is of one, or groups have overrides."""
-        return self.group_id != 0 or any(owner.startswith(OF_GROUP) for owner in self.overrides)
+        return self.group_id != 0 or bool(self.overridden_groups)
+
+    @property
+    def overridden_groups(self) -> tuple[int, ...]:
+        """The ids of the groups that have overrides."""
+        return tuple([int(owner[len(OF_GROUP) :]) for owner in self.overrides if owner.startswith(OF_GROUP)])
 
     @property
     def has_own(self) -> bool:

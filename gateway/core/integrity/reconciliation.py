@@ -448,7 +448,7 @@ def _carry_now(  # noqa: PLR0917  # a budget, its uses, and what was told
     amount, at_end = told or CarriedUse(0)
     known = StoredUse(uses, None if told is None else amount, at_end)
     carried = carried_to(budget, now_ms, known, value, None)
-    if at_end is None or not budget.has_groups:
+    if not budget.overridden_groups:
         return PresentCarry(carried, False, None)
     form = budget.form
     assert isinstance(form, CalendarWindow)

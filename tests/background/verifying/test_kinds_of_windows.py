@@ -67,12 +67,16 @@ class KindsWorld:
     def windows(self) -> dict[int, WindowState]:
         return {window.budget_id: window for window in self.world.windows(self.name)}
 
-    def store(self, budget: Budget, start_ms: int, used: int, carried: int | None = None) -> None:
-        """Put a row of use there, as an earlier flush."""
+    def store(
+        self, budget: Budget, start_ms: int, used: int, carried: int | None = None, at_end: int | None = None
+    ) -> None:
+        """Put a row of use there, as an earlier flush; `at_end` is the limit that its last call knew."""
+        changed = None if at_end is None else 0
         with connected(self.backend.database, autocommit=True) as connection:
             connection.execute(
-                "INSERT INTO budget_use (budget_id, start, value, used, carried) VALUES (%s, %s, '', %s, %s)",
-                (budget.id, moment_of(start_ms), used, carried),
+                "INSERT INTO budget_use (budget_id, start, value, used, carried, limit_at_end, changed)"
+                " VALUES (%s, %s, '', %s, %s, %s, %s)",
+                (budget.id, moment_of(start_ms), used, carried, at_end, changed),
             )
 
     def rows(self, budget: Budget) -> list[tuple[int, int, int | None]]:
@@ -169,6 +173,21 @@ async def test_lost_account_has_its_parts_window_and_carried_amount_again(kept: 
     assert again[kept.carries.id].carry == before[kept.carries.id].carry
     assert again[kept.begins.id].next == began + LENGTH
     assert await kept.rebuilt() == 0
+
+
+async def test_lost_account_carries_by_the_limit_that_its_last_call_knew(kept: KindsWorld) -> None:
+    day = kept.world.now_ms() // DAY_MS * DAY_MS
+    kept.store(kept.carries, day - DAY_MS, 70 * NANO, 0, 100 * NANO)
+    kept.carries = replace(kept.carries, changed_ms=kept.world.now_ms())
+    assert await kept.rebuilt() == 1
+    assert kept.windows()[kept.carries.id].carried == 30 * NANO
+    kept.used(NANO)
+    before = kept.windows()[kept.carries.id].carry
+    kept.carries = replace(kept.carries, amount=900 * NANO, changed_ms=kept.world.now_ms() + 1)
+    await kept.backend.flush()
+    kept.world.client.delete(keys.budget_account(kept.world.p, kept.name))
+    assert await kept.rebuilt() == 1
+    assert kept.windows()[kept.carries.id].carry == before
 
 
 async def test_part_with_another_use_than_its_rows_is_reported_and_written(kept: KindsWorld) -> None:

@@ -283,6 +283,20 @@ async def test_gateways_get_overrides_beside_the_amount_of_the_budget(desk: Desk
         await desk.do("remove-override", budget_id, who="bob")
 
 
+async def test_gateways_get_when_an_amount_of_anybody_changed_last(desk: Desk) -> None:
+    desk.now = datetime.now(UTC)
+    budget_id = int(str((await desk.make(each="user"))["id"]))
+    for change in (
+        lambda: overridden(desk, budget_id, "ada", Decimal(5)),
+        lambda: raised(desk, budget_id, "bob", 15),
+        lambda: desk.do("remove-override", budget_id, who="ada"),
+        lambda: desk.do("change", budget_id, amount=Decimal(13)),
+    ):
+        assert desk.rows("UPDATE budget SET updated_at = 'epoch' RETURNING id") == [(budget_id,)]
+        await change()
+        assert (await desk.told())[0].changed_ms >= ms_of(desk.now)
+
+
 async def test_ended_override_is_not_sent_to_gateways_and_goes_with_the_next_write(desk: Desk) -> None:
     budget_id = int(str((await desk.make(each="user"))["id"]))
     desk.now = datetime.now(UTC) - timedelta(days=9)
