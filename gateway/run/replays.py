@@ -29,19 +29,19 @@ class Replays:
     def __init__(self, url: Callable[[], str], log: Callable[..., None]) -> None:
         self._url, self._log = url, log
         # The organizations whose people asked for those that run; None is staff.
-        self._running = set[int | None]()
+        self._running = list[int | None]()
 
     async def run(self, asked: Row, organization_id: int | None) -> Row:
         """Return the answer to a checked replay, which people of an organization, or else staff, asked for.
 
-        Raise `TooManyRequests` while one of theirs runs, or as many as may. Its process is killed once this is cancelled.
+        Raise `TooManyRequests` while one of the organization's runs, or as many as may: staff may have all. Its process is
+        killed once this is cancelled.
         """
-        if organization_id in self._running or len(self._running) >= REPLAYS_MAX:
-            number = (
-                "One of your replays is" if organization_id in self._running else f"{REPLAYS_MAX} replays are"
-            )
+        has_one = organization_id is not None and organization_id in self._running
+        if has_one or len(self._running) >= REPLAYS_MAX:
+            number = "One of your replays is" if has_one else f"{REPLAYS_MAX} replays are"
             raise TooManyRequests(f"{number} under way already: try again in a while.")
-        self._running.add(organization_id)
+        self._running.append(organization_id)
         try:
             return await self._run({**asked, "url": self._url()})
         finally:
