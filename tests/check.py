@@ -35,7 +35,7 @@ PROGRAMS: Final[Mapping[str, Sequence[str]]] = {
 PASSED: Final = ROOT / "build" / "checked"
 PASSED_MAX: Final = 50  # trees that are remembered
 # Commits after this one have the form of CONTRIBUTING.md.
-COMMITS_FROM: Final = "ef386588"
+COMMITS_FROM: Final = "87f2d467"
 COMMIT_FILES_MAX: Final = 10  # of a commit without a body
 SUBJECT: Final = re.compile(r"[\w./-]+(?:, [\w./-]+)*: \S")
 
