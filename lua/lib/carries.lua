@@ -1,7 +1,7 @@
 -- carries: what an interval leaves to the next one. Needs state, wide, definition.
--- The window that carries is followed by another one: its limit is the most that is carried, `start` the number of the interval, `next` and
+-- The window that carries is followed by another one: its limit is the maximum, `start` the number of the interval, `next` and
 -- `after` the limit at the interval's end, in two numbers, and `budget_id` the place of the last change of the amounts that the call knew:
--- the number of its interval, and the part of that which was over. Its meters are what is carried, in two numbers if its window is wide.
+-- the number of its interval, with the fraction of that interval before it. Its meters are what is carried, in two numbers if its window is wide.
 -- That is taken off the used amount of its window, so all other code sees one amount.
 local carries = {none = {}, begun = false}
 -- The limit at an interval's end as an entry tells it (`end_limit_of` in gateway/core/accounts/outbox.py).
@@ -69,7 +69,7 @@ end
 -- `CalendarWindow.carry_to`. Without a definition (`window`) it goes by what the last call knew.
 function carries.hand_on(carry_window, had_window, former_window, count, window)
   local limit, limit_rest = former_window.next, former_window.after
-  local present, present_rest, changed, earlier = limit, limit_rest, former_window.start, count - 1
+  local present, present_rest, changed, before = limit, limit_rest, former_window.start, count - 1
   local whole, rest = wide.added(former_window.used, former_window.used_rest, -had_window.used, -had_window.used_rest)
   if window then
     present, present_rest = carries.present(window)
@@ -77,12 +77,12 @@ function carries.hand_on(carry_window, had_window, former_window, count, window)
   end
   local between, between_rest = carries.least(limit, limit_rest, present, present_rest)
   if carry_window.budget_id ~= former_window.budget_id then
-    earlier = min(count - 1, max(0, changed - former_window.start - 1))
+    before = min(count - 1, max(0, changed - former_window.start - 1))
     if changed <= former_window.start then limit, limit_rest = present, present_rest end
   end
   carries.leave(carry_window, whole, rest, limit, limit_rest, 1)
-  carries.leave(carry_window, carry_window.used, carry_window.used_rest, between, between_rest, earlier)
-  carries.leave(carry_window, carry_window.used, carry_window.used_rest, present, present_rest, count - 1 - earlier)
+  carries.leave(carry_window, carry_window.used, carry_window.used_rest, between, between_rest, before)
+  carries.leave(carry_window, carry_window.used, carry_window.used_rest, present, present_rest, count - 1 - before)
 end
 
 -- What an interval carries goes by the definition of a call in it: within its bounds, and less what the limit had fallen before the
