@@ -1,7 +1,7 @@
 -- carries: what an interval leaves to the next one. Needs state, wide, definition.
--- The window that carries is followed by another one: its limit is the most that is carried, `start` the number of the interval, `next` and
+-- The window that carries is followed by another one: its limit is the maximum, `start` the number of the interval, `next` and
 -- `after` the limit at the interval's end, in two numbers, and `budget_id` the place of the last change of the amounts that the call knew:
--- the number of its interval, and the part of that which was over. Its meters are what is carried, in two numbers if its window is wide.
+-- the number of its interval, with the fraction of that interval before it. Its meters are what is carried, in two numbers if its window is wide.
 -- That is taken off the used amount of its window, so all other code sees one amount.
 local carries = {none = {}, begun = false}
 -- The limit at an interval's end as an entry tells it (`end_limit_of` in gateway/core/accounts/outbox.py).

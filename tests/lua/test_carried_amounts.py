@@ -48,8 +48,8 @@ class CarryWorld(ClockWorld):
     def passes(self, ms: int) -> None:
         self.set_clock(self.at_ms + ms)
 
-    def change(self, **fields: object) -> None:
-        self.budget = replace(self.budget, changed_ms=self.at_ms, **fields)  # type: ignore[arg-type]
+    def change(self, **fields: Any) -> None:
+        self.budget = replace(self.budget, changed_ms=self.at_ms, **fields)
 
     def overrides(self, who: str, amount: int | None, until_ms: int = 0) -> None:
         self.change(overrides={**self.budget.overrides, who: PersonalOverride(amount, until_ms)})
@@ -94,7 +94,9 @@ def world(valkey: str) -> Iterator[CarryWorld]:
     made.client.close()
 
 
-def test_amount_changed_before_the_end_is_what_the_interval_and_later_ones_leave(world: CarryWorld) -> None:
+def test_amount_changed_before_the_end_is_left_by_the_interval_and_by_later_intervals(
+    world: CarryWorld,
+) -> None:
     world.uses(5)
     world.passes(60_000)
     world.change(amount=10)
@@ -103,7 +105,7 @@ def test_amount_changed_before_the_end_is_what_the_interval_and_later_ones_leave
 
 
 @pytest.mark.parametrize(("amount", "right"), [(30_000, 95), (10, 95)])
-def test_amount_changed_after_the_end_changes_nothing_of_before(
+def test_amount_changed_after_the_end_leaves_earlier_intervals_alone(
     world: CarryWorld, amount: int, right: int
 ) -> None:
     world.uses(5)
@@ -114,7 +116,7 @@ def test_amount_changed_after_the_end_changes_nothing_of_before(
     assert world.shown() == world.uses(1) == right
 
 
-def test_override_until_the_end_of_an_interval_is_what_that_one_leaves(world: CarryWorld) -> None:
+def test_override_until_the_end_of_an_interval_is_left_by_the_interval(world: CarryWorld) -> None:
     world.change(carry=Carry(5_000))
     world.overrides(OWNER, 900, BEGIN + HOUR_MS)
     world.uses(5)
@@ -122,14 +124,14 @@ def test_override_until_the_end_of_an_interval_is_what_that_one_leaves(world: Ca
     assert world.shown() == world.uses(1) == 1095
 
 
-def test_override_after_the_end_changes_nothing_of_before(world: CarryWorld) -> None:
+def test_override_after_the_end_leaves_earlier_intervals_alone(world: CarryWorld) -> None:
     world.uses(5)
     world.passes(HOUR_MS)
     world.overrides(OWNER, 900)
     assert world.shown() == world.uses(1) == 95
 
 
-def test_rebuilt_account_carries_by_the_override_of_its_group(world: CarryWorld) -> None:
+def test_rebuilt_account_carries_by_the_override_of_a_group(world: CarryWorld) -> None:
     world.overrides(f"group:{GROUP}", 70)
     world.uses(50)
     world.passes(HOUR_MS)
@@ -235,7 +237,7 @@ ROUNDS = st.lists(
 
 @settings(max_examples=examples(150), deadline=None)
 @given(rounds=ROUNDS, unit=st.sampled_from(["tokens", "money", "wide"]))
-def test_history_of_changes_carries_what_its_intervals_left(
+def test_history_of_changes_carries_the_rest_of_each_interval(
     valkey: str, rounds: list[tuple[int, tuple[Any, ...], int, bool, int]], unit: str
 ) -> None:
     size = LARGE if unit == "wide" else 1
@@ -267,7 +269,7 @@ def test_history_of_changes_carries_what_its_intervals_left(
             again = world.shown()
             assert (
                 again == carried
-                or (world.budget.has_groups and again <= max(carried, right))
+                or (world.budget.has_groups and again <= max(Fraction(carried), right))
                 or doubt == "any"
             )
             carried = again

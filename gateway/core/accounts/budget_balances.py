@@ -119,23 +119,20 @@ def carried_to(
     if carry is None or not begun or not isinstance(form, CalendarWindow):
         return 0
     last = max(begun)
-    present = end_limit(budget, form, at_ms, owner, known.at_end, groups)
+    present = end_limit(budget, at_ms, owner, known.at_end, groups)
     interval = LastInterval(last, carried or 0, uses[last], known.at_end or present)
     return form.carry_to(at_ms, carry, interval, present)
 
 
-def end_limit(  # noqa: PLR0917  # a limit now, and what was known of it
-    budget: Budget,
-    form: CalendarWindow,
-    at_ms: int,
-    owner: str,
-    known: EndLimit | None,
-    groups: Collection[int] | None,
+def end_limit(
+    budget: Budget, at_ms: int, owner: str, known: EndLimit | None, groups: Collection[int] | None
 ) -> EndLimit:
     """Return the limit of ended intervals by the present amounts: of now, or of the interval's end if that is less.
 
     With `groups` None it is not above that in any groups.
     """
+    form = budget.form
+    assert isinstance(form, CalendarWindow)
     times, changed = (at_ms, form.ends(at_ms, {}) - 1), form.place(budget.changed_ms)
     limits = [budget.limit_of(owner, time_ms, groups or ()).amount for time_ms in times]
     if groups is None and (every := budget.overridden_groups):

@@ -393,7 +393,7 @@ _end_limits = msgspec.json.Decoder(_EndLimit)
 
 
 def end_limit_of(event: OutboxEntry, *, is_money: bool) -> EndLimit | None:
-    """Return the limit at an interval's end that an entry of what a window carries tells; None if it tells none."""
+    """Return the limit at an interval's end in an entry of the kind `CARRY`, None without one."""
     try:
         end = _end_limits.decode(event.metadata)
     except (msgspec.MsgspecError, UnicodeDecodeError):

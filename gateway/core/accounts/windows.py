@@ -122,7 +122,7 @@ class CalendarWindow:
         return (day.year * 12 + day.month - 1) // facts.months
 
     def place(self, at_ms: int) -> float:
-        """Return a time as the number of its interval, and the part of that which is over."""
+        """Return a time as the number of its interval, with the fraction of that interval before it."""
         times = self.times(at_ms)
         return self.number(times.start) + (at_ms - times.start) / (times.next - times.start)
 

@@ -36,7 +36,7 @@ from gateway.core.accounts.outbox import (
     sign_of,
 )
 from gateway.core.accounts.runs import ENDED_CALLS, Run, counts_calls, value_of
-from gateway.core.accounts.windows import CALENDAR, CalendarWindow, EndLimit
+from gateway.core.accounts.windows import CALENDAR, EndLimit
 from gateway.core.integrity.recovery import AccountHead
 from gateway.core.model import INTEGER_MAX
 
@@ -418,10 +418,9 @@ def as_they_should_be(  # noqa: PLR0917  # an organization, its known use, and t
                 own += [WindowKey(budget.id, start, value) for start in starts]
                 amounts += [_counted(budget.unit, uses.get(start, 0)) for start in starts]
                 if budget.carry_of(value) is not None and uses:
-                    last = max(uses)
-                    key = WindowKey(budget.id, last, value)
+                    key = WindowKey(budget.id, max(uses), value)
                     told = waiting.carried.get(key, stored.carried.get(key))
-                    carried[budget.id] = _carry_now(budget, now_ms, uses, last == begun, told, value)
+                    carried[budget.id] = _carry_now(budget, now_ms, value, uses, told)
             moved_ms = max(
                 (now_ms if key in waiting.used else stored.moved.get(key, 0) for key in own), default=0
             )
@@ -434,25 +433,16 @@ def as_they_should_be(  # noqa: PLR0917  # an organization, its known use, and t
             )  # fmt: skip
 
 
-def _carry_now(  # noqa: PLR0917  # a budget, its uses, and what was told
-    budget: Budget,
-    now_ms: int,
-    uses: Mapping[int, int],
-    is_present: bool,
-    told: CarriedUse | None,
-    value: str,
+def _carry_now(
+    budget: Budget, now_ms: int, value: str, uses: Mapping[int, int], told: CarriedUse | None
 ) -> PresentCarry:
     """Return what a budget's window carries now: as it was told in this interval, else by its last interval."""
-    if is_present and told is not None:
-        return PresentCarry(told.amount, True, told.at_end)
     amount, at_end = told or CarriedUse(0)
+    if told is not None and max(uses) == budget.form.since(now_ms):
+        return PresentCarry(amount, True, at_end)
     known = StoredUse(uses, None if told is None else amount, at_end)
-    carried = carried_to(budget, now_ms, known, value, None)
-    if not budget.overridden_groups:
-        return PresentCarry(carried, False, None)
-    form = budget.form
-    assert isinstance(form, CalendarWindow)
-    return PresentCarry(carried, False, end_limit(budget, form, now_ms, value, at_end, None))
+    end = end_limit(budget, now_ms, value, at_end, None) if budget.overridden_groups else None
+    return PresentCarry(carried_to(budget, now_ms, known, value, None), False, end)
 
 
 def _owners(stored: StoredBudgets, waiting: WaitingUses) -> dict[int, dict[str, list[WindowKey]]]:

@@ -175,7 +175,7 @@ async def test_lost_account_has_its_parts_window_and_carried_amount_again(kept: 
     assert await kept.rebuilt() == 0
 
 
-async def test_lost_account_carries_by_the_limit_that_its_last_call_knew(kept: KindsWorld) -> None:
+async def test_lost_account_carries_by_the_limit_of_the_last_call(kept: KindsWorld) -> None:
     day = kept.world.now_ms() // DAY_MS * DAY_MS
     kept.store(kept.carries, day - DAY_MS, 70 * NANO, 0, 100 * NANO)
     kept.carries = replace(kept.carries, changed_ms=kept.world.now_ms())

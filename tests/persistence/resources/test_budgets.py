@@ -283,7 +283,7 @@ async def test_gateways_get_overrides_beside_the_amount_of_the_budget(desk: Desk
         await desk.do("remove-override", budget_id, who="bob")
 
 
-async def test_gateways_get_when_an_amount_of_anybody_changed_last(desk: Desk) -> None:
+async def test_gateways_get_the_time_of_the_last_change_of_an_amount(desk: Desk) -> None:
     desk.now = datetime.now(UTC)
     budget_id = int(str((await desk.make(each="user"))["id"]))
     for change in (
