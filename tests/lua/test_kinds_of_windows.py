@@ -301,7 +301,7 @@ def test_rebuilt_window_that_is_ahead_of_the_clock_has_older_uses_in_its_oldest_
     assert (again.used, again.parts) == (16, {NOON: 15, NOON + LENGTH: 1})
 
 
-def test_older_definition_ends_an_interval_whose_end_its_account_does_not_know(world: ClockWorld) -> None:
+def test_older_definition_ends_an_interval_of_unknown_end(world: ClockWorld) -> None:
     hourly = replace(CARRIES, carry=None)
     call(world, hourly, money=50).settle(money=50)
     world.set_clock(NOON + 3 * HOUR_MS)
