@@ -29,7 +29,7 @@ end
 local function as_of(account, defined, now)
   local definition, meters = account[DEFINITION], account[METERS]
   if defined and not (definition and defined == definition[LIVE]) then
-    definition, meters = kinds.rolled(kinds.redefined(kinds.roll(kinds.listed(definition, meters), now), definition_of(defined), now), now)
+    definition, meters = kinds.rolled(kinds.redefined(kinds.roll(kinds.listed(definition, meters), now, true), definition_of(defined), now), now)
   elseif definition and now >= definition[FIRST_END] then
     definition, meters = kinds.rolled(kinds.listed(definition, meters), now)
   else return account end

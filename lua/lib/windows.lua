@@ -24,13 +24,14 @@ function kinds.listed(definition, meters)
   return opened
 end
 
--- Rolls windows forward to now: the used amount ends with its interval, the held one stays. Returns them.
-function kinds.roll(windows, now)
+-- Rolls windows forward to now: the used amount ends with its interval, the held one stays. Returns them. Before a definition is brought
+-- (`defined`) those that carry wait for it: it says what their intervals leave (`carries.inherit`).
+function kinds.roll(windows, now, defined)
   for _, window in ipairs(windows) do
     local over = window.next > 0 and now >= window.next
     if window.ring then over = rings.roll(window, now)
     elseif over and kinds.of(window.flags) == FLAG_FIRST_USE then window.start, window.next, window.used, window.used_rest = 0, 0, 0, 0 end
-    while not window.ring and window.next > 0 and now >= window.next do
+    while not window.ring and not (defined and window.carry) and window.next > 0 and now >= window.next do
       carries.renew(window)
       window.start, window.next, window.after, window.used, window.used_rest = window.next, window.after, 0, 0, 0
     end
@@ -49,9 +50,8 @@ function kinds.rolled(windows, now)
 end
 
 -- The windows of a new definition, which is brought to those that have rolled to now: known ones keep their used and held amounts, a new one
--- starts at 0. Time only moves forward: an
--- older definition changes no interval, and one of a later interval begins when the present one ends. A window that the definition
--- lacks is gone, and returns with the next call that has it.
+-- starts at 0. Time only moves forward: an older definition changes no interval, and one of a later interval begins when the present one
+-- ends. A window that the definition lacks is gone, and returns with the next call that has it.
 function kinds.redefined(windows, wanted, now)
   local before, found = {}, {}
   for _, window in ipairs(windows) do before[window.budget_id] = window end
