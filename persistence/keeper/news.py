@@ -22,8 +22,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from gateway.core.accounts.budget_amounts import format_number
 from gateway.core.accounts.budgets import ALL_OTHERS, MONEY, OF_GROUP, OTHERS
 from gateway.core.accounts.intervals import INTERVALS, window_bounds
-from gateway.core.accounts.windows import CALENDAR, FIRST_USE, ROLLING, form_of_length, read_length
-from gateway.core.accounts.windows import WHOLE_PARTS as ROLLING_PARTS
+from gateway.core.accounts.windows import (
+    CALENDAR,
+    FIRST_USE,
+    ROLLING,
+    RollingWindow,
+    form_of_length,
+    read_length,
+)
 from gateway.core.alerts.events.event import KEPT_DAYS
 from gateway.core.alerts.events.registry import all_events
 from gateway.core.alerts.events.webhooks import CONSENT_EVENT, LINK_DAYS, TEST_EVENT
@@ -485,9 +491,9 @@ def _news(found: Found, event: str, now_ms: int, part: Decimal | None = None, **
 
     The occasion in a rolling window is that of its running part: use falls only where a part ends.
     """
-    begins_ms = (
-        ms_of(found.start) if found.window != ROLLING else now_ms - now_ms % (found.lasts_ms // ROLLING_PARTS)
-    )
+    begins_ms = ms_of(found.start)
+    if found.window == ROLLING:
+        begins_ms = RollingWindow(found.lasts_ms).start_of(now_ms)
     named = "" if part is None else f":{part.normalize():f}"
     amounts = used_now, limit, _ = _amounts(found)
     occasion = f"{event}:{found.id}:{begins_ms}:{found.value}{named}:{limit}"

@@ -18,7 +18,7 @@ from fractions import Fraction
 from typing import Final, NamedTuple
 
 from gateway.core.accounts.intervals import INTERVALS
-from gateway.core.accounts.windows import WHOLE_PARTS as ROLLING_PARTS
+from gateway.core.accounts.windows import RollingWindow
 from gateway.core.billing.money import NANO
 from gateway.core.times import DAY_MS
 
@@ -26,7 +26,7 @@ from gateway.core.times import DAY_MS
 # different twentieths of it.
 USED_LEAST: Final = 10
 PASSED_LEAST: Final = 10
-WHOLE_PARTS: Final = 20
+PARTS: Final = 20
 PARTS_LEAST: Final = 3
 # A window that never resets counts as one of a day. Its end is reported this far ahead.
 TOTAL_LENGTH_MS: Final = DAY_MS
@@ -59,7 +59,7 @@ class RunningWindow(NamedTuple):
 
     def part_of(self, at_ms: int) -> int:
         """Return the number of the twentieth of the window at a time."""
-        return (at_ms - self.began_ms) * WHOLE_PARTS // max(1, self.length_ms)
+        return (at_ms - self.began_ms) * PARTS // max(1, self.length_ms)
 
 
 class UsageSample(NamedTuple):
@@ -169,7 +169,7 @@ class RollingUse(NamedTuple):
 
     @property
     def part_ms(self) -> int:
-        return self.length_ms // ROLLING_PARTS
+        return RollingWindow(self.length_ms).part_ms
 
 
 def rolling_exhausted_ms(window: RollingUse, now_ms: int) -> int | None:
@@ -181,7 +181,7 @@ def rolling_exhausted_ms(window: RollingUse, now_ms: int) -> int | None:
         sum(use for _, use in window.parts),
         min([start for start, _ in window.parts], default=now_ms),
     )
-    came = {start * WHOLE_PARTS // window.length_ms for start, use in window.parts if use}
+    came = {start * PARTS // window.length_ms for start, use in window.parts if use}
     if used >= window.limit or used * USED_LEAST < window.limit:
         return None
     if (now_ms - began_ms) * PASSED_LEAST < window.length_ms or len(came) < PARTS_LEAST:
