@@ -15,7 +15,7 @@ from operator import attrgetter
 from typing import Any, Final, NamedTuple
 from zoneinfo import ZoneInfo
 
-from gateway.core.accounts.budgets import OF_GROUP, UNITS, Budget, owner_of
+from gateway.core.accounts.budgets import UNITS, Budget, owner_of
 from gateway.core.accounts.intervals import DAY, window_bounds
 from gateway.core.accounts.replay.calls import NOBODY, PriceOfCall, StoredCall, owner_reader
 from gateway.core.accounts.replay.histories import AccountHistory, windows_of
@@ -143,9 +143,7 @@ class _Meter:
         self.first_refused, self.refused_owners = list[object](), 0
         self.refused = self.refused_cost = self.substituted = self.saved = 0
         self.used_by_day, self.refused_by_day = [0] * len(days.dates), [0] * len(days.dates)
-        self._groups_overridden = frozenset([
-            int(name.removeprefix(OF_GROUP)) for name in budget.overrides if name.startswith(OF_GROUP)
-        ])  # fmt: skip
+        self._groups_overridden = frozenset(budget.overridden_groups)
         self._own, self._groups = dict[object, str](), dict[object, tuple[int, ...]]()
 
     def meet(self, owner: object) -> AccountHistory:
@@ -370,8 +368,7 @@ class BudgetFold:
         at_ms = call.at_ms
         for meter, owner, history, amount in trial.shares:
             if amount:
-                meter.windows.take(history, at_ms, amount)
-                meter.used_by_day[meter.days.index] += amount
+                meter.take(history, at_ms, amount)
                 if owner in meter.divergences:
                     meter.take_freely(owner, at_ms, amount)
 

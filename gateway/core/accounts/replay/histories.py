@@ -11,12 +11,13 @@ S(n) <= n * A, and S(n) - S(m) <= max + (n - m) * A for all 0 < m < n: A is the 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, Final, Generic, TypeVar
 
 from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.intervals import INTERVALS, window_bounds
-from gateway.core.accounts.windows import FIRST_USE, ROLLING, WHOLE_PARTS, Carry
+from gateway.core.accounts.windows import FIRST_USE, ROLLING, WHOLE_PARTS, Carry, RollingWindow
 
 FOREVER: Final = 1 << 62
 
@@ -34,6 +35,11 @@ class AccountHistory:
 
     def __init__(self) -> None:
         self.used = self.peak = self.until_ms = self.carried = 0
+
+    def add(self, amount: int) -> None:
+        """Add a use to the window."""
+        used = self.used = self.used + amount
+        self.peak = max(self.peak, used)
 
     def fork(self) -> AccountHistory:
         """Return a copy, which goes on by itself."""
@@ -84,22 +90,22 @@ class CarryingHistory(AccountHistory):
 H = TypeVar("H", bound=AccountHistory)
 
 
-class Windows(Generic[H]):
-    """The windows of one budget: the parent of those by the calendar, rolling, and from first use."""
+class Windows(ABC, Generic[H]):
+    """The windows of one budget: the parent of those by the calendar, rolling, and from first use.
+
+    `open` returns the history of a new account.
+    """
 
     __slots__ = ()
+    open: Callable[[], H]
 
-    def open(self) -> H:
-        """Return the history of a new account."""
-        raise NotImplementedError
-
+    @abstractmethod
     def roll(self, history: H, at_ms: int, owner: object) -> None:
         """Move a history whose window has changed to the time `at_ms`."""
-        raise NotImplementedError
 
     def take(self, history: H, at_ms: int, amount: int) -> None:
         """Add a use above 0 to a history that was brought to its time."""
-        raise NotImplementedError
+        history.add(amount)
 
     def least_amount(self, history: H) -> int:
         """Return the smallest limit in which all use of a history had fitted, without overrides."""
@@ -110,34 +116,26 @@ class CalendarWindows(Windows[AccountHistory]):
     """Intervals of the calendar, without carry."""
 
     __slots__ = ("_end_ms", "_interval")
+    open = AccountHistory
 
     def __init__(self, budget: Budget) -> None:
         self._interval = budget.interval, budget.time_zone, budget.anchor_day
         self._end_ms = 0
-
-    def open(self) -> AccountHistory:
-        return AccountHistory()
 
     def roll(self, history: AccountHistory, at_ms: int, owner: object) -> None:
         if at_ms >= self._end_ms:
             self._end_ms = window_bounds(*self._interval, at_ms)[1] or FOREVER
         history.used, history.until_ms = 0, self._end_ms
 
-    def take(self, history: AccountHistory, at_ms: int, amount: int) -> None:
-        used = history.used = history.used + amount
-        history.peak = max(history.peak, used)
-
 
 class RollingWindows(Windows[RollingHistory]):
     """The last `length`: the running part of it, and thirty whole ones; parts are aligned to the epoch."""
 
     __slots__ = ("_part_ms",)
+    open = RollingHistory
 
     def __init__(self, budget: Budget) -> None:
-        self._part_ms = budget.length_ms // WHOLE_PARTS
-
-    def open(self) -> RollingHistory:
-        return RollingHistory()
+        self._part_ms = RollingWindow(budget.length_ms).part_ms
 
     def roll(self, history: RollingHistory, at_ms: int, owner: object) -> None:
         part, parts = at_ms // self._part_ms, history.parts
@@ -152,28 +150,24 @@ class RollingWindows(Windows[RollingHistory]):
             parts[-1] += amount
         else:
             parts += (part, amount)
-        used = history.used = history.used + amount
-        history.peak = max(history.peak, used)
+        history.add(amount)
 
 
 class FirstUseWindows(Windows[AccountHistory]):
     """Windows that begin with the first call that takes from them. Before it, `until_ms` is 0."""
 
     __slots__ = ("_length_ms",)
+    open = AccountHistory
 
     def __init__(self, budget: Budget) -> None:
         self._length_ms = budget.length_ms
-
-    def open(self) -> AccountHistory:
-        return AccountHistory()
 
     def roll(self, history: AccountHistory, at_ms: int, owner: object) -> None:
         history.used = history.until_ms = 0
 
     def take(self, history: AccountHistory, at_ms: int, amount: int) -> None:
         history.until_ms = history.until_ms or at_ms + self._length_ms
-        used = history.used = history.used + amount
-        history.peak = max(history.peak, used)
+        history.add(amount)
 
 
 class CarryingWindows(Windows[CarryingHistory]):
@@ -183,15 +177,13 @@ class CarryingWindows(Windows[CarryingHistory]):
     """
 
     __slots__ = ("_amount", "_carry", "_ends", "_interval", "_limit_at")
+    open = CarryingHistory
 
     def __init__(self, budget: Budget, carry: Carry, limit_at: LimitAt | None) -> None:
         self._interval = budget.interval, budget.time_zone, budget.anchor_day
         self._carry, self._amount, self._limit_at = carry, budget.amount, limit_at
         # The ends of the intervals since the first call, by number.
         self._ends = list[int]()
-
-    def open(self) -> CarryingHistory:
-        return CarryingHistory()
 
     def roll(self, history: CarryingHistory, at_ms: int, owner: object) -> None:
         ends = self._ends
@@ -208,8 +200,7 @@ class CarryingWindows(Windows[CarryingHistory]):
     def take(self, history: CarryingHistory, at_ms: int, amount: int) -> None:
         if history.first < 0:
             history.first = history.index = len(self._ends) - 1
-        used = history.used = history.used + amount
-        history.peak = max(history.peak, used)
+        history.add(amount)
 
     def least_amount(self, history: CarryingHistory) -> int:
         if history.first < 0 or not history.used:
