@@ -15,6 +15,9 @@ from functools import lru_cache
 from typing import Final, NamedTuple
 
 KEEP, SWITCH = SESSIONS = ("keep", "switch")
+# Sessions of a tenant whose model is kept; a further one is as with `switch`. So long after its last call, in seconds.
+SESSIONS_MAX: Final = 100_000
+SESSION_KEPT_S: Final = 3_600
 # Most steps of a budget, and most patterns of a step.
 STEPS_MAX: Final = 20
 MODELS_MAX: Final = 100

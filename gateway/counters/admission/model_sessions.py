@@ -14,7 +14,7 @@ from typing import Final
 
 import msgspec
 
-from gateway.core.accounts.steps import SessionModel
+from gateway.core.accounts.steps import SESSION_KEPT_S, SESSIONS_MAX, SessionModel
 from gateway.core.billing.price_book import folded
 from gateway.core.model import Caller
 from gateway.core.wait import begin
@@ -23,8 +23,6 @@ from gateway.counters.redis.cluster import RedisConnections
 from gateway.counters.redis.connection import encode
 from gateway.errors import CountersUnavailable
 
-SESSIONS_MAX: Final = 100_000  # of a tenant
-KEPT_S: Final = 3_600
 FRESH_S: Final = 60.0
 KNOWN_MAX: Final = 10_000  # sessions that a worker remembers
 DIGEST_BYTES: Final = 16
@@ -72,7 +70,7 @@ class ModelSessions:
     async def _keep(self, caller: Caller, name: str, goes_as: SessionModel, *, is_new: bool) -> None:
         wire, now = self._wires.of(caller.partition), self._unix_seconds()
         listed = keys.model_sessions(caller.partition, caller.tenant_id).encode()
-        member, kept_s = bytes.fromhex(name.rpartition(":")[2]), int(KEPT_S + FRESH_S)
+        member, kept_s = bytes.fromhex(name.rpartition(":")[2]), int(SESSION_KEPT_S + FRESH_S)
         try:
             if is_new:
                 wire.send(encode(b"ZREMRANGEBYSCORE", listed, b"-inf", b"%d" % now))

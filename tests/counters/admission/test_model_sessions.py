@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import redis
 
-from gateway.core.accounts.steps import SessionModel
+from gateway.core.accounts.steps import SESSION_KEPT_S, SessionModel
 from gateway.core.model import Caller
-from gateway.counters.admission.model_sessions import FRESH_S, KEPT_S, ModelSessions
+from gateway.counters.admission.model_sessions import FRESH_S, ModelSessions
 from gateway.counters.redis import keys
 from tests.builders import driven
 from tests.counters.admission.test_objects import Time
@@ -57,7 +57,7 @@ async def test_a_session_is_kept_for_an_hour_after_its_last_call_and_renewed_onc
     sessions.keep(CALLER, "s", "dear", CHEAP)
     await eventually(lambda: bool(client.keys("*:session:*")))
     (name,) = client.keys("*:session:*")
-    assert KEPT_S <= client.ttl(name) <= KEPT_S + FRESH_S
+    assert SESSION_KEPT_S <= client.ttl(name) <= SESSION_KEPT_S + FRESH_S
     client.expire(name, 100)
     sessions.keep(CALLER, "s", "dear", CHEAP)
     assert await find(sessions, "s") == CHEAP
@@ -83,6 +83,6 @@ async def test_a_tenant_keeps_a_bounded_number_of_sessions(
     await eventually(lambda: not sessions.knows(CALLER, "c", "dear"))
     assert client.zcard(LISTED) == len(client.keys("*:session:*")) == 2
     assert await find(other, "c") is None
-    time.now += KEPT_S + 2 * FRESH_S
+    time.now += SESSION_KEPT_S + 2 * FRESH_S
     sessions.keep(CALLER, "c", "dear", CHEAP)
     await eventually(lambda: client.zcard(LISTED) == 1)

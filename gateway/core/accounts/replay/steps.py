@@ -13,6 +13,8 @@ from typing import Final, NamedTuple
 from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.replay.calls import PriceOfCall, StoredCall
 from gateway.core.accounts.steps import (
+    SESSION_KEPT_S,
+    SESSIONS_MAX,
     MatchedStep,
     Weighed,
     is_reached,
@@ -21,10 +23,8 @@ from gateway.core.accounts.steps import (
     taken_step,
 )
 from gateway.core.billing.price_book import folded
-from gateway.core.times import HOUR_MS
 
-# Sessions of a tenant whose model is kept; a further one is as with `switch`.
-SESSIONS_MAX: Final = 100_000
+_KEPT_MS: Final = SESSION_KEPT_S * 1_000
 # Names of models whose steps are remembered, with the budgets that apply to them.
 MODELS_REMEMBERED_MAX: Final = 4_096
 
@@ -120,14 +120,14 @@ class Steps:
     def _kept(self, call: StoredCall) -> StepAim | None:
         """Return what the session of a call got, if its last call came within the hour before."""
         session = self._sessions.get(call.tenant_id, OrderedDict()).get((call.session, folded(call.model)))
-        return session.aim if session is not None and call.at_ms - session.last_ms <= HOUR_MS else None
+        return session.aim if session is not None and call.at_ms - session.last_ms <= _KEPT_MS else None
 
     def _keep(self, call: StoredCall, aim: StepAim) -> None:
         if not call.session or call.session_is_trace:
             return  # each call may have a trace of its own
         name = call.session, folded(call.model)
         sessions = self._sessions.setdefault(call.tenant_id, OrderedDict())
-        while sessions and call.at_ms - next(iter(sessions.values())).last_ms > HOUR_MS:
+        while sessions and call.at_ms - next(iter(sessions.values())).last_ms > _KEPT_MS:
             sessions.popitem(last=False)
         if name in sessions or len(sessions) < SESSIONS_MAX:
             sessions[name] = _Session(aim, call.at_ms)
