@@ -18,7 +18,7 @@ from gateway.core.accounts.outbox import TEXT_CHARACTERS_MAX, attributed
 from gateway.core.accounts.tags import Tags
 from gateway.core.accounts.usage import NO_PROJECT, OTHER, OTHER_PROJECTS
 from gateway.core.model import INTEGER_MAX
-from gateway.core.times import HOUR_MS
+from gateway.core.times import HOUR_MS, MINUTE_MS
 
 # Most rows for one organization within a minute, per worker.
 ROWS_A_MINUTE_MAX = 600
@@ -29,7 +29,6 @@ ROW_BYTES, GROUP_BYTES = 256, 17
 # Most counts of one organization, and of all. Calls beyond are counted together.
 NAMED_MAX = 200
 COUNTS_MAX = 4_000
-MINUTE_MS = 60_000
 
 # The last millisecond of the year 9999.
 TIME_MS_MAX = 253_402_300_799_999

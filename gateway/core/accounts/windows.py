@@ -14,10 +14,9 @@ from typing import Final, NamedTuple, Protocol
 from zoneinfo import ZoneInfo
 
 from gateway.core.accounts.intervals import DAY, HOUR, INTERVALS, WEEK, window_bounds
-from gateway.core.times import DAY_MS, HOUR_MS, moment_of
+from gateway.core.times import DAY_MS, HOUR_MS, MINUTE_MS, moment_of
 
 CALENDAR, ROLLING, FIRST_USE = WINDOWS = ("calendar", "rolling", "first_use")
-MINUTE_MS: Final = 60_000
 # The shortest and the longest length of a window that rolls or begins at first use.
 LENGTH_MIN_MS: Final = 5 * MINUTE_MS
 LENGTH_MAX_MS: Final = 366 * DAY_MS

@@ -18,13 +18,12 @@ from zoneinfo import ZoneInfo
 from gateway.core.accounts.intervals import DAYS_OF_WEEK
 from gateway.core.billing.money import EXACT
 from gateway.core.billing.vector import SAME, Factor, PriceHours, PriceSpan
-from gateway.core.times import DAY_MS, offset_at
+from gateway.core.times import DAY_MS, MINUTE_MS, offset_at
 
 BEGIN, END = "begin", "end"
 EXCEPT_MAX: Final = 400
 HOUR_MINUTES: Final = 60
 DAY_MINUTES: Final = 24 * HOUR_MINUTES
-_MINUTE_MS: Final = 60_000
 _WEEK_MINUTES: Final = DAYS_OF_WEEK * DAY_MINUTES
 _ONE_DAY: Final = timedelta(days=1)
 # The days whose offsets tell whether hours of two zones meet: rules of clocks repeat each year.
@@ -110,7 +109,7 @@ def _changes(zone: ZoneInfo, midnight: datetime) -> Iterator[float]:
     """Yield the quarter hours from a midnight on of a day on which a zone's clocks change."""
     since_ms = int(midnight.timestamp()) * 1000
     if offset_at(zone, since_ms) != offset_at(zone, since_ms + DAY_MS):
-        yield from (since_ms + quarter * 15 * _MINUTE_MS for quarter in range(100))
+        yield from (since_ms + quarter * 15 * MINUTE_MS for quarter in range(100))
 
 
 def _meet(span: PriceSpan, other: PriceSpan, shift: int) -> bool:
@@ -138,7 +137,7 @@ def _shifts(zone: str, other: str) -> frozenset[int]:
         return frozenset((0,))
     first, second = _zone(zone), _zone(other)
     days = (_COMPARED_SINCE_MS + day * DAY_MS for day in range(_COMPARED_DAYS))
-    return frozenset((offset_at(second, at) - offset_at(first, at)) // _MINUTE_MS for at in days)
+    return frozenset((offset_at(second, at) - offset_at(first, at)) // MINUTE_MS for at in days)
 
 
 @lru_cache(_ZONES_MAX)

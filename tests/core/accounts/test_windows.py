@@ -15,7 +15,6 @@ from gateway.core.accounts.windows import (
     FIRST_USE,
     LENGTH_MAX_MS,
     LENGTH_MIN_MS,
-    MINUTE_MS,
     ROLLING,
     CalendarWindow,
     Carry,
@@ -25,7 +24,7 @@ from gateway.core.accounts.windows import (
     render_length,
     used_at,
 )
-from gateway.core.times import DAY_MS, HOUR_MS
+from gateway.core.times import DAY_MS, HOUR_MS, MINUTE_MS
 from gateway.counters.layouts.states import defined_windows
 from tests.search import examples
 
