@@ -20,7 +20,7 @@ from gateway.core.accounts.budgets import MONEY as IN_MONEY
 from gateway.core.accounts.intervals import TOTAL
 from gateway.core.accounts.plans import TERMS
 from gateway.core.accounts.tags import tag_in
-from gateway.core.accounts.window_words import render_length, render_window
+from gateway.core.accounts.window_words import describe_length, render_window
 from gateway.core.accounts.windows import FIRST_USE, ROLLING
 from gateway.core.billing.price_book import KINDS
 
@@ -272,7 +272,7 @@ def window_title(budget: Row) -> str:
     """Return the heading over what is used in a budget's window."""
     interval = budget["interval"]
     if interval is None:
-        length = render_length(str(budget["length"]))
+        length = describe_length(str(budget["length"]))
         return (
             f"The last {length.removeprefix('1 ')}"
             if budget["window"] == ROLLING

@@ -46,7 +46,6 @@ _KINDS: Final = {USER: groups.USER, KEY: groups.API_KEY, PROJECT: groups.PROJECT
 _BY_ID: Final = frozenset({KEY, PROJECT, TENANT})
 
 Wrong = Iterator[tuple[str, str]]
-_UNITS: Final = {"m": "minute", "h": "hour", "d": "day"}
 
 
 def wrong_window(values: Mapping[str, Any]) -> Wrong:

@@ -15,7 +15,7 @@ def render_window(budget: Mapping[str, Any]) -> str:
     """Return a budget's window behind an amount, as people say it: `a month`, `in all`, `in any 5 hours`."""
     if budget.get("interval"):
         return INTERVALS[str(budget["interval"])].per
-    length = render_length(str(budget["length"]))
+    length = describe_length(str(budget["length"]))
     return (
         f"in any {length.removeprefix('1 ')}"
         if budget["window"] == ROLLING
@@ -23,7 +23,7 @@ def render_window(budget: Mapping[str, Any]) -> str:
     )
 
 
-def render_length(length: str) -> str:
+def describe_length(length: str) -> str:
     """Return the length of a window in words, such as `5 hours`."""
     number, unit = length[:-1], _UNITS[length[-1]]
     return f"{number} {unit}{'' if number == '1' else 's'}"

@@ -1,4 +1,4 @@
-"""Which worker serves what was bound to one, such as a session."""
+"""The bindings of services to upstreams, as one worker has them."""
 
 from __future__ import annotations
 
