@@ -49,11 +49,10 @@ from gateway.counters.layouts import accounts, packing, states
 _CALL = re.compile(r"\b(?P<layout>[A-Z][A-Z_]*)\.(?P<verb>[a-z]+)(?=[({])")
 _LOCALS = re.compile(r"(?P<made>\blocal )?(?<![.\w])(?P<names>\w+(?:,\s*\w+)*) =\s*$")
 _FIELD = re.compile(r"(?<![.\w])(?P<record>(?:[a-z]+_)*(?P<layout>[a-z]+))\.(?P<field>[a-z_]+)\b")
-# Tables with fields that are no opened layouts: libraries, and the JSON values of `share` and `note`.
+# Tables with fields that are no opened layouts: libraries, scripts, and the JSON values of `share` and `note`.
 _TABLES = frozenset({
-    "facts", "math", "redis", "string", "struct", "table", "cjson", "cmsgpack", "capacity", "one", "limits",
-    "share", "asked", "other", "left", "wide", "payment", "rings", "carries",
-    "kinds",
+    "facts", "math", "redis", "string", "struct", "table", "cjson", "cmsgpack", "capacity", "limits", "share",
+    "asked", "other", "left", "wide", "payment", "rings", "carries", "script",
 })  # fmt: skip
 _CLOSED_BY = {"(": ")", "{": "}", "[": "]"}
 # The fields of an account before this one are its definition.
