@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gateway.calls.ports import AdmissionPorts
+from gateway.core.accounts.limits import Header
 from gateway.core.calls.call import CallRequest, UsageBounds
 from gateway.core.calls.forms import FormReader
 from gateway.core.calls.models import ConfiguredModels
@@ -214,10 +215,11 @@ class ClientGone(Exception):
 
 
 class TurnSink(Protocol):
-    """A WebSocket, to which the answers of its turns are passed."""
+    """A WebSocket, to which the answers of its turns are passed, and refusals as values."""
 
-    def begin_answer(self, status: int, content_type: bytes, head: bytes) -> None: ...
+    def begin_answer(self, status: int, content_type: bytes, fields: list[Header]) -> None: ...
     def answer(self, data: bytes, last: bool) -> None: ...
+    def refuse_turn(self, refusal: Refusal, request_id: str, fields: list[Header]) -> None: ...
 
 
 class ClientPort(Protocol):
