@@ -34,7 +34,7 @@ from gateway.http.protocol.answer import LIMITED, NO_BODY, AnswerHead
 from gateway.http.protocol.framing import LAST_CHUNK, chunk
 from gateway.http.routing.head import CallHead
 from gateway.http.routing.routes import UPLOAD_PASS, uploads_of
-from gateway.http.server.exchange import Drain, Exchange, TurnSink
+from gateway.http.server.exchange import Drain, Exchange
 from gateway.http.upstream.pool import Link
 
 CLIENT_GONE: Final = "client_gone"
@@ -263,7 +263,8 @@ class AnswerWriter:
         keep_alive = exchange.decide_keep_alive()
         if socket is not None:
             self._head = b""
-            socket.begin_answer(answer.status, answer.content_type, _turn_fields(exchange, admitted, answer))
+            fields = _refusal_fields(admitted, answer) + exchange.turn_fields
+            socket.begin_answer(answer.status, answer.content_type, fields)
             return
         if length is not None:
             framing = b"\r\ncontent-length: %d" % length if answer.status != 204 else b""
@@ -364,8 +365,8 @@ def _own_fields(admitted: AdmittedCall, status: int, decision: Admitted | None) 
     return fields
 
 
-def _turn_fields(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) -> list[Header]:
-    """Return the fields of an upstream's refusal of a turn, with the gateway's; of another answer none."""
+def _refusal_fields(admitted: AdmittedCall, answer: AnswerHead) -> list[Header]:
+    """Return the fields of an upstream's refusal, with the gateway's; of another answer none."""
     if 200 <= answer.status < 300:
         return []
     decision = _shown_decision(admitted, answer.status)
@@ -374,22 +375,7 @@ def _turn_fields(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead)
         *[(name.lower(), value.strip()) for name, _, value in lines],
         *([] if decision is None else limit_headers(decision)),
         *_own_fields(admitted, answer.status, decision),
-        *_request_fields(exchange),
     ]
-
-
-def refuse_turn(exchange: Exchange, socket: TurnSink, refusal: Refusal) -> None:
-    """Refuse a turn of a WebSocket, which renders the refusal."""
-    exchange.status, exchange.opened = refusal.status, True
-    exchange.decide_keep_alive()
-    if not exchange.gone:
-        socket.refuse_turn(refusal, exchange.request_id, _request_fields(exchange))
-
-
-def _request_fields(exchange: Exchange) -> list[Header]:
-    """Return the fields of every answer to a turn: its request id, and how long it waited."""
-    fields, waited_ms = [(b"x-request-id", exchange.request_id.encode())], exchange.attempt.waited_ms
-    return [*fields, (b"x-tollkeeper-waited-ms", b"%d" % waited_ms)] if waited_ms else fields
 
 
 def own_answer(exchange: Exchange, status: int, fields: list[Header], body: bytes) -> None:

@@ -24,7 +24,7 @@ from gateway.http.admission import reserve_before_body
 from gateway.http.admitted_call import AdmittedCall
 from gateway.http.forward import late_answer, note_failure
 from gateway.http.ports import Log, Ports
-from gateway.http.relay import ANSWER_CUT, CLIENT_GONE, own_answer, refuse_turn, relay
+from gateway.http.relay import ANSWER_CUT, CLIENT_GONE, own_answer, relay
 from gateway.http.routing.cors import Preflight
 from gateway.http.routing.head import CallHead
 from gateway.http.routing.routed_head import RoutedHead
@@ -199,9 +199,9 @@ def refuse(exchange: Exchange, refusal: Refusal) -> None:
     if isinstance(refusal, Preflight):
         own_answer(exchange, refusal.status, list(refusal.fields), b"")
         return
-    exchange.reason, routed, socket = refusal.reason, exchange.head.routed, exchange.connection.socket
-    if socket is not None:
-        refuse_turn(exchange, socket, refusal)
+    exchange.reason, routed = refusal.reason, exchange.head.routed
+    if exchange.connection.socket is not None:
+        exchange.refuse_turn(refusal)
         return
     if exchange.call is not None and exchange.call.spec.mcp.reply_to is not None:
         refusal.reply_to = exchange.call.spec.mcp.reply_to

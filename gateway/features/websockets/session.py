@@ -20,8 +20,8 @@ from urllib.parse import unquote
 from wsproto import ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
 
-from gateway.calls.admit import check_models
 from gateway.calls.permit import check_objects, named_objects
+from gateway.calls.terms import check_models
 from gateway.core.calls.call import (
     Body,
     BodyLook,

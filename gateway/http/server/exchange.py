@@ -484,6 +484,19 @@ class Exchange(RequestDriver):
         if socket is not None and not self.gone:
             socket.answer(data, last)
 
+    def refuse_turn(self, refusal: Refusal) -> None:
+        """Refuse a turn of a WebSocket, which renders the refusal."""
+        self.status, self.opened, socket = refusal.status, True, self.connection.socket
+        self.decide_keep_alive()
+        if socket is not None and not self.gone:
+            socket.refuse_turn(refusal, self.request_id, self.turn_fields)
+
+    @property
+    def turn_fields(self) -> list[Header]:
+        """The fields of every refused turn: its request id, and how long it waited for capacity."""
+        fields, waited_ms = [(b"x-request-id", self.request_id.encode())], self.attempt.waited_ms
+        return [*fields, (b"x-tollkeeper-waited-ms", b"%d" % waited_ms)] if waited_ms else fields
+
     # interruptions
 
     def shield(self) -> None:
