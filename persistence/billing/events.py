@@ -238,11 +238,11 @@ def _accept(batch: _Batch, one: _SentEvent) -> _AcceptedEvent | None:
         wrong = "is when no plan of the tenant was in force: nothing would be charged for it"
         raise Unacceptable("time", wrong)
     moved = use_of(told, tenant.id, service, price, tenant.weights, in_cycle=runs)
-    for _, why in tenant.beyond.too_much(moved.weighed if service.counts_tokens else 0, moved.credits):
+    for _, why in tenant.beyond.too_much(moved.quota_tokens if service.counts_tokens else 0, moved.credits):
         raise Unacceptable("data.usage" if told.is_counted else "data.units", f"comes to too much: it {why}")
-    late = moved.weighed if service.counts_tokens and not runs else 0
+    late = moved.quota_tokens if service.counts_tokens and not runs else 0
     # An earlier plan counts the use as well if it was in force then.
-    quota = moved.weighed if service.counts_tokens and runs and at < tenant.changed_at else 0
+    quota = moved.quota_tokens if service.counts_tokens and runs and at < tenant.changed_at else 0
     row = {
         "teller": teller, "source": event["source"], "event_id": event["id"], "type": event["type"],
         "organization_id": tenant.organization_id, "tenant_id": tenant.id, "service_id": service.id,
