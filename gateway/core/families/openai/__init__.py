@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from gateway.core.calls.alphabets import CL100K, O200K
-from gateway.core.calls.call import BLOB_TOKENS, MediaPart, MediaPlaces
+from gateway.core.calls.call import BLOB_TOKENS, CallRequest, MediaPart, MediaPlaces
 from gateway.core.calls.recordings import SOUND_TOKENS_PER_SECOND
 from gateway.core.calls.routes import Route
 from gateway.core.families.controlled import object_at
@@ -368,6 +368,17 @@ _EFFORTS: Final = {
     "medium high xhigh": "gpt-5.2-pro* gpt-5.4-pro* gpt-5.5-pro*",
     "none low medium high xhigh": "gpt-5.2 gpt-5.2-2* gpt-5.4 gpt-5.4-2* gpt-5.4-mini* gpt-5.4-nano* gpt-5.5 gpt-5.5-2*",
 }
+
+
+def _draws(call: CallRequest) -> bool:
+    return call.meter in {"openai_images", "openai_image_edits"}
+
+
+def _is_endless(call: CallRequest) -> bool:
+    """Return whether a recording may be longer than its bytes say, up to what the model asked for takes."""
+    return call.media.sound_beyond > 0
+
+
 _DIFFERENCES: Final = (
     Difference("reasoning_effort", ("reasoning_effort",), _UNREASONING),
     Difference("reasoning", ("reasoning", "effort"), _UNREASONING),
@@ -399,6 +410,17 @@ _DIFFERENCES: Final = (
     Difference("sound", (), _DEAF, carries=has_sound),
     Difference("tools", (), ("gpt-5-chat*", "gpt-5-search*"), carries=has_tools),
     Difference("dimensions", ("dimensions",), ("text-embedding-ada-002",)),
+    # Sizes, qualities and formats are each one's own, and where they are left out (openai 3.51.0, image_generate_params).
+    *[
+        Difference("pictures as they are asked for", (), makers, carries=_draws)
+        for makers in (("dall-e*",), ("gpt-image*", "chatgpt-image*"))
+    ],
+    # transcription_create_params of the same.
+    Difference(
+        "the format", ("response_format",), ("gpt-4o-transcribe*", "gpt-4o-mini-transcribe*"),
+        frozenset({"srt", "verbose_json", "vtt"}),
+    ),
+    Difference("a recording of unknown length", (), ("whisper*",), carries=_is_endless),
 )  # fmt: skip
 
 
