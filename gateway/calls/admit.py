@@ -227,7 +227,7 @@ async def _prepare_as_kept(
 
     Raise a `Refusal` instead where it is `sealed` (why, in words): no other model than this one could read it.
     """
-    call, why = use.asked.call, why_fixed(use.asked.call)
+    call, why = use.asked.call, why_fixed(use.asked)
     refusal: Refusal | None = None
     try:
         if not why:
@@ -366,7 +366,7 @@ async def _weigh(
     ports: AdmissionPorts, use: PreparedUse, reached: Sequence[MatchedStep], entrance: Entrance
 ) -> tuple[PreparedUse | None, str, str]:
     """Return the use as the substitute that would hold least, of those that may go; its name; and why none may go."""
-    names, why = substitutes_of(reached), why_fixed(use.asked.call) or why_bound(use.asked.call)
+    names, why = substitutes_of(reached), why_fixed(use.asked) or why_bound(use.asked.call)
     if why:
         return None, names[0], why
     budgets = use.terms.budgets
