@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
-from gateway.calls.admit import Admission, AdmissionTerms
+from gateway.calls.admit import Admission
 from gateway.calls.admit import admit as admit_use
 from gateway.calls.claim import hold_request
 from gateway.calls.permit import check_batch_models
 from gateway.calls.ports import DirectoryPort
+from gateway.calls.terms import AdmissionTerms
 from gateway.core.accounts.upstream_jobs import batch_lines, model_of, uploaded
 from gateway.core.calls.call import (
     UNCOUNTED_BYTES_MAX,
@@ -160,9 +161,7 @@ async def admit(exchange: Exchange, caller: Caller, job_params: Mapping[str, str
         call = exchange.call = admission.call
         note_target(exchange.attempt, call)
     service, prices, budgets, _ = admission.terms
-    admitted = AdmittedCall(exchange, caller, service, call, entrance.held, prices, budgets)
-    admitted.take(admission)
-    return admitted
+    return AdmittedCall(exchange, caller, service, call, entrance.held, prices, budgets, admission)
 
 
 class CallEntrance:
