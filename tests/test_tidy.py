@@ -55,7 +55,6 @@ THREE_GROUPS = {
     "gateway/http/identity.py": "to be split: the credential and the attribution of a head",
     "gateway/run/lifecycle.py": "ways in which loops and tasks end, each a function",
     "persistence/ledger/accounts.py": "to be split: updates of one batch, which share its locks",
-    "persistence/ledger/rollup.py": "to be split: deltas, statements, and moves of budgets",
     "persistence/resources/quota.py": "to be split: budgets, quotas, and uses",
 }
 # Packages whose tests live in another package's folder.

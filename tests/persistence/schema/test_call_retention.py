@@ -20,7 +20,7 @@ from gateway.core.accounts.usage import SPANS, UsageQuery
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import Unprocessable
 from persistence import engine as engines
-from persistence.ledger.rollup import MODELS_A_DAY_MAX
+from persistence.ledger.usage_rollup import MODELS_A_DAY_MAX
 from persistence.ledger.writer import LedgerWriter
 from persistence.resources import usage
 from persistence.schema import partitions
