@@ -21,7 +21,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from gateway.calls.journal import AMENDED, JournalUse, PricesThen, Rating, UseHour
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.outbox import OTHER_MODELS, read_other_models
+from gateway.core.accounts.call_facts import OTHER_MODELS, read_other_models
 from gateway.core.billing.money import IN_MONEY, NANO, pack_tiers
 from gateway.core.billing.price_book import KINDS, OPERATOR, charged, read_price
 from gateway.core.billing.price_changes import AMOUNTS, amounts_in

@@ -9,16 +9,14 @@ from typing import Any
 
 from psycopg import Connection
 
+from gateway.core.accounts.flush_batch import Batch, FlushReport, stream_place
 from gateway.core.accounts.outbox import (
     AccountMovement,
-    Batch,
     EventFlag,
     EventKind,
-    FlushReport,
     OutboxEntry,
     moved,
     places_before,
-    stream_place,
 )
 from gateway.core.model import INTEGER_MAX
 from persistence.billing import top_ups

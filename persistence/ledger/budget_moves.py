@@ -12,6 +12,7 @@ from typing import Any
 
 from psycopg import Connection
 
+from gateway.core.accounts.flush_batch import stream_place
 from gateway.core.accounts.outbox import (
     EventKind,
     OutboxEntry,
@@ -20,7 +21,6 @@ from gateway.core.accounts.outbox import (
     end_limit_of,
     money_moved,
     sign_of,
-    stream_place,
 )
 from gateway.core.accounts.runs import is_run, read_news
 from gateway.core.model import INTEGER_MAX

@@ -21,15 +21,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.util import await_only
 
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.outbox import (
-    EventKind,
-    MalformedEvent,
-    OutboxEntry,
-    attributed,
-    control_id,
-    decode,
-    moved,
-)
+from gateway.core.accounts.flush_batch import control_id
+from gateway.core.accounts.outbox import EventKind, MalformedEvent, OutboxEntry, attributed, decode, moved
 from gateway.core.accounts.refusals import RefusedBatch, RefusedCall, RefusedCount, RefusingLimit, others
 from gateway.core.accounts.tags import Tags
 from gateway.core.accounts.usage_sums import SUMS

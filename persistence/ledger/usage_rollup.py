@@ -10,7 +10,8 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from gateway.core.accounts.outbox import CACHE_WRITE, CACHE_WRITE_1H, CallFacts, OutboxEntry, attributed
+from gateway.core.accounts.call_facts import CACHE_WRITE, CACHE_WRITE_1H, CallFacts
+from gateway.core.accounts.outbox import OutboxEntry, attributed
 from gateway.core.accounts.tags import Tags
 from gateway.core.accounts.usage import (
     DIMENSIONS,

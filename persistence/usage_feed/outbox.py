@@ -15,7 +15,8 @@ import psycopg
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from gateway.core.accounts.outbox import CallFacts, OutboxEntry
+from gateway.core.accounts.call_facts import CallFacts
+from gateway.core.accounts.outbox import OutboxEntry
 from gateway.core.accounts.usage import DIMENSIONS, OTHER
 from gateway.core.accounts.usage_sums import SUMS
 from gateway.errors import Conflict
