@@ -406,8 +406,8 @@ class FailureTeller:
         return Loop("failures", INTERVAL_S, (call(self.tell),))
 
     async def tell(self) -> None:
-        told = self.failures.take_reports()
-        for one in told:
+        reports = self.failures.take_reports()
+        for one in reports:
             self.log(
                 "wrong credentials",
                 port=self.port,
@@ -416,8 +416,8 @@ class FailureTeller:
                 reasons=one.reasons,
                 level="warning",
             )
-        if told and self.keep is not None:
-            await self.keep(told)
+        if reports and self.keep is not None:
+            await self.keep(reports)
 
 
 class Gauges:

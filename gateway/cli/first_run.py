@@ -132,7 +132,11 @@ def _asked(question: str, default: str, *, hidden: bool = False) -> str:
 
 def _answers(given: Given, ask: Callable[..., str], environ: Mapping[str, str]) -> SetupAnswers:
     """Return the checked answers before anything is written; `CommandFailed` names a wrong option."""
-    named = [name for name, each in PROVIDERS.items() if each is not None and environ.get(each.variable)]
+    named = [
+        name
+        for name, provider in PROVIDERS.items()
+        if provider is not None and environ.get(provider.variable)
+    ]
     choices = ", ".join(PROVIDERS)
     provider = given.provider or ask(f"Provider ({choices})?", named[0] if named else DEMO)
     if provider not in PROVIDERS:

@@ -196,15 +196,21 @@ def _has(program: typer.Typer, name: str) -> bool:
     """Return whether a command or a section of this name exists."""
     return name in {
         *map(_called, program.registered_commands),
-        *(one.name for one in program.registered_groups),
+        *(registered_group.name for registered_group in program.registered_groups),
     }
 
 
 def _narrowed(program: typer.Typer, name: str) -> typer.Typer:
     """Return a program with one command or section only, so that no parsers are built for the others."""
     one = copy(program)
-    one.registered_commands = [each for each in program.registered_commands if _called(each) == name]
-    one.registered_groups = [each for each in program.registered_groups if each.name == name]
+    one.registered_commands = [
+        registered_command
+        for registered_command in program.registered_commands
+        if _called(registered_command) == name
+    ]
+    one.registered_groups = [
+        registered_group for registered_group in program.registered_groups if registered_group.name == name
+    ]
     return one
 
 

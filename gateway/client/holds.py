@@ -267,10 +267,10 @@ class AsyncHolds:
 def _document(raw: bytes) -> dict[str, Any]:
     """Return the JSON object of an answer; {} if the answer is something else, such as a proxy's page."""
     try:
-        found = json.loads(raw) if raw else {}
+        document = json.loads(raw) if raw else {}
     except ValueError:
-        found = {}
-    return found if isinstance(found, dict) else {}
+        document = {}
+    return document if isinstance(document, dict) else {}
 
 
 def _said(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -99,7 +99,11 @@ class Invoicing:
     async def _share(self, organization_ids: Sequence[int]) -> tuple[int, int]:
         made = left = 0
         # Each try that takes too long delays the flush of its partition.
-        now = [each for each in organization_ids if self._later.get(each, (0, 0))[0] <= self._turns]
+        now = [
+            organization_id
+            for organization_id in organization_ids
+            if self._later.get(organization_id, (0, 0))[0] <= self._turns
+        ]
         due = await self.invoices.still_due(now, finalize=self.finalize)
         final = {each.organization_id for each in due if each.finalize}
         every = list(dict.fromkeys(each.organization_id for each in due))
@@ -115,7 +119,9 @@ class Invoicing:
         Store and log the organizations that were skipped.
         """
         left = dict(await self._close(sorted(final))) if final else {}
-        found = await self._tried([each for each in organization_ids if each not in left])
+        found = await self._tried(
+            [organization_id for organization_id in organization_ids if organization_id not in left]
+        )
         left |= found.left
         await self.invoices.leave_invoices({**dict.fromkeys(found.done), **left})
         for organization_id in found.done:
@@ -140,10 +146,10 @@ class Invoicing:
                 raise
             if len(organization_ids) == 1 or type(refusal) is CountersUnavailable:
                 return dict.fromkeys(organization_ids, left_by(refusal))
-        found: dict[int, SkipReason] = {}
+        skip_reasons: dict[int, SkipReason] = {}
         for organization_id in organization_ids:
-            found |= await self._close([organization_id])
-        return found
+            skip_reasons |= await self._close([organization_id])
+        return skip_reasons
 
     async def _tried(self, organization_ids: Sequence[int]) -> ScheduledResult:
         """Make the invoices of organizations together, or one by one if PostgreSQL refuses all of them."""
@@ -156,7 +162,7 @@ class Invoicing:
                 raise
             if len(organization_ids) == 1:
                 return ScheduledResult((), {organization_ids[0]: left_by(refusal)})
-        alone = [await self._tried([each]) for each in organization_ids]
+        alone = [await self._tried([organization_id]) for organization_id in organization_ids]
         done = [each for one in alone for each in one.done]
         return ScheduledResult(done, {each: why for one in alone for each, why in one.left.items()})
 
@@ -245,7 +251,9 @@ class AccountCloser:
             COUNTERS, "A newer version of Tollkeeper keeps its counters: only that can close it."
         )
         strange = {
-            one.organization_id: others for one in owners if not account_heads.keys() >= set(one.accounts)
+            owner.organization_id: others
+            for owner in owners
+            if not account_heads.keys() >= set(owner.accounts)
         }
         seqs = {name: head.seq for name, head in account_heads.items() if head is not None}
         for _ in range(DRAIN_LOOKS_MAX):

@@ -68,9 +68,9 @@ class Rewinds:
         """
         marks, stopped = await self._stored(), await self._marks.stopped_accounts()
         found = {
-            one: await self._streams.read_strays(one, marks[one], stopped)
-            for one in partitions
-            if one in marks
+            partition: await self._streams.read_strays(partition, marks[partition], stopped)
+            for partition in partitions
+            if partition in marks
         }
         return {one: strays for one, strays in found.items() if strays is not None}
 

@@ -51,7 +51,7 @@ def row_argument(resource: CliResource, word: str) -> Any:
 
 def words_argument(fields: Sequence[FormField]) -> Any:
     """Return the argument with which fields are given by position, without the name of an option."""
-    shown = " ".join(f"[{spelled(each.name).upper()}]" for each in fields)
+    shown = " ".join(f"[{spelled(field.name).upper()}]" for field in fields)
     return typer.Argument(metavar=shown, help="Or by option.", autocompletion=completion(fields[0].refers))
 
 
@@ -64,7 +64,7 @@ def option_of(field: FormField) -> Any:
         "NAME=VALUE or JSON." if field.kind == "json" else "",
     ]
     says += ["'none' clears it." if field.nullable and not is_limit and field.kind != "flag" else ""]
-    told = typer.Option(
+    option = typer.Option(
         *(["/".join((names[0], names[0].replace("--", "--no-", 1)))] if field.kind == "flag" else names),
         help=" ".join(filter(None, says)),
         autocompletion=completion(field.refers),
@@ -80,7 +80,7 @@ def option_of(field: FormField) -> Any:
         kind = list[_choice(field)] | None  # type: ignore[misc]  # made here
     elif field.kind == "choice":
         kind = str | None if field.nullable else _choice(field) | None
-    return Annotated[kind, told]
+    return Annotated[kind, option]
 
 
 def names_of(name: str) -> list[str]:
@@ -97,7 +97,7 @@ def typed_as(name: str) -> str:
     """Return the option that the user typed for a field; if none was typed, its first option."""
     names = names_of(name)
     words = {word.partition("=")[0] for word in sys.argv}
-    return next((each for each in names if each in words), names[0])
+    return next((name for name in names if name in words), names[0])
 
 
 def usual(field: FormField) -> Any:
@@ -190,8 +190,8 @@ class CliCommand:
         def command(**typed: Any) -> None:
             for source in self._sources:
                 if typed.get(source.name) is not None:
-                    found = source.rows(self.resource, self.fields, typed)
-                    output.rows(found, self.resource.columns, as_json=bool(typed["as_json"]))
+                    rows = source.rows(self.resource, self.fields, typed)
+                    output.rows(rows, self.resource.columns, as_json=bool(typed["as_json"]))
                     return
             called = {"from": "--since", "to": "--until"} if self.does == "list" else {}
             called |= {field.name: typed_as(field.name) for field in self.fields}
@@ -204,7 +204,7 @@ class CliCommand:
     def _sources(self) -> Sequence[ListSource]:
         if self.does != "list" or not self.resource.archived:
             return ()
-        return [one for one in _list_sources() if self.resource.name in one.resources]
+        return [source for source in _list_sources() if self.resource.name in source.resources]
 
     def run(self, api: AdminClient, typed: Typed) -> None:
         body = self._body(api, typed)
@@ -350,7 +350,7 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> dict[str, t
 
 def mount_section(app: typer.Typer, name: str) -> bool:
     """Add the section with this name; return False if it does not exist, or has hand-written commands."""
-    found = [one for one in described.resources() if section_of(one) == name]
+    found = [resource for resource in described.resources() if section_of(resource) == name]
     if not found or name in BY_HAND:
         return False
     section = _section(app, described.resource(found[0]))

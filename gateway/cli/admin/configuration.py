@@ -211,23 +211,23 @@ class Sources:
         """Return a message of the Admin API with positions in files for its objects."""
         return _KIND.sub(self._of_kind, _AT.sub(self._of_object, message))
 
-    def _of_object(self, found: re.Match[str]) -> str:
-        kind, index = found["kind"], int(found["index"])
+    def _of_object(self, match: re.Match[str]) -> str:
+        kind, index = match["kind"], int(match["index"])
         if kind not in self.places or index >= len(self.places[kind]):
-            return found[0]
+            return match[0]
         place = self.places[kind][index]
         lines, path = place.document.lines, (kind, place.index)
-        name = found["field"]
+        name = match["field"]
         line = lines.get((*path, name), lines[path]) if name else lines[path]
-        said = f", {name}{found['rest']}" if name else ""
+        said = f", {name}{match['rest']}" if name else ""
         return f"{place.document.file}, document {place.document.number}, line {line}, {kind}{said}"
 
-    def _of_kind(self, found: re.Match[str]) -> str:
-        document = self.kinds.get(found["kind"])
+    def _of_kind(self, match: re.Match[str]) -> str:
+        document = self.kinds.get(match["kind"])
         if document is None:
-            return found[0]
-        line = document.lines[(found["kind"],)]
-        return f"  {document.file}, document {document.number}, line {line}, {found['kind']}: "
+            return match[0]
+        line = document.lines[(match["kind"],)]
+        return f"  {document.file}, document {document.number}, line {line}, {match['kind']}: "
 
 
 def read_sources(names: Sequence[str]) -> Sources:
@@ -457,7 +457,7 @@ def export(
 def _require_known(kinds: Sequence[str]) -> None:
     from gateway.admin.configuration.words import KINDS
 
-    if unknown := [each for each in kinds if each not in KINDS]:
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise CommandFailed(f"There is no kind {unknown[0]!r}: known are {', '.join(KINDS)}.")
 
 

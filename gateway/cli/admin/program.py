@@ -331,7 +331,7 @@ def diff(
             _take_over(api, [change for change in found if change.kind != "gone"])
 
 
-def _take_over(api: AdminClient, found: Sequence[PriceChange]) -> None:
+def _take_over(api: AdminClient, changes: Sequence[PriceChange]) -> None:
     """Create all prices in one transaction, so that gateways read the price book once."""
     from gateway.cli.admin.configuration import TIMEOUT_S, WHERE  # only asked here
     from gateway.core.billing.price_book import BUNDLED
@@ -343,7 +343,7 @@ def _take_over(api: AdminClient, found: Sequence[PriceChange]) -> None:
             **{name: change.row[name] for name in NAMING},
             "source": BUNDLED, "effective_from": rfc3339(change.at),
         }
-        for change in found
+        for change in changes
     ]  # fmt: skip
     if prices:
         asked = {"objects": {"prices": prices}, "name": APPLIED_AS}
@@ -353,7 +353,7 @@ def _take_over(api: AdminClient, found: Sequence[PriceChange]) -> None:
             done = patient.post(WHERE, {**asked, "digest": plan["digest"]})
         if done["pending"]:
             say("They are stored, and in force as soon as Redis is back.")
-    say(f"{len(found)} prices were taken over.")
+    say(f"{len(changes)} prices were taken over.")
 
 
 def _shown(change: PriceChange, *, as_json: bool) -> Json:
