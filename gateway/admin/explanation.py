@@ -90,9 +90,9 @@ async def find_call(ports: AdminPorts, request_id: str) -> Row:
 
 async def explain(ports: AdminPorts, call: Row) -> list[ExplainedStep]:
     """Return the steps of a call that the reader may see, in their order."""
-    found = Explanation(ports, dict(call))
-    await found.read()
-    return await found.steps()
+    explanation = Explanation(ports, dict(call))
+    await explanation.read()
+    return await explanation.steps()
 
 
 class Explanation:
@@ -420,9 +420,9 @@ def _refusals() -> dict[str, str]:
     found: dict[str, str] = {}
     classes: Sequence[type[errors.Refusal]] = [errors.Refusal]
     while classes:
-        classes = [each for one in classes for each in one.__subclasses__()]
-        for each in reversed(classes):
-            found[each.reason] = " ".join((each.__doc__ or "").split())
+        classes = [each for class_ in classes for each in class_.__subclasses__()]
+        for class_ in reversed(classes):
+            found[class_.reason] = " ".join((class_.__doc__ or "").split())
     return found
 
 

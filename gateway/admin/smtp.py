@@ -116,7 +116,9 @@ def _verified_by(ca_file: str) -> ssl.SSLContext:
 async def _deliver(server: SMTP, mail: Mail) -> DeliveryOutcome:
     """Send a mail to those recipients that the server accepts."""
     await server.mail(mail.sender)
-    refused = [each for address in mail.recipients if (each := await _refusal(server, address)) is not None]
+    refused = [
+        refusal for address in mail.recipients if (refusal := await _refusal(server, address)) is not None
+    ]
     if len(refused) == len(mail.recipients):
         raise refused[-1]
     said = await server.data(mail.content)

@@ -407,13 +407,13 @@ class FailureTeller:
 
     async def tell(self) -> None:
         reports = self.failures.take_reports()
-        for one in reports:
+        for report in reports:
             self.log(
                 "wrong credentials",
                 port=self.port,
-                address=one.site or "others",
-                attempts=one.attempts,
-                reasons=one.reasons,
+                address=report.site or "others",
+                attempts=report.attempts,
+                reasons=report.reasons,
                 level="warning",
             )
         if reports and self.keep is not None:

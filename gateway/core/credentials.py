@@ -53,7 +53,7 @@ class Peppers:
 
 def is_among(sent: str, digests: Iterable[str]) -> bool:
     """Return whether a received digest is one of `digests`, compared in constant time."""
-    return any(hmac.compare_digest(sent, one) for one in digests)
+    return any(hmac.compare_digest(sent, digest) for digest in digests)
 
 
 def peppers_of(settings: PepperSettings) -> Peppers:

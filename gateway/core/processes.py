@@ -112,10 +112,10 @@ class TakeUp:
 
 def counted(seen: Iterable[ProgramReport]) -> list[list[object]]:
     """Return (role, version, number of running programs) for metrics; rare versions are put together."""
-    found = Counter((one.program.role, one.program.version) for one in seen)
-    told = {version for (_, version), _ in found.most_common(VERSIONS_TOLD_MAX)}
+    counter = Counter((one.program.role, one.program.version) for one in seen)
+    told = {version for (_, version), _ in counter.most_common(VERSIONS_TOLD_MAX)}
     by_label = Counter[tuple[str, str]]()
-    for (role, version), count in found.items():
+    for (role, version), count in counter.items():
         by_label[role, version if version in told else OTHER] += count
     return [[role, version, count] for (role, version), count in sorted(by_label.items())]
 

@@ -41,8 +41,8 @@ def visible_json(text: str) -> str:
     return _HIDDEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
-def _escaped(found: re.Match[str]) -> str:
-    number = ord(found[0])
+def _escaped(match: re.Match[str]) -> str:
+    number = ord(match[0])
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 

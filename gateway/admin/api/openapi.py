@@ -497,8 +497,8 @@ def _report_paths(report: ReportEndpoint) -> Json:
     read = _operation(report, "show", report.summary, refusals=READ_REFUSALS)
     if report.numbers:
         read["parameters"] = [
-            parameter(name, {**whole(each.least, each.most), "default": each.default}, each.hint)
-            for name, each in report.numbers.items()
+            parameter(name, {**whole(number.least, number.most), "default": number.default}, number.hint)
+            for name, number in report.numbers.items()
         ]
     if report.asked is not None:
         read["parameters"] = query_parameters(report.asked)
@@ -574,7 +574,7 @@ def _list(resource: Resource) -> Json:
         *PAGING,
         parameter("from", {"type": "string", "format": "date-time"}, "Made at this time or later."),
         parameter("to", {"type": "string", "format": "date-time"}, "Made before this time."),
-        *(parameter(name, filter_schema(each)) for name, each in resource.filters.items()),
+        *(parameter(name, filter_schema(filter_)) for name, filter_ in resource.filters.items()),
         *([OF_TAG] if resource.tagged else []),
     ]
     return _paged(operation, resource.title)
@@ -629,7 +629,7 @@ def _take(resource: Resource, batch: BatchEndpoint) -> Json:
     )
     one = {"$ref": _REF + batch.body.__name__}
     schemas = {media: {"type": "array", "items": one} if "batch" in media else one for media in batch.media}
-    operation["requestBody"]["content"] = {media: {"schema": each} for media, each in schemas.items()}
+    operation["requestBody"]["content"] = {media: {"schema": schema} for media, schema in schemas.items()}
     operation["parameters"] = [KEY_PARAMETER]
     return operation
 

@@ -58,15 +58,15 @@ def mount_quotes(app: web.Application, ports: AdminPorts, root: str) -> None:
         at = at if isinstance(at, datetime) else datetime.now(UTC)
         currency = str(asked.get("currency", BASE_CURRENCY))
         model, provider = str(asked["model"]), str(asked.get("provider") or "")
-        found = await mine.store.price_of(model, currency, at, provider)
-        if found is None:
+        price = await mine.store.price_of(model, currency, at, provider)
+        if price is None:
             why = f"There is no price in {currency} of the model {model!r} at that time"
             other = currency != BASE_CURRENCY and await mine.store.price_of(
                 model, BASE_CURRENCY, at, provider
             )
             more = f", and no exchange rate from {BASE_CURRENCY} to {currency}" if other else ""
             raise NotFound(f"{why}{more}. The list of prices has those that there are.")
-        return web.json_response(_quoted(asked, found, floor_ms(at)))
+        return web.json_response(_quoted(asked, price, floor_ms(at)))
 
     app.router.add_get(f"{root}/prices/{QUOTE.name}", quote)
 

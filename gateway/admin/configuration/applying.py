@@ -239,7 +239,8 @@ def _told(work: _ApplyResult) -> dict[str, object]:
     """Return the answer to a plan or apply, without the secrets that are shown once."""
     plan = work.plan
     changes = [
-        {**each.told(), "stays": each.stays or work.stayed.get(each.number, "")} for each in plan.changes
+        {**change.told(), "stays": change.stays or work.stayed.get(change.number, "")}
+        for change in plan.changes
     ]
     return {
         "digest": plan.digest,
@@ -272,7 +273,7 @@ def _ended(plan: Plan, ran: Mapping[int, ConfigWriteResult]) -> list[Mark]:
 def _refusal(plan: Plan, refused: StepRefused) -> AdminRefusal:
     error = refused.__cause__
     assert isinstance(error, AdminRefusal)
-    planned = next(each for each in plan.changes if each.number == refused.number)
+    planned = next(change for change in plan.changes if change.number == refused.number)
     where = planned.at or f"{planned.resource.name} {planned.name}"
     if error.errors:
         errors = tuple((f"{where}.{name}" if name else where, message) for name, message in error.errors)

@@ -159,7 +159,7 @@ def read(
     errors: Errors = [(shown(kind), f"unknown kind; {near(shown(kind), KINDS)}") for kind in unknown]
     if len(unknown) == UNKNOWN_KINDS_MAX:
         refuse(errors)
-    found: dict[str, list[WantedObject]] = {}
+    wanted_objects: dict[str, list[WantedObject]] = {}
     count = number = 0
     for kind, resource in KINDS.items():
         objects = sent.get(kind, [])
@@ -169,15 +169,15 @@ def read(
         count += len(objects)
         if count > objects_max:
             raise Unprocessable(errors=((kind, f"too many objects: at most {objects_max} at once"),))
-        for index, one in enumerate(objects):
+        for index, item in enumerate(objects):
             number += 1
-            wanted = _object((resource, index, number), one, own, now, errors)
+            wanted = _object((resource, index, number), item, own, now, errors)
             if wanted is not None:
-                found.setdefault(kind, []).append(wanted)
+                wanted_objects.setdefault(kind, []).append(wanted)
             if len(errors) >= ERRORS_MAX:
                 refuse(errors)
     refuse(errors)
-    return ConfigObjects(found)
+    return ConfigObjects(wanted_objects)
 
 
 def refuse(errors: Errors) -> None:

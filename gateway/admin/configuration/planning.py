@@ -163,11 +163,11 @@ class Planner:
         """Store that the configuration describes a row as this object; delete marks of rows it replaced."""
         wanted, kind, before = pair.wanted, pair.wanted.resource.name, pair.mark
         self._met |= {(kind, row_id), *((kind, each) for each in pair.passed)}
-        said = None
+        identity = None
         if declared(wanted.resource).known_by_id:
-            said = identity_of(wanted.resource, values_of(wanted))
+            identity = identity_of(wanted.resource, values_of(wanted))
         made = isinstance(row_id, NewRowId) or (before is not None and before.made)
-        mark = Mark(kind, row_id, wanted.fields, made, said)
+        mark = Mark(kind, row_id, wanted.fields, made, identity)
         if mark != self._marks.get((kind, row_id)):
             self._new_marks.append(mark)
         if before is None and not isinstance(row_id, NewRowId):
@@ -283,7 +283,7 @@ class Planner:
         Rows that refer to others go first. Kinds with deferred objects are left out.
         """
         waiting = {wanted.resource.name for wanted, _ in self._matching.names.left}
-        for resource in reversed([each for name, each in KINDS.items() if name not in waiting]):
+        for resource in reversed([kind for name, kind in KINDS.items() if name not in waiting]):
             mine = {
                 mark.row_id: mark
                 for key, mark in self._marks.items()
@@ -328,7 +328,7 @@ class Planner:
 
 def _digest(changes: Sequence[PlannedRow], marks: Sequence[Mark]) -> str:
     noted = [[mark.resource, str(mark.row_id), str(mark.said), *mark.fields] for mark in marks]
-    return sha256(canonical([[each.told() for each in changes], noted])).hexdigest()
+    return sha256(canonical([[change.told() for change in changes], noted])).hexdigest()
 
 
 def _is_stored(wanted: WantedObject, row: Row, name: str, value: object) -> bool:

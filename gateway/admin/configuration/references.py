@@ -258,7 +258,7 @@ async def name_all(session: ApplyTransaction, changes: Sequence[PlannedRow]) -> 
 
 
 def _name_all(changes: Sequence[PlannedRow], rows: Mapping[Which, Row]) -> None:
-    made: dict[int, PlannedRow] = {each.number: each for each in changes}
+    made: dict[int, PlannedRow] = {change.number: change for change in changes}
 
     def whole(resource: Resource, by: Row) -> str:
         parts: list[object] = []
@@ -273,22 +273,22 @@ def _name_all(changes: Sequence[PlannedRow], rows: Mapping[Which, Row]) -> None:
                 parts.append(value if there is None else whole(KINDS[kind], there))
         return " / ".join(str(part) for part in parts if part is not None)
 
-    for each in changes:
-        each.name = whole(each.resource, each.by)
-        for said, (kind, row_id) in each.others.items():
-            _, after = each.fields[said]
+    for change in changes:
+        change.name = whole(change.resource, change.by)
+        for said, (kind, row_id) in change.others.items():
+            _, after = change.fields[said]
             there = rows.get((kind, row_id))
             before = row_id if there is None else there[declared(KINDS[kind]).by[-1]]
-            each.fields[said] = (before, after)
-        for name, parts in each.parts.items():
-            before, after = each.fields[name]
+            change.fields[said] = (before, after)
+        for name, parts in change.parts.items():
+            before, after = change.fields[name]
             assert isinstance(before, list)
             names = {
                 part.index: f"{part.prefix}{there[declared(KINDS[part.kind]).by[-1]]}"
                 for part in parts
                 if (there := rows.get((part.kind, part.row_id))) is not None
             }
-            each.fields[name] = (with_keys(declared(each.resource).parts[name].key, before, names), after)
+            change.fields[name] = (with_keys(declared(change.resource).parts[name].key, before, names), after)
 
 
 async def _rows(session: ApplyTransaction, changes: Sequence[PlannedRow]) -> Mapping[Which, Row]:
@@ -301,20 +301,20 @@ async def _rows(session: ApplyTransaction, changes: Sequence[PlannedRow]) -> Map
             if kind is not None and by[name] is not None and not isinstance(by[name], NewRowId):
                 wanted[kind].add(by[name])
 
-    for each in changes:
-        want(each.resource, each.by)
-        for kind, row_id in each.others.values():
+    for change in changes:
+        want(change.resource, change.by)
+        for kind, row_id in change.others.values():
             if row_id is not None:
                 wanted[kind].add(row_id)
-        for part in (part for parts in each.parts.values() for part in parts):
+        for part in (part for parts in change.parts.values() for part in parts):
             wanted[part.kind].add(part.row_id)
-    found: dict[Which, Row] = {}
+    rows: dict[Which, Row] = {}
     for kind, resource in reversed(list(KINDS.items())):
         ids = wanted[kind]
         for row in await session.find(kind, {"id": ids}, len(ids)) if ids else ():
-            found[kind, row["id"]] = row
+            rows[kind, row["id"]] = row
             want(resource, row)
-    return found
+    return rows
 
 
 # Rows that earlier applies had for the names in files: renaming a row elsewhere does not break the link.
@@ -402,7 +402,7 @@ def _id(mark: Mark) -> int:
 
 
 async def _read(session: ApplyTransaction, resource: Resource, ids: Collection[object]) -> dict[object, Row]:
-    wanted = {each for each in ids if each is not None}
+    wanted = {id_ for id_ in ids if id_ is not None}
     rows = await session.find(resource.name, {"id": wanted}, len(wanted)) if wanted else ()
     return {row["id"]: row for row in rows}
 
@@ -498,8 +498,8 @@ class RowMatcher:
         if not how.since:
             for name, some in by_name.items():
                 by_name[name] = [*meant(kind, some, self._marks)]
-        found: list[Pair] = []
-        said: set[Identity] = set()
+        pairs: list[Pair] = []
+        identities: set[Identity] = set()
         holders = {identity_of(resource, row): row for row in rows} if how.unique else {}
         for wanted, name in zip(whole, names, strict=True):
             if self._waits(wanted, holders.get(name), before.rows.get(name)):
@@ -509,11 +509,11 @@ class RowMatcher:
                 continue
             if not pair.rows:
                 self.names.know(resource, values_of(wanted), NewRowId(wanted.number))
-            if name not in said or not pair.rows:
+            if name not in identities or not pair.rows:
                 self.names.said[kind].update([row["id"] for row in pair.rows] or [NewRowId(wanted.number)])
-            said.add(name)
-            found.append(pair)
-        return found
+            identities.add(name)
+            pairs.append(pair)
+        return pairs
 
     def _waits(self, wanted: WantedObject, holder: Row | None, own: Row | None) -> bool:
         """Defer an object if `holder`, a row other than `own`, has its unique name; return whether it did."""
@@ -561,10 +561,10 @@ class RowMatcher:
         return Pair(wanted, there, known)
 
     def _ask(self, names: Iterable[object]) -> None:
-        for each in names:
-            if isinstance(each, Reference):
-                self._asked[each.target.name].add(each.name)
-                self._ask(each.says.values())
+        for name in names:
+            if isinstance(name, Reference):
+                self._asked[name.target.name].add(name.name)
+                self._ask(name.says.values())
 
     async def _rows(self, resource: Resource, objects: Sequence[WantedObject]) -> list[Row]:
         """Read the rows that objects or references may mean, selected by part of their name and by owner."""
@@ -572,19 +572,19 @@ class RowMatcher:
         last, ids = how.by[-1], references(resource)
         key = how.by[0] if last in ids else last
         asked = self._asked.get(resource.name, set())
-        values = [values_of(each) for each in objects]
+        values = [values_of(item) for item in objects]
         if how.folded:
-            names: set[object] = {folded(str(each)) for each in asked.union(each[key] for each in values)}
+            names: set[object] = {folded(str(each)) for each in asked.union(value[key] for value in values)}
             return await self._read(resource, [{key: names}])
         # Referred rows may have any owner; rows of objects have the owners that the objects name.
         parents = [name for name in how.by if name != key and name in ids]
-        said = {name: _there(each[name] for each in values) for name in (key, *parents)}
+        said = {name: _there(value[name] for value in values) for name in (key, *parents)}
         said[key] -= asked
         return await self._read(resource, [{key: asked}, said])
 
     async def _claimed(self, resource: Resource, objects: Sequence[WantedObject]) -> dict[Identity, Row]:
         claims = declared(resource).claims
-        some = [each for each in objects if all(each.values.get(name) is not None for name in claims)]
+        some = [item for item in objects if all(item.values.get(name) is not None for name in claims)]
         said = {name: {each.values[name] for each in some} for name in claims}
         rows = await self._read(resource, [said]) if claims else ()
         return {tuple(row[name] for name in claims): row for row in rows}
@@ -615,14 +615,14 @@ class RowMatcher:
 def never_becomes(wanted: WantedObject, row: Row) -> list[str]:
     resource, how = wanted.resource, declared(wanted.resource)
     patch = resource.patch.model_fields if resource.patch is not None else {}
-    said = values_of(wanted)
+    values = values_of(wanted)
     return [
         name
         for name in wanted.fields
         if name not in patch and name not in how.actions and name not in how.begins
-        and not same(said[name], stored(resource, row, name))
+        and not same(values[name], stored(resource, row, name))
     ]  # fmt: skip
 
 
 def _there(values: Iterable[object]) -> set[object]:
-    return {each for each in values if not isinstance(each, NewRowId)}
+    return {value for value in values if not isinstance(value, NewRowId)}

@@ -138,8 +138,8 @@ KINDS: Mapping[str, Resource] = {resource.name: resource for resource in _ordere
 
 def near(said: str, known: Collection[str]) -> str:
     """Return a hint with the most similar known word, or with all known words if none is similar."""
-    found = difflib.get_close_matches(said, known, 1)
-    return f"did you mean {found[0]}?" if found else f"known are {', '.join(known)}"
+    close_matches = difflib.get_close_matches(said, known, 1)
+    return f"did you mean {close_matches[0]}?" if close_matches else f"known are {', '.join(known)}"
 
 
 def schema() -> Json:

@@ -98,13 +98,13 @@ PROGRAMS_SHOWN_MAX = 500
 
 async def show_programs(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
     require_read(desk.ports.actor, programs.PROGRAMS_REPORT)
-    found = await programs.running_programs(desk.ports)
-    items = found["items"]
+    running_programs = await programs.running_programs(desk.ports)
+    items = running_programs["items"]
     assert isinstance(items, list)
-    shown = sorted(items, key=lambda one: one["refused"] is None)[:PROGRAMS_SHOWN_MAX]
+    shown = sorted(items, key=lambda item: item["refused"] is None)[:PROGRAMS_SHOWN_MAX]
     return desk.answer(
-        request, signed, "programs.html", found=found, items=shown, more=len(items) - len(shown),
-        refused=sum(one["refused"] is not None for one in items),
+        request, signed, "programs.html", found=running_programs, items=shown, more=len(items) - len(shown),
+        refused=sum(item["refused"] is not None for item in items),
     )  # fmt: skip
 
 
@@ -350,19 +350,19 @@ def _mount_screen(app: web.Application, desk: ConsoleShell, screen: Screen) -> N
             writing(f"{one}/{action.name}", partial(act, action=action, part=part), action.name)
 
 
-def _error_page(desk: ConsoleShell, request: web.Request, told: web.Response) -> web.Response | None:
-    """Return the page that shows `told`, the API's error answer; None if a program sent the request."""
+def _error_page(desk: ConsoleShell, request: web.Request, response: web.Response) -> web.Response | None:
+    """Return the page that shows `response`, the API's error answer; None if a program sent the request."""
     if request.path.startswith(PROGRAMS) or "text/html" not in request.headers.get("Accept", ""):
         return None
-    problem = json.loads(told.text or "{}")
+    problem = json.loads(response.text or "{}")
     errors = [(each["field"], each["message"]) for each in problem.get("errors", ())]
     page = desk.answer(
-        request, None, "error.html", told.status, message=problem["detail"], errors=errors,
-        reason=problem["type"].rpartition(":")[2], code=told.status,
+        request, None, "error.html", response.status, message=problem["detail"], errors=errors,
+        reason=problem["type"].rpartition(":")[2], code=response.status,
     )  # fmt: skip
     for name in ("Allow", "Retry-After"):
-        if name in told.headers:
-            page.headers[name] = told.headers[name]
+        if name in response.headers:
+            page.headers[name] = response.headers[name]
     return page
 
 

@@ -372,7 +372,7 @@ MARKS = frozenset(
         "status", "payment_status", "state", "category", "kind", "role", "transaction_type", "direction",
         "meter",
         "billing_interval", "service_type", "action", "resolution", "mode",
-        *(one.name for one in TERMS if one.choices),
+        *(term.name for term in TERMS if term.choices),
     }
 )  # fmt: skip
 MONEY = frozenset(

@@ -391,7 +391,7 @@ def is_same(peppers: Peppers, who: PersonIdentity | None, token_digest: str, per
     """Return whether `person`, named by a provider, is still `who`, with the same admin token."""
     if person is None or not person.who.is_who(who):
         return False
-    return token_digest in (one for known_as in person.known_as for one in peppers.digests(known_as))
+    return token_digest in (digest for known_as in person.known_as for digest in peppers.digests(known_as))
 
 
 async def _user_of(ports: AdminPorts, actor: Actor) -> str:

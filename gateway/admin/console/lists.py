@@ -190,11 +190,13 @@ async def page_of(
     """
     choices = await desk.choices({screen.resource.target(name) for name in screen.filters})
     order = order_of(screen, request.query.get("sort", ""))
-    found = ListPage((), None, None)
+    list_page = ListPage((), None, None)
     named, errors = await find_names(desk, request.query, targets_of(screen))
     if not errors:
         try:
-            found = await _found(desk, screen, request, order, rows_max=rows_max, fixed={**named, **fixed})
+            list_page = await _found(
+                desk, screen, request, order, rows_max=rows_max, fixed={**named, **fixed}
+            )
         except Unprocessable as wrong:
             errors = dict(wrong.errors)
     stated = tags_in(screen, request)
@@ -204,21 +206,21 @@ async def page_of(
     return {
         "screen": screen,
         "labels": [label_of(name) for name in screen.columns],
-        "lines": await lines_of(desk, screen, found.rows),
+        "lines": await lines_of(desk, screen, list_page.rows),
         "controls": _controls(screen, request, choices, errors, dict.fromkeys((*declared, *stated))),
         "errors": {name if text == NO_FILTER else label_of(name): text for name, text in errors.items()},
-        "next": _address(request, **found.next) if found.next else "",
+        "next": _address(request, **list_page.next) if list_page.next else "",
         "is_first": not request.query.keys() & {"cursor", "page"},
         "first": _address(request),
         "empty": "Nothing matches these filters." if is_filtered else screen.empty,
         "next_step": ("Clear the filters", request.path) if is_filtered else _next_step(desk, screen),
-        "count": found.count,
+        "count": list_page.count,
         "count_max": COUNT_MAX,
         "sort": request.query.get("sort", ""),
         "headings": [
             (_address(request, sort=asks) if asks else "", now) for asks, now in headings(screen, order)
         ],
-        "is_unsorted": not order.is_own and found.is_too_long,
+        "is_unsorted": not order.is_own and list_page.is_too_long,
         "sorted_max": SORTED_MAX,
         "file": _address(request, path=file or f"{request.path}.csv"),
     }
@@ -418,13 +420,13 @@ def _controls(
     for name in screen.filters:
         wanted = screen.resource.filters[name]
         target = screen.resource.target(name)
-        offered = [(each, each.replace("_", " ")) for each in wanted.choices]
+        offered = [(choice, choice.replace("_", " ")) for choice in wanted.choices]
         if target:
             offered = choices.get(target, [])
         elif wanted.kind == "flag":
             offered = [("true", "yes"), ("false", "no")]
         elif (screen.name, name) == ("calls", "reason"):
-            offered = [(each, each.replace("_", " ")) for each in sorted(REFUSALS)]
+            offered = [(refusal, refusal.replace("_", " ")) for refusal in sorted(REFUSALS)]
         value, error = request.query.get(name, ""), errors.get(name, "")
         if wanted.or_tag and tag_in(value):
             offered.append((value, value))
@@ -551,8 +553,12 @@ async def _of_request(desk: ConsoleShell, request_id: str) -> Hits:
     called = await desk.names({"tenants": set(tenants)})
     asked = f"request_id={request_id}"
     moved = [
-        Hit(called.get(("tenants", each), f"tenant {each}"), ("ledger",), f"/tenants/{each}?{asked}#ledger")
-        for each in tenants
+        Hit(
+            called.get(("tenants", tenant), f"tenant {tenant}"),
+            ("ledger",),
+            f"/tenants/{tenant}?{asked}#ledger",
+        )
+        for tenant in tenants
     ]
     return [("Ledgers", moved)] if moved else []
 

@@ -165,7 +165,7 @@ def _page(
     after: int = 0,
 ) -> web.Response:
     months = tuple(months_until(datetime.now(UTC).date()))
-    fields = [replace(each, choices=months) if each.name == "month" else each for each in _FORM.fields]
+    fields = [replace(field, choices=months) if field.name == "month" else field for field in _FORM.fields]
     form = replace(_FORM, fields=fields, values=typed, errors=errors or {})
     going_on = None
     if after:

@@ -24,7 +24,7 @@ _WORDS = frozenset({"null", "true", "false"})
 def read_outline(text: str) -> object:
     """Parse a text as nested lists and mappings; return the text itself if it is not of that form."""
     try:
-        found = [each.value for each in documents(text, "", decimals_as_texts=True)]
+        found = [document.value for document in documents(text, "", decimals_as_texts=True)]
     except (UnreadableYaml, RecursionError):
         return text
     return found[0] if len(found) == 1 else text

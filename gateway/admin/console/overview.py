@@ -375,7 +375,7 @@ async def _sums(ports: AdminPorts, asked: OverviewQuery) -> Sequence[tuple[str, 
         assert isinstance(start, datetime)
         assert isinstance(cost, Decimal)
         days.setdefault(currency, {})[start.astimezone(UTC).date()] = cost
-    sums = {currency: outlook(each, now) for currency, each in days.items()}
+    sums = {currency: outlook(day, now) for currency, day in days.items()}
     return sorted(sums.items(), key=lambda each: each[1].month, reverse=True)
 
 
@@ -450,8 +450,8 @@ async def _tightest(desk: ConsoleShell, asked: OverviewQuery) -> list[TightBudge
 async def _failed(ports: AdminPorts, asked: OverviewQuery) -> tuple[list[RefusalCount], bool] | None:
     """Return failures of the range's newest calls by frequency, and whether all calls were read."""
     span = asked.query()
-    found = await ports.figures.outcomes(span.since, span.filters, CALLS_READ_MAX)
-    if found is None:
+    outcomes = await ports.figures.outcomes(span.since, span.filters, CALLS_READ_MAX)
+    if outcomes is None:
         return None
     counts = [
         RefusalCount(
@@ -460,8 +460,8 @@ async def _failed(ports: AdminPorts, asked: OverviewQuery) -> tuple[list[Refusal
             str(row["reason"] or ""),
             int(str(row["calls"])),
         )
-        for row in found
+        for row in outcomes
     ]
-    read = sum(one.calls for one in counts)
-    failed = sorted((one for one in counts if one.status >= 400), key=lambda one: -one.calls)
+    read = sum(count.calls for count in counts)
+    failed = sorted((count for count in counts if count.status >= 400), key=lambda count: -count.calls)
     return failed[:OUTCOMES_SHOWN], read < CALLS_READ_MAX

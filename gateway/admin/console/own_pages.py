@@ -128,10 +128,10 @@ async def show_call(desk: ConsoleShell, request: web.Request, signed: SignedInPe
     """`GET /me/calls/{request_id}`: why one's own call was refused, or what it cost."""
     scope, of = await _scope(desk, signed.actor), request.match_info["request_id"]
     named: dict[str, Any] = {**scope.calls, "request_id": of}
-    found = await desk.ports.store.page("calls", query(1, **named))
-    if not found.rows:
+    page = await desk.ports.store.page("calls", query(1, **named))
+    if not page.rows:
         raise NotFound
-    row = RESOURCES["calls"].render(found.rows[0])
+    row = RESOURCES["calls"].render(page.rows[0])
     steps = await explain(desk.of(_acting(signed.actor)).ports, row)
     return desk.answer(request, signed, "own_call.html", row=row, steps=steps)
 
@@ -147,7 +147,7 @@ async def rotate(
     if not is_own or all(row["id"] != key_id for row in scope.keys):
         raise NotFound
     keys = desk.of(_acting(actor)).operations["api-keys"]
-    [action] = [each for each in keys.resource.actions if each.name == "rotate"]
+    [action] = [action for action in keys.resource.actions if action.name == "rotate"]
     try:
         done = await keys.act(action, desk.asked(request, signed, posted, {"id": key_id}), key_id, {})
     except Conflict as error:
@@ -200,7 +200,10 @@ async def _scope(desk: ConsoleShell, actor: Actor) -> OwnScope:
     # The user's keys, and those that the whole tenant shares.
     filters = [{**own, "user": user}, {**own, "user": None}] if user else [own]
     pages = await asyncio.gather(
-        *(desk.ports.store.page("api-keys", query(KEYS_SHOWN, newest_first=True, **each)) for each in filters)
+        *(
+            desk.ports.store.page("api-keys", query(KEYS_SHOWN, newest_first=True, **filter_))
+            for filter_ in filters
+        )
     )
     keys = [row for page in pages for row in page.rows]
     if actor.api_key_id is not None:
@@ -235,7 +238,7 @@ def _key(row: Row) -> Row:
 
 async def _budgets(wide: ConsoleShell, scope: OwnScope) -> list[OwnBudget]:
     """Return the budgets that a person's calls take from, with the person's own account if there is one."""
-    found = await wide.ports.store.page(
+    page = await wide.ports.store.page(
         "budgets", query(BUDGETS_MAX, organization_id=scope.tenant["organization_id"])
     )
     members = {
@@ -244,7 +247,7 @@ async def _budgets(wide: ConsoleShell, scope: OwnScope) -> list[OwnBudget]:
         groups.USER: [scope.user] if scope.user else [],
     }
     within = await wide.ports.figures.groups_of(int(str(scope.tenant["organization_id"])), members)
-    mine = [row for row in found.rows if _takes_from(row, scope, within)]
+    mine = [row for row in page.rows if _takes_from(row, scope, within)]
     accounts = {
         KEY: {str(row["id"]): str(row["name"]) for row in scope.keys},
         TENANT: {str(scope.tenant["id"]): str(scope.tenant["name"])},

@@ -172,9 +172,9 @@ class Records:
             raise NotFound
         form = self._blank()
         said = {
-            each.name: request.query[each.name]
-            for each in form.fields
-            if each.name in request.query and each.kind != "many"
+            field.name: request.query[field.name]
+            for field in form.fields
+            if field.name in request.query and field.kind != "many"
         }
         usual = {slot.field: slot.usual for slot, _ in form.sentence if slot.usual}
         own = {"organization_id": str(signed.actor.organization_id or "")}
@@ -286,7 +286,7 @@ class Records:
 
         The unit is that of the existing row with the id `of`, or that in the form.
         """
-        targets = {each.name: each.refers for each in form.fields if each.refers}
+        targets = {field.name: field.refers for field in form.fields if field.refers}
         nested = {name: value for name, value in sent.items() if isinstance(value, dict | list)}
         if form.model is not None:
             sent = {**sent, **{name: fit_to(form.model, name, value) for name, value in nested.items()}}
@@ -321,7 +321,7 @@ class Records:
 
     async def _with_choices(self, form: PageForm) -> PageForm:
         """Return a form with choices for those fields of ids whose resources have few rows."""
-        targets = {each.refers for each in form.fields if each.refers}
+        targets = {field.refers for field in form.fields if field.refers}
         form = replace(form, choices=await self._desk.choices(targets))
         if self._screen.name != "budgets" or all(field.name != "each" for field in form.fields):
             return form
@@ -366,7 +366,7 @@ class Records:
 
     async def _with_names(self, form: PageForm, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return values with names instead of ids, where a name identifies the row."""
-        refers = {each.name: each.refers for each in form.fields if each.refers in FOUND - LISTED}
+        refers = {field.name: field.refers for field in form.fields if field.refers in FOUND - LISTED}
         ids = {name: id_ for name in refers if (id_ := id_of(str(values.get(name, "")))) is not None}
         wanted: dict[str, set[int]] = {}
         for name, number in ids.items():
@@ -394,9 +394,9 @@ class Records:
         is_given = self._desk.ports.actor.organization_id is not None and model is not None
         given = {OWNER} if is_given and OWNER in model.model_fields else set()  # type: ignore[union-attr]  # given
         fields = [
-            replace(each, required=False, hint=filled[each.name]) if each.name in filled else each
-            for each in form.fields
-            if each.name not in given or not each.required
+            replace(field, required=False, hint=filled[field.name]) if field.name in filled else field
+            for field in form.fields
+            if field.name not in given or not field.required
         ]
         return replace(form, fields=fields, slots=self._screen.sentence)
 
@@ -429,7 +429,7 @@ class Records:
             ]
             form = replace(form, fields=fields)
         if (self._screen.name, action.name) in TICKED:
-            form = replace(form, fields=[replace(each, kind="ticks") for each in form.fields])
+            form = replace(form, fields=[replace(field, kind="ticks") for field in form.fields])
         confirmed = action.confirmed or CONFIRMED.get((self._screen.name, action.name), "")
         dangerous = action.name in DANGEROUS
         return replace(form, note=f"{action.summary}.", is_dangerous=dangerous, confirmed=confirmed)
@@ -439,9 +439,11 @@ class Records:
         fields: Sequence[FormField] = ()
         if model is not None:
             may = settable(self._desk.ports.actor, resource.access, verb, model.model_fields)
-            fields = tuple(each for each in fields_of(resource, model) if each.name.partition(".")[0] in may)
+            fields = tuple(
+                field for field in fields_of(resource, model) if field.name.partition(".")[0] in may
+            )
         seen = IN_SIGHT.get(self._screen.name, set()).union(self._screen.columns)
-        main = {each.name for each in fields if each.required or each.name in seen}
+        main = {field.name for field in fields if field.required or field.name in seen}
         folds = len(fields) > FIELDS_IN_SIGHT_MAX or (verb == CREATE and self._screen.name in FOLDED)
         return PageForm(
             action, title, submit, fields, forms.defaults(fields), main=frozenset(main if folds else ()),
@@ -619,8 +621,8 @@ async def accounts_of(desk: ConsoleShell, row: Row, most: int = ACCOUNTS_SHOWN) 
     if row["each"] is None:
         return {"accounts": (), "accounts_more": 0}
     stored = await desk.ports.store.get("budgets", int(str(row["id"])))
-    found = await live.most_used_accounts(desk.ports, stored, most + 1)
-    called = await owner_names(desk, row, [account["who"] for account in found])
+    most_used_accounts = await live.most_used_accounts(desk.ports, stored, most + 1)
+    called = await owner_names(desk, row, [account["who"] for account in most_used_accounts])
     shown = [
         (
             who,
@@ -629,10 +631,10 @@ async def accounts_of(desk: ConsoleShell, row: Row, most: int = ACCOUNTS_SHOWN) 
             each["limit_by"],
             next_text({**row, **each}),
         )
-        for each in found[:most]
+        for each in most_used_accounts[:most]
         for who in (str(each["who"]),)
     ]
-    return {"accounts": shown, "accounts_more": most if len(found) > most else 0}
+    return {"accounts": shown, "accounts_more": most if len(most_used_accounts) > most else 0}
 
 
 def next_text(account: Row) -> str:

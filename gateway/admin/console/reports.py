@@ -276,7 +276,7 @@ async def show_explorer(desk: ConsoleShell, request: web.Request, signed: Signed
     errors |= unknown([name for name in sent if not is_filter(name)], PARAMETERS)
     sent |= ids
     groups = ",".join(request.query.getall("group_by", [USUAL_GROUP])).split(",")
-    groups = [each for each in groups if each not in {"", NO_GROUP}]
+    groups = [group for group in groups if group not in {"", NO_GROUP}]
     asked = ReportQuery(sent, groups, datetime.now(UTC))
     stated = [name for name in (*asked.groups, *asked.filters) if tag_in(name)]
     asked.tags = tuple(dict.fromkeys((*await declared_tags(desk, asked.filters), *stated)))
@@ -332,9 +332,9 @@ def _files(interval: str) -> list[tuple[str, str]]:
     return [("", "none")] + ([(f" by {interval}", interval)] if interval != "none" else [])
 
 
-def _lines(found: SpendSummary, asked: ReportQuery) -> list[ReportRow]:
-    whole = {row["currency"]: amount_of(row, "cost") for row in found.totals}
-    rows = sorted(found.groups, key=lambda row: amount_of(row, asked.sort), reverse=True)[:ROWS_MAX]
+def _lines(summary: SpendSummary, asked: ReportQuery) -> list[ReportRow]:
+    whole = {row["currency"]: amount_of(row, "cost") for row in summary.totals}
+    rows = sorted(summary.groups, key=lambda row: amount_of(row, asked.sort), reverse=True)[:ROWS_MAX]
     return [
         ReportRow(
             row,
@@ -554,7 +554,7 @@ class Live:
     def _since(self, seconds: float) -> MetricSample:
         """Return the latest sample that is at least `seconds` old, else the oldest one."""
         edge = self._samples[-1].at - seconds
-        return next((each for each in reversed(self._samples) if each.at <= edge), self._samples[0])
+        return next((sample for sample in reversed(self._samples) if sample.at <= edge), self._samples[0])
 
 
 def sample_of(snapshot: Snapshot, at: float) -> MetricSample:

@@ -126,7 +126,7 @@ async def show_statement(
     owner = asked.organization_id if asked is not None else None
     shown = rows[:ROWS_SHOWN_MAX]
     names = () if owner is None else statement.previews
-    previews = await asyncio.gather(*(preview(desk, each, organization_id=owner) for each in names if owner))
+    previews = await asyncio.gather(*(preview(desk, name, organization_id=owner) for name in names if owner))
     waiting = await ports.store.waiting(owner) if owner is not None and name == "unbilled" else ()
     return desk.answer(
         request, signed, "statement.html", 422 if errors else 200,

@@ -134,8 +134,8 @@ def nearest(app: web.Application, path: str) -> str:
         for one in sorted(served)
         if one.startswith(beginning) and one.count("/") == asked.count("/")
     ]
-    found = difflib.get_close_matches(asked.removeprefix(beginning), alike, 1, ALIKE_MIN)
-    return beginning + found[0] if found else ""
+    close_matches = difflib.get_close_matches(asked.removeprefix(beginning), alike, 1, ALIKE_MIN)
+    return beginning + close_matches[0] if close_matches else ""
 
 
 REQUEST_ID = web.RequestKey("request_id", str)

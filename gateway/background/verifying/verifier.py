@@ -553,7 +553,11 @@ class Verifier:
         """
         if not wanted:
             return []
-        since = {one.partition: one.since for one in unverified_partitions.values() if one.since is not None}
+        since = {
+            unverified_partition.partition: unverified_partition.since
+            for unverified_partition in unverified_partitions.values()
+            if unverified_partition.since is not None
+        }
         places, done = await self._source.places(wanted, since), list[VerificationResult]()
 
         async def one(partition: int, truth: LedgerState) -> None:

@@ -135,7 +135,7 @@ class Allocator:
 def settled(allocations: Iterable[Allocation]) -> dict[tuple[int, int | None], int]:
     """Return the sum of the allocations of each (seq, grant id); pairs whose sum is zero are missing."""
     sums: dict[tuple[int, int | None], int] = {}
-    for each in allocations:
-        place = (each.seq, each.grant_id)
-        sums[place] = sums.get(place, 0) + each.amount
+    for allocation in allocations:
+        place = (allocation.seq, allocation.grant_id)
+        sums[place] = sums.get(place, 0) + allocation.amount
     return {place: amount for place, amount in sums.items() if amount}

@@ -298,10 +298,10 @@ def _by_tax(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> list[tuple[
     """Group charges by tax, ordered by time. Without charges, return only the tax of the last day."""
     if not charges:
         return [(facts.tax_on(facts.until - ONE_DAY), ())]
-    found: dict[Tax, list[SupplyCharge]] = {}
+    supply_charges: dict[Tax, list[SupplyCharge]] = {}
     for charge in charges:
-        found.setdefault(facts.tax_of(charge), []).append(charge)
-    return sorted(found.items(), key=lambda of: min(charge.start for charge in of[1]))
+        supply_charges.setdefault(facts.tax_of(charge), []).append(charge)
+    return sorted(supply_charges.items(), key=lambda of: min(charge.start for charge in of[1]))
 
 
 def _behind(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> InvoiceFacts:

@@ -143,7 +143,7 @@ def read_pricing(document: Mapping[str, object] | None) -> ServicePricing:
     document = document or {}
     tiers, prices, at_cost = document.get("tiers"), document.get("per_million"), document.get("at_cost")
     return ServicePricing(
-        tuple(PriceTier(each.get("up_to"), Decimal(each["unit_price"])) for each in tiers)
+        tuple(PriceTier(tier.get("up_to"), Decimal(tier["unit_price"])) for tier in tiers)
         if isinstance(tiers, list)
         else (),
         {model: _token_price(price) for model, price in prices.items()} if isinstance(prices, dict) else None,

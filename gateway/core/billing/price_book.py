@@ -184,7 +184,7 @@ class PriceBook:
 
     def base_rate(self, currency: str, at_ms: float) -> str | None:
         """Return the rate from the base currency at a time (Unix ms), as decimal text; None if unknown."""
-        fitting = (one for one in self._rates if (one.currency, one.base) == (currency, BASE_CURRENCY))
+        fitting = (rate for rate in self._rates if (rate.currency, rate.base) == (currency, BASE_CURRENCY))
         return next((one.rate for one in fitting if one.effective_ms <= at_ms), None)
 
     def _look(self, model: str, currency: str, seller: Seller | None) -> list[tuple[int, Vector]]:
@@ -208,8 +208,8 @@ class PriceBook:
 
         found = [(price.effective_ms, price.vector) for price in ordered(currency)]
         # Each price once by every rate that may convert it: the first in force counts.
-        for base in dict.fromkeys(one.base for one in self._rates if one.currency == currency):
-            dated = [one for one in self._rates if (one.currency, one.base) == (currency, base)]
+        for base in dict.fromkeys(rate.base for rate in self._rates if rate.currency == currency):
+            dated = [rate for rate in self._rates if (rate.currency, rate.base) == (currency, base)]
             for price in ordered(base):
                 found += [
                     (max(price.effective_ms, one.effective_ms), converted(price.vector, one)) for one in dated
@@ -385,7 +385,7 @@ def _vector(row: Mapping[str, Any]) -> Vector:
         lacks=lacking(prices, [kind for kind in NAMED_ALONE if own[kind] is not None]),
         hours=read_hours(row),
     )
-    tables = {name: _table(usual, own, said) for name, said in tiers.items() if isinstance(said, Mapping)}
+    tables = {name: _table(usual, own, tier) for name, tier in tiers.items() if isinstance(tier, Mapping)}
     return usual._replace(tiers=tables) if tables else usual
 
 
@@ -470,7 +470,7 @@ def dearest(vectors: Sequence[Vector]) -> Vector:
     first, *others = vectors
     if not others:
         return first
-    return first._replace(prices=tuple(map(max, *(one.prices for one in vectors))))
+    return first._replace(prices=tuple(map(max, *(vector.prices for vector in vectors))))
 
 
 # What one call costs: its counts times the prices of its admission, in whole numbers.
@@ -790,10 +790,10 @@ class HighestRates:
 
 def usual_rate(vectors: Sequence[Vector], read: int, factor: Factor = SAME, *, in_money: bool) -> TokenRate:
     """Return the rate of a call with `read` uncached input tokens; `factor` leads from cost to charge."""
-    prices = [prices_at(one, read) for one in vectors]
+    prices = [prices_at(vector, read) for vector in vectors]
     return TokenRate(
-        read, max([each[_INPUT] for each in prices]), max([each[_OUTPUT] for each in prices]),
-        max([one.request for one in vectors]), factor, in_money,
+        read, max([price[_INPUT] for price in prices]), max([price[_OUTPUT] for price in prices]),
+        max([vector.request for vector in vectors]), factor, in_money,
     )  # fmt: skip
 
 
@@ -802,9 +802,9 @@ def dearest_rate(
 ) -> TokenRate:
     """Return the highest rate that a call of `read` input tokens and the priced extras `asks` can have."""
     input_ = output = fixed = 0
-    for one in _tables(vectors, asks.tiers):
-        dearest = highest_rates(one, read)
-        text, written, request = dearest.text, dearest.written, one.request
+    for table in _tables(vectors, asks.tiers):
+        dearest = highest_rates(table, read)
+        text, written, request = dearest.text, dearest.written, table.request
         if asks.caches:
             text = max(text, dearest.caches)
             if asks.long_caches:
@@ -813,25 +813,25 @@ def dearest_rate(
             text = max(text, dearest.blobs)
         if asks.sound:
             written = max(written, dearest.sound)
-        if one.service_tiers:
-            tier = _dearest_tier(one, asks.tiers)
+        if table.service_tiers:
+            tier = _dearest_tier(table, asks.tiers)
             text, written, request = _times(text, tier), _times(written, tier), _times(request, tier)
         input_, output = max(input_, text), max(output, written)
         tools = 0
         if asks.tools:
-            tools = sum([uses_price(one, name, uses) for name, uses in asks.tools.items()])
+            tools = sum([uses_price(table, name, uses) for name, uses in asks.tools.items()])
         fixed = max(fixed, request - -tools // USES_A_PRICE)
     return TokenRate(read, input_, output, fixed, factor, in_money)
 
 
 def _tables(vectors: Sequence[Vector], tiers: Collection[str] | None) -> Sequence[Vector]:
     """Return these prices, and those of the service tiers that may answer (`tiers`; None means all)."""
-    if not any(one.tiers for one in vectors):
+    if not any(vector.tiers for vector in vectors):
         return vectors
     tables = []
-    for one in vectors:
-        tables.append(one)
-        tables += [table for tier, table in one.tiers.items() if tiers is None or tier in tiers]
+    for vector in vectors:
+        tables.append(vector)
+        tables += [table for tier, table in vector.tiers.items() if tiers is None or tier in tiers]
     return tables
 
 
@@ -854,12 +854,12 @@ def highest_rates(vector: Vector, read: int) -> HighestRates:
         if len(_highest) >= PRICES_MAX:
             _highest.clear()
         known = _highest[id(vector)] = _VectorRates(vector)
-    found = known.rates[0]
+    rate = known.rates[0]
     if len(known.rates) > 1:
         for number, tier in enumerate(vector.context_tiers, 1):
             if read > tier[0]:
-                found = known.rates[number]
-    return found
+                rate = known.rates[number]
+    return rate
 
 
 class _VectorRates:

@@ -87,11 +87,11 @@ def _catch_up(wanted: Timeline, kept: Timeline, at: datetime) -> Iterator[PriceC
 
 
 def _timelines(rows: Iterable[Row]) -> dict[Name, Timeline]:
-    found: dict[Name, Timeline] = {}
+    timelines: dict[Name, Timeline] = {}
     for row in rows:
         name = folded(row["provider"] or ""), folded(row["model"]), row["match"], row["currency"]
-        found.setdefault(name, {})[row["effective_from"]] = row
-    return found
+        timelines.setdefault(name, {})[row["effective_from"]] = row
+    return timelines
 
 
 def _in_force(timeline: Timeline, at: datetime) -> Row | None:

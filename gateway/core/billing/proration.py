@@ -287,7 +287,7 @@ class _DebtShare:
 
         If the share has no tokens, the price is that of the plan `end`.
         """
-        prices = {each.price for each in self.tokens} or {end.price}
+        prices = {token.price for token in self.tokens} or {end.price}
         price = prices.pop()
         if prices:
             price = EXACT.divide(self.worth, Decimal(self.tokens.total()))
@@ -363,7 +363,7 @@ def days_of(segment: PlanSegment, paid_from: date, ends: datetime | None, day: d
 
 def fees_of(segments: Iterable[PlanSegment], since: date, until: date) -> Decimal:
     """Return the fees, less discounts, for the days from `since` to `until` (exclusive)."""
-    return sum((fee.amount for each in segments for fee in day_fees(each, since, until)), Decimal(0))
+    return sum((fee.amount for segment in segments for fee in day_fees(segment, since, until)), Decimal(0))
 
 
 # The terms of a cycle of tokens: later changes of its plan apply from the next cycle on. Pure.
@@ -380,17 +380,17 @@ class PlanVersion:
 
 
 def sold_with(
-    said: Sequence[PlanVersion], given: PlanVersion | None, renewed: datetime | None, at: datetime
+    versions: Sequence[PlanVersion], given: PlanVersion | None, renewed: datetime | None, at: datetime
 ) -> TokenTerms:
     """Return the terms with which the token cycle at the time `at` began.
 
-    `said` are the versions of the plan, oldest first. A cycle begins by the calendar, by a reset that a
+    `versions` are the versions of the plan, oldest first. A cycle begins by the calendar, by a reset that a
     person requested (`renewed`), or by the plan's assignment (`given`), whichever was last. Versions from
     within the cycle are ignored.
     """
-    place = max((place for place, each in enumerate(said) if each.since <= at), default=0)
+    place = max((place for place, each in enumerate(versions) if each.since <= at), default=0)
     while True:
-        each = said[place]
+        each = versions[place]
         begins = max(_begin_of(each.terms, at), renewed or _ALWAYS)
         if given is not None and given.since >= begins:
             return given.terms

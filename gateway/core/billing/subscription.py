@@ -144,8 +144,8 @@ def agree(
     `negotiated` marks a cost that differs from the plan's price.
     """
     segments = tuple(
-        replace(each, terms=terms, cost=each.cost * quantity, quantity=quantity, negotiated=negotiated)
-        for each in subscription.segments
+        replace(segment, terms=terms, cost=segment.cost * quantity, quantity=quantity, negotiated=negotiated)
+        for segment in subscription.segments
     )
     return replace(subscription, segments=segments)
 
@@ -159,24 +159,24 @@ def agree_from(
     before keep their terms.
     """
     segments: list[PlanSegment] = []
-    for each in subscription.segments:
-        behind = _with(each, said, cost)
-        if each.end <= day or each.plan_id != subscription.current.plan_id or behind == each:
-            segments.append(each)
+    for segment in subscription.segments:
+        behind = _with(segment, said, cost)
+        if segment.end <= day or segment.plan_id != subscription.current.plan_id or behind == segment:
+            segments.append(segment)
             continue
-        ended = replace(each, end=max(day, each.start))
+        ended = replace(segment, end=max(day, segment.start))
         # A segment without days that is not stored is dropped.
-        segments += [ended] if each.id or ended.end > ended.start else []
+        segments += [ended] if segment.id or ended.end > ended.start else []
         segments.append(replace(behind, start=ended.end, id=0))
     return replace(subscription, segments=tuple(segments))
 
 
 def plan_since(subscription: Subscription) -> date:
     since = subscription.end
-    for each in reversed(subscription.segments):
-        if each.plan_id != subscription.current.plan_id:
+    for segment in reversed(subscription.segments):
+        if segment.plan_id != subscription.current.plan_id:
             break
-        since = each.start
+        since = segment.start
     return since
 
 

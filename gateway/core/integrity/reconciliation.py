@@ -75,7 +75,7 @@ class Owner:
     @property
     def accounts(self) -> list[str]:
         """The names of the accounts of the organization and its tenants."""
-        ids = [f"tenant:{one}" for one in self.tenant_ids]
+        ids = [f"tenant:{tenant_id}" for tenant_id in self.tenant_ids]
         return [*ids, f"credits:{self.organization_id}", f"spend:{self.organization_id}"]
 
 
@@ -434,23 +434,23 @@ def as_they_should_be(  # noqa: PLR0917  # an organization, its known use, and t
 
 
 def _carry_now(
-    budget: Budget, now_ms: int, value: str, uses: Mapping[int, int], told: CarriedUse | None
+    budget: Budget, now_ms: int, value: str, uses: Mapping[int, int], carried_use: CarriedUse | None
 ) -> PresentCarry:
     """Return what a budget's window carries now: as it was told in this interval, else by its last interval."""
-    amount, at_end = told or CarriedUse(0)
-    if told is not None and max(uses) == budget.form.since(now_ms):
+    amount, at_end = carried_use or CarriedUse(0)
+    if carried_use is not None and max(uses) == budget.form.since(now_ms):
         return PresentCarry(amount, True, at_end)
-    known = StoredUse(uses, None if told is None else amount, at_end)
+    known = StoredUse(uses, None if carried_use is None else amount, at_end)
     end = end_limit(budget, now_ms, value, at_end, None) if budget.overridden_groups else None
     return PresentCarry(carried_to(budget, now_ms, known, value, None), False, end)
 
 
 def _owners(stored: StoredBudgets, waiting: WaitingUses) -> dict[int, dict[str, list[WindowKey]]]:
     """Return the windows that were used by budget and owner."""
-    found = dict[int, dict[str, list[WindowKey]]]()
+    window_keys = dict[int, dict[str, list[WindowKey]]]()
     for key in [*stored.used, *(key for key in waiting.used if key not in stored.used)]:
-        found.setdefault(key.budget_id, {}).setdefault(key.value, []).append(key)
-    return found
+        window_keys.setdefault(key.budget_id, {}).setdefault(key.value, []).append(key)
+    return window_keys
 
 
 def run_as_it_should_be(run: Run, stored: Uses, waiting: Uses) -> BudgetAccountUse:
@@ -459,10 +459,10 @@ def run_as_it_should_be(run: Run, stored: Uses, waiting: Uses) -> BudgetAccountU
     `stored` is the use in PostgreSQL, `waiting` that in entries not stored yet, by window.
     """
     name, value = run.account.name, value_of(run.id)
-    windows = tuple(WindowKey(one.id, run.created_ms, value) for one in run.budgets)
+    windows = tuple(WindowKey(budget.id, run.created_ms, value) for budget in run.budgets)
     calls, amount = (
-        _counted(budget.unit, stored.get(one, 0) + waiting.get(one, 0))
-        for budget, one in zip(run.budgets, windows, strict=True)
+        _counted(budget.unit, stored.get(window, 0) + waiting.get(window, 0))
+        for budget, window in zip(run.budgets, windows, strict=True)
     )
     return BudgetAccountUse(
         name, run.defined, windows, (calls + ENDED_CALLS if run.ended_ms else calls, amount)
@@ -548,4 +548,4 @@ def _counted(unit: str, amount: int) -> int:
 
 def forgettable(budgets: Iterable[Budget]) -> frozenset[int]:
     """Return the ids of those budgets whose accounts Redis deletes once they are unused."""
-    return frozenset(one.id for one in budgets if is_forgotten_unused(one))
+    return frozenset(budget.id for budget in budgets if is_forgotten_unused(budget))

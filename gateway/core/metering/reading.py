@@ -222,13 +222,13 @@ class _Fit:
     def __init__(self) -> None:
         self.unknown = self.wrong = False
 
-    def struct(self, shape: type[Any], said: dict[str, msgspec.Raw]) -> Any:
+    def struct(self, shape: type[Any], raw: dict[str, msgspec.Raw]) -> Any:
         """Return a structure of type `shape` from raw fields by name; unreadable fields are None."""
         places = _places(shape)  # type: ignore[arg-type]  # a class can be a key
         self.unknown = self.unknown or any(
-            bytes(said[name]) not in _SAYS_NOTHING for name in said.keys() - places.keys()
+            bytes(raw[name]) not in _SAYS_NOTHING for name in raw.keys() - places.keys()
         )
-        read = {place: self._value(kind, said.get(name)) for name, (place, kind) in places.items()}
+        read = {place: self._value(kind, raw.get(name)) for name, (place, kind) in places.items()}
         return shape(**read)
 
     def _value(self, kind: Any, raw: msgspec.Raw | None) -> Any:
@@ -273,7 +273,7 @@ def _places(shape: type[Any]) -> dict[str, tuple[str, Any]]:
     return {
         field.encode_name: (
             field.name,
-            next(one for one in (*get_args(types[field.name]), types[field.name]) if one is not type(None)),
+            next(arg for arg in (*get_args(types[field.name]), types[field.name]) if arg is not type(None)),
         )
         for field in fields(shape)
     }

@@ -306,7 +306,7 @@ class TextShortener:
         head, tail = self._head, self._tail
         model = _MODEL.search(head) or _MODEL.search(tail)
         tiers = list(_TIER.finditer(tail)) or list(_TIER.finditer(head))
-        named = b"".join(found[0] + b"," for found in (model, *tiers[-1:]) if found is not None)
+        named = b"".join(tier[0] + b"," for tier in (model, *tiers[-1:]) if tier is not None)
         for window in (tail, head):
             for match in reversed(list(_USAGE.finditer(window))):
                 end = _object_end(window, match.end() - 1)

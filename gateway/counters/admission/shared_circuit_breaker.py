@@ -106,7 +106,7 @@ class SharedCircuitBreaker:
             await self._write({name: one for name, one in stored.items() if name in known} | added, ahead_s)
 
     async def _write(self, entries: dict[str, _Stored], ahead_s: float) -> None:
-        last_ms = max(one.until_ms for one in entries.values())
+        last_ms = max(entry.until_ms for entry in entries.values())
         left_ms = max(1, last_ms - int((self._clock() + ahead_s) * 1000))
         packed = _encode(list(entries.values()))
         await in_task(self._wires.of_key(_NAME).send(encode(b"SET", _NAME, packed, b"PX", b"%d" % left_ms)))
@@ -128,11 +128,11 @@ def _cooled(one: _Stored, ahead_s: float) -> BackoffEntry:
     return BackoffEntry(until, told_until, fields, one.organization_id)
 
 
-def _kept(name: str, one: BackoffEntry, ahead_s: float) -> _Stored:
+def _kept(name: str, entry: BackoffEntry, ahead_s: float) -> _Stored:
     return _Stored(
         name,
-        int((one.until + ahead_s) * 1000),
-        int((one.told_until + ahead_s) * 1000),
-        [line.decode("latin-1") for line in one.fields],
-        one.organization_id,
+        int((entry.until + ahead_s) * 1000),
+        int((entry.told_until + ahead_s) * 1000),
+        [line.decode("latin-1") for line in entry.fields],
+        entry.organization_id,
     )

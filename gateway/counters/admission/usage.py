@@ -31,22 +31,22 @@ BUDGETS_TOLD_MAX: Final = 100
 
 
 async def budget_limits(
-    wire: RedisConnection, partition: int, found: Sequence[CallerBudget], now_ms: int
+    wire: RedisConnection, partition: int, budgets: Sequence[CallerBudget], now_ms: int
 ) -> list[dict[str, object]]:
-    """Return the limits of budgets as JSON values; `found` are the budgets of a caller."""
-    found = found[:BUDGETS_TOLD_MAX]
-    windows = await _windows(wire, partition, dict.fromkeys(own.account for own in found))
-    newcomers = dict.fromkeys(own.account for own in found if own.account not in windows)
+    """Return the limits of budgets as JSON values; `budgets` are the budgets of a caller."""
+    budgets = budgets[:BUDGETS_TOLD_MAX]
+    windows = await _windows(wire, partition, dict.fromkeys(own.account for own in budgets))
+    newcomers = dict.fromkeys(own.account for own in budgets if own.account not in windows)
     if shared := {name: _shared(name) for name in newcomers if await _is_full(wire, partition, name, now_ms)}:
         windows |= await _windows(wire, partition, dict.fromkeys(shared.values()))
-        found = [
-            CallerBudget(shared[own.account], own.budget) if own.account in shared else own for own in found
+        budgets = [
+            CallerBudget(shared[own.account], own.budget) if own.account in shared else own for own in budgets
         ]
     return [
         _budget_limit(
             budget, compute_balance(budget, now_ms, None, windows.get(name), owner_in(name), groups=groups)
         )
-        for name, budget, groups in found
+        for name, budget, groups in budgets
     ]
 
 
@@ -135,12 +135,12 @@ class Usages:
         self._throttle = Throttle(wires, clock)
         self._budgets_of = budgets_of
 
-    async def usage_of(self, caller: Caller, said: Attribution = NOTHING_SAID) -> bytes:
-        """Return a caller's accounts as JSON, for the attribution `said`; RateLimited after many queries."""
+    async def usage_of(self, caller: Caller, attribution: Attribution = NOTHING_SAID) -> bytes:
+        """Return a caller's accounts as JSON, for the attribution `attribution`; RateLimited after many queries."""
         await self._throttle.admit(caller)
-        budgets = self._budgets_of(caller, said)
+        budgets = self._budgets_of(caller, attribution)
         wire = self._wires.of(caller.partition)
-        return await usage(wire, caller, caller.acts_for(said.user), budgets)
+        return await usage(wire, caller, caller.acts_for(attribution.user), budgets)
 
 
 async def usage(

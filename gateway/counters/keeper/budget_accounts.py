@@ -42,7 +42,7 @@ class BudgetAccounts(ControlClient):
     async def somebodys_budgets(self, partition: int, name: str) -> list[str]:
         """Return the names of all accounts that have the same budgets as `name`, one for each owner."""
         prefix = name.partition(":")[0]
-        return [f"{prefix}:{one}" for one in await self.members(keys.each_accounts(partition, name))]
+        return [f"{prefix}:{member}" for member in await self.members(keys.each_accounts(partition, name))]
 
     async def waiting(self, partition: int, mark: bytes, most: int = WAITING_MAX) -> list[bytes] | None:
         """Return a partition's outbox entries after the id `mark`; None if there are more than `most`."""
@@ -50,7 +50,7 @@ class BudgetAccounts(ControlClient):
 
     async def waiting_apart(self, partition: int, organizations: Iterable[int]) -> list[bytes] | None:
         """Return these organizations' parked (set aside) entries; None for more than `WAITING_MAX`."""
-        streams = [(keys.parked_entries(partition, one), b"") for one in organizations]
+        streams = [(keys.parked_entries(partition, organization), b"") for organization in organizations]
         return await self._entries(streams, WAITING_MAX)
 
     async def _entries(self, streams: Iterable[tuple[str, bytes]], most: int) -> list[bytes] | None:
@@ -129,10 +129,13 @@ class BudgetAccounts(ControlClient):
     ) -> None:
         """Write missing accounts with their stored use, unless a call creates them meanwhile."""
         commands, marker = list[tuple[bytes, ...]](), await self.marker(partition)
-        for one in accounts:
-            expires, value = _expiry(one.defined, one.moved_ms), one.name.partition(":")[2]
-            index, name = keys.each_accounts(partition, one.name), keys.budget_account(partition, one.name)
-            packed = packing.as_written(name, _packed(one, {}, now_ms, expires, 0), marker)
+        for account in accounts:
+            expires, value = _expiry(account.defined, account.moved_ms), account.name.partition(":")[2]
+            index, name = (
+                keys.each_accounts(partition, account.name),
+                keys.budget_account(partition, account.name),
+            )
+            packed = packing.as_written(name, _packed(account, {}, now_ms, expires, 0), marker)
             commands += (
                 (b"ZADD", index.encode(), b"NX", b"%d" % abs(expires), value.encode()),
                 (b"SET", name.encode(), packed, b"NX"),
@@ -169,7 +172,7 @@ class BudgetAccounts(ControlClient):
         ids = await self.members(keys.deadlines(partition))
         found: dict[tuple[str, int], list[int]] = {}
         calls = Counter[str]()
-        stored = await self.states([keys.hold(partition, one) for one in ids])
+        stored = await self.states([keys.hold(partition, id_) for id_ in ids])
         for request_id, packed in zip(ids, stored, strict=True):
             taken: list[tuple[str, tuple[int, ...]]] = []
             with self.left_alone.reading("hold", f"{partition} {request_id}"):

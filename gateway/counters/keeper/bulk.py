@@ -33,7 +33,7 @@ class BulkLoader(ControlClient):
         for some in batched(definitions, TOGETHER_MAX):
             wanted = await self._not_as_defined(some, version)
             answers = await self.run_each("load", (call for _, call in wanted))
-            if any(isinstance(one, bytes) and packing.code_of(one) == UNVERIFIED for one in answers):
+            if any(isinstance(answer, bytes) and packing.code_of(answer) == UNVERIFIED for answer in answers):
                 raise CountersUnavailable
             pairs = zip(wanted, answers, strict=True)
             refused += [(one, error) for (one, _), error in pairs if isinstance(error, Exception)]
@@ -45,22 +45,22 @@ class BulkLoader(ControlClient):
         """Return definitions whose stored state is missing or differs, with the call that writes it."""
         calls = [
             packing.define(
-                self.run_id_of(keys.partition_of(one.organization_id)), version, one,
-                create=not getattr(one, "has_ledger", False),
+                self.run_id_of(keys.partition_of(definition.organization_id)), version, definition,
+                create=not getattr(definition, "has_ledger", False),
             )
-            for one in definitions
+            for definition in definitions
         ]  # fmt: skip
         before = await self.states([names[1] for names, _ in calls])
         return [
-            (one, call)
-            for one, call, stored in zip(definitions, calls, before, strict=True)
-            if not is_as_defined(type(one), call[1][1], stored)
+            (definition, call)
+            for definition, call, stored in zip(definitions, calls, before, strict=True)
+            if not is_as_defined(type(definition), call[1][1], stored)
         ]
 
     async def write_terms(self, organizations: Sequence[OrganizationDefinition], version: int) -> None:
         """Store the terms of organizations of one partition, where they differ; newer stored terms remain."""
-        names = [keys.organization_terms(one.organization_id) for one in organizations]
-        written = [encode_terms(version, one.terms) for one in organizations]
+        names = [keys.organization_terms(organization.organization_id) for organization in organizations]
+        written = [encode_terms(version, organization.terms) for organization in organizations]
         before = await self.states(names)
         wanted = {
             name: raw
@@ -76,7 +76,9 @@ class BulkLoader(ControlClient):
     async def identities(self, definitions: Sequence[KeyDefinition]) -> None:
         """Store the identities of credentials in this server's partitions, where they differ."""
         ours = set(self.partitions)
-        here = (one for one in definitions if keys.partition_of_digest(one.digest) in ours)
+        here = (
+            definition for definition in definitions if keys.partition_of_digest(definition.digest) in ours
+        )
         for some in batched(here, TOGETHER_MAX):
             commands = await self._not_there(self.identity_written(one) for one in some if not one.of_tokens)
             await self.ask_together(_by_slot(commands), everybodys=True)

@@ -193,7 +193,7 @@ class Client:
     async def ask_each(self, commands: Iterable[Sequence[bytes]]) -> list[Reply]:
         """Send plain commands together; return replies in order, None for a refused one."""
         answers = await each([self.send(*command) for command in commands])
-        return [None if isinstance(one, CountersRefused) else one for one in answers]
+        return [None if isinstance(answer, CountersRefused) else answer for answer in answers]
 
     async def run_all(self, verb: str, calls: Iterable[packing.Call], together: int) -> list[bytes]:
         """Run one script for each call, `together` at a time; return packed answers in order."""
@@ -241,7 +241,7 @@ class Client:
         """Return stored accounts of (partition, id) pairs, by id; None for a missing one."""
         found: dict[int, S | None] = {}
         for partition, ids in _by_partition(pairs).items():
-            names = [_KINDS[kind][1](partition, one) for one in ids]
+            names = [_KINDS[kind][1](partition, id_) for id_ in ids]
             found |= self._unpacked(kind, ids, names, await self.states(names))
         return found
 
@@ -286,7 +286,7 @@ class Client:
     async def now_ms(self) -> int:
         """Return Redis' time of day in ms, from the first server that is available."""
         wires = self._wires.wires
-        wire = next((one for one in wires if one.available), wires[0] if wires else None)
+        wire = next((wire for wire in wires if wire.available), wires[0] if wires else None)
         if wire is None:
             raise CountersUnavailable
         time = await in_task(wire.send(encode(b"TIME")))
@@ -384,7 +384,7 @@ async def entries_of(client: Client, after: Mapping[str, bytes], count: int) -> 
             found = {cast("bytes", name).decode(): entries for name, entries in answer or ()}
             return [entries_in(found.get(name)) for name in after]
     answers = await each([client.send(*entries_behind(name, one, count)) for name, one in after.items()])
-    return [one if isinstance(one, CountersRefused) else entries_in(one) for one in answers]
+    return [answer if isinstance(answer, CountersRefused) else entries_in(answer) for answer in answers]
 
 
 async def are_any_there(client: Client, names: Sequence[str]) -> bool:
@@ -398,8 +398,8 @@ async def are_any_there(client: Client, names: Sequence[str]) -> bool:
 async def with_late(client: Client) -> list[tuple[int, Read]]:
     """Return partitions with a late queue that is not empty; with its first entry, or the read error."""
     asked = list(client.partitions)
-    found = await entries_of(client, {keys.late(one): b"" for one in asked}, 1)
-    return [pair for pair in zip(asked, found, strict=True) if pair[1] != []]
+    entries = await entries_of(client, {keys.late(one): b"" for one in asked}, 1)
+    return [pair for pair in zip(asked, entries, strict=True) if pair[1] != []]
 
 
 @lru_cache(ASKED_MAX)
@@ -409,7 +409,7 @@ def _asking(*words: bytes | str) -> bytes:
 
 
 def _each_marker(partitions: Collection[int]) -> Iterable[tuple[bytes, bytes]]:
-    return ((b"GET", keys.marker(one).encode()) for one in partitions)
+    return ((b"GET", keys.marker(partition).encode()) for partition in partitions)
 
 
 # The rights that a user of Redis needs, and those of a keeper: checked without running any command.
@@ -489,13 +489,13 @@ class RefusedCommands:
 async def refused_rights(wire: RedisConnection, *commands: str) -> RefusedCommands:
     """Return which commands are refused on this connection, and why; it must be closed afterwards."""
     asked = wire.send_together(encode(b"MULTI"), *(encode(*line.encode().split()) for line in commands))
-    found = RefusedCommands([], [])
+    refused_commands = RefusedCommands([], [])
     for line, answer in zip(("MULTI", *commands), asked, strict=True):
         try:
             await in_task(answer)
         except CountersRefused as error:
             if "NOPERM" in error.message:
-                found.by_rights.append(line)
+                refused_commands.by_rights.append(line)
             elif any(word in error.message for word in _LACKED):
-                found.by_server.append(line)
-    return found
+                refused_commands.by_server.append(line)
+    return refused_commands

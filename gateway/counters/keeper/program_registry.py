@@ -30,14 +30,14 @@ class ProgramRegistry:
     def __init__(
         self,
         wires: RedisConnections,
-        said: Program,
+        program: Program,
         *,
         each_s: float = PROGRAM_SAID_EACH_S,
         silent_s: float = SILENT_S_MAX,
         programs_max: int = PROGRAMS_MAX,
     ) -> None:
-        self.said = said
-        self._wires, self._member = wires, msgspec.json.encode(said)
+        self.said = program
+        self._wires, self._member = wires, msgspec.json.encode(program)
         self._each_s, self._silent_s, self._programs_max = each_s, silent_s, programs_max
 
     async def keep_saying(self) -> None:

@@ -103,7 +103,7 @@ class VerifiedEpochs:
         asked = [
             (wire, part, self._ask(wire, part, upkeep))
             for wire, partitions in by_wire.items()  # one command, if one server has keys of all slots
-            for part in ([partitions] if wire.is_one else [[one] for one in partitions])
+            for part in ([partitions] if wire.is_one else [[partition] for partition in partitions])
         ]
         for wire, part, wait in asked:
             markers: list[Reply] = [None] * len(part)
@@ -134,7 +134,7 @@ class VerifiedEpochs:
         held = (wire, wire.run_id, since, self._clock()) if since else None
         for partition in partitions:
             self._held[partition] = held
-        names = [keys.marker(one).encode() for one in partitions]
+        names = [keys.marker(partition).encode() for partition in partitions]
         return wire.send(encode(b"MGET", *names), upkeep=upkeep)
 
     def _learn(self, wire: RedisConnection, partition: int, marker: Reply) -> None:
@@ -432,7 +432,7 @@ class Resubmitter:
         await self._log.written()
         self._log.rotate()
         before, failed = self.recovered, set[int]()
-        for segment in sorted(self._log.segments, key=lambda one: one.newest, reverse=True):
+        for segment in sorted(self._log.segments, key=lambda segment: segment.newest, reverse=True):
             if segment in self._log.segments:  # otherwise it was removed meanwhile, to make room
                 failed |= await self._recover(segment, epochs)
         if sent := self.recovered - before:
@@ -490,7 +490,7 @@ class Resubmitter:
         except ScriptFailed:
             raise
         except CountersUnavailable:
-            if not any(one.available for one in self._wires.wires):
+            if not any(wire.available for wire in self._wires.wires):
                 raise
             return False
         if SETTLE_RESULTS.read(answer, unpack(record.arguments).request_id) is SettleResult.UNVERIFIED:

@@ -556,7 +556,7 @@ class Agents:
     async def _vouched(self, row: Any) -> str:
         """Renew the sign-in at the provider; return the next renewal secret, or raise `SignInRefused`."""
         sign_ins, person, keys = self._ports.sign_ins, _person(row), self._made("renewal", row)
-        key = next((one for one in keys if _opens(row["renewal"], one)), "")
+        key = next((key for key in keys if _opens(row["renewal"], key)), "")
         if sign_ins is None or person is None or not key:
             raise SignInRefused
         arrival = await sign_ins.renew(person.issuer, row["renewal"], key)
@@ -582,14 +582,14 @@ def _read_policy(path: str) -> Row:
     """
     try:
         body = read_regular(path, SETTINGS_BYTES_MAX)
-        found = json.loads(body) if len(body) <= SETTINGS_BYTES_MAX else None
+        document = json.loads(body) if len(body) <= SETTINGS_BYTES_MAX else None
     except (OSError, ValueError) as error:
         raise StoreUnavailable("The settings of agents cannot be read.") from error
-    if not isinstance(found, dict):
+    if not isinstance(document, dict):
         raise StoreUnavailable("The settings of agents are no JSON object, or too long.")
-    plain = json.dumps(found, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    plain = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     digest = sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()
-    return {"uuid": str(UUID(digest[:32])), "checksum": f"sha256:{digest}", "settings": found}
+    return {"uuid": str(UUID(digest[:32])), "checksum": f"sha256:{digest}", "settings": document}
 
 
 def _person(row: Any) -> PersonIdentity | None:

@@ -106,14 +106,14 @@ def usage_of(left: Mapping[str, Any], currency: str) -> dict[str, object]:
     the fullest, or the last to reset among the used-up ones.
     """
     budgets = [one for one in left["limits"] if one["scope"] == "budget"]
-    shown = max((one for one in budgets if one["unit"] == MONEY), key=_standing, default=None)
+    shown = max((budget for budget in budgets if budget["unit"] == MONEY), key=_standing, default=None)
     limits = [
         {
-            "kind": "spend" if one["unit"] == MONEY else one["unit"],
-            "group": _group(one), "percent": _percent(one),
-            "resets_at": one["reset_at"], "severity": _severity(_percent(one)), "is_active": one is shown,
+            "kind": "spend" if budget["unit"] == MONEY else budget["unit"],
+            "group": _group(budget), "percent": _percent(budget),
+            "resets_at": budget["reset_at"], "severity": _severity(_percent(budget)), "is_active": budget is shown,
         }
-        for one in budgets
+        for budget in budgets
     ]  # fmt: skip
     if shown is None:
         return {"limits": limits}

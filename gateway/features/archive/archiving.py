@@ -130,8 +130,8 @@ def databases_in(place: FileStore) -> Iterator[tuple[date, UUID]]:
     """Yield the first archived month of each ledger, with the database id in its manifest."""
     for ledger in BY_NAME:
         for month in months_in(place, ledger)[:1]:
-            if (found := read_manifest(place, month, ledger)) is not None:
-                yield month, found.database
+            if (manifest := read_manifest(place, month, ledger)) is not None:
+                yield month, manifest.database
 
 
 def _of_all(month: date) -> str:

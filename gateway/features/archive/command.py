@@ -103,10 +103,10 @@ def _facts(done: ArchiveRun) -> dict[str, object]:
         ],
         "files": [
             {
-                "ledger": one.ledger, "month": f"{one.month:%Y-%m}", "file": f"{one.url}/{one.file}",
-                "rows": one.rows, "bytes": one.bytes, "sha256": one.sha256,
+                "ledger": file.ledger, "month": f"{file.month:%Y-%m}", "file": f"{file.url}/{file.file}",
+                "rows": file.rows, "bytes": file.bytes, "sha256": file.sha256,
             }
-            for one in done.files
+            for file in done.files
         ],
         "dropped": done.dropped,
         "open_month": f"{done.open[0].month:%Y-%m}" if done.open else None,
@@ -121,8 +121,8 @@ def _facts(done: ArchiveRun) -> dict[str, object]:
 def _tell(done: ArchiveRun) -> None:
     for moved in done.moved:
         typer.echo(f"{moved.ledger} {moved.month:%Y-%m} had no partition: {moved.rows:,} rows are in one now")
-    for one in done.files:
-        typer.echo(f"{one.url}/{one.file}: {one.rows:,} rows, {one.bytes:,} bytes")
+    for file in done.files:
+        typer.echo(f"{file.url}/{file.file}: {file.rows:,} rows, {file.bytes:,} bytes")
     for name in done.dropped:
         typer.echo(f"dropped {name}")
     for stopped in done.open:

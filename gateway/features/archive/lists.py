@@ -47,8 +47,8 @@ def archived_rows(described: CliResource, fields: Sequence[FormField], typed: di
     )
     asked = reading.RowFilter(filters, since, until, newest=typed["newest"], limit=typed["limit"])
     with output.waiting("Reading the archive"):
-        found = reading.rows(FileStore(typed["archive"]), resource.name, asked, _say, resource.render)
-        return [dict(row) for row in found]
+        rows = reading.rows(FileStore(typed["archive"]), resource.name, asked, _say, resource.render)
+        return [dict(row) for row in rows]
 
 
 def _say(text: str) -> None:
@@ -70,9 +70,9 @@ def _number(said: str) -> int:
 def _moment(name: str, said: str) -> datetime:
     from gateway.admin.resources.values import read_instant  # heavy, as above
 
-    found = read_option(name, said, read_instant)
-    assert isinstance(found, datetime)
-    return found
+    option = read_option(name, said, read_instant)
+    assert isinstance(option, datetime)
+    return option
 
 
 SOURCE = ListSource("archive", ARCHIVE, LISTS, archived_rows)

@@ -45,11 +45,11 @@ def program(name: str, major: int, places: Sequence[str] = PLACES) -> str:
     """Return the path of a program of this major version; `BackupFailed` names the versions found instead."""
     seen: list[int] = []
     for path in _candidates(name, major, places):
-        found = _version_of(path)
-        if found == major:
+        version = _version_of(path)
+        if version == major:
             return str(path)
-        if found:
-            seen.append(found)
+        if version:
+            seen.append(version)
     there = f", and not {', '.join(map(str, sorted(set(seen))))}" if seen else ""
     said = f"{name} {major} is needed, as the server is{there}"
     raise BackupFailed(f"{said}: install the client programs of PostgreSQL {major}")

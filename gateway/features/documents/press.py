@@ -108,8 +108,8 @@ def _fonts() -> typst.Fonts:
     return typst.Fonts()
 
 
-def _unescaped(found: re.Match[str]) -> str:
-    return chr(int(found[1], 16))
+def _unescaped(match: re.Match[str]) -> str:
+    return chr(int(match[1], 16))
 
 
 def main() -> None:

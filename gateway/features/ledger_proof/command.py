@@ -51,7 +51,9 @@ Archive = Annotated[
 
 def add_to_ledger(app: typer.Typer) -> None:
     """Add the commands to the section `ledger` of the program."""
-    sections = {one.name: one.typer_instance for one in app.registered_groups}
+    sections = {
+        registered_group.name: registered_group.typer_instance for registered_group in app.registered_groups
+    }
     section = sections.get("ledger")
     if section is None:
         section = typer.Typer()
@@ -97,10 +99,10 @@ def verified(
     for kind, ledgers in LEDGERS.items():
         rows = (ProvenRow(*one[:3], beyond=one[3]) for one in stored.leaves(here, kind))
         gone = [
-            _of_file(one, each, archive, found)
-            for each in ledgers
-            for one in files
-            if one.ledger == each.name
+            _of_file(file, ledger, archive, found)
+            for ledger in ledgers
+            for file in files
+            if file.ledger == ledger.name
         ]
         check_rows(kind, stored.segments_by_place(here, kind), [rows, *gone], found)
     return found
@@ -144,24 +146,27 @@ def _kept(said: str) -> tuple[int, str]:
     return int(number), digest.lower()
 
 
-def _tell(found: LedgerVerification, *, as_json: bool) -> None:
+def _tell(verification: LedgerVerification, *, as_json: bool) -> None:
     if as_json:
         print_json(
-            {name: getattr(found, name) for name in ("heads", "segments", "rows", "unsigned", "last_head")}
-            | {"wrong": [one._asdict() for one in found.wrong]}
+            {
+                name: getattr(verification, name)
+                for name in ("heads", "segments", "rows", "unsigned", "last_head")
+            }
+            | {"wrong": [one._asdict() for one in verification.wrong]}
         )
         return
-    for account, seq, detail in found.wrong[:NAMED_MAX]:
+    for account, seq, detail in verification.wrong[:NAMED_MAX]:
         typer.echo(f"{account}: {detail}" if seq is None else f"{account} at {seq}: {detail}")
-    if more := len(found.wrong) - NAMED_MAX:
+    if more := len(verification.wrong) - NAMED_MAX:
         typer.echo(f"and {more:,} more" if more > 0 else "", nl=more > 0)
-    if not found.heads:
+    if not verification.heads:
         typer.echo("No head is signed: nothing is proven")
         return
-    said = f"{len(found.wrong):,} do not agree" if found.wrong else "all agree"
-    rows = f"{found.rows:,} rows, {found.unsigned:,} of them not signed yet"
-    typer.echo(f"{found.heads:,} heads, {found.segments:,} segments, {rows}: {said}")
-    typer.echo(f"last head {found.last_head}")
+    said = f"{len(verification.wrong):,} do not agree" if verification.wrong else "all agree"
+    rows = f"{verification.rows:,} rows, {verification.unsigned:,} of them not signed yet"
+    typer.echo(f"{verification.heads:,} heads, {verification.segments:,} segments, {rows}: {said}")
+    typer.echo(f"last head {verification.last_head}")
 
 
 # Rows in files of an archive.
@@ -170,20 +175,20 @@ _Named = tuple[int, int, str]
 
 
 def _of_file(
-    file: stored.ArchivedFile, ledger: SignedLedger, archive: str | None, found: LedgerVerification
+    file: stored.ArchivedFile, ledger: SignedLedger, archive: str | None, verification: LedgerVerification
 ) -> Iterator[ProvenRow]:
     place = FileStore(archive or file.url)
     where = place.address(file.file)
     if not place.has(file.file):
-        found.say("archive", None, f"{where} is missing")
+        verification.say("archive", None, f"{where} is missing")
         return
     if place.digest(file.file)[1] != file.sha256:
-        found.say("archive", None, f"{where} is not what was archived")
+        verification.say("archive", None, f"{where} is not what was archived")
     try:
         for owner_id, seq, said in _texts(place, file, ledger):
             yield ProvenRow(owner_id, seq, leaf(said.encode()), where)
     except (ArithmeticError, KeyError, TypeError, ValueError, NotImplementedError) as error:
-        found.say("archive", None, f"{where} cannot be read ({type(error).__name__})")
+        verification.say("archive", None, f"{where} cannot be read ({type(error).__name__})")
 
 
 def _texts(
@@ -231,13 +236,13 @@ def proven(here: stored.Connection, request_id: str, archive: str | None = None)
     """Return the rows of a call, and the proof path from each to a signed head."""
     from persistence import ledger_proof as stored  # of the commands that read it alone
 
-    named = {one[:3]: one[3] for one in stored.rows_of_request(here, request_id)}
+    named = {row[:3]: row[3] for row in stored.rows_of_request(here, request_id)}
     for kind in LEDGERS:
         for owner_id, seq, said in _gone(here, kind, archive, request_id=request_id):
             named[kind, owner_id, seq] = said
     if not named:
         raise LedgerProofFailed(f"no account was moved by {request_id}: there is no row to prove")
-    heads = {one.number: one for one in stored.heads(here)}
+    heads = {head.number: head for head in stored.heads(here)}
     rows = []
     for (kind, owner_id, seq), said in sorted(named.items()):
         segment = stored.segment_at(here, kind, owner_id, seq)

@@ -121,7 +121,7 @@ _ALL_MODELS, _MODELS_OF_TEAM = "all-proxy-models", "all-team-models"
 # The routes of a key that may call models.
 _ANSWERS = "llm_api_routes"
 _NAME = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,256}")
-_INTERVALS = {spelled: one.name for one in INTERVALS.values() for spelled in one.durations}
+_INTERVALS = {spelled: interval.name for interval in INTERVALS.values() for spelled in interval.durations}
 # LiteLLM's words for durations, and other names of a limit's fields.
 _DURATIONS = {"hourly": "1h", "daily": "1d", "weekly": "7d", "monthly": "30d"}
 _DURATION = re.compile(r"([0-9]{1,6})([smhdw])", re.ASCII)
@@ -218,13 +218,13 @@ class _Translation:
         self._tags: list[str] = []
 
     def models(self) -> None:
-        for each in _rows(self._source.get("credential_list")):
-            self._credentials[str(each.get("credential_name"))] = dict(each.get("credential_values") or {})
-        for number, each in enumerate(_rows(self._source.get("model_list"))):
-            self._model(each, f"model_list[{number}]")
-        for each in _rows(self._source.get("credential_list")):
-            if str(each.get("credential_name")) in self._credentials_used:
-                each.clear()
+        for row in _rows(self._source.get("credential_list")):
+            self._credentials[str(row.get("credential_name"))] = dict(row.get("credential_values") or {})
+        for number, row in enumerate(_rows(self._source.get("model_list"))):
+            self._model(row, f"model_list[{number}]")
+        for row in _rows(self._source.get("credential_list")):
+            if str(row.get("credential_name")) in self._credentials_used:
+                row.clear()
         for place in ("litellm_settings", "router_settings"):
             self._fallbacks(place)
         self._aliases()
@@ -374,8 +374,8 @@ class _Translation:
         `place` is the part of the source that lists fallbacks.
         """
         settings = self._source.get(place)
-        for each in _rows(settings.pop("fallbacks", None)) if isinstance(settings, dict) else ():
-            for name, others in each.items():
+        for row in _rows(settings.pop("fallbacks", None)) if isinstance(settings, dict) else ():
+            for name, others in row.items():
                 found = [target for other in _list(others) for target in self._targets.get(str(other), ())]
                 if name not in self._targets or not found:
                     self._leave(
@@ -513,7 +513,7 @@ class _Translation:
 
         `name` is the budget's name, and `of` selects the calls that it limits.
         """
-        said, duration = (source.get(one) for one in names)
+        said, duration = (source.get(name) for name in names)
         if said is None:
             return
         window = _window(duration)
@@ -546,33 +546,33 @@ class _Translation:
         """
         by_id: dict[str, str] = {}
         tenants: list[Json] = []
-        for number, each in enumerate(_rows(teams.get("teams") if isinstance(teams, dict) else teams)):
-            place, team_id = f"teams[{number}]", str(each.get("team_id"))
-            if each.get("blocked"):
-                self._leave(place, f"{each.get('team_alias') or team_id} is blocked: it has no tenant")
+        for number, row in enumerate(_rows(teams.get("teams") if isinstance(teams, dict) else teams)):
+            place, team_id = f"teams[{number}]", str(row.get("team_id"))
+            if row.get("blocked"):
+                self._leave(place, f"{row.get('team_alias') or team_id} is blocked: it has no tenant")
                 by_id[team_id] = ""
                 continue
-            by_id[team_id] = name = self._tenant(each, place, tenants)
-            self._budget(each, f"Team {name}", place, tenant=name)
-            self._budgets_besides(each, f"Team {name}", place, tenant=name)
-            self._members(each, name, place)
-            self._rest(each, place)
+            by_id[team_id] = name = self._tenant(row, place, tenants)
+            self._budget(row, f"Team {name}", place, tenant=name)
+            self._budgets_besides(row, f"Team {name}", place, tenant=name)
+            self._members(row, name, place)
+            self._rest(row, place)
         settings = self._source.get("litellm_settings")
         defaults = settings.get("default_team_settings") if isinstance(settings, dict) else None
-        for number, each in enumerate(_rows(defaults)):
-            team = str(each.pop("team_id", ""))
+        for number, row in enumerate(_rows(defaults)):
+            team = str(row.pop("team_id", ""))
             if team and teams is None:
                 self._tenant({"team_id": team}, f"litellm_settings.default_team_settings[{number}]", tenants)
         made: list[Json] = []
-        for number, each in enumerate(_rows(keys.get("keys") if isinstance(keys, dict) else keys)):
-            self._api_key(each, number, by_id, tenants, made)
+        for number, row in enumerate(_rows(keys.get("keys") if isinstance(keys, dict) else keys)):
+            self._api_key(row, number, by_id, tenants, made)
         if made:
             self._note("Values of keys are known to LiteLLM as hashes: each key here is a new one.")
         if not tenants:
             self._everybody(tenants)
         if keys is None:
             owner = {"organization": self._owner}
-            made = [{"name": "first", "tenant": {**owner, "name": each["name"]}} for each in tenants]
+            made = [{"name": "first", "tenant": {**owner, "name": tenant["name"]}} for tenant in tenants]
         self._made.objects = {
             "organizations": [
                 {"name": self._owner} | self._listed() | ({"tags": self._tags} if self._tags else {})
@@ -707,7 +707,7 @@ class _Translation:
         return name
 
     def _everybody(self, tenants: list[Json]) -> str:
-        if EVERYBODY not in {each["name"] for each in tenants}:
+        if EVERYBODY not in {tenant["name"] for tenant in tenants}:
             tenants.append({"name": EVERYBODY, "organization": self._owner, "plan": PLAN})
         return EVERYBODY
 
@@ -715,7 +715,7 @@ class _Translation:
         made = self._made
         self._rest(self._source, "")
         used = {each["upstream"] for targets in self._targets.values() for each in targets}
-        upstreams = {name: each for name, each in self._upstreams.items() if name in used}
+        upstreams = {name: upstream for name, upstream in self._upstreams.items() if name in used}
         made.config = {"upstreams": upstreams, "models": [], "include_default_routes": True}
         for name, targets in self._targets.items():
             by = {"prefix": name[:-1]} if name.endswith("*") else {"name": name}
@@ -828,7 +828,7 @@ def _leaves(rest: object, place: str) -> Iterator[str]:
 
 def _free(name: str, rows: list[Json]) -> str:
     """Return the name, with a number appended if one of the rows has it."""
-    taken = {each["name"] for each in rows}
+    taken = {row["name"] for row in rows}
     numbered = (name if number == 1 else f"{name} {number}" for number in range(1, len(taken) + 2))
     return next(one for one in numbered if one not in taken)
 
@@ -920,7 +920,7 @@ def litellm(
     as_json: AsJson = False,
 ) -> None:
     """Translate a configuration of LiteLLM, and name each setting that is left out."""
-    found = [each.value for each in documents(_read(source), str(source))]
+    found = [document.value for document in documents(_read(source), str(source))]
     if len(found) != 1 or not isinstance(found[0], dict):
         raise CommandFailed(f"{source} must be one document with a model_list.")
     if to.exists():

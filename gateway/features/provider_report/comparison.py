@@ -255,8 +255,8 @@ def total(rows: Sequence[DayComparison], states: Collection[str]) -> DayComparis
 
 def counted(rows: Iterable[DayComparison]) -> dict[str, int]:
     """Return the number of rows by verdict."""
-    found = Counter(row.verdict for row in rows)
-    return {verdict.value: found[verdict] for verdict in ComparisonResult}
+    counter = Counter(row.verdict for row in rows)
+    return {verdict.value: counter[verdict] for verdict in ComparisonResult}
 
 
 def lost_rows(rows: Iterable[DayComparison]) -> set[str]:

@@ -61,7 +61,9 @@ class RaiseLinks:
         try:
             posted = await read_form(request)
             actor, row = await self._asked(request)
-            action = next((one for one in self._resource.actions if one.name == posted.get("decision")), None)
+            action = next(
+                (action for action in self._resource.actions if action.name == posted.get("decision")), None
+            )
             if action is None:
                 raise NotFound(_OVER)
             does = Operations(self._desk.ports.of(actor), self._resource)

@@ -147,9 +147,9 @@ class RateLimitJudge:
     async def judge(self, asked: RateLimitQuestion) -> bytes:
         """Answer Envoy's `ShouldRateLimit`: hold or charge for each descriptor, or refuse."""
 
-        async def ask(place: _Place, one: Descriptor, _: int) -> _DescriptorHold:
+        async def ask(place: _Place, descriptor: Descriptor, _: int) -> _DescriptorHold:
             is_end = bool(place.rule.end) and place.rule.end in place.entries
-            return await (self._end if is_end else self._begin)(asked.domain, place, one)
+            return await (self._end if is_end else self._begin)(asked.domain, place, descriptor)
 
         return _answered(*await self._all(asked, ask, calls=True))
 
@@ -164,8 +164,8 @@ class RateLimitJudge:
     async def report(self, asked: RateLimitQuestion) -> bytes:
         """Answer Kuadrant's `Report`: charge the use if any amount is left."""
 
-        async def ask(place: _Place, one: Descriptor, _: int) -> _DescriptorHold:
-            return await self._reported(place, one.hits, str(uuid4()))
+        async def ask(place: _Place, descriptor: Descriptor, _: int) -> _DescriptorHold:
+            return await self._reported(place, descriptor.hits, str(uuid4()))
 
         return _answered(*await self._all(asked, ask, apart=True))
 
@@ -173,14 +173,14 @@ class RateLimitJudge:
         """Answer Kuadrant's `Reserve`: hold for all descriptors or for none."""
         ttl_s = None if asked.ttl_s is None else min(max(asked.ttl_s, 1), TTL_S_MAX)
 
-        async def ask(place: _Place, one: Descriptor, _: int) -> _DescriptorHold:
+        async def ask(place: _Place, descriptor: Descriptor, _: int) -> _DescriptorHold:
             time_s = place.rule.ttl_s if ttl_s is None else ttl_s
             found, __ = await self._held(place, asked.amount or 1, str(uuid4()), time_s)
             found.looks = bool(found.id) and not asked.amount
             return found
 
         holds, over = await self._all(asked, ask)
-        ids = [_REPORTED if one.looks else one.id or _NOTHING for one in holds]
+        ids = [_REPORTED if hold.looks else hold.id or _NOTHING for hold in holds]
         return write_reserved(OVER_LIMIT, "") if over else write_reserved(OK, ".".join(ids))
 
     async def commit(self, asked: RateLimitQuestion) -> bytes:
@@ -211,8 +211,8 @@ class RateLimitJudge:
             return await self._reported(place, amount, once)
 
         holds, _ = await self._all(asked, ask, apart=True)
-        for one in holds:
-            if one.verdict.over:
+        for hold in holds:
+            if hold.verdict.over:
                 self._failed("a use that is committed")
         return write_committed(released=released)
 
@@ -243,8 +243,8 @@ class RateLimitJudge:
         if not 0 < len(asked.descriptors) <= DESCRIPTORS_MAX:
             said = f"A question has 1 to {DESCRIPTORS_MAX} descriptors."
             return [_DescriptorHold(refused(_INVALID, said))], True
-        places = [self._place(asked.domain, one) for one in asked.descriptors]
-        replaced = {name for one in places if isinstance(one, _Place) for name in one.rule.replaces}
+        places = [self._place(asked.domain, descriptor) for descriptor in asked.descriptors]
+        replaced = {name for place in places if isinstance(place, _Place) for name in place.rule.replaces}
 
         async def one_of(at: int) -> _DescriptorHold:
             place = places[at]
@@ -263,7 +263,7 @@ class RateLimitJudge:
 
         holds = list(await asyncio.gather(*map(one_of, range(len(places)))))
         over = _is_over(holds)
-        await asyncio.gather(*(self._ended(one, over and not apart) for one in holds if one.id))
+        await asyncio.gather(*(self._ended(hold, over and not apart) for hold in holds if hold.id))
         return holds, over
 
     def _place(self, domain: str, asked: Descriptor) -> _Place | _DescriptorHold:
@@ -271,7 +271,7 @@ class RateLimitJudge:
         fault = _fault(domain, asked, entries)
         if fault:
             return _DescriptorHold(refused(_INVALID, fault))
-        rule = next((one for one in self._table.rules if one.fits(domain, entries)), None)
+        rule = next((rule for rule in self._table.rules if rule.fits(domain, entries)), None)
         if rule is None:
             if self._table.on_unknown == "allow":
                 return _DescriptorHold(_PASSED)
@@ -386,17 +386,21 @@ def _is_over(holds: list[_DescriptorHold]) -> bool:
 
     A descriptor is what Envoy sends to name a limit.
     """
-    quotas = [one.verdict.over for one in holds if one.rule is not None and one.rule.quota_mode]
-    rest = [one.verdict.over for one in holds if one.rule is None or not one.rule.quota_mode]
+    quotas = [hold.verdict.over for hold in holds if hold.rule is not None and hold.rule.quota_mode]
+    rest = [hold.verdict.over for hold in holds if hold.rule is None or not hold.rule.quota_mode]
     return any(rest) or (bool(quotas) and all(quotas))
 
 
 def _answered(holds: list[_DescriptorHold], over: bool) -> bytes:
     """Return the answer to Envoy by the first refusal, else by the descriptor with the least left."""
-    verdicts = [one.verdict for one in holds]
+    verdicts = [hold.verdict for hold in holds]
     nearest = min(
-        (one for one in verdicts if over or not one.over),
-        key=lambda one: (not one.over, one.remaining is None, 0 if one.over else one.remaining or 0),
+        (verdict for verdict in verdicts if over or not verdict.over),
+        key=lambda verdict: (
+            not verdict.over,
+            verdict.remaining is None,
+            0 if verdict.over else verdict.remaining or 0,
+        ),
     )
     metadata = dict[str, object]()
     for hold in reversed(holds):  # the first descriptor's value remains
@@ -404,7 +408,7 @@ def _answered(holds: list[_DescriptorHold], over: bool) -> bytes:
             metadata |= hold.rule.metadata
     said = {"metadata": metadata} if metadata else None
     code = OVER_LIMIT if over else OK
-    return write_response([one.status for one in verdicts], nearest.headers, nearest.body, code, said)
+    return write_response([verdict.status for verdict in verdicts], nearest.headers, nearest.body, code, said)
 
 
 def _fault(domain: str, asked: Descriptor, entries: Mapping[str, str]) -> str:

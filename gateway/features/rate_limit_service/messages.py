@@ -120,15 +120,15 @@ def write_response(
     Its dynamic `metadata` are texts, and mappings of texts.
     """
     if code is None:
-        code = max((one.code for one in statuses), default=OK)
+        code = max((status.code for status in statuses), default=OK)
     parts = [_number(1, code)]
-    for one in statuses:
-        said = _number(1, one.code)
-        if one.remaining is not None:
-            said += _number(3, min(max(one.remaining, 0), _COUNT_MAX))
-        if one.reset_s is not None:
-            said += _block(4, _number(1, one.reset_s))
-        parts.append(_block(2, said))
+    for status in statuses:
+        number = _number(1, status.code)
+        if status.remaining is not None:
+            number += _number(3, min(max(status.remaining, 0), _COUNT_MAX))
+        if status.reset_s is not None:
+            number += _block(4, _number(1, status.reset_s))
+        parts.append(_block(2, number))
     parts += [_block(3, _block(1, name.encode()) + _block(2, value.encode())) for name, value in headers]
     if body:
         parts.append(_block(5, body))

@@ -144,10 +144,10 @@ class Runs:
 
     def admitted(self, caller: Caller, run: Run) -> None:
         """Store an admitted call's run, and the run's parents, until they end; before, they expire soon."""
-        for one in reversed((run, *run.parents)) if self._waits else ():
-            if (one.tenant_id, one.id) in self._waits:
-                self._waits[one.tenant_id, one.id] = math.inf
-                begin(self._keep(caller, one))
+        for parent in reversed((run, *run.parents)) if self._waits else ():
+            if (parent.tenant_id, parent.id) in self._waits:
+                self._waits[parent.tenant_id, parent.id] = math.inf
+                begin(self._keep(caller, parent))
 
     async def _keep(self, caller: Caller, run: Run) -> None:
         await self._ask(
@@ -200,8 +200,8 @@ class Runs:
                 children = await self._wires.of(p).send(encode(b"ZRANGE", name, b"0", b"%d" % left))
                 if not isinstance(children, list):
                     raise CountersUnavailable
-                ids += [cast("bytes", each).decode() for each in children][:left]
-            names = [keys.run(p, account_of(run.organization_id, run.tenant_id, one)) for one in ids]
+                ids += [cast("bytes", child).decode() for child in children][:left]
+            names = [keys.run(p, account_of(run.organization_id, run.tenant_id, id_)) for id_ in ids]
             stored = await self._values(caller, names)
             above = {one.id for one in level}
             runs = [stored_run(run.organization_id, run.tenant_id, packed) for packed in stored if packed]
@@ -215,7 +215,7 @@ class Runs:
         if not names:
             return []
         wire = self._wires.of(caller.partition)
-        found = await wire.send(encode(b"MGET", *(one.encode() for one in names)))
+        found = await wire.send(encode(b"MGET", *(name.encode() for name in names)))
         if not isinstance(found, list):
             raise CountersUnavailable
         return cast("list[bytes | None]", found)
@@ -252,7 +252,7 @@ class Runs:
 
     def _today_parents(self, run: Run) -> tuple[Run, ...]:
         """Return the parents of a run in their present cached state."""
-        return tuple(self._known.get((one.tenant_id, one.id), one) for one in run.parents)
+        return tuple(self._known.get((parent.tenant_id, parent.id), parent) for parent in run.parents)
 
     async def _look(self, caller: Caller, id_: str) -> Run | None:
         """Return a stored run by its id; None if there is none."""
@@ -286,7 +286,7 @@ class Runs:
         if code == packing.RUN_THERE:
             self._waits.pop(key, None)
         elif self._waits.get(key) != math.inf:
-            ends = [self._waits.get((one.tenant_id, one.id), math.inf) for one in parents]
+            ends = [self._waits.get((parent.tenant_id, parent.id), math.inf) for parent in parents]
             self._waits[key] = min([self._today() + WAITS_S, *ends])
         known = self._known.get(key)
         if known == run:  # all its children share one object
@@ -299,7 +299,7 @@ class Runs:
 
     def _checked(self, run: Run, asked: RunRequest) -> Run:
         now_ms = self._today() * 1000
-        over = next((one for one in (run, *run.parents) if one.is_over(now_ms)), None)
+        over = next((parent for parent in (run, *run.parents) if parent.is_over(now_ms)), None)
         if over is not None:
             raise RunEnded(f"The run {over.id} has ended.", retry_helps=False)
         wrong = run.differs(asked)

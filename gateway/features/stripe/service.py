@@ -557,16 +557,18 @@ class StripeReturns:
     def __init__(self, api: StripeApi) -> None:
         self._api = api
 
-    async def look_up(self, told: PaymentReturn) -> Sequence[CollectionStatus]:
+    async def look_up(self, payment_return: PaymentReturn) -> Sequence[CollectionStatus]:
         """Return each status of a payment's invoices; `CollectorUnavailable` if Stripe does not answer."""
         try:
-            invoices = dict.fromkeys([each["invoice"] async for each in self._paid(_by(told.payment))])
-            return [await self._stands(told, invoice) for invoice in invoices]
+            invoices = dict.fromkeys(
+                [each["invoice"] async for each in self._paid(_by(payment_return.payment))]
+            )
+            return [await self._stands(payment_return, invoice) for invoice in invoices]
         except (stripe.StripeError, Unfinished, *self._api.broken_off) as error:
             why = shown(str(error) or type(error).__name__)
             raise CollectorUnavailable(f"Stripe does not say which invoice it is about: {why}") from error
 
-    async def _stands(self, told: PaymentReturn, invoice_id: str) -> CollectionStatus:
+    async def _stands(self, payment_return: PaymentReturn, invoice_id: str) -> CollectionStatus:
         invoice = (await self._api.v1.invoices.retrieve_async(invoice_id)).to_dict()
         currency = str(invoice["currency"]).upper()
         back = 0
@@ -574,9 +576,9 @@ class StripeReturns:
             payment = each["payment"].get("payment_intent")
             if payment is not None:
                 back += await self._share(payment, invoice_id)
-        name = f"{told.name}:{invoice_id}"
+        name = f"{payment_return.name}:{invoice_id}"
         return CollectionStatus(
-            name, told.kind, invoice_id, mark_of(invoice), currency, settled_of(invoice),
+            name, payment_return.kind, invoice_id, mark_of(invoice), currency, settled_of(invoice),
             given_back=from_stripe(back, currency),
         )  # fmt: skip
 

@@ -64,7 +64,7 @@ class EventFile:
             if self._known != (found.st_dev, found.st_ino, found.st_size):
                 self._read_end(file, found.st_size)
             written = set(self._recent)
-            new = [one for one in events if one.name not in written]
+            new = [event for event in events if event.name not in written]
             lines = b"".join(msgspec.json.encode(cloud_event(one, self._type)) + b"\n" for one in new)
             self._known = None  # until the write is complete
             at = os.lseek(file, 0, os.SEEK_END)

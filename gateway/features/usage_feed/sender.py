@@ -97,7 +97,7 @@ class UsageFeedSender:
                 raise each
             pauses += each
         if pauses:
-            pause = max(pauses, key=lambda one: one.seconds)
+            pause = max(pauses, key=lambda pause: pause.seconds)
             await self._queue.pause(pause)
             self._log("usage feed pauses", error=pause.reason, level="warning")
         return bool(batches) and not pauses

@@ -97,7 +97,7 @@ def read_query(report: VendorReport, sent: MultiMapping[str], now: datetime) -> 
     if unknown:
         known = ", ".join(report.groups)
         raise _wrong(f"group_by{behind}", f"must not have {unknown[0]}: expected some of {known}")
-    filters = {name: frozenset(each) for name, each in values.items() if each}
+    filters = {name: frozenset(value) for name, value in values.items() if value}
     asked = VendorQuery(since, until, interval, length, _limit(sent, usual, most), groups, filters)
     return replace(asked, since=_begin(asked, sent["page"])) if "page" in sent else asked
 
