@@ -75,14 +75,14 @@ def _read_quote(sent: MultiMapping[str]) -> bodies.Body:
     asked: dict[str, Any] = {}
     for name, text in read_once(sent).items():
         # As tools.NAME, or as OpenAPI's deepObject has it: tools[NAME].
-        group, mark, one = name.partition("[" if name.endswith("]") else ".")
+        group, mark, leaf = name.partition("[" if name.endswith("]") else ".")
         if group in _NAMED and mark:
-            one, there = one.removesuffix("]"), asked.setdefault(group, {})
-            if one in there:
+            leaf, there = leaf.removesuffix("]"), asked.setdefault(group, {})
+            if leaf in there:
                 raise Unprocessable(
-                    "Some query parameters are wrong.", ((name, f"{group}.{one} is said twice"),)
+                    "Some query parameters are wrong.", ((name, f"{group}.{leaf} is said twice"),)
                 )
-            there[one] = number_or_text(text)
+            there[leaf] = number_or_text(text)
         elif group in _NAMED:
             wrong = ((group, f"must name one: {group}.{_NAMED[group]}"),)
             raise Unprocessable("Some query parameters are wrong.", wrong)
@@ -93,8 +93,8 @@ def _read_quote(sent: MultiMapping[str]) -> bodies.Body:
     return asked
 
 
-def _quoted(asked: Mapping[str, Any], found: PriceFound, at_ms: int) -> Row:
-    tier, vector, rate = asked.get("service_tier") or "", found.price.vector, found.rate
+def _quoted(asked: Mapping[str, Any], price: PriceFound, at_ms: int) -> Row:
+    tier, vector, rate = asked.get("service_tier") or "", price.price.vector, price.rate
     if vector.hours is not None:
         vector = at_moment(vector, at_ms)
     counts = tuple([asked.get(kind, 0) for kind in KINDS])
@@ -103,7 +103,7 @@ def _quoted(asked: Mapping[str, Any], found: PriceFound, at_ms: int) -> Row:
     tools |= {name: asked[name] for name in UNITS if asked.get(name)}
     return Quote.model_validate(
         {
-            **found.row,
+            **price.row,
             "price_id": vector.price_id,
             "currency": vector.currency,
             "base": None if rate is None else rate.base,

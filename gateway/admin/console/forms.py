@@ -118,12 +118,12 @@ class PageForm:
 
     @property
     def _besides(self) -> list[FormField]:
-        said = {slot.field for slot in self.slots}
-        return [each for each in self.fields if each.name not in said]
+        slots = {slot.field for slot in self.slots}
+        return [each for each in self.fields if each.name not in slots]
 
 
 def _grouped(fields: Iterable[FormField]) -> list[tuple[str, list[FormField]]]:
-    return [(group, list(each)) for group, each in groupby(fields, lambda one: one.group)]
+    return [(group, list(fields_)) for group, fields_ in groupby(fields, lambda one: one.group)]
 
 
 def fields_in_form(fields: Sequence[FormField], row: Row) -> dict[str, Any]:
@@ -227,8 +227,8 @@ def _value(form_field: FormField, typed: Any) -> object:
         return list(typed)
     if form_field.kind == "ticks":
         return [
-            {"position": int(at), "amount": said} if said else {"position": int(at)}
-            for at, said in typed.items()
+            {"position": int(at), "amount": item} if item else {"position": int(at)}
+            for at, item in typed.items()
         ] or None
     if typed == "":
         if form_field.kind == "json" and form_field.of_texts and not form_field.nullable:
@@ -276,5 +276,5 @@ _OBJECT = re.compile(r"\{[^{}]*\}")
 def hint_of(description: str) -> str:
     """Return a field's description for a form, with labels for field names and “Empty” for null."""
     text = _NULL.sub("Empty", description)
-    text = _CODE.sub(lambda said: f"“{words(said[1]) if _NAME.fullmatch(said[1]) else said[1]}”", text)
-    return _OBJECT.sub(lambda found: f"“{write_outline(read_outline(found[0]))}”", text)
+    text = _CODE.sub(lambda match: f"“{words(match[1]) if _NAME.fullmatch(match[1]) else match[1]}”", text)
+    return _OBJECT.sub(lambda match: f"“{write_outline(read_outline(match[0]))}”", text)

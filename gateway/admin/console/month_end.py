@@ -113,8 +113,8 @@ class _MonthRun:
         try:
             made = await self._make(owner)
         except (Unprocessable, Conflict) as error:
-            said = "; ".join(message for _, message in getattr(error, "errors", ())) or error.message
-            return InvoicedOrganization(owner, name, None, said)
+            message_ = "; ".join(message for _, message in getattr(error, "errors", ())) or error.message
+            return InvoicedOrganization(owner, name, None, message_)
         return InvoicedOrganization(owner, name, made, "" if made else "nothing to bill")
 
     async def _make(self, owner: int) -> Row | None:

@@ -178,7 +178,7 @@ async def ask(
     try:
         await wide.operations[REQUESTS].create(desk.asked(request, signed, posted, sent), sent)
     except (Unprocessable, Conflict) as error:
-        wrong = "; ".join(f"{name} {said}" for name, said in getattr(error, "errors", ()))
+        wrong = "; ".join(f"{name} {message}" for name, message in getattr(error, "errors", ()))
         return await _me(desk, request, signed, wrong or error.message, error.status)
     return see("/me?done=asked")
 
@@ -255,8 +255,8 @@ async def _budgets(wide: ConsoleShell, scope: OwnScope) -> list[OwnBudget]:
     if scope.user:
         accounts[USER] = {scope.user: scope.user}
     plain = await live.overlay_budgets(wide.ports, [row for row in mine if row["each"] not in accounts])
-    for each, named in accounts.items():
-        rows = [row for row in mine if row["each"] == each]
+    for account, named in accounts.items():
+        rows = [row for row in mine if row["each"] == account]
         for value, whose in named.items() if rows else ():
             plain += [
                 {**row, "whose": whose, "value": value}
@@ -334,31 +334,32 @@ async def _model_lists(wide: ConsoleShell, scope: OwnScope) -> Lists:
 def _models(calls: Sequence[Row], allowed: Lists) -> Mapping[str, str]:
     """Return, for each SDK, a model that the person may use, the last used first; SDKs may be missing."""
     used = [str(row["model"]) for row in calls if row["model"] and int(str(row["status"])) < 400]
-    listed = [name for each in allowed for name in each if not name.endswith("*")]
+    listed = [name for models in allowed for name in models if not name.endswith("*")]
     known = [example.model for example in _EXAMPLES]
     may = [
         name
         for name in (*used, *listed, *known)
-        if _PLAIN_NAME.fullmatch(name) and all(any(is_of(name, one) for one in each) for each in allowed)
+        if _PLAIN_NAME.fullmatch(name)
+        and all(any(is_of(name, model) for model in models) for models in allowed)
     ]
-    found = {
+    names = {
         example.sdk: next((name for name in may if name.lower().startswith(example.begins)), "")
         for example in _EXAMPLES
     }
     # Most other models are called by the API of the first example.
-    if not any(found.values()) and may:
-        found[_EXAMPLES[0].sdk] = may[0]
-    return {sdk: name for sdk, name in found.items() if name}
+    if not any(names.values()) and may:
+        names[_EXAMPLES[0].sdk] = may[0]
+    return {sdk: name for sdk, name in names.items() if name}
 
 
 def snippets(url: str, models: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return example programs by SDK name, each with its model, and a `curl` call."""
-    base, found, by_hand = url or ANYWHERE, [], ""
+    base, parts, by_hand = url or ANYWHERE, [], ""
     for example in _EXAMPLES:
         if model := models.get(example.sdk):
-            found.append((example.sdk, _filled(example.program, base, model)))
+            parts.append((example.sdk, _filled(example.program, base, model)))
             by_hand = by_hand or _filled(_CURL, base, model, example.path, example.body)
-    return [*found, ("curl", by_hand)] if found else []
+    return [*parts, ("curl", by_hand)] if parts else []
 
 
 _CURL = """\
@@ -511,8 +512,8 @@ async def buy(
 
 def _bought(row: Row) -> Row:
     named = ("organization_id", "credits", "currency")
-    told = {name: str(row[name]) for name in ("key", "unit_cost", "amount")}
-    return {**{name: row[name] for name in named}, **told}
+    values = {name: str(row[name]) for name in ("key", "unit_cost", "amount")}
+    return {**{name: row[name] for name in named}, **values}
 
 
 def _month(owner: Mapping[str, object], group: str) -> UsageQuery:

@@ -148,8 +148,8 @@ class Records:
         offered = await self._forms({**row, **more})
         if refused is not None:
             # First, and even if the row no longer offers it.
-            offered = [refused, *(each for each in offered if each.action != refused.action)]
-        offered = [replace(each, ticks=_ticks(more)) for each in offered]
+            offered = [refused, *(offer for offer in offered if offer.action != refused.action)]
+        offered = [replace(offer, ticks=_ticks(more)) for offer in offered]
         return desk.answer(
             request,
             signed,
@@ -277,8 +277,8 @@ class Records:
         if self._screen.name != "budgets":
             return sent
         sent = {**await meaning.with_owner(self._desk, sent)}
-        if "name" not in sent and (said := await meaning.typed(self._desk, sent)):
-            sent["name"] = said[0].partition(". ")[0][:NAME_CHARS_MAX]
+        if "name" not in sent and (sentence := await meaning.typed(self._desk, sent)):
+            sent["name"] = sentence[0].partition(". ")[0][:NAME_CHARS_MAX]
         return sent
 
     async def _in_unit(self, form: PageForm, sent: Body, of: int | None = None) -> Body:
@@ -358,7 +358,7 @@ class Records:
             and (screen.name != "invoices" or row["status"] == "draft")
         ):
             found.append(self._delete_form(where))
-        return [await self._with_choices(each) for each in found]
+        return [await self._with_choices(form) for form in found]
 
     def _may(self, verb: str) -> bool:
         resource = self._screen.resource
@@ -380,15 +380,15 @@ class Records:
         """Return title and address of the invoice form for usual periods."""
         if self._screen.name != "invoices":
             return []
-        this, last, *_ = (period_of_month(each) for each in months_until(datetime.now(UTC).date()))
+        this, last, *_ = (period_of_month(month) for month in months_until(datetime.now(UTC).date()))
         return [
             (title, f"/invoices/new?{urlencode({**said, 'period_start': start, 'period_end': end})}")
             for title, (start, end) in (("Last month", last), ("This month", this))
         ]
 
     def _blank(self) -> PageForm:
-        one, model = self._screen.one, self._screen.resource.create
-        form = self._form(f"/{self._screen.name}", f"New {one}", f"Create {one}", model, CREATE)
+        noun, model = self._screen.one, self._screen.resource.create
+        form = self._form(f"/{self._screen.name}", f"New {noun}", f"Create {noun}", model, CREATE)
         filled = FILLED.get(self._screen.name, {})
         # The organization of a new row is fixed for people of one organization.
         is_given = self._desk.ports.actor.organization_id is not None and model is not None
@@ -507,7 +507,7 @@ async def about_call(desk: ConsoleShell, _: web.Request, row: Row) -> Mapping[st
     usage: Any = row["usage"]
     tools: Mapping[str, int] = usage.get("tools") or {}
     price = await _price(desk, row["price_id"])
-    found, adds_up = ([], False) if price is None else itemize(row, price)
+    items, adds_up = ([], False) if price is None else itemize(row, price)
     owners = {"tenants": "tenant_id", "api-keys": "api_key_id", "users": "user_id"}
     names = await desk.names({name: {int(str(row[of]))} for name, of in owners.items() if row[of]})
     counted = {name for name in tools if name in UNITS or name.startswith(IMAGES)}
@@ -517,7 +517,7 @@ async def about_call(desk: ConsoleShell, _: web.Request, row: Row) -> Mapping[st
         "unknown": usage.get("unknown"),
         "price": price,
         "lines": [
-            (line, "each" if line.per == 1 and line.kind in counted else PER[line.per]) for line in found
+            (line, "each" if line.per == 1 and line.kind in counted else PER[line.per]) for line in items
         ],
         "adds_up": adds_up,
         "called": {name: text for (name, _), text in names.items()},
@@ -590,14 +590,14 @@ async def budget_use(desk: ConsoleShell, request: web.Request, signed: SignedInP
 
 
 async def of_account(
-    desk: ConsoleShell, organization_id: int, owner: Mapping[str, object], each: str = "", whose: str = ""
+    desk: ConsoleShell, organization_id: int, owner: Mapping[str, object], scope: str = "", whose: str = ""
 ) -> dict[str, Any]:
     """Return a table of the budgets that select `owner`, and of those with an account for `whose`.
 
-    `whose` is a user, key or tenant; `each` is the kind of budgets with such accounts.
+    `whose` is a user, key or tenant; `scope` is the kind of budgets with such accounts.
     """
     named, more = await desk.operations["budgets"].list(query(PREVIEW_ROWS, newest_first=False, **owner))
-    rows = [*named, *(await _own(desk, organization_id, each, whose) if each else ())]
+    rows = [*named, *(await _own(desk, organization_id, scope, whose) if scope else ())]
     columns = [at for at, column in enumerate(SCREEN.columns) if column not in {"organization_id", "of"}]
     return {
         "screen": SCREEN,
@@ -609,9 +609,9 @@ async def of_account(
     }
 
 
-async def _own(desk: ConsoleShell, organization_id: int, each: str, whose: str) -> Sequence[Row]:
-    """Return the budgets with an account for each of the kind `each`, with the use of account `whose`."""
-    wanted = query(PREVIEW_ROWS, organization_id=organization_id, each=each)
+async def _own(desk: ConsoleShell, organization_id: int, scope: str, whose: str) -> Sequence[Row]:
+    """Return the budgets with an account for each of the kind `scope`, with the use of account `whose`."""
+    wanted = query(PREVIEW_ROWS, organization_id=organization_id, each=scope)
     page = await desk.ports.store.page("budgets", wanted)
     return [render_budget(row) for row in await live.own_budgets(desk.ports, page.rows, whose)]
 
@@ -811,7 +811,7 @@ async def _cost(desk: ConsoleShell, request: web.Request, column: str, row_id: i
     until = end_of("day", datetime.now(UTC))
     measure, group = request.query.get("of", ""), request.query.get("by", "")
     measure = measure if measure in reports.MEASURES else reports.MEASURES[0]
-    groups = {each: title for each, title in COST_GROUPS.items() if GROUPS[each] != column}
+    groups = {group: title for group, title in COST_GROUPS.items() if GROUPS[group] != column}
     group = group if group in groups else next(iter(groups))
     days = UsageQuery(until - DAYS * DAY, until, "day", (group,), {column: row_id}, 0)
     month = replace(days, since=(until - DAY).replace(day=1), interval="none", groups=())

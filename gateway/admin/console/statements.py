@@ -219,14 +219,14 @@ def _presets(
 
 
 def _totals(rows: Sequence[Row], statement: Statement) -> list[dict[str, Any]]:
-    found: dict[object, dict[str, Any]] = {}
+    totals: dict[object, dict[str, Any]] = {}
     for row in rows:
-        sums = found.setdefault(
+        sums = totals.setdefault(
             row["currency"], {"currency": row["currency"], **dict.fromkeys(statement.amounts, Decimal(0))}
         )
         for name in statement.amounts:
             sums[name] += _decimal(row[name]) or 0
-    return list(found.values())
+    return list(totals.values())
 
 
 def _decimal(value: object) -> Decimal | None:

@@ -389,7 +389,7 @@ def _text(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
-        return ", ".join(f"{each:g}" if isinstance(each, float) else str(each) for each in value)
+        return ", ".join(f"{part:g}" if isinstance(part, float) else str(part) for part in value)
     return str(value)
 
 
