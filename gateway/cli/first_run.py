@@ -146,7 +146,7 @@ def _answers(given: Given, ask: Callable[..., str], environ: Mapping[str, str]) 
     if not tenant:
         raise CommandFailed("--tenant must not be empty.")
     try:
-        faults = [said for _, said in wrong_amount(MONEY, Decimal(budget), "budget")]
+        faults = [fault for _, fault in wrong_amount(MONEY, Decimal(budget), "budget")]
     except InvalidOperation:
         faults = ["must be a number such as 20 or 12.50"]
     if faults:
@@ -232,10 +232,10 @@ def _running(place: Path) -> Json | None:
     """Return the addresses of the stack that runs in this directory, or None."""
     try:
         noted: Json = json.loads((place / "up.json").read_bytes())
-        found = find({"TOLLKEEPER_DATA_DIR": str(place)})
+        running = find({"TOLLKEEPER_DATA_DIR": str(place)})
     except (OSError, ValueError, CommandFailed):
         return None
-    return noted if status_of(f"{found.url}/readyz") == 200 else None
+    return noted if status_of(f"{running.url}/readyz") == 200 else None
 
 
 def _started(place: Path) -> Json:
@@ -274,7 +274,7 @@ def _make_tenant(place: Path, api: AdminClient) -> None:
     with waiting("Making the tenant"):
         plan = api.post(WHERE, {**asked, "trial": True})
         done = api.post(WHERE, {**asked, "digest": plan["digest"]}) if plan["changes"] else {"secrets": []}
-    made = [each["value"] for each in done["secrets"] if each["resource"] == "api-keys"]
+    made = [secret["value"] for secret in done["secrets"] if secret["resource"] == "api-keys"]
     if not made:
         raise CommandFailed(
             f"The tenant has a key already, which {place / TENANT_KEY} does not have: rotate it "

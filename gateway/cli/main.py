@@ -73,15 +73,15 @@ def doctor(
     outcomes = {True: "ok   ", False: "WRONG", None: "?    "}
 
     async def look() -> bool:
-        found = []
+        findings = []
         asyncio.get_running_loop().set_default_executor(LeftThreads())
         async for finding in examine(settings, role):
-            found.append({"subject": finding.subject, "well": finding.well, "says": finding.says})
+            findings.append({"subject": finding.subject, "well": finding.well, "says": finding.says})
             if not as_json:
                 typer.echo(f"{outcomes[finding.well]} {finding.subject}: {finding.says}")
-        well = all(each["well"] is not False for each in found)
+        well = all(finding["well"] is not False for finding in findings)
         if as_json:
-            typer.echo(dumps({"well": well, "findings": found}))
+            typer.echo(dumps({"well": well, "findings": findings}))
         return well
 
     raise typer.Exit(0 if asyncio.run(look()) else 1)
@@ -202,16 +202,16 @@ def _has(program: typer.Typer, name: str) -> bool:
 
 def _narrowed(program: typer.Typer, name: str) -> typer.Typer:
     """Return a program with one command or section only, so that no parsers are built for the others."""
-    one = copy(program)
-    one.registered_commands = [
+    narrowed = copy(program)
+    narrowed.registered_commands = [
         registered_command
         for registered_command in program.registered_commands
         if _called(registered_command) == name
     ]
-    one.registered_groups = [
+    narrowed.registered_groups = [
         registered_group for registered_group in program.registered_groups if registered_group.name == name
     ]
-    return one
+    return narrowed
 
 
 @app.command()

@@ -75,12 +75,12 @@ class CircuitBreaker:
         """
         told_until, known = now + min(wait_s, TOLD_S_MAX), self.of(name, now)
         self.take(name, BackoffEntry(told_until, told_until, _within(fields), organization_id), now)
-        one = self.of(name, now)
-        if one is None or one == known:
+        entry = self.of(name, now)
+        if entry is None or entry == known:
             return 0.0
         self._begun()
-        before = known.until if known is not None and known.organization_id == one.organization_id else now
-        return one.until - before
+        before = known.until if known is not None and known.organization_id == entry.organization_id else now
+        return entry.until - before
 
     def take(self, name: str, entry: BackoffEntry, now: float) -> None:
         """Store the pause `entry` of the upstream `name`, if long enough and if no stored one ends later.

@@ -211,10 +211,10 @@ def _object(part: bytes) -> dict[str, Any]:
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    members = dict(pairs)
+    if len(members) != len(pairs):
         raise ValueError("a name twice")
-    return found
+    return members
 
 
 def _double(text: str) -> float:
@@ -261,7 +261,7 @@ def read_claims(issuer: Issuer, claims: Mapping[str, Any], now: float) -> TokenS
     # Refuse a token that was made for none of the issuer's audiences (RFC 7519, 4.1.3)
     audience = claims.get("aud")
     audiences = audience if isinstance(audience, list) else [audience]
-    if not any(isinstance(one, str) and one in issuer.audiences for one in audiences):
+    if not any(isinstance(audience, str) and audience in issuer.audiences for audience in audiences):
         raise refused(AUDIENCE, "The token is not meant for this gateway.")
     for pointer, wanted in issuer.require:
         if not any(text in wanted for text in _texts(claims, pointer)):
@@ -313,8 +313,8 @@ def _subjects(issuer: Issuer, claims: Mapping[str, Any]) -> tuple[str, ...]:
 def _user(issuer: Issuer, claims: Mapping[str, Any]) -> str:
     if not issuer.user:
         return ""
-    found = _found(claims, issuer.user)
-    texts = [] if isinstance(found, list) else _texts(claims, issuer.user)
+    user = _found(claims, issuer.user)
+    texts = [] if isinstance(user, list) else _texts(claims, issuer.user)
     if len(texts) != 1 or len(texts[0]) > USER_CHARACTERS_MAX:
         right = f"one printable text of at most {USER_CHARACTERS_MAX} characters"
         raise refused(CLAIMS, f"The token's claim {issuer.user} must be {right}.")
@@ -323,19 +323,19 @@ def _user(issuer: Issuer, claims: Mapping[str, Any]) -> str:
 
 def _texts(claims: Mapping[str, Any], pointer: str) -> list[str]:
     """Return the printable texts at a JSON pointer: one text, or those of a list. Whole numbers count too."""
-    found = _found(claims, pointer)
-    said = found if isinstance(found, list) else [found]
-    texts = [str(one) if type(one) is int else one for one in said]
+    value = _found(claims, pointer)
+    values = value if isinstance(value, list) else [value]
+    texts = [str(value_) if type(value_) is int else value_ for value_ in values]
     return [text for text in texts if isinstance(text, str) and text and text.isprintable()]
 
 
 def _found(claims: Mapping[str, Any], pointer: str) -> Any:
     """Return the value at a JSON pointer (RFC 6901), or None."""
-    found: Any = claims
+    value: Any = claims
     for step in pointer.split("/")[1:]:
         name = step.replace("~1", "/").replace("~0", "~")
-        found = found.get(name) if isinstance(found, dict) else None
-    return found
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 # Sign-in to the console: identity providers (OpenID Connect Core 1.0), and the person in their ID tokens.

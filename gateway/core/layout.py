@@ -99,7 +99,9 @@ class Layout:
             return stored
         if stored[0] > LAYOUT:
             raise UnknownLayout(f"{self.name} of layout {stored[0]}: this version knows up to {LAYOUT}")
-        return b"".join(stored[one] if isinstance(one, slice) else one for one in self.by_older(stored[0]))
+        return b"".join(
+            stored[part] if isinstance(part, slice) else part for part in self.by_older(stored[0])
+        )
 
     def by_older(self, number: int) -> list[slice | bytes]:
         """Return the parts that make a current value from one in the older layout `number`.
@@ -115,20 +117,20 @@ class Layout:
                 at += one.kind.size
         parts = list[slice | bytes]()
         for field in (*self.fields, None):
-            found = slice(at, None) if field is None else there.get(field.name)
-            if field and (field is NUMBER or found is None):
+            place = slice(at, None) if field is None else there.get(field.name)
+            if field and (field is NUMBER or place is None):
                 parts.append(Struct("<" + field.kind.python).pack(field.default))
-            elif parts and isinstance(kept := parts[-1], slice) and found and kept.stop == found.start:
-                parts[-1] = slice(kept.start, found.stop)
-            elif found:
-                parts.append(found)
+            elif parts and isinstance(kept := parts[-1], slice) and place and kept.stop == place.start:
+                parts[-1] = slice(kept.start, place.stop)
+            elif place:
+                parts.append(place)
         return parts
 
     def earlier(self, packed: bytes) -> bytes:
         """Return a current value converted to the layout of the previous version, any other unchanged."""
         if EARLIER == LAYOUT or packed[0] != LAYOUT:
             return packed
-        return b"".join(packed[one] if isinstance(one, slice) else one for one in self.by_today())
+        return b"".join(packed[part] if isinstance(part, slice) else part for part in self.by_today())
 
     def by_today(self) -> list[slice | bytes]:
         """Return the parts that make a value of the previous layout from a current one.
@@ -183,7 +185,7 @@ def _read(described: str) -> Iterator[LayoutField]:
         kind, *names = group.split()
         if kind == "number":
             yield NUMBER
-        for one in names:
-            name, _, said = one.partition("=")
-            default, _, since = said.partition("@")
+        for item in names:
+            name, _, value = item.partition("=")
+            default, _, since = value.partition("@")
             yield LayoutField(name, KINDS[kind], int(default) if default else None, int(since or 0))

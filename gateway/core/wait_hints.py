@@ -89,7 +89,7 @@ def wait_hint(lines: Iterable[bytes], tokens: int, now_s: float) -> tuple[float,
     if retry is not None:
         return retry, bool(spent)
     if spent:
-        return max((one.wait_s for one in spent if one.wait_s is not None), default=0.0), True
+        return max((limit.wait_s for limit in spent if limit.wait_s is not None), default=0.0), True
     if any(limit.remaining is not None for limit in limits.values()):
         return 0.0, False
     return min((limit.wait_s for limit in limits.values() if limit.wait_s is not None), default=0.0), False
@@ -107,14 +107,14 @@ def stated_limits(lines: Iterable[bytes]) -> tuple[int, int]:
 
 def _said(lines: Iterable[bytes]) -> dict[bytes, str]:
     """Return values by lower-case name; empty if a value is too long, or two values differ."""
-    said: dict[bytes, str] = {}
+    headers: dict[bytes, str] = {}
     for line in lines:
         name, _, value = line.partition(b":")
         value = value.strip(b" \t")
         name = name.lower()
         text = value.decode("latin-1") if len(value) <= VALUE_CHARS_MAX else ""
-        said[name] = text if said.get(name, text) == text else ""
-    return said
+        headers[name] = text if headers.get(name, text) == text else ""
+    return headers
 
 
 def _limits(fields: dict[bytes, str], now_s: float) -> dict[str, _Limit]:

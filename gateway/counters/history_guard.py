@@ -63,15 +63,15 @@ async def replace(ask: Ask, key: bytes, before: bytes, after: bytes) -> bool:
 
 async def _markers(ask: Ask, partitions: Sequence[int]) -> dict[int, bytes]:
     """Return the markers that this version can read, by partition."""
-    found = await asyncio.gather(
+    markers = await asyncio.gather(
         *(_read_here(ask, keys.marker(partition).encode()) for partition in partitions)
     )
     there = {
         partition: raw
-        for partition, raw in zip(partitions, found, strict=True)
+        for partition, raw in zip(partitions, markers, strict=True)
         if isinstance(raw, bytes) and raw
     }
-    return {one: raw for one, raw in there.items() if raw[0] <= LAYOUT and _is_whole(raw)}
+    return {partition: raw for partition, raw in there.items() if raw[0] <= LAYOUT and _is_whole(raw)}
 
 
 async def _read_here(ask: Ask, key: bytes) -> Reply:
@@ -257,7 +257,7 @@ class HistoryGuard:
                 await in_task(wait)
             done = cast("list[object] | None", await in_task(waits[-3]))
             unbroken = done is not None
-            failed = [str(one) for one in done or () if isinstance(one, Exception)]
+            failed = [str(result) for result in done or () if isinstance(result, Exception)]
             refused = CountersRefused(f"Redis refused: {failed[0][:200]}") if failed else None
         except CountersRefused as error:  # a full server refuses the pulse
             self._floor, self._full, unbroken, refused = floor, True, True, error
@@ -344,8 +344,8 @@ class HistoryGuard:
             new = fresh(max(generation(name), generation(self._name)) + 1)
             if await replace(ask, self._named, name, new):
                 name, self.noticed = new, self.noticed + 1
-                said = {"why": self._trouble, "generation": generation(new)}
-                self._say("redis data was replaced", **said, level="error")
+                fields = {"why": self._trouble, "generation": generation(new)}
+                self._say("redis data was replaced", **fields, level="error")
                 break
             name = _text(await ask(b"GET", self._named))
         else:
@@ -483,7 +483,7 @@ class HistoryGuards:
         looking: dict[RedisConnection, asyncio.Task[None]] = {}
         try:
             while True:
-                for wire in [one for one in looking if one.closed]:
+                for wire in [wire_ for wire_ in looking if wire_.closed]:
                     looking.pop(wire).cancel()
                 for wire, fence in self._fences.items():
                     if wire in looking and looking[wire].done():

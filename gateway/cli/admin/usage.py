@@ -90,7 +90,7 @@ def usage(
         if as_focus:
             typer.echo(api.download("usage/focus.csv", **asked), nl=False)
             return
-        if as_csv or any(each is not None for each in (by, since, until, interval, parquet, group, tags)):
+        if as_csv or any(option is not None for option in (by, since, until, interval, parquet, group, tags)):
             if parquet is not None:
                 parquet.write_bytes(api.download("usage.parquet", **asked))
                 return

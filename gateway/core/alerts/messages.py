@@ -164,8 +164,8 @@ Content = dict[str, Any]
 
 def body_of(delivery: Delivery) -> bytes:
     """Return the JSON body of a delivery in the form of its receiver. It is the same for every attempt."""
-    said = worded(delivery.event, delivery.data)
-    content = _reader_of(delivery.url)(_ours(delivery, said), said)
+    text = worded(delivery.event, delivery.data)
+    content = _reader_of(delivery.url)(_ours(delivery, text), text)
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
@@ -319,21 +319,21 @@ class _MailPolicy(EmailPolicy):
 
 def mail_of(delivery: Delivery, sender: str, now: datetime) -> Mail:
     """Return the mail of an attempt. All attempts of a delivery have the same Message-ID."""
-    said = worded(delivery.event, delivery.data)
+    text = worded(delivery.event, delivery.data)
     recipients = recipients_of(delivery.url)
     message = EmailMessage(policy=_MailPolicy(linesep=SMTP.linesep, cte_type="7bit"))
     message["From"] = Address("Tollkeeper", addr_spec=sender)
     message["To"] = [Address(addr_spec=recipient) for recipient in recipients]
     # No encoded word (RFC 2047) may remain: the library decodes it, and it could end the line.
-    message["Subject"] = f"[Tollkeeper] {said.title}".replace("=?", "= ?")
+    message["Subject"] = f"[Tollkeeper] {text.title}".replace("=?", "= ?")
     message["Date"] = format_datetime(now)
     domain, happened = sender.rpartition("@")[2], int(delivery.happened.timestamp())
     message["Message-ID"] = f"<msg_{delivery.id}.{happened}@{domain}>"
     # This prevents automatic replies (RFC 3834).
     message["Auto-Submitted"] = "auto-generated"
     message["X-Tollkeeper-Event"] = delivery.event
-    link = _link_of(delivery.data, said)
-    facts = (f"{name}: {value}" for name, value in said.facts)
-    lines = [said.sentence or said.title, "", *((link, "") if link else ()), *facts]
+    link = _link_of(delivery.data, text)
+    facts = (f"{name}: {value}" for name, value in text.facts)
+    lines = [text.sentence or text.title, "", *((link, "") if link else ()), *facts]
     message.set_content("\n".join(lines) + "\n")
     return Mail(sender, recipients, message.as_bytes())

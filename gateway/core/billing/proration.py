@@ -208,11 +208,11 @@ def begin_of(turns: Sequence[PlanStart], stop: int) -> int | None:
     return begins[-1] if begins else None
 
 
-def tokens_used(turns: Sequence[PlanStart], total: int, ends: datetime | None, told: int = 0) -> int:
+def tokens_used(turns: Sequence[PlanStart], total: int, ends: datetime | None, reported: int = 0) -> int:
     """Return how many of a plan's tokens were used in a cycle; the last row of `turns` ends the plan.
 
     `total` are the tokens that the plan grants. Tokens from a recharge or an earlier cycle are used
-    first. `told` are uses that were reported after the end.
+    first. `reported` are uses that were reported after the end.
     """
     stop = stop_of(turns, ends)
     begin = begin_of(turns, stop)
@@ -220,7 +220,7 @@ def tokens_used(turns: Sequence[PlanStart], total: int, ends: datetime | None, t
     if begin is None or had is None:
         return 0
     had += sum(turn.moved for turn in turns[begin + 1 : stop])
-    return max(0, min(min(had, total) - _left(turns[stop]) + told, total))
+    return max(0, min(min(had, total) - _left(turns[stop]) + reported, total))
 
 
 def _left(turn: PlanStart) -> int:

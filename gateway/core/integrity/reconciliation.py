@@ -419,8 +419,8 @@ def as_they_should_be(  # noqa: PLR0917  # an organization, its known use, and t
                 amounts += [_counted(budget.unit, uses.get(start, 0)) for start in starts]
                 if budget.carry_of(value) is not None and uses:
                     key = WindowKey(budget.id, max(uses), value)
-                    told = waiting.carried.get(key, stored.carried.get(key))
-                    carried[budget.id] = _carry_now(budget, now_ms, value, uses, told)
+                    counted = waiting.carried.get(key, stored.carried.get(key))
+                    carried[budget.id] = _carry_now(budget, now_ms, value, uses, counted)
             moved_ms = max(
                 (now_ms if key in waiting.used else stored.moved.get(key, 0) for key in own), default=0
             )
@@ -513,9 +513,9 @@ def _compared(account: BudgetAccountUse, live: Live) -> Iterator[tuple[WindowKey
     The use is 0 for a window that Redis lacks or has only an earlier one of. A window is skipped if Redis
     has the next one already.
     """
-    found = live.get(account.name, {})
+    balances = live.get(account.name, {})
     for window, used in zip(account.windows, account.used, strict=True):
-        there = found.get(window.budget_id)
+        there = balances.get(window.budget_id)
         if window.budget_id in account.since:
             yield window, there.uses.get(window.start_ms, 0) if there is not None else 0, used
         elif there is None or there.start_ms < window.start_ms:
@@ -525,7 +525,7 @@ def _compared(account: BudgetAccountUse, live: Live) -> Iterator[tuple[WindowKey
             most = ENDED_CALLS if counts_calls(window.budget_id) else INTEGER_MAX
             yield window, there.used, INTEGER_MAX if there.used == INTEGER_MAX and used >= most else used
     for budget_id, since in account.since.items():
-        for start_ms, has in found[budget_id].uses.items() if budget_id in found else ():
+        for start_ms, has in balances[budget_id].uses.items() if budget_id in balances else ():
             window = WindowKey(budget_id, start_ms, owner_in(account.name))
             if start_ms >= since and has and window not in account.windows:
                 yield window, has, 0
@@ -533,10 +533,10 @@ def _compared(account: BudgetAccountUse, live: Live) -> Iterator[tuple[WindowKey
 
 def _lacks_carry(account: BudgetAccountUse, live: Live, *, less_only: bool) -> bool:
     """Return whether Redis lacks what an account carries, or has another amount than was told of this interval."""
-    found = live.get(account.name, {})
-    for budget_id, (amount, told, _) in account.carried.items():
-        there = found.get(budget_id)
-        if there is None or there.carried is None or (told and not less_only and there.carried != amount):
+    balances = live.get(account.name, {})
+    for budget_id, (amount, counted, _) in account.carried.items():
+        there = balances.get(budget_id)
+        if there is None or there.carried is None or (counted and not less_only and there.carried != amount):
             return True
     return False
 

@@ -196,11 +196,11 @@ class Reports(Generic[T]):
             return self._decode(raw)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             pass
-        said = _read(_parts, raw)
-        if not said:
+        parts = _read(_parts, raw)
+        if not parts:
             return None
         fit = _Fit()
-        report: T = fit.struct(self._shape, said)
+        report: T = fit.struct(self._shape, parts)
         if fit.unknown:
             meter.detail.keep(raw)
         if fit.wrong:
@@ -257,7 +257,7 @@ class _Fit:
 
     def _each(self, kind: Any, elements: list[msgspec.Raw]) -> list[Any]:
         read = [self._value(kind, element) for element in elements]
-        return [one for one in read if one is not None]
+        return [part for part in read if part is not None]
 
 
 def summed(*counts: int | None) -> int:

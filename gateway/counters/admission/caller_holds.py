@@ -324,10 +324,10 @@ class CallerHolds:
         life_ms = max(0, hold.expires_ms - self.now_ms()) + OPEN_MS
         if await self._set(hold.partition, _end(hold), end, life_ms, b"NX"):
             return end
-        found = await self.end_of(hold)
-        if found is None:  # it was undone just now
+        ending = await self.end_of(hold)
+        if ending is None:  # it was undone just now
             raise CountersUnavailable(retry_after_s=1)
-        return found
+        return ending
 
     async def ended(self, hold: CallerHold, end: HoldEnd) -> None:
         end.applied = True

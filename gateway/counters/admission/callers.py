@@ -477,11 +477,11 @@ class Directory(CallerCache):
             budgets = terms.no_budgets
         now_ms = int(self._today() * 1000)
         if run is None and remember:
-            found = self._budgets.find_by_caller(budgets, caller, service_id, attribution, call, now_ms)
+            accounts = self._budgets.find_by_caller(budgets, caller, service_id, attribution, call, now_ms)
         else:
             asked = budgets.asked(caller, service_id, attribution, call)
-            found = self._budgets.find(budgets, asked, now_ms, remember, run)
-        return found if found.accounts else None
+            accounts = self._budgets.find(budgets, asked, now_ms, remember, run)
+        return accounts if accounts.accounts else None
 
     def definitions(
         self, caller: Caller, accounts: tuple[str, ...], attribution: Attribution, call: CallRequest

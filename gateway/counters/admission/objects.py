@@ -149,15 +149,17 @@ class ObjectOwners:
         """
         wire = self._wires.of(caller.partition)
         most = self._objects_max
-        found = await wire.send(encode(b"ZRANGE", name, b"%d" % most, b"%d" % (most + CUT_MAX - 1), b"REV"))
-        assert isinstance(found, list)
-        digests = [one for one in found if isinstance(one, bytes)]
+        digests_read = await wire.send(
+            encode(b"ZRANGE", name, b"%d" % most, b"%d" % (most + CUT_MAX - 1), b"REV")
+        )
+        assert isinstance(digests_read, list)
+        digests = [digest for digest in digests_read if isinstance(digest, bytes)]
         if not digests:
             return
         listed = await wire.send(encode(b"ZMSCORE", other, *digests))
         assert isinstance(listed, list)
         ending = [digest for digest, end in zip(digests, listed, strict=True) if end is None]
-        asked = [self._send(one, b"GET") for one in ending]
+        asked = [self._send(digest, b"GET") for digest in ending]
         for digest, owner in zip(ending, asked, strict=True):
             if await owner == _organization(caller):
                 self._send(digest, b"DEL", keys.object_note(digest.hex()).encode())

@@ -129,7 +129,7 @@ class Usages:
         self,
         wires: RedisConnections,
         clock: Callable[[], float],
-        budgets_of: BudgetsOf = lambda caller, said: (),
+        budgets_of: BudgetsOf = lambda caller, attribution: (),
     ) -> None:
         self._wires = wires
         self._throttle = Throttle(wires, clock)
@@ -217,16 +217,16 @@ def _money(millionths: int) -> str:
 
 
 def _limits(scope: str, state: Bucket) -> list[dict[str, object]]:
-    found: list[dict[str, object]] = []
+    limits: list[dict[str, object]] = []
     for name, limit, level in (
         ("requests_per_minute", state.rpm, state.requests_used),
         ("tokens_per_minute", state.tpm, state.tokens_used),
     ):
         if limit:
-            found.append(_limit(scope, name, limit, -(-level // UNIT), state.at + -(-level // limit)))
+            limits.append(_limit(scope, name, limit, -(-level // UNIT), state.at + -(-level // limit)))
     if state.concurrency:
-        found.append(_limit(scope, "concurrency", state.concurrency, state.inflight, 0))
-    return found
+        limits.append(_limit(scope, "concurrency", state.concurrency, state.inflight, 0))
+    return limits
 
 
 def _limit(scope: str, name: str, limit: int, used: int, reset_ms: int) -> dict[str, object]:

@@ -54,15 +54,15 @@ class BudgetAccounts(ControlClient):
         return await self._entries(streams, WAITING_MAX)
 
     async def _entries(self, streams: Iterable[tuple[str, bytes]], most: int) -> list[bytes] | None:
-        found: list[bytes] = []
+        entries: list[bytes] = []
         for stream, after in streams:
             page = [(after, b"")]
             while page:
                 page = entries_in(await self.ask(*entries_behind(stream, page[-1][0], READ_ENTRIES)))
-                found += (packed for _, packed in page)
-                if len(found) > most:
+                entries += (packed for _, packed in page)
+                if len(entries) > most:
                     return None
-        return found
+        return entries
 
     async def look(
         self, partition: int, mark: bytes, names: Sequence[str]
@@ -76,8 +76,10 @@ class BudgetAccounts(ControlClient):
         wanted = [keys.budget_account(partition, name).encode() for name in names]
         first, raw, last = await self.ask_each((behind, (b"MGET", *wanted), behind))
         entries, again = entries_in(first), entries_in(last)
-        states_ = [one if isinstance(one, bytes) else None for one in raw] if isinstance(raw, list) else []
-        whole = len(entries) < READ_ENTRIES and [one for one, _ in entries] == [one for one, _ in again]
+        states_ = (
+            [state if isinstance(state, bytes) else None for state in raw] if isinstance(raw, list) else []
+        )
+        whole = len(entries) < READ_ENTRIES and [name for name, _ in entries] == [name for name, _ in again]
         live, others = self._live(partition, names, states_)
         return (live, [packed for _, packed in entries]) if whole and not others else None
 
@@ -159,18 +161,18 @@ class BudgetAccounts(ControlClient):
     def _live(
         self, partition: int, names: Sequence[str], raw: Sequence[bytes | None]
     ) -> tuple[Live, frozenset[str]]:
-        found, others = {}, set(names)
+        live, others = {}, set(names)
         for name, packed in zip(names, raw, strict=True):
             with self.left_alone.reading("account", keys.budget_account(partition, name)):
                 if packed:
-                    found[name] = live_windows(packed)
+                    live[name] = live_windows(packed)
                 others.discard(name)
-        return found, frozenset(others)
+        return live, frozenset(others)
 
     async def held_of_budgets(self, partition: int) -> BudgetHolds:
         """Return the amounts that holds have reserved on each account, and the number of calls of each."""
         ids = await self.members(keys.deadlines(partition))
-        found: dict[tuple[str, int], list[int]] = {}
+        held: dict[tuple[str, int], list[int]] = {}
         calls = Counter[str]()
         stored = await self.states([keys.hold(partition, id_) for id_ in ids])
         for request_id, packed in zip(ids, stored, strict=True):
@@ -185,10 +187,10 @@ class BudgetAccounts(ControlClient):
             for name, budgets in taken:
                 calls[name] += 1
                 for budget in budgets:
-                    sums = found.setdefault((name, budget), [0, 0, 0])
+                    sums = held.setdefault((name, budget), [0, 0, 0])
                     for at, more in enumerate((hold.money, hold.budget_tokens, 1)):
                         sums[at] += more
-        return found, calls
+        return held, calls
 
 
 def _held(held: Held, name: str, window: states.WindowState) -> int:
@@ -209,8 +211,8 @@ def _packed(account: BudgetAccountUse, held: Held, now_ms: int, expires: int, ca
         window.put_uses(uses[window.budget_id], now_ms)
         window.held = _held(held, account.name, window) if held else 0
         if window.carry is not None and window.budget_id in account.carried:
-            amount, told, at_end = account.carried[window.budget_id]
-            window.carry.carried, window.carry.told, window.carry.begun = amount, told, True
+            amount, counted, at_end = account.carried[window.budget_id]
+            window.carry.carried, window.carry.told, window.carry.begun = amount, counted, True
             window.carry.end = at_end or window.carry.end
     return states.pack_windows(windows, expires, calls)
 

@@ -36,7 +36,7 @@ class BulkLoader(ControlClient):
             if any(isinstance(answer, bytes) and packing.code_of(answer) == UNVERIFIED for answer in answers):
                 raise CountersUnavailable
             pairs = zip(wanted, answers, strict=True)
-            refused += [(one, error) for (one, _), error in pairs if isinstance(error, Exception)]
+            refused += [(item, error) for (item, _), error in pairs if isinstance(error, Exception)]
         return refused
 
     async def _not_as_defined(
@@ -80,9 +80,11 @@ class BulkLoader(ControlClient):
             definition for definition in definitions if keys.partition_of_digest(definition.digest) in ours
         )
         for some in batched(here, TOGETHER_MAX):
-            commands = await self._not_there(self.identity_written(one) for one in some if not one.of_tokens)
+            commands = await self._not_there(
+                self.identity_written(identity) for identity in some if not identity.of_tokens
+            )
             await self.ask_together(_by_slot(commands), everybodys=True)
-            await self.of_subjects([one for one in some if one.of_tokens])
+            await self.of_subjects([identity for identity in some if identity.of_tokens])
 
     async def _not_there(self, commands: Iterable[tuple[bytes, ...]]) -> list[tuple[bytes, ...]]:
         """Return those commands that would change their key, as each write causes a message to gateways."""
@@ -90,9 +92,11 @@ class BulkLoader(ControlClient):
         for command in commands:
             by_slot[_slot(command[1])].append(command)
         asked = ((b"MGET", *(command[1] for command in its)) for its in by_slot.values())
-        stored = [one for some in await self.ask_together(asked, everybodys=True) for one in _answered(some)]
+        stored = [
+            answer for some in await self.ask_together(asked, everybodys=True) for answer in _answered(some)
+        ]
         all_of = [command for its in by_slot.values() for command in its]
-        return [one for one, before in zip(all_of, stored, strict=True) if _differs(one, before)]
+        return [item for item, before in zip(all_of, stored, strict=True) if _differs(item, before)]
 
 
 def _answered(several: Reply) -> list[Reply]:

@@ -310,12 +310,12 @@ class ControlClient(Client):
         If a write displaces a newer identity, written meanwhile, the newer one is written again.
         """
         in_turn = sorted(definitions, key=lambda definition: definition.key_id)
-        newest = {keys.identity(one.digest).encode(): one for one in in_turn}
+        newest = {keys.identity(identity.digest).encode(): identity for identity in in_turn}
         before = await self.ask_together(((b"GET", name) for name in newest), everybodys=True)
         wanted = [
-            (one.key_id, self.identity_written(one))
-            for one, old in zip(newest.values(), before, strict=True)
-            if key_of(old) <= one.key_id and (one.gone or self.identity_written(one)[2] != old)
+            (identity.key_id, self.identity_written(identity))
+            for identity, old in zip(newest.values(), before, strict=True)
+            if key_of(old) <= identity.key_id and (identity.gone or self.identity_written(identity)[2] != old)
         ]
         while wanted:
             sets = ((*command, b"GET") for _, command in wanted)

@@ -53,8 +53,8 @@ class SlotMoves:
             }
             self._had = had | dict.fromkeys(partitions, wire)
             moved.append((wire, run_id, givers))
-        taken = await asyncio.gather(*(_rewrite_all(*one) for one in moved))
-        return [partition for one in taken for partition in one]
+        taken = await asyncio.gather(*(_rewrite_all(*move) for move in moved))
+        return [partition for partitions in taken for partition in partitions]
 
     def _lives(self, wire: RedisConnection, known: Mapping[RedisConnection, bytes]) -> bool:
         """Return whether a connection leads to the same live primary as at the last call of `take_up`."""

@@ -128,8 +128,8 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
 
     async def unknown(self, partition: int, known: Sequence[KeyDefinition]) -> list[KeyDefinition]:
         """Return those of the `known` API keys that have no stored state."""
-        raw = await self.states([keys.key_state(partition, one.key_id) for one in known])
-        return [one for one, packed in zip(known, raw, strict=True) if packed is None]
+        raw = await self.states([keys.key_state(partition, key.key_id) for key in known])
+        return [key for key, packed in zip(known, raw, strict=True) if packed is None]
 
     async def restore(self, partition: int, marker: bytes, lost: LedgerState) -> bool:
         """Write accounts and keys as PostgreSQL has them, plus the amounts of existing holds.
@@ -147,8 +147,8 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
 
     async def held(self, partition: int) -> dict[str, int]:
         """Return the deadlines of all holds of a partition by request id, in ms of Redis' clock."""
-        found = await self.ask(b"ZRANGE", keys.deadlines(partition).encode(), b"0", b"-1", b"WITHSCORES")
-        flat = found if isinstance(found, list) else []
+        raw = await self.ask(b"ZRANGE", keys.deadlines(partition).encode(), b"0", b"-1", b"WITHSCORES")
+        flat = raw if isinstance(raw, list) else []
         return {
             name.decode(): int(float(score))
             for name, score in zip(flat[::2], flat[1::2], strict=True)
@@ -193,12 +193,12 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
     ) -> dict[str, tuple[states.HoldState, str, bytes]]:
         """Return readable holds by request id, each with its caller's own user id and its price tiers."""
         raw = await self.states([keys.hold(partition, id_) for id_ in ids])
-        found = {}
+        holds = {}
         for id_, packed in zip(ids, raw, strict=True):
             if packed:
                 with self.left_alone.reading("hold", f"{partition} {id_}"):
-                    found[id_] = states.unpack_hold(packed)
-        return found
+                    holds[id_] = states.unpack_hold(packed)
+        return holds
 
     async def forgotten(self, partition: int, ids: Sequence[str]) -> list[str]:
         """Return those `ids` of control writes that the counters do not have."""
@@ -218,22 +218,22 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
 
         Lists that are only checked to exist are omitted: the prices, and unless `whole` the catalogue.
         """
-        found: dict[str, int] = {}
+        positions: dict[str, int] = {}
         for name in (keys.PRICES_HEAD, *((keys.CATALOGUE,) if whole else ())):
             try:
-                found[name] = version_standing(await self.ask_everybodys(b"GET", name.encode()))
+                positions[name] = version_standing(await self.ask_everybodys(b"GET", name.encode()))
             except AnotherType:
-                found[name] = -1
+                positions[name] = -1
         for name in (keys.PRICES, *(() if whole else (keys.CATALOGUE,))):
             kind = await self.ask_everybodys(b"TYPE", name.encode())
             if kind != b"string":
-                found[name] = 0 if kind == b"none" else -1
-        return found
+                positions[name] = 0 if kind == b"none" else -1
+        return positions
 
     async def last_verified(self) -> bytes:
         """Return the run id that all data of this server was last verified for; b"" if never."""
-        said = await self.ask(b"GET", keys.verified(self.wire.part.anchor).encode())
-        return said if isinstance(said, bytes) else b""
+        raw = await self.ask(b"GET", keys.verified(self.wire.part.anchor).encode())
+        return raw if isinstance(raw, bytes) else b""
 
     async def is_marked_verified(self, run_id: bytes, unverified: Sequence[object] = ()) -> bool:
         """Return whether all data of this server is marked as verified under this run id.
@@ -242,10 +242,10 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         missing keys may still be loaded.
         """
         name = keys.verified(self.wire.part.anchor).encode()
-        said = await self.ask(b"GET", name) == run_id
-        if said and unverified:
+        is_marked = await self.ask(b"GET", name) == run_id
+        if is_marked and unverified:
             await self.ask(b"DEL", name)
-        return said
+        return is_marked
 
 
 def _organization_behind(account: OrganizationAccount, state: states.OrganizationState | None) -> bool:

@@ -236,15 +236,15 @@ class Allowances:
 
     def wanted(self, caller: Caller) -> None:
         """Request a lease for the tenant of an admitted call, whose plan allows calls without Redis."""
-        one = self._tenants.get(caller.tenant_id)
-        if one is None:
+        allowance = self._tenants.get(caller.tenant_id)
+        if allowance is None:
             if len(self._tenants) >= self._tenants_max:
                 self.left_out += 1
                 return
             lease_id = str(uuid5(self._worker_slot, str(caller.tenant_id)))
-            one = self._tenants[caller.tenant_id] = Allowance(caller, lease_id)
-            self.fresh.append(one)
-        one.seen = self._clock()
+            allowance = self._tenants[caller.tenant_id] = Allowance(caller, lease_id)
+            self.fresh.append(allowance)
+        allowance.seen = self._clock()
 
     def forget(self, allowance: Allowance) -> None:
         """Drop the lease of a tenant without recent calls."""

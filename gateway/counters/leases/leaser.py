@@ -89,42 +89,42 @@ class Leaser:
         """Renew the due leases, or all of them after Redis was away; return whether more are due."""
         now = self._clock()
         allowances = self._allowances
-        for one in (*allowances.fresh, *allowances.hurried.values()):
-            self._schedule(one, now)
+        for allowance in (*allowances.fresh, *allowances.hurried.values()):
+            self._schedule(allowance, now)
         allowances.fresh.clear()
         allowances.hurried.clear()
         there, of = self._there(), self._wires.of
         new = {wire for wire, run_id in there.items() if self._heard.get(wire) != run_id}
-        for one in allowances.all() if new else ():
-            if of(one.caller.partition) in new:
-                self._schedule(one, now)
+        for allowance in allowances.all() if new else ():
+            if of(allowance.caller.partition) in new:
+                self._schedule(allowance, now)
         self._heard = there
         asked: list[_Asked] = []
         while there and self._queue and self._queue[0][0] <= now and len(asked) < self._batch_max:
-            _, turn, one = heapq.heappop(self._queue)
-            if turn == one.turn and of(one.caller.partition) in there:
-                asked.append(self._ask(one, now))
-            elif turn == one.turn:  # its server is away, and another may have its partition later
-                self._schedule(one, now + RENEW_S)
+            _, turn, allowance = heapq.heappop(self._queue)
+            if turn == allowance.turn and of(allowance.caller.partition) in there:
+                asked.append(self._ask(allowance, now))
+            elif turn == allowance.turn:  # its server is away, and another may have its partition later
+                self._schedule(allowance, now + RENEW_S)
         self._asking = len(asked)
-        for one, tokens, credits_, began, wait in asked:
+        for allowance, tokens, credits_, began, wait in asked:
             try:
                 answer = cast("bytes", await in_task(wait))
             except CountersUnavailable:
-                one.held = True  # it may be
-                self._schedule(one, now)
+                allowance.held = True  # it may be
+                self._schedule(allowance, now)
                 continue
             finally:
                 self._asking -= 1
             self._took(self._clock() - began)
-            self._answered(one, answer, tokens, credits_, began)
+            self._answered(allowance, answer, tokens, credits_, began)
         return len(asked) == self._batch_max
 
     async def give_back(self) -> None:
         """Return every lease before this worker stops; used amounts stay held until they are charged."""
         held = [row for row in self._allowances.all() if row.held]
         for start in range(0, len(held), self._batch_max):
-            waits = [self._end(one) for one in held[start : start + self._batch_max]]
+            waits = [self._end(allowance) for allowance in held[start : start + self._batch_max]]
             for wait in waits:
                 with suppress(CountersUnavailable):  # the others may be on another server
                     await in_task(wait)

@@ -146,17 +146,17 @@ class SegmentReader:
 
         The attribute `kinds` gets the kinds of those that are no settlements.
         """
-        found: dict[int, int] = {}
+        counts: dict[int, int] = {}
         for one in self._blocks:
             if one.kind == DONE:
                 for (offset,) in _OFFSET.iter_unpack(one.payload):
-                    found.pop(offset, None)
+                    counts.pop(offset, None)
             elif one.kind in _WAITING:
                 for record in records_in(one):
-                    found[record.offset] = RECORD_BYTES + len(record.arguments)
+                    counts[record.offset] = RECORD_BYTES + len(record.arguments)
                     if one.kind != SPOOLED:
                         self.kinds[record.offset] = one.kind
-        return found
+        return counts
 
     def _sound(self) -> Iterator[Block]:
         # An empty file has no records; a file of an unknown format or layout cannot be read.
@@ -190,9 +190,9 @@ class SegmentReader:
         """Return the offset of the next block signature, or of the end."""
         while at < self._size:
             piece = os.pread(self._descriptor, min(PIECE_BYTES, self._size - at), at)
-            found = piece.find(MAGIC)
-            if found >= 0:
-                return at + found
+            place = piece.find(MAGIC)
+            if place >= 0:
+                return at + place
             at += max(1, len(piece) - len(MAGIC) + 1)
         return self._size
 
@@ -636,12 +636,12 @@ class SettlementLog:
                 for kind, arguments, wait in spools
             ]
         done, self._done = self._done, {}
-        kept = {kind: [one for each, one, _ in spools if each == kind] for kind in _WAITING}
-        spooled = {kind: records([(b"", one) for one in some]) for kind, some in kept.items() if some}
+        kept = {kind: [record for kind_, record, _ in spools if kind_ == kind] for kind in _WAITING}
+        spooled = {kind: records([(b"", record) for record in some]) for kind, some in kept.items() if some}
         noted = [
             (kind, records(some), len(some)) for kind, some in ((ACKNOWLEDGED, notes), (HELD, held)) if some
         ]
-        size, turn.notes = sum(BLOCK_BYTES + len(one) for one in spooled.values()), len(notes) + len(held)
+        size, turn.notes = sum(BLOCK_BYTES + len(spool) for spool in spooled.values()), len(notes) + len(held)
         wanted = size + sum(BLOCK_BYTES + len(payload) for _, payload, _ in noted)
         segment = self._room(wanted) if noted or spools else None
         if segment is None and noted:

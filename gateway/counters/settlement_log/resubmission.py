@@ -427,7 +427,11 @@ class Resubmitter:
         """
         if self._restore is not None:
             known = self._epochs or [0] * PARTITIONS
-            others = [one for one in range(PARTITIONS) if epochs[one] and epochs[one] != known[one]]
+            others = [
+                partition
+                for partition in range(PARTITIONS)
+                if epochs[partition] and epochs[partition] != known[partition]
+            ]
             await self._restore(others)
         await self._log.written()
         self._log.rotate()
@@ -505,7 +509,9 @@ async def _records_of(segment: LogSegment, kind: int, piece_bytes: int) -> Async
     seen = 0
     with closing(segment.reading()) as reading:
         while blocks := await asyncio.to_thread(reading.piece, piece_bytes):
-            for record in (one for block in blocks if block.kind == kind for one in records_in(block)):
+            for record in (
+                record_ for block in blocks if block.kind == kind for record_ in records_in(block)
+            ):
                 yield record
                 seen += 1
                 if seen % TURN_MAX == 0:
