@@ -99,7 +99,7 @@ def _prove(url: str, place: FileStore, *, as_json: bool) -> int:
 def _facts(done: ArchiveRun) -> dict[str, object]:
     return {
         "moved": [
-            {"ledger": one.ledger, "month": f"{one.month:%Y-%m}", "rows": one.rows} for one in done.moved
+            {"ledger": month.ledger, "month": f"{month.month:%Y-%m}", "rows": month.rows} for month in done.moved
         ],
         "files": [
             {
@@ -110,10 +110,10 @@ def _facts(done: ArchiveRun) -> dict[str, object]:
         ],
         "dropped": done.dropped,
         "open_month": f"{done.open[0].month:%Y-%m}" if done.open else None,
-        "open": list(dict.fromkeys(reason for one in done.open for reason in one.reasons)),
+        "open": list(dict.fromkeys(reason for month in done.open for reason in month.reasons)),
         "open_months": [
-            {"month": f"{one.month:%Y-%m}", "ledgers": one.ledgers, "reasons": one.reasons}
-            for one in done.open
+            {"month": f"{month.month:%Y-%m}", "ledgers": month.ledgers, "reasons": month.reasons}
+            for month in done.open
         ],
     }  # fmt: skip
 
@@ -141,8 +141,8 @@ def _tell_proof(proof: ArchiveProof, *, as_json: bool) -> None:
         typer.echo(reason)
     for place in proof.elsewhere:
         typer.echo(f"other months are in {place}: prove it with --to")
-    said = "do not agree" if proof.broken else "agree"
+    verdict = "do not agree" if proof.broken else "agree"
     typer.echo(
         f"{proof.files} files, {proof.rows:,} rows, {proof.movements:,} movements:"
-        f" the archive and the database {said}"
+        f" the archive and the database {verdict}"
     )

@@ -123,7 +123,9 @@ class CapacityQueues:
             waiting[upstream] = waiting.get(upstream, 0) + queue.length
         return {
             "capacity_waiting": list(waiting.items()),
-            "capacity_wait_seconds": {name: each.snapshot() for name, each in self.wait_seconds.items()},
+            "capacity_wait_seconds": {
+                name: seconds.snapshot() for name, seconds in self.wait_seconds.items()
+            },
             "capacity_refused_calls": list(self.refused_calls.items()),
         }
 
@@ -300,14 +302,16 @@ class CapacityQueue:
         """Refuse the calls whose deadline has passed, and request capacity for the others."""
         self._timer = None
         now = self._queues.ports.seconds()
-        late = [one for calls in self._waiting for row in calls.values() for one in row if one.until <= now]
-        refused = [(one, self.refusal(one)) for one in late]
-        for one in late:
-            self._remove(one)
+        late = [
+            call for calls in self._waiting for row in calls.values() for call in row if call.until <= now
+        ]
+        refused = [(call, self.refusal(call)) for call in late]
+        for call in late:
+            self._remove(call)
         if self.length or self._ended or self._over or self._going:
             self._ask()
-        for one, refusal in refused:
-            one.let_in.fail(refusal)
+        for call, refusal in refused:
+            call.let_in.fail(refusal)
 
     async def _round(self) -> None:
         ports, accounts = self._queues.ports, self._queues.accounts
@@ -347,7 +351,7 @@ class CapacityQueue:
                 self._remove(one)
         now = self._queues.ports.seconds()
         late = [call for call, by in zip(calls, answers, strict=True) if not by and 0.0 < call.until <= now]
-        refused = [(one, self.refusal(one)) for one in late]
+        refused = [(call, self.refusal(call)) for call in late]
         for one in late:
             self._remove(one)
         anew, self._asks_anew = self._asks_anew, False
@@ -369,9 +373,9 @@ class CapacityQueue:
         Some of these requests are always for calls of batches.
         """
         interactive, batch = self._waiting
-        found = list(islice(_by_turns(interactive), ASKS_MAX - BATCH_ASKS))
-        found += islice(_by_turns(batch), ASKS_MAX - len(found))
-        return found
+        calls = list(islice(_by_turns(interactive), ASKS_MAX - BATCH_ASKS))
+        calls += islice(_by_turns(batch), ASKS_MAX - len(calls))
+        return calls
 
     def _asks(self, calls: list[WaitingCall]) -> list[CapacityAsk]:
         asked: dict[tuple[int, str], int] = {}
@@ -412,6 +416,6 @@ def _by_turns(calls: dict[str, deque[WaitingCall]]) -> Iterator[WaitingCall]:
         for name in list(islice(calls, ASKS_MAX)):
             calls[name] = calls.pop(name)
     for turn in zip_longest(*rows):
-        for one in turn:
-            if one is not None:
-                yield one
+        for call in turn:
+            if call is not None:
+                yield call

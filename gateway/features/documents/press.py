@@ -98,8 +98,8 @@ def missing_glyphs(text: str) -> str:
     try:
         typst.compile(_PAGE, format="pdf", sys_inputs=inputs, pdf_standards="a-3b", font_paths=_fonts())
     except typst.TypstError as error:
-        found = _MISSING.findall(error.diagnostic)
-        return "".join(dict.fromkeys("".join(_ESCAPED.sub(_unescaped, each) for each in found)))
+        runs = _MISSING.findall(error.diagnostic)
+        return "".join(dict.fromkeys("".join(_ESCAPED.sub(_unescaped, run_) for run_ in runs)))
     return ""
 
 

@@ -110,14 +110,14 @@ def _trees(
     trees, last = dict[int, tuple[int, bytes]](), dict[tuple[str, int], tuple[int, bytes]]()
     for number, of in groupby(segments, key=attrgetter("head")):
         leaves = list[bytes]()
-        for one in of:
-            account = (one.kind, one.owner_id)
-            if last.get(account, (0, NONE)) != (one.number - 1, one.previous):
+        for row in of:
+            account = (row.kind, row.owner_id)
+            if last.get(account, (0, NONE)) != (row.number - 1, row.previous):
                 verification.say(
-                    one.account, one.first_seq, f"segment {one.number} does not follow the one before it"
+                    row.account, row.first_seq, f"segment {row.number} does not follow the one before it"
                 )
-            leaves.append(one.leaf())
-            last[account] = one.number, leaves[-1]
+            leaves.append(row.leaf())
+            last[account] = row.number, leaves[-1]
         verification.segments += len(leaves)
         trees[number] = len(leaves), root(leaves)
     return trees
@@ -143,14 +143,14 @@ def check_rows(
         _check_account(f"{kind}:{owner_id}", of, verification)
 
 
-def _in_order(one: LedgerSegment | ProvenRow) -> tuple[int, int, int, int]:
+def _in_order(node: LedgerSegment | ProvenRow) -> tuple[int, int, int, int]:
     """Return a sort key by which a segment comes before its rows.
 
     Of two segments for the same rows, the later one comes second.
     """
-    if isinstance(one, LedgerSegment):
-        return one.owner_id, one.first_seq, 0, one.number
-    return one.owner_id, one.seq, 1, 0
+    if isinstance(node, LedgerSegment):
+        return node.owner_id, node.first_seq, 0, node.number
+    return node.owner_id, node.seq, 1, 0
 
 
 @dataclass(slots=True)
@@ -207,9 +207,11 @@ def _check_segment(account: str, now: _Open, verification: LedgerVerification) -
     segment, late, rows = now.segment, now.late, now.rows
     places = range(segment.first_seq, segment.last_seq + 1)
     leaves = [rows[seq][0].leaf if seq in rows and seq not in late else NONE for seq in places]
-    named = [one for seq, due in late.items() for one in _compared(account, seq, rows.get(seq, ()), due.root)]
+    named = [
+        fault for seq, due in late.items() for fault in _compared(account, seq, rows.get(seq, ()), due.root)
+    ]
     if all(len(of) == 1 for seq, of in rows.items() if seq not in late) and root(leaves) == segment.root:
-        if b"".join(one[:MARK_BYTES] for one in leaves) != segment.marks:
+        if b"".join(leaf[:MARK_BYTES] for leaf in leaves) != segment.marks:
             verification.say(account, segment.first_seq, f"the marks up to {segment.last_seq} were changed")
     else:
         for seq in (place for place in places if place not in late):

@@ -175,9 +175,9 @@ class RateLimitJudge:
 
         async def ask(place: _Place, descriptor: Descriptor, _: int) -> _DescriptorHold:
             time_s = place.rule.ttl_s if ttl_s is None else ttl_s
-            found, __ = await self._held(place, asked.amount or 1, str(uuid4()), time_s)
-            found.looks = bool(found.id) and not asked.amount
-            return found
+            held, __ = await self._held(place, asked.amount or 1, str(uuid4()), time_s)
+            held.looks = bool(held.id) and not asked.amount
+            return held
 
         holds, over = await self._all(asked, ask)
         ids = [_REPORTED if hold.looks else hold.id or _NOTHING for hold in holds]
@@ -241,8 +241,8 @@ class RateLimitJudge:
         Rules with `call` are used only if `calls` is set.
         """
         if not 0 < len(asked.descriptors) <= DESCRIPTORS_MAX:
-            said = f"A question has 1 to {DESCRIPTORS_MAX} descriptors."
-            return [_DescriptorHold(refused(_INVALID, said))], True
+            message = f"A question has 1 to {DESCRIPTORS_MAX} descriptors."
+            return [_DescriptorHold(refused(_INVALID, message))], True
         places = [self._place(asked.domain, descriptor) for descriptor in asked.descriptors]
         replaced = {name for place in places if isinstance(place, _Place) for name in place.rule.replaces}
 
@@ -253,13 +253,13 @@ class RateLimitJudge:
             if place.rule.name and place.rule.name in replaced:
                 return _DescriptorHold(_PASSED)
             if not calls if place.rule.call else asked.descriptors[at].gives_back:
-                said = "Hits are given back to a rule with `call` alone, which is for ShouldRateLimit."
-                return _DescriptorHold(refused(_INVALID, said))
+                message = "Hits are given back to a rule with `call` alone, which is for ShouldRateLimit."
+                return _DescriptorHold(refused(_INVALID, message))
             if asked.amount > TOKENS_MAX:
                 return _DescriptorHold(refused(_INVALID, f"An amount is at most {TOKENS_MAX}."))
-            found = await ask(place, asked.descriptors[at], at)
-            found.rule = place.rule
-            return found
+            verdict = await ask(place, asked.descriptors[at], at)
+            verdict.rule = place.rule
+            return verdict
 
         holds = list(await asyncio.gather(*map(one_of, range(len(places)))))
         over = _is_over(holds)
@@ -298,22 +298,22 @@ class RateLimitJudge:
 
     async def _reported(self, place: _Place, used: int, once: str) -> _DescriptorHold:
         """Return a new hold to which a use without a hold is charged; `once` is its idempotency key."""
-        found, _ = await self._held(place, 1, once, SETTLED_TTL_S)
-        found.charge, found.looks = (_use(place.rule, used), False) if used else (None, True)
-        return found
+        held, _ = await self._held(place, 1, once, SETTLED_TTL_S)
+        held.charge, held.looks = (_use(place.rule, used), False) if used else (None, True)
+        return held
 
     async def _begin(self, domain: str, place: _Place, asked: Descriptor) -> _DescriptorHold:
         rule = place.rule
         amount = rule.hold or asked.hits or 1
         once = _call_id(domain, rule, place.entries) if rule.call else str(uuid4())
-        found, reply = await self._held(place, amount, once, rule.ttl_s if rule.call else SETTLED_TTL_S)
-        if reply is None or not found.id:
-            return found
+        held, reply = await self._held(place, amount, once, rule.ttl_s if rule.call else SETTLED_TTL_S)
+        if reply is None or not held.id:
+            return held
         if rule.call and reply.tries == 1 and "idempotent-replayed" in reply.headers:
             return _DescriptorHold(refused("idempotency_conflict", "A call of this id has begun already."))
-        found.charge = None if rule.call else _use(rule, amount)
-        found.looks = not (rule.call or asked.hits)
-        return found
+        held.charge = None if rule.call else _use(rule, amount)
+        held.looks = not (rule.call or asked.hits)
+        return held
 
     async def _end(self, domain: str, place: _Place, asked: Descriptor) -> _DescriptorHold:
         """Return the hold of a call that ends now, with the use to charge, which may exceed the held amount.
@@ -321,32 +321,32 @@ class RateLimitJudge:
         It is a refusal if the call has not begun.
         """
         rule = place.rule
-        found, reply = await self._held(place, rule.hold, _call_id(domain, rule, place.entries), rule.ttl_s)
+        held, reply = await self._held(place, rule.hold, _call_id(domain, rule, place.entries), rule.ttl_s)
         if reply is None:
             self._failed("the end of a call")
-        if reply is None or not found.id:
-            return found
-        found.is_end = True
+        if reply is None or not held.id:
+            return held
+        held.is_end = True
         # Otherwise the call's beginning was refused, or never requested.
         has_begun = "idempotent-replayed" in reply.headers
         if not has_begun:
-            found.verdict = refused("hold_not_found", "No call of this id has begun.")
+            held.verdict = refused("hold_not_found", "No call of this id has begun.")
         used = max(0, rule.hold - asked.hits) if asked.gives_back else asked.hits
-        found.charge, found.looks = (_use(rule, used), False) if has_begun and used else (None, True)
-        return found
+        held.charge, held.looks = (_use(rule, used), False) if has_begun and used else (None, True)
+        return held
 
     async def _take(  # noqa: PLR0917  # whose hold it is, and what it takes
         self, rule: RateLimitRule, entries: dict[str, str], key: str, amount: int, once: str, ttl_s: int
     ) -> HoldsReply | None:
-        said: dict[str, Any] = {
+        body: dict[str, Any] = {
             "service": rule.said(rule.service, entries),
             "max_tokens" if rule.unit == "tokens" else "amount": amount,
             "ttl_s": ttl_s,
         }
-        said |= {
+        body |= {
             name: rule.said(value, entries) for name in ("model", "user") if (value := getattr(rule, name))
         }
-        reply = await self._ask("POST", HOLDS, key, said, {"idempotency-key": once})
+        reply = await self._ask("POST", HOLDS, key, body, {"idempotency-key": once})
         taken = reply is None or reply.status >= 400 or isinstance(reply.document.get("id"), str)
         return reply if taken else None
 
@@ -406,9 +406,11 @@ def _answered(holds: list[_DescriptorHold], over: bool) -> bytes:
     for hold in reversed(holds):  # the first descriptor's value remains
         if hold.rule is not None and not hold.verdict.over:
             metadata |= hold.rule.metadata
-    said = {"metadata": metadata} if metadata else None
+    fields = {"metadata": metadata} if metadata else None
     code = OVER_LIMIT if over else OK
-    return write_response([verdict.status for verdict in verdicts], nearest.headers, nearest.body, code, said)
+    return write_response(
+        [verdict.status for verdict in verdicts], nearest.headers, nearest.body, code, fields
+    )
 
 
 def _fault(domain: str, asked: Descriptor, entries: Mapping[str, str]) -> str:
