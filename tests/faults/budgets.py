@@ -87,7 +87,9 @@ def make_budgets(world: World, tenants: Sequence[Tenant], tight: Tenant | None) 
     found = Budgets()
     for organization in sorted({one.organization_id for one in tenants}):
         add_budget(world, found, organization, "organization_id", organization, interval="total")
-        rolling = add_budget(world, found, organization, "organization_id", organization, each="key", **ROLLING)
+        rolling = add_budget(
+            world, found, organization, "organization_id", organization, each="key", **ROLLING
+        )
         for one in tenants:
             if one.organization_id == organization:
                 world.admin("PUT", f"/budgets/{rolling}/overrides/{one.key_id}", {"amount": None})
@@ -105,7 +107,12 @@ def make_budgets(world: World, tenants: Sequence[Tenant], tight: Tenant | None) 
         found.tight_each = add_budget(
             world, found, of, "tenant_id", tight.id, tenant_id=tight.id, each="user", **ROLLING
         )
-        group = {"organization_id": of, "name": "all but one", "kind": "user", "members": [*TIGHT_USERS, "cem"]}
+        group = {
+            "organization_id": of,
+            "name": "all but one",
+            "kind": "user",
+            "members": [*TIGHT_USERS, "cem"],
+        }
         group_id = world.admin("POST", "/groups", group)["id"]
         for who, user in (("ann", "ann"), (f"group:{group_id}", "bob")):
             override = {"amount": _decimal(TIGHT_USERS[user])}
