@@ -44,7 +44,7 @@ from gateway.core.calls.routes import ModelRule, ModelTarget
 from gateway.core.calls.tariff import CallPrices
 from gateway.core.calls.use_request import UseRequest
 from gateway.core.families.model_differences import refused_part
-from gateway.core.families.registry import FAMILIES
+from gateway.core.families.registry import FAMILIES, SHAPES
 from gateway.core.families.seals import bound_by
 from gateway.core.model import Admitted, Refused, Verdict
 from gateway.errors import InvalidRequest, Refusal
@@ -110,7 +110,7 @@ async def _prepare_as_kept(
 
     Raise a `Refusal` instead where it is `sealed` (why, in words): no other model than this one could read it.
     """
-    call, why = use.asked.call, why_fixed(use.asked.call)
+    call, why = use.asked.call, why_fixed(use.asked)
     refusal: Refusal | None = None
     try:
         if not why:
@@ -248,7 +248,7 @@ async def _weigh(
     ports: AdmissionPorts, use: PreparedUse, reached: Sequence[MatchedStep]
 ) -> tuple[PreparedUse | None, str, str]:
     """Return the use as the substitute that would hold least, of those that may go; its name; and why none may go."""
-    names, why = substitutes_of(reached), why_fixed(use.asked.call) or why_bound(use.asked.call)
+    names, why = substitutes_of(reached), why_fixed(use.asked) or why_bound(use.asked.call)
     if why:
         return None, names[0], why
     budgets = use.terms.budgets
@@ -330,12 +330,17 @@ def rule_of_route(asked: UseRequest) -> ModelRule:
     return ModelRule(model, False, (ModelTarget(asked.upstream, model),))
 
 
-def why_fixed(call: CallRequest) -> str:
-    """Return why the model of a call cannot be written in its place; empty if it can."""
+def why_fixed(asked: UseRequest) -> str:
+    """Return why the model of a call cannot be another one in its place; empty if it can."""
+    call, shape = asked.call, SHAPES.get(asked.call.meter)
     if call.models_beside:
         return "the call names other models too"
-    has_place = call.body.document is not None or call.body.model_at is not None
-    return "" if has_place else "its body is sent as it comes"
+    if shape is not None and (shape.stores or shape.lasts):
+        return "it makes what one model keeps"
+    if call.body.document is None and call.body.model_at is None:
+        return "its body is sent as it comes"
+    is_named = asked.by_path or call.body.has_place_of(call.spec.model)
+    return "" if is_named else "its model is named where it cannot be replaced"
 
 
 def why_bound(call: CallRequest) -> str:

@@ -185,7 +185,7 @@ class CallEntrance:
             self._caller.acts_for(head.attribution.user, call.spec.user), head.attribution, call,
             routed.service_key if routed.metered else "", exchange.attempt.name, routed.owned,
             "this route does not read which one" if routed.any_model else "", overlapping, routed.listed,
-            exchange.connection.body.long, routed.units,
+            exchange.connection.body.long, routed.units, "model" in routed.params,
         )  # fmt: skip
 
     def check_paused(self, call: CallRequest) -> None:

@@ -18,10 +18,7 @@ from gateway.calls.answers import check_admitted
 from gateway.calls.charge import NO_DETAIL, ChargedUse, Counted, MeteredUse, UseTerms, charge, release
 from gateway.core.accounts.budgets import TOKENS
 from gateway.core.accounts.call_budgets import CallBudgets
-from gateway.core.accounts.outbox import (
-    NONE,
-    TEXT_CHARACTERS_MAX,
-)
+from gateway.core.accounts.call_facts import NONE, TEXT_CHARACTERS_MAX
 from gateway.core.accounts.tags import Tags
 from gateway.core.accounts.upstream_jobs import HOLD_MS_MAX
 from gateway.core.billing.money import ENDLESS, NANO
@@ -37,12 +34,7 @@ from gateway.core.billing.price_book import (
 from gateway.core.billing.reported_cost import REPORTED, ReportedCost
 from gateway.core.calls.call import TIMED_OUT, CallRequest, input_tokens
 from gateway.core.calls.claims import CallClaim, answer_bound, bind_output, bind_uses, lower_task, unheld_rate
-from gateway.core.calls.tariff import (
-    NO_PRICES,
-    CallPrices,
-    covered,
-    rate_of,
-)
+from gateway.core.calls.tariff import NO_PRICES, CallPrices, covered, rate_of
 from gateway.core.families.refusal import from_refused
 from gateway.core.metering.meter import Detail, Meter
 from gateway.core.model import (
