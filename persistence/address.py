@@ -44,8 +44,8 @@ def _spelt(url: str) -> str:
     if "," not in hosts:
         return rest
     places = [_place(one) for one in hosts.split(",")]
-    names = ",".join(one["host"].strip("[]") for one in places)
-    ports = ",".join(one["port"] or "5432" for one in places)
+    names = ",".join(place["host"].strip("[]") for place in places)
+    ports = ",".join(place["port"] or "5432" for place in places)
     return f"{user}{at}/{path}?host={names}&port={ports}" + (f"&{query}" if query else "")
 
 

@@ -118,10 +118,10 @@ async def contradictions(url: str) -> list[str]:
     engine = create(url)
     try:
         async with engine.connect() as connection:
-            found = await checkpoints.violations(connection)
+            violations = await checkpoints.violations(connection)
     finally:
         await engine.dispose()
-    return [f"{one.invariant} {one.account}: {one.detail}" for one in found]
+    return [f"{one.invariant} {one.account}: {one.detail}" for one in violations]
 
 
 def _rows(connection: psycopg.Connection[tuple[object, ...]]) -> dict[str, int]:

@@ -245,9 +245,9 @@ def _intend(change: EntityWrite, organization_id: int, tenant_id: int, verb: str
     return write
 
 
-def _add(change: EntityWrite, organization_id: int, said: Row) -> int:
+def _add(change: EntityWrite, organization_id: int, row: Row) -> int:
     made = insert(dunning_step).values(
-        organization_id=organization_id, actor=change.command.actor.scope, created_at=change.now, **said
+        organization_id=organization_id, actor=change.command.actor.scope, created_at=change.now, **row
     )
     return int(change.connection.execute(made.returning(dunning_step.c.id)).scalar_one())
 

@@ -275,9 +275,9 @@ class EntityWrite:
         """
         if self.batch is None:
             return read()
-        found = self.batch.counts[what] if what in self.batch.counts else read()
-        self.batch.counts[what] = found + 1
-        return found
+        count = self.batch.counts[what] if what in self.batch.counts else read()
+        self.batch.counts[what] = count + 1
+        return count
 
     def define(self, account: str, organization_id: object) -> None:
         self.intend([account], "define", {}, organization_id=int(str(organization_id)))

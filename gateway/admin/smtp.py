@@ -116,17 +116,19 @@ def _verified_by(ca_file: str) -> ssl.SSLContext:
 async def _deliver(server: SMTP, mail: Mail) -> DeliveryOutcome:
     """Send a mail to those recipients that the server accepts."""
     await server.mail(mail.sender)
-    refused = [each for address in mail.recipients if (each := await _refusal(server, address)) is not None]
+    refused = [
+        refusal for address in mail.recipients if (refusal := await _refusal(server, address)) is not None
+    ]
     if len(refused) == len(mail.recipients):
         raise refused[-1]
-    said = await server.data(mail.content)
+    reply = await server.data(mail.content)
     with suppress(SMTPException):  # the server has the mail, so no answer is needed
         assert server.protocol is not None
         server.protocol.write(b"QUIT\r\n")
     if not refused:
-        return DeliveryOutcome(said.code)
+        return DeliveryOutcome(reply.code)
     several = f"{len(refused)} of {len(mail.recipients)} recipients refused"
-    return DeliveryOutcome(said.code, plain(f"{several}: {_told(refused[-1])}"))
+    return DeliveryOutcome(reply.code, plain(f"{several}: {_told(refused[-1])}"))
 
 
 async def _refusal(server: SMTP, address: str) -> SMTPRecipientRefused | None:
@@ -143,6 +145,6 @@ def _here(server: SMTP) -> str:
     return f"[{'IPv6:' if address.version == 6 else ''}{address}]"
 
 
-def _told(said: SMTPResponseException) -> str:
-    status = f"{said.code} " if said.code > 0 else ""
-    return plain(f"{status}{said.message.splitlines()[-1] if said.message else ''}")
+def _told(error: SMTPResponseException) -> str:
+    status = f"{error.code} " if error.code > 0 else ""
+    return plain(f"{status}{error.message.splitlines()[-1] if error.message else ''}")

@@ -132,7 +132,11 @@ def _asked(question: str, default: str, *, hidden: bool = False) -> str:
 
 def _answers(given: Given, ask: Callable[..., str], environ: Mapping[str, str]) -> SetupAnswers:
     """Return the checked answers before anything is written; `CommandFailed` names a wrong option."""
-    named = [name for name, each in PROVIDERS.items() if each is not None and environ.get(each.variable)]
+    named = [
+        name
+        for name, provider in PROVIDERS.items()
+        if provider is not None and environ.get(provider.variable)
+    ]
     choices = ", ".join(PROVIDERS)
     provider = given.provider or ask(f"Provider ({choices})?", named[0] if named else DEMO)
     if provider not in PROVIDERS:
@@ -142,7 +146,7 @@ def _answers(given: Given, ask: Callable[..., str], environ: Mapping[str, str]) 
     if not tenant:
         raise CommandFailed("--tenant must not be empty.")
     try:
-        faults = [said for _, said in wrong_amount(MONEY, Decimal(budget), "budget")]
+        faults = [fault for _, fault in wrong_amount(MONEY, Decimal(budget), "budget")]
     except InvalidOperation:
         faults = ["must be a number such as 20 or 12.50"]
     if faults:
@@ -228,10 +232,10 @@ def _running(place: Path) -> Json | None:
     """Return the addresses of the stack that runs in this directory, or None."""
     try:
         noted: Json = json.loads((place / "up.json").read_bytes())
-        found = find({"TOLLKEEPER_DATA_DIR": str(place)})
+        running = find({"TOLLKEEPER_DATA_DIR": str(place)})
     except (OSError, ValueError, CommandFailed):
         return None
-    return noted if status_of(f"{found.url}/readyz") == 200 else None
+    return noted if status_of(f"{running.url}/readyz") == 200 else None
 
 
 def _started(place: Path) -> Json:
@@ -270,7 +274,7 @@ def _make_tenant(place: Path, api: AdminClient) -> None:
     with waiting("Making the tenant"):
         plan = api.post(WHERE, {**asked, "trial": True})
         done = api.post(WHERE, {**asked, "digest": plan["digest"]}) if plan["changes"] else {"secrets": []}
-    made = [each["value"] for each in done["secrets"] if each["resource"] == "api-keys"]
+    made = [secret["value"] for secret in done["secrets"] if secret["resource"] == "api-keys"]
     if not made:
         raise CommandFailed(
             f"The tenant has a key already, which {place / TENANT_KEY} does not have: rotate it "

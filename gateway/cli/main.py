@@ -73,15 +73,15 @@ def doctor(
     outcomes = {True: "ok   ", False: "WRONG", None: "?    "}
 
     async def look() -> bool:
-        found = []
+        findings = []
         asyncio.get_running_loop().set_default_executor(LeftThreads())
         async for finding in examine(settings, role):
-            found.append({"subject": finding.subject, "well": finding.well, "says": finding.says})
+            findings.append({"subject": finding.subject, "well": finding.well, "says": finding.says})
             if not as_json:
                 typer.echo(f"{outcomes[finding.well]} {finding.subject}: {finding.says}")
-        well = all(each["well"] is not False for each in found)
+        well = all(finding["well"] is not False for finding in findings)
         if as_json:
-            typer.echo(dumps({"well": well, "findings": found}))
+            typer.echo(dumps({"well": well, "findings": findings}))
         return well
 
     raise typer.Exit(0 if asyncio.run(look()) else 1)
@@ -196,16 +196,22 @@ def _has(program: typer.Typer, name: str) -> bool:
     """Return whether a command or a section of this name exists."""
     return name in {
         *map(_called, program.registered_commands),
-        *(one.name for one in program.registered_groups),
+        *(registered_group.name for registered_group in program.registered_groups),
     }
 
 
 def _narrowed(program: typer.Typer, name: str) -> typer.Typer:
     """Return a program with one command or section only, so that no parsers are built for the others."""
-    one = copy(program)
-    one.registered_commands = [each for each in program.registered_commands if _called(each) == name]
-    one.registered_groups = [each for each in program.registered_groups if each.name == name]
-    return one
+    narrowed = copy(program)
+    narrowed.registered_commands = [
+        registered_command
+        for registered_command in program.registered_commands
+        if _called(registered_command) == name
+    ]
+    narrowed.registered_groups = [
+        registered_group for registered_group in program.registered_groups if registered_group.name == name
+    ]
+    return narrowed
 
 
 @app.command()

@@ -77,11 +77,11 @@ def _public(written: Mapping[str, Any], algorithm: str) -> Any:
     named = {name: value for name, value in written.items() if name not in {"alg", "use", "key_ops"}}
     try:
         with warnings.catch_warnings(action="ignore"):  # about small keys, which are refused below
-            found = jwt.PyJWK.from_dict(named, algorithm).key
+            key = jwt.PyJWK.from_dict(named, algorithm).key
     except (jwt.PyJWTError, ValueError, TypeError):
         return None
-    size = getattr(found, "key_size", RSA_BITS_MIN) if written.get("kty") == "RSA" else RSA_BITS_MIN
-    return found if RSA_BITS_MIN <= size <= RSA_BITS_MAX else None
+    size = getattr(key, "key_size", RSA_BITS_MIN) if written.get("kty") == "RSA" else RSA_BITS_MIN
+    return key if RSA_BITS_MIN <= size <= RSA_BITS_MAX else None
 
 
 def _is_by(token: SignedToken, public: Any) -> bool:
@@ -154,10 +154,10 @@ def read_file(path: str) -> bytes:
 def _discovered(issuer: Issuer, deadline: float) -> dict[str, Any]:
     """Fetch the discovery document, and check that it belongs to this issuer."""
     url = issuer.issuer.rstrip("/") + DISCOVERY
-    found = json.loads(_fetched(issuer, url, deadline, with_token=True))
-    if not isinstance(found, dict) or found.get("issuer") != issuer.issuer:
+    document = json.loads(_fetched(issuer, url, deadline, with_token=True))
+    if not isinstance(document, dict) or document.get("issuer") != issuer.issuer:
         raise UnreadableKeys(f"{without_password(url)} is another issuer's")
-    return found
+    return document
 
 
 def _address(issuer: Issuer, said: Mapping[str, Any], name: str) -> str:
@@ -246,12 +246,12 @@ def redeem(provider: IdentityProvider, endpoints: Endpoints, form: Mapping[str, 
             sent["client_secret"] = secret
     status, body = post_form(provider.issuer, endpoints.token, urlencode(sent).encode(), fields)
     try:
-        said = json.loads(body)
+        document = json.loads(body)
     except (ValueError, RecursionError):
-        said = None
-    if status == 200 and isinstance(said, dict):
-        return said
-    word = said.get("error") if isinstance(said, dict) else None
+        document = None
+    if status == 200 and isinstance(document, dict):
+        return document
+    word = document.get("error") if isinstance(document, dict) else None
     if status in {400, 401, 403} and isinstance(word, str) and _ERROR.fullmatch(word):
         raise TokensRefused(word)
     raise UnreadableKeys(f"{without_password(endpoints.token)} answers {status}, and no JSON that says what")

@@ -213,10 +213,10 @@ class AllKeys:
         """Replace the issuers. Keys of unchanged issuers are kept."""
         before = self._by_issuer
         self._by_issuer = {
-            one.issuer: there
-            if (there := before.get(one.issuer)) is not None and there.issuer == one
-            else IssuerKeys(one, self._clock, self._log, self._read)
-            for one in issuers
+            issuer.issuer: there
+            if (there := before.get(issuer.issuer)) is not None and there.issuer == issuer
+            else IssuerKeys(issuer, self._clock, self._log, self._read)
+            for issuer in issuers
         }
 
     def unread(self) -> list[tuple[str, int]]:

@@ -285,12 +285,12 @@ class Child:
 
     def _why(self, code: int | None, log_from: int) -> str:
         """Return one line with the reason why the program ended before it was ready."""
-        said = self._log_since(log_from)
-        if library := missing_library(said):
+        log_since = self._log_since(log_from)
+        if library := missing_library(log_since):
             return f"{self.program.name} cannot start: {library}"
-        reason = self.program.reason(said)
+        reason = self.program.reason(log_since)
         if reason is None:
-            lines = [line for line in said.splitlines() if line.strip()]
+            lines = [line for line in log_since.splitlines() if line.strip()]
             reason = lines[-1].strip() if lines else f"it {_ended(code)}"
         return f"{self.program.name} cannot start: {reason}{self._see_log()}"
 

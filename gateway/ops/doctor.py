@@ -487,5 +487,5 @@ def _takes_any_maximum(target: UpstreamTarget) -> bool:
     """Return whether we know no maximum of output tokens for an upstream that may serve any models."""
     facts = target.facts
     known = facts is not None and (facts.listed or facts.output_max is not None or facts.context is not None)
-    built_in = target.base_url in {one.base_url for one in default_table({}).upstreams}
+    built_in = target.base_url in {upstream.base_url for upstream in default_table({}).upstreams}
     return target.family in {"", "openai"} and not known and not built_in

@@ -203,13 +203,13 @@ class _ReplicaStatus:
 
 def named_replica(info: Mapping[str, str]) -> list[Place]:
     """Return the addresses of the replicas in a primary's `INFO`, as the replicas announce them."""
-    found = list[Place]()
+    places = list[Place]()
     for name, value in info.items():
         if name.startswith("slave") and name[5:].isdigit():
             said = dict(part.split("=", 1) for part in value.split(",") if "=" in part)
             if said.get("ip") and said.get("port", "").isdigit():
-                found.append((said["ip"], int(said["port"])))
-    return found
+                places.append((said["ip"], int(said["port"])))
+    return places
 
 
 async def redis_replica_findings(
@@ -221,7 +221,7 @@ async def redis_replica_findings(
     """
     asked = places[:REPLICAS_MAX]
     said = await asyncio.gather(*(_replica_findings(address, each, configured=configured) for each in asked))
-    return [one for place, each in zip(asked, said, strict=True) for one in _findings(place, each)]
+    return [finding for place, each in zip(asked, said, strict=True) for finding in _findings(place, each)]
 
 
 async def _replica_findings(address: Address, place: Place, *, configured: bool) -> _ReplicaStatus:
@@ -494,7 +494,7 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
         if not await wires.connected_within(ANSWER_MAX_S):
             trouble = wires.trouble
             yield Finding(False, "redis", f"{shown}: {trouble}; {hints.redis_hint(trouble)}")
-        connected = {_name_of(wires, one): one for one in wires.wires if one.connected}
+        connected = {_name_of(wires, wire): wire for wire in wires.wires if wire.connected}
         servers = {name: await _asked(one, address) for name, one in connected.items()}
         lists = {name: await _read(wires, name.encode()) for name in _LISTS}
         of_keepers = await _of_keepers(settings, role, wires, connected, servers)
@@ -669,8 +669,8 @@ async def _replicas(
         if server.info.get("connected_slaves") == "0"
     ]
     if isinstance(wires, Shards):
-        primaries = {one.place for one in wires.map.owned} | {wires.place_of(one) for one in wires.wires}
-        places = [one for one in wires.map.members if one not in primaries]
+        primaries = {one.place for one in wires.map.owned} | {wires.place_of(wire) for wire in wires.wires}
+        places = [member for member in wires.map.members if member not in primaries]
     else:
         places = [one for server in servers.values() for one in named_replica(server.info)]
     return found + await redis_replica_findings(address, places, configured=_asks(address))
@@ -692,7 +692,7 @@ async def _if_allowed(wire: RedisConnection, name: str) -> Reply:
 
 
 def _cluster(shown: str, shards: Shards) -> Finding:
-    lacking = [one for one in shards.partitions if not shards.of(one).part.partitions]
+    lacking = [partition for partition in shards.partitions if not shards.of(partition).part.partitions]
     count = len(shards.wires)
     shared = isinstance(shards, FixedShards)
     there = f"{shown} is {f'{count} servers' if shared else f'a cluster of {count} primaries'}"

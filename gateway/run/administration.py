@@ -200,7 +200,7 @@ class Administration:
         self._sign_ins = CurrentSignIns(settings, self._log)
         self._later = KeeperSettings(settings, None, self._log, self._sign_ins.renew)
         parts = AdminParts(settings=settings, later=self._later)
-        self._routes = [routes for each in features() if (routes := each.routes(parts)) is not None]
+        self._routes = [routes for feature in features() if (routes := feature.routes(parts)) is not None]
         pools = self._pools = PeoplePools.create(settings.url_file("database_url"))
         self._doors = doors = KeeperDoors(settings, self._log, UnsupportedVersions())
         replica = Replica.of(settings.url_file("database_read_url"), pools.staff)

@@ -253,7 +253,7 @@ class RedisState:
 
     def figures(self) -> dict[str, object]:
         """Return metrics of the Redis servers for a keeper: of each metric the worst value of all servers."""
-        memory = [[int(one.get(name) or 0) for name in ("used_memory", "maxmemory")] for one in self._facts]
+        memory = [[int(fact.get(name) or 0) for name in ("used_memory", "maxmemory")] for fact in self._facts]
         if not memory:
             return {}
         used, most = max(memory, key=lambda one: (one[0] / one[1] if one[1] else 0.0, one[0]))
@@ -263,7 +263,7 @@ class RedisState:
             "redis_memory_used_bytes": used,
             "redis_memory_max_bytes": most,
             "redis_files_failing": [(file, failing[file]) for file in ("append_only", "snapshot")],
-            "redis_replicas": min(int(one.get("connected_slaves") or 0) for one in self._facts),
+            "redis_replicas": min(int(fact.get("connected_slaves") or 0) for fact in self._facts),
             **({"redis_replica_lag_seconds": max(lags)} if lags else {}),
         }
 
@@ -409,9 +409,9 @@ async def _content(ops: Ops, method: str, path: str, accept: str) -> tuple[int, 
         return 405, b'{"status":"method not allowed"}', "application/json"
     if path == "/metrics":
         return 200, *ops.metrics(accept)
-    found = await ops.dependencies() if path == "/readyz" else {}
-    well = all(is_there for name, is_there in there(found).items() if name not in TOLD_ALONE)
-    return (200 if well else 503), json.dumps(report(well, found)).encode(), "application/json"
+    dependencies = await ops.dependencies() if path == "/readyz" else {}
+    well = all(is_there for name, is_there in there(dependencies).items() if name not in TOLD_ALONE)
+    return (200 if well else 503), json.dumps(report(well, dependencies)).encode(), "application/json"
 
 
 # The reason that a stopping process gives for not being ready.

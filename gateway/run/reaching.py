@@ -70,7 +70,7 @@ async def redis_reached(
     """
 
     async def trouble() -> str:
-        there = await wires.connected_within(ASK_INTERVAL_S) or any(one.connected for one in wires.wires)
+        there = await wires.connected_within(ASK_INTERVAL_S) or any(wire.connected for wire in wires.wires)
         wires.refuse_eviction()
         return "" if there else wires.trouble or "no connection"
 

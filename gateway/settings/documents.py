@@ -150,7 +150,7 @@ def _plain(shape: Any) -> Any:
     if get_origin(shape) is Annotated:
         shape = get_args(shape)[0]
     if get_origin(shape) in (Union, UnionType):
-        shape = next(each for each in get_args(shape) if each is not NoneType)
+        shape = next(arg for arg in get_args(shape) if arg is not NoneType)
     return shape
 
 

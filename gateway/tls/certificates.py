@@ -70,7 +70,9 @@ def load(files: TlsFiles, prefix: str) -> LoadedCertificate:
     except (ValueError, UnreadableCertificate):  # the certificate is used without a known end
         ends = None
     authorities = context.get_ca_certs() if files.authority else []
-    clients_end = min((ssl.cert_time_to_seconds(str(one["notAfter"])) for one in authorities), default=None)
+    clients_end = min(
+        (ssl.cert_time_to_seconds(str(authority["notAfter"])) for authority in authorities), default=None
+    )
     return LoadedCertificate(context, content, ends, clients_end)
 
 

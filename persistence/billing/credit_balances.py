@@ -303,13 +303,13 @@ def _bring_together(connection: Connection, page: dict[str, Any], given: dict[st
 
 
 def _keep(
-    connection: Connection, here: dict[str, Any], found: Sequence[Allocation], lots: Mapping[int, Lot]
+    connection: Connection, here: dict[str, Any], allocations: Sequence[Allocation], lots: Mapping[int, Lot]
 ) -> None:
     """Store which credit addition, or which debt, pays for each movement.
 
     `lots` are the day and the price of new debt, by sequence number.
     """
-    sums, free = settled(found), (None, None)
+    sums, free = settled(allocations), (None, None)
     kept = [
         (seq, grant or 0, amount, *(free if grant else lots.get(seq, free)))
         for (seq, grant), amount in sums.items()

@@ -166,7 +166,7 @@ def _begin(change: EntityWrite, events_: Sequence[Mapping[str, Any]]) -> tuple[_
     connection, now = change.connection, change.now
     tenants = _look_up(connection, {event["subject"] for event in events_}, change.within)
     begun = [_SentEvent(event, event.get("time") or now, _ids(change, event, tenants)) for event in events_]
-    ids = list({each for one in begun for each in one.ids})
+    ids = list({id_ for one in begun for id_ in one.ids})
     known = {row.id: row.account for row in connection.execute(_KNOWN, {"ids": ids})}
     priced = [one for one in begun if one.said["data"].get("usage") is not None]
     models = {one.said["data"].get("model") or "" for one in priced} - {""}
@@ -325,13 +325,13 @@ def _one_of(
 def _service(batch: _Batch, tenant: _Tenant, key: str) -> Service:
     wanted = (tenant.organization_id, key)
     if wanted not in batch.services:
-        found = service_of(batch.connection, *wanted)
-        if found is None:
+        service = service_of(batch.connection, *wanted)
+        if service is None:
             raise Unacceptable("data.service", "is the key of no service")
-        if costs := other_currency(found, tenant.currency):
+        if costs := other_currency(service, tenant.currency):
             wrong = f"costs {costs}, and the organization pays in {tenant.currency}"
             raise Unacceptable("data.service", wrong)
-        batch.services[wanted] = found
+        batch.services[wanted] = service
     return batch.services[wanted]
 
 

@@ -176,12 +176,12 @@ def taxed_with(
     if since is None:
         return {}
     rows = connection.execute(_TAX_BILLED, {"organization": organization_id, "since": since})
-    found: dict[object, Tax] = {}
+    taxes: dict[object, Tax] = {}
     for row in rows:
         of = (row.kind, row.source, row.source_id, row.tenant_id, row.service_id)
         tax = tax_of(row.tax_rate, row.tax_category, row.tax_reason)
-        found[*of, row.period_start, row.period_end] = tax
-    return found
+        taxes[*of, row.period_start, row.period_end] = tax
+    return taxes
 
 
 def tax_of(rate: Decimal, category: str | None, reason: str | None) -> Tax:
@@ -448,8 +448,8 @@ def _drawn(connection: Connection, invoice: Any, today: date) -> NumberedLines:
     made = bill(facts if only is None else replace(facts, credits_consumed=0))
     lines = [
         NumberedLine(
-            position, each.kind, each.description, each.amount, each.tenant_id, each.service_id or None
+            position, line.kind, line.description, line.amount, line.tenant_id, line.service_id or None
         )
-        for position, each in enumerate(made.lines, 1)
+        for position, line in enumerate(made.lines, 1)
     ]
     return NumberedLines(lines, made.placed)

@@ -62,7 +62,9 @@ def rest_before(moment: str) -> str:
 # collects payments elsewhere has a credit balance of its own there.
 
 _LEFT = rest_before("'infinity'")
-_HERE = " AND ".join(f"NOT ({each.elsewhere})" for each in invoice_listeners()) or "true"
+_HERE = (
+    " AND ".join(f"NOT ({invoice_listener.elsewhere})" for invoice_listener in invoice_listeners()) or "true"
+)
 _NOTE = "i.kind = 'credit_note' AND i.status = 'finalized' AND NOT i.used_up"
 _NOTES = f"""
 SELECT i.id, i.organization_id, i.currency, i.corrects_id, -({_LEFT}) AS open
@@ -403,7 +405,7 @@ def _require_open(change: EntityWrite, row: Row, amount: Decimal) -> None:
     if row["status"] != "finalized" or row["kind"] != "credit_note":
         raise Conflict(f"The {_said(row)} has no credit; only a finalized credit note has.")
     if not bool(change.connection.execute(_IS_HERE, {"document": change.row_id}).scalar_one()):
-        raise Conflict(" ".join(each.refusal for each in invoice_listeners()))
+        raise Conflict(" ".join(invoice_listener.refusal for invoice_listener in invoice_listeners()))
     require_open(amount, -rest_of(change.connection, change.row_id), str(row["currency"]))
 
 
@@ -483,7 +485,7 @@ _THERE = {
 
 def draft_credit_note(change: EntityWrite, row: Row) -> int:
     """Create a draft note for the rest of the command's invoice, or the requested lines; return its id."""
-    lines = {each.position: line_of(each) for each in lines_of(change, change.row_id)}
+    lines = {line.position: line_of(line) for line in lines_of(change, change.row_id)}
     given = _given(change, row, lines)
     asked = change.command.values.get("lines")
     if isinstance(asked, list):

@@ -96,5 +96,5 @@ SUBJECT = Entity(
     },
     check_row=check_row,
     define=define,
-    defining=frozenset({WEIGHTS, *(one.name for one in TERMS)}),
+    defining=frozenset({WEIGHTS, *(term.name for term in TERMS)}),
 )

@@ -355,17 +355,17 @@ def waiting_early_uses(connection: Connection, organization_ids: Sequence[int]) 
 
 
 def owed_early_use(
-    connection: Connection, organization_id: int, told: EarlyUseReport | None = None
+    connection: Connection, organization_id: int, early_use_report: EarlyUseReport | None = None
 ) -> list[SettledEarlyUse]:
     """Return the ended token plans of an organization that are not charged yet, each with its result.
 
-    With `told`, the late reports of use by tenant, return instead the plans that these reports change.
+    With `early_use_report`, the late reports of use by tenant, return instead the plans that these reports change.
     """
     here: dict[str, Any] = {"organization": organization_id}
-    if told is None:
+    if early_use_report is None:
         looked = connection.execute(_OPEN, {**here, "count": ENDS_MAX}).all()
     else:
-        those = {"tenants": list(told), "since": list(told.values())}
+        those = {"tenants": list(early_use_report), "since": list(early_use_report.values())}
         looked = connection.execute(_TOLD, {**here, **those}).all()
     return _owed(connection, organization_id, looked, {row.id for row in looked})
 
@@ -420,10 +420,10 @@ def _settled(
     (row, _), used = ends[-1], [_used(*end, segments) for end in ends]
     # The current plan, or the last one.
     runs, whole = segments[0], (row.paid_from, row.paid_from)
-    for each in segments:
-        days = days_of(each, row.paid_from, row.cycle_ends_at, used[-1].until)
-        if each.start < days[1]:
-            runs, whole = each, days
+    for segment in segments:
+        days = days_of(segment, row.paid_from, row.cycle_ends_at, used[-1].until)
+        if segment.start < days[1]:
+            runs, whole = segment, days
 
     def fees(until: date | None) -> Decimal:
         return fees_of(segments, row.paid_from, whole[1] if until is None else until) + before

@@ -327,7 +327,7 @@ def _keep(
         _keep_segment(change, organization_id, segment)
     charges.accrue_fees(change.connection, organization_id, change.today)
     _define(change, organization_id, _ended(change, row_id, subscription, now=now))
-    since = min([change.today, *(each.start for each in subscription.segments if not each.id)])
+    since = min([change.today, *(segment.start for segment in subscription.segments if not segment.id)])
     charges.accrue_moved(change.connection, organization_id, since)
     return change.fetch(row_id)
 
@@ -377,7 +377,7 @@ def _subscription(change: EntityWrite, row: Mapping[str, Any]) -> Subscription:
         .where(here.c.organization_id == row["organization_id"], here.c.anchor_date == row["start_date"])
         .order_by(here.c.start_date, here.c.id)
     ).all()
-    segments = tuple(segment_of(each) for each in rows)
+    segments = tuple(segment_of(row) for row in rows)
     found = Subscription(segments, row["next_plan_id"], row["change_at"], row["cancel_at"])
     # Price changes of the plan that come after those already applied.
     (name, times), of = COSTS[found.current.interval], _price.c
@@ -399,12 +399,12 @@ def _by_terms(change: EntityWrite, subscription: Subscription, until: date | Non
     mine = (here.subscription_id == change.row_id, here.anchor_date == current.anchor)
     come = (*mine, here.starts_on <= (until or change.today), here.starts_on < subscription.end)
     terms = change.connection.execute(select(subscription_term).where(*come).order_by(here.starts_on)).all()
-    waiting = [each.starts_on for each in terms if not each.in_force]
+    waiting = [term.starts_on for term in terms if not term.in_force]
     if waiting:
         cost = _cost(change, current.plan_id, current.interval)
-        for each in terms:
-            if each.starts_on >= waiting[0]:
-                subscription = rules.agree_from(subscription, each.said, each.starts_on, cost)
+        for term in terms:
+            if term.starts_on >= waiting[0]:
+                subscription = rules.agree_from(subscription, term.said, term.starts_on, cost)
         change.connection.execute(update(subscription_term).where(*come).values(in_force=True))
     return subscription
 

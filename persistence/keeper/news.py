@@ -856,7 +856,11 @@ class Deliveries:
                 return "nobody is asked any more"
             url, data = SCHEME + data["address"], {**data, "organization": asked, "link": self._link(token)}
         elif _asks(row):
-            to = [one for one in recipients_of(url) if (row.organization_id, one.lower()) in agreed]
+            to = [
+                recipient
+                for recipient in recipients_of(url)
+                if (row.organization_id, recipient.lower()) in agreed
+            ]
             if not to:
                 return NOBODY_AGREED
             url = SCHEME + ",".join(to)

@@ -219,9 +219,9 @@ def count_again(connection: Connection, places: Iterable[tuple[str, int]]) -> No
 async def disproved(connection: AsyncConnection, accounts: Sequence[str], count: int) -> list[Item]:
     """Compute up to `count` random checkpoints of these accounts again; return those that differ."""
     items = []
-    for one in (await connection.execute(_SOME, {"accounts": accounts, "count": count})).all():
-        proof = _PROOFS[one.account.partition(":")[0]]
-        found = (await connection.execute(proof, _here(one.account, one.last_seq))).one()
+    for row in (await connection.execute(_SOME, {"accounts": accounts, "count": count})).all():
+        proof = _PROOFS[row.account.partition(":")[0]]
+        found = (await connection.execute(proof, _here(row.account, row.last_seq))).one()
         if (found.movements, found.amount) != (found.found, found.came_to):
             detail = (
                 f"movements {found.first_seq + 1} to {found.last_seq} are {found.found} and come to"

@@ -84,8 +84,8 @@ def rotate(change: EntityWrite) -> Row:
     refuse_many(change, tenant_id)
     old, values = lock(change), change.command.values
     _refuse_rotation(change, old)
-    said = values.get("expires_at")
-    if isinstance(said, datetime) and said <= change.now:
+    value = values.get("expires_at")
+    if isinstance(value, datetime) and value <= change.now:
         raise Unprocessable(errors=(("expires_at", "must be later than now: the new key would have ended"),))
     taken_over = {name: old[name] for name in TAKEN_OVER}
     made = {name: values[name] for name in ("digest", "prefix", "pepper")}

@@ -223,8 +223,8 @@ class ConsoleQueries:
     async def _known(self, table: Table, row_id: int) -> int:
         if self._within is None:
             return row_id
-        found = await self._rows(select(table.c.id).where(table.c.id == row_id, *self._own(table)))
-        return row_id if found else 0
+        rows = await self._rows(select(table.c.id).where(table.c.id == row_id, *self._own(table)))
+        return row_id if rows else 0
 
     async def _rows(self, statement: Any, **values: object) -> Sequence[Row]:
         try:

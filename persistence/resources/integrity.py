@@ -164,7 +164,7 @@ class Quarantines:
 
     async def stop(self, rollbacks: Sequence[Rollback]) -> list[str]:
         """Stop the accounts in `rollbacks` (quarantine); return those that were not stopped before."""
-        rows = [_stop(one) for one in rollbacks]
+        rows = [_stop(rollback) for rollback in rollbacks]
         if not rows:
             return []
         made = upsert(quarantine).values(rows).on_conflict_do_nothing().returning(_c.account)
@@ -451,15 +451,15 @@ class ReconciliationResults:
             if not done:  # else the lock is not needed any more
                 raise
 
-    async def keep(self, started: datetime, finished: datetime, found: ReconciliationSummary) -> Row:
+    async def keep(self, started: datetime, finished: datetime, summary: ReconciliationSummary) -> Row:
         values: dict[str, Any] = {
             "started_at": started,
             "finished_at": finished,
-            "checked": found.checked,
-            "drift_tokens": found.drift_tokens,
-            "drift_credits": found.drift_credits,
-            "pending": found.pending,
-            "items": [_shown(item) for item in (*found.items[:ITEMS_KEPT_MAX], *_more(found))],
+            "checked": summary.checked,
+            "drift_tokens": summary.drift_tokens,
+            "drift_credits": summary.drift_credits,
+            "pending": summary.pending,
+            "items": [_shown(item) for item in (*summary.items[:ITEMS_KEPT_MAX], *_more(summary))],
         }
         async with translating(self._engine.begin()) as connection:
             made = insert(reconciliation).values(values).returning(reconciliation)
@@ -529,8 +529,8 @@ async def _file(connection: AsyncConnection, item: Item, write_id: UUID | None) 
         await connection.execute(_FILE, values)
 
 
-def _more(found: ReconciliationSummary) -> Sequence[Item]:
-    left = len(found.items) - ITEMS_KEPT_MAX
+def _more(summary: ReconciliationSummary) -> Sequence[Item]:
+    left = len(summary.items) - ITEMS_KEPT_MAX
     detail = f"{left} more are not kept: put these right, and compare again"
     return [Item("rows", DifferenceKind.MORE, 0, 0, detail)] if left > 0 else []
 

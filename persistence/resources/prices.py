@@ -167,8 +167,8 @@ def find_price(
 
     Return None if no price applies.
     """
-    rates = [one for one in rates_in_force(connection, at) if one.currency == currency]
-    rows = _prices_since(connection, [model], at, [currency, *(one.base for one in rates)])
+    rates = [rate for rate in rates_in_force(connection, at) if rate.currency == currency]
+    rows = _prices_since(connection, [model], at, [currency, *(rate.base for rate in rates)])
     prices = list(map(read_price, rows.values()))
     found = choose_converted(prices, rates, model, currency, floor_ms(at), provider)
     return None if found is None else PriceFound(found[0], rows[found[0].vector.price_id], found[1])

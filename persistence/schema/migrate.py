@@ -199,7 +199,7 @@ def altered(connection: Connection, scripts: ScriptDirectory, version: str) -> l
     If a migration has no `alters`, all tables are returned.
     """
     there = list(connection.scalars(text(TABLES)))
-    waiting = [one.module for one in scripts.iterate_revisions("head", version)]
+    waiting = [revision.module for revision in scripts.iterate_revisions("head", version)]
     if not all(hasattr(one, "alters") for one in waiting):
         return there
     said = {table for one in waiting for table in one.alters}

@@ -120,10 +120,10 @@ def _allowed(connection: Connection, statement: str) -> bool:
 
 
 def _statements(
-    found: set[RoleGrant], wanted: frozenset[RoleGrant], quoted: dict[str, str], schema: str
+    role_grants: set[RoleGrant], wanted: frozenset[RoleGrant], quoted: dict[str, str], schema: str
 ) -> Iterator[str]:
-    """Yield the statements that turn the `found` rights into the `wanted` ones."""
-    for verb, to, grants in (("REVOKE", "FROM", found - wanted), ("GRANT", "TO", wanted - found)):
+    """Yield the statements that turn the `role_grants` rights into the `wanted` ones."""
+    for verb, to, grants in (("REVOKE", "FROM", role_grants - wanted), ("GRANT", "TO", wanted - role_grants)):
         for (role, right, kind), some in groupby(sorted(grants), lambda grant: grant[:3]):
             objects = [f"{schema}.{grant.name}" if grant.name else schema for grant in some]
             yield f"{verb} {right} ON {kind} {', '.join(objects)} {to} {quoted[role]}"

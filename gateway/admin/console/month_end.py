@@ -113,8 +113,8 @@ class _MonthRun:
         try:
             made = await self._make(owner)
         except (Unprocessable, Conflict) as error:
-            said = "; ".join(message for _, message in getattr(error, "errors", ())) or error.message
-            return InvoicedOrganization(owner, name, None, said)
+            message_ = "; ".join(message for _, message in getattr(error, "errors", ())) or error.message
+            return InvoicedOrganization(owner, name, None, message_)
         return InvoicedOrganization(owner, name, made, "" if made else "nothing to bill")
 
     async def _make(self, owner: int) -> Row | None:
@@ -165,7 +165,7 @@ def _page(
     after: int = 0,
 ) -> web.Response:
     months = tuple(months_until(datetime.now(UTC).date()))
-    fields = [replace(each, choices=months) if each.name == "month" else each for each in _FORM.fields]
+    fields = [replace(field, choices=months) if field.name == "month" else field for field in _FORM.fields]
     form = replace(_FORM, fields=fields, values=typed, errors=errors or {})
     going_on = None
     if after:

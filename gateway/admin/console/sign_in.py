@@ -156,10 +156,10 @@ class PendingSignIn:
 
 def read_begun(written: str, digests: Callable[[str], Iterable[str]], at: float) -> PendingSignIn | None:
     """Return the pending sign-in of a cookie; None if the cookie is not ours, or has expired at `at`."""
-    found = _WRITTEN.fullmatch(written)
-    if found is None or not is_among(found[2], digests(_marked(found[1]))):
+    match = _WRITTEN.fullmatch(written)
+    if match is None or not is_among(match[2], digests(_marked(match[1]))):
         return None
-    text = found[1]
+    text = match[1]
     begun = PendingSignIn(*json.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4))))
     return begun if at < begun.ends else None
 
@@ -267,10 +267,10 @@ def _code(request: web.Request) -> str:
 
 def _one(request: web.Request, name: str) -> str | None:
     """Return a parameter of the query; raise `SignInRefused` if it is given twice."""
-    said = request.query.getall(name, [])
-    if len(said) > 1:
+    values = request.query.getall(name, [])
+    if len(values) > 1:
         raise SignInRefused(f"The provider's answer has {name} twice.")
-    return said[0] if said else None
+    return values[0] if values else None
 
 
 # Signing out: here first, then at the identity provider.

@@ -109,7 +109,7 @@ class WorkSlots:
 
     def _next(self) -> asyncio.Future[None] | None:
         """Return the first waiter that may work now, and count its slot as taken; None if there is none."""
-        for whose in sorted(self._queues, key=lambda each: each is not None):
+        for whose in sorted(self._queues, key=lambda queue: queue is not None):
             if self._full(whose) is None:
                 queue = self._queues.pop(whose)
                 turn = queue.popleft()

@@ -179,9 +179,9 @@ def _said(raw: bytes) -> dict[str, Any] | None:
         event = decode(raw)
     except MalformedEvent:
         return None
-    said = {field.name: getattr(event, field.name) for field in fields(event)}
+    values = {field.name: getattr(event, field.name) for field in fields(event)}
     facts = event.facts
-    return {name: _shown(value) for name, value in said.items() if name not in _READ} | {
+    return {name: _shown(value) for name, value in values.items() if name not in _READ} | {
         "metadata": _read(lambda: json.loads(event.metadata) if event.metadata else None),
         "facts": _read(lambda: facts and json.loads(encode(asdict(facts)))),
         "priced": _read(lambda: _priced(event.priced) if event.priced else None),

@@ -310,18 +310,18 @@ def fields_of(resource: Endpoint, model: type[BaseModel]) -> tuple[FormField, ..
     """Return the form fields of a resource's model: for a new row, a change or an action."""
     schema = model.model_json_schema()
     required = schema.get("required", ())
-    found: list[FormField] = []
+    form_fields: list[FormField] = []
     for name, part in schema.get("properties", {}).items():
         shape, nullable = _shape(part, schema)
         if is_flat(name) and "properties" in shape:
             for inner, its in shape["properties"].items():
                 kind, _ = _kind(inner, _shape(its, schema)[0], schema)
                 hint = its.get("description", "")
-                found.append(FormField(f"{name}.{inner}", kind, nullable=True, hint=hint))
+                form_fields.append(FormField(f"{name}.{inner}", kind, nullable=True, hint=hint))
             continue
         kind, choices = _kind(name, shape, schema)
         default = part.get("default")
-        found.append(
+        form_fields.append(
             FormField(
                 name,
                 kind,
@@ -334,7 +334,7 @@ def fields_of(resource: Endpoint, model: type[BaseModel]) -> tuple[FormField, ..
                 of_texts=_of_texts(shape),
             )
         )
-    return tuple(found)
+    return tuple(form_fields)
 
 
 def _shape(part: Json, schema: Json) -> tuple[Json, bool]:
@@ -389,7 +389,7 @@ def _text(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
-        return ", ".join(f"{each:g}" if isinstance(each, float) else str(each) for each in value)
+        return ", ".join(f"{part:g}" if isinstance(part, float) else str(part) for part in value)
     return str(value)
 
 

@@ -79,7 +79,7 @@ class BudgetRebuild:
         only with `went_on`, that is if Redis continued with older data. Otherwise, or if too many entries
         wait, they are left unchanged, since PostgreSQL may be the older one.
         """
-        here = [one.definition for one in organizations]
+        here = [organization.definition for organization in organizations]
         defined = [one for one in here if one.terms.budgets]
         # Most partitions have no organizations: a query for each would be most of a verification.
         runs = await self._source.runs([one.organization_id for one in here]) if here else []
@@ -88,7 +88,7 @@ class BudgetRebuild:
         now_ms, ids = await self._target.now_ms(), [one.organization_id for one in here]
         of_runs = [window for run in runs for window in run.budgets]
         budgets = [budget for one in defined for budget in one.terms.budgets]
-        begun = [WindowKey(one.id, run.created_ms) for run in runs for one in run.budgets]
+        begun = [WindowKey(budget.id, run.created_ms) for run in runs for budget in run.budgets]
         windows = [*windows_at(budgets, now_ms), *begun]
         stored = await self._source.stored(partition, ids, windows, carrying(budgets))
         entries = await self._target.waiting(partition, stored.mark)
@@ -127,8 +127,10 @@ class BudgetRebuild:
 
         Accounts that another version wrote are omitted.
         """
-        live, others = await self._target.live_budgets(partition, [one.name for one in accounts])
-        return differing([one for one in accounts if one.name not in others], live, less_only=less_only)
+        live, others = await self._target.live_budgets(partition, [account.name for account in accounts])
+        return differing(
+            [account for account in accounts if account.name not in others], live, less_only=less_only
+        )
 
 
 @dataclass(slots=True, eq=False)
@@ -201,7 +203,7 @@ class BudgetComparison:
         waiting = waiting_in([*entries, *apart, *stored.aside], budgets)
         accounts = as_they_should_be(organization_id, budgets, stored, waiting, now_ms)
         wanted = set(names)
-        items = list(differences((one for one in accounts if one.name in wanted), live, may_lack))
+        items = list(differences((account for account in accounts if account.name in wanted), live, may_lack))
         return items, [named[name] for name in gone if name in wanted and name not in live]
 
 
@@ -312,10 +314,10 @@ class Reconciler:
         kept = await self._results.keep(started, self._clock(), self.latest.joined(UNASKED))
         left = until - asyncio.get_running_loop().time()
         left = left if whole else min(left, ROWS_S_MAX)
-        said = await self._ledger.contradictions(within_s=left) if left > 0 else None
-        if said is None:
+        contradictions = await self._ledger.contradictions(within_s=left) if left > 0 else None
+        if contradictions is None:
             return kept
-        self.latest = self.latest.joined(ReconciliationSummary(0, 0, tuple(said)))
+        self.latest = self.latest.joined(ReconciliationSummary(0, 0, tuple(contradictions)))
         return await self._results.keep(started, self._clock(), self.latest)
 
     async def last(self) -> Row | None:
@@ -350,13 +352,13 @@ class Reconciler:
     async def _look(self, owners: Sequence[Owner]) -> ReconciliationSummary:
         """Return differences that are reported but never repaired: of budgets and of past months."""
         disproved = await self._ledger.disproved(owners, PROOFS_A_BATCH)
-        budgets = await self._budgets.compare([one.organization_id for one in owners])
+        budgets = await self._budgets.compare([owner.organization_id for owner in owners])
         return budgets.joined(ReconciliationSummary(0, 0, tuple(disproved)))
 
     async def _compare(self, owners: Sequence[Owner], *, deep: bool) -> ReconciliationSummary:
         before = await self._counters.account_heads(owners)
         # An account without an entry here belongs to another version, or does not exist.
-        untold = [one for one in owners if not before.keys() >= set(one.accounts)]
+        untold = [owner for owner in owners if not before.keys() >= set(owner.accounts)]
         unread = await self._counters.unreadable(untold) if untold else ()
         seqs = {name: head.seq if head else 0 for name, head in before.items()} | dict.fromkeys(unread, 0)
         ledger = await self._ledger.accounts(seqs, deep=deep)
@@ -372,8 +374,8 @@ class Reconciler:
 
 def _only(owners: Sequence[Owner], names: set[str]) -> list[Owner]:
     kept = [
-        Owner(one.organization_id, tuple(id_ for id_ in one.tenant_ids if f"tenant:{id_}" in names))
-        for one in owners
+        Owner(owner.organization_id, tuple(id_ for id_ in owner.tenant_ids if f"tenant:{id_}" in names))
+        for owner in owners
     ]
     return [one for one in kept if names.intersection(one.accounts)]
 

@@ -90,7 +90,7 @@ def usage(
         if as_focus:
             typer.echo(api.download("usage/focus.csv", **asked), nl=False)
             return
-        if as_csv or any(each is not None for each in (by, since, until, interval, parquet, group, tags)):
+        if as_csv or any(option is not None for option in (by, since, until, interval, parquet, group, tags)):
             if parquet is not None:
                 parquet.write_bytes(api.download("usage.parquet", **asked))
                 return
@@ -313,7 +313,7 @@ def _shown(look: Json, url: str, columns: int, failed: str = "", *, keys: bool =
     table = Table(expand=True)
     table.add_column("tenant", no_wrap=True, overflow="ellipsis", ratio=2)
     rates = ("requests/s", "tokens/s", "refused/s")
-    for name in rates if columns >= NARROW_COLUMNS else (each.removesuffix("/s") for each in rates):
+    for name in rates if columns >= NARROW_COLUMNS else (rate.removesuffix("/s") for rate in rates):
         table.add_column(name if columns >= CRAMPED_COLUMNS else name[:3], justify="right", no_wrap=True)
     if columns >= NARROW_COLUMNS:
         table.add_column("refused for", no_wrap=True, overflow="ellipsis", ratio=2)

@@ -219,7 +219,9 @@ class Agents:
     async def authorize(self, request: web.Request, _: Mapping[str, str]) -> Row:
         """Begin the sign-in of a device; return a code for the device and one for a person to type."""
         code = "".join(secrets.choice(CODE_LETTERS) for _ in range(CODE_CHARS))
-        agent = "".join(one for one in request.headers.get("User-Agent", "") if one.isprintable())
+        agent = "".join(
+            character for character in request.headers.get("User-Agent", "") if character.isprintable()
+        )
         digest, site = self._digests_of_code(code)[0], site_of(sent_from(request))
         begin = partial(
             stored.begin, user_code=digest, agent=agent[:AGENT_CHARS_MAX], site=site, lasts_s=CODE_S,
@@ -248,9 +250,9 @@ class Agents:
         raise OAuthRefusal("unsupported_grant_type")
 
     async def _given(self, request: web.Request, code: str) -> Row:
-        found = _DEVICE.fullmatch(code)
-        row = await self._row(int(found[1])) if found else None
-        if found is None or row is None or not is_among(found[2], self._made("device", row)):
+        match = _DEVICE.fullmatch(code)
+        row = await self._row(int(match[1])) if match else None
+        if match is None or row is None or not is_among(match[2], self._made("device", row)):
             await slow_down(self._ports.failures, request, "unknown")
             raise OAuthRefusal("expired_token")
         if row["state"] == stored.ASKED:
@@ -326,12 +328,12 @@ class Agents:
 
     async def _holder(self, request: web.Request, token: str) -> tuple[Any, int]:
         """Return a refresh token's sign-in and number of rotations; (None, 0) for an unknown token."""
-        found = _REFRESH.fullmatch(token)
-        row = await self._row(int(found[1])) if found else None
-        generation = int(found[2]) if found else 0
+        match = _REFRESH.fullmatch(token)
+        row = await self._row(int(match[1])) if match else None
+        generation = int(match[2]) if match else 0
         if (
-            found is None or row is None or row["state"] != stored.GIVEN
-            or not is_among(found[3], self._made("refresh", row, generation))
+            match is None or row is None or row["state"] != stored.GIVEN
+            or not is_among(match[3], self._made("refresh", row, generation))
         ):  # fmt: skip
             await slow_down(self._ports.failures, request, "unknown")
             return None, 0
@@ -344,11 +346,11 @@ class Agents:
         await self._require_key(request)
         if not policy:
             raise NotFound
-        said = await asyncio.to_thread(_read_policy, policy)
-        tag = f'"{said["checksum"]}"'
-        if tag in [one.strip() for one in request.headers.get("If-None-Match", "").split(",")]:
+        policy_read = await asyncio.to_thread(_read_policy, policy)
+        tag = f'"{policy_read["checksum"]}"'
+        if tag in [tag_.strip() for tag_ in request.headers.get("If-None-Match", "").split(",")]:
             return web.Response(status=304, headers={"ETag": tag})
-        return web.json_response(said, headers={"ETag": tag})
+        return web.json_response(policy_read, headers={"ETag": tag})
 
     async def telemetry(self, request: web.Request) -> web.Response:
         """`POST /v1/metrics` and other telemetry: accepted, so that exporters see no error, and dropped."""
@@ -556,7 +558,7 @@ class Agents:
     async def _vouched(self, row: Any) -> str:
         """Renew the sign-in at the provider; return the next renewal secret, or raise `SignInRefused`."""
         sign_ins, person, keys = self._ports.sign_ins, _person(row), self._made("renewal", row)
-        key = next((one for one in keys if _opens(row["renewal"], one)), "")
+        key = next((key for key in keys if _opens(row["renewal"], key)), "")
         if sign_ins is None or person is None or not key:
             raise SignInRefused
         arrival = await sign_ins.renew(person.issuer, row["renewal"], key)
@@ -582,14 +584,14 @@ def _read_policy(path: str) -> Row:
     """
     try:
         body = read_regular(path, SETTINGS_BYTES_MAX)
-        found = json.loads(body) if len(body) <= SETTINGS_BYTES_MAX else None
+        document = json.loads(body) if len(body) <= SETTINGS_BYTES_MAX else None
     except (OSError, ValueError) as error:
         raise StoreUnavailable("The settings of agents cannot be read.") from error
-    if not isinstance(found, dict):
+    if not isinstance(document, dict):
         raise StoreUnavailable("The settings of agents are no JSON object, or too long.")
-    plain = json.dumps(found, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    plain = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     digest = sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()
-    return {"uuid": str(UUID(digest[:32])), "checksum": f"sha256:{digest}", "settings": found}
+    return {"uuid": str(UUID(digest[:32])), "checksum": f"sha256:{digest}", "settings": document}
 
 
 def _person(row: Any) -> PersonIdentity | None:

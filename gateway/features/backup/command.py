@@ -155,9 +155,9 @@ def _tell_all(there: Backups, *, as_json: bool) -> None:
     """Print the backups in `there`, the newest first, and which are proven if that is recorded there."""
     names, proven = there.names()[::-1], there.proven()
     if as_json:
-        said = [{} if proven is None else {"proven": name in proven} for name in names]
-        found = [{"file": there.address(name), **more} for name, more in zip(names, said, strict=True)]
-        print_json({"backups": found})
+        proofs = [{} if proven is None else {"proven": name in proven} for name in names]
+        files = [{"file": there.address(name), **more} for name, more in zip(names, proofs, strict=True)]
+        print_json({"backups": files})
         return
     for name in names:
         typer.echo(there.address(name) + (" (proven)" if name in (proven or ()) else ""))

@@ -66,9 +66,9 @@ def mount_documents(
         response.headers["Vary"] = "Accept"
         return response
 
-    one = f"{root}/invoices/{{id:[0-9]+}}"
-    app.router.add_get(f"{one}.pdf", pdf)
-    app.router.add_get(f"{one}.xml", xml)
+    path = f"{root}/invoices/{{id:[0-9]+}}"
+    app.router.add_get(f"{path}.pdf", pdf)
+    app.router.add_get(f"{path}.xml", xml)
 
 
 class DocumentRequester(Protocol):
@@ -127,8 +127,8 @@ class DocumentMaker:
 
     async def _draft(self, mine: DocumentRequester, invoice_id: int, invoice: Row) -> bytes:
         """Return the PDF of a draft, cached by the contents of the draft."""
-        said = json.dumps(invoice, sort_keys=True, default=str)
-        which = (invoice_id, "pdf", hashlib.sha256(said.encode()).hexdigest())
+        text = json.dumps(invoice, sort_keys=True, default=str)
+        which = (invoice_id, "pdf", hashlib.sha256(text.encode()).hexdigest())
         if which not in self._drafts:
             make = partial(in_thread, self._renderer.pdf, invoice)
             content = await self._awaited(mine, which, make)

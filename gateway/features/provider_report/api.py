@@ -83,8 +83,8 @@ class ProviderApi:
                 seen: set[str] = set()
                 while page or not seen:
                     if page in seen or pages >= self.pages_max:
-                        said = f"has more than {self.pages_max:,} pages, or one twice: ask for less time"
-                        raise CommandFailed(f"{self.url}{path} {said}.")
+                        why = f"has more than {self.pages_max:,} pages, or one twice: ask for less time"
+                        raise CommandFailed(f"{self.url}{path} {why}.")
                     seen.add(page)
                     pages += 1
                     raw = self._page(path, {**query, **({"page": page} if page else {})})
@@ -174,12 +174,12 @@ def _opener(url: str) -> OpenerDirector:
     return build_opener(_NoRedirect, *direct)
 
 
-def _pause_s(said: str | None, number: int) -> float:
+def _pause_s(text: str | None, number: int) -> float:
     """Return the seconds to wait after try `number`: the provider's `Retry-After`, else doubled each time.
 
-    `said` is the header's text.
+    `text` is the header's text.
     """
-    wanted = retry_after_s(said, time.time()) if said else None
+    wanted = retry_after_s(text, time.time()) if text else None
     return min(float(2 ** (number - 1)) if wanted is None else wanted, PAUSE_S_MAX)
 
 
@@ -388,10 +388,10 @@ def _services(api: AdminClient, form: Format, named: Sequence[str]) -> dict[str,
     if named:
         return {str(row["key"]): int(row["id"]) for row in (_service(api, name) for name in named)}
     keys = {route.service for route in FAMILIES[Family(form.name)].routes if route.service}
-    found = {row["key"]: row["id"] for row in api.items("services", SERVICES_MAX) if row["key"] in keys}
-    if not found:
+    ids = {row["key"]: row["id"] for row in api.items("services", SERVICES_MAX) if row["key"] in keys}
+    if not ids:
         raise CommandFailed(f"There is no service of {', '.join(sorted(keys))}: name yours with --service.")
-    return found
+    return ids
 
 
 def _service(api: AdminClient, name: str) -> Json:
@@ -427,16 +427,16 @@ def _answered(
     api: AdminClient, names: Collection[str], services: Collection[int], since: date, until: date
 ) -> dict[str, set[str]]:
     """Return, for each model in `names`, the models that answered its newest calls in the journal."""
-    found: dict[str, set[str]] = {}
+    answers: dict[str, set[str]] = {}
     for name in sorted(names)[:LOOK_UPS_MAX]:
         for service_id in services:
             calls = api.items(
                 "calls", ANSWERS_MAX, model=name, service_id=service_id, order="desc", **_times(since, until)
             )
-            found.setdefault(name, set()).update(
+            answers.setdefault(name, set()).update(
                 call["response_model"].lower() for call in calls if call["response_model"]
             )
-    return found
+    return answers
 
 
 def _times(since: date, until: date) -> dict[str, str]:

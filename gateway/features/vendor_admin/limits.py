@@ -238,9 +238,9 @@ def _cents(amount: object) -> str:
     return f"{Decimal(str(amount)).scaleb(2).to_integral_value():f}"
 
 
-def _money(field: str, said: object, least: int = 1) -> str:
-    """Return an amount of money from `said`, a number of cents, which may be a text."""
-    text = str(said) if isinstance(said, str | int) and not isinstance(said, bool) else ""
+def _money(field: str, amount: object, least: int = 1) -> str:
+    """Return an amount of money from `amount`, a number of cents, which may be a text."""
+    text = str(amount) if isinstance(amount, str | int) and not isinstance(amount, bool) else ""
     if not (text.isascii() and text.isdigit() and len(text) <= AMOUNT_DIGITS_MAX and int(text) >= least):
         bound = "above 0" if least else "of 0 or more"
         raise _wrong(field, f'must be a whole number of cents {bound}, such as 50000 for "500.00"')
@@ -310,17 +310,17 @@ async def _by_id(limits: _Limits, request: web.Request) -> _SpendLimit:
     raise NotFound
 
 
-def _scope(said: object) -> tuple[dict[str, object], str]:
+def _scope(scope: object) -> tuple[dict[str, object], str]:
     """Return the fields of the budget of a scope, and whose override in it the limit is; empty: the budget's."""
-    if isinstance(said, dict) and said.get("type") == "organization" and len(said) == 1:
+    if isinstance(scope, dict) and scope.get("type") == "organization" and len(scope) == 1:
         return {"each": USER}, ""
-    if isinstance(said, dict) and len(said) == 2:
-        tenant, user, group = (said.get(name) for name in ("workspace_id", "user_id", "rbac_group_id"))
-        if said.get("type") == "workspace" and isinstance(tenant, str) and _DIGITS.fullmatch(tenant):
+    if isinstance(scope, dict) and len(scope) == 2:
+        tenant, user, group = (scope.get(name) for name in ("workspace_id", "user_id", "rbac_group_id"))
+        if scope.get("type") == "workspace" and isinstance(tenant, str) and _DIGITS.fullmatch(tenant):
             return {"tenant_id": int(tenant)}, ""
-        if said.get("type") == "user" and isinstance(user, str) and user and not user.startswith(OF_GROUP):
+        if scope.get("type") == "user" and isinstance(user, str) and user and not user.startswith(OF_GROUP):
             return {"each": USER}, user
-        if said.get("type") == "rbac_group" and isinstance(group, str) and _DIGITS.fullmatch(group):
+        if scope.get("type") == "rbac_group" and isinstance(group, str) and _DIGITS.fullmatch(group):
             return {"each": USER}, f"{OF_GROUP}{int(group)}"
     raise _wrong(
         "scope",

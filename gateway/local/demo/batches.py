@@ -84,9 +84,9 @@ class Batches:
         if kind == "files" and id_:
             return self._file(method, id_, more)
         if not id_:
-            there = [{"id": one, "object": "file"} for one in self.files]
+            there = [{"id": file, "object": "file"} for file in self.files]
             if kind == "batches":
-                there = [self._now(one, work) for one in self.batches.values()]
+                there = [self._now(batch, work) for batch in self.batches.values()]
             return 200, {"object": "list"} | _page(there, query, "after")
         batch = self.batches.get(id_)
         if batch is None:
@@ -98,10 +98,10 @@ class Batches:
     ) -> Told:
         if method == "POST" and not id_:
             calls = json.loads(content)["requests"]
-            lines = [{**one, "url": "/v1/messages", "body": one["params"]} for one in calls]
+            lines = [{**call, "url": "/v1/messages", "body": call["params"]} for call in calls]
             return 200, _as_messages(self._made(lines, calls[0]["params"].get("metadata") or {}))
         if not id_:
-            there = [_as_messages(self._now(one, work)) for one in self.batches.values()]
+            there = [_as_messages(self._now(batch, work)) for batch in self.batches.values()]
             return 200, _page(there, query, "after_id")
         batch = self.batches.get(id_)
         if batch is None:
@@ -119,7 +119,7 @@ class Batches:
             (one["custom_id"], {"type": "succeeded", "message": one["response"]["body"]}) for one in done
         ]
         left = "canceled" if said["status"] == "cancelled" else "expired"
-        results += [(one["custom_id"], {"type": left}) for one in batch.lines[len(results) :]]
+        results += [(line["custom_id"], {"type": left}) for line in batch.lines[len(results) :]]
         told = [json.dumps({"custom_id": custom_id, "result": result}) for custom_id, result in results]
         return 200, "\n".join(told).encode()
 
@@ -165,7 +165,9 @@ class Batches:
             before = {"model": "sora-2", "seconds": "4"} if video is None else video.said
             return 200, self._begin({**before, **(said or json.loads(content))})
         if video is None:
-            return 200, {"object": "list"} | _page([one.said for one in self.videos.values()], query, "after")
+            return 200, {"object": "list"} | _page(
+                [video.said for video in self.videos.values()], query, "after"
+            )
         if method == "DELETE":
             del self.videos[id_]
             return 200, {"id": id_, "object": "video.deleted", "deleted": True}
@@ -185,13 +187,13 @@ class Batches:
             batch = json.loads(content)["batch"]
             calls = batch["inputConfig"]["requests"]["requests"]
             url = f"/v1beta/models/{model}:generateContent"
-            lines = [{"custom_id": "", "url": url, "body": one["request"]} for one in calls]
+            lines = [{"custom_id": "", "url": url, "body": call["request"]} for call in calls]
             return 200, self._as_operation(
                 self._made(lines, dict(_WISH.findall(batch.get("displayName", ""))))
             )
         if id_ is None:
             size = int(query.get("pageSize", ["20"])[0])
-            there = [self._now(one, work) for one in [*self.batches.values()][::-1][:size]]
+            there = [self._now(batch, work) for batch in [*self.batches.values()][::-1][:size]]
             return 200, {"operations": [self._as_operation(one) for one in there]}
         found = self.batches.get(f"batch_{id_}")
         if found is None:
@@ -270,7 +272,7 @@ class Batches:
         content = self.files.get(asked["input_file_id"])
         if content is None:
             return 400, {"error": {"message": "no such file", "type": "invalid_request_error"}}
-        lines = [json.loads(one) for one in content.splitlines() if one.strip()]
+        lines = [json.loads(line) for line in content.splitlines() if line.strip()]
         more = {
             "endpoint": asked["endpoint"], "input_file_id": asked["input_file_id"],
             "completion_window": asked.get("completion_window", "24h"), "error_file_id": None,
