@@ -240,8 +240,8 @@ class ApplyTransaction:
         return SUBJECTS[resource].within(self._within)
 
     async def _read(self, subject: Entity, wanted: ColumnElement[bool], rows_max: int) -> Sequence[Row]:
-        found = subject.rows.where(wanted).order_by(subject.table.c.id).limit(rows_max + 1)
-        rows = [dict(row) for row in (await self._connection.execute(found)).mappings()]
+        statement = subject.rows.where(wanted).order_by(subject.table.c.id).limit(rows_max + 1)
+        rows = [dict(row) for row in (await self._connection.execute(statement)).mappings()]
         for name, source in subject.parts.items():
             await self._read_parts(rows, name, source)
         return rows

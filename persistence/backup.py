@@ -64,8 +64,8 @@ def moment(url: str) -> Iterator[Moment]:
     _refuse_pooler(url)
     with _connected(url) as connection:
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        found = connection.execute("SELECT to_regclass('alembic_version') IS NOT NULL").fetchone()
-        if not found or not found[0]:
+        result = connection.execute("SELECT to_regclass('alembic_version') IS NOT NULL").fetchone()
+        if not result or not result[0]:
             raise BackupFailed("this database has no schema of Tollkeeper: there is nothing to back up")
         snapshot, version, server = _one(
             connection,
@@ -85,9 +85,9 @@ def refuse_unless_empty(url: str) -> str:
     """Return the server's version; raise `BackupFailed` if the database has any relation."""
     _refuse_pooler(url)
     with _connected(url) as connection:
-        found = connection.execute(_OTHERS).fetchone()
-        if found is not None:
-            raise BackupFailed(f"the database is not empty ({found[0]} is there): restore into an empty one")
+        result = connection.execute(_OTHERS).fetchone()
+        if result is not None:
+            raise BackupFailed(f"the database is not empty ({result[0]} is there): restore into an empty one")
         return str(_one(connection, "SELECT current_setting('server_version')")[0])
 
 

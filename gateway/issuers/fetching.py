@@ -160,18 +160,18 @@ def _discovered(issuer: Issuer, deadline: float) -> dict[str, Any]:
     return document
 
 
-def _address(issuer: Issuer, said: Mapping[str, Any], name: str) -> str:
+def _address(issuer: Issuer, document: Mapping[str, Any], name: str) -> str:
     """Return the URL of `name` in the discovery document. Raise `UnreadableKeys` if it is not acceptable."""
-    place = said.get(name)
+    place = document.get(name)
     if not isinstance(place, str) or not may_lead_to(issuer.issuer, place):
         url = without_password(issuer.issuer.rstrip("/") + DISCOVERY)
         raise UnreadableKeys(f"{url} names no {name} that begins with https://, or one on this machine")
     return place
 
 
-def _end_session(issuer: Issuer, said: Mapping[str, Any]) -> str:
+def _end_session(issuer: Issuer, document: Mapping[str, Any]) -> str:
     """Return the URL for signing out; empty if it is wrong, since that must not prevent signing in."""
-    place = said.get("end_session_endpoint")
+    place = document.get("end_session_endpoint")
     well = isinstance(place, str) and _PLAIN.fullmatch(place) and may_lead_to(issuer.issuer, place)
     return str(place) if well else ""
 
@@ -264,5 +264,5 @@ def _secret_of(provider: IdentityProvider) -> str:
     try:
         return read_file(provider.client_secret_file).decode("ascii").strip()
     except (OSError, ValueError) as error:
-        said = f"the client's secret cannot be read from {provider.client_secret_file}"
-        raise UnreadableKeys(said) from error
+        message = f"the client's secret cannot be read from {provider.client_secret_file}"
+        raise UnreadableKeys(message) from error

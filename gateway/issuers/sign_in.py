@@ -372,7 +372,7 @@ class SignIns:
         self._log("sign_in_failed", provider=provider.name, why=why, level="warning")
 
 
-def _renewal(said: Mapping[str, Any]) -> str:
+def _renewal(document: Mapping[str, Any]) -> str:
     """Return the refresh token of a provider's answer; empty if there is none."""
-    renewal = said.get("refresh_token")
+    renewal = document.get("refresh_token")
     return renewal if isinstance(renewal, str) and _RENEWAL.fullmatch(renewal) else ""

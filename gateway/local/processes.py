@@ -378,10 +378,10 @@ async def _written(process: Process, line: bytes) -> None:
             await process.stdin.drain()
 
 
-def missing_library(said: str) -> str:
+def missing_library(text: str) -> str:
     """Return a sentence on the missing shared library in a program's output, or an empty text."""
-    found = re.search(r"(?:error while loading shared libraries|Library not loaded): ([^:\s]+)", said)
-    return f"the shared library {found[1]} is missing on this machine" if found else ""
+    match = re.search(r"(?:error while loading shared libraries|Library not loaded): ([^:\s]+)", text)
+    return f"the shared library {match[1]} is missing on this machine" if match else ""
 
 
 def _opened(log: Path) -> int:

@@ -395,11 +395,11 @@ async def _answer(ops: Ops, head: bytes) -> bytes:
     fields = {name.strip().lower(): value for name, _, value in (line.partition(":") for line in lines)}
     status, body, content_type = await _content(ops, method, path, fields.get("accept", "").strip())
     allow = "Allow: GET, HEAD\r\n" if status == 405 else ""
-    said = (
+    message = (
         f"HTTP/1.1 {status} {REASONS[status]}\r\n{allow}Content-Type: {content_type}\r\n"
         f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
     )
-    return said.encode() + (b"" if method == "HEAD" else body)
+    return message.encode() + (b"" if method == "HEAD" else body)
 
 
 async def _content(ops: Ops, method: str, path: str, accept: str) -> tuple[int, bytes, str]:

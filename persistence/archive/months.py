@@ -140,8 +140,8 @@ def one(connection: Connection, statement: str, values: Any = None) -> tuple[Any
 
 def months_before(connection: Connection, before: date, ledger: MonthlyLedger) -> list[date]:
     """Return the first days of unarchived months of a ledger that ended by `before`, oldest first."""
-    found = connection.execute(_OPEN.encode(), {"ledger": ledger.name})
-    return [month for (month,) in found if end_of(month) <= before]
+    result = connection.execute(_OPEN.encode(), {"ledger": ledger.name})
+    return [month for (month,) in result if end_of(month) <= before]
 
 
 def latest(today: date) -> date:
@@ -472,10 +472,10 @@ def droppable(connection: Connection, days: int) -> list[ArchivedMonth]:
 
     A detached table is no longer part of its ledger.
     """
-    found = connection.execute(_DROPPABLE, (days,))
+    result = connection.execute(_DROPPABLE, (days,))
     return [
         ArchivedMonth(ledger, month, url, file, rows, size, sha256, {})
-        for ledger, month, url, file, rows, size, sha256 in found
+        for ledger, month, url, file, rows, size, sha256 in result
     ]
 
 
@@ -597,10 +597,10 @@ class MovementRun:
 
 
 def archived(connection: Connection) -> list[ArchivedMonth]:
-    found = connection.execute(_ARCHIVED)
+    result = connection.execute(_ARCHIVED)
     return [
         ArchivedMonth(ledger, month, url, file, rows, size, sha256, {})
-        for ledger, month, url, file, rows, size, sha256 in found
+        for ledger, month, url, file, rows, size, sha256 in result
     ]
 
 
@@ -622,8 +622,8 @@ def contradictions(connection: Connection) -> list[str]:
     views = " UNION ALL ".join(
         f"SELECT '{name}', account, seq, detail FROM invariant_{name}" for name in INVARIANTS
     )
-    found = connection.execute(f"{views} LIMIT {VIOLATIONS_MAX + 1}".encode())
-    told = [f"{account} at {seq} breaks {name}: {detail}" for name, account, seq, detail in found]
+    result = connection.execute(f"{views} LIMIT {VIOLATIONS_MAX + 1}".encode())
+    told = [f"{account} at {seq} breaks {name}: {detail}" for name, account, seq, detail in result]
     return [*told[:VIOLATIONS_MAX], MORE.detail] if len(told) > VIOLATIONS_MAX else told
 
 
@@ -701,8 +701,8 @@ def _bring_in(connection: Connection, ledger: MonthlyLedger, room: int) -> list[
 
 
 def _asked(connection: Connection, ledger: MonthlyLedger) -> list[tuple[date, int]]:
-    found = connection.execute(_MONTHS.format(ledger=ledger.name, at=ledger.at, most=MONTHS_MAX).encode())
-    return [(month, int(rows)) for month, rows in found]
+    result = connection.execute(_MONTHS.format(ledger=ledger.name, at=ledger.at, most=MONTHS_MAX).encode())
+    return [(month, int(rows)) for month, rows in result]
 
 
 def _move(connection: Connection, ledger: MonthlyLedger, month: date) -> int:

@@ -358,8 +358,8 @@ def hold(connection: Connection, organization_id: int) -> None:
 
 def hold_free(connection: Connection, organization_ids: Sequence[int]) -> list[int]:
     """Lock the organizations that no other transaction charges or invoices; return the locked ones."""
-    found = connection.execute(_FREE, {"organizations": sorted(organization_ids)})
-    return sorted(found.scalars())
+    result = connection.execute(_FREE, {"organizations": sorted(organization_ids)})
+    return sorted(result.scalars())
 
 
 def accrue(
@@ -551,8 +551,8 @@ SELECT id FROM (
 
 def charges_due(connection: Connection, today: date, after: int, count: int) -> Sequence[int]:
     """Return up to `count` ids of organizations with something to charge, in order, beyond the id `after`."""
-    found = connection.execute(_DUE, {"today": today, "after": after, "count": count})
-    return list(found.scalars())
+    result = connection.execute(_DUE, {"today": today, "after": after, "count": count})
+    return list(result.scalars())
 
 
 def charge_known(connection: Connection, organization_id: int, partition: int, today: date) -> None:

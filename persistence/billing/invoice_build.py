@@ -101,8 +101,8 @@ def copy_document(change: EntityWrite, row: Row) -> Document:
     """
     of = organization.c
     parts = (of.address, of.country, of.tax_number, of.contact, of.buyer_reference, of.endpoint_id)
-    found = select(of.id, of.name, *parts)
-    known = change.connection.execute(found.where(of.id == row["organization_id"])).one()
+    statement = select(of.id, of.name, *parts)
+    known = change.connection.execute(statement.where(of.id == row["organization_id"])).one()
     corrected = corrected_by(change.connection, row)
     copied = replace(
         document_of(change.letterhead, known, corrected),
@@ -119,11 +119,11 @@ def copy_document(change: EntityWrite, row: Row) -> Document:
 def corrected_by(connection: Connection, row: Row) -> Sequence[InvoiceReference]:
     """Return references to the invoices that a note corrects."""
     if row["corrects_id"] is not None:
-        found = connection.execute(_CORRECTED, {"id": row["corrects_id"]})
+        result = connection.execute(_CORRECTED, {"id": row["corrects_id"]})
     else:
-        found = connection.execute(_GIVEN_BACK, {"id": row["id"], "most": CORRECTED_MAX})
+        result = connection.execute(_GIVEN_BACK, {"id": row["id"], "most": CORRECTED_MAX})
     return [
-        InvoiceReference(each.number, each.finalized_at.astimezone(UTC).date().isoformat()) for each in found
+        InvoiceReference(each.number, each.finalized_at.astimezone(UTC).date().isoformat()) for each in result
     ]
 
 

@@ -272,8 +272,8 @@ def give_up(change: EntityWrite) -> Row:
     row = held(change)
     if row["payment_status"] not in WAITING:
         raise Conflict(f"The {_said(row)} waits for no payment.")
-    found = update(invoice).where(invoice.c.id == change.row_id)
-    change.connection.execute(found.values(uncollectible_at=change.now))
+    statement = update(invoice).where(invoice.c.id == change.row_id)
+    change.connection.execute(statement.values(uncollectible_at=change.now))
     apply_open(change, id_in(row, "organization_id"), also=[change.row_id])
     return change.fetch()
 
@@ -375,9 +375,9 @@ def _is_known(
 ) -> bool:
     """Return whether this payment was recorded before; raise `Conflict` if it was a different one."""
     here = payment.c
-    found = select(here.amount, here.corrects_id, here.currency)
+    statement = select(here.amount, here.corrects_id, here.currency)
     known: Any = connection.execute(
-        found.where(here.invoice_id == invoice_id, here.reference == reference)
+        statement.where(here.invoice_id == invoice_id, here.reference == reference)
     ).first()
     if known is None:
         return False

@@ -412,10 +412,10 @@ def _by_terms(change: EntityWrite, subscription: Subscription, until: date | Non
 def _require_currency(change: EntityWrite, organization_id: int, plan_id: int) -> None:
     """Raise `Unprocessable` if the currencies of plan and organization differ: nothing is converted."""
     pays, costs = organization.c, subscription_plan.c
-    found = select(pays.currency, costs.currency.label("plan")).where(
+    statement = select(pays.currency, costs.currency.label("plan")).where(
         pays.id == organization_id, costs.id == plan_id, pays.currency != costs.currency
     )
-    if other := change.connection.execute(found).first():
+    if other := change.connection.execute(statement).first():
         wrong = f"costs {other.plan}, and the organization pays in {other.currency}"
         raise Unprocessable(errors=(("plan_id", wrong),))
 
@@ -423,8 +423,8 @@ def _require_currency(change: EntityWrite, organization_id: int, plan_id: int) -
 def _cost(change: EntityWrite, plan_id: int, interval: str) -> Decimal:
     name, times = COSTS[interval]
     column = subscription_plan.c[name]
-    found = change.connection.execute(select(column).where(subscription_plan.c.id == plan_id))
-    return Decimal(found.scalar_one()) * times
+    result = change.connection.execute(select(column).where(subscription_plan.c.id == plan_id))
+    return Decimal(result.scalar_one()) * times
 
 
 _term = subscription_segment.c

@@ -176,8 +176,8 @@ class Quarantines:
         blocked: list[str] = []
         async with self._engine.begin() as connection:
             for partition, ids in sorted(tenants.items()):
-                found = await connection.scalars(_REFUSE, {"partition": partition, "ids": sorted(ids)})
-                blocked += found
+                result = await connection.scalars(_REFUSE, {"partition": partition, "ids": sorted(ids)})
+                blocked += result
         return sorted(blocked)
 
     async def stopped_accounts(self) -> set[str]:
@@ -498,8 +498,10 @@ class ReconciliationResults:
             account, verb = f"organization:{owner}", "credits"
             payload: dict[str, object] = {"amount": item.correction}
             if kind == "tenant":
-                found = await connection.execute(select(tenant.c.organization_id).where(tenant.c.id == owner))
-                owner, account, verb = int(found.scalar_one()), item.account, "adjust"
+                result = await connection.execute(
+                    select(tenant.c.organization_id).where(tenant.c.id == owner)
+                )
+                owner, account, verb = int(result.scalar_one()), item.account, "adjust"
                 direction = "IN" if item.correction >= 0 else "OUT"
                 payload = {
                     "amount": abs(item.correction), "direction": direction, "reason": "reconciliation"

@@ -112,10 +112,10 @@ def _allowed(connection: Connection, statement: str) -> bool:
         with connection.begin_nested():
             connection.exec_driver_sql(statement, execution_options=_AS_IT_STANDS)
     except DBAPIError as error:
-        found = origin(error)
-        if found is None or found.sqlstate not in {DUPLICATE, UNIQUE, FORBIDDEN}:
+        cause = origin(error)
+        if cause is None or cause.sqlstate not in {DUPLICATE, UNIQUE, FORBIDDEN}:
             raise
-        return found.sqlstate != FORBIDDEN
+        return cause.sqlstate != FORBIDDEN
     return True
 
 

@@ -137,16 +137,16 @@ def take(change: EntityWrite) -> Row:
     value = change.command.values["told"]
     assert isinstance(value, CollectionStatus)
     here = {"remote": value.remote_id, "key": uuid_of(value.key)}
-    found = change.connection.execute(_FOUND, here).first()
-    if found is None:
+    result = change.connection.execute(_FOUND, here).first()
+    if result is None:
         raise NotFound
-    charges.hold(change.connection, found.organization_id)
+    charges.hold(change.connection, result.organization_id)
     known = select(handover_event.c.id).where(handover_event.c.name == value.name)
     event = change.connection.execute(known).scalar()
     if event is None:
-        amount, remains = _collected(change, value, found.invoice_id)
+        amount, remains = _collected(change, value, result.invoice_id)
         made = insert(handover_event).values(
-            organization_id=found.organization_id, invoice_id=found.invoice_id, handover_id=found.id,
+            organization_id=result.organization_id, invoice_id=result.invoice_id, handover_id=result.id,
             name=value.name, kind=value.kind, amount=amount, currency=value.currency, remains=remains,
             created_at=change.now,
         )  # fmt: skip

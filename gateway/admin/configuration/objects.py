@@ -279,12 +279,12 @@ def _ended(resource: Resource, field: str, values: Row, now: datetime) -> Iterat
         yield from (index for index, part in enumerate(parts) if (part.get(until) or now) < now)
 
 
-def _unknown(resource: Resource, said: str) -> str:
-    if said in references(resource):
-        return f"unknown field; say {word(resource, said)}, and its name"
-    if said in resource.known and said not in words(resource).values():
+def _unknown(resource: Resource, text: str) -> str:
+    if text in references(resource):
+        return f"unknown field; say {word(resource, text)}, and its name"
+    if text in resource.known and text not in words(resource).values():
         return "cannot be set here"
-    return f"unknown field; {near(said, words(resource))}"
+    return f"unknown field; {near(text, words(resource))}"
 
 
 def shown(name: str) -> str:

@@ -376,13 +376,13 @@ class Records:
         meant, _ = await lists.find_names(self._desk, named, refers)
         return {**values, **{name: named[name] for name, text in meant.items() if text == str(ids[name])}}
 
-    def _presets(self, said: Mapping[str, str]) -> list[tuple[str, str]]:
+    def _presets(self, document: Mapping[str, str]) -> list[tuple[str, str]]:
         """Return title and address of the invoice form for usual periods."""
         if self._screen.name != "invoices":
             return []
         this, last, *_ = (period_of_month(month) for month in months_until(datetime.now(UTC).date()))
         return [
-            (title, f"/invoices/new?{urlencode({**said, 'period_start': start, 'period_end': end})}")
+            (title, f"/invoices/new?{urlencode({**document, 'period_start': start, 'period_end': end})}")
             for title, (start, end) in (("Last month", last), ("This month", this))
         ]
 

@@ -204,17 +204,17 @@ class Batches:
             return 200, {}
         return 200, said
 
-    def _as_operation(self, said: dict[str, Any]) -> dict[str, Any]:
+    def _as_operation(self, document: dict[str, Any]) -> dict[str, Any]:
         """Return a batch in the format of Gemini's API."""
-        total, done, over = *map(said["request_counts"].get, ("total", "completed")), said["status"]
+        total, done, over = *map(document["request_counts"].get, ("total", "completed")), document["status"]
         state = {"in_progress": "RUNNING", "completed": "SUCCEEDED"}.get(over, over.upper())
         stats = {"requestCount": str(total), "successfulRequestCount": str(done)}
-        created = datetime.fromtimestamp(said["created_at"], UTC).isoformat()
+        created = datetime.fromtimestamp(document["created_at"], UTC).isoformat()
         metadata = {"state": f"BATCH_STATE_{state}", "batchStats": stats, "createTime": created}
-        told = {"name": f"batches/{said['id'].removeprefix('batch_')}", "metadata": metadata}
+        told = {"name": f"batches/{document['id'].removeprefix('batch_')}", "metadata": metadata}
         if over == "in_progress":
             return told
-        written = self.files.get(said["output_file_id"] or "", b"").splitlines()
+        written = self.files.get(document["output_file_id"] or "", b"").splitlines()
         inlined = [{"response": json.loads(one)["response"]["body"]} for one in written]
         inlined += [{"error": {"code": 13, "message": over}}] * (total - done)
         return told | {"done": True, "response": {"inlinedResponses": {"inlinedResponses": inlined}}}
@@ -336,24 +336,24 @@ def _page(there: list[dict[str, Any]], query: dict[str, list[str]], after: str) 
     return {"data": data, "has_more": begins + limit < len(newest)}
 
 
-def _as_response(said: dict[str, Any]) -> dict[str, Any]:
-    id_ = said["id"].replace("batch_", "resp_")
-    return {"id": id_, "object": "response", "status": said["status"], "background": True}
+def _as_response(document: dict[str, Any]) -> dict[str, Any]:
+    id_ = document["id"].replace("batch_", "resp_")
+    return {"id": id_, "object": "response", "status": document["status"], "background": True}
 
 
-def _as_messages(said: dict[str, Any]) -> dict[str, Any]:
+def _as_messages(document: dict[str, Any]) -> dict[str, Any]:
     """Return a batch in the format of Anthropic's API."""
-    total, done, over = *map(said["request_counts"].get, ("total", "completed")), said["status"]
+    total, done, over = *map(document["request_counts"].get, ("total", "completed")), document["status"]
     counts = dict.fromkeys(("processing", "succeeded", "errored", "canceled", "expired"), 0)
     counts["succeeded"] = done
     counts[{"in_progress": "processing", "cancelled": "canceled"}.get(over, "expired")] = total - done
     return {
-        "id": said["id"], "type": "message_batch", "request_counts": counts,
+        "id": document["id"], "type": "message_batch", "request_counts": counts,
         "processing_status": over if over == "in_progress" else "ended",
-        "created_at": datetime.fromtimestamp(said["created_at"], UTC).isoformat(),
-        "expires_at": datetime.fromtimestamp(said["expires_at"], UTC).isoformat(), "ended_at": None,
+        "created_at": datetime.fromtimestamp(document["created_at"], UTC).isoformat(),
+        "expires_at": datetime.fromtimestamp(document["expires_at"], UTC).isoformat(), "ended_at": None,
         "archived_at": None, "cancel_initiated_at": None,
-        "results_url": None if over == "in_progress" else f"{_MESSAGES}/{said['id']}/results",
+        "results_url": None if over == "in_progress" else f"{_MESSAGES}/{document['id']}/results",
     }  # fmt: skip
 
 
