@@ -33,7 +33,6 @@ THREE_GROUPS = {
     "gateway/background/verifying/reconciler.py": "to be split: what one comparison finds, rebuilds and counts",
     "gateway/calls/permit.py": "policies of one call, which `admit` asks in their order",
     "gateway/calls/rating.py": "steps of one price, which `prices` takes in their order",
-    "gateway/core/accounts/outbox.py": "to be split: one entry, and reports of those that carry it",
     "gateway/core/accounts/upstream_jobs.py": "to be split: lines of a batch are read and written by its job",
     "gateway/core/alerts/thresholds.py": "rules of when to notify of a budget",
     "gateway/core/billing/events.py": _NOUNS,
@@ -55,7 +54,6 @@ THREE_GROUPS = {
     "gateway/http/identity.py": "to be split: the credential and the attribution of a head",
     "gateway/run/lifecycle.py": "ways in which loops and tasks end, each a function",
     "persistence/ledger/accounts.py": "to be split: updates of one batch, which share its locks",
-    "persistence/ledger/rollup.py": "to be split: deltas, statements, and moves of budgets",
     "persistence/resources/quota.py": "to be split: budgets, quotas, and uses",
 }
 # Packages whose tests live in another package's folder.

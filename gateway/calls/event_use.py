@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.calls.charge import MeteredUse, UseTerms, charge
-from gateway.core.accounts.outbox import NONE, CallFacts
+from gateway.core.accounts.call_facts import NONE, CallFacts
 from gateway.core.accounts.weights import Weights
 from gateway.core.billing.events import AMOUNT_MAX, ROUTE, EventSettlement, EventUsage, Unacceptable
 from gateway.core.billing.money import pack_tiers, spend_micro

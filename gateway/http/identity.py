@@ -10,7 +10,7 @@ import json
 import re
 from urllib.parse import unquote_to_bytes
 
-from gateway.core.accounts.outbox import ROW_MARKERS
+from gateway.core.accounts.call_facts import ROW_MARKERS
 from gateway.core.accounts.runs import FIELD_BYTES_MAX, ID_CHARACTERS_MAX, is_id, read_run
 from gateway.core.accounts.tags import Tags, read_values
 from gateway.core.calls.routes import Route

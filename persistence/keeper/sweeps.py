@@ -20,7 +20,7 @@ from gateway.core.accounts.holds import (
 )
 from persistence.keeper import retention
 from persistence.keeper.retention import SINCE
-from persistence.ledger import listeners, rollup, statements
+from persistence.ledger import listeners, statements, usage_rollup
 from persistence.queries import query
 
 # Movements that Redis lost and nothing restored, counted from the acknowledged seqs.
@@ -276,8 +276,8 @@ async def _told(connection: AsyncConnection, request_id: str, amount: int) -> No
         return
     after = (await connection.exec_driver_sql(statements.REFUND_CALL, values)).fetchone()
     assert after is not None, "its row is held"
-    columns = rollup.moved_columns([(before, after)])
-    await connection.exec_driver_sql(rollup.ROLL_UP_CALLS, columns)
+    columns = usage_rollup.moved_columns([(before, after)])
+    await connection.exec_driver_sql(usage_rollup.ROLL_UP_CALLS, columns)
     await connection.run_sync(listeners.tell_changes, "refunded", [(before, after)])
 
 

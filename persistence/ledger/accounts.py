@@ -9,20 +9,18 @@ from typing import Any
 
 from psycopg import Connection
 
+from gateway.core.accounts.flush_batch import Batch, FlushReport, stream_place
 from gateway.core.accounts.outbox import (
     AccountMovement,
-    Batch,
     EventFlag,
     EventKind,
-    FlushReport,
     OutboxEntry,
     moved,
     places_before,
-    stream_place,
 )
 from gateway.core.model import INTEGER_MAX
 from persistence.billing import top_ups
-from persistence.ledger import rollup, statements
+from persistence.ledger import late_units, statements
 from persistence.ledger.copying import Place
 from persistence.ledger.guard import (
     CREDITS,
@@ -150,7 +148,7 @@ def move(connection: Connection[Any], moves: RollupDelta) -> None:
         (statements.MOVE_SPENDS, spends),
         (statements.ROLL_UP, _added_up(moves.daily)),
         (statements.ROLL_UP_TIERS, _added_up(moves.priced)),
-        (rollup.ROLL_UP, _added_up(moves.told)),
+        (late_units.ROLL_UP, _added_up(moves.told)),
         (statements.ACTIVATE, activated),
     ):
         if rows:

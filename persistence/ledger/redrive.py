@@ -21,15 +21,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.util import await_only
 
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.outbox import (
-    EventKind,
-    MalformedEvent,
-    OutboxEntry,
-    attributed,
-    control_id,
-    decode,
-    moved,
-)
+from gateway.core.accounts.flush_batch import control_id
+from gateway.core.accounts.outbox import EventKind, MalformedEvent, OutboxEntry, attributed, decode, moved
 from gateway.core.accounts.refusals import RefusedBatch, RefusedCall, RefusedCount, RefusingLimit, others
 from gateway.core.accounts.tags import Tags
 from gateway.core.accounts.usage_sums import SUMS
@@ -39,7 +32,7 @@ from gateway.errors import Conflict, LedgerUnavailable, Unprocessable
 from persistence.billing.credit_balances import allocate_late
 from persistence.error_mapping import complaint, refuses_values
 from persistence.keeper.retention import SINCE_BEGAN, times_of
-from persistence.ledger import accounts, rollup, rows, statements
+from persistence.ledger import accounts, rows, statements, usage_rollup
 from persistence.ledger.checkpoints import count_again
 from persistence.ledger.copying import Copies, Name, Unstorable, Users, columns_of
 from persistence.ledger.copying import storable as storable_names
@@ -117,13 +110,13 @@ class RefusedJournal:
         told = [one for batch in mine for one in batch.calls if rows.is_uuid(one.request_id)]
         named = {(one.organization_id, one.user) for one in counts}
         users = await _known(connection, named | {(one.organization_id, one.user) for one in told})
-        hours: rollup.Rollup = {}
+        hours: usage_rollup.Rollup = {}
         for count in counts:
             bucket = self._bucket(count, users)
             hours.setdefault(bucket, [0] * len(SUMS))[_REFUSED] += count.refused
         if hours:
-            columns = statements.columns_of(rollup.usage_rows_of(hours))
-            await connection.exec_driver_sql(rollup.ROLL_UP_CALLS, tuple(columns))
+            columns = statements.columns_of(usage_rollup.usage_rows_of(hours))
+            await connection.exec_driver_sql(usage_rollup.ROLL_UP_CALLS, tuple(columns))
         if told:
             runs, plans = await _runs(connection, told), await _plans(connection, told)
             await connection.execute(insert(call), [_row(one, users, runs, plans) for one in told])
@@ -131,7 +124,7 @@ class RefusedJournal:
             await connection.execute(_FORGET)
         return sum(count.refused for count in counts)
 
-    def _bucket(self, count: RefusedCount, users: dict[Name, int]) -> rollup.UsageBucket:
+    def _bucket(self, count: RefusedCount, users: dict[Name, int]) -> usage_rollup.UsageBucket:
         """Return the hour, owner and names to count refused calls by; too many names a day share one."""
         owner, hour_ms = count.organization_id, count.hour_ms
         user, project, model = users.get((owner, count.user), 0), count.project_id, stored_text(count.model)
@@ -139,7 +132,7 @@ class RefusedJournal:
         if not self._named.known(owner, hour_ms // DAY_MS, (user, project, model, tags)):
             user, (project, model), tags = 0, others(project, model), ()
         own = (owner, hour_ms, count.tenant_id, count.key_id, user, project, count.service_id, model, "")
-        return *own, rollup.tags_json(tags)
+        return *own, usage_rollup.tags_json(tags)
 
 
 class RefusalNames:

@@ -19,16 +19,8 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import Connection, errors
 
-from gateway.core.accounts.outbox import (
-    Batch,
-    FlushReport,
-    History,
-    Judged,
-    MalformedEvent,
-    control_id,
-    decode,
-    moved,
-)
+from gateway.core.accounts.flush_batch import Batch, FlushReport, History, Judged, control_id
+from gateway.core.accounts.outbox import MalformedEvent, decode, moved
 from gateway.core.model import PARTITIONS
 from gateway.errors import LedgerUnavailable
 from gateway.files import UrlFile

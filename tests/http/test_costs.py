@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.core.accounts.budgets import TOKENS, Budget
-from gateway.core.accounts.outbox import CallFacts, read_facts
+from gateway.core.accounts.call_facts import CallFacts, read_facts
 from gateway.core.billing.money import CostMarkup, CreditRates, PriceTier, ServicePricing
 from gateway.core.billing.stand_ins import read_stand_ins
 from gateway.core.billing.vector import Vector

@@ -163,8 +163,8 @@ class AdminClient:
     def delete(self, path: str) -> None:
         self._call("DELETE", path, None)
 
-    def id_of(self, resource: str, text: str) -> int:
-        """Return the id of a row from a text that is its id or its name."""
+    def id_of(self, resource: str, text: str, organization_id: int | None = None) -> int:
+        """Return the id of a row from a text that is its id or its name, of one organization if it is given."""
         resource = ID_OF.get(resource, resource)
         if text.isascii() and text.isdigit() and len(text) <= ID_DIGITS_MAX:
             return int(text)
@@ -175,7 +175,8 @@ class AdminClient:
             raise CommandFailed(
                 f"{text!r} is no id of a {noun}: `tollkeeper {section_of(resource)} list` has all."
             )
-        rows = self.get(resource, **{by: value}, limit=NAMESAKES_MAX)["items"]
+        within = {} if organization_id is None else {"organization_id": organization_id}
+        rows = self.get(resource, **{by: value}, **within, limit=NAMESAKES_MAX)["items"]
         if not rows:
             near = get_close_matches(text, self._known(resource, by), 1)
             hint = f"did you mean {near[0]!r}?" if near else "give its whole name, or its id."

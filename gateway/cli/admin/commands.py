@@ -463,8 +463,11 @@ def with_owner(api: AdminClient, where: str, body: Json) -> Json:
     """Return a body with the id of the owner that `who` names, if values of the budget's `each` are ids."""
     if not isinstance(body.get("who"), str):
         return body
-    resource = client.OWNERS.get(api.get(where).get("each"))
-    return body if resource is None else {**body, "who": str(api.id_of(resource, body["who"]))}
+    budget = api.get(where)
+    resource = client.OWNERS.get(budget.get("each"))
+    if resource is None:
+        return body
+    return {**body, "who": str(api.id_of(resource, body["who"], budget["organization_id"]))}
 
 
 def with_group(api: AdminClient, where: str, body: Json) -> Json:
@@ -472,7 +475,8 @@ def with_group(api: AdminClient, where: str, body: Json) -> Json:
     kind, colon, name = str(body.get("who", "")).partition(":")
     if kind + colon != OF_GROUP:
         return with_owner(api, where, body)
-    return {**body, "who": f"{OF_GROUP}{api.id_of('groups', name)}"}
+    organization_id = api.get(where)["organization_id"]
+    return {**body, "who": f"{OF_GROUP}{api.id_of('groups', name, organization_id)}"}
 
 
 def in_query(body: Json) -> Json:

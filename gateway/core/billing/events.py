@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from gateway.core.accounts.outbox import CallFacts, read_facts, write_facts
+from gateway.core.accounts.call_facts import CallFacts, read_facts, write_facts
 from gateway.core.billing.price_book import KINDS, NO_COUNTS, PARTS_OF, WHOLES, Counts
 
 # Most events of one request.

@@ -14,9 +14,9 @@ import msgspec
 
 from gateway.core.accounts.budgets import CallAttributes
 from gateway.core.accounts.call_budgets import OrganizationBudgets
+from gateway.core.accounts.call_facts import write_facts
 from gateway.core.accounts.definitions import ControlWrite, OrganizationTerms
 from gateway.core.accounts.groups import Groups
-from gateway.core.accounts.outbox import write_facts
 from gateway.core.billing import events
 from gateway.core.billing.events import EventSettlement
 from gateway.core.billing.money import ServicePricing, read_tiers

@@ -18,7 +18,7 @@ from typing import Any
 from uuid import UUID
 
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.outbox import SEPARATOR
+from gateway.core.accounts.call_facts import SEPARATOR
 from gateway.core.billing.money import ONE_NANO
 from gateway.core.billing.price_book import KINDS
 from gateway.core.text import read_json

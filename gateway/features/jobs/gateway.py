@@ -16,14 +16,14 @@ from urllib.parse import quote
 
 import msgspec
 
-from gateway.calls.admit import AdmissionTerms, check_line
 from gateway.calls.admit import admit as admit_use
 from gateway.calls.aim import fields_allowed
 from gateway.calls.charge import ChargedUse, Held, MeteredUse, UseTerms, charge, charge_as_held, release
 from gateway.calls.claim import OPENING_MS, hold_request
 from gateway.calls.prices import charging_prices, named_prices
+from gateway.calls.terms import AdmissionTerms, check_line
 from gateway.core.accounts.call_budgets import CallBudgets
-from gateway.core.accounts.outbox import NONE
+from gateway.core.accounts.call_facts import NONE
 from gateway.core.accounts.upstream_jobs import (
     BATCH,
     HOLD_MS_MAX,
@@ -78,15 +78,7 @@ from gateway.core.families.registry import BATCH_AT, JOBS, RESULTS
 from gateway.core.metering.meter import Detail
 from gateway.core.metering.meters import make_meter
 from gateway.core.metering.reading import loose_document
-from gateway.core.model import (
-    GENERIC,
-    INTEGER_MAX,
-    Admitted,
-    Caller,
-    HoldRequest,
-    Service,
-    Settlement,
-)
+from gateway.core.model import GENERIC, INTEGER_MAX, Admitted, Caller, HoldRequest, Service, Settlement
 from gateway.core.wait import OVER, begin
 from gateway.errors import (
     InvalidRequest,

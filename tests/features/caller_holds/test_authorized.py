@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway.core.accounts.call_facts import CallFacts
 from gateway.core.accounts.caller_holds import CallerHold, HeldAmounts, HoldEnd
-from gateway.core.accounts.outbox import CallFacts
 from gateway.core.accounts.run_policies import RunPolicy
 from gateway.core.calls.routes import Route
 from gateway.core.families.mcp import routes_of
