@@ -505,7 +505,7 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
             trouble = wires.trouble
             yield Finding(False, "redis", f"{shown}: {trouble}; {hints.redis_hint(trouble)}")
         connected = {_name_of(wires, wire): wire for wire in wires.wires if wire.connected}
-        servers = {name: await _asked(one, address) for name, one in connected.items()}
+        servers = {name: await _ask_server(one, address) for name, one in connected.items()}
         lists = {name: await _read(wires, name.encode()) for name in _LISTS}
         of_keepers = await _of_keepers(settings, role, wires, connected, servers)
         empty = await read_empty_accounts(wires)
@@ -610,7 +610,7 @@ def _name_of(wires: RedisConnections, wire: RedisConnection) -> str:
     return f"redis {host}:{port}"
 
 
-async def _asked(wire: RedisConnection, address: Address) -> _Server:
+async def _ask_server(wire: RedisConnection, address: Address) -> _Server:
     info, asked_at = await _info(wire), time.time()
     confirmed = await in_task(ask_word(wire))
     named = await in_task(wire.send(encode(b"GET", keys.history(wire.part.anchor).encode())))

@@ -207,7 +207,7 @@ class RedisState:
 
     async def ask(self) -> None:
         wires = self._wires.wires
-        found = await asyncio.gather(*(self._asked(wire) for wire in wires))
+        found = await asyncio.gather(*(self._ask_server(wire) for wire in wires))
         refusing, taking, offsets, codes = Counter[str](), 0, list[float](), dict[str, str]()
         for wire, (facts, ahead_s) in zip(wires, found, strict=True):
             by_itself = why_refused(facts)
@@ -267,7 +267,7 @@ class RedisState:
             **({"redis_replica_lag_seconds": max(lags)} if lags else {}),
         }
 
-    async def _asked(self, wire: RedisConnection) -> tuple[dict[str, str], float]:
+    async def _ask_server(self, wire: RedisConnection) -> tuple[dict[str, str], float]:
         """Return the INFO of a server, and the seconds that our clock is ahead of the server's."""
         began = self._wall()
         with suppress(CountersUnavailable):

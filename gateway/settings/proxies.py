@@ -37,7 +37,7 @@ def read_proxies(environ: Mapping[str, str], settings: Mapping[str, Any]) -> Pro
     http, https = (_read(text, name) if text.strip() else None for name, text in _variables(environ))
     if http is None and https is None:
         return Proxies(ca_file=ca_file)
-    name, text = _said(environ, "NO_PROXY")
+    name, text = _read_variable(environ, "NO_PROXY")
     try:
         return Proxies(http, https, read_exempt(text), ca_file)
     except ValueError as error:
@@ -61,10 +61,10 @@ def without_scheme(environ: Mapping[str, str], own: Mapping[str, str]) -> Iterat
 
 
 def _variables(environ: Mapping[str, str]) -> list[tuple[str, str]]:
-    return [_said(environ, name) for name in ("HTTP_PROXY", "HTTPS_PROXY")]
+    return [_read_variable(environ, name) for name in ("HTTP_PROXY", "HTTPS_PROXY")]
 
 
-def _said(environ: Mapping[str, str], variable: str) -> tuple[str, str]:
+def _read_variable(environ: Mapping[str, str], variable: str) -> tuple[str, str]:
     small = variable.lower()
     found = environ.get(small)
     return (small, found) if found is not None else (variable, environ.get(variable, ""))

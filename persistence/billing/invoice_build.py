@@ -183,7 +183,7 @@ def of_source(
     """
     ids = list(organization_ids)
     credit_balances.catch_up_allocations(connection, ids)
-    taken = _taken(connection, known(connection, ids, until, today), until, only)
+    taken = _split_charges(connection, known(connection, ids, until, today), until, only)
     return {owner: some for owner, some in taken.items() if some.taken or some.left}
 
 
@@ -198,7 +198,7 @@ def draw_draft(
 ) -> list[DraftWithLines]:
     ids, until, only = _alike(drafts)
     credit_balances.catch_up_allocations(connection, ids)
-    taken = _taken(connection, known(connection, ids, until, today), until, only)
+    taken = _split_charges(connection, known(connection, ids, until, today), until, only)
     return _keep(connection, letterhead, drafts, taken)
 
 
@@ -211,7 +211,7 @@ def take_charges(
     """
     ids, until, only = _alike(drafts)
     charges.accrue(connection, ids, until, today=today, running=midnight(until))
-    taken = _taken(connection, charges.unbilled(connection, ids), until, only)
+    taken = _split_charges(connection, charges.unbilled(connection, ids), until, only)
     return _keep(connection, letterhead, drafts, taken)
 
 
@@ -329,7 +329,7 @@ def _alike(drafts: Sequence[Draft]) -> tuple[list[int], date, Wanted | None]:
     return [draft.organization_id for draft in drafts], until, only
 
 
-def _taken(
+def _split_charges(
     connection: Connection, owed: Mapping[int, Sequence[SupplyCharge]], until: date, only: Wanted | None
 ) -> dict[int, ChargeSplit]:
     segments = charges.segments(connection, list(owed))

@@ -139,7 +139,7 @@ class Lots:
 def read_plan_turns(connection: Connection, row: Any, carried: Lots) -> PlanTurns:
     turns, seqs = _turns(connection, row, None if row.is_gone else row.control_write_id)
     stop, window = stop_of(turns, row.cycle_ends_at), _window(turns, row)
-    told = _told(connection, row, window, seqs[stop]) if window else 0
+    told = _late_tokens(connection, row, window, seqs[stop]) if window else 0
     used, begin = tokens_used(turns, row.total_amount, row.cycle_ends_at, told), begin_of(turns, stop)
     is_carried = row.carries and stop >= len(turns) - 1
     debt = _debt_of(connection, row, carried.upto(row)) if is_carried else None
@@ -203,7 +203,7 @@ def _window(turns: Sequence[PlanStart], row: Any) -> tuple[datetime, datetime] |
     return turns[begin].at, _ENDLESS if row.is_gone else turns[stop].at
 
 
-def _told(connection: Connection, row: Any, window: tuple[datetime, datetime], seq: int) -> int:
+def _late_tokens(connection: Connection, row: Any, window: tuple[datetime, datetime], seq: int) -> int:
     """Return the tokens used in `window` but counted after the sequence number `seq`, without refunds."""
     here = {"tenant": row.tenant_id, "since": window[0], "until": window[1], "seq": seq}
     return int(connection.execute(_BEHIND, here).scalar_one())

@@ -667,7 +667,7 @@ def _write(
     definitions: tuple[Definition, ...] = ()
     terms: PlanTerms | None = None
     if verb == "define":
-        definitions = definitions_of.get(account) or _gone(account, payload)
+        definitions = definitions_of.get(account) or _last_definition(account, payload)
         organization_id = next((getattr(each, "organization_id", 0) for each in definitions), 0)
     elif account.startswith(_TENANT):
         tenant_id = _number(row)
@@ -694,7 +694,7 @@ def _number(row: RowMapping) -> int:
     return int(str(row["account"]).split(":")[1])
 
 
-def _gone(account: str, payload: dict[str, Any]) -> tuple[Definition, ...]:
+def _last_definition(account: str, payload: dict[str, Any]) -> tuple[Definition, ...]:
     """Return the last definition of a deleted key, which frees the subject of its signed tokens.
 
     Return an empty tuple for other accounts.

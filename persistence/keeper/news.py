@@ -364,12 +364,14 @@ async def _store_fall(connection: AsyncConnection, accounts: Sequence[Found]) ->
 def _forecast(standing: Found, end_ms: int, now_ms: int) -> News:
     """Return the event of an end that is foreseen, with its time in UTC and in the budget's time zone."""
     local = moment_of(end_ms).astimezone(ZoneInfo(standing.time_zone)).isoformat(timespec="seconds")
-    return _news(standing, "budget.forecast", now_ms, exhausted_at=_said(end_ms), exhausted_local=local)
+    return _news(
+        standing, "budget.forecast", now_ms, exhausted_at=_render_moment(end_ms), exhausted_local=local
+    )
 
 
 def _foreseen(standing: Found, samples: Samples, end_ms: int | None) -> tuple[object, ...]:
     stored = (*_stored(samples.before), *_stored(samples.seen), samples.looked_used)
-    came = ",".join(_said(at_ms) for at_ms in samples.came_ms)
+    came = ",".join(_render_moment(at_ms) for at_ms in samples.came_ms)
     return (standing.id, standing.start, standing.value, end_ms is not None, *stored, f"{{{came}}}")
 
 
@@ -507,8 +509,8 @@ def _news(standing: Found, event: str, now_ms: int, part: Decimal | None = None,
         "percent": _number(used_now * 100 // max(1, limit) if part is None else part * 100),
         "threshold": None if part is None else _number(part), "interval": standing.interval,
         "window": standing.window, "length": standing.length, "time_zone": standing.time_zone,
-        "window_start": _said(ms_of(standing.start)) if standing.ends else None,
-        "resets_at": _said(ms_of(standing.ends)) if standing.ends else None,
+        "window_start": _render_moment(ms_of(standing.start)) if standing.ends else None,
+        "resets_at": _render_moment(ms_of(standing.ends)) if standing.ends else None,
     }  # fmt: skip
     return News(event, occasion, data | more)
 
@@ -532,7 +534,7 @@ def _number(number: Decimal | int) -> int | float:
     return int(number) if number == int(number) else float(number)
 
 
-def _said(at_ms: int) -> str:
+def _render_moment(at_ms: int) -> str:
     return rfc3339(moment_of(at_ms), "seconds")
 
 
@@ -824,7 +826,11 @@ class Deliveries:
             rows = (await connection.execute(_TAKE, sought)).all()
             agreed = await self._agreed(connection, rows)
             for row in rows:
-                delivery = await self._taken(connection, row, agreed) if row.wanted else "the webhook is gone"
+                delivery = (
+                    await self._prepare_delivery(connection, row, agreed)
+                    if row.wanted
+                    else "the webhook is gone"
+                )
                 if isinstance(delivery, str):
                     await connection.execute(_DONE, _result(row.id, DeliveryOutcome(None, delivery), None))
                 else:
@@ -840,7 +846,7 @@ class Deliveries:
             return set()
         return {(each, address) for each, address in await connection.execute(_AGREED, {"whose": [*whose]})}
 
-    async def _taken(
+    async def _prepare_delivery(
         self, connection: AsyncConnection, row: Row[Any], agreed: set[tuple[int, str]]
     ) -> Delivery | str:
         """Return a message ready for sending, or the reason why it must not be sent."""

@@ -213,7 +213,7 @@ def count_again(connection: Connection, places: Iterable[tuple[str, int]]) -> No
     """
     connection.execute(_LOCK)
     for account, seq in places:
-        connection.execute(_AGAINS[account.partition(":")[0]], _here(account, seq))
+        connection.execute(_AGAINS[account.partition(":")[0]], _account_parameters(account, seq))
 
 
 async def disproved(connection: AsyncConnection, accounts: Sequence[str], count: int) -> list[Item]:
@@ -221,7 +221,7 @@ async def disproved(connection: AsyncConnection, accounts: Sequence[str], count:
     items = []
     for row in (await connection.execute(_SOME, {"accounts": accounts, "count": count})).all():
         proof = _PROOFS[row.account.partition(":")[0]]
-        result = (await connection.execute(proof, _here(row.account, row.last_seq))).one()
+        result = (await connection.execute(proof, _account_parameters(row.account, row.last_seq))).one()
         if (result.movements, result.amount) != (result.found, result.came_to):
             detail = (
                 f"movements {result.first_seq + 1} to {result.last_seq} are {result.found} and come to"
@@ -232,7 +232,7 @@ async def disproved(connection: AsyncConnection, accounts: Sequence[str], count:
     return items
 
 
-def _here(account: str, seq: int) -> dict[str, Any]:
+def _account_parameters(account: str, seq: int) -> dict[str, Any]:
     return {"account": account, "id": int(account.partition(":")[2]), "seq": seq}
 
 

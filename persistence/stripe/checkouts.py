@@ -85,7 +85,7 @@ def take(change: EntityWrite) -> Row:
         raise NotFound
     if row["credit_addition_id"] is None:
         addition_id, bill = _billed(change, row)
-        remains = _paid(change, id_in(bill, "id"), value)
+        remains = _record_payment(change, id_in(bill, "id"), value)
         kept = {"credit_addition_id": addition_id, "remote": value.session, "remains": remains}
         done = update(checkout).where(here.id == result).values(**kept, paid_at=change.now)
         change.connection.execute(done)
@@ -107,7 +107,7 @@ def _billed(change: EntityWrite, row: Row) -> tuple[int, Row]:
     return id_in(made, "id"), bill
 
 
-def _paid(change: EntityWrite, invoice_id: int, payment: CheckoutPayment) -> str | None:
+def _record_payment(change: EntityWrite, invoice_id: int, payment: CheckoutPayment) -> str | None:
     """Record the payment in `payment`, put the credits in force; return a message if more was paid than due."""
     change.connection.execute(_LEAVE, {"id": invoice_id, "now": change.now})
     amount = min(payment.amount, rest_of(change.connection, invoice_id))

@@ -162,7 +162,7 @@ def _collected(change: EntityWrite, status: CollectionStatus, invoice_id: int) -
         here = f"It was made void there; here it is {stands.status}."
         return nothing, None if stands.status == "void" else here
     if status.given_up and stands.payment_status != "uncollectible":
-        return nothing, _done(change, payments.give_up, invoice_id, {})
+        return nothing, _run_command(change, payments.give_up, invoice_id, {})
     if status.settled is None and status.given_back is None:
         return nothing, None
     if status.currency != stands.currency:
@@ -189,7 +189,7 @@ def _come_in(
     amount, beyond = min(new, rest), max(nothing, new - rest)
     if amount:
         values = {"amount": amount, "reference": f"{REFERENCE}{status.name}"}
-        if refused := _done(change, payments.record, invoice_id, values):
+        if refused := _run_command(change, payments.record, invoice_id, values):
             return nothing, refused
     more = f"{status.currency} {beyond.normalize():f} more came in than was left to pay."
     return amount, more if beyond else None
@@ -227,7 +227,7 @@ def _remains_of(status: CollectionStatus, own: Decimal, beyond: Decimal) -> str 
     return None
 
 
-def _done(change: EntityWrite, verb: Any, invoice_id: int, values: Row) -> str | None:
+def _run_command(change: EntityWrite, verb: Any, invoice_id: int, values: Row) -> str | None:
     """Run an invoice command that a person may run; return the reason if the command is refused."""
     command = replace(change.command, resource="invoices", id=invoice_id, values=values)
     try:

@@ -227,7 +227,8 @@ def _object(
         row = model(resource).model_validate(checked)
     except ValidationError as error:
         messages = (
-            (_said(resource, name), message) for name, message in bodies.errors_of(error, resource.known)
+            (_field_in_file(resource, name), message)
+            for name, message in bodies.errors_of(error, resource.known)
         )
         here += [message for message in messages if message[0] not in dict(here)]
     if here:
@@ -304,7 +305,7 @@ def _is_larger(value: object, most: int) -> bool:
     return False
 
 
-def _said(resource: Resource, path: str) -> str:
+def _field_in_file(resource: Resource, path: str) -> str:
     first, dot, rest = path.partition(".")
     return f"{word(resource, first)}{dot}{rest}"
 

@@ -99,7 +99,7 @@ class Batches:
         if method == "POST" and not id_:
             calls = json.loads(content)["requests"]
             lines = [{**call, "url": "/v1/messages", "body": call["params"]} for call in calls]
-            return 200, _as_messages(self._made(lines, calls[0]["params"].get("metadata") or {}))
+            return 200, _as_messages(self._make_batch(lines, calls[0]["params"].get("metadata") or {}))
         if not id_:
             there = [_as_messages(self._now(batch, work)) for batch in self.batches.values()]
             return 200, _page(there, query, "after_id")
@@ -136,7 +136,7 @@ class Batches:
             if not asked.get("background"):
                 return None
             line = {"custom_id": "", "url": "/v1/responses", "body": asked | {"background": False}}
-            return 200, _as_response(self._made([line], asked.get("metadata") or {}))
+            return 200, _as_response(self._make_batch([line], asked.get("metadata") or {}))
         batch = self.batches.get(f"batch_{id_.removeprefix('resp_')}")
         if batch is None:
             return None
@@ -189,7 +189,7 @@ class Batches:
             url = f"/v1beta/models/{model}:generateContent"
             lines = [{"custom_id": "", "url": url, "body": call["request"]} for call in calls]
             return 200, self._as_operation(
-                self._made(lines, dict(_WISH.findall(batch.get("displayName", ""))))
+                self._make_batch(lines, dict(_WISH.findall(batch.get("displayName", ""))))
             )
         if id_ is None:
             size = int(query.get("pageSize", ["20"])[0])
@@ -250,9 +250,9 @@ class Batches:
 
     def _store(self, form: bytes) -> Told:
         fields = _fields(form)
-        return 200, self._kept(fields.get(b"file", b""), fields.get(b"purpose", b"").decode())
+        return 200, self._store_file(fields.get(b"file", b""), fields.get(b"purpose", b"").decode())
 
-    def _kept(self, content: bytes, purpose: str) -> dict[str, Any]:
+    def _store_file(self, content: bytes, purpose: str) -> dict[str, Any]:
         id_ = f"file-{uuid4().hex}"
         self.files[id_] = content
         while len(self.files) > KEPT_MAX:
@@ -277,9 +277,9 @@ class Batches:
             "endpoint": asked["endpoint"], "input_file_id": asked["input_file_id"],
             "completion_window": asked.get("completion_window", "24h"), "error_file_id": None,
         }  # fmt: skip
-        return 200, self._made(lines, asked.get("metadata") or {}, **more)
+        return 200, self._make_batch(lines, asked.get("metadata") or {}, **more)
 
-    def _made(self, lines: list[dict[str, Any]], wishes: dict[str, Any], **more: Any) -> dict[str, Any]:
+    def _make_batch(self, lines: list[dict[str, Any]], wishes: dict[str, Any], **more: Any) -> dict[str, Any]:
         now = time.time()
         said = more | {
             "id": f"batch_{uuid4().hex}", "object": "batch", "status": "in_progress", "created_at": int(now),
@@ -310,7 +310,7 @@ class Batches:
         batch.said["status"] = status
         batch.said["request_counts"]["completed"] = done
         if written:
-            kept = self._kept("\n".join(written).encode(), "batch_output")
+            kept = self._store_file("\n".join(written).encode(), "batch_output")
             batch.said["output_file_id"] = kept["id"]
 
 
