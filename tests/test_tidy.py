@@ -53,7 +53,6 @@ THREE_GROUPS = {
     "gateway/http/admission.py": "ways into admission: a caller's, a certificate's, a tool's",
     "gateway/http/identity.py": "to be split: the credential and the attribution of a head",
     "gateway/run/lifecycle.py": "ways in which loops and tasks end, each a function",
-    "persistence/ledger/accounts.py": "to be split: updates of one batch, which share its locks",
     "persistence/resources/quota.py": "to be split: budgets, quotas, and uses",
 }
 # Packages whose tests live in another package's folder.
