@@ -47,7 +47,8 @@ MODULES = {
     "gateway/core/families/openai": ("calls", "chat", "reports"),
     "gateway/core/metering": ("content", "eventstream", "meter", "meters", "reading", "stream"),
     "gateway/counters/admission": (
-        "account_limit", "cache", "callers", "catalogue", "counters", "live_holds", "releases", "sharded",
+        "account_limit", "cache", "callers", "catalogue", "counters", "key_changes", "live_holds", "lookup_queue",
+        "releases", "sharded",
     ),
     "gateway/counters/layouts": ("accounts", "packing"),
     "gateway/counters/leases": ("allowance",),

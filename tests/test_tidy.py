@@ -44,7 +44,6 @@ THREE_GROUPS = {
     "gateway/core/integrity/recovery.py": _NOUNS,
     "gateway/core/model.py": "types of admission, compiled together",
     "gateway/core/wait.py": "ways to wait without an event loop",
-    "gateway/counters/admission/cache.py": "to be split: the cache of callers, its queue and its tickets",
     "gateway/counters/admission/stored.py": "a pair of encode and decode for each thing in Redis",
     "gateway/counters/redis/keys.py": "which server has a key, by slot, shard or digest",
     "gateway/counters/settlement_log/settlement_record.py": "readings of the same bytes",
