@@ -50,7 +50,6 @@ THREE_GROUPS = {
     "gateway/features/stripe/handover.py": _NOUNS,
     "gateway/features/vendor_admin/report.py": "what reports of two vendors share",
     "gateway/http/admission.py": "ways into admission: a caller's, a certificate's, a tool's",
-    "gateway/http/identity.py": "to be split: the credential and the attribution of a head",
     "gateway/run/lifecycle.py": "ways in which loops and tasks end, each a function",
     "persistence/resources/quota.py": "to be split: budgets, quotas, and uses",
 }
