@@ -15,6 +15,8 @@ from persistence.ledger.guard import CREDITS, TOKENS, USAGE, Placed
 
 # By part: the statement that skips a seq left empty.
 _SKIP = {TOKENS: statements.SKIP_QUOTAS, CREDITS: statements.SKIP_CREDITS, USAGE: statements.SKIP_SPENDS}
+# Organization, tenant, epoch and seqs of an entry that names none.
+_UNNAMED: tuple[int | None, ...] = (None,) * 6
 
 
 def bury(connection: Connection[Any], dead: Sequence[tuple[Placed, str]], aside: Collection[Place]) -> None:
@@ -23,8 +25,9 @@ def bury(connection: Connection[Any], dead: Sequence[tuple[Placed, str]], aside:
     An entry in `aside` claimed the sequence number of another entry, so it leaves no gap.
     """
     skipped: dict[int, dict[int, tuple[int, int]]] = {part: {} for part in _SKIP}
-    for (partition, (entry_id, packed, event)), reason in dead:
-        named: tuple[int | None, ...] = (None,) * 6
+    for placed, reason in dead:
+        partition, (entry_id, _, event) = placed
+        named = _UNNAMED
         if event is not None:
             epoch, seqs = 0, dict[int, int | None].fromkeys(_SKIP)
             if (partition, entry_id) not in aside:
@@ -33,7 +36,7 @@ def bury(connection: Connection[Any], dead: Sequence[tuple[Placed, str]], aside:
                     seqs[part] = one.seq
                     skipped[part][one.owner_id] = (epoch, one.seq)
             named = (event.organization_id, event.tenant_id or None, epoch, *seqs.values())
-        connection.execute(statements.BURY, (partition, entry_id.decode(), packed, reason, *named))
+        _store(connection, placed, reason, named)
     for part, statement in _SKIP.items():
         if skipped[part]:
             rows = [(id_, *at) for id_, at in sorted(skipped[part].items())]
@@ -48,9 +51,15 @@ def set_aside(
     `unreadable` are the reasons by entry.
     """
     kept = 0
-    for partition, (entry_id, packed, _) in fresh if unreadable else ():
+    for placed in fresh if unreadable else ():
+        partition, (entry_id, _, _) = placed
         reason = unreadable.get((partition, entry_id))
         if reason is not None:
-            connection.execute(statements.BURY, (partition, entry_id.decode(), packed, reason, *[None] * 6))
+            _store(connection, placed, reason, _UNNAMED)
             kept += 1
     return kept
+
+
+def _store(connection: Connection[Any], placed: Placed, reason: str, named: tuple[int | None, ...]) -> None:
+    partition, (entry_id, packed, _) = placed
+    connection.execute(statements.BURY, (partition, entry_id.decode(), packed, reason, *named))

@@ -1,4 +1,4 @@
-"""What is stored of the accounts of a batch: the last movement of each, and movements that entries repeat."""
+"""Movements that are stored: an entry that repeats one has the same content."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Any
 
 from psycopg import Connection
 
-from gateway.core.accounts.flush_batch import Batch
 from gateway.core.accounts.outbox import AccountMovement, EventKind, moved
 from persistence.ledger import statements
-from persistence.ledger.guard import CREDITS, TOKENS, UNKNOWN, USAGE, Head, Heads, Placed, QuarantineReason
+from persistence.ledger.guard import CREDITS, TOKENS, USAGE, Placed, QuarantineReason
 from persistence.ledger.rows import request_of
 
 # By part: the query for stored rows by account and seq.
@@ -88,26 +87,3 @@ def _conflict(placed: Placed, one: AccountMovement, found: object, content: obje
     assert event is not None
     reason = f"movement {one.seq} is stored as {found}, the outbox says {content}"
     return QuarantineReason("conflict", one.account, partition, entry_id, event, one.seq, one.seq, reason)
-
-
-def stand(connection: Connection[Any], batch: Batch) -> Heads:
-    """Return the last stored movement of every account of a batch; unusable accounts are marked stopped."""
-    tenants, organizations = set(), set()
-    for entries in batch.values():
-        for _, _, event in entries:
-            if event is not None:
-                tenants.add(event.tenant_id)
-                organizations.add(event.organization_id)
-    heads = Heads(
-        {id_: Head(f"tenant:{id_}", 0, 0, 0, UNKNOWN) for id_ in tenants},
-        {id_: Head(f"credits:{id_}", id_, 0, 0, UNKNOWN) for id_ in organizations},
-        {id_: Head(f"spend:{id_}", id_, 0, 0, UNKNOWN) for id_ in organizations},
-    )
-    rows = connection.execute(statements.TENANTS, (sorted(tenants),))
-    for id_, organization_id, epoch, seq in rows:
-        heads.tenants[id_] = Head(f"tenant:{id_}", organization_id, epoch, seq)
-    rows = connection.execute(statements.ORGANIZATIONS, (sorted(organizations),))
-    for id_, credit_epoch, credit_seq, spend_epoch, spend_seq in rows:
-        heads.credits[id_] = Head(f"credits:{id_}", id_, credit_epoch, credit_seq)
-        heads.spends[id_] = Head(f"spend:{id_}", id_, spend_epoch, spend_seq)
-    return heads

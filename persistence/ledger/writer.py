@@ -27,7 +27,16 @@ from gateway.files import UrlFile
 from persistence.address import CONNECT, plain_url
 from persistence.engine import url_file
 from persistence.error_mapping import complaint
-from persistence.ledger import accounts, dead_letters, quarantine, rows, statements, stored_movements
+from persistence.ledger import (
+    acceptance,
+    account_heads,
+    accounts,
+    dead_letters,
+    quarantine,
+    rows,
+    statements,
+    stored_movements,
+)
 from persistence.ledger.copying import NEW_USERS_A_DAY_MAX, Copies, Name, Place, Unstorable, Users
 from persistence.ledger.guard import (
     QUARANTINED,
@@ -237,9 +246,9 @@ class LedgerWriter:
         """
         faults = dict(refused.stops)
         quarantined = quarantine.stopped_accounts(connection, sorted(batch))
-        accepted = quarantine.accepted_accounts(connection, sorted(batch))
+        accepted = acceptance.accepted_accounts(connection, sorted(batch))
         while True:
-            heads = stored_movements.stand(connection, batch)
+            heads = account_heads.stand(connection, batch)
             names = quarantined | faults.keys()
             for of_kind in (heads.tenants, heads.credits, heads.spends):
                 for head in of_kind.values():
@@ -249,13 +258,13 @@ class LedgerWriter:
             found = stored_movements.contradictions(
                 connection, sorted_.repeats, [*sorted_.fresh, *sorted_.dead]
             )
-            aside = quarantine.set_aside_account([*found, *sorted_.faults], accepted)
+            aside = acceptance.set_aside_account([*found, *sorted_.faults], accepted)
             if aside:
                 refused.poison.update(aside)
                 refused.aside.update(aside)
                 continue
             if not found:
-                quarantine.file_breaks(connection, sorted_.fresh, accepted)
+                acceptance.file_breaks(connection, sorted_.fresh, accepted)
                 return sorted_, [*faults.values(), *sorted_.faults]
             faults.update({fault.account: fault for fault in reversed(found)})
 
