@@ -30,7 +30,6 @@ _NOUNS = "types of one noun, which name each other in no code"
 _READER = "one reader an endpoint, tied together by the family's table of routes"
 THREE_GROUPS = {
     "gateway/admin/resources/quota.py": _NOUNS,
-    "gateway/background/verifying/reconciler.py": "to be split: what one comparison finds, rebuilds and counts",
     "gateway/calls/permit.py": "policies of one call, which `admit` asks in their order",
     "gateway/calls/rating.py": "steps of one price, which `prices` takes in their order",
     "gateway/core/accounts/upstream_jobs.py": "to be split: lines of a batch are read and written by its job",
