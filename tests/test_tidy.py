@@ -32,7 +32,6 @@ THREE_GROUPS = {
     "gateway/admin/resources/quota.py": _NOUNS,
     "gateway/calls/permit.py": "policies of one call, which `admit` asks in their order",
     "gateway/calls/rating.py": "steps of one price, which `prices` takes in their order",
-    "gateway/core/accounts/upstream_jobs.py": "to be split: lines of a batch are read and written by its job",
     "gateway/core/alerts/thresholds.py": "rules of when to notify of a budget",
     "gateway/core/billing/events.py": _NOUNS,
     "gateway/core/calls/claims.py": "to be split: claims, and what binds a body to them",

@@ -15,7 +15,7 @@ from gateway.calls.admit import admit as admit_use
 from gateway.calls.claim import hold_request
 from gateway.calls.permit import check_batch_models
 from gateway.calls.ports import DirectoryPort
-from gateway.core.accounts.upstream_jobs import batch_lines, model_of, uploaded
+from gateway.core.accounts.batch_lines import batch_lines, model_of, uploaded
 from gateway.core.calls.call import (
     UNCOUNTED_BYTES_MAX,
     Body,

@@ -22,6 +22,7 @@ from gateway.calls.aim import fields_allowed
 from gateway.calls.charge import ChargedUse, Held, MeteredUse, UseTerms, charge, charge_as_held, release
 from gateway.calls.claim import OPENING_MS, hold_request
 from gateway.calls.prices import charging_prices, named_prices
+from gateway.core.accounts.batch_lines import BatchLine, BatchResult, batch_lines, calls_of, inline_lines
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.call_facts import NONE
 from gateway.core.accounts.upstream_jobs import (
@@ -35,13 +36,8 @@ from gateway.core.accounts.upstream_jobs import (
     SECONDS,
     SERVICE_TIER,
     VIDEO,
-    BatchLine,
-    BatchResult,
     Job,
-    batch_lines,
-    calls_of,
     id_of,
-    inline_lines,
 )
 from gateway.core.accounts.weights import Weights
 from gateway.core.billing.price_book import NO_COUNTS
