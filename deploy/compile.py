@@ -40,7 +40,10 @@ MODULES = {
     ),
     "gateway/core/accounts": ("call_budgets", "limits"),
     "gateway/core/billing": ("price_book", "sellers", "service_tiers", "stand_ins", "token_prices"),
-    "gateway/core/calls": ("aim", "alphabets", "call", "claims", "estimate", "models", "tariff", "use_request"),
+    "gateway/core/calls": (
+        "aim", "alphabets", "call", "claims", "estimate", "models", "output_limits", "parsing", "tariff", "tool_uses",
+        "use_request",
+    ),
     "gateway/core/families": ("controlled", "family", "hearing", "objects", "references", "tools"),
     "gateway/core/families/anthropic": ("calls",),
     "gateway/core/families/gemini": ("array", "calls"),

@@ -34,7 +34,6 @@ THREE_GROUPS = {
     "gateway/calls/rating.py": "steps of one price, which `prices` takes in their order",
     "gateway/core/alerts/thresholds.py": "rules of when to notify of a budget",
     "gateway/core/billing/events.py": _NOUNS,
-    "gateway/core/calls/claims.py": "to be split: claims, and what binds a body to them",
     "gateway/core/families/anthropic/calls.py": _READER,
     "gateway/core/families/gemini/calls.py": _READER,
     "gateway/core/families/openai/calls.py": _READER,

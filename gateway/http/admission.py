@@ -24,9 +24,9 @@ from gateway.core.calls.call import (
     CallSpec,
     look_out_of_turn,
 )
-from gateway.core.calls.claims import find_tools, measure_media, read_call, read_form
 from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.forms import FormReader, boundary_of
+from gateway.core.calls.parsing import find_tools, measure_media, read_call, read_form
 from gateway.core.calls.tariff import NO_PRICES
 from gateway.core.calls.use_request import AUTHORIZED, CALL, FREE_AUTHORIZED, FREE_CALL, TURN, UseRequest
 from gateway.core.credentials import WORKLOAD

@@ -54,16 +54,11 @@ from gateway.core.calls.call import (
     UsageBounds,
     write_document,
 )
-from gateway.core.calls.claims import (
-    CallClaim,
-    answer_bound,
-    budget_claim,
-    check_numbers,
-    measure_media,
-    read_call,
-)
+from gateway.core.calls.claims import CallClaim, answer_bound, budget_claim
 from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
 from gateway.core.calls.facts import aim_of
+from gateway.core.calls.output_limits import check_numbers
+from gateway.core.calls.parsing import measure_media, read_call
 from gateway.core.calls.routes import ModelTarget, Route
 from gateway.core.calls.tariff import NO_PRICES, CallPrices
 from gateway.core.calls.use_request import LINE, UseRequest
