@@ -24,7 +24,7 @@ from gateway.admin.http.server import AdminListener, listen
 from gateway.admin.ports import AdminPorts, BuiltIn
 from gateway.background.loops import FailureTeller, Gauges
 from gateway.background.timed.pusher import Pusher
-from gateway.background.verifying.reconciler import LossCounter
+from gateway.background.verifying.loss_counter import LossCounter
 from gateway.core.accounts.hourly_budget import HourlyBudget
 from gateway.core.credentials import peppers_of
 from gateway.core.failures import Failures

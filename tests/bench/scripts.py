@@ -33,7 +33,7 @@ from typing import Any, cast
 
 import redis
 
-from gateway.counters.admission.cache import HEARD
+from gateway.counters.admission.key_changes import HEARD
 from gateway.counters.redis import keys
 from gateway.local.embedded.valkey import environment
 from tests.bench import commands, instructions

@@ -17,6 +17,7 @@ from urllib.parse import quote
 import msgspec
 
 from gateway.calls.charge import ChargedUse, Counted
+from gateway.core.accounts.batch_lines import results
 from gateway.core.accounts.upstream_jobs import (
     AGAIN_S,
     BATCH,
@@ -29,16 +30,17 @@ from gateway.core.accounts.upstream_jobs import (
     RESULT_BYTES_MAX,
     RUNNING,
     UNANSWERED_S_MAX,
+    Job,
+    round_robin,
+)
+from gateway.core.accounts.upstream_states import (
     BatchState,
     CallState,
-    Job,
     read_call_state,
     read_list,
     read_operation,
     read_operations,
     read_state,
-    results,
-    round_robin,
 )
 from gateway.core.calls.call import UsageBounds
 from gateway.core.calls.routes import Route, UpstreamTarget, own_path, own_query
