@@ -20,6 +20,7 @@ local WHOLE_PARTS, PARTS, PARTS_STORED = 30, 31, 32
 local CARRY_PLACE, CARRIED_PLACE = 1, 2
 local NOBODY = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
 local WINDOWS_REFUSED = {err = 'ERR a budget account has 1 to 32 windows'}
+local HOUR_MS = 3600000
 local definitions, definitions_count, meter_forms = {}, 0, {}
 
 local function repeated(form, count) return '<' .. string.rep((string.gsub(form, '<', '')), count) end
@@ -141,9 +142,11 @@ local function roll_windows(windows, now, defined)
     local over = window.next > 0 and now >= window.next
     if window.ring then over = rings.roll(window, now)
     elseif over and kind_of_window(window.flags) == FLAG_FIRST_USE then window.start, window.next, window.used, window.used_rest = 0, 0, 0, 0 end
+    local follows = not window.carry and window.after - window.next == HOUR_MS and HOUR_MS or nil -- what comes after an hour is known
+    if follows and now >= window.after then window.next, window.after = now - (now - window.next) % HOUR_MS, now - (now - window.next) % HOUR_MS + HOUR_MS end
     while not window.ring and not (defined and window.carry) and window.next > 0 and now >= window.next do
       carries.renew(window)
-      window.start, window.next, window.after, window.used, window.used_rest = window.next, window.after, 0, 0, 0
+      window.start, window.next, window.after, window.used, window.used_rest = window.next, window.after, follows and window.after + follows or 0, 0, 0
     end
     window.is_over = over or window.is_over
   end
@@ -174,6 +177,7 @@ local function redefined_windows(windows, wanted, now)
       if window.carry then window.carry[WINDOW_START_AT] = window.carry[WINDOW_START_AT] - 1 end
     end
     if had_window then
+      if early and window.carry then roll_windows({had_window}, now) end -- what runs is not in the definition
       window.held, window.held_rest = had_window.held, had_window.held_rest
       if kind ~= kind_of_window(had_window.flags) or kind > 0 and window.after ~= had_window.after then is_alike = false -- another window has its id
       elseif kind > 0 then window.start, window.next, window.ring, window.ring_rest = had_window.start, had_window.next, had_window.ring, had_window.ring_rest
