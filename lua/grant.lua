@@ -156,7 +156,6 @@ local function reset_windows(events, keys, raw, budget_id, organization_id, fact
     end
     if #events > told then
       account[DEFINITION], account[METERS] = gathered_windows(opened)
-      account[HEAD] = false
       accounts[#accounts + 1] = account
     end
   end

@@ -159,9 +159,10 @@ do
 end
 
 -- step decide of reserve_one: the limits of a minute, the plan, the quota, budgets, credits and the cap; a raised hold is given back first.
+-- Windows of a call that nothing behind them refuses are held at once.
 -- reads: argv a now need quota_tokens ceiling least credits_least credits units flags one_time counts uses given
 -- reads: raised_hold held_before raised_packed tenant organization activation accounts
--- sets: requests_scope requests_limit requests_used tokens_scope tokens_limit tokens_used tokens bounds
+-- sets: requests_scope requests_limit requests_used tokens_scope tokens_limit tokens_used tokens bounds is_held tail money budget_tokens tightest
 do
   local lacking, refusal, requests_scope, requests_limit, requests_used, tokens_scope, tokens_limit, tokens_used =
     take_rate_limits(scopes, now, need, held_before)
@@ -174,8 +175,13 @@ do
   local tokens, bounds
   tokens, refusal, bounds = quota_hold(tenant, now, counts, quota_tokens < 0 and need or quota_tokens, ceiling, least)
   if refusal then return roll_back(refusal) end
+  local is_held, tail, money, budget_tokens, tightest
   if accounts then
-    refusal = refusal_by_budgets(accounts, now, argv[a + given], raised_packed, tenant.admission == STRICT)
+    local strict = tenant.admission == STRICT
+    if not (raised_hold or one_time or uses or credits > 0) then
+      is_held, tail, money, budget_tokens, tightest = hold_at_once(accounts, argv[a + given], strict)
+    end
+    refusal = not is_held and refusal_by_budgets(accounts, now, argv[a + given], raised_packed, strict)
     if refusal then return roll_back(refusal) end
   elseif raised_hold and raised_hold.budgets > 0 then return roll_back(redis.error_reply('ERR a hold is raised with its budget accounts')) end
   if one_time then credits, flags = reserve_activation(activation, credits, flags, raised_hold) end
@@ -186,11 +192,10 @@ do
 end
 
 -- step take of reserve_one: from here on nothing refuses the call.
--- reads: now credits accounts tenant organization tokens
--- sets: tail money budget_tokens tightest
+-- reads: accounts tail money budget_tokens tightest is_held now tenant tokens credits organization
 do
-  local tail, money, budget_tokens, tightest = '', 0, 0, ''
-  if accounts then tail, money, budget_tokens, tightest = hold_windows(accounts, now) end
+  if not accounts then tail, money, budget_tokens, tightest = '', 0, 0, ''
+  elseif not is_held then tail, money, budget_tokens, tightest = hold_windows(accounts, now) end
   tenant.held = tenant.held + tokens
   if credits > 0 then organization.credits_held = organization.credits_held + credits end
 end

@@ -31,7 +31,7 @@ if ends then
   local meters = account[METERS]
   packed = RUN.replaced(packed, {ended = now, calls = meters[CALLS_AT]}) .. RUN.behind(packed)
   -- No call has room in it, whatever limit programs bring: older ones bring a larger one.
-  meters[CALLS_AT], account[HEAD], account[INDEX] = written_as == TODAY and ENDED_CALLS + meters[CALLS_AT] or INTEGER_MAX, false, KEYS[6]
+  meters[CALLS_AT], account[INDEX] = written_as == TODAY and ENDED_CALLS + meters[CALLS_AT] or INTEGER_MAX, KEYS[6]
 elseif not opens then
   packed = packed or ARGV[2]
 else

@@ -235,10 +235,11 @@ do
   if paid then
     accounts = accounts_at(keys, plain, argv, paid_given > 1 and a + given + 1, now)
     if paid_given > 1 and paid_given ~= 1 + #accounts then error({err = 'ERR settle takes a definition for each budget account'}) end
-    held, money, budget_tokens, requests = give_back(accounts, slots == 1 and packed_hold, since), paid_of(paid)
+    money, budget_tokens, requests = paid_of(paid)
   elseif slots == 1 and HOLD.field(packed_hold, 'budgets') > 0 then error({err = 'ERR a hold ends with its budget accounts'}) end
   local free = mode == MODE_RELEASE or (mode == MODE_RECLAIM and tokens == 0 and quota_tokens == 0 and credits == 0 and units == 0
     and money == 0 and budget_tokens == 0 and requests == 0)
+  if accounts then held = end_hold(accounts, slots == 1 and packed_hold, since, free) end
   local activates = false
   if one_time and mode ~= MODE_CORRECT then
     activates = release_activation(activation, organization, credits, free, has(hold_flags, HOLD_ONE_TIME) and slots or 0)

@@ -24,7 +24,7 @@ local keys_before, own_before, places_before = 0, 0, 0
 -- ones, which are kept only if they are used again.
 -- The index of the packed value is PACKED for a budget account, else `packed_at` by scope. An account of a scope has two more fields
 -- after it: its bytes before all fields that move, and its bytes after those; false or absent until they are cut out.
-local OPENED_MAX, PACKED = 256, 13
+local OPENED_MAX, PACKED = 256, 12
 local opened_of, opened_count, opened_before = {}, 0, {}
 local packed_at = {KEY_SIZE + 1, USER_SIZE + 1, TENANT_SIZE + 1, ORGANIZATION_SIZE + 1}
 

@@ -7,15 +7,14 @@
 local COLON, COLON_AT, NAME_AT = 58, 28, 12
 -- Fields of an account: its key, definition (false: it does not exist), used and held amounts in turn, its expiry, whether it is one
 -- owner's, the key of these accounts' index, whether it was missing (MADE: a call of this batch has made it), its place among the
--- keys; packed, once needed: its name in a hold, its windows in an entry, and its state without used and held amounts; for one
--- owner's account the number of calls in flight that take from it. Behind are its packed state (PACKED), and what its rolling windows have free next (FREED).
-local KEY_NAME, DEFINITION, METERS, EXPIRES, IS_EACH, INDEX, IS_NEW, PLACE, HELD_AS, TOLD_AS, HEAD, CALLS = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12
-local FREED = 14
+-- keys; packed, once needed: its name in a hold, and its windows in an entry; for one owner's account the number of calls in flight that
+-- take from it. Behind are its packed state (PACKED), and what its rolling windows have free next (FREED).
+local KEY_NAME, DEFINITION, METERS, EXPIRES, IS_EACH, INDEX, IS_NEW, PLACE, HELD_AS, TOLD_AS, CALLS, FREED = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 13
 local MADE = 1
 
 local function account_of_state(key, raw)
   local is_each = byte(key, COLON_AT) == COLON
-  if not raw then return {key, false, {}, 0, is_each, false, true, 0, false, false, false, 0, false} end
+  if not raw then return {key, false, {}, 0, is_each, false, true, 0, false, false, 0, false} end
   if byte(raw) ~= TODAY then raw = today(raw, key) end
   local expires, calls, further = BUDGET.read(raw)
   local count = (#raw - BUDGET_BYTES - further * METER_BYTES) / (DEFINED_WINDOW_BYTES + METER_BYTES)
@@ -23,7 +22,7 @@ local function account_of_state(key, raw)
   count = count + further
   local meters = {parse(meter_form(count), raw, last + 1)}
   meters[count * 2 + 1] = nil
-  return {key, definition_of(sub(raw, BUDGET_BYTES + 1, last)), meters, expires, is_each, false, false, 0, false, false, sub(raw, FIRST_BYTE, last), calls, false}
+  return {key, definition_of(sub(raw, BUDGET_BYTES + 1, last)), meters, expires, is_each, false, false, 0, false, false, calls, false}
 end
 
 -- An account as of now, by its own definition or the one that a call brings; without either it does not exist. A changed account is a
@@ -35,7 +34,7 @@ local function as_of(account, defined, now)
   elseif definition and now >= definition[FIRST_END] then
     definition, meters = rolled_windows(opened_windows(definition, meters), now)
   else return account end
-  return {account[KEY_NAME], definition or false, meters, account[EXPIRES], account[IS_EACH], account[INDEX], account[IS_NEW], account[PLACE], false, false, false, account[CALLS], false}
+  return {account[KEY_NAME], definition or false, meters, account[EXPIRES], account[IS_EACH], account[INDEX], account[IS_NEW], account[PLACE], false, false, account[CALLS], false}
 end
 
 local function account_at(key, raw, now, defined) return as_of(account_of_state(key, raw), raw and defined, now) end
@@ -44,17 +43,14 @@ local function account_at(key, raw, now, defined) return as_of(account_of_state(
 local function value_of(account)
   if not account[IS_EACH] then return nil end
   local value = sub(account[KEY_NAME], COLON_AT + 1)
-  return value .. string.rep('\0', #NOBODY - #value)
+  return value .. sub(NOBODY, #value + 1)
 end
 
 -- The packed state of an account.
 local function packed_budget(account)
-  local definition, head, meters = account[DEFINITION], account[HEAD], account[METERS]
-  if not head then
-    head = BUDGET.pack{flags = 0, expires = account[EXPIRES], calls = account[CALLS], further = definition[FURTHER]} .. definition[ALL]
-    account[HEAD] = head
-  end
-  return head .. pack(definition[FORM], values(meters))
+  local definition = account[DEFINITION]
+  return BUDGET.before(definition[STATE_FORM], {flags = 0, expires = account[EXPIRES], calls = account[CALLS], further = definition[FURTHER]},
+    definition[ALL], values(account[METERS]))
 end
 
 -- The opened budget account at a place.
@@ -142,7 +138,7 @@ local function held_as(accounts)
     end
     name_parts[i] = named
   end
-  named_accounts, named_last = accounts, table.concat(name_parts, '', 1, count)
+  named_accounts, named_last = accounts, concat(name_parts, '', 1, count)
   return named_last
 end
 
@@ -156,7 +152,7 @@ local function keep_each(account, now)
   local last, unused = definition[LAST_END], (floor(now / DAY_MS) + EACH_UNUSED_DAYS + 1) * DAY_MS
   local expires = last == HUGE and -unused or max(last + EACH_AFTER_MS, definition[UNUSED_ENDS] and unused or 0)
   if expires == account[EXPIRES] then return end
-  account[EXPIRES], account[HEAD] = expires, false
+  account[EXPIRES] = expires
   call('ZADD', index, abs(expires), sub(account[KEY_NAME], COLON_AT + 1))
   local stale = expires > 0 and call('ZRANGE', index, '-inf', now, 'BYSCORE', 'LIMIT', 0, STALE_MOST) or {}
   if #stale > 0 then call('ZREM', index, values(stale)) end

@@ -118,7 +118,7 @@ local function give_back(accounts, packed_hold, exactly)
   if budgets == 0 then return no_windows end
   for i = 1, #accounts do
     local account = accounts[i]
-    if account[IS_EACH] then account[CALLS], account[HEAD] = held_after(account[CALLS], 1), false end
+    if account[IS_EACH] then account[CALLS] = held_after(account[CALLS], 1) end
   end
   if not exactly and sub(packed_hold, #packed_hold - budgets + 1) == held_as(accounts) then
     backs[FLAG_MONEY], backs[FLAG_TOKENS] = money, budget_tokens
@@ -187,7 +187,7 @@ local function hold_windows(accounts, now)
       rolls = rolls or definition[RINGS]
     end
     local units, limits = definition[UNITS], definition[LIMITS]
-    if account[IS_EACH] then account[CALLS], account[HEAD] = account[CALLS] + 1, false end
+    if account[IS_EACH] then account[CALLS] = account[CALLS] + 1 end
     for place = 1, definition[LIVE_COUNT] do
       local held, limit = meters[place * 2] + needs[units[place]], limits[place]
       if held > INTEGER_MAX then held = INTEGER_MAX end
@@ -228,10 +228,112 @@ local function hold_windows(accounts, now)
   return held_as(accounts), money, budget_tokens, told
 end
 
+-- What most calls do to windows has no loop: it is written out for the accounts of a call, by the structure of their definitions alone (of
+-- each window its unit, and whether it enforces), never by amounts. A full cache costs a parse. Where a window has too little, or passes
+-- what one number holds, what is written out changes nothing and answers nothing: then the loops of this file do the call.
+-- Each line stands once in a call, or for each account, each account of one owner (`owned`), each window, each one that enforces. In it
+-- i is the account's number, w the window's among all, used and held its places in the meters. For one window of money that enforces:
+--   local a1 = accounts[1] local m1, l1 = a1[3], a1[2][11]
+--   local u1, h1, x1 = m1[1], m1[2], l1[1]
+--   if n1 > 0 and n1 > x1 - u1 - h1 then return end …
+local FORMS_MAX, WRITTEN_WINDOWS_MAX, WRITTEN_ACCOUNTS_MAX = 128, 24, 16
+local OPEN_ACCOUNT = {'account', 'local a$i = accounts[$i] local m$i, l$i = a$i[' .. METERS .. '], a$i[' .. DEFINITION .. '][' .. LIMITS .. ']'}
+local HOLD_LINES = {
+  {'call', 'return function(accounts, n1, n2) local n4, least, tight, used, left = 1, ' .. HUGE}, OPEN_ACCOUNT,
+  {'window', 'local u$w, h$w, x$w = m$i[$used], m$i[$held], l$i[$place]'},
+  {'enforced', 'if n$unit > 0 and n$unit > x$w - u$w - h$w then return end'},
+  {'window', 'h$w = h$w + n$unit if h$w > ' .. INTEGER_MAX .. ' then return end'},
+  {'window', 'm$i[$held] = h$w'},
+  {'owned', 'a$i[' .. CALLS .. '] = a$i[' .. CALLS .. '] + 1'},
+  {'enforced', 'left = x$w > 0 and (x$w - (u$w + h$w)) / x$w or 0 if left < least then least, tight, used = left, $w, u$w + h$w end'},
+  {'call', 'return true, tight, used end'},
+}
+-- Gives back what a call held (b), and counts what it used (p); answers whether more was given back than held, too.
+local SETTLE_LINES = {
+  {'call', 'return function(accounts, b1, b2, p1, p2, p4) local b4, short = 1, false'}, OPEN_ACCOUNT,
+  {'window', 'local u$w, h$w = m$i[$used] + p$unit, m$i[$held] - b$unit if u$w > ' .. INTEGER_MAX .. ' then return end'},
+  {'window', 'if h$w < 0 then h$w, short = 0, true end m$i[$used], m$i[$held] = u$w, h$w'},
+  {'owned', 'a$i[' .. CALLS .. '] = a$i[' .. CALLS .. '] - 1 if a$i[' .. CALLS .. '] < 0 then a$i[' .. CALLS .. '], short = 0, true end'},
+  {'call', 'return true, short end'},
+}
+
+-- The function of these lines for accounts of this structure.
+local function written_out(lines, accounts)
+  local text = {}
+  for _, line in ipairs(lines) do
+    local where, w = line[1], 0
+    if where == 'call' then text[#text + 1] = line[2] end
+    for i = 1, where == 'call' and 0 or #accounts do
+      local account = accounts[i]
+      local definition = account[DEFINITION]
+      if where == 'account' or where == 'owned' and account[IS_EACH] then text[#text + 1] = string.gsub(line[2], '%$i', i) end
+      for place = 1, definition[LIVE_COUNT] do
+        w = w + 1
+        if where == 'window' or where == 'enforced' and definition[LIMITS][place] then
+          local names = {i = i, w = w, used = place * 2 - 1, held = place * 2, place = place, unit = definition[UNITS][place]}
+          text[#text + 1] = string.gsub(line[2], '%$(%a+)', names)
+        end
+      end
+    end
+  end
+  return loadstring(concat(text, '\n'))()
+end
+
+-- What is written out for a call's accounts (`hold`, `settle`, and by number the account and place of a window); false if they are not all
+-- plain, or one is new. The last one is cached.
+local written_forms, forms_count = {}, 0
+local formed_accounts, formed
+local function form_of(accounts)
+  if accounts == formed_accounts then return formed end
+  local form = written_forms
+  for i = 1, #accounts do
+    local account = accounts[i]
+    local definition = account[DEFINITION]
+    local structure = definition and definition[account[IS_EACH] and EACH_STRUCTURE or STRUCTURE]
+    if not structure or account[IS_NEW] == true then return false end
+    local following = form[structure]
+    if not following then
+      if forms_count == FORMS_MAX then
+        written_forms, forms_count = {}, 0
+        return form_of(accounts)
+      end
+      following, forms_count = {account_of = {}, place_of = {}}, forms_count + 1
+      form[structure] = following
+    end
+    form = following
+  end
+  if form.hold == nil then
+    for i, account in ipairs(accounts) do
+      for place = 1, account[DEFINITION][LIVE_COUNT] do form.account_of[#form.account_of + 1], form.place_of[#form.place_of + 1] = i, place end
+    end
+    form.hold = #form.place_of <= WRITTEN_WINDOWS_MAX and written_out(HOLD_LINES, accounts)
+    form.settle = form.hold and written_out(SETTLE_LINES, accounts)
+  end
+  formed_accounts, formed = accounts, form.hold and form
+  return formed
+end
+
+-- Decides and holds at once, for a call that nothing else refuses later. Returns whether it did, then as `hold_windows`.
+local function hold_at_once(accounts, packed, strict)
+  local form = #packed == NEED_BYTES and form_of(accounts)
+  if not form then return false end
+  local money, money_most, budget_tokens, budget_tokens_most = NEED.read(packed)
+  if strict then money, budget_tokens = max(money, money_most), max(budget_tokens, budget_tokens_most) end
+  local is_held, tight, used = form.hold(accounts, money, budget_tokens)
+  if not is_held then return false end
+  if not tight then return true, held_as(accounts), money, budget_tokens, BUDGETS.span('', 'limit_rest', {money = money, budget_tokens = budget_tokens}) end
+  local definition, place = accounts[form.account_of[tight]][DEFINITION], form.place_of[tight]
+  local fields, at = definition[FIELDS], (place - 1) * DEFINED_WINDOW_SIZE
+  return true, held_as(accounts), money, budget_tokens, BUDGETS.span('', 'limit_rest', {
+    money = money, budget_tokens = budget_tokens, budget = fields[at + WINDOW_BUDGET_ID_AT], limit = definition[LIMITS][place], used = used,
+    reset = fields[at + WINDOW_NEXT_AT], unit = definition[UNITS][place],
+  })
+end
+
 -- A request's id that begins with its time.
 local TIMED_ID = '^(%x+)-(%x+)-7'
 -- The amounts that budgets count of the present call, by unit; returns money, tokens and requests.
-local amounts_paid = {0, 0, 0, 0}
+local amounts_paid, nothing_paid = {0, 0, 0, 0}, {0, 0, 0, 0}
 local function paid_of(packed)
   local money, budget_tokens, requests = PAID.read(packed)
   amounts_paid[FLAG_MONEY], amounts_paid[FLAG_TOKENS], amounts_paid[FLAG_REQUESTS] = money, budget_tokens, requests
@@ -240,12 +342,28 @@ end
 
 -- The windows of an account that are not gone, for an entry.
 local function windows_in_entry(account, definition)
-  local told, value = account[TOLD_AS], value_of(account)
+  local told = account[TOLD_AS]
   if not told then
+    local value = value_of(account)
     told = value and windows_of_entry(definition[FIELDS], 1, definition[LIVE_COUNT], value) or definition[TOLD]
     account[TOLD_AS] = told
   end
   return told
+end
+
+-- Gives a hold back; returns its windows as `give_back` does, or nil if the call is counted at once, too, or is `free`.
+local function end_hold(accounts, packed_hold, since, free)
+  local form = packed_hold and not since and form_of(accounts)
+  if form then
+    local money, budget_tokens, budgets = HOLD.read(packed_hold)
+    if sub(packed_hold, #packed_hold - budgets + 1) == held_as(accounts) then
+      local paid = free and nothing_paid or amounts_paid
+      local is_settled, short = form.settle(accounts, money, budget_tokens, paid[FLAG_MONEY], paid[FLAG_TOKENS], paid[FLAG_REQUESTS])
+      unheld = unheld or short
+      if is_settled then return nil end
+    end
+  end
+  return give_back(accounts, packed_hold, since)
 end
 
 -- When a call was admitted: by its hold, or a tombstone; else as its id says that it began.
@@ -264,16 +382,24 @@ local function windows_at_admission(definition, admission, now, first, last, val
     local began = ring and rings.part_of(ring[RING_PART], fields[at + WINDOW_START_AT], admission, now)
     parts[#parts + 1] = ring and BUDGETED.pack{budget_id = fields[at + WINDOW_BUDGET_ID_AT], start = began, value = value} or windows_of_entry(fields, place, place, value)
   end
-  return table.concat(parts)
+  return concat(parts)
+end
+
+-- The windows of accounts in an entry, if none of them is gone, and all count by now; the last result is cached.
+local told_parts = {}
+local told_accounts, told_last
+local function windows_of_accounts(accounts)
+  if accounts == told_accounts then return told_last end
+  for i = 1, #accounts do told_parts[i] = accounts[i][TOLD_AS] or windows_in_entry(accounts[i], accounts[i][DEFINITION]) end
+  told_accounts, told_last = accounts, concat(told_parts, '', 1, #accounts)
+  return told_last
 end
 
 -- Counts a use in every window, and in windows that are gone if the call held there; returns the windows, for an entry. Of a past use
--- (`since`), only windows that had begun by then count. A call counts in the parts of windows that roll as of when it was admitted: by its
+-- (`since`), only windows that had begun by then count. Where none was `held` they were counted at once. A call counts in the parts of windows that roll as of when it was admitted: by its
 -- hold, or as its id says.
-local told_parts = {}
--- The windows in the last entry, if none of the accounts' windows is gone, and all count by now.
-local told_accounts, told_last
 local function pay_windows(accounts, held, since, now, packed_hold, request_id)
+  if not held then return windows_of_accounts(accounts) end
   local told, is_told, all_live, admission = 0, not since and accounts == told_accounts, not since, nil
   local money = amounts_paid[FLAG_MONEY]
   for i = 1, #accounts do
@@ -322,12 +448,15 @@ local function pay_windows(accounts, held, since, now, packed_hold, request_id)
           end
         end
       end
-      if passed then widen_windows(account, opened_windows(definition, meters), passed, money, admission, now) end
+      if passed then
+        widen_windows(account, opened_windows(definition, meters), passed, money, admission, now)
+        formed_accounts = nil
+      end
       if special and definition[WAITS] then empty_windows(account[DEFINITION], account[METERS]) end
     end
   end
   if is_told then return told_last end
-  local packed = table.concat(told_parts, '', 1, told)
+  local packed = concat(told_parts, '', 1, told)
   if all_live then told_accounts, told_last = accounts, packed end
   return packed
 end

@@ -8,10 +8,10 @@ local GARBAGE_PERCENT, HUGE, NO_BATCH, ZERO = 1000, 9007199254740992, 0, '\0\0\0
 
 -- Functions of Lua and Redis. A global of a library is looked up in two tables each time; these are looked up once, on the first
 -- call, because they do not exist while the library is loaded.
-local call, try, pack, parse, values, format, sub, byte, abs, floor, ceil, max, min, kind_of, protected
+local call, try, pack, parse, values, format, concat, sub, byte, abs, floor, ceil, max, min, kind_of, protected
 
 local function bind()
-  try, pack, parse, values, format, sub = redis.pcall, struct.pack, struct.unpack, unpack, string.format, string.sub
+  try, pack, parse, values, format, concat, sub = redis.pcall, struct.pack, struct.unpack, unpack, string.format, table.concat, string.sub
   abs, floor, ceil, max, min = math.abs, math.floor, math.ceil, math.max, math.min
   byte, call, kind_of, protected = string.byte, redis.call, type, pcall
   -- the collector runs after ten times the memory in use, not twice; servers that forbid this setting go without

@@ -1,16 +1,17 @@
 -- windows: the windows of an account of budgets: their packed definition, and how time and a new definition change them. Every call brings a
 -- definition, often the same, so the last ones are cached, decoded.
 -- needs: carries rings state wide
-local DEFINITIONS_MAX, WINDOWS_KEPT_MAX, FIRST_BYTE = 256, 32, 1
+local DEFINITIONS_MAX, WINDOWS_KEPT_MAX = 256, 32
 -- Fields of a definition: its windows that are not gone, packed; their number; their ids, packed; the fields of all windows (each at
 -- WINDOW_..._AT after the previous windows), their number, and all packed; when the first and the last of them end (HUGE: never); the
 -- windows that are not gone, for an entry; the unit of each window, and its limit if it enforces; whether a window without end
 -- expires when it is unused: one of a session, or one that is gone; its wide windows (false: none), and how many pairs of meters follow
--- those of its windows; the form of its meters; its windows that roll, and those that carry (false: none); whether a window waits for
--- its first use; when the last part of its rolling windows began; whether what a window carries is to be told; whether calls look at any
--- of these but the second. The first field is as calls bring it.
-local LIVE, LIVE_COUNT, IDS, FIELDS, COUNT, ALL, FIRST_END, LAST_END, TOLD, UNITS, LIMITS, UNUSED_ENDS, WIDES, FURTHER, FORM = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
-local RINGS, CARRIES, WAITS, PART_BEGAN, UNTOLD, SPECIAL = 16, 17, 18, 19, 20, 21
+-- those of its windows; the form of its account's state; its windows that roll, and those that carry (false: none); whether a window waits
+-- for its first use; when the last part of its rolling windows began; whether what a window carries is to be told; whether calls look at any
+-- of these but the second; and its structure, for an account of all and for one of each, by which loops over windows are written out
+-- (budgets.lua): false where a window is wide, gone, or of a particular kind. The first field is as calls bring it.
+local LIVE, LIVE_COUNT, IDS, FIELDS, COUNT, ALL, FIRST_END, LAST_END, TOLD, UNITS, LIMITS, UNUSED_ENDS, WIDES, FURTHER, STATE_FORM = 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15
+local RINGS, CARRIES, WAITS, PART_BEGAN, UNTOLD, SPECIAL, STRUCTURE, EACH_STRUCTURE = 16, 17, 18, 19, 20, 21, 22, 23
 -- A window that rolls: its place among the windows, the places of its parts and of their amounts below a whole unit among the meters (0: it
 -- is not wide), and the length of a part. It has the running part and thirty whole ones. The number behind them is when the oldest one
 -- with a use began, 0 without any.
@@ -23,13 +24,13 @@ local WINDOWS_REFUSED = {err = 'ERR a budget account has 1 to 32 windows'}
 local HOUR_MS = 3600000
 local definitions, definitions_count, meter_forms = {}, 0, {}
 
-local function repeated(form, count) return '<' .. string.rep((string.gsub(form, '<', '')), count) end
+local function repeated(head, form, count) return head .. string.rep((string.gsub(form, '<', '')), count) end
 
 -- The format of this many pairs of meters.
 local function meter_form(count)
   local form = meter_forms[count]
   if not form then
-    form = repeated(METER_FORM, count)
+    form = repeated('<', METER_FORM, count)
     meter_forms[count] = form
   end
   return form
@@ -39,15 +40,15 @@ local function kind_of_window(flags) return flags - flags % FLAG_ROLLING end
 
 -- The windows from one index to another, for an entry: one that rolls by the part that runs, none that waits for its first use.
 local function windows_of_entry(fields, first, last, value)
-  local parts = {}
+  local packed = ''
   for place = first, last do
     local at = (place - 1) * DEFINED_WINDOW_SIZE
     local kind = kind_of_window(fields[at + WINDOW_FLAGS_AT])
     if kind ~= FLAG_CARRIES and not (kind == FLAG_FIRST_USE and fields[at + WINDOW_NEXT_AT] == 0) then
-      parts[#parts + 1] = BUDGETED.pack{budget_id = fields[at + WINDOW_BUDGET_ID_AT], start = fields[at + WINDOW_START_AT], value = value}
+      packed = packed .. BUDGETED.pack{budget_id = fields[at + WINDOW_BUDGET_ID_AT], start = fields[at + WINDOW_START_AT], value = value}
     end
   end
-  return table.concat(parts)
+  return packed
 end
 
 -- A window as calls bring it: without what only its account knows.
@@ -65,12 +66,12 @@ end
 
 -- Decodes a definition; its windows that are gone come last.
 local function definition_of(packed)
-  local found = definitions[packed]
-  if found then return found end
+  local definition = definitions[packed]
+  if definition then return definition end
   local count = #packed / DEFINED_WINDOW_BYTES
   if count < 1 or count > 2 * WINDOWS_KEPT_MAX or count % 1 > 0 then error(WINDOWS_REFUSED) end
-  local fields, ids, units, limits, live, first, last, unused_ends = {parse(repeated(DEFINED_WINDOW_FORM, count), packed)}, {}, {}, {}, 0, HUGE, 0, false
-  local wides, rolling, carrying, brought, waits, part_began, untold, is_live = {}, {}, {}, {}, false, 0, false, true
+  local fields, ids, units, limits, live, first, last, unused_ends = {parse(repeated('<', DEFINED_WINDOW_FORM, count), packed)}, {}, {}, {}, 0, HUGE, 0, false
+  local wides, rolling, carrying, brought, structures, waits, part_began, untold, is_live = {}, {}, {}, {}, {}, false, 0, false, true
   for at = 0, (count - 1) * DEFINED_WINDOW_SIZE, DEFINED_WINDOW_SIZE do
     local ends, flags, after = fields[at + WINDOW_NEXT_AT], fields[at + WINDOW_FLAGS_AT], fields[at + WINDOW_AFTER_AT]
     local unit, place, limit, kind = flags % WINDOW_ENFORCES, #units + 1, fields[at + WINDOW_LIMIT_AT], kind_of_window(flags)
@@ -83,7 +84,7 @@ local function definition_of(packed)
       elseif kind == FLAG_ROLLING then first = 0
       elseif not is_live or after > 0 then unused_ends = true else last = HUGE end
       waits = waits or kind == FLAG_FIRST_USE and ends == 0
-      units[place], limits[place] = unit, has(flags, WINDOW_ENFORCES) and limit
+      units[place], limits[place], structures[place] = unit, has(flags, WINDOW_ENFORCES) and limit, unit .. (has(flags, WINDOW_ENFORCES) and '!' or ' ')
       if wide.steps[unit] then
         local whole, rest = wide.limit(limit, unit)
         units[place], limits[place], wides[#wides + 1] = WIDE, false, {place, (count + #wides) * 2 + 1, whole, rest, flags}
@@ -104,11 +105,14 @@ local function definition_of(packed)
     ring[RING_AT], ring[RING_REST], further = further, ring[RING_REST] > 0 and further + PARTS_STORED or 0, further + PARTS_STORED * (1 + ring[RING_REST])
   end
   further = (further - 1) / 2
-  found = {table.concat(brought), live, table.concat(ids), fields, count, packed, first, last, windows_of_entry(fields, 1, live, NOBODY), units, limits, unused_ends, #wides > 0 and wides,
-    further - count, meter_form(further), #rolling > 0 and rolling, #carrying > 0 and carrying, waits, part_began, untold, #rolling > 0 or waits or untold}
+  local is_special = #rolling > 0 or waits or untold
+  local structure = not is_special and #wides + #carrying == 0 and count == live and concat(structures)
+  definition = {concat(brought), live, concat(ids), fields, count, packed, first, last, windows_of_entry(fields, 1, live, NOBODY), units, limits, unused_ends, #wides > 0 and wides,
+    further - count, repeated(BUDGET_FORM .. 'c' .. #packed, METER_FORM, further), #rolling > 0 and rolling, #carrying > 0 and carrying, waits, part_began, untold,
+    is_special, structure, structure and ':' .. structure}
   if definitions_count == DEFINITIONS_MAX then definitions, definitions_count = {}, 0 end
-  definitions[packed], definitions_count = found, definitions_count + 1
-  return found
+  definitions[packed], definitions_count = definition, definitions_count + 1
+  return definition
 end
 
 -- The windows of a definition, with their used and held amounts; where one carries, what it used is without that.
@@ -221,7 +225,7 @@ local function begin_windows(account, amounts, at, now, uses)
     end
   end
   account[DEFINITION], account[METERS] = gathered_windows(opened)
-  account[HEAD], account[TOLD_AS] = false, false
+  account[TOLD_AS] = false
 end
 
 -- Takes from windows that wait for their first use what a call has counted there: it was given back, or it was used too long ago.
@@ -260,7 +264,7 @@ local function gathered_windows(windows)
   end
   for _, rest in ipairs(rests) do meters[#meters + 1] = rest end
   rings.gather(windows, meters)
-  return #parts > 0 and definition_of(table.concat(parts)) or nil, meters
+  return #parts > 0 and definition_of(concat(parts)) or nil, meters
 end
 
 -- makes those windows of money of an account wide that pass what one number counts, and counts what was used in them
@@ -269,5 +273,4 @@ local function widen_windows(account, windows, places, money, admission, now)
     if places[window.place] and (not window.ring or rings.use(window, money, admission, now)) then window.used, window.used_rest = wide.added(window.used, window.used_rest, wide.split(money)) end
   end
   account[DEFINITION], account[METERS] = gathered_windows(windows)
-  account[HEAD] = false
 end
