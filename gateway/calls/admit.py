@@ -60,6 +60,7 @@ from gateway.core.model import (
     Service,
     Verdict,
 )
+from gateway.core.value import Value
 from gateway.errors import InvalidRequest, Refusal, ServiceNotIncluded, UnknownRoute
 
 # How often a use is judged whose substitute found no room: meanwhile others may have reached a further step.
@@ -92,7 +93,7 @@ class Admission(NamedTuple):
     asked_prices: CallPrices | None = None
 
 
-class PreparedUse(NamedTuple):
+class PreparedUse(Value, frozen=True):
     """A use that may begin, with what it would hold; nothing is reserved yet."""
 
     asked: UseRequest
@@ -102,7 +103,7 @@ class PreparedUse(NamedTuple):
     binds: bool
 
 
-class StepReservation(NamedTuple):
+class StepReservation(Value, frozen=True):
     """A use with steps that is admitted, as it was asked or as a substitute.
 
     `binds_session`: new calls of its session go the same way. They do not where it went as asked because no substitute
