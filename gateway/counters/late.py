@@ -21,6 +21,8 @@ from gateway.core.accounts.budgets import (
     have_own,
     owner_in,
 )
+from gateway.core.accounts.call_facts import mark_as_correction, read_facts
+from gateway.core.accounts.flush_batch import StreamPlace, stream_place
 from gateway.core.accounts.holds import (
     ChargedAmounts,
     ExpiredHold,
@@ -29,16 +31,7 @@ from gateway.core.accounts.holds import (
     Verb,
     correction_id,
 )
-from gateway.core.accounts.outbox import (
-    ENTRY,
-    HEAD,
-    VERSION,
-    StreamPlace,
-    is_newer,
-    mark_as_correction,
-    read_facts,
-    stream_place,
-)
+from gateway.core.accounts.outbox import ENTRY, HEAD, VERSION, is_newer
 from gateway.core.accounts.runs import prefix_of, stored_run
 from gateway.core.accounts.upstream_jobs import HOLD_MS_MAX
 from gateway.core.billing.money import are_money

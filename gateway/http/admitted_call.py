@@ -12,15 +12,13 @@ from typing import Final
 
 import msgspec
 
-from gateway.calls.admit import Admission, check_admitted
+from gateway.calls.admit import Admission
 from gateway.calls.aim import fields_allowed
+from gateway.calls.answers import check_admitted
 from gateway.calls.charge import NO_DETAIL, ChargedUse, Counted, MeteredUse, UseTerms, charge, release
 from gateway.core.accounts.budgets import TOKENS
 from gateway.core.accounts.call_budgets import CallBudgets
-from gateway.core.accounts.outbox import (
-    NONE,
-    TEXT_CHARACTERS_MAX,
-)
+from gateway.core.accounts.call_facts import NONE, TEXT_CHARACTERS_MAX
 from gateway.core.accounts.tags import Tags
 from gateway.core.accounts.upstream_jobs import HOLD_MS_MAX
 from gateway.core.billing.money import ENDLESS, NANO
@@ -35,13 +33,9 @@ from gateway.core.billing.price_book import (
 )
 from gateway.core.billing.reported_cost import REPORTED, ReportedCost
 from gateway.core.calls.call import TIMED_OUT, CallRequest, input_tokens
-from gateway.core.calls.claims import CallClaim, answer_bound, bind_output, bind_uses, lower_task, unheld_rate
-from gateway.core.calls.tariff import (
-    NO_PRICES,
-    CallPrices,
-    covered,
-    rate_of,
-)
+from gateway.core.calls.claims import CallClaim, answer_bound, bind_uses, lower_task, unheld_rate
+from gateway.core.calls.output_limits import bind_output
+from gateway.core.calls.tariff import NO_PRICES, CallPrices, covered, rate_of
 from gateway.core.families.refusal import from_refused
 from gateway.core.metering.meter import Detail, Meter
 from gateway.core.model import (
@@ -103,7 +97,7 @@ class AdmittedCall:
     def __init__(  # noqa: PLR0917  # who asks for what, and what it costs
         self, exchange: Exchange, caller: Caller, service: Service, call: CallRequest,
         raises: AdmittedCall | None = None, prices: CallPrices = NO_PRICES,
-        budgets: CallBudgets | None = None,
+        budgets: CallBudgets | None = None, admission: Admission | None = None,
     ) -> None:  # fmt: skip
         self._exchange = exchange
         self.worker = exchange.worker
@@ -134,6 +128,8 @@ class AdmittedCall:
         self.upstream_id = b""
         self.first_token = 0.0
         self.due = False
+        if admission is not None:
+            self.take(admission)
 
     def take(self, admission: Admission) -> None:
         """Set the decisions of an admission of the call, and bind its body to the hold.

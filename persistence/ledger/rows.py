@@ -17,20 +17,22 @@ from typing import Any
 import msgspec
 from psycopg import Connection
 
-from gateway.core.accounts.outbox import (
+from gateway.core.accounts.call_facts import (
     NONE,
-    PRICED,
     TEXT_CHARACTERS_MAX,
     UNKNOWN_BYTES_MAX,
     CallFacts,
+    facts_in,
+    reclaimed_in,
+)
+from gateway.core.accounts.outbox import (
+    PRICED,
     EventFlag,
     EventKind,
     EventNote,
     OutboxEntry,
     attributed,
-    facts_in,
     in_money,
-    reclaimed_in,
 )
 from gateway.core.accounts.runs import is_run, run_of
 from gateway.core.billing.money import DECIMALS, MICRO, PriceTier, are_money, read_tiers, spread

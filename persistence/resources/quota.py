@@ -58,7 +58,7 @@ from gateway.core.accounts.budgets import (
     override_owner,
     owner_of,
 )
-from gateway.core.accounts.outbox import SEPARATOR
+from gateway.core.accounts.call_facts import SEPARATOR
 from gateway.core.accounts.refusals import RefusingLimit
 from gateway.core.accounts.runs import ENDED, EXHAUSTED, OPEN
 from gateway.core.accounts.tags import tag_in

@@ -23,7 +23,7 @@ from gateway.background.flushing.flusher import Flusher
 from gateway.background.flushing.late import ended
 from gateway.background.timed.pusher import Pusher
 from gateway.core.accounts.definitions import ControlWrite
-from gateway.core.accounts.outbox import Batch, FlushReport, History, Judged
+from gateway.core.accounts.flush_batch import Batch, FlushReport, History, Judged
 from gateway.core.billing.events import request_of
 from gateway.core.integrity.recovery import NewestWrite
 from gateway.counters.keeper.client import Client

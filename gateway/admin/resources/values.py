@@ -31,7 +31,7 @@ from pydantic import (
 from pydantic_core import CoreSchema
 from pydantic_core.core_schema import no_info_after_validator_function
 
-from gateway.core.accounts.outbox import read_facts, told_of
+from gateway.core.accounts.call_facts import read_facts, told_of
 from gateway.core.accounts.tags import CHARACTERS_MAX as TAG_CHARACTERS_MAX
 from gateway.core.accounts.tags import NAME as TAG_NAME
 from gateway.core.accounts.tags import RESERVED as TAGS_RESERVED

@@ -53,7 +53,7 @@ class UseRequest(Value, frozen=True):
     its route names. `owned` says how its API keeps objects, `listed` is a model that the path of a list
     names. Its service may share paths with those of `overlapping`. If a list allows some models alone, a use
     without a model is refused with the words `without_model`; empty admits it. A body that is sent `once`
-    has no second target.
+    has no second target. `by_path`: its path names the model, in the place of its route.
     """
 
     kind: KindOfUse
@@ -70,3 +70,4 @@ class UseRequest(Value, frozen=True):
     listed: str = ""
     once: bool = False
     units: int = 1
+    by_path: bool = False

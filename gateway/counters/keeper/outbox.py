@@ -12,16 +12,14 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from contextlib import suppress
 from typing import cast
 
+from gateway.core.accounts.flush_batch import Owner, StreamPlace, stream_place
 from gateway.core.accounts.outbox import (
     VERSION,
     AccountPosition,
     MalformedEvent,
-    Owner,
-    StreamPlace,
     decode,
     is_newer,
     places_before,
-    stream_place,
 )
 from gateway.core.accounts.refusals import RefusedBatch, read_batch
 from gateway.core.integrity.recovery import OrphanEntries

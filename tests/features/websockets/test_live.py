@@ -20,7 +20,7 @@ from openai import AsyncAzureOpenAI, AsyncOpenAI
 from websockets.exceptions import InvalidStatus
 
 from gateway.core.accounts.budgets import Budget, account_of
-from gateway.core.accounts.outbox import read_facts
+from gateway.core.accounts.call_facts import read_facts
 from gateway.core.billing.money import NANO
 from gateway.core.billing.price_book import KINDS, read_price
 from gateway.core.calls.routes import ModelRule, ModelTarget, Route, UpstreamTarget
