@@ -251,9 +251,9 @@ class LiveSocket(WebSocket):
             raise ModelNotAllowed(
                 f"The model {admitted.call.spec.model} leads elsewhere by now: connect again."
             )
-        if targets and self._aimed in there and not self._refused:
-            admitted.answered_by(targets.index(self._aimed))
         (attempt.name, attempt.model), attempt.key = self._aimed, self._key
+        if self._aimed in targets and not self._refused:
+            admitted.keep_price_of_target()
         upstream = admitted.worker.upstreams.get(attempt.name)
         limiter = None if upstream is None else upstream.limiter
         if limiter is not None and admitted.charges and not self._is_due:
@@ -569,9 +569,7 @@ class LiveSocket(WebSocket):
             self._give_back()
             return
         charge.prices = prices
-        targets = [(target.upstream, target.model) for target in call.aim.targets]
-        if targets:
-            charge.answered_by(targets.index(self._aimed))
+        charge.keep_price_of_target()
 
     def _send(self) -> None:
         """Send the waiting message to the upstream."""
