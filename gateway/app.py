@@ -28,9 +28,9 @@ from gateway.core.calls.estimate import Estimator
 from gateway.core.credentials import peppers_of
 from gateway.core.failures import Failures
 from gateway.core.histograms import Histogram
-from gateway.counters.admission.cache import HEARD
 from gateway.counters.admission.caller_holds import CallerHolds
 from gateway.counters.admission.callers import Directory
+from gateway.counters.admission.key_changes import HEARD
 from gateway.counters.admission.lessons import SharedLessons
 from gateway.counters.admission.model_sessions import ModelSessions
 from gateway.counters.admission.refused_calls import RefusedCalls

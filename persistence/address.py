@@ -50,7 +50,7 @@ def _spelt(url: str) -> str:
 
 
 def _place(host: str) -> re.Match[str]:
-    found = _PLACE.fullmatch(host)
-    if found is None or not found["host"]:
+    match = _PLACE.fullmatch(host)
+    if match is None or not match["host"]:
         raise ValueError(f"not a host of PostgreSQL, HOST or HOST:PORT: {host!r}")
-    return found
+    return match

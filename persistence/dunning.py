@@ -183,8 +183,8 @@ def _block(
     Return the ids of the new dunning steps. A tenant that a person has blocked stays blocked by that person.
     """
     steps = []
-    found = change.connection.execute(_UNTOUCHED_NOW, here | {"count": TENANTS_A_STEP_MAX}).scalars().all()
-    for tenant_id in found:
+    result = change.connection.execute(_UNTOUCHED_NOW, here | {"count": TENANTS_A_STEP_MAX}).scalars().all()
+    for tenant_id in result:
         last, write, reason = _last(change, tenant_id), None, "It was blocked before."
         if last is None or last.verb != BLOCK:
             reason = f"Invoice {invoice_id} is not paid."

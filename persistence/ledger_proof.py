@@ -209,7 +209,7 @@ class LedgerSigner:
         if not spans:
             return 0
         found = {row.id: row.places for row in await connection.execute(_FOUNDS[kind], here)}
-        made = await asyncio.to_thread(_made, spans, head, found)
+        made = await asyncio.to_thread(_cut_segments, spans, head, found)
         if made:
             await connection.execute(_PUT, [_row(one) for one in made])
         return len(made)
@@ -244,7 +244,7 @@ def _before(kind: str, row: Any) -> LedgerSegment:
     )  # fmt: skip
 
 
-def _made(
+def _cut_segments(
     spans: Sequence[tuple[LedgerSegment, int, int]], head: int, found: Mapping[int, bytes]
 ) -> list[LedgerSegment]:
     return [

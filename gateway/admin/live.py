@@ -51,7 +51,7 @@ async def budget_accounts(ports: AdminPorts, row: Row, query: Query) -> Page:
     if row["each"] is None:
         [now] = await overlay_budgets(ports, [row])
         return Page(({**now, "who": None},), None)
-    wanted = Query(_of(row, at_ms), None, None, query.after, query.limit, query.descending)
+    wanted = Query(_window_filters(row, at_ms), None, None, query.after, query.limit, query.descending)
     page = await ports.store.page("budget-accounts", wanted)
     return Page(tuple(await _everybody(ports, row, page.rows, at_ms)), page.next_after)
 
@@ -75,7 +75,9 @@ async def own_budgets(ports: AdminPorts, rows: Sequence[Row], whose: str) -> lis
     )
     stored = await asyncio.gather(
         *(
-            ports.store.page("budget-accounts", Query(_of(row, at_ms, value=owner), None, None, None, 1))
+            ports.store.page(
+                "budget-accounts", Query(_window_filters(row, at_ms, value=owner), None, None, None, 1)
+            )
             for row in rows
         )
     )
@@ -150,7 +152,7 @@ async def _own_limits(
     return limits
 
 
-def _of(row: Row, at_ms: int, **more: object) -> Row:
+def _window_filters(row: Row, at_ms: int, **more: object) -> Row:
     """Return the filters for the stored uses in a budget's current window."""
     when = "start" if row["length"] is None else "since"
     return {"budget_id": row["id"], when: _started(row, at_ms), **more}

@@ -432,14 +432,14 @@ class Gauges:
 
     async def refresh(self) -> None:
         facts: dict[str, Any] = {}
-        for facts_ in await asyncio.gather(*(_seen(look) for look in self._looks)):
+        for facts_ in await asyncio.gather(*(_collect_facts(look) for look in self._looks)):
             for name, value in facts_.items():
                 # Several looks may give rows of one metric.
                 facts[name] = [*facts[name], *value] if isinstance(value, list) and name in facts else value
         self.latest = facts
 
 
-async def _seen(look: Look) -> Mapping[str, Any]:
+async def _collect_facts(look: Look) -> Mapping[str, Any]:
     try:
         async with asyncio.timeout(LOOK_MAX_S):
             return await look()

@@ -93,7 +93,7 @@ class SetupAnswers:
 
 def init(given: Given, *, start: bool, environ: Mapping[str, str] = os.environ) -> None:
     """Set up a data directory by the answers, start the stack, and print a first call."""
-    ask: Callable[..., str] = _asked if sys.stdin.isatty() else lambda _question, default, **_: default
+    ask: Callable[..., str] = _prompt if sys.stdin.isatty() else lambda _question, default, **_: default
     if given.provider is not None and given.provider not in PROVIDERS:
         raise CommandFailed(f"--provider must be one of {', '.join(PROVIDERS)}.")
     answers = None
@@ -109,7 +109,7 @@ def init(given: Given, *, start: bool, environ: Mapping[str, str] = os.environ) 
         _write_files(place, answers, given)
     if not start:
         say("Nothing was started.")
-        typer.echo(f"Start it:    {_shown(_command(place))}")
+        typer.echo(f"Start it:    {_render_command(_command(place))}")
         if not (place / TENANT_KEY).exists():
             typer.echo(f"Then finish: tollkeeper init --data-dir {place}")
         return
@@ -117,7 +117,7 @@ def init(given: Given, *, start: bool, environ: Mapping[str, str] = os.environ) 
     if facts is None and not (place / TENANT_KEY).exists():
         facts = _started(place)
     if facts is None:
-        typer.echo(f"Start it: {_shown(_command(place))}")
+        typer.echo(f"Start it: {_render_command(_command(place))}")
         return
     if not (place / TENANT_KEY).exists():
         _make_tenant(place, AdminClient(facts["admin_url"], facts["admin_token"], timeout_s=TIMEOUT_S))
@@ -126,7 +126,7 @@ def init(given: Given, *, start: bool, environ: Mapping[str, str] = os.environ) 
     _tell(place, facts, key)
 
 
-def _asked(question: str, default: str, *, hidden: bool = False) -> str:
+def _prompt(question: str, default: str, *, hidden: bool = False) -> str:
     return str(typer.prompt(question, default=default, hide_input=hidden, show_default=not hidden, err=True))
 
 
@@ -224,7 +224,7 @@ def _command(place: Path) -> list[str]:
     return ["up", "--config", str(place / CONFIG), "--data-dir", str(place), *demo]
 
 
-def _shown(words: list[str]) -> str:
+def _render_command(words: list[str]) -> str:
     return " ".join(["tollkeeper", *words])
 
 
@@ -308,7 +308,7 @@ def _tell(place: Path, facts: Json, key: str) -> None:
         )
     typer.echo(f"\nConsole:        {facts['admin_url']} (admin token: {place / 'secrets.json'})")
     typer.echo(f"Tenant's key:   {place / TENANT_KEY}")
-    typer.echo(f"Start it again: {_shown(_command(place))}")
+    typer.echo(f"Start it again: {_render_command(_command(place))}")
     typer.echo(f"Stop it:        kill $(cat {place / 'lock'})")
 
 

@@ -87,7 +87,7 @@ class _Connections:
 
     def settle(self, id_: str, **said: Any) -> dict[str, Any]:
         """Settle the hold with this id; `said` are the fields of the request, such as `usage` and `cost`."""
-        return self.ask("POST", f"/{id_}/settle", _said(said))
+        return self.ask("POST", f"/{id_}/settle", _without_nulls(said))
 
     def _once(
         self, method: str, path: str, body: bytes | None, fields: Mapping[str, str], *, new: bool
@@ -181,7 +181,7 @@ class Holds:
         `idempotency_key` is generated unless it is given. Raise `HoldRefused` if a limit refuses the hold.
         """
         key = said.pop("idempotency_key", None) or str(uuid4())
-        body = _said({"service": service} | said)
+        body = _without_nulls({"service": service} | said)
         fields = {"idempotency-key": key}
         return Hold(self._connections, self._connections.ask("POST", "", body, TRIES_MAX, **fields))
 
@@ -273,5 +273,5 @@ def _document(raw: bytes) -> dict[str, Any]:
     return document if isinstance(document, dict) else {}
 
 
-def _said(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _without_nulls(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}

@@ -313,7 +313,7 @@ def _subjects(issuer: Issuer, claims: Mapping[str, Any]) -> tuple[str, ...]:
 def _user(issuer: Issuer, claims: Mapping[str, Any]) -> str:
     if not issuer.user:
         return ""
-    user = _found(claims, issuer.user)
+    user = _value_at(claims, issuer.user)
     texts = [] if isinstance(user, list) else _texts(claims, issuer.user)
     if len(texts) != 1 or len(texts[0]) > USER_CHARACTERS_MAX:
         right = f"one printable text of at most {USER_CHARACTERS_MAX} characters"
@@ -323,13 +323,13 @@ def _user(issuer: Issuer, claims: Mapping[str, Any]) -> str:
 
 def _texts(claims: Mapping[str, Any], pointer: str) -> list[str]:
     """Return the printable texts at a JSON pointer: one text, or those of a list. Whole numbers count too."""
-    value = _found(claims, pointer)
+    value = _value_at(claims, pointer)
     values = value if isinstance(value, list) else [value]
     texts = [str(value_) if type(value_) is int else value_ for value_ in values]
     return [text for text in texts if isinstance(text, str) and text and text.isprintable()]
 
 
-def _found(claims: Mapping[str, Any], pointer: str) -> Any:
+def _value_at(claims: Mapping[str, Any], pointer: str) -> Any:
     """Return the value at a JSON pointer (RFC 6901), or None."""
     value: Any = claims
     for step in pointer.split("/")[1:]:

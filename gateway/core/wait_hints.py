@@ -76,7 +76,7 @@ def wait_hint(lines: Iterable[bytes], tokens: int, now_s: float) -> tuple[float,
     latest reset of a used up limit counts, or the first of all if no remaining amount is known. If no
     limit is used up, the call itself may be the reason.
     """
-    fields = _said(lines)
+    fields = _header_values(lines)
     now_s = date_s(fields.get(b"date", "")) or now_s  # a time to wait for is by the upstream's clock
     limits = _limits(fields, now_s)
     spent = [limit for limit in limits.values() if limit.spent]
@@ -97,7 +97,7 @@ def wait_hint(lines: Iterable[bytes], tokens: int, now_s: float) -> tuple[float,
 
 def stated_limits(lines: Iterable[bytes]) -> tuple[int, int]:
     """Return the requests and tokens per minute that an answer's fields state as limits; 0 if unstated."""
-    limits = _limits(_said(lines), 0.0)
+    limits = _limits(_header_values(lines), 0.0)
 
     def of(*names: str) -> int:
         return sum(int(limit.limit or 0) for name in names if (limit := limits.get(name)) is not None)
@@ -105,7 +105,7 @@ def stated_limits(lines: Iterable[bytes]) -> tuple[int, int]:
     return of("requests"), of("tokens") or of("input-tokens", "output-tokens")
 
 
-def _said(lines: Iterable[bytes]) -> dict[bytes, str]:
+def _header_values(lines: Iterable[bytes]) -> dict[bytes, str]:
     """Return values by lower-case name; empty if a value is too long, or two values differ."""
     headers: dict[bytes, str] = {}
     for line in lines:

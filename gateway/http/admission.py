@@ -16,7 +16,7 @@ from gateway.calls.claim import hold_request
 from gateway.calls.permit import check_batch_models
 from gateway.calls.ports import DirectoryPort
 from gateway.calls.terms import AdmissionTerms
-from gateway.core.accounts.upstream_jobs import batch_lines, model_of, uploaded
+from gateway.core.accounts.batch_lines import batch_lines, model_of, uploaded
 from gateway.core.calls.call import (
     UNCOUNTED_BYTES_MAX,
     Body,
@@ -25,9 +25,9 @@ from gateway.core.calls.call import (
     CallSpec,
     look_out_of_turn,
 )
-from gateway.core.calls.claims import find_tools, measure_media, read_call, read_form
 from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.forms import FormReader, boundary_of
+from gateway.core.calls.parsing import find_tools, measure_media, read_call, read_form
 from gateway.core.calls.tariff import NO_PRICES
 from gateway.core.calls.use_request import AUTHORIZED, CALL, FREE_AUTHORIZED, FREE_CALL, TURN, UseRequest
 from gateway.core.credentials import WORKLOAD

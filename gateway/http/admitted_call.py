@@ -33,7 +33,8 @@ from gateway.core.billing.price_book import (
 )
 from gateway.core.billing.reported_cost import REPORTED, ReportedCost
 from gateway.core.calls.call import TIMED_OUT, CallRequest, input_tokens
-from gateway.core.calls.claims import CallClaim, answer_bound, bind_output, bind_uses, lower_task, unheld_rate
+from gateway.core.calls.claims import CallClaim, answer_bound, bind_uses, lower_task, unheld_rate
+from gateway.core.calls.output_limits import bind_output
 from gateway.core.calls.routes import ModelTarget
 from gateway.core.calls.tariff import NO_PRICES, CallPrices, covered, rate_of
 from gateway.core.families.refusal import from_refused

@@ -184,7 +184,7 @@ class SignIns:
 
     async def address(self, name: str, *, state: str, nonce: str, challenge: str) -> str:
         """Return the URL for signing in at a provider; `challenge` is that of PKCE, by S256 (RFC 7636)."""
-        provider, endpoints = self._of(name), await self._endpoints(name)
+        provider, endpoints = self._provider_of(name), await self._endpoints(name)
         back = self._comes_back(name)
         return to_sign_in(provider, endpoints, back, state=state, nonce=nonce, challenge=challenge)
 
@@ -204,7 +204,7 @@ class SignIns:
             async with asyncio.timeout(SIGN_OUT_S_MAX):
                 endpoints = await self._endpoints(name)
             back = f"{self.console_url}/sign-out/{name}/back"
-            return to_sign_out(self._of(name), endpoints, back, state=state, id_token=id_token)
+            return to_sign_out(self._provider_of(name), endpoints, back, state=state, id_token=id_token)
         except (TollkeeperError, TimeoutError, ValueError):
             return ""
 
@@ -216,7 +216,7 @@ class SignIns:
         `issuer` is the one in the provider's redirect, or None. `verifier` is that of PKCE, and `address` the
         IP address from which the code came.
         """
-        provider = self._of(name)
+        provider = self._provider_of(name)
         async with self._in_time():
             return await self._redeemed(
                 provider, code, issuer, verifier, nonce=nonce, place=(name, site_of(address))
@@ -358,7 +358,7 @@ class SignIns:
             raise NotFound
         return keys
 
-    def _of(self, name: str) -> IdentityProvider:
+    def _provider_of(self, name: str) -> IdentityProvider:
         provider = self._providers.get(name)
         if provider is None:
             raise NotFound
@@ -372,7 +372,7 @@ class SignIns:
         self._log("sign_in_failed", provider=provider.name, why=why, level="warning")
 
 
-def _renewal(said: Mapping[str, Any]) -> str:
+def _renewal(document: Mapping[str, Any]) -> str:
     """Return the refresh token of a provider's answer; empty if there is none."""
-    renewal = said.get("refresh_token")
+    renewal = document.get("refresh_token")
     return renewal if isinstance(renewal, str) and _RENEWAL.fullmatch(renewal) else ""

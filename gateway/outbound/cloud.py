@@ -87,8 +87,8 @@ class CloudSigner(ABC):
             except MissingExtra as error:
                 self.why = error.message
             except Exception as error:  # noqa: BLE001  # clouds' libraries raise many types
-                said = " ".join(str(error).split())[:CHARS_SHOWN]
-                self.why = f"{type(error).__name__}: {said}" if said else type(error).__name__
+                message = " ".join(str(error).split())[:CHARS_SHOWN]
+                self.why = f"{type(error).__name__}: {message}" if message else type(error).__name__
             else:
                 self._ends, self.why = (float("inf") if ends is None else ends), ""
                 ahead_s = 0.0 if ends is None else min(AHEAD_S, (ends - now) / 2)

@@ -207,7 +207,7 @@ class RedisState:
 
     async def ask(self) -> None:
         wires = self._wires.wires
-        found = await asyncio.gather(*(self._asked(wire) for wire in wires))
+        found = await asyncio.gather(*(self._ask_server(wire) for wire in wires))
         refusing, taking, offsets, codes = Counter[str](), 0, list[float](), dict[str, str]()
         for wire, (facts, ahead_s) in zip(wires, found, strict=True):
             by_itself = why_refused(facts)
@@ -267,7 +267,7 @@ class RedisState:
             **({"redis_replica_lag_seconds": max(lags)} if lags else {}),
         }
 
-    async def _asked(self, wire: RedisConnection) -> tuple[dict[str, str], float]:
+    async def _ask_server(self, wire: RedisConnection) -> tuple[dict[str, str], float]:
         """Return the INFO of a server, and the seconds that our clock is ahead of the server's."""
         began = self._wall()
         with suppress(CountersUnavailable):
@@ -395,11 +395,11 @@ async def _answer(ops: Ops, head: bytes) -> bytes:
     fields = {name.strip().lower(): value for name, _, value in (line.partition(":") for line in lines)}
     status, body, content_type = await _content(ops, method, path, fields.get("accept", "").strip())
     allow = "Allow: GET, HEAD\r\n" if status == 405 else ""
-    said = (
+    message = (
         f"HTTP/1.1 {status} {REASONS[status]}\r\n{allow}Content-Type: {content_type}\r\n"
         f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
     )
-    return said.encode() + (b"" if method == "HEAD" else body)
+    return message.encode() + (b"" if method == "HEAD" else body)
 
 
 async def _content(ops: Ops, method: str, path: str, accept: str) -> tuple[int, bytes, str]:

@@ -21,7 +21,7 @@ from gateway.background.loops import Agenda, Gauges, Loop, call
 from gateway.background.timed.deliveries import WebhookDeliveries
 from gateway.background.timed.price_list import PriceList
 from gateway.background.timed.pusher import Pusher
-from gateway.background.verifying.reconciler import LossCounter
+from gateway.background.verifying.loss_counter import LossCounter
 from gateway.core.accounts.administration import Row
 from gateway.core.credentials import peppers_of
 from gateway.core.histograms import SECONDS, Histogram

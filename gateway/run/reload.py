@@ -90,8 +90,8 @@ class Renewal:
         others = {*self.takes, *RENEWABLE, *KEEPERS_RENEWABLE} - begun  # settings that other processes apply
         names = [name for name in differ if name not in others and not _asks_again(name, before, after)]
         left = ", ".join(PREFIX + name.upper() for name in names)
-        said = f"{', '.join(taken)} changed" if taken else "nothing changed"
-        return taken.keys(), said + (f"; a restart is needed for {left}" if left else "")
+        message = f"{', '.join(taken)} changed" if taken else "nothing changed"
+        return taken.keys(), message + (f"; a restart is needed for {left}" if left else "")
 
     def take_credentials(self, written: Settings) -> str:
         """Apply changed credentials; return a sentence about the changes, or ""."""

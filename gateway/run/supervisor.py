@@ -608,8 +608,8 @@ def check(settings: Settings) -> None:
     """Raise `SettingError` if a TLS file is unusable, or `up` has no client certificate for the Admin API."""
     check_files(settings, "gateway", "admin")
     if settings.admin_tls_client_ca_file and not all(os.environ.get(name) for name in SHOWN):
-        said = f"{PREFIX}ADMIN_TLS_CLIENT_CA_FILE asks for certificates"
-        raise SettingError(f"{said}, so `up` needs one of its own: set {SHOWN[0]} and {SHOWN[1]}")
+        message = f"{PREFIX}ADMIN_TLS_CLIENT_CA_FILE asks for certificates"
+        raise SettingError(f"{message}, so `up` needs one of its own: set {SHOWN[0]} and {SHOWN[1]}")
     opener_of(settings, "admin")
 
 

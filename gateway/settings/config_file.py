@@ -132,8 +132,8 @@ def _check(issuer_config: IssuerConfig, place: str) -> None:
     if issuer_config.jwks_uri and not may_fetch(issuer_config.jwks_uri):
         raise SettingError(f"{place}.jwks_uri: keys come over https:// alone, but for this machine's own")
     if not issuer_config.jwks_uri and not issuer_config.jwks_file and not may_fetch(issuer_config.issuer):
-        said = "is no https:// address, where its discovery document would be: say jwks_uri or jwks_file"
-        raise SettingError(f"{place}.issuer: {without_password(issuer_config.issuer)!r} {said}")
+        message = "is no https:// address, where its discovery document would be: say jwks_uri or jwks_file"
+        raise SettingError(f"{place}.issuer: {without_password(issuer_config.issuer)!r} {message}")
     check_authority(issuer_config.ca_file, place)
 
 
@@ -225,8 +225,8 @@ def _provider(provider_config: ProviderConfig) -> IdentityProvider:
 
 def _check_sign_in(provider_config: ProviderConfig, place: str) -> None:
     if not may_fetch(provider_config.issuer):
-        said = "is no https:// address, where its discovery document would be"
-        raise SettingError(f"{place}.issuer: {without_password(provider_config.issuer)!r} {said}")
+        message = "is no https:// address, where its discovery document would be"
+        raise SettingError(f"{place}.issuer: {without_password(provider_config.issuer)!r} {message}")
     if provider_config.client_secret and provider_config.client_secret_file:
         raise SettingError(
             f"{place}: client_secret and client_secret_file are both set: expected one of them"
@@ -777,8 +777,8 @@ def _check_files(place: str, written: _Upstream) -> None:
             require_regular(certificate, key)
             context.load_cert_chain(certificate, key, password=lambda: b"")  # prevents a prompt
         except OSError as error:
-            said = f"{place}.cert_file: {certificate!r} with key_file {key!r}"
-            raise SettingError(f"{said} cannot be used: not there, not PEM, or not a pair") from error
+            message = f"{place}.cert_file: {certificate!r} with key_file {key!r}"
+            raise SettingError(f"{message} cannot be used: not there, not PEM, or not a pair") from error
 
 
 def _route(written: _Route) -> Route:

@@ -48,8 +48,8 @@ def load(files: TlsFiles, prefix: str) -> LoadedCertificate:
     try:
         require_regular(files.certificate, files.key)
         context.load_cert_chain(files.certificate, files.key, password=lambda: b"")  # no password prompt
-        found = _FIRST.search(_read(files.certificate))
-        content = found[0] if found else b""
+        match = _FIRST.search(_read(files.certificate))
+        content = match[0] if match else b""
     except (OSError, ValueError) as error:
         raise SettingError(f"{pair} cannot be used: {_why_no_pair(error)}") from error
     if files.authority:

@@ -358,8 +358,8 @@ def hold(connection: Connection, organization_id: int) -> None:
 
 def hold_free(connection: Connection, organization_ids: Sequence[int]) -> list[int]:
     """Lock the organizations that no other transaction charges or invoices; return the locked ones."""
-    found = connection.execute(_FREE, {"organizations": sorted(organization_ids)})
-    return sorted(found.scalars())
+    result = connection.execute(_FREE, {"organizations": sorted(organization_ids)})
+    return sorted(result.scalars())
 
 
 def accrue(
@@ -378,7 +378,7 @@ def accrue(
     `StoreTimeout` if a statement takes too long.
     """
     statements_within(connection, STATEMENT_OF_MANY_S_MAX if len(organization_ids) > 1 else STATEMENT_S_MAX)
-    here = _here(connection, organization_ids, running)
+    here = _parameters(connection, organization_ids, running)
     credit_balances.catch_up_allocations(connection, organization_ids)
     for statement in (*_WRITE, _WRITE_USES, _WRITE_DEBTS):
         connection.execute(statement, here)
@@ -412,7 +412,7 @@ def accrue_early_use(
     These are tokens beyond the plan, and tokens used in advance. `early_use_reports` has the reports by organization. The
     caller must hold the locks that `accrue` requires.
     """
-    connection.execute(_WRITE[0], _here(connection, list(early_use_reports), NOTHING_THAT_RUNS))
+    connection.execute(_WRITE[0], _parameters(connection, list(early_use_reports), NOTHING_THAT_RUNS))
     for organization_id in sorted(early_use_reports):
         ends = proration.owed_early_use(connection, organization_id, early_use_reports[organization_id])
         _settle_ends(connection, organization_id, ends)
@@ -439,7 +439,7 @@ def give_back(connection: Connection, organization_ids: Sequence[int]) -> None:
 def open_charges(
     connection: Connection, organization_ids: Sequence[int], until: date, *, today: date, running: datetime
 ) -> dict[int, list[SupplyCharge]]:
-    here = _here(connection, organization_ids, running)
+    here = _parameters(connection, organization_ids, running)
     supply_charges = defaultdict[int, list[SupplyCharge]](list)
     for statement in _READ.values():
         for row in connection.execute(statement, here):
@@ -482,7 +482,7 @@ def charge_of(row: Any) -> SupplyCharge:
     )  # fmt: skip
 
 
-def _here(connection: Connection, organization_ids: Sequence[int], running: datetime) -> dict[str, Any]:
+def _parameters(connection: Connection, organization_ids: Sequence[int], running: datetime) -> dict[str, Any]:
     ids = {"organizations": list(organization_ids)}
     return {**ids, "tenants": list(connection.execute(_TENANTS, ids).scalars()), "running": running}
 
@@ -551,8 +551,8 @@ SELECT id FROM (
 
 def charges_due(connection: Connection, today: date, after: int, count: int) -> Sequence[int]:
     """Return up to `count` ids of organizations with something to charge, in order, beyond the id `after`."""
-    found = connection.execute(_DUE, {"today": today, "after": after, "count": count})
-    return list(found.scalars())
+    result = connection.execute(_DUE, {"today": today, "after": after, "count": count})
+    return list(result.scalars())
 
 
 def charge_known(connection: Connection, organization_id: int, partition: int, today: date) -> None:

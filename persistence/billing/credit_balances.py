@@ -220,15 +220,15 @@ class Allocations:
         """
         async with self._engine.begin() as connection:
             await connection.execute(_LOCK, {"organization": expired.organization_id})
-            found = (await connection.execute(_REST, {"addition": expired.id})).first()
-            if found is None:
+            result = (await connection.execute(_REST, {"addition": expired.id})).first()
+            if result is None:
                 return True
-            if found.allocated_seq < seq:
+            if result.allocated_seq < seq:
                 return False
             write_id = uuid4()
-            if found.rest > 0:
+            if result.rest > 0:
                 account = f"organization:{expired.organization_id}"
-                values = {"id": write_id, "partition": partition, "account": account, "amount": -found.rest}
+                values = {"id": write_id, "partition": partition, "account": account, "amount": -result.rest}
                 await connection.execute(_INTEND, values)
             await connection.execute(_EXPIRE, {"id": write_id, "addition": expired.id})
             return True

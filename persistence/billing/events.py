@@ -226,7 +226,7 @@ def _accept(batch: _Batch, one: _SentEvent) -> _AcceptedEvent | None:
         return None
     data = event["data"]
     service = _service(batch, tenant, data["service"])
-    told = _told(data, at)
+    told = _usage_of_event(data, at)
     price = None
     if told.model and told.is_counted:
         price = batch.prices.vector(told.model, tenant.currency, told.at_ms)
@@ -351,7 +351,7 @@ def service_of(connection: Connection, organization_id: int, key: str) -> Servic
     return as_negotiated(base, negotiated)
 
 
-def _told(data: Mapping[str, Any], at: datetime) -> EventUsage:
+def _usage_of_event(data: Mapping[str, Any], at: datetime) -> EventUsage:
     usage = data.get("usage")
     counts, tools = events.counts_of(usage or {}), (usage or {}).get("tools") or {}
     return EventUsage(

@@ -101,8 +101,8 @@ def copy_document(change: EntityWrite, row: Row) -> Document:
     """
     of = organization.c
     parts = (of.address, of.country, of.tax_number, of.contact, of.buyer_reference, of.endpoint_id)
-    found = select(of.id, of.name, *parts)
-    known = change.connection.execute(found.where(of.id == row["organization_id"])).one()
+    statement = select(of.id, of.name, *parts)
+    known = change.connection.execute(statement.where(of.id == row["organization_id"])).one()
     corrected = corrected_by(change.connection, row)
     copied = replace(
         document_of(change.letterhead, known, corrected),
@@ -119,11 +119,11 @@ def copy_document(change: EntityWrite, row: Row) -> Document:
 def corrected_by(connection: Connection, row: Row) -> Sequence[InvoiceReference]:
     """Return references to the invoices that a note corrects."""
     if row["corrects_id"] is not None:
-        found = connection.execute(_CORRECTED, {"id": row["corrects_id"]})
+        result = connection.execute(_CORRECTED, {"id": row["corrects_id"]})
     else:
-        found = connection.execute(_GIVEN_BACK, {"id": row["id"], "most": CORRECTED_MAX})
+        result = connection.execute(_GIVEN_BACK, {"id": row["id"], "most": CORRECTED_MAX})
     return [
-        InvoiceReference(each.number, each.finalized_at.astimezone(UTC).date().isoformat()) for each in found
+        InvoiceReference(each.number, each.finalized_at.astimezone(UTC).date().isoformat()) for each in result
     ]
 
 
@@ -183,7 +183,7 @@ def of_source(
     """
     ids = list(organization_ids)
     credit_balances.catch_up_allocations(connection, ids)
-    taken = _taken(connection, known(connection, ids, until, today), until, only)
+    taken = _split_charges(connection, known(connection, ids, until, today), until, only)
     return {owner: some for owner, some in taken.items() if some.taken or some.left}
 
 
@@ -198,7 +198,7 @@ def draw_draft(
 ) -> list[DraftWithLines]:
     ids, until, only = _alike(drafts)
     credit_balances.catch_up_allocations(connection, ids)
-    taken = _taken(connection, known(connection, ids, until, today), until, only)
+    taken = _split_charges(connection, known(connection, ids, until, today), until, only)
     return _keep(connection, letterhead, drafts, taken)
 
 
@@ -211,7 +211,7 @@ def take_charges(
     """
     ids, until, only = _alike(drafts)
     charges.accrue(connection, ids, until, today=today, running=midnight(until))
-    taken = _taken(connection, charges.unbilled(connection, ids), until, only)
+    taken = _split_charges(connection, charges.unbilled(connection, ids), until, only)
     return _keep(connection, letterhead, drafts, taken)
 
 
@@ -329,7 +329,7 @@ def _alike(drafts: Sequence[Draft]) -> tuple[list[int], date, Wanted | None]:
     return [draft.organization_id for draft in drafts], until, only
 
 
-def _taken(
+def _split_charges(
     connection: Connection, owed: Mapping[int, Sequence[SupplyCharge]], until: date, only: Wanted | None
 ) -> dict[int, ChargeSplit]:
     segments = charges.segments(connection, list(owed))

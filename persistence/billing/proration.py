@@ -141,7 +141,7 @@ def subscription_fees(
             moved.append(SegmentDue(segment.id, upto))
             if upto > at:
                 open_.append((row.organization_id, segment, at, upto))
-    seen = _seen(connection, [(segment.id, at) for _, segment, at, _ in open_])
+    seen = _read_movements(connection, [(segment.id, at) for _, segment, at, _ in open_])
     found = []
     for organization_id, segment, at, upto in open_:
         for fee in day_fees(segment, at, upto):
@@ -167,7 +167,9 @@ def _not_yet(
     return rest, known.rows
 
 
-def _seen(connection: Connection, since: Sequence[tuple[int, date]]) -> dict[tuple[int, str, date], Any]:
+def _read_movements(
+    connection: Connection, since: Sequence[tuple[int, date]]
+) -> dict[tuple[int, str, date], Any]:
     if not since:
         return {}
     segments, days = (list(column) for column in zip(*since, strict=True))

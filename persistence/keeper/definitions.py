@@ -444,11 +444,13 @@ def _run_policies(row: RowMapping) -> RunPolicies:
     return RunPolicies(_run_policy(own), {id_: one for id_, one in each.items() if one is not None})
 
 
-def _run_policy(said: Mapping[str, Any] | None) -> RunPolicy | None:
-    if said is None:
+def _run_policy(document: Mapping[str, Any] | None) -> RunPolicy | None:
+    if document is None:
         return None
-    amount = int(Decimal(said["max"]).scaleb(9)) if "max" in said else 0
-    return RunPolicy(amount, said.get("max_calls", 0), said.get("ttl_s", 0), said.get("required", False))
+    amount = int(Decimal(document["max"]).scaleb(9)) if "max" in document else 0
+    return RunPolicy(
+        amount, document.get("max_calls", 0), document.get("ttl_s", 0), document.get("required", False)
+    )
 
 
 def now_ms() -> int:
@@ -641,9 +643,9 @@ async def _waiting(connection: AsyncConnection, accounts: Sequence[str]) -> Pend
     Each account gets an equal share of `WRITES_MAX`.
     """
     each = max(1, WRITES_MAX // len(accounts))
-    found = (await connection.execute(_TAKE, {"accounts": accounts, "n": each + 1})).mappings().all()
-    rows = [row for row in found if row["turn"] <= each]
-    cut = {str(row["account"]) for row in found if row["turn"] > each}
+    result = (await connection.execute(_TAKE, {"accounts": accounts, "n": each + 1})).mappings().all()
+    rows = [row for row in result if row["turn"] <= each]
+    cut = {str(row["account"]) for row in result if row["turn"] > each}
     defined = {str(row["account"]) for row in rows if row["verb"] == "define"}
     definitions_of = await of_accounts(connection, sorted(defined))
     tenant_ids = {_number(row) for row in rows if str(row["account"]).startswith(_TENANT)}
@@ -665,7 +667,7 @@ def _write(
     definitions: tuple[Definition, ...] = ()
     terms: PlanTerms | None = None
     if verb == "define":
-        definitions = definitions_of.get(account) or _gone(account, payload)
+        definitions = definitions_of.get(account) or _last_definition(account, payload)
         organization_id = next((getattr(each, "organization_id", 0) for each in definitions), 0)
     elif account.startswith(_TENANT):
         tenant_id = _number(row)
@@ -692,7 +694,7 @@ def _number(row: RowMapping) -> int:
     return int(str(row["account"]).split(":")[1])
 
 
-def _gone(account: str, payload: dict[str, Any]) -> tuple[Definition, ...]:
+def _last_definition(account: str, payload: dict[str, Any]) -> tuple[Definition, ...]:
     """Return the last definition of a deleted key, which frees the subject of its signed tokens.
 
     Return an empty tuple for other accounts.

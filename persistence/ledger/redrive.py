@@ -32,7 +32,15 @@ from gateway.errors import Conflict, LedgerUnavailable, Unprocessable
 from persistence.billing.credit_balances import allocate_late
 from persistence.error_mapping import complaint, refuses_values
 from persistence.keeper.retention import SINCE_BEGAN, times_of
-from persistence.ledger import accounts, rows, statements, usage_rollup
+from persistence.ledger import (
+    acceptance,
+    account_heads,
+    accounts,
+    rows,
+    statements,
+    stored_movements,
+    usage_rollup,
+)
 from persistence.ledger.checkpoints import count_again
 from persistence.ledger.copying import Copies, Name, Unstorable, Users, columns_of
 from persistence.ledger.copying import storable as storable_names
@@ -297,7 +305,7 @@ def redrive(connection: Connection, letter: Row, sent: Row, partition_of: Callab
     placed: Placed = (partition, (str(letter["entry_id"]).encode(), b"", event))
     if not storable(event):
         raise Unprocessable("Its numbers are out of range: correct them.")
-    heads = accounts.stand(plain, {partition: [placed[1]]})
+    heads = account_heads.stand(plain, {partition: [placed[1]]})
     parts = movements(event, heads)
     if not parts:
         raise Conflict("It moves no account: there is nothing to store. Resolve it instead.")
@@ -305,11 +313,11 @@ def redrive(connection: Connection, letter: Row, sent: Row, partition_of: Callab
         if head.stopped == UNKNOWN or head.organization_id != event.organization_id:
             account = head.account.replace(":", " ")
             raise Conflict(f"There is no {account} of organization {event.organization_id}.")
-    if accounts.count_stored(plain, placed) == len(parts):
+    if stored_movements.count_stored(plain, placed) == len(parts):
         return
     own = {head.account: letter[SEQS[head.account.partition(":")[0]]] for head, _ in parts}
     for (head, seq), movement in zip(parts, _movements(event), strict=True):
-        around, drifts = accounts.neighbours(plain, head.account, seq)
+        around, drifts = acceptance.neighbours(plain, head.account, seq)
         why = misfit(movement, head.seq, around, drifts, listed=own[head.account] == seq)
         if why is not None:
             raise Conflict(f"It does not fit: {why}.")
@@ -368,7 +376,7 @@ def finish_control_write(connection: Connection, letter: Row) -> None:
 
 def _movements(event: OutboxEntry) -> list[Movement]:
     """Return the movements of an entry, one for each account, in the order of `guard.movements`."""
-    month = accounts.month_of(event.at_ms // 1000)
+    month = acceptance.month_of(event.at_ms // 1000)
     return [
         Movement(one.account, one.seq, event.epoch, one.delta, one.balance, month if part == USAGE else 0)
         for part, one in moved(event).items()

@@ -176,8 +176,8 @@ class Quarantines:
         blocked: list[str] = []
         async with self._engine.begin() as connection:
             for partition, ids in sorted(tenants.items()):
-                found = await connection.scalars(_REFUSE, {"partition": partition, "ids": sorted(ids)})
-                blocked += found
+                result = await connection.scalars(_REFUSE, {"partition": partition, "ids": sorted(ids)})
+                blocked += result
         return sorted(blocked)
 
     async def stopped_accounts(self) -> set[str]:
@@ -389,12 +389,12 @@ DEAD_LETTER_SUBJECT = Entity(
 )
 
 
-def _asked(_: EntityWrite) -> Row:
+def _batch_row(_: EntityWrite) -> Row:
     """Return the row for the audit entry of a whole batch of decisions; each also has its own entry."""
     return {"id": "many"}
 
 
-MANY_DEAD_LETTERS = Entity(dead_letter, verbs={"decide": _asked})
+MANY_DEAD_LETTERS = Entity(dead_letter, verbs={"decide": _batch_row})
 
 
 # Results of reconciliations, and repairs: a stored drift, and the control write that corrects it.
@@ -459,7 +459,7 @@ class ReconciliationResults:
             "drift_tokens": summary.drift_tokens,
             "drift_credits": summary.drift_credits,
             "pending": summary.pending,
-            "items": [_shown(item) for item in (*summary.items[:ITEMS_KEPT_MAX], *_more(summary))],
+            "items": [_render_item(item) for item in (*summary.items[:ITEMS_KEPT_MAX], *_more(summary))],
         }
         async with translating(self._engine.begin()) as connection:
             made = insert(reconciliation).values(values).returning(reconciliation)
@@ -498,8 +498,10 @@ class ReconciliationResults:
             account, verb = f"organization:{owner}", "credits"
             payload: dict[str, object] = {"amount": item.correction}
             if kind == "tenant":
-                found = await connection.execute(select(tenant.c.organization_id).where(tenant.c.id == owner))
-                owner, account, verb = int(found.scalar_one()), item.account, "adjust"
+                result = await connection.execute(
+                    select(tenant.c.organization_id).where(tenant.c.id == owner)
+                )
+                owner, account, verb = int(result.scalar_one()), item.account, "adjust"
                 direction = "IN" if item.correction >= 0 else "OUT"
                 payload = {
                     "amount": abs(item.correction), "direction": direction, "reason": "reconciliation"
@@ -535,7 +537,7 @@ def _more(summary: ReconciliationSummary) -> Sequence[Item]:
     return [Item("rows", DifferenceKind.MORE, 0, 0, detail)] if left > 0 else []
 
 
-def _shown(item: Item) -> dict[str, object]:
+def _render_item(item: Item) -> dict[str, object]:
     return {name: value for name, value in asdict(item).items() if name != "correction"}
 
 

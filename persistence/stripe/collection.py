@@ -137,16 +137,16 @@ def take(change: EntityWrite) -> Row:
     value = change.command.values["told"]
     assert isinstance(value, CollectionStatus)
     here = {"remote": value.remote_id, "key": uuid_of(value.key)}
-    found = change.connection.execute(_FOUND, here).first()
-    if found is None:
+    result = change.connection.execute(_FOUND, here).first()
+    if result is None:
         raise NotFound
-    charges.hold(change.connection, found.organization_id)
+    charges.hold(change.connection, result.organization_id)
     known = select(handover_event.c.id).where(handover_event.c.name == value.name)
     event = change.connection.execute(known).scalar()
     if event is None:
-        amount, remains = _collected(change, value, found.invoice_id)
+        amount, remains = _collected(change, value, result.invoice_id)
         made = insert(handover_event).values(
-            organization_id=found.organization_id, invoice_id=found.invoice_id, handover_id=found.id,
+            organization_id=result.organization_id, invoice_id=result.invoice_id, handover_id=result.id,
             name=value.name, kind=value.kind, amount=amount, currency=value.currency, remains=remains,
             created_at=change.now,
         )  # fmt: skip
@@ -162,7 +162,7 @@ def _collected(change: EntityWrite, status: CollectionStatus, invoice_id: int) -
         here = f"It was made void there; here it is {stands.status}."
         return nothing, None if stands.status == "void" else here
     if status.given_up and stands.payment_status != "uncollectible":
-        return nothing, _done(change, payments.give_up, invoice_id, {})
+        return nothing, _run_command(change, payments.give_up, invoice_id, {})
     if status.settled is None and status.given_back is None:
         return nothing, None
     if status.currency != stands.currency:
@@ -189,7 +189,7 @@ def _come_in(
     amount, beyond = min(new, rest), max(nothing, new - rest)
     if amount:
         values = {"amount": amount, "reference": f"{REFERENCE}{status.name}"}
-        if refused := _done(change, payments.record, invoice_id, values):
+        if refused := _run_command(change, payments.record, invoice_id, values):
             return nothing, refused
     more = f"{status.currency} {beyond.normalize():f} more came in than was left to pay."
     return amount, more if beyond else None
@@ -227,7 +227,7 @@ def _remains_of(status: CollectionStatus, own: Decimal, beyond: Decimal) -> str 
     return None
 
 
-def _done(change: EntityWrite, verb: Any, invoice_id: int, values: Row) -> str | None:
+def _run_command(change: EntityWrite, verb: Any, invoice_id: int, values: Row) -> str | None:
     """Run an invoice command that a person may run; return the reason if the command is refused."""
     command = replace(change.command, resource="invoices", id=invoice_id, values=values)
     try:

@@ -33,7 +33,7 @@ from typing import Any, cast
 
 import redis
 
-from gateway.counters.admission.cache import HEARD
+from gateway.counters.admission.key_changes import HEARD
 from gateway.counters.redis import keys
 from gateway.local.embedded.valkey import environment
 from tests.bench import commands, instructions
@@ -58,6 +58,8 @@ COUNTED = (
     (16, 64, "users"), (16, 64, "users, owners"), (16, 64, "users, money"), (16, 10_000, "users in turn"),
 )  # fmt: skip
 RUNS, COUNTED_RUNS = 15, 5
+# Counted are so many writes, and no more calls than in a run; before them so many calls warm up.
+COUNTED_WRITES, WARM_CALLS = 200, 160
 # The scenes of whose call the bytes are said, and the accounts and holds in keys.
 STORED = "limits", "money"
 STORED_LETTERS = "kutohb"
@@ -153,11 +155,13 @@ def count(
     size, organizations, kind = case
     assert server.process is not None
     pid, counts = server.process.pid, {side.name: list[float]() for side in sides}
+    counted = min(CALLS_A_RUN, COUNTED_WRITES * size)
     for run in range(runs):
         for side in sides:
-            for calls in (CALLS_A_RUN if run else max(CALLS_A_RUN, organizations), 0):
-                writes = side.writes(organizations, size, kind, calls or CALLS_A_RUN)
-                if not calls:
+            warm = WARM_CALLS if run else max(CALLS_A_RUN, organizations)
+            for calls, counts_now in ((warm, False), (counted, True)):
+                writes = side.writes(organizations, size, kind, calls)
+                if counts_now:
                     instructions.begin(pid)
                 for first, second in writes:
                     _send(side.client, first)

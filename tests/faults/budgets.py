@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+from gateway.core.accounts.budgets import owner_of
 from tests.faults.truth import PROMPT_TOKENS, ServedCall
 from tests.faults.world import LOOK_S, FaultError, World
 
@@ -26,7 +27,7 @@ WIDE, TIGHT_NANO = "1000000", 8_000_000
 TAKEN_UP_S_MAX = 180.0
 ROLLING = {"window": "rolling", "length": "6h"}
 # Who has another limit in the tight tenant's rolling budget, by an override of the user and of a group.
-TIGHT_USERS = {"ann": 400_000, "bob": 600_000}
+TIGHT_USERS = {"ann": 1_200_000, "bob": 1_800_000}
 USED = (
     "SELECT b.id, coalesce(sum(u.used), 0) FROM budget AS b LEFT JOIN budget_use AS u ON u.budget_id = b.id"
     " WHERE b.id = ANY(%s) GROUP BY 1"
@@ -107,12 +108,8 @@ def make_budgets(world: World, tenants: Sequence[Tenant], tight: Tenant | None) 
         found.tight_each = add_budget(
             world, found, of, "tenant_id", tight.id, tenant_id=tight.id, each="user", **ROLLING
         )
-        group = {
-            "organization_id": of,
-            "name": "all but one",
-            "kind": "user",
-            "members": [*TIGHT_USERS, "cem"],
-        }
+        members = {"kind": "user", "members": [*TIGHT_USERS, "cem"]}
+        group = {"organization_id": of, "name": "all but one", **members}
         group_id = world.admin("POST", "/groups", group)["id"]
         for who, user in (("ann", "ann"), (f"group:{group_id}", "bob")):
             override = {"amount": _decimal(TIGHT_USERS[user])}
@@ -174,9 +171,9 @@ def over_granted(world: World, budgets: Budgets) -> int:
     """How many nano-units a tight budget was passed by, the one that was passed by most."""
     if budgets.tight is None:
         return 0
-    used = {user: int(amount) for user, amount in world.rows(USED_BY, budgets.tight_each)}
+    used = {owner: int(amount) for owner, amount in world.rows(USED_BY, budgets.tight_each)}
     beyond = [_stored(world, budgets)[budgets.tight] - TIGHT_NANO]
-    beyond += [used.get(user, 0) - limit for user, limit in TIGHT_USERS.items()]
+    beyond += [used.get(owner_of(user), 0) - limit for user, limit in TIGHT_USERS.items()]
     return max(0, *beyond)
 
 

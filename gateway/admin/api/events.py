@@ -109,12 +109,12 @@ def _sorted(sent: list[object]) -> Row:
 
 def _refused(place: int, event: bodies.Body, name: str, reason: str) -> Row:
     return {
-        "index": place, "source": _said(event.get("source")), "id": _said(event.get("id")), "field": name,
+        "index": place, "source": _shorten_name(event.get("source")), "id": _shorten_name(event.get("id")), "field": name,
         "reason": reason,
     }  # fmt: skip
 
 
-def _said(name: object) -> str | None:
+def _shorten_name(name: object) -> str | None:
     """Return a refused event's source or id for a row: cut, and without NUL; None if it is no string."""
     if not isinstance(name, str):
         return None

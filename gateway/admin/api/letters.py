@@ -100,13 +100,13 @@ async def _decided(ports: AdminPorts, request_id: str, claim: Claim | None, valu
     if isinstance(first, StoredReply) and first.status is not None:
         return first.body, True
     assert REPORT.ran is not None
-    found = REPORT.ran.model_validate(await _each(ports, request_id, values)).model_dump(mode="json")
+    found = REPORT.ran.model_validate(await _decide_each(ports, request_id, values)).model_dump(mode="json")
     if claim is not None:
         await finish(ports, claim, 200, found, request_id)
     return found, False
 
 
-async def _each(ports: AdminPorts, request_id: str, values: Row) -> Row:
+async def _decide_each(ports: AdminPorts, request_id: str, values: Row) -> Row:
     """Store dead letters or release accounts one by one, by id, until the limit or the time is reached."""
     many = _DECIDED[str(values["what"])]
     operations = Operations(ports, RESOURCES[many.resource])

@@ -83,13 +83,13 @@ def query_parameters(model: type[BaseModel]) -> list[Json]:
     """Return the OpenAPI parameters of a query model; none is nullable, as absent ones are left out."""
     asked = model.model_json_schema()
     return [
-        parameter(name, _said(schema), schema.get("description"))
+        parameter(name, _describe_schema(schema), schema.get("description"))
         | {"required": name in asked.get("required", ())}
         for name, schema in asked["properties"].items()
     ]
 
 
-def _said(schema: Json) -> Json:
+def _describe_schema(schema: Json) -> Json:
     choices = [choice for choice in schema.get("anyOf", ()) if choice.get("type") != "null"]
     if len(choices) != 1:
         return schema
@@ -299,7 +299,7 @@ def answered(schema: Json, schemas: Mapping[str, Json], name: str = "", said: ob
     """
     if "$ref" in schema:
         title = schema["$ref"].rpartition("/")[2]
-        return answered(schemas[title], schemas, name, _sent(title, schemas) or said)
+        return answered(schemas[title], schemas, name, _example_request(title, schemas) or said)
     if "allOf" in schema:
         return _merged([answered(part, schemas, name) for part in schema["allOf"]])
     if "properties" in schema:
@@ -315,7 +315,7 @@ def answered(schema: Json, schemas: Mapping[str, Json], name: str = "", said: ob
     return _plain(schema, schemas, name)
 
 
-def _sent(title: str, schemas: Mapping[str, Json]) -> Json:
+def _example_request(title: str, schemas: Mapping[str, Json]) -> Json:
     """Return the example request that creates a schema's row, with the defaults of other fields."""
     made = schemas.get(f"{title}Create", {})
     usual = {name: field.get("default") for name, field in made.get("properties", {}).items()}

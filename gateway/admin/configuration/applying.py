@@ -101,7 +101,7 @@ class Configurator:
             work = await self._transaction(replace(wish, trial=False), objects)
         if isinstance(work, StoredReply):
             return WriteResult(work.status or 200, work.body, replayed=True)
-        content = await in_thread(_told, work)
+        content = await in_thread(_render_outcome, work)
         if not keep:
             return WriteResult(200, content)
         content |= await self._push(work)
@@ -155,7 +155,7 @@ class Configurator:
         await session.note(self._owner, wish.name, plan.marks, [*plan.forgotten, *_ended(plan, ran)])
         work.is_applied = wish.digest is not None
         if self._claim is not None:
-            await session.keep(self._claim, await in_thread(_told, work))
+            await session.keep(self._claim, await in_thread(_render_outcome, work))
         return work
 
     async def _held(self, session: ApplyTransaction, wish: ApplyRequest, objects: ConfigObjects) -> Plan:
@@ -235,7 +235,7 @@ def _touched(plan: Plan) -> list[tuple[str, int | None, Row]]:
     ]
 
 
-def _told(work: _ApplyResult) -> dict[str, object]:
+def _render_outcome(work: _ApplyResult) -> dict[str, object]:
     """Return the answer to a plan or apply, without the secrets that are shown once."""
     plan = work.plan
     changes = [

@@ -227,7 +227,8 @@ def _object(
         row = model(resource).model_validate(checked)
     except ValidationError as error:
         messages = (
-            (_said(resource, name), message) for name, message in bodies.errors_of(error, resource.known)
+            (_field_in_file(resource, name), message)
+            for name, message in bodies.errors_of(error, resource.known)
         )
         here += [message for message in messages if message[0] not in dict(here)]
     if here:
@@ -279,12 +280,12 @@ def _ended(resource: Resource, field: str, values: Row, now: datetime) -> Iterat
         yield from (index for index, part in enumerate(parts) if (part.get(until) or now) < now)
 
 
-def _unknown(resource: Resource, said: str) -> str:
-    if said in references(resource):
-        return f"unknown field; say {word(resource, said)}, and its name"
-    if said in resource.known and said not in words(resource).values():
+def _unknown(resource: Resource, text: str) -> str:
+    if text in references(resource):
+        return f"unknown field; say {word(resource, text)}, and its name"
+    if text in resource.known and text not in words(resource).values():
         return "cannot be set here"
-    return f"unknown field; {near(said, words(resource))}"
+    return f"unknown field; {near(text, words(resource))}"
 
 
 def shown(name: str) -> str:
@@ -304,7 +305,7 @@ def _is_larger(value: object, most: int) -> bool:
     return False
 
 
-def _said(resource: Resource, path: str) -> str:
+def _field_in_file(resource: Resource, path: str) -> str:
     first, dot, rest = path.partition(".")
     return f"{word(resource, first)}{dot}{rest}"
 

@@ -580,7 +580,7 @@ class RowMatcher:
             return await self._read(resource, [{key: names}])
         # Referred rows may have any owner; rows of objects have the owners that the objects name.
         parents = [name for name in how.by if name != key and name in ids]
-        values_by_name = {name: _there(value[name] for value in values) for name in (key, *parents)}
+        values_by_name = {name: _stored_values(value[name] for value in values) for name in (key, *parents)}
         values_by_name[key] -= asked
         return await self._read(resource, [{key: asked}, values_by_name])
 
@@ -626,5 +626,5 @@ def never_becomes(wanted: WantedObject, row: Row) -> list[str]:
     ]  # fmt: skip
 
 
-def _there(values: Iterable[object]) -> set[object]:
+def _stored_values(values: Iterable[object]) -> set[object]:
     return {value for value in values if not isinstance(value, NewRowId)}

@@ -134,7 +134,7 @@ def fields_in_form(fields: Sequence[FormField], row: Row) -> dict[str, Any]:
         value: Any = row.get(outer)
         if inner:
             value = value.get(inner) if isinstance(value, Mapping) else None
-        values[each.name] = _shown(each, value)
+        values[each.name] = _render_value(each, value)
     return values
 
 
@@ -250,7 +250,7 @@ def _value(form_field: FormField, typed: Any) -> object:
     return read_outline(typed) if form_field.kind == "json" else typed
 
 
-def _shown(form_field: FormField, value: Any) -> Any:
+def _render_value(form_field: FormField, value: Any) -> Any:
     if form_field.kind == "many":
         return [str(item) for item in value or ()]
     if value is None:

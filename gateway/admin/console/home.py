@@ -121,7 +121,7 @@ class Pages:
         self._environment = Environment(
             loader=ChoiceLoader([PackageLoader(package) for package in ("gateway.admin.console", *packages)]),
             autoescape=select_autoescape(default=True, default_for_string=True),
-            finalize=_seen,
+            finalize=_displayed_form,
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
@@ -159,7 +159,7 @@ class Pages:
         )
 
 
-def _seen(value: object) -> object:
+def _displayed_form(value: object) -> object:
     """Return the displayed form of a template's value; safe markup is unchanged."""
     return visible(value) if type(value) is str else value
 

@@ -194,7 +194,7 @@ async def page_of(
     named, errors = await find_names(desk, request.query, targets_of(screen))
     if not errors:
         try:
-            list_page = await _found(
+            list_page = await _read_page(
                 desk, screen, request, order, rows_max=rows_max, fixed={**named, **fixed}
             )
         except Unprocessable as wrong:
@@ -234,7 +234,7 @@ def _next_step(desk: ConsoleShell, screen: Screen) -> tuple[str, str]:
     return f"New {screen.one}", f"/{screen.name}/new"
 
 
-async def _found(
+async def _read_page(
     desk: ConsoleShell,
     screen: Screen,
     request: web.Request,

@@ -174,7 +174,7 @@ async def _past(desk: ConsoleShell, budget: Row) -> str:
         return ""
     if len(rows) > ROWS_MAX:
         return ""
-    return _told(budget, rows, days, model)
+    return _sentence_of_past(budget, rows, days, model)
 
 
 def _group_of(scope: object) -> str:
@@ -182,7 +182,7 @@ def _group_of(scope: object) -> str:
     return GROUPS_EACH.get(str(scope), str(scope) if tag_in(str(scope)) else "")
 
 
-def _told(budget: Row, rows: object, days: int, model: str) -> str:
+def _sentence_of_past(budget: Row, rows: object, days: int, model: str) -> str:
     assert isinstance(rows, (list, tuple))
     scope, measure, limit = budget["each"], _MEASURES[str(budget["unit"])], Decimal(str(limit_of(budget)))
     used: dict[tuple[object, object], Decimal] = defaultdict(Decimal)

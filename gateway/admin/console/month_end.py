@@ -123,7 +123,7 @@ class _MonthRun:
         A draft without lines is deleted and takes no number.
         """
         invoices, (start, end) = self.desk.operations["invoices"], self.period
-        invoice = await self._known(owner)
+        invoice = await self._existing_invoice(owner)
         if invoice is None:
             sent = {"organization_id": owner, "period_start": start, "period_end": end}
             invoice = (await invoices.create(self.asked, sent)).content
@@ -136,7 +136,7 @@ class _MonthRun:
             return None
         return invoice if self.keeps_drafts else await self._act("finalize", invoice)
 
-    async def _known(self, owner: int) -> Row | None:
+    async def _existing_invoice(self, owner: int) -> Row | None:
         """Return the organization's existing invoice of the period; None if there is none."""
         rows, _ = await self.desk.operations["invoices"].list(
             query(INVOICES_OF_ONE_MAX, newest_first=True, organization_id=owner, kind="invoice")

@@ -222,13 +222,13 @@ class Overview:
         asked = await OverviewQuery.read(desk, request)
         spend, trouble = await asyncio.gather(self._spent(desk, asked), self._trouble(desk))
         status = 422 if asked.errors else 200
-        said = self._said(desk, asked, spend)
+        said = self._page_values(desk, asked, spend)
         return desk.answer(request, signed, "overview.html", status, trouble=trouble, **said)
 
     async def spend(self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
         """`GET /spend`: the spend alone, for periodic updates."""
         asked = await OverviewQuery.read(desk, request)
-        said = self._said(desk, asked, await self._spent(desk, asked))
+        said = self._page_values(desk, asked, await self._spent(desk, asked))
         return desk.answer(request, signed, "spend.html", 422 if asked.errors else 200, **said)
 
     async def health(self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
@@ -292,7 +292,7 @@ class Overview:
         hidden = [rows.title for rows, _ in waiting if rows.list in folded]
         return desk.answer(request, signed, "waiting.html", waiting=waiting, hidden=hidden)
 
-    def _said(self, desk: ConsoleShell, asked: OverviewQuery, spend: object) -> dict[str, Any]:
+    def _page_values(self, desk: ConsoleShell, asked: OverviewQuery, spend: object) -> dict[str, Any]:
         budgets, actor = SCREENS["budgets"].resource, desk.ports.actor
         return {
             "spend": spend,

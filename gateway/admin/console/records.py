@@ -193,7 +193,7 @@ class Records:
             return await self._form_page(request, signed, forms.form_again(form, posted, error), error.status)
         if secret is not None and secret.is_made(sent):
             return self._shown_once(request, signed, secret.field, done)
-        return _said(f"/{screen.name}/{done.content['id']}", "made", done)
+        return _redirect_done(f"/{screen.name}/{done.content['id']}", "made", done)
 
     def _shown_once(
         self, request: web.Request, signed: SignedInPerson, field: str, done: WriteResult
@@ -222,7 +222,7 @@ class Records:
             )
 
         done = await self._done(request, signed, posted, form, change())
-        return _said(where, "changed", done) if isinstance(done, WriteResult) else done
+        return _redirect_done(where, "changed", done) if isinstance(done, WriteResult) else done
 
     async def delete(self, request: web.Request, signed: SignedInPerson, posted: Posted) -> web.Response:
         """`POST /<resource>/{id}/delete`: delete a row and show the list."""
@@ -256,7 +256,7 @@ class Records:
         if action.mints and self._screen.resource.secret is not None:
             return self._shown_once(request, signed, self._screen.resource.secret.field, done)
         answered = acted if action.quota else done.content.get("id", acted)
-        return _said(self._address(answered), action.name, done)
+        return _redirect_done(self._address(answered), action.name, done)
 
     async def typed(self, posted: Posted) -> Body:
         """Return the body of a form for a new row, as the Admin API takes it."""
@@ -376,13 +376,13 @@ class Records:
         meant, _ = await lists.find_names(self._desk, named, refers)
         return {**values, **{name: named[name] for name, text in meant.items() if text == str(ids[name])}}
 
-    def _presets(self, said: Mapping[str, str]) -> list[tuple[str, str]]:
+    def _presets(self, document: Mapping[str, str]) -> list[tuple[str, str]]:
         """Return title and address of the invoice form for usual periods."""
         if self._screen.name != "invoices":
             return []
         this, last, *_ = (period_of_month(month) for month in months_until(datetime.now(UTC).date()))
         return [
-            (title, f"/invoices/new?{urlencode({**said, 'period_start': start, 'period_end': end})}")
+            (title, f"/invoices/new?{urlencode({**document, 'period_start': start, 'period_end': end})}")
             for title, (start, end) in (("Last month", last), ("This month", this))
         ]
 
@@ -497,7 +497,7 @@ def _has_credit(row: Row) -> bool:
     return Decimal(str(row["amount_due"] or 0)) < 0
 
 
-def _said(where: str, what: str, done: WriteResult) -> web.Response:
+def _redirect_done(where: str, what: str, done: WriteResult) -> web.Response:
     """Return a redirect to the page `where`, which shows that the action `what` was done or comes later."""
     return see(f"{where}?done={what}{'&later=1' if done.status == 202 else ''}")
 

@@ -69,7 +69,7 @@ async def spent(
     groups are refused.
     """
     asked = replace(asked, rows_max=items_max + 1)
-    groups = added(await _some(store, replace(asked, interval="none")), asked.groups)
+    groups = added(await _read_rows(store, replace(asked, interval="none")), asked.groups)
     totals = added(groups, ())
     if asked.interval == "none":
         return SpendSummary(groups, totals, None)
@@ -127,7 +127,7 @@ def share_of_spend(part: Amount, whole: Amount) -> float:
     return round(float(100 * part / whole), 1) if whole else 0.0
 
 
-async def _some(store: Store, whole: UsageQuery) -> Sequence[Row]:
+async def _read_rows(store: Store, whole: UsageQuery) -> Sequence[Row]:
     rows = await store.used(whole)
     if len(rows) >= whole.rows_max:
         reason = f"more than {whole.rows_max - 1:,} groups: ask for fewer, or for less of them"

@@ -443,7 +443,7 @@ def answer_of(model: type[In], doc: str, /, *, base: type[Out] = Out, **more: ob
     """
     fields: dict[str, Any] = {"id": (Id, ...)}
     for name, info in model.model_fields.items():
-        fields[name] = (_told(_kind_of_field(info)), ModelField(description=info.description))
+        fields[name] = (_answer_type(_kind_of_field(info)), ModelField(description=info.description))
     for name, kind in more.items():
         fields[name] = kind if isinstance(kind, tuple) else (kind, ...)
     if "timestamp" not in fields:
@@ -458,19 +458,19 @@ def _kind_of_field(info: FieldInfo) -> Any:
     return Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
 
 
-def _told(kind: Any) -> Any:
+def _answer_type(kind: Any) -> Any:
     """Return the type of an answer's field: texts, choices and documents lose the limits of requests."""
     origin, inner = get_origin(kind), get_args(kind)
     if LimitsIn in inner:
         return LimitsOut
     if origin in {Union, UnionType}:
-        return reduce(or_, map(_told, inner))
+        return reduce(or_, map(_answer_type, inner))
     if origin is list:
-        return list[_told(inner[0])]  # type: ignore[misc]  # made here
+        return list[_answer_type(inner[0])]  # type: ignore[misc]  # made here
     if origin is Literal:
         return type(inner[0])
     if origin is Annotated:
-        plain = _told(inner[0])
+        plain = _answer_type(inner[0])
         return plain if plain is str or plain is not inner[0] or get_origin(plain) is list else kind
     return dict[str, Any] if isinstance(kind, type) and issubclass(kind, In) else kind
 

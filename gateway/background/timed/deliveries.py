@@ -102,14 +102,14 @@ class WebhookDeliveries:
             self._ended.set()
 
     async def _attempt(self, delivery: Delivery) -> None:
-        outcome = await self._sent(delivery)
+        outcome = await self._send(delivery)
         self._came_to[DELIVERED if outcome.delivered else FAILED] += 1
         await self._queue.done(delivery, outcome)
 
     def figures(self) -> list[list[object]]:
         return [[name, self._came_to[name]] for name in (DELIVERED, FAILED)]
 
-    async def _sent(self, delivery: Delivery) -> DeliveryOutcome:
+    async def _send(self, delivery: Delivery) -> DeliveryOutcome:
         now = self._clock()
         if not is_mail(delivery.url):
             body = body_of(delivery)

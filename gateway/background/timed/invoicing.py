@@ -206,7 +206,7 @@ class AccountCloser:
         for owner in rest:
             mine = [item for item in faults if item.account in owner.accounts]
             if mine:
-                obstacles[owner.organization_id] = SkipReason(NOT_AGREED, _said(mine))
+                obstacles[owner.organization_id] = SkipReason(NOT_AGREED, _describe_faults(mine))
         return obstacles
 
     async def settle(self, realm: Realm) -> None:
@@ -270,6 +270,6 @@ class AccountCloser:
         }
 
 
-def _said(faults: Sequence[Item]) -> str:
+def _describe_faults(faults: Sequence[Item]) -> str:
     sentence = "; ".join(f"{item.account} {item.kind}: {item.detail}" for item in faults[:FAULTS_SAID_MAX])
     return f"The accounts do not agree: {sentence}. See reconciliation."

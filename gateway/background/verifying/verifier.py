@@ -37,10 +37,8 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.background.loops import Isolation
 from gateway.background.verifying.admission_gate import AWAY_S, AdmissionGate, DefinedPartitions
+from gateway.background.verifying.budget_rebuild import BudgetRebuild
 from gateway.background.verifying.published_lists import publish
-from gateway.background.verifying.reconciler import (
-    BudgetRebuild,
-)
 from gateway.background.verifying.rewinds import Rewinds
 from gateway.core.accounts.definitions import (
     AccountDefinition,

@@ -135,13 +135,13 @@ class AdminClient:
 
     def get(self, path: str, **query: object) -> Json:
         """Read the resource at a path; parameters of the query that are None are left out."""
-        return self._call("GET", _asked(path, query), None)
+        return self._call("GET", _address_of(path, query), None)
 
     def items(self, path: str, limit: int, **query: object) -> list[Json]:
         """Read up to `limit` rows of a list, page by page."""
-        return list(self._each(path, limit, **query))
+        return list(self._iterate_rows(path, limit, **query))
 
-    def _each(self, path: str, limit: int, **query: object) -> Iterator[Json]:
+    def _iterate_rows(self, path: str, limit: int, **query: object) -> Iterator[Json]:
         cursor: str | None = None
         while limit > 0:
             page = self.get(path, limit=min(PAGE_ROWS_MAX, limit), cursor=cursor, **query)
@@ -178,7 +178,7 @@ class AdminClient:
         within = {} if organization_id is None else {"organization_id": organization_id}
         rows = self.get(resource, **{by: value}, **within, limit=NAMESAKES_MAX)["items"]
         if not rows:
-            near = get_close_matches(text, self._known(resource, by), 1)
+            near = get_close_matches(text, self._known_names(resource, by), 1)
             hint = f"did you mean {near[0]!r}?" if near else "give its whole name, or its id."
             raise CommandFailed(f"There is no {noun} named {text!r}; {hint}")
         if len(rows) > 1:
@@ -188,16 +188,16 @@ class AdminClient:
             )
         return int(rows[0]["id"])
 
-    def _known(self, resource: str, by: str) -> list[str]:
+    def _known_names(self, resource: str, by: str) -> list[str]:
         """Return the names of the first rows, to suggest one for a mistyped name."""
         with suppress(CommandFailed):
-            return [str(row.get(by)) for row in self._each(resource, NAMES_READ_MAX)]
+            return [str(row.get(by)) for row in self._iterate_rows(resource, NAMES_READ_MAX)]
         return []
 
     def names(self, resource: str, ids: Collection[int], rows_max: int = NAMES_READ_MAX) -> dict[int, str]:
         """Return the names of rows by id; ids beyond the first `rows_max` rows are left out."""
         names_by_id: dict[int, str] = {}
-        rows: Iterable[Json] = self._each(resource, rows_max if ids else 0)
+        rows: Iterable[Json] = self._iterate_rows(resource, rows_max if ids else 0)
         with suppress(CommandFailed):
             if len(ids) == 1:
                 rows = [self.get(f"{resource}/{min(ids)}")]
@@ -218,7 +218,7 @@ class AdminClient:
 
     def download(self, path: str, **query: object) -> bytes:
         """Read a document without parsing; a path that begins with / is not below the API's root."""
-        status, raw = self._send("GET", _asked(path, query), None, "*/*")
+        status, raw = self._send("GET", _address_of(path, query), None, "*/*")
         assert status == 200
         return raw
 
@@ -366,6 +366,6 @@ def _called(name: str, called: Mapping[str, str]) -> str:
     return called.get(name) or (called.get(outer, name) if place.isdecimal() else name)
 
 
-def _asked(path: str, query: Mapping[str, object]) -> str:
+def _address_of(path: str, query: Mapping[str, object]) -> str:
     sent = {name.rstrip("_"): value for name, value in query.items() if value is not None}
     return path + (f"?{urlencode(sent)}" if sent else "")

@@ -439,7 +439,7 @@ def value(api: AdminClient, field: FormField, text: str | bool | Sequence[str]) 
         if isinstance(text, bool):
             return text
         if isinstance(text, str):
-            return None if field.nullable and text in NOTHING else _one(api, field, text)
+            return None if field.nullable and text in NOTHING else _parse_value(api, field, text)
         if field.nullable and len(text) == 1 and text[0] in NOTHING:
             return None
         return _document(text, field) if field.kind == "json" else [_item(item) for item in text]
@@ -529,7 +529,7 @@ def with_names(
     ]
 
 
-def _one(api: AdminClient, field: FormField, text: str) -> object:
+def _parse_value(api: AdminClient, field: FormField, text: str) -> object:
     if field.refers:
         return api.id_of(field.refers, text)
     if field.kind == "numbers":

@@ -101,11 +101,11 @@ class SecretFiles:
 
     def keep_all(self, secrets: Sequence[Json]) -> tuple[list[tuple[Json, Path]], list[str]]:
         with ThreadPoolExecutor(WRITTEN_AT_ONCE) as writers:
-            kept = list(zip(secrets, writers.map(self._kept, secrets), strict=True))
+            kept = list(zip(secrets, writers.map(self._store_secret, secrets), strict=True))
         paths = [(secret, path) for secret, path in kept if isinstance(path, Path)]
         return paths, [why for _, why in kept if isinstance(why, str)]
 
-    def _kept(self, secret: Json) -> Path | str:
+    def _store_secret(self, secret: Json) -> Path | str:
         try:
             return self._keep(secret)
         except OSError as error:

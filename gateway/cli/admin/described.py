@@ -37,7 +37,7 @@ def document() -> dict[str, Any]:
     with suppress(OSError):
         stored: dict[str, Any] = json.loads(IN_WHEEL.read_bytes())
         return stored if stored["features"] == installed() else _describe()
-    return _kept(IN_CHECKOUT) if (GATEWAY.parent / "pyproject.toml").exists() else _describe()
+    return _read_description(IN_CHECKOUT) if (GATEWAY.parent / "pyproject.toml").exists() else _describe()
 
 
 def _describe() -> dict[str, Any]:
@@ -46,7 +46,7 @@ def _describe() -> dict[str, Any]:
     return describe()
 
 
-def _kept(file: Path) -> dict[str, Any]:
+def _read_description(file: Path) -> dict[str, Any]:
     """Return the description that `file` has of today's sources; write it if the file is of others."""
     sources = _hash_of_sources()
     with suppress(OSError, ValueError, KeyError):

@@ -313,7 +313,7 @@ def diff(
         with waiting("Reading the list"):
             bundle = read_bundle()
             if left_out:
-                _told(bundle.left_out, as_json=as_json)
+                _print_left_out(bundle.left_out, as_json=as_json)
                 return
             kept = [_read(row) for row in api.items("prices", PRICES_READ_MAX, source=BUNDLED)]
         found = [
@@ -322,7 +322,7 @@ def diff(
             if provider is None or change.row["provider"] == folded(provider)
         ]
         rows(
-            [_shown(change, as_json=as_json) for change in found],
+            [_render_change(change, as_json=as_json) for change in found],
             PRICE_COLUMNS,
             as_json=as_json,
             title=bundle.library,
@@ -356,7 +356,7 @@ def _take_over(api: AdminClient, changes: Sequence[PriceChange]) -> None:
     say(f"{len(changes)} prices were taken over.")
 
 
-def _shown(change: PriceChange, *, as_json: bool) -> Json:
+def _render_change(change: PriceChange, *, as_json: bool) -> Json:
     says: Any = {name: {"before": was, "after": becomes} for name, (was, becomes) in change.says.items()}
     if not as_json:
         texts = [f"{name} {_cell(pair['before'])} → {_cell(pair['after'])}" for name, pair in says.items()]
@@ -369,7 +369,7 @@ def _cell(value: object) -> str:
     return "-" if value is None else str(value)
 
 
-def _told(left_out: Sequence[str], *, as_json: bool) -> None:
+def _print_left_out(left_out: Sequence[str], *, as_json: bool) -> None:
     lines = sorted(set(left_out))
     if as_json:
         print_json({"left_out": lines})

@@ -24,6 +24,8 @@ FACTS_BYTES_MAX = 60_000
 TEXT_CHARACTERS_MAX = 256
 UNKNOWN_BYTES_MAX = 4096
 SEPARATOR = ", "
+# A model, the id of its price, and tokens by `KINDS`.
+ModelCounts = tuple[str, int, tuple[int, ...]]
 # The key in a ledger row's metadata for tokens of other models within a call, which have separate prices.
 OTHER_MODELS = "other_models"
 # Keys in a ledger row's metadata besides the caller's. Each call has `CALL_NAMES`. Views and roll-ups depend
@@ -79,7 +81,7 @@ class CallFacts(msgspec.Struct, array_like=True):
     used_ms: int = 0
     unpriced: str = ""
     exchange_rate: str = ""
-    beside: tuple[tuple[str, int, tuple[int, ...]], ...] = ()
+    beside: tuple[ModelCounts, ...] = ()
     hour: tuple[int, str] | None = None
     tags: dict[str, str] = {}
     groups: tuple[int, ...] = ()
@@ -208,7 +210,7 @@ def told_of(facts: CallFacts) -> bytes:
         return _encode({**ours, "unreadable": True})
 
 
-def read_other_models(said: object) -> list[tuple[str, int, tuple[int, ...]]]:
+def read_other_models(said: object) -> list[ModelCounts]:
     """Return (model, price id, tokens by `KINDS`) for each other model in a row's metadata.
 
     Empty if the value has another form than `told_of` writes.

@@ -220,10 +220,10 @@ def tokens_used(turns: Sequence[PlanStart], total: int, ends: datetime | None, r
     if begin is None or had is None:
         return 0
     had += sum(turn.moved for turn in turns[begin + 1 : stop])
-    return max(0, min(min(had, total) - _left(turns[stop]) + reported, total))
+    return max(0, min(min(had, total) - _remaining_before(turns[stop]) + reported, total))
 
 
-def _left(turn: PlanStart) -> int:
+def _remaining_before(turn: PlanStart) -> int:
     """Return the tokens that remained just before the movement of a ledger row."""
     return (turn.remaining or 0) - turn.moved
 

@@ -28,15 +28,7 @@ from gateway.core.billing.vector import SAME, Factor, Vector
 from gateway.core.calls.call import CallRequest
 from gateway.core.families.family import never
 from gateway.core.families.registry import OF_METER
-from gateway.core.model import (
-    BY_BUDGETS,
-    BY_CREDITS,
-    BY_QUOTA,
-    INTEGER_MAX,
-    Caller,
-    HoldExtension,
-    Service,
-)
+from gateway.core.model import BY_BUDGETS, BY_CREDITS, BY_QUOTA, INTEGER_MAX, Caller, HoldExtension, Service
 from gateway.errors import ModelNotPriced
 
 SUBSCRIPTION = "subscription"

@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import msgspec
 
-from gateway.core.accounts.upstream_jobs import OPERATIONS
+from gateway.core.accounts.upstream_states import OPERATIONS
 from gateway.core.calls.call import (
     BYTES_PER_TOKEN,
     Body,

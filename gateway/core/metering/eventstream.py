@@ -124,7 +124,7 @@ class EventStreamMeter(StreamMeter):
         if self.opening is None:
             self.opening = b""
         headers = headers_of(event)
-        payload = None if headers is None else _said(event, headers)
+        payload = None if headers is None else _json_in(event, headers)
         if payload is None or headers is None:
             self.unreadable(len(event))
             self.phase = max(self.phase, FINISHED)
@@ -189,7 +189,7 @@ def _take(meter: StreamMeter, dialect: Dialect, payload: bytes) -> None:
             meter.phase = OPEN
 
 
-def _said(frame: bytes, headers: dict[bytes, bytes]) -> bytes | None:
+def _json_in(frame: bytes, headers: dict[bytes, bytes]) -> bytes | None:
     """Return the JSON in a frame of Amazon's event stream, or None if it cannot be read."""
     begins = _PRELUDE_BYTES + int.from_bytes(frame[4:8], "big")
     payload, name = frame[begins:-_CHECKSUM_BYTES], headers.get(b":event-type", b"")

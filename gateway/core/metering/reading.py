@@ -249,13 +249,13 @@ class _Fit:
             return _read(text_of, raw)
         if get_origin(kind) is list:
             elements = _read(_elements, raw)
-            return elements and self._each(get_args(kind)[0], elements)
+            return elements and self._read_elements(get_args(kind)[0], elements)
         parts = _read(_parts, raw)
         if get_origin(kind) is dict:
             return parts and {name: self._value(int, count) or 0 for name, count in parts.items()}
         return None if parts is None else self.struct(kind, parts)
 
-    def _each(self, kind: Any, elements: list[msgspec.Raw]) -> list[Any]:
+    def _read_elements(self, kind: Any, elements: list[msgspec.Raw]) -> list[Any]:
         read = [self._value(kind, element) for element in elements]
         return [part for part in read if part is not None]
 

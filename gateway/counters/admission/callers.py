@@ -33,17 +33,10 @@ from gateway.core.calls.call import CallRequest
 from gateway.core.lru import CachePool, LruCache
 from gateway.core.model import Attribution, Caller, Service
 from gateway.core.wait import in_task
-from gateway.counters.admission.cache import (
-    BOUNDS,
-    NEVER,
-    CachedCaller,
-    CachedValue,
-    CacheLimits,
-    Changes,
-    KeyLookup,
-    LookupQueue,
-)
+from gateway.counters.admission.cache import BOUNDS, CachedCaller, CachedValue, CacheLimits
 from gateway.counters.admission.catalogue import CachedTerms, Catalogue, unheard
+from gateway.counters.admission.key_changes import NEVER, Changes, KeyLookup
+from gateway.counters.admission.lookup_queue import LookupQueue
 from gateway.counters.admission.stored import UNREADABLE, Identity, decode_identity
 from gateway.counters.history_guard import ask_word
 from gateway.counters.leases.allowance import Allowances

@@ -27,7 +27,8 @@ from gateway.core.calls.tariff import SUBSCRIPTION, as_negotiated, other_currenc
 from gateway.core.lru import the_one
 from gateway.core.model import PARTITIONS, HoldRequest, Service
 from gateway.core.wait import in_task
-from gateway.counters.admission.cache import NEVER, CachedValue, Changes
+from gateway.counters.admission.cache import CachedValue
+from gateway.counters.admission.key_changes import NEVER, Changes
 from gateway.counters.admission.stored import (
     UNREADABLE,
     StoredPrices,

@@ -96,7 +96,7 @@ class SharedCircuitBreaker:
             self.table.take(name, _cooled(entry, ahead_s), now)
         known = self.table.entries
         added = {
-            name: _kept(name, entry, ahead_s)
+            name: _pack_entry(name, entry, ahead_s)
             for name, entry in known.items()
             if name not in stored
             or entry.organization_id != stored[name].organization_id
@@ -130,7 +130,7 @@ def _cooled(stored: _Stored, ahead_s: float) -> BackoffEntry:
     return BackoffEntry(until, told_until, fields, stored.organization_id)
 
 
-def _kept(name: str, entry: BackoffEntry, ahead_s: float) -> _Stored:
+def _pack_entry(name: str, entry: BackoffEntry, ahead_s: float) -> _Stored:
     return _Stored(
         name,
         int((entry.until + ahead_s) * 1000),

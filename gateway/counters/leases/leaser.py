@@ -76,7 +76,7 @@ class Leaser:
         if self._fraction <= 0:
             return True
         is_due = bool(self._queue) and self._queue[0][0] <= self._clock()
-        there = self._there()
+        there = self._connected_wires()
         return bool(there) and not is_due and not self._asking and there.items() <= self._heard.items()
 
     async def keep(self) -> None:
@@ -93,7 +93,7 @@ class Leaser:
             self._schedule(allowance, now)
         allowances.fresh.clear()
         allowances.hurried.clear()
-        there, of = self._there(), self._wires.of
+        there, of = self._connected_wires(), self._wires.of
         new = {wire for wire, run_id in there.items() if self._heard.get(wire) != run_id}
         for allowance in allowances.all() if new else ():
             if of(allowance.caller.partition) in new:
@@ -129,7 +129,7 @@ class Leaser:
                 with suppress(CountersUnavailable):  # the others may be on another server
                     await in_task(wait)
 
-    def _there(self) -> dict[RedisConnection, bytes]:
+    def _connected_wires(self) -> dict[RedisConnection, bytes]:
         return {wire: wire.run_id for wire in self._wires.wires if wire.available}
 
     def _ask(self, allowance: Allowance, now: float) -> _Asked:

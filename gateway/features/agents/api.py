@@ -232,7 +232,7 @@ class Agents:
             raise OAuthRefusal("slow_down", 429)
         shown, page = f"{code[:4]}-{code[4:]}", self._console + PAGE
         return {
-            "device_code": f"tkd_{row['id']}_{self._made('device', row)[0]}",
+            "device_code": f"tkd_{row['id']}_{self._derive_digests('device', row)[0]}",
             "user_code": shown,
             "verification_uri": page,
             "verification_uri_complete": f"{page}?user_code={shown}",
@@ -244,15 +244,15 @@ class Agents:
         """Return tokens for a device code or a refresh token."""
         grant = form.get("grant_type", "")
         if grant == DEVICE_GRANT:
-            return await self._given(request, form.get("device_code", ""))
+            return await self._sign_in_of(request, form.get("device_code", ""))
         if grant == "refresh_token":
             return await self._refreshed(request, form.get("refresh_token", ""))
         raise OAuthRefusal("unsupported_grant_type")
 
-    async def _given(self, request: web.Request, code: str) -> Row:
+    async def _sign_in_of(self, request: web.Request, code: str) -> Row:
         match = _DEVICE.fullmatch(code)
         row = await self._row(int(match[1])) if match else None
-        if match is None or row is None or not is_among(match[2], self._made("device", row)):
+        if match is None or row is None or not is_among(match[2], self._derive_digests("device", row)):
             await slow_down(self._ports.failures, request, "unknown")
             raise OAuthRefusal("expired_token")
         if row["state"] == stored.ASKED:
@@ -294,7 +294,7 @@ class Agents:
 
         If another request has rotated it to the same key, its id is returned.
         """
-        values = {**self._kept(row, int(str(row["generation"])) + 1), "overlap_s": OVERLAP_S}
+        values = {**self._key_columns(row, int(str(row["generation"])) + 1), "overlap_s": OVERLAP_S}
         key_id = int(str(row["api_key_id"]))
         try:
             return await self._write(request, actor, "rotate", key_id, values)
@@ -333,7 +333,7 @@ class Agents:
         generation = int(match[2]) if match else 0
         if (
             match is None or row is None or row["state"] != stored.GIVEN
-            or not is_among(match[3], self._made("refresh", row, generation))
+            or not is_among(match[3], self._derive_digests("refresh", row, generation))
         ):  # fmt: skip
             await slow_down(self._ports.failures, request, "unknown")
             return None, 0
@@ -402,7 +402,7 @@ class Agents:
         sent: dict[str, object] = {
             "tenant_id": actor.tenant_id, "name": f"Agent of {user}", "user": user, "user_header": "ignore",
         }  # fmt: skip
-        values = {**check_body(_key_model(), sent), **self._kept(row, 0)}
+        values = {**check_body(_key_model(), sent), **self._key_columns(row, 0)}
         key_id = await self._write(request, actor, CREATE, None, values)
         who = actor.person
         said: dict[str, object] = {"token_id": actor.token_id, "api_key_id": key_id} | (
@@ -430,7 +430,7 @@ class Agents:
             return None
         if not await self._run(partial(stored.take_renewal, session_id=session.id, renewal=sealed)):
             return None
-        return seal(opened(sealed, cookie), self._made("renewal", row)[0])
+        return seal(opened(sealed, cookie), self._derive_digests("renewal", row)[0])
 
     async def _user(self, actor: Actor) -> str:
         """Return the user to whom the agent's calls are attributed."""
@@ -455,7 +455,7 @@ class Agents:
     def _digests_of_code(self, code: str) -> tuple[str, ...]:
         return self._ports.peppers.digests(f"\0agents code {code}")
 
-    def _made(self, use: str, row: Any, generation: int = 0) -> tuple[str, ...]:
+    def _derive_digests(self, use: str, row: Any, generation: int = 0) -> tuple[str, ...]:
         """Return the secret of a sign-in for `use`, such as "key", as a digest under each pepper.
 
         Requests cannot contain the NUL in its text, so nobody can have another secret digested to it.
@@ -464,9 +464,9 @@ class Agents:
 
     def _key(self, row: Any, generation: int) -> str:
         """Return the API key of a sign-in; each rotation increases `generation` by one."""
-        return API_KEY + spelled(int(self._made("key", row, generation)[0], 16))
+        return API_KEY + spelled(int(self._derive_digests("key", row, generation)[0], 16))
 
-    def _kept(self, row: Any, generation: int) -> dict[str, object]:
+    def _key_columns(self, row: Any, generation: int) -> dict[str, object]:
         """Return the columns of a sign-in's API key; each rotation increases `generation` by one."""
         key, peppers = self._key(row, generation), self._ports.peppers
         ends = datetime.now(UTC) + timedelta(seconds=TOKEN_S + LASTS_ON_S)
@@ -478,7 +478,7 @@ class Agents:
         }  # fmt: skip
 
     def _tokens(self, row: Any, generation: int, lasts_s: int) -> Row:
-        refresh = self._made("refresh", row, generation)[0]
+        refresh = self._derive_digests("refresh", row, generation)[0]
         return {
             "access_token": self._key(row, generation),
             "token_type": "Bearer",
@@ -557,7 +557,7 @@ class Agents:
 
     async def _vouched(self, row: Any) -> str:
         """Renew the sign-in at the provider; return the next renewal secret, or raise `SignInRefused`."""
-        sign_ins, person, keys = self._ports.sign_ins, _person(row), self._made("renewal", row)
+        sign_ins, person, keys = self._ports.sign_ins, _person(row), self._derive_digests("renewal", row)
         key = next((key for key in keys if _opens(row["renewal"], key)), "")
         if sign_ins is None or person is None or not key:
             raise SignInRefused

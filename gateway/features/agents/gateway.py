@@ -256,7 +256,9 @@ class OneOrigin:
         peer = exchange.connection.transport.get_extra_info("peername")
         address = str(peer[0]) if isinstance(peer, tuple) else ""
         fields[SENDER_FIELD] = told_sender(self._peppers, path, address, time.time())
-        status, headers, content = await self._asked(method, path, fields, body, hash(site_of(address)))
+        status, headers, content = await self._start_request(
+            method, path, fields, body, hash(site_of(address))
+        )
         fields_ = [
             (name.encode(), headers[name].encode("latin-1")) for name in ANSWERED_WITH if name in headers
         ]
@@ -271,7 +273,7 @@ class OneOrigin:
         credential, _ = credential_of(read_fields(proving)[1])
         await self.pass_on(exchange, credential)
 
-    def _asked(
+    def _start_request(
         self, method: str, path: str, fields: dict[str, str], body: bytes, sender: int
     ) -> asyncio.Task[_Answer]:
         """Start a request to the keeper; raise `Overloaded` if too many are in progress.

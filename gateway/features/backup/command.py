@@ -46,7 +46,7 @@ def backup(
     there = _backups(to, several=keep is not None)
     url = owner_url(config, database_url, data_dir)
     with exit_on_signal():
-        taken, manifest, dropped = _taken(url, there, prove, keep)
+        taken, manifest, dropped = _take_backup(url, there, prove, keep)
     rows = sum(manifest.rows.values())
     if as_json:
         done = {"bytes": manifest.bytes, "proved": prove, "dropped": dropped}
@@ -62,7 +62,7 @@ def backup(
     typer.echo("API keys and tokens are digests in it: keep TOLLKEEPER_KEY_PEPPER as well, elsewhere.")
 
 
-def _taken(
+def _take_backup(
     url: str, there: Backups, prove: bool, keep: int | None
 ) -> tuple[Backup, BackupManifest, list[str]]:
     """Write a backup, prove it if `prove`, delete old ones; return it, its manifest and deleted addresses."""

@@ -156,14 +156,16 @@ class DocumentMaker:
         """
         task = self._under_way.get(which)
         if task is None:
-            task = self._under_way[which] = asyncio.create_task(self._placed(mine, make))
+            task = self._under_way[which] = asyncio.create_task(self._make_in_slot(mine, make))
             task.add_done_callback(partial(self._ended, which))
         done, _ = await asyncio.wait({task}, timeout=self._wait_s)
         if not done:
             raise Overloaded("The document is being made: ask again in a while.", retry_after_s=RETRY_S)
         return task.result()
 
-    async def _placed(self, mine: DocumentRequester, make: Callable[[], Coroutine[Any, Any, bytes]]) -> bytes:
+    async def _make_in_slot(
+        self, mine: DocumentRequester, make: Callable[[], Coroutine[Any, Any, bytes]]
+    ) -> bytes:
         whose = mine.actor.organization_id
         async with self._places.of(whose), self._making.of(whose):
             return await make()

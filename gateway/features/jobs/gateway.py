@@ -22,6 +22,7 @@ from gateway.calls.charge import ChargedUse, Held, MeteredUse, UseTerms, charge,
 from gateway.calls.claim import OPENING_MS, hold_request
 from gateway.calls.prices import charging_prices, named_prices
 from gateway.calls.terms import AdmissionTerms, check_line
+from gateway.core.accounts.batch_lines import BatchLine, BatchResult, batch_lines, calls_of, inline_lines
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.call_facts import NONE
 from gateway.core.accounts.upstream_jobs import (
@@ -35,13 +36,8 @@ from gateway.core.accounts.upstream_jobs import (
     SECONDS,
     SERVICE_TIER,
     VIDEO,
-    BatchLine,
-    BatchResult,
     Job,
-    batch_lines,
-    calls_of,
     id_of,
-    inline_lines,
 )
 from gateway.core.accounts.weights import Weights
 from gateway.core.billing.price_book import NO_COUNTS
@@ -58,16 +54,11 @@ from gateway.core.calls.call import (
     UsageBounds,
     write_document,
 )
-from gateway.core.calls.claims import (
-    CallClaim,
-    answer_bound,
-    budget_claim,
-    check_numbers,
-    measure_media,
-    read_call,
-)
+from gateway.core.calls.claims import CallClaim, answer_bound, budget_claim
 from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
 from gateway.core.calls.facts import aim_of
+from gateway.core.calls.output_limits import check_numbers
+from gateway.core.calls.parsing import measure_media, read_call
 from gateway.core.calls.routes import ModelTarget, Route
 from gateway.core.calls.tariff import NO_PRICES, CallPrices
 from gateway.core.calls.use_request import LINE, UseRequest

@@ -17,6 +17,7 @@ from urllib.parse import quote
 import msgspec
 
 from gateway.calls.charge import ChargedUse, Counted
+from gateway.core.accounts.batch_lines import results
 from gateway.core.accounts.upstream_jobs import (
     AGAIN_S,
     BATCH,
@@ -29,16 +30,17 @@ from gateway.core.accounts.upstream_jobs import (
     RESULT_BYTES_MAX,
     RUNNING,
     UNANSWERED_S_MAX,
+    Job,
+    round_robin,
+)
+from gateway.core.accounts.upstream_states import (
     BatchState,
     CallState,
-    Job,
     read_call_state,
     read_list,
     read_operation,
     read_operations,
     read_state,
-    results,
-    round_robin,
 )
 from gateway.core.calls.routes import Route, UpstreamTarget, own_path, own_query
 from gateway.core.due import is_due
@@ -129,7 +131,7 @@ class Jobs:
         self, upstream: str, path: str, headers: tuple[tuple[str, str], ...]
     ) -> asyncio.Task[tuple[int, bytes]]:
         """Return a task for the status and body of an upstream's answer to a GET."""
-        return asyncio.create_task(self._asked(upstream, path, headers))
+        return asyncio.create_task(self._send_request(upstream, path, headers))
 
     def look(self, job: Job) -> asyncio.Future[bool]:
         """Poll a job, and charge it if it has ended; return whether it is charged.
@@ -176,7 +178,7 @@ class Jobs:
         self._rounds[upstream] = looking
         looking.add_done_callback(lambda _: self._rounds.pop(upstream, None))
 
-    async def _asked(
+    async def _send_request(
         self, upstream: str, path: str, headers: tuple[tuple[str, str], ...]
     ) -> tuple[int, bytes]:
         async with self._asks:

@@ -74,7 +74,7 @@ def verify(
     """Compare every row of the database and the archive with what was signed, and name what differs."""
     from persistence import ledger_proof as stored  # of the commands that read it alone
 
-    keys, kept = _keys(key, config, database_url, data_dir), dict(_kept(head_) for head_ in head or ())
+    keys, kept = _keys(key, config, database_url, data_dir), dict(_parse_head(head_) for head_ in head or ())
     with (
         waiting("Comparing rows with what was signed"),
         stored.reading(owner_url(config, database_url, data_dir)) as here,
@@ -141,7 +141,7 @@ def _keys(
     return [read_public(one) for one in named]
 
 
-def _kept(text: str) -> tuple[int, str]:
+def _parse_head(text: str) -> tuple[int, str]:
     number, _, digest = text.partition("=")
     if not number.isascii() or not number.isdigit() or len(digest) != 2 * len(NONE):
         raise typer.BadParameter(f"--head {text} is not NUMBER=SHA256, such as a keeper's log has it")
@@ -219,7 +219,9 @@ def _texts(
                 yield row[ledger.owner], row["seq"], row_text(ledger, row)
 
 
-def _gone(here: stored.Connection, kind: str, archive: str | None, **wanted: object) -> Iterator[_Named]:
+def _archived_rows(
+    here: stored.Connection, kind: str, archive: str | None, **wanted: object
+) -> Iterator[_Named]:
     """Yield the rows with the `wanted` values from archived months, at their own URL or at `archive`."""
     from persistence import ledger_proof as stored  # of the commands that read it alone
     from persistence.schema.partitions import end_of
@@ -240,7 +242,7 @@ def proven(here: stored.Connection, request_id: str, archive: str | None = None)
 
     named = {row[:3]: row[3] for row in stored.rows_of_request(here, request_id)}
     for kind in LEDGERS:
-        for owner_id, seq, text in _gone(here, kind, archive, request_id=request_id):
+        for owner_id, seq, text in _archived_rows(here, kind, archive, request_id=request_id):
             named[kind, owner_id, seq] = text
     if not named:
         raise LedgerProofFailed(f"no account was moved by {request_id}: there is no row to prove")
@@ -273,7 +275,7 @@ def _leaves(here: stored.Connection, segment: LedgerSegment, archive: str | None
     found = dict(stored.leaves_between(here, segment))
     if len(found) < len(places):
         owner = {LEDGERS[segment.kind][0].owner: segment.owner_id}
-        for _, seq, text in _gone(here, segment.kind, archive, **owner, seq=places):
+        for _, seq, text in _archived_rows(here, segment.kind, archive, **owner, seq=places):
             found[seq] = leaf(text.encode())
     leaves = [found.get(seq, NONE) if segment.mark(seq) != NO_MARK else NONE for seq in places]
     if root(leaves) != segment.root:

@@ -426,7 +426,7 @@ class _Translation:
             own = self._models_of(row, place) | ({"limits": limits} if (limits := _limits(row)) else {})
             if own:
                 self._users.append({"organization": self._owner, "external_id": user, **own})
-            self._rest(_without_facts(row), place)
+            self._note_rest(_without_facts(row), place)
 
     def tags(self, tags: Any) -> None:
         """Add a budget for each of LiteLLM's tags that has one, from the source and from the list `tags`."""
@@ -437,7 +437,7 @@ class _Translation:
         for number, row in enumerate(_rows(tags)):
             if isinstance(limit := row.get("litellm_budget_table"), dict):
                 self._tag_budget(str(row.get("name")), limit, f"tags[{number}].litellm_budget_table")
-                self._rest(_without_facts(limit), f"tags[{number}].litellm_budget_table")
+                self._note_rest(_without_facts(limit), f"tags[{number}].litellm_budget_table")
 
     def _tag_budget(self, tag: str, limit: Any, place: str) -> None:
         if not isinstance(limit, dict):
@@ -558,7 +558,7 @@ class _Translation:
             self._budget(row, f"Team {name}", place, tenant=name)
             self._budgets_besides(row, f"Team {name}", place, tenant=name)
             self._members(row, name, place)
-            self._rest(row, place)
+            self._note_rest(row, place)
         settings = self._source.get("litellm_settings")
         defaults = settings.get("default_team_settings") if isinstance(settings, dict) else None
         for number, row in enumerate(_rows(defaults)):
@@ -655,7 +655,7 @@ class _Translation:
         made.append(key)
         self._budget(row, f"Key {name}", place, tenant=tenant, api_key=name)
         self._budgets_besides(row, f"Key {name}", place, tenant=tenant, api_key=name)
-        self._rest(row, place)
+        self._note_rest(row, place)
 
     def _tags_of(self, row: Json, place: str) -> Json:
         """Return the tags that a key fixes, one of each name."""
@@ -717,7 +717,7 @@ class _Translation:
 
     def done(self) -> Translated:
         made = self._made
-        self._rest(self._source, "")
+        self._note_rest(self._source, "")
         used = {each["upstream"] for targets in self._targets.values() for each in targets}
         upstreams = {name: upstream for name, upstream in self._upstreams.items() if name in used}
         made.config = {"upstreams": upstreams, "models": [], "include_default_routes": True}
@@ -746,7 +746,7 @@ class _Translation:
     def _leave(self, place: str, why: str) -> None:
         self._made.left.append((place, why))
 
-    def _rest(self, rest: object, place: str) -> None:
+    def _note_rest(self, rest: object, place: str) -> None:
         """List every setting in `rest`, which is left of a part of the source, as not translated."""
         for leaf in _leaves(rest, place):
             known = {left for left, _ in self._made.left}

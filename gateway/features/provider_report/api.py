@@ -232,7 +232,7 @@ def print_csv(found: Comparison) -> None:
 def print_table(found: Comparison) -> None:
     """Print the comparison as a table. A cell has one number if our usage and the provider's agree."""
     fields = found.fields
-    shown = [_shown(row, fields) for row in [*found.rows, total(found.rows, fields)]]
+    shown = [_render_row(row, fields) for row in [*found.rows, total(found.rows, fields)]]
     last = found.until - timedelta(days=1)
     title = f"{found.since} to {last}, ours of {', '.join(sorted(found.services))}: ours / theirs"
     output.rows(shown, ("day", "model", "verdict", *fields, "names"), as_json=False, title=title)
@@ -267,7 +267,7 @@ def _head(row: DayComparison) -> Json:
     return {"day": day, "model": row.model, "verdict": row.verdict.value, "matched_by": row.by.value}
 
 
-def _shown(row: DayComparison, fields: Sequence[str]) -> Json:
+def _render_row(row: DayComparison, fields: Sequence[str]) -> Json:
     cells: Json = {"day": str(row.day or ""), "model": row.model, "verdict": row.verdict.value, "names": ""}
     for name in fields:
         ours, theirs = row.ours.get(name), row.theirs.get(name)
@@ -328,7 +328,7 @@ def compared(api: AdminClient, asked: ProviderOptions) -> Comparison:
     files, url = _places(asked)
     try:
         with output.waiting("Reading the report"):
-            theirs = _files(form, files) if files else _asked(form, url, since, until)
+            theirs = _files(form, files) if files else _make_report(form, url, since, until)
         since, until = _span(theirs, since, until)
         theirs = within(theirs, since, until)
         services = _services(api, form, asked.services)
@@ -375,7 +375,7 @@ def _files(form: Format, names: Sequence[str]) -> ProviderReport:
     return report
 
 
-def _asked(form: Format, url: str | None, since: date | None, until: date | None) -> ProviderReport:
+def _make_report(form: Format, url: str | None, since: date | None, until: date | None) -> ProviderReport:
     until = until or datetime.now(UTC).date()
     since = since or until - timedelta(days=API_DAYS)
     _check(since, until)

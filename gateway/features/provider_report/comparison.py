@@ -238,7 +238,7 @@ def compare_reports(
         for names in groups(here.keys() | there.keys(), answered):
             lines = _beside(day, names, here, there, answered)
             if lines.verdict is ComparisonResult.DIFFERS:
-                lines = replace(lines, theirs=_of(lines.theirs, theirs.states))
+                lines = replace(lines, theirs=_stated_amounts(lines.theirs, theirs.states))
                 if _alike(lines.ours, lines.theirs, tolerance):
                     lines = replace(lines, verdict=ComparisonResult.MATCHED)
             rows.append(lines)
@@ -250,7 +250,9 @@ def total(rows: Sequence[DayComparison], states: Collection[str]) -> DayComparis
     alike = all(row.verdict is ComparisonResult.MATCHED for row in rows)
     ours, theirs = _sum(row.ours for row in rows), _sum(row.theirs for row in rows)
     verdict = ComparisonResult.MATCHED if alike else ComparisonResult.DIFFERS
-    return DayComparison(None, "total", verdict, NameMatch.NAME, (), (), ours, _of(theirs, states))
+    return DayComparison(
+        None, "total", verdict, NameMatch.NAME, (), (), ours, _stated_amounts(theirs, states)
+    )
 
 
 def counted(rows: Iterable[DayComparison]) -> dict[str, int]:
@@ -336,7 +338,7 @@ def _alike(ours: Mapping[str, Decimal], theirs: Mapping[str, Decimal], tolerance
     )
 
 
-def _of(amounts: Mapping[str, Decimal], states: Collection[str]) -> Amounts:
+def _stated_amounts(amounts: Mapping[str, Decimal], states: Collection[str]) -> Amounts:
     """Return the amounts of the fields that a report states; 0 for a stated field without an amount."""
     return {name: amounts.get(name, ZERO) for name in FIELDS if name in states}
 

@@ -50,7 +50,7 @@ class RaiseLinks:
     async def show(self, request: web.Request) -> web.StreamResponse:
         """`GET /raise/{token}`: the raise request, with its figures."""
         try:
-            actor, row = await self._asked(request)
+            actor, row = await self._read_link(request)
             figures = await raise_figures(self._desk.ports.of(actor), row)
         except TollkeeperError as error:
             return self._desk.refused(request, None, error)
@@ -60,7 +60,7 @@ class RaiseLinks:
         """`POST /raise/{token}`: the action in the field `decision`, such as approve."""
         try:
             posted = await read_form(request)
-            actor, row = await self._asked(request)
+            actor, row = await self._read_link(request)
             action = next(
                 (action for action in self._resource.actions if action.name == posted.get("decision")), None
             )
@@ -72,7 +72,7 @@ class RaiseLinks:
             return self._desk.refused(request, None, error)
         return self._desk.answer(request, None, "raise_link.html", row={**row, **done.content}, figures=())
 
-    async def _asked(self, request: web.Request) -> tuple[Actor, Row]:
+    async def _read_link(self, request: web.Request) -> tuple[Actor, Row]:
         """Return the actor and the raise request of a decision link; `NotFound` if the link is invalid."""
         ports = self._desk.ports
         match = _TOKEN.fullmatch(request.match_info["token"])

@@ -67,7 +67,7 @@ def read_request(raw: bytes) -> RateLimitQuestion:
 
 def read_reserve(raw: bytes) -> RateLimitQuestion:
     """Parse Kuadrant's `ReserveRequest`; `ValueError` if the bytes are no such message."""
-    domain, descriptors, more = _asked(raw)
+    domain, descriptors, more = _read_question(raw)
     length = more.get(4)
     if length is None:
         return RateLimitQuestion(domain, descriptors, amount=_count(more.get(3, 0)))
@@ -81,11 +81,11 @@ def read_reserve(raw: bytes) -> RateLimitQuestion:
 
 def read_commit(raw: bytes) -> RateLimitQuestion:
     """Parse Kuadrant's `CommitRequest`; `ValueError` if the bytes are no such message."""
-    domain, descriptors, more = _asked(raw)
+    domain, descriptors, more = _read_question(raw)
     return RateLimitQuestion(domain, descriptors, _text(more.get(3, b"")), _count(more.get(4, 0)))
 
 
-def _asked(raw: bytes) -> tuple[str, tuple[Descriptor, ...], dict[int, int | bytes]]:
+def _read_question(raw: bytes) -> tuple[str, tuple[Descriptor, ...], dict[int, int | bytes]]:
     """Return the domain and the descriptors of a message, and its other fields by number."""
     domain, descriptors, more = "", list[Descriptor](), dict[int, int | bytes]()
     for number, value in _fields(raw):

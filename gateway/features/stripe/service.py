@@ -102,7 +102,7 @@ class StripeApi:
         except stripe.APIConnectionError as error:
             return HandoverOutcome(WAITING, shown(f"Stripe does not answer: {_cause(error)}"))
         except stripe.StripeError as error:
-            return _told(error)
+            return _outcome_of(error)
         except self.broken_off as error:
             return HandoverOutcome(WAITING, shown(f"Stripe does not answer: {type(error).__name__}"))
 
@@ -156,7 +156,7 @@ async def every(page: Callable[[Params], Awaitable[Any]]) -> AsyncIterator[Objec
     raise Unfinished(f"Stripe lists more than {PAGES_MAX * PAGE} of the customer's; it is not looked further")
 
 
-def _told(error: Any) -> HandoverOutcome:
+def _outcome_of(error: Any) -> HandoverOutcome:
     """Return the outcome of an error answer: access errors and a busy account lead to a retry."""
     status = error.http_status or 0
     if status == 401:
@@ -264,7 +264,7 @@ class StripeInvoices:
 
     async def _invoice(self, handover: HandoverStep, note: Note) -> HandoverOutcome:
         paper = handover.paper
-        there = await self._known(handover)
+        there = await self._existing_invoice(handover)
         if paper.status == "void" and (there is None or there["status"] == "draft"):
             if there is not None:
                 await self._api.v1.invoices.delete_async(there["id"])
@@ -285,7 +285,7 @@ class StripeInvoices:
             there = (await final(there["id"], advance, once(handover, "finalize"))).to_dict()
         return HandoverOutcome(DONE, remote_id=there["id"], url=there.get("hosted_invoice_url"))
 
-    async def _known(self, handover: HandoverStep) -> Object | None:
+    async def _existing_invoice(self, handover: HandoverStep) -> Object | None:
         """Return the invoice that this hand-over created before, in its current state."""
         if handover.remote_id is not None:
             there = await existing(self._api.v1.invoices.retrieve_async(handover.remote_id))
@@ -561,7 +561,7 @@ class StripeReturns:
         """Return each status of a payment's invoices; `CollectorUnavailable` if Stripe does not answer."""
         try:
             invoices = dict.fromkeys(
-                [payment["invoice"] async for payment in self._paid(_by(payment_return.payment))]
+                [payment["invoice"] async for payment in self._list_payments(_by(payment_return.payment))]
             )
             return [await self._stands(payment_return, invoice) for invoice in invoices]
         except (stripe.StripeError, Unfinished, *self._api.broken_off) as error:
@@ -572,7 +572,7 @@ class StripeReturns:
         invoice = (await self._api.v1.invoices.retrieve_async(invoice_id)).to_dict()
         currency = str(invoice["currency"]).upper()
         back = 0
-        async for each in self._paid({"invoice": invoice_id, "status": "paid"}):
+        async for each in self._list_payments({"invoice": invoice_id, "status": "paid"}):
             payment = each["payment"].get("payment_intent")
             if payment is not None:
                 back += await self._share(payment, invoice_id)
@@ -585,7 +585,7 @@ class StripeReturns:
     async def _share(self, payment: str, invoice_id: str) -> int:
         """Return an invoice's share of a payment's refund; the refund fills invoices one after the other."""
         left = await self._given_back(payment)
-        async for payment_ in self._paid(_by(payment)):
+        async for payment_ in self._list_payments(_by(payment)):
             part = min(left, int(payment_["amount_paid"] or 0))
             if payment_["invoice"] == invoice_id:
                 return part
@@ -608,7 +608,7 @@ class StripeReturns:
         ]
         return sum(given)
 
-    def _paid(self, of: Params) -> AsyncIterator[Object]:
+    def _list_payments(self, of: Params) -> AsyncIterator[Object]:
         listed = self._api.v1.invoice_payments.list_async
         return every(lambda page: listed(of | page))
 

@@ -95,7 +95,9 @@ class UsageEvents:
             elif answer.status in ABOUT_EVENTS:
                 pieces += self._refused(piece, answer, sent)
             else:
-                sent.pause = Pause(self._said(answer), retry_after_s(answer.retry_after, time.time()) or 0.0)
+                sent.pause = Pause(
+                    self._error_message(answer), retry_after_s(answer.retry_after, time.time()) or 0.0
+                )
         return sent
 
     def _refused(
@@ -109,24 +111,24 @@ class UsageEvents:
         verdicts = self._shape.verdicts(piece, answer)
         if verdicts is not None:
             sent.taken.update(verdicts.known)
-            sent.refused.update((id_, self._shown(why)) for id_, why in verdicts.refused.items())
+            sent.refused.update((id_, self._hide_credentials(why)) for id_, why in verdicts.refused.items())
             ids = {*verdicts.known, *verdicts.refused}
             rest = [event for event in piece if event.id not in ids]
             return [rest] if rest else []
         if len(piece) == 1:
-            sent.refused[piece[0].id] = self._said(answer)
+            sent.refused[piece[0].id] = self._error_message(answer)
             return []
         half = len(piece) // 2
         return [piece[half:], piece[:half]]
 
-    def _said(self, answer: Answer) -> str:
+    def _error_message(self, answer: Answer) -> str:
         """Return the answer as an error message."""
         if answer.status is None:
-            return self._shown(f"it does not answer: {answer.error}")
+            return self._hide_credentials(f"it does not answer: {answer.error}")
         body = answer.body.decode("utf-8", "replace")
-        return self._shown(f"it answers {answer.status}: {body or answer.error or 'nothing'}")
+        return self._hide_credentials(f"it answers {answer.status}: {body or answer.error or 'nothing'}")
 
-    def _shown(self, text: str) -> str:
+    def _hide_credentials(self, text: str) -> str:
         if self._sent:
             text = text.replace(self._sent, "(hidden)")
         return " ".join(text.replace("\0", "").split())[:ERROR_CHARS_MAX]

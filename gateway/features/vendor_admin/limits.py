@@ -87,7 +87,7 @@ class _Limits:
     async def budgets(self) -> list[Row]:
         """Return the budgets that have spend limits, the oldest first."""
         require_read(self._actor, self._budgets.resource)
-        filters = {"organization_id": self._of(), "unit": MONEY}
+        filters = {"organization_id": self._require_organization(), "unit": MONEY}
         rows, _ = await self._budgets.list(Query(filters, None, None, None, BUDGETS_READ_MAX))
         return [row for row in rows if _is_limit(row)]
 
@@ -126,7 +126,7 @@ class _Limits:
         )
         whose = " of each user" if "each" in scope else ""
         sent = {
-            "organization_id": self._of(), "name": f"{NAME}{whose}{narrowed}, {interval}" if whose else NAME + narrowed,
+            "organization_id": self._require_organization(), "name": f"{NAME}{whose}{narrowed}, {interval}" if whose else NAME + narrowed,
             "unit": MONEY, "amount": amount, "interval": interval, **scope,
         }  # fmt: skip
         return (await self._budgets.create(asked, sent)).content
@@ -154,7 +154,7 @@ class _Limits:
             group = await self._groups.show(group_id)
         except NotFound:
             return False
-        return (group["organization_id"], group["kind"]) == (self._of(), USER)
+        return (group["organization_id"], group["kind"]) == (self._require_organization(), USER)
 
     async def delete(self, asked: WriteRequest, limit: _SpendLimit) -> None:
         """Delete a limit; the budget of each user stays while single ones have limits of their own in it."""
@@ -172,9 +172,9 @@ class _Limits:
         await self._budgets.delete(asked, int(str(row["id"])))
 
     async def currency(self) -> str:
-        return str((await self._organizations.show(self._of()))["currency"])
+        return str((await self._organizations.show(self._require_organization()))["currency"])
 
-    def _of(self) -> int:
+    def _require_organization(self) -> int:
         if self._organization is None:
             raise Unprocessable("Limits of spend are an organization's: ask with a token of one.")
         return self._organization

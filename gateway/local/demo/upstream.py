@@ -390,7 +390,7 @@ def fill_answer(template: Any, values: dict[str, Any], lists: dict[str, Any]) ->
         hole = HOLE.fullmatch(template)
         return values[hole[1]] if hole else HOLE.sub(lambda found: str(values[found[1]]), template)
     if isinstance(template, list):
-        made = (fill_answer(*each, lists) for item in template for each in _each(item, values, lists))
+        made = (fill_answer(*each, lists) for item in template for each in _expand_item(item, values, lists))
         return [item for item in made if item is not GONE]
     if not isinstance(template, dict):
         return template
@@ -401,7 +401,9 @@ def fill_answer(template: Any, values: dict[str, Any], lists: dict[str, Any]) ->
     return {name: item for name, item in filled.items() if item is not GONE}
 
 
-def _each(item: Any, values: dict[str, Any], lists: dict[str, Any]) -> list[tuple[Any, dict[str, Any]]]:
+def _expand_item(
+    item: Any, values: dict[str, Any], lists: dict[str, Any]
+) -> list[tuple[Any, dict[str, Any]]]:
     if not isinstance(item, dict) or "$each" not in item:
         return [(item, values)]
     return [(item, {**values, item["$each"]: one}) for one in lists[item["$each"]]]

@@ -11,7 +11,6 @@ from uuid import UUID
 import pytest
 
 from gateway.core.calls.call import BLOB_TOKENS, Body, CallRequest, CallSpec, Media, names_in
-from gateway.core.calls.claims import measure_media, read_call
 from gateway.core.calls.estimate import (
     CEILING,
     LEARNED_BYTES,
@@ -22,6 +21,7 @@ from gateway.core.calls.estimate import (
     limit_models,
 )
 from gateway.core.calls.facts import aim_of
+from gateway.core.calls.parsing import measure_media, read_call
 from gateway.core.calls.routes import ModelTarget, Route
 from gateway.core.families.controlled import elements, models_beside
 from gateway.core.families.registry import OF_METER

@@ -19,7 +19,7 @@ from gateway.core.integrity.roster import SILENT_S_MAX
 from gateway.core.layout import LAYOUT
 from gateway.core.model import PARTITIONS, Service, SettleResult
 from gateway.core.wait import in_task
-from gateway.counters.admission.cache import HEARD
+from gateway.counters.admission.key_changes import HEARD
 from gateway.counters.keeper import worker_reports
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys

@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 from unicodedata import normalize
 from urllib.parse import unquote
 
-from gateway.core.accounts.upstream_jobs import OPERATIONS
+from gateway.core.accounts.upstream_states import OPERATIONS
 from gateway.core.billing.vector import AUTO, CACHE_HOUR, IMAGES
 from gateway.core.calls.call import TOKENS_ALONE, Body, CallSpec, FieldNames, RequestedUnits, UsageBounds
 from gateway.core.calls.storage import STORAGE_S, StorageTime, storage_of

@@ -10,8 +10,10 @@ import pytest
 from gateway.core.billing.price_book import KINDS
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
-from gateway.core.calls.claims import asks_of, check_numbers, read_call
+from gateway.core.calls.claims import asks_of
 from gateway.core.calls.estimate import Estimator
+from gateway.core.calls.output_limits import check_numbers
+from gateway.core.calls.parsing import read_call
 from gateway.core.calls.routes import Route
 from gateway.core.families.anthropic.fallbacks import read_fallbacks
 from gateway.core.families.controlled import ModelAttempt, models_counted
