@@ -121,19 +121,26 @@ class Player(layout_player.Player):
         return layout_player._id(self.writes, 3)
 
     def _amounts(self) -> None:
-        """Define the budgets anew; from now on calls bring these. The interval of a budget never changes."""
-        draw, day = self.drawn.choice, self.now_ms - self.now_ms % DAY_MS
+        """Change the amounts of budgets; from now on calls bring these. The interval of a budget never changes."""
+        draw = self.drawn.choice
+        self.windows = [
+            (number, draw([90, 600, 10**6]), unit, draw([True, True, False]), draw([False, False, True]))
+            for number, unit in ((1, "money"), (2, "tokens"), (3, "requests"))
+            if draw([True, True, False])
+        ]
+        self.owned = draw([60, 400])
+        self._define_budgets()
+
+    def _define_budgets(self) -> None:
+        """Define the budgets as of now."""
+        day = self.now_ms - self.now_ms % DAY_MS
         daily = (day, day + DAY_MS, day + 2 * DAY_MS)
         times = [daily if is_daily else (0, 0, 0) for is_daily in self.daily]
         shared = [
-            window(
-                number, draw([90, 600, 10**6]), unit, at=times[number], enforce=draw([True, True, False]),
-                cut=draw([False, False, True]),
-            )
-            for number, unit in ((1, "money"), (2, "tokens"), (3, "requests"))
-            if draw([True, True, False])
-        ]  # fmt: skip
-        owned = window(4, draw([60, 400]), at=times[0])
+            window(number, amount, unit, at=times[number], enforce=enforce, cut=cut)
+            for number, amount, unit, enforce, cut in self.windows
+        ]
+        owned = window(4, self.owned, at=times[0])
         self.budgets: list[BudgetAccount] = [account(*shared)] if shared else []
         self.budgets += [account(owned, name=OTHER_NAME, value=letter * 24) for letter in "ab"]
         if self.is_newest:
@@ -273,7 +280,10 @@ class Player(layout_player.Player):
         )
 
     def _pass(self) -> None:
+        """Let time pass. In the release before, an old definition did not say when a window ends whose end is unknown."""
         self._wait(self.drawn.choice(PASSES_MS))
+        if not self.is_newest or self.drawn.choice([True, False]):
+            self._define_budgets()
 
     def _lease(self) -> list[float]:
         ttl, caller = self.drawn.choice([TTL_MS, TTL_MS, 0]), self.drawn.choice(self.worlds).caller
