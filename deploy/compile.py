@@ -33,7 +33,7 @@ KEPT = ROOT / "build" / "c"
 KEPT_MAX = 6  # builds of one name: more than there are flags of it
 # Modules whose annotations msgspec reads, and modules that run once per client, are not compiled.
 MODULES = {
-    "gateway/calls": ("admit", "aim", "charge", "claim", "permit", "ports", "prices", "rating", "steps"),
+    "gateway/calls": ("admit", "aim", "answers", "charge", "claim", "permit", "ports", "prices", "rating", "steps", "terms"),
     "gateway/core": (
         "circuit_breaker", "histograms", "http_limits", "lru", "model", "shares", "traces", "unreported_failures",
         "wait", "wait_hints",

@@ -275,9 +275,9 @@ class EntityWrite:
         """
         if self.batch is None:
             return read()
-        found = self.batch.counts[what] if what in self.batch.counts else read()
-        self.batch.counts[what] = found + 1
-        return found
+        count = self.batch.counts[what] if what in self.batch.counts else read()
+        self.batch.counts[what] = count + 1
+        return count
 
     def define(self, account: str, organization_id: object) -> None:
         self.intend([account], "define", {}, organization_id=int(str(organization_id)))
@@ -384,8 +384,8 @@ class Entity:
 
 def live(table: Table, *selected: Any) -> Select[Any]:
     """Return a query for the rows of a table that are not deleted, with these columns or the id."""
-    found = select(*selected or (table.c.id,))
-    return found.where(table.c.deleted_at.is_(None)) if "deleted_at" in table.c else found
+    statement = select(*selected or (table.c.id,))
+    return statement.where(table.c.deleted_at.is_(None)) if "deleted_at" in table.c else statement
 
 
 def id_in(values: Row, name: str) -> int:
@@ -428,13 +428,13 @@ def require(change: EntityWrite) -> None:
         wanted = change.command.values.get(name)
         if wanted is None or (table.name, wanted) in held:
             continue
-        found = live(table).where(table.c.id == wanted)
+        statement = live(table).where(table.c.id == wanted)
         if (realm := change.realm) is not None:
             # A tenant's rows do not include its organization, which still owns all that the tenant creates.
-            found = found.where(
+            statement = statement.where(
                 owned(table, Realm(realm.organization_id) if table is organization else realm)
             )
-        if change.connection.execute(found.with_for_update(read=True)).first() is None:
+        if change.connection.execute(statement.with_for_update(read=True)).first() is None:
             missing.append((name, f"there is no {table.name.replace('_', ' ')} {wanted}"))
         held.add((table.name, wanted))
     if missing:
@@ -534,15 +534,17 @@ def count_rows(
 
 def _matching(connection: Connection, subject: Entity, query: Query) -> Select[Any]:
     """Return a query for the rows that match a list's filters and time span."""
-    found = subject.rows.where(*(subject.condition(name, value) for name, value in query.filters.items()))
+    statement = subject.rows.where(*(subject.condition(name, value) for name, value in query.filters.items()))
     for name in subject.implied.keys() & query.filters.keys():
         known = connection.execute(subject.implied[name](query.filters[name])).mappings().first()
-        found = found.where(*(subject.table.c[each] == value for each, value in (known or {}).items()))
+        statement = statement.where(
+            *(subject.table.c[each] == value for each, value in (known or {}).items())
+        )
     if query.since is not None:
-        found = found.where(subject.table.c[subject.time] >= query.since)
+        statement = statement.where(subject.table.c[subject.time] >= query.since)
     if query.until is not None:
-        found = found.where(subject.table.c[subject.time] < query.until)
-    return found
+        statement = statement.where(subject.table.c[subject.time] < query.until)
+    return statement
 
 
 # Search of rows by the words of their names.

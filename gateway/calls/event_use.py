@@ -41,7 +41,7 @@ def use_of(
         tenant_id=tenant_id, service_id=service.id, meter=service.meter, one_time=service.one_time,
         tiers=pack_tiers(service.pricing.ladder) if service.meter == PAY_PER_USE else b"", user=told.user,
         project_id=told.project_id, counts_tokens=service.counts_tokens and in_cycle, tokens=told.tokens,
-        weighed=told.tokens if moved.quota_tokens is None else moved.quota_tokens, credits=moved.credits,
+        quota_tokens=told.tokens if moved.quota_tokens is None else moved.quota_tokens, credits=moved.credits,
         over=moved.over, units=moved.units if service.meter == PAY_PER_USE else 0, money=made.cost,
         facts=CallFacts(*made.facts),
     )  # fmt: skip

@@ -18,12 +18,12 @@ _double = Struct("<d").pack
 
 def pack_parts(*parts: Part) -> bytes:
     """Join texts and numbers to one value for Lua scripts; a number becomes a little-endian double."""
-    return b"".join([_double(one) if isinstance(one, int) else _text(one) for one in parts])
+    return b"".join([_double(part) if isinstance(part, int) else _text(part) for part in parts])
 
 
 def say_parts(*parts: Part) -> bytes:
     """Join texts and numbers to one text; a number (64 bits at most) becomes decimal digits."""
-    return b"".join([b"%d" % one if isinstance(one, int) else _text(one) for one in parts])
+    return b"".join([b"%d" % part if isinstance(part, int) else _text(part) for part in parts])
 
 
 def unpack_numbers(packed: bytes) -> tuple[int, ...]:

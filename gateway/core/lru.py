@@ -73,7 +73,7 @@ class CachePool:
         self._caches[name] = cache
         cache.pool = self
         self.held += cache.held
-        whole = sum([one.most for one in self._caches.values()])
+        whole = sum([cache.most for cache in self._caches.values()])
         for one in self._caches.values():
             one.share = min(one.most, self.most * one.most // whole)
 
@@ -84,17 +84,17 @@ class CachePool:
         """
         while self.held > self.most:
             largest, above = None, 0
-            for one in self._caches.values():
-                excess = one.held - one.share
-                if excess > above and len(one.known) > 1:
-                    largest, above = one, excess
+            for cache in self._caches.values():
+                excess = cache.held - cache.share
+                if excess > above and len(cache.known) > 1:
+                    largest, above = cache, excess
             if largest is None:
                 return
             largest.evict()
 
     def sizes(self) -> list[tuple[str, int]]:
         """Return (name, bytes held) of each cache."""
-        return [(name, one.held) for name, one in self._caches.items()]
+        return [(name, cache.held) for name, cache in self._caches.items()]
 
 
 class LruCache(Generic[K, V]):

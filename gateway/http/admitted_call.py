@@ -12,8 +12,9 @@ from typing import Final
 
 import msgspec
 
-from gateway.calls.admit import Admission, check_admitted
+from gateway.calls.admit import Admission
 from gateway.calls.aim import fields_allowed
+from gateway.calls.answers import check_admitted
 from gateway.calls.charge import NO_DETAIL, ChargedUse, Counted, MeteredUse, UseTerms, charge, release
 from gateway.core.accounts.budgets import TOKENS
 from gateway.core.accounts.call_budgets import CallBudgets
@@ -96,7 +97,7 @@ class AdmittedCall:
     def __init__(  # noqa: PLR0917  # who asks for what, and what it costs
         self, exchange: Exchange, caller: Caller, service: Service, call: CallRequest,
         raises: AdmittedCall | None = None, prices: CallPrices = NO_PRICES,
-        budgets: CallBudgets | None = None,
+        budgets: CallBudgets | None = None, admission: Admission | None = None,
     ) -> None:  # fmt: skip
         self._exchange = exchange
         self.worker = exchange.worker
@@ -127,6 +128,8 @@ class AdmittedCall:
         self.upstream_id = b""
         self.first_token = 0.0
         self.due = False
+        if admission is not None:
+            self.take(admission)
 
     def take(self, admission: Admission) -> None:
         """Set the decisions of an admission of the call, and bind its body to the hold.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from gateway.calls.admit import consider
 from gateway.calls.permit import lists_of
+from gateway.calls.terms import consider
 from gateway.core.calls.call import NO_FILTER, AnswerFilter, Body, CallRequest, CallSpec, NameCheck
 from gateway.core.calls.facts import aim_of
 from gateway.core.calls.models import ModelTable, named_by

@@ -176,10 +176,10 @@ class FileStore:
 
     def sizes(self, folder: str) -> dict[str, int]:
         """Return the size in bytes of each file in a folder, by name."""
-        return {each.base_name: each.size for each in self._infos(folder) if each.type == self._kinds.File}
+        return {info.base_name: info.size for info in self._infos(folder) if info.type == self._kinds.File}
 
     def folders(self, folder: str) -> list[str]:
-        return sorted(each.base_name for each in self._infos(folder) if each.type == self._kinds.Directory)
+        return sorted(info.base_name for info in self._infos(folder) if info.type == self._kinds.Directory)
 
     def _infos(self, folder: str) -> Any:
         with told(self.url):
@@ -216,9 +216,9 @@ def told(url: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, ImportError) as error:
-        said = str(error).splitlines()[0] if str(error) else type(error).__name__
-        help_ = next((f": {words}" for word, words in _HELPS.items() if word in said), "")
-        raise PlaceFailed(f"{url}: {said}{help_}") from error
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        help_ = next((f": {words}" for word, words in _HELPS.items() if word in line), "")
+        raise PlaceFailed(f"{url}: {line}{help_}") from error
 
 
 def _refuse(url: str) -> None:

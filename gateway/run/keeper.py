@@ -211,7 +211,7 @@ class Keeper:
         self._store = store_over(settings, letterhead(settings), self._counters, self._pools.billing)
         self._outgoing = Outgoing(private=settings.webhook_private_addresses, proxies=later.proxies)
         link = f"{settings.links_url}/mail/{{}}".format
-        links = {event: one for each in features() for event, one in each.links(settings).items()}
+        links = {event: link for feature in features() for event, link in feature.links(settings).items()}
         waiting = Deliveries(self._engine, link, links)
         self._webhook_deliveries = WebhookDeliveries(
             waiting, self._outgoing, now, mailer=mailer, isolation=isolation, agenda=agenda

@@ -77,8 +77,8 @@ def billing_loops(
     async def make_ordered(order_id: int) -> None:
         await store.write(keeper_command("credit-additions", "create-ordered", order_id=order_id))
 
-    async def bill_top_up(one: top_ups.TopUp) -> None:
-        of = {"organization_id": one.organization_id, "source_id": one.addition_id}
+    async def bill_top_up(top_up: top_ups.TopUp) -> None:
+        of = {"organization_id": top_up.organization_id, "source_id": top_up.addition_id}
         await store.write(keeper_command("invoices", "top-up", None, source="credit_addition", **of))
 
     async def rate_again(price_id: int) -> None:
@@ -140,7 +140,7 @@ def billing_loops(
             ),
         ), agenda=agenda),
     )  # fmt: skip
-    return {one.name: one for one in loops}
+    return {loop.name: loop for loop in loops}
 
 
 async def charge(store: Store, today: Callable[[], date], organization_ids: Sequence[int]) -> None:
@@ -201,13 +201,13 @@ def sweeper(sweeps: Sweeps, counters: KeeperCounters, agenda: Agenda | None = No
     return Loop("sweeper", 1.0, (sweep,), quiet=away, agenda=agenda)
 
 
-def clock_changes(told: ClockReports, clock: Clock) -> Loop:
+def clock_changes(clock_reports: ClockReports, clock: Clock) -> Loop:
     """Return the loop that sends time zones' changes of local time to Redis, two of each zone in advance."""
 
     async def tell(zone: str) -> None:
-        await told.tell(zone, clock_of(zone, ms_of(clock())), TENANTS_OF_A_ZONE)
+        await clock_reports.tell(zone, clock_of(zone, ms_of(clock())), TENANTS_OF_A_ZONE)
 
-    return Loop("clock changes", 10.0, (each(lambda _, __: told.zones(), tell),))
+    return Loop("clock changes", 10.0, (each(lambda _, __: clock_reports.zones(), tell),))
 
 
 def news_loops(notices: Notices, clock: Clock, agenda: Agenda | None = None) -> Sequence[Loop]:

@@ -1,5 +1,7 @@
 -- windows: the windows of a budget account as time and a definition change them: each with its limit, end, used and held amount.
 -- Needs state, wide_windows, definition, rings, carries.
+local HOUR_MS = 3600000
+
 -- The windows of a definition, with their used and held amounts; where one carries, what it used is without that.
 function kinds.listed(definition, meters)
   local windows, opened = {}, {}
@@ -31,9 +33,11 @@ function kinds.roll(windows, now, defined)
     local over = window.next > 0 and now >= window.next
     if window.ring then over = rings.roll(window, now)
     elseif over and kinds.of(window.flags) == FLAG_FIRST_USE then window.start, window.next, window.used, window.used_rest = 0, 0, 0, 0 end
+    local follows = not window.carry and window.after - window.next == HOUR_MS and HOUR_MS or nil -- what comes after an hour is known
+    if follows and now >= window.after then window.next = now - (now - window.next) % HOUR_MS; window.after = window.next + HOUR_MS end
     while not window.ring and not (defined and window.carry) and window.next > 0 and now >= window.next do
       carries.renew(window)
-      window.start, window.next, window.after, window.used, window.used_rest = window.next, window.after, 0, 0, 0
+      window.start, window.next, window.after, window.used, window.used_rest = window.next, window.after, follows and window.after + follows or 0, 0, 0
     end
     window.is_over = over or window.is_over
   end
@@ -64,6 +68,7 @@ function kinds.redefined(windows, wanted, now)
       if window.carry then window.carry[WINDOW_START_AT] = window.carry[WINDOW_START_AT] - 1 end
     end
     if had_window then
+      if early and window.carry then kinds.roll({had_window}, now) end -- what runs is not in the definition
       window.held, window.held_rest = had_window.held, had_window.held_rest
       if kind ~= kinds.of(had_window.flags) or kind > 0 and window.after ~= had_window.after then is_alike = false -- another window has its id
       elseif kind > 0 then window.start, window.next, window.ring, window.ring_rest = had_window.start, had_window.next, had_window.ring, had_window.ring_rest

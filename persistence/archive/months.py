@@ -140,8 +140,8 @@ def one(connection: Connection, statement: str, values: Any = None) -> tuple[Any
 
 def months_before(connection: Connection, before: date, ledger: MonthlyLedger) -> list[date]:
     """Return the first days of unarchived months of a ledger that ended by `before`, oldest first."""
-    found = connection.execute(_OPEN.encode(), {"ledger": ledger.name})
-    return [month for (month,) in found if end_of(month) <= before]
+    result = connection.execute(_OPEN.encode(), {"ledger": ledger.name})
+    return [month for (month,) in result if end_of(month) <= before]
 
 
 def latest(today: date) -> date:
@@ -226,25 +226,25 @@ def what_waits(connection: Connection, ledger: MonthlyLedger, month: date) -> li
     values = {"end": end_of(month), "late": end_of(month) + timedelta(days=GRACE_DAYS)}
     said = []
     for what, statement in _REASONS.items():
-        said += _said(connection, what, statement, values)
+        said += _name_reasons(connection, what, statement, values)
     return said
 
 
 def _of_ledger(connection: Connection, ledger: MonthlyLedger, partition: str) -> list[str]:
     delta, balance = MOVES[ledger.kind]
     names = {"kind": ledger.kind, "owner": ledger.owner, "partition": partition, "delta": delta}
-    said = _said(
+    said = _name_reasons(
         connection,
         "has no checkpoint of it: a keeper makes them after a month's end",
         _NOT_ADDED_UP.format(**names),
     )
-    said += _said(connection, "does not chain", _BROKEN.format(balance=balance, **names))
+    said += _name_reasons(connection, "does not chain", _BROKEN.format(balance=balance, **names))
     if ledger.kind == "credits":
-        said += _said(connection, "has credits that are not allocated", _UNALLOCATED.format(**names))
+        said += _name_reasons(connection, "has credits that are not allocated", _UNALLOCATED.format(**names))
     return said
 
 
-def _said(
+def _name_reasons(
     connection: Connection, what: str, statement: str, values: Mapping[str, date] | None = None
 ) -> list[str]:
     return named(what, connection.execute(first_of(statement).encode(), values).fetchall())
@@ -472,10 +472,10 @@ def droppable(connection: Connection, days: int) -> list[ArchivedMonth]:
 
     A detached table is no longer part of its ledger.
     """
-    found = connection.execute(_DROPPABLE, (days,))
+    result = connection.execute(_DROPPABLE, (days,))
     return [
         ArchivedMonth(ledger, month, url, file, rows, size, sha256, {})
-        for ledger, month, url, file, rows, size, sha256 in found
+        for ledger, month, url, file, rows, size, sha256 in result
     ]
 
 
@@ -597,10 +597,10 @@ class MovementRun:
 
 
 def archived(connection: Connection) -> list[ArchivedMonth]:
-    found = connection.execute(_ARCHIVED)
+    result = connection.execute(_ARCHIVED)
     return [
         ArchivedMonth(ledger, month, url, file, rows, size, sha256, {})
-        for ledger, month, url, file, rows, size, sha256 in found
+        for ledger, month, url, file, rows, size, sha256 in result
     ]
 
 
@@ -622,8 +622,8 @@ def contradictions(connection: Connection) -> list[str]:
     views = " UNION ALL ".join(
         f"SELECT '{name}', account, seq, detail FROM invariant_{name}" for name in INVARIANTS
     )
-    found = connection.execute(f"{views} LIMIT {VIOLATIONS_MAX + 1}".encode())
-    told = [f"{account} at {seq} breaks {name}: {detail}" for name, account, seq, detail in found]
+    result = connection.execute(f"{views} LIMIT {VIOLATIONS_MAX + 1}".encode())
+    told = [f"{account} at {seq} breaks {name}: {detail}" for name, account, seq, detail in result]
     return [*told[:VIOLATIONS_MAX], MORE.detail] if len(told) > VIOLATIONS_MAX else told
 
 
@@ -681,13 +681,13 @@ def told(url: str, rows_max: int = ROWS_TOLD_MAX) -> list[tuple[str, date, date,
 
 
 def _bring_in(connection: Connection, ledger: MonthlyLedger, room: int) -> list[PartitionedMonth]:
-    if not _asked(connection, ledger):
+    if not _read_months(connection, ledger):
         return []
     moved = []
     with connection.transaction():
         have_partitions(connection)
         lock(connection, ledger.name, "ACCESS EXCLUSIVE")
-        months = _asked(connection, ledger)
+        months = _read_months(connection, ledger)
         # Rows can be deleted only from a detached table.
         connection.execute(f"ALTER TABLE {ledger.name} DETACH PARTITION {ledger.name}_default".encode())
         for month, rows in months:
@@ -700,9 +700,9 @@ def _bring_in(connection: Connection, ledger: MonthlyLedger, room: int) -> list[
     return moved
 
 
-def _asked(connection: Connection, ledger: MonthlyLedger) -> list[tuple[date, int]]:
-    found = connection.execute(_MONTHS.format(ledger=ledger.name, at=ledger.at, most=MONTHS_MAX).encode())
-    return [(month, int(rows)) for month, rows in found]
+def _read_months(connection: Connection, ledger: MonthlyLedger) -> list[tuple[date, int]]:
+    result = connection.execute(_MONTHS.format(ledger=ledger.name, at=ledger.at, most=MONTHS_MAX).encode())
+    return [(month, int(rows)) for month, rows in result]
 
 
 def _move(connection: Connection, ledger: MonthlyLedger, month: date) -> int:

@@ -141,7 +141,7 @@ SELECT q.tenant_id, t.organization_id FROM tenant_quota AS q JOIN tenant AS t ON
 _NOW = query("sweeps.now", "Select the time of the transaction", "SELECT now()")
 _FIRST = datetime.min.replace(tzinfo=UTC)
 _CHARGED = query("sweeps.charged", "Select the charges of requests that settle late", f"""
-SELECT request, sum(tokens)::bigint AS weighed, sum(credits)::bigint AS credits, sum(units)::bigint AS units,
+SELECT request, sum(tokens)::bigint AS quota_tokens, sum(credits)::bigint AS credits, sum(units)::bigint AS units,
        bool_or(reclaimed) AS reclaimed, sum(carried)::bigint AS over,
        (SELECT max(c.tokens) FROM call AS c WHERE c.request_id = cast(request AS uuid)
            AND c.created_at >= {SINCE}) AS tokens,
@@ -292,9 +292,9 @@ def _letter(late: LateSettlement) -> dict[str, object]:
 
 def _charged(row: Row[Any]) -> ChargedAmounts:
     """Return the amounts that the ledgers charged for a call; tokens are the journal's, if it has them."""
-    tokens = row.weighed if row.tokens is None else row.tokens
-    weighed = None if tokens == row.weighed else row.weighed
+    tokens = row.quota_tokens if row.tokens is None else row.tokens
+    quota_tokens = None if tokens == row.quota_tokens else row.quota_tokens
     return ChargedAmounts(
-        tokens, row.credits, row.units, bool(row.reclaimed), row.over, weighed,
+        tokens, row.credits, row.units, bool(row.reclaimed), row.over, quota_tokens,
         money=row.money or 0, budget_tokens=tokens, requests=1,
     )  # fmt: skip

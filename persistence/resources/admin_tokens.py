@@ -103,8 +103,8 @@ def _narrow(change: EntityWrite) -> None:
     if (named := values.get(TENANT)) is None:
         return
     if values["role"] not in TEAM_ROLES:
-        said = f"must be {', '.join(TEAM_ROLES[:-1])} or {TEAM_ROLES[-1]} for a token of one tenant"
-        raise Unprocessable(errors=(("role", said),))
+        message = f"must be {', '.join(TEAM_ROLES[:-1])} or {TEAM_ROLES[-1]} for a token of one tenant"
+        raise Unprocessable(errors=(("role", message),))
     if values.get("ours"):
         raise Unprocessable(errors=_OURS_OF_A_TEAM)
     owner = change.connection.execute(live(tenant, tenant.c[OWNER]).where(tenant.c.id == named)).scalar()

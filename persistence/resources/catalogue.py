@@ -248,7 +248,7 @@ def check_targets(change: EntityWrite, row: Row) -> None:
     """Raise `Unprocessable` for a repeated target of a model, or one with a * if the model has no prefix."""
     targets = row["targets"]
     assert isinstance(targets, list)
-    said = [(one["upstream"], one.get("model")) for one in targets]
+    said = [(target["upstream"], target.get("model")) for target in targets]
     if len(set(said)) < len(said):
         raise Unprocessable(errors=(("targets", "must name each target once"),))
     if row["prefix"] is None and any("*" in (name or "") for _, name in said):

@@ -29,8 +29,8 @@ from persistence.tables import (
 def check_features(change: EntityWrite) -> None:
     wanted = change.command.values.get("feature_access")
     if isinstance(wanted, list) and wanted:
-        found = change.connection.execute(live(service, service.c.key).where(service.c.key.in_(wanted)))
-        missing = sorted(set(wanted) - set(found.scalars()))
+        result = change.connection.execute(live(service, service.c.key).where(service.c.key.in_(wanted)))
+        missing = sorted(set(wanted) - set(result.scalars()))
         if missing:
             raise Unprocessable(errors=(("feature_access", f"there is no service {missing[0]!r}"),))
 

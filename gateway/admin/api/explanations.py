@@ -37,8 +37,8 @@ def mount_explanations(app: web.Application, ports: AdminPorts, root: str) -> No
         require_read(mine.actor, CALLS)
         bodies.check_body(EXPLANATION.asked, dict(read_once(request.query)))
         steps = await explain(mine, await _called(mine, request))
-        told = EXPLANATION.out.model_validate({"steps": [asdict(step) for step in steps]})
-        return answer(200, told.model_dump(mode="json"))
+        explanation = EXPLANATION.out.model_validate({"steps": [asdict(step) for step in steps]})
+        return answer(200, explanation.model_dump(mode="json"))
 
     app.router.add_get(f"{root}/calls/{{id}}/{EXPLANATION.name}", show)
 

@@ -61,8 +61,8 @@ def mount_usage(app: web.Application, ports: AdminPorts, root: str) -> None:
         mine = await admit(ports, request)
         require_read(mine.actor, REPORTS["usage"])
         page, mark = _page(request.query)
-        found = await mine.store.used(page)
-        told, more = found[: page.rows_max - 1], len(found) == page.rows_max
+        rows = await mine.store.used(page)
+        told, more = rows[: page.rows_max - 1], len(rows) == page.rows_max
         return web.json_response(
             {
                 "items": [shown(item, page.groups) for item in told],
@@ -369,9 +369,9 @@ def mount_invoices(app: web.Application, ports: AdminPorts, root: str, admitted:
             count_rows(piece.count(b"\n"))
             yield piece
 
-    one = f"{root}/invoices/{{id:[0-9]+}}"
-    app.router.add_get(f"{one}.csv", lines)
-    app.router.add_get(f"{one}/usage.csv", usage)
+    path = f"{root}/invoices/{{id:[0-9]+}}"
+    app.router.add_get(f"{path}.csv", lines)
+    app.router.add_get(f"{path}/usage.csv", usage)
 
 
 async def read_invoice(request: web.Request, ports: AdminPorts, admitted: Admit) -> tuple[AdminPorts, Row]:

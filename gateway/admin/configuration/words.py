@@ -136,10 +136,10 @@ def _ordered() -> Iterator[Resource]:
 KINDS: Mapping[str, Resource] = {resource.name: resource for resource in _ordered()}
 
 
-def near(said: str, known: Collection[str]) -> str:
+def near(name: str, known: Collection[str]) -> str:
     """Return a hint with the most similar known word, or with all known words if none is similar."""
-    found = difflib.get_close_matches(said, known, 1)
-    return f"did you mean {found[0]}?" if found else f"known are {', '.join(known)}"
+    close_matches = difflib.get_close_matches(name, known, 1)
+    return f"did you mean {close_matches[0]}?" if close_matches else f"known are {', '.join(known)}"
 
 
 def schema() -> Json:
@@ -178,7 +178,7 @@ def _say(resource: Resource, defs: Mapping[str, Json]) -> None:
     for name, parts in how.parts.items():
         _say_keys(parts, shape["properties"][name]["items"], defs)
     required = {*shape.get("required", ()), *how.needs} - {how.since}
-    shape["required"] = [said for said, name in words(resource).items() if name in required]
+    shape["required"] = [field for field, name in words(resource).items() if name in required]
 
 
 def _say_keys(how: PartsDeclaration, items: Json, defs: Mapping[str, Json]) -> None:
@@ -200,10 +200,10 @@ def _reference_schema(target: Resource, part: Json) -> Json:
         "required": [word(target, how.by[-1])],
     }
     options: list[Json] = [{"type": "string"}, *([says] if len(how.by) > 1 else [])]
-    if any(each.get("type") == "null" for each in part.get("anyOf", ())):
+    if any(choice.get("type") == "null" for choice in part.get("anyOf", ())):
         options.append({"type": "null"})
-    told = f"Of {target.name}, by {word(target, how.by[-1])}."
-    return {"anyOf": options, "description": " ".join(filter(None, (part.get("description"), told)))}
+    sentence = f"Of {target.name}, by {word(target, how.by[-1])}."
+    return {"anyOf": options, "description": " ".join(filter(None, (part.get("description"), sentence)))}
 
 
 # Compares wanted and stored values, regardless of their notation.
@@ -221,9 +221,9 @@ def same(wanted: object, stored: object) -> bool:
 def _document(value: object) -> object:
     """Return a JSON value in a form for comparisons: decimal texts become numbers, nulls are removed."""
     if isinstance(value, dict):
-        return {name: _document(each) for name, each in value.items() if each is not None}
+        return {name: _document(part) for name, part in value.items() if part is not None}
     if isinstance(value, list):
-        return [_document(each) for each in value]
+        return [_document(part) for part in value]
     if isinstance(value, str) and DECIMAL.fullmatch(value):
         return Decimal(value)
     return value
@@ -239,9 +239,11 @@ CHARS_MAX = 64
 
 def suggestion(name: object, known: Iterable[object]) -> str | None:
     """Return the most similar of the first `CANDIDATES_MAX` known names; None if none is similar."""
-    said = str(name)
-    if len(said) > CHARS_MAX:
+    text = str(name)
+    if len(text) > CHARS_MAX:
         return None
-    some = (str(each) for each in islice(known, CANDIDATES_MAX) if each)
-    near = difflib.get_close_matches(said, [each for each in some if len(each) <= CHARS_MAX], 1)
+    some = (str(candidate) for candidate in islice(known, CANDIDATES_MAX) if candidate)
+    near = difflib.get_close_matches(
+        text, [candidate for candidate in some if len(candidate) <= CHARS_MAX], 1
+    )
     return near[0] if near else None

@@ -36,7 +36,7 @@ for _name, _actions in ((name, more) for feature in features() for name, more in
     RESOURCES[_name] = replace(_resource, actions=(*_resource.actions, *_actions), access=_access)
 REPORTS: dict[str, ReportEndpoint] = {**reports.REPORTS}
 for _name, _more in ((name, more) for feature in features() for name, more in feature.documents.items()):
-    _documents = tuple(DocumentEndpoint(*one) for one in _more)
+    _documents = tuple(DocumentEndpoint(*row) for row in _more)
     if _name in REPORTS:
         _report = REPORTS[_name]
         REPORTS[_name] = replace(_report, documents=(*_report.documents, *_documents))

@@ -104,5 +104,5 @@ class BudgetComparison:
         waiting = waiting_in([*entries, *apart, *stored.aside], budgets)
         accounts = as_they_should_be(organization_id, budgets, stored, waiting, now_ms)
         wanted = set(names)
-        items = list(differences((one for one in accounts if one.name in wanted), live, may_lack))
+        items = list(differences((account for account in accounts if account.name in wanted), live, may_lack))
         return items, [named[name] for name in gone if name in wanted and name not in live]

@@ -47,7 +47,7 @@ class BudgetRebuild:
         only with `went_on`, that is if Redis continued with older data. Otherwise, or if too many entries
         wait, they are left unchanged, since PostgreSQL may be the older one.
         """
-        here = [one.definition for one in organizations]
+        here = [organization.definition for organization in organizations]
         defined = [one for one in here if one.terms.budgets]
         # Most partitions have no organizations: a query for each would be most of a verification.
         runs = await self._source.runs([one.organization_id for one in here]) if here else []
@@ -56,7 +56,7 @@ class BudgetRebuild:
         now_ms, ids = await self._target.now_ms(), [one.organization_id for one in here]
         of_runs = [window for run in runs for window in run.budgets]
         budgets = [budget for one in defined for budget in one.terms.budgets]
-        begun = [WindowKey(one.id, run.created_ms) for run in runs for one in run.budgets]
+        begun = [WindowKey(budget.id, run.created_ms) for run in runs for budget in run.budgets]
         windows = [*windows_at(budgets, now_ms), *begun]
         stored = await self._source.stored(partition, ids, windows, carrying(budgets))
         entries = await self._target.waiting(partition, stored.mark)
@@ -95,5 +95,7 @@ class BudgetRebuild:
 
         Accounts that another version wrote are omitted.
         """
-        live, others = await self._target.live_budgets(partition, [one.name for one in accounts])
-        return differing([one for one in accounts if one.name not in others], live, less_only=less_only)
+        live, others = await self._target.live_budgets(partition, [account.name for account in accounts])
+        return differing(
+            [account for account in accounts if account.name not in others], live, less_only=less_only
+        )

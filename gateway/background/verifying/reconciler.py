@@ -140,10 +140,10 @@ class Reconciler:
         kept = await self._results.keep(started, self._clock(), self.latest.joined(UNASKED))
         left = until - asyncio.get_running_loop().time()
         left = left if whole else min(left, ROWS_S_MAX)
-        said = await self._ledger.contradictions(within_s=left) if left > 0 else None
-        if said is None:
+        contradictions = await self._ledger.contradictions(within_s=left) if left > 0 else None
+        if contradictions is None:
             return kept
-        self.latest = self.latest.joined(ReconciliationSummary(0, 0, tuple(said)))
+        self.latest = self.latest.joined(ReconciliationSummary(0, 0, tuple(contradictions)))
         return await self._results.keep(started, self._clock(), self.latest)
 
     async def last(self) -> Row | None:
@@ -178,13 +178,13 @@ class Reconciler:
     async def _look(self, owners: Sequence[Owner]) -> ReconciliationSummary:
         """Return differences that are reported but never repaired: of budgets and of past months."""
         disproved = await self._ledger.disproved(owners, PROOFS_A_BATCH)
-        budgets = await self._budgets.compare([one.organization_id for one in owners])
+        budgets = await self._budgets.compare([owner.organization_id for owner in owners])
         return budgets.joined(ReconciliationSummary(0, 0, tuple(disproved)))
 
     async def _compare(self, owners: Sequence[Owner], *, deep: bool) -> ReconciliationSummary:
         before = await self._counters.account_heads(owners)
         # An account without an entry here belongs to another version, or does not exist.
-        untold = [one for one in owners if not before.keys() >= set(one.accounts)]
+        untold = [owner for owner in owners if not before.keys() >= set(owner.accounts)]
         unread = await self._counters.unreadable(untold) if untold else ()
         seqs = {name: head.seq if head else 0 for name, head in before.items()} | dict.fromkeys(unread, 0)
         ledger = await self._ledger.accounts(seqs, deep=deep)
@@ -200,7 +200,7 @@ class Reconciler:
 
 def _only(owners: Sequence[Owner], names: set[str]) -> list[Owner]:
     kept = [
-        Owner(one.organization_id, tuple(id_ for id_ in one.tenant_ids if f"tenant:{id_}" in names))
-        for one in owners
+        Owner(owner.organization_id, tuple(id_ for id_ in owner.tenant_ids if f"tenant:{id_}" in names))
+        for owner in owners
     ]
     return [one for one in kept if names.intersection(one.accounts)]

@@ -884,13 +884,18 @@ class Body:
             return self.content
         before = self.written_as or named
         if model != before:
-            requests, inner = document.get("requests"), [document.get(name) for name in INNER_CALLS]
-            for place in (document, *inner, *(requests if isinstance(requests, list) else ())):
-                if isinstance(place, dict) and place.get("model") is not None:
-                    in_path = place["model"] == f"models/{before}"
-                    place["model"], self.changed = f"models/{model}" if in_path else model, True
+            for place in _places_of_models(document):
+                in_path = place["model"] == f"models/{before}"
+                place["model"], self.changed = f"models/{model}" if in_path else model, True
             self.written_as = model
         return self.written(document) if self.changed else self.content
+
+    def has_place_of(self, named: str) -> bool:
+        """Return whether the name of the model, as the client `named` it, stands where `write_for` replaces it."""
+        places = () if self.document is None else _places_of_models(self.document)
+        return self.model_at is not None or any(
+            place["model"] in {named, f"models/{named}"} for place in places
+        )
 
     def written(self, document: Document) -> bytes:
         """Return the document as JSON, with the long texts that were cut out before it was decoded."""
@@ -902,6 +907,16 @@ class Body:
         if self.document is not None:
             self.content = content
         self.document, self.tools, self.plugins, self.cut = None, (), (), None
+
+
+def _places_of_models(document: dict[str, object]) -> list[dict[str, object]]:
+    """Return the objects of a body whose member `model` names the model of the call."""
+    requests, inner = document.get("requests"), [document.get(name) for name in INNER_CALLS]
+    return [
+        place
+        for place in (document, *inner, *(requests if isinstance(requests, list) else ()))
+        if isinstance(place, dict) and place.get("model") is not None
+    ]
 
 
 class RequestedUnits(NamedTuple):

@@ -52,7 +52,7 @@ class UseRequest(NamedTuple):
     its route names. `owned` says how its API keeps objects, `listed` is a model that the path of a list
     names. Its service may share paths with those of `overlapping`. If a list allows some models alone, a use
     without a model is refused with the words `without_model`; empty admits it. A body that is sent `once`
-    has no second target.
+    has no second target. `by_path`: its path names the model, in the place of its route.
     """
 
     kind: KindOfUse
@@ -69,3 +69,4 @@ class UseRequest(NamedTuple):
     listed: str = ""
     once: bool = False
     units: int = 1
+    by_path: bool = False

@@ -110,10 +110,10 @@ def _settlement(
         use.service_id, "", use.meter, use.counts_tokens, one_time=use.one_time,
         pricing=ServicePricing(read_tiers(use.tiers)),
     )  # fmt: skip
-    tokens, weighed = (use.tokens, use.weighed) if use.counts_tokens else (0, 0)
+    tokens, quota_tokens = (use.tokens, use.quota_tokens) if use.counts_tokens else (0, 0)
     return Settlement(
         caller, request_id, use.user, service, True, tokens, use.credits, use.units, use.attribution,
-        write_facts(use.facts), use.over, None if weighed == tokens else weighed,
+        write_facts(use.facts), use.over, None if quota_tokens == tokens else quota_tokens,
         budgets=tuple(one.name for one in accounts), money=use.money, budget_tokens=use.tokens,
     )  # fmt: skip
 

@@ -378,8 +378,7 @@ def decision(answer: bytes, service: Service) -> Admitted | Refused:
         if budget_id:
             refused.budget = BudgetWindow(budget_id, limit, used, until, unit, held=held, need=need)
         return refused
-    verdict = Verdict(int(_CODE.unpack_from(answer)[0]))
-    return Refused(verdict, reached=answer[_CODE.size :])
+    return Refused(Verdict(code_of(answer)), reached=answer[_CODE.size :])
 
 
 def is_admitted(answer: bytes) -> bool:

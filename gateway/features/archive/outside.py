@@ -13,7 +13,7 @@ _ARCHIVE = "run tollkeeper archive, which brings them in, and look whether a clo
 
 def months_findings(url: str) -> list[Finding]:
     """Return a finding for each ledger with rows outside all partitions, or that nobody could look."""
-    found = []
+    findings = []
     try:
         outside = told(url)
     except SchemaUnavailable as error:
@@ -25,5 +25,5 @@ def months_findings(url: str) -> list[Finding]:
         many = f"{rows:,}" if rows < ROWS_TOLD_MAX else f"{rows:,} or more"
         months = f"{first:%Y-%m}" if first == last else f"{first:%Y-%m} to {last:%Y-%m}"
         said = f"{ledger}_default has rows of months without a partition, {many} of {months}"
-        found.append(Finding(False, "postgresql", f"{said}: {_NO_KEEPER_CAN}; {_ARCHIVE}"))
-    return found
+        findings.append(Finding(False, "postgresql", f"{said}: {_NO_KEEPER_CAN}; {_ARCHIVE}"))
+    return findings

@@ -84,7 +84,7 @@ def rows(
     shown = []
     for row, file in islice(_found(place, ledger, asked, said), asked.limit):
         with told(place.url), _of_a_ledger(place, file):
-            shown.append(render(_shown(row, ledger)))
+            shown.append(render(_render_row(row, ledger)))
     return shown
 
 
@@ -196,7 +196,7 @@ def _condition(dataset: Any, ledger: MonthlyLedger, asked: RowFilter) -> Any:
     return whole
 
 
-def _shown(row: dict[str, Any], ledger: MonthlyLedger) -> Row:
+def _render_row(row: dict[str, Any], ledger: MonthlyLedger) -> Row:
     """Return a row of an archived file in the form that the ledger's list in the Admin API has."""
     for name in ("metadata", "tools", "tags", "groups", "substituted_by", "before", "after"):
         if row.get(name) is not None:

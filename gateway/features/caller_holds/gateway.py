@@ -12,12 +12,13 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
-from gateway.calls.admit import AdmissionTerms, admit, check_listed, consider
+from gateway.calls.admit import admit
 from gateway.calls.aim import fields_allowed
 from gateway.calls.claim import hold_request
 from gateway.calls.hold_ends import counted_of, end_released, end_settled
 from gateway.calls.ports import DirectoryPort
 from gateway.calls.prices import charging_prices, named_prices
+from gateway.calls.terms import AdmissionTerms, check_listed, consider
 from gateway.core.accounts.budgets import MONEY, TOKENS, UNIT_OF
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.caller_holds import (

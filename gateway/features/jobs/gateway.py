@@ -16,12 +16,12 @@ from urllib.parse import quote
 
 import msgspec
 
-from gateway.calls.admit import AdmissionTerms, check_line
 from gateway.calls.admit import admit as admit_use
 from gateway.calls.aim import fields_allowed
 from gateway.calls.charge import ChargedUse, Held, MeteredUse, UseTerms, charge, charge_as_held, release
 from gateway.calls.claim import OPENING_MS, hold_request
 from gateway.calls.prices import charging_prices, named_prices
+from gateway.calls.terms import AdmissionTerms, check_line
 from gateway.core.accounts.batch_lines import BatchLine, BatchResult, batch_lines, calls_of, inline_lines
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.call_facts import NONE

@@ -131,7 +131,7 @@ class Jobs:
         self, upstream: str, path: str, headers: tuple[tuple[str, str], ...]
     ) -> asyncio.Task[tuple[int, bytes]]:
         """Return a task for the status and body of an upstream's answer to a GET."""
-        return asyncio.create_task(self._asked(upstream, path, headers))
+        return asyncio.create_task(self._send_request(upstream, path, headers))
 
     def look(self, job: Job) -> asyncio.Future[bool]:
         """Poll a job, and charge it if it has ended; return whether it is charged.
@@ -178,7 +178,7 @@ class Jobs:
         self._rounds[upstream] = looking
         looking.add_done_callback(lambda _: self._rounds.pop(upstream, None))
 
-    async def _asked(
+    async def _send_request(
         self, upstream: str, path: str, headers: tuple[tuple[str, str], ...]
     ) -> tuple[int, bytes]:
         async with self._asks:

@@ -96,7 +96,7 @@ def read_table(path: Path, environ: Mapping[str, str]) -> RateLimitTable:
     table = converted(document, environ, RateLimitTable, str(path))
     names = {rule.name for rule in table.rules}
     for number, rule in enumerate(table.rules):
-        unknown = next((one for one in rule.replaces if one not in names), "")
+        unknown = next((replace for replace in rule.replaces if replace not in names), "")
         fault = f"replaces: no rule has the name {unknown}" if unknown else _fault(rule)
         if fault:
             raise SettingError(f"{path}: rules[{number}].{fault}")

@@ -17,12 +17,11 @@ from itertools import chain
 from typing import Final
 from urllib.parse import unquote
 
-import msgspec
 from wsproto import ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, TextMessage
 
-from gateway.calls.admit import check_models
 from gateway.calls.permit import check_objects, named_objects
+from gateway.calls.terms import check_models
 from gateway.core.calls.call import (
     Body,
     BodyLook,
@@ -612,17 +611,17 @@ class LiveSocket(WebSocket):
         """
         if answer.over:
             self._turning = False
-            passes_by = answer.status in _LATER and self.refuses_by_event and not self.is_closing()
-            if not answer.is_stream and self._asked and passes_by:
-                self._take_back()
-                self.go_on(WAITING)
-            elif not answer.is_stream:
+            refused, by_event = answer.refused, self.refuses_by_event
+            if refused is not None:
+                passes_by = refused.status in _LATER and by_event and not self.is_closing() and self._asked
                 if self._asked:
                     self._take_back()
                 else:
                     self._session.forget()
-                error = msgspec.json.decode(answer.refused)["error"]
-                self._close(_REFUSED, "" if self.refuses_by_event else str(error.get("message", "")))
+                if passes_by:
+                    self.go_on(WAITING)
+                else:
+                    self._close(_REFUSED, "" if by_event else refused.message)
             self._loop.call_soon(self._flow)
 
     def _say_end(self, event: CloseConnection) -> None:

@@ -47,6 +47,8 @@ CALLED = {"name": "look", "arguments": '{"file_id":"x"}'}
     ("document", "expected"),
     [
         ({"previous_response_id": "resp_1"}, ("resp_1",)),
+        ({"google": {"cached_content": "cachedContents/1"}}, ("cachedContents/1",)),
+        ({"extra_body": {"google": {"cachedContent": "projects/p/locations/us/cachedContents/1"}}}, ("cachedContents/1",)),
         ({"conversation": "conv_1"}, ("conv_1",)),
         ({"conversation": {"id": "conv_1"}}, ("conv_1",)),
         ({"prompt": {"id": "pmpt_1", "variables": {"file_id": "mine"}}}, ("pmpt_1",)),

@@ -1,0 +1,23 @@
+"""Ten thousand histories on the scripts of the release before and of now, at night others: see `test_scripts`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.conftest import ValkeyServer
+from tests.model.two_programs import TwoPrograms
+from tests.search import another
+
+HISTORIES = 10_000
+
+
+def test_scripts_answer_as_in_the_release_before_in_many_histories(
+    own_valkey: Callable[..., ValkeyServer], tmp_path: Path
+) -> None:
+    programs, first = TwoPrograms(tmp_path, own_valkey().url), another(1_000)
+    try:
+        for _ in programs.compare(range(first, first + HISTORIES)):
+            pass
+    finally:
+        programs.close()
