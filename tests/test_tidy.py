@@ -48,7 +48,6 @@ THREE_GROUPS = {
     "gateway/features/vendor_admin/report.py": "what reports of two vendors share",
     "gateway/http/admission.py": "ways into admission: a caller's, a certificate's, a tool's",
     "gateway/run/lifecycle.py": "ways in which loops and tasks end, each a function",
-    "persistence/resources/quota.py": "to be split: budgets, quotas, and uses",
 }
 # Packages whose tests live in another package's folder.
 TESTED_IN = {"gateway/cli": "tests/admin"}
