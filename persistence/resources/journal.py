@@ -1,4 +1,4 @@
-"""What was used, read-only: an account's rows in the order of their seq, runs, and the journal of all calls."""
+"""Ledgers of use, read-only: rows in the order of their account's seq, runs, and the journal of all calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resources of what was used, read-only: credit transactions, feature usage, and calls."""
+"""Resources of use, read-only: credit transactions, feature usage, and calls."""
 
 from __future__ import annotations
 
