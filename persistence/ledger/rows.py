@@ -194,6 +194,7 @@ def credit_row(event: OutboxEntry, user_id: int | None) -> bytes:
 
 
 def usage_row(event: OutboxEntry, user_id: int | None) -> bytes:
+    """Return the row of a metered use, in the binary format of COPY: 18 columns, each after its length."""
     at = (event.at_ms - EPOCH_MS) * 1000
     return b"".join(
         (
