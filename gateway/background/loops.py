@@ -309,7 +309,7 @@ class Loop:
         return max(self.interval_s, self.rest * took_s)
 
 
-def each(
+def run_each(
     due: Due[T],
     act: Callable[[T], Awaitable[object]],
     *,

@@ -117,7 +117,7 @@ class RefusedJournal:
         counts = [count for batch in mine for count in batch.counts]
         told = [one for batch in mine for one in batch.calls if rows.is_uuid(one.request_id)]
         named = {(one.organization_id, one.user) for one in counts}
-        users = await _known(connection, named | {(one.organization_id, one.user) for one in told})
+        users = await _read_users(connection, named | {(one.organization_id, one.user) for one in told})
         hours: usage_rollup.Rollup = {}
         for count in counts:
             bucket = self._bucket(count, users)
@@ -169,7 +169,7 @@ async def _claimed(connection: AsyncConnection, batch: RefusedBatch) -> bool:
     return (await connection.execute(_CLAIM, values)).first() is not None
 
 
-async def _known(connection: AsyncConnection, names: Iterable[Name]) -> dict[Name, int]:
+async def _read_users(connection: AsyncConnection, names: Iterable[Name]) -> dict[Name, int]:
     """Return the ids of existing users by name; a refused call creates no user."""
     asked = storable_names(names)
     if not asked:

@@ -16,7 +16,7 @@ from gateway.admin.configuration.objects import (
     WantedObject,
     Which,
     identity_of,
-    shown,
+    shorten_name,
     stored,
     values_of,
 )
@@ -218,7 +218,7 @@ def meant(kind: str, rows: Sequence[Row], marks: Mapping[Which, Mark]) -> Sequen
 
 
 def _there_is_no(kind: str, name: object) -> str:
-    return f"there is no {kind.removesuffix('s')} named {shown(str(name))!r}"
+    return f"there is no {kind.removesuffix('s')} named {shorten_name(str(name))!r}"
 
 
 # The change of a row in terms of names, never of ids.

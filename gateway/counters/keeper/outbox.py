@@ -28,7 +28,7 @@ from gateway.counters.keeper.client import (
     APPLIED,
     Client,
     are_any_there,
-    each,
+    await_each,
     entries_behind,
     entries_in,
     entries_of,
@@ -104,7 +104,7 @@ class ParkedEntries:
             for owner, ids in entries.items()
             for start in range(0, len(ids), MOVED_MAX)
         ]
-        answers = await each([self._client.send_script("park", call) for _, call in sent])
+        answers = await await_each([self._client.send_script("park", call) for _, call in sent])
         found: dict[Owner, int] = {}
         refused, unverified = None, False
         for (owner, _), answer in zip(sent, answers, strict=True):
@@ -368,7 +368,7 @@ class Outbox:
         ]
 
     async def _all(self, waits: Sequence[Wait[Reply]]) -> None:
-        refused = [one for one in await each(waits) if isinstance(one, CountersRefused)]
+        refused = [one for one in await await_each(waits) if isinstance(one, CountersRefused)]
         if refused:
             raise refused[-1]  # of one partition: the others' entries are deleted
 

@@ -19,7 +19,7 @@ from uuid import UUID
 from gateway import extras
 from gateway.errors import ArchiveFailed
 from gateway.features.archive.retention import Retention
-from gateway.ops.storage import FileStore, told
+from gateway.ops.storage import FileStore, translate_errors
 from persistence.archive import months
 from persistence.archive.months import (
     AUDIT,
@@ -378,7 +378,7 @@ def archive(
         ledger: (audit_before if ledger is AUDIT else before) or kept.before(ledger, today)
         for ledger in BY_NAME.values()
     }
-    with months.connected(url) as connection, told(place.url):
+    with months.connected(url) as connection, translate_errors(place.url):
         database = months.identity(connection)
         done.moved += months.bring_in_rows(connection)
         due = _due(connection, until)
