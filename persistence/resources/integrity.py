@@ -472,7 +472,7 @@ class ReconciliationResults:
             row = (await connection.execute(newest)).mappings().first()
         return dict(row) if row is not None else None
 
-    async def asked(self) -> datetime | None:
+    async def last_deep_start(self) -> datetime | None:
         """Return the start of the last reconciliation that compared all rows; None if there is none."""
         all_asked = ~reconciliation.c["items"].contains([{"kind": DifferenceKind.UNASKED.value}])
         newest = (

@@ -92,7 +92,7 @@ async def test_each_item_has_its_turn_and_those_that_fail_are_counted_and_said_e
             raise ValueError("no")
         done.append(item)
 
-    assert [await isolation.each("loop", [1, POISON, 3], act, name=str) for _ in range(5)] == [2] * 5
+    assert [await isolation.run_items("loop", [1, POISON, 3], act, name=str) for _ in range(5)] == [2] * 5
     assert done == [1, 3] * 5
     assert isolation.figures() == {"loop_failures": [["loop", "item", 5], ["loop", "pass", 0]]}
     assert [(one["item"], one["failures"]) for one in said.lines] == [("2", 1), ("2", 2), ("2", 4)]

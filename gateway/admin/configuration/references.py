@@ -244,7 +244,7 @@ class PlannedRow:
     # Why the row is kept although no object wants it.
     stays: str = ""
 
-    def told(self) -> Row:
+    def render(self) -> Row:
         fields = {name: {"before": before, "after": after} for name, (before, after) in self.fields.items()}
         return {
             "change": self.verb, "resource": self.resource.name, "name": self.name, "at": self.at,

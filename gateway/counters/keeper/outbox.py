@@ -257,7 +257,7 @@ class Outbox:
         asked = {stream: behind for stream, behind in after.items() if stream[0] in ours}
         answers = await entries_of(self._client, {name: one for (_, name), one in asked.items()}, count)
         found = {
-            stream: answer if isinstance(answer, CountersRefused) else self._known(*stream, answer)
+            stream: answer if isinstance(answer, CountersRefused) else self._readable_entries(*stream, answer)
             for stream, answer in zip(asked, answers, strict=True)
         }
         if self._check_history is not None:
@@ -275,7 +275,7 @@ class Outbox:
             self._client.left_alone.note("partition", str(partition), error.message)
             return False
 
-    def _known(
+    def _readable_entries(
         self, partition: int, stream: str, entries: list[tuple[bytes, bytes]]
     ) -> list[tuple[bytes, bytes]] | CountersRefused:
         """Return the entries before the first one of a newer version, because later ones may depend on it.
