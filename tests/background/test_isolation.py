@@ -104,13 +104,13 @@ async def test_each_item_has_its_turn_and_those_that_fail_are_counted_and_said_e
 async def test_what_concerns_everybody_ends_the_pass(away: Exception) -> None:
     act = AsyncMock(side_effect=away)
     with pytest.raises(type(away)):
-        await Isolation().each("loop", [1, 2], act, name=str)
+        await Isolation().run_items("loop", [1, 2], act, name=str)
     assert act.await_count == 1
 
 
 async def test_what_the_counters_refuse_of_one_is_of_that_one() -> None:
     act = AsyncMock(side_effect=[CountersRefused("WRONGTYPE"), None])
-    assert await Isolation().each("loop", [1, 2], act, name=str) == 1
+    assert await Isolation().run_items("loop", [1, 2], act, name=str) == 1
 
 
 async def test_of_items_together_those_that_fail_alone_as_well_are_counted() -> None:
