@@ -27,7 +27,7 @@ def printed_rows() -> dict[tuple[str, str], list[int]]:
     }
 
 
-def test_the_printed_example_is_what_reserve_takes(own_valkey: Callable[..., ValkeyServer]) -> None:
+def test_reserve_takes_the_amounts_of_the_printed_example(own_valkey: Callable[..., ValkeyServer]) -> None:
     url = own_valkey().url
     world = World(url, made=True)
     world.client.function_load(library().text.replace(TIME, CLOCK), replace=True)
