@@ -35,6 +35,7 @@ from gateway.core.billing.reported_cost import REPORTED, ReportedCost
 from gateway.core.calls.call import TIMED_OUT, CallRequest, input_tokens
 from gateway.core.calls.claims import CallClaim, answer_bound, bind_uses, lower_task, unheld_rate
 from gateway.core.calls.output_limits import bind_output
+from gateway.core.calls.routes import ModelTarget
 from gateway.core.calls.tariff import NO_PRICES, CallPrices, covered, rate_of
 from gateway.core.families.refusal import from_refused
 from gateway.core.metering.meter import Detail, Meter
@@ -182,11 +183,12 @@ class AdmittedCall:
         request = replace(self._request, raises=True, ttl_ms=HOLD_MS_MAX)
         return await self.reserve(request, self.budgets)
 
-    def answered_by(self, number: int) -> None:
-        """Drop the prices of all targets but the one that answered, whose index is `number`."""
+    def keep_price_of_target(self) -> None:
+        """Drop the prices of all targets but the one that answers, which is that of the attempt."""
         prices, targets = self.prices, len(self.call.aim.targets)
         if targets < 2:
             return
+        number = self.call.aim.targets.index(ModelTarget(self.attempt.name, self.attempt.model))
         named, vectors = prices.named, prices.vectors
         if len(named) >= targets:
             named = (named[number], *named[targets:])

@@ -338,7 +338,8 @@ def _answer_head(admitted: AdmittedCall, answer: AnswerHead, framing: bytes, kee
         told = limit_lines(decision)
         if told:
             told = b"\r\n%b" % told
-    own = b"".join([b"\r\n%b: %b" % field for field in _own_fields(admitted, answer.status, decision)])
+    fields = _own_fields(admitted, answer.status, decision)
+    own = b"".join([b"\r\n%b: %b" % field for field in fields]) if fields else b""
     ending = _ending(head, admitted.request_id, admitted.attempt.waited_ms, keep_alive)
     return b"%b%b%b%b%b%b%b" % (text, date, ids, framing, told, own, ending)
 

@@ -93,11 +93,11 @@ _NONE: Final[Mapping[str, Any]] = {}
 def filled(own: Mapping[str, int | None], last: int = 0) -> tuple[int, ...]:
     """Return a price or weight for each kind: its own, else that of its fallback kind, else `last`."""
 
-    def one(kind: str) -> int:
+    def price_of(kind: str) -> int:
         price = own.get(kind)
-        return price if price is not None else one(FALLBACK[kind]) if kind in FALLBACK else last
+        return price if price is not None else price_of(FALLBACK[kind]) if kind in FALLBACK else last
 
-    return tuple(map(one, KINDS))
+    return tuple(map(price_of, KINDS))
 
 
 EXACT_NAME, PREFIX = MATCHES = ("exact", "prefix")

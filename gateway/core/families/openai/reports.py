@@ -34,7 +34,7 @@ _LENGTH: Final = "length"
 _TIMINGS: Final = "timings"  # of llama.cpp, whose report is about the first choice
 
 
-def _largest(counts: tuple[int | None, ...]) -> int | None:
+def _largest_count(counts: tuple[int | None, ...]) -> int | None:
     """Return the largest of these counts of a report, or None if all are missing."""
     most: int | None = None
     for count in counts:
@@ -49,9 +49,9 @@ def read_usage(meter: Meter, raw: bytes) -> Numbers | None:
     if usage is None:
         return None
     meter.detail.note_cost(raw)
-    total, told = usage.total_tokens, _largest(_COMPLETION(usage))
+    total, told = usage.total_tokens, _largest_count(_COMPLETION(usage))
     completion = told or 0
-    prompt = _largest(_PROMPT(usage))
+    prompt = _largest_count(_PROMPT(usage))
     if prompt is None:  # some embedding servers report a total alone
         prompt = 0 if total is None else max(0, total - max(0, completion))
         if told is None and total is None:
@@ -124,9 +124,16 @@ def _note(detail: Detail, usage: ReportedUsage) -> tuple[int, int, int]:
         detail.used_tool(SEARCH, usage.num_search_queries)
     read: InputDetails | None = usage.prompt_tokens_details or usage.input_tokens_details
     made: OutputDetails | None = usage.completion_tokens_details or usage.output_tokens_details
-    cached, written, reasoning = _largest(_CACHED(usage)) or 0, usage.cache_creation_input_tokens or 0, 0
+    cached, written, reasoning = (
+        _largest_count(_CACHED(usage)) or 0,
+        usage.cache_creation_input_tokens or 0,
+        0,
+    )
     if read is not None:
-        cached, written = max(cached, read.cached_tokens or 0), max(written, _largest(_WRITTEN(read)) or 0)
+        cached, written = (
+            max(cached, read.cached_tokens or 0),
+            max(written, _largest_count(_WRITTEN(read)) or 0),
+        )
         kept = read.cache_write_tokens_details
         detail.cache_write_1h = 0 if kept is None else kept.ttl_12h_tokens or 0
         detail.audio_input, detail.image_input = read.audio_tokens or 0, read.image_tokens or 0
