@@ -71,7 +71,7 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
         tail = await _relay_body(exchange, admitted, link, meter, outlet)
     if call.units_pointer and meter.unread:
         raise UpstreamUnreachable("The upstream's answer is no document that could say its units.")
-    if status >= HTTPStatus.BAD_REQUEST:
+    if status >= 400:
         hear_refusal(admitted, answer, tail, meter.detail.retry_s)
     told = _take_ids(meter) if meter.told else []
     attempt.ended = ports.seconds()

@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from gateway.admin.configuration.comparison import same
 from gateway.admin.configuration.objects import (
     ERRORS_MAX,
     ConfigObjects,
@@ -16,21 +17,12 @@ from gateway.admin.configuration.objects import (
     WantedObject,
     Which,
     identity_of,
-    shown,
+    shorten_name,
     stored,
     values_of,
 )
-from gateway.admin.configuration.words import (
-    KINDS,
-    SUGGESTED_MAX,
-    NamedPart,
-    declared,
-    references,
-    same,
-    suggestion,
-    with_keys,
-    word,
-)
+from gateway.admin.configuration.suggestions import SUGGESTED_MAX, suggestion
+from gateway.admin.configuration.words import KINDS, NamedPart, declared, references, with_keys, word
 from gateway.admin.http.guard import in_thread
 from gateway.admin.resources.resource import Resource
 from gateway.core.accounts.administration import OWNER, Mark, NewRowId, Row
@@ -218,7 +210,7 @@ def meant(kind: str, rows: Sequence[Row], marks: Mapping[Which, Mark]) -> Sequen
 
 
 def _there_is_no(kind: str, name: object) -> str:
-    return f"there is no {kind.removesuffix('s')} named {shown(str(name))!r}"
+    return f"there is no {kind.removesuffix('s')} named {shorten_name(str(name))!r}"
 
 
 # The change of a row in terms of names, never of ids.
@@ -244,7 +236,7 @@ class PlannedRow:
     # Why the row is kept although no object wants it.
     stays: str = ""
 
-    def told(self) -> Row:
+    def render(self) -> Row:
         fields = {name: {"before": before, "after": after} for name, (before, after) in self.fields.items()}
         return {
             "change": self.verb, "resource": self.resource.name, "name": self.name, "at": self.at,

@@ -24,15 +24,7 @@ from gateway.admin.api.views import row_id
 from gateway.admin.console import formatting, forms, lists, meaning, reports
 from gateway.admin.console.formatting import cell, label_of, references, state_of
 from gateway.admin.console.forms import PageForm, Tick
-from gateway.admin.console.home import (
-    FOUND,
-    LISTED,
-    ConsoleShell,
-    Posted,
-    SignedInPerson,
-    query,
-    see,
-)
+from gateway.admin.console.home import FOUND, LISTED, ConsoleShell, Posted, SignedInPerson, query, see
 from gateway.admin.console.month_end import months_until, period_of_month
 from gateway.admin.console.outlines import fit_to
 from gateway.admin.console.screens import SCREENS, Screen
@@ -41,8 +33,8 @@ from gateway.admin.http.bodies import Body
 from gateway.admin.http.requests import id_of
 from gateway.admin.operations import WriteResult
 from gateway.admin.resources import form_fields
+from gateway.admin.resources.budgets import OVERRIDES, render_budget
 from gateway.admin.resources.form_fields import FormField
-from gateway.admin.resources.quota import OVERRIDES, render_budget
 from gateway.admin.resources.resource import Action, SubResource, fields_of
 from gateway.admin.resources.values import In
 from gateway.calls.journal import itemize
@@ -53,13 +45,7 @@ from gateway.core.accounts.tags import TAG
 from gateway.core.accounts.usage import GROUPS, UsageQuery, end_of
 from gateway.core.billing.finance import ReportPeriod
 from gateway.core.billing.payments import PAID, WAITING
-from gateway.core.billing.price_book import (
-    KINDS,
-    PARTS,
-    TOKENS_A_PRICE,
-    UNITS,
-    USES_A_PRICE,
-)
+from gateway.core.billing.price_book import KINDS, PARTS, TOKENS_A_PRICE, UNITS, USES_A_PRICE
 from gateway.core.billing.vector import IMAGES
 from gateway.errors import Conflict, Forbidden, NotFound, Unprocessable
 
@@ -188,7 +174,7 @@ class Records:
         screen, secret, form = self._screen, self._screen.resource.secret, self._blank()
         try:
             sent = await self.typed(posted)
-            done = await self._operations.create(self._desk.asked(request, signed, posted, sent), sent)
+            done = await self._operations.create(self._desk.make_write(request, signed, posted, sent), sent)
         except (Unprocessable, Conflict) as error:
             return await self._form_page(request, signed, forms.form_again(form, posted, error), error.status)
         if secret is not None and secret.is_made(sent):
@@ -218,7 +204,7 @@ class Records:
         async def change() -> WriteResult:
             meant = await self._in_unit(form, sent, row_id(request))
             return await self._operations.change(
-                self._desk.asked(request, signed, posted), row_id(request), meant
+                self._desk.make_write(request, signed, posted), row_id(request), meant
             )
 
         done = await self._done(request, signed, posted, form, change())
@@ -227,7 +213,7 @@ class Records:
     async def delete(self, request: web.Request, signed: SignedInPerson, posted: Posted) -> web.Response:
         """`POST /<resource>/{id}/delete`: delete a row and show the list."""
         form = self._delete_form(self._address(row_id(request)))
-        doing = self._operations.delete(self._desk.asked(request, signed, posted), row_id(request))
+        doing = self._operations.delete(self._desk.make_write(request, signed, posted), row_id(request))
         done = await self._done(request, signed, posted, form, doing)
         return see(f"/{self._screen.name}?done=deleted") if isinstance(done, WriteResult) else done
 
@@ -241,7 +227,7 @@ class Records:
 
         async def act() -> WriteResult:
             sent = await self._in_unit(form, forms.body_of(form.fields, posted, changes=False), acted)
-            asked = self._desk.asked(request, signed, posted, sent)
+            asked = self._desk.make_write(request, signed, posted, sent)
             if part is None:
                 return await self._operations.act(action, asked, acted, sent)
             named = str(sent.get(part.key, ""))

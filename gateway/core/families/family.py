@@ -420,7 +420,7 @@ class Listing:
     around: tuple[tuple[str, object], ...] = ()
     ends: tuple[str, str] | None = None
 
-    def one(self, model: str) -> bytes:
+    def render_model(self, model: str) -> bytes:
         """Return the JSON entry of a configured model, as this API answers for one model."""
         return msgspec.json.encode(self._fields(model))
 

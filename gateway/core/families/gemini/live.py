@@ -334,8 +334,8 @@ def _rate(stated: str) -> int:
 def _asks(kind: str, said: Document, unasked: bool) -> bool:
     """Return whether a message asks the model for an answer.
 
-    The end of live input does so only if there is some, `unasked` about. Content that is not marked as complete
-    awaits more.
+    The end of live input does so only if the session has input that no answer was asked for (`unasked`).
+    Content that is not marked as complete awaits more.
     """
     if kind == _CONTENT:
         return any(said.get(name, False) not in _UNSET for name in _COMPLETE)
