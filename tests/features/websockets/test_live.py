@@ -930,7 +930,7 @@ def test_gemini_live_events_that_cost_no_tokens_are_recognized_as_free(
 
 
 @pytest.mark.parametrize("asks", [True, False])
-async def test_tool_that_a_gemini_live_message_adds_has_a_price_before_it_is_sent(asks: bool) -> None:
+async def test_tool_added_by_a_gemini_live_message_needs_a_price_before_sending(asks: bool) -> None:
     """In a turn that has an answer, and in one that awaits a question."""
     go_on = asyncio.Event()
 
@@ -965,7 +965,7 @@ async def test_tool_that_a_gemini_live_message_adds_has_a_price_before_it_is_sen
         assert not any("contextUpdate" in message for message in sockets[0].heard)
 
 
-async def test_live_message_that_comes_while_a_turn_is_admitted_is_checked_before_it_is_sent() -> None:
+async def test_live_message_during_admission_of_a_turn_is_checked_before_sending() -> None:
     begins, ends = asyncio.Event(), asyncio.Event()
 
     async def script(socket: LiveUpstream) -> None:
