@@ -237,12 +237,13 @@ end
 --   local u1, h1, x1 = m1[1], m1[2], l1[1]
 --   if n1 > 0 and n1 > x1 - u1 - h1 then return end …
 local FORMS_MAX, WRITTEN_WINDOWS_MAX, WRITTEN_ACCOUNTS_MAX = 128, 24, 16
+local INTEGER_TEXT = '9007199254740991' -- a number that is put into text loses digits
 local OPEN_ACCOUNT = {'account', 'local a$i = accounts[$i] local m$i, l$i = a$i[' .. METERS .. '], a$i[' .. DEFINITION .. '][' .. LIMITS .. ']'}
 local HOLD_LINES = {
   {'call', 'return function(accounts, n1, n2) local n4, least, tight, used, left = 1, ' .. HUGE}, OPEN_ACCOUNT,
   {'window', 'local u$w, h$w, x$w = m$i[$used], m$i[$held], l$i[$place]'},
   {'enforced', 'if n$unit > 0 and n$unit > x$w - u$w - h$w then return end'},
-  {'window', 'h$w = h$w + n$unit if h$w > ' .. INTEGER_MAX .. ' then return end'},
+  {'window', 'h$w = h$w + n$unit if h$w > ' .. INTEGER_TEXT .. ' then return end'},
   {'window', 'm$i[$held] = h$w'},
   {'owned', 'a$i[' .. CALLS .. '] = a$i[' .. CALLS .. '] + 1'},
   {'enforced', 'left = x$w > 0 and (x$w - (u$w + h$w)) / x$w or 0 if left < least then least, tight, used = left, $w, u$w + h$w end'},
@@ -251,7 +252,7 @@ local HOLD_LINES = {
 -- Gives back what a call held (b), and counts what it used (p); answers whether more was given back than held, too.
 local SETTLE_LINES = {
   {'call', 'return function(accounts, b1, b2, p1, p2, p4) local b4, short = 1, false'}, OPEN_ACCOUNT,
-  {'window', 'local u$w, h$w = m$i[$used] + p$unit, m$i[$held] - b$unit if u$w > ' .. INTEGER_MAX .. ' then return end'},
+  {'window', 'local u$w, h$w = m$i[$used] + p$unit, m$i[$held] - b$unit if u$w > ' .. INTEGER_TEXT .. ' then return end'},
   {'window', 'if h$w < 0 then h$w, short = 0, true end m$i[$used], m$i[$held] = u$w, h$w'},
   {'owned', 'a$i[' .. CALLS .. '] = a$i[' .. CALLS .. '] - 1 if a$i[' .. CALLS .. '] < 0 then a$i[' .. CALLS .. '], short = 0, true end'},
   {'call', 'return true, short end'},
