@@ -148,7 +148,7 @@ def assemble(read: Callable[[str], str], layouts: Sequence[Layout] = LAYOUTS) ->
     parts = [*files.values(), *(_script(verb, text) for verb, text in texts.items())]
     _check_names(parts)
     used = [_names(part.text) for part in parts]
-    used.append(lua.EMITTED_NAMES | _names(_BIND))
+    used.append({*lua.EMITTED_NAMES, *_names(_BIND)})
     text, places = "local verbs = {}\n", ["", ""]
     for at, part in enumerate(parts):
         before, inner = _scoped(part.text, set().union(*used[:at], *used[at + 1 :]))
