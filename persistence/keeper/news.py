@@ -402,16 +402,18 @@ async def _store_fall(connection: AsyncConnection, accounts: Sequence[Found]) ->
     await connection.execute(_FALL, _columns(("ids", "values", "parts", "levels", "exceeded"), rows))
 
 
-def _forecast(found: Found, end_ms: int, now_ms: int) -> News:
+def _forecast(standing: Found, end_ms: int, now_ms: int) -> News:
     """Return the event of an end that is foreseen, with its time in UTC and in the budget's time zone."""
-    local = moment_of(end_ms).astimezone(ZoneInfo(found.time_zone)).isoformat(timespec="seconds")
-    return _news(found, "budget.forecast", now_ms, exhausted_at=_said(end_ms), exhausted_local=local)
+    local = moment_of(end_ms).astimezone(ZoneInfo(standing.time_zone)).isoformat(timespec="seconds")
+    return _news(
+        standing, "budget.forecast", now_ms, exhausted_at=_render_moment(end_ms), exhausted_local=local
+    )
 
 
-def _foreseen(found: Found, samples: Samples, end_ms: int | None) -> tuple[object, ...]:
+def _foreseen(standing: Found, samples: Samples, end_ms: int | None) -> tuple[object, ...]:
     stored = (*_stored(samples.before), *_stored(samples.seen), samples.looked_used)
-    came = ",".join(_said(at_ms) for at_ms in samples.came_ms)
-    return (found.id, found.start, found.value, end_ms is not None, *stored, f"{{{came}}}")
+    came = ",".join(_render_moment(at_ms) for at_ms in samples.came_ms)
+    return (standing.id, standing.start, standing.value, end_ms is not None, *stored, f"{{{came}}}")
 
 
 async def _store_foreseen(
@@ -496,31 +498,31 @@ async def _lengths(
     return _columns(("windows", "lengths", "sinces", "lasting", "looks_back"), rows)
 
 
-def _state(found: Found) -> AlertState:
-    return AlertState(found.part, found.level, found.exceeded)
+def _state(standing: Found) -> AlertState:
+    return AlertState(standing.part, standing.level, standing.exceeded)
 
 
-def _thresholds(found: Found) -> list[Decimal]:
-    return [Decimal(str(part)) for part in found.thresholds]
+def _thresholds(standing: Found) -> list[Decimal]:
+    return [Decimal(str(part)) for part in standing.thresholds]
 
 
 def _columns(names: Sequence[str], rows: Sequence[tuple[object, ...]]) -> dict[str, object]:
     return {name: [row[at] for row in rows] for at, name in enumerate(names)}
 
 
-def _window(found: Found) -> RunningWindow:
-    used, limit, _ = _amounts(found)
-    return RunningWindow(found.interval or "", ms_of(found.began), ms_of(found.ends), limit, used)
+def _window(standing: Found) -> RunningWindow:
+    used, limit, _ = _amounts(standing)
+    return RunningWindow(standing.interval or "", ms_of(standing.began), ms_of(standing.ends), limit, used)
 
 
-def _samples(found: Found) -> Samples:
-    looked = None if found.looked_used is None else int(found.looked_used)
-    came_ms = tuple([ms_of(moment) for moment in found.came_at])
-    return Samples(_sample(found, "before"), _sample(found, "seen"), came_ms, looked)
+def _samples(standing: Found) -> Samples:
+    looked = None if standing.looked_used is None else int(standing.looked_used)
+    came_ms = tuple([ms_of(moment) for moment in standing.came_at])
+    return Samples(_sample(standing, "before"), _sample(standing, "seen"), came_ms, looked)
 
 
-def _sample(found: Found, name: str) -> UsageSample | None:
-    used, at = getattr(found, f"{name}_used"), getattr(found, f"{name}_at")
+def _sample(standing: Found, name: str) -> UsageSample | None:
+    used, at = getattr(standing, f"{name}_used"), getattr(standing, f"{name}_at")
     return None if at is None else UsageSample(int(used), ms_of(at))
 
 
@@ -528,53 +530,53 @@ def _stored(sample: UsageSample | None) -> tuple[object, object]:
     return (None, None) if sample is None else (sample.used, moment_of(sample.at_ms))
 
 
-def _news(found: Found, event: str, now_ms: int, part: Decimal | None = None, **more: object) -> News:
+def _news(standing: Found, event: str, now_ms: int, part: Decimal | None = None, **more: object) -> News:
     """Return an event about an account of a budget; `part` is the threshold that was reached, if any.
 
     The occasion in a rolling window is that of its running part: use falls only where a part ends.
     """
-    begins_ms = ms_of(found.start)
-    if found.window == ROLLING:
-        begins_ms = RollingWindow(found.lasts_ms).start_of(now_ms)
+    begins_ms = ms_of(standing.start)
+    if standing.window == ROLLING:
+        begins_ms = RollingWindow(standing.lasts_ms).start_of(now_ms)
     named = "" if part is None else f":{part.normalize():f}"
-    amounts = used_now, limit, _ = _amounts(found)
-    occasion = f"{event}:{found.id}:{begins_ms}:{found.value}{named}:{limit}"
-    shown = [format_number(found.unit, amount) for amount in amounts]
-    used, amount, remaining = shown if found.unit == MONEY else amounts
+    amounts = used_now, limit, _ = _amounts(standing)
+    occasion = f"{event}:{standing.id}:{begins_ms}:{standing.value}{named}:{limit}"
+    shown = [format_number(standing.unit, amount) for amount in amounts]
+    used, amount, remaining = shown if standing.unit == MONEY else amounts
     data: dict[str, object] = {
-        "budget_id": found.id, "budget": found.name, "organization_id": found.organization_id,
-        "organization": found.organization, "each": found.each, "account": _account(found),
-        "unit": found.unit, "currency": found.currency if found.unit == MONEY else None, "mode": found.mode,
+        "budget_id": standing.id, "budget": standing.name, "organization_id": standing.organization_id,
+        "organization": standing.organization, "each": standing.each, "account": _account(standing),
+        "unit": standing.unit, "currency": standing.currency if standing.unit == MONEY else None, "mode": standing.mode,
         "used": used, "amount": amount, "remaining": remaining,
         "percent": _number(used_now * 100 // max(1, limit) if part is None else part * 100),
-        "threshold": None if part is None else _number(part), "interval": found.interval,
-        "window": found.window, "length": found.length, "time_zone": found.time_zone,
-        "window_start": _said(ms_of(found.start)) if found.ends else None,
-        "resets_at": _said(ms_of(found.ends)) if found.ends else None,
+        "threshold": None if part is None else _number(part), "interval": standing.interval,
+        "window": standing.window, "length": standing.length, "time_zone": standing.time_zone,
+        "window_start": _render_moment(ms_of(standing.start)) if standing.ends else None,
+        "resets_at": _render_moment(ms_of(standing.ends)) if standing.ends else None,
     }  # fmt: skip
     return News(event, occasion, data | more)
 
 
-def _amounts(found: Found) -> tuple[int, int, int]:
-    used, limit = int(found.used), int(found.limit)
+def _amounts(standing: Found) -> tuple[int, int, int]:
+    used, limit = int(standing.used), int(standing.limit)
     return used, limit, max(0, limit - used)
 
 
-def _account(found: Found) -> str | None:
+def _account(standing: Found) -> str | None:
     """Return the name of an account of a budget that has one for each user, key or other object.
 
     None if the budget has only one account. Accounts beyond the maximum share one name.
     """
-    if found.each is None:
+    if standing.each is None:
         return None
-    return found.account or (ALL_OTHERS if found.value == OTHERS else "nobody")
+    return standing.account or (ALL_OTHERS if standing.value == OTHERS else "nobody")
 
 
 def _number(number: Decimal | int) -> int | float:
     return int(number) if number == int(number) else float(number)
 
 
-def _said(at_ms: int) -> str:
+def _render_moment(at_ms: int) -> str:
     return rfc3339(moment_of(at_ms), "seconds")
 
 
@@ -631,30 +633,32 @@ async def look_for_sudden_use(engine: AsyncEngine, now: datetime) -> None:
         "hour": hour, "same": same_hours(hour), "today": today, "since": today - timedelta(days=DAYS),
     }  # fmt: skip
     async with engine.begin() as connection:
-        found = (await connection.execute(_HOURS, sought)).all()
+        result = (await connection.execute(_HOURS, sought)).all()
         await create_messages(
-            connection, [_news_of_sudden_use(each, hour) for each in found if is_sudden(_hour(each), now)]
+            connection, [_news_of_sudden_use(each, hour) for each in result if is_sudden(_hour(each), now)]
         )
 
 
-def _hour(found: Found) -> HourlySpend:
-    return HourlySpend(int(found.cost), int(found.usual), int(found.average_day), found.known_since)
+def _hour(standing: Found) -> HourlySpend:
+    return HourlySpend(
+        int(standing.cost), int(standing.usual), int(standing.average_day), standing.known_since
+    )
 
 
-def _news_of_sudden_use(found: Found, hour: datetime) -> News:
-    scope = "tenant" if found.tenant_id is not None else "organization"
-    if found.api_key_id is not None:
+def _news_of_sudden_use(standing: Found, hour: datetime) -> News:
+    scope = "tenant" if standing.tenant_id is not None else "organization"
+    if standing.api_key_id is not None:
         scope = "api_key"
-    subject = getattr(found, f"{scope}_id")
+    subject = getattr(standing, f"{scope}_id")
     return News(
         EVENT,
-        f"sudden:{scope}:{subject}:{found.currency}:{hour.isoformat()}",
+        f"sudden:{scope}:{subject}:{standing.currency}:{hour.isoformat()}",
         {
-            "scope": scope, "organization_id": found.organization_id, "organization": found.organization,
-            "tenant_id": found.tenant_id, "tenant": found.tenant, "api_key_id": found.api_key_id,
-            "api_key": found.api_key, "hour": rfc3339(hour),
-            "cost": format_number(MONEY, int(found.cost)), "usual": format_number(MONEY, int(found.usual)),
-            "currency": found.currency,
+            "scope": scope, "organization_id": standing.organization_id, "organization": standing.organization,
+            "tenant_id": standing.tenant_id, "tenant": standing.tenant, "api_key_id": standing.api_key_id,
+            "api_key": standing.api_key, "hour": rfc3339(hour),
+            "cost": format_number(MONEY, int(standing.cost)), "usual": format_number(MONEY, int(standing.usual)),
+            "currency": standing.currency,
         },
     )  # fmt: skip
 
@@ -864,7 +868,11 @@ class Deliveries:
             rows = (await connection.execute(_TAKE, sought)).all()
             agreed = await self._agreed(connection, rows)
             for row in rows:
-                delivery = await self._taken(connection, row, agreed) if row.wanted else "the webhook is gone"
+                delivery = (
+                    await self._prepare_delivery(connection, row, agreed)
+                    if row.wanted
+                    else "the webhook is gone"
+                )
                 if isinstance(delivery, str):
                     await connection.execute(_DONE, _result(row.id, DeliveryOutcome(None, delivery), None))
                 else:
@@ -880,7 +888,7 @@ class Deliveries:
             return set()
         return {(each, address) for each, address in await connection.execute(_AGREED, {"whose": [*whose]})}
 
-    async def _taken(
+    async def _prepare_delivery(
         self, connection: AsyncConnection, row: Row[Any], agreed: set[tuple[int, str]]
     ) -> Delivery | str:
         """Return a message ready for sending, or the reason why it must not be sent."""
@@ -898,7 +906,11 @@ class Deliveries:
                 return "nobody is asked any more"
             url, data = SCHEME + data["address"], {**data, "organization": asked, "link": self._link(token)}
         elif _asks(row):
-            to = [one for one in recipients_of(url) if (row.organization_id, one.lower()) in agreed]
+            to = [
+                recipient
+                for recipient in recipients_of(url)
+                if (row.organization_id, recipient.lower()) in agreed
+            ]
             if not to:
                 return NOBODY_AGREED
             url = SCHEME + ",".join(to)

@@ -51,6 +51,7 @@ from gateway.core.families.family import (
     only_own_tools,
     only_text,
 )
+from gateway.core.families.model_differences import Difference
 from gateway.core.families.openai.calls import STORED
 from gateway.core.families.seals import NOBODY
 from gateway.core.metering.endings import ENDINGS
@@ -335,6 +336,19 @@ def _routes(upstream: str) -> tuple[Route, ...]:
 FAMILY = ApiFamily(
     NAME,
     _refusal,
+    # Claude's, with InvokeModel and Converse.
+    differences=(
+        *anthropic.DIFFERENCES,
+        *(
+            row._replace(path=("additionalModelRequestFields", *row.path))
+            for row in anthropic.DIFFERENCES
+            if row.path
+        ),
+        *(
+            Difference(name, ("inferenceConfig", name), anthropic.SINCE_4_7, plain=1)
+            for name in ("temperature", "topP")
+        ),
+    ),
     seals={**anthropic.SEALS, "redactedContent": NOBODY},  # of InvokeModel, and of Converse in botocore 1.44.5
     model_lists={FALLBACKS: read_fallbacks},
     shapes={

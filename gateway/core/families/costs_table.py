@@ -117,10 +117,11 @@ models: content_policy_fallbacks context_window_fallback_dict context_window_fal
 nothing: call_id connector_id custom_id request_id session_id tool_call_id tool_use_id trace_id user_id
 
 [openai members by hand]
-# of Mistral; and of the account itself, to which no route leads
-object: actor_ids api_key_ids certificate_ids document_id external_id external_key_id from_entry_id
-  group_ids kms_project_id library_id library_ids model_ids resource_ids role_id service_account_id
-  subscription_id tenant_id user_ids workload_identity_pool_id workload_identity_provider_id
+# of Mistral; of the account itself, to which no route leads; of Gemini behind this API (its docs on OpenAI)
+object: actor_ids api_key_ids cached_content cachedcontent certificate_ids document_id external_id
+  external_key_id from_entry_id group_ids kms_project_id library_id library_ids model_ids resource_ids
+  role_id service_account_id subscription_id tenant_id user_ids workload_identity_pool_id
+  workload_identity_provider_id
 # of openai 3.57.0
 unknown: continuation_id
 

@@ -1,12 +1,12 @@
 """The differences of models of one API, for calls that are sent as another model than their caller named. Pure.
 
-A row is what some models of an API refuse, with its source. What no row names is taken by all of them, so that a
-step of a budget decides for models that nobody here knows.
+A row is what some models of an API refuse; each family states the sources of its rows beside them. What no row names
+is taken by all of them, so that a step of a budget decides for models that nobody here knows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from gateway.core.accounts.budgets import is_of
@@ -16,13 +16,14 @@ from gateway.core.calls.call import CallRequest
 class Difference(NamedTuple):
     """What models by these patterns refuse: a member of the body by its path, with one of `values` if there are any.
 
-    Or `carries` says of a call whether it has it. `what` names it for people.
+    All of them take the value `plain`. Or `carries` says of a call whether it has it. `what` names it for people.
     """
 
     what: str
     path: tuple[str, ...]
     models: tuple[str, ...]
-    values: frozenset[object] = frozenset()
+    values: frozenset[str] = frozenset()
+    plain: object = None
     carries: Callable[[CallRequest], bool] | None = None
 
 
@@ -41,6 +42,20 @@ def has_tools(call: CallRequest) -> bool:
     return len(call.body.tools) > 0
 
 
+def levels_refused(
+    what: str, paths: tuple[str, ...], levels: str, taken: Mapping[str, str]
+) -> tuple[Difference, ...]:
+    """Return the rows of a member that has one of `levels`, by the levels `taken` by models; all separated by blanks.
+
+    `paths` are its places in bodies of the API, with points.
+    """
+    return tuple([
+        Difference(what, tuple(path.split(".")), (*models.split(),), frozenset(levels.split()).difference(some.split()))
+        for some, models in taken.items()
+        for path in paths
+    ])  # fmt: skip
+
+
 def refused_part(
     differences: tuple[Difference, ...], call: CallRequest, before: str, models: tuple[str, ...]
 ) -> str:
@@ -48,22 +63,31 @@ def refused_part(
 
     `differences` are those of its family.
     """
+    names, named_before = [_plain_name(model) for model in models], _plain_name(before)
     for row in differences:
         if (
-            any(is_of(model, pattern) for model in models for pattern in row.models)
-            and not any(is_of(before, pattern) for pattern in row.models)
-            and _carries(row, call)
+            any(is_of(name, pattern) for name in names for pattern in row.models)
+            and not any(is_of(named_before, pattern) for pattern in row.models)
+            and (value := _carried(row, call)) is not None
         ):
-            return row.what
+            return f"{row.what} {value}" if row.values else row.what
     return ""
 
 
-def _carries(row: Difference, call: CallRequest) -> bool:
+def _plain_name(model: str) -> str:
+    """Return the vendor's name of a model that is hosted by Bedrock under its region and vendor."""
+    return model.rpartition("anthropic.")[2]
+
+
+def _carried(row: Difference, call: CallRequest) -> object:
+    """Return the value of the part of a call that a row names; None if it has none."""
     if row.carries is not None:
-        return row.carries(call)
+        return row.carries(call) or None
     if row.path == _RENAMED and call.aim.facts and all(facts.maximum for facts in call.aim.facts):
-        return False
+        return None
     value: object = call.body.document
     for name in row.path:
         value = value.get(name) if isinstance(value, dict) else None
-    return value is not None and (not row.values or (isinstance(value, str) and value in row.values))
+    if row.values:
+        return value if isinstance(value, str) and value in row.values else None
+    return None if value == row.plain else value

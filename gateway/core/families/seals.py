@@ -32,6 +32,8 @@ _BOUND: Final = (
     "previous_interaction_id",
     "google.cached_content",
     "google.cachedContent",
+    "extra_body.google.cached_content",
+    "extra_body.google.cachedContent",
 )
 # Ids of objects that belong to no model: files, vector stores, containers, skills.
 PLAIN_OBJECTS: Final = ("file-", "file_", "files/", "vs_", "cntr_", "container_", "skill_")

@@ -20,6 +20,10 @@ from gateway.core.accounts.intervals import INTERVALS, window_bounds
 from gateway.core.accounts.windows import FIRST_USE, ROLLING, WHOLE_PARTS, Carry, RollingWindow
 
 FOREVER: Final = 1 << 62
+# Bytes of a part of a rolling window: of its number, and of its use.
+_NUMBER: Final = 6
+_USE: Final = 10
+_PART: Final = _NUMBER + _USE
 
 # Returns the limit of an owner at a time (Unix ms); None for no limit.
 LimitAt = Callable[[object, int], int | None]
@@ -28,13 +32,15 @@ LimitAt = Callable[[object, int], int | None]
 class AccountHistory:
     """The use of one account in its window, the most in one (`peak`), and when the window changes (Unix ms).
 
-    `carried` is what the window has besides the limit; below 0 is what is taken off.
+    `carried` is what the window has besides the limit; below 0 is what is taken off. There may be a million: two bytes
+    here are two megabytes.
     """
 
-    __slots__ = ("carried", "peak", "until_ms", "used")
+    __slots__ = ("peak", "until_ms", "used")
+    carried = 0
 
     def __init__(self) -> None:
-        self.used = self.peak = self.until_ms = self.carried = 0
+        self.used = self.peak = self.until_ms = 0
 
     def add(self, amount: int) -> None:
         """Add a use to the window."""
@@ -44,23 +50,23 @@ class AccountHistory:
     def fork(self) -> AccountHistory:
         """Return a copy, which goes on by itself."""
         copy = type(self)()
-        copy.used, copy.peak, copy.until_ms, copy.carried = self.used, self.peak, self.until_ms, self.carried
+        copy.used, copy.peak, copy.until_ms = self.used, self.peak, self.until_ms
         return copy
 
 
 class RollingHistory(AccountHistory):
-    """Besides, the `parts` of a rolling window that have use: number and use, one after another."""
+    """Besides, the `parts` of a rolling window that have use: number and use of each, packed one after another."""
 
     __slots__ = ("parts",)
 
     def __init__(self) -> None:
         super().__init__()
-        self.parts = list[int]()
+        self.parts = b""
 
     def fork(self) -> AccountHistory:
         copy = super().fork()
         assert isinstance(copy, RollingHistory)
-        copy.parts = [*self.parts]
+        copy.parts = self.parts
         return copy
 
 
@@ -71,18 +77,19 @@ class CarryingHistory(AccountHistory):
     is the use of earlier intervals; `hull` has the points of the least amount: x and y, one after another.
     """
 
-    __slots__ = ("first", "hull", "index", "least", "total")
+    __slots__ = ("carried", "first", "hull", "index", "least", "total")
 
     def __init__(self) -> None:
         super().__init__()
         self.index = self.first = -1
+        self.carried = 0
         self.total = self.least = 0
         self.hull = [0, 0]
 
     def fork(self) -> AccountHistory:
         copy = super().fork()
         assert isinstance(copy, CarryingHistory)
-        copy.index, copy.first = self.index, self.first
+        copy.carried, copy.index, copy.first = self.carried, self.index, self.first
         copy.total, copy.least, copy.hull = self.total, self.least, [*self.hull]
         return copy
 
@@ -129,27 +136,34 @@ class CalendarWindows(Windows[AccountHistory]):
 
 
 class RollingWindows(Windows[RollingHistory]):
-    """The last `length`: the running part of it, and thirty whole ones; parts are aligned to the epoch."""
+    """The last `length`: the running part of it, and thirty whole ones; parts are aligned to the epoch.
 
-    __slots__ = ("_part_ms",)
+    Calls of all accounts come in the order of time, so `roll` knows which part runs.
+    """
+
+    __slots__ = ("_end_ms", "_oldest", "_part", "_part_ms")
     open = RollingHistory
 
     def __init__(self, budget: Budget) -> None:
         self._part_ms = RollingWindow(budget.length_ms).part_ms
+        self._end_ms, self._part, self._oldest = 0, b"", b""
 
     def roll(self, history: RollingHistory, at_ms: int, owner: object) -> None:
-        part, parts = at_ms // self._part_ms, history.parts
-        while parts and parts[0] < part - WHOLE_PARTS:
-            history.used -= parts[1]
-            del parts[:2]
-        history.until_ms = (part + 1) * self._part_ms
+        if at_ms >= self._end_ms:
+            part = at_ms // self._part_ms
+            self._end_ms = (part + 1) * self._part_ms
+            self._part, self._oldest = (number.to_bytes(_NUMBER) for number in (part, part - WHOLE_PARTS))
+        parts, gone = history.parts, 0
+        while parts[gone : gone + _NUMBER] < self._oldest and gone < len(parts):
+            history.used -= int.from_bytes(parts[gone + _NUMBER : gone + _PART])
+            gone += _PART
+        history.parts, history.until_ms = parts[gone:], self._end_ms
 
     def take(self, history: RollingHistory, at_ms: int, amount: int) -> None:
-        part, parts = at_ms // self._part_ms, history.parts
-        if parts and parts[-2] == part:
-            parts[-1] += amount
-        else:
-            parts += (part, amount)
+        parts, use = history.parts, amount
+        if parts[-_PART:-_USE] == self._part:
+            parts, use = parts[:-_PART], amount + int.from_bytes(parts[-_USE:])
+        history.parts = b"".join((parts, self._part, use.to_bytes(_USE)))
         history.add(amount)
 
 

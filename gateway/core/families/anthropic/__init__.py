@@ -8,15 +8,16 @@ from typing import Final
 from gateway.core.accounts.budgets import FLAG_MONEY
 from gateway.core.accounts.intervals import INTERVALS
 from gateway.core.accounts.spent_answers import show_id
-from gateway.core.calls.call import MediaPart, MediaPlaces
+from gateway.core.calls.call import CallRequest, MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
 from gateway.core.families.anthropic import calls, messages
 from gateway.core.families.anthropic.calls import EXCLUSIONS, OBJECTS, OF_AGENTS
 from gateway.core.families.anthropic.fallbacks import FALLBACKS, read_fallbacks
+from gateway.core.families.controlled import elements
 from gateway.core.families.costs import UNKNOWN, names_of
 from gateway.core.families.credit import OF_ALL, RECHARGE, begins, equals
 from gateway.core.families.family import ApiFamily, BatchPaths, CallKind, Listing, SdkExample, target
-from gateway.core.families.model_differences import Difference, has_pictures, has_tools
+from gateway.core.families.model_differences import Difference, levels_refused
 from gateway.core.families.seals import CLAUDE, NOBODY
 from gateway.core.model import BudgetWindow, Family
 from gateway.errors import BudgetExceeded, Refusal
@@ -125,27 +126,50 @@ SEALS: Final[Mapping[str, str]] = {
     "encrypted_stdout": NOBODY, "fallback_credit_token": NOBODY,
 }  # fmt: skip
 
-# platform.claude.com/docs/en/build-with-claude: extended-thinking, adaptive-thinking and effort, "Supported models".
-_UNTHINKING: Final = (
-    "claude-2*",
-    "claude-instant*",
-    "claude-3-haiku*",
-    "claude-3-opus*",
-    "claude-3-sonnet*",
-    "claude-3-5-*",
-)
-_UNADAPTIVE: Final = (
-    *_UNTHINKING, "claude-3-7-*", "claude-haiku-4-5*", "claude-opus-4-0*", "claude-opus-4-1*", "claude-opus-4-2*",
-    "claude-opus-4-5*", "claude-sonnet-4-0*", "claude-sonnet-4-2*", "claude-sonnet-4-5*",
+# What models refuse, by LiteLLM's model_prices_and_context_window.json (2026-07-24: `supports_adaptive_thinking`, `_output_config`,
+# `_max_reasoning_effort`, `_xhigh_…`, `_sampling_params`, `_speed`, `_assistant_prefill`) and models.dev (f3fc6922, 2026-07-02).
+_UNTHINKING: Final = ("claude-3-haiku*", "claude-3-opus*", "claude-3-sonnet*", "claude-3-5-*")
+_BUDGETED: Final = (
+    "claude-3-7-*", "claude-haiku-4-5*", "claude-opus-4-0*", "claude-opus-4-1*", "claude-opus-4-2*", "claude-opus-4-5*",
+    "claude-sonnet-4-0*", "claude-sonnet-4-2*", "claude-sonnet-4-5*",
 )  # fmt: skip
-_EFFORTLESS: Final = tuple([name for name in _UNADAPTIVE if name != "claude-opus-4-5*"])
-_DIFFERENCES: Final = (
-    Difference("thinking", ("thinking", "type"), _UNTHINKING, frozenset({"enabled", "adaptive"})),
-    Difference("adaptive thinking", ("thinking", "type"), _UNADAPTIVE, frozenset({"adaptive"})),
+_EFFORTLESS: Final = (*_UNTHINKING, *[name for name in _BUDGETED if name != "claude-opus-4-5*"])
+_ALWAYS_THINKING: Final = ("claude-opus-4-7*", "claude-fable*", "claude-mythos*")
+SINCE_4_7: Final = (*_ALWAYS_THINKING, "claude-opus-4-8*", "claude-opus-5*", "claude-sonnet-5*")
+_EFFORTS: Final = {
+    "low medium high": "claude-opus-4-5*", "low medium high max": "claude-opus-4-6* claude-sonnet-4-6*",
+}  # fmt: skip
+
+
+def _has_prefill(call: CallRequest) -> bool:
+    """Return whether the last message of a call is the model's, which its answer goes on from."""
+    said = elements(call.body.document or {}, "messages")
+    return bool(said) and said[-1].get("role") == "assistant"
+
+
+DIFFERENCES: Final = (
+    # "Claude 4.7 and later models … reject requests that use it": platform.claude.com, extended thinking; that some
+    # cannot do without: docs.aws.amazon.com/bedrock, claude-messages-adaptive-thinking, 2026-11-30.
+    *levels_refused(
+        "thinking of type", ("thinking.type",), "adaptive enabled disabled",
+        {
+            "disabled": " ".join(_UNTHINKING), "enabled disabled": " ".join(_BUDGETED),
+            "adaptive disabled": "claude-opus-4-8* claude-opus-5* claude-sonnet-5*",
+            "adaptive": " ".join(_ALWAYS_THINKING),
+        },
+    ),
     Difference("output_config.effort", ("output_config", "effort"), _EFFORTLESS),
-    Difference("speed", ("speed",), (*_UNADAPTIVE, "claude-sonnet*", "claude-haiku*"), frozenset({"fast"})),
-    Difference("pictures", (), ("claude-2*", "claude-instant*"), carries=has_pictures),
-    Difference("tools", (), ("claude-2*", "claude-instant*"), carries=has_tools),
+    *levels_refused("the effort", ("output_config.effort",), "low medium high xhigh max", _EFFORTS),
+    *[
+        Difference(name, (name,), SINCE_4_7, plain=plain)
+        for name, plain in (("temperature", 1), ("top_p", 1), ("top_k", None))
+    ],
+    Difference(
+        "speed", ("speed",), (*_UNTHINKING, *_BUDGETED, "claude-sonnet*", "claude-haiku*", "claude-fable*", "claude-mythos*"),
+        frozenset({"fast"}),
+    ),
+    # platform.claude.com/docs/en/api/errors, "Prefill not supported", by anthropic 2.10.0.
+    Difference("the beginning of its answer", (), ("claude-opus-4-6*", *SINCE_4_7), carries=_has_prefill),
 )  # fmt: skip
 
 
@@ -206,7 +230,7 @@ FAMILY = ApiFamily(
         ),
         *equals(429, "details.error_code", "enforced_spend_limit_reached"),
     ),
-    differences=_DIFFERENCES,
+    differences=DIFFERENCES,
     seals=SEALS,
     exclusions=EXCLUSIONS,
     model_lists={FALLBACKS: read_fallbacks},

@@ -154,13 +154,24 @@ def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
     return {"error": error}
 
 
-# ai.google.dev/gemini-api/docs/thinking, "Thinking levels and budgets".
-_LEVELLESS: Final = ("gemini-1*", "gemini-2*", "gemma*")
-_THOUGHTLESS: Final = ("gemini-1*", "gemini-2.0*", "gemma*")
+# ai.google.dev/gemini-api/docs/thinking, "Thinking levels and budgets", 2026-11-30, and models.dev (f3fc6922, 2026-07-02).
+# Gemma 3: 400 by BerriAI/litellm#10313 (tools, 2025-04) and CherryHQ/cherry-studio#3242 (2025-03-12).
+_GEMMA_3: Final = ("gemma-3*",)
 _DIFFERENCES: Final = (
-    Difference("thinkingConfig", ("generationConfig", "thinkingConfig"), _THOUGHTLESS),
-    Difference("thinkingLevel", ("generationConfig", "thinkingConfig", "thinkingLevel"), _LEVELLESS),
-    Difference("tools", (), ("gemma*",), carries=has_tools),
+    *[
+        Difference(path[-1], path, (*_GEMMA_3, *models))
+        for config, thinking, level in (
+            ("generationConfig", "thinkingConfig", "thinkingLevel"),
+            ("generation_config", "thinking_config", "thinking_level"),
+        )
+        for path, models in (
+            ((config, thinking), ("gemini-2.0*",)),
+            ((config, thinking, level), ("gemini-2*",)),
+            ((config, level), ("gemini-2*",)),  # of an interaction
+        )
+    ],
+    *[Difference(name, (name,), _GEMMA_3) for name in ("systemInstruction", "system_instruction")],
+    Difference("tools", (), (*_GEMMA_3, "gemini-2.5-flash-image*", "gemini-3.1-flash-image*"), carries=has_tools),
 )  # fmt: skip
 
 

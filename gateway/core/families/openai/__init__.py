@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final
 
 from gateway.core.calls.alphabets import CL100K, O200K
-from gateway.core.calls.call import BLOB_TOKENS, MediaPart, MediaPlaces
+from gateway.core.calls.call import BLOB_TOKENS, CallRequest, MediaPart, MediaPlaces
 from gateway.core.calls.recordings import SOUND_TOKENS_PER_SECOND
 from gateway.core.calls.routes import Route
 from gateway.core.families.controlled import object_at
@@ -23,7 +23,13 @@ from gateway.core.families.family import (
     live_kind,
     target,
 )
-from gateway.core.families.model_differences import Difference, has_pictures, has_sound, has_tools
+from gateway.core.families.model_differences import (
+    Difference,
+    has_pictures,
+    has_sound,
+    has_tools,
+    levels_refused,
+)
 from gateway.core.families.openai import calls, chat, media, mistral, realtime, responses
 from gateway.core.families.openai.calls import EXCLUSIONS, OBJECTS, keeps_chat, keeps_response
 from gateway.core.families.openai.sockets import ResponseMessages
@@ -328,25 +334,93 @@ _MISTRAL: Final = (
     "mistral", "ministral", "magistral", "devstral", "codestral", "pixtral", "mixtral", "voxtral",
     "ag_", "ag:",
 )  # fmt: skip
-# platform.openai.com/docs/guides/reasoning, "Limitations", and latest-model, "parameter compatibility".
-_UNREASONING: Final = ("gpt-3.5*", "gpt-4*", "chatgpt-4o*", "davinci*", "babbage*")
-_REASONING: Final = ("o1*", "o3*", "o4*", "gpt-5", "gpt-5-*")
-# platform.openai.com/docs/models, "Modalities".
-_BLIND: Final = ("gpt-3.5*", "o1-mini*", "o1-preview*", "o3-mini*", "gpt-4", "gpt-4-0*", "gpt-4-32k*")
+# What models refuse, by LiteLLM's gpt_5_transformation.py and o_series_transformation.py (0296ca0b, 2026-03) and its
+# model_prices_and_context_window.json (2026-07-24), and by models.dev (f3fc6922, 2026-07-02).
+_GPT_5: Final = (
+    "gpt-5", "gpt-5-2*", "gpt-5-mini*", "gpt-5-nano*", "gpt-5-pro*", "gpt-5-codex*", "gpt-5-search*",
+)  # fmt: skip
+_O_SERIES: Final = ("o1*", "o3*", "o4*")
+_REASONING: Final = (*_O_SERIES, *_GPT_5, "gpt-5.*")
+# Those of them that cannot do without: others take samplings with the effort `none`, their default.
+_ALWAYS_REASONING: Final = (
+    *_O_SERIES, *_GPT_5, "gpt-5.1-chat*", "gpt-5.1-codex*", "gpt-5.2-chat*", "gpt-5.2-codex*", "gpt-5.2-pro*",
+    "gpt-5.3-codex*", "gpt-5.4-pro*", "gpt-5.5-pro*",
+)  # fmt: skip
+_UNREASONING: Final = ("gpt-3.5*", "gpt-4*", "chatgpt-4o*", "gpt-5-chat*", "gpt-5-search*", "gpt-audio*")
+_BLIND: Final = (
+    "gpt-3.5*", "gpt-4", "gpt-4-0*", "gpt-4-1106-preview", "gpt-4-turbo-preview", "o3-mini*", "gpt-audio*",
+    "gpt-4o-audio*", "gpt-4o-mini-audio*",
+)  # fmt: skip
+_DEAF: Final = (
+    "gpt-3.5*", "gpt-4", "gpt-4-*", "gpt-4.*", "gpt-4o", "gpt-4o-2*", "gpt-4o-mini", "gpt-4o-mini-2*",
+    "chatgpt-4o*", "gpt-5*", *_O_SERIES,
+)  # fmt: skip
+_SCHEMALESS: Final = ("gpt-3.5*", "gpt-4", "gpt-4-*", "gpt-audio*", "gpt-4o-audio*", "gpt-4o-mini-audio*")
+# Efforts that models take, by models.dev and its PR2296; asked of the API in enricoros/big-AGI#944 (2026-01-23) and
+# #1159 (2026-07-10: `max` since GPT-5.6).
+_EFFORTS: Final = {
+    "low medium high": "o1* o3 o3-2* o3-mini* o3-pro* o4-mini o4-mini-2* gpt-5-codex* gpt-5.1-codex gpt-5.1-codex-mini*",
+    "minimal low medium high": "gpt-5 gpt-5-2* gpt-5-mini* gpt-5-nano*",
+    "medium": "o3-deep* o4-mini-deep* gpt-5.1-chat* gpt-5.2-chat*",
+    "high": "gpt-5-pro*",
+    "none low medium high": "gpt-5.1 gpt-5.1-2*",
+    "low medium high xhigh": "gpt-5.1-codex-max* gpt-5.2-codex* gpt-5.3-codex*",
+    "medium high xhigh": "gpt-5.2-pro* gpt-5.4-pro* gpt-5.5-pro*",
+    "none low medium high xhigh": "gpt-5.2 gpt-5.2-2* gpt-5.4 gpt-5.4-2* gpt-5.4-mini* gpt-5.4-nano* gpt-5.5 gpt-5.5-2*",
+}
+
+
+def _draws(call: CallRequest) -> bool:
+    return call.meter in {"openai_images", "openai_image_edits"}
+
+
+def _is_endless(call: CallRequest) -> bool:
+    """Return whether a recording may be longer than its bytes say, up to what the model asked for takes."""
+    return call.media.sound_beyond > 0
+
+
 _DIFFERENCES: Final = (
     Difference("reasoning_effort", ("reasoning_effort",), _UNREASONING),
     Difference("reasoning", ("reasoning", "effort"), _UNREASONING),
-    Difference("verbosity", ("verbosity",), (*_UNREASONING, "o1*", "o3*", "o4*")),
-    Difference("text.verbosity", ("text", "verbosity"), (*_UNREASONING, "o1*", "o3*", "o4*")),
-    Difference("max_tokens", ("max_tokens",), _REASONING),
+    *levels_refused(
+        "the effort", ("reasoning_effort", "reasoning.effort"), "none minimal low medium high xhigh max", _EFFORTS
+    ),
+    # enricoros/big-AGI#947: asked of the API, 2026-01-24.
     *[
-        Difference(name, (name,), _REASONING)
-        for name in ("temperature", "top_p", "presence_penalty", "frequency_penalty", "logprobs", "logit_bias")
+        Difference("verbosity", path, (*_UNREASONING, *_O_SERIES), plain="medium")
+        for path in (("verbosity",), ("text", "verbosity"))
+    ],
+    Difference("max_tokens", ("max_tokens",), _REASONING),
+    # The guide to reasoning, "Limitations", has these fixed: the values that each model takes.
+    *[
+        Difference(name, (name,), _ALWAYS_REASONING, plain=plain)
+        for name, plain in (("temperature", 1), ("top_p", 1), ("logprobs", False))
+    ],
+    *[
+        Difference(name, (name,), _REASONING, plain=plain)
+        for name, plain in (("presence_penalty", 0), ("frequency_penalty", 0), ("logit_bias", None))
+    ],
+    # openai 3.51.0 says it of o3 and o4-mini, and of `dimensions` below.
+    Difference("stop", ("stop",), ("o3*", "o4*", *_GPT_5, "gpt-5.*")),
+    *[
+        Difference("the format", path, _SCHEMALESS, frozenset({"json_schema"}))
+        for path in (("response_format", "type"), ("text", "format", "type"))
     ],
     Difference("pictures", (), _BLIND, carries=has_pictures),
-    Difference("sound", (), (*_UNREASONING[:1], *_REASONING, "gpt-4.1*", "gpt-4o", "gpt-4o-mini", "gpt-4o-2*"), carries=has_sound),
-    Difference("tools", (), ("o1-mini*", "o1-preview*"), carries=has_tools),
+    Difference("sound", (), _DEAF, carries=has_sound),
+    Difference("tools", (), ("gpt-5-chat*", "gpt-5-search*"), carries=has_tools),
     Difference("dimensions", ("dimensions",), ("text-embedding-ada-002",)),
+    # Sizes, qualities and formats are each one's own, and where they are left out (openai 3.51.0, image_generate_params).
+    *[
+        Difference("pictures as they are asked for", (), makers, carries=_draws)
+        for makers in (("dall-e*",), ("gpt-image*", "chatgpt-image*"))
+    ],
+    # transcription_create_params of the same.
+    Difference(
+        "the format", ("response_format",), ("gpt-4o-transcribe*", "gpt-4o-mini-transcribe*"),
+        frozenset({"srt", "verbose_json", "vtt"}),
+    ),
+    Difference("a recording of unknown length", (), ("whisper*",), carries=_is_endless),
 )  # fmt: skip
 
 

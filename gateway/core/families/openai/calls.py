@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -230,7 +231,7 @@ EXCLUSIONS = Exclusions(
 
 
 # Objects that OpenAI's upstreams keep: responses, conversations, files, batches, stores, containers.
-def _told(document: Document) -> Iterator[str]:
+def _created_ids(document: Document) -> Iterator[str]:
     """Yield the ids of objects that the API has created, from the fields of an answer meant for them.
 
     Texts of a model or a tool, and lists, may contain a caller's text, so they do not count. Earlier
@@ -286,6 +287,12 @@ _CHECKS: Final = {
 _ROWS: Final = frozenset({"item", "sample"})
 
 
+def _kept_name(server: str, id_: str) -> str:
+    """Return the name of an object as its owner is stored; a cache of Gemini's has a longer one at Vertex AI."""
+    at_vertex = _AT_VERTEX.fullmatch(id_)
+    return id_ if at_vertex is None else at_vertex[1]
+
+
 def _is_free(name: str, holder: Document) -> bool:
     """Return whether a field holds data of the caller or of the API, and no reference to a stored object."""
     return (name in _CHECKS and holder.get("type") == _CHECKS[name]) or (
@@ -293,6 +300,7 @@ def _is_free(name: str, holder: Document) -> bool:
     )
 
 
+_AT_VERTEX: Final = re.compile(r"projects/[\w-]+/locations/[\w-]+/(cachedContents/[\w-]+)")
 # Fields that bodies of stored objects may have, by OpenAI's reference, and the data sources that an eval may
 # have: others query the stored chats and responses of the whole account.
 _TAKES: Final = {
@@ -344,8 +352,9 @@ OBJECTS = ObjectRules(
     },
     uses={"vector_stores/search": "file_search"},
     add=FIELDS.add,
+    key=_kept_name,
     is_free=_is_free,
-    told=_told,
+    told=_created_ids,
     results=frozenset({"batches", "fine_tuning/jobs", "fine_tuning/jobs/checkpoints"}),
     refers=lambda document: iter(ids_of(object_in(document, "conversation").get("id"))),
     actions=frozenset(
