@@ -359,9 +359,8 @@ class BudgetFold:
                 and history.used + amount > limit + history.carried
             ):
                 trial.short.append(share)
-            if meter.has_steps:
-                whole = None if limit is None else limit + history.carried
-                trial.positions.append(Position(meter.place, history.used, whole))
+            if meter.has_steps and limit is not None:
+                trial.positions.append(Position(meter.place, history.used, limit + history.carried))
         return trial
 
     def _admit(self, call: StoredCall, trial: _Trial) -> None:
