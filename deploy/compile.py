@@ -33,21 +33,25 @@ KEPT = ROOT / "build" / "c"
 KEPT_MAX = 6  # builds of one name: more than there are flags of it
 # Modules whose annotations msgspec reads, and modules that run once per client, are not compiled.
 MODULES = {
-    "gateway/calls": ("admit", "aim", "charge", "claim", "permit", "ports", "prices", "rating", "steps"),
+    "gateway/calls": ("admit", "aim", "answers", "charge", "claim", "permit", "ports", "prices", "rating", "steps", "terms"),
     "gateway/core": (
         "circuit_breaker", "histograms", "http_limits", "lru", "model", "shares", "traces", "unreported_failures",
         "wait", "wait_hints",
     ),
     "gateway/core/accounts": ("call_budgets", "limits"),
     "gateway/core/billing": ("price_book", "sellers", "service_tiers", "stand_ins", "token_prices"),
-    "gateway/core/calls": ("aim", "alphabets", "call", "claims", "estimate", "models", "tariff", "use_request"),
+    "gateway/core/calls": (
+        "aim", "alphabets", "call", "claims", "estimate", "models", "output_limits", "parsing", "tariff", "tool_uses",
+        "use_request",
+    ),
     "gateway/core/families": ("controlled", "family", "hearing", "objects", "references", "tools"),
     "gateway/core/families/anthropic": ("calls",),
     "gateway/core/families/gemini": ("array", "calls"),
     "gateway/core/families/openai": ("calls", "chat", "reports"),
     "gateway/core/metering": ("content", "eventstream", "meter", "meters", "reading", "stream"),
     "gateway/counters/admission": (
-        "account_limit", "cache", "callers", "catalogue", "counters", "live_holds", "releases", "sharded",
+        "account_limit", "cache", "callers", "catalogue", "counters", "key_changes", "live_holds", "lookup_queue",
+        "releases", "sharded",
     ),
     "gateway/counters/layouts": ("accounts", "packing"),
     "gateway/counters/leases": ("allowance",),

@@ -28,9 +28,9 @@ from gateway.core.calls.estimate import Estimator
 from gateway.core.credentials import peppers_of
 from gateway.core.failures import Failures
 from gateway.core.histograms import Histogram
-from gateway.counters.admission.cache import HEARD
 from gateway.counters.admission.caller_holds import CallerHolds
 from gateway.counters.admission.callers import Directory
+from gateway.counters.admission.key_changes import HEARD
 from gateway.counters.admission.lessons import SharedLessons
 from gateway.counters.admission.model_sessions import ModelSessions
 from gateway.counters.admission.refused_calls import RefusedCalls
@@ -114,7 +114,7 @@ async def serve_calls(
         wires, settlements, time.monotonic, log,
         report=door.worker_reports.report, announce=fences.announce,
         restore=partial(_restore, ports, door.holds), recall=door.holds.recall,
-        others=merged(lambda one: one.log_handlers(ports)),
+        others=merged(lambda feature: feature.log_handlers(ports)),
         in_flight=lambda moment: plane.serves_since(moment) or not leaser.is_current,
     )  # fmt: skip
     redis_state = RedisState(wires, log, adjust=directory.adjust)
@@ -156,7 +156,7 @@ async def serve_calls(
         asyncio.create_task(forever("reports", lambda: keep_reporting(lambda: _report(state)), log)),
         *(
             asyncio.create_task(forever(name, loop, log))
-            for name, loop in merged(lambda one: one.worker_loops(plane, ports)).items()
+            for name, loop in merged(lambda feature: feature.worker_loops(plane, ports)).items()
         ),
         asyncio.create_task(forever("credentials", lambda: keep_renewed(plane.signers, log), log)),
         asyncio.create_task(forever("model lists", lambda: keep_listed(plane.listed, log), log)),
@@ -276,10 +276,10 @@ def _ports(  # noqa: PLR0917  # what they are made of
         access_log=settings.access_log or settings.log_level == "debug",
         refuse_unpriced=settings.unpriced_models == "refuse",
         earlier_peppers=peppers_of(settings).earlier,
-        answers=merged(lambda one: one.answers(settings, log)),
-        handlers=merged(lambda one: one.handlers()),
+        answers=merged(lambda feature: feature.answers(settings, log)),
+        handlers=merged(lambda feature: feature.handlers()),
         caches=door.caches,
-        **merged(lambda one: one.ports(parts)),
+        **merged(lambda feature: feature.ports(parts)),
     )
 
 

@@ -37,9 +37,9 @@ Path = tuple[str | int, ...]
 class UnreadableYaml(Exception):
     """Raised for a fault, with its line and the number of its document; 0 if it is no YAML at all."""
 
-    def __init__(self, said: str, line: int, document: int = 0) -> None:
-        super().__init__(said)
-        self.said, self.line, self.document = said, line, document
+    def __init__(self, text: str, line: int, document: int = 0) -> None:
+        super().__init__(text)
+        self.said, self.line, self.document = text, line, document
 
 
 @dataclass(frozen=True, slots=True)

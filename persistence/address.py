@@ -44,13 +44,13 @@ def _spelt(url: str) -> str:
     if "," not in hosts:
         return rest
     places = [_place(one) for one in hosts.split(",")]
-    names = ",".join(one["host"].strip("[]") for one in places)
-    ports = ",".join(one["port"] or "5432" for one in places)
+    names = ",".join(place["host"].strip("[]") for place in places)
+    ports = ",".join(place["port"] or "5432" for place in places)
     return f"{user}{at}/{path}?host={names}&port={ports}" + (f"&{query}" if query else "")
 
 
 def _place(host: str) -> re.Match[str]:
-    found = _PLACE.fullmatch(host)
-    if found is None or not found["host"]:
+    match = _PLACE.fullmatch(host)
+    if match is None or not match["host"]:
         raise ValueError(f"not a host of PostgreSQL, HOST or HOST:PORT: {host!r}")
-    return found
+    return match

@@ -215,7 +215,7 @@ class ApplyTransaction:
         rows = [
             {
                 **mine, "resource": mark.resource, "row_id": self._id(mark), "fields": list(mark.fields),
-                "made": mark.made, "said": self._said(mark),
+                "made": mark.made, "said": self._resolve_mark(mark),
             }
             for mark in marks
         ]  # fmt: skip
@@ -240,8 +240,8 @@ class ApplyTransaction:
         return SUBJECTS[resource].within(self._within)
 
     async def _read(self, subject: Entity, wanted: ColumnElement[bool], rows_max: int) -> Sequence[Row]:
-        found = subject.rows.where(wanted).order_by(subject.table.c.id).limit(rows_max + 1)
-        rows = [dict(row) for row in (await self._connection.execute(found)).mappings()]
+        statement = subject.rows.where(wanted).order_by(subject.table.c.id).limit(rows_max + 1)
+        rows = [dict(row) for row in (await self._connection.execute(statement)).mappings()]
         for name, source in subject.parts.items():
             await self._read_parts(rows, name, source)
         return rows
@@ -269,7 +269,7 @@ class ApplyTransaction:
         entries: list[dict[str, object]] = []
         change: EntityWrite | None = None
         for step in steps:
-            done = self._one(connection, step, batch)
+            done = self._run_step(connection, step, batch)
             if isinstance(done, str):
                 ran[step.number] = ConfigWriteResult(step.command.id or 0, done)
                 continue
@@ -285,7 +285,7 @@ class ApplyTransaction:
             self.intents = tuple(change.intents)
         return ran
 
-    def _one(self, connection: Connection, step: ConfigWrite, batch: WriteBatch) -> Done | str:
+    def _run_step(self, connection: Connection, step: ConfigWrite, batch: WriteBatch) -> Done | str:
         """Run one step of an apply; raise `StepRefused` if the step is refused.
 
         If the step may stay undone, a `Conflict` is returned as its message instead.
@@ -325,7 +325,7 @@ class ApplyTransaction:
         row_id = self._made[step.number] if command.id is None and command.verb != CREATE else command.id
         return replace(command, id=row_id, values=settled(command.values, self._made))
 
-    def _said(self, mark: Mark) -> list[object] | None:
+    def _resolve_mark(self, mark: Mark) -> list[object] | None:
         if mark.said is None:
             return None
         return [self._made[each.number] if isinstance(each, NewRowId) else each for each in mark.said]

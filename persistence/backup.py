@@ -64,10 +64,10 @@ def moment(url: str) -> Iterator[Moment]:
     _refuse_pooler(url)
     with _connected(url) as connection:
         connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-        found = connection.execute("SELECT to_regclass('alembic_version') IS NOT NULL").fetchone()
-        if not found or not found[0]:
+        result = connection.execute("SELECT to_regclass('alembic_version') IS NOT NULL").fetchone()
+        if not result or not result[0]:
             raise BackupFailed("this database has no schema of Tollkeeper: there is nothing to back up")
-        snapshot, version, server = _one(
+        snapshot, version, server = _read_row(
             connection,
             "SELECT pg_export_snapshot(), (SELECT version_num FROM alembic_version),"
             " current_setting('server_version')",
@@ -85,10 +85,10 @@ def refuse_unless_empty(url: str) -> str:
     """Return the server's version; raise `BackupFailed` if the database has any relation."""
     _refuse_pooler(url)
     with _connected(url) as connection:
-        found = connection.execute(_OTHERS).fetchone()
-        if found is not None:
-            raise BackupFailed(f"the database is not empty ({found[0]} is there): restore into an empty one")
-        return str(_one(connection, "SELECT current_setting('server_version')")[0])
+        result = connection.execute(_OTHERS).fetchone()
+        if result is not None:
+            raise BackupFailed(f"the database is not empty ({result[0]} is there): restore into an empty one")
+        return str(_read_row(connection, "SELECT current_setting('server_version')")[0])
 
 
 def compare(url: str, rows: Mapping[str, int]) -> None:
@@ -118,10 +118,10 @@ async def contradictions(url: str) -> list[str]:
     engine = create(url)
     try:
         async with engine.connect() as connection:
-            found = await checkpoints.violations(connection)
+            violations = await checkpoints.violations(connection)
     finally:
         await engine.dispose()
-    return [f"{one.invariant} {one.account}: {one.detail}" for one in found]
+    return [f"{one.invariant} {one.account}: {one.detail}" for one in violations]
 
 
 def _rows(connection: psycopg.Connection[tuple[object, ...]]) -> dict[str, int]:
@@ -132,7 +132,7 @@ def _rows(connection: psycopg.Connection[tuple[object, ...]]) -> dict[str, int]:
     return {str(name): int(str(count)) for name, count in connection.execute(counted)}
 
 
-def _one(connection: psycopg.Connection[tuple[object, ...]], statement: str) -> tuple[object, ...]:
+def _read_row(connection: psycopg.Connection[tuple[object, ...]], statement: str) -> tuple[object, ...]:
     row = connection.execute(statement.encode()).fetchone()
     assert row is not None
     return row

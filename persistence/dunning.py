@@ -183,8 +183,8 @@ def _block(
     Return the ids of the new dunning steps. A tenant that a person has blocked stays blocked by that person.
     """
     steps = []
-    found = change.connection.execute(_UNTOUCHED_NOW, here | {"count": TENANTS_A_STEP_MAX}).scalars().all()
-    for tenant_id in found:
+    result = change.connection.execute(_UNTOUCHED_NOW, here | {"count": TENANTS_A_STEP_MAX}).scalars().all()
+    for tenant_id in result:
         last, write, reason = _last(change, tenant_id), None, "It was blocked before."
         if last is None or last.verb != BLOCK:
             reason = f"Invoice {invoice_id} is not paid."
@@ -245,9 +245,9 @@ def _intend(change: EntityWrite, organization_id: int, tenant_id: int, verb: str
     return write
 
 
-def _add(change: EntityWrite, organization_id: int, said: Row) -> int:
+def _add(change: EntityWrite, organization_id: int, row: Row) -> int:
     made = insert(dunning_step).values(
-        organization_id=organization_id, actor=change.command.actor.scope, created_at=change.now, **said
+        organization_id=organization_id, actor=change.command.actor.scope, created_at=change.now, **row
     )
     return int(change.connection.execute(made.returning(dunning_step.c.id)).scalar_one())
 

@@ -275,9 +275,9 @@ class EntityWrite:
         """
         if self.batch is None:
             return read()
-        found = self.batch.counts[what] if what in self.batch.counts else read()
-        self.batch.counts[what] = found + 1
-        return found
+        count = self.batch.counts[what] if what in self.batch.counts else read()
+        self.batch.counts[what] = count + 1
+        return count
 
     def define(self, account: str, organization_id: object) -> None:
         self.intend([account], "define", {}, organization_id=int(str(organization_id)))
@@ -384,8 +384,8 @@ class Entity:
 
 def live(table: Table, *selected: Any) -> Select[Any]:
     """Return a query for the rows of a table that are not deleted, with these columns or the id."""
-    found = select(*selected or (table.c.id,))
-    return found.where(table.c.deleted_at.is_(None)) if "deleted_at" in table.c else found
+    statement = select(*selected or (table.c.id,))
+    return statement.where(table.c.deleted_at.is_(None)) if "deleted_at" in table.c else statement
 
 
 def id_in(values: Row, name: str) -> int:
@@ -428,13 +428,13 @@ def require(change: EntityWrite) -> None:
         wanted = change.command.values.get(name)
         if wanted is None or (table.name, wanted) in held:
             continue
-        found = live(table).where(table.c.id == wanted)
+        statement = live(table).where(table.c.id == wanted)
         if (realm := change.realm) is not None:
             # A tenant's rows do not include its organization, which still owns all that the tenant creates.
-            found = found.where(
+            statement = statement.where(
                 owned(table, Realm(realm.organization_id) if table is organization else realm)
             )
-        if change.connection.execute(found.with_for_update(read=True)).first() is None:
+        if change.connection.execute(statement.with_for_update(read=True)).first() is None:
             missing.append((name, f"there is no {table.name.replace('_', ' ')} {wanted}"))
         held.add((table.name, wanted))
     if missing:
@@ -451,7 +451,7 @@ def refuse_while_referenced(change: EntityWrite) -> None:
 def add(change: EntityWrite, **more: object) -> int:
     """Insert a row with the command's values and those in `more`; return the new row's id."""
     table = change.subject.table
-    values = fitted(table, {**change.command.values, **more})
+    values = fit_columns(table, {**change.command.values, **more})
     row_id = change.connection.execute(insert(table).values(values).returning(table.c.id)).scalar_one()
     if change.batch is not None:
         change.batch.held.add((table.name, row_id))
@@ -465,22 +465,22 @@ def alter(change: EntityWrite, values: Row) -> None:
     table = change.subject.table
     touched = {"updated_at": func.now()} if "updated_at" in table.c else {}
     change.connection.execute(
-        update(table).where(table.c.id == change.row_id).values({**fitted(table, values), **touched})
+        update(table).where(table.c.id == change.row_id).values({**fit_columns(table, values), **touched})
     )
 
 
-def fitted(table: Table, values: Row) -> dict[str, Any]:
+def fit_columns(table: Table, values: Row) -> dict[str, Any]:
     """Convert values of the API to values of columns: limits without the null ones, others by column name."""
-    fitted: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
     for name, value in values.items():
         if name in {"limits", "user_limits"}:
             limits = value if isinstance(value, dict) else {}
-            fitted[name] = {kind: limit for kind, limit in limits.items() if limit is not None}
+            columns[name] = {kind: limit for kind, limit in limits.items() if limit is not None}
         elif name == "counts_tokens" and "counts_none" in table.c:
-            fitted |= {name: value is True, "counts_none": value is False}
+            columns |= {name: value is True, "counts_none": value is False}
         else:
-            fitted[table.c[name].name] = value
-    return fitted
+            columns[table.c[name].name] = value
+    return columns
 
 
 # Rows of a subject for lists: the page after a cursor, and the number of rows.
@@ -534,15 +534,17 @@ def count_rows(
 
 def _matching(connection: Connection, subject: Entity, query: Query) -> Select[Any]:
     """Return a query for the rows that match a list's filters and time span."""
-    found = subject.rows.where(*(subject.condition(name, value) for name, value in query.filters.items()))
+    statement = subject.rows.where(*(subject.condition(name, value) for name, value in query.filters.items()))
     for name in subject.implied.keys() & query.filters.keys():
         known = connection.execute(subject.implied[name](query.filters[name])).mappings().first()
-        found = found.where(*(subject.table.c[each] == value for each, value in (known or {}).items()))
+        statement = statement.where(
+            *(subject.table.c[each] == value for each, value in (known or {}).items())
+        )
     if query.since is not None:
-        found = found.where(subject.table.c[subject.time] >= query.since)
+        statement = statement.where(subject.table.c[subject.time] >= query.since)
     if query.until is not None:
-        found = found.where(subject.table.c[subject.time] < query.until)
-    return found
+        statement = statement.where(subject.table.c[subject.time] < query.until)
+    return statement
 
 
 # Search of rows by the words of their names.

@@ -47,14 +47,14 @@ _COLUMNS = re.compile(r"Key \((.*?)\)=\(")
 
 def complaint(error: BaseException) -> str:
     """Return one line about an error of PostgreSQL or of its connection, without any stored values."""
-    found = origin(error)
-    if found is None or (found.sqlstate is None and isinstance(found, psycopg.OperationalError)):
-        return _first_line(str(found or error)) or type(error).__name__
-    if found.sqlstate is None:  # the driver's own, which quotes what it could not send or read
-        return type(found).__name__
-    if found.sqlstate.startswith(QUOTING):
-        return " ".join([found.sqlstate, type(found).__name__, *_place(found)])
-    return f"{found.sqlstate} {_first_line(found.diag.message_primary or type(found).__name__)}"
+    cause = origin(error)
+    if cause is None or (cause.sqlstate is None and isinstance(cause, psycopg.OperationalError)):
+        return _first_line(str(cause or error)) or type(error).__name__
+    if cause.sqlstate is None:  # the driver's own, which quotes what it could not send or read
+        return type(cause).__name__
+    if cause.sqlstate.startswith(QUOTING):
+        return " ".join([cause.sqlstate, type(cause).__name__, *_place(cause)])
+    return f"{cause.sqlstate} {_first_line(cause.diag.message_primary or type(cause).__name__)}"
 
 
 def origin(error: BaseException) -> psycopg.Error | None:
@@ -65,15 +65,15 @@ def origin(error: BaseException) -> psycopg.Error | None:
 
 def columns(error: BaseException) -> str:
     """Return the names of the columns with duplicate or missing values; "" if PostgreSQL names none."""
-    found = origin(error)
-    said = _COLUMNS.match(found.diag.message_detail or "") if found is not None else None
+    cause = origin(error)
+    said = _COLUMNS.match(cause.diag.message_detail or "") if cause is not None else None
     return said[1] if said is not None else ""
 
 
 def noun(error: BaseException) -> str:
     """Return the kind of row that an error is about, such as `token plan`; "" if PostgreSQL names none."""
-    found = origin(error)
-    return (found.diag.table_name or "").replace("_", " ") if found is not None else ""
+    cause = origin(error)
+    return (cause.diag.table_name or "").replace("_", " ") if cause is not None else ""
 
 
 def quiet(engine: Engine | AsyncEngine) -> None:
@@ -125,10 +125,10 @@ _LOCK_WAIT_AS_EVER = text("SET LOCAL lock_timeout TO DEFAULT")
 
 def sqlstate(error: BaseException) -> str:
     """Return PostgreSQL's code of an error; "" if the error has none, and no text that stands for one."""
-    found = origin(error)
-    if isinstance(found, psycopg.OperationalError) and _NO_CONNECTION_LEFT.search(str(found)):
-        return found.sqlstate or NO_CONNECTION_LEFT
-    return (found.sqlstate or "") if found is not None else ""
+    cause = origin(error)
+    if isinstance(cause, psycopg.OperationalError) and _NO_CONNECTION_LEFT.search(str(cause)):
+        return cause.sqlstate or NO_CONNECTION_LEFT
+    return (cause.sqlstate or "") if cause is not None else ""
 
 
 def code_of(error: BaseException) -> str:
@@ -230,16 +230,16 @@ def is_away(error: Exception) -> bool:
 
     A statement that timed out was large: others work as before.
     """
-    found = origin(error)
-    if found is not None and found.sqlstate is not None:
-        return found.sqlstate != QUERY_CANCELED and found.sqlstate.startswith(EVERYBODYS)
+    cause = origin(error)
+    if cause is not None and cause.sqlstate is not None:
+        return cause.sqlstate != QUERY_CANCELED and cause.sqlstate.startswith(EVERYBODYS)
     away = OperationalError, InterfaceError, TimeoutError, psycopg.OperationalError, psycopg.InterfaceError
     return isinstance(error, away)
 
 
 def refuses_values(error: Exception) -> bool:
     """Return whether PostgreSQL, or its driver, will never store these values."""
-    found = origin(error)
-    if found is not None and found.sqlstate is not None:
-        return found.sqlstate.startswith(REFUSED)
-    return isinstance(found, psycopg.DataError)
+    cause = origin(error)
+    if cause is not None and cause.sqlstate is not None:
+        return cause.sqlstate.startswith(REFUSED)
+    return isinstance(cause, psycopg.DataError)

@@ -209,7 +209,7 @@ class LedgerSigner:
         if not spans:
             return 0
         found = {row.id: row.places for row in await connection.execute(_FOUNDS[kind], here)}
-        made = await asyncio.to_thread(_made, spans, head, found)
+        made = await asyncio.to_thread(_cut_segments, spans, head, found)
         if made:
             await connection.execute(_PUT, [_row(one) for one in made])
         return len(made)
@@ -244,7 +244,7 @@ def _before(kind: str, row: Any) -> LedgerSegment:
     )  # fmt: skip
 
 
-def _made(
+def _cut_segments(
     spans: Sequence[tuple[LedgerSegment, int, int]], head: int, found: Mapping[int, bytes]
 ) -> list[LedgerSegment]:
     return [
@@ -254,8 +254,8 @@ def _made(
     ]
 
 
-def _row(one: LedgerSegment) -> dict[str, Any]:
-    return {name: getattr(one, name) for name in (*_SEGMENT, "marks")}
+def _row(segment: LedgerSegment) -> dict[str, Any]:
+    return {name: getattr(segment, name) for name in (*_SEGMENT, "marks")}
 
 
 async def age_of_head(engine: AsyncEngine) -> dict[str, object]:
@@ -321,8 +321,8 @@ def segment_at(connection: Connection, kind: str, owner_id: int, seq: int) -> Le
     """Return the latest signed segment (range of rows) with a sequence number of an account, or None."""
     statement = f"SELECT {', '.join(_SEGMENT)}, marks FROM ledger_segment WHERE (kind, owner_id) = (%s, %s)"
     statement += " AND %s BETWEEN first_seq AND last_seq ORDER BY number DESC LIMIT 1"
-    found = list(_segments(connection, statement, (kind, owner_id, seq)))
-    return found[0] if found else None
+    segments = list(_segments(connection, statement, (kind, owner_id, seq)))
+    return segments[0] if segments else None
 
 
 def _segments(
@@ -355,10 +355,10 @@ def leaves_between(connection: Connection, of: LedgerSegment) -> Iterator[tuple[
 def rows_of_request(connection: Connection, request_id: str) -> Iterator[tuple[str, int, int, str]]:
     """Yield the rows of a request: kind of account, owner, sequence number and the hashed text."""
     for kind, ledgers in LEDGERS.items():
-        for each in ledgers:
-            if "request_id" in each.columns:
+        for ledger in ledgers:
+            if "request_id" in ledger.columns:
                 statement = (
-                    f"SELECT r.{each.owner}, r.seq, {text_in_sql(each, 'r')} FROM {each.name} AS r"
+                    f"SELECT r.{ledger.owner}, r.seq, {text_in_sql(ledger, 'r')} FROM {ledger.name} AS r"
                     " WHERE request_id = %s::text::uuid ORDER BY seq"
                 )
                 for owner_id, seq, said in connection.execute(statement.encode(), (request_id,)).fetchall():

@@ -18,7 +18,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
-from gateway.core.accounts.outbox import CALL_NAMES, NAMES_BESIDE_MARKERS, ROW_MARKERS
+from gateway.core.accounts.call_facts import CALL_NAMES, NAMES_BESIDE_MARKERS, ROW_MARKERS
 from gateway.errors import Conflict, NotFound
 from persistence.address import CONNECT, plain_url
 

@@ -73,7 +73,9 @@ class Schedule:
         for each in sorted(busy):
             more, _ = await self._make([each], finalize=finalize, wait=True)
             left |= more
-        return ScheduledResult([each for each in organization_ids if each not in left], left)
+        return ScheduledResult(
+            [organization_id for organization_id in organization_ids if organization_id not in left], left
+        )
 
     async def leave_invoices(self, left: Mapping[int, SkipReason | None]) -> None:
         """Store the reasons in `left` why organizations' invoices were skipped; None clears a reason."""

@@ -88,9 +88,9 @@ def _items(body: str) -> Iterator[SchemaItem]:
 
 
 def _column(part: str) -> Column[Any]:
-    found = _COLUMN.match(part)
-    assert found is not None, part
-    name, word, precision, scale, array = found.groups()
+    match = _COLUMN.match(part)
+    assert match is not None, part
+    name, word, precision, scale, array = match.groups()
     type_ = Numeric(int(precision), int(scale)) if precision else _TYPES[word]
     refers = _REFERS.search(part)
     references = [ForeignKey(f"{refers[1]}.{refers[2]}", ondelete=refers[3])] if refers else []

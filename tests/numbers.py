@@ -16,7 +16,7 @@ from itertools import pairwise
 
 import grimp
 
-from gateway.core.accounts.outbox import CallFacts
+from gateway.core.accounts.call_facts import CallFacts
 from gateway.http.server.exchange import Exchange
 from tests.house import source_files
 from tests.tree import ROOT, texts
@@ -159,7 +159,7 @@ def makers_of_facts() -> list[str]:
                 named = len(values) == len(fields) and len(known) > len(fields) // 3
             elif isinstance(one, ast.Call) and ast.unparse(one.func) == "CallFacts":
                 named = len(one.args) + len(one.keywords) > 1
-            if named and name != "gateway/core/accounts/outbox.py":
+            if named and name != "gateway/core/accounts/call_facts.py":
                 found.append(f"{name}:{one.lineno}")  # type: ignore[attr-defined]  # both kinds have lines
     return found
 

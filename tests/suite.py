@@ -71,6 +71,7 @@ VERIFY = (
     "tests/features/provider_report/test_command.py",
     "tests/local/test_commands.py",
     "tests/local/test_real_up.py",
+    "tests/model/test_scripts_at_length.py",
     "tests/model/test_whole.py",
     "tests/persistence/billing/test_work.py",
     "tests/run/supervisor",

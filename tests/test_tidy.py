@@ -29,15 +29,10 @@ SEVERAL_GROUPS_MAX, GROUP_LINES_LEAST = (130, 13)
 _NOUNS = "types of one noun, which name each other in no code"
 _READER = "one reader an endpoint, tied together by the family's table of routes"
 THREE_GROUPS = {
-    "gateway/admin/resources/quota.py": _NOUNS,
-    "gateway/background/verifying/reconciler.py": "to be split: what one comparison finds, rebuilds and counts",
     "gateway/calls/permit.py": "policies of one call, which `admit` asks in their order",
     "gateway/calls/rating.py": "steps of one price, which `prices` takes in their order",
-    "gateway/core/accounts/outbox.py": "to be split: one entry, and reports of those that carry it",
-    "gateway/core/accounts/upstream_jobs.py": "to be split: lines of a batch are read and written by its job",
     "gateway/core/alerts/thresholds.py": "rules of when to notify of a budget",
     "gateway/core/billing/events.py": _NOUNS,
-    "gateway/core/calls/claims.py": "to be split: claims, and what binds a body to them",
     "gateway/core/families/anthropic/calls.py": _READER,
     "gateway/core/families/gemini/calls.py": _READER,
     "gateway/core/families/openai/calls.py": _READER,
@@ -45,18 +40,13 @@ THREE_GROUPS = {
     "gateway/core/integrity/recovery.py": _NOUNS,
     "gateway/core/model.py": "types of admission, compiled together",
     "gateway/core/wait.py": "ways to wait without an event loop",
-    "gateway/counters/admission/cache.py": "to be split: the cache of callers, its queue and its tickets",
     "gateway/counters/admission/stored.py": "a pair of encode and decode for each thing in Redis",
     "gateway/counters/redis/keys.py": "which server has a key, by slot, shard or digest",
     "gateway/counters/settlement_log/settlement_record.py": "readings of the same bytes",
     "gateway/features/stripe/handover.py": _NOUNS,
     "gateway/features/vendor_admin/report.py": "what reports of two vendors share",
     "gateway/http/admission.py": "ways into admission: a caller's, a certificate's, a tool's",
-    "gateway/http/identity.py": "to be split: the credential and the attribution of a head",
     "gateway/run/lifecycle.py": "ways in which loops and tasks end, each a function",
-    "persistence/ledger/accounts.py": "to be split: updates of one batch, which share its locks",
-    "persistence/ledger/rollup.py": "to be split: deltas, statements, and moves of budgets",
-    "persistence/resources/quota.py": "to be split: budgets, quotas, and uses",
 }
 # Packages whose tests live in another package's folder.
 TESTED_IN = {"gateway/cli": "tests/admin"}

@@ -72,23 +72,23 @@ def build(ports: AdminPorts) -> web.Application:
         mount(app, ports, ROOT)
     for resource in RESOURCES.values():
         views = ResourceHandlers(ports, resource)
-        collection, one = f"{ROOT}/{resource.name}", f"{ROOT}/{resource.name}/{{id:{ROW}}}"
+        collection, row_path = f"{ROOT}/{resource.name}", f"{ROOT}/{resource.name}/{{id:{ROW}}}"
         app.router.add_get(collection, views.list)
         if resource.create is not None:
             app.router.add_post(collection, views.create)
-        app.router.add_get(one, views.show)
+        app.router.add_get(row_path, views.show)
         if resource.patch is not None:
-            app.router.add_patch(one, views.change)
+            app.router.add_patch(row_path, views.change)
         if resource.deletable:
-            app.router.add_delete(one, views.delete)
+            app.router.add_delete(row_path, views.delete)
         for part in resource.parts:
             if part.out is not None:
-                app.router.add_get(f"{one}/{part.name}", partial(views.part, part=part))
+                app.router.add_get(f"{row_path}/{part.name}", partial(views.part, part=part))
             for method, action in part.writes:
-                place = f"{one}/{part.name}/{{{part.key}:[^/]+}}"
+                place = f"{row_path}/{part.name}/{{{part.key}:[^/]+}}"
                 app.router.add_route(method, place, partial(views.write_part, part=part, action=action))
         for action in resource.actions:
-            app.router.add_post(f"{one}/{action.name}", partial(views.act, action=action))
+            app.router.add_post(f"{row_path}/{action.name}", partial(views.act, action=action))
     _mount_documents(app, ports)
     mount_console(app, ports)
     _mount_operations(app, ports)

@@ -18,7 +18,7 @@ from gateway import errors
 from gateway.admin import live
 from gateway.admin.operations import Operations
 from gateway.admin.ports import AdminPorts
-from gateway.admin.resources.quota import render_budget
+from gateway.admin.resources.budgets import render_budget
 from gateway.admin.resources.registry import RESOURCES
 from gateway.calls.journal import itemize
 from gateway.core.accounts.administration import Query, Row
@@ -90,9 +90,9 @@ async def find_call(ports: AdminPorts, request_id: str) -> Row:
 
 async def explain(ports: AdminPorts, call: Row) -> list[ExplainedStep]:
     """Return the steps of a call that the reader may see, in their order."""
-    found = Explanation(ports, dict(call))
-    await found.read()
-    return await found.steps()
+    explanation = Explanation(ports, dict(call))
+    await explanation.read()
+    return await explanation.steps()
 
 
 class Explanation:
@@ -139,9 +139,9 @@ class Explanation:
             if step.step in _DECIDING:
                 step.outcome = self._outcome(step.step)
         if self._is_refused:
-            told = not any(step.outcome == REFUSED for step in steps)
+            is_admitted = not any(step.outcome == REFUSED for step in steps)
             says = f"Refused: {self._reason}. {REFUSALS[self._reason]}"
-            steps.append(ExplainedStep("outcome", says, outcome=REFUSED if told else STATED))
+            steps.append(ExplainedStep("outcome", says, outcome=REFUSED if is_admitted else STATED))
             steps.append(ExplainedStep("cost", "A refused call costs nothing, and takes no tokens."))
             return steps
         return [*steps, self._hold(), self._use(), await self._cost(), await self._settlement()]
@@ -333,13 +333,13 @@ class Explanation:
         row = await self._read("prices", call["price_id"])
         if not row:
             return ExplainedStep("price", f"{cost}; its price is not one of the price book.")
-        found, adds_up = itemize(
+        items, adds_up = itemize(
             call, {**row, "effective_from": datetime.fromisoformat(row["effective_from"])}
         )
         facts = [
             f"{line.kind.removeprefix('tools.').replace('_', ' ')}: {line.quantity:,} at "
             f"{_plain(line.unit_price)} {PER[line.per]} = {_plain(line.amount)}"
-            for line in found
+            for line in items
         ]
         facts += [f"{tool} was used, and has no price: the cost is without it" for tool in call["unpriced"]]
         if not adds_up:
@@ -417,13 +417,13 @@ def _query(limit: int, **filters: object) -> Query:
 
 def _refusals() -> dict[str, str]:
     """Return the sentence for each reason of a refusal: the docstring of its error."""
-    found: dict[str, str] = {}
+    reasons: dict[str, str] = {}
     classes: Sequence[type[errors.Refusal]] = [errors.Refusal]
     while classes:
-        classes = [each for one in classes for each in one.__subclasses__()]
-        for each in reversed(classes):
-            found[each.reason] = " ".join((each.__doc__ or "").split())
-    return found
+        classes = [subclass for class_ in classes for subclass in class_.__subclasses__()]
+        for class_ in reversed(classes):
+            reasons[class_.reason] = " ".join((class_.__doc__ or "").split())
+    return reasons
 
 
 REFUSALS: Final = _refusals()

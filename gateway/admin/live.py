@@ -41,8 +41,8 @@ async def overlay_budgets(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
     at_ms = _now_ms()
     plain = [(row, _account(row)) for row in rows if row["each"] is None]
     live = await _peeked_budgets(ports, plain)
-    told = {row["id"]: _figures(row, at_ms, row["stored_uses"], live, name) for row, name in plain}
-    return [{**row, **told.get(row["id"], {"resets_at": _window(row, at_ms)[1]})} for row in rows]
+    figures = {row["id"]: _figures(row, at_ms, row["stored_uses"], live, name) for row, name in plain}
+    return [{**row, **figures.get(row["id"], {"resets_at": _window(row, at_ms)[1]})} for row in rows]
 
 
 async def budget_accounts(ports: AdminPorts, row: Row, query: Query) -> Page:
@@ -51,7 +51,7 @@ async def budget_accounts(ports: AdminPorts, row: Row, query: Query) -> Page:
     if row["each"] is None:
         [now] = await overlay_budgets(ports, [row])
         return Page(({**now, "who": None},), None)
-    wanted = Query(_of(row, at_ms), None, None, query.after, query.limit, query.descending)
+    wanted = Query(_window_filters(row, at_ms), None, None, query.after, query.limit, query.descending)
     page = await ports.store.page("budget-accounts", wanted)
     return Page(tuple(await _everybody(ports, row, page.rows, at_ms)), page.next_after)
 
@@ -75,7 +75,9 @@ async def own_budgets(ports: AdminPorts, rows: Sequence[Row], whose: str) -> lis
     )
     stored = await asyncio.gather(
         *(
-            ports.store.page("budget-accounts", Query(_of(row, at_ms, value=owner), None, None, None, 1))
+            ports.store.page(
+                "budget-accounts", Query(_window_filters(row, at_ms, value=owner), None, None, None, 1)
+            )
             for row in rows
         )
     )
@@ -102,16 +104,16 @@ async def budget_overrides(ports: AdminPorts, row: Row, query: Query) -> Page:
 
 async def _everybody(ports: AdminPorts, row: Row, stored: Sequence[Row], at_ms: int) -> list[Row]:
     """Return stored accounts of a budget with their current use."""
-    names = [f"{_account(row)}:{each['value']}" for each in stored]
+    names = [f"{_account(row)}:{row_['value']}" for row_ in stored]
     limits, live = await asyncio.gather(
         _own_limits(ports, [row], {str(account["value"]): str(account["name"]) for account in stored}),
         _peeked_budgets(ports, [(row, name) for name in names]),
     )
     row = {**row, **limits[row["id"]]}
     return [
-        {"unit": row["unit"], "who": each["name"], "shared": each["value"] == OTHERS}
-        | _figures(row, at_ms, each["uses"], live, name)
-        for each, name in zip(stored, names, strict=True)
+        {"unit": row["unit"], "who": row_["name"], "shared": row_["value"] == OTHERS}
+        | _figures(row, at_ms, row_["uses"], live, name)
+        for row_, name in zip(stored, names, strict=True)
     ]
 
 
@@ -150,7 +152,7 @@ async def _own_limits(
     return limits
 
 
-def _of(row: Row, at_ms: int, **more: object) -> Row:
+def _window_filters(row: Row, at_ms: int, **more: object) -> Row:
     """Return the filters for the stored uses in a budget's current window."""
     when = "start" if row["length"] is None else "since"
     return {"budget_id": row["id"], when: _started(row, at_ms), **more}

@@ -159,7 +159,7 @@ class Operations:
         require_read(self._actor, self.resource)
         row = await self._ports.store.get(self._read, row_id)
         page = await PARTS[self.resource.name, part.name](self._ports, row, query)
-        rows = [part.render(each) for each in page.rows]
+        rows = [part.render(row) for row in page.rows]
         return rows, encode_cursor(page.next_after, mark) if page.next_after is not None else None
 
     async def write_part(

@@ -84,7 +84,7 @@ class SmtpMailer:
             async with asyncio.timeout(self._timeout_s), self._turns:
                 return await self._hand_over(mail)
         except SMTPResponseException as said:
-            return DeliveryOutcome(said.code if said.code > 0 else None, _told(said))
+            return DeliveryOutcome(said.code if said.code > 0 else None, _describe_error(said))
         except (SMTPException, OSError, TimeoutError, ValueError) as error:
             return DeliveryOutcome(None, plain(error) or type(error).__name__)
 
@@ -97,7 +97,7 @@ class SmtpMailer:
         )  # fmt: skip
         try:
             await server.connect()
-            server.local_hostname = _here(server)
+            server.local_hostname = _host_name(server)
             if where.tls == "starttls":
                 await server.starttls(timeout=self._timeout_s)
             if where.user:
@@ -116,17 +116,19 @@ def _verified_by(ca_file: str) -> ssl.SSLContext:
 async def _deliver(server: SMTP, mail: Mail) -> DeliveryOutcome:
     """Send a mail to those recipients that the server accepts."""
     await server.mail(mail.sender)
-    refused = [each for address in mail.recipients if (each := await _refusal(server, address)) is not None]
+    refused = [
+        refusal for address in mail.recipients if (refusal := await _refusal(server, address)) is not None
+    ]
     if len(refused) == len(mail.recipients):
         raise refused[-1]
-    said = await server.data(mail.content)
+    reply = await server.data(mail.content)
     with suppress(SMTPException):  # the server has the mail, so no answer is needed
         assert server.protocol is not None
         server.protocol.write(b"QUIT\r\n")
     if not refused:
-        return DeliveryOutcome(said.code)
+        return DeliveryOutcome(reply.code)
     several = f"{len(refused)} of {len(mail.recipients)} recipients refused"
-    return DeliveryOutcome(said.code, plain(f"{several}: {_told(refused[-1])}"))
+    return DeliveryOutcome(reply.code, plain(f"{several}: {_describe_error(refused[-1])}"))
 
 
 async def _refusal(server: SMTP, address: str) -> SMTPRecipientRefused | None:
@@ -137,12 +139,12 @@ async def _refusal(server: SMTP, address: str) -> SMTPRecipientRefused | None:
     return None
 
 
-def _here(server: SMTP) -> str:
+def _host_name(server: SMTP) -> str:
     """Return the name for EHLO: our IP address, which does not disclose the machine's name."""
     address = ip_address(server.get_transport_info("sockname")[0].partition("%")[0])
     return f"[{'IPv6:' if address.version == 6 else ''}{address}]"
 
 
-def _told(said: SMTPResponseException) -> str:
-    status = f"{said.code} " if said.code > 0 else ""
-    return plain(f"{status}{said.message.splitlines()[-1] if said.message else ''}")
+def _describe_error(error: SMTPResponseException) -> str:
+    status = f"{error.code} " if error.code > 0 else ""
+    return plain(f"{status}{error.message.splitlines()[-1] if error.message else ''}")

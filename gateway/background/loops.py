@@ -123,10 +123,10 @@ class Isolation:
         self._failed[loop, ITEM] += 1
         failures = self._failed[loop, ITEM]
         if is_worth_a_line(failures):
-            told = {"loop": loop, "item": name[:NAME_CHARS_MAX], "error": repr(error), "failures": failures}
-            self._log("item left", **told, level="error")
+            fields = {"loop": loop, "item": name[:NAME_CHARS_MAX], "error": repr(error), "failures": failures}
+            self._log("item left", **fields, level="error")
 
-    async def each(
+    async def run_items(
         self,
         loop: str,
         items: Iterable[T],
@@ -165,7 +165,7 @@ class Isolation:
         async def alone(item: T) -> None:
             await act([item])
 
-        return await self.each(loop, items, alone, name=name)
+        return await self.run_items(loop, items, alone, name=name)
 
     async def tried(
         self, loop: str, item: T, act: Callable[[T], Awaitable[object]], *, name: Callable[[T], str]
@@ -228,9 +228,9 @@ class Agenda:
         return self._last is None or name in self._last
 
     async def until(self, name: str) -> None:
-        found: Collection[str] = ()
-        while name not in found:
-            found = await self._next()
+        items: Collection[str] = ()
+        while name not in items:
+            items = await self._next()
 
     async def until_written(self, seen: int) -> None:
         """Wait until `written()`, a number of writes, exceeds `seen`, its value when the last pass began."""
@@ -309,7 +309,7 @@ class Loop:
         return max(self.interval_s, self.rest * took_s)
 
 
-def each(
+def run_each(
     due: Due[T],
     act: Callable[[T], Awaitable[object]],
     *,
@@ -333,7 +333,7 @@ def each(
                 done += await act(item) is not False
 
         async for page in pages(due, count, place):
-            await isolation.each(loop, page, once, name=name)
+            await isolation.run_items(loop, page, once, name=name)
         return done
 
     return step
@@ -406,18 +406,18 @@ class FailureTeller:
         return Loop("failures", INTERVAL_S, (call(self.tell),))
 
     async def tell(self) -> None:
-        told = self.failures.take_reports()
-        for one in told:
+        reports = self.failures.take_reports()
+        for report in reports:
             self.log(
                 "wrong credentials",
                 port=self.port,
-                address=one.site or "others",
-                attempts=one.attempts,
-                reasons=one.reasons,
+                address=report.site or "others",
+                attempts=report.attempts,
+                reasons=report.reasons,
                 level="warning",
             )
-        if told and self.keep is not None:
-            await self.keep(told)
+        if reports and self.keep is not None:
+            await self.keep(reports)
 
 
 class Gauges:
@@ -431,15 +431,15 @@ class Gauges:
         return Loop("watcher", LOOK_INTERVAL_S, (call(self.refresh),))
 
     async def refresh(self) -> None:
-        found: dict[str, Any] = {}
-        for one in await asyncio.gather(*(_seen(look) for look in self._looks)):
-            for name, value in one.items():
+        facts: dict[str, Any] = {}
+        for facts_ in await asyncio.gather(*(_collect_facts(look) for look in self._looks)):
+            for name, value in facts_.items():
                 # Several looks may give rows of one metric.
-                found[name] = [*found[name], *value] if isinstance(value, list) and name in found else value
-        self.latest = found
+                facts[name] = [*facts[name], *value] if isinstance(value, list) and name in facts else value
+        self.latest = facts
 
 
-async def _seen(look: Look) -> Mapping[str, Any]:
+async def _collect_facts(look: Look) -> Mapping[str, Any]:
     try:
         async with asyncio.timeout(LOOK_MAX_S):
             return await look()

@@ -14,13 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from gateway.calls.rating import NO_PARTS, ModelPart, cost_of, parts_of, price_of, served_tier
-from gateway.core.accounts.outbox import (
-    NONE,
-    TEXT_CHARACTERS_MAX,
-    briefly,
-    named_unpriced,
-    write_facts,
-)
+from gateway.core.accounts.call_facts import NONE, TEXT_CHARACTERS_MAX, briefly, named_unpriced, write_facts
 from gateway.core.accounts.steps import Substitution
 from gateway.core.accounts.tags import Tags
 from gateway.core.accounts.weights import Weights

@@ -1,20 +1,69 @@
-"""What a use claims of each limit, and the request that reserves it as a hold."""
+"""What a use claims of each limit, and the request that reserves it as a hold: then it is prepared."""
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Awaitable
+from typing import Final, Protocol
 
-from gateway.core.accounts.budgets import MONEY, TOKENS
+from gateway.calls.ports import AdmissionPorts
+from gateway.calls.terms import AdmissionTerms
+from gateway.core.accounts.budgets import MAXIMUM, MONEY, TOKENS
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.claims import CallClaim, claim_of
 from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
 from gateway.core.calls.tariff import CallPrices
+from gateway.core.calls.use_request import UseRequest
 from gateway.core.model import Caller, HoldRequest, Service
+from gateway.core.value import Value
 from gateway.errors import InvalidRequest
 
 # The life of a hold until its job is stored; no lease admits it.
 OPENING_MS: Final = 60_000
+
+
+class Entrance(Protocol):
+    """The door that a use comes in by. `is_held`: a request and a slot are reserved, by its head alone."""
+
+    is_held: bool
+
+    def check_paused(self, call: CallRequest) -> None:
+        """Raise a `Refusal` if the circuit breaker pauses every upstream that a call may ask."""
+
+    def hold_by_head(self) -> Awaitable[object]:
+        """Reserve by the head, unless that is done: no run opens and nothing is told before."""
+
+    def shield(self) -> None:
+        """Stop interruptions until the use is admitted or refused."""
+
+
+class PreparedUse(Value, frozen=True):
+    """A use that may begin, with what it would hold; nothing is reserved yet."""
+
+    asked: UseRequest
+    entrance: Entrance
+    terms: AdmissionTerms
+    claim: CallClaim
+    request: HoldRequest
+    binds: bool
+
+
+def prepare(
+    ports: AdmissionPorts, asked: UseRequest, entrance: Entrance, terms: AdmissionTerms
+) -> PreparedUse:
+    """Return a use with the claim of its call, the request for its hold, and whether that may be its limit."""
+    call, caller, estimator, binds = asked.call, asked.caller, ports.estimator, False
+    service, prices, budgets, _ = terms
+    estimate = NO_ESTIMATE
+    if service.counts_tokens or prices.vectors or budgets is not None:
+        binds = bool(prices.vectors) or caller.tenant_id not in estimator.unbound
+        binds = binds or (budgets is not None and budgets.hold == MAXIMUM)
+        estimate = estimator.hold(call, caller.organization_id, service.key, caller.key_id, binds=binds)
+    claim, request = hold_request(
+        caller, asked.id, asked.user, service, call, estimate, prices, budgets, asked.units, False,
+        OPENING_MS if call.spec.background else 0,
+    )  # fmt: skip
+    return PreparedUse(asked, entrance, terms, claim, request, binds)
 
 
 def hold_request(  # noqa: PLR0917  # who asks for what, and what it costs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.calls.charge import MeteredUse, UseTerms, charge
-from gateway.core.accounts.outbox import NONE, CallFacts
+from gateway.core.accounts.call_facts import NONE, CallFacts
 from gateway.core.accounts.weights import Weights
 from gateway.core.billing.events import AMOUNT_MAX, ROUTE, EventSettlement, EventUsage, Unacceptable
 from gateway.core.billing.money import pack_tiers, spend_micro
@@ -41,7 +41,7 @@ def use_of(
         tenant_id=tenant_id, service_id=service.id, meter=service.meter, one_time=service.one_time,
         tiers=pack_tiers(service.pricing.ladder) if service.meter == PAY_PER_USE else b"", user=told.user,
         project_id=told.project_id, counts_tokens=service.counts_tokens and in_cycle, tokens=told.tokens,
-        weighed=told.tokens if moved.quota_tokens is None else moved.quota_tokens, credits=moved.credits,
+        quota_tokens=told.tokens if moved.quota_tokens is None else moved.quota_tokens, credits=moved.credits,
         over=moved.over, units=moved.units if service.meter == PAY_PER_USE else 0, money=made.cost,
         facts=CallFacts(*made.facts),
     )  # fmt: skip

@@ -7,6 +7,7 @@ import msgspec
 from gateway.calls.charge import NO_DETAIL, Counted, MeteredUse, UseTerms, charge
 from gateway.core.accounts.budget_amounts import render_amount
 from gateway.core.accounts.budgets import MONEY
+from gateway.core.accounts.call_facts import NONE, read_facts
 from gateway.core.accounts.caller_holds import (
     RELEASED,
     UNITS_MAX,
@@ -16,7 +17,6 @@ from gateway.core.accounts.caller_holds import (
     money_of,
     usage_of,
 )
-from gateway.core.accounts.outbox import NONE, read_facts
 from gateway.core.billing.price_book import NO_COUNTS, WHOLES
 from gateway.core.calls.tariff import NO_PRICES, CallPrices, PriceOf, is_in_money
 from gateway.core.metering.meter import Detail

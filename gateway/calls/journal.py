@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from gateway.calls.rating import ModelPart, cost_of
-from gateway.core.accounts.outbox import named_unpriced
+from gateway.core.accounts.call_facts import named_unpriced
 from gateway.core.billing.hours import decimal_of, factor_at
 from gateway.core.billing.money import EXACT, ONE_NANO
 from gateway.core.billing.price_book import (

@@ -1,4 +1,4 @@
-"""Whether a caller may make a call: its models, user, priority, stored objects and run policies.
+"""Whether a caller may make a call: its models, user, priority and stored objects.
 
 Prices and limits are no subject of this module.
 """
@@ -8,15 +8,13 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from gateway.calls.ports import DirectoryPort, ObjectOwnersPort
-from gateway.core.accounts.run_policies import CallRunPolicies
-from gateway.core.accounts.runs import FIELD
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.models import ConfiguredModels
 from gateway.core.calls.routes import ModelRule
 from gateway.core.families.objects import ObjectAccess, field_of
 from gateway.core.families.registry import FAMILIES
-from gateway.core.model import INTERACTIVE, USER_REQUIRED, Attribution, Caller, RunRequest, on_list
-from gateway.errors import ModelNotAllowed, ObjectNotFound, PriorityNotAllowed, RunRequired, UserRequired
+from gateway.core.model import INTERACTIVE, USER_REQUIRED, Attribution, Caller, on_list
+from gateway.errors import ModelNotAllowed, ObjectNotFound, PriorityNotAllowed, UserRequired
 
 
 def check_model_access(  # noqa: PLR0917  # who asks for what, and how it is said that this may not be
@@ -117,18 +115,3 @@ def lists_of(directory: DirectoryPort, caller: Caller, user: str) -> list[tuple[
     if lists is not None:
         found += lists.of(caller.tenant_id, user)
     return found
-
-
-def run_policies(
-    directory: DirectoryPort, caller: Caller, asked: RunRequest | None, field: str = FIELD
-) -> CallRunPolicies:
-    """Return the run policies of a caller; one may require that each call names a run.
-
-    Raise `RunRequired` if a run is required and `asked` is None; the message names the header field `field`.
-    """
-    policies = directory.run_policies(caller)
-    if asked is None:
-        for whose, policy in policies:
-            if policy.required:
-                raise RunRequired(f"Each call of this {whose} needs a run: name one in {field}.", param=field)
-    return policies

@@ -13,7 +13,6 @@ from gateway.core.billing.money import ServicePricing
 from gateway.core.billing.service_tiers import lacks_tier
 from gateway.core.billing.vector import CACHE_HOUR
 from gateway.core.calls.call import CallRequest
-from gateway.core.calls.claims import find_tool, unpriced_tools
 from gateway.core.calls.routes import ModelTarget
 from gateway.core.calls.storage import STORED_UNITS
 from gateway.core.calls.tariff import (
@@ -26,6 +25,7 @@ from gateway.core.calls.tariff import (
     unpriced_part,
     vectors_of,
 )
+from gateway.core.calls.tool_uses import find_tool, unpriced_tools
 from gateway.core.calls.use_request import CALL_LIFE_MS
 from gateway.core.families.registry import SHAPES
 from gateway.core.model import Caller, Service

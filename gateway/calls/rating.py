@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from gateway.core.accounts.outbox import OUTPUT, REASONING
+from gateway.core.accounts.call_facts import OUTPUT, REASONING
 from gateway.core.billing.price_book import Counts, cost_nano, without_request
 from gateway.core.billing.service_tiers import PLACES, USUAL_TIERS, lacks_tier, tier_at
 from gateway.core.billing.vector import Vector

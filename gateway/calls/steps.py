@@ -7,31 +7,322 @@ is an answer of its own, a budget that lacks room is a refusal, and either chang
 again: at each reached step's substitute, as if its caller had named that. Of those that may go, the one that would
 hold least is reserved, in all budgets of the substitute, at its prices, without steps. So no call passes without a
 hold that fitted when it was taken, however many come at one instant. Where none may go, the call is reserved as
-asked, without steps. `gateway/core/accounts/steps.py` has the arithmetic, `gateway/calls/admit.py` the order.
+asked, without steps. `gateway/core/accounts/steps.py` has the arithmetic.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Final
+
+from gateway.calls.aim import aim_at
+from gateway.calls.answers import check_admitted, explain_refusal, is_short, why_refused
+from gateway.calls.claim import PreparedUse, prepare
+from gateway.calls.permit import check_model_access, check_objects, named_objects
+from gateway.calls.ports import AdmissionPorts
+from gateway.calls.terms import price_terms
 from gateway.core.accounts.call_budgets import CallBudgets
-from gateway.core.accounts.spent_answers import is_read_as_status
+from gateway.core.accounts.steps import (
+    STEP_JUDGES,
+    STEP_REQUIRES,
+    STEP_STOPS,
+    STEP_TELLS,
+    MatchedStep,
+    ReachedKey,
+    SessionModel,
+    Substitution,
+    Weighed,
+    judged_by,
+    substitutes_of,
+    taken_step,
+)
 from gateway.core.calls.call import CallRequest
+from gateway.core.calls.claims import claim_of
 from gateway.core.calls.estimate import model_bounds
 from gateway.core.calls.routes import ModelRule, ModelTarget
 from gateway.core.calls.tariff import CallPrices
 from gateway.core.calls.use_request import UseRequest
 from gateway.core.families.model_differences import refused_part
-from gateway.core.families.refusal import from_refused
 from gateway.core.families.registry import FAMILIES, SHAPES
 from gateway.core.families.seals import bound_by
-from gateway.core.model import Refused, Scope, Verdict
-from gateway.errors import Refusal
+from gateway.core.model import Admitted, Refused, Verdict
+from gateway.core.value import Value
+from gateway.errors import InvalidRequest, Refusal
 
 BEGIN_ANEW = "begin a new session"
 
 
-def is_short(answer: Refused) -> bool:
-    """Return whether a use was refused because it does not fit in one of its budgets."""
-    return answer.scope == Scope.BUDGET and answer.verdict in {Verdict.BUDGET_EXCEEDED, Verdict.QUOTA_HELD}
+# How often a use is judged whose substitute found no room: meanwhile others may have reached a further step.
+JUDGED_TIMES: Final = 3
+
+
+class StepReservation(Value, frozen=True):
+    """A use with steps that is admitted, as it was asked or as a substitute.
+
+    `binds_session`: new calls of its session go the same way. They do not where it went as asked because no substitute
+    could be sent.
+    """
+
+    use: PreparedUse
+    admitted: Admitted
+    binds_session: bool
+
+
+async def reserve_by_steps(
+    ports: AdmissionPorts, use: PreparedUse, steps: tuple[MatchedStep, ...]
+) -> tuple[PreparedUse, Admitted]:
+    """Reserve the hold of a use, or of the same as a substitute by one of its `steps`; return what is admitted.
+
+    A session stays with what its first call went as while that fits, and what a substitute sealed in any case. A call
+    that cannot be sent so is judged alone: it changes nothing for the others. Raise the `Refusal` of the use as it
+    was asked, which says why it did not go as the substitute.
+    """
+    caller, call, sessions = use.asked.caller, use.asked.call, ports.calls.sessions
+    attribution = use.asked.attribution
+    session = "" if attribution.is_trace else attribution.session  # each call may have a trace of its own
+    kept = await sessions.find(caller, session, call.spec.model) if session else None
+    reservation: StepReservation | None = None
+    alone = False
+    if kept is not None and kept.model:
+        sealed = why_bound(call)
+        if sealed or not all(step.switches for step in steps):
+            other = await _prepare_as_kept(ports, use, kept, sealed)
+            alone = other is None
+            if other is not None:
+                reservation = await _reserve_as_kept(ports, use, steps, other, sealed)
+    if reservation is None:
+        stays = kept is not None and not kept.model
+        reservation = await _reserve_or_substitute(ports, use, steps, stays=stays)
+    if reservation.binds_session and not alone:
+        by = reservation.use.asked.call.substitution
+        kept = SessionModel()
+        if by is not None:
+            kept = SessionModel(reservation.use.asked.call.spec.model, by.budget_id, by.budget)
+    if session and kept is not None:
+        sessions.keep(caller, session, call.spec.model, kept)
+    return reservation.use, reservation.admitted
+
+
+async def _prepare_as_kept(
+    ports: AdmissionPorts, use: PreparedUse, kept: SessionModel, sealed: str
+) -> PreparedUse | None:
+    """Return a use as the model that its session is `kept` with; None if it cannot be sent so.
+
+    Raise a `Refusal` instead where it is `sealed` (why, in words): no other model than this one could read it.
+    """
+    call, why = use.asked.call, why_fixed(use.asked)
+    refusal: Refusal | None = None
+    try:
+        if not why:
+            other = await _prepare_as(ports, use, kept.model)
+            why = why_unfit(other.asked.call, call, other.terms.prices, use.terms.prices)
+            if not why:
+                return _substituted(other, call.spec.model, kept.budget_id, kept.budget)
+    except Refusal as error:
+        refusal = error
+    if not sealed:
+        return None
+    await use.entrance.hold_by_head()  # as what fails before limits are asked
+    refusal = refusal or InvalidRequest(f"The session goes as {kept.model}, and this call cannot: {why}.")
+    explain_refusal(refusal, call.spec.model, sealed)
+    raise refusal
+
+
+async def _reserve_as_kept(
+    ports: AdmissionPorts, use: PreparedUse, steps: tuple[MatchedStep, ...], other: PreparedUse, sealed: str
+) -> StepReservation | None:
+    """Reserve a use as the `other` one of its session's model; None if its steps are to be judged instead.
+
+    They are where this model has no room any more, unless it `sealed` a part of the use: then nothing else fits. A
+    step that switches, and is reached, goes before as well.
+    """
+    reserve, caller = ports.calls.counters.reserve, use.asked.caller
+    if not sealed and any(step.switches for step in steps):
+        use.request.steps = tuple([judged_by(step, STEP_JUDGES) for step in steps])
+        answer = await reserve(use.request)
+        use.request.steps = ()
+        if isinstance(answer, Admitted):  # by a lease, which judges no step
+            return StepReservation(use, check_admitted(ports, caller, use.terms.budgets, answer), False)
+        reached = zip(steps, answer.reached, strict=False)
+        if not answer.reached or any(step.switches and byte for step, byte in reached):
+            return None
+    answer = await reserve(other.request)
+    if isinstance(answer, Refused) and is_short(answer) and not sealed:
+        return None
+    try:
+        return StepReservation(other, check_admitted(ports, caller, other.terms.budgets, answer), True)
+    except Refusal as refusal:
+        if isinstance(answer, Refused) and is_short(answer):
+            explain_refusal(refusal, use.asked.call.spec.model, sealed)
+        raise
+
+
+async def _reserve_or_substitute(
+    ports: AdmissionPorts,
+    use: PreparedUse,
+    steps: tuple[MatchedStep, ...],
+    *,
+    stays: bool,
+) -> StepReservation:
+    """Reserve a use as it was asked, or as the substitute of a reached step; one that `stays` minds steps that switch alone."""
+    if not stays and (before := await _reserve_as_before(ports, use, steps)) is not None:
+        return before
+    reserve, request, caller = ports.calls.counters.reserve, use.request, use.asked.caller
+    judged = tuple(
+        [judged_by(step, STEP_TELLS if stays and not step.switches else STEP_STOPS) for step in steps]
+    )
+    name = why = tried = ""
+    for _ in range(JUDGED_TIMES):
+        request.steps = judged
+        answer = await reserve(request)
+        request.steps = ()
+        if isinstance(answer, Admitted):
+            return StepReservation(use, check_admitted(ports, caller, use.terms.budgets, answer), True)
+        is_reached = answer.verdict is Verdict.STEP_REACHED
+        if not (is_reached or is_short(answer)):
+            break
+        reached = steps
+        if is_reached:
+            reached = tuple([step for step, byte in zip(steps, answer.reached, strict=True) if byte])
+            if reached == steps:
+                ports.calls.reached.add(_reached_key(use, steps))
+        other, name, unfit = await _weigh(ports, use, reached)
+        if other is None or name == tried:
+            why = unfit or why
+            break
+        second = await reserve(other.request)
+        if isinstance(second, Admitted):
+            return StepReservation(other, check_admitted(ports, caller, other.terms.budgets, second), True)
+        why, tried = why_refused(second, other.terms.budgets), name
+        if not is_short(second):
+            break
+    return StepReservation(use, await _reserve_as_asked(ports, use, answer, name, why), False)
+
+
+async def _reserve_as_asked(
+    ports: AdmissionPorts, use: PreparedUse, answer: Admitted | Refused, name: str, why: str
+) -> Admitted:
+    """Reserve a use as it was asked, unless the `answer` to it is a limit's; raise the `Refusal`, which says `why`.
+
+    `name` is the substitute that it did not go as.
+    """
+    if answer.verdict is Verdict.STEP_REACHED:
+        answer = await ports.calls.counters.reserve(use.request)
+    try:
+        return check_admitted(ports, use.asked.caller, use.terms.budgets, answer)
+    except Refusal as refusal:
+        if why and isinstance(answer, Refused) and is_short(answer):
+            explain_refusal(refusal, name, why)
+        raise
+
+
+def _reached_key(use: PreparedUse, steps: tuple[MatchedStep, ...]) -> ReachedKey:
+    return steps, use.request.names, use.asked.caller.organization_id
+
+
+async def _reserve_as_before(
+    ports: AdmissionPorts, use: PreparedUse, steps: tuple[MatchedStep, ...]
+) -> StepReservation | None:
+    """Reserve a use as a substitute at once, if all `steps` of such uses were reached a moment ago; else return None.
+
+    It is admitted only where they are all reached still, by the same script call: then each of them counts, whether the
+    use as asked would fit or not.
+    """
+    reached, key = ports.calls.reached, _reached_key(use, steps)
+    if key not in reached:
+        return None
+    other, _, _ = await _weigh(ports, use, steps)
+    budgets = None if other is None else other.terms.budgets
+    if other is None or budgets is None or {step.budget_id for step in steps}.difference(dict(budgets.steps)):
+        return None  # its own budgets do not tell
+    other.request.steps = tuple([judged_by(step, STEP_REQUIRES) for step in steps])
+    answer = await ports.calls.counters.reserve(other.request)
+    other.request.steps = ()
+    if isinstance(answer, Admitted):
+        return StepReservation(other, check_admitted(ports, use.asked.caller, budgets, answer), True)
+    reached.discard(key)
+    return None
+
+
+async def _weigh(
+    ports: AdmissionPorts, use: PreparedUse, reached: Sequence[MatchedStep]
+) -> tuple[PreparedUse | None, str, str]:
+    """Return the use as the substitute that would hold least, of those that may go; its name; and why none may go."""
+    names, why = substitutes_of(reached), why_fixed(use.asked) or why_bound(use.asked.call)
+    if why:
+        return None, names[0], why
+    budgets = use.terms.budgets
+    assert budgets is not None
+    prepared, reasons, weighed = dict[str, PreparedUse](), dict[str, str](), list[Weighed]()
+    weights = dict[str, tuple[int, ...]]()
+    for name in names:
+        try:
+            other = await _prepare_as(ports, use, name)
+            reasons[name] = why_unfit(other.asked.call, use.asked.call, other.terms.prices, use.terms.prices)
+        except Refusal as refusal:
+            reasons[name] = refusal.message
+        if not reasons.get(name):
+            prepared[name] = other
+            weights[name] = _weight_of(other, budgets)
+    for step in reached:
+        if step.substitute in weights:
+            weighed.append(Weighed(step, weights[step.substitute]))
+    taken = taken_step(weighed)
+    if taken is None:
+        return None, names[0], reasons[names[0]]
+    name = budgets.by_id[taken.budget_id].name
+    other = _substituted(prepared[taken.substitute], use.asked.call.spec.model, taken.budget_id, name)
+    return other, taken.substitute, ""
+
+
+def _substituted(use: PreparedUse, model_asked: str, budget_id: int, budget: str) -> PreparedUse:
+    """Return a use whose call says which model was asked for, and which budget's step sends it as another."""
+    call = use.asked.call
+    call = replace(call, aim=call.aim._replace(substitution=Substitution(model_asked, budget_id, budget)))
+    return use._replace(asked=use.asked._replace(call=call))
+
+
+def _weight_of(use: PreparedUse, budgets: CallBudgets) -> tuple[int, ...]:
+    """Return what a use would hold, for comparison: money, then credits, then tokens.
+
+    Where no budget of money counts it, that is what the `budgets` of the use as asked would hold.
+    """
+    request, claim, prices, money = use.request, use.claim, use.terms.prices, use.request.money
+    if not money and (vectors := prices.in_currency(budgets.currency)):
+        counted = claim_of(
+            use.asked.call,
+            use.terms.service,
+            prices.vectors,
+            claim.estimate,
+            request.units,
+            vectors,
+            budgets.hold,
+        )
+        money = 0 if counted.budget is None else counted.budget.money
+    return money, claim.credits, request.budget_tokens, request.need
+
+
+async def _prepare_as(ports: AdmissionPorts, use: PreparedUse, name: str) -> PreparedUse:
+    """Return a use as its caller would have made it with the model `name`; raise the `Refusal` that this would have met."""
+    caller, before = use.asked.caller, use.asked.call
+    call = replace(before, spec=before.spec._replace(model=name))
+    asked = use.asked._replace(call=call)
+    rule = check_model_access(
+        ports.models, ports.calls.directory, asked.attribution, caller, call, asked.user, asked.without_model,
+        asked.kind.user_field,
+    )  # fmt: skip
+    call.take_aim(aim_at(ports, asked, rule or rule_of_route(asked)))
+    terms = price_terms(ports.calls, asked, use.terms.service, use.terms.run)
+    if (
+        named := named_objects(ports.models, asked.owned, caller, call, asked.listed)
+    ) != before.objects.named:
+        await check_objects(ports.calls.objects, caller, call, named)
+    if ports.breaker.entries:
+        use.entrance.check_paused(call)
+    other = prepare(ports, asked, use.entrance, terms)
+    other.request.raises = use.request.raises
+    return other
 
 
 def rule_of_route(asked: UseRequest) -> ModelRule:
@@ -80,19 +371,3 @@ def why_unfit(call: CallRequest, before: CallRequest, prices: CallPrices, asked_
         if context and call.input_estimate + (output or 1) > context:
             return f"it reads at most {context} tokens"
     return ""
-
-
-def why_refused(answer: Refused, budgets: CallBudgets | None) -> str:
-    """Return why limits refused a call as another model."""
-    window = answer.budget
-    if not is_short(answer) or window is None or budgets is None:
-        return from_refused(answer).message.rstrip(".")
-    budgets.name_in(window)
-    return f'the budget "{window.name}" has too little left for that too'
-
-
-def explain_refusal(refusal: Refusal, substitute: str, why: str) -> None:
-    """Add to the message of a refusal why the call was not sent as the substitute."""
-    message = f"{refusal.message} It was not sent as {substitute}: {why}."
-    if not is_read_as_status(refusal.status, message):
-        refusal.args = (message,)

@@ -93,7 +93,7 @@ class SetupAnswers:
 
 def init(given: Given, *, start: bool, environ: Mapping[str, str] = os.environ) -> None:
     """Set up a data directory by the answers, start the stack, and print a first call."""
-    ask: Callable[..., str] = _asked if sys.stdin.isatty() else lambda _question, default, **_: default
+    ask: Callable[..., str] = _prompt if sys.stdin.isatty() else lambda _question, default, **_: default
     if given.provider is not None and given.provider not in PROVIDERS:
         raise CommandFailed(f"--provider must be one of {', '.join(PROVIDERS)}.")
     answers = None
@@ -109,7 +109,7 @@ def init(given: Given, *, start: bool, environ: Mapping[str, str] = os.environ) 
         _write_files(place, answers, given)
     if not start:
         say("Nothing was started.")
-        typer.echo(f"Start it:    {_shown(_command(place))}")
+        typer.echo(f"Start it:    {_render_command(_command(place))}")
         if not (place / TENANT_KEY).exists():
             typer.echo(f"Then finish: tollkeeper init --data-dir {place}")
         return
@@ -117,7 +117,7 @@ def init(given: Given, *, start: bool, environ: Mapping[str, str] = os.environ) 
     if facts is None and not (place / TENANT_KEY).exists():
         facts = _started(place)
     if facts is None:
-        typer.echo(f"Start it: {_shown(_command(place))}")
+        typer.echo(f"Start it: {_render_command(_command(place))}")
         return
     if not (place / TENANT_KEY).exists():
         _make_tenant(place, AdminClient(facts["admin_url"], facts["admin_token"], timeout_s=TIMEOUT_S))
@@ -126,13 +126,17 @@ def init(given: Given, *, start: bool, environ: Mapping[str, str] = os.environ) 
     _tell(place, facts, key)
 
 
-def _asked(question: str, default: str, *, hidden: bool = False) -> str:
+def _prompt(question: str, default: str, *, hidden: bool = False) -> str:
     return str(typer.prompt(question, default=default, hide_input=hidden, show_default=not hidden, err=True))
 
 
 def _answers(given: Given, ask: Callable[..., str], environ: Mapping[str, str]) -> SetupAnswers:
     """Return the checked answers before anything is written; `CommandFailed` names a wrong option."""
-    named = [name for name, each in PROVIDERS.items() if each is not None and environ.get(each.variable)]
+    named = [
+        name
+        for name, provider in PROVIDERS.items()
+        if provider is not None and environ.get(provider.variable)
+    ]
     choices = ", ".join(PROVIDERS)
     provider = given.provider or ask(f"Provider ({choices})?", named[0] if named else DEMO)
     if provider not in PROVIDERS:
@@ -142,7 +146,7 @@ def _answers(given: Given, ask: Callable[..., str], environ: Mapping[str, str]) 
     if not tenant:
         raise CommandFailed("--tenant must not be empty.")
     try:
-        faults = [said for _, said in wrong_amount(MONEY, Decimal(budget), "budget")]
+        faults = [fault for _, fault in wrong_amount(MONEY, Decimal(budget), "budget")]
     except InvalidOperation:
         faults = ["must be a number such as 20 or 12.50"]
     if faults:
@@ -220,7 +224,7 @@ def _command(place: Path) -> list[str]:
     return ["up", "--config", str(place / CONFIG), "--data-dir", str(place), *demo]
 
 
-def _shown(words: list[str]) -> str:
+def _render_command(words: list[str]) -> str:
     return " ".join(["tollkeeper", *words])
 
 
@@ -228,10 +232,10 @@ def _running(place: Path) -> Json | None:
     """Return the addresses of the stack that runs in this directory, or None."""
     try:
         noted: Json = json.loads((place / "up.json").read_bytes())
-        found = find({"TOLLKEEPER_DATA_DIR": str(place)})
+        running = find({"TOLLKEEPER_DATA_DIR": str(place)})
     except (OSError, ValueError, CommandFailed):
         return None
-    return noted if status_of(f"{found.url}/readyz") == 200 else None
+    return noted if status_of(f"{running.url}/readyz") == 200 else None
 
 
 def _started(place: Path) -> Json:
@@ -270,7 +274,7 @@ def _make_tenant(place: Path, api: AdminClient) -> None:
     with waiting("Making the tenant"):
         plan = api.post(WHERE, {**asked, "trial": True})
         done = api.post(WHERE, {**asked, "digest": plan["digest"]}) if plan["changes"] else {"secrets": []}
-    made = [each["value"] for each in done["secrets"] if each["resource"] == "api-keys"]
+    made = [secret["value"] for secret in done["secrets"] if secret["resource"] == "api-keys"]
     if not made:
         raise CommandFailed(
             f"The tenant has a key already, which {place / TENANT_KEY} does not have: rotate it "
@@ -304,7 +308,7 @@ def _tell(place: Path, facts: Json, key: str) -> None:
         )
     typer.echo(f"\nConsole:        {facts['admin_url']} (admin token: {place / 'secrets.json'})")
     typer.echo(f"Tenant's key:   {place / TENANT_KEY}")
-    typer.echo(f"Start it again: {_shown(_command(place))}")
+    typer.echo(f"Start it again: {_render_command(_command(place))}")
     typer.echo(f"Stop it:        kill $(cat {place / 'lock'})")
 
 

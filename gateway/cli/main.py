@@ -68,26 +68,28 @@ def doctor(
     from gateway.run.serving import resolved
 
     directory = str(data_dir) if data_dir else None
-    settings = _known(resolved(config, data_dir=directory, redis_url=redis_url, database_url=database_url))
+    settings = _complete_settings(
+        resolved(config, data_dir=directory, redis_url=redis_url, database_url=database_url)
+    )
 
     outcomes = {True: "ok   ", False: "WRONG", None: "?    "}
 
     async def look() -> bool:
-        found = []
+        findings = []
         asyncio.get_running_loop().set_default_executor(LeftThreads())
         async for finding in examine(settings, role):
-            found.append({"subject": finding.subject, "well": finding.well, "says": finding.says})
+            findings.append({"subject": finding.subject, "well": finding.well, "says": finding.says})
             if not as_json:
                 typer.echo(f"{outcomes[finding.well]} {finding.subject}: {finding.says}")
-        well = all(each["well"] is not False for each in found)
+        well = all(finding["well"] is not False for finding in findings)
         if as_json:
-            typer.echo(dumps({"well": well, "findings": found}))
+            typer.echo(dumps({"well": well, "findings": findings}))
         return well
 
     raise typer.Exit(0 if asyncio.run(look()) else 1)
 
 
-def _known(settings: Settings) -> Settings:
+def _complete_settings(settings: Settings) -> Settings:
     """Return the settings, completed by the files of a running `up` in its data directory."""
     from gateway.cli.admin.client import is_local
     from gateway.core.network import DIRECT
@@ -137,17 +139,17 @@ def run(arguments: list[str]) -> int:
     """Parse the arguments and run the command; return the exit status. Raises the command's exceptions."""
     completing = "_TOLLKEEPER_COMPLETE" in os.environ
     asked = "" if completing or not arguments else arguments[0]
-    if not _has(app, asked):
+    if not _has_command(app, asked):
         from gateway.cli.admin import commands  # not needed by servers
 
         if completing or not commands.mount_section(app, asked):
             mount_features()
-    if not _has(app, asked):
+    if not _has_command(app, asked):
         from gateway.cli.admin import program  # the hand-written commands are slow to import
 
         program.mount(app, None if completing else arguments[:1])
     read_plainly()
-    everything = typer.main.get_command(_narrowed(app, asked) if _has(app, asked) else app)
+    everything = typer.main.get_command(_narrowed(app, asked) if _has_command(app, asked) else app)
     gc.enable()  # garbage collection is off while commands are loaded
     result = everything.main(args=arguments, prog_name="tollkeeper", standalone_mode=True)
     return int(result or 0)
@@ -192,20 +194,26 @@ def _called(command: CommandInfo) -> str:
     return command.name or function.replace("_", "-")
 
 
-def _has(program: typer.Typer, name: str) -> bool:
+def _has_command(program: typer.Typer, name: str) -> bool:
     """Return whether a command or a section of this name exists."""
     return name in {
         *map(_called, program.registered_commands),
-        *(one.name for one in program.registered_groups),
+        *(registered_group.name for registered_group in program.registered_groups),
     }
 
 
 def _narrowed(program: typer.Typer, name: str) -> typer.Typer:
     """Return a program with one command or section only, so that no parsers are built for the others."""
-    one = copy(program)
-    one.registered_commands = [each for each in program.registered_commands if _called(each) == name]
-    one.registered_groups = [each for each in program.registered_groups if each.name == name]
-    return one
+    narrowed = copy(program)
+    narrowed.registered_commands = [
+        registered_command
+        for registered_command in program.registered_commands
+        if _called(registered_command) == name
+    ]
+    narrowed.registered_groups = [
+        registered_group for registered_group in program.registered_groups if registered_group.name == name
+    ]
+    return narrowed
 
 
 @app.command()

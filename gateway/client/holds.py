@@ -87,7 +87,7 @@ class _Connections:
 
     def settle(self, id_: str, **said: Any) -> dict[str, Any]:
         """Settle the hold with this id; `said` are the fields of the request, such as `usage` and `cost`."""
-        return self.ask("POST", f"/{id_}/settle", _said(said))
+        return self.ask("POST", f"/{id_}/settle", _without_nulls(said))
 
     def _once(
         self, method: str, path: str, body: bytes | None, fields: Mapping[str, str], *, new: bool
@@ -126,14 +126,14 @@ class Hold:
         self.is_over = False
         self._learn(taken)
 
-    def _learn(self, told: Mapping[str, Any]) -> None:
-        self.held, self.remaining, self.expires_at = told["held"], told["remaining"], told["expires_at"]
+    def _learn(self, answer: Mapping[str, Any]) -> None:
+        self.held, self.remaining, self.expires_at = answer["held"], answer["remaining"], answer["expires_at"]
 
     def extend(self, ttl_s: int = 60, more: int | str | None = None) -> Self:
         """Extend this hold to `ttl_s` seconds from now, and add `more` to its amount, in its unit."""
-        said: dict[str, object] = {"ttl_s": ttl_s} if more is None else {"ttl_s": ttl_s, "more": more}
+        body: dict[str, object] = {"ttl_s": ttl_s} if more is None else {"ttl_s": ttl_s, "more": more}
         tries = TRIES_MAX if more is None else 1  # a retry could raise the amount twice
-        self._learn(self._connections.ask("POST", f"/{self.id}/extend", said, tries))
+        self._learn(self._connections.ask("POST", f"/{self.id}/extend", body, tries))
         return self
 
     def settle(
@@ -145,10 +145,10 @@ class Hold:
         status: int = 200,
     ) -> dict[str, Any]:
         """Charge the usage and return the charged amounts; `cost` is money as a decimal text."""
-        said = {"usage": usage, "cost": cost, "units": units, "status": status}
-        told = self._connections.settle(self.id, **said)
+        body = {"usage": usage, "cost": cost, "units": units, "status": status}
+        answer = self._connections.settle(self.id, **body)
         self.is_over = True
-        return told
+        return answer
 
     def release(self) -> None:
         """Release this hold: its whole amount is free again, and nothing is charged."""
@@ -181,7 +181,7 @@ class Holds:
         `idempotency_key` is generated unless it is given. Raise `HoldRefused` if a limit refuses the hold.
         """
         key = said.pop("idempotency_key", None) or str(uuid4())
-        body = _said({"service": service} | said)
+        body = _without_nulls({"service": service} | said)
         fields = {"idempotency-key": key}
         return Hold(self._connections, self._connections.ask("POST", "", body, TRIES_MAX, **fields))
 
@@ -267,11 +267,11 @@ class AsyncHolds:
 def _document(raw: bytes) -> dict[str, Any]:
     """Return the JSON object of an answer; {} if the answer is something else, such as a proxy's page."""
     try:
-        found = json.loads(raw) if raw else {}
+        document = json.loads(raw) if raw else {}
     except ValueError:
-        found = {}
-    return found if isinstance(found, dict) else {}
+        document = {}
+    return document if isinstance(document, dict) else {}
 
 
-def _said(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _without_nulls(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}

@@ -61,7 +61,7 @@ class CircuitBreaker:
         """Set the longest pause to `s_max` seconds, also for the pauses in progress."""
         self.s_max = s_max
         self.entries = {
-            name: one._replace(until=min(one.until, now + s_max)) for name, one in self.entries.items()
+            name: entry._replace(until=min(entry.until, now + s_max)) for name, entry in self.entries.items()
         }
         self.sweep(now)
 
@@ -75,44 +75,44 @@ class CircuitBreaker:
         """
         told_until, known = now + min(wait_s, TOLD_S_MAX), self.of(name, now)
         self.take(name, BackoffEntry(told_until, told_until, _within(fields), organization_id), now)
-        one = self.of(name, now)
-        if one is None or one == known:
+        entry = self.of(name, now)
+        if entry is None or entry == known:
             return 0.0
         self._begun()
-        before = known.until if known is not None and known.organization_id == one.organization_id else now
-        return one.until - before
+        before = known.until if known is not None and known.organization_id == entry.organization_id else now
+        return entry.until - before
 
-    def take(self, name: str, one: BackoffEntry, now: float) -> None:
-        """Store the pause `one` of the upstream `name`, if long enough and if no stored one ends later.
+    def take(self, name: str, entry: BackoffEntry, now: float) -> None:
+        """Store the pause `entry` of the upstream `name`, if long enough and if no stored one ends later.
 
         If a pause of another organization is stored, one for all organizations replaces both, and
         ends when the first of them does.
         """
-        until = min(one.until, now + self.s_max)
+        until = min(entry.until, now + self.s_max)
         known, entries = self.of(name, now), self.entries
-        if known is not None and known.concerns(one.organization_id):
-            if known.until >= until or known.organization_id != one.organization_id:
+        if known is not None and known.concerns(entry.organization_id):
+            if known.until >= until or known.organization_id != entry.organization_id:
                 return
-        elif known is not None and one.organization_id != EVERYBODY:
-            until, one = min(known.until, until), one._replace(organization_id=EVERYBODY)
+        elif known is not None and entry.organization_id != EVERYBODY:
+            until, entry = min(known.until, until), entry._replace(organization_id=EVERYBODY)
         if until - now < COOLING_S_MIN or len(name) > NAME_CHARACTERS_MAX or not name.isprintable():
             return
         if name not in entries and len(entries) >= ENTRIES_MAX:
             self.sweep(now)
             if len(entries) >= ENTRIES_MAX:
-                soonest = min(entries, key=lambda each: entries[each].until)
+                soonest = min(entries, key=lambda entry: entries[entry].until)
                 if entries[soonest].until >= until:
                     return
                 del entries[soonest]
-        entries[name] = one._replace(until=until)
+        entries[name] = entry._replace(until=until)
 
     def of(self, name: str, now: float) -> BackoffEntry | None:
         """Return the pause of the upstream `name` at the time `now`, or None if its calls are not paused."""
-        one = self.entries.get(name)
-        return one if one is not None and one.until > now else None
+        entry = self.entries.get(name)
+        return entry if entry is not None and entry.until > now else None
 
     def sweep(self, now: float) -> None:
-        for name in [name for name, one in self.entries.items() if one.until <= now]:
+        for name in [name for name, entry in self.entries.items() if entry.until <= now]:
             del self.entries[name]
 
 

@@ -40,7 +40,7 @@ class Peppers:
     @property
     def ids(self) -> tuple[str, ...]:
         """Public ids of the peppers, the current one first."""
-        return tuple(_digest(one, _ID_OF)[:ID_DIGITS] for one in (self.current, *self.earlier))
+        return tuple(_digest(pepper, _ID_OF)[:ID_DIGITS] for pepper in (self.current, *self.earlier))
 
     def digest(self, credential: str) -> str:
         """Return the stored form of a new credential: hex HMAC-SHA-256 with the current pepper."""
@@ -48,18 +48,18 @@ class Peppers:
 
     def digests(self, credential: str) -> tuple[str, ...]:
         """Return the possible stored forms of a credential, that by the current pepper first."""
-        return tuple(_digest(one, credential.encode()) for one in (self.current, *self.earlier))
+        return tuple(_digest(pepper, credential.encode()) for pepper in (self.current, *self.earlier))
 
 
 def is_among(sent: str, digests: Iterable[str]) -> bool:
     """Return whether a received digest is one of `digests`, compared in constant time."""
-    return any(hmac.compare_digest(sent, one) for one in digests)
+    return any(hmac.compare_digest(sent, digest) for digest in digests)
 
 
 def peppers_of(settings: PepperSettings) -> Peppers:
     """Return the peppers of the settings."""
     earlier = settings.earlier_key_peppers.split()
-    return Peppers(settings.key_pepper.encode(), tuple(one.encode() for one in earlier))
+    return Peppers(settings.key_pepper.encode(), tuple(pepper.encode() for pepper in earlier))
 
 
 def _digest(pepper: bytes, credential: bytes) -> str:

@@ -65,7 +65,7 @@ class Failures:
     def take_reports(self) -> list[FailureReport]:
         """Return the reports of failures since the last call of this method, those of most attempts first."""
         untold, self._untold = self._untold, {}
-        return sorted(untold.values(), key=lambda told: (not told.site, -told.attempts))
+        return sorted(untold.values(), key=lambda report: (not report.site, -report.attempts))
 
     def rows(self, port: str) -> list[tuple[str, str, int]]:
         """Return the counts of failed authentications as (port, reason, count), for a metric."""
@@ -73,9 +73,9 @@ class Failures:
 
     def _note(self, site: str, reason: str) -> None:
         known = site in self._untold or len(self._untold) < TOLD_MAX
-        told = self._untold.setdefault(site if known else "", FailureReport(site if known else ""))
-        told.attempts += 1
-        told.reasons[reason] = told.reasons.get(reason, 0) + 1
+        report = self._untold.setdefault(site if known else "", FailureReport(site if known else ""))
+        report.attempts += 1
+        report.reasons[reason] = report.reasons.get(reason, 0) + 1
 
 
 def site_of(address: str) -> str:

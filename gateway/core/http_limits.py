@@ -150,14 +150,14 @@ class HttpLimits:
         half = max(0, files - FILES_RESERVED) // 2
         turned_away = min(self.turned_away_max, half // 8)
         handshakes = min(self.tls_handshakes_max, half // 4)
-        each = min(self.upstream_connections_max, max(1, half // max(1, upstreams)))
+        connections = min(self.upstream_connections_max, max(1, half // max(1, upstreams)))
         return replace(
             self,
             connections_max=min(self.connections_max, max(1, half - turned_away - handshakes)),
             turned_away_max=turned_away,
             tls_handshakes_max=max(1, handshakes),
-            upstream_connections_max=each,
-            upstream_idle_connections_max=min(self.upstream_idle_connections_max, each),
+            upstream_connections_max=connections,
+            upstream_idle_connections_max=min(self.upstream_idle_connections_max, connections),
         )
 
 

@@ -199,22 +199,22 @@ def _decoded(part: bytes) -> bytes:
 
 
 def _object(part: bytes) -> dict[str, Any]:
-    found = json.loads(
+    document = json.loads(
         _decoded(part).decode("utf-8"),
         object_pairs_hook=_once,
         parse_float=_double,
         parse_constant=_no_number,
     )
-    if not isinstance(found, dict):
+    if not isinstance(document, dict):
         raise ValueError("no object")  # noqa: TRY004  # reported like any malformed token
-    return found
+    return document
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    members = dict(pairs)
+    if len(members) != len(pairs):
         raise ValueError("a name twice")
-    return found
+    return members
 
 
 def _double(text: str) -> float:
@@ -261,10 +261,10 @@ def read_claims(issuer: Issuer, claims: Mapping[str, Any], now: float) -> TokenS
     # Refuse a token that was made for none of the issuer's audiences (RFC 7519, 4.1.3)
     audience = claims.get("aud")
     audiences = audience if isinstance(audience, list) else [audience]
-    if not any(isinstance(one, str) and one in issuer.audiences for one in audiences):
+    if not any(isinstance(audience, str) and audience in issuer.audiences for audience in audiences):
         raise refused(AUDIENCE, "The token is not meant for this gateway.")
     for pointer, wanted in issuer.require:
-        if not any(one in wanted for one in _texts(claims, pointer)):
+        if not any(text in wanted for text in _texts(claims, pointer)):
             raise refused(CLAIMS, f"The token's claim {pointer} has none of the values that are accepted.")
     groups = tuple(dict.fromkeys(_texts(claims, issuer.groups)))
     return TokenSubject(_subjects(issuer, claims), _user(issuer, claims), ends, groups)
@@ -286,12 +286,12 @@ def _end(issuer: Issuer, claims: Mapping[str, Any], now: float) -> float:
 
 def moment(claims: Mapping[str, Any], name: str) -> float | None:
     """Return the time in a token's claim, in seconds since the epoch; None if it is missing."""
-    said = claims.get(name)
-    if said is None:
+    claim = claims.get(name)
+    if claim is None:
         return None
-    if isinstance(said, bool) or not isinstance(said, int | float) or not 0 <= said < _NEVER:
+    if isinstance(claim, bool) or not isinstance(claim, int | float) or not 0 <= claim < _NEVER:
         raise refused(CLAIMS, f"The token's {name} is no time.")
-    return float(said)
+    return float(claim)
 
 
 def _subjects(issuer: Issuer, claims: Mapping[str, Any]) -> tuple[str, ...]:
@@ -299,8 +299,8 @@ def _subjects(issuer: Issuer, claims: Mapping[str, Any]) -> tuple[str, ...]:
 
     Raise `InvalidApiKey` if the token names no subject, or too many.
     """
-    said = _texts(claims, issuer.subject)
-    names = [name for value, name in issuer.subjects if value in said] if issuer.subjects else said
+    texts = _texts(claims, issuer.subject)
+    names = [name for value, name in issuer.subjects if value in texts] if issuer.subjects else texts
     names = list(dict.fromkeys(names))
     if not names:
         raise refused(CLAIMS, f"The token's claim {issuer.subject} has no value that stands for somebody.")
@@ -313,29 +313,29 @@ def _subjects(issuer: Issuer, claims: Mapping[str, Any]) -> tuple[str, ...]:
 def _user(issuer: Issuer, claims: Mapping[str, Any]) -> str:
     if not issuer.user:
         return ""
-    found = _found(claims, issuer.user)
-    said = [] if isinstance(found, list) else _texts(claims, issuer.user)
-    if len(said) != 1 or len(said[0]) > USER_CHARACTERS_MAX:
+    user = _value_at(claims, issuer.user)
+    texts = [] if isinstance(user, list) else _texts(claims, issuer.user)
+    if len(texts) != 1 or len(texts[0]) > USER_CHARACTERS_MAX:
         right = f"one printable text of at most {USER_CHARACTERS_MAX} characters"
         raise refused(CLAIMS, f"The token's claim {issuer.user} must be {right}.")
-    return said[0]
+    return texts[0]
 
 
 def _texts(claims: Mapping[str, Any], pointer: str) -> list[str]:
     """Return the printable texts at a JSON pointer: one text, or those of a list. Whole numbers count too."""
-    found = _found(claims, pointer)
-    said = found if isinstance(found, list) else [found]
-    texts = [str(one) if type(one) is int else one for one in said]
-    return [one for one in texts if isinstance(one, str) and one and one.isprintable()]
+    value = _value_at(claims, pointer)
+    values = value if isinstance(value, list) else [value]
+    texts = [str(value_) if type(value_) is int else value_ for value_ in values]
+    return [text for text in texts if isinstance(text, str) and text and text.isprintable()]
 
 
-def _found(claims: Mapping[str, Any], pointer: str) -> Any:
+def _value_at(claims: Mapping[str, Any], pointer: str) -> Any:
     """Return the value at a JSON pointer (RFC 6901), or None."""
-    found: Any = claims
+    value: Any = claims
     for step in pointer.split("/")[1:]:
         name = step.replace("~1", "/").replace("~0", "~")
-        found = found.get(name) if isinstance(found, dict) else None
-    return found
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 # Sign-in to the console: identity providers (OpenID Connect Core 1.0), and the person in their ID tokens.
@@ -413,8 +413,10 @@ def read_person(
     alone = not isinstance(audience, list) or len(audience) == 1
     if party != provider.client_id and not (party is None and alone):
         raise refused(AUDIENCE, "The token was made for somebody else.")
-    said = claims.get("nonce")
-    if nonce is not None and not (isinstance(said, str) and hmac.compare_digest(_bytes(said), _bytes(nonce))):
+    claim = claims.get("nonce")
+    if nonce is not None and not (
+        isinstance(claim, str) and hmac.compare_digest(_bytes(claim), _bytes(nonce))
+    ):
         raise refused(CLAIMS, "The token is of another sign-in.")
     identity = claims.get("sub")
     if (
@@ -436,8 +438,8 @@ def _believed(issuer: Issuer) -> set[str]:
 
 def _is_verified(claims: Mapping[str, Any]) -> bool:
     """Return whether the provider has verified the mail address; otherwise people could choose any."""
-    said = claims.get("email_verified")
-    return said is True or said == "true"
+    claim = claims.get("email_verified")
+    return claim is True or claim == "true"
 
 
 def _bytes(text: str) -> bytes:

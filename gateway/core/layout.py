@@ -90,7 +90,7 @@ class Layout:
         """
         self.name, self.shared, self.before = name, shared, before
         self.fields = tuple(_read(described)) if isinstance(described, str) else described
-        self.struct = Struct("<" + "".join(one.kind.python for one in self.fields if not one.is_text))
+        self.struct = Struct("<" + "".join(field.kind.python for field in self.fields if not field.is_text))
         self.size, self.pack = self.struct.size, self.struct.pack
 
     def today(self, stored: bytes) -> bytes:
@@ -99,7 +99,9 @@ class Layout:
             return stored
         if stored[0] > LAYOUT:
             raise UnknownLayout(f"{self.name} of layout {stored[0]}: this version knows up to {LAYOUT}")
-        return b"".join(stored[one] if isinstance(one, slice) else one for one in self.by_older(stored[0]))
+        return b"".join(
+            stored[part] if isinstance(part, slice) else part for part in self.by_older(stored[0])
+        )
 
     def by_older(self, number: int) -> list[slice | bytes]:
         """Return the parts that make a current value from one in the older layout `number`.
@@ -115,20 +117,20 @@ class Layout:
                 at += one.kind.size
         parts = list[slice | bytes]()
         for field in (*self.fields, None):
-            found = slice(at, None) if field is None else there.get(field.name)
-            if field and (field is NUMBER or found is None):
+            place = slice(at, None) if field is None else there.get(field.name)
+            if field and (field is NUMBER or place is None):
                 parts.append(Struct("<" + field.kind.python).pack(field.default))
-            elif parts and isinstance(kept := parts[-1], slice) and found and kept.stop == found.start:
-                parts[-1] = slice(kept.start, found.stop)
-            elif found:
-                parts.append(found)
+            elif parts and isinstance(kept := parts[-1], slice) and place and kept.stop == place.start:
+                parts[-1] = slice(kept.start, place.stop)
+            elif place:
+                parts.append(place)
         return parts
 
     def earlier(self, packed: bytes) -> bytes:
         """Return a current value converted to the layout of the previous version, any other unchanged."""
         if EARLIER == LAYOUT or packed[0] != LAYOUT:
             return packed
-        return b"".join(packed[one] if isinstance(one, slice) else one for one in self.by_today())
+        return b"".join(packed[part] if isinstance(part, slice) else part for part in self.by_today())
 
     def by_today(self) -> list[slice | bytes]:
         """Return the parts that make a value of the previous layout from a current one.
@@ -136,29 +138,29 @@ class Layout:
         They are slices of the current value, and new bytes. The separate `version` of an outbox entry
         becomes one less if a field is left out.
         """
-        fewer = any(one.since > EARLIER for one in self.fields)
+        fewer = any(field.since > EARLIER for field in self.fields)
         parts, at, begin = list[slice | bytes](), 0, 0
-        for one in self.fields:
-            number = EARLIER if one is NUMBER else None
-            if one.name == "version" and fewer and one.default:
-                number = one.default - 1
-            if number is not None or one.since > EARLIER:
+        for field in self.fields:
+            number = EARLIER if field is NUMBER else None
+            if field.name == "version" and fewer and field.default:
+                number = field.default - 1
+            if number is not None or field.since > EARLIER:
                 parts += [slice(begin, at)] if at > begin else []
                 parts += [] if number is None else [bytes([number])]
-                begin = at + one.kind.size
-            at += one.kind.size
+                begin = at + field.kind.size
+            at += field.kind.size
         return [*parts, slice(begin, None)]
 
     def index(self, name: str) -> int:
         """Return the position of a field, from 0; KeyError for an unknown name."""
-        for at, one in enumerate(self.fields):
-            if one.name == name:
+        for at, field in enumerate(self.fields):
+            if field.name == name:
                 return at
         raise KeyError(f"{self.name} has no field {name}")
 
     def offset(self, name: str) -> int:
         """Return the number of bytes before a field."""
-        return sum(one.kind.size for one in self.fields[: self.index(name)])
+        return sum(field.kind.size for field in self.fields[: self.index(name)])
 
     def end(self, name: str) -> int:
         """Return the number of bytes up to the end of a field."""
@@ -167,7 +169,7 @@ class Layout:
     def part(self, first: str, last: str) -> Struct:
         """Return a struct (for packing) of the fields from `first` to `last`, inclusive."""
         fields = self.fields[self.index(first) : self.index(last) + 1]
-        return Struct("<" + "".join(one.kind.python for one in fields))
+        return Struct("<" + "".join(field.kind.python for field in fields))
 
     def read(self, packed: bytes) -> dict[str, Any]:
         """Return the fields by name, as integers or bytes; `struct.error` for a wrong size."""
@@ -183,7 +185,7 @@ def _read(described: str) -> Iterator[LayoutField]:
         kind, *names = group.split()
         if kind == "number":
             yield NUMBER
-        for one in names:
-            name, _, said = one.partition("=")
-            default, _, since = said.partition("@")
+        for item in names:
+            name, _, value = item.partition("=")
+            default, _, since = value.partition("@")
             yield LayoutField(name, KINDS[kind], int(default) if default else None, int(since or 0))

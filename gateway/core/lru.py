@@ -73,7 +73,7 @@ class CachePool:
         self._caches[name] = cache
         cache.pool = self
         self.held += cache.held
-        whole = sum([one.most for one in self._caches.values()])
+        whole = sum([cache.most for cache in self._caches.values()])
         for one in self._caches.values():
             one.share = min(one.most, self.most * one.most // whole)
 
@@ -84,17 +84,17 @@ class CachePool:
         """
         while self.held > self.most:
             largest, above = None, 0
-            for one in self._caches.values():
-                excess = one.held - one.share
-                if excess > above and len(one.known) > 1:
-                    largest, above = one, excess
+            for cache in self._caches.values():
+                excess = cache.held - cache.share
+                if excess > above and len(cache.known) > 1:
+                    largest, above = cache, excess
             if largest is None:
                 return
             largest.evict()
 
     def sizes(self) -> list[tuple[str, int]]:
         """Return (name, bytes held) of each cache."""
-        return [(name, one.held) for name, one in self._caches.items()]
+        return [(name, cache.held) for name, cache in self._caches.items()]
 
 
 class LruCache(Generic[K, V]):
@@ -119,8 +119,8 @@ class LruCache(Generic[K, V]):
 
     def find(self, key: K) -> V | None:
         """Return the value of a key and count that as a use; None if it is missing."""
-        value = self.known.get(key)
-        if value is not None and value.kept_at < self.due:
+        value, due = self.known.get(key), self.due
+        if due > 0 and value is not None and value.kept_at < due:
             self.renew(key, value)
         return value
 

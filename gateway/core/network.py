@@ -157,13 +157,13 @@ class Proxies:
     def to(self, url: str) -> Proxy | None:
         """Return the proxy for a URL, or None if it is reached directly."""
         parts = urlsplit(url)
-        found = self.https if parts.scheme == "https" else self.http
-        if found is None or not parts.hostname:
+        proxy = self.https if parts.scheme == "https" else self.http
+        if proxy is None or not parts.hostname:
             return None
         port = parts.port or _PORTS.get(parts.scheme, 0)
         if any(_is_for(entry, parts.hostname, port) for entry in self.exempt):
             return None
-        return replace(found, ca_file=self.ca_file)
+        return replace(proxy, ca_file=self.ca_file)
 
     def with_authority(self, ca_file: str) -> Proxies:
         """Return proxies like these, whose TLS certificates are verified by the authorities in `ca_file`."""
@@ -180,15 +180,15 @@ def authority(host: str, port: int) -> str:
 
 def read_exempt(text: str) -> tuple[str, ...]:
     """Return the entries of NO_PROXY. Raise ValueError with the first invalid entry."""
-    found = tuple(dict.fromkeys(filter(None, re.split(r"[,\s]+", text.lower()))))
-    if len(found) > EXEMPT_MAX:
+    entries = tuple(dict.fromkeys(filter(None, re.split(r"[,\s]+", text.lower()))))
+    if len(entries) > EXEMPT_MAX:
         raise ValueError(f"it has more than {EXEMPT_MAX} entries")
-    for entry in found:
+    for entry in entries:
         if not _is_readable(entry):
             raise ValueError(
                 f"{entry[:100]!r} is neither a name, an address, a network such as 10.0.0.0/8, nor *"
             )
-    return found
+    return entries
 
 
 def _is_readable(entry: str) -> bool:
@@ -220,16 +220,16 @@ def _is_for(entry: str, host: str, port: int) -> bool:
 
 def _split(entry: str) -> tuple[str, int | None]:
     """Split an entry into host and port. A bare IPv6 address has colons and no port."""
-    found = _WITH_PORT.fullmatch(entry)
-    return (found[1], int(found[2])) if found else (entry, None)
+    match = _WITH_PORT.fullmatch(entry)
+    return (match[1], int(match[2])) if match else (entry, None)
 
 
 def _address(host: str) -> IPv4Address | IPv6Address | None:
     try:
-        found = ip_address(host.strip("[]"))
+        address = ip_address(host.strip("[]"))
     except ValueError:
         return None
-    return getattr(found, "ipv4_mapped", None) or found
+    return getattr(address, "ipv4_mapped", None) or address
 
 
 def _network(text: str) -> IPv4Network | IPv6Network | None:

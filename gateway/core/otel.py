@@ -121,17 +121,17 @@ def _sampler(environ: Mapping[str, str]) -> tuple[bool, float]:
 
 
 def _resource(environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    told = dict(_pairs("OTEL_RESOURCE_ATTRIBUTES", environ.get("OTEL_RESOURCE_ATTRIBUTES", "")))
-    told = {"service.name": SERVICE, **told}
+    attributes = dict(_pairs("OTEL_RESOURCE_ATTRIBUTES", environ.get("OTEL_RESOURCE_ATTRIBUTES", "")))
+    attributes = {"service.name": SERVICE, **attributes}
     if environ.get("OTEL_SERVICE_NAME"):
-        told["service.name"] = environ["OTEL_SERVICE_NAME"]
-    return tuple(told.items())
+        attributes["service.name"] = environ["OTEL_SERVICE_NAME"]
+    return tuple(attributes.items())
 
 
 def _pairs(name: str, text: str, *, fields: bool = False) -> tuple[tuple[str, str], ...]:
     """Parse `key=value,key=value`, percent-decoded (W3C Baggage); with `fields` only ASCII is allowed."""
     pairs = []
-    for part in filter(None, (each.strip() for each in text.split(","))):
+    for part in filter(None, (part_.strip() for part_ in text.split(","))):
         key, equals, value = part.partition("=")
         key, value = unquote(key.strip()), unquote(value.strip())
         is_field = (key + value).isprintable() and (not fields or (key + value).isascii())

@@ -93,30 +93,30 @@ class TakeUp:
         return not self.why_not
 
     def _trouble(self, seen: Sequence[ProgramReport] | None, workers: int) -> str:
-        there = [one.program for one in seen or ()]
+        there = [process.program for process in seen or ()]
         if self._own not in there:
             return "the list of programs is not kept"
         if len(there) >= self._programs_max:
             return "not all programs stand in their list"
-        older = [one for one in there if one.layout < self._layout]
+        older = [program for program in there if program.layout < self._layout]
         if older:
             first = older[0]
             return (
                 f"{len(older)} programs read less, the first is a {first.role} {first.version}"
                 f" on {first.host}: layout {first.layout}"
             )
-        if sum(one.role == "gateway" for one in there) < workers:
+        if sum(program.role == "gateway" for program in there) < workers:
             return "a gateway reports that does not stand in the list of programs"
         return ""
 
 
 def counted(seen: Iterable[ProgramReport]) -> list[list[object]]:
     """Return (role, version, number of running programs) for metrics; rare versions are put together."""
-    found = Counter((one.program.role, one.program.version) for one in seen)
-    told = {version for (_, version), _ in found.most_common(VERSIONS_TOLD_MAX)}
+    counter = Counter((process.program.role, process.program.version) for process in seen)
+    versions = {version for (_, version), _ in counter.most_common(VERSIONS_TOLD_MAX)}
     by_label = Counter[tuple[str, str]]()
-    for (role, version), count in found.items():
-        by_label[role, version if version in told else OTHER] += count
+    for (role, version), count in counter.items():
+        by_label[role, version if version in versions else OTHER] += count
     return [[role, version, count] for (role, version), count in sorted(by_label.items())]
 
 
@@ -126,13 +126,13 @@ def counted(seen: Iterable[ProgramReport]) -> list[list[object]]:
 Found = Mapping[str, bool | str]
 
 
-def there(found: Found) -> dict[str, bool]:
+def report_availability(dependencies: Found) -> dict[str, bool]:
     """Return for each dependency, such as Redis, whether it is available."""
-    return {name: said is True for name, said in found.items()}
+    return {name: outcome is True for name, outcome in dependencies.items()}
 
 
-def report(well: bool, found: Found) -> dict[str, object]:
+def report(well: bool, dependencies: Found) -> dict[str, object]:
     """Return the answer of `/readyz` as a dict: status, dependencies, and reasons of failures."""
-    reasons = {name: said for name, said in found.items() if said and isinstance(said, str)}
-    told = {"status": "ok" if well else "unavailable", "dependencies": there(found)}
-    return {**told, **({"reasons": reasons} if reasons else {})}
+    reasons = {name: reason for name, reason in dependencies.items() if reason and isinstance(reason, str)}
+    document = {"status": "ok" if well else "unavailable", "dependencies": report_availability(dependencies)}
+    return {**document, **({"reasons": reasons} if reasons else {})}

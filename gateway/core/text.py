@@ -27,8 +27,8 @@ _HIDDEN = re.compile(rf"[{HIDDEN}]|\r(?!\n)")
 
 def hidden_in(text: str) -> str:
     """Return the first hidden character as `U+202E`; empty if there is none."""
-    found = _HIDDEN.search(text)
-    return f"U+{ord(found[0]):04X}" if found else ""
+    match = _HIDDEN.search(text)
+    return f"U+{ord(match[0]):04X}" if match else ""
 
 
 def visible(text: str) -> str:
@@ -38,11 +38,11 @@ def visible(text: str) -> str:
 
 def visible_json(text: str) -> str:
     """Return JSON text with hidden characters escaped, which does not change its meaning."""
-    return _HIDDEN.sub(lambda found: json.dumps(found[0])[1:-1], text)
+    return _HIDDEN.sub(lambda match: json.dumps(match[0])[1:-1], text)
 
 
-def _escaped(found: re.Match[str]) -> str:
-    number = ord(found[0])
+def _escaped(match: re.Match[str]) -> str:
+    number = ord(match[0])
     return f"\\u{number:04x}" if number < 0x10000 else f"\\U{number:08x}"
 
 

@@ -116,8 +116,8 @@ def read_state(values: Sequence[bytes]) -> str:
 
     Beyond `STATE_CHARACTERS_MAX` the last members are dropped (W3C Trace Context, 3.3.1.5).
     """
-    members = [one.strip(" \t") for one in b",".join(values).decode("latin-1").split(",")]
-    members = [one for one in members if one]
+    members = [member.strip(" \t") for member in b",".join(values).decode("latin-1").split(",")]
+    members = [member for member in members if member]
     if len(members) > STATE_MEMBERS_MAX or not all(map(_MEMBER.fullmatch, members)):
         return ""
     while len(state := ",".join(members)) > STATE_CHARACTERS_MAX:

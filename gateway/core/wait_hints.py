@@ -76,43 +76,45 @@ def wait_hint(lines: Iterable[bytes], tokens: int, now_s: float) -> tuple[float,
     latest reset of a used up limit counts, or the first of all if no remaining amount is known. If no
     limit is used up, the call itself may be the reason.
     """
-    fields = _said(lines)
+    fields = _header_values(lines)
     now_s = date_s(fields.get(b"date", "")) or now_s  # a time to wait for is by the upstream's clock
     limits = _limits(fields, now_s)
-    spent = [one for one in limits.values() if one.spent]
-    left = [one.remaining for name, one in limits.items() if "token" in name and one.remaining is not None]
+    spent = [limit for limit in limits.values() if limit.spent]
+    left = [
+        limit.remaining for name, limit in limits.items() if "token" in name and limit.remaining is not None
+    ]
     if not spent and left and min(left) < tokens:
         return 0.0, False
     retry = _retry_s(fields, now_s)
     if retry is not None:
         return retry, bool(spent)
     if spent:
-        return max((one.wait_s for one in spent if one.wait_s is not None), default=0.0), True
-    if any(one.remaining is not None for one in limits.values()):
+        return max((limit.wait_s for limit in spent if limit.wait_s is not None), default=0.0), True
+    if any(limit.remaining is not None for limit in limits.values()):
         return 0.0, False
-    return min((one.wait_s for one in limits.values() if one.wait_s is not None), default=0.0), False
+    return min((limit.wait_s for limit in limits.values() if limit.wait_s is not None), default=0.0), False
 
 
 def stated_limits(lines: Iterable[bytes]) -> tuple[int, int]:
     """Return the requests and tokens per minute that an answer's fields state as limits; 0 if unstated."""
-    limits = _limits(_said(lines), 0.0)
+    limits = _limits(_header_values(lines), 0.0)
 
     def of(*names: str) -> int:
-        return sum(int(one.limit or 0) for name in names if (one := limits.get(name)) is not None)
+        return sum(int(limit.limit or 0) for name in names if (limit := limits.get(name)) is not None)
 
     return of("requests"), of("tokens") or of("input-tokens", "output-tokens")
 
 
-def _said(lines: Iterable[bytes]) -> dict[bytes, str]:
+def _header_values(lines: Iterable[bytes]) -> dict[bytes, str]:
     """Return values by lower-case name; empty if a value is too long, or two values differ."""
-    said: dict[bytes, str] = {}
+    headers: dict[bytes, str] = {}
     for line in lines:
         name, _, value = line.partition(b":")
         value = value.strip(b" \t")
         name = name.lower()
         text = value.decode("latin-1") if len(value) <= VALUE_CHARS_MAX else ""
-        said[name] = text if said.get(name, text) == text else ""
-    return said
+        headers[name] = text if headers.get(name, text) == text else ""
+    return headers
 
 
 def _limits(fields: dict[bytes, str], now_s: float) -> dict[str, _Limit]:
@@ -124,15 +126,15 @@ def _limits(fields: dict[bytes, str], now_s: float) -> dict[str, _Limit]:
         if not role or not value or _BEYOND in words:
             continue
         words.remove(role)
-        one = limits.setdefault("-".join(words), _Limit())
+        limit = limits.setdefault("-".join(words), _Limit())
         if role == "reset":
-            one.wait_s = _reset_s(value, now_s)
+            limit.wait_s = _reset_s(value, now_s)
         elif role == "remaining":
-            one.remaining = number_of(value)
+            limit.remaining = number_of(value)
         elif role == "limit":
-            one.limit = number_of(value)
+            limit.limit = number_of(value)
         else:
-            one.rejects = value == "rejected"
+            limit.rejects = value == "rejected"
     return limits
 
 

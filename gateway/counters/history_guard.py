@@ -63,9 +63,15 @@ async def replace(ask: Ask, key: bytes, before: bytes, after: bytes) -> bool:
 
 async def _markers(ask: Ask, partitions: Sequence[int]) -> dict[int, bytes]:
     """Return the markers that this version can read, by partition."""
-    found = await asyncio.gather(*(_read_here(ask, keys.marker(one).encode()) for one in partitions))
-    there = {one: raw for one, raw in zip(partitions, found, strict=True) if isinstance(raw, bytes) and raw}
-    return {one: raw for one, raw in there.items() if raw[0] <= LAYOUT and _is_whole(raw)}
+    markers = await asyncio.gather(
+        *(_read_here(ask, keys.marker(partition).encode()) for partition in partitions)
+    )
+    there = {
+        partition: raw
+        for partition, raw in zip(partitions, markers, strict=True)
+        if isinstance(raw, bytes) and raw
+    }
+    return {partition: raw for partition, raw in there.items() if raw[0] <= LAYOUT and _is_whole(raw)}
 
 
 async def _read_here(ask: Ask, key: bytes) -> Reply:
@@ -216,9 +222,9 @@ class HistoryGuard:
         if anchor < 0:
             raise CountersUnavailable("this server of a cluster has no partition")
         key = keys.history(anchor).encode()
-        found = _text(await self._ask(b"GET", key))
-        name = self._name or found or fresh(0)
-        if found != name and not await replace(self._ask, key, found, name):
+        text = _text(await self._ask(b"GET", key))
+        name = self._name or text or fresh(0)
+        if text != name and not await replace(self._ask, key, text, name):
             raise CountersUnavailable("the data in Redis is being named")
         self._name, self._anchor, self._known, self._floor = name, anchor, 0, 0
         self._wire.run_id = history(self._server.run_id, name)
@@ -251,7 +257,7 @@ class HistoryGuard:
                 await in_task(wait)
             done = cast("list[object] | None", await in_task(waits[-3]))
             unbroken = done is not None
-            failed = [str(one) for one in done or () if isinstance(one, Exception)]
+            failed = [str(result) for result in done or () if isinstance(result, Exception)]
             refused = CountersRefused(f"Redis refused: {failed[0][:200]}") if failed else None
         except CountersRefused as error:  # a full server refuses the pulse
             self._floor, self._full, unbroken, refused = floor, True, True, error
@@ -338,8 +344,8 @@ class HistoryGuard:
             new = fresh(max(generation(name), generation(self._name)) + 1)
             if await replace(ask, self._named, name, new):
                 name, self.noticed = new, self.noticed + 1
-                said = {"why": self._trouble, "generation": generation(new)}
-                self._say("redis data was replaced", **said, level="error")
+                fields = {"why": self._trouble, "generation": generation(new)}
+                self._say("redis data was replaced", **fields, level="error")
                 break
             name = _text(await ask(b"GET", self._named))
         else:
@@ -454,11 +460,11 @@ class HistoryGuards:
     @property
     def noticed(self) -> int:
         """The number of exchanges of data in Redis that this process was the first to announce."""
-        return self._noticed_before + sum(one.noticed for one in self._fences.values())
+        return self._noticed_before + sum(fence.noticed for fence in self._fences.values())
 
     def guard(self, wire: RedisConnection) -> None:
         """Make the guard of a new connection before it connects; drop guards of closed connections."""
-        for closed in [one for one in self._fences if one.closed]:
+        for closed in [fence for fence in self._fences if fence.closed]:
             self._noticed_before += self._fences.pop(closed).noticed
         self._fences[wire] = HistoryGuard(
             wire, self._pulse, self._clock, self._say, self._promoted, vouches=self._vouches
@@ -477,7 +483,7 @@ class HistoryGuards:
         looking: dict[RedisConnection, asyncio.Task[None]] = {}
         try:
             while True:
-                for wire in [one for one in looking if one.closed]:
+                for wire in [wire_ for wire_ in looking if wire_.closed]:
                     looking.pop(wire).cancel()
                 for wire, fence in self._fences.items():
                     if wire in looking and looking[wire].done():

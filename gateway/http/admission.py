@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, Final
 
-from gateway.calls.admit import Admission, AdmissionTerms
+from gateway.calls.admit import Admission
 from gateway.calls.admit import admit as admit_use
 from gateway.calls.claim import hold_request
 from gateway.calls.permit import check_batch_models
 from gateway.calls.ports import DirectoryPort
-from gateway.core.accounts.upstream_jobs import batch_lines, model_of, uploaded
+from gateway.calls.terms import AdmissionTerms
+from gateway.core.accounts.batch_lines import batch_lines, model_of, uploaded
 from gateway.core.calls.call import (
     UNCOUNTED_BYTES_MAX,
     Body,
@@ -24,9 +25,9 @@ from gateway.core.calls.call import (
     CallSpec,
     look_out_of_turn,
 )
-from gateway.core.calls.claims import find_tools, measure_media, read_call, read_form
 from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.forms import FormReader, boundary_of
+from gateway.core.calls.parsing import find_tools, measure_media, read_call, read_form
 from gateway.core.calls.tariff import NO_PRICES
 from gateway.core.calls.use_request import AUTHORIZED, CALL, FREE_AUTHORIZED, FREE_CALL, TURN, UseRequest
 from gateway.core.credentials import WORKLOAD
@@ -160,9 +161,7 @@ async def admit(exchange: Exchange, caller: Caller, job_params: Mapping[str, str
         call = exchange.call = admission.call
         note_target(exchange.attempt, call)
     service, prices, budgets, _ = admission.terms
-    admitted = AdmittedCall(exchange, caller, service, call, entrance.held, prices, budgets)
-    admitted.take(admission)
-    return admitted
+    return AdmittedCall(exchange, caller, service, call, entrance.held, prices, budgets, admission)
 
 
 class CallEntrance:

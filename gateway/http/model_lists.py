@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from gateway.calls.admit import consider
 from gateway.calls.permit import lists_of
+from gateway.calls.terms import consider
 from gateway.core.calls.call import NO_FILTER, AnswerFilter, Body, CallRequest, CallSpec, NameCheck
 from gateway.core.calls.facts import aim_of
 from gateway.core.calls.models import ModelTable, named_by
@@ -53,7 +53,7 @@ def narrow(
         if not shows(model):
             raise ModelNotAllowed(f"This API key may not use the model {model}.")
         if model in ours:
-            return AnswerFilter(listing.one(model))
+            return AnswerFilter(listing.render_model(model))
     elif ours:
         return AnswerFilter(listing.written([one for one in ours if shows(one)]))
     elif lists or services is not None or configured.rules or checks is not None:

@@ -15,7 +15,7 @@ from http import HTTPStatus
 from typing import Final
 from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
-from gateway.core.accounts.limits import limit_lines
+from gateway.core.accounts.limits import Header, limit_headers, limit_lines
 from gateway.core.calls.binding import UNREAD_METERS
 from gateway.core.calls.call import NameCheck
 from gateway.core.calls.routes import Route
@@ -25,6 +25,7 @@ from gateway.core.families.objects import kept_apart, session_of
 from gateway.core.families.refusal import HELD_OFF, render
 from gateway.core.families.registry import FAMILIES
 from gateway.core.metering.meter import OPEN, Meter
+from gateway.core.model import Admitted
 from gateway.errors import CountersUnavailable, QuotaExceeded, Refusal, UpstreamUnreachable
 from gateway.http.admitted_call import AdmittedCall, Failed
 from gateway.http.forward import REFUSING, hear_refusal, note_failure
@@ -70,7 +71,7 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
         tail = await _relay_body(exchange, admitted, link, meter, outlet)
     if call.units_pointer and meter.unread:
         raise UpstreamUnreachable("The upstream's answer is no document that could say its units.")
-    if status >= HTTPStatus.BAD_REQUEST:
+    if status >= 400:
         hear_refusal(admitted, answer, tail, meter.detail.retry_s)
     told = _take_ids(meter) if meter.told else []
     attempt.ended = ports.seconds()
@@ -253,28 +254,30 @@ class AnswerWriter:
         self, exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead, altered: bool, meter: Meter
     ) -> None:
         self._meter = meter
-        routed = admitted.head.routed
+        routed, socket = admitted.head.routed, exchange.connection.socket
         length = None if altered else answer.length
         self._exchange = exchange
-        self._chunked = False
-        socket = exchange.connection.socket
         self._of_turn = socket is not None
+        self._chunked = False
         self._bare = routed.method == b"HEAD" or answer.status in NO_BODY
         keep_alive = exchange.decide_keep_alive()
+        if socket is not None:
+            self._head = b""
+            fields = _refusal_fields(admitted, answer) + exchange.turn_fields
+            socket.begin_answer(answer.status, answer.content_type, fields)
+            return
         if length is not None:
             framing = b"\r\ncontent-length: %d" % length if answer.status != 204 else b""
         elif self._bare:
             framing = b""
         elif routed.minor == 1:
-            self._chunked = socket is None
+            self._chunked = True
             framing = b"\r\ntransfer-encoding: chunked"
         else:
             framing = b""
             exchange.until_close = True
             exchange.keep_alive = keep_alive = False
         self._head = _answer_head(admitted, answer, framing, keep_alive)
-        if socket is not None:
-            socket.begin_answer(answer.status, answer.content_type, self._head)
 
     def write(self, data: bytes) -> None:
         """Send bytes of the body; the first call sends the head, too."""
@@ -314,10 +317,9 @@ def _answer_head(admitted: AdmittedCall, answer: AnswerHead, framing: bytes, kee
 
     `framing` is the field about the body's length or chunks, or empty.
     """
-    head, attempt = admitted.head, admitted.attempt
-    decision = admitted.decision if admitted.service.id else None  # of a free route, no limits are shown
-    text, status, family = answer.text, answer.status, FAMILIES[head.routed.family]
-    date = ids = shown = told = budget = b""
+    head, decision = admitted.head, _shown_decision(admitted, answer.status)
+    text, family = answer.text, FAMILIES[head.routed.family]
+    date = ids = told = b""
     if head.cors:  # only the gateway decides which web pages may call
         text = b"\r\n".join(
             [line for line in answer.lines if line[: len(CORS_PREFIX)].lower() != CORS_PREFIX]
@@ -331,27 +333,53 @@ def _answer_head(admitted: AdmittedCall, answer: AnswerHead, framing: bytes, kee
         ids = b"\r\nrequest-id: %b" % plain_id
     if upstream_id:
         ids = b"%b\r\nx-upstream-request-id: %b" % (ids, upstream_id)
-    if admitted.worker.limits.show_upstream:
-        shown = b"\r\nx-tollkeeper-upstream: %b" % attempt.name.encode()
-    by = admitted.call.aim.substitution
-    if by is not None:
-        shown = b"%b\r\nx-tollkeeper-model: %b\r\nx-tollkeeper-substituted-by: %b" % (
-            shown, quote(attempt.model, safe="/:@").encode(), quote(by.budget, safe="").encode(),
-        )  # fmt: skip
-    if status in HELD_OFF:
-        shown = b"%b\r\nx-tollkeeper-refused-by: upstream" % shown
-    if decision is not None and status not in LIMITED:  # next to the upstream's, our limits would mislead
+    if decision is not None:
         told = limit_lines(decision)
         if told:
             told = b"\r\n%b" % told
-        if family.budget_fields is not None and decision.budget is not None:
-            fields = family.budget_fields(decision.budget, None)
-            budget = b"".join([b"\r\n%b: %b" % field for field in fields])
-    ending = _ending(head, admitted.request_id, attempt.waited_ms, keep_alive)
-    return b"%b%b%b%b%b%b%b%b" % (text, date, ids, framing, shown, told, budget, ending)
+    fields = _own_fields(admitted, answer.status, decision)
+    own = b"".join([b"\r\n%b: %b" % field for field in fields]) if fields else b""
+    ending = _ending(head, admitted.request_id, admitted.attempt.waited_ms, keep_alive)
+    return b"%b%b%b%b%b%b%b" % (text, date, ids, framing, told, own, ending)
 
 
-def own_answer(exchange: Exchange, status: int, fields: list[tuple[bytes, bytes]], body: bytes) -> None:
+def _shown_decision(admitted: AdmittedCall, status: int) -> Admitted | None:
+    """Return the decision whose limits an answer states; of a free route none are."""
+    # Next to the upstream's own, our limits would mislead.
+    return admitted.decision if admitted.service.id and status not in LIMITED else None
+
+
+def _own_fields(admitted: AdmittedCall, status: int, decision: Admitted | None) -> list[Header]:
+    """Return the gateway's fields about an upstream's answer, besides those of limits."""
+    attempt, by, fields = admitted.attempt, admitted.call.aim.substitution, list[Header]()
+    if admitted.worker.limits.show_upstream:
+        fields.append((b"x-tollkeeper-upstream", attempt.name.encode()))
+    if by is not None:
+        fields.append((b"x-tollkeeper-model", quote(attempt.model, safe="/:@").encode()))
+        fields.append((b"x-tollkeeper-substituted-by", quote(by.budget, safe="").encode()))
+    if status in HELD_OFF:
+        fields.append((b"x-tollkeeper-refused-by", b"upstream"))
+    if decision is not None and decision.budget is not None:
+        budget_fields = FAMILIES[admitted.head.routed.family].budget_fields
+        if budget_fields is not None:
+            fields += budget_fields(decision.budget, None)
+    return fields
+
+
+def _refusal_fields(admitted: AdmittedCall, answer: AnswerHead) -> list[Header]:
+    """Return the fields of an upstream's refusal, with the gateway's; of another answer none."""
+    if 200 <= answer.status < 300:
+        return []
+    decision = _shown_decision(admitted, answer.status)
+    lines = [line.partition(b":") for line in answer.lines[1:]]
+    return [
+        *[(name.lower(), value.strip()) for name, _, value in lines],
+        *([] if decision is None else limit_headers(decision)),
+        *_own_fields(admitted, answer.status, decision),
+    ]
+
+
+def own_answer(exchange: Exchange, status: int, fields: list[Header], body: bytes) -> None:
     """Send a whole answer that the gateway made."""
     exchange.status, request_head = status, exchange.head
     began = _STATUS_LINES.get(status) or b"HTTP/1.1 %d Refused" % status
@@ -361,12 +389,7 @@ def own_answer(exchange: Exchange, status: int, fields: list[tuple[bytes, bytes]
     lines += [b"%b: %b" % field for field in fields]
     waited_ms, keep_alive = exchange.attempt.waited_ms, exchange.decide_keep_alive()
     head = b"\r\n".join(lines) + _ending(request_head, exchange.request_id, waited_ms, keep_alive)
-    socket = exchange.connection.socket
-    if socket is None:
-        exchange.write(head if request_head.routed.method == b"HEAD" else head + body)
-    else:
-        socket.begin_answer(status, b"", head)
-        exchange.write_turn(body, True)
+    exchange.write(head if request_head.routed.method == b"HEAD" else head + body)
 
 
 def _ending(head: CallHead, id_: str, waited_ms: int, keep_alive: bool) -> bytes:

@@ -200,6 +200,9 @@ def refuse(exchange: Exchange, refusal: Refusal) -> None:
         own_answer(exchange, refusal.status, list(refusal.fields), b"")
         return
     exchange.reason, routed = refusal.reason, exchange.head.routed
+    if exchange.connection.socket is not None:
+        exchange.refuse_turn(refusal)
+        return
     if exchange.call is not None and exchange.call.spec.mcp.reply_to is not None:
         refusal.reply_to = exchange.call.spec.mcp.reply_to
     fields, body = render(refusal, routed.family, exchange.request_id)

@@ -77,11 +77,11 @@ def _public(written: Mapping[str, Any], algorithm: str) -> Any:
     named = {name: value for name, value in written.items() if name not in {"alg", "use", "key_ops"}}
     try:
         with warnings.catch_warnings(action="ignore"):  # about small keys, which are refused below
-            found = jwt.PyJWK.from_dict(named, algorithm).key
+            key = jwt.PyJWK.from_dict(named, algorithm).key
     except (jwt.PyJWTError, ValueError, TypeError):
         return None
-    size = getattr(found, "key_size", RSA_BITS_MIN) if written.get("kty") == "RSA" else RSA_BITS_MIN
-    return found if RSA_BITS_MIN <= size <= RSA_BITS_MAX else None
+    size = getattr(key, "key_size", RSA_BITS_MIN) if written.get("kty") == "RSA" else RSA_BITS_MIN
+    return key if RSA_BITS_MIN <= size <= RSA_BITS_MAX else None
 
 
 def _is_by(token: SignedToken, public: Any) -> bool:
@@ -97,7 +97,7 @@ DISCOVERY: Final = "/.well-known/openid-configuration"
 
 def fetch_keys(issuer: Issuer, within_s: float = FETCH_S_MAX) -> KeySet:
     """Return the current keys of an issuer. Raise `UnreadableKeys` with the reason if that fails."""
-    with _told():
+    with _translate_errors():
         if issuer.jwks_file:
             return read_key_set(read_file(issuer.jwks_file))
         deadline = time.monotonic() + within_s
@@ -112,7 +112,7 @@ def read_provider(issuer: Issuer, within_s: float = FETCH_S_MAX) -> KeySet:
 
     Raise `UnreadableKeys` with the reason if that fails.
     """
-    with _told():
+    with _translate_errors():
         deadline = time.monotonic() + within_s
         said = _discovered(issuer, deadline)
         # OpenID Connect Discovery 1.0, 3: without named methods the secret is sent by HTTP Basic.
@@ -130,13 +130,13 @@ def read_provider(issuer: Issuer, within_s: float = FETCH_S_MAX) -> KeySet:
 
 def post_form(issuer: Issuer, url: str, form: bytes, fields: Mapping[str, str]) -> tuple[int, bytes]:
     """Post a form to a URL of the issuer; return status and body, or raise `UnreadableKeys`."""
-    with _told():
+    with _translate_errors():
         sent = {"content-type": "application/x-www-form-urlencoded", **fields}
-        return _asked(issuer, url, time.monotonic() + FETCH_S_MAX, sent, form)
+        return _send_request(issuer, url, time.monotonic() + FETCH_S_MAX, sent, form)
 
 
 @contextmanager
-def _told() -> Iterator[None]:
+def _translate_errors() -> Iterator[None]:
     """Convert errors of a request to an issuer to `UnreadableKeys` with a readable reason."""
     try:
         yield
@@ -154,24 +154,24 @@ def read_file(path: str) -> bytes:
 def _discovered(issuer: Issuer, deadline: float) -> dict[str, Any]:
     """Fetch the discovery document, and check that it belongs to this issuer."""
     url = issuer.issuer.rstrip("/") + DISCOVERY
-    found = json.loads(_fetched(issuer, url, deadline, with_token=True))
-    if not isinstance(found, dict) or found.get("issuer") != issuer.issuer:
+    document = json.loads(_fetched(issuer, url, deadline, with_token=True))
+    if not isinstance(document, dict) or document.get("issuer") != issuer.issuer:
         raise UnreadableKeys(f"{without_password(url)} is another issuer's")
-    return found
+    return document
 
 
-def _address(issuer: Issuer, said: Mapping[str, Any], name: str) -> str:
+def _address(issuer: Issuer, document: Mapping[str, Any], name: str) -> str:
     """Return the URL of `name` in the discovery document. Raise `UnreadableKeys` if it is not acceptable."""
-    place = said.get(name)
+    place = document.get(name)
     if not isinstance(place, str) or not may_lead_to(issuer.issuer, place):
         url = without_password(issuer.issuer.rstrip("/") + DISCOVERY)
         raise UnreadableKeys(f"{url} names no {name} that begins with https://, or one on this machine")
     return place
 
 
-def _end_session(issuer: Issuer, said: Mapping[str, Any]) -> str:
+def _end_session(issuer: Issuer, document: Mapping[str, Any]) -> str:
     """Return the URL for signing out; empty if it is wrong, since that must not prevent signing in."""
-    place = said.get("end_session_endpoint")
+    place = document.get("end_session_endpoint")
     well = isinstance(place, str) and _PLAIN.fullmatch(place) and may_lead_to(issuer.issuer, place)
     return str(place) if well else ""
 
@@ -181,13 +181,13 @@ def _fetched(issuer: Issuer, url: str, deadline: float, *, with_token: bool) -> 
     if issuer.token_file and with_token:
         token = read_file(issuer.token_file).decode("ascii").strip()
         fields["authorization"] = f"Bearer {token}"
-    status, body = _asked(issuer, url, deadline, fields)
+    status, body = _send_request(issuer, url, deadline, fields)
     if status != 200:
         raise UnreadableKeys(f"{without_password(url)} answers {status}")
     return body
 
 
-def _asked(
+def _send_request(
     issuer: Issuer, url: str, deadline: float, fields: Mapping[str, str], form: bytes | None = None
 ) -> tuple[int, bytes]:
     shown, left = without_password(url), deadline - time.monotonic()
@@ -246,12 +246,12 @@ def redeem(provider: IdentityProvider, endpoints: Endpoints, form: Mapping[str, 
             sent["client_secret"] = secret
     status, body = post_form(provider.issuer, endpoints.token, urlencode(sent).encode(), fields)
     try:
-        said = json.loads(body)
+        document = json.loads(body)
     except (ValueError, RecursionError):
-        said = None
-    if status == 200 and isinstance(said, dict):
-        return said
-    word = said.get("error") if isinstance(said, dict) else None
+        document = None
+    if status == 200 and isinstance(document, dict):
+        return document
+    word = document.get("error") if isinstance(document, dict) else None
     if status in {400, 401, 403} and isinstance(word, str) and _ERROR.fullmatch(word):
         raise TokensRefused(word)
     raise UnreadableKeys(f"{without_password(endpoints.token)} answers {status}, and no JSON that says what")
@@ -264,5 +264,5 @@ def _secret_of(provider: IdentityProvider) -> str:
     try:
         return read_file(provider.client_secret_file).decode("ascii").strip()
     except (OSError, ValueError) as error:
-        said = f"the client's secret cannot be read from {provider.client_secret_file}"
-        raise UnreadableKeys(said) from error
+        message = f"the client's secret cannot be read from {provider.client_secret_file}"
+        raise UnreadableKeys(message) from error

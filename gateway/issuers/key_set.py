@@ -62,7 +62,7 @@ class KeySet:
 
     def find(self, token: SignedToken) -> VerifyingKey | None:
         """Return the key that a token names; for a token without key id the only one that fits, or None."""
-        fitting = [one for one in self.keys if one.fits(token.algorithm)]
+        fitting = [key for key in self.keys if key.fits(token.algorithm)]
         if token.key_id is None:
             return fitting[0] if len(fitting) == 1 else None
         return next((one for one in fitting if one.key_id == token.key_id), None)

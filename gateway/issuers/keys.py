@@ -77,7 +77,7 @@ class IssuerKeys:
 
         Raise InvalidApiKey if the issuer has no such key, IssuerUnavailable if the keys cannot be read.
         """
-        known = self._known(token)
+        known = self._find_key(token)
         if known is not None:
             return known
         left_s = self._asked_at + AGAIN_S - self._clock()
@@ -88,7 +88,7 @@ class IssuerKeys:
                 await self.refresh()
             finally:
                 self._waiting -= 1
-            known = self._known(token)
+            known = self._find_key(token)
         if known is not None:
             return known
         if self.keys is None or self._read_at < self._asked_at:
@@ -115,24 +115,24 @@ class IssuerKeys:
         If a refresh is due, it runs in the background. Raise IssuerUnavailable if no keys can be read.
         """
         reading = self._begun() if self.is_due else self._reading
-        if self._kept() is None and reading is not None:
+        if self._current_keys() is None and reading is not None:
             await asyncio.shield(reading)
-        kept = self._kept()
+        kept = self._current_keys()
         if kept is None:
             raise IssuerUnavailable(retry_after_s=int(AGAIN_S))
         return kept
 
     def has(self, key: VerifyingKey) -> bool:
         """Return whether a key still belongs to the issuer."""
-        kept = self._kept()
+        kept = self._current_keys()
         keys = kept.keys if kept is not None else ()
         return any(one.key_id == key.key_id and one.public == key.public for one in keys)
 
-    def _known(self, token: SignedToken) -> VerifyingKey | None:
-        kept = self._kept()
+    def _find_key(self, token: SignedToken) -> VerifyingKey | None:
+        kept = self._current_keys()
         return kept.find(token) if kept is not None else None
 
-    def _kept(self) -> KeySet | None:
+    def _current_keys(self) -> KeySet | None:
         """Return the keys; None, after discarding them, if they were read over `KEPT_S` seconds ago."""
         if self.keys is not None and self._clock() - self._read_at >= KEPT_S:
             self.keys = None
@@ -143,7 +143,7 @@ class IssuerKeys:
         if self._reading is None:
             self._asked_at = self._clock()
             self._reading = asyncio.ensure_future(self._take())
-            self._reading.add_done_callback(self._done)
+            self._reading.add_done_callback(self._finish_reading)
         return self._reading
 
     async def _take(self) -> None:
@@ -159,7 +159,7 @@ class IssuerKeys:
             self._log("issuer_read", issuer=self.issuer.issuer, keys=len(keys.keys))
         self.keys, self.why, self._read_at = keys, "", self._clock()
 
-    def _done(self, reading: asyncio.Future[None]) -> None:
+    def _finish_reading(self, reading: asyncio.Future[None]) -> None:
         self._reading = None
         if not reading.cancelled():
             reading.exception()
@@ -213,10 +213,10 @@ class AllKeys:
         """Replace the issuers. Keys of unchanged issuers are kept."""
         before = self._by_issuer
         self._by_issuer = {
-            one.issuer: there
-            if (there := before.get(one.issuer)) is not None and there.issuer == one
-            else IssuerKeys(one, self._clock, self._log, self._read)
-            for one in issuers
+            issuer.issuer: there
+            if (there := before.get(issuer.issuer)) is not None and there.issuer == issuer
+            else IssuerKeys(issuer, self._clock, self._log, self._read)
+            for issuer in issuers
         }
 
     def unread(self) -> list[tuple[str, int]]:

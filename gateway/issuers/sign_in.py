@@ -171,26 +171,28 @@ class SignIns:
 
     def renew_providers(self, sign_in: SignIn) -> None:
         """Replace the providers. Keys of unchanged ones are kept."""
-        before, providers = self._providers, {one.name: one for one in sign_in.providers}
+        before, providers = self._providers, {provider.name: provider for provider in sign_in.providers}
         self._keys = {
             name: self._keys[name]
-            if name in before and before[name].issuer == one.issuer
-            else IssuerKeys(one.issuer, self._clock, self._log, self._read)
-            for name, one in providers.items()
+            if name in before and before[name].issuer == provider.issuer
+            else IssuerKeys(provider.issuer, self._clock, self._log, self._read)
+            for name, provider in providers.items()
         }
         self._providers = providers
         self.labels.clear()  # pages hold this dict
-        self.labels.update((one.name, one.label) for one in sign_in.providers)
+        self.labels.update((provider.name, provider.label) for provider in sign_in.providers)
 
     async def address(self, name: str, *, state: str, nonce: str, challenge: str) -> str:
         """Return the URL for signing in at a provider; `challenge` is that of PKCE, by S256 (RFC 7636)."""
-        provider, endpoints = self._of(name), await self._endpoints(name)
+        provider, endpoints = self._provider_of(name), await self._endpoints(name)
         back = self._comes_back(name)
         return to_sign_in(provider, endpoints, back, state=state, nonce=nonce, challenge=challenge)
 
     def name_of(self, issuer: str) -> str:
         """Return the configured name of the provider with this issuer; empty if there is none."""
-        return next((one.name for one in self._providers.values() if one.issuer.issuer == issuer), "")
+        return next(
+            (provider.name for provider in self._providers.values() if provider.issuer.issuer == issuer), ""
+        )
 
     async def sign_out_address(self, name: str, sealed: str, cookie: str, *, state: str) -> str:
         """Return the URL for signing out at the provider `name` too; empty if it has none, or is away.
@@ -202,7 +204,7 @@ class SignIns:
             async with asyncio.timeout(SIGN_OUT_S_MAX):
                 endpoints = await self._endpoints(name)
             back = f"{self.console_url}/sign-out/{name}/back"
-            return to_sign_out(self._of(name), endpoints, back, state=state, id_token=id_token)
+            return to_sign_out(self._provider_of(name), endpoints, back, state=state, id_token=id_token)
         except (TollkeeperError, TimeoutError, ValueError):
             return ""
 
@@ -214,7 +216,7 @@ class SignIns:
         `issuer` is the one in the provider's redirect, or None. `verifier` is that of PKCE, and `address` the
         IP address from which the code came.
         """
-        provider = self._of(name)
+        provider = self._provider_of(name)
         async with self._in_time():
             return await self._redeemed(
                 provider, code, issuer, verifier, nonce=nonce, place=(name, site_of(address))
@@ -239,10 +241,10 @@ class SignIns:
             "redirect_uri": self._comes_back(provider.name),
             "code_verifier": verifier,
         }
-        said = await self._tokens(provider, endpoints, form, place)
-        person, id_token = await self._person(provider, said, nonce), str(said["id_token"])
+        tokens = await self._tokens(provider, endpoints, form, place)
+        person, id_token = await self._person(provider, tokens, nonce), str(tokens["id_token"])
         is_told = provider.end_session and endpoints.end_session and len(id_token) <= HINT_BYTES_MAX
-        return Arrival(person, _renewal(said), id_token if is_told else "")
+        return Arrival(person, _renewal(tokens), id_token if is_told else "")
 
     async def renew(self, issuer: str, sealed: str, cookie: str) -> Arrival:
         """Check at the provider whether a person still has access. Raise `SignInRefused` if not.
@@ -258,10 +260,10 @@ class SignIns:
             raise SignInRefused("The session is another's.") from error
         form = {"grant_type": "refresh_token", "refresh_token": renewal}
         async with self._in_time():
-            said = await self._tokens(provider, await self._endpoints(provider.name), form)
+            tokens = await self._tokens(provider, await self._endpoints(provider.name), form)
             # A provider need not say again who it is (OpenID Connect Core 1.0, 12.2).
-            person = await self._person(provider, said, None) if "id_token" in said else None
-        return Arrival(person, _renewal(said) or renewal)
+            person = await self._person(provider, tokens, None) if "id_token" in tokens else None
+        return Arrival(person, _renewal(tokens) or renewal)
 
     def seal(self, renewal: str, cookie: str) -> str:
         """Return the refresh token `renewal`, encrypted with the session's cookie, for storage."""
@@ -356,7 +358,7 @@ class SignIns:
             raise NotFound
         return keys
 
-    def _of(self, name: str) -> IdentityProvider:
+    def _provider_of(self, name: str) -> IdentityProvider:
         provider = self._providers.get(name)
         if provider is None:
             raise NotFound
@@ -370,7 +372,7 @@ class SignIns:
         self._log("sign_in_failed", provider=provider.name, why=why, level="warning")
 
 
-def _renewal(said: Mapping[str, Any]) -> str:
+def _renewal(document: Mapping[str, Any]) -> str:
     """Return the refresh token of a provider's answer; empty if there is none."""
-    renewal = said.get("refresh_token")
+    renewal = document.get("refresh_token")
     return renewal if isinstance(renewal, str) and _RENEWAL.fullmatch(renewal) else ""

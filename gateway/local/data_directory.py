@@ -63,14 +63,14 @@ class DataDirectory:
     def read(self, name: str) -> dict[str, Any]:
         """Return the JSON object in a file of this directory; empty if there is none."""
         try:
-            found = json.loads((self.path / name).read_bytes())
+            document = json.loads((self.path / name).read_bytes())
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
             raise StartError(f"{self.path / name} cannot be read: {error}") from error
-        if not isinstance(found, dict):
+        if not isinstance(document, dict):
             raise StartError(f"{self.path / name} is not a JSON object")
-        return found
+        return document
 
     def write(self, name: str, content: dict[str, Any]) -> None:
         """Replace the JSON object in a file of this directory, atomically, readable by its owner only."""

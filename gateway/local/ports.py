@@ -93,8 +93,8 @@ def held_port(host: str, port: int, what: str, workers: int = 1) -> ReservedPort
         for one in found:
             one.close()
         if error.errno == errno.EADDRINUSE:
-            said = f"port {port} on {host} is in use; choose another for the {what} (0 = any free port)"
-            raise StartError(said) from error
+            message = f"port {port} on {host} is in use; choose another for the {what} (0 = any free port)"
+            raise StartError(message) from error
         raise StartError(f"cannot listen on {host}:{port} for the {what}: {error.strerror}") from error
     return ReservedPort(found)
 
@@ -116,8 +116,8 @@ def refuse_unknown(ports: Collection[int]) -> None:
     for _, number in _handed_over():
         if number not in ports:
             ours = " and ".join(map(str, sorted(ports)))
-            said = f"the service manager handed over a socket of port {number or 'none'}"
-            raise StartError(f"{said}, and this process serves {ours}: its .socket unit must name these")
+            message = f"the service manager handed over a socket of port {number or 'none'}"
+            raise StartError(f"{message}, and this process serves {ours}: its .socket unit must name these")
 
 
 def _handed_over() -> list[tuple[int, int]]:

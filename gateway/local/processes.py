@@ -164,7 +164,7 @@ class Child:
         while True:
             began = loop.time()
             silent_s = await self._until_over(process)
-            self._gone()
+            self._note_end()
             if loop.time() - began > SETTLED_AFTER_S:
                 delay_s = RESTART_DELAY_MIN_S
             how = f"hung for {silent_s:.0f} s and was killed" if silent_s else _ended(process.returncode)
@@ -285,12 +285,12 @@ class Child:
 
     def _why(self, code: int | None, log_from: int) -> str:
         """Return one line with the reason why the program ended before it was ready."""
-        said = self._log_since(log_from)
-        if library := missing_library(said):
+        log_since = self._log_since(log_from)
+        if library := missing_library(log_since):
             return f"{self.program.name} cannot start: {library}"
-        reason = self.program.reason(said)
+        reason = self.program.reason(log_since)
         if reason is None:
-            lines = [line for line in said.splitlines() if line.strip()]
+            lines = [line for line in log_since.splitlines() if line.strip()]
             reason = lines[-1].strip() if lines else f"it {_ended(code)}"
         return f"{self.program.name} cannot start: {reason}{self._see_log()}"
 
@@ -316,9 +316,9 @@ class Child:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
                 await process.wait()
-        self._gone()
+        self._note_end()
 
-    def _gone(self) -> None:
+    def _note_end(self) -> None:
         self.pid = None
         self._changed()
 
@@ -378,10 +378,10 @@ async def _written(process: Process, line: bytes) -> None:
             await process.stdin.drain()
 
 
-def missing_library(said: str) -> str:
+def missing_library(text: str) -> str:
     """Return a sentence on the missing shared library in a program's output, or an empty text."""
-    found = re.search(r"(?:error while loading shared libraries|Library not loaded): ([^:\s]+)", said)
-    return f"the shared library {found[1]} is missing on this machine" if found else ""
+    match = re.search(r"(?:error while loading shared libraries|Library not loaded): ([^:\s]+)", text)
+    return f"the shared library {match[1]} is missing on this machine" if match else ""
 
 
 def _opened(log: Path) -> int:

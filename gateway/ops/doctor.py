@@ -136,8 +136,8 @@ def _of_settings(settings: Settings, role: str) -> Iterator[Finding]:
     yield Finding(True, "settings", f"read and valid: {routes}")
     for name in ("key_pepper",) if role == "serve" else ("admin_token", "key_pepper"):
         if not getattr(settings, name):
-            said = f"TOLLKEEPER_{name.upper()} is not set: 16 to 512 visible characters, such as "
-            yield Finding(False, "settings", said + "`openssl rand -base64 33` makes")
+            message = f"TOLLKEEPER_{name.upper()} is not set: 16 to 512 visible characters, such as "
+            yield Finding(False, "settings", message + "`openssl rand -base64 33` makes")
     try:
         check_ports(settings.values(), role, PREFIX)
     except SettingError as error:
@@ -159,8 +159,8 @@ def _open_secrets(settings: Settings) -> Iterator[str]:
         with suppress(OSError):
             mode = Path(path).stat().st_mode
             if mode & (stat.S_IROTH | stat.S_IWOTH):
-                said = f"every user of this machine may read or change it (mode {stat.S_IMODE(mode):04o})"
-                yield f"the file of a secret {path}: {said}: chmod 600"
+                message = f"every user of this machine may read or change it (mode {stat.S_IMODE(mode):04o})"
+                yield f"the file of a secret {path}: {message}: chmod 600"
 
 
 def _of_this_machine(settings: Settings, role: str) -> Iterator[Finding]:
@@ -193,8 +193,8 @@ def _ports(settings: Settings, role: str) -> Iterator[Finding]:
         end, clients_end = found.ends, found.clients_end
         if clients_end is not None and clients_end < time.time():
             place = f"{PREFIX}{PREFIXES[port].upper()}CLIENT_CA_FILE"
-            said = f"an authority of its clients ended on {_day(clients_end)}: put a new one into {place}"
-            yield Finding(False, f"{port} port", said)
+            message = f"an authority of its clients ended on {_day(clients_end)}: put a new one into {place}"
+            yield Finding(False, f"{port} port", message)
         over = end is not None and end < time.time()
         until = f"{'was' if over else 'is'} valid until {_day(end)}" if end else "is there"
         asks = ", and clients need one too" if files.authority else ""
@@ -209,13 +209,13 @@ def _data_directory(settings: Settings, free_bytes_min: int = FREE_BYTES_MIN) ->
         while not there.exists() and there != there.parent:
             there = there.parent
         if why := _why_unwritable(there):
-            said = f"{place} cannot be written by this user ({why})"
+            message = f"{place} cannot be written by this user ({why})"
             which = "TOLLKEEPER_DATA_DIR, or TOLLKEEPER_SETTLEMENT_LOG_DIR,"
-            return Finding(False, "data directory", f"{said}: {which} must name a directory that can be")
+            return Finding(False, "data directory", f"{message}: {which} must name a directory that can be")
     full = " and ".join(full_disks(settings, free_bytes_min))
     if full:
-        said = f"the disk of {full} has less than {free_bytes_min // 1024**2} MiB left"
-        return Finding(False, "data directory", f"{said}: make room, or what Redis does not take is lost")
+        message = f"the disk of {full} has less than {free_bytes_min // 1024**2} MiB left"
+        return Finding(False, "data directory", f"{message}: make room, or what Redis does not take is lost")
     return Finding(True, "data directory", f"{settings.data_dir} can be written")
 
 
@@ -225,8 +225,8 @@ def _open_files(settings: Settings, files_max: int | None = None) -> Finding:
         enough = limits_here(settings, files_max).connections_max >= CONNECTIONS_FEW
         return Finding(enough, "open files", few)
     most = settings.http.connections_max
-    said = f"a process may have {files_max or heartbeat.open_files_limit():,} open files"
-    return Finding(True, "open files", f"{said}, enough for {most:,} connections of a gateway worker")
+    message = f"a process may have {files_max or heartbeat.open_files_limit():,} open files"
+    return Finding(True, "open files", f"{message}, enough for {most:,} connections of a gateway worker")
 
 
 def _why_unwritable(place: Path) -> str:
@@ -301,12 +301,12 @@ async def _issuer(issuer: Issuer, named: str = "", read: Read = read_keys) -> Fi
         found = await _answered(read, issuer)
     except (UnreadableKeys, TimeoutError) as error:
         why = str(error) or f"no answer within {BLOCKING_S_MAX:g} s"
-        said = f"its keys cannot be read, so its tokens are refused: {why}"
-        return Finding(False, subject, f"{said}; {hints.issuer_hint(why)}")
+        message = f"its keys cannot be read, so its tokens are refused: {why}"
+        return Finding(False, subject, f"{message}; {hints.issuer_hint(why)}")
     usable = [name for name in issuer.algorithms if any(key.fits(name) for key in found.keys)]
     if not usable:
-        said = f"none of its {len(found.keys)} keys is for {', '.join(issuer.algorithms)}"
-        return Finding(False, subject, f"{said}: put what it signs by into `algorithms`")
+        message = f"none of its {len(found.keys)} keys is for {', '.join(issuer.algorithms)}"
+        return Finding(False, subject, f"{message}: put what it signs by into `algorithms`")
     return Finding(True, subject, f"{len(found.keys)} keys were read, for {', '.join(usable)}")
 
 
@@ -323,16 +323,16 @@ def _of_workers(settings: Settings) -> Iterator[Finding]:
     for upstream, name, _ in counted.get(WITHHELD_NAMES, ()):
         names.setdefault(upstream, []).append(name)
     for upstream, fields in sorted(names.items()):
-        said = f"it did not get these header fields of calls: {', '.join(sorted(fields))}"
+        message = f"it did not get these header fields of calls: {', '.join(sorted(fields))}"
         wants = "; name those that it needs in its `headers_pass`"
-        yield Finding(True, f"upstream {upstream}", said + wants)
+        yield Finding(True, f"upstream {upstream}", message + wants)
 
 
 async def _upstream_in_use(target: UpstreamTarget) -> Finding:
     """Return the finding on an upstream; a built-in one without a credential is not contacted."""
     if replace(target, via=None, proxies=None) in default_table({}).upstreams:
-        said = "built in, and without a credential, so it was not looked at"
-        return Finding(True, f"upstream {target.name}", said)
+        message = "built in, and without a credential, so it was not looked at"
+        return Finding(True, f"upstream {target.name}", message)
     return await upstream_finding(target)
 
 
@@ -341,12 +341,12 @@ async def upstream_finding(target: UpstreamTarget, named: str = "") -> Finding:
     try:
         end = await reach(target, ANSWER_MAX_S)
     except ssl.SSLCertVerificationError as error:
-        said = f"its certificate cannot be verified: {error.verify_message}"
-        return Finding(False, subject, f"{target.base_url}: {said}; {hints.upstream_hint(said)}")
+        message = f"its certificate cannot be verified: {error.verify_message}"
+        return Finding(False, subject, f"{target.base_url}: {message}; {hints.upstream_hint(message)}")
     except (OSError, TimeoutError) as error:
         why = str(error).strip() or f"no answer within {ANSWER_MAX_S:g} s"
-        said = f"{target.base_url} does not accept connections ({why})"
-        return Finding(False, subject, f"{said}; {hints.upstream_hint(why)}")
+        message = f"{target.base_url} does not accept connections ({why})"
+        return Finding(False, subject, f"{message}; {hints.upstream_hint(why)}")
     signer = signer_of(target)
     if signer is not None:
         late = f"no answer within {BLOCKING_S_MAX:g} s"
@@ -354,8 +354,8 @@ async def upstream_finding(target: UpstreamTarget, named: str = "") -> Finding:
             await _answered(signer.renew, time.time())
             late = ""
         if why := late or signer.why:
-            said = f"its credentials by auth: {target.auth} cannot be had, so its calls are refused"
-            return Finding(False, subject, f"{said}: {why}")
+            message = f"its credentials by auth: {target.auth} cannot be had, so its calls are refused"
+            return Finding(False, subject, f"{message}: {why}")
     taken, key = await _keys_of(target) if not named else (True, "")
     until = f", its certificate is valid until {_day(end)}" if end else ""
     through = f" through the proxy {target.via}" if target.via is not None else ""
@@ -371,7 +371,7 @@ async def _keys_of(target: UpstreamTarget) -> tuple[bool | None, str]:
     if not path or target.path or target.auth != "header":
         return True, "; whether it takes our key is unknown: it has no free path to ask at"
     well: bool | None = True
-    said = "; it takes our key"
+    message = "; it takes our key"
     for number, key in enumerate(target.keys or ((),)):
         status, _ = await ask_models(target, path, {**fields, **dict(key)}, ANSWER_MAX_S)
         if status in {401, 403}:
@@ -379,8 +379,10 @@ async def _keys_of(target: UpstreamTarget) -> tuple[bool | None, str]:
             return False, f", and answers {status} to GET {path}: put a valid key into {place}"
         if status != 200:
             well = None
-            said = f"; whether it takes our key is unknown: GET {path} is answered {status or 'by nothing'}"
-    return well, said
+            message = (
+                f"; whether it takes our key is unknown: GET {path} is answered {status or 'by nothing'}"
+            )
+    return well, message
 
 
 def _day(moment: float) -> str:
@@ -443,10 +445,10 @@ def _of_set_aside(url: str) -> Iterator[Finding]:
 
     accounts, letters = set_aside(url)
     if accounts:
-        said = (
+        message = (
             f"accounts in quarantine: {len(accounts):,} ({few(accounts)}), and what they use becomes no rows"
         )
-        yield Finding(False, "rows", f"{said}; {hints.QUARANTINE}")
+        yield Finding(False, "rows", f"{message}; {hints.QUARANTINE}")
     if letters:
         yield Finding(False, "rows", f"dead letters, which are no rows: {letters:,}; {hints.LETTERS}")
     if not accounts and not letters:
@@ -475,11 +477,11 @@ def _of_maxima(settings: Settings, url: str) -> Iterator[Finding]:
     for target in _called(settings) if rules else ():
         if _takes_any_maximum(target):
             of = " and ".join(rules)
-            said = f"there are {of}, so calls without a maximum are sent with one; nobody says"
+            message = f"there are {of}, so calls without a maximum are sent with one; nobody says"
             yield Finding(
                 None,
                 f"upstream {target.name}",
-                f"{said} how much it takes: state `context` (a number, or `listed`) or `output_max` of it",
+                f"{message} how much it takes: state `context` (a number, or `listed`) or `output_max` of it",
             )
 
 
@@ -487,5 +489,5 @@ def _takes_any_maximum(target: UpstreamTarget) -> bool:
     """Return whether we know no maximum of output tokens for an upstream that may serve any models."""
     facts = target.facts
     known = facts is not None and (facts.listed or facts.output_max is not None or facts.context is not None)
-    built_in = target.base_url in {one.base_url for one in default_table({}).upstreams}
+    built_in = target.base_url in {upstream.base_url for upstream in default_table({}).upstreams}
     return target.family in {"", "openai"} and not known and not built_in

@@ -54,7 +54,7 @@ CLOCK_OFF_S_MAX = 10.0
 Found = tuple[bool | None, str, str]
 
 
-def kept(info: Mapping[str, str], fsync: object, now: float | None = None) -> Iterator[Found]:
+def durability_findings(info: Mapping[str, str], fsync: object, now: float | None = None) -> Iterator[Found]:
     """Yield findings on `INFO`, and on the answer to `CONFIG GET appendfsync`, if the user may run that.
 
     `now` is our Unix time when the answer came; with None, clocks are not compared.
@@ -73,8 +73,12 @@ def replica_durability(info: Mapping[str, str], fsync: object) -> Iterator[Found
     if info.get("aof_enabled") == "1":
         yield _file(on=True, replicas=0)
     else:
-        said = "append-only file is off: when it has taken over, what it is told is in no file"
-        yield True, "redis", f"{said}. CONFIG SET appendonly yes, or see that another replica follows it then"
+        message = "append-only file is off: when it has taken over, what it is told is in no file"
+        yield (
+            True,
+            "redis",
+            f"{message}. CONFIG SET appendonly yes, or see that another replica follows it then",
+        )
     yield from _fsync(info, fsync)
     yield from _memory(info)
 
@@ -111,8 +115,12 @@ def _file(on: bool, replicas: int) -> Found:
     if on:
         return True, "redis", "append-only file is on"
     if replicas:
-        said = f"append-only file is off, replicas that follow: {replicas}"
-        return True, "redis", f"{said}. Let a replica take over before it starts again, for it starts empty"
+        message = f"append-only file is off, replicas that follow: {replicas}"
+        return (
+            True,
+            "redis",
+            f"{message}. Let a replica take over before it starts again, for it starts empty",
+        )
     hint = "CONFIG SET appendonly yes, and in its configuration, or let a replica follow"
     return False, "redis", f"append-only file is off: {hint}"
 
@@ -166,8 +174,10 @@ def clock_against(name: str, theirs: float, ours: float) -> Found:
     off = ours - theirs
     if abs(off) < CLOCK_OFF_S_MAX:
         return True, "clock", f"this machine's clock agrees with that of {name}"
-    said = f"this machine's clock is {abs(off):,.0f} s {'ahead of' if off > 0 else 'behind'} that of {name}"
-    return False, "clock", f"{said}: see that both follow a time server (timedatectl, chronyc tracking)"
+    message = (
+        f"this machine's clock is {abs(off):,.0f} s {'ahead of' if off > 0 else 'behind'} that of {name}"
+    )
+    return False, "clock", f"{message}: see that both follow a time server (timedatectl, chronyc tracking)"
 
 
 # One finding of doctor.
@@ -203,13 +213,13 @@ class _ReplicaStatus:
 
 def named_replica(info: Mapping[str, str]) -> list[Place]:
     """Return the addresses of the replicas in a primary's `INFO`, as the replicas announce them."""
-    found = list[Place]()
+    places = list[Place]()
     for name, value in info.items():
         if name.startswith("slave") and name[5:].isdigit():
             said = dict(part.split("=", 1) for part in value.split(",") if "=" in part)
             if said.get("ip") and said.get("port", "").isdigit():
-                found.append((said["ip"], int(said["port"])))
-    return found
+                places.append((said["ip"], int(said["port"])))
+    return places
 
 
 async def redis_replica_findings(
@@ -221,7 +231,7 @@ async def redis_replica_findings(
     """
     asked = places[:REPLICAS_MAX]
     said = await asyncio.gather(*(_replica_findings(address, each, configured=configured) for each in asked))
-    return [one for place, each in zip(asked, said, strict=True) for one in _findings(place, each)]
+    return [finding for place, each in zip(asked, said, strict=True) for finding in _findings(place, each)]
 
 
 async def _replica_findings(address: Address, place: Place, *, configured: bool) -> _ReplicaStatus:
@@ -299,25 +309,25 @@ def of_keeper(settings: Settings, role: str, heard: KeeperInfo | None, ran_befor
     if heard is None:
         if not ran_before:
             return
-        said = f"none was there in the last {PRESENCE_KEPT_S} s"
+        message = f"none was there in the last {PRESENCE_KEPT_S} s"
         if role == _KEEPER:
-            yield Finding(True, _KEEPER, f"{said}: the one that starts here will be")
+            yield Finding(True, _KEEPER, f"{message}: the one that starts here will be")
             return
         why = "so use becomes no rows, and no change is in force"
-        yield Finding(False, _KEEPER, f"{said}, {why}: run tollkeeper keeper, or look at its log")
+        yield Finding(False, _KEEPER, f"{message}, {why}: run tollkeeper keeper, or look at its log")
         return
     yield Finding(True, _KEEPER, f"one of version {heard.version} is there")
     if heard.unreadable:
-        said = f"accounts in Redis that it cannot read, whose calls are refused: {heard.unreadable}"
-        yield Finding(False, _KEEPER, f"{said}; {_UNREADABLE}")
+        message = f"accounts in Redis that it cannot read, whose calls are refused: {heard.unreadable}"
+        yield Finding(False, _KEEPER, f"{message}; {_UNREADABLE}")
     if not settings.key_pepper:
         return
     ours, theirs = peppers_of(settings).ids, heard.peppers[0]
     if theirs in ours:
         yield Finding(True, _PEPPER, f"{ours[0]}; the keeper's, {theirs}, is taken")
     else:
-        said = f"it is {ours[0]}, and the keeper has {theirs}: keys that are made there are unknown here"
-        yield Finding(False, _PEPPER, f"{said}; put the keeper's into {_NAMES}")
+        message = f"it is {ours[0]}, and the keeper has {theirs}: keys that are made there are unknown here"
+        yield Finding(False, _PEPPER, f"{message}; put the keeper's into {_NAMES}")
 
 
 def of_credentials(url: str, peppers: Peppers) -> Iterator[Finding]:
@@ -337,8 +347,8 @@ def of_credentials(url: str, peppers: Peppers) -> Iterator[Finding]:
         if one.pepper in earlier:
             yield Finding(True, _PEPPER, f"the earlier {one.pepper} is needed for {one}")
         elif one.pepper not in {None, current}:
-            said = f"of {one.pepper}, which is not taken: {one}"
-            yield Finding(False, _PEPPER, f"{said}: put it into {_NAMES}")
+            message = f"of {one.pepper}, which is not taken: {one}"
+            yield Finding(False, _PEPPER, f"{message}: put it into {_NAMES}")
     used = {one.pepper for one in found}
     if None not in used:
         for unused in (each for each in earlier if each not in used):
@@ -373,11 +383,11 @@ async def redis_user_findings(address: Address, role: str, answer_max_s: float) 
         await wire.open()
         lacking = await client.refused_rights(wire, *needed)
         if lacking.by_rights:
-            said = f"{user} may not do what a {ours} does ({_few(lacking.by_rights)})"
-            return False, _REDIS, f"{said}: use tollkeeper-{ours} of deploy/users.acl"
+            message = f"{user} may not do what a {ours} does ({_few(lacking.by_rights)})"
+            return False, _REDIS, f"{message}: use tollkeeper-{ours} of deploy/users.acl"
         if absent := [one for one in lacking.by_server if one not in client.WITHOUT]:
-            said = f"this server has not what a {ours} needs ({_few(absent)})"
-            return False, _REDIS, f"{user}: {said}: {hints.redis_hint('unknown command')}"
+            message = f"this server has not what a {ours} needs ({_few(absent)})"
+            return False, _REDIS, f"{user}: {message}: {hints.redis_hint('unknown command')}"
         return _may(user, ours, lacking.by_server, await _more(wire, beyond))
     except (TollkeeperError, OSError) as error:
         return False, _REDIS, f"{user}: {_reason(error)}; {hints.redis_hint(str(error))}"
@@ -410,8 +420,8 @@ def _may(user: str, role: str, without: list[str], more: list[str]) -> Seen:
     if client.NOBODYS in more:
         return True, _REDIS, f"{user} may do anything; {ours} may do what a {role} does{lacks}"
     if more:
-        said = f"{user} may write who has which key and what it costs, as a keeper does"
-        return False, _REDIS, f"{said}: use {ours}"
+        message = f"{user} may write who has which key and what it costs, as a keeper does"
+        return False, _REDIS, f"{message}: use {ours}"
     return True, _REDIS, f"{user} may do what a {role} does{lacks}"
 
 
@@ -444,8 +454,8 @@ def postgresql_user_findings(url: str, owner_url: str) -> list[Seen]:
         return [*seen, (False, _OWNER, f"{error}; {hint}")]
     if owner.owns:
         return [*seen, (True, _OWNER, f"{owner.user} owns the tables")]
-    said = f"{owner.user} does not own the tables: TOLLKEEPER_DATABASE_OWNER_URL must be of who migrates"
-    return [*seen, (False, _OWNER, said)]
+    message = f"{owner.user} does not own the tables: TOLLKEEPER_DATABASE_OWNER_URL must be of who migrates"
+    return [*seen, (False, _OWNER, message)]
 
 
 REDIS_VERSION_MIN = (7, 0)
@@ -494,8 +504,8 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
         if not await wires.connected_within(ANSWER_MAX_S):
             trouble = wires.trouble
             yield Finding(False, "redis", f"{shown}: {trouble}; {hints.redis_hint(trouble)}")
-        connected = {_name_of(wires, one): one for one in wires.wires if one.connected}
-        servers = {name: await _asked(one, address) for name, one in connected.items()}
+        connected = {_name_of(wires, wire): wire for wire in wires.wires if wire.connected}
+        servers = {name: await _ask_server(one, address) for name, one in connected.items()}
         lists = {name: await _read(wires, name.encode()) for name in _LISTS}
         of_keepers = await _of_keepers(settings, role, wires, connected, servers)
         empty = await read_empty_accounts(wires)
@@ -559,9 +569,11 @@ def _missing(lists: Mapping[str, Reply | CountersRefused]) -> Iterator[Finding]:
             odd = "no list that can be read" if isinstance(raw, bytes) else "not there"
             lacking.setdefault(raw.message if isinstance(raw, CountersRefused) else odd, []).append(name)
     for why, names in lacking.items():
-        said = f"{', '.join(names)}: {why.rstrip('.')}, so gateways that start refuse calls or know no prices"
+        message = (
+            f"{', '.join(names)}: {why.rstrip('.')}, so gateways that start refuse calls or know no prices"
+        )
         hint = "run tollkeeper keeper, which writes this again within seconds, or look at its log"
-        yield Finding(False, "redis", f"{said}; {hint}")
+        yield Finding(False, "redis", f"{message}; {hint}")
 
 
 async def _of_keepers(
@@ -598,7 +610,7 @@ def _name_of(wires: RedisConnections, wire: RedisConnection) -> str:
     return f"redis {host}:{port}"
 
 
-async def _asked(wire: RedisConnection, address: Address) -> _Server:
+async def _ask_server(wire: RedisConnection, address: Address) -> _Server:
     info, asked_at = await _info(wire), time.time()
     confirmed = await in_task(ask_word(wire))
     named = await in_task(wire.send(encode(b"GET", keys.history(wire.part.anchor).encode())))
@@ -669,8 +681,8 @@ async def _replicas(
         if server.info.get("connected_slaves") == "0"
     ]
     if isinstance(wires, Shards):
-        primaries = {one.place for one in wires.map.owned} | {wires.place_of(one) for one in wires.wires}
-        places = [one for one in wires.map.members if one not in primaries]
+        primaries = {one.place for one in wires.map.owned} | {wires.place_of(wire) for wire in wires.wires}
+        places = [member for member in wires.map.members if member not in primaries]
     else:
         places = [one for server in servers.values() for one in named_replica(server.info)]
     return found + await redis_replica_findings(address, places, configured=_asks(address))
@@ -692,14 +704,14 @@ async def _if_allowed(wire: RedisConnection, name: str) -> Reply:
 
 
 def _cluster(shown: str, shards: Shards) -> Finding:
-    lacking = [one for one in shards.partitions if not shards.of(one).part.partitions]
+    lacking = [partition for partition in shards.partitions if not shards.of(partition).part.partitions]
     count = len(shards.wires)
     shared = isinstance(shards, FixedShards)
     there = f"{shown} is {f'{count} servers' if shared else f'a cluster of {count} primaries'}"
     if not lacking:
         return Finding(True, "redis", there)
-    said = f"{there}, none with the slots of {len(lacking)} partitions"
-    return Finding(False, "redis", f"{said}: give each slot to a primary (CLUSTER SHARDS)")
+    message = f"{there}, none with the slots of {len(lacking)} partitions"
+    return Finding(False, "redis", f"{message}: give each slot to a primary (CLUSTER SHARDS)")
 
 
 def _slots(servers: Mapping[str, _Server]) -> Iterator[Finding]:
@@ -725,20 +737,20 @@ def _server(settings: Settings, role: str, subject: str, shown: str, server: _Se
         until = f"{datetime.fromtimestamp(server.certificate_end, UTC):%Y-%m-%d}"
         yield Finding(True, subject, f"its certificate is valid until {until}")
     elif settings.redis_url.startswith(("redis://", "redis+")) and any(asdict(settings.redis_files).values()):
-        said = "there is a TOLLKEEPER_REDIS_*_FILE for TLS, but nothing is encrypted"
-        yield Finding(False, subject, f"{said}: TOLLKEEPER_REDIS_URL must begin with rediss")
-    for well, of, says in kept(info, server.fsync, server.asked_at):
+        message = "there is a TOLLKEEPER_REDIS_*_FILE for TLS, but nothing is encrypted"
+        yield Finding(False, subject, f"{message}: TOLLKEEPER_REDIS_URL must begin with rediss")
+    for well, of, says in durability_findings(info, server.fsync, server.asked_at):
         yield Finding(well, subject if of == "redis" else of, says)
     if server.forgets:
         yield Finding(False, subject, server.forgets)
     if server.covers:
         alone = server.covers == "no"
         hint = "CONFIG SET cluster-require-full-coverage no, or a primary that is away stops all of them"
-        said = f"cluster-require-full-coverage is {server.covers}"
-        yield Finding(alone, subject, said if alone else f"{said}: {hint}")
+        message = f"cluster-require-full-coverage is {server.covers}"
+        yield Finding(alone, subject, message if alone else f"{message}: {hint}")
     elif server.address.members:
-        said = "cluster-require-full-coverage is not told to this user: see that it is no"
-        yield Finding(None, subject, said)
+        message = "cluster-require-full-coverage is not told to this user: see that it is no"
+        yield Finding(None, subject, message)
     if server.loaded or role == "serve":
         loaded = "are loaded" if server.loaded else "are not loaded: start a keeper first, it brings them"
         yield Finding(server.loaded, subject, f"{len(VERBS)} scripts {loaded}")
@@ -769,8 +781,10 @@ def _services(settings: Settings, catalogue: object) -> Iterator[Finding]:
             False, f"service {key}", f"its upstream {name} is not one of {', '.join(sorted(targets))}"
         )
     for one, other, name in bound.conflicts():
-        said = f"shares paths of the upstream {name} with {other}, which has another price: both are refused"
-        yield Finding(False, f"service {one}", f"{said}; give each paths of its own, such as /v1/sms/*")
+        message = (
+            f"shares paths of the upstream {name} with {other}, which has another price: both are refused"
+        )
+        yield Finding(False, f"service {one}", f"{message}; give each paths of its own, such as /v1/sms/*")
 
 
 def verification(subject: str, confirmed: bytes, here: bytes) -> Finding:
@@ -782,8 +796,8 @@ def verification(subject: str, confirmed: bytes, here: bytes) -> Finding:
         return Finding(True, subject, "no keeper has verified it yet; the first one that starts will")
     if confirmed == here:
         return Finding(True, subject, "a keeper has verified it since its last start")
-    said = "not verified since its last start, or since its data was replaced, so calls are refused"
-    return Finding(False, subject, f"{said}: run the keeper")
+    message = "not verified since its last start, or since its data was replaced, so calls are refused"
+    return Finding(False, subject, f"{message}: run the keeper")
 
 
 async def _info(wire: RedisConnection) -> dict[str, str]:

@@ -141,16 +141,16 @@ _ISSUER = (
 )
 
 
-def _found(rows: tuple[tuple[str, str], ...], said: str) -> str:
-    return next(hint for words, hint in rows if words in said)
+def _find_hint(rows: tuple[tuple[str, str], ...], text: str) -> str:
+    return next(hint for words, hint in rows if words in text)
 
 
-def postgresql_hint(said: str, sqlstate: str = "") -> str:
-    """Return the advice for an error of PostgreSQL: by its SQLSTATE if known, else by its message `said`."""
+def postgresql_hint(text: str, sqlstate: str = "") -> str:
+    """Return the advice for an error of PostgreSQL: by its SQLSTATE if known, else by its message `text`."""
     found = _BY_SQLSTATE.get(sqlstate) or _BY_SQLSTATE.get(sqlstate[:2])
-    return found or _found(_NOT_CONNECTED, said)
+    return found or _find_hint(_NOT_CONNECTED, text)
 
 
-redis_hint = partial(_found, _REDIS_HINTS)
+redis_hint = partial(_find_hint, _REDIS_HINTS)
 # Also for an issuer whose keys cannot be read.
-upstream_hint, issuer_hint = partial(_found, _UPSTREAM), partial(_found, _ISSUER)
+upstream_hint, issuer_hint = partial(_find_hint, _UPSTREAM), partial(_find_hint, _ISSUER)

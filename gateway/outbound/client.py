@@ -175,7 +175,7 @@ def first_of(addresses: Sequence[str]) -> str:
     """Return the address that most networks can reach: an IPv4 address if there is one."""
     if not addresses:
         raise OSError(None, "the name has no address")
-    return min(addresses, key=lambda one: ":" in one)
+    return min(addresses, key=lambda address: ":" in address)
 
 
 def open_session(connector: Connector, timeout: ClientTimeout) -> ClientSession:

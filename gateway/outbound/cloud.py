@@ -87,8 +87,8 @@ class CloudSigner(ABC):
             except MissingExtra as error:
                 self.why = error.message
             except Exception as error:  # noqa: BLE001  # clouds' libraries raise many types
-                said = " ".join(str(error).split())[:CHARS_SHOWN]
-                self.why = f"{type(error).__name__}: {said}" if said else type(error).__name__
+                message = " ".join(str(error).split())[:CHARS_SHOWN]
+                self.why = f"{type(error).__name__}: {message}" if message else type(error).__name__
             else:
                 self._ends, self.why = (float("inf") if ends is None else ends), ""
                 ahead_s = 0.0 if ends is None else min(AHEAD_S, (ends - now) / 2)
@@ -131,14 +131,14 @@ class GoogleSigner(CloudSigner):
         # Read again each time, as the file may have changed.
         if self._target.credentials_file:
             load: Any = google.auth.load_credentials_from_file
-            found, _ = load(self._target.credentials_file, scopes=_SCOPES)
+            credentials, _ = load(self._target.credentials_file, scopes=_SCOPES)
         elif self._credentials is None:
-            found, _ = google.auth.default(scopes=_SCOPES)
+            credentials, _ = google.auth.default(scopes=_SCOPES)
         else:
-            found = self._credentials
-        found.refresh(ask)
-        self._credentials = found
-        token, ends = found.token, found.expiry
+            credentials = self._credentials
+        credentials.refresh(ask)
+        self._credentials = credentials
+        token, ends = credentials.token, credentials.expiry
         if not isinstance(token, str) or not token.isascii() or not token.isprintable():
             raise ValueError("no access token was given")
         self._line = b"authorization: Bearer " + token.encode() + b"\r\n"
@@ -172,9 +172,9 @@ class AwsSigner(CloudSigner):
                 fields[name.lower()] = value.strip()
         request = self._request(method=method, url=self._place + path, headers=fields, data=body)
         self._signature.add_auth(request)
-        said = request.headers
+        headers = request.headers
         return b"".join(
-            [f"{name}: {said[name]}\r\n".encode("latin-1") for name in AWS_FIELDS if name in said]
+            [f"{name}: {headers[name]}\r\n".encode("latin-1") for name in AWS_FIELDS if name in headers]
         )
 
     def _read(self, now: float) -> float | None:

@@ -83,14 +83,14 @@ class Tunnel(asyncio.Protocol):
         if self._context is not None:
             where |= {"ssl": self._context, "server_hostname": self._proxy.host}
         try:
-            await self._asked(loop, where)
+            await self._await_answer(loop, where)
             return await self._handed_over(loop, protocol, context, name), protocol
         except BaseException:
             if self._transport is not None:
                 self._transport.abort()
             raise
 
-    async def _asked(self, loop: asyncio.AbstractEventLoop, where: dict[str, Any]) -> None:
+    async def _await_answer(self, loop: asyncio.AbstractEventLoop, where: dict[str, Any]) -> None:
         """Wait for the proxy's answer; raise `ProxyFailed` if it refuses."""
         self._answered = loop.create_future()
         await loop.create_connection(lambda: self, **where)

@@ -24,7 +24,7 @@ from gateway.admin.http.server import AdminListener, listen
 from gateway.admin.ports import AdminPorts, BuiltIn
 from gateway.background.loops import FailureTeller, Gauges
 from gateway.background.timed.pusher import Pusher
-from gateway.background.verifying.reconciler import LossCounter
+from gateway.background.verifying.loss_counter import LossCounter
 from gateway.core.accounts.hourly_budget import HourlyBudget
 from gateway.core.credentials import peppers_of
 from gateway.core.failures import Failures
@@ -116,12 +116,12 @@ class AdminPort:
 
     async def run(self) -> None:
         """Reload changed token files, and measure the event loop's delay, until cancelled."""
-        tokens = watch(self._files.values, self._read_tokens, self._kept, look_s=self._look_s)
+        tokens = watch(self._files.values, self._read_tokens, self._warn_kept, look_s=self._look_s)
         async with asyncio.TaskGroup() as group:
             group.create_task(tokens)
             group.create_task(self.vitals.keep_looking())
 
-    def _kept(self, why: str) -> None:
+    def _warn_kept(self, why: str) -> None:
         self._log("tokens are kept as they were", why=why, level="warning")
 
     async def _read_tokens(self) -> str:
@@ -200,7 +200,7 @@ class Administration:
         self._sign_ins = CurrentSignIns(settings, self._log)
         self._later = KeeperSettings(settings, None, self._log, self._sign_ins.renew)
         parts = AdminParts(settings=settings, later=self._later)
-        self._routes = [routes for each in features() if (routes := each.routes(parts)) is not None]
+        self._routes = [routes for feature in features() if (routes := feature.routes(parts)) is not None]
         pools = self._pools = PeoplePools.create(settings.url_file("database_url"))
         self._doors = doors = KeeperDoors(settings, self._log, UnsupportedVersions())
         replica = Replica.of(settings.url_file("database_read_url"), pools.staff)

@@ -30,9 +30,9 @@ class Bundle:
 
 
 def read_bundle() -> Bundle:
-    said = json.loads(LIST.read_bytes())
+    document = json.loads(LIST.read_bytes())
     rows: list[Row] = []
-    for row in said["rows"]:
+    for row in document["rows"]:
         since = datetime.fromisoformat(row["effective_from"]) if "effective_from" in row else EPOCH
         rows.append({"currency": BASE_CURRENCY, "source": BUNDLED, **row, "effective_from": since})
-    return Bundle(said["library"], rows, said["left_out"])
+    return Bundle(document["library"], rows, document["left_out"])

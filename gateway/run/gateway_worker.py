@@ -119,7 +119,10 @@ class GatewayPort:
 
 def sellers_of(targets: Iterable[UpstreamTarget]) -> dict[str, Seller]:
     """Return the seller (whose price list counts) by upstream name, without upstreams that have none."""
-    found = {one.name: seller_of(one.prices, one.price_factor, one.family, one.base_url) for one in targets}
+    found = {
+        target.name: seller_of(target.prices, target.price_factor, target.family, target.base_url)
+        for target in targets
+    }
     return {name: seller for name, seller in found.items() if seller is not None}
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.core.model import PARTITIONS
-from gateway.core.processes import Found, report, there
+from gateway.core.processes import Found, report, report_availability
 from gateway.core.wait import in_task
 from gateway.counters.redis.address import (
     WHY,
@@ -207,7 +207,7 @@ class RedisState:
 
     async def ask(self) -> None:
         wires = self._wires.wires
-        found = await asyncio.gather(*(self._asked(wire) for wire in wires))
+        found = await asyncio.gather(*(self._ask_server(wire) for wire in wires))
         refusing, taking, offsets, codes = Counter[str](), 0, list[float](), dict[str, str]()
         for wire, (facts, ahead_s) in zip(wires, found, strict=True):
             by_itself = why_refused(facts)
@@ -253,7 +253,7 @@ class RedisState:
 
     def figures(self) -> dict[str, object]:
         """Return metrics of the Redis servers for a keeper: of each metric the worst value of all servers."""
-        memory = [[int(one.get(name) or 0) for name in ("used_memory", "maxmemory")] for one in self._facts]
+        memory = [[int(fact.get(name) or 0) for name in ("used_memory", "maxmemory")] for fact in self._facts]
         if not memory:
             return {}
         used, most = max(memory, key=lambda one: (one[0] / one[1] if one[1] else 0.0, one[0]))
@@ -263,11 +263,11 @@ class RedisState:
             "redis_memory_used_bytes": used,
             "redis_memory_max_bytes": most,
             "redis_files_failing": [(file, failing[file]) for file in ("append_only", "snapshot")],
-            "redis_replicas": min(int(one.get("connected_slaves") or 0) for one in self._facts),
+            "redis_replicas": min(int(fact.get("connected_slaves") or 0) for fact in self._facts),
             **({"redis_replica_lag_seconds": max(lags)} if lags else {}),
         }
 
-    async def _asked(self, wire: RedisConnection) -> tuple[dict[str, str], float]:
+    async def _ask_server(self, wire: RedisConnection) -> tuple[dict[str, str], float]:
         """Return the INFO of a server, and the seconds that our clock is ahead of the server's."""
         began = self._wall()
         with suppress(CountersUnavailable):
@@ -395,11 +395,11 @@ async def _answer(ops: Ops, head: bytes) -> bytes:
     fields = {name.strip().lower(): value for name, _, value in (line.partition(":") for line in lines)}
     status, body, content_type = await _content(ops, method, path, fields.get("accept", "").strip())
     allow = "Allow: GET, HEAD\r\n" if status == 405 else ""
-    said = (
+    message = (
         f"HTTP/1.1 {status} {REASONS[status]}\r\n{allow}Content-Type: {content_type}\r\n"
         f"Content-Length: {len(body)}\r\nCache-Control: no-store\r\nConnection: close\r\n\r\n"
     )
-    return said.encode() + (b"" if method == "HEAD" else body)
+    return message.encode() + (b"" if method == "HEAD" else body)
 
 
 async def _content(ops: Ops, method: str, path: str, accept: str) -> tuple[int, bytes, str]:
@@ -409,9 +409,11 @@ async def _content(ops: Ops, method: str, path: str, accept: str) -> tuple[int, 
         return 405, b'{"status":"method not allowed"}', "application/json"
     if path == "/metrics":
         return 200, *ops.metrics(accept)
-    found = await ops.dependencies() if path == "/readyz" else {}
-    well = all(is_there for name, is_there in there(found).items() if name not in TOLD_ALONE)
-    return (200 if well else 503), json.dumps(report(well, found)).encode(), "application/json"
+    dependencies = await ops.dependencies() if path == "/readyz" else {}
+    well = all(
+        is_there for name, is_there in report_availability(dependencies).items() if name not in TOLD_ALONE
+    )
+    return (200 if well else 503), json.dumps(report(well, dependencies)).encode(), "application/json"
 
 
 # The reason that a stopping process gives for not being ready.

@@ -21,7 +21,7 @@ from gateway.background.loops import Agenda, Gauges, Loop, call
 from gateway.background.timed.deliveries import WebhookDeliveries
 from gateway.background.timed.price_list import PriceList
 from gateway.background.timed.pusher import Pusher
-from gateway.background.verifying.reconciler import LossCounter
+from gateway.background.verifying.loss_counter import LossCounter
 from gateway.core.accounts.administration import Row
 from gateway.core.credentials import peppers_of
 from gateway.core.histograms import SECONDS, Histogram
@@ -211,7 +211,7 @@ class Keeper:
         self._store = store_over(settings, letterhead(settings), self._counters, self._pools.billing)
         self._outgoing = Outgoing(private=settings.webhook_private_addresses, proxies=later.proxies)
         link = f"{settings.links_url}/mail/{{}}".format
-        links = {event: one for each in features() for event, one in each.links(settings).items()}
+        links = {event: link for feature in features() for event, link in feature.links(settings).items()}
         waiting = Deliveries(self._engine, link, links)
         self._webhook_deliveries = WebhookDeliveries(
             waiting, self._outgoing, now, mailer=mailer, isolation=isolation, agenda=agenda

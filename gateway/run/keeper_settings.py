@@ -65,10 +65,10 @@ class KeeperSettings:
             return
         if not sys.stdin.isatty():  # in a terminal SIGHUP means that it was closed
             loop.add_signal_handler(signal.SIGHUP, asked.set)
-        told = SettingsListener(self._taken, self._log, partial(self._log, level="warning"))
+        listener = SettingsListener(self._apply_settings, self._log, partial(self._log, level="warning"))
         async with asyncio.TaskGroup() as both:
-            both.create_task(keep_renewing(self._now, asked, told))
-            both.create_task(watch_credentials(self._now, told, look_s=self._look_s))
+            both.create_task(keep_renewing(self._now, asked, listener))
+            both.create_task(watch_credentials(self._now, listener, look_s=self._look_s))
 
     def proxies(self) -> Proxies:
         return self._running.proxies
@@ -80,7 +80,7 @@ class KeeperSettings:
     def snapshot(self) -> Mapping[str, Any]:
         return {"configuration_stale": int(bool(self._now.wrong) or self._sent.is_stale)}
 
-    async def _taken(self) -> None:
+    async def _apply_settings(self) -> None:
         self._sent.take(self._now.running)
         self._now.running = self._running  # the former ones, if the new ones were refused
 

@@ -71,7 +71,7 @@ def _object(name: str, *members: tuple[str, Any]) -> Any:
 
 
 _Texts = {
-    of: _object(of.__name__, *((one.name, str) for one in fields(of))) for of in (PostalAddress, Contact)
+    of: _object(of.__name__, *((field.name, str) for field in fields(of))) for of in (PostalAddress, Contact)
 }
 _Details = _object(
     "_Details", ("address", _Texts[PostalAddress]), ("contact", _Texts[Contact]),

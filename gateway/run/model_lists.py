@@ -53,9 +53,9 @@ def contexts_in(document: bytes) -> dict[str, int]:
         return {}
     models = said.get("data") if isinstance(said, dict) else None
     return {
-        one["id"]: one[_CONTEXT]
-        for one in (models[:MODELS_MAX] if isinstance(models, list) else ())
-        if isinstance(one, dict) and isinstance(one.get("id"), str) and _is_count(one.get(_CONTEXT))
+        model["id"]: model[_CONTEXT]
+        for model in (models[:MODELS_MAX] if isinstance(models, list) else ())
+        if isinstance(model, dict) and isinstance(model.get("id"), str) and _is_count(model.get(_CONTEXT))
     }
 
 
@@ -81,8 +81,8 @@ async def read_list(upstream: Upstream, log: Log) -> bool:
     target = upstream.target
     path = own_path(target, Route(("GET",), PATH, ""), PATH, "") + own_query(target, "")
     status, body = await ask_models(target, path, dict(target.keys[0]) if target.keys else {})
-    found = contexts_in(body) if status == 200 else {}
-    if found and found != upstream.contexts:
-        log("upstream_contexts", upstream=upstream.name, models=len(found), context=max(found.values()))
-        upstream.contexts = found
-    return bool(found)
+    contexts = contexts_in(body) if status == 200 else {}
+    if contexts and contexts != upstream.contexts:
+        log("upstream_contexts", upstream=upstream.name, models=len(contexts), context=max(contexts.values()))
+        upstream.contexts = contexts
+    return bool(contexts)

@@ -27,11 +27,11 @@ class Probe:
     async def answers(self) -> bool:
         """Return whether the dependency reports that it is well; False after an error or a time-out."""
         if self._asking is None or self._asking.done():
-            self._asking = asyncio.create_task(self._told())
+            self._asking = asyncio.create_task(self._is_well())
         done, _ = await asyncio.wait({self._asking}, timeout=self._answer_s_max)
         return bool(done) and self._asking.result()
 
-    async def _told(self) -> bool:
+    async def _is_well(self) -> bool:
         try:
             return await self._ask()
         except Exception:  # noqa: BLE001  # any error counts as no answer

@@ -55,6 +55,6 @@ def few_files(settings: Settings, files_max: int | None = None) -> str:
     wanted, here = settings.http.connections_max, limits_here(settings, most).connections_max
     if here == wanted:
         return ""
-    said = f"a process may have {most:,} open files, so a gateway worker takes {here:,} connections"
+    message = f"a process may have {most:,} open files, so a gateway worker takes {here:,} connections"
     wished = f"not the {wanted:,} of TOLLKEEPER_CONNECTIONS_MAX"
-    return f"{said}, {wished}: raise the limit (ulimit -n, LimitNOFILE=)"
+    return f"{message}, {wished}: raise the limit (ulimit -n, LimitNOFILE=)"

@@ -108,12 +108,12 @@ class ProgramList(ProgramRegistry):
         return [number if number >= FIRST else 0 for number in numbers]
 
 
-def _row(one: ProgramReport, stored: StoredVersions) -> Row:
-    said = asdict(one.program)
+def _row(report: ProgramReport, stored: StoredVersions) -> Row:
+    said = asdict(report.program)
     return {
         **said,
         "schema_version": said.pop("schema") or None,
-        "started_at": datetime.fromtimestamp(one.program.started_at, UTC),
-        "said_at": datetime.fromtimestamp(one.said_at, UTC),
-        "refused": stored.refused(one.program) or None,
+        "started_at": datetime.fromtimestamp(report.program.started_at, UTC),
+        "said_at": datetime.fromtimestamp(report.said_at, UTC),
+        "refused": stored.refused(report.program) or None,
     }

@@ -44,7 +44,7 @@ async def reached(
     clock, interval_s = asyncio.get_running_loop().time, ASK_INTERVAL_MIN_S
     began = said = clock()
     while True:
-        why = await _asked(trouble, min(ASK_S_MAX, max(wait_s - (clock() - began), ASK_S_MIN)))
+        why = await _ask_trouble(trouble, min(ASK_S_MAX, max(wait_s - (clock() - began), ASK_S_MIN)))
         if not why:
             return True
         waited = clock() - began
@@ -70,7 +70,7 @@ async def redis_reached(
     """
 
     async def trouble() -> str:
-        there = await wires.connected_within(ASK_INTERVAL_S) or any(one.connected for one in wires.wires)
+        there = await wires.connected_within(ASK_INTERVAL_S) or any(wire.connected for wire in wires.wires)
         wires.refuse_eviction()
         return "" if there else wires.trouble or "no connection"
 
@@ -93,7 +93,7 @@ async def catalogue_of(settings: Settings) -> Mapping[str, Service]:
     return services_of(raw)
 
 
-async def _asked(trouble: Callable[[], Awaitable[str]], within_s: float) -> str:
+async def _ask_trouble(trouble: Callable[[], Awaitable[str]], within_s: float) -> str:
     try:
         async with asyncio.timeout(within_s):
             return await trouble()

@@ -90,8 +90,8 @@ class Renewal:
         others = {*self.takes, *RENEWABLE, *KEEPERS_RENEWABLE} - begun  # settings that other processes apply
         names = [name for name in differ if name not in others and not _asks_again(name, before, after)]
         left = ", ".join(PREFIX + name.upper() for name in names)
-        said = f"{', '.join(taken)} changed" if taken else "nothing changed"
-        return taken.keys(), said + (f"; a restart is needed for {left}" if left else "")
+        message = f"{', '.join(taken)} changed" if taken else "nothing changed"
+        return taken.keys(), message + (f"; a restart is needed for {left}" if left else "")
 
     def take_credentials(self, written: Settings) -> str:
         """Apply changed credentials; return a sentence about the changes, or ""."""
@@ -138,13 +138,19 @@ def with_credentials(settings: Settings, written: Settings) -> Settings:
     differs keeps its present proxy.
     """
     theirs = {target.name: target for target in written.upstreams}
-    upstreams = (_with_credentials(each, theirs.get(each.name, each)) for each in settings.upstreams)
+    upstreams = (
+        _with_credentials(upstream, theirs.get(upstream.name, upstream)) for upstream in settings.upstreams
+    )
     keys = dict(written.workloads)
     workloads = ((uri, keys.get(uri, key)) for uri, key in settings.workloads)
     issuers = (replace(issuer, proxies=written.proxies) for issuer in settings.issuers)
-    people = {one.name: one for one in written.sign_in.providers}
-    providers = (_with_secret(one, people.get(one.name, one)) for one in settings.sign_in.providers)
-    providers = (replace(one, issuer=replace(one.issuer, proxies=written.proxies)) for one in providers)
+    people = {provider.name: provider for provider in written.sign_in.providers}
+    providers = (
+        _with_secret(provider, people.get(provider.name, provider)) for provider in settings.sign_in.providers
+    )
+    providers = (
+        replace(provider, issuer=replace(provider.issuer, proxies=written.proxies)) for provider in providers
+    )
     ours = {name: written.value(name) for name in KEEPERS_SECRETS if settings.value(name)}
     return settings.with_values(
         **{name: secret for name, secret in ours.items() if secret},
@@ -191,14 +197,14 @@ class SettingsListener:
 async def keep_renewing(
     now: Renewal,
     asked: asyncio.Event,
-    told: SettingsListener,
+    listener: SettingsListener,
     *,
     look_s: float = CONFIG_LOOK_S,
     again_s: float = AGAIN_S,
 ) -> None:
     """Apply the settings again when their file changes, or when `asked` is set, until cancelled.
 
-    `told` is notified of changes and faults; an invalid file is tried again after `again_s` seconds.
+    `listener` is notified of changes and faults; an invalid file is tried again after `again_s` seconds.
     """
     loop, path = asyncio.get_running_loop(), now.running.config_path
     # The file's signature when it was last applied, when it was last tried, and at the last check.
@@ -216,15 +222,15 @@ async def keep_renewing(
         is_still, before = found == before, found
         is_new = found not in {taken, tried} or (bool(now.wrong) and loop.time() >= again)
         if is_asked or (path and is_still and is_new):
-            if await _renewed(now, told, is_asked=is_asked):
+            if await _renewed(now, listener, is_asked=is_asked):
                 taken = found
             tried, again = found, loop.time() + again_s
 
 
-async def _renewed(now: Renewal, told: SettingsListener, *, is_asked: bool) -> bool:
+async def _renewed(now: Renewal, listener: SettingsListener, *, is_asked: bool) -> bool:
     """Apply the settings as they are in the file now, all or none; return whether they are valid.
 
-    `told` is notified of changes, and once of each fault, or each time if the user asked (`is_asked`).
+    `listener` is notified of changes, and once of each fault, or each time if the user asked (`is_asked`).
     """
     was_wrong = now.wrong
     try:
@@ -233,34 +239,34 @@ async def _renewed(now: Renewal, told: SettingsListener, *, is_asked: bool) -> b
     except TollkeeperError as error:
         now.wrong = error.message
         if is_asked or error.message != was_wrong:
-            told.warn(f"settings are kept as they were: {error.message}")
+            listener.warn(f"settings are kept as they were: {error.message}")
         return False
     now.wrong = ""
     if changed:
-        await told.taken()
+        await listener.taken()
     if is_asked or changed or was_wrong:
-        told.say(f"settings read again: {said}")
+        listener.say(f"settings read again: {said}")
     return True
 
 
-async def watch_credentials(now: Renewal, told: SettingsListener, *, look_s: float = LOOK_S) -> None:
-    """Apply credentials when their files change, until cancelled; report changes and faults to `told`."""
+async def watch_credentials(now: Renewal, listener: SettingsListener, *, look_s: float = LOOK_S) -> None:
+    """Apply credentials when their files change, until cancelled; report changes and faults to `listener`."""
 
     async def read() -> str:
         try:
             async with now.turn:
-                said = now.take_credentials(await now.reread())
+                credentials = now.take_credentials(await now.reread())
         except TollkeeperError as error:
             return error.message
-        if said:
-            await told.taken()
-            told.say(f"files of secrets read again: {said}")
+        if credentials:
+            await listener.taken()
+            listener.say(f"files of secrets read again: {credentials}")
         return ""
 
     await watch(
         lambda: [path for _, path in now.running.secret_files],
         read,
-        lambda why: told.warn(f"secrets are kept as they were: {why}"),
+        lambda why: listener.warn(f"secrets are kept as they were: {why}"),
         look_s=look_s,
     )
 

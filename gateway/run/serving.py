@@ -99,7 +99,7 @@ async def _serve(now: Renewal, voice: Voice) -> None:
         children: list[Child] = []
 
         def serves() -> bool | str:
-            return STOPPING if stop.is_set() else any(one.is_ready for one in children)
+            return STOPPING if stop.is_set() else any(child.is_ready for child in children)
 
         def state() -> metrics.Snapshot:
             return state_of(children, now.snapshot())
@@ -109,10 +109,10 @@ async def _serve(now: Renewal, voice: Voice) -> None:
         ready_s_max = settings.start_wait_s + LOADING_S_MAX
         programs = gateway_workers(command("serve", "--worker"), settings, held, ready_s_max)
         children += [Child(program, voice.say, lambda: None) for program in programs]
-        told = SettingsListener(partial(_hand_on, now, children, port), voice.say, voice.warn)
+        listener = SettingsListener(partial(_hand_on, now, children, port), voice.say, voice.warn)
         loops: dict[str, Callable[[], Awaitable[None]]] = {
-            "settings": partial(keep_renewing, now, renew, told),
-            "secrets": partial(watch_credentials, now, told),
+            "settings": partial(keep_renewing, now, renew, listener),
+            "secrets": partial(watch_credentials, now, listener),
             "certificates": tls.run,
             "disk": disk.keep_looking,
             "restarts": partial(tell_restarts, now, lambda: children),
@@ -186,7 +186,7 @@ def gateway_workers(
 
 def restarts_of(children: Iterable[Child]) -> metrics.Snapshot:
     counts = [child.restarts for child in children]
-    return {"worker_restarts": [(why, sum(each[why] for each in counts)) for why in (DIED, HUNG)]}
+    return {"worker_restarts": [(why, sum(count[why] for count in counts)) for why in (DIED, HUNG)]}
 
 
 def state_of(children: Iterable[Child], beside: metrics.Snapshot) -> metrics.Snapshot:

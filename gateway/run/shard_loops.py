@@ -242,7 +242,12 @@ class AllShardLoops:
     def _reached(self) -> list[int]:
         """Return partitions whose server answers, without those that a newer version's keepers flush."""
         there = [(wire.part.partitions, kept) for wire, kept in self._kept.items() if wire.connected]
-        return [one for partitions, kept in there for one in partitions if one not in kept.counters.newer]
+        return [
+            partition
+            for partitions, kept in there
+            for partition in partitions
+            if partition not in kept.counters.newer
+        ]
 
     def _in_hand(self) -> frozenset[int]:
         """Return partitions whose entries are being read or stored, including those of lost servers."""
@@ -287,7 +292,7 @@ class AllShardLoops:
 # Metrics of the servers that a keeper uses.
 async def server_certificates(settings: Settings, wires: RedisConnections) -> Mapping[str, object]:
     ends = {
-        "redis": min((one.certificate_end for one in wires.wires if one.certificate_end), default=None),
+        "redis": min((wire.certificate_end for wire in wires.wires if wire.certificate_end), default=None),
         "postgresql": await asyncio.to_thread(server_certificate.certificate_end, settings.database_url),
     }
     return {"certificate_expiry_timestamp_seconds": [row for row in ends.items() if row[1] is not None]}

@@ -160,7 +160,7 @@ async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> 
         voice.step("bringing the schema up to date")
         keeper_url = await _migrate(options, database_url, secrets["writer_password"])
         here = partial(
-            _placed, secrets=secrets, upstream_url=upstream_url or options.upstream,
+            _complete_settings, secrets=secrets, upstream_url=upstream_url or options.upstream,
             proxies=None if options.upstream else DIRECT, redis_url=near_url, database_url=keeper_url,
             gateway_port=held.number, admin_port=admin.number, data_dir=str(data.path),
             seller=demo.DEMO_SELLER if options.demo else {},
@@ -213,7 +213,7 @@ def first_call(options: Options, settings: Settings, gateway_url: str, key: str)
     It sends a chat if the upstream is given or the demo's, if the configuration has a model of OpenAI's API,
     or if a key for OpenAI is set. Otherwise it queries the usage of `key`, which needs no upstream.
     """
-    upstreams = {one.name: one for one in settings.table.upstreams}
+    upstreams = {upstream.name: upstream for upstream in settings.table.upstreams}
     if options.upstream or options.demo_upstream:
         return ports.curl_line(gateway_url, key)
     for rule in settings.table.models:
@@ -232,7 +232,7 @@ def renewal_of(settings: Settings, read: Callable[[], Settings]) -> Renewal:
     return Renewal(settings, read, RENEWABLE | KEEPERS_RENEWABLE, KEPT_BY_KEEPERS)
 
 
-def _placed(
+def _complete_settings(
     written: Settings,
     *,
     secrets: dict[str, str],
@@ -276,13 +276,13 @@ async def _watching(supervisor: Supervisor, now: Renewal) -> None:
     The keeper itself reloads tokens.
     """
 
-    async def taken() -> None:
+    async def hand_on() -> None:
         await supervisor.tell("gateway", to_json(now.running.of_gateways))
         await supervisor.tell("keeper", to_json(now.running))
 
     log, told = (
         logs.logger("tollkeeper.up"),
-        SettingsListener(taken, supervisor.voice.say, supervisor.voice.warn),
+        SettingsListener(hand_on, supervisor.voice.say, supervisor.voice.warn),
     )
     loops: dict[str, Callable[[], Awaitable[None]]] = {
         "settings": partial(keep_renewing, now, asyncio.Event(), told),
@@ -327,7 +327,7 @@ def _ours(
         given=given, environment=told, log=options.log(settings.data_dir),
     )  # fmt: skip
     workers = gateway_workers(options.command("serve", "--worker"), settings, held, READY_S_MAX)
-    return [("keeper", keeper), *(("gateway", replace(one, log=keeper.log)) for one in workers)]
+    return [("keeper", keeper), *(("gateway", replace(worker, log=keeper.log)) for worker in workers)]
 
 
 async def _start_ours(
@@ -382,7 +382,7 @@ class Supervisor:
 
     async def run(self, role: str, program: ProcessSpec) -> None:
         """Start a program and keep it running until `stop`."""
-        child = next((one for one in self.children(role) if one.program.name == program.name), None)
+        child = next((child for child in self.children(role) if child.program.name == program.name), None)
         if child is None:
             child = Child(program, self.voice.say, self._note)
             self._children.append((role, child))
@@ -516,8 +516,8 @@ async def _redis(supervisor: Supervisor, settings: Settings, password: str) -> t
         log = data.logs / f"{folder.name.replace('redis', 'valkey')}.log"
         await supervisor.run("redis", valkey.program(folder, log, port, password, path, servers=count))
     data.write("ports.json", data.read("ports.json") | found)
-    told = valkey.url([*found.values()], password)
-    return told, valkey.socket_url(path, password) if path else told
+    url = valkey.url([*found.values()], password)
+    return url, valkey.socket_url(path, password) if path else url
 
 
 async def _postgres(supervisor: Supervisor, theirs: str, password: str) -> str:
@@ -608,8 +608,8 @@ def check(settings: Settings) -> None:
     """Raise `SettingError` if a TLS file is unusable, or `up` has no client certificate for the Admin API."""
     check_files(settings, "gateway", "admin")
     if settings.admin_tls_client_ca_file and not all(os.environ.get(name) for name in SHOWN):
-        said = f"{PREFIX}ADMIN_TLS_CLIENT_CA_FILE asks for certificates"
-        raise SettingError(f"{said}, so `up` needs one of its own: set {SHOWN[0]} and {SHOWN[1]}")
+        message = f"{PREFIX}ADMIN_TLS_CLIENT_CA_FILE asks for certificates"
+        raise SettingError(f"{message}, so `up` needs one of its own: set {SHOWN[0]} and {SHOWN[1]}")
     opener_of(settings, "admin")
 
 

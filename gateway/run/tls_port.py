@@ -59,7 +59,7 @@ class TlsPort:
         """Reload a changed certificate within seconds, until cancelled."""
         paths = self._gate.certificates.paths if self._gate is not None else ()
         async with asyncio.TaskGroup() as group:
-            group.create_task(watch(lambda: paths, self._read, self._kept, look_s=self._look_s))
+            group.create_task(watch(lambda: paths, self._read, self._warn_kept, look_s=self._look_s))
             group.create_task(self._keep_saying())
 
     async def _keep_saying(self) -> None:
@@ -82,7 +82,7 @@ class TlsPort:
                     level="error" if left_s < 0 else "warning",
                 )  # fmt: skip
 
-    def _kept(self, why: str) -> None:
+    def _warn_kept(self, why: str) -> None:
         self._log("the certificate is kept as it was", port=self._port, why=why, level="error")
 
     async def _read(self) -> str:

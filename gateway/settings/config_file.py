@@ -114,27 +114,27 @@ class IssuerConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def issuers_of(written: Iterable[IssuerConfig]) -> tuple[Issuer, ...]:
     """Return the issuers of a configuration. Raise `SettingError` with the path of a wrong field."""
-    found: dict[str, Issuer] = {}
+    issuers: dict[str, Issuer] = {}
     for number, one in enumerate(written):
         place = f"issuers[{number}]"
-        if one.issuer in found:
+        if one.issuer in issuers:
             raise SettingError(f"{place}.issuer: {without_password(one.issuer)!r} stands here a second time")
         _check(one, place)
         values = msgspec.structs.asdict(one)
         values |= {"subjects": tuple(one.subjects.items()), "require": tuple(one.require.items())}
-        found[one.issuer] = Issuer(**values)
-    return tuple(found.values())
+        issuers[one.issuer] = Issuer(**values)
+    return tuple(issuers.values())
 
 
-def _check(one: IssuerConfig, place: str) -> None:
-    if one.jwks_uri and one.jwks_file:
+def _check(issuer_config: IssuerConfig, place: str) -> None:
+    if issuer_config.jwks_uri and issuer_config.jwks_file:
         raise SettingError(f"{place}: jwks_uri and jwks_file are both set: expected one of them")
-    if one.jwks_uri and not may_fetch(one.jwks_uri):
+    if issuer_config.jwks_uri and not may_fetch(issuer_config.jwks_uri):
         raise SettingError(f"{place}.jwks_uri: keys come over https:// alone, but for this machine's own")
-    if not one.jwks_uri and not one.jwks_file and not may_fetch(one.issuer):
-        said = "is no https:// address, where its discovery document would be: say jwks_uri or jwks_file"
-        raise SettingError(f"{place}.issuer: {without_password(one.issuer)!r} {said}")
-    check_authority(one.ca_file, place)
+    if not issuer_config.jwks_uri and not issuer_config.jwks_file and not may_fetch(issuer_config.issuer):
+        message = "is no https:// address, where its discovery document would be: say jwks_uri or jwks_file"
+        raise SettingError(f"{place}.issuer: {without_password(issuer_config.issuer)!r} {message}")
+    check_authority(issuer_config.ca_file, place)
 
 
 def check_authority(ca_file: str, place: str) -> None:
@@ -189,37 +189,51 @@ def sign_in_of(written: SignInConfig) -> SignIn:
             raise SettingError(f"sign_in.console_url: {without_password(url)!r} is not valid: {_AT_CONSOLE}")
     names: set[str] = set()
     issuers: set[str] = set()
-    for number, one in enumerate(written.providers):
+    for number, provider in enumerate(written.providers):
         place = f"sign_in.providers[{number}]"
-        if one.name in names or one.issuer in issuers:
-            field = "name" if one.name in names else "issuer"
-            raise SettingError(f"{place}.{field}: {getattr(one, field)!r} stands here a second time")
-        _check_sign_in(one, place)
-        names.add(one.name)
-        issuers.add(one.issuer)
+        if provider.name in names or provider.issuer in issuers:
+            field = "name" if provider.name in names else "issuer"
+            raise SettingError(f"{place}.{field}: {getattr(provider, field)!r} stands here a second time")
+        _check_sign_in(provider, place)
+        names.add(provider.name)
+        issuers.add(provider.issuer)
     return SignIn(written.console_url.rstrip("/"), tuple(map(_provider, written.providers)))
 
 
-def _provider(one: ProviderConfig) -> IdentityProvider:
-    said = {name: getattr(one, name) for name in ("algorithms", "ca_file", "leeway_s", "subject", "groups")}
-    said |= {"subjects": tuple(one.subjects.items()), "require": tuple(one.require.items())}
-    rules = Issuer(one.issuer, (one.client_id,), user=one.person, **said)
-    label = one.label or urlsplit(one.issuer).hostname or one.name
-    secret = (one.client_secret, one.client_secret_file)
-    return IdentityProvider(one.name, label, rules, one.client_id, *secret, one.scopes, one.end_session)
+def _provider(provider_config: ProviderConfig) -> IdentityProvider:
+    said = {
+        name: getattr(provider_config, name)
+        for name in ("algorithms", "ca_file", "leeway_s", "subject", "groups")
+    }
+    said |= {
+        "subjects": tuple(provider_config.subjects.items()),
+        "require": tuple(provider_config.require.items()),
+    }
+    rules = Issuer(provider_config.issuer, (provider_config.client_id,), user=provider_config.person, **said)
+    label = provider_config.label or urlsplit(provider_config.issuer).hostname or provider_config.name
+    secret = (provider_config.client_secret, provider_config.client_secret_file)
+    return IdentityProvider(
+        provider_config.name,
+        label,
+        rules,
+        provider_config.client_id,
+        *secret,
+        provider_config.scopes,
+        provider_config.end_session,
+    )
 
 
-def _check_sign_in(one: ProviderConfig, place: str) -> None:
-    if not may_fetch(one.issuer):
-        said = "is no https:// address, where its discovery document would be"
-        raise SettingError(f"{place}.issuer: {without_password(one.issuer)!r} {said}")
-    if one.client_secret and one.client_secret_file:
+def _check_sign_in(provider_config: ProviderConfig, place: str) -> None:
+    if not may_fetch(provider_config.issuer):
+        message = "is no https:// address, where its discovery document would be"
+        raise SettingError(f"{place}.issuer: {without_password(provider_config.issuer)!r} {message}")
+    if provider_config.client_secret and provider_config.client_secret_file:
         raise SettingError(
             f"{place}: client_secret and client_secret_file are both set: expected one of them"
         )
-    if "openid" not in one.scopes:
+    if "openid" not in provider_config.scopes:
         raise SettingError(f"{place}.scopes: openid is missing, without which nobody is named")
-    check_authority(one.ca_file, place)
+    check_authority(provider_config.ca_file, place)
 
 
 # The value of `context` if the upstream's own list has the context of its models.
@@ -307,7 +321,8 @@ class RouteConfig(NamedTuple):
         upstreams = tuple(_through(proxies, target) for target in self.upstreams)
         issuers = tuple(replace(issuer, proxies=proxies) for issuer in self.issuers)
         providers = (
-            replace(one, issuer=replace(one.issuer, proxies=proxies)) for one in self.sign_in.providers
+            replace(provider, issuer=replace(provider.issuer, proxies=proxies))
+            for provider in self.sign_in.providers
         )
         sign_in = replace(self.sign_in, providers=tuple(providers))
         return self._replace(upstreams=upstreams, issuers=issuers, sign_in=sign_in)
@@ -492,7 +507,7 @@ def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteConfig:
 
 def models_of(written: Iterable[_Model], upstreams: Mapping[str, UpstreamTarget]) -> tuple[ModelRule, ...]:
     """Return the models of a configuration. Raise `SettingError` with the path of a wrong or double entry."""
-    found: list[ModelRule] = []
+    model_rules: list[ModelRule] = []
     for number, one in enumerate(written):
         place = f"models[{number}]"
         if bool(one.name) == bool(one.prefix):
@@ -510,12 +525,12 @@ def models_of(written: Iterable[_Model], upstreams: Mapping[str, UpstreamTarget]
         fallback, owner = frozenset(one.fallback), one.organization_id or EVERYBODY
         limits = one.output_max, one.context
         rule = ModelRule(one.name or one.prefix, bool(one.prefix), targets, fallback, owner, place, *limits)
-        found.append(rule)
-    both = conflict(found)
+        model_rules.append(rule)
+    both = conflict(model_rules)
     if both is not None:
         kind, name = "prefix" if both[0].prefix else "name", both[0].name
         raise SettingError(f"{both[0].place} and {both[1].place}: both are of the {kind} {name!r}")
-    return tuple(found)
+    return tuple(model_rules)
 
 
 def _check_own_paths(
@@ -647,7 +662,7 @@ def _held(written: _Upstream, place: str) -> tuple[str, ...]:
     if written.auth != "header":
         return (f"{place}.credentials_file" if written.credentials_file else f"{place}.auth",)
     if written.keys:
-        return tuple(f"{place}.keys[{at}] ({one.env or one.file})" for at, one in enumerate(written.keys))
+        return tuple(f"{place}.keys[{at}] ({key.env or key.file})" for at, key in enumerate(written.keys))
     return (f"{place}.headers.{next(iter(written.headers))}" if written.headers else f"{place}.headers",)
 
 
@@ -655,7 +670,7 @@ def _check_auth(place: str, written: _Upstream) -> None:
     """Raise `SettingError` if the credentials of an upstream are stated in two ways, or incompletely."""
     if written.auth == "header":
         if written.credentials_file:
-            clouds = ", ".join(one for one in get_args(UpstreamAuth) if one != written.auth)
+            clouds = ", ".join(arg for arg in get_args(UpstreamAuth) if arg != written.auth)
             raise SettingError(f"{place}.credentials_file belongs to an auth of a cloud: {clouds}")
         return
     if written.keys:
@@ -674,7 +689,7 @@ def _capacity(written: _UpstreamCapacity, place: str) -> Capacity:
     said = msgspec.structs.asdict(written)
     if not any(said.values()):
         raise SettingError(f"{place}.capacity: expected one of {', '.join(said)}")
-    limits, models = _limits(written), tuple((name, _limits(one)) for name, one in written.models.items())
+    limits, models = _limits(written), tuple((name, _limits(model)) for name, model in written.models.items())
     if written.learned and limits != CapacityLimits():
         raise SettingError(f"{place}.capacity.learned: limits are stated beside it: leave one out")
     return Capacity(limits, models, written.learned)
@@ -710,7 +725,9 @@ def _with_keys(
 
     The key replaces `{key}` in a field; if no field has it, the key is sent as the upstream's API expects.
     """
-    fields = tuple((name.lower(), said) for name, said in written.headers.items() if not TOLD.search(said))
+    fields = tuple(
+        (name.lower(), header) for name, header in written.headers.items() if not TOLD.search(header)
+    )
     placed = tuple(field for field in fields if KEY in field[1])
     if not written.keys:
         if placed:
@@ -724,7 +741,7 @@ def _with_keys(
     twice = [name for name, _ in shared if name in dict(placed)]
     if twice:
         raise SettingError(f"{place}.headers.{twice[0]}: its value comes from `keys`: leave one of them out")
-    found = [_key(one, f"{place}.keys[{number}]", environ) for number, one in enumerate(written.keys)]
+    found = [_key(key, f"{place}.keys[{number}]", environ) for number, key in enumerate(written.keys)]
     keys = tuple(tuple((name, value.replace(KEY, key)) for name, value in placed) for key in found)
     if len(set(keys)) < len(keys):
         raise SettingError(f"{place}.keys: a key is there twice")
@@ -760,8 +777,8 @@ def _check_files(place: str, written: _Upstream) -> None:
             require_regular(certificate, key)
             context.load_cert_chain(certificate, key, password=lambda: b"")  # prevents a prompt
         except OSError as error:
-            said = f"{place}.cert_file: {certificate!r} with key_file {key!r}"
-            raise SettingError(f"{said} cannot be used: not there, not PEM, or not a pair") from error
+            message = f"{place}.cert_file: {certificate!r} with key_file {key!r}"
+            raise SettingError(f"{message} cannot be used: not there, not PEM, or not a pair") from error
 
 
 def _route(written: _Route) -> Route:

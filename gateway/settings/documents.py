@@ -99,21 +99,21 @@ def unreplaced(document: Any, place: str) -> Iterator[str]:
     """Yield a line for each text of a document with a `$NAME` that `substituted` takes as it stands."""
     for where, text in texts_of(document, place):
         if _NAME_ALONE.search(_VARIABLE.sub("", text)):
-            said = "has a $ before a name, which is taken as it stands"
-            yield f"{where} {said}: write ${{NAME}} for a variable, and $$ for a dollar sign"
+            message = "has a $ before a name, which is taken as it stands"
+            yield f"{where} {message}: write ${{NAME}} for a variable, and $$ for a dollar sign"
 
 
 def explained(fault: str, document: Any, shape: Any) -> str:
     """Return msgspec's error about a document in words: the path of the wrong field, and valid values."""
-    found = _FAULT.fullmatch(fault)
-    said, place = (found["said"], found["place"] or "") if found else (fault, "")
+    match = _FAULT.fullmatch(fault)
+    said, place = (match["said"], match["place"] or "") if match else (fault, "")
     field = re.search(r"unknown field `(.*)`|missing required field `(.*)`", said)
     where, kind = _at(place, document, shape, field[1] if field else None)
     if field and field[1]:
         return f"{_joined(where, field[1])} is not known; {_near(field[1], _fields(kind))}"
     if field:
         return f"{_joined(where, field[2])} is missing"
-    if found and found["key"]:
+    if match and match["key"]:
         return f"{where}: a name of letters, digits, dots, - and _ is expected, at most 64"
     choices = _choices(kind)
     if choices and (word := re.search(r"value '(.*)'", said)):
@@ -150,7 +150,7 @@ def _plain(shape: Any) -> Any:
     if get_origin(shape) is Annotated:
         shape = get_args(shape)[0]
     if get_origin(shape) in (Union, UnionType):
-        shape = next(each for each in get_args(shape) if each is not NoneType)
+        shape = next(arg for arg in get_args(shape) if arg is not NoneType)
     return shape
 
 

@@ -32,12 +32,12 @@ def read_proxies(environ: Mapping[str, str], settings: Mapping[str, Any]) -> Pro
     """
     ca_file = str(settings.get("proxy_ca_file", ""))
     if ca_file:
-        said = f"TOLLKEEPER_PROXY_CA_FILE={ca_file!r} cannot be used"
-        authority_at(ca_file, f"{said}: expected a PEM file of the authority of a proxy")
+        message = f"TOLLKEEPER_PROXY_CA_FILE={ca_file!r} cannot be used"
+        authority_at(ca_file, f"{message}: expected a PEM file of the authority of a proxy")
     http, https = (_read(text, name) if text.strip() else None for name, text in _variables(environ))
     if http is None and https is None:
         return Proxies(ca_file=ca_file)
-    name, text = _said(environ, "NO_PROXY")
+    name, text = _read_variable(environ, "NO_PROXY")
     try:
         return Proxies(http, https, read_exempt(text), ca_file)
     except ValueError as error:
@@ -56,15 +56,15 @@ def without_scheme(environ: Mapping[str, str], own: Mapping[str, str]) -> Iterat
     """Yield a line for each proxy that is written without its scheme; `own` has those of upstreams, by place."""
     for place, text in (*_variables(environ), *own.items()):
         if text.strip() not in {"", NONE} and "://" not in text:
-            said = "has no scheme and is taken as http://"
-            yield f"{place} {said}: begin it with http://, or https:// where the proxy itself speaks TLS"
+            message = "has no scheme and is taken as http://"
+            yield f"{place} {message}: begin it with http://, or https:// where the proxy itself speaks TLS"
 
 
 def _variables(environ: Mapping[str, str]) -> list[tuple[str, str]]:
-    return [_said(environ, name) for name in ("HTTP_PROXY", "HTTPS_PROXY")]
+    return [_read_variable(environ, name) for name in ("HTTP_PROXY", "HTTPS_PROXY")]
 
 
-def _said(environ: Mapping[str, str], variable: str) -> tuple[str, str]:
+def _read_variable(environ: Mapping[str, str], variable: str) -> tuple[str, str]:
     small = variable.lower()
     found = environ.get(small)
     return (small, found) if found is not None else (variable, environ.get(variable, ""))

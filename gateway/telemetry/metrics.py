@@ -169,7 +169,7 @@ FACTS = (
         for kind, some in _FACTS.items()
         for name, said in some.items()
     ),
-    *(Fact(*one) for feature in features() for one in feature.metrics),
+    *(Fact(*metric) for feature in features() for metric in feature.metrics),
     Fact(LAST, "gauge", "When a counter that must wake somebody last grew.", ("event",)),
 )
 PREFIX = "tollkeeper_"
@@ -347,10 +347,10 @@ def _bounded(retired: Snapshot) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_bytes())
+        document = json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return document if isinstance(document, dict) else None
 
 
 def _replace(path: Path, content: bytes) -> None:

@@ -48,8 +48,8 @@ def load(files: TlsFiles, prefix: str) -> LoadedCertificate:
     try:
         require_regular(files.certificate, files.key)
         context.load_cert_chain(files.certificate, files.key, password=lambda: b"")  # no password prompt
-        found = _FIRST.search(_read(files.certificate))
-        content = found[0] if found else b""
+        match = _FIRST.search(_read(files.certificate))
+        content = match[0] if match else b""
     except (OSError, ValueError) as error:
         raise SettingError(f"{pair} cannot be used: {_why_no_pair(error)}") from error
     if files.authority:
@@ -70,7 +70,9 @@ def load(files: TlsFiles, prefix: str) -> LoadedCertificate:
     except (ValueError, UnreadableCertificate):  # the certificate is used without a known end
         ends = None
     authorities = context.get_ca_certs() if files.authority else []
-    clients_end = min((ssl.cert_time_to_seconds(str(one["notAfter"])) for one in authorities), default=None)
+    clients_end = min(
+        (ssl.cert_time_to_seconds(str(authority["notAfter"])) for authority in authorities), default=None
+    )
     return LoadedCertificate(context, content, ends, clients_end)
 
 

@@ -28,7 +28,7 @@ from persistence.billing.events import service_of
 from persistence.billing.plan_turns import carried, in_cycle
 from persistence.entity import Entity, EntityWrite, write_of
 from persistence.keeper.retention import SINCE_BEGAN, times_of
-from persistence.ledger import listeners, rollup, statements
+from persistence.ledger import listeners, statements, usage_rollup
 from persistence.resources.app_users import acting
 from persistence.tables import amendment, credit_addition, money
 
@@ -337,7 +337,7 @@ def _tell(connection: Connection, request_id: str, back: dict[str, int], amended
     after = connection.exec_driver_sql(statements.AMEND_CALL, values).fetchone()
     assert before is not None, "its row is held"
     assert after is not None, "its row is held"
-    connection.exec_driver_sql(rollup.ROLL_UP_CALLS, rollup.moved_columns([(before, after)]))
+    connection.exec_driver_sql(usage_rollup.ROLL_UP_CALLS, usage_rollup.moved_columns([(before, after)]))
     listeners.tell_changes(connection, "amended", [(before, after)])
 
 

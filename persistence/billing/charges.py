@@ -347,8 +347,8 @@ SELECT (max(period_end) AT TIME ZONE 'UTC')::date FROM charge
 
 def billed_use_end(connection: Connection, organization_id: int) -> date | None:
     """Return the day after the last one whose use is on an invoice; None without any."""
-    found: date | None = connection.execute(_USE_BILLED, {"organization": organization_id}).scalar()
-    return found
+    day: date | None = connection.execute(_USE_BILLED, {"organization": organization_id}).scalar()
+    return day
 
 
 def hold(connection: Connection, organization_id: int) -> None:
@@ -358,8 +358,8 @@ def hold(connection: Connection, organization_id: int) -> None:
 
 def hold_free(connection: Connection, organization_ids: Sequence[int]) -> list[int]:
     """Lock the organizations that no other transaction charges or invoices; return the locked ones."""
-    found = connection.execute(_FREE, {"organizations": sorted(organization_ids)})
-    return sorted(found.scalars())
+    result = connection.execute(_FREE, {"organizations": sorted(organization_ids)})
+    return sorted(result.scalars())
 
 
 def accrue(
@@ -378,7 +378,7 @@ def accrue(
     `StoreTimeout` if a statement takes too long.
     """
     statements_within(connection, STATEMENT_OF_MANY_S_MAX if len(organization_ids) > 1 else STATEMENT_S_MAX)
-    here = _here(connection, organization_ids, running)
+    here = _parameters(connection, organization_ids, running)
     credit_balances.catch_up_allocations(connection, organization_ids)
     for statement in (*_WRITE, _WRITE_USES, _WRITE_DEBTS):
         connection.execute(statement, here)
@@ -396,21 +396,25 @@ def accrue(
 
 
 def segments(connection: Connection, organization_ids: Sequence[int]) -> dict[int, dict[int, PlanSegment]]:
-    found: dict[int, dict[int, PlanSegment]] = {organization_id: {} for organization_id in organization_ids}
+    plan_segments: dict[int, dict[int, PlanSegment]] = {
+        organization_id: {} for organization_id in organization_ids
+    }
     for row in proration.fee_rows_of(connection, organization_ids):
-        found[row.organization_id][row.id] = segment_of(row)
-    return found
+        plan_segments[row.organization_id][row.id] = segment_of(row)
+    return plan_segments
 
 
-def accrue_early_use(connection: Connection, told: Mapping[int, proration.EarlyUseReport]) -> None:
+def accrue_early_use(
+    connection: Connection, early_use_reports: Mapping[int, proration.EarlyUseReport]
+) -> None:
     """Charge tokens of ended token plans that were reported late.
 
-    These are tokens beyond the plan, and tokens used in advance. `told` has the reports by organization. The
+    These are tokens beyond the plan, and tokens used in advance. `early_use_reports` has the reports by organization. The
     caller must hold the locks that `accrue` requires.
     """
-    connection.execute(_WRITE[0], _here(connection, list(told), NOTHING_THAT_RUNS))
-    for organization_id in sorted(told):
-        ends = proration.owed_early_use(connection, organization_id, told[organization_id])
+    connection.execute(_WRITE[0], _parameters(connection, list(early_use_reports), NOTHING_THAT_RUNS))
+    for organization_id in sorted(early_use_reports):
+        ends = proration.owed_early_use(connection, organization_id, early_use_reports[organization_id])
         _settle_ends(connection, organization_id, ends)
 
 
@@ -435,30 +439,32 @@ def give_back(connection: Connection, organization_ids: Sequence[int]) -> None:
 def open_charges(
     connection: Connection, organization_ids: Sequence[int], until: date, *, today: date, running: datetime
 ) -> dict[int, list[SupplyCharge]]:
-    here = _here(connection, organization_ids, running)
-    found = defaultdict[int, list[SupplyCharge]](list)
+    here = _parameters(connection, organization_ids, running)
+    supply_charges = defaultdict[int, list[SupplyCharge]](list)
     for statement in _READ.values():
         for row in connection.execute(statement, here):
-            found[row.organization_id].append(charge_of(row))
+            supply_charges[row.organization_id].append(charge_of(row))
     rows = proration.fee_rows_of(connection, organization_ids)
     _, fees = proration.subscription_fees(connection, _not_over(rows), until, today=today)
     for named in (*fees, *proration.lost_fees(connection, organization_ids)):
-        found[named.organization_id].append(named.charge)
+        supply_charges[named.organization_id].append(named.charge)
     for owner in proration.waiting_early_uses(connection, organization_ids):
-        found[owner] += [end.named[1] for end in proration.owed_early_use(connection, owner) if end.named]
+        supply_charges[owner] += [
+            end.named[1] for end in proration.owed_early_use(connection, owner) if end.named
+        ]
     rates = service_discounts.read_rates(connection, organization_ids)
-    for named in service_discounts.owed_discounts(connection, rates, found):
-        found[named.organization_id].append(named.charge)
-    for named in _missing(connection, rows, min(until, today), found):
-        found[named.organization_id].append(named.charge)
-    return found
+    for named in service_discounts.owed_discounts(connection, rates, supply_charges):
+        supply_charges[named.organization_id].append(named.charge)
+    for named in _missing(connection, rows, min(until, today), supply_charges):
+        supply_charges[named.organization_id].append(named.charge)
+    return supply_charges
 
 
 def unbilled(connection: Connection, organization_ids: Sequence[int]) -> dict[int, list[SupplyCharge]]:
-    found = defaultdict[int, list[SupplyCharge]](list)
+    supply_charges = defaultdict[int, list[SupplyCharge]](list)
     for row in connection.execute(_UNBILLED, {"organizations": list(organization_ids)}):
-        found[row.organization_id].append(charge_of(row))
-    return found
+        supply_charges[row.organization_id].append(charge_of(row))
+    return supply_charges
 
 
 def bill(connection: Connection, placed: Iterable[tuple[int, SupplyCharge, int | None]]) -> None:
@@ -476,7 +482,7 @@ def charge_of(row: Any) -> SupplyCharge:
     )  # fmt: skip
 
 
-def _here(connection: Connection, organization_ids: Sequence[int], running: datetime) -> dict[str, Any]:
+def _parameters(connection: Connection, organization_ids: Sequence[int], running: datetime) -> dict[str, Any]:
     ids = {"organizations": list(organization_ids)}
     return {**ids, "tenants": list(connection.execute(_TENANTS, ids).scalars()), "running": running}
 
@@ -545,8 +551,8 @@ SELECT id FROM (
 
 def charges_due(connection: Connection, today: date, after: int, count: int) -> Sequence[int]:
     """Return up to `count` ids of organizations with something to charge, in order, beyond the id `after`."""
-    found = connection.execute(_DUE, {"today": today, "after": after, "count": count})
-    return list(found.scalars())
+    result = connection.execute(_DUE, {"today": today, "after": after, "count": count})
+    return list(result.scalars())
 
 
 def charge_known(connection: Connection, organization_id: int, partition: int, today: date) -> None:
@@ -580,8 +586,8 @@ def read_unbilled(connection: Connection, organization_id: int, today: date) -> 
     """Return one row for each kind of unbilled charge; fees only for days that are over."""
     pays = select(organization.c.currency).where(organization.c.id == organization_id)
     currency, ids = connection.execute(pays).scalar_one(), [organization_id]
-    found = open_charges(connection, ids, today, today=today, running=ALL_THAT_RUNS)
-    known = unbilled(connection, ids)[organization_id] + found[organization_id]
+    charges = open_charges(connection, ids, today, today=today, running=ALL_THAT_RUNS)
+    known = unbilled(connection, ids)[organization_id] + charges[organization_id]
     by_kind = groupby(sorted(known, key=lambda charge: charge.kind), key=lambda charge: charge.kind)
     return [row for kind, some in by_kind if (row := _row(kind, currency, some)) is not None]
 
@@ -590,9 +596,9 @@ def read_waiting(connection: Connection, organization_id: int, until: date, toda
     """Return the charges that an invoice up to `until` leaves for a later one, by kind and earliest day."""
     pays = select(organization.c.currency).where(organization.c.id == organization_id)
     currency, ids = connection.execute(pays).scalar_one(), [organization_id]
-    found = open_charges(connection, ids, today, today=today, running=ALL_THAT_RUNS)
+    charges = open_charges(connection, ids, today, today=today, running=ALL_THAT_RUNS)
     known, here = (
-        unbilled(connection, ids)[organization_id] + found[organization_id],
+        unbilled(connection, ids)[organization_id] + charges[organization_id],
         segments(connection, ids),
     )
     sums = defaultdict[tuple[str, date], Decimal](Decimal)

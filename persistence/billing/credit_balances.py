@@ -220,15 +220,15 @@ class Allocations:
         """
         async with self._engine.begin() as connection:
             await connection.execute(_LOCK, {"organization": expired.organization_id})
-            found = (await connection.execute(_REST, {"addition": expired.id})).first()
-            if found is None:
+            result = (await connection.execute(_REST, {"addition": expired.id})).first()
+            if result is None:
                 return True
-            if found.allocated_seq < seq:
+            if result.allocated_seq < seq:
                 return False
             write_id = uuid4()
-            if found.rest > 0:
+            if result.rest > 0:
                 account = f"organization:{expired.organization_id}"
-                values = {"id": write_id, "partition": partition, "account": account, "amount": -found.rest}
+                values = {"id": write_id, "partition": partition, "account": account, "amount": -result.rest}
                 await connection.execute(_INTEND, values)
             await connection.execute(_EXPIRE, {"id": write_id, "addition": expired.id})
             return True
@@ -303,13 +303,13 @@ def _bring_together(connection: Connection, page: dict[str, Any], given: dict[st
 
 
 def _keep(
-    connection: Connection, here: dict[str, Any], found: Sequence[Allocation], lots: Mapping[int, Lot]
+    connection: Connection, here: dict[str, Any], allocations: Sequence[Allocation], lots: Mapping[int, Lot]
 ) -> None:
     """Store which credit addition, or which debt, pays for each movement.
 
     `lots` are the day and the price of new debt, by sequence number.
     """
-    sums, free = settled(found), (None, None)
+    sums, free = settled(allocations), (None, None)
     kept = [
         (seq, grant or 0, amount, *(free if grant else lots.get(seq, free)))
         for (seq, grant), amount in sums.items()

@@ -166,7 +166,7 @@ def _begin(change: EntityWrite, events_: Sequence[Mapping[str, Any]]) -> tuple[_
     connection, now = change.connection, change.now
     tenants = _look_up(connection, {event["subject"] for event in events_}, change.within)
     begun = [_SentEvent(event, event.get("time") or now, _ids(change, event, tenants)) for event in events_]
-    ids = list({each for one in begun for each in one.ids})
+    ids = list({id_ for one in begun for id_ in one.ids})
     known = {row.id: row.account for row in connection.execute(_KNOWN, {"ids": ids})}
     priced = [one for one in begun if one.said["data"].get("usage") is not None]
     models = {one.said["data"].get("model") or "" for one in priced} - {""}
@@ -226,7 +226,7 @@ def _accept(batch: _Batch, one: _SentEvent) -> _AcceptedEvent | None:
         return None
     data = event["data"]
     service = _service(batch, tenant, data["service"])
-    told = _told(data, at)
+    told = _usage_of_event(data, at)
     price = None
     if told.model and told.is_counted:
         price = batch.prices.vector(told.model, tenant.currency, told.at_ms)
@@ -238,11 +238,11 @@ def _accept(batch: _Batch, one: _SentEvent) -> _AcceptedEvent | None:
         wrong = "is when no plan of the tenant was in force: nothing would be charged for it"
         raise Unacceptable("time", wrong)
     moved = use_of(told, tenant.id, service, price, tenant.weights, in_cycle=runs)
-    for _, why in tenant.beyond.too_much(moved.weighed if service.counts_tokens else 0, moved.credits):
+    for _, why in tenant.beyond.too_much(moved.quota_tokens if service.counts_tokens else 0, moved.credits):
         raise Unacceptable("data.usage" if told.is_counted else "data.units", f"comes to too much: it {why}")
-    late = moved.weighed if service.counts_tokens and not runs else 0
+    late = moved.quota_tokens if service.counts_tokens and not runs else 0
     # An earlier plan counts the use as well if it was in force then.
-    quota = moved.weighed if service.counts_tokens and runs and at < tenant.changed_at else 0
+    quota = moved.quota_tokens if service.counts_tokens and runs and at < tenant.changed_at else 0
     row = {
         "teller": teller, "source": event["source"], "event_id": event["id"], "type": event["type"],
         "organization_id": tenant.organization_id, "tenant_id": tenant.id, "service_id": service.id,
@@ -325,13 +325,13 @@ def _one_of(
 def _service(batch: _Batch, tenant: _Tenant, key: str) -> Service:
     wanted = (tenant.organization_id, key)
     if wanted not in batch.services:
-        found = service_of(batch.connection, *wanted)
-        if found is None:
+        service = service_of(batch.connection, *wanted)
+        if service is None:
             raise Unacceptable("data.service", "is the key of no service")
-        if costs := other_currency(found, tenant.currency):
+        if costs := other_currency(service, tenant.currency):
             wrong = f"costs {costs}, and the organization pays in {tenant.currency}"
             raise Unacceptable("data.service", wrong)
-        batch.services[wanted] = found
+        batch.services[wanted] = service
     return batch.services[wanted]
 
 
@@ -351,7 +351,7 @@ def service_of(connection: Connection, organization_id: int, key: str) -> Servic
     return as_negotiated(base, negotiated)
 
 
-def _told(data: Mapping[str, Any], at: datetime) -> EventUsage:
+def _usage_of_event(data: Mapping[str, Any], at: datetime) -> EventUsage:
     usage = data.get("usage")
     counts, tools = events.counts_of(usage or {}), (usage or {}).get("tools") or {}
     return EventUsage(

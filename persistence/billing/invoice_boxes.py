@@ -42,12 +42,12 @@ def boxes(covers: Sequence[Cover], wanted: Cover) -> list[Box]:
     Movements that an earlier invoice in `covers` bills are excluded.
     """
     bounds = {wanted.since, wanted.until}
-    for each in covers:
-        bounds |= {day for day in (each.since, each.until) if wanted.since < day < wanted.until}
+    for cover in covers:
+        bounds |= {day for day in (cover.since, cover.until) if wanted.since < day < wanted.until}
     found: list[Box] = []
     days = sorted(bounds)
     for since, until in pairwise(days):
-        here = [each for each in covers if each.since <= since and until <= each.until]
+        here = [cover for cover in covers if cover.since <= since and until <= cover.until]
         for after, upto in _parts(here, wanted):
             if found and found[-1] == Box(found[-1].since, since, after, upto):
                 found[-1] = Box(found[-1].since, until, after, upto)
@@ -61,13 +61,13 @@ def _parts(covers: Sequence[Cover], wanted: Cover) -> list[tuple[int, int]]:
 
     `covers` are the earlier invoices with movements of these days.
     """
-    if all(each.voided_at is None for each in covers):
-        after = max((each.upto for each in covers), default=0)
+    if all(cover.voided_at is None for cover in covers):
+        after = max((cover.upto for cover in covers), default=0)
         return [(after, wanted.upto)] if after < wanted.upto else []
-    events = [(each.finalized_at, place, True, each) for place, each in enumerate(covers)]
-    for place, each in enumerate(covers):
-        if each.voided_at is not None and each.voided_at < wanted.finalized_at:
-            events.append((each.voided_at, place + 1, False, each))
+    events = [(cover.finalized_at, place, True, cover) for place, cover in enumerate(covers)]
+    for place, cover in enumerate(covers):
+        if cover.voided_at is not None and cover.voided_at < wanted.finalized_at:
+            events.append((cover.voided_at, place + 1, False, cover))
     taken: list[Part] = []
     for _, _, takes, each in sorted(events, key=lambda event: event[:2]):
         if takes:

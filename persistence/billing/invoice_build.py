@@ -47,7 +47,13 @@ from gateway.core.billing.subscription import midnight
 from gateway.errors import Unprocessable
 from persistence.billing import charges, credit_balances, invoice_lines
 from persistence.billing.accounting_rates import Rates, convert_tax, tax_of_note
-from persistence.billing.invoice_lines import InvoiceCharges, InvoiceInputs, keep_lines, known, read_facts
+from persistence.billing.invoice_lines import (
+    InvoiceCharges,
+    InvoiceInputs,
+    keep_lines,
+    read_facts,
+    read_unbilled,
+)
 from persistence.billing.invoice_numbers import next_numbers
 from persistence.billing.listeners import invoice_listeners
 from persistence.entity import EntityWrite
@@ -101,8 +107,8 @@ def copy_document(change: EntityWrite, row: Row) -> Document:
     """
     of = organization.c
     parts = (of.address, of.country, of.tax_number, of.contact, of.buyer_reference, of.endpoint_id)
-    found = select(of.id, of.name, *parts)
-    known = change.connection.execute(found.where(of.id == row["organization_id"])).one()
+    statement = select(of.id, of.name, *parts)
+    known = change.connection.execute(statement.where(of.id == row["organization_id"])).one()
     corrected = corrected_by(change.connection, row)
     copied = replace(
         document_of(change.letterhead, known, corrected),
@@ -119,11 +125,11 @@ def copy_document(change: EntityWrite, row: Row) -> Document:
 def corrected_by(connection: Connection, row: Row) -> Sequence[InvoiceReference]:
     """Return references to the invoices that a note corrects."""
     if row["corrects_id"] is not None:
-        found = connection.execute(_CORRECTED, {"id": row["corrects_id"]})
+        result = connection.execute(_CORRECTED, {"id": row["corrects_id"]})
     else:
-        found = connection.execute(_GIVEN_BACK, {"id": row["id"], "most": CORRECTED_MAX})
+        result = connection.execute(_GIVEN_BACK, {"id": row["id"], "most": CORRECTED_MAX})
     return [
-        InvoiceReference(each.number, each.finalized_at.astimezone(UTC).date().isoformat()) for each in found
+        InvoiceReference(each.number, each.finalized_at.astimezone(UTC).date().isoformat()) for each in result
     ]
 
 
@@ -183,7 +189,7 @@ def of_source(
     """
     ids = list(organization_ids)
     credit_balances.catch_up_allocations(connection, ids)
-    taken = _taken(connection, known(connection, ids, until, today), until, only)
+    taken = _split_charges(connection, read_unbilled(connection, ids, until, today), until, only)
     return {owner: some for owner, some in taken.items() if some.taken or some.left}
 
 
@@ -198,7 +204,7 @@ def draw_draft(
 ) -> list[DraftWithLines]:
     ids, until, only = _alike(drafts)
     credit_balances.catch_up_allocations(connection, ids)
-    taken = _taken(connection, known(connection, ids, until, today), until, only)
+    taken = _split_charges(connection, read_unbilled(connection, ids, until, today), until, only)
     return _keep(connection, letterhead, drafts, taken)
 
 
@@ -211,7 +217,7 @@ def take_charges(
     """
     ids, until, only = _alike(drafts)
     charges.accrue(connection, ids, until, today=today, running=midnight(until))
-    taken = _taken(connection, charges.unbilled(connection, ids), until, only)
+    taken = _split_charges(connection, charges.unbilled(connection, ids), until, only)
     return _keep(connection, letterhead, drafts, taken)
 
 
@@ -295,16 +301,16 @@ def finish_final(
     today = now.astimezone(UTC).date()
     due_dates: list[date | None] = []
     statuses: list[str | None] = []
-    for each in finals:
-        if each.kind != INVOICE:
+    for final in finals:
+        if final.kind != INVOICE:
             due_dates.append(None)
             statuses.append(None)
             continue
-        due_date = due_on(today, letterhead.due_days if each.due_days is None else each.due_days)
+        due_date = due_on(today, letterhead.due_days if final.due_days is None else final.due_days)
         due_dates.append(due_date)
-        statuses.append(OpenInvoice(each.total, due_date).status(today))
-    ids = [each.invoice_id for each in finals]
-    covers = [None if each.covers is None else json.dumps(each.covers) for each in finals]
+        statuses.append(OpenInvoice(final.total, due_date).status(today))
+    ids = [final.invoice_id for final in finals]
+    covers = [None if final.covers is None else json.dumps(final.covers) for final in finals]
     numbers = next_numbers(connection, now, len(finals))
     connection.execute(_FINAL, {
         "now": now, "ids": ids, "numbers": list(numbers), "covers": covers, "due_dates": due_dates,
@@ -325,11 +331,11 @@ def owes_credits(drawn: DraftWithLines) -> bool:
 
 
 def _alike(drafts: Sequence[Draft]) -> tuple[list[int], date, Wanted | None]:
-    [(until, only)] = {(each.until, each.only) for each in drafts}
-    return [each.organization_id for each in drafts], until, only
+    [(until, only)] = {(draft.until, draft.only) for draft in drafts}
+    return [draft.organization_id for draft in drafts], until, only
 
 
-def _taken(
+def _split_charges(
     connection: Connection, owed: Mapping[int, Sequence[SupplyCharge]], until: date, only: Wanted | None
 ) -> dict[int, ChargeSplit]:
     segments = charges.segments(connection, list(owed))
@@ -349,26 +355,26 @@ def _keep(
     ]
     facts = read_facts(connection, wanted)
     left = {
-        each.invoice_id: left_out(
-            taken.get(each.organization_id, NOTHING).left, facts[each.organization_id].facts.currency
+        draft.invoice_id: left_out(
+            taken.get(draft.organization_id, NOTHING).left, facts[draft.organization_id].facts.currency
         )
-        for each in drafts
+        for draft in drafts
     }
     bills = {}
-    for each in drafts:
-        said = facts[each.organization_id].facts
-        bills[each.invoice_id] = bill(said if each.only is None else replace(said, credits_consumed=0))
+    for draft in drafts:
+        said = facts[draft.organization_id].facts
+        bills[draft.invoice_id] = bill(said if draft.only is None else replace(said, credits_consumed=0))
     connection.execute(_CLEAR, {"ids": list(bills)})
     totals = keep_lines(connection, {id_: made.lines for id_, made in bills.items()})
     drawn = [
         # An invoice with a negative total becomes a credit note of the invoices whose charges it refunds.
         DraftWithLines(
-            each, bills[each.invoice_id], totals[each.invoice_id],
-            CREDIT_NOTE if totals[each.invoice_id] < 0 else INVOICE,
-            _document(letterhead, facts[each.organization_id], left[each.invoice_id]),
-            facts[each.organization_id], left[each.invoice_id],
+            draft, bills[draft.invoice_id], totals[draft.invoice_id],
+            CREDIT_NOTE if totals[draft.invoice_id] < 0 else INVOICE,
+            _document(letterhead, facts[draft.organization_id], left[draft.invoice_id]),
+            facts[draft.organization_id], left[draft.invoice_id],
         )
-        for each in drafts
+        for draft in drafts
     ]  # fmt: skip
     connection.execute(_KEEP, {
         "ids": list(bills), "totals": list(totals.values()), "kinds": [each.kind for each in drawn],

@@ -33,14 +33,14 @@ def read_document(
         values = {**which, "content": made, "sha256": hashlib.sha256(made).hexdigest()}
         connection.execute(insert(invoice_document).values(values).on_conflict_do_nothing())
     here = invoice_document.c
-    found = connection.execute(
+    result = connection.execute(
         select(here.content, here.sha256).where(
             here.invoice_id == invoice_id, here.format == kind, here.status == status
         )
     ).first()
-    if found is None:
+    if result is None:
         return None
-    content = bytes(found.content)
-    if hashlib.sha256(content).hexdigest() != found.sha256:
+    content = bytes(result.content)
+    if hashlib.sha256(content).hexdigest() != result.sha256:
         raise StoreUnavailable("The document is not what was kept: its digest is another one.")
     return content

@@ -59,7 +59,7 @@ _minor = (
 )
 
 
-def _paid(amount: ColumnElement[Any]) -> ColumnElement[Any]:
+def _round_amount(amount: ColumnElement[Any]) -> ColumnElement[Any]:
     return func.round(amount, _minor.c.digits)
 
 
@@ -67,7 +67,7 @@ _of = invoice_line.c
 _line = json_of(
     _of.position, _of.kind, _of.description, _of.service_id, _of.service, _of.tenant_id, _of.tenant,
     func.trim_scale(_of.quantity).label("quantity"), cast(_of.unit_price, Text).label("unit_price"),
-    cast(_paid(_of.amount), Text).label("amount"), _of.corrects_position,
+    cast(_round_amount(_of.amount), Text).label("amount"), _of.corrects_position,
     cast(func.trim_scale(_of.tax_rate), Text).label("tax_rate"), _of.tax_category, _of.tax_reason,
     _of.period_start, _of.period_end,
 )  # fmt: skip
@@ -110,13 +110,13 @@ _HEAD = select(
         for name in ("notes", "corrects")
     ),
     invoice.c.document["iban"].astext.label("iban"),
-    _paid(invoice.c.total_amount).label("total_amount"),
-    _paid(invoice.c.total_amount - _tax).label("subtotal"),
-    _paid(_tax).label("tax"),
-    case((_is_final, _paid(PAID))).label("amount_paid"),
-    case((_is_final, _paid(APPLIED))).label("amount_applied"),
-    case((_is_final, _paid(REST))).label("amount_due"),
-    case((invoice.c.finalized_at.is_not(None), _paid(_prepaid))).label("amount_prepaid"),
+    _round_amount(invoice.c.total_amount).label("total_amount"),
+    _round_amount(invoice.c.total_amount - _tax).label("subtotal"),
+    _round_amount(_tax).label("tax"),
+    case((_is_final, _round_amount(PAID))).label("amount_paid"),
+    case((_is_final, _round_amount(APPLIED))).label("amount_applied"),
+    case((_is_final, _round_amount(REST))).label("amount_due"),
+    case((invoice.c.finalized_at.is_not(None), _round_amount(_prepaid))).label("amount_prepaid"),
 ).select_from(invoice.join(_minor, true()))
 SOURCE = _HEAD.add_columns(_lines.label("lines"))
 

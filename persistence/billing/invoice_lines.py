@@ -158,8 +158,8 @@ def read_tax_rates(
 ) -> Mapping[int, Sequence[EffectiveTax]]:
     """Return the dated tax rates of organizations that have some, in the order of days."""
     here = tax_rate.c
-    found = select(tax_rate).where(here.organization_id.in_(organization_ids))
-    rows = connection.execute(found.order_by(here.effective_from, here.id))
+    statement = select(tax_rate).where(here.organization_id.in_(organization_ids))
+    rows = connection.execute(statement.order_by(here.effective_from, here.id))
     dated = defaultdict[int, list[EffectiveTax]](list)
     for row in rows:
         dated[row.organization_id].append(
@@ -176,12 +176,12 @@ def taxed_with(
     if since is None:
         return {}
     rows = connection.execute(_TAX_BILLED, {"organization": organization_id, "since": since})
-    found: dict[object, Tax] = {}
+    taxes: dict[object, Tax] = {}
     for row in rows:
         of = (row.kind, row.source, row.source_id, row.tenant_id, row.service_id)
         tax = tax_of(row.tax_rate, row.tax_category, row.tax_reason)
-        found[*of, row.period_start, row.period_end] = tax
-    return found
+        taxes[*of, row.period_start, row.period_end] = tax
+    return taxes
 
 
 def tax_of(rate: Decimal, category: str | None, reason: str | None) -> Tax:
@@ -208,8 +208,8 @@ SELECT {", ".join(f"n.{name}" for name in _NAMES)}, t.name, s.name
 
 def lines_of(change: EntityWrite, invoice_id: int) -> Sequence[Any]:
     kept = invoice_line.c
-    found = select(invoice_line).where(kept.invoice_id == invoice_id).order_by(kept.position)
-    return change.connection.execute(found).all()
+    statement = select(invoice_line).where(kept.invoice_id == invoice_id).order_by(kept.position)
+    return change.connection.execute(statement).all()
 
 
 def line_of(row: Any) -> BillLine:
@@ -359,14 +359,14 @@ def _carried(connection: Connection, organization_ids: Sequence[int]) -> Mapping
 
 def _fees(connection: Connection, charges: Iterable[SupplyCharge]) -> dict[int, Fee]:
     ids = sorted({charge.source_id for charge in charges if charge.source == SEGMENT and charge.source_id})
-    found = connection.execute(_FEES, {"ids": ids}) if ids else ()
-    return {row.id: Fee(segment_of(row), row.name) for row in found}
+    result = connection.execute(_FEES, {"ids": ids}) if ids else ()
+    return {row.id: Fee(segment_of(row), row.name) for row in result}
 
 
 def _names(connection: Connection, what: str, ids: set[int | None]) -> dict[int, str]:
     wanted = sorted(id_ for id_ in ids if id_)
-    found = connection.execute(_LINE_NAMES[what], {"ids": wanted}) if wanted else ()
-    return {row.id: row.name for row in found if row.name}
+    result = connection.execute(_LINE_NAMES[what], {"ids": wanted}) if wanted else ()
+    return {row.id: row.name for row in result if row.name}
 
 
 def _units_before(
@@ -414,7 +414,7 @@ class NumberedLines:
     charges: Sequence[tuple[SupplyCharge, int | None]]
 
 
-def known(
+def read_unbilled(
     connection: Connection, organization_ids: Sequence[int], until: date, today: date
 ) -> dict[int, list[SupplyCharge]]:
     """Return the unbilled charges up to a day, stored or not, by organization; the day may lie ahead."""
@@ -425,7 +425,7 @@ def known(
     return found
 
 
-def placed(connection: Connection, invoice: Any, today: date) -> NumberedLines:
+def number_lines(connection: Connection, invoice: Any, today: date) -> NumberedLines:
     """Return the numbered lines and the charges of an invoice; a draft's are computed as of `today`."""
     if invoice.status == "draft" and invoice.corrects_id is None:
         return _drawn(connection, invoice, today)
@@ -439,7 +439,7 @@ def placed(connection: Connection, invoice: Any, today: date) -> NumberedLines:
 def _drawn(connection: Connection, invoice: Any, today: date) -> NumberedLines:
     organization_id, start, until = invoice.organization_id, invoice.period_start, invoice.period_end
     only = only_of({"source": invoice.source, "source_id": invoice.source_id})
-    open_ = known(connection, [organization_id], until, today)[organization_id]
+    open_ = read_unbilled(connection, [organization_id], until, today)[organization_id]
     taken = borne(
         gathered(open_, until, charges.segments(connection, [organization_id])[organization_id], only)
     ).taken
@@ -448,8 +448,8 @@ def _drawn(connection: Connection, invoice: Any, today: date) -> NumberedLines:
     made = bill(facts if only is None else replace(facts, credits_consumed=0))
     lines = [
         NumberedLine(
-            position, each.kind, each.description, each.amount, each.tenant_id, each.service_id or None
+            position, line.kind, line.description, line.amount, line.tenant_id, line.service_id or None
         )
-        for position, each in enumerate(made.lines, 1)
+        for position, line in enumerate(made.lines, 1)
     ]
     return NumberedLines(lines, made.placed)

@@ -28,7 +28,7 @@ from gateway.core.times import rfc3339
 from gateway.errors import NotFound
 from persistence import engine as engines
 from persistence.billing.invoice_boxes import Box, Cover, boxes
-from persistence.billing.invoice_lines import NumberedLine, NumberedLines, placed
+from persistence.billing.invoice_lines import NumberedLine, NumberedLines, number_lines
 
 # PostgreSQL writes the uses of an invoice as CSV: one slice of an account's movements at a time.
 #
@@ -300,22 +300,22 @@ def usage_charge_rows(connection: Connection, invoice: Any, placed: NumberedLine
     for charge, position in placed.charges:
         if position is not None:
             of_line[position].append(charge)
-    found: list[Row] = []
+    rows: list[Row] = []
     for line in placed.lines:
         charges = of_line[line.position]
-        found += [
-            _charge(invoice, line, each, tenants, services.get(each.service_id))
-            for each in charges
-            if each.kind != USAGE or invoice.corrects_id is not None or invoice.source is not None
+        rows += [
+            _charge(invoice, line, charge, tenants, services.get(charge.service_id))
+            for charge in charges
+            if charge.kind != USAGE or invoice.corrects_id is not None or invoice.source is not None
         ]
         rest = line.amount - sum((charge.amount for charge in charges), Decimal(0))
         if rest:
             kind = ROUNDING if charges else line.kind
-            found.append(_row(invoice, line, kind, rest))
+            rows.append(_row(invoice, line, kind, rest))
     late = {**here, "id": invoice.id, "final": invoice.finalized_at}
     if invoice.corrects_id is None and invoice.source is None:
-        found += [_late(row) for row in connection.execute(_LATE, late)]
-    return found
+        rows += [_late(row) for row in connection.execute(_LATE, late)]
+    return rows
 
 
 def remaining_usage_charges(
@@ -418,7 +418,7 @@ class InvoiceUsage:
             invoice = (await connection.execute(_INVOICE, {"id": invoice_id})).first()
             if invoice is None:
                 raise NotFound
-            found = await connection.run_sync(placed, invoice, today)
+            found = await connection.run_sync(number_lines, invoice, today)
             told = await connection.run_sync(usage_charge_rows, invoice, found)
             yield csv(COLUMNS, told, head=True)
             if invoice.corrects_id is not None or invoice.source is not None:
@@ -531,7 +531,7 @@ def _spans(found: NumberedLines) -> list[Span]:
     return spans
 
 
-def _cycles(found: NumberedLines, tenant_id: int) -> Iterator[tuple[int, int]]:
-    for charge, line in found.charges:
+def _cycles(lines: NumberedLines, tenant_id: int) -> Iterator[tuple[int, int]]:
+    for charge, line in lines.charges:
         if charge.kind == OVERAGE and charge.tenant_id == tenant_id and line and charge.place is not None:
             yield charge.place, line

@@ -69,7 +69,7 @@ def overlapping(
     # was billed in advance, or contain the day of a billed top-up.
     within = (here.period_start <= start) & (here.period_end >= end)
     around = (here.period_start >= start) & (here.period_end <= end)
-    found = select(here.id, here.organization_id, here.period_start, here.period_end).where(
+    statement = select(here.id, here.organization_id, here.period_start, here.period_end).where(
         here.organization_id.in_(organization_ids), here.corrects_id.is_(None), here.status != "void",
         here.source.is_(None),
         here.period_start < end, here.period_end > start,
@@ -78,7 +78,7 @@ def overlapping(
     return {
         row.organization_id: f"Invoice {row.id} has days of this period:"
         f" {row.period_start} to {row.period_end}."
-        for row in connection.execute(found.order_by(here.id.desc()))
+        for row in connection.execute(statement.order_by(here.id.desc()))
     }
 
 

@@ -62,7 +62,9 @@ def rest_before(moment: str) -> str:
 # collects payments elsewhere has a credit balance of its own there.
 
 _LEFT = rest_before("'infinity'")
-_HERE = " AND ".join(f"NOT ({each.elsewhere})" for each in invoice_listeners()) or "true"
+_HERE = (
+    " AND ".join(f"NOT ({invoice_listener.elsewhere})" for invoice_listener in invoice_listeners()) or "true"
+)
 _NOTE = "i.kind = 'credit_note' AND i.status = 'finalized' AND NOT i.used_up"
 _NOTES = f"""
 SELECT i.id, i.organization_id, i.currency, i.corrects_id, -({_LEFT}) AS open
@@ -230,7 +232,7 @@ def record(change: EntityWrite) -> Row:
     if _is_known(change.connection, change.row_id, reference, amount, None):
         return row
     if row["status"] != "finalized" or row["kind"] != "invoice":
-        raise Conflict(f"The {_said(row)} cannot be paid; only a finalized invoice can.")
+        raise Conflict(f"The {_describe_document(row)} cannot be paid; only a finalized invoice can.")
     require_payable(amount, rest_of(change.connection, change.row_id), str(row["currency"]))
     _add(change, row, change.row_id, amount)
     settle(change, change.row_id)
@@ -269,9 +271,9 @@ def give_up(change: EntityWrite) -> Row:
     """Mark the amount due of the command's invoice as uncollectible."""
     row = held(change)
     if row["payment_status"] not in WAITING:
-        raise Conflict(f"The {_said(row)} waits for no payment.")
-    found = update(invoice).where(invoice.c.id == change.row_id)
-    change.connection.execute(found.values(uncollectible_at=change.now))
+        raise Conflict(f"The {_describe_document(row)} waits for no payment.")
+    statement = update(invoice).where(invoice.c.id == change.row_id)
+    change.connection.execute(statement.values(uncollectible_at=change.now))
     apply_open(change, id_in(row, "organization_id"), also=[change.row_id])
     return change.fetch()
 
@@ -373,9 +375,9 @@ def _is_known(
 ) -> bool:
     """Return whether this payment was recorded before; raise `Conflict` if it was a different one."""
     here = payment.c
-    found = select(here.amount, here.corrects_id, here.currency)
+    statement = select(here.amount, here.corrects_id, here.currency)
     known: Any = connection.execute(
-        found.where(here.invoice_id == invoice_id, here.reference == reference)
+        statement.where(here.invoice_id == invoice_id, here.reference == reference)
     ).first()
     if known is None:
         return False
@@ -401,13 +403,13 @@ def _add(
 def _require_open(change: EntityWrite, row: Row, amount: Decimal) -> None:
     """Raise `Conflict` unless a document has credit to use here, `Unprocessable` if less than `amount`."""
     if row["status"] != "finalized" or row["kind"] != "credit_note":
-        raise Conflict(f"The {_said(row)} has no credit; only a finalized credit note has.")
+        raise Conflict(f"The {_describe_document(row)} has no credit; only a finalized credit note has.")
     if not bool(change.connection.execute(_IS_HERE, {"document": change.row_id}).scalar_one()):
-        raise Conflict(" ".join(each.refusal for each in invoice_listeners()))
+        raise Conflict(" ".join(invoice_listener.refusal for invoice_listener in invoice_listeners()))
     require_open(amount, -rest_of(change.connection, change.row_id), str(row["currency"]))
 
 
-def _said(row: Row) -> str:
+def _describe_document(row: Row) -> str:
     what = "credit note" if row["kind"] == "credit_note" else "invoice"
     return f"{row['payment_status'] or row['status']} {what}"
 
@@ -483,8 +485,8 @@ _THERE = {
 
 def draft_credit_note(change: EntityWrite, row: Row) -> int:
     """Create a draft note for the rest of the command's invoice, or the requested lines; return its id."""
-    lines = {each.position: line_of(each) for each in lines_of(change, change.row_id)}
-    given = _given(change, row, lines)
+    lines = {line.position: line_of(line) for line in lines_of(change, change.row_id)}
+    given = _returned_by_line(change, row, lines)
     asked = change.command.values.get("lines")
     if isinstance(asked, list):
         wanted = {line["position"]: line.get("amount") for line in asked}
@@ -501,7 +503,7 @@ def draft_credit_note(change: EntityWrite, row: Row) -> int:
     return note_id
 
 
-def _given(change: EntityWrite, row: Row, lines: Mapping[int, BillLine]) -> dict[int, Decimal]:
+def _returned_by_line(change: EntityWrite, row: Row, lines: Mapping[int, BillLine]) -> dict[int, Decimal]:
     """Return by line what notes gave back of an invoice, those of an amended price included."""
     sums = change.connection.execute(_GIVEN, {"id": row["id"]})
     given = {int(line.position): line.amount for line in sums}
@@ -541,7 +543,7 @@ def require_left(change: EntityWrite, invoice_id: int) -> None:
     head = select(here.id, here.organization_id, here.currency).where(here.id == invoice_id)
     row = change.connection.execute(head).one()._asdict()
     lines = {line.position: line_of(line) for line in lines_of(change, invoice_id)}
-    given = _given(change, row, lines)
+    given = _returned_by_line(change, row, lines)
     if any(given.get(at, Decimal(0)) > line.amount for at, line in lines.items() if line.amount > 0):
         raise Conflict(
             "Another credit note has given back some of these lines since: delete this draft and draft a new one."

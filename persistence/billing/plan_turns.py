@@ -131,15 +131,15 @@ class Lots:
         """
         key = (row.tenant_id, row.debt_write_id)
         if key not in self._known:
-            found = self._connection.execute(_LOTS, dict(zip(("tenant", "write"), key, strict=True))).all()
-            self._known[key] = [lot for one in found if (lot := _lot(self._connection, one))]
+            result = self._connection.execute(_LOTS, dict(zip(("tenant", "write"), key, strict=True))).all()
+            self._known[key] = [lot for one in result if (lot := _lot(self._connection, one))]
         return [lot for lot in self._known[key] if lot.id <= row.id]
 
 
 def read_plan_turns(connection: Connection, row: Any, carried: Lots) -> PlanTurns:
     turns, seqs = _turns(connection, row, None if row.is_gone else row.control_write_id)
     stop, window = stop_of(turns, row.cycle_ends_at), _window(turns, row)
-    told = _told(connection, row, window, seqs[stop]) if window else 0
+    told = _late_tokens(connection, row, window, seqs[stop]) if window else 0
     used, begin = tokens_used(turns, row.total_amount, row.cycle_ends_at, told), begin_of(turns, stop)
     is_carried = row.carries and stop >= len(turns) - 1
     debt = _debt_of(connection, row, carried.upto(row)) if is_carried else None
@@ -203,7 +203,7 @@ def _window(turns: Sequence[PlanStart], row: Any) -> tuple[datetime, datetime] |
     return turns[begin].at, _ENDLESS if row.is_gone else turns[stop].at
 
 
-def _told(connection: Connection, row: Any, window: tuple[datetime, datetime], seq: int) -> int:
+def _late_tokens(connection: Connection, row: Any, window: tuple[datetime, datetime], seq: int) -> int:
     """Return the tokens used in `window` but counted after the sequence number `seq`, without refunds."""
     here = {"tenant": row.tenant_id, "since": window[0], "until": window[1], "seq": seq}
     return int(connection.execute(_BEHIND, here).scalar_one())
@@ -217,9 +217,9 @@ def _turns(connection: Connection, row: Any, write_id: UUID | None) -> tuple[lis
         last = connection.execute(_LAST, {"tenant": row.tenant_id}).first()
         if last is None or (row.cycle_ends_at is not None and last.created_at < midnight(row.paid_from)):
             return [], []
-    found = connection.execute(_TURNS if last is None else _GONE_TURNS, wanted).all()[::-1]
-    turns = [PlanStart(each.created_at, each.is_reset, each.total_remaining, each.moved) for each in found]
-    seqs = [each.seq for each in found]
+    result = connection.execute(_TURNS if last is None else _GONE_TURNS, wanted).all()[::-1]
+    turns = [PlanStart(each.created_at, each.is_reset, each.total_remaining, each.moved) for each in result]
+    seqs = [each.seq for each in result]
     if last is not None:
         moved = -(last.total_remaining or 0)
         turns.append(PlanStart(last.created_at, is_reset=False, remaining=None, moved=moved))
@@ -304,5 +304,5 @@ def _select_uses(connection: Connection, statement: str, uses: Collection[Use], 
         return set()
     tenants, times = map(list, zip(*uses, strict=True))
     asked = text(statement.format(uses=_USES))
-    found = connection.scalars(asked, {"tenants": tenants, "times": times, **more})
-    return {use for use, fits in zip(uses, found, strict=True) if fits}
+    result = connection.scalars(asked, {"tenants": tenants, "times": times, **more})
+    return {use for use, fits in zip(uses, result, strict=True) if fits}

@@ -53,8 +53,8 @@ def check_row(change: EntityWrite, row: Row) -> None:
 
 
 def priced_in(change: EntityWrite, plan_id: object) -> str | None:
-    found = select(token_plan.c.currency).where(token_plan.c.id == plan_id)
-    return change.connection.execute(found).scalar()
+    statement = select(token_plan.c.currency).where(token_plan.c.id == plan_id)
+    return change.connection.execute(statement).scalar()
 
 
 def _check_currency(change: EntityWrite, row: Row) -> None:
@@ -96,5 +96,5 @@ SUBJECT = Entity(
     },
     check_row=check_row,
     define=define,
-    defining=frozenset({WEIGHTS, *(one.name for one in TERMS)}),
+    defining=frozenset({WEIGHTS, *(term.name for term in TERMS)}),
 )

@@ -141,7 +141,7 @@ def subscription_fees(
             moved.append(SegmentDue(segment.id, upto))
             if upto > at:
                 open_.append((row.organization_id, segment, at, upto))
-    seen = _seen(connection, [(segment.id, at) for _, segment, at, _ in open_])
+    seen = _read_movements(connection, [(segment.id, at) for _, segment, at, _ in open_])
     found = []
     for organization_id, segment, at, upto in open_:
         for fee in day_fees(segment, at, upto):
@@ -167,7 +167,9 @@ def _not_yet(
     return rest, known.rows
 
 
-def _seen(connection: Connection, since: Sequence[tuple[int, date]]) -> dict[tuple[int, str, date], Any]:
+def _read_movements(
+    connection: Connection, since: Sequence[tuple[int, date]]
+) -> dict[tuple[int, str, date], Any]:
     if not since:
         return {}
     segments, days = (list(column) for column in zip(*since, strict=True))
@@ -355,17 +357,17 @@ def waiting_early_uses(connection: Connection, organization_ids: Sequence[int]) 
 
 
 def owed_early_use(
-    connection: Connection, organization_id: int, told: EarlyUseReport | None = None
+    connection: Connection, organization_id: int, early_use_report: EarlyUseReport | None = None
 ) -> list[SettledEarlyUse]:
     """Return the ended token plans of an organization that are not charged yet, each with its result.
 
-    With `told`, the late reports of use by tenant, return instead the plans that these reports change.
+    With `early_use_report`, the late reports of use by tenant, return instead the plans that these reports change.
     """
     here: dict[str, Any] = {"organization": organization_id}
-    if told is None:
+    if early_use_report is None:
         looked = connection.execute(_OPEN, {**here, "count": ENDS_MAX}).all()
     else:
-        those = {"tenants": list(told), "since": list(told.values())}
+        those = {"tenants": list(early_use_report), "since": list(early_use_report.values())}
         looked = connection.execute(_TOLD, {**here, **those}).all()
     return _owed(connection, organization_id, looked, {row.id for row in looked})
 
@@ -420,10 +422,10 @@ def _settled(
     (row, _), used = ends[-1], [_used(*end, segments) for end in ends]
     # The current plan, or the last one.
     runs, whole = segments[0], (row.paid_from, row.paid_from)
-    for each in segments:
-        days = days_of(each, row.paid_from, row.cycle_ends_at, used[-1].until)
-        if each.start < days[1]:
-            runs, whole = each, days
+    for segment in segments:
+        days = days_of(segment, row.paid_from, row.cycle_ends_at, used[-1].until)
+        if segment.start < days[1]:
+            runs, whole = segment, days
 
     def fees(until: date | None) -> Decimal:
         return fees_of(segments, row.paid_from, whole[1] if until is None else until) + before

@@ -132,8 +132,10 @@ def forget_plan(change: EntityWrite, tenant_id: int, organization_id: int, ended
 
 
 def _plan(change: EntityWrite, plan_id: object) -> TokenPlan | None:
-    found = change.connection.execute(select(token_plan).where(token_plan.c.id == plan_id)).mappings().first()
-    return None if found is None else dict(found)
+    result = (
+        change.connection.execute(select(token_plan).where(token_plan.c.id == plan_id)).mappings().first()
+    )
+    return None if result is None else dict(result)
 
 
 def open_account(change: EntityWrite, tenant_id: int) -> None:
@@ -204,7 +206,7 @@ def give_plan(
 
     `ended` is the segment that gave the previous plan, if that segment is over.
     """
-    found = change.connection.execute(
+    result = change.connection.execute(
         select(
             subscription_plan.c.token_plan_id,
             organization_subscription.c.start_date,
@@ -213,10 +215,10 @@ def give_plan(
         .join(subscription_plan, subscription_plan.c.id == organization_subscription.c.plan_id)
         .where(organization_subscription.c.organization_id == organization_id)
     ).first()
-    if found is None:
+    if result is None:
         return
-    plan_id = found.token_plan_id if found.status == "active" else None
-    began = found.start_date if plan_id is not None else None
+    plan_id = result.token_plan_id if result.status == "active" else None
+    began = result.start_date if plan_id is not None else None
     wanted = select(tenant.c.id).where(
         tenant.c.organization_id == organization_id,
         tenant.c.deleted_at.is_(None),

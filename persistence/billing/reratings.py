@@ -21,7 +21,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 
 from gateway.calls.journal import AMENDED, JournalUse, PricesThen, Rating, UseHour
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.outbox import OTHER_MODELS, read_other_models
+from gateway.core.accounts.call_facts import OTHER_MODELS, read_other_models
 from gateway.core.billing.money import IN_MONEY, NANO, pack_tiers
 from gateway.core.billing.price_book import KINDS, OPERATOR, charged, read_price
 from gateway.core.billing.price_changes import AMOUNTS, amounts_in
@@ -35,7 +35,7 @@ from persistence.billing.amendments import correcting_write
 from persistence.billing.events import service_of
 from persistence.billing.rerated_budgets import budget_writes
 from persistence.entity import Entity, EntityWrite
-from persistence.ledger import listeners, rollup, statements
+from persistence.ledger import listeners, statements, usage_rollup
 from persistence.ledger.rows import stored_text
 from persistence.queries import query
 from persistence.resources import prices
@@ -547,8 +547,8 @@ def _tell_rerating(connection: Connection, rated: Sequence[_RepricedCall], *, is
     }  # fmt: skip
     before = connection.exec_driver_sql(_SUMS, values).fetchall()
     after = connection.exec_driver_sql(_RERATE, values).fetchall()
-    columns = rollup.moved_columns(zip(before, after, strict=True))
-    connection.exec_driver_sql(rollup.ROLL_UP_CALLS, columns)
+    columns = usage_rollup.moved_columns(zip(before, after, strict=True))
+    connection.exec_driver_sql(usage_rollup.ROLL_UP_CALLS, columns)
     was = {listeners.request_in(row): row for row in before}
     moved = ((was[listeners.request_in(row)], row) for row in after)
     listeners.tell_changes(connection, "rerated", moved)

@@ -128,7 +128,7 @@ def claim(connection: Connection, partition: int) -> bool:
 def leave(connection: Connection, left: Mapping[int, SkipReason | None]) -> None:
     """Store the reasons in `left` why organizations' invoices were skipped; None clears a stored reason."""
     ids = sorted(left)
-    said = [(None, None) if (why := left[each]) is None else (why.reason, why.why) for each in ids]
+    said = [(None, None) if (why := left[id_]) is None else (why.reason, why.why) for id_ in ids]
     reasons = [reason for reason, _ in said]
     whys = [None if why is None else why[:WHY_CHARACTERS_MAX] for _, why in said]
     connection.execute(_LEAVE, {"organizations": ids, "reasons": reasons, "whys": whys})
@@ -198,8 +198,8 @@ def make_scheduled(batch: InvoiceBatch, organization_ids: Sequence[int], *, wait
     known yet whether the fonts have their letters.
     """
     if wait:
-        for each in sorted(organization_ids):
-            charges.hold(batch.connection, each)
+        for organization_id in sorted(organization_ids):
+            charges.hold(batch.connection, organization_id)
     held = organization_ids if wait else charges.hold_free(batch.connection, organization_ids)
     batch.busy = set(organization_ids) - set(held)
     due = due_of(batch.connection, batch.now, held, batch.grace_hours, finalize=batch.finalize)
@@ -251,7 +251,7 @@ def _new_fees(batch: InvoiceBatch, organization_ids: Sequence[int]) -> list[Draf
     today = _today(batch)
     of_all = invoice_build.of_source(batch.connection, organization_ids, today + ONE_DAY, today, AHEAD)
     found = {owner: each.taken for owner, each in of_all.items() if each.taken}
-    if nothing := [each for each in organization_ids if each not in found]:
+    if nothing := [organization_id for organization_id in organization_ids if organization_id not in found]:
         at = (batch.connection, batch.now, nothing, batch.grace_hours)
         due = {row.organization_id for row in due_of(*at, finalize=False) if row.source}
         batch.left |= dict.fromkeys(due, SkipReason(CONFLICT, NOTHING_OWED))
@@ -293,7 +293,7 @@ def _drafts(batch: InvoiceBatch, start: date, until: date, rows: Sequence[Any]) 
         free = [each for each in new if each not in other]
         made = batch.connection.execute(_NEW, {"start": start, "until": until, "organizations": free})
         drafts += [Draft(row.id, row.organization_id, start, until) for row in made]
-    return sorted(drafts, key=lambda each: each.organization_id)
+    return sorted(drafts, key=lambda draft: draft.organization_id)
 
 
 def _with_lines(
@@ -335,17 +335,17 @@ def _finish(batch: InvoiceBatch, finals: Sequence[DraftWithLines], made: Sequenc
     """
     _note(batch, "finalize", finals)
     statuses = invoice_build.finish_final(batch.connection, batch.letterhead, batch.now, made)
-    for each, status in zip(finals, statuses, strict=True):
-        if status in {None, PAID} and invoice_build.owes_credits(each):
-            change = batch.change_of("finalize", each.draft.invoice_id)
+    for final, status in zip(finals, statuses, strict=True):
+        if status in {None, PAID} and invoice_build.owes_credits(final):
+            change = batch.change_of("finalize", final.draft.invoice_id)
             credit_grants.give_credits(change, change.fetch())
     with_credit = set(
-        payments.open_credit_owners(batch.connection, [each.draft.organization_id for each in finals])
+        payments.open_credit_owners(batch.connection, [final.draft.organization_id for final in finals])
     )
-    for each in finals:
-        if each.draft.organization_id in with_credit:
-            change = replace(batch.change_of("finalize", each.draft.invoice_id), now=batch.now)
-            payments.apply_open(change, each.draft.organization_id, past_due=False)
+    for final in finals:
+        if final.draft.organization_id in with_credit:
+            change = replace(batch.change_of("finalize", final.draft.invoice_id), now=batch.now)
+            payments.apply_open(change, final.draft.organization_id, past_due=False)
 
 
 def _note(batch: InvoiceBatch, action: str, drawn: Sequence[DraftWithLines]) -> None:

@@ -182,7 +182,7 @@ def change_plan(change: EntityWrite) -> Row:
         changed = rules.change_now(subscription, plan_id, cost, change.today)
     else:
         changed = rules.change_at_period_end(subscription, plan_id, change.today)
-    return _kept(change, row, changed, now=change.command.values.get("when", "now") == "now")
+    return _store_subscription(change, row, changed, now=change.command.values.get("when", "now") == "now")
 
 
 def agree_terms(change: EntityWrite) -> Row:
@@ -213,14 +213,16 @@ def agree_terms(change: EntityWrite) -> Row:
             set_={"said": subscription_term.c.said.op("||")(here.excluded.said), "in_force": False},
         )
     )
-    return _kept(change, row, _by_terms(change, subscription))
+    return _store_subscription(change, row, _by_terms(change, subscription))
 
 
 def cancel(change: EntityWrite) -> Row:
     """End the subscription (`/cancel`), now or at the end of the running period."""
     row = _held(change)
     now = change.command.values.get("when") == "now"
-    return _kept(change, row, rules.cancel(_subscription(change, row), change.today, now=now), now=now)
+    return _store_subscription(
+        change, row, rules.cancel(_subscription(change, row), change.today, now=now), now=now
+    )
 
 
 def extend(change: EntityWrite) -> Row:
@@ -229,7 +231,7 @@ def extend(change: EntityWrite) -> Row:
     end = _end_in({**row, **change.command.values})
     if end == _end_in(row) and row["cancel_at"] is None:
         return change.fetch()
-    return _kept(change, row, rules.extend(_subscription(change, row), end, change.today))
+    return _store_subscription(change, row, rules.extend(_subscription(change, row), end, change.today))
 
 
 def advance(change: EntityWrite) -> Row:
@@ -242,7 +244,7 @@ def advance(change: EntityWrite) -> Row:
     if subscription.next_plan_id is not None:
         cost = _cost(change, subscription.next_plan_id, subscription.current.interval)
         subscription = rules.advance(subscription, cost, change.today)
-    return _kept(change, row, _by_terms(change, subscription))
+    return _store_subscription(change, row, _by_terms(change, subscription))
 
 
 def tell(change: EntityWrite, plan: Row) -> None:
@@ -293,7 +295,9 @@ def _check_days(values: Row, start: date, end: date, today: date) -> None:
         raise Unprocessable(errors=tuple(errors))
 
 
-def _kept(change: EntityWrite, row: Row, subscription: Subscription, *, now: bool = False) -> Row:
+def _store_subscription(
+    change: EntityWrite, row: Row, subscription: Subscription, *, now: bool = False
+) -> Row:
     return _keep(change, change.row_id, id_in(row, "organization_id"), subscription, now=now)
 
 
@@ -327,7 +331,7 @@ def _keep(
         _keep_segment(change, organization_id, segment)
     charges.accrue_fees(change.connection, organization_id, change.today)
     _define(change, organization_id, _ended(change, row_id, subscription, now=now))
-    since = min([change.today, *(each.start for each in subscription.segments if not each.id)])
+    since = min([change.today, *(segment.start for segment in subscription.segments if not segment.id)])
     charges.accrue_moved(change.connection, organization_id, since)
     return change.fetch(row_id)
 
@@ -377,7 +381,7 @@ def _subscription(change: EntityWrite, row: Mapping[str, Any]) -> Subscription:
         .where(here.c.organization_id == row["organization_id"], here.c.anchor_date == row["start_date"])
         .order_by(here.c.start_date, here.c.id)
     ).all()
-    segments = tuple(segment_of(each) for each in rows)
+    segments = tuple(segment_of(row) for row in rows)
     found = Subscription(segments, row["next_plan_id"], row["change_at"], row["cancel_at"])
     # Price changes of the plan that come after those already applied.
     (name, times), of = COSTS[found.current.interval], _price.c
@@ -399,12 +403,12 @@ def _by_terms(change: EntityWrite, subscription: Subscription, until: date | Non
     mine = (here.subscription_id == change.row_id, here.anchor_date == current.anchor)
     come = (*mine, here.starts_on <= (until or change.today), here.starts_on < subscription.end)
     terms = change.connection.execute(select(subscription_term).where(*come).order_by(here.starts_on)).all()
-    waiting = [each.starts_on for each in terms if not each.in_force]
+    waiting = [term.starts_on for term in terms if not term.in_force]
     if waiting:
         cost = _cost(change, current.plan_id, current.interval)
-        for each in terms:
-            if each.starts_on >= waiting[0]:
-                subscription = rules.agree_from(subscription, each.said, each.starts_on, cost)
+        for term in terms:
+            if term.starts_on >= waiting[0]:
+                subscription = rules.agree_from(subscription, term.said, term.starts_on, cost)
         change.connection.execute(update(subscription_term).where(*come).values(in_force=True))
     return subscription
 
@@ -412,10 +416,10 @@ def _by_terms(change: EntityWrite, subscription: Subscription, until: date | Non
 def _require_currency(change: EntityWrite, organization_id: int, plan_id: int) -> None:
     """Raise `Unprocessable` if the currencies of plan and organization differ: nothing is converted."""
     pays, costs = organization.c, subscription_plan.c
-    found = select(pays.currency, costs.currency.label("plan")).where(
+    statement = select(pays.currency, costs.currency.label("plan")).where(
         pays.id == organization_id, costs.id == plan_id, pays.currency != costs.currency
     )
-    if other := change.connection.execute(found).first():
+    if other := change.connection.execute(statement).first():
         wrong = f"costs {other.plan}, and the organization pays in {other.currency}"
         raise Unprocessable(errors=(("plan_id", wrong),))
 
@@ -423,8 +427,8 @@ def _require_currency(change: EntityWrite, organization_id: int, plan_id: int) -
 def _cost(change: EntityWrite, plan_id: int, interval: str) -> Decimal:
     name, times = COSTS[interval]
     column = subscription_plan.c[name]
-    found = change.connection.execute(select(column).where(subscription_plan.c.id == plan_id))
-    return Decimal(found.scalar_one()) * times
+    result = change.connection.execute(select(column).where(subscription_plan.c.id == plan_id))
+    return Decimal(result.scalar_one()) * times
 
 
 _term = subscription_segment.c

@@ -36,12 +36,12 @@ QUESTIONS: Mapping[str, tuple[str, ...]] = {
 AHEAD_S = 60.0
 
 
-def _asked(name: str, reads: tuple[str, ...]) -> str:
+def _render_query(name: str, reads: tuple[str, ...]) -> str:
     return f"SELECT '{name}' WHERE {' OR '.join(f'EXISTS ({one})' for one in reads)}"
 
 
 _ASK = query("agenda.ask", "Select the loops that have work",
-    " UNION ALL ".join(_asked(*question) for question in QUESTIONS.items()))  # fmt: skip
+    " UNION ALL ".join(_render_query(*question) for question in QUESTIONS.items()))  # fmt: skip
 _LOOK = query("agenda.look", "Select the numbers of the last transactions", """
 SELECT pg_snapshot_xmin(s)::text::bigint AS done, pg_snapshot_xmax(s)::text::bigint AS next,
        ARRAY(SELECT xmin::text::bigint FROM keeper) AS renewals

@@ -67,7 +67,7 @@ MICRO = Decimal(1_000_000)
 # Maximum of cached limits, by their JSON.
 LIMITS_KEPT = 4_096
 # The columns of a tenant's plan.
-_STATED = ("plan_id", "anchor", *(one.name for one in TERMS))
+_STATED = ("plan_id", "anchor", *(term.name for term in TERMS))
 
 _ORGANIZATIONS = """
 SELECT id, (extract(epoch FROM created_at) * 1000000)::bigint AS created,
@@ -132,7 +132,7 @@ SELECT t.id, t.organization_id, (extract(epoch FROM t.created_at) * 1000000)::bi
                              WHERE l.tenant_id = t.id AND l.transaction_type <> 'consume')))) AS forgives
   FROM tenant AS t LEFT JOIN token_plan AS p ON p.id = coalesce(t.plan_id, t.inherited_plan_id)
   LEFT JOIN tenant_quota AS q ON q.tenant_id = t.id WHERE {where} ORDER BY t.id""".replace(
-    "{terms}", ", p.".join(one.name for one in TERMS)
+    "{terms}", ", p.".join(term.name for term in TERMS)
 ).replace("{cause}", block_cause("t.id", "q.manual_block"))
 _KEYS = """
 SELECT k.id, k.tenant_id, t.organization_id, (extract(epoch FROM k.created_at) * 1000000)::bigint AS created,
@@ -201,8 +201,8 @@ SELECT organization_id AS id,
 async def organizations(
     connection: AsyncConnection, where: str, values: Mapping[str, Any]
 ) -> list[OrganizationAccount]:
-    found = await _rows(connection, _ORGANIZATIONS, where, values)
-    ids = [row["id"] for row in found]
+    rows = await _rows(connection, _ORGANIZATIONS, where, values)
+    ids = [row["id"] for row in rows]
     budgets, groups = await budgets_of(connection, ids), await _groups_of(connection, ids)
     return [
         OrganizationAccount(
@@ -226,7 +226,7 @@ async def organizations(
                 for service_id, activated, quantity, in_money in row["uses"] or ()
             ),
         )
-        for row in found
+        for row in rows
     ]
 
 
@@ -440,15 +440,17 @@ def _run_policies(row: RowMapping) -> RunPolicies:
     own, tenants = row["runs"], row["tenant_runs"]
     if own is None and not tenants:
         return NO_POLICIES
-    each = {int(id_): _run_policy(one) for id_, one in (tenants or {}).items()}
+    each = {int(id_): _run_policy(tenant) for id_, tenant in (tenants or {}).items()}
     return RunPolicies(_run_policy(own), {id_: one for id_, one in each.items() if one is not None})
 
 
-def _run_policy(said: Mapping[str, Any] | None) -> RunPolicy | None:
-    if said is None:
+def _run_policy(document: Mapping[str, Any] | None) -> RunPolicy | None:
+    if document is None:
         return None
-    amount = int(Decimal(said["max"]).scaleb(9)) if "max" in said else 0
-    return RunPolicy(amount, said.get("max_calls", 0), said.get("ttl_s", 0), said.get("required", False))
+    amount = int(Decimal(document["max"]).scaleb(9)) if "max" in document else 0
+    return RunPolicy(
+        amount, document.get("max_calls", 0), document.get("ttl_s", 0), document.get("required", False)
+    )
 
 
 def now_ms() -> int:
@@ -472,15 +474,15 @@ async def of_accounts(
     for account in accounts:
         kind, _, name = account.partition(":")
         named[kind].append(name)
-    found: dict[str, tuple[Definition, ...]] = {}
+    definitions: dict[str, tuple[Definition, ...]] = {}
     for kind, names in named.items():
         if kind == CATALOGUE_ACCOUNT:
-            found[kind] = (await catalogue(connection),)
+            definitions[kind] = (await catalogue(connection),)
         elif kind == PRICES_ACCOUNT:
-            found[kind] = (await prices(connection),)
+            definitions[kind] = (await prices(connection),)
         elif kind != CREDENTIALS_ACCOUNT:
-            found |= {f"{kind}:{name}": (each,) for name, each in await _named(connection, kind, names)}
-    return found
+            definitions |= {f"{kind}:{name}": (each,) for name, each in await _named(connection, kind, names)}
+    return definitions
 
 
 async def _named(connection: AsyncConnection, kind: str, names: Sequence[str]) -> Named:
@@ -496,9 +498,11 @@ async def _named(connection: AsyncConnection, kind: str, names: Sequence[str]) -
     if kind == "key":
         return [(str(each.key_id), each) for each in await keys(connection, "k.id = ANY(:ids)", ids)]
     if kind == "tenant":
-        its = [each.definition for each in await tenants(connection, "t.id = ANY(:ids)", ids)]
+        its = [tenant.definition for tenant in await tenants(connection, "t.id = ANY(:ids)", ids)]
         return [(str(each.tenant_id), each) for each in its]
-    whole = [each.definition for each in await organizations(connection, "id = ANY(:ids)", ids)]
+    whole = [
+        organization.definition for organization in await organizations(connection, "id = ANY(:ids)", ids)
+    ]
     return [(str(each.organization_id), each) for each in whole]
 
 
@@ -639,9 +643,9 @@ async def _waiting(connection: AsyncConnection, accounts: Sequence[str]) -> Pend
     Each account gets an equal share of `WRITES_MAX`.
     """
     each = max(1, WRITES_MAX // len(accounts))
-    found = (await connection.execute(_TAKE, {"accounts": accounts, "n": each + 1})).mappings().all()
-    rows = [row for row in found if row["turn"] <= each]
-    cut = {str(row["account"]) for row in found if row["turn"] > each}
+    result = (await connection.execute(_TAKE, {"accounts": accounts, "n": each + 1})).mappings().all()
+    rows = [row for row in result if row["turn"] <= each]
+    cut = {str(row["account"]) for row in result if row["turn"] > each}
     defined = {str(row["account"]) for row in rows if row["verb"] == "define"}
     definitions_of = await of_accounts(connection, sorted(defined))
     tenant_ids = {_number(row) for row in rows if str(row["account"]).startswith(_TENANT)}
@@ -660,11 +664,11 @@ def _write(
     verb, account = str(row["verb"]), str(row["account"])
     payload: dict[str, Any] = dict(row["payload"] or {})
     tenant_id = organization_id = 0
-    found: tuple[Definition, ...] = ()
+    definitions: tuple[Definition, ...] = ()
     terms: PlanTerms | None = None
     if verb == "define":
-        found = definitions_of.get(account) or _gone(account, payload)
-        organization_id = next((getattr(each, "organization_id", 0) for each in found), 0)
+        definitions = definitions_of.get(account) or _last_definition(account, payload)
+        organization_id = next((getattr(each, "organization_id", 0) for each in definitions), 0)
     elif account.startswith(_TENANT):
         tenant_id = _number(row)
         organization_id = owners[tenant_id]
@@ -681,7 +685,7 @@ def _write(
         payload=payload,
         tenant_id=tenant_id,
         organization_id=organization_id,
-        definitions=found,
+        definitions=definitions,
         terms=terms,
     )
 
@@ -690,7 +694,7 @@ def _number(row: RowMapping) -> int:
     return int(str(row["account"]).split(":")[1])
 
 
-def _gone(account: str, payload: dict[str, Any]) -> tuple[Definition, ...]:
+def _last_definition(account: str, payload: dict[str, Any]) -> tuple[Definition, ...]:
     """Return the last definition of a deleted key, which frees the subject of its signed tokens.
 
     Return an empty tuple for other accounts.
@@ -758,7 +762,7 @@ class ClockReports:
             found = {"zone": time_zone, "after": after, "n": count}
             tenants = (await connection.execute(_CLOCK_TENANTS, found)).all()
             if tenants:
-                await connection.execute(_DEFINE, [self._definition(*one) for one in tenants])
+                await connection.execute(_DEFINE, [self._definition(*tenant) for tenant in tenants])
             last = tenants[-1].id if len(tenants) == count else None
             await connection.execute(_UP_TO, {"zone": time_zone, "tenant": last})
             return len(tenants)

@@ -26,6 +26,7 @@ from gateway.core.accounts.windows import (
     CALENDAR,
     FIRST_USE,
     ROLLING,
+    WHOLE_PARTS,
     RollingWindow,
     form_of_length,
     read_length,
@@ -91,8 +92,8 @@ _CALENDARS = query("news.calendars", "Select the calendars of budgets that webho
 SELECT DISTINCT b."interval", b.time_zone, b.anchor_day FROM budget AS b
  WHERE b.deleted_at IS NULL AND b."window" = '{CALENDAR}' AND {_WANTED} LIMIT {CALENDARS_MAX}""")  # fmt: skip
 _LENGTHS = query("news.lengths", "Select the lengths of windows of budgets that webhooks want", f"""
-SELECT DISTINCT b."window", b.length FROM budget AS b
- WHERE b.deleted_at IS NULL AND b."window" <> '{CALENDAR}' AND {_WANTED} LIMIT {CALENDARS_MAX}""")  # fmt: skip
+SELECT DISTINCT b.length FROM budget AS b
+ WHERE b.deleted_at IS NULL AND b."window" = :window AND {_WANTED} LIMIT {CALENDARS_MAX}""")  # fmt: skip
 # Windows as parameters: those of the calendar, and those with a length, whose uses count since a moment.
 _OF_CALENDAR = """
     SELECT *, NULL::bigint AS lasts_ms
@@ -104,13 +105,38 @@ _OF_LENGTH = """
       FROM unnest(cast(:windows AS text[]), cast(:lengths AS text[]), cast(:sinces AS timestamptz[]),
                   cast(:lasting AS bigint[]), cast(:looks_back AS interval[]))
         AS c ("window", length, since, lasts_ms, look_back)"""
-# Uses in windows with a length. Those of a rolling window are parts, whose sum has the epoch as its start.
-_SUMS = f""", sums AS MATERIALIZED (
-    SELECT b.id AS budget_id, CASE b."window" WHEN '{ROLLING}' THEN 'epoch' ELSE u.start END AS start, u.value,
-           max(u.name) AS name, sum(u.used) AS used, NULL::numeric AS carried,
-           array_agg(floor(extract(epoch FROM u.start) * 1000)::bigint ORDER BY u.start) AS part_starts,
-           array_agg(u.used ORDER BY u.start) AS part_uses
-      FROM live AS b JOIN budget_use AS u ON u.budget_id = b.id AND u.start >= b.since GROUP BY 1, 2, 3
+# How long after a use its account is looked at each second, or each minute. Whatever else reaches a threshold, such as
+# another amount or a use of an older part, is seen by the look at all accounts, each minute.
+MOVED_S, MOVED_S_MINUTE = 5, 150
+_PART = f"(b.lasts_ms / {WHOLE_PARTS} * interval '1 millisecond')"
+# The accounts of rolling windows that moved lately: they have a row in one of the last parts.
+_MOVED = f"""
+    SELECT b.id AS budget_id, u.value FROM live AS b
+     CROSS JOIN LATERAL (SELECT DISTINCT u.value FROM budget_use AS u
+                          WHERE u.budget_id = b.id AND u.start >= :now - 3 * {_PART}
+                            AND u.moved_at >= now() - make_interval(secs => :moved_s) OFFSET 0) AS u"""
+_REPORTED = """
+    SELECT t.budget_id, t.value FROM live AS b JOIN budget_told AS t ON t.budget_id = b.id
+     WHERE t.start = 'epoch' AND (t.part > 0 OR t.exceeded)"""
+# The rows of one account, part by part and some more by a clock that is ahead: `start` is within the key of uses.
+_PARTS = f"""generate_series(b.since, b.since + {WHOLE_PARTS + 3} * {_PART}, {_PART}) AS p (start)
+     CROSS JOIN LATERAL (SELECT u.* FROM budget_use AS u
+                          WHERE (u.budget_id, u.start, u.value) = ({{account}}.budget_id, p.start, {{account}}.value) OFFSET 0) AS u"""
+# The parts of rolling windows as sums, whose start is the epoch: of some accounts, or of all.
+_SUMS = f""", chosen AS MATERIALIZED ({{accounts}}
+), sums AS MATERIALIZED (
+    SELECT c.budget_id, timestamptz 'epoch' AS start, c.value, u.*, NULL::numeric AS carried
+      FROM chosen AS c JOIN live AS b ON b.id = c.budget_id
+     CROSS JOIN LATERAL (SELECT max(u.name) AS name, sum(u.used) AS used,
+                                array_agg(floor(extract(epoch FROM u.start) * 1000)::bigint ORDER BY u.start) AS part_starts,
+                                array_agg(u.used ORDER BY u.start) AS part_uses
+                           FROM {_PARTS.format(account="c")}) AS u
+     WHERE u.used IS NOT NULL
+)"""
+_ALL_SUMS = """, sums AS MATERIALIZED (
+    SELECT b.id AS budget_id, timestamptz 'epoch' AS start, u.*, NULL::numeric AS carried FROM live AS b
+     CROSS JOIN LATERAL (SELECT u.value, max(u.name) AS name, sum(u.used) AS used FROM budget_use AS u
+                          WHERE u.budget_id = b.id AND u.start >= b.since GROUP BY u.value OFFSET 0) AS u
 )"""
 
 
@@ -190,7 +216,10 @@ _BY_CALENDAR = (
     "budget_use",
     " AND u.start = b.since",
 )
-_BY_LENGTH = _live(_OF_LENGTH, '"window", length') + _SUMS, "sums", ""
+_BY_FIRST_USE = _live(_OF_LENGTH, '"window", length'), "budget_use", " AND u.start >= b.since"
+_BY_ROLLING = _BY_FIRST_USE[0] + _SUMS.format(accounts=_MOVED), "sums", ""
+_BY_ALL_ROLLING = _BY_FIRST_USE[0] + _ALL_SUMS, "sums", ""
+_BY_REPORTED = _BY_FIRST_USE[0] + _SUMS.format(accounts=_REPORTED), "sums", ""
 _LEAST = "b.usual * least(1, (SELECT min(x) FROM unnest(b.parts) AS x))"
 _IS_REACHED = """
    (u.used >= l."limit" AND (NOT coalesce(t.exceeded, false) OR l."limit" > t.level)
@@ -209,7 +238,7 @@ def _running(name: str, live: str, uses: str, of_window: str) -> TextClause:
     The rule in the core decides.
     """
     return query(name, "Select accounts of budgets that may run out", f"""{live}
-{_accounts(uses, of_window, "b.usual / 10")} AND b."window" <> '{ROLLING}'
+{_accounts(uses, of_window, "b.usual / 10")}
    AND u.used < l."limit" AND NOT coalesce(t.foreseen, false)
    AND (t.seen_at IS NULL OR :now - t.seen_at >= b.look_back OR u.used < t.seen_used
         OR (u.used > coalesce(t.looked_used, 0) AND cardinality(t.came_at) < :parts)
@@ -220,26 +249,28 @@ def _running(name: str, live: str, uses: str, of_window: str) -> TextClause:
 {_IN_ORDER}""")  # fmt: skip
 
 
-_REACHED, _REACHED_LENGTHS = (
+_REACHED, _REACHED_FIRST_USE, _REACHED_ROLLING, _REACHED_ALL_ROLLING = (
     _reached("news.reached", *_BY_CALENDAR),
-    _reached("news.reached_lengths", *_BY_LENGTH),
+    _reached("news.reached_first_use", *_BY_FIRST_USE),
+    _reached("news.reached_rolling", *_BY_ROLLING),
+    _reached("news.reached_all_rolling", *_BY_ALL_ROLLING),
 )
-_RUNNING, _RUNNING_LENGTHS = (
+_RUNNING, _RUNNING_FIRST_USE = (
     _running("news.running", *_BY_CALENDAR),
-    _running("news.running_lengths", *_BY_LENGTH),
+    _running("news.running_first_use", *_BY_FIRST_USE),
 )
 # A rolling window is foreseen to be used up at most once in its length.
 _RUNNING_ROLLING = query("news.running_rolling", "Select accounts of rolling budgets that may run out",
-    _BY_LENGTH[0] + _accounts(*_BY_LENGTH[1:], "b.usual / 10").replace("SELECT b.*", "SELECT b.*, u.part_starts, u.part_uses")
+    _BY_ROLLING[0] + _accounts(*_BY_ROLLING[1:], "b.usual / 10").replace("SELECT b.*", "SELECT b.*, u.part_starts, u.part_uses")
     + f"""
-   AND b."window" = '{ROLLING}' AND u.used < l."limit"
+   AND u.used < l."limit"
    AND (NOT coalesce(t.foreseen, false) OR t.seen_at <= :now - b.lasts_ms * interval '1 millisecond')
 {_IN_ORDER}""")  # fmt: skip
 # Reports of rolling windows whose use has fallen far enough below a reported threshold; of each the present use.
 _FALLEN = query("news.fallen", "Select reported thresholds of rolling budgets that use has fallen below",
-    _BY_LENGTH[0] + _accounts(*_BY_LENGTH[1:], "0") + f"""
-   AND b."window" = '{ROLLING}' AND (u.used < t.part * l."limit" * {FELL_BELOW}
-                                     OR t.exceeded AND u.used < l."limit" * {FELL_BELOW})
+    _BY_REPORTED[0] + _accounts(*_BY_REPORTED[1:], "0") + f"""
+   AND (u.used < t.part * l."limit" * {FELL_BELOW}
+        OR t.exceeded AND u.used < l."limit" * {FELL_BELOW})
 {_IN_ORDER}""")  # fmt: skip
 _FALL = query("news.fall", "Store which thresholds of rolling budgets use has fallen below", """
 UPDATE budget_told AS t SET part = n.part, level = n.level, exceeded = n.exceeded
@@ -276,23 +307,31 @@ DELETE FROM budget_told AS t USING budget AS b
           AND t.start < c.start))""")  # fmt: skip
 
 _FORGET_LENGTHS = query("news.forget_lengths", "Delete reports of windows with a length that are over", f"""
-DELETE FROM budget_told AS t USING budget AS b
-  JOIN unnest(cast(:windows AS text[]), cast(:lengths AS text[]), cast(:sinces AS timestamptz[]))
-    AS c ("window", length, since) USING ("window", length)
+DELETE FROM budget_told AS t USING (
+    SELECT b.id, b."window", c.since, c.lasts_ms FROM budget AS b
+      JOIN unnest(cast(:windows AS text[]), cast(:lengths AS text[]), cast(:sinces AS timestamptz[]), cast(:lasting AS bigint[]))
+        AS c ("window", length, since, lasts_ms) USING ("window", length)) AS b
  WHERE b.id = t.budget_id AND CASE b."window" WHEN '{ROLLING}'
-       THEN NOT EXISTS (SELECT FROM budget_use AS u
-                         WHERE u.budget_id = b.id AND u.value = t.value AND u.start >= c.since)
-       ELSE t.start < c.since END""")  # fmt: skip
+       THEN NOT EXISTS (SELECT FROM {_PARTS.format(account="t")})
+       ELSE t.start < b.since END""")  # fmt: skip
 
 Found = Row[Any]
 Windows = Callable[[AsyncConnection, datetime], Awaitable[dict[str, object]]]
+Report = Callable[[AsyncConnection, Sequence[Found]], Awaitable[None]]
 
 
 async def reached_budgets(engine: AsyncEngine, now: datetime) -> None:
-    """Report reached thresholds and used-up budgets to webhooks."""
-    now_ms = ms_of(now)
+    """Report reached thresholds and used-up budgets to webhooks; of rolling windows those that were used lately."""
+    report = _report_reached(ms_of(now))
+    await _each_page(engine, _REACHED, now, report, partial(_calendars, over=OVER))
+    await _each_page(engine, _REACHED_FIRST_USE, now, report, partial(_lengths, kind=FIRST_USE, over=OVER))
+    await _each_page(engine, _REACHED_ROLLING, now, report, partial(_lengths, kind=ROLLING), moved_s=MOVED_S)
 
-    async def tell_of(connection: AsyncConnection, accounts: Sequence[Found]) -> None:
+
+def _report_reached(now_ms: int) -> Report:
+    """Return what reports the thresholds that accounts have reached, and stores that they are reported."""
+
+    async def report(connection: AsyncConnection, accounts: Sequence[Found]) -> None:
         news: list[News] = []
         rows: list[tuple[object, ...]] = []
         for account in accounts:
@@ -309,8 +348,7 @@ async def reached_budgets(engine: AsyncEngine, now: datetime) -> None:
         await connection.execute(_TOLD, _columns(names, rows))
         await create_messages(connection, news)
 
-    await _each_page(engine, _REACHED, now, tell_of, partial(_calendars, over=OVER))
-    await _each_page(engine, _REACHED_LENGTHS, now, tell_of, partial(_lengths, over=OVER))
+    return report
 
 
 async def foresee_budgets(engine: AsyncEngine, now: datetime) -> None:
@@ -344,13 +382,16 @@ async def foresee_budgets(engine: AsyncEngine, now: datetime) -> None:
                 rows.append(_foreseen(account, Samples(seen=UsageSample(used, now_ms)), end_ms))
         await _store_foreseen(connection, news, rows)
 
-    await _each_page(engine, _FALLEN, now, _store_fall, _lengths)
+    of_rolling, of_first_use = partial(_lengths, kind=ROLLING), partial(_lengths, kind=FIRST_USE)
+    await _each_page(engine, _FALLEN, now, _store_fall, of_rolling)
+    await _each_page(engine, _REACHED_ALL_ROLLING, now, _report_reached(now_ms), of_rolling)
     await _each_page(engine, _RUNNING, now, tell_of, _calendars)
-    await _each_page(engine, _RUNNING_LENGTHS, now, tell_of, _lengths)
-    await _each_page(engine, _RUNNING_ROLLING, now, tell_of_rolling, _lengths)
+    await _each_page(engine, _RUNNING_FIRST_USE, now, tell_of, of_first_use)
+    await _each_page(engine, _RUNNING_ROLLING, now, tell_of_rolling, of_rolling, moved_s=MOVED_S_MINUTE)
     async with engine.begin() as connection:
         await connection.execute(_FORGET, await _calendars(connection, now - OVER))
-        await connection.execute(_FORGET_LENGTHS, await _lengths(connection, now, over=OVER))
+        for kind in (ROLLING, FIRST_USE):
+            await connection.execute(_FORGET_LENGTHS, await _lengths(connection, now, kind=kind, over=OVER))
 
 
 async def _store_fall(connection: AsyncConnection, accounts: Sequence[Found]) -> None:
@@ -361,16 +402,18 @@ async def _store_fall(connection: AsyncConnection, accounts: Sequence[Found]) ->
     await connection.execute(_FALL, _columns(("ids", "values", "parts", "levels", "exceeded"), rows))
 
 
-def _forecast(found: Found, end_ms: int, now_ms: int) -> News:
+def _forecast(standing: Found, end_ms: int, now_ms: int) -> News:
     """Return the event of an end that is foreseen, with its time in UTC and in the budget's time zone."""
-    local = moment_of(end_ms).astimezone(ZoneInfo(found.time_zone)).isoformat(timespec="seconds")
-    return _news(found, "budget.forecast", now_ms, exhausted_at=_said(end_ms), exhausted_local=local)
+    local = moment_of(end_ms).astimezone(ZoneInfo(standing.time_zone)).isoformat(timespec="seconds")
+    return _news(
+        standing, "budget.forecast", now_ms, exhausted_at=_render_moment(end_ms), exhausted_local=local
+    )
 
 
-def _foreseen(found: Found, samples: Samples, end_ms: int | None) -> tuple[object, ...]:
+def _foreseen(standing: Found, samples: Samples, end_ms: int | None) -> tuple[object, ...]:
     stored = (*_stored(samples.before), *_stored(samples.seen), samples.looked_used)
-    came = ",".join(_said(at_ms) for at_ms in samples.came_ms)
-    return (found.id, found.start, found.value, end_ms is not None, *stored, f"{{{came}}}")
+    came = ",".join(_render_moment(at_ms) for at_ms in samples.came_ms)
+    return (standing.id, standing.start, standing.value, end_ms is not None, *stored, f"{{{came}}}")
 
 
 async def _store_foreseen(
@@ -389,8 +432,10 @@ async def _each_page(
     engine: AsyncEngine,
     statement: TextClause,
     now: datetime,
-    tell_of: Callable[[AsyncConnection, Sequence[Found]], Awaitable[None]],
+    tell_of: Report,
     windows: Windows,
+    *,
+    moved_s: int = 0,
 ) -> None:
     """Call `tell_of` with each page of a budget query's accounts, in these windows."""
     after: dict[str, object] = {"id": 0, "start": EPOCH, "value": ""}
@@ -399,7 +444,7 @@ async def _each_page(
             known = await windows(connection, now)
             if not any(known.values()):
                 return
-            facts = {**known, "now": now, "ahead": _AHEAD, "parts": PARTS_LEAST}
+            facts = {**known, "now": now, "ahead": _AHEAD, "parts": PARTS_LEAST, "moved_s": moved_s}
             accounts = (await connection.execute(statement, facts | after)).all()
             if accounts:
                 await tell_of(connection, accounts)
@@ -438,47 +483,46 @@ async def _calendars(
 
 
 async def _lengths(
-    connection: AsyncConnection, now: datetime, *, over: timedelta = timedelta()
+    connection: AsyncConnection, now: datetime, *, kind: str, over: timedelta = timedelta()
 ) -> dict[str, object]:
-    """Return, as SQL parameters, since when uses count in windows with a length, of budgets a webhook wants.
+    """Return, as SQL parameters, since when uses count in windows of this kind, of budgets a webhook wants.
 
     Windows that began at first use are those that were not over at the moment `over` before.
     """
     rows = []
-    for window, length in (await connection.execute(_LENGTHS)).all():
+    for (length,) in (await connection.execute(_LENGTHS, {"window": kind})).all():
         length_ms = read_length(length)
-        form = form_of_length(window, length_ms)
-        since_ms = form.since(ms_of(now if window == ROLLING else now - over))
+        since_ms = form_of_length(kind, length_ms).since(ms_of(now if kind == ROLLING else now - over))
         look_back = length_ms // LOOK_BACK * MILLISECOND
-        rows.append((window, length, moment_of(since_ms), length_ms, look_back))
+        rows.append((kind, length, moment_of(since_ms), length_ms, look_back))
     return _columns(("windows", "lengths", "sinces", "lasting", "looks_back"), rows)
 
 
-def _state(found: Found) -> AlertState:
-    return AlertState(found.part, found.level, found.exceeded)
+def _state(standing: Found) -> AlertState:
+    return AlertState(standing.part, standing.level, standing.exceeded)
 
 
-def _thresholds(found: Found) -> list[Decimal]:
-    return [Decimal(str(part)) for part in found.thresholds]
+def _thresholds(standing: Found) -> list[Decimal]:
+    return [Decimal(str(part)) for part in standing.thresholds]
 
 
 def _columns(names: Sequence[str], rows: Sequence[tuple[object, ...]]) -> dict[str, object]:
     return {name: [row[at] for row in rows] for at, name in enumerate(names)}
 
 
-def _window(found: Found) -> RunningWindow:
-    used, limit, _ = _amounts(found)
-    return RunningWindow(found.interval or "", ms_of(found.began), ms_of(found.ends), limit, used)
+def _window(standing: Found) -> RunningWindow:
+    used, limit, _ = _amounts(standing)
+    return RunningWindow(standing.interval or "", ms_of(standing.began), ms_of(standing.ends), limit, used)
 
 
-def _samples(found: Found) -> Samples:
-    looked = None if found.looked_used is None else int(found.looked_used)
-    came_ms = tuple([ms_of(moment) for moment in found.came_at])
-    return Samples(_sample(found, "before"), _sample(found, "seen"), came_ms, looked)
+def _samples(standing: Found) -> Samples:
+    looked = None if standing.looked_used is None else int(standing.looked_used)
+    came_ms = tuple([ms_of(moment) for moment in standing.came_at])
+    return Samples(_sample(standing, "before"), _sample(standing, "seen"), came_ms, looked)
 
 
-def _sample(found: Found, name: str) -> UsageSample | None:
-    used, at = getattr(found, f"{name}_used"), getattr(found, f"{name}_at")
+def _sample(standing: Found, name: str) -> UsageSample | None:
+    used, at = getattr(standing, f"{name}_used"), getattr(standing, f"{name}_at")
     return None if at is None else UsageSample(int(used), ms_of(at))
 
 
@@ -486,53 +530,53 @@ def _stored(sample: UsageSample | None) -> tuple[object, object]:
     return (None, None) if sample is None else (sample.used, moment_of(sample.at_ms))
 
 
-def _news(found: Found, event: str, now_ms: int, part: Decimal | None = None, **more: object) -> News:
+def _news(standing: Found, event: str, now_ms: int, part: Decimal | None = None, **more: object) -> News:
     """Return an event about an account of a budget; `part` is the threshold that was reached, if any.
 
     The occasion in a rolling window is that of its running part: use falls only where a part ends.
     """
-    begins_ms = ms_of(found.start)
-    if found.window == ROLLING:
-        begins_ms = RollingWindow(found.lasts_ms).start_of(now_ms)
+    begins_ms = ms_of(standing.start)
+    if standing.window == ROLLING:
+        begins_ms = RollingWindow(standing.lasts_ms).start_of(now_ms)
     named = "" if part is None else f":{part.normalize():f}"
-    amounts = used_now, limit, _ = _amounts(found)
-    occasion = f"{event}:{found.id}:{begins_ms}:{found.value}{named}:{limit}"
-    shown = [format_number(found.unit, amount) for amount in amounts]
-    used, amount, remaining = shown if found.unit == MONEY else amounts
+    amounts = used_now, limit, _ = _amounts(standing)
+    occasion = f"{event}:{standing.id}:{begins_ms}:{standing.value}{named}:{limit}"
+    shown = [format_number(standing.unit, amount) for amount in amounts]
+    used, amount, remaining = shown if standing.unit == MONEY else amounts
     data: dict[str, object] = {
-        "budget_id": found.id, "budget": found.name, "organization_id": found.organization_id,
-        "organization": found.organization, "each": found.each, "account": _account(found),
-        "unit": found.unit, "currency": found.currency if found.unit == MONEY else None, "mode": found.mode,
+        "budget_id": standing.id, "budget": standing.name, "organization_id": standing.organization_id,
+        "organization": standing.organization, "each": standing.each, "account": _account(standing),
+        "unit": standing.unit, "currency": standing.currency if standing.unit == MONEY else None, "mode": standing.mode,
         "used": used, "amount": amount, "remaining": remaining,
         "percent": _number(used_now * 100 // max(1, limit) if part is None else part * 100),
-        "threshold": None if part is None else _number(part), "interval": found.interval,
-        "window": found.window, "length": found.length, "time_zone": found.time_zone,
-        "window_start": _said(ms_of(found.start)) if found.ends else None,
-        "resets_at": _said(ms_of(found.ends)) if found.ends else None,
+        "threshold": None if part is None else _number(part), "interval": standing.interval,
+        "window": standing.window, "length": standing.length, "time_zone": standing.time_zone,
+        "window_start": _render_moment(ms_of(standing.start)) if standing.ends else None,
+        "resets_at": _render_moment(ms_of(standing.ends)) if standing.ends else None,
     }  # fmt: skip
     return News(event, occasion, data | more)
 
 
-def _amounts(found: Found) -> tuple[int, int, int]:
-    used, limit = int(found.used), int(found.limit)
+def _amounts(standing: Found) -> tuple[int, int, int]:
+    used, limit = int(standing.used), int(standing.limit)
     return used, limit, max(0, limit - used)
 
 
-def _account(found: Found) -> str | None:
+def _account(standing: Found) -> str | None:
     """Return the name of an account of a budget that has one for each user, key or other object.
 
     None if the budget has only one account. Accounts beyond the maximum share one name.
     """
-    if found.each is None:
+    if standing.each is None:
         return None
-    return found.account or (ALL_OTHERS if found.value == OTHERS else "nobody")
+    return standing.account or (ALL_OTHERS if standing.value == OTHERS else "nobody")
 
 
 def _number(number: Decimal | int) -> int | float:
     return int(number) if number == int(number) else float(number)
 
 
-def _said(at_ms: int) -> str:
+def _render_moment(at_ms: int) -> str:
     return rfc3339(moment_of(at_ms), "seconds")
 
 
@@ -589,30 +633,32 @@ async def look_for_sudden_use(engine: AsyncEngine, now: datetime) -> None:
         "hour": hour, "same": same_hours(hour), "today": today, "since": today - timedelta(days=DAYS),
     }  # fmt: skip
     async with engine.begin() as connection:
-        found = (await connection.execute(_HOURS, sought)).all()
+        result = (await connection.execute(_HOURS, sought)).all()
         await create_messages(
-            connection, [_news_of_sudden_use(each, hour) for each in found if is_sudden(_hour(each), now)]
+            connection, [_news_of_sudden_use(each, hour) for each in result if is_sudden(_hour(each), now)]
         )
 
 
-def _hour(found: Found) -> HourlySpend:
-    return HourlySpend(int(found.cost), int(found.usual), int(found.average_day), found.known_since)
+def _hour(standing: Found) -> HourlySpend:
+    return HourlySpend(
+        int(standing.cost), int(standing.usual), int(standing.average_day), standing.known_since
+    )
 
 
-def _news_of_sudden_use(found: Found, hour: datetime) -> News:
-    scope = "tenant" if found.tenant_id is not None else "organization"
-    if found.api_key_id is not None:
+def _news_of_sudden_use(standing: Found, hour: datetime) -> News:
+    scope = "tenant" if standing.tenant_id is not None else "organization"
+    if standing.api_key_id is not None:
         scope = "api_key"
-    subject = getattr(found, f"{scope}_id")
+    subject = getattr(standing, f"{scope}_id")
     return News(
         EVENT,
-        f"sudden:{scope}:{subject}:{found.currency}:{hour.isoformat()}",
+        f"sudden:{scope}:{subject}:{standing.currency}:{hour.isoformat()}",
         {
-            "scope": scope, "organization_id": found.organization_id, "organization": found.organization,
-            "tenant_id": found.tenant_id, "tenant": found.tenant, "api_key_id": found.api_key_id,
-            "api_key": found.api_key, "hour": rfc3339(hour),
-            "cost": format_number(MONEY, int(found.cost)), "usual": format_number(MONEY, int(found.usual)),
-            "currency": found.currency,
+            "scope": scope, "organization_id": standing.organization_id, "organization": standing.organization,
+            "tenant_id": standing.tenant_id, "tenant": standing.tenant, "api_key_id": standing.api_key_id,
+            "api_key": standing.api_key, "hour": rfc3339(hour),
+            "cost": format_number(MONEY, int(standing.cost)), "usual": format_number(MONEY, int(standing.usual)),
+            "currency": standing.currency,
         },
     )  # fmt: skip
 
@@ -822,7 +868,11 @@ class Deliveries:
             rows = (await connection.execute(_TAKE, sought)).all()
             agreed = await self._agreed(connection, rows)
             for row in rows:
-                delivery = await self._taken(connection, row, agreed) if row.wanted else "the webhook is gone"
+                delivery = (
+                    await self._prepare_delivery(connection, row, agreed)
+                    if row.wanted
+                    else "the webhook is gone"
+                )
                 if isinstance(delivery, str):
                     await connection.execute(_DONE, _result(row.id, DeliveryOutcome(None, delivery), None))
                 else:
@@ -838,7 +888,7 @@ class Deliveries:
             return set()
         return {(each, address) for each, address in await connection.execute(_AGREED, {"whose": [*whose]})}
 
-    async def _taken(
+    async def _prepare_delivery(
         self, connection: AsyncConnection, row: Row[Any], agreed: set[tuple[int, str]]
     ) -> Delivery | str:
         """Return a message ready for sending, or the reason why it must not be sent."""
@@ -856,7 +906,11 @@ class Deliveries:
                 return "nobody is asked any more"
             url, data = SCHEME + data["address"], {**data, "organization": asked, "link": self._link(token)}
         elif _asks(row):
-            to = [one for one in recipients_of(url) if (row.organization_id, one.lower()) in agreed]
+            to = [
+                recipient
+                for recipient in recipients_of(url)
+                if (row.organization_id, recipient.lower()) in agreed
+            ]
             if not to:
                 return NOBODY_AGREED
             url = SCHEME + ",".join(to)

@@ -54,7 +54,7 @@ Since = datetime | None
 
 
 async def places(connection: AsyncConnection, request_ids: Sequence[str]) -> dict[str, Since]:
-    moments = {one: began(one) for one in request_ids}
+    moments = {request_id: began(request_id) for request_id in request_ids}
     days = sorted({moment.date() for moment in moments.values() if moment is not None})
     rows = await connection.execute(_AHEAD, {"days": days}) if days else ()
     ahead = {row.day: row.since for row in rows}
@@ -111,7 +111,7 @@ def not_before(at: ColumnElement[datetime], request_id: str) -> ColumnElement[bo
 
 def times_of(request_ids: Sequence[str]) -> dict[str, object]:
     """Return the SQL parameters of `SINCE_BEGAN`: earliest time, days, and the request ids without a time."""
-    moments = {one: began(one) for one in request_ids}
+    moments = {request_id: began(request_id) for request_id in request_ids}
     known = [moment for moment in moments.values() if moment is not None]
     return {
         "began": min(known) - AHEAD_MAX if known else None,

@@ -11,7 +11,7 @@ from sqlalchemy import CursorResult, TextClause
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.core.accounts.outbox import PartitionAssignment
+from gateway.core.accounts.flush_batch import PartitionAssignment
 from gateway.errors import LedgerUnavailable
 from persistence.engine import looking
 from persistence.error_mapping import complaint

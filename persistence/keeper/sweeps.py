@@ -20,7 +20,7 @@ from gateway.core.accounts.holds import (
 )
 from persistence.keeper import retention
 from persistence.keeper.retention import SINCE
-from persistence.ledger import listeners, rollup, statements
+from persistence.ledger import listeners, statements, usage_rollup
 from persistence.queries import query
 
 # Movements that Redis lost and nothing restored, counted from the acknowledged seqs.
@@ -141,7 +141,7 @@ SELECT q.tenant_id, t.organization_id FROM tenant_quota AS q JOIN tenant AS t ON
 _NOW = query("sweeps.now", "Select the time of the transaction", "SELECT now()")
 _FIRST = datetime.min.replace(tzinfo=UTC)
 _CHARGED = query("sweeps.charged", "Select the charges of requests that settle late", f"""
-SELECT request, sum(tokens)::bigint AS weighed, sum(credits)::bigint AS credits, sum(units)::bigint AS units,
+SELECT request, sum(tokens)::bigint AS quota_tokens, sum(credits)::bigint AS credits, sum(units)::bigint AS units,
        bool_or(reclaimed) AS reclaimed, sum(carried)::bigint AS over,
        (SELECT max(c.tokens) FROM call AS c WHERE c.request_id = cast(request AS uuid)
            AND c.created_at >= {SINCE}) AS tokens,
@@ -260,7 +260,7 @@ class Sweeps:
         }
         async with self._engine.begin() as connection:
             if (await connection.execute(_REFUND, values)).first() is not None:
-                await _told(connection, request_id, amount)
+                await _subtract_refund(connection, request_id, amount)
 
     async def remember(self, acknowledged: Sequence[MovementRange]) -> None:
         """Store, as evidence of a loss, movements that Redis acknowledged and the ledger does not have."""
@@ -268,7 +268,7 @@ class Sweeps:
             await remember_losses(connection, acknowledged)
 
 
-async def _told(connection: AsyncConnection, request_id: str, amount: int) -> None:
+async def _subtract_refund(connection: AsyncConnection, request_id: str, amount: int) -> None:
     """Subtract a refund from the row of its call, and from the roll-ups with that call."""
     values = {"request_id": request_id, "amount": amount, **retention.times_of([request_id])}
     before = (await connection.exec_driver_sql(statements.CALL_SUMS, values)).fetchone()
@@ -276,8 +276,8 @@ async def _told(connection: AsyncConnection, request_id: str, amount: int) -> No
         return
     after = (await connection.exec_driver_sql(statements.REFUND_CALL, values)).fetchone()
     assert after is not None, "its row is held"
-    columns = rollup.moved_columns([(before, after)])
-    await connection.exec_driver_sql(rollup.ROLL_UP_CALLS, columns)
+    columns = usage_rollup.moved_columns([(before, after)])
+    await connection.exec_driver_sql(usage_rollup.ROLL_UP_CALLS, columns)
     await connection.run_sync(listeners.tell_changes, "refunded", [(before, after)])
 
 
@@ -292,9 +292,9 @@ def _letter(late: LateSettlement) -> dict[str, object]:
 
 def _charged(row: Row[Any]) -> ChargedAmounts:
     """Return the amounts that the ledgers charged for a call; tokens are the journal's, if it has them."""
-    tokens = row.weighed if row.tokens is None else row.tokens
-    weighed = None if tokens == row.weighed else row.weighed
+    tokens = row.quota_tokens if row.tokens is None else row.tokens
+    quota_tokens = None if tokens == row.quota_tokens else row.quota_tokens
     return ChargedAmounts(
-        tokens, row.credits, row.units, bool(row.reclaimed), row.over, weighed,
+        tokens, row.credits, row.units, bool(row.reclaimed), row.over, quota_tokens,
         money=row.money or 0, budget_tokens=tokens, requests=1,
     )  # fmt: skip

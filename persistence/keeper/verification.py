@@ -347,10 +347,10 @@ class LedgerReader(BudgetUses):
         async with looking(self._engine) as connection:
             rows = await connection.execute(_COMPARED)
             return {
-                one.partition: ComparisonPoint(
-                    one.compared_run_id.encode(), one.compared_epoch, one.compared_position
+                row.partition: ComparisonPoint(
+                    row.compared_run_id.encode(), row.compared_epoch, row.compared_position
                 )
-                for one in rows
+                for row in rows
             }
 
     async def note_compared(self, run_id: bytes, epochs: Mapping[int, int], position: int) -> None:
@@ -370,7 +370,7 @@ class LedgerReader(BudgetUses):
         ids = {"ids": [one for its in organizations.values() for one in its]}
         async with self._at_one_moment() as (connection, version):
             applied = await connection.execute(_APPLIED, {"partitions": list(organizations)})
-            found = {one: LedgerState([], [], [], [], [], version) for one in organizations}
+            found = {organization: LedgerState([], [], [], [], [], version) for organization in organizations}
             for row in applied:
                 found[row.partition].applied.append(str(row.id))
             if not ids["ids"]:
@@ -385,8 +385,8 @@ class LedgerReader(BudgetUses):
                 self._its(found, user).users.append(user)
         return found
 
-    def _its(self, found: Mapping[int, LedgerState], definition: AccountDefinition) -> LedgerState:
-        return found[self._partition_of(definition.organization_id)]
+    def _its(self, states: Mapping[int, LedgerState], definition: AccountDefinition) -> LedgerState:
+        return states[self._partition_of(definition.organization_id)]
 
     async def credentials(self, keys: Sequence[int]) -> list[KeyDefinition]:
         async with looking(self._engine) as connection:
@@ -585,18 +585,25 @@ class Accounts(BudgetUses):
         if self._after is None:
             async with translating(self._engine.connect()) as connection:
                 self._after = int(await connection.scalar(_ANYBODY) or 0)
-        found = await self.owners(self._after, count)
-        if len(found) < count:
-            begun = await self.owners(0, count - len(found))
-            found += [one for one in begun if one.organization_id <= self._after]
-        if found:
-            self._after = found[-1].organization_id
-        return found
+        owners = await self.owners(self._after, count)
+        if len(owners) < count:
+            begun = await self.owners(0, count - len(owners))
+            owners += [one for one in begun if one.organization_id <= self._after]
+        if owners:
+            self._after = owners[-1].organization_id
+        return owners
 
     async def owners_of(self, organization_ids: Sequence[int]) -> Sequence[Owner]:
-        found = await self._owners(_THESE, {"ids": list(organization_ids), "n": len(organization_ids)})
-        there = {owner.organization_id for owner in found}
-        return [*found, *(Owner(each, ()) for each in organization_ids if each not in there)]
+        owners = await self._owners(_THESE, {"ids": list(organization_ids), "n": len(organization_ids)})
+        there = {owner.organization_id for owner in owners}
+        return [
+            *owners,
+            *(
+                Owner(organization_id, ())
+                for organization_id in organization_ids
+                if organization_id not in there
+            ),
+        ]
 
     async def accounts(self, seqs: Mapping[str, int], *, deep: bool) -> dict[str, LedgerAccount]:
         """Return the stored accounts by name, each with its balance at the sequence number in `seqs`.
@@ -604,7 +611,7 @@ class Accounts(BudgetUses):
         With `deep`, the balance is the sum of all movements (of past months, of checkpoints); without, that
         of the last row.
         """
-        found: dict[str, LedgerAccount] = {}
+        ledger_accounts: dict[str, LedgerAccount] = {}
         async with translating(self._engine.connect()) as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ")
             listed = {row.account: row.n for row in await connection.execute(_LISTED)}
@@ -615,10 +622,10 @@ class Accounts(BudgetUses):
                     missing = listed.get(one.account, 0)
                     # Missing rows cannot be summed: then the last row's balance is trusted.
                     summed = one.last_row if missing else one.summed
-                    found[one.account] = replace(
+                    ledger_accounts[one.account] = replace(
                         one, listed=missing, summed=summed, stopped=stopped.get(one.account, "")
                     )
-        return found
+        return ledger_accounts
 
     async def disproved(self, owners: Sequence[Owner], count: int) -> Sequence[Item]:
         """Compute up to `count` random stored sums of these owners' accounts; return those that are wrong."""

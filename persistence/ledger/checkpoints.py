@@ -190,8 +190,8 @@ class Checkpoints:
     async def close_months(self, organizations: Sequence[int], open_month: date) -> int:
         """Store all missing checkpoints of the months before `open_month`; return their number."""
         async with self._engine.connect() as connection:
-            found = await connection.execute(_TENANTS, {"organizations": organizations})
-            ids = {"tenant": list(found.scalars()), "credits": organizations, "spend": organizations}
+            result = await connection.execute(_TENANTS, {"organizations": organizations})
+            ids = {"tenant": list(result.scalars()), "credits": organizations, "spend": organizations}
         made = 0
         for kind, owners in ids.items():
             here = {"ids": owners, "open_month": open_month, "movements": self._movements_max}
@@ -213,26 +213,26 @@ def count_again(connection: Connection, places: Iterable[tuple[str, int]]) -> No
     """
     connection.execute(_LOCK)
     for account, seq in places:
-        connection.execute(_AGAINS[account.partition(":")[0]], _here(account, seq))
+        connection.execute(_AGAINS[account.partition(":")[0]], _account_parameters(account, seq))
 
 
 async def disproved(connection: AsyncConnection, accounts: Sequence[str], count: int) -> list[Item]:
     """Compute up to `count` random checkpoints of these accounts again; return those that differ."""
     items = []
-    for one in (await connection.execute(_SOME, {"accounts": accounts, "count": count})).all():
-        proof = _PROOFS[one.account.partition(":")[0]]
-        found = (await connection.execute(proof, _here(one.account, one.last_seq))).one()
-        if (found.movements, found.amount) != (found.found, found.came_to):
+    for row in (await connection.execute(_SOME, {"accounts": accounts, "count": count})).all():
+        proof = _PROOFS[row.account.partition(":")[0]]
+        result = (await connection.execute(proof, _account_parameters(row.account, row.last_seq))).one()
+        if (result.movements, result.amount) != (result.found, result.came_to):
             detail = (
-                f"movements {found.first_seq + 1} to {found.last_seq} are {found.found} and come to"
-                f" {found.came_to}, their checkpoint says {found.movements} and {found.amount}"
+                f"movements {result.first_seq + 1} to {result.last_seq} are {result.found} and come to"
+                f" {result.came_to}, their checkpoint says {result.movements} and {result.amount}"
             )
-            difference = int(found.amount - found.came_to)
-            items.append(Item(found.account, DifferenceKind.DRIFT, difference, found.last_seq, detail))
+            difference = int(result.amount - result.came_to)
+            items.append(Item(result.account, DifferenceKind.DRIFT, difference, result.last_seq, detail))
     return items
 
 
-def _here(account: str, seq: int) -> dict[str, Any]:
+def _account_parameters(account: str, seq: int) -> dict[str, Any]:
     return {"account": account, "id": int(account.partition(":")[2]), "seq": seq}
 
 

@@ -17,17 +17,10 @@ from psycopg import Connection
 from gateway.core.accounts.outbox import EventKind, EventNote, OutboxEntry
 from gateway.core.times import AHEAD_MAX_MS, began, began_ms, moment_of, says_when
 from persistence.keeper.retention import times_of
-from persistence.ledger import rollup, rows, statements
+from persistence.ledger import budget_moves, rows, statements, usage_rollup
 from persistence.ledger.guard import CREDITS, TOKENS, USAGE, Placed, event_of
 from persistence.ledger.listeners import listeners
-from persistence.ledger.rows import (
-    CALL_COLUMNS,
-    call_row,
-    correction,
-    facts_of,
-    journal_of,
-    reclaimed_facts,
-)
+from persistence.ledger.rows import CALL_COLUMNS, call_row, correction, facts_of, journal_of, reclaimed_facts
 
 # Users named by requests: created when first seen, cached by this process.
 #
@@ -78,11 +71,11 @@ class Users:
         found = {name: self._known[name] for name in names if name in self._known}
         missing = storable(one for one in names - found.keys() if hash(one) not in self._refused)
         if missing:
-            found |= _known(connection, missing)
+            found |= _read_users(connection, missing)
         if unknown := [name for name in missing if name not in found]:
             met = self._within_limit(connection, unknown)
             connection.execute(statements.MEET_USERS, columns_of(met))
-            found |= _known(connection, met)
+            found |= _read_users(connection, met)
             over = set(unknown) - found.keys()
             if not self._refused or len(self._refused) + len(over) > self._remembered_max:
                 self._refused.clear()
@@ -104,7 +97,7 @@ class Users:
         return met
 
 
-def _known(connection: Connection[Any], names: Sequence[Name]) -> dict[Name, int]:
+def _read_users(connection: Connection[Any], names: Sequence[Name]) -> dict[Name, int]:
     rows = connection.execute(statements.KNOW_USERS, columns_of(names))
     return {(organization, external_id): id_ for organization, external_id, id_ in rows}
 
@@ -236,19 +229,19 @@ class Copies:
         changes = self._roll_up(connection, user)
         self._tell(connection, user, changes)
         note_clock_ahead(connection, map(event_of, [*self._fresh, *self._noted]))
-        rollup.store_runs(connection, self._noted)
-        rollup.move_budget_uses(connection, self._fresh, self._noted)
+        budget_moves.store_runs(connection, self._noted)
+        budget_moves.move_budget_uses(connection, self._fresh, self._noted)
         return {table: len(placed) for table, placed in written.items()}
 
     def _roll_up(
         self, connection: Connection[Any], user: Callable[[OutboxEntry], int | None]
     ) -> list[tuple[Row, Row]]:
         """Add calls to the hourly and daily roll-ups; return corrected calls as rows before and after."""
-        hours: rollup.Rollup = {}
+        hours: usage_rollup.Rollup = {}
         changes: list[tuple[Row, Row]] = []
         for placed in self._by_table["call"]:
             event = event_of(placed)
-            rollup.add_call(hours, event, facts_of(event), user(event))
+            usage_rollup.add_call(hours, event, facts_of(event), user(event))
         for event in self._corrections:
             values = correction(event)
             values |= times_of([str(values["request_id"])])
@@ -256,10 +249,12 @@ class Copies:
             if before is not None:
                 after = connection.execute(statements.CORRECT_CALL, values).fetchone()
                 assert after is not None, "its row is held"
-                rollup.moved_usage(before, after, hours)
+                usage_rollup.moved_usage(before, after, hours)
                 changes.append((before, after))
         if hours:
-            connection.execute(rollup.ROLL_UP_CALLS, statements.columns_of(rollup.usage_rows_of(hours)))
+            connection.execute(
+                usage_rollup.ROLL_UP_CALLS, statements.columns_of(usage_rollup.usage_rows_of(hours))
+            )
         return changes
 
     def _tell(

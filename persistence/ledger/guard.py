@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from gateway.core.accounts.outbox import Batch, Entry, EventFlag, EventKind, OutboxEntry, Owner, Waiter
+from gateway.core.accounts.flush_batch import Batch, Entry, Owner, Waiter
+from gateway.core.accounts.outbox import EventFlag, EventKind, OutboxEntry
 from gateway.core.model import INTEGER_MAX
 
 TOKENS, CREDITS, USAGE = int(EventFlag.TOKENS), int(EventFlag.CREDITS), int(EventFlag.USAGE)

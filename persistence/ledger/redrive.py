@@ -21,15 +21,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.util import await_only
 
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.outbox import (
-    EventKind,
-    MalformedEvent,
-    OutboxEntry,
-    attributed,
-    control_id,
-    decode,
-    moved,
-)
+from gateway.core.accounts.flush_batch import control_id
+from gateway.core.accounts.outbox import EventKind, MalformedEvent, OutboxEntry, attributed, decode, moved
 from gateway.core.accounts.refusals import RefusedBatch, RefusedCall, RefusedCount, RefusingLimit, others
 from gateway.core.accounts.tags import Tags
 from gateway.core.accounts.usage_sums import SUMS
@@ -39,7 +32,15 @@ from gateway.errors import Conflict, LedgerUnavailable, Unprocessable
 from persistence.billing.credit_balances import allocate_late
 from persistence.error_mapping import complaint, refuses_values
 from persistence.keeper.retention import SINCE_BEGAN, times_of
-from persistence.ledger import accounts, rollup, rows, statements
+from persistence.ledger import (
+    acceptance,
+    account_heads,
+    accounts,
+    rows,
+    statements,
+    stored_movements,
+    usage_rollup,
+)
 from persistence.ledger.checkpoints import count_again
 from persistence.ledger.copying import Copies, Name, Unstorable, Users, columns_of
 from persistence.ledger.copying import storable as storable_names
@@ -116,14 +117,14 @@ class RefusedJournal:
         counts = [count for batch in mine for count in batch.counts]
         told = [one for batch in mine for one in batch.calls if rows.is_uuid(one.request_id)]
         named = {(one.organization_id, one.user) for one in counts}
-        users = await _known(connection, named | {(one.organization_id, one.user) for one in told})
-        hours: rollup.Rollup = {}
+        users = await _read_users(connection, named | {(one.organization_id, one.user) for one in told})
+        hours: usage_rollup.Rollup = {}
         for count in counts:
             bucket = self._bucket(count, users)
             hours.setdefault(bucket, [0] * len(SUMS))[_REFUSED] += count.refused
         if hours:
-            columns = statements.columns_of(rollup.usage_rows_of(hours))
-            await connection.exec_driver_sql(rollup.ROLL_UP_CALLS, tuple(columns))
+            columns = statements.columns_of(usage_rollup.usage_rows_of(hours))
+            await connection.exec_driver_sql(usage_rollup.ROLL_UP_CALLS, tuple(columns))
         if told:
             runs, plans = await _runs(connection, told), await _plans(connection, told)
             await connection.execute(insert(call), [_row(one, users, runs, plans) for one in told])
@@ -131,15 +132,15 @@ class RefusedJournal:
             await connection.execute(_FORGET)
         return sum(count.refused for count in counts)
 
-    def _bucket(self, count: RefusedCount, users: dict[Name, int]) -> rollup.UsageBucket:
+    def _bucket(self, count: RefusedCount, users: dict[Name, int]) -> usage_rollup.UsageBucket:
         """Return the hour, owner and names to count refused calls by; too many names a day share one."""
         owner, hour_ms = count.organization_id, count.hour_ms
         user, project, model = users.get((owner, count.user), 0), count.project_id, stored_text(count.model)
         tags = count.tags
-        if not self._named.known(owner, hour_ms // DAY_MS, (user, project, model, tags)):
+        if not self._named.has_name(owner, hour_ms // DAY_MS, (user, project, model, tags)):
             user, (project, model), tags = 0, others(project, model), ()
         own = (owner, hour_ms, count.tenant_id, count.key_id, user, project, count.service_id, model, "")
-        return *own, rollup.tags_json(tags)
+        return *own, usage_rollup.tags_json(tags)
 
 
 class RefusalNames:
@@ -149,7 +150,7 @@ class RefusalNames:
         self._a_day_max = a_day_max
         self._known: dict[tuple[int, int], set[CountedName]] = {}
 
-    def known(self, organization_id: int, day: int, name: CountedName) -> bool:
+    def has_name(self, organization_id: int, day: int, name: CountedName) -> bool:
         """Return whether calls of this user, project, model and tags are counted by these names.
 
         New names are accepted up to a maximum a day; later ones are counted together.
@@ -168,7 +169,7 @@ async def _claimed(connection: AsyncConnection, batch: RefusedBatch) -> bool:
     return (await connection.execute(_CLAIM, values)).first() is not None
 
 
-async def _known(connection: AsyncConnection, names: Iterable[Name]) -> dict[Name, int]:
+async def _read_users(connection: AsyncConnection, names: Iterable[Name]) -> dict[Name, int]:
     """Return the ids of existing users by name; a refused call creates no user."""
     asked = storable_names(names)
     if not asked:
@@ -304,7 +305,7 @@ def redrive(connection: Connection, letter: Row, sent: Row, partition_of: Callab
     placed: Placed = (partition, (str(letter["entry_id"]).encode(), b"", event))
     if not storable(event):
         raise Unprocessable("Its numbers are out of range: correct them.")
-    heads = accounts.stand(plain, {partition: [placed[1]]})
+    heads = account_heads.stand(plain, {partition: [placed[1]]})
     parts = movements(event, heads)
     if not parts:
         raise Conflict("It moves no account: there is nothing to store. Resolve it instead.")
@@ -312,11 +313,11 @@ def redrive(connection: Connection, letter: Row, sent: Row, partition_of: Callab
         if head.stopped == UNKNOWN or head.organization_id != event.organization_id:
             account = head.account.replace(":", " ")
             raise Conflict(f"There is no {account} of organization {event.organization_id}.")
-    if accounts.count_stored(plain, placed) == len(parts):
+    if stored_movements.count_stored(plain, placed) == len(parts):
         return
     own = {head.account: letter[SEQS[head.account.partition(":")[0]]] for head, _ in parts}
     for (head, seq), movement in zip(parts, _movements(event), strict=True):
-        around, drifts = accounts.neighbours(plain, head.account, seq)
+        around, drifts = acceptance.neighbours(plain, head.account, seq)
         why = misfit(movement, head.seq, around, drifts, listed=own[head.account] == seq)
         if why is not None:
             raise Conflict(f"It does not fit: {why}.")
@@ -375,7 +376,7 @@ def finish_control_write(connection: Connection, letter: Row) -> None:
 
 def _movements(event: OutboxEntry) -> list[Movement]:
     """Return the movements of an entry, one for each account, in the order of `guard.movements`."""
-    month = accounts.month_of(event.at_ms // 1000)
+    month = acceptance.month_of(event.at_ms // 1000)
     return [
         Movement(one.account, one.seq, event.epoch, one.delta, one.balance, month if part == USAGE else 0)
         for part, one in moved(event).items()

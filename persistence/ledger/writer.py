@@ -19,23 +19,24 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg import Connection, errors
 
-from gateway.core.accounts.outbox import (
-    Batch,
-    FlushReport,
-    History,
-    Judged,
-    MalformedEvent,
-    control_id,
-    decode,
-    moved,
-)
+from gateway.core.accounts.flush_batch import Batch, FlushReport, History, Judged, control_id
+from gateway.core.accounts.outbox import MalformedEvent, decode, moved
 from gateway.core.model import PARTITIONS
 from gateway.errors import LedgerUnavailable
 from gateway.files import UrlFile
 from persistence.address import CONNECT, plain_url
 from persistence.engine import url_file
 from persistence.error_mapping import complaint
-from persistence.ledger import accounts, rows, statements
+from persistence.ledger import (
+    acceptance,
+    account_heads,
+    accounts,
+    dead_letters,
+    quarantine,
+    rows,
+    statements,
+    stored_movements,
+)
 from persistence.ledger.copying import NEW_USERS_A_DAY_MAX, Copies, Name, Place, Unstorable, Users
 from persistence.ledger.guard import (
     QUARANTINED,
@@ -244,24 +245,26 @@ class LedgerWriter:
         contradiction.
         """
         faults = dict(refused.stops)
-        quarantined = accounts.stopped_accounts(connection, sorted(batch))
-        accepted = accounts.accepted_accounts(connection, sorted(batch))
+        quarantined = quarantine.stopped_accounts(connection, sorted(batch))
+        accepted = acceptance.accepted_accounts(connection, sorted(batch))
         while True:
-            heads = accounts.stand(connection, batch)
+            heads = account_heads.stand(connection, batch)
             names = quarantined | faults.keys()
             for of_kind in (heads.tenants, heads.credits, heads.spends):
                 for head in of_kind.values():
                     if head.account in names:
                         head.stopped = QUARANTINED
             sorted_ = sort_out(batch, heads, refused.poison, refused.aside)
-            found = accounts.contradictions(connection, sorted_.repeats, [*sorted_.fresh, *sorted_.dead])
-            aside = accounts.set_aside_account([*found, *sorted_.faults], accepted)
+            found = stored_movements.contradictions(
+                connection, sorted_.repeats, [*sorted_.fresh, *sorted_.dead]
+            )
+            aside = acceptance.set_aside_account([*found, *sorted_.faults], accepted)
             if aside:
                 refused.poison.update(aside)
                 refused.aside.update(aside)
                 continue
             if not found:
-                accounts.file_breaks(connection, sorted_.fresh, accepted)
+                acceptance.file_breaks(connection, sorted_.fresh, accepted)
                 return sorted_, [*faults.values(), *sorted_.faults]
             faults.update({fault.account: fault for fault in reversed(found)})
 
@@ -283,11 +286,11 @@ class LedgerWriter:
         accounts.finish(connection, [id_ for id_ in ids if rows.is_uuid(id_)], moves.resets)
         accounts.charge(connection, moves)
         accounts.top_up(connection, moves)
-        accounts.quarantine(connection, faults)
+        quarantine.quarantine(connection, faults)
         dead = [(placed, _dead_letter_reason(placed, refused)) for placed in sorted_.dead]
-        accounts.bury(connection, dead, refused.aside)
-        report.dead_letters += accounts.set_aside(connection, sorted_.fresh, refused.unreadable)
-        accounts.mark_stopped(connection, report)
+        dead_letters.bury(connection, dead, refused.aside)
+        report.dead_letters += dead_letters.set_aside(connection, sorted_.fresh, refused.unreadable)
+        quarantine.mark_stopped(connection, report)
         return report
 
     def _connected(self) -> Connection[Any]:

@@ -5,32 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
-from sqlalchemy import (
-    Connection,
-    func,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import Connection, func, or_, select, update
 
-from gateway.core.accounts.administration import (
-    MEMBER,
-    OWNER,
-    TEAM_ROLES,
-    TENANT,
-    Actor,
-    Row,
-)
+from gateway.core.accounts.administration import MEMBER, OWNER, TEAM_ROLES, TENANT, Actor, Row
 from gateway.errors import Forbidden, Unprocessable
 from persistence import entity
 from persistence.entity import Entity, EntityWrite, Verb, alter, live, lock
 from persistence.resources.claimed_subjects import claim_subject
-from persistence.tables import (
-    admin_token,
-    app_user,
-    organization,
-    tenant,
-)
+from persistence.tables import admin_token, app_user, organization, tenant
 
 # Replaces the digest of a deleted token: no credential has it.
 FORGOTTEN = "forgotten:"
@@ -103,8 +85,8 @@ def _narrow(change: EntityWrite) -> None:
     if (named := values.get(TENANT)) is None:
         return
     if values["role"] not in TEAM_ROLES:
-        said = f"must be {', '.join(TEAM_ROLES[:-1])} or {TEAM_ROLES[-1]} for a token of one tenant"
-        raise Unprocessable(errors=(("role", said),))
+        message = f"must be {', '.join(TEAM_ROLES[:-1])} or {TEAM_ROLES[-1]} for a token of one tenant"
+        raise Unprocessable(errors=(("role", message),))
     if values.get("ours"):
         raise Unprocessable(errors=_OURS_OF_A_TEAM)
     owner = change.connection.execute(live(tenant, tenant.c[OWNER]).where(tenant.c.id == named)).scalar()

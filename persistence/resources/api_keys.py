@@ -4,36 +4,17 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import (
-    Connection,
-    func,
-    insert,
-    or_,
-    select,
-)
+from sqlalchemy import Connection, func, insert, or_, select
 
-from gateway.core.accounts.administration import (
-    KEY_HOLDER,
-    MEMBER,
-    OVERLAP_S,
-    Actor,
-    Row,
-)
+from gateway.core.accounts.administration import KEY_HOLDER, MEMBER, OVERLAP_S, Actor, Row
 from gateway.core.accounts.budgets import KEY
 from gateway.errors import Conflict, Unprocessable
 from persistence import entity
 from persistence.entity import THIS, Entity, EntityWrite, add, alter, live, lock, require
+from persistence.resources.budgets import forget_key
 from persistence.resources.claimed_subjects import GIVEN_UP, claim_subject
-from persistence.resources.quota import forget_key
 from persistence.resources.tags import check_key_tags, lock_budgets
-from persistence.tables import (
-    api_key,
-    budget,
-    control_write,
-    organization,
-    tenant,
-    usage_rollup,
-)
+from persistence.tables import api_key, budget, control_write, organization, tenant, usage_rollup
 
 # Maximum of a tenant's active keys when a member creates one; each is loaded into Redis.
 MEMBERS_KEYS_MAX = 1_000
@@ -73,8 +54,8 @@ def refuse_many(change: EntityWrite, tenant_id: int) -> None:
     here = (api_key.c.tenant_id == tenant_id) & api_key.c.revoked_at.is_(None)
     there = select(func.count()).select_from(api_key).where(here)
     if change.connection.execute(there).scalar_one() >= MEMBERS_KEYS_MAX:
-        said = f"The tenant has {MEMBERS_KEYS_MAX} keys that are not revoked"
-        raise Conflict(f"{said}, and a member makes no more: revoke some first.")
+        message = f"The tenant has {MEMBERS_KEYS_MAX} keys that are not revoked"
+        raise Conflict(f"{message}, and a member makes no more: revoke some first.")
 
 
 def rotate(change: EntityWrite) -> Row:
@@ -84,8 +65,8 @@ def rotate(change: EntityWrite) -> Row:
     refuse_many(change, tenant_id)
     old, values = lock(change), change.command.values
     _refuse_rotation(change, old)
-    said = values.get("expires_at")
-    if isinstance(said, datetime) and said <= change.now:
+    value = values.get("expires_at")
+    if isinstance(value, datetime) and value <= change.now:
         raise Unprocessable(errors=(("expires_at", "must be later than now: the new key would have ended"),))
     taken_over = {name: old[name] for name in TAKEN_OVER}
     made = {name: values[name] for name in ("digest", "prefix", "pepper")}
@@ -149,8 +130,10 @@ def change_key(change: EntityWrite) -> Row:
     if old["replaced_by_id"] is not None and "expires_at" in values:
         ends, wanted = old["expires_at"], values["expires_at"]
         if isinstance(ends, datetime) and not (isinstance(wanted, datetime) and wanted <= ends):
-            said = f"Key {old['replaced_by_id']} stands in its place, and this one ends"
-            raise Conflict(f"{said} at {ends.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}: no later end can be set.")
+            message = f"Key {old['replaced_by_id']} stands in its place, and this one ends"
+            raise Conflict(
+                f"{message} at {ends.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}: no later end can be set."
+            )
     if {"tags", "user"} & values.keys():
         check_key_tags(change, {**old, **values})
     return entity.change_row(change)

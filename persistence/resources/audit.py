@@ -4,25 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import (
-    Connection,
-    case,
-    func,
-    insert,
-    select,
-)
+from sqlalchemy import Connection, case, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.core.accounts.administration import (
-    Actor,
-    Row,
-)
+from gateway.core.accounts.administration import Actor, Row
 from gateway.core.failures import FailureReport
 from persistence.entity import Entity, EntityWrite
-from persistence.tables import (
-    admin_token,
-    audit_log,
-)
+from persistence.tables import admin_token, audit_log
 
 PLAIN = (int, float, str, bool, type(None))
 STAFF = "staff"
@@ -121,7 +109,7 @@ def _json(value: object) -> object:
     return value if isinstance(value, PLAIN) else str(value)
 
 
-def told(row: Row, within: int) -> Row:
+def render_entry(row: Row, within: int) -> Row:
     """Return an audit entry as callers of the organization `within` may see it.
 
     Actors outside of the organization are shown as staff.
@@ -147,6 +135,6 @@ AUDIT_SUBJECT = Entity(
         _by_whom.label("token_organization_id"),
     ).outerjoin(admin_token, _token.id == _audit_here.admin_token_id),
     conditions={"issuer": lambda value: _issuer == value},
-    told=told,
+    told=render_entry,
     veiled=dict.fromkeys(("actor", "admin_token_id", *BY_PEOPLE), _by_whom),
 )

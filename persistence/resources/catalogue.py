@@ -6,14 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    case,
-    false,
-    func,
-    select,
-    true,
-)
+from sqlalchemy import ColumnElement, case, false, func, select, true
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.definitions import CATALOGUE_ACCOUNT
@@ -22,15 +15,7 @@ from gateway.core.calls.routes import MODELS_MAX
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, misfit
 from gateway.errors import Conflict, Unprocessable
 from persistence import entity
-from persistence.entity import (
-    THIS,
-    Entity,
-    EntityWrite,
-    alter,
-    live,
-    lock,
-    refuse_while_referenced,
-)
+from persistence.entity import THIS, Entity, EntityWrite, alter, live, lock, refuse_while_referenced
 from persistence.resources import negotiated_prices, people
 from persistence.tables import (
     budget,
@@ -248,7 +233,7 @@ def check_targets(change: EntityWrite, row: Row) -> None:
     """Raise `Unprocessable` for a repeated target of a model, or one with a * if the model has no prefix."""
     targets = row["targets"]
     assert isinstance(targets, list)
-    said = [(one["upstream"], one.get("model")) for one in targets]
+    said = [(target["upstream"], target.get("model")) for target in targets]
     if len(set(said)) < len(said):
         raise Unprocessable(errors=(("targets", "must name each target once"),))
     if row["prefix"] is None and any("*" in (name or "") for _, name in said):

@@ -134,18 +134,18 @@ class ConsoleQueries:
         return [{**row, "partition": self._partition_of(id_in(row, "organization_id"))} for row in rows]
 
     async def tenants_of(self, organization_id: int, most: int) -> int:
-        owner = await self._known(organization, organization_id)
+        owner = await self._require_row(organization, organization_id)
         [row] = await self._rows(_TENANTS, owner=owner, most=most)
         return id_in(row, "count")
 
     async def organization_days(self, organization_id: int, since: date, rows_max: int) -> Sequence[Row]:
         """Return an organization's use by day and service, oldest first."""
-        owner = await self._known(organization, organization_id)
+        owner = await self._require_row(organization, organization_id)
         return await self._rows(_ORGANIZATION_DAYS, owner=owner, since=since, rows=rows_max)
 
     async def invoice_lines(self, invoice_id: int, after: int, rows_max: int) -> Sequence[Row]:
         """Return up to `rows_max` lines of an invoice beyond a position, in order."""
-        which = await self._known(invoice, invoice_id)
+        which = await self._require_row(invoice, invoice_id)
         rows = await self._rows(LINES, invoice=which, after=after, rows=rows_max)
         return [dict(row["line"]) for row in rows]  # type: ignore[call-overload]  # an object each
 
@@ -220,11 +220,11 @@ class ConsoleQueries:
     def _own(self, table: Table) -> Sequence[ColumnElement[bool]]:
         return () if self._within is None else (owned(table, self._within),)
 
-    async def _known(self, table: Table, row_id: int) -> int:
+    async def _require_row(self, table: Table, row_id: int) -> int:
         if self._within is None:
             return row_id
-        found = await self._rows(select(table.c.id).where(table.c.id == row_id, *self._own(table)))
-        return row_id if found else 0
+        rows = await self._rows(select(table.c.id).where(table.c.id == row_id, *self._own(table)))
+        return row_id if rows else 0
 
     async def _rows(self, statement: Any, **values: object) -> Sequence[Row]:
         try:

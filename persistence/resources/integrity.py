@@ -83,7 +83,7 @@ def source(table: Table, word: str) -> Select[Any]:
     return select(table, _token.organization_id.label("decider_organization_id")).outerjoin(admin_token, by)
 
 
-def told(word: str) -> Callable[[Row, int], Row]:
+def hide_deciders(word: str) -> Callable[[Row, int], Row]:
     """Return a function that shows a row to an organization: deciders of others are shown as staff.
 
     The columns of the decision begin with `word`, such as `released`.
@@ -164,7 +164,7 @@ class Quarantines:
 
     async def stop(self, rollbacks: Sequence[Rollback]) -> list[str]:
         """Stop the accounts in `rollbacks` (quarantine); return those that were not stopped before."""
-        rows = [_stop(one) for one in rollbacks]
+        rows = [_stop(rollback) for rollback in rollbacks]
         if not rows:
             return []
         made = upsert(quarantine).values(rows).on_conflict_do_nothing().returning(_c.account)
@@ -176,8 +176,8 @@ class Quarantines:
         blocked: list[str] = []
         async with self._engine.begin() as connection:
             for partition, ids in sorted(tenants.items()):
-                found = await connection.scalars(_REFUSE, {"partition": partition, "ids": sorted(ids)})
-                blocked += found
+                result = await connection.scalars(_REFUSE, {"partition": partition, "ids": sorted(ids)})
+                blocked += result
         return sorted(blocked)
 
     async def stopped_accounts(self) -> set[str]:
@@ -301,7 +301,7 @@ def _spend_row(connection: Connection, owner: int, at: datetime, here: dict[str,
 QUARANTINE_SUBJECT = Entity(
     quarantine,
     source=source(quarantine, "released"),
-    told=told("released"),
+    told=hide_deciders("released"),
     conditions={"released": lambda wanted: _c.released_at.is_not(None) if wanted else _OPEN},
     verbs={"release": release},
 )
@@ -383,18 +383,18 @@ _resolved = dead_letter.c.resolved_at.is_not(None)
 DEAD_LETTER_SUBJECT = Entity(
     dead_letter,
     source=source(dead_letter, "resolved"),
-    told=told("resolved"),
+    told=hide_deciders("resolved"),
     conditions={"resolved": lambda wanted: _resolved if wanted else ~_resolved},
     verbs={"redrive": drive_again, "resolve": resolve},
 )
 
 
-def _asked(_: EntityWrite) -> Row:
+def _batch_row(_: EntityWrite) -> Row:
     """Return the row for the audit entry of a whole batch of decisions; each also has its own entry."""
     return {"id": "many"}
 
 
-MANY_DEAD_LETTERS = Entity(dead_letter, verbs={"decide": _asked})
+MANY_DEAD_LETTERS = Entity(dead_letter, verbs={"decide": _batch_row})
 
 
 # Results of reconciliations, and repairs: a stored drift, and the control write that corrects it.
@@ -451,15 +451,15 @@ class ReconciliationResults:
             if not done:  # else the lock is not needed any more
                 raise
 
-    async def keep(self, started: datetime, finished: datetime, found: ReconciliationSummary) -> Row:
+    async def keep(self, started: datetime, finished: datetime, summary: ReconciliationSummary) -> Row:
         values: dict[str, Any] = {
             "started_at": started,
             "finished_at": finished,
-            "checked": found.checked,
-            "drift_tokens": found.drift_tokens,
-            "drift_credits": found.drift_credits,
-            "pending": found.pending,
-            "items": [_shown(item) for item in (*found.items[:ITEMS_KEPT_MAX], *_more(found))],
+            "checked": summary.checked,
+            "drift_tokens": summary.drift_tokens,
+            "drift_credits": summary.drift_credits,
+            "pending": summary.pending,
+            "items": [_render_item(item) for item in (*summary.items[:ITEMS_KEPT_MAX], *_more(summary))],
         }
         async with translating(self._engine.begin()) as connection:
             made = insert(reconciliation).values(values).returning(reconciliation)
@@ -472,7 +472,7 @@ class ReconciliationResults:
             row = (await connection.execute(newest)).mappings().first()
         return dict(row) if row is not None else None
 
-    async def asked(self) -> datetime | None:
+    async def last_deep_start(self) -> datetime | None:
         """Return the start of the last reconciliation that compared all rows; None if there is none."""
         all_asked = ~reconciliation.c["items"].contains([{"kind": DifferenceKind.UNASKED.value}])
         newest = (
@@ -498,8 +498,10 @@ class ReconciliationResults:
             account, verb = f"organization:{owner}", "credits"
             payload: dict[str, object] = {"amount": item.correction}
             if kind == "tenant":
-                found = await connection.execute(select(tenant.c.organization_id).where(tenant.c.id == owner))
-                owner, account, verb = int(found.scalar_one()), item.account, "adjust"
+                result = await connection.execute(
+                    select(tenant.c.organization_id).where(tenant.c.id == owner)
+                )
+                owner, account, verb = int(result.scalar_one()), item.account, "adjust"
                 direction = "IN" if item.correction >= 0 else "OUT"
                 payload = {
                     "amount": abs(item.correction), "direction": direction, "reason": "reconciliation"
@@ -529,13 +531,13 @@ async def _file(connection: AsyncConnection, item: Item, write_id: UUID | None) 
         await connection.execute(_FILE, values)
 
 
-def _more(found: ReconciliationSummary) -> Sequence[Item]:
-    left = len(found.items) - ITEMS_KEPT_MAX
+def _more(summary: ReconciliationSummary) -> Sequence[Item]:
+    left = len(summary.items) - ITEMS_KEPT_MAX
     detail = f"{left} more are not kept: put these right, and compare again"
     return [Item("rows", DifferenceKind.MORE, 0, 0, detail)] if left > 0 else []
 
 
-def _shown(item: Item) -> dict[str, object]:
+def _render_item(item: Item) -> dict[str, object]:
     return {name: value for name, value in asdict(item).items() if name != "correction"}
 
 

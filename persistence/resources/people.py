@@ -118,7 +118,7 @@ def keep_currency(change: EntityWrite, row: Row) -> None:
     credit_balances.catch_up_allocations(change.connection, [change.row_id])
     here = {THIS.key: change.row_id}
     has = [
-        said for name, said in PRICES.items() if before[name] is not None and before[name] == row[name]
+        price for name, price in PRICES.items() if before[name] is not None and before[name] == row[name]
     ] + [
         name
         for name, found in IN_ITS_CURRENCY.items()

@@ -48,17 +48,8 @@ from gateway.core.billing.vector import ExchangeRate
 from gateway.core.times import floor_ms
 from gateway.errors import Conflict, Unprocessable
 from persistence import entity
-from persistence.entity import (
-    Entity,
-    EntityWrite,
-    live,
-)
-from persistence.tables import (
-    control_write,
-    exchange_rate,
-    organization,
-    price,
-)
+from persistence.entity import Entity, EntityWrite, live
+from persistence.tables import control_write, exchange_rate, organization, price
 
 # Every gateway loads all of them; the bundled list has some 1,300.
 IN_FORCE_MAX = 20_000
@@ -102,8 +93,8 @@ def check_values(change: EntityWrite) -> None:
         _prices_here.effective_from == values["effective_from"],
     )
     if (other := connection.execute(same).scalar()) is not None:
-        said = f"price {other} is for the same from then on; name another time"
-        errors.append(("effective_from", said))
+        message = f"price {other} is for the same from then on; name another time"
+        errors.append(("effective_from", message))
     if errors:
         raise Unprocessable(errors=tuple(errors))
     refuse_too_many(change.count(price, lambda: in_force_count(connection, change.now)))
@@ -156,8 +147,8 @@ def rates_in_force(connection: Connection, at: datetime) -> tuple[ExchangeRate, 
         partition_by=(_rates_here.currency, _rates_here.base), order_by=_rates_here.effective_from
     )
     each = select(exchange_rate, following.label("following")).subquery()
-    found = select(each).where(or_(each.c.following.is_(None), each.c.following > at))
-    return tuple(read_rate(dict(row)) for row in connection.execute(found).mappings())
+    statement = select(each).where(or_(each.c.following.is_(None), each.c.following > at))
+    return tuple(read_rate(dict(row)) for row in connection.execute(statement).mappings())
 
 
 def find_price(
@@ -167,8 +158,8 @@ def find_price(
 
     Return None if no price applies.
     """
-    rates = [one for one in rates_in_force(connection, at) if one.currency == currency]
-    rows = _prices_since(connection, [model], at, [currency, *(one.base for one in rates)])
+    rates = [rate for rate in rates_in_force(connection, at) if rate.currency == currency]
+    rows = _prices_since(connection, [model], at, [currency, *(rate.base for rate in rates)])
     prices = list(map(read_price, rows.values()))
     found = choose_converted(prices, rates, model, currency, floor_ms(at), provider)
     return None if found is None else PriceFound(found[0], rows[found[0].vector.price_id], found[1])
@@ -189,15 +180,15 @@ def _prices_since(
     each, columns = _superseded_later_than(since)
     names = sorted(set(map(folded, models)))
     own, name = _folded(each.model), func.unnest(literal(names, ARRAY(Text))).column_valued("name")
-    found = columns.where(
+    statement = columns.where(
         or_(
             and_(each.match == EXACT_NAME, own.in_(names)),
             and_(each.match == PREFIX, exists(select(name).where(func.starts_with(name, own)))),
         )
     )
     if currencies:
-        found = found.where(each.currency.in_(set(currencies)))
-    return {row["id"]: dict(row) for row in connection.execute(found).mappings()}
+        statement = statement.where(each.currency.in_(set(currencies)))
+    return {row["id"]: dict(row) for row in connection.execute(statement).mappings()}
 
 
 def _superseded_later_than(at: datetime) -> tuple[Any, Select[Any]]:
@@ -246,8 +237,8 @@ def check_rate(change: EntityWrite) -> None:
     if values["currency"] == base:
         raise Unprocessable(errors=(("currency", "must be another one than base"),))
     same = (_rates_here.currency == values["currency"]) & (_rates_here.base == base)
-    found = select(_rates_here.id).where(same, _rates_here.effective_from == values["effective_from"])
-    if (other := change.connection.execute(found).scalar()) is not None:
+    statement = select(_rates_here.id).where(same, _rates_here.effective_from == values["effective_from"])
+    if (other := change.connection.execute(statement).scalar()) is not None:
         wrong = f"exchange rate {other} is for the same from then on; name another time"
         raise Unprocessable(errors=(("effective_from", wrong),))
     if len(rates_in_force(change.connection, change.now - KEPT)) >= RATES_MAX:

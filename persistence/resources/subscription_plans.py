@@ -2,35 +2,22 @@
 
 from __future__ import annotations
 
-from sqlalchemy import (
-    or_,
-    select,
-)
+from sqlalchemy import or_, select
 
 from gateway.core.accounts.administration import Row
 from gateway.errors import Unprocessable
 from persistence.billing import subscriptions
 from persistence.billing.plans import priced_in
-from persistence.entity import (
-    THIS,
-    Entity,
-    EntityWrite,
-    live,
-)
-from persistence.tables import (
-    organization_subscription,
-    service,
-    subscription_plan,
-    token_plan,
-)
+from persistence.entity import THIS, Entity, EntityWrite, live
+from persistence.tables import organization_subscription, service, subscription_plan, token_plan
 
 
 # Negotiated terms of organizations, and subscription plans.
 def check_features(change: EntityWrite) -> None:
     wanted = change.command.values.get("feature_access")
     if isinstance(wanted, list) and wanted:
-        found = change.connection.execute(live(service, service.c.key).where(service.c.key.in_(wanted)))
-        missing = sorted(set(wanted) - set(found.scalars()))
+        result = change.connection.execute(live(service, service.c.key).where(service.c.key.in_(wanted)))
+        missing = sorted(set(wanted) - set(result.scalars()))
         if missing:
             raise Unprocessable(errors=(("feature_access", f"there is no service {missing[0]!r}"),))
 

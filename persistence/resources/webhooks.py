@@ -153,12 +153,12 @@ def _count(connection: Connection, *where: Any) -> int:
 
 def consent_by(connection: Connection, digest: str) -> Row | None:
     """Return organization, address and time of consent for a valid link's digest; None if it is invalid."""
-    found = connection.execute(
+    result = connection.execute(
         select(organization.c.name.label("organization"), _consent.address, _consent.given_at)
         .join(organization, organization.c.id == _consent.organization_id)
         .where(_consent.digest == digest, _IS_GOOD, organization.c.deleted_at.is_(None))
     ).mappings()
-    row = found.first()
+    row = result.first()
     return dict(row) if row is not None else None
 
 

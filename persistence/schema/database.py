@@ -31,8 +31,8 @@ async def status(engine: AsyncEngine) -> SchemaStatus:
         unusable = why_unusable(*(await connection.execute(text(SERVER))).one())
         if not await connection.scalar(text(THERE)):
             return SchemaStatus(None, unusable=unusable)
-        found = (await connection.execute(text(STATUS))).one_or_none()
-        return SchemaStatus(*(found or (None,)))._replace(unusable=unusable)
+        result = (await connection.execute(text(STATUS))).one_or_none()
+        return SchemaStatus(*(result or (None,)))._replace(unusable=unusable)
 
 
 async def outgrown(engine: AsyncEngine) -> str:

@@ -199,7 +199,7 @@ def altered(connection: Connection, scripts: ScriptDirectory, version: str) -> l
     If a migration has no `alters`, all tables are returned.
     """
     there = list(connection.scalars(text(TABLES)))
-    waiting = [one.module for one in scripts.iterate_revisions("head", version)]
+    waiting = [revision.module for revision in scripts.iterate_revisions("head", version)]
     if not all(hasattr(one, "alters") for one in waiting):
         return there
     said = {table for one in waiting for table in one.alters}
@@ -258,8 +258,8 @@ def _status(connection: Connection) -> SchemaStatus:
     unusable = why_unusable(*connection.execute(text(SERVER)).one())
     if not connection.scalar(text(THERE)):
         return SchemaStatus(None, unusable=unusable)
-    found = connection.execute(text(STATUS)).one_or_none()
-    return SchemaStatus(*(found or (None,)))._replace(unusable=unusable)
+    result = connection.execute(text(STATUS)).one_or_none()
+    return SchemaStatus(*(result or (None,)))._replace(unusable=unusable)
 
 
 def _version(connection: Connection) -> str | None:
@@ -280,10 +280,10 @@ def _connected(url: str) -> Iterator[Connection]:
         with engine.begin() as connection:
             yield connection
     except (SQLAlchemyError, CommandError) as error:
-        found = origin(error)
-        if found is not None and found.sqlstate in BUSY:
+        cause = origin(error)
+        if cause is not None and cause.sqlstate in BUSY:
             raise SchemaInUse(complaint(error)) from error
         first = complaint(error) + certificate_ended(str(getattr(error, "orig", None) or error), url)
-        is_away = found is not None and found.sqlstate is None
+        is_away = cause is not None and cause.sqlstate is None
         what = "PostgreSQL" if is_away else "the schema of PostgreSQL"
         raise SchemaUnavailable(f"{what} cannot be used: {first}", sqlstate=sqlstate(error)) from error

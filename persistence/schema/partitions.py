@@ -75,8 +75,8 @@ def end_of(month: date) -> date:
 async def why_unbilled(connection: AsyncConnection, end: date) -> str:
     """Return a message if use before the day `end` is on no invoice yet, or "" if all is billed."""
     for what, statement in UNBILLED.items():
-        found = await connection.exec_driver_sql(first_of(statement), {"end": end})
-        if said := named(what, [tuple(row) for row in found]):
+        result = await connection.exec_driver_sql(first_of(statement), {"end": end})
+        if said := named(what, [tuple(row) for row in result]):
             return said[0]
     return ""
 
@@ -114,8 +114,8 @@ async def ensure_partitions(engine: AsyncEngine, *, by: str, months_ahead: int =
     while True:
         async with engine.begin() as connection:
             values = {"months_ahead": months_ahead, "by": by}
-            found = await connection.exec_driver_sql(ENSURE_PARTITIONS, values)
-            new = [str(name) for name in found.scalars()]
+            result = await connection.exec_driver_sql(ENSURE_PARTITIONS, values)
+            new = [str(name) for name in result.scalars()]
         made += new
         if not new or by != "day":
             return made

@@ -77,7 +77,7 @@ def privileges(url: str) -> Privileges:
         kept = [table for table, verbs in writes().items() if verbs == {"INSERT"}]
         who = {"tables": list(writes()), "kept": kept, "outside": list(OUTSIDE), "writer": writer}
         row = connection.execute(_WHO, who).fetchone()
-        asked = {"rights": [each.right for each in tables], "names": [each.name for each in tables]}
+        asked = {"rights": [table.right for table in tables], "names": [table.name for table in tables]}
         lacking = connection.execute(_LACKING, asked | {"functions": functions}).fetchall()
     assert row is not None
     user, superuser, owns, creates, changes, leaves, is_writer = row

@@ -60,7 +60,7 @@ def apply_grants(connection: Connection, wanted: frozenset[RoleGrant] = WANTED) 
         return (
             f"the database's name is too long to have roles of its own: {NAME_BYTES_MAX} bytes with _{WRITER}"
         )
-    missing = [_quoted(name) for name in names.values() if not _made(connection, name)]
+    missing = [_quoted(name) for name in names.values() if not _create_role(connection, name)]
     if missing:
         todo = " ".join(f"CREATE ROLE {name};" for name in missing)
         return f"there are no roles for a keeper that owns nothing; an administrator makes them: {todo}"
@@ -100,7 +100,7 @@ def _admit_members(connection: Connection, database: str, names: dict[str, str],
     return ""
 
 
-def _made(connection: Connection, name: str) -> bool:
+def _create_role(connection: Connection, name: str) -> bool:
     """Create a role if it is missing; return whether the role exists now."""
     there = connection.execute(_THERE, {"name": name}).scalar_one()
     return bool(there) or _allowed(connection, f"CREATE ROLE {_quoted(name)}")
@@ -112,18 +112,18 @@ def _allowed(connection: Connection, statement: str) -> bool:
         with connection.begin_nested():
             connection.exec_driver_sql(statement, execution_options=_AS_IT_STANDS)
     except DBAPIError as error:
-        found = origin(error)
-        if found is None or found.sqlstate not in {DUPLICATE, UNIQUE, FORBIDDEN}:
+        cause = origin(error)
+        if cause is None or cause.sqlstate not in {DUPLICATE, UNIQUE, FORBIDDEN}:
             raise
-        return found.sqlstate != FORBIDDEN
+        return cause.sqlstate != FORBIDDEN
     return True
 
 
 def _statements(
-    found: set[RoleGrant], wanted: frozenset[RoleGrant], quoted: dict[str, str], schema: str
+    role_grants: set[RoleGrant], wanted: frozenset[RoleGrant], quoted: dict[str, str], schema: str
 ) -> Iterator[str]:
-    """Yield the statements that turn the `found` rights into the `wanted` ones."""
-    for verb, to, grants in (("REVOKE", "FROM", found - wanted), ("GRANT", "TO", wanted - found)):
+    """Yield the statements that turn the `role_grants` rights into the `wanted` ones."""
+    for verb, to, grants in (("REVOKE", "FROM", role_grants - wanted), ("GRANT", "TO", wanted - role_grants)):
         for (role, right, kind), some in groupby(sorted(grants), lambda grant: grant[:3]):
             objects = [f"{schema}.{grant.name}" if grant.name else schema for grant in some]
             yield f"{verb} {right} ON {kind} {', '.join(objects)} {to} {quoted[role]}"

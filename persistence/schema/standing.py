@@ -88,8 +88,8 @@ class RoleGrant(NamedTuple):
     name: str
 
 
-def _read(said: str) -> Iterator[RoleGrant]:
-    for rights, kind, names, roles in _STATEMENT.findall(said):
+def _read(text: str) -> Iterator[RoleGrant]:
+    for rights, kind, names, roles in _STATEMENT.findall(text):
         for name, right, role in product(_NAMES.split(names.strip()), rights.split(", "), roles.split(", ")):
             object_ = "" if kind == "SCHEMA" else name
             yield RoleGrant(role.removeprefix(":"), right, kind or "TABLE", object_)
@@ -172,8 +172,8 @@ def found_grants(
 
 def version_of(schema: str) -> str:
     """Return the program version that introduced a schema; "" if its migration does not state it."""
-    found = _VERSION.search(MIGRATIONS[schema].read_text(encoding="utf-8"))
-    return found[1] if found else ""
+    match = _VERSION.search(MIGRATIONS[schema].read_text(encoding="utf-8"))
+    return match[1] if match else ""
 
 
 def versions_between(schema: str) -> list[str]:

@@ -20,8 +20,8 @@ from gateway.features.stripe.handover import COLLECTOR, CheckoutPayment
 from persistence.billing import charges, invoices, payments, top_ups
 from persistence.billing.invoice_heads import INVOICE_HEADS, rest_of
 from persistence.entity import Entity, EntityWrite, add, id_in, lock
-from persistence.resources.quota import ADDITION_SUBJECT
-from persistence.resources.quota import create as add_credits
+from persistence.resources.credit_additions import ADDITION_SUBJECT
+from persistence.resources.credit_additions import create as add_credits
 from persistence.stripe.collection import uuid_of
 from persistence.stripe.outbox import REFERENCE
 from persistence.tables import checkout, organization
@@ -45,14 +45,14 @@ def create(change: EntityWrite) -> Row:
     assert isinstance(least, Decimal)
     assert isinstance(most, Decimal)
     charges.hold(change.connection, owner_id)
-    found = select(organization).where(organization.c.id == owner_id, organization.c.deleted_at.is_(None))
-    owner = change.connection.execute(found).mappings().one()
+    statement = select(organization).where(organization.c.id == owner_id, organization.c.deleted_at.is_(None))
+    owner = change.connection.execute(statement).mappings().one()
     price = purchase_price(dict(owner))
     if price is None:
         raise Conflict("No price of credits is agreed with this organization.")
     if not least <= times(count, price) <= most:
-        said = f"must come to {least:f} to {most:f} {owner['currency']}, at {price.normalize():f} each"
-        raise Unprocessable(errors=(("credits", said),))
+        message = f"must come to {least:f} to {most:f} {owner['currency']}, at {price.normalize():f} each"
+        raise Unprocessable(errors=(("credits", message),))
     here = checkout.c
     begun = (here.organization_id == owner_id) & here.paid_at.is_(None)
     open_ = select(func.count()).where(begun, here.created_at > change.now - timedelta(days=1))
@@ -69,25 +69,27 @@ def create(change: EntityWrite) -> Row:
 
 def take(change: EntityWrite) -> Row:
     """Add the credits of a paid purchase, once; raise `NotFound` if the purchase is unknown."""
-    told = change.command.values["told"]
-    assert isinstance(told, CheckoutPayment)
+    value = change.command.values["told"]
+    assert isinstance(value, CheckoutPayment)
     here = checkout.c
-    which = select(here.id).where(here.key == uuid_of(told.key), here.organization_id == told.organization_id)
-    found = change.connection.execute(which).scalar()
-    if found is None:
+    which = select(here.id).where(
+        here.key == uuid_of(value.key), here.organization_id == value.organization_id
+    )
+    result = change.connection.execute(which).scalar()
+    if result is None:
         raise NotFound
-    charges.hold(change.connection, told.organization_id)
-    change.command = replace(change.command, id=found)
+    charges.hold(change.connection, value.organization_id)
+    change.command = replace(change.command, id=result)
     row = lock(change)
-    if (told.amount, told.currency) != (row["amount"], row["currency"]):
+    if (value.amount, value.currency) != (row["amount"], row["currency"]):
         raise NotFound
     if row["credit_addition_id"] is None:
         addition_id, bill = _billed(change, row)
-        remains = _paid(change, id_in(bill, "id"), told)
-        kept = {"credit_addition_id": addition_id, "remote": told.session, "remains": remains}
-        done = update(checkout).where(here.id == found).values(**kept, paid_at=change.now)
+        remains = _record_payment(change, id_in(bill, "id"), value)
+        kept = {"credit_addition_id": addition_id, "remote": value.session, "remains": remains}
+        done = update(checkout).where(here.id == result).values(**kept, paid_at=change.now)
         change.connection.execute(done)
-    return change.fetch(found)
+    return change.fetch(result)
 
 
 def _billed(change: EntityWrite, row: Row) -> tuple[int, Row]:
@@ -105,18 +107,18 @@ def _billed(change: EntityWrite, row: Row) -> tuple[int, Row]:
     return id_in(made, "id"), bill
 
 
-def _paid(change: EntityWrite, invoice_id: int, told: CheckoutPayment) -> str | None:
-    """Record the payment in `told`, put the credits in force; return a message if more was paid than due."""
+def _record_payment(change: EntityWrite, invoice_id: int, payment: CheckoutPayment) -> str | None:
+    """Record the payment in `payment`, put the credits in force; return a message if more was paid than due."""
     change.connection.execute(_LEAVE, {"id": invoice_id, "now": change.now})
-    amount = min(told.amount, rest_of(change.connection, invoice_id))
+    amount = min(payment.amount, rest_of(change.connection, invoice_id))
     if amount > 0:
-        values = {"amount": amount, "reference": f"{REFERENCE}{told.session}"}
+        values = {"amount": amount, "reference": f"{REFERENCE}{payment.session}"}
         asked = replace(change.command, resource="invoices", id=invoice_id, values=values)
         payments.record(replace(change, subject=INVOICE_HEADS, command=asked, before=None))
     # Even if a tax or credit note has changed the invoice since: the requested amount is paid.
     top_ups.release(change, invoice_id)
-    beyond = told.amount - max(Decimal(0), amount)
-    return f"{told.currency} {beyond.normalize():f} more came in than was left to pay." if beyond else None
+    beyond = payment.amount - max(Decimal(0), amount)
+    return f"{payment.currency} {beyond.normalize():f} more came in than was left to pay." if beyond else None
 
 
 CHECKOUTS = Entity(checkout, verbs={"create": create, "take": take})

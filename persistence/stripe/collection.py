@@ -134,47 +134,47 @@ def ended(change: EntityWrite) -> Row:
 
 def take(change: EntityWrite) -> Row:
     """Apply a message about an invoice, once; `NotFound` if the invoice was not handed over."""
-    told = change.command.values["told"]
-    assert isinstance(told, CollectionStatus)
-    here = {"remote": told.remote_id, "key": uuid_of(told.key)}
-    found = change.connection.execute(_FOUND, here).first()
-    if found is None:
+    value = change.command.values["told"]
+    assert isinstance(value, CollectionStatus)
+    here = {"remote": value.remote_id, "key": uuid_of(value.key)}
+    result = change.connection.execute(_FOUND, here).first()
+    if result is None:
         raise NotFound
-    charges.hold(change.connection, found.organization_id)
-    known = select(handover_event.c.id).where(handover_event.c.name == told.name)
+    charges.hold(change.connection, result.organization_id)
+    known = select(handover_event.c.id).where(handover_event.c.name == value.name)
     event = change.connection.execute(known).scalar()
     if event is None:
-        amount, remains = _collected(change, told, found.invoice_id)
+        amount, remains = _collected(change, value, result.invoice_id)
         made = insert(handover_event).values(
-            organization_id=found.organization_id, invoice_id=found.invoice_id, handover_id=found.id,
-            name=told.name, kind=told.kind, amount=amount, currency=told.currency, remains=remains,
+            organization_id=result.organization_id, invoice_id=result.invoice_id, handover_id=result.id,
+            name=value.name, kind=value.kind, amount=amount, currency=value.currency, remains=remains,
             created_at=change.now,
         )  # fmt: skip
         event = change.connection.execute(made.returning(handover_event.c.id)).scalar_one()
     return change.fetch(event)
 
 
-def _collected(change: EntityWrite, told: CollectionStatus, invoice_id: int) -> tuple[Decimal, str | None]:
-    """Apply Stripe's message `told`; return the money recorded, and a message for a person or None."""
+def _collected(change: EntityWrite, status: CollectionStatus, invoice_id: int) -> tuple[Decimal, str | None]:
+    """Apply Stripe's message `status`; return the money recorded, and a message for a person or None."""
     nothing = Decimal(0)
     stands = change.connection.execute(_STANDS, {"id": invoice_id}).one()
-    if told.void:
+    if status.void:
         here = f"It was made void there; here it is {stands.status}."
         return nothing, None if stands.status == "void" else here
-    if told.given_up and stands.payment_status != "uncollectible":
-        return nothing, _done(change, payments.give_up, invoice_id, {})
-    if told.settled is None and told.given_back is None:
+    if status.given_up and stands.payment_status != "uncollectible":
+        return nothing, _run_command(change, payments.give_up, invoice_id, {})
+    if status.settled is None and status.given_back is None:
         return nothing, None
-    if told.currency != stands.currency:
-        came = f"{told.currency} {(told.settled or nothing).normalize():f} came in"
+    if status.currency != stands.currency:
+        came = f"{status.currency} {(status.settled or nothing).normalize():f} came in"
         return nothing, f"{came} for an invoice in {stands.currency}."
-    recorded, more = _come_in(change, told, invoice_id, stands)
-    gone, less = _gone_back(change, told, invoice_id)
+    recorded, more = _come_in(change, status, invoice_id, stands)
+    gone, less = _gone_back(change, status, invoice_id)
     return recorded - gone, " ".join(filter(None, (more, less))) or None
 
 
 def _come_in(
-    change: EntityWrite, told: CollectionStatus, invoice_id: int, stands: Any
+    change: EntityWrite, status: CollectionStatus, invoice_id: int, stands: Any
 ) -> tuple[Decimal, str | None]:
     """Record money that Stripe collected for an invoice and that is not recorded yet; return the amount.
 
@@ -182,52 +182,52 @@ def _come_in(
     """
     nothing = Decimal(0)
     before = change.connection.execute(_RECORDED, {"id": invoice_id, "prefix": REFERENCE}).scalar_one()
-    new = (told.settled or nothing) - before
+    new = (status.settled or nothing) - before
     if new <= 0:
         return nothing, None
     rest = max(nothing, rest_of(change.connection, invoice_id)) if stands.status == "finalized" else nothing
     amount, beyond = min(new, rest), max(nothing, new - rest)
     if amount:
-        values = {"amount": amount, "reference": f"{REFERENCE}{told.name}"}
-        if refused := _done(change, payments.record, invoice_id, values):
+        values = {"amount": amount, "reference": f"{REFERENCE}{status.name}"}
+        if refused := _run_command(change, payments.record, invoice_id, values):
             return nothing, refused
-    more = f"{told.currency} {beyond.normalize():f} more came in than was left to pay."
+    more = f"{status.currency} {beyond.normalize():f} more came in than was left to pay."
     return amount, more if beyond else None
 
 
-def _gone_back(change: EntityWrite, told: CollectionStatus, invoice_id: int) -> tuple[Decimal, str | None]:
-    """Subtract what Stripe gave back by `told`, once; return the sum, and a message for a person or None."""
+def _gone_back(change: EntityWrite, status: CollectionStatus, invoice_id: int) -> tuple[Decimal, str | None]:
+    """Subtract what Stripe gave back by `status`, once; return the sum, and a message for a person or None."""
     nothing = Decimal(0)
-    if told.given_back is None:
+    if status.given_back is None:
         return nothing, None
     here = {"id": invoice_id, "prefix": REFERENCE, "own": RETURNED}
     before = change.connection.execute(_GIVEN_BACK, here).one()
-    wanted = max(nothing, told.given_back - before.given)
-    gone = _take_out(change, invoice_id, wanted, f"{RETURNED}{told.name}", of=REFERENCE)
-    return gone, _remains_of(told, before.own + gone, wanted - gone)
+    wanted = max(nothing, status.given_back - before.given)
+    gone = _take_out(change, invoice_id, wanted, f"{RETURNED}{status.name}", of=REFERENCE)
+    return gone, _remains_of(status, before.own + gone, wanted - gone)
 
 
-def _remains_of(told: CollectionStatus, own: Decimal, beyond: Decimal) -> str | None:
+def _remains_of(status: CollectionStatus, own: Decimal, beyond: Decimal) -> str | None:
     """Return a message for a person if the money that Stripe gave back differs from the reversed payments.
 
     Else return None. `own` is the sum that was reversed, `beyond` the part that no payment covers.
     """
-    assert told.given_back is not None
+    assert status.given_back is not None
 
-    def said(amount: Decimal) -> str:
-        return f"{told.currency} {amount.normalize():f}"
+    def render(amount: Decimal) -> str:
+        return f"{status.currency} {amount.normalize():f}"
 
     if beyond:
-        return f"{said(beyond)} more went back to the customer than is left of its payments."
-    if own > told.given_back:
-        return f"{said(own - told.given_back)} that had gone back came in again: record it as a payment."
-    if own < told.given_back:
-        other = said(told.given_back - own)
+        return f"{render(beyond)} more went back to the customer than is left of its payments."
+    if own > status.given_back:
+        return f"{render(own - status.given_back)} that had gone back came in again: record it as a payment."
+    if own < status.given_back:
+        other = render(status.given_back - own)
         return f"{other} of what went back had left the payments before: is it on the customer's balance too?"
     return None
 
 
-def _done(change: EntityWrite, verb: Any, invoice_id: int, values: Row) -> str | None:
+def _run_command(change: EntityWrite, verb: Any, invoice_id: int, values: Row) -> str | None:
     """Run an invoice command that a person may run; return the reason if the command is refused."""
     command = replace(change.command, resource="invoices", id=invoice_id, values=values)
     try:

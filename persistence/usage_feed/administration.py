@@ -42,14 +42,14 @@ def begin(change: EntityWrite) -> Row:
 
 def resume(change: EntityWrite) -> Row:
     """Resume a paused feed, so that its events are sent at once; return its row."""
-    _kept(change)
+    _require_kept(change)
     alter(change, {"paused_until": None, "attempts": 0, "error": None})
     return change.fetch()
 
 
 def retry_all(change: EntityWrite) -> Row:
     """Queue all refused events of a feed again, after the waiting ones."""
-    _kept(change)
+    _require_kept(change)
     change.connection.execute(_RETRY, {"states": [FAILED], "id": None, "feed_id": change.row_id})
     return change.fetch()
 
@@ -69,7 +69,7 @@ def end(change: EntityWrite) -> Row:
 def drop(change: EntityWrite) -> Row:
     """Delete the unsent events of an ended feed, and report no more use from the feed's time."""
     hold_flushes(change.connection)
-    _kept(change)
+    _require_kept(change)
     if change.fetch()["ended_at"] is None:
         raise Conflict("The feed is open: end it first.")
     left = change.connection.execute(_LEFT, {"id": change.row_id}).scalar_one()
@@ -100,7 +100,7 @@ def _border() -> ColumnElement[Any]:
     return literal_column(BORDER)
 
 
-def _kept(change: EntityWrite) -> None:
+def _require_kept(change: EntityWrite) -> None:
     if lock(change)["dropped_at"] is not None:
         raise Conflict("The feed is dropped: nothing of it is told any more.")
 

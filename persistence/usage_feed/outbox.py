@@ -15,13 +15,14 @@ import psycopg
 from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
-from gateway.core.accounts.outbox import CallFacts, OutboxEntry
+from gateway.core.accounts.call_facts import CallFacts
+from gateway.core.accounts.outbox import OutboxEntry
 from gateway.core.accounts.usage import DIMENSIONS, OTHER
 from gateway.core.accounts.usage_sums import SUMS
 from gateway.errors import Conflict
 from gateway.features.usage_feed.events import AMOUNTS, FOLDED, LATE, USE, Kind
 from persistence.error_mapping import QUERY_CANCELED, sqlstate
-from persistence.ledger import rollup, statements
+from persistence.ledger import statements, usage_rollup
 from persistence.ledger.listeners import Change, Reason, used_in
 from persistence.ledger.rows import facts_of, stored_text, used_at
 from persistence.ledger.statements import SUM_MAX, added, columns_of
@@ -130,8 +131,8 @@ def may_have(times: Sequence[int]) -> tuple[str, tuple[int, int]]:
 
 def of_call(event: OutboxEntry, facts: CallFacts, user_id: int | None) -> list[Told]:
     """Return the usage events of a call; empty if it used nothing."""
-    hours: rollup.Rollup = {}
-    rollup.add_call(hours, event, facts, user_id)
+    hours: usage_rollup.Rollup = {}
+    usage_rollup.add_call(hours, event, facts, user_id)
     request_id = event.source.lower()
     return [
         _told(f"{request_id}:{USE}", USE, (request_id, used_at(event, facts)), bucket, sums, step=facts.step)
@@ -145,9 +146,9 @@ def of_change(kind: Kind, before: Sequence[Any], after: Sequence[Any]) -> list[T
 
     Both rows have the columns of `statements.CALL_SUMS`.
     """
-    hours: rollup.Rollup = {}
+    hours: usage_rollup.Rollup = {}
     # Use without a price so far has the cost 0 in any currency.
-    rollup.moved_usage(
+    usage_rollup.moved_usage(
         [*before[:_CURRENCY], before[_CURRENCY] or after[_CURRENCY], *before[_CURRENCY + 1 :]], after, hours
     )
     request_id, used_ms = after[_AS_TOLD:]
@@ -186,7 +187,7 @@ class FeedListener:
 
 
 def _told(
-    name: str, kind: Kind, of: tuple[object, object], bucket: rollup.UsageBucket, sums: Sequence[int],
+    name: str, kind: Kind, of: tuple[object, object], bucket: usage_rollup.UsageBucket, sums: Sequence[int],
     *, step: tuple[str, int, str, int | None] | None = None,
 ) -> Told:  # fmt: skip
     organization_id, _, *own = bucket

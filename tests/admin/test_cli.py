@@ -16,7 +16,7 @@ from click.testing import CliRunner, Result
 
 from gateway.cli.admin.client import AdminClient
 from gateway.cli.admin.program import mount
-from gateway.core.accounts.outbox import CallFacts, write_facts
+from gateway.core.accounts.call_facts import CallFacts, write_facts
 from persistence.ledger.writer import LedgerWriter
 from tests.admin.conftest import ADMIN, READONLY, Api
 from tests.in_turn import in_turn

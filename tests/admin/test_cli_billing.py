@@ -291,6 +291,11 @@ async def test_cli_overrides_amounts_of_single_users_and_tenants(run: Run, api: 
         await from_json(run, "budget", "raise", each, "2000", UNTIL, "a fair", "--who", name)
     found = api.rows("SELECT name, amount FROM budget_raise ORDER BY name")
     assert sorted(found) == sorted([(str(tenant["id"]), 2000), (str(key["id"]), 2000)])
+    # Another organization's group of that name is none of the budget's.
+    await from_json(run, "org", "create", "other")
+    groups = [await from_json(run, "group", "create", org, "platform", "user") for org in ("acme", "other")]
+    made = await from_json(run, "budget", "override", "team", "group:platform", "7M")
+    assert made["who"] == f"group:{groups[0]['id']}"
 
 
 def test_cli_help_lists_user_key_project_and_session_as_values_of_the_each_option() -> None:

@@ -18,7 +18,8 @@ from gateway.admin.resources.registry import REPORTS
 from gateway.cli.admin.client import TIMEOUT_S, AdminClient, CommandFailed
 from gateway.cli.admin.program import decided
 from gateway.core.accounts.administration import REQUEST_S_MAX
-from gateway.core.accounts.outbox import Batch, EventKind, decode
+from gateway.core.accounts.flush_batch import Batch
+from gateway.core.accounts.outbox import EventKind, decode
 from gateway.errors import Unprocessable
 from persistence import engine as engines
 from persistence.billing.credit_balances import Allocations

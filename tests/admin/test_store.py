@@ -9,7 +9,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from gateway.admin.resources.values import Metadata
-from gateway.core.accounts.outbox import CallFacts, write_facts
+from gateway.core.accounts.call_facts import CallFacts, write_facts
 from persistence.resources import audit
 from tests.admin.conftest import Api
 from tests.connections import connected

@@ -19,7 +19,8 @@ import pytest
 
 from gateway.admin.api import usage
 from gateway.admin.http.requests import encode_cursor
-from gateway.core.accounts.outbox import CallFacts, EventKind, mark_as_correction, write_facts
+from gateway.core.accounts.call_facts import CallFacts, mark_as_correction, write_facts
+from gateway.core.accounts.outbox import EventKind
 from gateway.core.accounts.usage import GROUPS
 from gateway.core.accounts.usage_sums import MONEY_SUMS, SUMS
 from gateway.features.finance import focus

@@ -15,7 +15,7 @@ import redis
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.background.flushing.flusher import FailedBatch, FlushedBatch, Flusher, KeeperShare
-from gateway.core.accounts.outbox import History, fan_out
+from gateway.core.accounts.flush_batch import History, fan_out
 from gateway.core.model import PARTITIONS
 from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.outbox import Outbox

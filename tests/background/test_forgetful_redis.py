@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from gateway.background.verifying.reconciler import LossCounter
+from gateway.background.verifying.loss_counter import LossCounter
 from gateway.core.accounts.holds import Loss
 from gateway.core.model import PARTITIONS, Service, SettleResult
 from gateway.counters.settlement_log.log import LogLimits

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from gateway.core.accounts.call_facts import CallFacts, write_facts
 from gateway.core.accounts.holds import ExpiredHold, ReclaimPolicy
-from gateway.core.accounts.outbox import CallFacts, write_facts
 from gateway.core.accounts.weights import ONE, Weights
 from gateway.core.model import HoldExtension, SettleResult
 from gateway.counters.redis import keys

@@ -18,12 +18,12 @@ from typing import Any
 import pytest
 
 from gateway.admin.http import bodies
-from gateway.admin.resources.quota import BudgetCreate
+from gateway.admin.resources.budgets import BudgetCreate
 from gateway.background.flushing.flusher import Flusher
 from gateway.background.flushing.late import ended
 from gateway.background.timed.pusher import Pusher
 from gateway.core.accounts.definitions import ControlWrite
-from gateway.core.accounts.outbox import Batch, FlushReport, History, Judged
+from gateway.core.accounts.flush_batch import Batch, FlushReport, History, Judged
 from gateway.core.billing.events import request_of
 from gateway.core.integrity.recovery import NewestWrite
 from gateway.counters.keeper.client import Client

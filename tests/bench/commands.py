@@ -3,7 +3,7 @@
 Runs in the tree it is asked about, whatever that one's layouts and packing are: `tests.bench.scripts` gives
 its text to a python there. It reads (organizations, calls a write, writes, scene), defines these accounts
 on a server once, and answers as many pairs of lists of commands, both pickled, until its input ends; none of
-a scene that this tree does not know.
+a scene that this tree does not know. Budgets are found as a gateway of that tree finds them.
 """
 
 from __future__ import annotations
@@ -12,13 +12,16 @@ import pickle
 import sys
 import time
 import uuid
+from collections.abc import Callable
 from decimal import Decimal
-from importlib.util import find_spec
+from functools import cache
 from itertools import count
 from typing import Any, NamedTuple
 
+from gateway.core.accounts.budgets import UNITS, Budget, CallAttributes
+from gateway.core.accounts.call_budgets import OrganizationBudgets
 from gateway.core.billing.money import PriceTier, ServicePricing
-from gateway.core.model import HoldRequest, Limits, Service, Settlement
+from gateway.core.model import Caller, HoldRequest, Limits, Service, Settlement
 from gateway.counters.layouts import packing
 from gateway.counters.redis.scripts import library
 from tests import builders
@@ -32,48 +35,89 @@ TIERED = Service(
 )  # fmt: skip
 # Of each organization, by turns, where a scene has users.
 USERS = 32
+# Of every budget; and the model of calls.
+AMOUNT = 10**15
+MODEL = "m" * 8
+
+
+def defined(*selectors: dict[str, Any], **fields: Any) -> list[Budget]:
+    """Return a budget in money of a day for each selector."""
+    return [
+        Budget(
+            at + 1,
+            f"budget {at}",
+            **{"unit": "money", "amount": AMOUNT, "interval": "day"} | fields | selector,
+        )
+        for at, selector in enumerate(selectors)
+    ]
+
+
+def owners(caller: Caller, *others: dict[str, Any]) -> list[Budget]:
+    """Return budgets of an organization, a tenant and a key, and those of `others`."""
+    return defined({}, {"tenant_id": caller.tenant_id}, {"api_key_id": caller.key_id}, *others)
+
+
+def money(caller: Caller) -> list[Budget]:
+    """Return budgets of an organization, a tenant, a key, and each user."""
+    return owners(caller, {"each": "user"})
+
+
+def of_length(caller: Caller, window: str) -> list[Budget]:
+    """Return the budget of a tenant with a window that the calendar does not end."""
+    return defined({"tenant_id": caller.tenant_id}, interval="", window=window, length_ms=5 * 3_600_000)
+
+
+def of_models(models: int, windows: int) -> list[Budget]:
+    """Return budgets of so many models, each an account with so many windows by turns."""
+    return defined(
+        *[
+            {"model": MODEL[: at + 1] + "*", "unit": UNITS[number % len(UNITS)]}
+            for at in range(models)
+            for number in range(windows)
+        ]
+    )
 
 
 class Scene(NamedTuple):
-    """What calls have: limits at every scope, budget accounts by their number of windows, users.
+    """What calls have: a service, limits at every scope or none, budgets, steps of these, users.
 
-    The accounts in `each` are one owner's; with users, the last of them is the user's. With `in_turn` a write
-    begins behind the organizations of the one before. Windows are by the calendar, or named as flags of budgets.
+    With `in_turn` a write begins behind the organizations of the one before. A step is a budget's id, its part of
+    the limit in millionths, and what it does, as a request brings it.
     """
 
     service: Service = CHAT
     credits: int = 0
     limited: bool = True
-    accounts: tuple[int, ...] = ()
-    each: tuple[int, ...] = ()
+    budgets: Callable[[Caller], list[Budget]] | None = None
+    steps: tuple[tuple[int, int, int], ...] = ()
     users: bool = False
     in_turn: bool = False
-    window: str = ""
 
 
-MONEY = (1, 1, 1, 1)
 SCENES = {
     "ledger": Scene(limited=False),
     "limits": Scene(),
     "credits": Scene(PAID, 1),
     "tiers": Scene(TIERED),
-    "one window": Scene(accounts=(1,)),
-    "eight windows": Scene(accounts=(8,)),
-    "four accounts": Scene(accounts=MONEY),
-    "money": Scene(accounts=MONEY, each=(2, 3)),
-    "rolling": Scene(accounts=MONEY, window="FLAG_ROLLING"),
-    "first use": Scene(accounts=MONEY, window="FLAG_FIRST_USE"),
-    "one run": Scene(accounts=(2,)),
-    "eight runs": Scene(accounts=(2,) * 8),
+    "one window": Scene(budgets=lambda _: of_models(1, 1)),
+    "two windows": Scene(budgets=lambda _: of_models(1, 2)),
+    "eight windows": Scene(budgets=lambda _: of_models(1, 8)),
+    "four accounts": Scene(budgets=lambda _: of_models(4, 1)),
+    "eight accounts": Scene(budgets=lambda _: of_models(8, 2)),
+    "money": Scene(budgets=money),
+    "owners": Scene(budgets=owners),
+    "rolling": Scene(budgets=lambda caller: of_length(caller, "rolling")),
+    "first use": Scene(budgets=lambda caller: of_length(caller, "first_use")),
+    "steps": Scene(budgets=money, steps=((1, 950_000, 1), (1, 800_000, 1), (4, 800_000, 1))),
     "users": Scene(users=True),
-    "users, money": Scene(accounts=MONEY, each=(2, 3), users=True),
+    "users, owners": Scene(budgets=owners, users=True),
+    "users, money": Scene(budgets=money, users=True),
     "users in turn": Scene(users=True, in_turn=True),
 }
 # Calls of as many organizations that are one call: each has four accounts (`gateway.counters.redis.calls`).
 SPREAD = 32
 # The ids of organizations without limits: behind those of all others.
 UNLIMITED_FROM = 20_001
-DAY_MS = 86_400_000
 METADATA = b'{"model":"m","streamed":false,"status":200,"duration_ms":812,"input":20,"output":250}'
 NUMBERS = count(1)
 
@@ -92,11 +136,18 @@ def world_of(url: str, organization: int, limits: Limits) -> World:
     return world
 
 
-def write_of(worlds: list[World], size: int, scene: Scene) -> tuple[list[Any], list[Any]]:
+@cache
+def budgets_of(caller: Caller, name: str) -> OrganizationBudgets:
+    """Return the budgets of a caller's organization in a scene."""
+    make = SCENES[name].budgets
+    return OrganizationBudgets(caller.organization_id, make(caller) if make else [], "EUR")
+
+
+def write_of(worlds: list[World], size: int, name: str) -> tuple[list[Any], list[Any]]:
     """What one write of reserves and the one of their settlements are; calls together, or those of each
     partition, as far as this tree has calls that are.
     """
-    number, reserves, settles = next(NUMBERS), [], []
+    scene, number, reserves, settles = SCENES[name], next(NUMBERS), [], []
     for at in range(size):
         turn = number * size + at
         world = worlds[(turn if scene.in_turn else at) % len(worlds)]
@@ -107,44 +158,28 @@ def write_of(worlds: list[World], size: int, scene: Scene) -> tuple[list[Any], l
             world.caller, request.request_id, named, scene.service, charge=True, tokens=270,
             credits=scene.credits, metadata=METADATA,
         )  # fmt: skip
-        budgets = [
-            _account(place, windows, world.caller.organization_id, _owner(scene, place, user), scene.window)
-            for place, windows in enumerate(scene.accounts)
-        ]
-        if budgets:
-            request.budgets, request.money, request.budget_tokens = tuple(budgets), 900, 300
-            used.budgets, used.money, used.budget_tokens = tuple(one.name for one in budgets), 810, 270
+        if scene.budgets:
+            caller = world.caller
+            asked = CallAttributes(caller.tenant_id, caller.key_id, CHAT.id, named, None, (MODEL,))
+            budgets = budgets_of(caller, name).find(asked, round(time.time() * 1000))
+            request.budgets, request.money, used.budgets, used.money = (
+                budgets.accounts,
+                900,
+                budgets.names,
+                810,
+            )
+            tokens = (
+                "budget_tokens" if hasattr(request, "budget_tokens") else "raw_tokens"
+            )  # an older tree's name
+            setattr(request, tokens, 300)
+            setattr(used, tokens, 270)
+        if scene.steps:
+            request.steps = scene.steps
         reserves.append((world.p, packing.reserve(world.run_id, 1, TTL_MS, request, 2 * number)))
         settles.append(
             (world.p, packing.settle(world.run_id, 0, used, packing.MODE_CHARGE, batch=2 * number + 1))
         )
     return _commands("reserve", reserves), _commands("settle", settles)
-
-
-def _owner(scene: Scene, place: int, user: int) -> str:
-    """Return whose the account at a place is; empty for an account that is no single owner's."""
-    if place not in scene.each:
-        return ""
-    return f"{user:024x}" if scene.users and place == scene.each[-1] else "a" * 24
-
-
-def _account(number: int, windows: int, organization: int, owner: str, window: str) -> Any:
-    """An account with so many windows of money, tokens and requests by turns; they enforce."""
-    from gateway.core.accounts import budgets  # an older tree has none
-    from gateway.core.model import BudgetAccount  # the same
-
-    start = round(time.time() * 1000) // DAY_MS * DAY_MS
-    times = (0, 0, DAY_MS) if window else (start, start + DAY_MS, start + 2 * DAY_MS)
-    kind = getattr(budgets, window) if window else 0
-    units = budgets.FLAG_MONEY, budgets.FLAG_TOKENS, budgets.FLAG_REQUESTS
-    packed = [
-        budgets.DEFINED_WINDOW.pack(
-            at + 1, 10**15, *times, budgets.FLAG_ENFORCE | kind | units[at % len(units)]
-        )
-        for at in range(windows)
-    ]
-    name = f"{windows:03x}{kind >> 6:x}{organization:04x}{number:08x}" + (f":{owner}" if owner else "")
-    return BudgetAccount(name, b"".join(packed), enforced=True)
 
 
 def _commands(verb: str, calls: list[tuple[int, packing.Call]]) -> list[Any]:
@@ -166,7 +201,6 @@ def _commands(verb: str, calls: list[tuple[int, packing.Call]]) -> list[Any]:
 def main() -> None:
     """Serve until the input ends; the argument is the server's address."""
     url, worlds = sys.argv[1], dict[Limits, list[World]]()
-    has_budgets = find_spec("gateway.core.accounts.budgets") is not None
     while True:
         try:
             organizations, size, writes, name = pickle.load(sys.stdin.buffer)  # our parent's
@@ -177,9 +211,11 @@ def main() -> None:
         known = worlds.setdefault(limits, [])
         first = UNLIMITED_FROM if not scene.limited else 1
         known += [world_of(url, first + at, limits) for at in range(len(known), organizations)]
-        made = []
-        if has_budgets or not scene.accounts:
-            made = [write_of(known[:organizations], size, scene) for _ in range(writes)]
+        try:
+            made = [write_of(known[:organizations], size, name) for _ in range(writes)]
+        except (AttributeError, TypeError) as error:  # a field that this tree does not have
+            print(f"{name}: {error}", file=sys.stderr)
+            made = []
         pickle.dump(made, sys.stdout.buffer)
         sys.stdout.buffer.flush()
 

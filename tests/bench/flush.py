@@ -27,7 +27,8 @@ import psycopg
 import redis
 
 from gateway.background.flushing.flusher import FailedBatch, FlushedBatch, Flusher
-from gateway.core.accounts.outbox import FlushReport, WindowKey
+from gateway.core.accounts.flush_batch import FlushReport
+from gateway.core.accounts.outbox import WindowKey
 from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.redis import keys

@@ -1,16 +1,19 @@
 """What reserve + settle cost the Redis core: CPU microseconds a call, by how many leave in one write.
 
-`python -m tests.bench.scripts [--against REVISION] [--loopback] [--runs N] [--instructions]`. A server of
-its own, append-only file on and reached by a socket, as shipped; key, user, tenant and organization limits,
-a token quota and a ledger entry a call (`limits`); the same without limits (`ledger`), with credits, with
-units by tiers under a cap, and with budgets: an account with one window, one with eight, and four accounts
-with one each, as they are or two of them one owner's (`money`); with one run, and one below seven others;
-with users. `users in turn` has each write call for the next organizations. Another revision makes its
-own accounts and commands, in a database of the same server, and takes turns with this tree within every
-run: what slows the machine for a moment slows both alike. Least and median over the runs, and the ratio of
-the least; `empty` is a script that does nothing, for each call. With `--instructions` callgrind counts what
-the server does for a pair, with a gateway's prefixes watched: that is the same on a busy machine, within 2 in
-100. docs/internals/figures.md has these counts at 6bcca754.
+`python -m tests.bench.scripts [--against TREE] [--loopback] [--runs N] [--instructions] [--scene NAME]`. A
+server of its own, append-only file on and reached by a socket, as shipped; key, user, tenant and organization
+limits, a token quota and a ledger entry a call (`limits`); the same without limits (`ledger`), with credits, with
+units by tiers under a cap, and with budgets: `money` has four, of the organization, a tenant, a key and each user;
+`owners` has the first three; `steps` has `money` with steps that match and are not reached. `users` has 32 users of
+each organization. `users in turn` has each write call for the next organizations. Another tree (a folder or a git
+revision) makes its own accounts and commands, in a database of the same server, and takes turns with this tree
+within every run: what slows the machine for a moment slows both alike. Least and median over the runs, and the
+ratio of the least; `empty` is a script that does nothing, for each call.
+
+With `--instructions` callgrind counts what the server does for a pair, with a gateway's prefixes watched: that is
+the same on a busy machine. First come the bytes of one call's accounts and hold. Then each scene, the median of the
+runs in turn and its ratio to this tree's; this tree is there twice, so that its own ratio says how exact the
+others are. docs/internals/figures.md has these counts at 6bcca754.
 """
 
 from __future__ import annotations
@@ -26,11 +29,11 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, cast
 
 import redis
 
-from gateway.counters.admission.cache import HEARD
+from gateway.counters.admission.key_changes import HEARD
 from gateway.counters.redis import keys
 from gateway.local.embedded.valkey import environment
 from tests.bench import commands, instructions
@@ -43,17 +46,25 @@ CASES = (
     (16, 1, "credits"), (16, 1, "tiers"),
     (4, 1, "one window"), (4, 1, "eight windows"), (4, 1, "four accounts"),
     (16, 1, "one window"), (16, 1, "eight windows"), (16, 1, "four accounts"),
-    (16, 1, "one run"), (16, 1, "eight runs"),
+    (16, 1, "two windows"), (16, 1, "eight accounts"),
     (4, 1, "money"), (16, 1, "money"), (64, 64, "money"),
     (16, 1, "rolling"), (16, 1, "first use"),
 )  # fmt: skip
 CALLS_A_RUN = 800
 # The cases whose instructions are counted. To define 10,000 organizations takes two minutes a side.
 COUNTED = (
-    (1, 1, "ledger"), (1, 1, "limits"), (4, 1, "limits"), (16, 1, "ledger"), (16, 1, "limits"),
-    (16, 1, "money"), (16, 64, "users"), (16, 64, "users, money"), (4, 64, "users"),
-    (64, 64, "users"), (16, 10_000, "users in turn"),
+    (1, 1, "ledger"), (1, 1, "limits"), (1, 1, "money"),
+    (16, 1, "ledger"), (16, 1, "limits"), (16, 1, "money"), (16, 1, "owners"), (16, 1, "steps"), (16, 1, "rolling"),
+    (16, 64, "users"), (16, 64, "users, owners"), (16, 64, "users, money"), (16, 10_000, "users in turn"),
 )  # fmt: skip
+RUNS, COUNTED_RUNS = 15, 5
+# Counted are so many writes, and no more calls than in a run; before them so many calls warm up.
+COUNTED_WRITES, WARM_CALLS = 200, 160
+# A server that is counted on a busy machine answers late.
+ANSWER_S_MAX = 120
+# The scenes of whose call the bytes are said, and the accounts and holds in keys.
+STORED = "limits", "money"
+STORED_LETTERS = "kutohb"
 DONE = (struct.pack("<d", 1), struct.pack("<q", 1))
 EMPTY = "#!lua name=empty\nredis.register_function('empty', function() return 1 end)"
 
@@ -136,26 +147,44 @@ def measure(sides: list[Side], case: tuple[int, int, str], runs: int) -> dict[st
     return costs
 
 
-def count(sides: list[Side], case: tuple[int, int, str], server: ValkeyServer) -> list[float]:
-    """Return the instructions of the server for a pair, by side.
+def count(
+    sides: list[Side], case: tuple[int, int, str], server: ValkeyServer, runs: int
+) -> dict[str, list[float]]:
+    """Return the instructions of the server for a pair in each run, by side; they take turns.
 
-    A run before warms up, in which each organization calls.
+    A run before each that counts warms up; before the first, each organization calls.
     """
     size, organizations, kind = case
     assert server.process is not None
-    pid, found = server.process.pid, list[float]()
-    for side in sides:
-        for counts in (False, True):
-            calls = CALLS_A_RUN if counts else max(CALLS_A_RUN, organizations)
-            made = side.writes(organizations, size, kind, calls)
-            if counts:
-                instructions.begin(pid)
-            for first, second in made:
-                _send(side.client, first)
-                _send(side.client, second)
-            side.clear()
-        found.append(instructions.taken(pid, server.folder) / (len(made) * size))
-    return found
+    pid, counts = server.process.pid, {side.name: list[float]() for side in sides}
+    counted = min(CALLS_A_RUN, COUNTED_WRITES * size)
+    for run in range(runs):
+        for side in sides:
+            warm = WARM_CALLS if run else max(CALLS_A_RUN, organizations)
+            for calls, counts_now in ((warm, False), (counted, True)):
+                writes = side.writes(organizations, size, kind, calls)
+                if counts_now:
+                    instructions.begin(pid)
+                for first, second in writes:
+                    _send(side.client, first)
+                    _send(side.client, second)
+                side.clear()
+            total = instructions.taken(pid, server.folder)
+            counts[side.name] += [total / (len(writes) * size)] if writes else []
+    return counts
+
+
+def stored(side: Side, kind: str) -> dict[str, int]:
+    """Return the bytes of the accounts and the hold of one call in flight, by the letters of their keys."""
+    reserves, settles = side.writes(1, 1, kind, 1)[0]
+    _send(side.client, reserves)
+    sizes = dict.fromkeys(STORED_LETTERS, 0)
+    for name in cast("list[bytes]", side.client.keys("tk:{*}:?:*")):
+        letter = name.decode().split(":")[2]
+        if letter in sizes:
+            sizes[letter] += cast("int", side.client.strlen(name))
+    _send(side.client, settles)
+    return sizes
 
 
 class CountedServer(ValkeyServer):
@@ -205,21 +234,25 @@ def served(
         server.environment = environment()
         server.start()
         try:
-            yield (f"redis://127.0.0.1:{server.port}/" if loopback else f"unix://{path}?db="), server
+            by_socket = f"unix://{path}?socket_timeout={ANSWER_S_MAX}&db="
+            yield (f"redis://127.0.0.1:{server.port}/" if loopback else by_socket), server
         finally:
             server.stop()
 
 
 @contextmanager
-def tree_at(revision: str) -> Iterator[Path]:
-    """The tree of a git revision."""
+def tree_at(place: str) -> Iterator[Path]:
+    """The tree in a folder, or of a git revision."""
+    if Path(place).is_dir():
+        yield Path(place).resolve()
+        return
     with tempfile.TemporaryDirectory() as folder:
-        packed = subprocess.run(["git", "archive", revision], capture_output=True, check=True)
+        packed = subprocess.run(["git", "archive", place], capture_output=True, check=True)
         subprocess.run(["tar", "-x", "-C", folder], input=packed.stdout, check=True)
         yield Path(folder)
 
 
-def as_row(case: tuple[int, int, str], costs: dict[str, Cost], against: str) -> str:
+def as_row(case: tuple[int, int, str], costs: dict[str, Cost], against: list[str]) -> str:
     """One line of the table."""
     size, organizations, kind = case
     cells = [kind, str(size), str(organizations)]
@@ -228,8 +261,11 @@ def as_row(case: tuple[int, int, str], costs: dict[str, Cost], against: str) -> 
             cells += ["–", "–"]
             continue
         cells += [f"{min(cost.cpu_us):.1f} ({median(cost.cpu_us):.1f})", f"{min(cost.script_us):.1f}"]
-    if against and costs[against].cpu_us:
-        here, there = costs["this tree"], costs[against]
+    for name in against:
+        if not costs[name].cpu_us:
+            cells += ["–", "–"]
+            continue
+        here, there = costs["this tree"], costs[name]
         cells += [
             f"{min(here.cpu_us) / min(there.cpu_us):.2f} ×",
             f"{min(here.script_us) / min(there.script_us):.2f} ×",
@@ -237,37 +273,72 @@ def as_row(case: tuple[int, int, str], costs: dict[str, Cost], against: str) -> 
     return "| " + " | ".join(cells) + " |"
 
 
+def print_counts(
+    sides: list[Side], cases: list[tuple[int, int, str]], server: ValkeyServer, runs: int
+) -> None:
+    """Print the bytes and the instructions of each side."""
+    print(f"| bytes of a call in flight | {' | '.join(side.name for side in sides)} |")
+    print("|---|" + "---:|" * len(sides))
+    for kind in STORED:
+        sizes = [stored(side, kind) for side in sides]
+        cells = [
+            f"{sum(one.values()):,} ("
+            + ", ".join(f"{letter} {one[letter]}" for letter in one if one[letter])
+            + ")"
+            for one in sizes
+        ]
+        print(f"| {kind} | {' | '.join(cells)} |")
+    print(f"\n| scene | calls a write | organizations | {' | '.join(side.name for side in sides)} |")
+    print("|---|" + "---:|" * (2 + len(sides)))
+    for case in cases:
+        counts = count(sides, case, server, runs)
+        this = median(counts[sides[0].name])
+        cells = [
+            f"{median(runs_) / 1000:,.1f} = {this / median(runs_):.3f} ×" if runs_ else "–"
+            for runs_ in counts.values()
+        ]
+        print(f"| {case[2]} | {case[0]} | {case[1]} | {' | '.join(cells)} |", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--against", metavar="REVISION", default="", help="this git revision takes turns too")
-    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument(
+        "--against",
+        metavar="TREE",
+        action="append",
+        default=[],
+        help="a folder or a git revision takes turns too",
+    )
+    parser.add_argument("--runs", type=int, help=f"{RUNS}, or {COUNTED_RUNS} of instructions")
     parser.add_argument("--loopback", action="store_true", help="by TCP, as a Redis elsewhere is reached")
     parser.add_argument("--instructions", action="store_true", help="count instructions a pair (callgrind)")
+    parser.add_argument("--scene", metavar="NAME", dest="scenes", action="append", help="this scene only")
     options = parser.parse_args()
+    cases = [
+        case for case in (COUNTED if options.instructions else CASES) if case[2] in (options.scenes or case)
+    ]
     with ExitStack() as stack:
         kind = CountedServer if options.instructions else ValkeyServer
         url, server = stack.enter_context(served(loopback=options.loopback, kind=kind))
         sides = [Side("this tree", Path.cwd(), f"{url}1")]
-        if not options.instructions:
+        if options.instructions and options.against:
+            sides.append(Side("itself", Path.cwd(), f"{url}2"))
+        elif not options.instructions:
             sides.insert(0, Empty(f"{url}0"))
-        if options.against:
-            sides.append(Side(options.against, stack.enter_context(tree_at(options.against)), f"{url}2"))
+        for at, place in enumerate(options.against):
+            sides.append(Side(place, stack.enter_context(tree_at(place)), f"{url}{3 + at}"))
         for side in sides:
             stack.callback(side.close)
         if options.instructions:
             stack.enter_context(watched(f"{url}0"))
-            print(f"| kind | calls a write | organizations | {' | '.join(side.name for side in sides)} |")
-            print("|---|" + "---:|" * (2 + len(sides)))
-            for case in COUNTED:
-                cells = " | ".join(f"{one:,.0f}" for one in count(sides, case, server))
-                print(f"| {case[2]} | {case[0]} | {case[1]} | {cells} |", flush=True)
+            print_counts(sides, cases, server, options.runs or COUNTED_RUNS)
             return
         titles = [f"{side.name}, CPU µs a pair: least (median) | script µs" for side in sides]
-        titles += ["CPU | script"] if options.against else []
+        titles += ["CPU | script"] * len(options.against)
         print(f"| kind | calls a write | organizations | {' | '.join(titles)} |")
         print("|---|" + "---:|" * (2 + 2 * len(titles)))
-        for case in CASES:
-            print(as_row(case, measure(sides, case, options.runs), options.against), flush=True)
+        for case in cases:
+            print(as_row(case, measure(sides, case, options.runs or RUNS), options.against), flush=True)
 
 
 if __name__ == "__main__":

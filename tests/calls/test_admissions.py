@@ -86,9 +86,10 @@ class Scene:
         self.stage.directory.caller = replace(self.stage.directory.caller, **more)
 
     def settle_prices(self) -> None:
-        """Give the scene's model its price."""
+        """Give the scene's model its price, or none."""
         prices = self.stage.directory.prices
         prices["m"] = _price("m", FULL)
+        prices.pop(self.model, None)
         if self.price is not None:
             prices[self.model] = _price(self.model, self.price)
 
@@ -179,6 +180,7 @@ def _budgets(scene: Scene) -> None:
         extension.end_request()
 
     scene.stage.counters.request_extension = answer_short  # type: ignore[method-assign]  # as of a spent budget
+    cast("Holds", scene.stage.plane._ports.holds).short = True
 
 
 def _budgets_by_model(scene: Scene) -> None:
@@ -206,11 +208,11 @@ FAULTS: dict[str, Callable[[Scene], None]] = {
     "overlapping services": _overlapping, "tools": _tools, "objects": _objects, "breaker": _breaker,
     "maxima": _maxima, "budgets": _budgets, "budgets by model": _budgets_by_model, "capacity": _capacity,
 }  # fmt: skip
-# Faults that concern the model of a message, and not that of the session.
-OF_MODEL = frozenset(
+# Faults that are there before a kind begins, where others come later: those of a message concern its own model.
+MADE_BEFORE: dict[str, frozenset[str]] = {"extension": frozenset(), "message": frozenset(
     {"trained model", "media", "prices", "list of the key", "list of the tenant", "list of the user",
      "rule of the model", "budgets by model"}
-)  # fmt: skip
+)}  # fmt: skip
 
 
 # How each kind is played.
@@ -294,6 +296,32 @@ async def _update(socket: LiveUpstream) -> None:
         await socket.send({"type": "session.updated", "session": said["session"]})
 
 
+async def play_live_turn(scene: Scene) -> Played:
+    """Open a session, whose first turn is admitted before the upstream hears of it."""
+    scene.stage.upstream.handler = playing(_update, [])
+    try:
+        async with _socket(scene, f"/v1/realtime?model={scene.model}") as socket:
+            return await _event(socket, "session.created")
+    except aiohttp.WSServerHandshakeError as refused:
+        return refused.status, "" if refused.headers is None else refused.headers["x-tollkeeper-reason"]
+
+
+async def play_extension(scene: Scene) -> Played:
+    """Ask for more in a hold by model that was admitted before `late` faults."""
+    taken = await scene.stage.ask(post(
+        json.dumps({"service": "responses", "max_tokens": 9, "model": scene.model}).encode(),
+        b"/.tollkeeper/holds", b"content-type: application/json\r\n",
+    ))  # fmt: skip
+    assert taken.status == 201, taken.body
+    now_ms = scene.stage.counters.decision.now_ms if scene.stage.counters.decision is not None else 0
+    cast("Holds", scene.stage.plane._ports.holds).now_ms = lambda: now_ms  # type: ignore[method-assign]  # as limits say
+    for wrong in scene.late:
+        wrong(scene)
+    scene.settle_prices()
+    path = b"/.tollkeeper/holds/%b/extend" % json.loads(taken.body)["id"].encode()
+    return await _ask(scene, path, {"ttl_s": 60, "more": 100})
+
+
 async def play_message(scene: Scene) -> Played:
     """Open a session of another model; behind `late` faults an update names the scene's for transcripts."""
     scene.stage.upstream.handler = playing(_update, [])
@@ -307,9 +335,9 @@ async def play_message(scene: Scene) -> Played:
 
 
 KINDS: dict[str, Callable[[Scene], Awaitable[Played]]] = {
-    "call": play_call, "turn": play_turn, "message": play_message, "hold by model": play_hold_by_model,
+    "call": play_call, "turn": play_turn, "live turn": play_live_turn, "message": play_message, "hold by model": play_hold_by_model,
     "hold by request": play_hold_by_request, "authorize": play_authorize, "batch line": play_batch_line,
-    "background": play_background,
+    "background": play_background, "extension": play_extension,
 }  # fmt: skip
 LATER = {"later line": partial(play_batch_line, before=1)}
 
@@ -329,7 +357,7 @@ async def played(kind: str, faults: Collection[str]) -> str:
         assert stage.counters.decision is not None
         stage.counters.decision = replace(stage.counters.decision, budget=OPEN)
         for name, wrong in FAULTS.items():
-            if name in faults and kind == "message" and name not in OF_MODEL:
+            if name in faults and name not in MADE_BEFORE.get(kind, FAULTS):
                 scene.late.append(wrong)
             elif name in faults:
                 wrong(scene)
@@ -347,8 +375,13 @@ NO_PATHS = ON_PURPOSE + "it reaches a model's API, whose paths no service may ha
 WAITS = ON_PURPOSE + "its provider begins it when there is room"
 OWN_CALLS = ON_PURPOSE + "its caller makes the call, and hears the upstream's own refusal"
 UNDER_WAY = ON_PURPOSE + "its turn has reached the upstream already"
+AS_HELD = ON_PURPOSE + "its hold was admitted with it, for a call that its caller makes"
+OPENS = ON_PURPOSE + "it opens without a message, and each message is checked"
 HOLDS = ("hold by model", "hold by request", "authorize")
 ELSEWHERE = dict.fromkeys(HOLDS, OWN_CALLS) | {"batch line": WAITS, "message": UNDER_WAY}
+SILENT = {"hold by model": BODILESS, "live turn": OPENS}
+# What an extension is asked again.
+OF_EXTENSIONS = ("prices", "budgets")
 TABLE: dict[str, tuple[str, dict[str, str]]] = {
     "run policy": ("run_required", {"message": AS_ADMITTED}),
     "user": ("user_required", {"message": AS_ADMITTED}),
@@ -360,18 +393,20 @@ TABLE: dict[str, tuple[str, dict[str, str]]] = {
     "service": ("service_not_included", {"message": AS_ADMITTED}),
     "overlapping services": (
         "unknown_route",
-        dict.fromkeys(("turn", "message", "hold by request", "batch line", "background"), NO_PATHS)
+        dict.fromkeys(
+            ("turn", "live turn", "message", "hold by request", "batch line", "background"), NO_PATHS
+        )
         | {"hold by model": ON_PURPOSE + "it names its service itself, and no path"},
     ),
     "prices": ("model_not_priced", {}),
-    "tools": ("model_not_priced", {"hold by model": BODILESS, "message": "invalid_request"}),
+    "tools": ("model_not_priced", SILENT | {"message": "invalid_request"}),
     "media": ("model_not_priced", {"hold by model": BODILESS}),
-    "objects": ("object_not_found", {"hold by model": BODILESS}),
+    "objects": ("object_not_found", SILENT),
     "trained model": ("object_not_found", {"message": "invalid_request"}),
     "breaker": ("rate_limited", ELSEWHERE),
     "budgets": ("budget_exceeded", {}),
     "budgets by model": ("budget_exceeded", {}),
-    "maxima": ("invalid_request", {"hold by model": BODILESS}),
+    "maxima": ("invalid_request", SILENT),
     "capacity": ("capacity_exceeded", ELSEWHERE),
 }
 
@@ -379,7 +414,7 @@ TABLE: dict[str, tuple[str, dict[str, str]]] = {
 def reason_of(kind: str, check: str) -> str:
     """Return the table's cell, empty if the kind passes on purpose."""
     reason, others = TABLE[check]
-    cell = others.get(kind, reason)
+    cell = AS_HELD if kind == "extension" and check not in OF_EXTENSIONS else others.get(kind, reason)
     return "" if cell.startswith(ON_PURPOSE) else cell
 
 

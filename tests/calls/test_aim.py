@@ -10,8 +10,8 @@ from gateway.calls.ports import AdmissionPorts
 from gateway.calls.prices import prices_of
 from gateway.core.billing.price_book import read_price
 from gateway.core.calls.aim import Aim
-from gateway.core.calls.claims import read_call
 from gateway.core.calls.facts import fit_body
+from gateway.core.calls.parsing import read_call
 from gateway.core.calls.routes import ModelRule, TokenCounts, UpstreamFacts
 from gateway.core.calls.use_request import CALL, UseRequest
 from gateway.core.model import Attribution

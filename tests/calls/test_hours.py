@@ -9,7 +9,7 @@ import pytest
 
 from gateway.calls.charge import MeteredUse, UseTerms, charge
 from gateway.calls.journal import JournalUse, PricesThen, UseHour, itemize
-from gateway.core.accounts.outbox import CallFacts, read_facts
+from gateway.core.accounts.call_facts import CallFacts, read_facts
 from gateway.core.billing.price_book import KINDS, PriceBook, cost_nano, read_price
 from gateway.core.calls.tariff import CallPrices, PriceMatch, held_price
 from gateway.core.metering.meter import Detail

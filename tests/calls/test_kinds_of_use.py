@@ -18,7 +18,7 @@ import pytest
 
 from gateway.calls.event_use import use_of
 from gateway.core.accounts.budgets import Budget
-from gateway.core.accounts.outbox import CallFacts
+from gateway.core.accounts.call_facts import CallFacts
 from gateway.core.accounts.upstream_jobs import BATCH, RESPONSE, RUNNING, VIDEO, Job
 from gateway.core.billing.events import EventUsage
 from gateway.core.billing.money import CostMarkup, ServicePricing

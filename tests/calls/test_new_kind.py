@@ -9,7 +9,7 @@ import json
 
 from gateway.calls.admit import admit
 from gateway.calls.charge import NO_DETAIL, MeteredUse, UseTerms, charge, release
-from gateway.core.accounts.outbox import NONE
+from gateway.core.accounts.call_facts import NONE
 from gateway.core.billing.price_book import NO_COUNTS
 from gateway.core.calls.call import Body, CallRequest
 from gateway.core.calls.routes import Route

@@ -15,13 +15,7 @@ from msgspec import Raw
 
 from gateway.calls.charge import ChargedUse, MeteredUse, UseTerms, charge
 from gateway.calls.journal import UNEXPLAINED, UNKNOWN_MODEL, JournalUse, PricesThen, Rating
-from gateway.core.accounts.outbox import (
-    CALL_NAMES,
-    ROW_MARKERS,
-    CallFacts,
-    read_other_models,
-    told_of,
-)
+from gateway.core.accounts.call_facts import CALL_NAMES, ROW_MARKERS, CallFacts, read_other_models, told_of
 from gateway.core.billing.price_book import KINDS, read_price
 from gateway.core.billing.vector import ModelPrice
 from gateway.core.calls.tariff import CallPrices, PriceMatch

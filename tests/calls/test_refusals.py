@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from gateway.calls.charge import ChargedUse, MeteredUse, UseTerms, charge
-from gateway.core.accounts.outbox import NONE, CallFacts
+from gateway.core.accounts.call_facts import NONE, CallFacts
 from gateway.core.billing.money import NO_PRICING
 from gateway.core.billing.price_book import read_price
 from gateway.core.billing.vector import Vector

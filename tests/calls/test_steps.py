@@ -422,7 +422,7 @@ FIXED: list[tuple[Route, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("route", "body", "why"), FIXED, ids=[route.meter for route, _, _ in FIXED])
-async def test_admission_sends_a_call_as_asked_whose_model_cannot_be_another(
+async def test_admission_keeps_the_model_of_a_call_that_cannot_name_another(
     world: World, route: Route, body: dict[str, Any], why: str
 ) -> None:
     """Its charge would be another model's than answers, or what it makes."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.core.calls.claims import read_call
+from gateway.core.calls.parsing import read_call
 from gateway.core.calls.routes import Route
 from gateway.core.families.objects import ObjectAccess, read_objects
 from gateway.core.families.registry import FAMILIES

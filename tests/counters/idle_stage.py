@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from gateway.core.model import PARTITIONS
-from gateway.counters.admission.cache import HEARD
 from gateway.counters.admission.callers import Directory
 from gateway.counters.admission.empty_accounts import SharedEmptyAccounts
+from gateway.counters.admission.key_changes import HEARD
 from gateway.counters.admission.shared_circuit_breaker import SharedCircuitBreaker
 from gateway.counters.history_guard import HistoryGuards
 from gateway.counters.keeper.moves import has_current_history

@@ -18,9 +18,10 @@ from gateway.core.accounts.budgets import (
     define_windows,
     owner_of,
 )
+from gateway.core.accounts.call_facts import CallFacts, write_facts
 from gateway.core.accounts.definitions import ControlWrite, OrganizationTerms
 from gateway.core.accounts.holds import ChargedAmounts, LateResolution, LateSettlement, ReclaimPolicy, Verb
-from gateway.core.accounts.outbox import CallFacts, EventKind, WindowKey, write_facts
+from gateway.core.accounts.outbox import EventKind, WindowKey
 from gateway.core.billing.price_book import TokenRate
 from gateway.core.model import BudgetAccount, HoldExtension, SettleResult, Verdict
 from gateway.counters.admission.stored import encode_terms

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from gateway.core.model import PARTITIONS
 from gateway.core.wait import in_task
-from gateway.counters.admission.cache import HEARD
+from gateway.counters.admission.key_changes import HEARD
 from gateway.counters.admission.shared_circuit_breaker import SharedCircuitBreaker
 from gateway.counters.admission.stored import encode_catalogue
 from gateway.counters.layouts import packing

@@ -6,8 +6,6 @@ The older program is of the repository's history: the last commit whose newest s
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import tomllib
 from collections.abc import Callable
 from decimal import Decimal
 from pathlib import Path
@@ -16,15 +14,15 @@ from urllib.error import HTTPError
 import psycopg
 import pytest
 
-from persistence.schema.standing import KNOWN, NEEDED
+from persistence.schema.standing import NEEDED
 from tests.conftest import ValkeyServer
 from tests.deploy.layouts import ORDERS, Rollout
 from tests.deploy.rolling import Load
 from tests.deploy.test_layouts import whole
+from tests.release_before import write_release
 from tests.tree import ROOT
 
 LOAD = Load(rate=15, clients=4, streams=2, pieces=4)
-VERSIONS = "persistence/schema/migrations/versions"
 # Rows that nothing changes once they are written.
 SNAPSHOT = ("token_ledger", "credit_posting", "invoice", "invoice_line", "budget", "price")
 SELLER = {"TOLLKEEPER_INVOICE_ISSUER": "Tests Ltd\nOne Street 1"}
@@ -34,23 +32,7 @@ Own = Callable[..., ValkeyServer]
 @pytest.fixture
 def release(tmp_path: Path) -> Path:
     """The program of the release before."""
-    brought = _git("log", "-1", "--format=%H", "--diff-filter=A", "--", f"{VERSIONS}/v{KNOWN[1]}_*")
-    if brought.returncode or not brought.stdout.strip():
-        pytest.skip("this checkout has no history")
-    tree = tmp_path / "release"
-    tree.mkdir()
-    commit, parts = f"{brought.stdout.strip().decode()}^", ("gateway", "lua", "persistence", "pyproject.toml")
-    packed = _git("archive", commit, *parts)
-    subprocess.run(["tar", "-x", "-C", tree], input=packed.stdout, check=True)
-    # Its own name and version, which it asks its installation for.
-    project = tomllib.loads((tree / "pyproject.toml").read_text())["project"]
-    (about := tree / f"{project['name']}-{project['version']}.dist-info").mkdir()
-    (about / "METADATA").write_text("Name: {name}\nVersion: {version}\n".format_map(project))
-    return tree
-
-
-def _git(*arguments: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(["git", "-C", ROOT, *arguments], capture_output=True, check=False)
+    return write_release(tmp_path / "release")
 
 
 @pytest.mark.nightly

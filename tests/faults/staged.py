@@ -22,9 +22,11 @@ from functools import partial
 from heapq import heappush
 from pathlib import Path
 from typing import Any, Final
+from unittest import mock
 from weakref import WeakSet
 
 from gateway.app import serve_calls
+from gateway.run import program_list
 from gateway.settings.settings import Settings
 from gateway.telemetry.logs import OURS, JsonLines
 from tests.faults.clustered import ClusteredWorld
@@ -32,6 +34,8 @@ from tests.faults.servers import STOP_S_MAX, Program
 from tests.faults.world import World
 from tests.stage import keep
 
+# All programs are of this process: no earlier one runs unseen, however short it is waited for.
+SILENT_S_MAX: Final = 0.5
 DESCRIPTORS: Final = Path("/proc/self/fd")
 KILLED: Final = -signal.SIGKILL
 # Whatever the dead had: were it collected, its `finally` would run.
@@ -297,6 +301,8 @@ class Staged(World):
         self._level = ours.level
         ours.addHandler(self._logs)
         ours.setLevel(logging.INFO)
+        self._sooner = mock.patch.object(program_list, "SILENT_S_MAX", SILENT_S_MAX)
+        self._sooner.start()
         return super().open()
 
     def dead_tasks(self) -> set[asyncio.Task[Any]]:
@@ -306,6 +312,7 @@ class Staged(World):
     def close(self) -> None:
         """Stop everything and remove what it left."""
         super().close()
+        self._sooner.stop()
         ours = logging.getLogger(OURS)
         ours.removeHandler(self._logs)
         ours.setLevel(self._level)

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from gateway.core.accounts.budgets import Budget, CallAttributes
 from gateway.core.accounts.call_budgets import CallBudgets, OrganizationBudgets
+from gateway.core.accounts.call_facts import read_facts, told_of
 from gateway.core.accounts.definitions import ModelLists, Share
-from gateway.core.accounts.outbox import read_facts, told_of
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import Run
 from gateway.core.accounts.spent_answers import SpentAnswer

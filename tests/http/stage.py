@@ -20,7 +20,7 @@ from typing import Any, cast
 import h11
 
 from gateway.calls.ports import CountersPort, ModelSessionsPort, NoModelSessions, ObjectOwnersPort
-from gateway.core.accounts.outbox import CallFacts, read_facts
+from gateway.core.accounts.call_facts import CallFacts, read_facts
 from gateway.core.accounts.refusals import Refusals
 from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.routes import ModelRule, Route, ServiceRules, UpstreamTarget
@@ -31,15 +31,7 @@ from gateway.core.failures import Failures
 from gateway.core.http_limits import HttpLimits
 from gateway.core.model import Attribution, Caller
 from gateway.errors import Refusal
-from gateway.http.ports import (
-    Answerer,
-    HoldsPort,
-    JobsPort,
-    Ports,
-    Tokens,
-    Tracer,
-    UpstreamLimiter,
-)
+from gateway.http.ports import Answerer, HoldsPort, JobsPort, Ports, Tokens, Tracer, UpstreamLimiter
 from gateway.http.server.server import DataPlane
 from gateway.http.server.traced import TracedPlane
 from gateway.http.tally import Tally

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from botocore.eventstream import EventStreamBuffer
 
-from gateway.core.accounts.outbox import CallFacts, read_facts
+from gateway.core.accounts.call_facts import CallFacts, read_facts
 from gateway.core.calls.routes import ModelRule, ModelTarget
 from gateway.core.families import bedrock
 from gateway.core.metering.eventstream import frame_of

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from gateway.core.accounts.budgets import TOKENS, Budget
-from gateway.core.accounts.outbox import CallFacts, read_facts
+from gateway.core.accounts.call_facts import CallFacts, read_facts
 from gateway.core.billing.money import CostMarkup, CreditRates, PriceTier, ServicePricing
 from gateway.core.billing.stand_ins import read_stand_ins
 from gateway.core.billing.vector import Vector
-from gateway.core.calls.claims import TOOL_USES
 from gateway.core.calls.estimate import CEILING, MODEL_USES
 from gateway.core.calls.routes import Route
 from gateway.core.calls.text_bound import bound_tokens
+from gateway.core.calls.tool_uses import TOOL_USES
 from gateway.core.histograms import COSTS_MAX, OTHER_MODELS
 from gateway.core.model import Family, Service
 from gateway.errors import ServiceNotIncluded

@@ -12,7 +12,7 @@ import pytest
 from google import genai
 from google.genai import errors, types
 
-from gateway.core.accounts.outbox import CallFacts
+from gateway.core.accounts.call_facts import CallFacts
 from gateway.core.billing.price_book import read_price
 from gateway.core.families.gemini import FAMILY
 from gateway.http.ports import JobsPort

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from gateway.core.accounts.budgets import Budget
-from gateway.core.accounts.outbox import read_facts
+from gateway.core.accounts.call_facts import read_facts
 from gateway.core.billing.price_book import KINDS
 from gateway.core.billing.vector import Vector
 from gateway.core.families.mcp import TASKS, routes_of, task_key

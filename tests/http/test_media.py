@@ -12,7 +12,7 @@ import openai
 import pytest
 
 from gateway.core.accounts.budgets import Budget
-from gateway.core.accounts.outbox import CallFacts
+from gateway.core.accounts.call_facts import CallFacts
 from gateway.core.billing.price_book import read_price
 from gateway.core.calls.routes import ModelRule, ModelTarget
 from gateway.core.families.openai import FAMILY

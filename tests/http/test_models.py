@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from gateway.core.accounts.outbox import read_facts
+from gateway.core.accounts.call_facts import read_facts
 from gateway.core.billing.money import CostMarkup, CreditRates, ServicePricing
 from gateway.core.calls.routes import ModelRule, ModelTarget, ServiceRules, UpstreamTarget
 from gateway.core.model import Service

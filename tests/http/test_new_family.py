@@ -112,7 +112,8 @@ async def test_what_it_does_not_take_is_refused_in_its_own_shape(body: bytes, pa
 
 
 async def test_a_call_without_a_maximum_may_be_given_one() -> None:
-    from gateway.core.calls.claims import limit_output, read_call
+    from gateway.core.calls.output_limits import limit_output
+    from gateway.core.calls.parsing import read_call
 
     call = read_call(ECHO.routes[0], {}, b'{"model":"m"}')
     limit_output(call, 77)

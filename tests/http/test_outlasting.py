@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from gateway.core.accounts.outbox import CallFacts, read_facts
+from gateway.core.accounts.call_facts import CallFacts, read_facts
 from gateway.core.calls.estimate import OUTPUT_PER_SECOND_FIRST
 from tests.http.fakes import (
     CHAT,

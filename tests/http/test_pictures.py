@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gateway.core.accounts.budgets import Budget
-from gateway.core.accounts.outbox import CallFacts
+from gateway.core.accounts.call_facts import CallFacts
 from gateway.core.billing.price_book import read_price
 from gateway.core.families.openai import FAMILY
 from gateway.core.model import Service

@@ -378,7 +378,7 @@ async def test_an_error_of_our_own_is_a_request_of_its_caller() -> None:
         assert len(lines) == LINES_MAX
         assert "prompt" not in str(stage.logged)
         assert lines[0]["error"] == "ValueError"
-        assert str(lines[0]["place"]).startswith("gateway.calls.admit:")
+        assert str(lines[0]["place"]).startswith("gateway.calls.terms:")
         stage.counters.by_head = Refused(Verdict.RATE_LIMITED)
         assert (await stage.ask(post(CHAT))).status == 429
         assert not stage.counters.holds

@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
+from gateway.core.accounts.call_facts import read_facts
 from gateway.core.accounts.definitions import ModelLists
-from gateway.core.accounts.outbox import read_facts
 from gateway.core.accounts.refusals import RefusedBatch, read_batch
 from gateway.core.model import LimitKind, Refused, Scope, Verdict
 from tests.http.fakes import CALLER, answer, get, post

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from gateway.core.accounts.outbox import CallFacts, read_facts
+from gateway.core.accounts.call_facts import CallFacts, read_facts
 from gateway.core.billing.price_book import read_price
-from gateway.core.calls.claims import read_call
+from gateway.core.calls.parsing import read_call
 from gateway.core.calls.routes import Route
 from gateway.core.model import Family, Service
 from gateway.errors import InvalidRequest

@@ -23,10 +23,14 @@ from tests.waiting import wait_until
 README = Path(__file__).parents[2] / "lua" / "README.md"
 CALLS, AT_ONCE, OBJECTS_MAX = 240, 8, int(OTHER["OBJECTS_MAX"])
 GROWN_MAX = 1024  # bytes of a key that was there
-# Budgets of one organization: of all its calls, and of each user and session.
+# Budgets of one organization: of all its calls, and of each user and session. A step has a model for each of them.
 BUDGETS = (("day", None), ("day", "user"), ("total", "session"))
-# Keys that workers share: milliseconds and bytes at most.
-SHARED = {"cooling": (61_000, 64 * 1_500), "call-lessons": (3_600_000, 256 * 1024), "look:": (60_000, 256)}
+STEP = {"at": 1, "models": {f"{digit}*": "gpt-4o-mini" for digit in range(10)}}
+# Keys that workers share, one a call at most: milliseconds and bytes at most.
+SHARED = {
+    "cooling": (61_000, 64 * 1_500), "call-lessons": (3_600_000, 256 * 1024), "look:": (60_000, 256),
+    "session:": (3_660_000, 200), "sessions:": (3_660_000, 80 * (CALLS + 1)),
+}  # fmt: skip
 # What is there while calls are, and no longer.
 GONE = {"h:", "d", "x", "w:", "w", "late", "g", "refused"}
 
@@ -126,7 +130,7 @@ def give_budgets(stage: Stage, tenant: int, key: str) -> None:
     for interval, each in BUDGETS:
         stage.make(
             "budgets", organization_id=organization, name=f"{interval} {each}", unit="requests",
-            amount=10**6, interval=interval, each=each,
+            amount=10**6, interval=interval, each=each, steps=[STEP] if each is None else [],
         )  # fmt: skip
     url, headers = f"{stage.gateway_url}/.tollkeeper/usage", {"authorization": f"Bearer {key}"}
 
@@ -194,6 +198,7 @@ def calls_leave_what_the_table_says(stage: Stage) -> None:
         for family, pattern in known.items()
     }
     check(stage, found, len(limited_answers))
+    assert found["session:"], "each call names a session, and a model that a step has"
     of_the_table = {name for name in now if any(one.match(name) for one in known.values())}
     grown = {name: now[name] - before[name] for name in now.keys() & before.keys() - of_the_table}
     assert {name: more for name, more in grown.items() if more > GROWN_MAX} == {}
@@ -235,6 +240,7 @@ def check(stage: Stage, found: dict[str, dict[str, int]], users: int) -> None:
                 life_max, bytes_max = SHARED[family]
                 assert all(0 < life <= life_max for life in lives.values())
                 assert max(keys.values(), default=0) <= bytes_max
+                assert len(keys) <= CALLS
             elif family == "keepers":
                 assert len(keys) <= 1
                 assert all(0 < life <= 60_000 for life in lives.values())

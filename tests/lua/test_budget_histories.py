@@ -27,6 +27,7 @@ from gateway.core.accounts.budgets import (
 from gateway.core.accounts.intervals import window_bounds
 from gateway.core.billing.price_book import TokenRate
 from gateway.core.model import BudgetAccount, HoldExtension, SettleResult, Verdict
+from gateway.core.times import HOUR_MS
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.states import BUDGET, WindowState, pack_windows
 from gateway.counters.redis import keys
@@ -61,8 +62,7 @@ class Window:
 
     def come(self, now: int, defined_at: int | None) -> Window:
         """As it is now, by the definition of a moment or by itself: what has ended by then stays so."""
-        while 0 < self.next <= now:
-            self.start, self.next, self.after, self.used = self.next, self.after, 0, 0
+        self.end(now)
         if defined_at is not None:
             start, next_, after = window_bounds(
                 self.budget.interval, self.budget.time_zone, self.budget.anchor_day, defined_at
@@ -73,9 +73,15 @@ class Window:
             elif start >= self.start and not (begun and 0 < next_ <= now):
                 self.used = self.used if begun or start == self.start else 0
                 self.start, self.next, self.after = start, next_, after
-        while 0 < self.next <= now:
-            self.start, self.next, self.after, self.used = self.next, self.after, 0, 0
+        self.end(now)
         return self
+
+    def end(self, now: int) -> None:
+        """Begin the next interval, as often as one has ended; hours follow one another."""
+        while 0 < self.next <= now:
+            follows = self.budget.interval == "hour" and self.after
+            self.start, self.next, self.used = self.next, self.after, 0
+            self.after = self.after + HOUR_MS if follows else 0
 
     def amount(self, money: int, tokens: int, requests: int) -> int:
         return {"money": money, "tokens": tokens, "requests": requests}[self.budget.unit]

@@ -54,9 +54,9 @@ class CarryWorld(ClockWorld):
     def overrides(self, who: str, amount: int | None, until_ms: int = 0) -> None:
         self.change(overrides={**self.budget.overrides, who: PersonalOverride(amount, until_ms)})
 
-    def uses(self, amount: int) -> int:
-        """Have a call use an amount, whatever is left; return what is carried then."""
-        defined = define_windows([self.budget], self.at_ms, OWNER, (GROUP,))
+    def uses(self, amount: int, ahead_ms: int = 0) -> int:
+        """Have a call use an amount, whatever is left, by a gateway's clock; return what is carried then."""
+        defined = define_windows([self.budget], self.at_ms + ahead_ms, OWNER, (GROUP,))
         is_money = self.budget.unit == "money"
         call = self.reserve(budgets=(BudgetAccount(self.name, defined, enforced=True),))
         assert call.verdict is Verdict.ADMITTED
@@ -164,6 +164,29 @@ def test_smaller_maximum_and_no_debt_count_from_the_next_call_on(world: CarryWor
     assert world.uses(1) == -60
     world.change(carry=Carry(30))
     assert world.shown() == world.uses(1) == world.stored().carried == 0
+
+
+@pytest.mark.parametrize("ahead_ms", [-HOUR_MS, 60_000, HOUR_MS, 2 * HOUR_MS])
+def test_carry_goes_by_the_intervals_of_redis_where_a_gateway_clock_is_off(
+    world: CarryWorld, ahead_ms: int
+) -> None:
+    world.change(carry=Carry(150))
+    world.passes(HOUR_MS - 30_000)
+    carried = [world.uses(5, ahead_ms), world.shown(), world.uses(5)]
+    for _ in range(2):
+        world.passes(HOUR_MS)
+        carried += [world.uses(70, ahead_ms), world.shown(), world.uses(70)]
+    assert carried == [0, 0, 0, 90, 90, 90, 50, 50, 50]
+    world.passes(3 * HOUR_MS)
+    assert world.uses(1, ahead_ms) <= 150
+    assert world.uses(1) == world.shown() == 150
+
+
+def test_account_that_a_gateway_ahead_began_is_rebuilt_without_carry(world: CarryWorld) -> None:
+    world.passes(HOUR_MS - 30_000)
+    world.uses(5, 60_000)
+    world.rebuilds()
+    assert world.shown() == world.uses(5) == 0
 
 
 @dataclass

@@ -291,6 +291,21 @@ def test_ended_interval_stays_ended_where_a_gateway_ahead_calls_next(world: Cloc
     assert call(world, hourly, money=11).verdict is Verdict.BUDGET_EXCEEDED
 
 
+@pytest.mark.parametrize("hours", [1, 2, 3, 9])
+def test_use_settled_hours_late_counts_in_the_hour_of_its_settlement(world: ClockWorld, hours: int) -> None:
+    hourly = replace(CARRIES, carry=None)
+    long, longer = call(world, hourly, money=50), call(world, hourly, money=50)
+    world.set_clock(NOON + hours * HOUR_MS + 1)
+    long.settle(money=30)
+    world.set_clock(NOON + 2 * hours * HOUR_MS)
+    longer.settle(money=90)
+    assert [event.budgets for event in world.events()[-2:]] == [
+        (WindowKey(hourly.id, NOON + hours * HOUR_MS),), (WindowKey(hourly.id, NOON + 2 * hours * HOUR_MS),)
+    ]  # fmt: skip
+    assert call(world, hourly, money=11).verdict is Verdict.BUDGET_EXCEEDED
+    assert call(world, hourly, money=10).verdict is Verdict.ADMITTED
+
+
 def test_rebuilt_window_that_is_ahead_of_the_clock_has_older_uses_in_its_oldest_part(
     world: ClockWorld,
 ) -> None:

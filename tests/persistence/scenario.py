@@ -13,7 +13,8 @@ from psycopg import sql
 from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 
 from gateway.core.accounts.administration import Actor, Command, Row
-from gateway.core.accounts.outbox import PRICED, Batch, EventFlag, EventKind, OutboxEntry, fan_out
+from gateway.core.accounts.flush_batch import Batch, fan_out
+from gateway.core.accounts.outbox import PRICED, EventFlag, EventKind, OutboxEntry
 from gateway.core.billing.money import PriceTier, pack_tiers, spend_micro
 from gateway.counters.redis.keys import partition_of
 from persistence.ledger import checkpoints

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.core.accounts.outbox import EventFlag, EventKind, fan_out
+from gateway.core.accounts.flush_batch import fan_out
+from gateway.core.accounts.outbox import EventFlag, EventKind
 from persistence.ledger.writer import LedgerWriter
 from tests.persistence.migrated import empty
 from tests.persistence.scenario import Account, broken, rows_of, settle_in

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from gateway.core.accounts.outbox import OutboxEntry, fan_out
+from gateway.core.accounts.flush_batch import fan_out
+from gateway.core.accounts.outbox import OutboxEntry
 from persistence.ledger.writer import LedgerWriter
 from tests.builders import encode
 from tests.connections import connected

@@ -31,7 +31,7 @@ def mount_activity(app: web.Application, ports: AdminPorts, root: str) -> None:
             waiting_s = round(max(0.0, time.time() - oldest_ms / 1000), 3) if oldest_ms else None
         else:
             own = await mine.figures.names("tenants", {tenant_id for (tenant_id, _), _ in counts})
-            counts = [each for each in counts if each[0][0] in own]
+            counts = [count for count in counts if count[0][0] in own]
         everybody, tenants = busiest(counts, asked["limit"])
         names = await mine.figures.names("tenants", [busy.tenant_id for busy in tenants])
         items = [{**asdict(busy), "tenant": names.get(busy.tenant_id)} for busy in tenants]

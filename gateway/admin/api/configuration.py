@@ -51,15 +51,15 @@ def mount_configuration(app: web.Application, ports: AdminPorts, root: str) -> N
     async def show(request: web.Request) -> web.Response:
         mine = await admit(ports, request)
         require_read(mine.actor, CONFIGURATION_REPORT)
-        async with turns.taken(mine.actor) as share, turns.working(mine.actor):
+        async with turns.acquire(mine.actor) as share, turns.working(mine.actor):
             _take_time(request, share)
-            return await until_client_leaves(request, _shown(mine))
+            return await until_client_leaves(request, _show_plan(mine))
 
     async def apply(request: web.Request) -> web.Response:
         mine = await admit(ports, request)
         assert CONFIGURATION_REPORT.run is not None
         require_write(mine.actor, CONFIGURATION_REPORT, CONFIGURATION_REPORT.run.name)
-        async with turns.taken(mine.actor) as share:
+        async with turns.acquire(mine.actor) as share:
             raw = await read_within(request, share)  # in the time that any body has
             async with turns.working(mine.actor):
                 _take_time(request, share)
@@ -110,7 +110,7 @@ async def _answered(configurator: Configurator, wish: ApplyRequest) -> web.Respo
     return await in_thread(answer, done.status, done.content, headers)
 
 
-async def _shown(mine: AdminPorts) -> web.Response:
+async def _show_plan(mine: AdminPorts) -> web.Response:
     return await in_thread(answer, 200, await export(mine))
 
 

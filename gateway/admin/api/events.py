@@ -56,16 +56,16 @@ async def _read(request: web.Request) -> list[object]:
     media = request.content_type
     if media not in {ONE, MANY, PLAIN, "application/octet-stream"}:  # the last where none is said
         raise UnsupportedMedia(f"Events are sent as {ONE}, {MANY} or {PLAIN}.")
-    found = bodies.parse_any_body(await request.read())
+    document = bodies.parse_any_body(await request.read())
     if f"{ATTRIBUTE}specversion" in request.headers and media not in {ONE, MANY}:
-        return [_binary(request, found)]
-    if isinstance(found, dict) and media != MANY:
-        return [found]
-    if not isinstance(found, list) or media == ONE:
+        return [_binary(request, document)]
+    if isinstance(document, dict) and media != MANY:
+        return [document]
+    if not isinstance(document, list) or media == ONE:
         raise AdminRefusal(f"The body must be {'a list of events' if media == MANY else 'an event'}.")
-    if len(found) > EVENTS_MAX:
-        raise Unprocessable(errors=(("", f"{len(found)} events at once; send at most {EVENTS_MAX}"),))
-    return found
+    if len(document) > EVENTS_MAX:
+        raise Unprocessable(errors=(("", f"{len(document)} events at once; send at most {EVENTS_MAX}"),))
+    return document
 
 
 def _binary(request: web.Request, data: object) -> dict[str, object]:
@@ -95,26 +95,26 @@ def _sorted(sent: list[object]) -> Row:
     """Return the valid events with their positions, and the positions and reasons of the rejected ones."""
     events: list[tuple[int, Row]] = []
     rejected: list[Row] = []
-    for place, one in enumerate(sent):
-        if not isinstance(one, dict):
+    for place, item in enumerate(sent):
+        if not isinstance(item, dict):
             rejected.append(_refused(place, {}, "", "must be a JSON object"))
             continue
         try:
-            events.append((place, bodies.check_body(CloudEvent, _with_data(one))))
+            events.append((place, bodies.check_body(CloudEvent, _with_data(item))))
         except Unprocessable as error:
             name, reason = error.errors[0]
-            rejected.append(_refused(place, one, name, reason))
+            rejected.append(_refused(place, item, name, reason))
     return {"events": events, "rejected": rejected}
 
 
 def _refused(place: int, event: bodies.Body, name: str, reason: str) -> Row:
     return {
-        "index": place, "source": _said(event.get("source")), "id": _said(event.get("id")), "field": name,
+        "index": place, "source": _shorten_name(event.get("source")), "id": _shorten_name(event.get("id")), "field": name,
         "reason": reason,
     }  # fmt: skip
 
 
-def _said(name: object) -> str | None:
+def _shorten_name(name: object) -> str | None:
     """Return a refused event's source or id for a row: cut, and without NUL; None if it is no string."""
     if not isinstance(name, str):
         return None

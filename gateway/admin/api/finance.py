@@ -53,7 +53,7 @@ def mount_finance(app: web.Application, ports: AdminPorts, root: str) -> None:
         sent = read_once(request.query)
         asked = checked(PAGED[name], sent)
         limit, cursor = asked.pop("limit", ITEMS_DEFAULT), asked.pop("cursor", None)
-        rest = {each: sent[each] for each in sent if each not in _PAGING}
+        rest = {name: sent[name] for name in sent if name not in _PAGING}
         mark = fingerprint(f"reports/{name}", rest, descending=False)
         place = None if cursor is None else decode_cursor(str(cursor), mark)
         page = _legs if name == LEDGER else partial(_rows, name)

@@ -85,8 +85,8 @@ def mount_letters(app: web.Application, ports: AdminPorts, root: str) -> None:
 async def _count(ports: AdminPorts, many: _BulkAction) -> int | None:
     query = Query({many.still_open: False}, None, None, None, 1)
     operations = Operations(ports, RESOURCES[many.resource])
-    found = await operations.count(query, COUNTED_MAX, COUNT_MS)
-    return None if found is None else min(found, COUNTED_MAX)
+    count = await operations.count(query, COUNTED_MAX, COUNT_MS)
+    return None if count is None else min(count, COUNTED_MAX)
 
 
 async def _decided(ports: AdminPorts, request_id: str, claim: Claim | None, values: Row) -> tuple[Row, bool]:
@@ -100,17 +100,17 @@ async def _decided(ports: AdminPorts, request_id: str, claim: Claim | None, valu
     if isinstance(first, StoredReply) and first.status is not None:
         return first.body, True
     assert REPORT.ran is not None
-    found = REPORT.ran.model_validate(await _each(ports, request_id, values)).model_dump(mode="json")
+    found = REPORT.ran.model_validate(await _decide_each(ports, request_id, values)).model_dump(mode="json")
     if claim is not None:
         await finish(ports, claim, 200, found, request_id)
     return found, False
 
 
-async def _each(ports: AdminPorts, request_id: str, values: Row) -> Row:
+async def _decide_each(ports: AdminPorts, request_id: str, values: Row) -> Row:
     """Store dead letters or release accounts one by one, by id, until the limit or the time is reached."""
     many = _DECIDED[str(values["what"])]
     operations = Operations(ports, RESOURCES[many.resource])
-    [action] = [one for one in operations.resource.actions if one.name == many.action]
+    [action] = [action for action in operations.resource.actions if action.name == many.action]
     body = {name: values[name] for name in ("reason", "accept") if values.get(name) is not None}
     names = operations.resource.filters.keys() - {many.still_open}
     filters = {name: values[name] for name in names if values.get(name) is not None}

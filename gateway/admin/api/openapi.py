@@ -83,18 +83,18 @@ def query_parameters(model: type[BaseModel]) -> list[Json]:
     """Return the OpenAPI parameters of a query model; none is nullable, as absent ones are left out."""
     asked = model.model_json_schema()
     return [
-        parameter(name, _said(schema), schema.get("description"))
+        parameter(name, _describe_schema(schema), schema.get("description"))
         | {"required": name in asked.get("required", ())}
         for name, schema in asked["properties"].items()
     ]
 
 
-def _said(schema: Json) -> Json:
-    said = [each for each in schema.get("anyOf", ()) if each.get("type") != "null"]
-    if len(said) != 1:
+def _describe_schema(schema: Json) -> Json:
+    choices = [choice for choice in schema.get("anyOf", ()) if choice.get("type") != "null"]
+    if len(choices) != 1:
         return schema
-    plain: Json = {name: each for name, each in schema.items() if name not in {"anyOf", "default"}}
-    plain.update(said[0])
+    plain: Json = {name: value for name, value in schema.items() if name not in {"anyOf", "default"}}
+    plain.update(choices[0])
     return plain
 
 
@@ -299,14 +299,14 @@ def answered(schema: Json, schemas: Mapping[str, Json], name: str = "", said: ob
     """
     if "$ref" in schema:
         title = schema["$ref"].rpartition("/")[2]
-        return answered(schemas[title], schemas, name, _sent(title, schemas) or said)
+        return answered(schemas[title], schemas, name, _example_request(title, schemas) or said)
     if "allOf" in schema:
-        return _merged([answered(each, schemas, name) for each in schema["allOf"]])
+        return _merged([answered(part, schemas, name) for part in schema["allOf"]])
     if "properties" in schema:
         known = said if isinstance(said, Mapping) else {}
         return {
-            field: answered(each, schemas, field, known.get(field))
-            for field, each in schema["properties"].items()
+            field: answered(part, schemas, field, known.get(field))
+            for field, part in schema["properties"].items()
         }
     if said is not None:
         return said
@@ -315,10 +315,10 @@ def answered(schema: Json, schemas: Mapping[str, Json], name: str = "", said: ob
     return _plain(schema, schemas, name)
 
 
-def _sent(title: str, schemas: Mapping[str, Json]) -> Json:
+def _example_request(title: str, schemas: Mapping[str, Json]) -> Json:
     """Return the example request that creates a schema's row, with the defaults of other fields."""
     made = schemas.get(f"{title}Create", {})
-    usual = {name: each.get("default") for name, each in made.get("properties", {}).items()}
+    usual = {name: field.get("default") for name, field in made.get("properties", {}).items()}
     return usual | (body_of(f"{title}Create", schemas) if made else {})
 
 
@@ -413,8 +413,8 @@ def document(
         "servers": [{"url": "/", "description": "The admin port of the keeper that answered this."}],
         "security": [{"token": []}],
         "tags": [
-            {"name": each.name, "description": each.description}
-            for each in (*resources.values(), *reports.values())
+            {"name": described.name, "description": described.description}
+            for described in (*resources.values(), *reports.values())
         ],
         "paths": paths,
         "webhooks": {event.name: _message(event) for event in all_events().values()},
@@ -497,8 +497,8 @@ def _report_paths(report: ReportEndpoint) -> Json:
     read = _operation(report, "show", report.summary, refusals=READ_REFUSALS)
     if report.numbers:
         read["parameters"] = [
-            parameter(name, {**whole(each.least, each.most), "default": each.default}, each.hint)
-            for name, each in report.numbers.items()
+            parameter(name, {**whole(number.least, number.most), "default": number.default}, number.hint)
+            for name, number in report.numbers.items()
         ]
     if report.asked is not None:
         read["parameters"] = query_parameters(report.asked)
@@ -509,7 +509,7 @@ def _report_paths(report: ReportEndpoint) -> Json:
             report, report.run.name, report.run.summary, report.run.body, title=title
         )
         needed = report.run.body.model_fields.values() if report.run.body is not None else ()
-        run["requestBody"]["required"] = any(one.is_required() for one in needed)
+        run["requestBody"]["required"] = any(field.is_required() for field in needed)
         run["parameters"] = [KEY_PARAMETER]
     root = f"/admin/v1/{report.name}"
     return {root: methods} | {
@@ -526,16 +526,16 @@ def _paths(resource: Resource, resources: Mapping[str, Resource]) -> Json:
     elif resource.batch is not None:
         collection["post"] = _take(resource, resource.batch)
     read = _operation(resource, "get", f"Read one of {name}", refusals=READ_REFUSALS)
-    one: Json = {"parameters": [row], "get": read}
+    path: Json = {"parameters": [row], "get": read}
     if resource.patch is not None:
-        one["patch"] = _operation(
+        path["patch"] = _operation(
             resource, resource.patch_verb, f"Change one of {name}", resource.patch, later=True
         )
     if resource.deletable:
-        delete = one["delete"] = _operation(resource, "delete", f"Delete one of {name}")
+        delete = path["delete"] = _operation(resource, "delete", f"Delete one of {name}")
         del delete["responses"]["200"]
         delete["responses"]["204"] = {"description": "Deleted."}
-    paths: Json = {root: collection, root + "/{id}": one}
+    paths: Json = {root: collection, root + "/{id}": path}
     for question in resource.questions:
         if question.of:
             either = {"anyOf": [filter_schema(resource.filters[question.of]), row["schema"]]}
@@ -574,7 +574,7 @@ def _list(resource: Resource) -> Json:
         *PAGING,
         parameter("from", {"type": "string", "format": "date-time"}, "Made at this time or later."),
         parameter("to", {"type": "string", "format": "date-time"}, "Made before this time."),
-        *(parameter(name, filter_schema(each)) for name, each in resource.filters.items()),
+        *(parameter(name, filter_schema(filter_)) for name, filter_ in resource.filters.items()),
         *([OF_TAG] if resource.tagged else []),
     ]
     return _paged(operation, resource.title)
@@ -590,15 +590,15 @@ def _part(resource: Resource, part: SubResource, out: type[Out]) -> Json:
 def _one_part(resource: Resource, part: SubResource, row: Json) -> Json:
     assert part.named is not None
     [said] = query_parameters(part.named)
-    found: Json = {"parameters": [row, {**said, "in": "path", "required": True}]}
+    path: Json = {"parameters": [row, {**said, "in": "path", "required": True}]}
     for method, action in part.writes:
         title = resource.title if part.out is None else part.out.__name__
         operation = _operation(resource, action.name, action.summary, action.body, title=title, later=True)
         if action.body is None:
             del operation["responses"]["200"]
             operation["responses"]["204"] = {"description": "Done."}
-        found[method.lower()] = operation
-    return found
+        path[method.lower()] = operation
+    return path
 
 
 def _paged(operation: Json, title: str) -> Json:
@@ -629,7 +629,7 @@ def _take(resource: Resource, batch: BatchEndpoint) -> Json:
     )
     one = {"$ref": _REF + batch.body.__name__}
     schemas = {media: {"type": "array", "items": one} if "batch" in media else one for media in batch.media}
-    operation["requestBody"]["content"] = {media: {"schema": each} for media, each in schemas.items()}
+    operation["requestBody"]["content"] = {media: {"schema": schema} for media, schema in schemas.items()}
     operation["parameters"] = [KEY_PARAMETER]
     return operation
 

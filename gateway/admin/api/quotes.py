@@ -58,15 +58,15 @@ def mount_quotes(app: web.Application, ports: AdminPorts, root: str) -> None:
         at = at if isinstance(at, datetime) else datetime.now(UTC)
         currency = str(asked.get("currency", BASE_CURRENCY))
         model, provider = str(asked["model"]), str(asked.get("provider") or "")
-        found = await mine.store.price_of(model, currency, at, provider)
-        if found is None:
+        price = await mine.store.price_of(model, currency, at, provider)
+        if price is None:
             why = f"There is no price in {currency} of the model {model!r} at that time"
             other = currency != BASE_CURRENCY and await mine.store.price_of(
                 model, BASE_CURRENCY, at, provider
             )
             more = f", and no exchange rate from {BASE_CURRENCY} to {currency}" if other else ""
             raise NotFound(f"{why}{more}. The list of prices has those that there are.")
-        return web.json_response(_quoted(asked, found, floor_ms(at)))
+        return web.json_response(_quoted(asked, price, floor_ms(at)))
 
     app.router.add_get(f"{root}/prices/{QUOTE.name}", quote)
 
@@ -75,14 +75,14 @@ def _read_quote(sent: MultiMapping[str]) -> bodies.Body:
     asked: dict[str, Any] = {}
     for name, text in read_once(sent).items():
         # As tools.NAME, or as OpenAPI's deepObject has it: tools[NAME].
-        group, mark, one = name.partition("[" if name.endswith("]") else ".")
+        group, mark, leaf = name.partition("[" if name.endswith("]") else ".")
         if group in _NAMED and mark:
-            one, there = one.removesuffix("]"), asked.setdefault(group, {})
-            if one in there:
+            leaf, there = leaf.removesuffix("]"), asked.setdefault(group, {})
+            if leaf in there:
                 raise Unprocessable(
-                    "Some query parameters are wrong.", ((name, f"{group}.{one} is said twice"),)
+                    "Some query parameters are wrong.", ((name, f"{group}.{leaf} is said twice"),)
                 )
-            there[one] = number_or_text(text)
+            there[leaf] = number_or_text(text)
         elif group in _NAMED:
             wrong = ((group, f"must name one: {group}.{_NAMED[group]}"),)
             raise Unprocessable("Some query parameters are wrong.", wrong)
@@ -93,8 +93,8 @@ def _read_quote(sent: MultiMapping[str]) -> bodies.Body:
     return asked
 
 
-def _quoted(asked: Mapping[str, Any], found: PriceFound, at_ms: int) -> Row:
-    tier, vector, rate = asked.get("service_tier") or "", found.price.vector, found.rate
+def _quoted(asked: Mapping[str, Any], price: PriceFound, at_ms: int) -> Row:
+    tier, vector, rate = asked.get("service_tier") or "", price.price.vector, price.rate
     if vector.hours is not None:
         vector = at_moment(vector, at_ms)
     counts = tuple([asked.get(kind, 0) for kind in KINDS])
@@ -103,7 +103,7 @@ def _quoted(asked: Mapping[str, Any], found: PriceFound, at_ms: int) -> Row:
     tools |= {name: asked[name] for name in UNITS if asked.get(name)}
     return Quote.model_validate(
         {
-            **found.row,
+            **price.row,
             "price_id": vector.price_id,
             "currency": vector.currency,
             "base": None if rate is None else rate.base,

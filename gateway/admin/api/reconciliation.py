@@ -47,8 +47,8 @@ def mount_reconciliation(app: web.Application, ports: AdminPorts, root: str) -> 
         claim = claim_of(request, mine.actor, sent)
         asked = await checked(mine.store, ReconciliationRun, sent, claim)
         repair, whole = bool(asked.get("repair")), bool(asked.get("whole"))
-        found, replayed = await run_reconciliation(mine, request, claim, repair=repair, whole=whole)
-        return web.json_response(found, headers={"Idempotent-Replayed": "true"} if replayed else None)
+        report, replayed = await run_reconciliation(mine, request, claim, repair=repair, whole=whole)
+        return web.json_response(report, headers={"Idempotent-Replayed": "true"} if replayed else None)
 
     app.router.add_get(f"{root}/reconciliation", show)
     app.router.add_post(f"{root}/reconciliation", start_run)
@@ -56,8 +56,8 @@ def mount_reconciliation(app: web.Application, ports: AdminPorts, root: str) -> 
 
 async def last_reconciliation(ports: AdminPorts) -> Row | None:
     """Return the last reconciliation's result as JSON; None if there is none."""
-    found = await ports.reconciler.last()
-    return None if found is None else RECONCILIATION_REPORT.render(found)
+    summary = await ports.reconciler.last()
+    return None if summary is None else RECONCILIATION_REPORT.render(summary)
 
 
 async def run_reconciliation(
@@ -86,9 +86,9 @@ async def _run(
     # If the first run was interrupted, no result is stored; this run stores one.
     if isinstance(first, StoredReply) and first.status is not None:
         return first.body, True
-    found = RECONCILIATION_REPORT.render(
+    report = RECONCILIATION_REPORT.render(
         await ports.reconciler.run_now(repair=repair, whole=whole, within_s=COMPARISON_S_MAX)
     )
     if claim is not None:
-        await ports.store.finish(claim, found, 200)
-    return found, False
+        await ports.store.finish(claim, report, 200)
+    return report, False

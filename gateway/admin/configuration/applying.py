@@ -101,7 +101,7 @@ class Configurator:
             work = await self._transaction(replace(wish, trial=False), objects)
         if isinstance(work, StoredReply):
             return WriteResult(work.status or 200, work.body, replayed=True)
-        content = await in_thread(_told, work)
+        content = await in_thread(_render_outcome, work)
         if not keep:
             return WriteResult(200, content)
         content |= await self._push(work)
@@ -151,11 +151,11 @@ class Configurator:
         except StepRefused as refused:
             raise _refusal(plan, refused) from refused
         work.is_done, work.intents = True, session.intents
-        work.stayed = {number: each.stays for number, each in ran.items() if each.stays}
+        work.stayed = {number: step.stays for number, step in ran.items() if step.stays}
         await session.note(self._owner, wish.name, plan.marks, [*plan.forgotten, *_ended(plan, ran)])
         work.is_applied = wish.digest is not None
         if self._claim is not None:
-            await session.keep(self._claim, await in_thread(_told, work))
+            await session.keep(self._claim, await in_thread(_render_outcome, work))
         return work
 
     async def _held(self, session: ApplyTransaction, wish: ApplyRequest, objects: ConfigObjects) -> Plan:
@@ -235,11 +235,12 @@ def _touched(plan: Plan) -> list[tuple[str, int | None, Row]]:
     ]
 
 
-def _told(work: _ApplyResult) -> dict[str, object]:
+def _render_outcome(work: _ApplyResult) -> dict[str, object]:
     """Return the answer to a plan or apply, without the secrets that are shown once."""
     plan = work.plan
     changes = [
-        {**each.told(), "stays": each.stays or work.stayed.get(each.number, "")} for each in plan.changes
+        {**change.render(), "stays": change.stays or work.stayed.get(change.number, "")}
+        for change in plan.changes
     ]
     return {
         "digest": plan.digest,
@@ -248,8 +249,8 @@ def _told(work: _ApplyResult) -> dict[str, object]:
         "noted": sum(isinstance(mark.row_id, int) for mark in plan.marks),
         "forgotten": len(plan.forgotten),
         "taken": [
-            {"resource": one.resource.name, "name": one.name, "at": one.at, "id": row_id}
-            for one, row_id in plan.taken[:TAKEN_SHOWN_MAX]
+            {"resource": row.resource.name, "name": row.name, "at": row.at, "id": row_id}
+            for row, row_id in plan.taken[:TAKEN_SHOWN_MAX]
         ],
         "taken_count": len(plan.taken),
         "tried": work.is_done and not work.is_applied,
@@ -272,7 +273,7 @@ def _ended(plan: Plan, ran: Mapping[int, ConfigWriteResult]) -> list[Mark]:
 def _refusal(plan: Plan, refused: StepRefused) -> AdminRefusal:
     error = refused.__cause__
     assert isinstance(error, AdminRefusal)
-    planned = next(each for each in plan.changes if each.number == refused.number)
+    planned = next(change for change in plan.changes if change.number == refused.number)
     where = planned.at or f"{planned.resource.name} {planned.name}"
     if error.errors:
         errors = tuple((f"{where}.{name}" if name else where, message) for name, message in error.errors)

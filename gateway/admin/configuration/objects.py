@@ -15,16 +15,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gateway.admin.configuration.words import (
-    KINDS,
-    declared,
-    model,
-    near,
-    references,
-    with_keys,
-    word,
-    words,
-)
+from gateway.admin.configuration.suggestions import near
+from gateway.admin.configuration.words import KINDS, declared, model, references, with_keys, word, words
 from gateway.admin.http import bodies
 from gateway.admin.resources.resource import Resource
 from gateway.admin.resources.values import In
@@ -109,10 +101,10 @@ class WantedObject:
 
     @property
     def name(self) -> str:
-        said = self.said.get(word(self.resource, declared(self.resource).by[-1]))
-        if isinstance(said, dict):
-            said = " / ".join(str(each) for each in said.values() if isinstance(each, str))
-        return shown(str(said or ""))
+        named = self.said.get(word(self.resource, declared(self.resource).by[-1]))
+        if isinstance(named, dict):
+            named = " / ".join(str(part) for part in named.values() if isinstance(part, str))
+        return shorten_name(str(named or ""))
 
     def full(self) -> Row:
         """Return all values of the object, with the defaults of fields that are left out."""
@@ -156,10 +148,12 @@ def read(
     ended at `now` are left out.
     """
     unknown = [*islice((kind for kind in sent if kind not in KINDS), UNKNOWN_KINDS_MAX)]
-    errors: Errors = [(shown(kind), f"unknown kind; {near(shown(kind), KINDS)}") for kind in unknown]
+    errors: Errors = [
+        (shorten_name(kind), f"unknown kind; {near(shorten_name(kind), KINDS)}") for kind in unknown
+    ]
     if len(unknown) == UNKNOWN_KINDS_MAX:
         refuse(errors)
-    found: dict[str, list[WantedObject]] = {}
+    wanted_objects: dict[str, list[WantedObject]] = {}
     count = number = 0
     for kind, resource in KINDS.items():
         objects = sent.get(kind, [])
@@ -169,15 +163,15 @@ def read(
         count += len(objects)
         if count > objects_max:
             raise Unprocessable(errors=((kind, f"too many objects: at most {objects_max} at once"),))
-        for index, one in enumerate(objects):
+        for index, item in enumerate(objects):
             number += 1
-            wanted = _object((resource, index, number), one, own, now, errors)
+            wanted = _object((resource, index, number), item, own, now, errors)
             if wanted is not None:
-                found.setdefault(kind, []).append(wanted)
+                wanted_objects.setdefault(kind, []).append(wanted)
             if len(errors) >= ERRORS_MAX:
                 refuse(errors)
     refuse(errors)
-    return ConfigObjects(found)
+    return ConfigObjects(wanted_objects)
 
 
 def refuse(errors: Errors) -> None:
@@ -187,24 +181,24 @@ def refuse(errors: Errors) -> None:
 
 
 def _object(
-    place: _Place, one: object, own: int | None, now: datetime, errors: Errors
+    place: _Place, item: object, own: int | None, now: datetime, errors: Errors
 ) -> WantedObject | None:
     resource, index, number = place
     at, how = f"{resource.name}.{index}", declared(resource)
-    if not isinstance(one, dict):
+    if not isinstance(item, dict):
         errors.append((at, "must be an object: fields and their values"))
         return None
-    if most := _passed_maximum(how.parts, one):
+    if most := _passed_maximum(how.parts, item):
         errors.append((at, f"holds more than {most} values"))
         return None
     here: Errors = []
     ids, known = references(resource), words(resource)
     names: dict[str, Reference | None] = {}
     values: bodies.Body = {}
-    for said, value in one.items():
+    for said, value in item.items():
         name = known.get(said)
         if name is None:
-            here.append((shown(said), _unknown(resource, shown(said))))
+            here.append((shorten_name(said), _unknown(resource, shorten_name(said))))
             if len(here) >= ERRORS_MAX:
                 break
         elif name not in ids:
@@ -226,15 +220,18 @@ def _object(
     try:
         row = model(resource).model_validate(checked)
     except ValidationError as error:
-        told = ((_said(resource, name), message) for name, message in bodies.errors_of(error, resource.known))
-        here += [each for each in told if each[0] not in dict(here)]
+        messages = (
+            (_field_in_file(resource, name), message)
+            for name, message in bodies.errors_of(error, resource.known)
+        )
+        here += [message for message in messages if message[0] not in dict(here)]
     if here:
         errors += [(f"{at}.{name}", message) for name, message in here]
         return None
     plain = row.model_dump(exclude_unset=True)
-    given = {name: each for name, each in plain.items() if name in values and name not in ids}
+    given = {name: value for name, value in plain.items() if name in values and name not in ids}
     ended = {(field, index) for field in how.parts for index in _ended(resource, field, given, now)}
-    return WantedObject(resource, index, number, one, row, given, names, part_names, ended)
+    return WantedObject(resource, index, number, item, row, given, names, part_names, ended)
 
 
 def _passed_maximum(parts: Collection[str], fields: Mapping[str, object]) -> int:
@@ -277,15 +274,15 @@ def _ended(resource: Resource, field: str, values: Row, now: datetime) -> Iterat
         yield from (index for index, part in enumerate(parts) if (part.get(until) or now) < now)
 
 
-def _unknown(resource: Resource, said: str) -> str:
-    if said in references(resource):
-        return f"unknown field; say {word(resource, said)}, and its name"
-    if said in resource.known and said not in words(resource).values():
+def _unknown(resource: Resource, text: str) -> str:
+    if text in references(resource):
+        return f"unknown field; say {word(resource, text)}, and its name"
+    if text in resource.known and text not in words(resource).values():
         return "cannot be set here"
-    return f"unknown field; {near(said, words(resource))}"
+    return f"unknown field; {near(text, words(resource))}"
 
 
-def shown(name: str) -> str:
+def shorten_name(name: str) -> str:
     return name if len(name) <= NAME_SHOWN_CHARS_MAX else f"{name[:NAME_SHOWN_CHARS_MAX]}…"
 
 
@@ -293,16 +290,16 @@ def _is_larger(value: object, most: int) -> bool:
     """Return whether a value holds more than `most` nested values; the count stops there."""
     waiting, count = [value], 0
     while waiting:
-        one = waiting.pop()
-        if isinstance(one, dict | list):
-            count += len(one)
+        larger = waiting.pop()
+        if isinstance(larger, dict | list):
+            count += len(larger)
             if count > most:
                 return True
-            waiting += one.values() if isinstance(one, dict) else one
+            waiting += larger.values() if isinstance(larger, dict) else larger
     return False
 
 
-def _said(resource: Resource, path: str) -> str:
+def _field_in_file(resource: Resource, path: str) -> str:
     first, dot, rest = path.partition(".")
     return f"{word(resource, first)}{dot}{rest}"
 
@@ -320,19 +317,19 @@ def _reference(target: Resource, value: object, depth: int = 1) -> Reference:
     right = f"its {last}" if len(fields) == 1 else f"its {last}, or {{{', '.join(fields)}}}"
     if not isinstance(value, dict) or depth > REFERENCE_DEPTH_MAX:
         raise ValueError(f"must be {right}")  # reported like any other invalid value
-    wrong = [shown(said) for said in value if said not in fields][:UNKNOWN_KINDS_MAX]
+    wrong = [shorten_name(said) for said in value if said not in fields][:UNKNOWN_KINDS_MAX]
     if wrong or last not in value:
         raise ValueError(f"must be {right}, not {', '.join(wrong) or 'without ' + last}")
     return Reference(target, dict(_parts(target, value, depth)))
 
 
 def _parts(target: Resource, value: Mapping[str, object], depth: int) -> Iterator[tuple[str, object]]:
-    for said, each in value.items():
+    for said, parts in value.items():
         name = words(target)[said]
-        if name in references(target) and each is not None:
-            yield name, _reference(KINDS[references(target)[name]], each, depth + 1)
-        elif isinstance(each, str) or (each is None and name != declared(target).by[-1]):
-            yield name, each
+        if name in references(target) and parts is not None:
+            yield name, _reference(KINDS[references(target)[name]], parts, depth + 1)
+        elif isinstance(parts, str) or (parts is None and name != declared(target).by[-1]):
+            yield name, parts
         else:
             raise ValueError(f"must have a text as its {said}")
 
@@ -355,8 +352,8 @@ def values_of(wanted: WantedObject) -> Row:
 
 def identity_of(resource: Resource, values: Row) -> Identity:
     how = declared(resource)
-    found = (values[name] for name in how.by)
-    return tuple(folded(str(each or "")) for each in found) if how.folded else tuple(found)
+    parts = (values[name] for name in how.by)
+    return tuple(folded(str(part or "")) for part in parts) if how.folded else tuple(parts)
 
 
 def stored(resource: Resource, row: Row, name: str) -> object:

@@ -12,6 +12,7 @@ from datetime import datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+from gateway.admin.configuration.comparison import are_same_parts, same
 from gateway.admin.configuration.objects import (
     ConfigObjects,
     DateOrder,
@@ -36,13 +37,11 @@ from gateway.admin.configuration.references import (
 )
 from gateway.admin.configuration.words import (
     KINDS,
-    are_same_parts,
     declared,
     model,
     named_parts,
     parts_of,
     references,
-    same,
     with_keys,
     without_nulls,
     word,
@@ -118,12 +117,12 @@ class Planner:
             await in_thread(self._matching.names.suggest)
         refuse(self._errors)
         # Store the row that a name meant, so that the name keeps this meaning.
-        for (kind, row_id), said in self._matching.names.referred.items():
+        for (kind, row_id), field in self._matching.names.referred.items():
             before = self._marks.get((kind, row_id))
-            if (kind, row_id) in self._met or (before is not None and (before.said or said is None)):
+            if (kind, row_id) in self._met or (before is not None and (before.said or field is None)):
                 continue
             fields, made = ((), False) if before is None else (before.fields, before.made)
-            self._new_marks.append(Mark(kind, int(str(row_id)), fields, made, said))
+            self._new_marks.append(Mark(kind, int(str(row_id)), fields, made, field))
         self._leave()
         if prune:
             await self._prune()
@@ -162,17 +161,17 @@ class Planner:
     def _note(self, pair: Pair, row_id: int | NewRowId) -> None:
         """Store that the configuration describes a row as this object; delete marks of rows it replaced."""
         wanted, kind, before = pair.wanted, pair.wanted.resource.name, pair.mark
-        self._met |= {(kind, row_id), *((kind, each) for each in pair.passed)}
-        said = None
+        self._met |= {(kind, row_id), *((kind, row_id_) for row_id_ in pair.passed)}
+        identity = None
         if declared(wanted.resource).known_by_id:
-            said = identity_of(wanted.resource, values_of(wanted))
+            identity = identity_of(wanted.resource, values_of(wanted))
         made = isinstance(row_id, NewRowId) or (before is not None and before.made)
-        mark = Mark(kind, row_id, wanted.fields, made, said)
+        mark = Mark(kind, row_id, wanted.fields, made, identity)
         if mark != self._marks.get((kind, row_id)):
             self._new_marks.append(mark)
         if before is None and not isinstance(row_id, NewRowId):
             self._taken.append((wanted, row_id))
-        passed = [self._marks.get((kind, each)) for each in pair.passed]
+        passed = [self._marks.get((kind, mark)) for mark in pair.passed]
         self._forgotten += [mark for mark in passed if mark is not None]
 
     def _leave(self) -> None:
@@ -190,8 +189,8 @@ class Planner:
         said = wanted.as_json()
         fields: dict[str, tuple[object, object]] = {name: (None, said[name]) for name in values}
         for name in wanted.names:
-            told = word(wanted.resource, name)
-            fields[told] = (None, wanted.said[told])
+            field = word(wanted.resource, name)
+            fields[field] = (None, wanted.said[field])
         fields |= {name: (None, wanted.said[name]) for name in how.parts if name in fields}
         if how.since and how.since not in values:
             moment = getattr(wanted.row, how.since)
@@ -207,12 +206,12 @@ class Planner:
 
     def _change(self, wanted: WantedObject, row: Row, mark: Mark | None) -> None:
         resource, how = wanted.resource, declared(wanted.resource)
-        said = {**values_of(wanted)}
+        values = {**values_of(wanted)}
         left_out = [name for name in (mark.fields if mark else ()) if name not in wanted.fields]
         if left_out:
             meant = wanted.full()
-            said |= {name: meant[name] for name in left_out if name in model(resource).model_fields}
-        differ = {name: each for name, each in said.items() if not _is_stored(wanted, row, name, each)}
+            values |= {name: meant[name] for name in left_out if name in model(resource).model_fields}
+        differ = {name: value for name, value in values.items() if not _is_stored(wanted, row, name, value)}
         patch = resource.patch.model_fields if resource.patch is not None else {}
         stays = ""
         for name in [name for name in differ if name not in patch and name not in how.actions]:
@@ -230,9 +229,9 @@ class Planner:
             self._unchanged += 1
             return
         planned = self._planned(resource.patch_verb, wanted, int(str(row["id"])))
-        changed = {name: each for name, each in differ.items() if name in patch}
+        changed = {name: value for name, value in differ.items() if name in patch}
         acted: dict[str, dict[str, object]] = {}
-        for name in [each for each in differ if each not in patch]:
+        for name in [field for field in differ if field not in patch]:
             action = how.actions[name]
             dated: dict[str, object] = {how.dated[action]: self._now.date()} if action in how.dated else {}
             acted.setdefault(action, dated)[how.words.get(name, name)] = differ[name]
@@ -241,16 +240,16 @@ class Planner:
         planned.before = {name: row.get(name) for name in differ}
         before, after = resource.render(row), wanted.as_json()
         for name in differ:
-            told = word(resource, name)
+            field = word(resource, name)
             if name in references(resource):
-                planned.fields[told] = (None, wanted.said.get(told))
-                planned.others[told] = (references(resource)[name], stored(resource, row, name))
+                planned.fields[field] = (None, wanted.said.get(field))
+                planned.others[field] = (references(resource)[name], stored(resource, row, name))
             elif name in how.parts:
                 parts = parts_of(resource, row, name)
                 planned.parts[name] = [*named_parts(resource, row, name, parts)]
                 planned.fields[name] = (parts, wanted.said.get(name, []))
             else:
-                planned.fields[told] = (before[name], after[name])
+                planned.fields[field] = (before[name], after[name])
         self._changes.append(planned)
 
     def _latest(self, wanted: WantedObject, rows: Sequence[Row]) -> Row | None:
@@ -259,22 +258,22 @@ class Planner:
         name, at = (resource.name, identity_of(resource, values_of(wanted))), wanted.values.get(how.since)
         dated = self._dated[name] = self._dated.get(name) or DateOrder(rows, how.since)
         if at is not None:
-            found = dated.made_for(at)
+            version = dated.made_for(at)
         else:
             moment = getattr(wanted.row, how.since)
-            found = dated.in_force(self._now if isinstance(moment, datetime) else self._now.date())
-        if found is None:
+            version = dated.in_force(self._now if isinstance(moment, datetime) else self._now.date())
+        if version is None:
             return None
         full = {**wanted.full(), **values_of(wanted)}
         others = [name for name in full if name not in {*how.by, how.since}]
-        if all(same(full[name], found.get(name)) for name in others):
-            return found
+        if all(same(full[name], version.get(name)) for name in others):
+            return version
         if at is not None and not how.repeats:
             message = (
-                f"is that of {resource.name} {found['id']}, which stays as it is: name a later one, or none"
+                f"is that of {resource.name} {version['id']}, which stays as it is: name a later one, or none"
             )
             self._refuse(wanted, how.since, message)
-            return found
+            return version
         return None
 
     async def _prune(self) -> None:
@@ -283,7 +282,7 @@ class Planner:
         Rows that refer to others go first. Kinds with deferred objects are left out.
         """
         waiting = {wanted.resource.name for wanted, _ in self._matching.names.left}
-        for resource in reversed([each for name, each in KINDS.items() if name not in waiting]):
+        for resource in reversed([kind for name, kind in KINDS.items() if name not in waiting]):
             mine = {
                 mark.row_id: mark
                 for key, mark in self._marks.items()
@@ -328,7 +327,7 @@ class Planner:
 
 def _digest(changes: Sequence[PlannedRow], marks: Sequence[Mark]) -> str:
     noted = [[mark.resource, str(mark.row_id), str(mark.said), *mark.fields] for mark in marks]
-    return sha256(canonical([[each.told() for each in changes], noted])).hexdigest()
+    return sha256(canonical([[change.render() for change in changes], noted])).hexdigest()
 
 
 def _is_stored(wanted: WantedObject, row: Row, name: str, value: object) -> bool:
@@ -383,8 +382,8 @@ class _Export:
             if found:
                 objects[resource.name] = found
         more = len(self._left_out) - LEFT_OUT_MAX
-        told = [*self._left_out[:LEFT_OUT_MAX], *([f"and {more} more"] if more > 0 else [])]
-        return {"objects": objects, "left_out": told}
+        notes = [*self._left_out[:LEFT_OUT_MAX], *([f"and {more} more"] if more > 0 else [])]
+        return {"objects": objects, "left_out": notes}
 
     def _objects(self, resource: Resource, rows: Sequence[Row]) -> list[Row]:
         how = declared(resource)
@@ -402,7 +401,7 @@ class _Export:
         # Computed once for each name, as thousands of rows may share it.
         alone = {
             some[0]["id"]
-            for some in (meant(resource.name, each, self._marks) for each in same_name.values())
+            for some in (meant(resource.name, rows, self._marks) for rows in same_name.values())
             if len(some) == 1
         }
         there = [row for row in there if how.is_kept(row)]
@@ -413,10 +412,10 @@ class _Export:
             if row["id"] not in alone:
                 self._leave(resource, row, "others have the same name: rename all but one")
                 continue
-            said = self._object(resource, row)
-            if said is not None:
+            values = self._object(resource, row)
+            if values is not None:
                 kept[row["id"]] = row
-                objects.append(said)
+                objects.append(values)
         self._rows[resource.name] = kept
         return objects
 
@@ -424,11 +423,11 @@ class _Export:
         """Return a row as an object of a file: without defaults, and with names instead of ids."""
         how, ids, shown = declared(resource), references(resource), resource.render(row)
         scope = {name: row[name] for name in ids}
-        said: dict[str, object] = {}
+        values: dict[str, object] = {}
         for name, info in model(resource).model_fields.items():
             if name in how.parts:
                 if parts := self._parts(resource, row, name, scope):
-                    said[name] = parts
+                    values[name] = parts
                 continue
             becomes = how.becomes.get(name)
             value = shown[name] if becomes is None or shown[becomes] is None else shown[becomes]
@@ -440,10 +439,10 @@ class _Export:
                     if other is None:
                         self._leave(resource, row, f"its {word(resource, name)} is not written down")
                         return None
-                    said[word(resource, name)] = self._name(KINDS[ids[name]], other, scope)
+                    values[word(resource, name)] = self._name(KINDS[ids[name]], other, scope)
             elif value is not None and (is_named or not same(_default(model(resource), name), stored)):
-                said[name] = value
-        return said
+                values[name] = value
+        return values
 
     def _parts(self, resource: Resource, row: Row, field: str, scope: Row) -> list[Any]:
         """Return a list of parts of a row as files have it, without those whose rows are not written down."""
@@ -469,14 +468,14 @@ class _Export:
         shared = all(scope.get(name) == row[name] for name in how.by[:-1])
         if last not in references(target) and (shared or self._names[target.name][row[last]] == 1):
             return row[last]
-        said: dict[str, object] = {}
+        values: dict[str, object] = {}
         for name in how.by:
             kind = references(target).get(name)
             if kind is None or row[name] is None:
-                said[word(target, name)] = row[name]
+                values[word(target, name)] = row[name]
             else:
-                said[word(target, name)] = self._name(KINDS[kind], self._rows[kind][row[name]], scope)
-        return said
+                values[word(target, name)] = self._name(KINDS[kind], self._rows[kind][row[name]], scope)
+        return values
 
     def _leave(self, resource: Resource, row: Row, why: str) -> None:
         self._left_out.append(f"{resource.name} {row['id']} ({row[declared(resource).by[-1]]}): {why}")

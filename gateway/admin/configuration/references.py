@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from gateway.admin.configuration.comparison import same
 from gateway.admin.configuration.objects import (
     ERRORS_MAX,
     ConfigObjects,
@@ -16,21 +17,12 @@ from gateway.admin.configuration.objects import (
     WantedObject,
     Which,
     identity_of,
-    shown,
+    shorten_name,
     stored,
     values_of,
 )
-from gateway.admin.configuration.words import (
-    KINDS,
-    SUGGESTED_MAX,
-    NamedPart,
-    declared,
-    references,
-    same,
-    suggestion,
-    with_keys,
-    word,
-)
+from gateway.admin.configuration.suggestions import SUGGESTED_MAX, suggestion
+from gateway.admin.configuration.words import KINDS, NamedPart, declared, references, with_keys, word
 from gateway.admin.http.guard import in_thread
 from gateway.admin.resources.resource import Resource
 from gateway.core.accounts.administration import OWNER, Mark, NewRowId, Row
@@ -157,18 +149,18 @@ class NameIndex:
     def _find(self, reference: Reference, scope: Mapping[str, object]) -> object:
         """Return the id of the row that a reference means; `scope` supplies parts of names left out."""
         how, target = declared(reference.target), reference.target
-        said = {
-            name: self._find(each, scope) if isinstance(each, Reference) else each
-            for name, each in reference.says.items()
+        values = {
+            name: self._find(value, scope) if isinstance(value, Reference) else value
+            for name, value in reference.says.items()
         }
         shared = {name: scope[name] for name in how.by[:-1] if scope.get(name) is not None}
-        wanted = {**shared, **said}
+        wanted = {**shared, **values}
         named: Sequence[object] = self._named[target.name].get(reference.name, ())
         name, found = reference.name, named
         if wanted.keys() >= {*how.by}:
             name = tuple(wanted[name] for name in how.by)
             found = self._whole[target.name].get(name, ())
-        one = target.name.removesuffix("s")
+        noun = target.name.removesuffix("s")
         found = self._decided(target.name, name, found)
         if len(found) == 1:
             if (how.known_by_id or len(how.by) > len(wanted)) and not isinstance(found[0], NewRowId):
@@ -180,26 +172,26 @@ class NameIndex:
             more = f"say {{{fields}}}" if len(how.by) > len(wanted) else "give all but one another name"
             raise LookupError(f"there are {len(found)} {target.name} named {reference.name!r}: {more}")
         if named:
-            raise LookupError(f"there is {one} {reference.name!r}, but of another {word(target, how.by[0])}")
+            raise LookupError(f"there is {noun} {reference.name!r}, but of another {word(target, how.by[0])}")
         raise _Unknown(target.name, reference.name)
 
-    def _decided(self, kind: str, name: object, found: Sequence[object]) -> Sequence[object]:
-        """Return the one row in `found`, rows of one name, that objects or earlier files mean; else all."""
-        if len(found) < 2:
-            return found
+    def _decided(self, kind: str, name: object, ids: Sequence[object]) -> Sequence[object]:
+        """Return the one row in `ids`, rows of one name, that objects or earlier files mean; else all."""
+        if len(ids) < 2:
+            return ids
         known = self._known.get((kind, name))
         if known is None:
-            known = self._known[kind, name] = self._among(kind, name, found)
+            known = self._known[kind, name] = self._among(kind, name, ids)
         return known
 
-    def _among(self, kind: str, name: object, found: Sequence[object]) -> Sequence[object]:
+    def _among(self, kind: str, name: object, ids: Sequence[object]) -> Sequence[object]:
         for chosen in (
-            [each for each in found if each in self.said[kind]],
-            [each for each in found if (kind, name, each) in self._called],
+            [id_ for id_ in ids if id_ in self.said[kind]],
+            [id_ for id_ in ids if (kind, name, id_) in self._called],
         ):
             if chosen:
                 return chosen
-        return [row["id"] for row in meant(kind, [{"id": each} for each in found], self._marks)]
+        return [row["id"] for row in meant(kind, [{"id": id_} for id_ in ids], self._marks)]
 
 
 def meant(kind: str, rows: Sequence[Row], marks: Mapping[Which, Mark]) -> Sequence[Row]:
@@ -218,7 +210,7 @@ def meant(kind: str, rows: Sequence[Row], marks: Mapping[Which, Mark]) -> Sequen
 
 
 def _there_is_no(kind: str, name: object) -> str:
-    return f"there is no {kind.removesuffix('s')} named {shown(str(name))!r}"
+    return f"there is no {kind.removesuffix('s')} named {shorten_name(str(name))!r}"
 
 
 # The change of a row in terms of names, never of ids.
@@ -244,11 +236,11 @@ class PlannedRow:
     # Why the row is kept although no object wants it.
     stays: str = ""
 
-    def told(self) -> Row:
-        told = {name: {"before": before, "after": after} for name, (before, after) in self.fields.items()}
+    def render(self) -> Row:
+        fields = {name: {"before": before, "after": after} for name, (before, after) in self.fields.items()}
         return {
             "change": self.verb, "resource": self.resource.name, "name": self.name, "at": self.at,
-            "id": self.row_id, "fields": told, "stays": self.stays,
+            "id": self.row_id, "fields": fields, "stays": self.stays,
         }  # fmt: skip
 
 
@@ -258,7 +250,7 @@ async def name_all(session: ApplyTransaction, changes: Sequence[PlannedRow]) -> 
 
 
 def _name_all(changes: Sequence[PlannedRow], rows: Mapping[Which, Row]) -> None:
-    made: dict[int, PlannedRow] = {each.number: each for each in changes}
+    made: dict[int, PlannedRow] = {change.number: change for change in changes}
 
     def whole(resource: Resource, by: Row) -> str:
         parts: list[object] = []
@@ -273,22 +265,22 @@ def _name_all(changes: Sequence[PlannedRow], rows: Mapping[Which, Row]) -> None:
                 parts.append(value if there is None else whole(KINDS[kind], there))
         return " / ".join(str(part) for part in parts if part is not None)
 
-    for each in changes:
-        each.name = whole(each.resource, each.by)
-        for said, (kind, row_id) in each.others.items():
-            _, after = each.fields[said]
+    for change in changes:
+        change.name = whole(change.resource, change.by)
+        for said, (kind, row_id) in change.others.items():
+            _, after = change.fields[said]
             there = rows.get((kind, row_id))
             before = row_id if there is None else there[declared(KINDS[kind]).by[-1]]
-            each.fields[said] = (before, after)
-        for name, parts in each.parts.items():
-            before, after = each.fields[name]
+            change.fields[said] = (before, after)
+        for name, parts in change.parts.items():
+            before, after = change.fields[name]
             assert isinstance(before, list)
             names = {
                 part.index: f"{part.prefix}{there[declared(KINDS[part.kind]).by[-1]]}"
                 for part in parts
                 if (there := rows.get((part.kind, part.row_id))) is not None
             }
-            each.fields[name] = (with_keys(declared(each.resource).parts[name].key, before, names), after)
+            change.fields[name] = (with_keys(declared(change.resource).parts[name].key, before, names), after)
 
 
 async def _rows(session: ApplyTransaction, changes: Sequence[PlannedRow]) -> Mapping[Which, Row]:
@@ -301,20 +293,20 @@ async def _rows(session: ApplyTransaction, changes: Sequence[PlannedRow]) -> Map
             if kind is not None and by[name] is not None and not isinstance(by[name], NewRowId):
                 wanted[kind].add(by[name])
 
-    for each in changes:
-        want(each.resource, each.by)
-        for kind, row_id in each.others.values():
+    for change in changes:
+        want(change.resource, change.by)
+        for kind, row_id in change.others.values():
             if row_id is not None:
                 wanted[kind].add(row_id)
-        for part in (part for parts in each.parts.values() for part in parts):
+        for part in (part for parts in change.parts.values() for part in parts):
             wanted[part.kind].add(part.row_id)
-    found: dict[Which, Row] = {}
+    rows: dict[Which, Row] = {}
     for kind, resource in reversed(list(KINDS.items())):
         ids = wanted[kind]
         for row in await session.find(kind, {"id": ids}, len(ids)) if ids else ():
-            found[kind, row["id"]] = row
+            rows[kind, row["id"]] = row
             want(resource, row)
-    return found
+    return rows
 
 
 # Rows that earlier applies had for the names in files: renaming a row elsewhere does not break the link.
@@ -361,27 +353,27 @@ async def remember(
 
 
 def _sorted_out(resource: Resource, marks: Sequence[Mark], known: Mapping[object, Row]) -> NamedRows:
-    how, found = declared(resource), NamedRows()
+    how, sorted_rows = declared(resource), NamedRows()
     stands: dict[object, Identity] = {}
     # A row has the name of its latest mark: its own marks come after those of rows it replaced, the newest
     # last.
     ends = [(mark, *_end(how.followed_by, known, _id(mark))) for mark in marks]
-    for mark, row, passed in sorted(ends, key=lambda each: (not each[2], each[0].made, _id(each[0]))):
+    for mark, row, passed in sorted(ends, key=lambda end: (not end[2], end[0].made, _id(end[0]))):
         name = mark.said if mark.said is not None else _name(resource, known.get(_id(mark)))
         if name is None:
             continue
         if row is None or how.is_gone(row):
-            found.lost.add(name)
-            found.gone.setdefault(name, []).append(_id(mark))
+            sorted_rows.lost.add(name)
+            sorted_rows.gone.setdefault(name, []).append(_id(mark))
             continue
-        found.passed.setdefault(name, []).extend(passed)
+        sorted_rows.passed.setdefault(name, []).extend(passed)
         earlier = stands.get(row["id"])
-        if earlier is not None and earlier != name and found.rows[earlier]["id"] == row["id"]:
-            del found.rows[earlier], found.marks[earlier]
+        if earlier is not None and earlier != name and sorted_rows.rows[earlier]["id"] == row["id"]:
+            del sorted_rows.rows[earlier], sorted_rows.marks[earlier]
         stands[row["id"]] = name
-        found.rows[name], found.marks[name] = row, mark
-    found.lost -= found.rows.keys()
-    return found
+        sorted_rows.rows[name], sorted_rows.marks[name] = row, mark
+    sorted_rows.lost -= sorted_rows.rows.keys()
+    return sorted_rows
 
 
 def _end(follows: str, known: Mapping[object, Row], row_id: int) -> tuple[Row | None, list[int]]:
@@ -402,7 +394,7 @@ def _id(mark: Mark) -> int:
 
 
 async def _read(session: ApplyTransaction, resource: Resource, ids: Collection[object]) -> dict[object, Row]:
-    wanted = {each for each in ids if each is not None}
+    wanted = {id_ for id_ in ids if id_ is not None}
     rows = await session.find(resource.name, {"id": wanted}, len(wanted)) if wanted else ()
     return {row["id"]: row for row in rows}
 
@@ -447,7 +439,7 @@ class RowMatcher:
         self._errors = errors
         self._rows_max = rows_max
         self._asked: dict[str, set[object]] = defaultdict(set)
-        for wanted in (each for some in objects.by_kind.values() for each in some):
+        for wanted in (item for some in objects.by_kind.values() for item in some):
             self._ask(wanted.names.values())
             self._ask(part.reference for part in wanted.part_names)
 
@@ -460,17 +452,17 @@ class RowMatcher:
         before = await self._before(resource, whole)
         rows = await self._rows(resource, whole)
         claimed = await self._claimed(resource, whole)
-        found = await in_thread(self._paired, resource, whole, rows, before, claimed)
-        return found if len(self._errors) == refused else []
+        pairs = await in_thread(self._paired, resource, whole, rows, before, claimed)
+        return pairs if len(self._errors) == refused else []
 
     async def _before(self, resource: Resource, objects: Sequence[WantedObject]) -> NamedRows:
         if not declared(resource).known_by_id:
             return NamedRows()
         names = {identity_of(resource, values_of(wanted)) for wanted in objects}
         asked = self._asked.get(resource.name, set())
-        found = await remember(self._session, resource, self._marks_of[resource.name], names, asked)
-        self.names.lost[resource.name].update(name[-1] for name in found.lost)
-        return found
+        rows = await remember(self._session, resource, self._marks_of[resource.name], names, asked)
+        self.names.lost[resource.name].update(name[-1] for name in rows.lost)
+        return rows
 
     def _paired(
         self,
@@ -498,8 +490,8 @@ class RowMatcher:
         if not how.since:
             for name, some in by_name.items():
                 by_name[name] = [*meant(kind, some, self._marks)]
-        found: list[Pair] = []
-        said: set[Identity] = set()
+        pairs: list[Pair] = []
+        identities: set[Identity] = set()
         holders = {identity_of(resource, row): row for row in rows} if how.unique else {}
         for wanted, name in zip(whole, names, strict=True):
             if self._waits(wanted, holders.get(name), before.rows.get(name)):
@@ -509,11 +501,11 @@ class RowMatcher:
                 continue
             if not pair.rows:
                 self.names.know(resource, values_of(wanted), NewRowId(wanted.number))
-            if name not in said or not pair.rows:
+            if name not in identities or not pair.rows:
                 self.names.said[kind].update([row["id"] for row in pair.rows] or [NewRowId(wanted.number)])
-            said.add(name)
-            found.append(pair)
-        return found
+            identities.add(name)
+            pairs.append(pair)
+        return pairs
 
     def _waits(self, wanted: WantedObject, holder: Row | None, own: Row | None) -> bool:
         """Defer an object if `holder`, a row other than `own`, has its unique name; return whether it did."""
@@ -561,10 +553,10 @@ class RowMatcher:
         return Pair(wanted, there, known)
 
     def _ask(self, names: Iterable[object]) -> None:
-        for each in names:
-            if isinstance(each, Reference):
-                self._asked[each.target.name].add(each.name)
-                self._ask(each.says.values())
+        for name in names:
+            if isinstance(name, Reference):
+                self._asked[name.target.name].add(name.name)
+                self._ask(name.says.values())
 
     async def _rows(self, resource: Resource, objects: Sequence[WantedObject]) -> list[Row]:
         """Read the rows that objects or references may mean, selected by part of their name and by owner."""
@@ -572,34 +564,36 @@ class RowMatcher:
         last, ids = how.by[-1], references(resource)
         key = how.by[0] if last in ids else last
         asked = self._asked.get(resource.name, set())
-        values = [values_of(each) for each in objects]
+        values = [values_of(item) for item in objects]
         if how.folded:
-            names: set[object] = {folded(str(each)) for each in asked.union(each[key] for each in values)}
+            names: set[object] = {
+                folded(str(value_asked)) for value_asked in asked.union(value[key] for value in values)
+            }
             return await self._read(resource, [{key: names}])
         # Referred rows may have any owner; rows of objects have the owners that the objects name.
         parents = [name for name in how.by if name != key and name in ids]
-        said = {name: _there(each[name] for each in values) for name in (key, *parents)}
-        said[key] -= asked
-        return await self._read(resource, [{key: asked}, said])
+        values_by_name = {name: _stored_values(value[name] for value in values) for name in (key, *parents)}
+        values_by_name[key] -= asked
+        return await self._read(resource, [{key: asked}, values_by_name])
 
     async def _claimed(self, resource: Resource, objects: Sequence[WantedObject]) -> dict[Identity, Row]:
         claims = declared(resource).claims
-        some = [each for each in objects if all(each.values.get(name) is not None for name in claims)]
-        said = {name: {each.values[name] for each in some} for name in claims}
-        rows = await self._read(resource, [said]) if claims else ()
+        some = [item for item in objects if all(item.values.get(name) is not None for name in claims)]
+        claimed = {name: {item.values[name] for item in some} for name in claims}
+        rows = await self._read(resource, [claimed]) if claims else ()
         return {tuple(row[name] for name in claims): row for row in rows}
 
     async def _read(self, resource: Resource, searches: Sequence[Mapping[str, set[object]]]) -> list[Row]:
         """Return the existing rows that any of the searches finds; raise `Unprocessable` for too many."""
-        how, found = declared(resource), list[Row]()
+        how, rows_read = declared(resource), list[Row]()
         for wanted in searches:
             if all(wanted.values()):
-                left = self._rows_max - len(found)
-                found += await self._session.find(resource.name, wanted, left, folded=how.folded)
-            if len(found) > self._rows_max:
+                left = self._rows_max - len(rows_read)
+                rows_read += await self._session.find(resource.name, wanted, left, folded=how.folded)
+            if len(rows_read) > self._rows_max:
                 message = f"more than {self._rows_max} rows have these names: apply fewer objects at once"
                 raise Unprocessable(errors=((resource.name, message),))
-        return [row for row in found if not how.is_gone(row)]
+        return [row for row in rows_read if not how.is_gone(row)]
 
     def _refuse_twice(self, resource: Resource, objects: Sequence[WantedObject]) -> None:
         how = declared(resource)
@@ -615,14 +609,14 @@ class RowMatcher:
 def never_becomes(wanted: WantedObject, row: Row) -> list[str]:
     resource, how = wanted.resource, declared(wanted.resource)
     patch = resource.patch.model_fields if resource.patch is not None else {}
-    said = values_of(wanted)
+    values = values_of(wanted)
     return [
         name
         for name in wanted.fields
         if name not in patch and name not in how.actions and name not in how.begins
-        and not same(said[name], stored(resource, row, name))
+        and not same(values[name], stored(resource, row, name))
     ]  # fmt: skip
 
 
-def _there(values: Iterable[object]) -> set[object]:
-    return {each for each in values if not isinstance(each, NewRowId)}
+def _stored_values(values: Iterable[object]) -> set[object]:
+    return {value for value in values if not isinstance(value, NewRowId)}

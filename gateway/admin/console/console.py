@@ -98,13 +98,13 @@ PROGRAMS_SHOWN_MAX = 500
 
 async def show_programs(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
     require_read(desk.ports.actor, programs.PROGRAMS_REPORT)
-    found = await programs.running_programs(desk.ports)
-    items = found["items"]
+    running_programs = await programs.running_programs(desk.ports)
+    items = running_programs["items"]
     assert isinstance(items, list)
-    shown = sorted(items, key=lambda one: one["refused"] is None)[:PROGRAMS_SHOWN_MAX]
+    shown = sorted(items, key=lambda item: item["refused"] is None)[:PROGRAMS_SHOWN_MAX]
     return desk.answer(
-        request, signed, "programs.html", found=found, items=shown, more=len(items) - len(shown),
-        refused=sum(one["refused"] is not None for one in items),
+        request, signed, "programs.html", found=running_programs, items=shown, more=len(items) - len(shown),
+        refused=sum(item["refused"] is not None for item in items),
     )  # fmt: skip
 
 
@@ -299,7 +299,7 @@ def mount_console(app: web.Application, ports: AdminPorts) -> None:
     for screen in SCREENS.values():
         _mount_screen(app, desk, screen)
         router.add_get(f"/{screen.name}.csv", desk.reading(partial(files.file, screen=screen)))
-    app[AS_PAGE] = lambda request, told: _error_page(desk, request, told)
+    app[AS_PAGE] = lambda request, response: _error_page(desk, request, response)
 
 
 def _mount_sign_ins(
@@ -311,15 +311,15 @@ def _mount_sign_ins(
         return
     app[OVER_TLS] = ports.sign_ins.console_url.startswith("https:")
     elsewhere = ProviderSignInPages(desk, ports.sign_ins, ports.failures, signing.door)
-    one, out = (f"/{way}/{{provider:[a-z0-9-]+}}" for way in ("sign-in", "sign-out"))
-    router.add_get(one, elsewhere.leave, allow_head=False)
-    router.add_get(f"{one}/back", elsewhere.come_back, allow_head=False)
+    way_in, out = (f"/{way}/{{provider:[a-z0-9-]+}}" for way in ("sign-in", "sign-out"))
+    router.add_get(way_in, elsewhere.leave, allow_head=False)
+    router.add_get(f"{way_in}/back", elsewhere.come_back, allow_head=False)
     router.add_get(f"{out}/back", leaving.come_back, allow_head=False)
 
 
 def _mount_screen(app: web.Application, desk: ConsoleShell, screen: Screen) -> None:
     router, resource = app.router, screen.resource
-    collection, one = f"/{screen.name}", f"/{screen.name}/{{id:[0-9]+}}"
+    collection, row_path = f"/{screen.name}", f"/{screen.name}/{{id:[0-9]+}}"
 
     def of(desk: ConsoleShell) -> Records:
         return Records(desk, screen, EXTRAS.get(screen.name))
@@ -338,31 +338,31 @@ def _mount_screen(app: web.Application, desk: ConsoleShell, screen: Screen) -> N
         router.add_get(f"{collection}/new", desk.reading(lambda desk, *sent: of(desk).new(*sent)))
         writing(collection, lambda desk, *sent: of(desk).create(*sent), CREATE)
     if screen.has_page:
-        router.add_get(one, desk.reading(lambda desk, *sent: of(desk).show(*sent)))
+        router.add_get(row_path, desk.reading(lambda desk, *sent: of(desk).show(*sent)))
     if resource.patch is not None:
-        writing(f"{one}/{CHANGE}", lambda desk, *sent: of(desk).change(*sent), resource.patch_verb)
+        writing(f"{row_path}/{CHANGE}", lambda desk, *sent: of(desk).change(*sent), resource.patch_verb)
     if resource.deletable:
-        writing(f"{one}/{DELETE}", lambda desk, *sent: of(desk).delete(*sent), DELETE)
+        writing(f"{row_path}/{DELETE}", lambda desk, *sent: of(desk).delete(*sent), DELETE)
     for action in resource.actions:
-        writing(f"{one}/{address_of(action)}", partial(act, action=action), action.name)
+        writing(f"{row_path}/{address_of(action)}", partial(act, action=action), action.name)
     for part in resource.parts:
         for _, action in part.writes:
-            writing(f"{one}/{action.name}", partial(act, action=action, part=part), action.name)
+            writing(f"{row_path}/{action.name}", partial(act, action=action, part=part), action.name)
 
 
-def _error_page(desk: ConsoleShell, request: web.Request, told: web.Response) -> web.Response | None:
-    """Return the page that shows `told`, the API's error answer; None if a program sent the request."""
+def _error_page(desk: ConsoleShell, request: web.Request, response: web.Response) -> web.Response | None:
+    """Return the page that shows `response`, the API's error answer; None if a program sent the request."""
     if request.path.startswith(PROGRAMS) or "text/html" not in request.headers.get("Accept", ""):
         return None
-    problem = json.loads(told.text or "{}")
-    errors = [(each["field"], each["message"]) for each in problem.get("errors", ())]
+    problem = json.loads(response.text or "{}")
+    errors = [(error["field"], error["message"]) for error in problem.get("errors", ())]
     page = desk.answer(
-        request, None, "error.html", told.status, message=problem["detail"], errors=errors,
-        reason=problem["type"].rpartition(":")[2], code=told.status,
+        request, None, "error.html", response.status, message=problem["detail"], errors=errors,
+        reason=problem["type"].rpartition(":")[2], code=response.status,
     )  # fmt: skip
     for name in ("Allow", "Retry-After"):
-        if name in told.headers:
-            page.headers[name] = told.headers[name]
+        if name in response.headers:
+            page.headers[name] = response.headers[name]
     return page
 
 

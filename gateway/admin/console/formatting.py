@@ -67,7 +67,7 @@ def short(value: float) -> str:
     """Format a number with three digits and a unit: 1.23 M."""
     size = abs(value)
     # A number that rounds up to a thousand of one unit is 1 of the next.
-    step, unit = next((each for each in STEPS if size >= each[0] * 0.9995), (1, ""))
+    step, unit = next((step_ for step_ in STEPS if size >= step_[0] * 0.9995), (1, ""))
     scaled = size / step
     digits = 2 if scaled < 9.995 else 1 if scaled < 99.95 else 0
     text = f"{scaled:,.{digits}f}"
@@ -160,8 +160,10 @@ def time_span(seconds: float) -> str:
 
 
 def limits_in_words(value: Mapping[str, int] | None) -> str:
-    said = [f"{number(value[name])} {unit}" for name, unit in LIMITS if value and value.get(name) is not None]
-    return " · ".join(said) or "not limited"
+    parts = [
+        f"{number(value[name])} {unit}" for name, unit in LIMITS if value and value.get(name) is not None
+    ]
+    return " · ".join(parts) or "not limited"
 
 
 def document(value: object) -> str:
@@ -372,7 +374,7 @@ MARKS = frozenset(
         "status", "payment_status", "state", "category", "kind", "role", "transaction_type", "direction",
         "meter",
         "billing_interval", "service_type", "action", "resolution", "mode",
-        *(one.name for one in TERMS if one.choices),
+        *(term.name for term in TERMS if term.choices),
     }
 )  # fmt: skip
 MONEY = frozenset(
@@ -462,12 +464,12 @@ def cell(screen: Screen, row: Row, column: str, names: Names) -> Cell:
 
 def references(screen: Screen, rows: Iterable[Row]) -> dict[str, set[int]]:
     """Return all ids that rows refer to, by resource."""
-    found: dict[str, set[int]] = {}
+    ids: dict[str, set[int]] = {}
     for row in rows:
         for column, value in row.items():
             if refers := _reference(screen, column, value):
-                found.setdefault(refers[0], set()).add(refers[1])
-    return found
+                ids.setdefault(refers[0], set()).add(refers[1])
+    return ids
 
 
 def _reference(screen: Screen, column: str, value: object) -> tuple[str, int] | None:
@@ -475,8 +477,8 @@ def _reference(screen: Screen, column: str, value: object) -> tuple[str, int] | 
     if isinstance(value, int):
         target = screen.resource.target(column)
         return (target, value) if target else None
-    found = _ACTOR.fullmatch(str(value)) if column in ACTORS else None
-    return (_ACTOR_OF[found[1]], int(found[2])) if found else None
+    match = _ACTOR.fullmatch(str(value)) if column in ACTORS else None
+    return (_ACTOR_OF[match[1]], int(match[2])) if match else None
 
 
 def state_of(name: str, row: Row) -> str:
@@ -598,7 +600,7 @@ class Chart:
     def is_empty(self) -> bool:
         return not self.top
 
-    def said(self, amount: Amount) -> str:
+    def render_amount(self, amount: Amount) -> str:
         return money(amount, self.currency) if self.currency else number(amount)
 
     def glance(self, amount: Amount) -> str:

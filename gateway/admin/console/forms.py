@@ -118,12 +118,12 @@ class PageForm:
 
     @property
     def _besides(self) -> list[FormField]:
-        said = {slot.field for slot in self.slots}
-        return [each for each in self.fields if each.name not in said]
+        slots = {slot.field for slot in self.slots}
+        return [each for each in self.fields if each.name not in slots]
 
 
 def _grouped(fields: Iterable[FormField]) -> list[tuple[str, list[FormField]]]:
-    return [(group, list(each)) for group, each in groupby(fields, lambda one: one.group)]
+    return [(group, list(fields_)) for group, fields_ in groupby(fields, lambda one: one.group)]
 
 
 def fields_in_form(fields: Sequence[FormField], row: Row) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def fields_in_form(fields: Sequence[FormField], row: Row) -> dict[str, Any]:
         value: Any = row.get(outer)
         if inner:
             value = value.get(inner) if isinstance(value, Mapping) else None
-        values[each.name] = _shown(each, value)
+        values[each.name] = _render_value(each, value)
     return values
 
 
@@ -210,60 +210,60 @@ def _by_field(
     return beside, others
 
 
-def _typed(each: FormField, name: str, posted: MultiMapping[Any]) -> Any:
+def _typed(form_field: FormField, name: str, posted: MultiMapping[Any]) -> Any:
     sent = [text for text in posted.getall(name, []) if isinstance(text, str)]
-    if each.kind == "many":
+    if form_field.kind == "many":
         return [text for text in sent if text]
-    if each.kind == "ticks":
+    if form_field.kind == "ticks":
         places = [text for text in sent if id_of(text) is not None]
         return {text: str(posted.get(f"{name}.{text}", "")).strip() for text in places}
     text = sent[-1].strip().replace("\r\n", "\n") if sent else ""
     # Browsers omit seconds that are zero.
-    return text[:16] if each.kind == "instant" and len(text) == 19 and text.endswith(":00") else text
+    return text[:16] if form_field.kind == "instant" and len(text) == 19 and text.endswith(":00") else text
 
 
-def _value(each: FormField, typed: Any) -> object:
-    if each.kind == "many":
+def _value(form_field: FormField, typed: Any) -> object:
+    if form_field.kind == "many":
         return list(typed)
-    if each.kind == "ticks":
+    if form_field.kind == "ticks":
         return [
-            {"position": int(at), "amount": said} if said else {"position": int(at)}
-            for at, said in typed.items()
+            {"position": int(at), "amount": item} if item else {"position": int(at)}
+            for at, item in typed.items()
         ] or None
     if typed == "":
-        if each.kind == "json" and each.of_texts and not each.nullable:
+        if form_field.kind == "json" and form_field.of_texts and not form_field.nullable:
             return {}
-        return [] if each.kind in {"lines", "numbers"} and not each.nullable else None
-    if each.kind == "whole":
+        return [] if form_field.kind in {"lines", "numbers"} and not form_field.nullable else None
+    if form_field.kind == "whole":
         count = typed_as.whole(typed)
         return typed if count is None else count
-    if each.kind == "flag":
+    if form_field.kind == "flag":
         return {"true": True, "false": False}.get(typed, typed)
-    if each.kind == "instant" and _MINUTE.fullmatch(typed):
+    if form_field.kind == "instant" and _MINUTE.fullmatch(typed):
         return f"{typed}:00Z" if len(typed) == 16 else f"{typed}Z"
-    if each.kind == "numbers":
+    if form_field.kind == "numbers":
         return typed_as.numbers(typed)
-    if each.kind == "lines":
+    if form_field.kind == "lines":
         lines = [line.strip() for line in typed.split("\n") if line.strip()]
-        parts = read_outline(typed) if each.name in EXAMPLES and all(map(_PART.match, lines)) else None
+        parts = read_outline(typed) if form_field.name in EXAMPLES and all(map(_PART.match, lines)) else None
         return parts if isinstance(parts, Mapping) else lines
-    return read_outline(typed) if each.kind == "json" else typed
+    return read_outline(typed) if form_field.kind == "json" else typed
 
 
-def _shown(each: FormField, value: Any) -> Any:
-    if each.kind == "many":
+def _render_value(form_field: FormField, value: Any) -> Any:
+    if form_field.kind == "many":
         return [str(item) for item in value or ()]
     if value is None:
         return ""
-    if each.kind == "flag":
+    if form_field.kind == "flag":
         return "true" if value else "false"
-    if each.kind == "instant":
+    if form_field.kind == "instant":
         return str(value)[:19]
-    if each.kind == "numbers":
+    if form_field.kind == "numbers":
         return ", ".join(f"{item:g}" for item in value)
-    if each.kind == "lines":
+    if form_field.kind == "lines":
         return write_outline(value) if isinstance(value, Mapping) else "\n".join(map(str, value))
-    if each.kind == "json":
+    if form_field.kind == "json":
         return write_outline(value)
     return str(value)
 
@@ -276,5 +276,5 @@ _OBJECT = re.compile(r"\{[^{}]*\}")
 def hint_of(description: str) -> str:
     """Return a field's description for a form, with labels for field names and “Empty” for null."""
     text = _NULL.sub("Empty", description)
-    text = _CODE.sub(lambda said: f"“{words(said[1]) if _NAME.fullmatch(said[1]) else said[1]}”", text)
-    return _OBJECT.sub(lambda found: f"“{write_outline(read_outline(found[0]))}”", text)
+    text = _CODE.sub(lambda match: f"“{words(match[1]) if _NAME.fullmatch(match[1]) else match[1]}”", text)
+    return _OBJECT.sub(lambda match: f"“{write_outline(read_outline(match[0]))}”", text)

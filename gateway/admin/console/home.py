@@ -121,7 +121,7 @@ class Pages:
         self._environment = Environment(
             loader=ChoiceLoader([PackageLoader(package) for package in ("gateway.admin.console", *packages)]),
             autoescape=select_autoescape(default=True, default_for_string=True),
-            finalize=_seen,
+            finalize=_displayed_form,
             undefined=StrictUndefined,
             trim_blocks=True,
             lstrip_blocks=True,
@@ -130,9 +130,9 @@ class Pages:
         actions = [action for resource in RESOURCES.values() for action in resource.actions]
         parts = [part for resource in RESOURCES.values() for part in resource.parts]
         actions += [action for part in parts for _, action in part.writes]
-        said = {action.name: action.done for action in actions if action.done}
+        done = {action.name: action.done for action in actions if action.done}
         self._environment.globals.update(
-            asset=assets.address, version=version, examples=EXAMPLES, said_of_actions=said, found=FOUND,
+            asset=assets.address, version=version, examples=EXAMPLES, said_of_actions=done, found=FOUND,
             blocked_by=BLOCKED_BY,
         )  # fmt: skip
         self._environment.filters.update(
@@ -159,7 +159,7 @@ class Pages:
         )
 
 
-def _seen(value: object) -> object:
+def _displayed_form(value: object) -> object:
     """Return the displayed form of a template's value; safe markup is unchanged."""
     return visible(value) if type(value) is str else value
 
@@ -264,12 +264,12 @@ class Sessions:
         person, sign_ins = arrival.person, self._ports.sign_ins
         assert person is not None
         assert sign_ins is not None
-        found = await callers.known_person(self._ports, person)
-        if found is None:
+        known = await callers.known_person(self._ports, person)
+        if known is None:
             nobody = SignInRefused(_NOBODYS.format(person.who.name))
             nobody.failure = SUBJECT_CLAIM
             raise nobody
-        actor, digest = found
+        actor, digest = known
         await callers.take_place(request, actor.organization_id)
         who = person.who
         values: dict[str, object] = {
@@ -355,7 +355,7 @@ class Sessions:
 
     async def _renew(self, request: web.Request, session: ConsoleSession, actor: Actor, name: str) -> None:
         try:
-            arrival = await self._asked(session, name)
+            arrival = await self._read_arrival(session, name)
         except IssuerUnavailable:
             return
         except SignInRefused as error:
@@ -367,7 +367,7 @@ class Sessions:
         # session.
         await self._ports.store.keep_renewal(session.id, renewal, vouched=arrival.person is not None)
 
-    async def _asked(self, session: ConsoleSession, name: str) -> Arrival:
+    async def _read_arrival(self, session: ConsoleSession, name: str) -> Arrival:
         """Return the provider's answer on the signed-in person; `SignInRefused` if it names another one."""
         sign_ins = self._ports.sign_ins
         if sign_ins is None or session.person is None or session.renewal is None:
@@ -391,7 +391,7 @@ def is_same(peppers: Peppers, who: PersonIdentity | None, token_digest: str, per
     """Return whether `person`, named by a provider, is still `who`, with the same admin token."""
     if person is None or not person.who.is_who(who):
         return False
-    return token_digest in (one for known_as in person.known_as for one in peppers.digests(known_as))
+    return token_digest in (digest for known_as in person.known_as for digest in peppers.digests(known_as))
 
 
 async def _user_of(ports: AdminPorts, actor: Actor) -> str:
@@ -426,8 +426,8 @@ def cookie_of(request: web.Request) -> str:
 
 def is_secure(request: web.Request) -> bool:
     """Return whether the browser uses TLS to us or our proxy, by the proxy's header or the configuration."""
-    said = request.headers.get("X-Forwarded-Proto", "") == "https"
-    return request.secure or said or request.app.get(OVER_TLS, False)
+    is_https = request.headers.get("X-Forwarded-Proto", "") == "https"
+    return request.secure or is_https or request.app.get(OVER_TLS, False)
 
 
 def require_own_origin(request: web.Request) -> None:
@@ -449,8 +449,8 @@ def require_form_token(signed: SignedInPerson, posted: Mapping[str, object]) -> 
 
 
 def _public(row: Row) -> Row:
-    said = {name: row[name] for name in ("issuer", "identity", "person") if row.get(name) is not None}
-    return {**said, "expires_at": str(row["expires_at"])} if "expires_at" in row else {}
+    shown = {name: row[name] for name in ("issuer", "identity", "person") if row.get(name) is not None}
+    return {**shown, "expires_at": str(row["expires_at"])} if "expires_at" in row else {}
 
 
 FORM = "application/x-www-form-urlencoded"
@@ -573,7 +573,7 @@ class ConsoleShell:
             response.headers["Retry-After"] = str(getattr(error, "retry_after_s", None) or 1)
         return response
 
-    def asked(
+    def make_write(
         self, request: web.Request, signed: SignedInPerson, posted: Posted, sent: bodies.Body | None = None
     ) -> WriteRequest:
         """Return the write request of a form; the form's key makes a repeated submission take effect once."""
@@ -598,8 +598,8 @@ class ConsoleShell:
 
     async def choices(self, resources: set[str]) -> Choices:
         wanted = sorted(resources & LISTED)
-        found = await asyncio.gather(*(self._short_list(name) for name in wanted))
-        return {name: rows for name, rows in zip(wanted, found, strict=True) if rows is not None}
+        lists = await asyncio.gather(*(self._short_list(name) for name in wanted))
+        return {name: rows for name, rows in zip(wanted, lists, strict=True) if rows is not None}
 
     async def tags(self, organization_id: int) -> Sequence[str]:
         """Return the tags that an organization declares; none if the reader is of another one."""

@@ -38,18 +38,18 @@ async def about_invoice(desk: ConsoleShell, request: web.Request, row: Row) -> M
     if row["status"] == "draft" and row["kind"] == "invoice" and after == 0:
         until = date.fromisoformat(str(row["period_end"]))
         waiting = await desk.ports.store.waiting(int(str(row["organization_id"])), until)
-    told = [InvoiceLine.model_validate(line).model_dump(mode="json") for line in lines[:LINES_A_PAGE]]
+    shown = [InvoiceLine.model_validate(line).model_dump(mode="json") for line in lines[:LINES_A_PAGE]]
     return {
-        "shown": told,
+        "shown": shown,
         "payments": payments,
         "waiting": waiting,
         "history": await _history(desk, row) if after == 0 else [],
         "is_first": after == 0,
-        "next": f"{request.path}?after={told[-1]['position']}" if len(lines) > LINES_A_PAGE else "",
+        "next": f"{request.path}?after={shown[-1]['position']}" if len(lines) > LINES_A_PAGE else "",
         "line_names": await desk.names(
             {
-                "services": {line["service_id"] for line in told if line["service_id"]},
-                "tenants": {line["tenant_id"] for line in told if line["tenant_id"]},
+                "services": {line["service_id"] for line in shown if line["service_id"]},
+                "tenants": {line["tenant_id"] for line in shown if line["tenant_id"]},
             }
         ),
     }
@@ -58,34 +58,38 @@ async def about_invoice(desk: ConsoleShell, request: web.Request, row: Row) -> M
 async def _history(desk: ConsoleShell, row: Row) -> list[TimelineEntry]:
     """Return an invoice's history, oldest first, with links to payments and notes."""
     invoice_id = int(str(row["id"]))
-    found = list(_of_itself(row))
+    moments = list(_of_itself(row))
     if corrects := row["corrects_id"]:
         corrected = await desk.operations["invoices"].show(int(str(corrects)))
-        found[0] = found[0]._replace(
-            what=f"{found[0].what}, of invoice {corrected['number']}", href=f"/invoices/{corrects}"
+        moments[0] = moments[0]._replace(
+            what=f"{moments[0].what}, of invoice {corrected['number']}", href=f"/invoices/{corrects}"
         )
     notes, _ = await desk.operations["invoices"].list(query(NOTES_TOLD_MAX, corrects_id=invoice_id))
     for note in notes:
         amount = formatting.money(note["total_amount"], str(note["currency"]))
         what = f"Credit note {note['number'] or '(draft)'}: {amount}"
         at = note["finalized_at"] or note["created_at"]
-        found.append(TimelineEntry(moment(at), what, str(note["status"]), f"/invoices/{note['id']}"))
+        moments.append(TimelineEntry(moment(at), what, str(note["status"]), f"/invoices/{note['id']}"))
     if row["status"] == "finalized":
         paid, _ = await desk.operations["payments"].list(query(PAYMENTS_TOLD_MAX, invoice_id=invoice_id))
         for payment in paid:
             amount = formatting.money(payment["amount"], str(payment["currency"]))
             what = "Paid" if Decimal(str(payment["amount"])) > 0 else "Refunded"
-            said = f"{what}: {amount}, {payment['reference']}"
-            found.append(TimelineEntry(moment(payment["created_at"]), said, "", f"/payments/{payment['id']}"))
+            sentence = f"{what}: {amount}, {payment['reference']}"
+            moments.append(
+                TimelineEntry(moment(payment["created_at"]), sentence, "", f"/payments/{payment['id']}")
+            )
     of: dict[str, Any] = {"note_id" if row["kind"] == "credit_note" else "invoice_id": invoice_id}
     applied, _ = await desk.operations["note-applications"].list(query(PAYMENTS_TOLD_MAX, **of))
-    for each in applied:
-        amount = formatting.money(each["amount"], str(each["currency"]))
-        said, href = f"Credit applied: {amount}", f"/note-applications/{each['id']}"
-        found.append(TimelineEntry(moment(each["created_at"]), said, str(each["reason"]), href))
+    for application in applied:
+        amount = formatting.money(application["amount"], str(application["currency"]))
+        sentence, href = f"Credit applied: {amount}", f"/note-applications/{application['id']}"
+        moments.append(
+            TimelineEntry(moment(application["created_at"]), sentence, str(application["reason"]), href)
+        )
     for told in (told for feature in features() for told in feature.invoice_history()):
-        found += await told(desk, invoice_id)
-    return sorted(found, key=lambda each: each.at)
+        moments += await told(desk, invoice_id)
+    return sorted(moments, key=lambda each: each.at)
 
 
 def _of_itself(row: Row) -> Iterator[TimelineEntry]:

@@ -69,11 +69,11 @@ class Order:
         return f"-{self.column}" if self.descending else self.column
 
 
-def order_of(screen: Screen, said: str) -> Order:
-    """Return the order that the query parameter `sort` (`said`) requests, or else the list's usual one."""
+def order_of(screen: Screen, text: str) -> Order:
+    """Return the order that the query parameter `sort` (`text`) requests, or else the list's usual one."""
     by_time = screen.resource.name not in BY_ACCOUNT
     own = next((name for name in IN_ORDER if name in screen.columns), "") if by_time else ""
-    column, descending = said.removeprefix("-"), said.startswith("-")
+    column, descending = text.removeprefix("-"), text.startswith("-")
     if not _is_sortable(screen, column):
         return Order(own, screen.newest_first, is_own=True)
     return Order(column, descending, is_own=column == own)
@@ -81,7 +81,7 @@ def order_of(screen: Screen, said: str) -> Order:
 
 def headings(screen: Screen, order: Order) -> list[tuple[str, str]]:
     """Return for each column the link that sorts by it ("" if none can), and the column's current order."""
-    found = []
+    headings_ = []
     for column in screen.columns:
         is_here = column == order.column
         now = ("descending" if order.descending else "ascending") if is_here else ""
@@ -92,8 +92,8 @@ def headings(screen: Screen, order: Order) -> list[tuple[str, str]]:
             if is_here and not order.descending
             else column
         )
-        found.append((asks, now))
-    return found
+        headings_.append((asks, now))
+    return headings_
 
 
 def in_order(rows: Sequence[Row], screen: Screen, order: Order, names: Names) -> list[Row]:
@@ -101,12 +101,12 @@ def in_order(rows: Sequence[Row], screen: Screen, order: Order, names: Names) ->
     target = screen.resource.target(order.column)
 
     def value(row: Row) -> Any:
-        found = row.get(order.column)
-        if target and isinstance(found, int):
-            return names.get((target, found), str(found)).casefold()
-        if isinstance(found, str):
-            return Decimal(found) if order.column in MONEY else found.casefold()
-        return found if isinstance(found, (int, float)) else str(found)
+        value_ = row.get(order.column)
+        if target and isinstance(value_, int):
+            return names.get((target, value_), str(value_)).casefold()
+        if isinstance(value_, str):
+            return Decimal(value_) if order.column in MONEY else value_.casefold()
+        return value_ if isinstance(value_, (int, float)) else str(value_)
 
     there = [row for row in rows if row.get(order.column) is not None]
     return [
@@ -190,11 +190,13 @@ async def page_of(
     """
     choices = await desk.choices({screen.resource.target(name) for name in screen.filters})
     order = order_of(screen, request.query.get("sort", ""))
-    found = ListPage((), None, None)
+    list_page = ListPage((), None, None)
     named, errors = await find_names(desk, request.query, targets_of(screen))
     if not errors:
         try:
-            found = await _found(desk, screen, request, order, rows_max=rows_max, fixed={**named, **fixed})
+            list_page = await _read_page(
+                desk, screen, request, order, rows_max=rows_max, fixed={**named, **fixed}
+            )
         except Unprocessable as wrong:
             errors = dict(wrong.errors)
     stated = tags_in(screen, request)
@@ -204,21 +206,21 @@ async def page_of(
     return {
         "screen": screen,
         "labels": [label_of(name) for name in screen.columns],
-        "lines": await lines_of(desk, screen, found.rows),
+        "lines": await lines_of(desk, screen, list_page.rows),
         "controls": _controls(screen, request, choices, errors, dict.fromkeys((*declared, *stated))),
         "errors": {name if text == NO_FILTER else label_of(name): text for name, text in errors.items()},
-        "next": _address(request, **found.next) if found.next else "",
+        "next": _address(request, **list_page.next) if list_page.next else "",
         "is_first": not request.query.keys() & {"cursor", "page"},
         "first": _address(request),
         "empty": "Nothing matches these filters." if is_filtered else screen.empty,
         "next_step": ("Clear the filters", request.path) if is_filtered else _next_step(desk, screen),
-        "count": found.count,
+        "count": list_page.count,
         "count_max": COUNT_MAX,
         "sort": request.query.get("sort", ""),
         "headings": [
             (_address(request, sort=asks) if asks else "", now) for asks, now in headings(screen, order)
         ],
-        "is_unsorted": not order.is_own and found.is_too_long,
+        "is_unsorted": not order.is_own and list_page.is_too_long,
         "sorted_max": SORTED_MAX,
         "file": _address(request, path=file or f"{request.path}.csv"),
     }
@@ -232,7 +234,7 @@ def _next_step(desk: ConsoleShell, screen: Screen) -> tuple[str, str]:
     return f"New {screen.one}", f"/{screen.name}/new"
 
 
-async def _found(
+async def _read_page(
     desk: ConsoleShell,
     screen: Screen,
     request: web.Request,
@@ -302,9 +304,9 @@ async def find_names(
     wanted = {name: text.strip() for name, text in typed.items() if targets.get(name) in FOUND}
     named = {name: text for name, text in wanted.items() if text and not text.isdecimal()}
     rows = await asyncio.gather(*(_find_named(desk, targets[name], text) for name, text in named.items()))
-    found = dict(zip(named, rows, strict=True))
-    errors = {name: error for name, error in found.items() if isinstance(error, str)}
-    return {name: str(row_id) for name, row_id in found.items() if name not in errors}, errors
+    names = dict(zip(named, rows, strict=True))
+    errors = {name: error for name, error in names.items() if isinstance(error, str)}
+    return {name: str(row_id) for name, row_id in names.items() if name not in errors}, errors
 
 
 async def _find_named(desk: ConsoleShell, target: str, text: str) -> int | str:
@@ -414,37 +416,37 @@ def _controls(
     screen: Screen, request: web.Request, choices: Choices, errors: Mapping[str, str], tags: Iterable[str]
 ) -> list[FilterControl]:
     """Return the controls of a list's filters, and those of `tags`, such as `tag:feature`."""
-    found = []
+    controls = []
     for name in screen.filters:
         wanted = screen.resource.filters[name]
         target = screen.resource.target(name)
-        offered = [(each, each.replace("_", " ")) for each in wanted.choices]
+        offered = [(choice, choice.replace("_", " ")) for choice in wanted.choices]
         if target:
             offered = choices.get(target, [])
         elif wanted.kind == "flag":
             offered = [("true", "yes"), ("false", "no")]
         elif (screen.name, name) == ("calls", "reason"):
-            offered = [(each, each.replace("_", " ")) for each in sorted(REFUSALS)]
+            offered = [(refusal, refusal.replace("_", " ")) for refusal in sorted(REFUSALS)]
         value, error = request.query.get(name, ""), errors.get(name, "")
         if wanted.or_tag and tag_in(value):
             offered.append((value, value))
         kind = "choice" if offered else "named" if target in FOUND else KINDS.get(wanted.kind, "text")
         shape = "search" if name == "search" else kind
-        found.append(FilterControl(name, label_of(name), shape, value, offered, target, error))
+        controls.append(FilterControl(name, label_of(name), shape, value, offered, target, error))
     for name in tags:
         value, error = request.query.get(name, ""), errors.get(name, "")
-        found.append(FilterControl(name, f"Tag {tag_in(name)}", "text", value, (), "", error))
+        controls.append(FilterControl(name, f"Tag {tag_in(name)}", "text", value, (), "", error))
     if screen.spans_time:
         for name in ("from", "to"):
             value = request.query.get(name, "")
             kind = "text" if "T" in value else "day"
-            found.append(FilterControl(name, name.title(), kind, value, error=errors.get(name, "")))
-    return found
+            controls.append(FilterControl(name, name.title(), kind, value, error=errors.get(name, "")))
+    return controls
 
 
 def _page(request: web.Request) -> int:
-    said = request.query.get("page", "")
-    return int(said) - 1 if _PAGE.fullmatch(said) else 0
+    text = request.query.get("page", "")
+    return int(text) - 1 if _PAGE.fullmatch(text) else 0
 
 
 def _address(request: web.Request, path: str = "", **changes: str) -> str:
@@ -499,10 +501,10 @@ async def ask_search(
     """`POST /search`: redirect to the only hit, or show all."""
     text = posted.get("q", "")
     wanted = reduced(text.strip())[:FILTER_CHARS_MAX] if isinstance(text, str) else ""
-    found = await _found_by_search(desk, wanted)
-    if only := _only(found):
+    hits = await _found_by_search(desk, wanted)
+    if only := _only(hits):
         return see(only)
-    return desk.answer(request, signed, "search.html", wanted=wanted, found=found)
+    return desk.answer(request, signed, "search.html", wanted=wanted, found=hits)
 
 
 async def show_search(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
@@ -532,7 +534,7 @@ async def _found_by_search(desk: ConsoleShell, wanted: str) -> Hits:
     hits = await asyncio.gather(
         *(_hits(desk, name, by, wanted, notes) for name, (by, notes) in _BY_NAME.items())
     )
-    return [(SCREENS[name].title, found) for name, found in zip(_BY_NAME, hits, strict=True) if found]
+    return [(SCREENS[name].title, hits_) for name, hits_ in zip(_BY_NAME, hits, strict=True) if hits_]
 
 
 async def _of_request(desk: ConsoleShell, request_id: str) -> Hits:
@@ -541,9 +543,9 @@ async def _of_request(desk: ConsoleShell, request_id: str) -> Hits:
         hits = await asyncio.gather(
             *(_hits(desk, name, "request_id", request_id, _BY_REQUEST[name]) for name in names)
         )
-        found = [(SCREENS[name].title, each) for name, each in zip(names, hits, strict=True) if each]
-        if found:
-            return found
+        sections = [(SCREENS[name].title, hits_) for name, hits_ in zip(names, hits, strict=True) if hits_]
+        if sections:
+            return sections
     sent = MultiDict(request_id=request_id, limit=str(FOUND_MAX))
     ledger = desk.operations["token-ledger"]
     rows, _ = await ledger.list(read_query("token-ledger", ledger.resource.filters, sent))
@@ -551,8 +553,12 @@ async def _of_request(desk: ConsoleShell, request_id: str) -> Hits:
     called = await desk.names({"tenants": set(tenants)})
     asked = f"request_id={request_id}"
     moved = [
-        Hit(called.get(("tenants", each), f"tenant {each}"), ("ledger",), f"/tenants/{each}?{asked}#ledger")
-        for each in tenants
+        Hit(
+            called.get(("tenants", tenant), f"tenant {tenant}"),
+            ("ledger",),
+            f"/tenants/{tenant}?{asked}#ledger",
+        )
+        for tenant in tenants
     ]
     return [("Ledgers", moved)] if moved else []
 
@@ -575,6 +581,6 @@ async def _hits(desk: ConsoleShell, name: str, by: str, wanted: str, notes: Sequ
     ]
 
 
-def _only(found: Hits) -> str:
-    hits = {hit.href for _, each in found for hit in each}
+def _only(sections: Hits) -> str:
+    hits = {hit.href for _, hits_ in sections for hit in hits_}
     return hits.pop() if len(hits) == 1 else ""

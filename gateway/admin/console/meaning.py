@@ -49,9 +49,9 @@ _UNKNOWN = frozenset(SELECTING) - {"tenant_id", "user", "api_key_id", "project_i
 
 def sentence_of(budget: Row, of: str) -> str:
     """Return the sentence of a budget: its limit and the effect of reaching it; `of` is its selector."""
-    each = budget.get("each")
-    who = f"Each {each_in_words(each)}" if each else "All calls together"
-    whose = "" if of in {"everything", f"each {each}"} else f" of {of.removesuffix(f', each {each}')}"
+    scope = budget.get("each")
+    who = f"Each {each_in_words(scope)}" if scope else "All calls together"
+    whose = "" if of in {"everything", f"each {scope}"} else f" of {of.removesuffix(f', each {scope}')}"
     until = _END_OF.get(str(budget.get("window", CALENDAR)), f"the next {budget['interval']} begins")
     if budget["interval"] == TOTAL:
         until = "somebody raises or resets it"
@@ -152,15 +152,15 @@ def _is_wrong(budget: Row) -> bool:
 
 async def _past(desk: ConsoleShell, budget: Row) -> str:
     """Return a sentence on how often a budget would have refused lately; "" if usage reports cannot tell."""
-    interval, each = INTERVALS.get(str(budget["interval"])), budget["each"]
+    interval, scope = INTERVALS.get(str(budget["interval"])), budget["each"]
     past = None if interval is None else interval.past
     if past is None or any(budget.get(name) is not None for name in _UNKNOWN):
         return ""
-    if each is not None and not _group_of(each):
+    if scope is not None and not _group_of(scope):
         return ""
     days, by = past
     end = end_of("day", datetime.now(UTC)) - timedelta(days=1)
-    groups = (_group_of(each),) if each else ()
+    groups = (_group_of(scope),) if scope else ()
     filters = await _filters(desk, budget)
     if filters is None:
         return ""
@@ -174,20 +174,20 @@ async def _past(desk: ConsoleShell, budget: Row) -> str:
         return ""
     if len(rows) > ROWS_MAX:
         return ""
-    return _told(budget, rows, days, model)
+    return _sentence_of_past(budget, rows, days, model)
 
 
-def _group_of(each: object) -> str:
+def _group_of(scope: object) -> str:
     """Return the group of usage reports that has each account of a budget; "" if there is none."""
-    return GROUPS_EACH.get(str(each), str(each) if tag_in(str(each)) else "")
+    return GROUPS_EACH.get(str(scope), str(scope) if tag_in(str(scope)) else "")
 
 
-def _told(budget: Row, rows: object, days: int, model: str) -> str:
+def _sentence_of_past(budget: Row, rows: object, days: int, model: str) -> str:
     assert isinstance(rows, (list, tuple))
-    each, measure, limit = budget["each"], _MEASURES[str(budget["unit"])], Decimal(str(limit_of(budget)))
+    scope, measure, limit = budget["each"], _MEASURES[str(budget["unit"])], Decimal(str(limit_of(budget)))
     used: dict[tuple[object, object], Decimal] = defaultdict(Decimal)
     for row in rows:
-        who = row[column_of(_group_of(each))] if each else ""
+        who = row[column_of(_group_of(scope))] if scope else ""
         if who is None or (measure == "cost" and row["currency"] != budget["currency"]):
             continue
         name = str(row.get("model") or "").casefold()
@@ -202,7 +202,7 @@ def _told(budget: Row, rows: object, days: int, model: str) -> str:
         return f"{lately} it would have refused nothing: the most was {amount(budget, max(used.values()))}."
     people = len({who for _, who in beyond})
     owners = len({who for _, who in used})
-    whom = f" for {people} of {owners} {each_in_words(each, many=True)}" if each else ""
+    whom = f" for {people} of {owners} {each_in_words(scope, many=True)}" if scope else ""
     return (
         f"{lately} it would have been used up {len(beyond)} {'time' if len(beyond) == 1 else 'times'}{whom}:"
         f" {amount(budget, sum(beyond.values(), Decimal(0)))} of {amount(budget, whole)} came after that."

@@ -67,7 +67,10 @@ async def invoice_month(
         wrong = {"month": "must be one of these months"}
         return _page(desk, request, signed, typed, status=422, errors=wrong)
     run = _MonthRun(
-        desk, desk.asked(request, signed, posted), period_of_month(typed["month"]), typed["draft"] == "true"
+        desk,
+        desk.make_write(request, signed, posted),
+        period_of_month(typed["month"]),
+        typed["draft"] == "true",
     )
     loop, done = asyncio.get_running_loop(), list[InvoicedOrganization]()
     until, after = loop.time() + RUN_S_MAX, id_of(typed["after"]) or 0
@@ -113,8 +116,8 @@ class _MonthRun:
         try:
             made = await self._make(owner)
         except (Unprocessable, Conflict) as error:
-            said = "; ".join(message for _, message in getattr(error, "errors", ())) or error.message
-            return InvoicedOrganization(owner, name, None, said)
+            message_ = "; ".join(message for _, message in getattr(error, "errors", ())) or error.message
+            return InvoicedOrganization(owner, name, None, message_)
         return InvoicedOrganization(owner, name, made, "" if made else "nothing to bill")
 
     async def _make(self, owner: int) -> Row | None:
@@ -123,7 +126,7 @@ class _MonthRun:
         A draft without lines is deleted and takes no number.
         """
         invoices, (start, end) = self.desk.operations["invoices"], self.period
-        invoice = await self._known(owner)
+        invoice = await self._existing_invoice(owner)
         if invoice is None:
             sent = {"organization_id": owner, "period_start": start, "period_end": end}
             invoice = (await invoices.create(self.asked, sent)).content
@@ -136,7 +139,7 @@ class _MonthRun:
             return None
         return invoice if self.keeps_drafts else await self._act("finalize", invoice)
 
-    async def _known(self, owner: int) -> Row | None:
+    async def _existing_invoice(self, owner: int) -> Row | None:
         """Return the organization's existing invoice of the period; None if there is none."""
         rows, _ = await self.desk.operations["invoices"].list(
             query(INVOICES_OF_ONE_MAX, newest_first=True, organization_id=owner, kind="invoice")
@@ -165,7 +168,7 @@ def _page(
     after: int = 0,
 ) -> web.Response:
     months = tuple(months_until(datetime.now(UTC).date()))
-    fields = [replace(each, choices=months) if each.name == "month" else each for each in _FORM.fields]
+    fields = [replace(field, choices=months) if field.name == "month" else field for field in _FORM.fields]
     form = replace(_FORM, fields=fields, values=typed, errors=errors or {})
     going_on = None
     if after:

@@ -24,10 +24,10 @@ _WORDS = frozenset({"null", "true", "false"})
 def read_outline(text: str) -> object:
     """Parse a text as nested lists and mappings; return the text itself if it is not of that form."""
     try:
-        found = [each.value for each in documents(text, "", decimals_as_texts=True)]
+        values = [document.value for document in documents(text, "", decimals_as_texts=True)]
     except (UnreadableYaml, RecursionError):
         return text
-    return found[0] if len(found) == 1 else text
+    return values[0] if len(values) == 1 else text
 
 
 def write_outline(value: object) -> str:
@@ -88,10 +88,12 @@ def _fit(value: Any, part: Mapping[str, Any], schema: Mapping[str, Any]) -> Any:
         if isinstance(value, Sequence) and not isinstance(value, str) and shape.get("type") == "array":
             return [_fit(inner, shape["items"], schema) for inner in value]
         if isinstance(value, Mapping) and shape.get("type") == "array":
-            pair = [each for each in _shapes(shape["items"], schema) if len(each.get("properties", {})) > 1]
+            pair = [
+                shape_ for shape_ in _shapes(shape["items"], schema) if len(shape_.get("properties", {})) > 1
+            ]
             if pair and not any(isinstance(inner, Mapping | list) for inner in value.values()):
                 first, second, *_ = pair[0]["properties"]
-                return _fit([{first: each, second: value[each]} for each in value], shape, schema)
+                return _fit([{first: item, second: value[item]} for item in value], shape, schema)
     return value
 
 

@@ -49,7 +49,7 @@ from gateway.core.accounts.budget_selectors import SELECTING
 from gateway.core.accounts.refusals import busiest
 from gateway.core.accounts.usage import GROUPS, UsageQuery, end_of
 from gateway.core.billing.outlook import looked_at_since, outlook
-from gateway.core.processes import there
+from gateway.core.processes import report_availability
 from gateway.errors import CountersUnavailable, Forbidden, StoreUnavailable, Unprocessable
 
 BUSIEST = 10
@@ -171,8 +171,8 @@ class OverviewQuery:
         return ReportQuery(self.asked, ["model"], datetime.now(UTC)).query()
 
     def address(self, path: str = "/", **changes: str) -> str:
-        said = {name: text for name, text in (self.asked | changes).items() if text}
-        return f"{path}?{urlencode(said)}" if said else path
+        parameters = {name: text for name, text in (self.asked | changes).items() if text}
+        return f"{path}?{urlencode(parameters)}" if parameters else path
 
     def usage(self, group: str) -> str:
         """Return the address of the usage explorer with this page's range and filters, by a group."""
@@ -180,8 +180,8 @@ class OverviewQuery:
 
     def calls(self, **filters: str) -> str:
         """Return the address of the list of calls with this page's filters, and more `filters`."""
-        said = {name: text for name, text in self.asked.items() if name != "range"} | filters
-        return f"/calls?{urlencode(said)}"
+        parameters = {name: text for name, text in self.asked.items() if name != "range"} | filters
+        return f"/calls?{urlencode(parameters)}"
 
     def file(self) -> str:
         """Return the address of the chart's numbers as CSV."""
@@ -222,13 +222,13 @@ class Overview:
         asked = await OverviewQuery.read(desk, request)
         spend, trouble = await asyncio.gather(self._spent(desk, asked), self._trouble(desk))
         status = 422 if asked.errors else 200
-        said = self._said(desk, asked, spend)
+        said = self._page_values(desk, asked, spend)
         return desk.answer(request, signed, "overview.html", status, trouble=trouble, **said)
 
     async def spend(self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
         """`GET /spend`: the spend alone, for periodic updates."""
         asked = await OverviewQuery.read(desk, request)
-        said = self._said(desk, asked, await self._spent(desk, asked))
+        said = self._page_values(desk, asked, await self._spent(desk, asked))
         return desk.answer(request, signed, "spend.html", 422 if asked.errors else 200, **said)
 
     async def health(self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
@@ -261,7 +261,7 @@ class Overview:
             "now": now,
             "busiest": most or (),
             "well": well,
-            "dependencies": there(dependencies),
+            "dependencies": report_availability(dependencies),
             "at": datetime.now(UTC),
         }
 
@@ -273,12 +273,16 @@ class Overview:
             self._ports.ready(), self._live.now(), _waiting(desk, TROUBLE)
         )
         facts = now["facts"]
-        found = [(f"{name} is away", "/health") for name, well in there(dependencies).items() if not well]
+        troubles = [
+            (f"{name} is away", "/health")
+            for name, well in report_availability(dependencies).items()
+            if not well
+        ]
         if facts.get("outbox_oldest_seconds", 0) > OUTBOX_LATE_S:
-            found.append(("calls wait to be stored", "/health"))
+            troubles.append(("calls wait to be stored", "/health"))
         if facts.get("drift_tokens") or facts.get("drift_credits"):
-            found.append(("counters and ledger differ", "/reconciliation"))
-        return found + [(f"{number} {rows.title}", rows.address) for rows, number in waiting]
+            troubles.append(("counters and ledger differ", "/reconciliation"))
+        return troubles + [(f"{number} {rows.title}", rows.address) for rows, number in waiting]
 
     async def waiting(self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
         """`GET /waiting`: the numbers of open rows for the lists in the viewer's menu."""
@@ -292,7 +296,7 @@ class Overview:
         hidden = [rows.title for rows, _ in waiting if rows.list in folded]
         return desk.answer(request, signed, "waiting.html", waiting=waiting, hidden=hidden)
 
-    def _said(self, desk: ConsoleShell, asked: OverviewQuery, spend: object) -> dict[str, Any]:
+    def _page_values(self, desk: ConsoleShell, asked: OverviewQuery, spend: object) -> dict[str, Any]:
         budgets, actor = SCREENS["budgets"].resource, desk.ports.actor
         return {
             "spend": spend,
@@ -335,7 +339,7 @@ class Overview:
             "refused_s": refused / seconds,
             "reasons": [
                 (reason, count, None)
-                for reason, count in sorted(everybody.refused.items(), key=lambda each: (-each[1], each[0]))
+                for reason, count in sorted(everybody.refused.items(), key=lambda pair: (-pair[1], pair[0]))
             ],
         }
 
@@ -375,8 +379,8 @@ async def _sums(ports: AdminPorts, asked: OverviewQuery) -> Sequence[tuple[str, 
         assert isinstance(start, datetime)
         assert isinstance(cost, Decimal)
         days.setdefault(currency, {})[start.astimezone(UTC).date()] = cost
-    sums = {currency: outlook(each, now) for currency, each in days.items()}
-    return sorted(sums.items(), key=lambda each: each[1].month, reverse=True)
+    sums = {currency: outlook(day, now) for currency, day in days.items()}
+    return sorted(sums.items(), key=lambda pair: pair[1].month, reverse=True)
 
 
 async def _parts(
@@ -400,13 +404,13 @@ async def _parts(
 async def _by_model(ports: AdminPorts, over_time: UsageQuery) -> SpendSummary:
     """Return the range's spend by model; without a chart if there are too many models."""
     try:
-        found = await spent(ports.store, over_time, "cost")
+        rows = await spent(ports.store, over_time, "cost")
     except Unprocessable:
         groups = await ports.store.used(replace(over_time, interval="none", rows_max=PARTS))
         totals = await ports.store.used(replace(over_time, interval="none", groups=()))
         return SpendSummary(groups, totals, None)
-    is_free = found.totals and not any(row["cost"] for row in found.totals)
-    return await spent(ports.store, over_time, "tokens") if is_free else found
+    is_free = rows.totals and not any(row["cost"] for row in rows.totals)
+    return await spent(ports.store, over_time, "tokens") if is_free else rows
 
 
 def _part(row: Row, group: str, measure: str, sums: Mapping[str, Any]) -> dict[str, Any]:
@@ -431,27 +435,27 @@ async def _tightest(desk: ConsoleShell, asked: OverviewQuery) -> list[TightBudge
     rows, _ = await desk.operations["budgets"].list(query(BUDGETS_READ_MAX, newest_first=False, **own))
     screen = SCREENS["budgets"]
     targets = {name: screen.resource.target(name) for name in SELECTING}
-    each = [row for row in rows if row["each"] is not None][:EACH_READ_MAX]
+    scopes = [row for row in rows if row["each"] is not None][:EACH_READ_MAX]
     names, *most = await asyncio.gather(
-        desk.names(references(screen, rows)), *(records.accounts_of(desk, row, 1) for row in each)
+        desk.names(references(screen, rows)), *(records.accounts_of(desk, row, 1) for row in scopes)
     )
     used: list[TightBudget] = []
-    for row, found in zip(each, most, strict=True):
-        who, name, use, *_ = next(iter(found["accounts"]), ("", "", None))
+    for row, accounts in zip(scopes, most, strict=True):
+        who, name, use, *_ = next(iter(accounts["accounts"]), ("", "", None))
         used.append(TightBudget(row, budget_selector(row, names, targets), use, name or who))
     used += [
         TightBudget(row, budget_selector(row, names, targets), use_of(row), "")
         for row in rows
         if row["each"] is None
     ]
-    return sorted(used, key=lambda one: -one.use.used_share if one.use else 1.0)[:BUDGETS_SHOWN]
+    return sorted(used, key=lambda budget: -budget.use.used_share if budget.use else 1.0)[:BUDGETS_SHOWN]
 
 
 async def _failed(ports: AdminPorts, asked: OverviewQuery) -> tuple[list[RefusalCount], bool] | None:
     """Return failures of the range's newest calls by frequency, and whether all calls were read."""
     span = asked.query()
-    found = await ports.figures.outcomes(span.since, span.filters, CALLS_READ_MAX)
-    if found is None:
+    outcomes = await ports.figures.outcomes(span.since, span.filters, CALLS_READ_MAX)
+    if outcomes is None:
         return None
     counts = [
         RefusalCount(
@@ -460,8 +464,8 @@ async def _failed(ports: AdminPorts, asked: OverviewQuery) -> tuple[list[Refusal
             str(row["reason"] or ""),
             int(str(row["calls"])),
         )
-        for row in found
+        for row in outcomes
     ]
-    read = sum(one.calls for one in counts)
-    failed = sorted((one for one in counts if one.status >= 400), key=lambda one: -one.calls)
+    read = sum(count.calls for count in counts)
+    failed = sorted((count for count in counts if count.status >= 400), key=lambda count: -count.calls)
     return failed[:OUTCOMES_SHOWN], read < CALLS_READ_MAX

@@ -28,7 +28,7 @@ from gateway.admin.explanation import explain
 from gateway.admin.http.requests import may_write
 from gateway.admin.operations import finish
 from gateway.admin.resources import form_fields
-from gateway.admin.resources.quota import render_budget
+from gateway.admin.resources.budgets import render_budget
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts import groups
 from gateway.core.accounts.administration import (
@@ -87,10 +87,12 @@ class OwnBudget:
 def or_home(page: Reading) -> Reading:
     """Wrap a page for whole organizations: people of one tenant or key are redirected to their own page."""
 
-    async def shown(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.StreamResponse:
+    async def show_own(
+        desk: ConsoleShell, request: web.Request, signed: SignedInPerson
+    ) -> web.StreamResponse:
         return await page(desk, request, signed) if signed.actor.tenant_id is None else see("/me")
 
-    return shown
+    return show_own
 
 
 # The page `/me`: one's keys, the rest of one's budgets, the last calls, and example programs.
@@ -128,10 +130,10 @@ async def show_call(desk: ConsoleShell, request: web.Request, signed: SignedInPe
     """`GET /me/calls/{request_id}`: why one's own call was refused, or what it cost."""
     scope, of = await _scope(desk, signed.actor), request.match_info["request_id"]
     named: dict[str, Any] = {**scope.calls, "request_id": of}
-    found = await desk.ports.store.page("calls", query(1, **named))
-    if not found.rows:
+    page = await desk.ports.store.page("calls", query(1, **named))
+    if not page.rows:
         raise NotFound
-    row = RESOURCES["calls"].render(found.rows[0])
+    row = RESOURCES["calls"].render(page.rows[0])
     steps = await explain(desk.of(_acting(signed.actor)).ports, row)
     return desk.answer(request, signed, "own_call.html", row=row, steps=steps)
 
@@ -147,9 +149,9 @@ async def rotate(
     if not is_own or all(row["id"] != key_id for row in scope.keys):
         raise NotFound
     keys = desk.of(_acting(actor)).operations["api-keys"]
-    [action] = [each for each in keys.resource.actions if each.name == "rotate"]
+    [action] = [action for action in keys.resource.actions if action.name == "rotate"]
     try:
-        done = await keys.act(action, desk.asked(request, signed, posted, {"id": key_id}), key_id, {})
+        done = await keys.act(action, desk.make_write(request, signed, posted, {"id": key_id}), key_id, {})
     except Conflict as error:
         return await _me(desk, request, signed, error.message, error.status)
     return desk.answer(
@@ -176,9 +178,9 @@ async def ask(
     if until:
         sent["until"] = f"{until}T00:00:00Z"
     try:
-        await wide.operations[REQUESTS].create(desk.asked(request, signed, posted, sent), sent)
+        await wide.operations[REQUESTS].create(desk.make_write(request, signed, posted, sent), sent)
     except (Unprocessable, Conflict) as error:
-        wrong = "; ".join(f"{name} {said}" for name, said in getattr(error, "errors", ()))
+        wrong = "; ".join(f"{name} {message}" for name, message in getattr(error, "errors", ()))
         return await _me(desk, request, signed, wrong or error.message, error.status)
     return see("/me?done=asked")
 
@@ -200,7 +202,10 @@ async def _scope(desk: ConsoleShell, actor: Actor) -> OwnScope:
     # The user's keys, and those that the whole tenant shares.
     filters = [{**own, "user": user}, {**own, "user": None}] if user else [own]
     pages = await asyncio.gather(
-        *(desk.ports.store.page("api-keys", query(KEYS_SHOWN, newest_first=True, **each)) for each in filters)
+        *(
+            desk.ports.store.page("api-keys", query(KEYS_SHOWN, newest_first=True, **filter_))
+            for filter_ in filters
+        )
     )
     keys = [row for page in pages for row in page.rows]
     if actor.api_key_id is not None:
@@ -235,7 +240,7 @@ def _key(row: Row) -> Row:
 
 async def _budgets(wide: ConsoleShell, scope: OwnScope) -> list[OwnBudget]:
     """Return the budgets that a person's calls take from, with the person's own account if there is one."""
-    found = await wide.ports.store.page(
+    page = await wide.ports.store.page(
         "budgets", query(BUDGETS_MAX, organization_id=scope.tenant["organization_id"])
     )
     members = {
@@ -244,7 +249,7 @@ async def _budgets(wide: ConsoleShell, scope: OwnScope) -> list[OwnBudget]:
         groups.USER: [scope.user] if scope.user else [],
     }
     within = await wide.ports.figures.groups_of(int(str(scope.tenant["organization_id"])), members)
-    mine = [row for row in found.rows if _takes_from(row, scope, within)]
+    mine = [row for row in page.rows if _takes_from(row, scope, within)]
     accounts = {
         KEY: {str(row["id"]): str(row["name"]) for row in scope.keys},
         TENANT: {str(scope.tenant["id"]): str(scope.tenant["name"])},
@@ -252,8 +257,8 @@ async def _budgets(wide: ConsoleShell, scope: OwnScope) -> list[OwnBudget]:
     if scope.user:
         accounts[USER] = {scope.user: scope.user}
     plain = await live.overlay_budgets(wide.ports, [row for row in mine if row["each"] not in accounts])
-    for each, named in accounts.items():
-        rows = [row for row in mine if row["each"] == each]
+    for account, named in accounts.items():
+        rows = [row for row in mine if row["each"] == account]
         for value, whose in named.items() if rows else ():
             plain += [
                 {**row, "whose": whose, "value": value}
@@ -331,31 +336,32 @@ async def _model_lists(wide: ConsoleShell, scope: OwnScope) -> Lists:
 def _models(calls: Sequence[Row], allowed: Lists) -> Mapping[str, str]:
     """Return, for each SDK, a model that the person may use, the last used first; SDKs may be missing."""
     used = [str(row["model"]) for row in calls if row["model"] and int(str(row["status"])) < 400]
-    listed = [name for each in allowed for name in each if not name.endswith("*")]
+    listed = [name for models in allowed for name in models if not name.endswith("*")]
     known = [example.model for example in _EXAMPLES]
     may = [
         name
         for name in (*used, *listed, *known)
-        if _PLAIN_NAME.fullmatch(name) and all(any(is_of(name, one) for one in each) for each in allowed)
+        if _PLAIN_NAME.fullmatch(name)
+        and all(any(is_of(name, model) for model in models) for models in allowed)
     ]
-    found = {
+    names = {
         example.sdk: next((name for name in may if name.lower().startswith(example.begins)), "")
         for example in _EXAMPLES
     }
     # Most other models are called by the API of the first example.
-    if not any(found.values()) and may:
-        found[_EXAMPLES[0].sdk] = may[0]
-    return {sdk: name for sdk, name in found.items() if name}
+    if not any(names.values()) and may:
+        names[_EXAMPLES[0].sdk] = may[0]
+    return {sdk: name for sdk, name in names.items() if name}
 
 
 def snippets(url: str, models: Mapping[str, str]) -> list[tuple[str, str]]:
     """Return example programs by SDK name, each with its model, and a `curl` call."""
-    base, found, by_hand = url or ANYWHERE, [], ""
+    base, parts, by_hand = url or ANYWHERE, [], ""
     for example in _EXAMPLES:
         if model := models.get(example.sdk):
-            found.append((example.sdk, _filled(example.program, base, model)))
+            parts.append((example.sdk, _filled(example.program, base, model)))
             by_hand = by_hand or _filled(_CURL, base, model, example.path, example.body)
-    return [*found, ("curl", by_hand)] if found else []
+    return [*parts, ("curl", by_hand)] if parts else []
 
 
 _CURL = """\
@@ -489,7 +495,7 @@ async def buy(
     if not _COUNT.fullmatch(count):
         return await show_account(desk, request, signed, "must be a whole number, such as 1000", 422)
     sent: dict[str, object] = {"credits": int(count)}
-    asked = desk.asked(request, signed, posted, sent)
+    asked = desk.make_write(request, signed, posted, sent)
     values = {
         **sent, "organization_id": actor.organization_id, "most": checkout.most,
         "least": checkout.least(str(owner["currency"])),
@@ -508,8 +514,8 @@ async def buy(
 
 def _bought(row: Row) -> Row:
     named = ("organization_id", "credits", "currency")
-    told = {name: str(row[name]) for name in ("key", "unit_cost", "amount")}
-    return {**{name: row[name] for name in named}, **told}
+    values = {name: str(row[name]) for name in ("key", "unit_cost", "amount")}
+    return {**{name: row[name] for name in named}, **values}
 
 
 def _month(owner: Mapping[str, object], group: str) -> UsageQuery:

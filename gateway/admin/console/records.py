@@ -24,15 +24,7 @@ from gateway.admin.api.views import row_id
 from gateway.admin.console import formatting, forms, lists, meaning, reports
 from gateway.admin.console.formatting import cell, label_of, references, state_of
 from gateway.admin.console.forms import PageForm, Tick
-from gateway.admin.console.home import (
-    FOUND,
-    LISTED,
-    ConsoleShell,
-    Posted,
-    SignedInPerson,
-    query,
-    see,
-)
+from gateway.admin.console.home import FOUND, LISTED, ConsoleShell, Posted, SignedInPerson, query, see
 from gateway.admin.console.month_end import months_until, period_of_month
 from gateway.admin.console.outlines import fit_to
 from gateway.admin.console.screens import SCREENS, Screen
@@ -41,8 +33,8 @@ from gateway.admin.http.bodies import Body
 from gateway.admin.http.requests import id_of
 from gateway.admin.operations import WriteResult
 from gateway.admin.resources import form_fields
+from gateway.admin.resources.budgets import OVERRIDES, render_budget
 from gateway.admin.resources.form_fields import FormField
-from gateway.admin.resources.quota import OVERRIDES, render_budget
 from gateway.admin.resources.resource import Action, SubResource, fields_of
 from gateway.admin.resources.values import In
 from gateway.calls.journal import itemize
@@ -53,13 +45,7 @@ from gateway.core.accounts.tags import TAG
 from gateway.core.accounts.usage import GROUPS, UsageQuery, end_of
 from gateway.core.billing.finance import ReportPeriod
 from gateway.core.billing.payments import PAID, WAITING
-from gateway.core.billing.price_book import (
-    KINDS,
-    PARTS,
-    TOKENS_A_PRICE,
-    UNITS,
-    USES_A_PRICE,
-)
+from gateway.core.billing.price_book import KINDS, PARTS, TOKENS_A_PRICE, UNITS, USES_A_PRICE
 from gateway.core.billing.vector import IMAGES
 from gateway.errors import Conflict, Forbidden, NotFound, Unprocessable
 
@@ -148,8 +134,8 @@ class Records:
         offered = await self._forms({**row, **more})
         if refused is not None:
             # First, and even if the row no longer offers it.
-            offered = [refused, *(each for each in offered if each.action != refused.action)]
-        offered = [replace(each, ticks=_ticks(more)) for each in offered]
+            offered = [refused, *(offer for offer in offered if offer.action != refused.action)]
+        offered = [replace(offer, ticks=_ticks(more)) for offer in offered]
         return desk.answer(
             request,
             signed,
@@ -172,9 +158,9 @@ class Records:
             raise NotFound
         form = self._blank()
         said = {
-            each.name: request.query[each.name]
-            for each in form.fields
-            if each.name in request.query and each.kind != "many"
+            field.name: request.query[field.name]
+            for field in form.fields
+            if field.name in request.query and field.kind != "many"
         }
         usual = {slot.field: slot.usual for slot, _ in form.sentence if slot.usual}
         own = {"organization_id": str(signed.actor.organization_id or "")}
@@ -188,12 +174,12 @@ class Records:
         screen, secret, form = self._screen, self._screen.resource.secret, self._blank()
         try:
             sent = await self.typed(posted)
-            done = await self._operations.create(self._desk.asked(request, signed, posted, sent), sent)
+            done = await self._operations.create(self._desk.make_write(request, signed, posted, sent), sent)
         except (Unprocessable, Conflict) as error:
             return await self._form_page(request, signed, forms.form_again(form, posted, error), error.status)
         if secret is not None and secret.is_made(sent):
             return self._shown_once(request, signed, secret.field, done)
-        return _said(f"/{screen.name}/{done.content['id']}", "made", done)
+        return _redirect_done(f"/{screen.name}/{done.content['id']}", "made", done)
 
     def _shown_once(
         self, request: web.Request, signed: SignedInPerson, field: str, done: WriteResult
@@ -218,16 +204,16 @@ class Records:
         async def change() -> WriteResult:
             meant = await self._in_unit(form, sent, row_id(request))
             return await self._operations.change(
-                self._desk.asked(request, signed, posted), row_id(request), meant
+                self._desk.make_write(request, signed, posted), row_id(request), meant
             )
 
         done = await self._done(request, signed, posted, form, change())
-        return _said(where, "changed", done) if isinstance(done, WriteResult) else done
+        return _redirect_done(where, "changed", done) if isinstance(done, WriteResult) else done
 
     async def delete(self, request: web.Request, signed: SignedInPerson, posted: Posted) -> web.Response:
         """`POST /<resource>/{id}/delete`: delete a row and show the list."""
         form = self._delete_form(self._address(row_id(request)))
-        doing = self._operations.delete(self._desk.asked(request, signed, posted), row_id(request))
+        doing = self._operations.delete(self._desk.make_write(request, signed, posted), row_id(request))
         done = await self._done(request, signed, posted, form, doing)
         return see(f"/{self._screen.name}?done=deleted") if isinstance(done, WriteResult) else done
 
@@ -241,7 +227,7 @@ class Records:
 
         async def act() -> WriteResult:
             sent = await self._in_unit(form, forms.body_of(form.fields, posted, changes=False), acted)
-            asked = self._desk.asked(request, signed, posted, sent)
+            asked = self._desk.make_write(request, signed, posted, sent)
             if part is None:
                 return await self._operations.act(action, asked, acted, sent)
             named = str(sent.get(part.key, ""))
@@ -256,7 +242,7 @@ class Records:
         if action.mints and self._screen.resource.secret is not None:
             return self._shown_once(request, signed, self._screen.resource.secret.field, done)
         answered = acted if action.quota else done.content.get("id", acted)
-        return _said(self._address(answered), action.name, done)
+        return _redirect_done(self._address(answered), action.name, done)
 
     async def typed(self, posted: Posted) -> Body:
         """Return the body of a form for a new row, as the Admin API takes it."""
@@ -277,8 +263,8 @@ class Records:
         if self._screen.name != "budgets":
             return sent
         sent = {**await meaning.with_owner(self._desk, sent)}
-        if "name" not in sent and (said := await meaning.typed(self._desk, sent)):
-            sent["name"] = said[0].partition(". ")[0][:NAME_CHARS_MAX]
+        if "name" not in sent and (sentence := await meaning.typed(self._desk, sent)):
+            sent["name"] = sentence[0].partition(". ")[0][:NAME_CHARS_MAX]
         return sent
 
     async def _in_unit(self, form: PageForm, sent: Body, of: int | None = None) -> Body:
@@ -286,7 +272,7 @@ class Records:
 
         The unit is that of the existing row with the id `of`, or that in the form.
         """
-        targets = {each.name: each.refers for each in form.fields if each.refers}
+        targets = {field.name: field.refers for field in form.fields if field.refers}
         nested = {name: value for name, value in sent.items() if isinstance(value, dict | list)}
         if form.model is not None:
             sent = {**sent, **{name: fit_to(form.model, name, value) for name, value in nested.items()}}
@@ -321,7 +307,7 @@ class Records:
 
     async def _with_choices(self, form: PageForm) -> PageForm:
         """Return a form with choices for those fields of ids whose resources have few rows."""
-        targets = {each.refers for each in form.fields if each.refers}
+        targets = {field.refers for field in form.fields if field.refers}
         form = replace(form, choices=await self._desk.choices(targets))
         if self._screen.name != "budgets" or all(field.name != "each" for field in form.fields):
             return form
@@ -358,7 +344,7 @@ class Records:
             and (screen.name != "invoices" or row["status"] == "draft")
         ):
             found.append(self._delete_form(where))
-        return [await self._with_choices(each) for each in found]
+        return [await self._with_choices(form) for form in found]
 
     def _may(self, verb: str) -> bool:
         resource = self._screen.resource
@@ -366,7 +352,7 @@ class Records:
 
     async def _with_names(self, form: PageForm, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return values with names instead of ids, where a name identifies the row."""
-        refers = {each.name: each.refers for each in form.fields if each.refers in FOUND - LISTED}
+        refers = {field.name: field.refers for field in form.fields if field.refers in FOUND - LISTED}
         ids = {name: id_ for name in refers if (id_ := id_of(str(values.get(name, "")))) is not None}
         wanted: dict[str, set[int]] = {}
         for name, number in ids.items():
@@ -376,27 +362,27 @@ class Records:
         meant, _ = await lists.find_names(self._desk, named, refers)
         return {**values, **{name: named[name] for name, text in meant.items() if text == str(ids[name])}}
 
-    def _presets(self, said: Mapping[str, str]) -> list[tuple[str, str]]:
+    def _presets(self, document: Mapping[str, str]) -> list[tuple[str, str]]:
         """Return title and address of the invoice form for usual periods."""
         if self._screen.name != "invoices":
             return []
-        this, last, *_ = (period_of_month(each) for each in months_until(datetime.now(UTC).date()))
+        this, last, *_ = (period_of_month(month) for month in months_until(datetime.now(UTC).date()))
         return [
-            (title, f"/invoices/new?{urlencode({**said, 'period_start': start, 'period_end': end})}")
+            (title, f"/invoices/new?{urlencode({**document, 'period_start': start, 'period_end': end})}")
             for title, (start, end) in (("Last month", last), ("This month", this))
         ]
 
     def _blank(self) -> PageForm:
-        one, model = self._screen.one, self._screen.resource.create
-        form = self._form(f"/{self._screen.name}", f"New {one}", f"Create {one}", model, CREATE)
+        noun, model = self._screen.one, self._screen.resource.create
+        form = self._form(f"/{self._screen.name}", f"New {noun}", f"Create {noun}", model, CREATE)
         filled = FILLED.get(self._screen.name, {})
         # The organization of a new row is fixed for people of one organization.
         is_given = self._desk.ports.actor.organization_id is not None and model is not None
         given = {OWNER} if is_given and OWNER in model.model_fields else set()  # type: ignore[union-attr]  # given
         fields = [
-            replace(each, required=False, hint=filled[each.name]) if each.name in filled else each
-            for each in form.fields
-            if each.name not in given or not each.required
+            replace(field, required=False, hint=filled[field.name]) if field.name in filled else field
+            for field in form.fields
+            if field.name not in given or not field.required
         ]
         return replace(form, fields=fields, slots=self._screen.sentence)
 
@@ -429,7 +415,7 @@ class Records:
             ]
             form = replace(form, fields=fields)
         if (self._screen.name, action.name) in TICKED:
-            form = replace(form, fields=[replace(each, kind="ticks") for each in form.fields])
+            form = replace(form, fields=[replace(field, kind="ticks") for field in form.fields])
         confirmed = action.confirmed or CONFIRMED.get((self._screen.name, action.name), "")
         dangerous = action.name in DANGEROUS
         return replace(form, note=f"{action.summary}.", is_dangerous=dangerous, confirmed=confirmed)
@@ -439,9 +425,11 @@ class Records:
         fields: Sequence[FormField] = ()
         if model is not None:
             may = settable(self._desk.ports.actor, resource.access, verb, model.model_fields)
-            fields = tuple(each for each in fields_of(resource, model) if each.name.partition(".")[0] in may)
+            fields = tuple(
+                field for field in fields_of(resource, model) if field.name.partition(".")[0] in may
+            )
         seen = IN_SIGHT.get(self._screen.name, set()).union(self._screen.columns)
-        main = {each.name for each in fields if each.required or each.name in seen}
+        main = {field.name for field in fields if field.required or field.name in seen}
         folds = len(fields) > FIELDS_IN_SIGHT_MAX or (verb == CREATE and self._screen.name in FOLDED)
         return PageForm(
             action, title, submit, fields, forms.defaults(fields), main=frozenset(main if folds else ()),
@@ -495,7 +483,7 @@ def _has_credit(row: Row) -> bool:
     return Decimal(str(row["amount_due"] or 0)) < 0
 
 
-def _said(where: str, what: str, done: WriteResult) -> web.Response:
+def _redirect_done(where: str, what: str, done: WriteResult) -> web.Response:
     """Return a redirect to the page `where`, which shows that the action `what` was done or comes later."""
     return see(f"{where}?done={what}{'&later=1' if done.status == 202 else ''}")
 
@@ -505,7 +493,7 @@ async def about_call(desk: ConsoleShell, _: web.Request, row: Row) -> Mapping[st
     usage: Any = row["usage"]
     tools: Mapping[str, int] = usage.get("tools") or {}
     price = await _price(desk, row["price_id"])
-    found, adds_up = ([], False) if price is None else itemize(row, price)
+    items, adds_up = ([], False) if price is None else itemize(row, price)
     owners = {"tenants": "tenant_id", "api-keys": "api_key_id", "users": "user_id"}
     names = await desk.names({name: {int(str(row[of]))} for name, of in owners.items() if row[of]})
     counted = {name for name in tools if name in UNITS or name.startswith(IMAGES)}
@@ -515,7 +503,7 @@ async def about_call(desk: ConsoleShell, _: web.Request, row: Row) -> Mapping[st
         "unknown": usage.get("unknown"),
         "price": price,
         "lines": [
-            (line, "each" if line.per == 1 and line.kind in counted else PER[line.per]) for line in found
+            (line, "each" if line.per == 1 and line.kind in counted else PER[line.per]) for line in items
         ],
         "adds_up": adds_up,
         "called": {name: text for (name, _), text in names.items()},
@@ -588,14 +576,14 @@ async def budget_use(desk: ConsoleShell, request: web.Request, signed: SignedInP
 
 
 async def of_account(
-    desk: ConsoleShell, organization_id: int, owner: Mapping[str, object], each: str = "", whose: str = ""
+    desk: ConsoleShell, organization_id: int, owner: Mapping[str, object], scope: str = "", whose: str = ""
 ) -> dict[str, Any]:
     """Return a table of the budgets that select `owner`, and of those with an account for `whose`.
 
-    `whose` is a user, key or tenant; `each` is the kind of budgets with such accounts.
+    `whose` is a user, key or tenant; `scope` is the kind of budgets with such accounts.
     """
     named, more = await desk.operations["budgets"].list(query(PREVIEW_ROWS, newest_first=False, **owner))
-    rows = [*named, *(await _own(desk, organization_id, each, whose) if each else ())]
+    rows = [*named, *(await _own(desk, organization_id, scope, whose) if scope else ())]
     columns = [at for at, column in enumerate(SCREEN.columns) if column not in {"organization_id", "of"}]
     return {
         "screen": SCREEN,
@@ -607,9 +595,9 @@ async def of_account(
     }
 
 
-async def _own(desk: ConsoleShell, organization_id: int, each: str, whose: str) -> Sequence[Row]:
-    """Return the budgets with an account for each of the kind `each`, with the use of account `whose`."""
-    wanted = query(PREVIEW_ROWS, organization_id=organization_id, each=each)
+async def _own(desk: ConsoleShell, organization_id: int, scope: str, whose: str) -> Sequence[Row]:
+    """Return the budgets with an account for each of the kind `scope`, with the use of account `whose`."""
+    wanted = query(PREVIEW_ROWS, organization_id=organization_id, each=scope)
     page = await desk.ports.store.page("budgets", wanted)
     return [render_budget(row) for row in await live.own_budgets(desk.ports, page.rows, whose)]
 
@@ -619,8 +607,8 @@ async def accounts_of(desk: ConsoleShell, row: Row, most: int = ACCOUNTS_SHOWN) 
     if row["each"] is None:
         return {"accounts": (), "accounts_more": 0}
     stored = await desk.ports.store.get("budgets", int(str(row["id"])))
-    found = await live.most_used_accounts(desk.ports, stored, most + 1)
-    called = await owner_names(desk, row, [account["who"] for account in found])
+    most_used_accounts = await live.most_used_accounts(desk.ports, stored, most + 1)
+    called = await owner_names(desk, row, [account["who"] for account in most_used_accounts])
     shown = [
         (
             who,
@@ -629,10 +617,10 @@ async def accounts_of(desk: ConsoleShell, row: Row, most: int = ACCOUNTS_SHOWN) 
             each["limit_by"],
             next_text({**row, **each}),
         )
-        for each in found[:most]
+        for each in most_used_accounts[:most]
         for who in (str(each["who"]),)
     ]
-    return {"accounts": shown, "accounts_more": most if len(found) > most else 0}
+    return {"accounts": shown, "accounts_more": most if len(most_used_accounts) > most else 0}
 
 
 def next_text(account: Row) -> str:
@@ -809,7 +797,7 @@ async def _cost(desk: ConsoleShell, request: web.Request, column: str, row_id: i
     until = end_of("day", datetime.now(UTC))
     measure, group = request.query.get("of", ""), request.query.get("by", "")
     measure = measure if measure in reports.MEASURES else reports.MEASURES[0]
-    groups = {each: title for each, title in COST_GROUPS.items() if GROUPS[each] != column}
+    groups = {group: title for group, title in COST_GROUPS.items() if GROUPS[group] != column}
     group = group if group in groups else next(iter(groups))
     days = UsageQuery(until - DAYS * DAY, until, "day", (group,), {column: row_id}, 0)
     month = replace(days, since=(until - DAY).replace(day=1), interval="none", groups=())

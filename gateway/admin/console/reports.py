@@ -69,7 +69,7 @@ async def spent(
     groups are refused.
     """
     asked = replace(asked, rows_max=items_max + 1)
-    groups = added(await _some(store, replace(asked, interval="none")), asked.groups)
+    groups = added(await _read_rows(store, replace(asked, interval="none")), asked.groups)
     totals = added(groups, ())
     if asked.interval == "none":
         return SpendSummary(groups, totals, None)
@@ -127,12 +127,12 @@ def share_of_spend(part: Amount, whole: Amount) -> float:
     return round(float(100 * part / whole), 1) if whole else 0.0
 
 
-async def _some(store: Store, whole: UsageQuery) -> Sequence[Row]:
-    found = await store.used(whole)
-    if len(found) >= whole.rows_max:
+async def _read_rows(store: Store, whole: UsageQuery) -> Sequence[Row]:
+    rows = await store.used(whole)
+    if len(rows) >= whole.rows_max:
         reason = f"more than {whole.rows_max - 1:,} groups: ask for fewer, or for less of them"
         raise Unprocessable("Some query parameters are wrong.", (("group_by", reason),))
-    return found
+    return rows
 
 
 async def _over_time(
@@ -142,11 +142,11 @@ async def _over_time(
     only = tuple({_stored(row, asked.groups): None for row in top}) if asked.groups else ()
     asking = [store.used(replace(asked, only=only))]
     asking += [store.used(replace(asked, groups=()))] if is_cut else []
-    found = await asyncio.gather(*asking)
-    used = _groups_of(found[0], asked.groups, measure, currency)
+    rows = await asyncio.gather(*asking)
+    used = _groups_of(rows[0], asked.groups, measure, currency)
     if is_cut:
         used += [(at, (), -amount) for at, _, amount in used]
-        used += _groups_of(found[1], (), measure, currency)
+        used += _groups_of(rows[1], (), measure, currency)
     return used
 
 
@@ -235,19 +235,19 @@ class ReportQuery:
             sent["group_by"] = ",".join(self.groups)
         if self.interval:
             sent["interval"] = self.interval
-        found = read(sent)
-        span = found.until - found.since
+        query = read(sent)
+        span = query.until - query.since
         best = "hour" if span <= 3 * _ONE_DAY else "day" if span <= 100 * _ONE_DAY else "month"
         interval = self.interval or best
         if interval == "hour" and span > TIMES_MAX * _HOUR:
             reason = f"of more than {TIMES_MAX} hours are not shown one by one: ask for days"
             raise Unprocessable("Some query parameters are wrong.", (("interval", reason),))
-        return UsageQuery(found.since, found.until, interval, found.groups, found.filters, found.rows_max)
+        return UsageQuery(query.since, query.until, interval, query.groups, query.filters, query.rows_max)
 
     def address(self, **changes: object) -> str:
         """Return this page's address with changes; values of None are left out."""
         groups = ",".join(self.groups)
-        said: dict[str, object] = {
+        parameters: dict[str, object] = {
             "range": self.range if self.range != USUAL_RANGE else "",
             "from": self.since, "to": self.until,
             "group_by": "" if groups == USUAL_GROUP else groups or NO_GROUP,
@@ -256,16 +256,16 @@ class ReportQuery:
             "shape": self.shape if self.shape != SHAPES[0] else "",
             "sort": self.sort if self.sort != COLUMNS[0] else "",
         }  # fmt: skip
-        kept = {name: value for name, value in (said | changes).items() if value not in {None, ""}}
+        kept = {name: value for name, value in (parameters | changes).items() if value not in {None, ""}}
         return f"/usage?{urlencode(kept, safe=',:')}" if kept else "/usage"
 
     def file(self, query: UsageQuery, suffix: str, interval: str) -> str:
-        said = {
+        parameters = {
             "from": show_instant(query.since), "to": show_instant(query.until), "interval": interval,
             "group_by": ",".join(self.groups), **self.filters,
         }  # fmt: skip
         return f"/usage{suffix}?" + urlencode(
-            {name: value for name, value in said.items() if value}, safe=",:"
+            {name: value for name, value in parameters.items() if value}, safe=",:"
         )
 
 
@@ -276,34 +276,34 @@ async def show_explorer(desk: ConsoleShell, request: web.Request, signed: Signed
     errors |= unknown([name for name in sent if not is_filter(name)], PARAMETERS)
     sent |= ids
     groups = ",".join(request.query.getall("group_by", [USUAL_GROUP])).split(",")
-    groups = [each for each in groups if each not in {"", NO_GROUP}]
+    groups = [group for group in groups if group not in {"", NO_GROUP}]
     asked = ReportQuery(sent, groups, datetime.now(UTC))
     stated = [name for name in (*asked.groups, *asked.filters) if tag_in(name)]
     asked.tags = tuple(dict.fromkeys((*await declared_tags(desk, asked.filters), *stated)))
     typed = (asked.since, asked.until)
-    found, facts = SpendSummary((), (), None), {}
+    summary, facts = SpendSummary((), (), None), {}
     saved: Sequence[Row] = ()
     try:
         query = asked.query()
-        found = await spent(desk.ports.store, query, asked.measure, asked.filters.get("currency", ""))
+        summary = await spent(desk.ports.store, query, asked.measure, asked.filters.get("currency", ""))
         saved = await desk.ports.store.substitutions(query)
         typed = ("", "") if asked.range else (_field(query.since), _field(query.until))
         facts = {
             "span": (query.since, query.until),
             "files": [
-                (f"{file.suffix.removeprefix('.').upper()}{told}", asked.file(query, file.suffix, interval))
+                (f"{file.suffix.removeprefix('.').upper()}{title}", asked.file(query, file.suffix, interval))
                 for file in REPORTS["usage"].documents
                 if file.suffix.startswith(".")
-                for told, interval in _files(query.interval)
+                for title, interval in _files(query.interval)
             ],
         }
     except Unprocessable as wrong:
         errors = {**dict(wrong.errors), **errors}
-    lines = _lines(found, asked)
+    lines = _lines(summary, asked)
     choices = await desk.choices({"services"})
     return desk.answer(
         request, signed, "usage.html", 422 if errors else 200,
-        asked=asked, errors=errors, found=found, saved=saved, lines=lines, more=max(0, len(found.groups) - ROWS_MAX),
+        asked=asked, errors=errors, found=summary, saved=saved, lines=lines, more=max(0, len(summary.groups) - ROWS_MAX),
         places=_places([line.row for line in lines]), labels=[(name, label_of(name)) for name in COLUMNS],
         chips=await _chips(desk, asked, errors), controls=_controls(asked, choices, errors),
         ranges=RANGES, measures=MEASURES, shapes=SHAPES, intervals=INTERVALS,
@@ -332,9 +332,9 @@ def _files(interval: str) -> list[tuple[str, str]]:
     return [("", "none")] + ([(f" by {interval}", interval)] if interval != "none" else [])
 
 
-def _lines(found: SpendSummary, asked: ReportQuery) -> list[ReportRow]:
-    whole = {row["currency"]: amount_of(row, "cost") for row in found.totals}
-    rows = sorted(found.groups, key=lambda row: amount_of(row, asked.sort), reverse=True)[:ROWS_MAX]
+def _lines(summary: SpendSummary, asked: ReportQuery) -> list[ReportRow]:
+    whole = {row["currency"]: amount_of(row, "cost") for row in summary.totals}
+    rows = sorted(summary.groups, key=lambda row: amount_of(row, asked.sort), reverse=True)[:ROWS_MAX]
     return [
         ReportRow(
             row,
@@ -351,7 +351,7 @@ def _narrowed(asked: ReportQuery, row: Row, group: str) -> str:
     column = column_of(group)
     if row[column] is None:
         return ""
-    others = ",".join(each for each in asked.groups if each != group)
+    others = ",".join(group_ for group_ in asked.groups if group_ != group)
     then = others or ("tenant" if group == USUAL_GROUP else None)
     return asked.address(**{column: row[column], "group_by": then})
 
@@ -370,7 +370,7 @@ def _calls(asked: ReportQuery, row: Row) -> str:
 
 def _places(rows: Sequence[Row]) -> int:
     exponents = [amount_of(row, "cost").normalize().as_tuple().exponent for row in rows]  # type: ignore[union-attr]  # decimals
-    return max((-int(each) for each in exponents), default=0)
+    return max((-int(exponent) for exponent in exponents), default=0)
 
 
 async def _chips(
@@ -394,15 +394,15 @@ async def _chips(
 def _controls(
     asked: ReportQuery, choices: Mapping[str, Sequence[tuple[str, str]]], errors: Mapping[str, str]
 ) -> list[FilterControl]:
-    found = []
+    controls = []
     for name in (*FILTERS, *asked.tags):
         refers = REFERS.get(name, "")
         offered = choices.get(refers, ())
         kind = "choice" if offered else "named" if refers in FOUND else "id"
         kind = kind if name.endswith("_id") else "text"
         value, error = asked.filters.get(name, ""), errors.get(name, "")
-        found.append(FilterControl(name, _label(name), kind, value, offered, refers, error))
-    return found
+        controls.append(FilterControl(name, _label(name), kind, value, offered, refers, error))
+    return controls
 
 
 def _known_range(name: str, now: datetime) -> tuple[str, str]:
@@ -554,7 +554,7 @@ class Live:
     def _since(self, seconds: float) -> MetricSample:
         """Return the latest sample that is at least `seconds` old, else the oldest one."""
         edge = self._samples[-1].at - seconds
-        return next((each for each in reversed(self._samples) if each.at <= edge), self._samples[0])
+        return next((sample for sample in reversed(self._samples) if sample.at <= edge), self._samples[0])
 
 
 def sample_of(snapshot: Snapshot, at: float) -> MetricSample:
@@ -588,21 +588,21 @@ def rates(before: MetricSample, after: MetricSample) -> dict[str, float]:
 
 def latencies(before: MetricSample, after: MetricSample) -> dict[str, float | None]:
     """Return latency quantiles of the requests between two samples, in seconds; None without requests."""
-    found: dict[str, float | None] = {}
+    latencies_: dict[str, float | None] = {}
     for prefix, new, old in (
         ("", after.request_buckets, before.request_buckets),
         ("overhead_", after.overhead_buckets, before.overhead_buckets),
     ):
         counts = [max(0, n - earlier) for n, earlier in zip_longest(new, old[: len(new)], fillvalue=0)]
         for share, label in ((0.5, "p50"), (0.99, "p99")):
-            found[prefix + label] = quantile_of(counts, after.bounds, share)
-    return found
+            latencies_[prefix + label] = quantile_of(counts, after.bounds, share)
+    return latencies_
 
 
 def _reasons(before: MetricSample, after: MetricSample) -> list[tuple[str, int, int]]:
     """Return refusals by reason: in the last minute and since the start, most frequent first."""
-    found = [(name, count - before.reasons.get(name, 0), count) for name, count in after.reasons.items()]
-    return sorted(found, key=lambda each: (-each[1], -each[2], each[0]))[:REASONS_MAX]
+    reasons = [(name, count - before.reasons.get(name, 0), count) for name, count in after.reasons.items()]
+    return sorted(reasons, key=lambda reason: (-reason[1], -reason[2], reason[0]))[:REASONS_MAX]
 
 
 def _milli(seconds: float | None) -> float | None:

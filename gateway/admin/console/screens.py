@@ -77,7 +77,7 @@ class Screen:
     def filters(self) -> tuple[str, ...]:
         """The names of the offered filters; the search replaces the filter by name."""
         known = self.resource.filters
-        return self.only or tuple(each for each in known if each != "name" or "search" not in known)
+        return self.only or tuple(filter_ for filter_ in known if filter_ != "name" or "search" not in known)
 
 
 # The headings of the menu, in this order; people see those with entries for them.
@@ -324,7 +324,7 @@ SCREENS = {
             empty="No message was sent yet.",
             next_step=("See the webhooks", "/webhooks"),
         ),
-        *(Screen(**each) for feature in features() for each in feature.screens),
+        *(Screen(**fields_) for feature in features() for fields_ in feature.screens),
     )
 }  # fmt: skip
 
@@ -409,18 +409,18 @@ class MenuPart(NamedTuple):
 
 def menu(actor: Actor, off: Collection[str] = ()) -> Mapping[str, MenuPart]:
     """Return an actor's menu by heading, without lists that are `off`: those of features not configured."""
-    found = {heading: MenuPart([], []) for heading in HEADINGS}
+    parts = {heading: MenuPart([], []) for heading in HEADINGS}
     for page in PAGES:
         if page.is_for(actor):
-            found[page.heading][actor.role not in page.first_for].append(
+            parts[page.heading][actor.role not in page.first_for].append(
                 (page.name, page.title, page.address)
             )
     for screen in SCREENS.values():
         if screen.name not in off and _is_for(actor, screen):
-            found[screen.heading][actor.role not in screen.first_for].append(
+            parts[screen.heading][actor.role not in screen.first_for].append(
                 (screen.name, screen.title, f"/{screen.name}")
             )
-    return {heading: part for heading, part in found.items() if part.shown or part.more}
+    return {heading: part for heading, part in parts.items() if part.shown or part.more}
 
 
 def _is_read(actor: Actor, answered: Endpoint) -> bool:

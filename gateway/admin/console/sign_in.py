@@ -123,22 +123,22 @@ class PendingSignIn:
     @property
     def state(self) -> str:
         """The state parameter, which the provider's answer to this sign-in must repeat."""
-        return self._made("state")
+        return self._derive_secret("state")
 
     @property
     def farewell(self) -> str:
         """The state parameter of this sign-out, which is not valid for a sign-in."""
-        return self._made("farewell")
+        return self._derive_secret("farewell")
 
     @property
     def nonce(self) -> str:
         """The nonce that the ID token of this sign-in must contain."""
-        return self._made("nonce")
+        return self._derive_secret("nonce")
 
     @property
     def verifier(self) -> str:
         """The PKCE code verifier, with which only this browser can redeem the code (RFC 7636, 4.1)."""
-        return self._made("verifier")
+        return self._derive_secret("verifier")
 
     @property
     def challenge(self) -> str:
@@ -150,16 +150,16 @@ class PendingSignIn:
         text = _encoded(said.encode())
         return f"{text}.{digest(_marked(text))}"
 
-    def _made(self, use: str) -> str:
+    def _derive_secret(self, use: str) -> str:
         return _encoded(hmac.digest(self.seed.encode(), use.encode(), "sha256"))
 
 
 def read_begun(written: str, digests: Callable[[str], Iterable[str]], at: float) -> PendingSignIn | None:
     """Return the pending sign-in of a cookie; None if the cookie is not ours, or has expired at `at`."""
-    found = _WRITTEN.fullmatch(written)
-    if found is None or not is_among(found[2], digests(_marked(found[1]))):
+    match = _WRITTEN.fullmatch(written)
+    if match is None or not is_among(match[2], digests(_marked(match[1]))):
         return None
-    text = found[1]
+    text = match[1]
     begun = PendingSignIn(*json.loads(urlsafe_b64decode(text + "=" * (-len(text) % 4))))
     return begun if at < begun.ends else None
 
@@ -215,7 +215,7 @@ class ProviderSignInPages:
         try:
             begun = await self._begun(request)
             arrival = await self._sign_ins.redeem(
-                begun.provider, code=_code(request), issuer=_one(request, "iss"),
+                begun.provider, code=_code(request), issuer=_read_parameter(request, "iss"),
                 verifier=begun.verifier, nonce=begun.nonce, address=request.remote or "",
             )  # fmt: skip
             session = await self._desk.sessions.begin_elsewhere(request, arrival)
@@ -237,7 +237,7 @@ class ProviderSignInPages:
         """
         written = request.cookies.get(cookie_of(request), "")
         begun = read_begun(written, self._desk.ports.peppers.digests, time.time())
-        state = _one(request, "state") or ""
+        state = _read_parameter(request, "state") or ""
         if (
             begun is None
             or begun.provider != request.match_info["provider"]
@@ -256,7 +256,7 @@ def cookie_of(request: web.Request) -> str:
 
 def _code(request: web.Request) -> str:
     """Return the code in the provider's answer; else raise `SignInRefused` with the provider's error."""
-    error, code = _one(request, "error"), _one(request, "code")
+    error, code = _read_parameter(request, "error"), _read_parameter(request, "code")
     if error is not None:
         why = f": {error}" if _ERROR.fullmatch(error) else ""
         raise SignInRefused(f"The provider has not signed you in{why}.")
@@ -265,12 +265,12 @@ def _code(request: web.Request) -> str:
     return code
 
 
-def _one(request: web.Request, name: str) -> str | None:
+def _read_parameter(request: web.Request, name: str) -> str | None:
     """Return a parameter of the query; raise `SignInRefused` if it is given twice."""
-    said = request.query.getall(name, [])
-    if len(said) > 1:
+    values = request.query.getall(name, [])
+    if len(values) > 1:
         raise SignInRefused(f"The provider's answer has {name} twice.")
-    return said[0] if said else None
+    return values[0] if values else None
 
 
 # Signing out: here first, then at the identity provider.

@@ -126,7 +126,7 @@ async def show_statement(
     owner = asked.organization_id if asked is not None else None
     shown = rows[:ROWS_SHOWN_MAX]
     names = () if owner is None else statement.previews
-    previews = await asyncio.gather(*(preview(desk, each, organization_id=owner) for each in names if owner))
+    previews = await asyncio.gather(*(preview(desk, name, organization_id=owner) for name in names if owner))
     waiting = await ports.store.waiting(owner) if owner is not None and name == "unbilled" else ()
     return desk.answer(
         request, signed, "statement.html", 422 if errors else 200,
@@ -219,14 +219,14 @@ def _presets(
 
 
 def _totals(rows: Sequence[Row], statement: Statement) -> list[dict[str, Any]]:
-    found: dict[object, dict[str, Any]] = {}
+    totals: dict[object, dict[str, Any]] = {}
     for row in rows:
-        sums = found.setdefault(
+        sums = totals.setdefault(
             row["currency"], {"currency": row["currency"], **dict.fromkeys(statement.amounts, Decimal(0))}
         )
         for name in statement.amounts:
             sums[name] += _decimal(row[name]) or 0
-    return list(found.values())
+    return list(totals.values())
 
 
 def _decimal(value: object) -> Decimal | None:

@@ -31,5 +31,5 @@ class Answers:
     def snapshot(self) -> dict[str, object]:
         return {
             "admin_requests": [(*series, count) for series, count in self.counts.items()],
-            "admin_request_seconds": {part: each.snapshot() for part, each in self._seconds.items()},
+            "admin_request_seconds": {part: second.snapshot() for part, second in self._seconds.items()},
         }

@@ -104,7 +104,7 @@ def check_body(model: type[BaseModel], body: Body, *, known: Mapping[str, str] =
 
 def errors_of(error: ValidationError, known: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
     """Return a model's validation errors as (field, message) pairs."""
-    found = []
+    errors = []
     for item in error.errors(include_url=False, include_input=False, include_context=False)[:ERRORS_MAX]:
         field = ".".join(str(part) for part in item["loc"] if part not in _NO_FIELDS)
         message = item["msg"].removeprefix("Value error, ")
@@ -114,8 +114,8 @@ def errors_of(error: ValidationError, known: Mapping[str, str]) -> tuple[tuple[s
             message = "required"
         elif item["type"] == "model_type":
             message = "must be an object: fields and their values"
-        found.append((field, message))
-    return tuple(found)
+        errors.append((field, message))
+    return tuple(errors)
 
 
 def _unique(pairs: list[tuple[str, object]]) -> Body:

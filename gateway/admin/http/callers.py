@@ -164,8 +164,8 @@ async def actor_of_digest(ports: AdminPorts, digest: str) -> Actor:
 
 def _built_in(ports: AdminPorts, digest: str) -> Actor | None:
     # Digests have one length and hide the tokens': comparing them leaks neither.
-    found = None
+    actor = None
     for role, token in ((ADMIN, ports.built_in.admin), (READONLY, ports.built_in.readonly)):
-        if token and hmac.compare_digest(digest, ports.peppers.digest(token)) and found is None:
-            found = Actor(f"builtin:{role}", role)
-    return found
+        if token and hmac.compare_digest(digest, ports.peppers.digest(token)) and actor is None:
+            actor = Actor(f"builtin:{role}", role)
+    return actor

@@ -130,12 +130,12 @@ def nearest(app: web.Application, path: str) -> str:
     served = {resource.canonical for resource in app.router.resources()}
     beginning = BEGINNING if asked.startswith(BEGINNING) else ""
     alike = [
-        one.removeprefix(beginning)
-        for one in sorted(served)
-        if one.startswith(beginning) and one.count("/") == asked.count("/")
+        path.removeprefix(beginning)
+        for path in sorted(served)
+        if path.startswith(beginning) and path.count("/") == asked.count("/")
     ]
-    found = difflib.get_close_matches(asked.removeprefix(beginning), alike, 1, ALIKE_MIN)
-    return beginning + found[0] if found else ""
+    close_matches = difflib.get_close_matches(asked.removeprefix(beginning), alike, 1, ALIKE_MIN)
+    return beginning + close_matches[0] if close_matches else ""
 
 
 REQUEST_ID = web.RequestKey("request_id", str)
@@ -230,8 +230,8 @@ async def _answer(
         return problem(400, "invalid_request", "The body did not arrive in one piece.", instance=path)
     except web.HTTPNotFound:
         meant = nearest(request.app, path)
-        said = "There is nothing at this address." + (f" Did you mean {meant}?" if meant else "")
-        return problem(404, "not_found", said, instance=path)
+        message = "There is nothing at this address." + (f" Did you mean {meant}?" if meant else "")
+        return problem(404, "not_found", message, instance=path)
     except web.HTTPException as error:
         if error.status < 400:
             return error

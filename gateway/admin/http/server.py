@@ -197,7 +197,7 @@ class Connections:
     def _first_to_go(self) -> asyncio.Transport | None:
         if self.waiting:
             return next(iter(self.waiting))
-        nobodies = (one for one, request in self._asking.items() if IDENTIFIED not in request)
+        nobodies = (task for task, request in self._asking.items() if IDENTIFIED not in request)
         return next(nobodies, None)
 
 

@@ -76,12 +76,14 @@ class WorkSlots:
         room, mine, total = self._room, self.taken[whose], self.taken.total()
         others = total - self.taken[None]
         if whose is not None and mine >= room.own_max:
-            return TooManyRequests(_said(mine, " for this organization"))
+            return TooManyRequests(_describe_count(mine, " for this organization"))
         if whose is not None and others >= room.others_max:
-            return Overloaded(_said(others, " for other organizations"))
+            return Overloaded(_describe_count(others, " for other organizations"))
         if whose is None and mine >= room.staff_max:
-            return Overloaded(_said(mine))
-        return Overloaded(_said(total)) if room.all_max is not None and total >= room.all_max else None
+            return Overloaded(_describe_count(mine))
+        return (
+            Overloaded(_describe_count(total)) if room.all_max is not None and total >= room.all_max else None
+        )
 
     async def _wait(self, whose: Whose) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -109,7 +111,7 @@ class WorkSlots:
 
     def _next(self) -> asyncio.Future[None] | None:
         """Return the first waiter that may work now, and count its slot as taken; None if there is none."""
-        for whose in sorted(self._queues, key=lambda each: each is not None):
+        for whose in sorted(self._queues, key=lambda queue: queue is not None):
             if self._full(whose) is None:
                 queue = self._queues.pop(whose)
                 turn = queue.popleft()
@@ -120,6 +122,6 @@ class WorkSlots:
         return None
 
 
-def _said(count: int, whose: str = "") -> str:
+def _describe_count(count: int, whose: str = "") -> str:
     number = "1 of these is" if count == 1 else f"{count} of these are"
     return f"{number} under way already{whose}: try again in a while."

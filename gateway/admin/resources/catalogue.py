@@ -160,7 +160,7 @@ class Pricing(In):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
-        if sum(each is not None for each in (self.tiers, self.per_million, self.at_cost)) != 1:
+        if sum(kind is not None for kind in (self.tiers, self.per_million, self.at_cost)) != 1:
             raise ValueError("must hold one of tiers, per_million and at_cost")
         if self.markup is not None and self.per_million is None:
             raise ValueError("must have its markup in at_cost, or with per_million")
@@ -496,13 +496,13 @@ class TokenRates(In):
 
     @model_validator(mode="before")
     @classmethod
-    def _rename_longest(cls, said: Any) -> Any:
-        if not isinstance(said, dict) or LONGEST not in said:
-            return said
-        if said.get("cache_write_1h") is not None:
+    def _rename_longest(cls, document: Any) -> Any:
+        if not isinstance(document, dict) or LONGEST not in document:
+            return document
+        if document.get("cache_write_1h") is not None:
             raise ValueError(f"must name cache_write_1h or {LONGEST}: they are the same")
-        return {name: value for name, value in said.items() if name != LONGEST} | {
-            "cache_write_1h": said[LONGEST]
+        return {name: value for name, value in document.items() if name != LONGEST} | {
+            "cache_write_1h": document[LONGEST]
         }
 
 

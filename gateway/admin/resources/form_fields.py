@@ -193,8 +193,8 @@ def _part_of(body: Mapping[str, Any], name: str) -> Any:
 def _parts(form: re.Pattern[str], text: str) -> tuple[str, int]:
     """Return the digits of a typed number, and the factor of its letter; no digits if it is invalid."""
     text = text.strip()
-    found = form.fullmatch(text) if len(text) <= CHARS_MAX else None
-    return (re.sub(_APART, "", found[1]), _POWERS[found[2].lower()]) if found else ("", 1)
+    match = form.fullmatch(text) if len(text) <= CHARS_MAX else None
+    return (re.sub(_APART, "", match[1]), _POWERS[match[2].lower()]) if match else ("", 1)
 
 
 def _number(text: str) -> object:

@@ -83,7 +83,7 @@ class DeadLetter(Out):
     @classmethod
     def with_what_it_says(cls, row: Any) -> Any:
         raw = bytes(row["raw"])
-        return {**row, "raw": base64.b64encode(raw).decode(), "event": _said(raw)}
+        return {**row, "raw": base64.b64encode(raw).decode(), "event": _decode_dead_entry(raw)}
 
 
 class EventChanges(In):
@@ -170,7 +170,7 @@ class QuarantineRelease(In):
     )
 
 
-def _said(raw: bytes) -> dict[str, Any] | None:
+def _decode_dead_entry(raw: bytes) -> dict[str, Any] | None:
     """Return the decoded fields of a dead entry for people; None if the entry is malformed.
 
     A field that cannot be decoded is "unreadable".
@@ -179,9 +179,9 @@ def _said(raw: bytes) -> dict[str, Any] | None:
         event = decode(raw)
     except MalformedEvent:
         return None
-    said = {field.name: getattr(event, field.name) for field in fields(event)}
+    values = {field.name: getattr(event, field.name) for field in fields(event)}
     facts = event.facts
-    return {name: _shown(value) for name, value in said.items() if name not in _READ} | {
+    return {name: _as_json(value) for name, value in values.items() if name not in _READ} | {
         "metadata": _read(lambda: json.loads(event.metadata) if event.metadata else None),
         "facts": _read(lambda: facts and json.loads(encode(asdict(facts)))),
         "priced": _read(lambda: _priced(event.priced) if event.priced else None),
@@ -199,12 +199,12 @@ def _priced(packed: bytes) -> dict[str, Any]:
 
 def _read(read: Callable[[], object]) -> object:
     try:
-        return _shown(read())
+        return _as_json(read())
     except (ValueError, OverflowError, ArithmeticError, RecursionError):
         return UNREADABLE
 
 
-def _shown(value: object) -> object:
+def _as_json(value: object) -> object:
     """Return a value if JSON can represent it; otherwise `UNREADABLE` (NaN, half a character, too deep)."""
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()

@@ -304,8 +304,8 @@ class _TokenCredential(In):
     @model_validator(mode="after")
     def both_say_whose_tokens(self) -> Self:
         """Require issuer and subject together, or none: an issuer alone would admit all its people."""
-        said = [getattr(self, name) is None for name in TOKENS]
-        if any(said) and not all(said):
+        absent = [getattr(self, name) is None for name in TOKENS]
+        if any(absent) and not all(absent):
             raise ValueError("issuer and subject belong together: say both, or none")
         return self
 

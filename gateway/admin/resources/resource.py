@@ -310,18 +310,18 @@ def fields_of(resource: Endpoint, model: type[BaseModel]) -> tuple[FormField, ..
     """Return the form fields of a resource's model: for a new row, a change or an action."""
     schema = model.model_json_schema()
     required = schema.get("required", ())
-    found: list[FormField] = []
+    form_fields: list[FormField] = []
     for name, part in schema.get("properties", {}).items():
         shape, nullable = _shape(part, schema)
         if is_flat(name) and "properties" in shape:
             for inner, its in shape["properties"].items():
                 kind, _ = _kind(inner, _shape(its, schema)[0], schema)
                 hint = its.get("description", "")
-                found.append(FormField(f"{name}.{inner}", kind, nullable=True, hint=hint))
+                form_fields.append(FormField(f"{name}.{inner}", kind, nullable=True, hint=hint))
             continue
         kind, choices = _kind(name, shape, schema)
         default = part.get("default")
-        found.append(
+        form_fields.append(
             FormField(
                 name,
                 kind,
@@ -334,7 +334,7 @@ def fields_of(resource: Endpoint, model: type[BaseModel]) -> tuple[FormField, ..
                 of_texts=_of_texts(shape),
             )
         )
-    return tuple(found)
+    return tuple(form_fields)
 
 
 def _shape(part: Json, schema: Json) -> tuple[Json, bool]:
@@ -389,7 +389,7 @@ def _text(value: object) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, list):
-        return ", ".join(f"{each:g}" if isinstance(each, float) else str(each) for each in value)
+        return ", ".join(f"{part:g}" if isinstance(part, float) else str(part) for part in value)
     return str(value)
 
 
@@ -443,7 +443,7 @@ def answer_of(model: type[In], doc: str, /, *, base: type[Out] = Out, **more: ob
     """
     fields: dict[str, Any] = {"id": (Id, ...)}
     for name, info in model.model_fields.items():
-        fields[name] = (_told(_kind_of_field(info)), ModelField(description=info.description))
+        fields[name] = (_answer_type(_kind_of_field(info)), ModelField(description=info.description))
     for name, kind in more.items():
         fields[name] = kind if isinstance(kind, tuple) else (kind, ...)
     if "timestamp" not in fields:
@@ -458,19 +458,19 @@ def _kind_of_field(info: FieldInfo) -> Any:
     return Annotated[(info.annotation, *info.metadata)] if info.metadata else info.annotation
 
 
-def _told(kind: Any) -> Any:
+def _answer_type(kind: Any) -> Any:
     """Return the type of an answer's field: texts, choices and documents lose the limits of requests."""
     origin, inner = get_origin(kind), get_args(kind)
     if LimitsIn in inner:
         return LimitsOut
     if origin in {Union, UnionType}:
-        return reduce(or_, map(_told, inner))
+        return reduce(or_, map(_answer_type, inner))
     if origin is list:
-        return list[_told(inner[0])]  # type: ignore[misc]  # made here
+        return list[_answer_type(inner[0])]  # type: ignore[misc]  # made here
     if origin is Literal:
         return type(inner[0])
     if origin is Annotated:
-        plain = _told(inner[0])
+        plain = _answer_type(inner[0])
         return plain if plain is str or plain is not inner[0] or get_origin(plain) is list else kind
     return dict[str, Any] if isinstance(kind, type) and issubclass(kind, In) else kind
 

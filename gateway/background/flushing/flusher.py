@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from gateway.core.accounts.outbox import (
+from gateway.core.accounts.flush_batch import (
     Batch,
     FlushReport,
     History,

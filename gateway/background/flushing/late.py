@@ -18,8 +18,9 @@ from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
 from gateway.background.loops import Isolation, Loop, call
+from gateway.core.accounts.flush_batch import stream_place
 from gateway.core.accounts.holds import ChargedAmounts, LateResolution, LateSettlement, Verb
-from gateway.core.accounts.outbox import AccountPosition, stream_place
+from gateway.core.accounts.outbox import AccountPosition
 from gateway.core.accounts.refusals import RefusedBatch
 from gateway.core.billing.money import NANO, whole_credits
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE

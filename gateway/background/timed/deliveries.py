@@ -94,20 +94,22 @@ class WebhookDeliveries:
     async def attempt(self, delivery: Delivery) -> None:
         """Try one delivery once, and store the outcome; without a stored outcome it is due again later."""
         try:
-            await self._isolation.tried(LOOP, delivery, self._attempt, name=lambda one: f"delivery {one.id}")
+            await self._isolation.tried(
+                LOOP, delivery, self._attempt, name=lambda delivery_: f"delivery {delivery_.id}"
+            )
         finally:
             self._under_way[delivery.webhook_id] -= 1
             self._ended.set()
 
     async def _attempt(self, delivery: Delivery) -> None:
-        outcome = await self._sent(delivery)
+        outcome = await self._send(delivery)
         self._came_to[DELIVERED if outcome.delivered else FAILED] += 1
         await self._queue.done(delivery, outcome)
 
     def figures(self) -> list[list[object]]:
         return [[name, self._came_to[name]] for name in (DELIVERED, FAILED)]
 
-    async def _sent(self, delivery: Delivery) -> DeliveryOutcome:
+    async def _send(self, delivery: Delivery) -> DeliveryOutcome:
         now = self._clock()
         if not is_mail(delivery.url):
             body = body_of(delivery)

@@ -93,20 +93,24 @@ class Invoicing:
         order = list(shares)
         self.shuffle(order)  # so that two keepers seldom try the same partition
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(share(each)) for each in order]
+            tasks = [group.create_task(share(organization_id)) for organization_id in order]
         return [task.result() for task in tasks]
 
     async def _share(self, organization_ids: Sequence[int]) -> tuple[int, int]:
         made = left = 0
         # Each try that takes too long delays the flush of its partition.
-        now = [each for each in organization_ids if self._later.get(each, (0, 0))[0] <= self._turns]
+        now = [
+            organization_id
+            for organization_id in organization_ids
+            if self._later.get(organization_id, (0, 0))[0] <= self._turns
+        ]
         due = await self.invoices.still_due(now, finalize=self.finalize)
-        final = {each.organization_id for each in due if each.finalize}
-        every = list(dict.fromkeys(each.organization_id for each in due))
+        final = {bill.organization_id for bill in due if bill.finalize}
+        every = list(dict.fromkeys(bill.organization_id for bill in due))
         for at in range(0, len(every), self.organizations_a_batch):
             some = every[at : at + self.organizations_a_batch]
-            found = await self._make(some, final.intersection(some))
-            made, left = made + len(found.done), left + len(found.left)
+            result = await self._make(some, final.intersection(some))
+            made, left = made + len(result.done), left + len(result.left)
         return made, left
 
     async def _make(self, organization_ids: Sequence[int], final: Collection[int]) -> ScheduledResult:
@@ -115,18 +119,20 @@ class Invoicing:
         Store and log the organizations that were skipped.
         """
         left = dict(await self._close(sorted(final))) if final else {}
-        found = await self._tried([each for each in organization_ids if each not in left])
-        left |= found.left
-        await self.invoices.leave_invoices({**dict.fromkeys(found.done), **left})
-        for organization_id in found.done:
+        result = await self._tried(
+            [organization_id for organization_id in organization_ids if organization_id not in left]
+        )
+        left |= result.left
+        await self.invoices.leave_invoices({**dict.fromkeys(result.done), **left})
+        for organization_id in result.done:
             self._later.pop(organization_id, None)
         for organization_id, (reason, why) in left.items():
             if reason == TOOK_TOO_LONG:
                 pause = min(2 * self._later.get(organization_id, (0, 1))[1], PAUSE_TURNS_MAX)
                 self._later[organization_id] = (self._turns + pause, pause)
-            told = {"organization_id": organization_id, "reason": reason, "why": why}
-            self.log("invoice left", **told, level="warning")
-        return ScheduledResult(found.done, left)
+            fields = {"organization_id": organization_id, "reason": reason, "why": why}
+            self.log("invoice left", **fields, level="warning")
+        return ScheduledResult(result.done, left)
 
     async def _close(self, organization_ids: Sequence[int]) -> Mapping[int, SkipReason]:
         """Close the accounts of organizations (all movements stored), together or singly if that fails.
@@ -140,10 +146,10 @@ class Invoicing:
                 raise
             if len(organization_ids) == 1 or type(refusal) is CountersUnavailable:
                 return dict.fromkeys(organization_ids, left_by(refusal))
-        found: dict[int, SkipReason] = {}
+        skip_reasons: dict[int, SkipReason] = {}
         for organization_id in organization_ids:
-            found |= await self._close([organization_id])
-        return found
+            skip_reasons |= await self._close([organization_id])
+        return skip_reasons
 
     async def _tried(self, organization_ids: Sequence[int]) -> ScheduledResult:
         """Make the invoices of organizations together, or one by one if PostgreSQL refuses all of them."""
@@ -156,9 +162,11 @@ class Invoicing:
                 raise
             if len(organization_ids) == 1:
                 return ScheduledResult((), {organization_ids[0]: left_by(refusal)})
-        alone = [await self._tried([each]) for each in organization_ids]
-        done = [each for one in alone for each in one.done]
-        return ScheduledResult(done, {each: why for one in alone for each, why in one.left.items()})
+        alone = [await self._tried([organization_id]) for organization_id in organization_ids]
+        done = [organization_id for result in alone for organization_id in result.done]
+        return ScheduledResult(
+            done, {organization_id: why for result in alone for organization_id, why in result.left.items()}
+        )
 
 
 # Closes the accounts of organizations, so that their invoices can be final.
@@ -198,7 +206,7 @@ class AccountCloser:
         for owner in rest:
             mine = [item for item in faults if item.account in owner.accounts]
             if mine:
-                obstacles[owner.organization_id] = SkipReason(NOT_AGREED, _said(mine))
+                obstacles[owner.organization_id] = SkipReason(NOT_AGREED, _describe_faults(mine))
         return obstacles
 
     async def settle(self, realm: Realm) -> None:
@@ -227,13 +235,13 @@ class AccountCloser:
         """
         for tenant_id, organization_id in await self._ledger.due(organization_ids):
             await self._counters.sweep(tenant_id, organization_id)
-        found = await self._drain(owners)
+        drained = await self._drain(owners)
         for organization_id, reasons in (await self._ledger.unresolved(organization_ids)).items():
-            said = "; ".join(reasons[:FAULTS_SAID_MAX])
-            found.setdefault(
-                organization_id, SkipReason(NOT_IN_LEDGER, f"Not everything is in the ledger: {said}.")
+            reasons_ = "; ".join(reasons[:FAULTS_SAID_MAX])
+            drained.setdefault(
+                organization_id, SkipReason(NOT_IN_LEDGER, f"Not everything is in the ledger: {reasons_}.")
             )
-        return found
+        return drained
 
     async def _drain(self, owners: Sequence[Owner]) -> dict[int, SkipReason]:
         """Wait until the owners' movements up to now are in PostgreSQL.
@@ -245,7 +253,9 @@ class AccountCloser:
             COUNTERS, "A newer version of Tollkeeper keeps its counters: only that can close it."
         )
         strange = {
-            one.organization_id: others for one in owners if not account_heads.keys() >= set(one.accounts)
+            owner.organization_id: others
+            for owner in owners
+            if not account_heads.keys() >= set(owner.accounts)
         }
         seqs = {name: head.seq for name, head in account_heads.items() if head is not None}
         for _ in range(DRAIN_LOOKS_MAX):
@@ -260,6 +270,6 @@ class AccountCloser:
         }
 
 
-def _said(faults: Sequence[Item]) -> str:
-    said = "; ".join(f"{item.account} {item.kind}: {item.detail}" for item in faults[:FAULTS_SAID_MAX])
-    return f"The accounts do not agree: {said}. See reconciliation."
+def _describe_faults(faults: Sequence[Item]) -> str:
+    sentence = "; ".join(f"{item.account} {item.kind}: {item.detail}" for item in faults[:FAULTS_SAID_MAX])
+    return f"The accounts do not agree: {sentence}. See reconciliation."

@@ -152,7 +152,7 @@ class _PushResults:
         # Accounts by organization, in the order of their first writes.
         self.by_owner: dict[int, list[str]] = defaultdict(list)
         waiting = [(writes[0], account) for account, writes in by_account.items() if writes]
-        for first, account in sorted(waiting, key=lambda one: one[0].position):
+        for first, account in sorted(waiting, key=lambda entry: entry[0].position):
             self.by_owner[first.organization_id].append(account)
 
 

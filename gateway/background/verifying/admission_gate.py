@@ -136,7 +136,9 @@ class AdmissionGate:
         markers = await self._target.markers()
         if markers.run_id != run_id:
             return False
-        ours = {one: epoch for one, epoch in markers.closed.items() if one in defined.partitions}
+        ours = {
+            partition: epoch for partition, epoch in markers.closed.items() if partition in defined.partitions
+        }
         if not ours:
             return not defined.is_all
         # In this order: a settlement sent again before a report is in the late queue, or charged.

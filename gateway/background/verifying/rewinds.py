@@ -53,12 +53,16 @@ class Rewinds:
         if not anew and run_id == self._looked_under and now - self._looked_at < LOOKED_S_MAX:
             return
         markers = await self._target.markers()
-        marks = {one: mark for one, mark in (await self._stored()).items() if one in markers.verified}
-        found = await self._streams.behind(marks, anew=anew)
-        behind = [one for one in found if self._said.get(one) != marks[one]]
+        marks = {
+            partition: mark
+            for partition, mark in (await self._stored()).items()
+            if partition in markers.verified
+        }
+        positions = await self._streams.behind(marks, anew=anew)
+        behind = [partition for partition in positions if self._said.get(partition) != marks[partition]]
         if behind and self._target.run_id == markers.run_id:
             await self._fence.announce(TROUBLE)
-            self._said |= {one: marks[one] for one in behind}
+            self._said |= {partition: marks[partition] for partition in behind}
         self._looked_under, self._looked_at = run_id, now
 
     async def strays(self, partitions: Sequence[int]) -> dict[int, OrphanEntries]:
@@ -67,12 +71,12 @@ class Rewinds:
         They are in a stream that lacks the newest entry stored in PostgreSQL.
         """
         marks, stopped = await self._stored(), await self._marks.stopped_accounts()
-        found = {
-            one: await self._streams.read_strays(one, marks[one], stopped)
-            for one in partitions
-            if one in marks
+        strays_ = {
+            partition: await self._streams.read_strays(partition, marks[partition], stopped)
+            for partition in partitions
+            if partition in marks
         }
-        return {one: strays for one, strays in found.items() if strays is not None}
+        return {partition: strays for partition, strays in strays_.items() if strays is not None}
 
     async def keep_promotion(self, run_id: bytes) -> None:
         """Store that the server of this run id is a promoted replica.
@@ -89,4 +93,4 @@ class Rewinds:
         await self._marks.catch_up(partition, await self._streams.drop(strays))
 
     async def _stored(self) -> dict[int, bytes]:
-        return {one: mark for one, (mark, _, _) in (await self._marks.marks()).items() if mark}
+        return {partition: mark for partition, (mark, _, _) in (await self._marks.marks()).items() if mark}

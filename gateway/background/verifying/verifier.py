@@ -37,10 +37,8 @@ from typing import TYPE_CHECKING, Final
 
 from gateway.background.loops import Isolation
 from gateway.background.verifying.admission_gate import AWAY_S, AdmissionGate, DefinedPartitions
+from gateway.background.verifying.budget_rebuild import BudgetRebuild
 from gateway.background.verifying.published_lists import publish
-from gateway.background.verifying.reconciler import (
-    BudgetRebuild,
-)
 from gateway.background.verifying.rewinds import Rewinds
 from gateway.core.accounts.definitions import (
     AccountDefinition,
@@ -202,17 +200,19 @@ class Partitions:
         await self._define(truth, LedgerState([], [], [], [], [], truth.version))
 
     async def verify(
-        self, run_id: bytes, found: UnverifiedPartition, truth: LedgerState, catalogue: int
+        self, run_id: bytes, unverified_partition: UnverifiedPartition, truth: LedgerState, catalogue: int
     ) -> VerificationResult | None:
         """Compare and rebuild a partition by PostgreSQL's state `truth`, then mark it verified and define it.
 
         Return None if another keeper did so meanwhile. `catalogue` is the version of the list of services.
         """
-        partition, strays = found.partition, found.strays
+        partition, strays = unverified_partition.partition, unverified_partition.strays
         newest = any(
-            each.needs_newest_layout for one in truth.organizations for each in one.definition.terms.budgets
+            budget.needs_newest_layout
+            for organization in truth.organizations
+            for budget in organization.definition.terms.budgets
         )
-        marker = await self._target.take_up_layout(partition, found.marker, is_needed=newest)
+        marker = await self._target.take_up_layout(partition, unverified_partition.marker, is_needed=newest)
         if marker is None:
             return None
         lost = await self._lost(partition, truth, strays)
@@ -223,7 +223,7 @@ class Partitions:
             await self._rewinds.drop(partition, strays)
         # A Redis that was rolled back has holds that were settled since: they must not be charged twice.
         if ghosts := await self._source.settled(await self._target.held(partition)):
-            moved = await self._target.release_holds(partition, marker, found.epoch, ghosts)
+            moved = await self._target.release_holds(partition, marker, unverified_partition.epoch, ghosts)
             if moved is None:
                 return None
             marker = moved
@@ -233,12 +233,12 @@ class Partitions:
             return None
         if pushed := await self._target.forgotten(partition, truth.applied):
             await self._source.push_again(pushed)
-        as_of = None if found.closes else catalogue
-        if not await self._target.mark(run_id, partition, marker, found.epoch, as_of):
+        as_of = None if unverified_partition.closes else catalogue
+        if not await self._target.mark(run_id, partition, marker, unverified_partition.epoch, as_of):
             return None
         refused = await self._define(truth, lost)
         return VerificationResult(
-            partition, found.epoch, rebuilt + budgets, len(pushed), len(ghosts), refused
+            partition, unverified_partition.epoch, rebuilt + budgets, len(pushed), len(ghosts), refused
         )
 
     async def _lost(self, partition: int, truth: LedgerState, strays: OrphanEntries | None) -> LedgerState:
@@ -249,10 +249,16 @@ class Partitions:
         """
         organizations, tenants = await self._target.behind(partition, truth.organizations, truth.tenants)
         if strays is not None:
-            wrong = {one.definition.organization_id for one in organizations} | strays.organizations
-            organizations = [one for one in truth.organizations if one.definition.organization_id in wrong]
-            wrong = {one.definition.tenant_id for one in tenants} | strays.tenants
-            tenants = [one for one in truth.tenants if one.definition.tenant_id in wrong]
+            wrong = {
+                organization.definition.organization_id for organization in organizations
+            } | strays.organizations
+            organizations = [
+                organization
+                for organization in truth.organizations
+                if organization.definition.organization_id in wrong
+            ]
+            wrong = {tenant.definition.tenant_id for tenant in tenants} | strays.tenants
+            tenants = [tenant for tenant in truth.tenants if tenant.definition.tenant_id in wrong]
         keys = await self._target.unknown(partition, truth.keys)
         return replace(truth, organizations=organizations, tenants=tenants, keys=keys)
 
@@ -263,18 +269,20 @@ class Partitions:
         does not stop the others. Terms are written before the accounts that use them, and credentials last.
         """
         version = truth.version
-        await self._target.write_terms([one.definition for one in truth.organizations], version)
-        organizations = {one.definition.organization_id for one in written.organizations}
-        tenants = {one.definition.tenant_id for one in written.tenants}
-        keys = {one.key_id for one in written.keys}
+        await self._target.write_terms(
+            [organization.definition for organization in truth.organizations], version
+        )
+        organizations = {organization.definition.organization_id for organization in written.organizations}
+        tenants = {tenant.definition.tenant_id for tenant in written.tenants}
+        keys = {key.key_id for key in written.keys}
         left: list[AccountDefinition] = [
             *(
-                one.definition
-                for one in truth.organizations
-                if one.definition.organization_id not in organizations
+                organization.definition
+                for organization in truth.organizations
+                if organization.definition.organization_id not in organizations
             ),
-            *(one.definition for one in truth.tenants if one.definition.tenant_id not in tenants),
-            *(one for one in truth.keys if one.key_id not in keys),
+            *(tenant.definition for tenant in truth.tenants if tenant.definition.tenant_id not in tenants),
+            *(key for key in truth.keys if key.key_id not in keys),
             *truth.users,
         ]
         refused = await self._target.define_all(left, version)
@@ -531,11 +539,11 @@ class Verifier:
         self,
         run_id: bytes,
         wanted: Collection[int],
-        found: Mapping[int, UnverifiedPartition],
+        unverified_partitions: Mapping[int, UnverifiedPartition],
         catalogue: int,
         defined: DefinedPartitions,
     ) -> list[VerificationResult]:
-        """Verify the unverified partitions in `found`, and write the definitions of all `wanted`.
+        """Verify the unverified partitions in `unverified_partitions`, and write the definitions of all `wanted`.
 
         Return the results, without partitions that another keeper verified, and without those that failed,
         which are logged. `defined` gets the partitions that are finished, and `catalogue` is the version of
@@ -543,10 +551,14 @@ class Verifier:
         """
         if not wanted:
             return []
-        since = {one.partition: one.since for one in found.values() if one.since is not None}
+        since = {
+            unverified_partition.partition: unverified_partition.since
+            for unverified_partition in unverified_partitions.values()
+            if unverified_partition.since is not None
+        }
         places, done = await self._source.places(wanted, since), list[VerificationResult]()
 
-        async def one(partition: int, truth: LedgerState) -> None:
+        async def compare_one(partition: int, truth: LedgerState) -> None:
             try:
                 async with self._free:
                     await compared(partition, truth)
@@ -557,9 +569,11 @@ class Verifier:
                 self._isolation.item_failed("verifier", str(partition), error)
 
         async def compared(partition: int, truth: LedgerState) -> None:
-            if partition not in found:
+            if partition not in unverified_partitions:
                 await self._each.define(truth)
-            elif verified := await self._each.verify(run_id, found[partition], truth, catalogue):
+            elif verified := await self._each.verify(
+                run_id, unverified_partitions[partition], truth, catalogue
+            ):
                 done.append(verified)
             else:
                 return
@@ -568,7 +582,7 @@ class Verifier:
         async def read(some: list[int]) -> None:
             its = {partition: places.organizations.get(partition, ()) for partition in some}
             truths = await self._source.truth(its)
-            await all_of(one(partition, truth) for partition, truth in truths.items())
+            await all_of(compare_one(partition, truth) for partition, truth in truths.items())
 
         await in_turns(together(wanted, places.organizations, self._organizations_max), read)
         for some in batched(places.credentials, CREDENTIALS_MAX):

@@ -135,13 +135,13 @@ class AdminClient:
 
     def get(self, path: str, **query: object) -> Json:
         """Read the resource at a path; parameters of the query that are None are left out."""
-        return self._call("GET", _asked(path, query), None)
+        return self._call("GET", _address_of(path, query), None)
 
     def items(self, path: str, limit: int, **query: object) -> list[Json]:
         """Read up to `limit` rows of a list, page by page."""
-        return list(self._each(path, limit, **query))
+        return list(self._iterate_rows(path, limit, **query))
 
-    def _each(self, path: str, limit: int, **query: object) -> Iterator[Json]:
+    def _iterate_rows(self, path: str, limit: int, **query: object) -> Iterator[Json]:
         cursor: str | None = None
         while limit > 0:
             page = self.get(path, limit=min(PAGE_ROWS_MAX, limit), cursor=cursor, **query)
@@ -163,47 +163,50 @@ class AdminClient:
     def delete(self, path: str) -> None:
         self._call("DELETE", path, None)
 
-    def id_of(self, resource: str, text: str) -> int:
-        """Return the id of a row from a text that is its id or its name."""
+    def id_of(self, resource: str, text: str, organization_id: int | None = None) -> int:
+        """Return the id of a row from a text that is its id or its name, of one organization if it is given."""
         resource = ID_OF.get(resource, resource)
         if text.isascii() and text.isdigit() and len(text) <= ID_DIGITS_MAX:
             return int(text)
         by = named_by(resource)
         value = self.id_of("organizations", text) if by == "organization_id" else text
-        one = resource.removesuffix("s")
+        noun = resource.removesuffix("s")
         if by not in described.resource(resource).filters:
             raise CommandFailed(
-                f"{text!r} is no id of a {one}: `tollkeeper {section_of(resource)} list` has all."
+                f"{text!r} is no id of a {noun}: `tollkeeper {section_of(resource)} list` has all."
             )
-        found = self.get(resource, **{by: value}, limit=NAMESAKES_MAX)["items"]
-        if not found:
-            near = get_close_matches(text, self._known(resource, by), 1)
+        within = {} if organization_id is None else {"organization_id": organization_id}
+        rows = self.get(resource, **{by: value}, **within, limit=NAMESAKES_MAX)["items"]
+        if not rows:
+            near = get_close_matches(text, self._known_names(resource, by), 1)
             hint = f"did you mean {near[0]!r}?" if near else "give its whole name, or its id."
-            raise CommandFailed(f"There is no {one} named {text!r}; {hint}")
-        if len(found) > 1:
-            ids = ", ".join(str(row["id"]) for row in found)
-            raise CommandFailed(f"There is more than one {one} named {text!r}: give one of their ids, {ids}.")
-        return int(found[0]["id"])
+            raise CommandFailed(f"There is no {noun} named {text!r}; {hint}")
+        if len(rows) > 1:
+            ids = ", ".join(str(row["id"]) for row in rows)
+            raise CommandFailed(
+                f"There is more than one {noun} named {text!r}: give one of their ids, {ids}."
+            )
+        return int(rows[0]["id"])
 
-    def _known(self, resource: str, by: str) -> list[str]:
+    def _known_names(self, resource: str, by: str) -> list[str]:
         """Return the names of the first rows, to suggest one for a mistyped name."""
         with suppress(CommandFailed):
-            return [str(row.get(by)) for row in self._each(resource, NAMES_READ_MAX)]
+            return [str(row.get(by)) for row in self._iterate_rows(resource, NAMES_READ_MAX)]
         return []
 
     def names(self, resource: str, ids: Collection[int], rows_max: int = NAMES_READ_MAX) -> dict[int, str]:
         """Return the names of rows by id; ids beyond the first `rows_max` rows are left out."""
-        found: dict[int, str] = {}
-        rows: Iterable[Json] = self._each(resource, rows_max if ids else 0)
+        names_by_id: dict[int, str] = {}
+        rows: Iterable[Json] = self._iterate_rows(resource, rows_max if ids else 0)
         with suppress(CommandFailed):
             if len(ids) == 1:
                 rows = [self.get(f"{resource}/{min(ids)}")]
             for row in rows:
                 if row["id"] in ids:
-                    found[row["id"]] = str(row.get(named_by(resource)) or "")
-                if len(found) == len(ids):
+                    names_by_id[row["id"]] = str(row.get(named_by(resource)) or "")
+                if len(names_by_id) == len(ids):
                     break
-        return found
+        return names_by_id
 
     @property
     def shown(self) -> str:
@@ -215,7 +218,7 @@ class AdminClient:
 
     def download(self, path: str, **query: object) -> bytes:
         """Read a document without parsing; a path that begins with / is not below the API's root."""
-        status, raw = self._send("GET", _asked(path, query), None, "*/*")
+        status, raw = self._send("GET", _address_of(path, query), None, "*/*")
         assert status == 200
         return raw
 
@@ -338,18 +341,20 @@ def _refusal(error: HTTPError, path: str, called: Mapping[str, str]) -> str:
             f"  {_called(item['field'], called)}: {item['message'].replace(' in a string,', ',')}"
             for item in problem.get("errors", ())
         ]
-        said = "\n".join([str(problem["detail"]), *fields])
+        message = "\n".join([str(problem["detail"]), *fields])
     except (ValueError, KeyError, TypeError, AttributeError, OSError):
-        said = f"The Admin API answered {error.code}."
+        message = f"The Admin API answered {error.code}."
     if error.code == 401:
-        said = "The admin token is not accepted."
-    elif error.code == 404 and (said == NotFound().message or said.startswith("The Admin API answered")):
+        message = "The admin token is not accepted."
+    elif error.code == 404 and (
+        message == NotFound().message or message.startswith("The Admin API answered")
+    ):
         resource, _, row = path.partition("?")[0].partition("/")
-        said, section = f"{path.partition('?')[0]} was not found.", section_of(resource)
+        message, section = f"{path.partition('?')[0]} was not found.", section_of(resource)
         number, _, part = row.partition("/")
         if number.isdecimal() and "/" not in part:
-            said = f"There is no {section} {number}; `tollkeeper {section} list` shows all."
-    return f"{said}\n{_HELP[error.code]}" if error.code in _HELP else said
+            message = f"There is no {section} {number}; `tollkeeper {section} list` shows all."
+    return f"{message}\n{_HELP[error.code]}" if error.code in _HELP else message
 
 
 def _called(name: str, called: Mapping[str, str]) -> str:
@@ -361,6 +366,6 @@ def _called(name: str, called: Mapping[str, str]) -> str:
     return called.get(name) or (called.get(outer, name) if place.isdecimal() else name)
 
 
-def _asked(path: str, query: Mapping[str, object]) -> str:
+def _address_of(path: str, query: Mapping[str, object]) -> str:
     sent = {name.rstrip("_"): value for name, value in query.items() if value is not None}
     return path + (f"?{urlencode(sent)}" if sent else "")

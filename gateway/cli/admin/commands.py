@@ -45,13 +45,13 @@ _BELOW_0 = re.compile(r"-[0-9][0-9.,_]*[kKmM]?")
 def row_argument(resource: CliResource, word: str) -> Any:
     by = client.named_by(resource.name)
     known = by in resource.filters or resource.name in client.ID_OF
-    said = f"Id or {by.removesuffix('_id')}." if known else "Its id."
-    return typer.Argument(metavar=word, help=said, autocompletion=completion(resource.name))
+    sentence = f"Id or {by.removesuffix('_id')}." if known else "Its id."
+    return typer.Argument(metavar=word, help=sentence, autocompletion=completion(resource.name))
 
 
 def words_argument(fields: Sequence[FormField]) -> Any:
     """Return the argument with which fields are given by position, without the name of an option."""
-    shown = " ".join(f"[{spelled(each.name).upper()}]" for each in fields)
+    shown = " ".join(f"[{spelled(field.name).upper()}]" for field in fields)
     return typer.Argument(metavar=shown, help="Or by option.", autocompletion=completion(fields[0].refers))
 
 
@@ -64,7 +64,7 @@ def option_of(field: FormField) -> Any:
         "NAME=VALUE or JSON." if field.kind == "json" else "",
     ]
     says += ["'none' clears it." if field.nullable and not is_limit and field.kind != "flag" else ""]
-    told = typer.Option(
+    option = typer.Option(
         *(["/".join((names[0], names[0].replace("--", "--no-", 1)))] if field.kind == "flag" else names),
         help=" ".join(filter(None, says)),
         autocompletion=completion(field.refers),
@@ -80,7 +80,7 @@ def option_of(field: FormField) -> Any:
         kind = list[_choice(field)] | None  # type: ignore[misc]  # made here
     elif field.kind == "choice":
         kind = str | None if field.nullable else _choice(field) | None
-    return Annotated[kind, told]
+    return Annotated[kind, option]
 
 
 def names_of(name: str) -> list[str]:
@@ -97,7 +97,7 @@ def typed_as(name: str) -> str:
     """Return the option that the user typed for a field; if none was typed, its first option."""
     names = names_of(name)
     words = {word.partition("=")[0] for word in sys.argv}
-    return next((each for each in names if each in words), names[0])
+    return next((name for name in names if name in words), names[0])
 
 
 def usual(field: FormField) -> Any:
@@ -190,8 +190,8 @@ class CliCommand:
         def command(**typed: Any) -> None:
             for source in self._sources:
                 if typed.get(source.name) is not None:
-                    found = source.rows(self.resource, self.fields, typed)
-                    output.rows(found, self.resource.columns, as_json=bool(typed["as_json"]))
+                    rows = source.rows(self.resource, self.fields, typed)
+                    output.rows(rows, self.resource.columns, as_json=bool(typed["as_json"]))
                     return
             called = {"from": "--since", "to": "--until"} if self.does == "list" else {}
             called |= {field.name: typed_as(field.name) for field in self.fields}
@@ -204,7 +204,7 @@ class CliCommand:
     def _sources(self) -> Sequence[ListSource]:
         if self.does != "list" or not self.resource.archived:
             return ()
-        return [one for one in _list_sources() if self.resource.name in one.resources]
+        return [source for source in _list_sources() if self.resource.name in source.resources]
 
     def run(self, api: AdminClient, typed: Typed) -> None:
         body = self._body(api, typed)
@@ -300,9 +300,9 @@ class CliCommand:
             given = client.defaults(self.resource.name, given) | given
         missing = [field.name for field in self.fields if field.required and field.name not in given]
         if missing:
-            one = "argument" if len(missing) == 1 else "arguments"
-            said = (f"{spelled(name).upper()} (--{spelled(name)})" for name in missing)
-            raise CommandFailed(f"Missing {one} {', '.join(said)}.")
+            noun = "argument" if len(missing) == 1 else "arguments"
+            names = (f"{spelled(name).upper()} (--{spelled(name)})" for name in missing)
+            raise CommandFailed(f"Missing {noun} {', '.join(names)}.")
         body: Json = {}
         for field in self.fields:
             if field.name in given:
@@ -317,11 +317,11 @@ class CliCommand:
         if self._open and not typed["every"]:
             query.setdefault(self._open, "false")
         query |= {"order": "desc" if typed["newest"] else None, "from_": typed["since"], "to": typed["until"]}
-        found = api.items(self.resource.name, typed["limit"], **query)
+        rows_found = api.items(self.resource.name, typed["limit"], **query)
         shown = self.resource.columns
         if not typed["as_json"]:
-            found = with_names(api, self.resource, found, shown)
-        output.rows(found, shown, as_json=bool(typed["as_json"]))
+            rows_found = with_names(api, self.resource, rows_found, shown)
+        output.rows(rows_found, shown, as_json=bool(typed["as_json"]))
 
 
 def mount(app: typer.Typer, asked: Collection[str] | None = None) -> dict[str, typer.Typer]:
@@ -335,8 +335,8 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> dict[str, t
         if asked is None or name in asked:
             made[name] = _section(app, described.resource(resource))
         else:
-            said = described.document()["resources"][resource]["description"]
-            made[name] = typer.Typer(no_args_is_help=True, help=said)
+            description = described.document()["resources"][resource]["description"]
+            made[name] = typer.Typer(no_args_is_help=True, help=description)
             app.add_typer(made[name], name=name)
     for report in described.reports():
         section = made[report.name] = typer.Typer(no_args_is_help=True, help=report.description)
@@ -350,10 +350,10 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> dict[str, t
 
 def mount_section(app: typer.Typer, name: str) -> bool:
     """Add the section with this name; return False if it does not exist, or has hand-written commands."""
-    found = [one for one in described.resources() if section_of(one) == name]
-    if not found or name in BY_HAND:
+    resources = [resource for resource in described.resources() if section_of(resource) == name]
+    if not resources or name in BY_HAND:
         return False
-    section = _section(app, described.resource(found[0]))
+    section = _section(app, described.resource(resources[0]))
     for alias in client.ALIASES:
         if alias.section == name:
             _add_alias(section, alias)
@@ -430,19 +430,19 @@ def number(text: str) -> int:
     return found
 
 
-def value(api: AdminClient, field: FormField, said: str | bool | Sequence[str]) -> object:
+def value(api: AdminClient, field: FormField, text: str | bool | Sequence[str]) -> object:
     """Return the value of a field to send, from the text of its option.
 
     Raise `CommandFailed` with the option's name if the text is invalid.
     """
     try:
-        if isinstance(said, bool):
-            return said
-        if isinstance(said, str):
-            return None if field.nullable and said in NOTHING else _one(api, field, said)
-        if field.nullable and len(said) == 1 and said[0] in NOTHING:
+        if isinstance(text, bool):
+            return text
+        if isinstance(text, str):
+            return None if field.nullable and text in NOTHING else _parse_value(api, field, text)
+        if field.nullable and len(text) == 1 and text[0] in NOTHING:
             return None
-        return _document(said, field) if field.kind == "json" else [_item(each) for each in said]
+        return _document(text, field) if field.kind == "json" else [_item(item) for item in text]
     except ValueError as error:
         raise CommandFailed(f"{typed_as(field.name)} {error}.") from error
 
@@ -463,8 +463,11 @@ def with_owner(api: AdminClient, where: str, body: Json) -> Json:
     """Return a body with the id of the owner that `who` names, if values of the budget's `each` are ids."""
     if not isinstance(body.get("who"), str):
         return body
-    resource = client.OWNERS.get(api.get(where).get("each"))
-    return body if resource is None else {**body, "who": str(api.id_of(resource, body["who"]))}
+    budget = api.get(where)
+    resource = client.OWNERS.get(budget.get("each"))
+    if resource is None:
+        return body
+    return {**body, "who": str(api.id_of(resource, body["who"], budget["organization_id"]))}
 
 
 def with_group(api: AdminClient, where: str, body: Json) -> Json:
@@ -472,7 +475,8 @@ def with_group(api: AdminClient, where: str, body: Json) -> Json:
     kind, colon, name = str(body.get("who", "")).partition(":")
     if kind + colon != OF_GROUP:
         return with_owner(api, where, body)
-    return {**body, "who": f"{OF_GROUP}{api.id_of('groups', name)}"}
+    organization_id = api.get(where)["organization_id"]
+    return {**body, "who": f"{OF_GROUP}{api.id_of('groups', name, organization_id)}"}
 
 
 def in_query(body: Json) -> Json:
@@ -525,27 +529,27 @@ def with_names(
     ]
 
 
-def _one(api: AdminClient, field: FormField, said: str) -> object:
+def _parse_value(api: AdminClient, field: FormField, text: str) -> object:
     if field.refers:
-        return api.id_of(field.refers, said)
+        return api.id_of(field.refers, text)
     if field.kind == "numbers":
-        return [] if said in NOTHING else form_fields.numbers(said)
-    return number(said) if field.kind == "whole" else said
+        return [] if text in NOTHING else form_fields.numbers(text)
+    return number(text) if field.kind == "whole" else text
 
 
-def _item(said: str) -> object:
-    return read_json(said) if said.startswith("{") else said
+def _item(text: str) -> object:
+    return read_json(text) if text.startswith("{") else text
 
 
-def _document(said: Sequence[str], field: FormField) -> object:
+def _document(texts: Sequence[str], field: FormField) -> object:
     """Return the value of a JSON option: one JSON document, or several texts NAME=VALUE."""
-    if len(said) == 1 and said[0].lstrip().startswith(("{", "[")):
+    if len(texts) == 1 and texts[0].lstrip().startswith(("{", "[")):
         try:
-            return read_json(said[0])
+            return read_json(texts[0])
         except ValueError as error:
             raise ValueError(f"is not JSON: {error}") from error
-    facts = dict(each.partition("=")[::2] for each in said if "=" in each)
-    if len(facts) < len(said):
+    facts = dict(text.partition("=")[::2] for text in texts if "=" in text)
+    if len(facts) < len(texts):
         raise ValueError("must be JSON, or NAME=VALUE such as amount=12, each NAME once")
     return facts if field.of_texts else {name: _fact(text) for name, text in facts.items()}
 
@@ -566,10 +570,10 @@ class ListSource:
     rows: Callable[[CliResource, Sequence[FormField], dict[str, Any]], list[Json]]
 
 
-def read_option(name: str, said: Any, reader: Callable[[str], Any]) -> Any:
+def read_option(name: str, text: Any, reader: Callable[[str], Any]) -> Any:
     """Return an option's value, parsed by `reader`; a `ValueError` becomes an error of the option."""
     try:
-        return reader(said)
+        return reader(text)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint=f"--{spelled(name)}") from error
 
@@ -605,10 +609,10 @@ def _read_file(name: str) -> Json | list[Json]:
     except (OSError, UnicodeError) as error:
         raise CommandFailed(f"{name} cannot be read: {error}.") from error
     try:
-        found: Json | list[Json] = read_json(text)
+        parsed: Json | list[Json] = read_json(text)
     except ValueError:
         try:
-            found = [read_json(line) for line in text.splitlines() if line.strip()]
+            parsed = [read_json(line) for line in text.splitlines() if line.strip()]
         except ValueError as error:
             raise CommandFailed(f"{name} is no JSON: {error}.") from error
-    return found
+    return parsed

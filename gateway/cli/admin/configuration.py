@@ -74,12 +74,12 @@ def keep_secrets(directory: Path | None, form: SecretFormat, coming: Sequence[Js
     Raise `CommandFailed` if there are secrets to come and no `directory`.
     """
     if coming and directory is None:
-        names = ", ".join(f"{each['resource']} {each['name']}" for each in coming[:5])
+        names = ", ".join(f"{change['resource']} {change['name']}" for change in coming[:5])
         raise CommandFailed(f"Secrets would be made (of {names}): say with --secrets-dir where they go.")
     keeping = SecretFiles(directory or Path(), form)
     try:
-        for each in coming:
-            keeping.prepare(each)
+        for change in coming:
+            keeping.prepare(change)
         yield keeping
     finally:
         keeping.tidy()
@@ -91,9 +91,9 @@ class SecretFiles:
         self._form = form
         self._waiting: dict[Path, Path] = {}
 
-    def prepare(self, each: Json) -> None:
+    def prepare(self, change: Json) -> None:
         try:
-            self._make(self.path_of(each))
+            self._make(self.path_of(change))
         except OSError as error:
             raise CommandFailed(
                 f"{error.filename} cannot be made: {error.strerror}. Nothing was applied."
@@ -101,11 +101,11 @@ class SecretFiles:
 
     def keep_all(self, secrets: Sequence[Json]) -> tuple[list[tuple[Json, Path]], list[str]]:
         with ThreadPoolExecutor(WRITTEN_AT_ONCE) as writers:
-            kept = list(zip(secrets, writers.map(self._kept, secrets), strict=True))
+            kept = list(zip(secrets, writers.map(self._store_secret, secrets), strict=True))
         paths = [(secret, path) for secret, path in kept if isinstance(path, Path)]
         return paths, [why for _, why in kept if isinstance(why, str)]
 
-    def _kept(self, secret: Json) -> Path | str:
+    def _store_secret(self, secret: Json) -> Path | str:
         try:
             return self._keep(secret)
         except OSError as error:
@@ -138,9 +138,9 @@ class SecretFiles:
             with suppress(OSError):
                 path.unlink()
 
-    def path_of(self, each: Json) -> Path:
+    def path_of(self, change: Json) -> Path:
         suffix = ".yaml" if self._form is SecretFormat.KUBERNETES else ""
-        return self._directory / f"{_name(each)}{suffix}"
+        return self._directory / f"{_name(change)}{suffix}"
 
     def _text(self, path: Path, secret: Json) -> str:
         if self._form is SecretFormat.FILE:
@@ -156,11 +156,11 @@ class SecretFiles:
         )
 
 
-def _name(each: Json) -> str:
+def _name(change: Json) -> str:
     """Return a unique name for a secret that is valid for a file and a Kubernetes Secret."""
-    said = f"{each['resource']} {each['name']}"
-    plain = re.sub(r"[^a-z0-9]+", "-", said.lower()).strip("-")[:NAME_CHARS_MAX].strip("-")
-    return f"{plain}-{sha256(said.encode()).hexdigest()[:8]}"
+    name = f"{change['resource']} {change['name']}"
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:NAME_CHARS_MAX].strip("-")
+    return f"{plain}-{sha256(name.encode()).hexdigest()[:8]}"
 
 
 # Files of configuration: the objects in them, and the position of each.
@@ -211,23 +211,23 @@ class Sources:
         """Return a message of the Admin API with positions in files for its objects."""
         return _KIND.sub(self._of_kind, _AT.sub(self._of_object, message))
 
-    def _of_object(self, found: re.Match[str]) -> str:
-        kind, index = found["kind"], int(found["index"])
+    def _of_object(self, match: re.Match[str]) -> str:
+        kind, index = match["kind"], int(match["index"])
         if kind not in self.places or index >= len(self.places[kind]):
-            return found[0]
+            return match[0]
         place = self.places[kind][index]
         lines, path = place.document.lines, (kind, place.index)
-        name = found["field"]
+        name = match["field"]
         line = lines.get((*path, name), lines[path]) if name else lines[path]
-        said = f", {name}{found['rest']}" if name else ""
-        return f"{place.document.file}, document {place.document.number}, line {line}, {kind}{said}"
+        rest = f", {name}{match['rest']}" if name else ""
+        return f"{place.document.file}, document {place.document.number}, line {line}, {kind}{rest}"
 
-    def _of_kind(self, found: re.Match[str]) -> str:
-        document = self.kinds.get(found["kind"])
+    def _of_kind(self, match: re.Match[str]) -> str:
+        document = self.kinds.get(match["kind"])
         if document is None:
-            return found[0]
-        line = document.lines[(found["kind"],)]
-        return f"  {document.file}, document {document.number}, line {line}, {found['kind']}: "
+            return match[0]
+        line = document.lines[(match["kind"],)]
+        return f"  {document.file}, document {document.number}, line {line}, {match['kind']}: "
 
 
 def read_sources(names: Sequence[str]) -> Sources:
@@ -258,11 +258,11 @@ def _texts(name: str) -> Iterator[tuple[str, bytes]]:
         if name == STANDARD_INPUT:
             yield "standard input", sys.stdin.buffer.read(BYTES_MAX + 1)
         elif path.is_dir():
-            for each in sorted(path.rglob("*")):
-                shown = each.relative_to(path)
+            for file in sorted(path.rglob("*")):
+                shown = file.relative_to(path)
                 hidden = any(part.startswith(".") for part in shown.parts)
-                if each.suffix in SUFFIXES and not hidden and each.is_file():
-                    yield str(each), _start(each)
+                if file.suffix in SUFFIXES and not hidden and file.is_file():
+                    yield str(file), _start(file)
         else:
             yield name, _start(path)
     except OSError as error:
@@ -288,39 +288,41 @@ MARKS = {"create": ("green", "+"), "delete": ("red", "-")}
 CHANGED = ("yellow", "~")
 
 
-def print_plan(found: Json, wanted: Sources, *, as_json: bool) -> None:
+def print_plan(plan: Json, wanted: Sources, *, as_json: bool) -> None:
     """Print the changes that a plan would make; unchanged rows are left out."""
     if as_json:
-        for each in found["changes"]:
-            each["at"] = wanted.located(each["at"])
-        print_json(found)
+        for change in plan["changes"]:
+            change["at"] = wanted.located(change["at"])
+        print_json(plan)
         return
     out = console()
-    for each in found["changes"][:SHOWN_MAX]:
-        out.print(_line(each), highlight=False, soft_wrap=True)
-    more = len(found["changes"]) - SHOWN_MAX
+    for change in plan["changes"][:SHOWN_MAX]:
+        out.print(_line(change), highlight=False, soft_wrap=True)
+    more = len(plan["changes"]) - SHOWN_MAX
     if more > 0:
         out.print(f"and {more:,} more", highlight=False)
-    for each in found["taken"]:
-        line = f"{escape(each['resource'])} {escape(each['name'])}: {each['id']}, which no file made"
+    for object_ in plan["taken"]:
+        line = f"{escape(object_['resource'])} {escape(object_['name'])}: {object_['id']}, which no file made"
         out.print(f"[yellow]=[/] takes {line}", highlight=False, soft_wrap=True)
-    more = found["taken_count"] - len(found["taken"])
+    more = plan["taken_count"] - len(plan["taken"])
     if more > 0:
         out.print(f"and takes {more:,} more", highlight=False)
-    out.print(_summary(found), highlight=False)
-    if found["changes"] and not found["tried"] and not found["applied"]:
+    out.print(_summary(plan), highlight=False)
+    if plan["changes"] and not plan["tried"] and not plan["applied"]:
         say("It was compared, not tried: what PostgreSQL or its rules refuse shows when it is applied.")
 
 
-def print_done(found: Json, *, as_json: bool) -> None:
+def print_done(result: Json, *, as_json: bool) -> None:
     """Print the result of an applied plan: the files with new secrets, and whether Redis lags behind."""
     if as_json:
-        print_json(found)
+        print_json(result)
         return
     say("Applied.")
-    for each in found["secrets"]:
-        say(f"The secret of {escape(each['resource'])} {escape(each['name'])} is in {escape(each['path'])}.")
-    if found["pending"]:
+    for secret in result["secrets"]:
+        say(
+            f"The secret of {escape(secret['resource'])} {escape(secret['name'])} is in {escape(secret['path'])}."
+        )
+    if result["pending"]:
         say("Stored; not all of it is in force yet: gateways are told within seconds, once Redis answers.")
 
 
@@ -329,32 +331,32 @@ def _line(each: Json) -> str:
     lines = [f"[{colour}]{mark}[/] {escape(each['resource'])} {escape(each['name'])}"]
     for name, change in each["fields"].items():
         before, after = _value(change["before"]), _value(change["after"])
-        said = after if each["change"] == "create" else f"{before} → {after}"
-        lines.append(f"    {escape(name)}: {escape(said)}")
+        values = after if each["change"] == "create" else f"{before} → {after}"
+        lines.append(f"    {escape(name)}: {escape(values)}")
     if each["stays"]:
         lines.append(f"    stays: {escape(each['stays'])}")
     return "\n".join(lines)
 
 
-def _kind_of(each: Json) -> str:
-    if each["stays"]:
-        return "waits" if each["at"] else "stays"
-    return each["change"] if each["change"] in MARKS else "change"
+def _kind_of(change: Json) -> str:
+    if change["stays"]:
+        return "waits" if change["at"] else "stays"
+    return change["change"] if change["change"] in MARKS else "change"
 
 
 def _value(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _summary(found: Json) -> str:
-    counts = Counter(map(_kind_of, found["changes"]))
-    gone = f", {found['forgotten']:,} that apply made are gone already" if found["forgotten"] else ""
+def _summary(plan: Json) -> str:
+    counts = Counter(map(_kind_of, plan["changes"]))
+    gone = f", {plan['forgotten']:,} that apply made are gone already" if plan["forgotten"] else ""
     if not counts:
-        return f"Nothing to change: {found['unchanged']:,} are as they should be{gone}."
-    told = f"{counts['create']:,} to make, {counts['change']:,} to change, {counts['delete']:,} to delete"
+        return f"Nothing to change: {plan['unchanged']:,} are as they should be{gone}."
+    summary = f"{counts['create']:,} to make, {counts['change']:,} to change, {counts['delete']:,} to delete"
     stays = f", {counts['stays']:,} stay although no file says them" if counts["stays"] else ""
     stays += f", {counts['waits']:,} cannot be" if counts["waits"] else ""
-    return f"{told}{stays}; {found['unchanged']:,} are as they should be{gone}."
+    return f"{summary}{stays}; {plan['unchanged']:,} are as they should be{gone}."
 
 
 TIMEOUT_S = 320.0
@@ -400,12 +402,13 @@ def apply(
             done.pop("_later", None)
             paths, lost = keeping.keep_all(done["secrets"])
         done["secrets"] = [
-            {"resource": each["resource"], "name": each["name"], "path": str(path)} for each, path in paths
+            {"resource": change["resource"], "name": change["name"], "path": str(path)}
+            for change, path in paths
         ]
         print_done(done, as_json=as_json)
         if done["refused"]:
             lost.append(f"It is stored, but not in force. {done['refused']}")
-        if left := sum(bool(each["stays"] and each["at"]) for each in plan["changes"]):
+        if left := sum(bool(change["stays"] and change["at"]) for change in plan["changes"]):
             lost.append(f"{left:,} of the objects stay undone: see why above. All else was applied.")
         if lost:
             raise CommandFailed("\n".join(lost))
@@ -418,7 +421,7 @@ def diff(*, file: Files, prune: Prune = False, name: Name = DEFAULT_NAME, as_jso
         with waiting("Comparing"):
             plan = api.post(WHERE, asked)
         print_plan(plan, wanted, as_json=as_json)
-    if any(each["at"] or not each["stays"] for each in plan["changes"]):
+    if any(change["at"] or not change["stays"] for change in plan["changes"]):
         raise typer.Exit(DIFFERENT)
 
 
@@ -442,9 +445,9 @@ def export(
     with admin() as api:
         if kind:
             _require_known(kind)
-        found = replace(api, timeout_s=TIMEOUT_S).get(WHERE)
-        objects = {each: some for each, some in found["objects"].items() if not kind or each in kind}
-        for line in found["left_out"]:
+        answer = replace(api, timeout_s=TIMEOUT_S).get(WHERE)
+        objects = {kind_: some for kind_, some in answer["objects"].items() if not kind or kind_ in kind}
+        for line in answer["left_out"]:
             say(f"Not written down: {line}")
         if as_json:
             print_json(objects)
@@ -457,15 +460,15 @@ def export(
 def _require_known(kinds: Sequence[str]) -> None:
     from gateway.admin.configuration.words import KINDS
 
-    if unknown := [each for each in kinds if each not in KINDS]:
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise CommandFailed(f"There is no kind {unknown[0]!r}: known are {', '.join(KINDS)}.")
 
 
 def _write(to: Path, objects: Mapping[str, object]) -> None:
     try:
         to.mkdir(parents=True, exist_ok=True)
-        for each, some in objects.items():
-            (to / f"{each}.yaml").write_text(written({each: some}), encoding="utf-8")
+        for kind_, some in objects.items():
+            (to / f"{kind_}.yaml").write_text(written({kind_: some}), encoding="utf-8")
     except OSError as error:
         raise CommandFailed(f"{error.filename} cannot be written: {error.strerror}.") from error
     say(f"{len(objects)} files are in {to}.")
@@ -484,11 +487,11 @@ def _files(names: list[str], *, failed: int) -> Iterator[tuple[AdminClient, Sour
 
 def _with_secrets(plan: Json) -> list[Json]:
     return [
-        each
-        for each in plan["changes"]
-        if each["change"] == "create"
-        and (secret := described.resource(each["resource"]).secret) is not None
-        and secret.is_made({name: field["after"] for name, field in each["fields"].items()})
+        change
+        for change in plan["changes"]
+        if change["change"] == "create"
+        and (secret := described.resource(change["resource"]).secret) is not None
+        and secret.is_made({name: field["after"] for name, field in change["fields"].items()})
     ]
 
 

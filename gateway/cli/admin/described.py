@@ -37,7 +37,7 @@ def document() -> dict[str, Any]:
     with suppress(OSError):
         stored: dict[str, Any] = json.loads(IN_WHEEL.read_bytes())
         return stored if stored["features"] == installed() else _describe()
-    return _kept(IN_CHECKOUT) if (GATEWAY.parent / "pyproject.toml").exists() else _describe()
+    return _read_description(IN_CHECKOUT) if (GATEWAY.parent / "pyproject.toml").exists() else _describe()
 
 
 def _describe() -> dict[str, Any]:
@@ -46,7 +46,7 @@ def _describe() -> dict[str, Any]:
     return describe()
 
 
-def _kept(file: Path) -> dict[str, Any]:
+def _read_description(file: Path) -> dict[str, Any]:
     """Return the description that `file` has of today's sources; write it if the file is of others."""
     sources = _hash_of_sources()
     with suppress(OSError, ValueError, KeyError):
@@ -76,11 +76,11 @@ def _hash_of_sources() -> str:
 @cache
 def resource(name: str) -> CliResource:
     """Return the description of a resource; raise KeyError if there is none."""
-    said = document()["resources"][name]
-    commands = {verb: _parts(one) for verb, one in said["commands"].items()}
-    secret = None if said["secret"] is None else Secret(**_tuples(said["secret"]))
-    own = {"commands": commands, "secret": secret, "parts": _tuples(said["parts"])}
-    return CliResource(**_tuples(said) | own)
+    described = document()["resources"][name]
+    commands = {verb: _parts(parts) for verb, parts in described["commands"].items()}
+    secret = None if described["secret"] is None else Secret(**_tuples(described["secret"]))
+    own = {"commands": commands, "secret": secret, "parts": _tuples(described["parts"])}
+    return CliResource(**_tuples(described) | own)
 
 
 def resources() -> list[str]:
@@ -88,17 +88,19 @@ def resources() -> list[str]:
 
 
 def reports() -> list[CliReport]:
-    return [CliReport(**one | {"numbers": _numbers(one["numbers"])}) for one in document()["reports"]]
+    return [
+        CliReport(**report | {"numbers": _numbers(report["numbers"])}) for report in document()["reports"]
+    ]
 
 
-def _numbers(said: Mapping[str, Any]) -> dict[str, IntegerParameter]:
-    return {name: IntegerParameter(**one) for name, one in said.items()}
+def _numbers(numbers: Mapping[str, Any]) -> dict[str, IntegerParameter]:
+    return {name: IntegerParameter(**number) for name, number in numbers.items()}
 
 
-def _parts(said: dict[str, Any]) -> CommandParts:
-    fields = tuple(FormField(**_tuples(one)) for one in said["fields"])
-    return CommandParts(**_tuples(said) | {"fields": fields})
+def _parts(parts: dict[str, Any]) -> CommandParts:
+    fields = tuple(FormField(**_tuples(field)) for field in parts["fields"])
+    return CommandParts(**_tuples(parts) | {"fields": fields})
 
 
-def _tuples(said: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(each) if isinstance(each, list) else each for name, each in said.items()}
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

@@ -56,17 +56,22 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 
 def describe() -> dict[str, Any]:
     """Return the description of all resources, reports and aliases, as `commands.json` has it."""
-    archived = {name for feature in features() for one in feature.list_sources() for name in one.resources}
+    archived = {
+        name for feature in features() for source in feature.list_sources() for name in source.resources
+    }
     reports = [
-        CliReport(one.name, one.description, one.summary, one.numbers)
-        for one in REPORTS.values()
-        if not one.by_hand
+        CliReport(report.name, report.description, report.summary, report.numbers)
+        for report in REPORTS.values()
+        if not report.by_hand
     ]
     return {
         "features": sorted(feature.name for feature in features()),
         "numbers": sorted(_numbers()),
-        "resources": {one.name: asdict(_resource(one, one.name in archived)) for one in RESOURCES.values()},
-        "reports": [asdict(one) for one in reports],
+        "resources": {
+            resource.name: asdict(_resource(resource, resource.name in archived))
+            for resource in RESOURCES.values()
+        },
+        "reports": [asdict(report) for report in reports],
     }
 
 
@@ -74,8 +79,8 @@ def _resource(resource: Resource, archived: bool) -> CliResource:
     return CliResource(
         resource.name, resource.description, resource.named_by, tuple(resource.filters), resource.refers,
         tuple(_columns(resource)), _commands(resource), {part.name: part.columns for part in resource.parts if part.out},
-        tuple(one.name for one in resource.questions if one.is_query),
-        tuple(one.name for one in resource.actions if one.mints), resource.secret,
+        tuple(question.name for question in resource.questions if question.is_query),
+        tuple(action.name for action in resource.actions if action.mints), resource.secret,
         None if resource.batch is None else (resource.batch.name, resource.batch.summary), archived,
     )  # fmt: skip
 
@@ -90,11 +95,11 @@ def _commands(resource: Resource) -> dict[str, CommandParts]:
         doc = inspect.cleandoc(resource.create.__doc__ or "").partition("\n")[0]
         made["create"] = CommandParts("create", f"Create {doc[:1].lower()}{doc[1:]}", fields, positional)
     made["show"] = CommandParts("show", f"Show one {title}.")
-    for each in resource.questions:
-        if not each.is_query:
+    for question in resource.questions:
+        if not question.is_query:
             continue
-        fields = fields_of(resource, each.asked)
-        made[each.name] = CommandParts(each.name, f"{each.summary}.", fields, _required(fields))
+        fields = fields_of(resource, question.asked)
+        made[question.name] = CommandParts(question.name, f"{question.summary}.", fields, _required(fields))
     for part in resource.parts:
         if part.out is not None:
             made[part.name] = CommandParts(part.name, f"{part.summary}.")
@@ -130,12 +135,12 @@ def _filters(resource: Resource) -> tuple[FormField, ...]:
     return tuple(
         FormField(
             name,
-            "choice" if each.choices and not each.or_tag else kinds.get(each.kind, "text"),
-            hint=f"{', '.join(each.choices)}, or {TAG}NAME." if each.or_tag else "",
-            choices=each.choices,
+            "choice" if filter_.choices and not filter_.or_tag else kinds.get(filter_.kind, "text"),
+            hint=f"{', '.join(filter_.choices)}, or {TAG}NAME." if filter_.or_tag else "",
+            choices=filter_.choices,
             refers=resource.target(name),
         )
-        for name, each in resource.filters.items()
+        for name, filter_ in resource.filters.items()
     ) + ((tags,) if resource.tagged else ())
 
 

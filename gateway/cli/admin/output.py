@@ -143,14 +143,14 @@ def row(item: Json, *, as_json: bool, note: str | None = None) -> None:
 
 
 def report(
-    found: Json, title: str, columns: Sequence[str] = (), *, inner: str = "items", as_json: bool
+    document: Json, title: str, columns: Sequence[str] = (), *, inner: str = "items", as_json: bool
 ) -> None:
     """Print an answer that contains rows: the rows as a table, then the other fields."""
     if not as_json:
-        lines = found[inner]
-        found = {name: value for name, value in found.items() if name != inner}
+        lines = document[inner]
+        document = {name: value for name, value in document.items() if name != inner}
         rows(lines, columns or tuple(lines[0] if lines else ()), as_json=False, title=title)
-    row(found, as_json=as_json)
+    row(document, as_json=as_json)
 
 
 def deleted(row_id: int | str, *, as_json: bool) -> None:
@@ -230,8 +230,8 @@ def console(*, error: bool = False) -> Console:
     from rich.console import Console
 
     opened = Console(stderr=error)
-    told = opened.is_terminal or os.environ.get("COLUMNS", "").isdecimal()
-    return opened if told else Console(stderr=error, width=PIPE_COLUMNS)
+    is_wide = opened.is_terminal or os.environ.get("COLUMNS", "").isdecimal()
+    return opened if is_wide else Console(stderr=error, width=PIPE_COLUMNS)
 
 
 def _writes_all(stream: TextIO) -> bool:

@@ -225,9 +225,9 @@ def decided(api: AdminClient, sent: Json) -> tuple[int, list[Json]]:
     done = 0
     refused: list[Json] = []
     for _ in range(PASSES_MAX):
-        found, refused = _pass(api, sent)
-        done += len(found)
-        if not (found and refused):
+        answer, refused = _pass(api, sent)
+        done += len(answer)
+        if not (answer and refused):
             break
     return done, refused
 
@@ -238,12 +238,12 @@ def _pass(api: AdminClient, sent: Json) -> tuple[list[int], list[Json]]:
     refused: list[Json] = []
     after = 0
     while True:
-        found = api.post("letters", {**sent, "after_id": after})
-        done += found["done"]
-        refused += found["refused"]
-        if found["next_after_id"] is None:
+        answer = api.post("letters", {**sent, "after_id": after})
+        done += answer["done"]
+        refused += answer["refused"]
+        if answer["next_after_id"] is None:
             return done, refused
-        after = found["next_after_id"]
+        after = answer["next_after_id"]
 
 
 # `tollkeeper reconcile`: compares the counters with the ledger.
@@ -313,7 +313,7 @@ def diff(
         with waiting("Reading the list"):
             bundle = read_bundle()
             if left_out:
-                _told(bundle.left_out, as_json=as_json)
+                _print_left_out(bundle.left_out, as_json=as_json)
                 return
             kept = [_read(row) for row in api.items("prices", PRICES_READ_MAX, source=BUNDLED)]
         found = [
@@ -322,7 +322,7 @@ def diff(
             if provider is None or change.row["provider"] == folded(provider)
         ]
         rows(
-            [_shown(change, as_json=as_json) for change in found],
+            [_render_change(change, as_json=as_json) for change in found],
             PRICE_COLUMNS,
             as_json=as_json,
             title=bundle.library,
@@ -331,7 +331,7 @@ def diff(
             _take_over(api, [change for change in found if change.kind != "gone"])
 
 
-def _take_over(api: AdminClient, found: Sequence[PriceChange]) -> None:
+def _take_over(api: AdminClient, changes: Sequence[PriceChange]) -> None:
     """Create all prices in one transaction, so that gateways read the price book once."""
     from gateway.cli.admin.configuration import TIMEOUT_S, WHERE  # only asked here
     from gateway.core.billing.price_book import BUNDLED
@@ -343,7 +343,7 @@ def _take_over(api: AdminClient, found: Sequence[PriceChange]) -> None:
             **{name: change.row[name] for name in NAMING},
             "source": BUNDLED, "effective_from": rfc3339(change.at),
         }
-        for change in found
+        for change in changes
     ]  # fmt: skip
     if prices:
         asked = {"objects": {"prices": prices}, "name": APPLIED_AS}
@@ -353,14 +353,14 @@ def _take_over(api: AdminClient, found: Sequence[PriceChange]) -> None:
             done = patient.post(WHERE, {**asked, "digest": plan["digest"]})
         if done["pending"]:
             say("They are stored, and in force as soon as Redis is back.")
-    say(f"{len(found)} prices were taken over.")
+    say(f"{len(changes)} prices were taken over.")
 
 
-def _shown(change: PriceChange, *, as_json: bool) -> Json:
+def _render_change(change: PriceChange, *, as_json: bool) -> Json:
     says: Any = {name: {"before": was, "after": becomes} for name, (was, becomes) in change.says.items()}
     if not as_json:
-        said = [f"{name} {_cell(each['before'])} → {_cell(each['after'])}" for name, each in says.items()]
-        says = ", ".join(said)
+        texts = [f"{name} {_cell(pair['before'])} → {_cell(pair['after'])}" for name, pair in says.items()]
+        says = ", ".join(texts)
     names = {name: change.row[name] for name in NAMING}
     return {"change": change.kind, **names, "effective_from": rfc3339(change.at), "says": says}
 
@@ -369,12 +369,12 @@ def _cell(value: object) -> str:
     return "-" if value is None else str(value)
 
 
-def _told(left_out: Sequence[str], *, as_json: bool) -> None:
+def _print_left_out(left_out: Sequence[str], *, as_json: bool) -> None:
     lines = sorted(set(left_out))
     if as_json:
         print_json({"left_out": lines})
         return
-    rows([{"model": each, "left_out": what} for each, _, what in (line.partition(": ") for line in lines)],
+    rows([{"model": model, "left_out": what} for model, _, what in (line.partition(": ") for line in lines)],
          ("model", "left_out"), as_json=False)  # fmt: skip
 
 
@@ -422,8 +422,8 @@ def mount(app: typer.Typer, asked: Collection[str] | None = None) -> None:
     is_own = asked is not None and own.issuperset(asked)
     for name, (module, attribute) in _ELSEWHERE.items():
         if not is_own or name in (asked or ()):
-            found = getattr(import_module(f"gateway.cli.admin.{module}"), attribute)
-            app.command(name)(found)
+            attribute_ = getattr(import_module(f"gateway.cli.admin.{module}"), attribute)
+            app.command(name)(attribute_)
     for name, make_section in sections.items():
         if not is_own or name in (asked or ()):
             app.add_typer(make_section(), name=name)

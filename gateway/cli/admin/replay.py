@@ -5,7 +5,6 @@ It asks the Admin API. With `--archive` it reads archived calls as well: then it
 
 from __future__ import annotations
 
-import asyncio
 import json
 import sys
 from dataclasses import replace as with_
@@ -83,7 +82,9 @@ def _seconds_max() -> float:
 
 def _replay_here(body: Json, archive: str, url: str) -> Json:
     """Return the answer to a replay over archived calls and those of the database, as its owner."""
-    from gateway.admin.replay import render_replay  # heavy, and only asked here
+    import asyncio  # heavy as the next one, and only asked here
+
+    from gateway.admin.replay import render_replay
     from gateway.errors import Unprocessable
     from gateway.run.replay_process import answer_of
 

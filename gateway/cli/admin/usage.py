@@ -90,7 +90,7 @@ def usage(
         if as_focus:
             typer.echo(api.download("usage/focus.csv", **asked), nl=False)
             return
-        if as_csv or any(each is not None for each in (by, since, until, interval, parquet, group, tags)):
+        if as_csv or any(option is not None for option in (by, since, until, interval, parquet, group, tags)):
             if parquet is not None:
                 parquet.write_bytes(api.download("usage.parquet", **asked))
                 return
@@ -211,7 +211,7 @@ def top(
     with admin() as api:
         look, scrape = _measured(api, window, limit, None)
         if once or not (console().is_terminal or as_json):
-            print_json(look) if as_json else console().print(_shown(look, api.url, console().width))
+            print_json(look) if as_json else console().print(_render_look(look, api.url, console().width))
             return
         if as_json:
             while True:
@@ -237,7 +237,7 @@ def _watch(
     failed = ""
     with Live(console=console(), screen=True, auto_refresh=False) as live, _keys() as key:
         while True:
-            live.update(_shown(look, api.url, console().width, failed, keys=True), refresh=True)
+            live.update(_render_look(look, api.url, console().width, failed, keys=True), refresh=True)
             if key(interval_s) in QUITS:
                 return
             try:
@@ -284,7 +284,7 @@ def _rates(counts: Json, seconds: float) -> Json:
     }
 
 
-def _shown(look: Json, url: str, columns: int, failed: str = "", *, keys: bool = False) -> Group:
+def _render_look(look: Json, url: str, columns: int, failed: str = "", *, keys: bool = False) -> Group:
     """Return a measurement for a screen of `columns` characters; `failed` is the last error, if any.
 
     With `keys`, the text names the key that quits.
@@ -307,13 +307,13 @@ def _shown(look: Json, url: str, columns: int, failed: str = "", *, keys: bool =
         ("holds", _number(look["holds"])),
         ("outbox", f"{_number(outbox['entries'])}, oldest {_duration(outbox['oldest_s'])}"),
     ]
-    lines = [head, *([Text(failed, "bold red")] if failed else []), *_told(facts, columns)]
+    lines = [head, *([Text(failed, "bold red")] if failed else []), *_render_facts(facts, columns)]
     if look["refused"]:
         lines.append(Text.assemble(("refused for ", "dim"), (_reasons(look["refused"]), "bold")))
     table = Table(expand=True)
     table.add_column("tenant", no_wrap=True, overflow="ellipsis", ratio=2)
     rates = ("requests/s", "tokens/s", "refused/s")
-    for name in rates if columns >= NARROW_COLUMNS else (each.removesuffix("/s") for each in rates):
+    for name in rates if columns >= NARROW_COLUMNS else (rate.removesuffix("/s") for rate in rates):
         table.add_column(name if columns >= CRAMPED_COLUMNS else name[:3], justify="right", no_wrap=True)
     if columns >= NARROW_COLUMNS:
         table.add_column("refused for", no_wrap=True, overflow="ellipsis", ratio=2)
@@ -327,7 +327,7 @@ def _shown(look: Json, url: str, columns: int, failed: str = "", *, keys: bool =
     return Group(*lines, table)
 
 
-def _told(facts: list[tuple[str, str]], columns: int) -> list[Text]:
+def _render_facts(facts: list[tuple[str, str]], columns: int) -> list[Text]:
     """Return the facts in lines of at most `columns` characters; a line ends only between two facts."""
     from rich.text import Text
 

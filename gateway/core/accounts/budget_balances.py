@@ -115,7 +115,8 @@ def carried_to(
     `groups` are those of the owner, None if nobody knows them.
     """
     carry, form, uses, carried = budget.carry_of(owner), budget.form, known.uses, known.carried
-    begun = [start for start, used in uses.items() if used or carried is not None]
+    # A gateway whose clock was ahead did not know when the running interval began: its uses begin at 0.
+    begun = [start for start, used in uses.items() if start and (used or carried is not None)]
     if carry is None or not begun or not isinstance(form, CalendarWindow):
         return 0
     last = max(begun)

@@ -14,7 +14,8 @@ from typing import Annotated
 
 import msgspec
 
-from gateway.core.accounts.outbox import TEXT_CHARACTERS_MAX, attributed
+from gateway.core.accounts.call_facts import TEXT_CHARACTERS_MAX
+from gateway.core.accounts.outbox import attributed
 from gateway.core.accounts.tags import Tags
 from gateway.core.accounts.usage import NO_PROJECT, OTHER, OTHER_PROJECTS
 from gateway.core.model import INTEGER_MAX

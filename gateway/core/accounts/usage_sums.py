@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from operator import itemgetter
 from typing import Final, NamedTuple
 
-from gateway.core.accounts.outbox import CACHE_READ, CACHE_WRITE_1H, INPUT, OUTPUT, REASONING
+from gateway.core.accounts.call_facts import CACHE_READ, CACHE_WRITE_1H, INPUT, OUTPUT, REASONING
 from gateway.core.billing.price_book import KINDS
 
 # Positions in the amounts of a call: its tokens by kind come first, as in `CallFacts.counts`.

@@ -125,10 +125,10 @@ def worded(event: str, data: Data) -> AlertText:
     return AlertText(cut(title, TITLE_CHARS_MAX) or event, sentence, facts)
 
 
-def _link_of(data: Data, said: AlertText) -> str:
-    """Return the link to add to a message; empty without one, or if the sentence `said` contains it."""
+def _link_of(data: Data, text: AlertText) -> str:
+    """Return the link to add to a message; empty without one, or if the sentence `text` contains it."""
     link = str(data.get("link") or "")
-    return "" if link in said.sentence else link
+    return "" if link in text.sentence else link
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +164,8 @@ Content = dict[str, Any]
 
 def body_of(delivery: Delivery) -> bytes:
     """Return the JSON body of a delivery in the form of its receiver. It is the same for every attempt."""
-    said = worded(delivery.event, delivery.data)
-    content = _reader_of(delivery.url)(_ours(delivery, said), said)
+    text = worded(delivery.event, delivery.data)
+    content = _reader_of(delivery.url)(_ours(delivery, text), text)
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
@@ -177,11 +177,11 @@ def _reader_of(url: str) -> Callable[[Content, AlertText], Content]:
     return _teams if host.endswith(TEAMS_DOMAINS) else _anybody
 
 
-def _ours(delivery: Delivery, said: AlertText) -> Content:
+def _ours(delivery: Delivery, text: AlertText) -> Content:
     return {
         "type": delivery.event,
         "timestamp": rfc3339(delivery.happened),
-        "text": f"{said.title}. {said.sentence} {_link_of(delivery.data, said)}".strip(),
+        "text": f"{text.title}. {text.sentence} {_link_of(delivery.data, text)}".strip(),
         "data": delivery.data,
     }
 
@@ -190,14 +190,14 @@ def _anybody(ours: Content, _: AlertText) -> Content:
     return ours
 
 
-def _slack(ours: Content, said: AlertText) -> Content:
+def _slack(ours: Content, text: AlertText) -> Content:
     """Format a message for Slack: `text` is for notifications, the blocks are the message."""
-    blocks: list[Content] = [{"type": "header", "text": _plain_text(said.title)}]
-    if said.sentence:
-        blocks.append({"type": "section", "text": _plain_text(said.sentence)})
-    fields = [_plain_text(f"{name}\n{value}") for name, value in said.facts]
+    blocks: list[Content] = [{"type": "header", "text": _plain_text(text.title)}]
+    if text.sentence:
+        blocks.append({"type": "section", "text": _plain_text(text.sentence)})
+    fields = [_plain_text(f"{name}\n{value}") for name, value in text.facts]
     blocks += ({"type": "section", "fields": some} for some in _in_parts(fields))
-    if link := _link_of(ours["data"], said):
+    if link := _link_of(ours["data"], text):
         button = {"type": "button", "text": _plain_text(LINK_TEXT), "url": link}
         blocks.append({"type": "actions", "elements": [button]})
     return {"text": _escaped(ours["text"]), "blocks": blocks, "tollkeeper": ours}
@@ -216,21 +216,21 @@ def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _teams(ours: Content, said: AlertText) -> Content:
-    body = [_text(_run(said.title, size="Large", weight="Bolder"))]
-    if said.sentence:
-        body.append(_text(_run(said.sentence)))
-    body += (_text(_run(f"{name}: ", weight="Bolder"), _run(value)) for name, value in said.facts)
+def _teams(ours: Content, text: AlertText) -> Content:
+    body = [_text(_run(text.title, size="Large", weight="Bolder"))]
+    if text.sentence:
+        body.append(_text(_run(text.sentence)))
+    body += (_text(_run(f"{name}: ", weight="Bolder"), _run(value)) for name, value in text.facts)
     card = {
         "$schema": "http://adaptivecards.io/schemas/adaptive-card.json",
         "type": "AdaptiveCard",
         "version": "1.4",
         "body": body,
     }
-    if link := _link_of(ours["data"], said):
+    if link := _link_of(ours["data"], text):
         card["actions"] = [{"type": "Action.OpenUrl", "title": LINK_TEXT, "url": link}]
     attachment = {"contentType": CARD, "contentUrl": None, "content": card}
-    return {"type": "message", "summary": said.title, "attachments": [attachment], "tollkeeper": ours}
+    return {"type": "message", "summary": text.title, "attachments": [attachment], "tollkeeper": ours}
 
 
 def _text(*runs: Content) -> Content:
@@ -293,7 +293,7 @@ def recipient_refusal(url: str, *, private: bool) -> str | None:
     recipients = recipients_of(url)
     if len(recipients) > RECIPIENTS_MAX:
         return f"must name at most {RECIPIENTS_MAX} recipients"
-    if all(is_address(each, private=private) for each in recipients):
+    if all(is_address(recipient, private=private) for recipient in recipients):
         return None
     return "must be mailto: and addresses such as name@example.com, with commas between and nothing else"
 
@@ -319,21 +319,21 @@ class _MailPolicy(EmailPolicy):
 
 def mail_of(delivery: Delivery, sender: str, now: datetime) -> Mail:
     """Return the mail of an attempt. All attempts of a delivery have the same Message-ID."""
-    said = worded(delivery.event, delivery.data)
+    text = worded(delivery.event, delivery.data)
     recipients = recipients_of(delivery.url)
     message = EmailMessage(policy=_MailPolicy(linesep=SMTP.linesep, cte_type="7bit"))
     message["From"] = Address("Tollkeeper", addr_spec=sender)
-    message["To"] = [Address(addr_spec=each) for each in recipients]
+    message["To"] = [Address(addr_spec=recipient) for recipient in recipients]
     # No encoded word (RFC 2047) may remain: the library decodes it, and it could end the line.
-    message["Subject"] = f"[Tollkeeper] {said.title}".replace("=?", "= ?")
+    message["Subject"] = f"[Tollkeeper] {text.title}".replace("=?", "= ?")
     message["Date"] = format_datetime(now)
     domain, happened = sender.rpartition("@")[2], int(delivery.happened.timestamp())
     message["Message-ID"] = f"<msg_{delivery.id}.{happened}@{domain}>"
     # This prevents automatic replies (RFC 3834).
     message["Auto-Submitted"] = "auto-generated"
     message["X-Tollkeeper-Event"] = delivery.event
-    link = _link_of(delivery.data, said)
-    facts = (f"{name}: {value}" for name, value in said.facts)
-    lines = [said.sentence or said.title, "", *((link, "") if link else ()), *facts]
+    link = _link_of(delivery.data, text)
+    facts = (f"{name}: {value}" for name, value in text.facts)
+    lines = [text.sentence or text.title, "", *((link, "") if link else ()), *facts]
     message.set_content("\n".join(lines) + "\n")
     return Mail(sender, recipients, message.as_bytes())

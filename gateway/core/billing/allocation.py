@@ -109,14 +109,14 @@ class Allocator:
 
     def pay(self, outflow: Outflow) -> list[Allocation]:
         """Pay an outflow from the grants valid at its time; the rest becomes debt. Return these parts."""
-        left, found = outflow.amount, list[Allocation]()
+        left, allocations = outflow.amount, list[Allocation]()
 
         def pay_from(grant_id: int) -> None:
             nonlocal left
             if part := min(left, self.left_of(grant_id)):
                 self.rests[grant_id] -= part
                 left -= part
-                found.append(Allocation(outflow.seq, grant_id, part))
+                allocations.append(Allocation(outflow.seq, grant_id, part))
 
         if outflow.grant_id is not None:
             pay_from(outflow.grant_id)
@@ -128,14 +128,14 @@ class Allocator:
                 pay_from(grant.id)
         if left:
             self._debts.append((outflow.seq, left))
-            found.append(Allocation(outflow.seq, None, left))
-        return found
+            allocations.append(Allocation(outflow.seq, None, left))
+        return allocations
 
 
 def settled(allocations: Iterable[Allocation]) -> dict[tuple[int, int | None], int]:
     """Return the sum of the allocations of each (seq, grant id); pairs whose sum is zero are missing."""
     sums: dict[tuple[int, int | None], int] = {}
-    for each in allocations:
-        place = (each.seq, each.grant_id)
-        sums[place] = sums.get(place, 0) + each.amount
+    for allocation in allocations:
+        place = (allocation.seq, allocation.grant_id)
+        sums[place] = sums.get(place, 0) + allocation.amount
     return {place: amount for place, amount in sums.items() if amount}

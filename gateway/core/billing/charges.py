@@ -205,10 +205,10 @@ def _replacement(charge: SupplyCharge, segments: Mapping[int, PlanSegment]) -> P
     lost = _segment(charge, segments)
     if lost is None or charge.day < lost.end or lost.terms.billing != ADVANCE:
         return None
-    for each in segments.values():
-        is_alike = each.terms.billing == ADVANCE and each.interval == lost.interval
-        if is_alike and each.start <= charge.day < each.end:
-            return each
+    for segment in segments.values():
+        is_alike = segment.terms.billing == ADVANCE and segment.interval == lost.interval
+        if is_alike and segment.start <= charge.day < segment.end:
+            return segment
     return None
 
 

@@ -222,7 +222,7 @@ def document_of(kept: Mapping[str, Any]) -> Document:
         _party(kept["buyer"]),
         tuple(kept["notes"]),
         kept["due_date"],
-        tuple(InvoiceReference(**each) for each in kept["corrects"]),
+        tuple(InvoiceReference(**reference) for reference in kept["corrects"]),
         kept["iban"],
         AccountingTax(**accounting_tax) if accounting_tax else None,
     )
@@ -253,11 +253,11 @@ def _illegible(
     document: Document, lines: Sequence[str], missing_glyphs: Mapping[str, str]
 ) -> Iterator[tuple[str, str]]:
     """Yield (field, error) for each text with letters that no font has."""
-    unusual = {field_: said for field_, text in _texts(document, lines) if (said := _unusual(text))}
-    if unseen := [said for said in unusual.values() if said not in missing_glyphs]:
+    unusual = {field_: glyphs for field_, text in _texts(document, lines) if (glyphs := _unusual(text))}
+    if unseen := [glyphs for glyphs in unusual.values() if glyphs not in missing_glyphs]:
         raise UnseenLetters(unseen)
-    for field_, said in unusual.items():
-        if missing := missing_glyphs[said][:LETTERS_MAX]:
+    for field_, glyphs in unusual.items():
+        if missing := missing_glyphs[glyphs][:LETTERS_MAX]:
             named = ", ".join(f"{letter} (U+{ord(letter):04X})" for letter in missing)
             yield field_, f"has {named}, which no font here shows: install one where the keeper runs"
 
@@ -341,12 +341,12 @@ def in_force(dated: Sequence[EffectiveTax], before: Tax, day: date) -> Tax:
 
     `dated` are in the order of their days; of two with the same day the later entry counts.
     """
-    found = before
-    for each in dated:
-        if each.effective_from > day:
+    current = before
+    for version in dated:
+        if version.effective_from > day:
             break
-        found = each.tax
-    return found
+        current = version.tax
+    return current
 
 
 def misfits(tax: Tax) -> tuple[tuple[str, str], ...]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
-from gateway.core.accounts.outbox import CallFacts, read_facts, write_facts
+from gateway.core.accounts.call_facts import CallFacts, read_facts, write_facts
 from gateway.core.billing.price_book import KINDS, NO_COUNTS, PARTS_OF, WHOLES, Counts
 
 # Most events of one request.
@@ -70,7 +70,7 @@ class EventSettlement:
     project_id: int | None
     counts_tokens: bool
     tokens: int
-    weighed: int
+    quota_tokens: int
     credits: int
     over: int
     units: int
@@ -105,17 +105,23 @@ def counts_of(usage: Mapping[str, Any]) -> Counts:
 def written(use: EventSettlement) -> dict[str, Any]:
     """Return the settlement of a usage event as the payload of a control write (a command in Redis)."""
     named = {name: getattr(use, name) for name in _PLAIN}
-    return {**named, "tiers": use.tiers.hex(), "facts": write_facts(use.facts).decode()}
+    return {
+        **named,
+        "weighed": use.quota_tokens,
+        "tiers": use.tiers.hex(),
+        "facts": write_facts(use.facts).decode(),
+    }
 
 
 def read(payload: Mapping[str, Any]) -> EventSettlement:
     facts = read_facts(str(payload["facts"]).encode())
     assert facts is not None, "they are written above"
     named = {name: payload[name] for name in _PLAIN}
-    return EventSettlement(tiers=bytes.fromhex(payload["tiers"]), facts=facts, **named)
+    tiers = bytes.fromhex(payload["tiers"])
+    return EventSettlement(quota_tokens=payload["weighed"], tiers=tiers, facts=facts, **named)
 
 
 _PLAIN = (
     "tenant_id", "service_id", "meter", "one_time", "user", "project_id", "counts_tokens", "tokens",
-    "weighed", "credits", "over", "units", "money",
+    "credits", "over", "units", "money",
 )  # fmt: skip

@@ -64,10 +64,10 @@ def tax_by_month(tax: Decimal, nets: Mapping[date, Decimal], currency: str) -> d
     months = sorted(nets)
     if not total:
         return {month: tax if month == months[-1] else Decimal(0) for month in months}
-    found: dict[date, Decimal] = {}
+    taxes: dict[date, Decimal] = {}
     seen = given = Decimal(0)
     for month in months:
         seen += nets[month]
         upto = rounded(EXACT.divide(EXACT.multiply(tax, seen), total), currency)
-        found[month], given = upto - given, upto
-    return found
+        taxes[month], given = upto - given, upto
+    return taxes

@@ -298,10 +298,10 @@ def _by_tax(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> list[tuple[
     """Group charges by tax, ordered by time. Without charges, return only the tax of the last day."""
     if not charges:
         return [(facts.tax_on(facts.until - ONE_DAY), ())]
-    found: dict[Tax, list[SupplyCharge]] = {}
+    supply_charges: dict[Tax, list[SupplyCharge]] = {}
     for charge in charges:
-        found.setdefault(facts.tax_of(charge), []).append(charge)
-    return sorted(found.items(), key=lambda of: min(charge.start for charge in of[1]))
+        supply_charges.setdefault(facts.tax_of(charge), []).append(charge)
+    return sorted(supply_charges.items(), key=lambda of: min(charge.start for charge in of[1]))
 
 
 def _behind(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> InvoiceFacts:
@@ -343,7 +343,7 @@ def _early_uses(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterato
 
 def _overages(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
     for of_cycle in by(charges, lambda charge: (charge.tenant_id, charge.place, charge.unit_price)):
-        since = f"cycle from {written(min(each.day for each in of_cycle))}"
+        since = f"cycle from {written(min(overage.day for overage in of_cycle))}"
         yield from _tokens(facts, of_cycle, OVERAGE, "tokens", "Tokens beyond the plan", since)
 
 
@@ -420,14 +420,14 @@ def _uses(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Draw
         )
         for portion in portions:
             units = count_of(portion)
-            said = description + _back(units)
+            text = description + _back(units)
             # More may have been given back than was billed.
             if units >= 0 and at >= 0 and (before or len(portions) > 1):
-                said += f", units {at + 1:,} to {at + units:,}"
+                text += f", units {at + 1:,} to {at + units:,}"
             at += units
-            said, late = said + late, ""
+            text, late = text + late, ""
             exact = sum_of(portion)
-            line = BillLine(USAGE, said, units, portion[0].unit_price, exact, service_id=first.service_id)
+            line = BillLine(USAGE, text, units, portion[0].unit_price, exact, service_id=first.service_id)
             yield drawn(line, portion, f"usage:{first.service_id}")
 
 
@@ -456,18 +456,18 @@ def _at_cost(charges: Sequence[SupplyCharge], description: str, late: str) -> Bi
     """Return the invoice line for use that is charged at its cost; `late` is a note to append."""
     exact = sum_of(charges)
     sign = -QUANTITY_ONE if exact < 0 else QUANTITY_ONE
-    said = f"{description}, at cost{_back(exact)}{late}"
-    return BillLine(USAGE, said, sign, abs(exact), exact, service_id=charges[0].service_id)
+    text = f"{description}, at cost{_back(exact)}{late}"
+    return BillLine(USAGE, text, sign, abs(exact), exact, service_id=charges[0].service_id)
 
 
 def _taxes(lines: Sequence[BillLine], currency: str) -> list[BillLine]:
     """Return a line for each tax on the lines; none for a tax of zero without a reason to print."""
-    found = []
+    taxes = []
     for tax, subtotal in taxes_of((line.tax, line.amount) for line in lines).items():
         exact = EXACT.multiply(subtotal, tax.rate)
         if exact or (tax.said and not tax.rate):
-            found.append(BillLine("tax", tax.said, QUANTITY_ONE, exact, rounded(exact, currency), tax=tax))
-    return found
+            taxes.append(BillLine("tax", tax.said, QUANTITY_ONE, exact, rounded(exact, currency), tax=tax))
+    return taxes
 
 
 # How the charges of each kind become lines, in order; information has no charges.
@@ -556,7 +556,7 @@ def _tax(lines: Lines, given: Amounts, note: Lines, currency: str) -> dict[int, 
     A line has the share of the invoice's tax for what `note` and earlier notes (`given`) give back, less
     what `given` gave back of that tax.
     """
-    found = {}
+    rates = {}
     for position, line in lines.items():
         if line.kind != "tax":
             continue
@@ -573,8 +573,8 @@ def _tax(lines: Lines, given: Amounts, note: Lines, currency: str) -> dict[int, 
         due = rounded(EXACT.divide(EXACT.multiply(line.amount, back), billed), currency)
         amount = min(due, line.amount) - given.get(position, NOTHING)
         if amount > 0:
-            found[position] = _turned(line, amount)
-    return found
+            rates[position] = _turned(line, amount)
+    return rates
 
 
 def _turned(line: BillLine, amount: Decimal) -> BillLine:

@@ -50,8 +50,8 @@ class ScheduledResult(NamedTuple):
 def left_by(refusal: TollkeeperError) -> SkipReason:
     """Return the reason to report for an invoice that was not created because of the error `refusal`."""
     if isinstance(refusal, Unprocessable) and refusal.errors:
-        said = "; ".join(f"{field} {wanted}" for field, wanted in refusal.errors)
-        return SkipReason(INCOMPLETE, f"{refusal.message} {said}")
+        reasons = "; ".join(f"{field} {wanted}" for field, wanted in refusal.errors)
+        return SkipReason(INCOMPLETE, f"{refusal.message} {reasons}")
     if isinstance(refusal, CountersUnavailable):
         return SkipReason(COUNTERS, str(refusal))
     if isinstance(refusal, StoreTimeout):

@@ -115,7 +115,7 @@ class ServicePricing:
 
 # Units that are money: a billionth of the currency each, in every quantity.
 IN_MONEY = (PriceTier(None, ONE_NANO),)
-# As in lua/lib/tiers.lua: whole millionths at any price.
+# As in lua/lib/spend.lua: whole millionths at any price.
 FOLD = 10**15
 NO_PRICING = ServicePricing()
 
@@ -143,7 +143,7 @@ def read_pricing(document: Mapping[str, object] | None) -> ServicePricing:
     document = document or {}
     tiers, prices, at_cost = document.get("tiers"), document.get("per_million"), document.get("at_cost")
     return ServicePricing(
-        tuple(PriceTier(each.get("up_to"), Decimal(each["unit_price"])) for each in tiers)
+        tuple(PriceTier(tier.get("up_to"), Decimal(tier["unit_price"])) for tier in tiers)
         if isinstance(tiers, list)
         else (),
         {model: _token_price(price) for model, price in prices.items()} if isinstance(prices, dict) else None,
@@ -157,7 +157,9 @@ def read_pricing(document: Mapping[str, object] | None) -> ServicePricing:
 
 def _token_price(price: Mapping[str, int]) -> CreditRates:
     """Return the rates in credits by kind of token. The key `cached` is another name of `cache_read`."""
-    return CreditRates(**{"cache_read" if kind == "cached" else kind: each for kind, each in price.items()})
+    return CreditRates(
+        **{"cache_read" if kind == "cached" else kind: price_ for kind, price_ in price.items()}
+    )
 
 
 def graduated(tiers: Sequence[PriceTier], already: int, quantity: int) -> list[Portion]:
@@ -186,7 +188,7 @@ def spread(tiers: Sequence[PriceTier], already: int, quantity: int) -> list[Port
     """
     if quantity < 0:
         given = spread(tiers, already + quantity, -quantity)
-        return [Portion(each.tier, -each.quantity, each.unit_price) for each in given]
+        return [Portion(portion.tier, -portion.quantity, portion.unit_price) for portion in given]
     owed = min(quantity, max(0, -already))
     return [
         *(graduated(tiers, -already - owed, owed) if owed else ()),

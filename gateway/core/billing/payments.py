@@ -77,18 +77,18 @@ Left = tuple[int, Decimal]
 
 def spread_credit(notes: Iterable[Left], dues: Iterable[Left]) -> list[tuple[int, int, Decimal]]:
     """Apply the credit of notes to due invoices in order; return (note id, invoice id, amount) parts."""
-    found = list[tuple[int, int, Decimal]]()
+    parts = list[tuple[int, int, Decimal]]()
     waiting = (note for note in notes if note[1] > NOTHING)
     note_id, credit = next(waiting, (0, NOTHING))
     for invoice_id, due in dues:
         left = due
         while left > NOTHING and credit > NOTHING:
             part = min(left, credit)
-            found.append((note_id, invoice_id, part))
+            parts.append((note_id, invoice_id, part))
             left, credit = left - part, credit - part
             if not credit:
                 note_id, credit = next(waiting, (0, NOTHING))
-    return found
+    return parts
 
 
 def _require(amount: Decimal, rest: Decimal, currency: str, left: str) -> None:

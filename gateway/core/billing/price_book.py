@@ -7,6 +7,7 @@ newest price by the time of the call. Names are compared `folded`. Pure.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
@@ -92,11 +93,11 @@ _NONE: Final[Mapping[str, Any]] = {}
 def filled(own: Mapping[str, int | None], last: int = 0) -> tuple[int, ...]:
     """Return a price or weight for each kind: its own, else that of its fallback kind, else `last`."""
 
-    def one(kind: str) -> int:
-        found = own.get(kind)
-        return found if found is not None else one(FALLBACK[kind]) if kind in FALLBACK else last
+    def price_of(kind: str) -> int:
+        price = own.get(kind)
+        return price if price is not None else price_of(FALLBACK[kind]) if kind in FALLBACK else last
 
-    return tuple(map(one, KINDS))
+    return tuple(map(price_of, KINDS))
 
 
 EXACT_NAME, PREFIX = MATCHES = ("exact", "prefix")
@@ -184,8 +185,8 @@ class PriceBook:
 
     def base_rate(self, currency: str, at_ms: float) -> str | None:
         """Return the rate from the base currency at a time (Unix ms), as decimal text; None if unknown."""
-        fitting = (one for one in self._rates if (one.currency, one.base) == (currency, BASE_CURRENCY))
-        return next((one.rate for one in fitting if one.effective_ms <= at_ms), None)
+        fitting = (rate for rate in self._rates if (rate.currency, rate.base) == (currency, BASE_CURRENCY))
+        return next((rate.rate for rate in fitting if rate.effective_ms <= at_ms), None)
 
     def _look(self, model: str, currency: str, seller: Seller | None) -> list[tuple[int, Vector]]:
         """Return (first Unix ms, price) of all prices of a model in a currency, the preferred one first."""
@@ -201,29 +202,32 @@ class PriceBook:
         in_place = SAME if seller is None else place_factor(seller, name)
 
         def ordered(base: str) -> list[ModelPrice]:
-            found = order_prices([price for _, price in places if price.vector.currency == base], provider)
+            ordered_prices = order_prices(
+                [price for _, price in places if price.vector.currency == base], provider
+            )
             if in_place == SAME:
-                return found
-            return [_in_place(price, in_place) for price in found]
+                return ordered_prices
+            return [_in_place(price, in_place) for price in ordered_prices]
 
-        found = [(price.effective_ms, price.vector) for price in ordered(currency)]
+        dated_vectors = [(price.effective_ms, price.vector) for price in ordered(currency)]
         # Each price once by every rate that may convert it: the first in force counts.
-        for base in dict.fromkeys(one.base for one in self._rates if one.currency == currency):
-            dated = [one for one in self._rates if (one.currency, one.base) == (currency, base)]
+        for base in dict.fromkeys(rate.base for rate in self._rates if rate.currency == currency):
+            dated = [rate for rate in self._rates if (rate.currency, rate.base) == (currency, base)]
             for price in ordered(base):
-                found += [
-                    (max(price.effective_ms, one.effective_ms), converted(price.vector, one)) for one in dated
+                dated_vectors += [
+                    (max(price.effective_ms, rate.effective_ms), converted(price.vector, rate))
+                    for rate in dated
                 ]
         if seller is not None and seller.factor != SAME:
-            found = [
+            dated_vectors = [
                 (since_ms, _multiplied(vector, seller.factor, vector.currency, vector.rate))
-                for since_ms, vector in found
+                for since_ms, vector in dated_vectors
             ]
         if len(model) <= MODEL_CHARS_MAX:
             if len(self._found) >= self._models_max:
                 self._found.clear()
-            self._found[model, currency, seller] = found
-        return found
+            self._found[model, currency, seller] = dated_vectors
+        return dated_vectors
 
 
 # Prices in another currency, by exchange rates. A charge is the exact price times the rate, rounded once. For
@@ -325,16 +329,16 @@ def choose_converted(  # noqa: PLR0917  # a price is of all these
     provider: str = "",
 ) -> tuple[ModelPrice, ExchangeRate | None] | None:  # fmt: skip
     """Return a model's price in `currency`, chosen as by `choose`, else a converted one with its rate."""
-    found = choose(prices, model, currency, at_ms, provider)
-    if found is not None:
-        return found, None
+    chosen = choose(prices, model, currency, at_ms, provider)
+    if chosen is not None:
+        return chosen, None
     there = sorted(rates, key=_rate_rank)
-    for base in dict.fromkeys(one.base for one in there if one.currency == currency):
-        mine = (one for one in there if (one.currency, one.base) == (currency, base))
+    for base in dict.fromkeys(rate.base for rate in there if rate.currency == currency):
+        mine = (rate for rate in there if (rate.currency, rate.base) == (currency, base))
         rate = max((one for one in mine if one.effective_ms <= at_ms), key=_since, default=None)
-        found = choose(prices, model, base, at_ms, provider)
-        if rate is not None and found is not None:
-            return found._replace(vector=converted(found.vector, rate)), rate
+        chosen = choose(prices, model, base, at_ms, provider)
+        if rate is not None and chosen is not None:
+            return chosen._replace(vector=converted(chosen.vector, rate)), rate
     return None
 
 
@@ -385,7 +389,7 @@ def _vector(row: Mapping[str, Any]) -> Vector:
         lacks=lacking(prices, [kind for kind in NAMED_ALONE if own[kind] is not None]),
         hours=read_hours(row),
     )
-    tables = {name: _table(usual, own, said) for name, said in tiers.items() if isinstance(said, Mapping)}
+    tables = {name: _table(usual, own, tier) for name, tier in tiers.items() if isinstance(tier, Mapping)}
     return usual._replace(tiers=tables) if tables else usual
 
 
@@ -400,10 +404,12 @@ def _steps(
     return tuple([(int(tier["above"]), _filled({**own, **tier})) for tier in tiers or ()])
 
 
-def _table(usual: Vector, own: Mapping[str, Any], said: Mapping[str, Any]) -> Vector:
-    """Return the price of a service tier from its table `said`. Context tiers are not inherited."""
-    mine = in_table(own, said)
-    steps = [(int(step["above"]), _filled(in_table(mine, step))) for step in said.get("context_tiers") or ()]
+def _table(usual: Vector, own: Mapping[str, Any], stated: Mapping[str, Any]) -> Vector:
+    """Return the price of a service tier from its table `stated`. Context tiers are not inherited."""
+    mine = in_table(own, stated)
+    steps = [
+        (int(step["above"]), _filled(in_table(mine, step))) for step in stated.get("context_tiers") or ()
+    ]
     return of_tier(usual, _filled(mine), tuple(steps))
 
 
@@ -470,7 +476,7 @@ def dearest(vectors: Sequence[Vector]) -> Vector:
     first, *others = vectors
     if not others:
         return first
-    return first._replace(prices=tuple(map(max, *(one.prices for one in vectors))))
+    return first._replace(prices=tuple(map(max, *(vector.prices for vector in vectors))))
 
 
 # What one call costs: its counts times the prices of its admission, in whole numbers.
@@ -617,10 +623,10 @@ def unpriced(
     Images and sound without a price may be paid by their tokens instead, if any were counted. `counts` is
     None as long as nothing was counted.
     """
-    found = [] if counts is None else [kind for kind in vector.lacks if counts[KINDS.index(kind)] > 0]
+    kinds = [] if counts is None else [kind for kind in vector.lacks if counts[KINDS.index(kind)] > 0]
     if lacks_tier(vector, tier):
-        found.append(TIER + tier)
-    return [*_unpriced_uses(vector, tools, counts), *found] if tools else found
+        kinds.append(TIER + tier)
+    return [*_unpriced_uses(vector, tools, counts), *kinds] if tools else kinds
 
 
 def _unpriced_uses(vector: Vector, tools: Mapping[str, int], counts: Sequence[int] | None) -> list[str]:
@@ -695,6 +701,9 @@ _BLOBS: Final = (KINDS.index("audio_input"), KINDS.index("image_input"))
 _WRITTEN: Final = (_OUTPUT, KINDS.index("reasoning"), KINDS.index("image_output"))
 _SOUND: Final = KINDS.index("audio_output")
 PRICES_MAX: Final = 4_096
+DEAREST_MAX: Final = 16  # remembered rates of each of them: there are few kinds of calls to a model
+# What rates are remembered by: steps passed, then the fields of `PriceQualifiers`.
+_Asked = tuple[int, bool, bool, bool, bool, tuple[str, ...] | None]
 
 
 @dataclass(slots=True)
@@ -754,7 +763,7 @@ class PriceQualifiers:
     long_caches: bool = True
     blobs: bool = True
     sound: bool = True
-    tiers: Collection[str] | None = None
+    tiers: tuple[str, ...] | None = None
     tools: Mapping[str, int] | None = None
 
 
@@ -790,10 +799,10 @@ class HighestRates:
 
 def usual_rate(vectors: Sequence[Vector], read: int, factor: Factor = SAME, *, in_money: bool) -> TokenRate:
     """Return the rate of a call with `read` uncached input tokens; `factor` leads from cost to charge."""
-    prices = [prices_at(one, read) for one in vectors]
+    prices = [prices_at(vector, read) for vector in vectors]
     return TokenRate(
-        read, max([each[_INPUT] for each in prices]), max([each[_OUTPUT] for each in prices]),
-        max([one.request for one in vectors]), factor, in_money,
+        read, max([price[_INPUT] for price in prices]), max([price[_OUTPUT] for price in prices]),
+        max([vector.request for vector in vectors]), factor, in_money,
     )  # fmt: skip
 
 
@@ -801,10 +810,30 @@ def dearest_rate(
     vectors: Sequence[Vector], read: int, asks: PriceQualifiers, factor: Factor = SAME, *, in_money: bool
 ) -> TokenRate:
     """Return the highest rate that a call of `read` input tokens and the priced extras `asks` can have."""
+    if len(vectors) == 1 and not asks.tools:  # most calls: remembered with the price
+        price, tiers = vectors[0], asks.tiers
+        if tiers:  # a caller may name any
+            tiers = tuple([tier for tier in tiers if tier in price.tiers or tier in price.service_tiers])
+        known = _rates_of(price)
+        passed = bisect_left(known.steps, read)
+        key = passed, asks.caches, asks.long_caches, asks.blobs, asks.sound, tiers
+        prices = known.dearest.get(key)
+        if prices is None:
+            if len(known.dearest) >= DEAREST_MAX:
+                known.dearest.clear()
+            prices = known.dearest[key] = _dearest_prices(vectors, read, asks)
+    else:
+        prices = _dearest_prices(vectors, read, asks)
+    input_, output, fixed = prices
+    return TokenRate(read, input_, output, fixed, factor, in_money)
+
+
+def _dearest_prices(vectors: Sequence[Vector], read: int, asks: PriceQualifiers) -> tuple[int, int, int]:
+    """Return the highest price of a token of input, of one of output, and of all that is fixed."""
     input_ = output = fixed = 0
-    for one in _tables(vectors, asks.tiers):
-        dearest = highest_rates(one, read)
-        text, written, request = dearest.text, dearest.written, one.request
+    for table in _tables(vectors, asks.tiers):
+        dearest = highest_rates(table, read)
+        text, written, request = dearest.text, dearest.written, table.request
         if asks.caches:
             text = max(text, dearest.caches)
             if asks.long_caches:
@@ -813,25 +842,24 @@ def dearest_rate(
             text = max(text, dearest.blobs)
         if asks.sound:
             written = max(written, dearest.sound)
-        if one.service_tiers:
-            tier = _dearest_tier(one, asks.tiers)
+        if table.service_tiers:
+            tier = _dearest_tier(table, asks.tiers)
             text, written, request = _times(text, tier), _times(written, tier), _times(request, tier)
-        input_, output = max(input_, text), max(output, written)
-        tools = 0
         if asks.tools:
-            tools = sum([uses_price(one, name, uses) for name, uses in asks.tools.items()])
-        fixed = max(fixed, request - -tools // USES_A_PRICE)
-    return TokenRate(read, input_, output, fixed, factor, in_money)
+            tools = sum([uses_price(table, name, uses) for name, uses in asks.tools.items()])
+            request -= -tools // USES_A_PRICE
+        input_, output, fixed = max(input_, text), max(output, written), max(fixed, request)
+    return input_, output, fixed
 
 
 def _tables(vectors: Sequence[Vector], tiers: Collection[str] | None) -> Sequence[Vector]:
     """Return these prices, and those of the service tiers that may answer (`tiers`; None means all)."""
-    if not any(one.tiers for one in vectors):
+    if not any(vector.tiers for vector in vectors):
         return vectors
     tables = []
-    for one in vectors:
-        tables.append(one)
-        tables += [table for tier, table in one.tiers.items() if tiers is None or tier in tiers]
+    for vector in vectors:
+        tables.append(vector)
+        tables += [table for tier, table in vector.tiers.items() if tiers is None or tier in tiers]
     return tables
 
 
@@ -849,28 +877,41 @@ def plain_rate(vector: Vector, read: int) -> TokenRate | None:
 
 def highest_rates(vector: Vector, read: int) -> HighestRates:
     """Return the highest prices by kind for a call that reads up to `read` tokens, which may be cached."""
-    known = _highest.get(id(vector))
-    if known is None:
-        if len(_highest) >= PRICES_MAX:
-            _highest.clear()
-        known = _highest[id(vector)] = _VectorRates(vector)
-    found = known.rates[0]
+    known = _rates_of(vector)
+    rate = known.rates[0]
     if len(known.rates) > 1:
         for number, tier in enumerate(vector.context_tiers, 1):
             if read > tier[0]:
-                found = known.rates[number]
-    return found
+                rate = known.rates[number]
+    return rate
 
 
 class _VectorRates:
-    """The highest rates of a price by the number of `context_tiers` that a call has passed."""
+    """The highest rates of a price by the number of `context_tiers` that a call has passed.
 
-    __slots__ = ("rates", "vector")
+    `steps` are the input tokens above which the price, or a table of it, has others. `dearest` are up to `DEAREST_MAX`
+    results of `_dearest_prices` by the number of steps that a call has passed, and by what it asks.
+    """
+
+    __slots__ = ("dearest", "rates", "steps", "vector")
 
     def __init__(self, vector: Vector) -> None:
         self.vector = vector  # the reference keeps its id from being reused
         prices = [vector.prices, *[dearer for _, dearer in vector.context_tiers]]
         self.rates = [HighestRates(prices[: passed + 1]) for passed in range(len(prices))]
+        tables = vector, *vector.tiers.values()
+        self.steps = sorted({above for table in tables for above, _ in table.context_tiers})
+        self.dearest: dict[_Asked, tuple[int, int, int]] = {}
+
+
+def _rates_of(vector: Vector) -> _VectorRates:
+    """Return the remembered rates of a price."""
+    known = _highest.get(id(vector))
+    if known is None:
+        if len(_highest) >= PRICES_MAX:
+            _highest.clear()
+        known = _highest[id(vector)] = _VectorRates(vector)
+    return known
 
 
 # A cache of up to `PRICES_MAX` prices, by the id of the object.

@@ -74,7 +74,7 @@ def changes(listed: Iterable[Row], kept: Iterable[Row], at: datetime) -> Iterato
 def _catch_up(wanted: Timeline, kept: Timeline, at: datetime) -> Iterator[PriceChange]:
     kind: Literal["new", "changed"] = "changed" if kept else "new"
     there = dict(kept)
-    for moment in (at, *sorted(each for each in {*wanted, *kept} if each > at)):
+    for moment in (at, *sorted(start for start in {*wanted, *kept} if start > at)):
         row, since = _in_force(wanted, moment), moment
         if row is None:
             continue
@@ -87,11 +87,11 @@ def _catch_up(wanted: Timeline, kept: Timeline, at: datetime) -> Iterator[PriceC
 
 
 def _timelines(rows: Iterable[Row]) -> dict[Name, Timeline]:
-    found: dict[Name, Timeline] = {}
+    timelines: dict[Name, Timeline] = {}
     for row in rows:
         name = folded(row["provider"] or ""), folded(row["model"]), row["match"], row["currency"]
-        found.setdefault(name, {})[row["effective_from"]] = row
-    return found
+        timelines.setdefault(name, {})[row["effective_from"]] = row
+    return timelines
 
 
 def _in_force(timeline: Timeline, at: datetime) -> Row | None:
@@ -106,9 +106,9 @@ def amounts_in(row: Row) -> dict[str, object]:
 
 def _exact(value: object) -> object:
     if isinstance(value, Mapping):
-        return {name: _exact(each) for name, each in value.items()}
+        return {name: _exact(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [_exact(each) for each in value]
+        return [_exact(part) for part in value]
     if isinstance(value, str) and _NUMBER.fullmatch(value) is None:
         return value
     return Decimal(value) if isinstance(value, str | int) else value

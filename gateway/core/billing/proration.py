@@ -208,11 +208,11 @@ def begin_of(turns: Sequence[PlanStart], stop: int) -> int | None:
     return begins[-1] if begins else None
 
 
-def tokens_used(turns: Sequence[PlanStart], total: int, ends: datetime | None, told: int = 0) -> int:
+def tokens_used(turns: Sequence[PlanStart], total: int, ends: datetime | None, reported: int = 0) -> int:
     """Return how many of a plan's tokens were used in a cycle; the last row of `turns` ends the plan.
 
     `total` are the tokens that the plan grants. Tokens from a recharge or an earlier cycle are used
-    first. `told` are uses that were reported after the end.
+    first. `reported` are uses that were reported after the end.
     """
     stop = stop_of(turns, ends)
     begin = begin_of(turns, stop)
@@ -220,10 +220,10 @@ def tokens_used(turns: Sequence[PlanStart], total: int, ends: datetime | None, t
     if begin is None or had is None:
         return 0
     had += sum(turn.moved for turn in turns[begin + 1 : stop])
-    return max(0, min(min(had, total) - _left(turns[stop]) + told, total))
+    return max(0, min(min(had, total) - _remaining_before(turns[stop]) + reported, total))
 
 
-def _left(turn: PlanStart) -> int:
+def _remaining_before(turn: PlanStart) -> int:
     """Return the tokens that remained just before the movement of a ledger row."""
     return (turn.remaining or 0) - turn.moved
 
@@ -287,7 +287,7 @@ class _DebtShare:
 
         If the share has no tokens, the price is that of the plan `end`.
         """
-        prices = {each.price for each in self.tokens} or {end.price}
+        prices = {token.price for token in self.tokens} or {end.price}
         price = prices.pop()
         if prices:
             price = EXACT.divide(self.worth, Decimal(self.tokens.total()))
@@ -363,7 +363,7 @@ def days_of(segment: PlanSegment, paid_from: date, ends: datetime | None, day: d
 
 def fees_of(segments: Iterable[PlanSegment], since: date, until: date) -> Decimal:
     """Return the fees, less discounts, for the days from `since` to `until` (exclusive)."""
-    return sum((fee.amount for each in segments for fee in day_fees(each, since, until)), Decimal(0))
+    return sum((fee.amount for segment in segments for fee in day_fees(segment, since, until)), Decimal(0))
 
 
 # The terms of a cycle of tokens: later changes of its plan apply from the next cycle on. Pure.
@@ -380,17 +380,17 @@ class PlanVersion:
 
 
 def sold_with(
-    said: Sequence[PlanVersion], given: PlanVersion | None, renewed: datetime | None, at: datetime
+    versions: Sequence[PlanVersion], given: PlanVersion | None, renewed: datetime | None, at: datetime
 ) -> TokenTerms:
     """Return the terms with which the token cycle at the time `at` began.
 
-    `said` are the versions of the plan, oldest first. A cycle begins by the calendar, by a reset that a
+    `versions` are the versions of the plan, oldest first. A cycle begins by the calendar, by a reset that a
     person requested (`renewed`), or by the plan's assignment (`given`), whichever was last. Versions from
     within the cycle are ignored.
     """
-    place = max((place for place, each in enumerate(said) if each.since <= at), default=0)
+    place = max((place for place, each in enumerate(versions) if each.since <= at), default=0)
     while True:
-        each = said[place]
+        each = versions[place]
         begins = max(_begin_of(each.terms, at), renewed or _ALWAYS)
         if given is not None and given.since >= begins:
             return given.terms

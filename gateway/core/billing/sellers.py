@@ -79,8 +79,8 @@ def place_factor(seller: Seller, model: str) -> Factor:
 
 
 def _version_of(model: str) -> tuple[int, int]:
-    found = _VERSION.search(model)
-    return (int(found[1]), int(found[2] or 0)) if found else (0, 0)
+    match = _VERSION.search(model)
+    return (int(match[1]), int(match[2] or 0)) if match else (0, 0)
 
 
 def _of_host(host: str) -> str:

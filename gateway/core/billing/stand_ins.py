@@ -31,9 +31,9 @@ class StandIns:
         if not self._exact and not self._prefixes:
             return ""
         name = folded(model)
-        found = self._exact.get(name)
-        if found is not None:
-            return found
+        stand_in = self._exact.get(name)
+        if stand_in is not None:
+            return stand_in
         return next((other for prefix, other in self._prefixes if name.startswith(prefix)), "")
 
 
@@ -47,7 +47,7 @@ def read_stand_ins(text: str) -> StandIns:
     """
     pairs: dict[str, str] = {}
     for part in text.split(",") if text.strip() else ():
-        name, equals, other = (each.strip() for each in part.partition("="))
+        name, equals, other = (side.strip() for side in part.partition("="))
         if not (name and equals and other) or "*" in name[:-1] or "*" in other:
             raise ValueError(f"{part.strip()!r} is no <model or beginning*>=<model>")
         if max(len(name), len(other)) > MODEL_CHARS_MAX or not (name + other).isprintable():

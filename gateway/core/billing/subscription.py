@@ -144,39 +144,39 @@ def agree(
     `negotiated` marks a cost that differs from the plan's price.
     """
     segments = tuple(
-        replace(each, terms=terms, cost=each.cost * quantity, quantity=quantity, negotiated=negotiated)
-        for each in subscription.segments
+        replace(segment, terms=terms, cost=segment.cost * quantity, quantity=quantity, negotiated=negotiated)
+        for segment in subscription.segments
     )
     return replace(subscription, segments=segments)
 
 
 def agree_from(
-    subscription: Subscription, said: Mapping[str, object], day: date, cost: Decimal
+    subscription: Subscription, values: Mapping[str, object], day: date, cost: Decimal
 ) -> Subscription:
-    """Return the subscription with the terms in `said` changed from a day on, for the current plan.
+    """Return the subscription with the terms in `values` changed from a day on, for the current plan.
 
-    `cost` is the plan's price of a cycle on that day. A negotiated fee stays unless `said` names it. Days
+    `cost` is the plan's price of a cycle on that day. A negotiated fee stays unless `values` names it. Days
     before keep their terms.
     """
     segments: list[PlanSegment] = []
-    for each in subscription.segments:
-        behind = _with(each, said, cost)
-        if each.end <= day or each.plan_id != subscription.current.plan_id or behind == each:
-            segments.append(each)
+    for segment in subscription.segments:
+        behind = _with(segment, values, cost)
+        if segment.end <= day or segment.plan_id != subscription.current.plan_id or behind == segment:
+            segments.append(segment)
             continue
-        ended = replace(each, end=max(day, each.start))
+        ended = replace(segment, end=max(day, segment.start))
         # A segment without days that is not stored is dropped.
-        segments += [ended] if each.id or ended.end > ended.start else []
+        segments += [ended] if segment.id or ended.end > ended.start else []
         segments.append(replace(behind, start=ended.end, id=0))
     return replace(subscription, segments=tuple(segments))
 
 
 def plan_since(subscription: Subscription) -> date:
     since = subscription.end
-    for each in reversed(subscription.segments):
-        if each.plan_id != subscription.current.plan_id:
+    for segment in reversed(subscription.segments):
+        if segment.plan_id != subscription.current.plan_id:
             break
-        since = each.start
+        since = segment.start
     return since
 
 
@@ -234,23 +234,23 @@ def status(start: date, end: date, today: date) -> str:
     return "future" if today < start else "active"
 
 
-def _with(segment: PlanSegment, said: Mapping[str, object], cost: Decimal) -> PlanSegment:
-    terms, negotiated, one = segment.terms, segment.negotiated, segment.unit_cost
-    if "discount" in said:
-        terms = replace(terms, discount_rate=_decimal(said["discount"]), discount_end=None)
-    if "minimum" in said:
-        terms = replace(terms, minimum_commitment=_decimal(said["minimum"]))
-    if "negotiated_cost" in said:
-        fee = _decimal(said["negotiated_cost"])
-        negotiated, one = fee is not None, cost if fee is None else fee
-    elif REPRICED in said and not negotiated:
-        one = cost
-    quantity = int(str(said.get("quantity", segment.quantity)))
-    return replace(segment, terms=terms, cost=one * quantity, quantity=quantity, negotiated=negotiated)
+def _with(segment: PlanSegment, values: Mapping[str, object], cost: Decimal) -> PlanSegment:
+    terms, negotiated, unit_cost = segment.terms, segment.negotiated, segment.unit_cost
+    if "discount" in values:
+        terms = replace(terms, discount_rate=_decimal(values["discount"]), discount_end=None)
+    if "minimum" in values:
+        terms = replace(terms, minimum_commitment=_decimal(values["minimum"]))
+    if "negotiated_cost" in values:
+        fee = _decimal(values["negotiated_cost"])
+        negotiated, unit_cost = fee is not None, cost if fee is None else fee
+    elif REPRICED in values and not negotiated:
+        unit_cost = cost
+    quantity = int(str(values.get("quantity", segment.quantity)))
+    return replace(segment, terms=terms, cost=unit_cost * quantity, quantity=quantity, negotiated=negotiated)
 
 
-def _decimal(said: object) -> Decimal | None:
-    return None if said is None else Decimal(str(said))
+def _decimal(value: object) -> Decimal | None:
+    return None if value is None else Decimal(str(value))
 
 
 def _split(subscription: Subscription, plan_id: int, cost: Decimal, at: date) -> Subscription:

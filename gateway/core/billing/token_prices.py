@@ -39,4 +39,6 @@ def _look(pricing: ServicePricing, model: str) -> CreditRates | None:
 def _vector_of_tokens(price: CreditRates, pricing: ServicePricing) -> Vector:
     factor = int(pricing.markup * NANO)
     own = {kind: getattr(price, kind) for kind in KINDS}
-    return Vector(0, "", filled({kind: None if one is None else one * factor for kind, one in own.items()}))
+    return Vector(
+        0, "", filled({kind: None if rate is None else rate * factor for kind, rate in own.items()})
+    )

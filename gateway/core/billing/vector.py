@@ -113,5 +113,5 @@ def unit_price(vector: Vector, name: str) -> int | None:
     if price is not None or not name.startswith(IMAGES):
         return price
     size, _, quality = name.removeprefix(IMAGES).partition("/")
-    alike = [units.get(f"{IMAGES}{one}") for one in (f"{size}/{AUTO}", f"{AUTO}/{quality}")]
-    return max([one for one in alike if one is not None], default=units.get(f"{IMAGES}{AUTO}/{AUTO}"))
+    alike = [units.get(f"{IMAGES}{name}") for name in (f"{size}/{AUTO}", f"{AUTO}/{quality}")]
+    return max([price for price in alike if price is not None], default=units.get(f"{IMAGES}{AUTO}/{AUTO}"))

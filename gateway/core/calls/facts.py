@@ -11,7 +11,7 @@ from typing import Final
 
 from gateway.core.calls.aim import Aim
 from gateway.core.calls.call import CallRequest
-from gateway.core.calls.claims import ask_for_usage
+from gateway.core.calls.parsing import ask_for_usage
 from gateway.core.calls.routes import ADDED, ModelRule, ModelTarget, UpstreamFacts
 from gateway.core.families.controlled import Document
 from gateway.core.families.registry import SHAPES

@@ -16,7 +16,7 @@ import msgspec
 from gateway import errors
 from gateway.core.accounts.budget_amounts import format_amount, format_number
 from gateway.core.accounts.budgets import MONEY, REQUESTS, UNIT_OF
-from gateway.core.accounts.limits import budget_headers, refusal_headers
+from gateway.core.accounts.limits import Header, budget_headers, refusal_headers
 from gateway.core.accounts.refusals import RefusingLimit
 from gateway.core.accounts.runs import ENDED_CALLS, counts_calls, is_run, run_of
 from gateway.core.accounts.spent_answers import SPENT, UNSAID, SpentAnswer, is_read_as_status
@@ -77,8 +77,14 @@ def _without_amounts(refusal: Refusal, refused: Refused) -> str:
     return f"{said} {_resets(refused)}" if refusal.reason in SPENT else said
 
 
-def render(refusal: Refusal, family: Family, request_id: str) -> tuple[list[tuple[bytes, bytes]], bytes]:
+def render(refusal: Refusal, family: Family, request_id: str) -> tuple[list[Header], bytes]:
     """Return the headers and the body of a refusal, in the form in which the API `family` states errors."""
+    headers, document = described(refusal, family, request_id)
+    return headers, msgspec.json.encode(document)
+
+
+def described(refusal: Refusal, family: Family, request_id: str) -> tuple[list[Header], dict[str, object]]:
+    """Return the headers and the document of a refusal, as `render`."""
     shape = FAMILIES[family]
     headers = [(b"content-type", shape.content_type), (b"x-tollkeeper-reason", refusal.reason.encode())]
     if refusal.retry_after_s is not None:
@@ -98,7 +104,7 @@ def render(refusal: Refusal, family: Family, request_id: str) -> tuple[list[tupl
     body = shape.refusal(refusal, request_id)
     if refusal.reply_to is not None and "id" in body:
         body["id"] = refusal.reply_to
-    return headers, msgspec.json.encode(body)
+    return headers, body
 
 
 def is_final(refusal: Refusal) -> bool:
@@ -207,11 +213,14 @@ def _of_budget(refused: Refused) -> str:
     if window is None:
         return f"Budget: {max(0, refused.limit - refused.used)} of {refused.limit} left"
     unit = UNIT_OF[window.unit]
-    left, limit = _shown(unit, window.left, window.currency), _shown(unit, window.limit, window.currency)
+    left, limit = (
+        _render_amount(unit, window.left, window.currency),
+        _render_amount(unit, window.limit, window.currency),
+    )
     left = left.removesuffix(f" {unit}").removesuffix(f" {window.currency}")
     said = f"{_named_budget(window)}: {left} of {limit} left"
     if window.need and unit != REQUESTS:  # a request needs one
-        said += f"; this request may need {_shown(unit, window.need, window.currency)}"
+        said += f"; this request may need {_render_amount(unit, window.need, window.currency)}"
     return said
 
 
@@ -219,7 +228,7 @@ def _named_budget(window: BudgetWindow) -> str:
     return f'{"Run" if is_run(window.budget_id) else "Budget"} "{window.name}"'
 
 
-def _shown(unit: str, amount: int, currency: str) -> str:
+def _render_amount(unit: str, amount: int, currency: str) -> str:
     """Return an amount of a budget as text for people: `$12.50`, `12.50 SEK`, `3000 tokens`."""
     if unit != MONEY:
         return format_amount(unit, amount, currency)

@@ -75,7 +75,7 @@ class Owner:
     @property
     def accounts(self) -> list[str]:
         """The names of the accounts of the organization and its tenants."""
-        ids = [f"tenant:{one}" for one in self.tenant_ids]
+        ids = [f"tenant:{tenant_id}" for tenant_id in self.tenant_ids]
         return [*ids, f"credits:{self.organization_id}", f"spend:{self.organization_id}"]
 
 
@@ -419,8 +419,8 @@ def as_they_should_be(  # noqa: PLR0917  # an organization, its known use, and t
                 amounts += [_counted(budget.unit, uses.get(start, 0)) for start in starts]
                 if budget.carry_of(value) is not None and uses:
                     key = WindowKey(budget.id, max(uses), value)
-                    told = waiting.carried.get(key, stored.carried.get(key))
-                    carried[budget.id] = _carry_now(budget, now_ms, value, uses, told)
+                    counted = waiting.carried.get(key, stored.carried.get(key))
+                    carried[budget.id] = _carry_now(budget, now_ms, value, uses, counted)
             moved_ms = max(
                 (now_ms if key in waiting.used else stored.moved.get(key, 0) for key in own), default=0
             )
@@ -434,23 +434,23 @@ def as_they_should_be(  # noqa: PLR0917  # an organization, its known use, and t
 
 
 def _carry_now(
-    budget: Budget, now_ms: int, value: str, uses: Mapping[int, int], told: CarriedUse | None
+    budget: Budget, now_ms: int, value: str, uses: Mapping[int, int], carried_use: CarriedUse | None
 ) -> PresentCarry:
     """Return what a budget's window carries now: as it was told in this interval, else by its last interval."""
-    amount, at_end = told or CarriedUse(0)
-    if told is not None and max(uses) == budget.form.since(now_ms):
+    amount, at_end = carried_use or CarriedUse(0)
+    if carried_use is not None and max(uses) == budget.form.since(now_ms):
         return PresentCarry(amount, True, at_end)
-    known = StoredUse(uses, None if told is None else amount, at_end)
+    known = StoredUse(uses, None if carried_use is None else amount, at_end)
     end = end_limit(budget, now_ms, value, at_end, None) if budget.overridden_groups else None
     return PresentCarry(carried_to(budget, now_ms, known, value, None), False, end)
 
 
 def _owners(stored: StoredBudgets, waiting: WaitingUses) -> dict[int, dict[str, list[WindowKey]]]:
     """Return the windows that were used by budget and owner."""
-    found = dict[int, dict[str, list[WindowKey]]]()
+    window_keys = dict[int, dict[str, list[WindowKey]]]()
     for key in [*stored.used, *(key for key in waiting.used if key not in stored.used)]:
-        found.setdefault(key.budget_id, {}).setdefault(key.value, []).append(key)
-    return found
+        window_keys.setdefault(key.budget_id, {}).setdefault(key.value, []).append(key)
+    return window_keys
 
 
 def run_as_it_should_be(run: Run, stored: Uses, waiting: Uses) -> BudgetAccountUse:
@@ -459,10 +459,10 @@ def run_as_it_should_be(run: Run, stored: Uses, waiting: Uses) -> BudgetAccountU
     `stored` is the use in PostgreSQL, `waiting` that in entries not stored yet, by window.
     """
     name, value = run.account.name, value_of(run.id)
-    windows = tuple(WindowKey(one.id, run.created_ms, value) for one in run.budgets)
+    windows = tuple(WindowKey(budget.id, run.created_ms, value) for budget in run.budgets)
     calls, amount = (
-        _counted(budget.unit, stored.get(one, 0) + waiting.get(one, 0))
-        for budget, one in zip(run.budgets, windows, strict=True)
+        _counted(budget.unit, stored.get(window, 0) + waiting.get(window, 0))
+        for budget, window in zip(run.budgets, windows, strict=True)
     )
     return BudgetAccountUse(
         name, run.defined, windows, (calls + ENDED_CALLS if run.ended_ms else calls, amount)
@@ -513,9 +513,9 @@ def _compared(account: BudgetAccountUse, live: Live) -> Iterator[tuple[WindowKey
     The use is 0 for a window that Redis lacks or has only an earlier one of. A window is skipped if Redis
     has the next one already.
     """
-    found = live.get(account.name, {})
+    balances = live.get(account.name, {})
     for window, used in zip(account.windows, account.used, strict=True):
-        there = found.get(window.budget_id)
+        there = balances.get(window.budget_id)
         if window.budget_id in account.since:
             yield window, there.uses.get(window.start_ms, 0) if there is not None else 0, used
         elif there is None or there.start_ms < window.start_ms:
@@ -525,7 +525,7 @@ def _compared(account: BudgetAccountUse, live: Live) -> Iterator[tuple[WindowKey
             most = ENDED_CALLS if counts_calls(window.budget_id) else INTEGER_MAX
             yield window, there.used, INTEGER_MAX if there.used == INTEGER_MAX and used >= most else used
     for budget_id, since in account.since.items():
-        for start_ms, has in found[budget_id].uses.items() if budget_id in found else ():
+        for start_ms, has in balances[budget_id].uses.items() if budget_id in balances else ():
             window = WindowKey(budget_id, start_ms, owner_in(account.name))
             if start_ms >= since and has and window not in account.windows:
                 yield window, has, 0
@@ -533,10 +533,10 @@ def _compared(account: BudgetAccountUse, live: Live) -> Iterator[tuple[WindowKey
 
 def _lacks_carry(account: BudgetAccountUse, live: Live, *, less_only: bool) -> bool:
     """Return whether Redis lacks what an account carries, or has another amount than was told of this interval."""
-    found = live.get(account.name, {})
-    for budget_id, (amount, told, _) in account.carried.items():
-        there = found.get(budget_id)
-        if there is None or there.carried is None or (told and not less_only and there.carried != amount):
+    balances = live.get(account.name, {})
+    for budget_id, (amount, counted, _) in account.carried.items():
+        there = balances.get(budget_id)
+        if there is None or there.carried is None or (counted and not less_only and there.carried != amount):
             return True
     return False
 
@@ -548,4 +548,4 @@ def _counted(unit: str, amount: int) -> int:
 
 def forgettable(budgets: Iterable[Budget]) -> frozenset[int]:
     """Return the ids of those budgets whose accounts Redis deletes once they are unused."""
-    return frozenset(one.id for one in budgets if is_forgotten_unused(one))
+    return frozenset(budget.id for budget in budgets if is_forgotten_unused(budget))

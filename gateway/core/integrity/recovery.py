@@ -13,7 +13,8 @@ from gateway.core.accounts.definitions import (
     TenantAccount,
     UserDefinition,
 )
-from gateway.core.accounts.outbox import MalformedEvent, control_id, decode, places_before
+from gateway.core.accounts.flush_batch import control_id
+from gateway.core.accounts.outbox import MalformedEvent, decode, places_before
 
 
 @dataclass(frozen=True, slots=True)

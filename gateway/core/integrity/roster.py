@@ -50,7 +50,7 @@ class Roster:
 
         Such workers may return, but the keeper does not wait for them.
         """
-        return frozenset(one for one, at in self._silent_at.items() if now - at < RETURN_S_MAX)
+        return frozenset(slot for slot, at in self._silent_at.items() if now - at < RETURN_S_MAX)
 
     def expect(self, worker_slots: Iterable[str], now: float) -> None:
         """Add slots of workers that ran before this keeper started.
@@ -70,8 +70,8 @@ class Roster:
             known = self._heard.get(worker_slot)
             if known is None or known.beat != report.beat:
                 self._heard[worker_slot] = _LastReport(report.beat, now, present=True)
-        silent = {slot for slot, one in self._heard.items() if now - one.at > SILENT_S_MAX}
-        left = {slot for slot, one in self._heard.items() if one.present and slot not in reports}
+        silent = {slot for slot, report in self._heard.items() if now - report.at > SILENT_S_MAX}
+        left = {slot for slot, report in self._heard.items() if report.present and slot not in reports}
         for worker_slot in silent | left:
             del self._heard[worker_slot]
         absent = self.absent(now) - self._heard.keys()

@@ -40,7 +40,7 @@ def headers_of(frame: bytes) -> dict[bytes, bytes] | None:
         return None
     if crc32(frame[:-_CHECKSUM_BYTES]) != int.from_bytes(frame[-_CHECKSUM_BYTES:], "big"):
         return None
-    found: dict[bytes, bytes] = {}
+    headers: dict[bytes, bytes] = {}
     at, end = _PRELUDE_BYTES, _PRELUDE_BYTES + int.from_bytes(frame[4:8], "big")
     while at < end:
         named = at + 1 + frame[at]
@@ -50,9 +50,9 @@ def headers_of(frame: bytes) -> dict[bytes, bytes] | None:
         name, at = frame[at + 1 : named], named + 1
         if size == -1:
             size, at = int.from_bytes(frame[at : at + 2], "big"), at + 2
-        found[name] = frame[at : at + size]
+        headers[name] = frame[at : at + size]
         at += size
-    return found if at == end else None
+    return headers if at == end else None
 
 
 class FrameSplitter(Splitter):
@@ -124,8 +124,8 @@ class EventStreamMeter(StreamMeter):
         if self.opening is None:
             self.opening = b""
         headers = headers_of(event)
-        said = None if headers is None else _said(event, headers)
-        if said is None or headers is None:
+        payload = None if headers is None else _json_in(event, headers)
+        if payload is None or headers is None:
             self.unreadable(len(event))
             self.phase = max(self.phase, FINISHED)
             return False
@@ -133,7 +133,7 @@ class EventStreamMeter(StreamMeter):
             self.failed = True
             self.phase = max(self.phase, FINISHED)
             return False
-        _take(self, self._dialect, said)
+        _take(self, self._dialect, payload)
         return False
 
 
@@ -178,10 +178,10 @@ class LinesMeter(StreamMeter):
         return False
 
 
-def _take(meter: StreamMeter, dialect: Dialect, said: bytes) -> None:
+def _take(meter: StreamMeter, dialect: Dialect, payload: bytes) -> None:
     """Read one event, and note in the meter whether the answer has content, or is finished."""
     finished, content = meter.finished, meter.content_events
-    dialect.read_event(meter, said)
+    dialect.read_event(meter, payload)
     if meter.phase != CLOSED:
         if meter.finished > finished:
             meter.phase = FINISHED
@@ -189,7 +189,7 @@ def _take(meter: StreamMeter, dialect: Dialect, said: bytes) -> None:
             meter.phase = OPEN
 
 
-def _said(frame: bytes, headers: dict[bytes, bytes]) -> bytes | None:
+def _json_in(frame: bytes, headers: dict[bytes, bytes]) -> bytes | None:
     """Return the JSON in a frame of Amazon's event stream, or None if it cannot be read."""
     begins = _PRELUDE_BYTES + int.from_bytes(frame[4:8], "big")
     payload, name = frame[begins:-_CHECKSUM_BYTES], headers.get(b":event-type", b"")

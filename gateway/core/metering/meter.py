@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import Final
 
-from gateway.core.accounts.outbox import UNKNOWN_BYTES_MAX
+from gateway.core.accounts.call_facts import UNKNOWN_BYTES_MAX
 from gateway.core.billing.price_book import Counts
 from gateway.core.billing.reported_cost import read_cost
 from gateway.core.billing.unbilled import Declined

@@ -196,11 +196,11 @@ class Reports(Generic[T]):
             return self._decode(raw)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             pass
-        said = _read(_parts, raw)
-        if not said:
+        parts = _read(_parts, raw)
+        if not parts:
             return None
         fit = _Fit()
-        report: T = fit.struct(self._shape, said)
+        report: T = fit.struct(self._shape, parts)
         if fit.unknown:
             meter.detail.keep(raw)
         if fit.wrong:
@@ -222,13 +222,13 @@ class _Fit:
     def __init__(self) -> None:
         self.unknown = self.wrong = False
 
-    def struct(self, shape: type[Any], said: dict[str, msgspec.Raw]) -> Any:
+    def struct(self, shape: type[Any], raw: dict[str, msgspec.Raw]) -> Any:
         """Return a structure of type `shape` from raw fields by name; unreadable fields are None."""
         places = _places(shape)  # type: ignore[arg-type]  # a class can be a key
         self.unknown = self.unknown or any(
-            bytes(said[name]) not in _SAYS_NOTHING for name in said.keys() - places.keys()
+            bytes(raw[name]) not in _SAYS_NOTHING for name in raw.keys() - places.keys()
         )
-        read = {place: self._value(kind, said.get(name)) for name, (place, kind) in places.items()}
+        read = {place: self._value(kind, raw.get(name)) for name, (place, kind) in places.items()}
         return shape(**read)
 
     def _value(self, kind: Any, raw: msgspec.Raw | None) -> Any:
@@ -249,15 +249,15 @@ class _Fit:
             return _read(text_of, raw)
         if get_origin(kind) is list:
             elements = _read(_elements, raw)
-            return elements and self._each(get_args(kind)[0], elements)
+            return elements and self._read_elements(get_args(kind)[0], elements)
         parts = _read(_parts, raw)
         if get_origin(kind) is dict:
             return parts and {name: self._value(int, count) or 0 for name, count in parts.items()}
         return None if parts is None else self.struct(kind, parts)
 
-    def _each(self, kind: Any, elements: list[msgspec.Raw]) -> list[Any]:
+    def _read_elements(self, kind: Any, elements: list[msgspec.Raw]) -> list[Any]:
         read = [self._value(kind, element) for element in elements]
-        return [one for one in read if one is not None]
+        return [part for part in read if part is not None]
 
 
 def summed(*counts: int | None) -> int:
@@ -273,7 +273,7 @@ def _places(shape: type[Any]) -> dict[str, tuple[str, Any]]:
     return {
         field.encode_name: (
             field.name,
-            next(one for one in (*get_args(types[field.name]), types[field.name]) if one is not type(None)),
+            next(arg for arg in (*get_args(types[field.name]), types[field.name]) if arg is not type(None)),
         )
         for field in fields(shape)
     }

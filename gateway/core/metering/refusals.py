@@ -54,12 +54,12 @@ class Attempts:
 
     def outcome(self, meter: Meter, details: object) -> VendorOutcome | None:
         """Return the outcome of the present model, which refused with these `details`; None behind content."""
-        if self.has_content or _seen(meter) > self.before:
+        if self.has_content or _count_content(meter) > self.before:
             return None
         return VendorOutcome(_CLAUDE, REFUSAL, _category_in(details))
 
 
-def _seen(meter: Meter) -> int:
+def _count_content(meter: Meter) -> int:
     """Return a number that grows with each piece of content that the meter sees."""
     return meter.seen_bytes + meter.content_events
 
@@ -76,7 +76,7 @@ def see_block(meter: Meter, block: dict[str, object]) -> None:
     attempts = attempts_of(meter)
     if block.get("type") == FALLBACK:
         attempts.gave_way.append(attempts.outcome(meter, block.get("trigger")))
-        attempts.has_content, attempts.before = False, _seen(meter)
+        attempts.has_content, attempts.before = False, _count_content(meter)
         meter.detail.handed_to(_member(block.get("to"), "model"))
     elif block.get("type") != "text" or block.get("text"):
         attempts.has_content = True

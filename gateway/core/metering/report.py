@@ -51,11 +51,11 @@ def see_whole(meter: Meter, event: dict[str, object], left_out: frozenset[str] =
     meter.whole_bytes = max(meter.whole_bytes, content_bytes(generated(event), left_out))
 
 
-def bounded_output(meter: Meter, told: int, inferred: int) -> int:
-    """Return the output tokens: the larger of those reported (`told`) and those counted (`inferred`).
+def bounded_output(meter: Meter, reported: int, inferred: int) -> int:
+    """Return the output tokens: the larger of those reported (`reported`) and those counted (`inferred`).
 
     Counted tokens are cut to the most that the call or its model allows.
     """
-    most = max(told, meter.output_most)
+    most = max(reported, meter.output_most)
     meter.marked = meter.marked or inferred > most
-    return min(max(told, inferred), most)
+    return min(max(reported, inferred), most)

@@ -86,8 +86,8 @@ def says_end(event: bytes) -> bool:
 
 def _name_of_end(event: bytes) -> str:
     """Return the event name with which an event ends a stream; empty if it does not."""
-    found = _NAME.search(event) if b"event" in event else None
-    return "" if found is None else found[1].decode()
+    match = _NAME.search(event) if b"event" in event else None
+    return "" if match is None else match[1].decode()
 
 
 def has_mark(event: bytes) -> bool:
@@ -306,7 +306,7 @@ class TextShortener:
         head, tail = self._head, self._tail
         model = _MODEL.search(head) or _MODEL.search(tail)
         tiers = list(_TIER.finditer(tail)) or list(_TIER.finditer(head))
-        named = b"".join(found[0] + b"," for found in (model, *tiers[-1:]) if found is not None)
+        named = b"".join(tier[0] + b"," for tier in (model, *tiers[-1:]) if tier is not None)
         for window in (tail, head):
             for match in reversed(list(_USAGE.finditer(window))):
                 end = _object_end(window, match.end() - 1)
@@ -583,11 +583,11 @@ class StreamMeter(Meter):
         The usage itself is left out. If an earlier event is held back, the fields are added to that
         event instead.
         """
-        said, first = _members_of(data_of(frame)), _members_of(self.opening or b"")
+        members, first = _members_of(data_of(frame)), _members_of(self.opening or b"")
         before = _members_of(data_of(self._held[-1])) if self._held else {}
         more = {
             name: value
-            for name, value in said.items()
+            for name, value in members.items()
             if name not in _OF_EVERY_EVENT and value not in {b"null", first.get(name), before.get(name)}
         }
         if not more:
@@ -595,8 +595,8 @@ class StreamMeter(Meter):
         if before:
             self._held[-1] = _event_of({**before, **more})
             return b""
-        said.pop("usage", None)
-        return _event_of(said)
+        members.pop("usage", None)
+        return _event_of(members)
 
     def _read(self, event: bytes) -> bool:
         """Read one event; return whether it only reports usage, and the client did not ask for that."""
@@ -647,12 +647,12 @@ class StreamMeter(Meter):
         """
         at, size, first, differs, said_at = 0, len(chunk), self._first, self._differs, self._said_at
         while self.phase == OPEN and at < size:
-            found = None if _event_at is None else _event_at(chunk, at, first, differs)
-            if found is None:
-                found = known_at(chunk, at, first, differs)
-            if found is None:
+            place_ = None if _event_at is None else _event_at(chunk, at, first, differs)
+            if place_ is None:
+                place_ = known_at(chunk, at, first, differs)
+            if place_ is None:
                 return at
-            at, text, number = found
+            at, text, number = place_
             before = self.text_bytes
             self.saw(text)
             self.content_events += 1
@@ -672,8 +672,8 @@ class StreamMeter(Meter):
             return
         self._trials += 1
         parts: list[tuple[str, int, int]] = []
-        for found in texts.finditer(event):
-            kind, start = found.lastgroup or "", found.end()
+        for match in texts.finditer(event):
+            kind, start = match.lastgroup or "", match.end()
             inside = (_DIGITS if kind == _NUMBER_PART else _INSIDE).match(event, start)
             if inside is None or any(kind == other for other, _, _ in parts):
                 continue
@@ -700,14 +700,14 @@ class StreamMeter(Meter):
         tried.told, tried.position = list(self.told), self.position
         if self._dialect.read_event(tried, data_of(event)):
             return False
-        detail, known, said = tried.detail, self.detail, tried.said
-        self._said_at = next(iter(said), None)
+        detail, known, members = tried.detail, self.detail, tried.said
+        self._said_at = next(iter(members), None)
         more = (
             tried.reported or tried.failed or tried.marked or tried.partial or tried.unread or tried.finished
         )
         return (
             not (more or detail.tools or detail.says_more)
-            and (not said or (said == {self._said_at: _TRIED_BYTES} and self._said_at in self.said))
+            and (not members or (members == {self._said_at: _TRIED_BYTES} and self._said_at in self.said))
             and tried.texts == [_TRIED]
             and tried.text_bytes == _TRIED_BYTES
             and tried.content_events == 1

@@ -36,9 +36,9 @@ class AccountLimit:
             return
         self._told = now
         budgets = [
-            int(DEFINED_WINDOW.struct.unpack_from(one.defined)[0])
-            for one in accounts
-            if one.name.endswith(f":{OTHERS}") and one.defined
+            int(DEFINED_WINDOW.struct.unpack_from(account.defined)[0])
+            for account in accounts
+            if account.name.endswith(f":{OTHERS}") and account.defined
         ]
         self._log(
             "no place is left for another account of a budget with each: newcomers share one",

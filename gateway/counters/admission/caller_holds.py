@@ -146,15 +146,15 @@ class CallerHolds:
         raw = await self._ask(caller.partition, b"GET", name)
         if raw is None:  # it was refused just now
             raise IdempotencyConflict(retry_after_s=1)
-        found = _decode_request(cast("bytes", raw))
-        if found.body != mine.body:
+        request = _decode_request(cast("bytes", raw))
+        if request.body != mine.body:
             raise IdempotencyConflict("This Idempotency-Key was used with another body.", retry_helps=False)
-        if found.answer:
-            return found.id, found.answer.encode()
-        if now_ms - found.began_ms < RUNNING_MS:
+        if request.answer:
+            return request.id, request.answer.encode()
+        if now_ms - request.began_ms < RUNNING_MS:
             raise IdempotencyConflict("The first request with this key is still running.", retry_after_s=1)
-        await self._set(caller.partition, name, _Request(mine.body, found.id, now_ms), IDEMPOTENT_MS)
-        return found.id, b""
+        await self._set(caller.partition, name, _Request(mine.body, request.id, now_ms), IDEMPOTENT_MS)
+        return request.id, b""
 
     async def forget(self, caller: Caller, key: str) -> None:
         name = _idempotent(caller, key)
@@ -324,10 +324,10 @@ class CallerHolds:
         life_ms = max(0, hold.expires_ms - self.now_ms()) + OPEN_MS
         if await self._set(hold.partition, _end(hold), end, life_ms, b"NX"):
             return end
-        found = await self.end_of(hold)
-        if found is None:  # it was undone just now
+        ending = await self.end_of(hold)
+        if ending is None:  # it was undone just now
             raise CountersUnavailable(retry_after_s=1)
-        return found
+        return ending
 
     async def ended(self, hold: CallerHold, end: HoldEnd) -> None:
         end.applied = True

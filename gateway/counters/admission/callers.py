@@ -33,17 +33,10 @@ from gateway.core.calls.call import CallRequest
 from gateway.core.lru import CachePool, LruCache
 from gateway.core.model import Attribution, Caller, Service
 from gateway.core.wait import in_task
-from gateway.counters.admission.cache import (
-    BOUNDS,
-    NEVER,
-    CachedCaller,
-    CachedValue,
-    CacheLimits,
-    Changes,
-    KeyLookup,
-    LookupQueue,
-)
+from gateway.counters.admission.cache import BOUNDS, CachedCaller, CachedValue, CacheLimits
 from gateway.counters.admission.catalogue import CachedTerms, Catalogue, unheard
+from gateway.counters.admission.key_changes import NEVER, Changes, KeyLookup
+from gateway.counters.admission.lookup_queue import LookupQueue
 from gateway.counters.admission.stored import UNREADABLE, Identity, decode_identity
 from gateway.counters.history_guard import ask_word
 from gateway.counters.leases.allowance import Allowances
@@ -226,7 +219,7 @@ class CallerCache(Catalogue):
         if fresh < now or known.expired(self._today() * 1000):
             return False
         known.fresh = self._before_end(fresh, known.expires_ms)
-        self._allowances.seen(known.caller)
+        self._allowances.note_caller(known.caller)
         if read_at + AGAIN_S < now:
             self._rereading.note(digest)
         return True
@@ -279,14 +272,14 @@ class CallerCache(Catalogue):
                 self._forget(digest, InvalidApiKey, None if asked.told else asked_at)
                 raise InvalidApiKey
             assert isinstance(raw, bytes)
-            found = _read_identity(raw)
-            if found.has_ended(self._today() * 1000):
+            identity = _read_identity(raw)
+            if identity.has_ended(self._today() * 1000):
                 self._forget(digest, EndedApiKey, None if asked.told else asked_at)
                 raise EndedApiKey
-            models = frozenset(found.m) if found.m is not None else None
+            models = frozenset(identity.m) if identity.m is not None else None
             caller = Caller(
-                found.o, found.t, found.k, found.p, found.u, models, found.h, found.n, found.y, found.r,
-                found.s, tuple(found.g.items()),
+                identity.o, identity.t, identity.k, identity.p, identity.u, models, identity.h, identity.n, identity.y, identity.r,
+                identity.s, tuple(identity.g.items()),
             )  # fmt: skip
             if known is not None and known == caller:
                 caller = known
@@ -305,10 +298,10 @@ class CallerCache(Catalogue):
             fresh = asked_at - IDENTITY_S
         elif terms is None:  # valid as long as its terms, counted from the last message of Redis
             fresh = min(fresh, self._changes.hold_until(held.since, IDENTITY_S))
-        fresh = self._before_end(fresh, found.x)
-        entry = CachedCaller(caller, raw, read_at=asked_at, fresh=fresh, expires_ms=found.x, since=since)
+        fresh = self._before_end(fresh, identity.x)
+        entry = CachedCaller(caller, raw, read_at=asked_at, fresh=fresh, expires_ms=identity.x, since=since)
         self._known.put(digest, entry, entry.size)
-        self._allowances.seen(caller)
+        self._allowances.note_caller(caller)
         return caller
 
     def _before_end(self, fresh: float, expires_ms: int) -> float:
@@ -356,7 +349,7 @@ class CallerCache(Catalogue):
             except CountersUnavailable:
                 return None
             self._learn(caller.organization_id, answer, since, asked_at)
-        self._allowances.seen(caller)
+        self._allowances.note_caller(caller)
         return caller
 
     def _known_before(self, digest: str) -> Caller | None:
@@ -366,7 +359,9 @@ class CallerCache(Catalogue):
             return None
         if known.expired(self._today() * 1000) or not self._allowances.covers(known.caller):
             return None
-        self._allowances.seen(known.caller)  # the lease remains, whatever Redis answers when it is back
+        self._allowances.note_caller(
+            known.caller
+        )  # the lease remains, whatever Redis answers when it is back
         return known.caller
 
     def _holds(self, organization_id: int) -> bool:
@@ -457,14 +452,14 @@ class Directory(CallerCache):
         self,
         caller: Caller,
         service_id: int,
-        said: Attribution,
+        attribution: Attribution,
         call: CallRequest,
         remember: bool = True,
         run: Run | None = None,
     ) -> CallBudgets | None:
         """Return the budgets that a call takes from, and its `run`; None if there are none.
 
-        `said` is the attribution that the caller sent: user, project, session. CountersUnavailable if the
+        `attribution` is the attribution that the caller sent: user, project, session. CountersUnavailable if the
         terms are not cached. Without `remember`, the result displaces no cached one.
         """
         terms = self._terms.find(caller.organization_id)
@@ -477,14 +472,14 @@ class Directory(CallerCache):
             budgets = terms.no_budgets
         now_ms = int(self._today() * 1000)
         if run is None and remember:
-            found = self._budgets.find_by_caller(budgets, caller, service_id, said, call, now_ms)
+            accounts = self._budgets.find_by_caller(budgets, caller, service_id, attribution, call, now_ms)
         else:
-            asked = budgets.asked(caller, service_id, said, call)
-            found = self._budgets.find(budgets, asked, now_ms, remember, run)
-        return found if found.accounts else None
+            asked = budgets.asked(caller, service_id, attribution, call)
+            accounts = self._budgets.find(budgets, asked, now_ms, remember, run)
+        return accounts if accounts.accounts else None
 
     def definitions(
-        self, caller: Caller, accounts: tuple[str, ...], said: Attribution, call: CallRequest
+        self, caller: Caller, accounts: tuple[str, ...], attribution: Attribution, call: CallRequest
     ) -> tuple[bytes, ...]:
         """Return the windows of budget accounts as they are defined now, packed; empty for one of no budget.
 
@@ -494,24 +489,28 @@ class Directory(CallerCache):
         if terms is None:
             raise CountersUnavailable
         budgets = terms.no_budgets if terms.budgets is None else terms.budgets
-        return budgets.definitions(accounts, self.groups(caller, said, call), int(self._today() * 1000))
+        return budgets.definitions(
+            accounts, self.groups(caller, attribution, call), int(self._today() * 1000)
+        )
 
-    def groups(self, caller: Caller, said: Attribution, call: CallRequest) -> tuple[int, ...]:
-        """Return the ids of the groups that a call is in; `said` is the attribution that the caller sent."""
+    def groups(self, caller: Caller, attribution: Attribution, call: CallRequest) -> tuple[int, ...]:
+        """Return the ids of the groups that a call is in; `attribution` is the attribution that the caller sent."""
         terms = self._terms.find(caller.organization_id)
         if terms is None or terms.groups is None:
             return ()
-        return terms.groups.of(caller, caller.acts_for(said.user, call.spec.user), said.project_id)
+        return terms.groups.of(
+            caller, caller.acts_for(attribution.user, call.spec.user), attribution.project_id
+        )
 
-    def budgets_of(self, caller: Caller, said: Attribution) -> list[CallerBudget]:
-        """Return the accounts and budgets that any call of a caller, attributed as `said`, may take from."""
+    def budgets_of(self, caller: Caller, attribution: Attribution) -> list[CallerBudget]:
+        """Return the accounts and budgets that any call of a caller, attributed as `attribution`, may take from."""
         terms = self._terms.find(caller.organization_id)
         if terms is None or terms.budgets is None:
             return []
-        user = caller.acts_for(said.user)
+        user = caller.acts_for(attribution.user)
         asked = CallAttributes(
-            caller.tenant_id, caller.key_id, 0, user, said.project_id, (), said.session,
-            tags=self.tags(caller, said), groups=terms.budgets.groups_of(caller, said),
+            caller.tenant_id, caller.key_id, 0, user, attribution.project_id, (), attribution.session,
+            tags=self.tags(caller, attribution), groups=terms.budgets.groups_of(caller, attribution),
         )  # fmt: skip
         return terms.budgets.of_caller(asked)
 
@@ -536,8 +535,8 @@ class Directory(CallerCache):
         terms = self._terms.find(caller.organization_id)
         if terms is None:
             raise CountersUnavailable
-        found: CallRunPolicies = () if terms.runs is None else terms.runs.of(caller.tenant_id)
-        return found if caller.runs is None else (("API key", caller.runs), *found)
+        call_run_policies: CallRunPolicies = () if terms.runs is None else terms.runs.of(caller.tenant_id)
+        return call_run_policies if caller.runs is None else (("API key", caller.runs), *call_run_policies)
 
     def spent_answer(self, caller: Caller) -> SpentAnswer:
         terms = self._terms.find(caller.organization_id)
@@ -547,7 +546,7 @@ class Directory(CallerCache):
     def sell(self, sellers: Mapping[str, Seller]) -> None:
         """Set the sellers of upstreams, whose price lists apply to their calls."""
         self._sellers = sellers
-        self.prices.read_for(frozenset({one.name for one in sellers.values()}))
+        self.prices.read_for(frozenset({seller.name for seller in sellers.values()}))
 
     def price(
         self, caller: Caller, model: str, at_ms: int, own: bool = False, upstream: str = ""
@@ -557,10 +556,10 @@ class Directory(CallerCache):
         None if there is no price; with `own`, only the organization's currency counts.
         """
         currency, seller = self.pays_in(caller), self._sellers.get(upstream)
-        found = self.prices.vector(model, currency, at_ms, seller)
-        if found is None and currency != BASE_CURRENCY and not own:
-            found = self.prices.vector(model, BASE_CURRENCY, at_ms, seller)
-        return found
+        vector = self.prices.vector(model, currency, at_ms, seller)
+        if vector is None and currency != BASE_CURRENCY and not own:
+            vector = self.prices.vector(model, BASE_CURRENCY, at_ms, seller)
+        return vector
 
     def base_rate(self, caller: Caller, at_ms: int) -> str | None:
         """Return the exchange rate at a time: the organization's currency per base unit."""

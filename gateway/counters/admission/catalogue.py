@@ -27,7 +27,8 @@ from gateway.core.calls.tariff import SUBSCRIPTION, as_negotiated, other_currenc
 from gateway.core.lru import the_one
 from gateway.core.model import PARTITIONS, HoldRequest, Service
 from gateway.core.wait import in_task
-from gateway.counters.admission.cache import NEVER, CachedValue, Changes
+from gateway.counters.admission.cache import CachedValue
+from gateway.counters.admission.key_changes import NEVER, Changes
 from gateway.counters.admission.stored import (
     UNREADABLE,
     StoredPrices,
@@ -99,9 +100,9 @@ class PriceCache:
                 self._log("prices cannot be read", error=self._told, in_force=self.version, level="error")
             return
         if stored is not None:
-            told, prices = stored
-            self._book = PriceBook(prices, told.rates)
-            self.version, self._told = told.version, ""
+            definitions, prices = stored
+            self._book = PriceBook(prices, definitions.rates)
+            self.version, self._told = definitions.version, ""
 
     async def _newer(self) -> tuple[StoredPrices, list[ModelPrice]] | None:
         head = await in_task(self._wires.of_key(_HEAD).send(encode(b"GET", _HEAD), upkeep=True))
@@ -148,7 +149,7 @@ class CachedTerms(CachedValue):
         self._since_ms, self._until_ms = float(self._terms.since_ms), float(self._terms.until_ms)
         self._subscribed = self._terms.subscribed
         self._features = frozenset(self._terms.features)
-        self._negotiated = {one.service_id: one for one in self._terms.negotiated}
+        self._negotiated = {price.service_id: price for price in self._terms.negotiated}
         self.currency = self._terms.currency
         self.models = None if self._terms.models == NO_LISTS else self._terms.models
         self.runs = None if self._terms.runs == NO_POLICIES else self._terms.runs
@@ -346,8 +347,8 @@ class Catalogue:
         """Read catalogue and prices when a change is reported, and at intervals, until cancelled."""
         while True:
             is_read = await self._read_catalogue()
-            told = is_read and self.verified and self._changes.hears
-            await self._changes.others(TOLD_CATALOGUE_S if told else CATALOGUE_S)
+            is_told = is_read and self.verified and self._changes.hears
+            await self._changes.others(TOLD_CATALOGUE_S if is_told else CATALOGUE_S)
 
     async def _read_catalogue(self) -> bool:
         """Read the catalogue, the prices, and which servers are verified.
@@ -364,7 +365,9 @@ class Catalogue:
             except (CountersRefused, *UNREADABLE) as error:
                 self._tell(str(error))
         verified = [wire for wire, word in words if await says_verified(wire, word)]
-        self.unverified = frozenset(range(PARTITIONS)).difference(*(one.partitions for one in verified))
+        self.unverified = frozenset(range(PARTITIONS)).difference(
+            *(partition_set.partitions for partition_set in verified)
+        )
         try:
             await self.prices.refresh()
         except CountersUnavailable:
@@ -387,12 +390,12 @@ class Catalogue:
         if raw == self._raw:
             self._told = ""
             return
-        found = decode_catalogue(raw)
-        self._services = found.services
-        if found.models != self._models:
-            self._models = found.models
-        if found.shares != self._shares:
-            self._shares = found.shares
-        self.weighing.load(found.weights)
-        self.version = found.version
+        catalogue = decode_catalogue(raw)
+        self._services = catalogue.services
+        if catalogue.models != self._models:
+            self._models = catalogue.models
+        if catalogue.shares != self._shares:
+            self._shares = catalogue.shares
+        self.weighing.load(catalogue.weights)
+        self.version = catalogue.version
         self._raw, self._told = raw, ""

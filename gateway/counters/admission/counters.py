@@ -190,7 +190,7 @@ class Counters(LiveHolds):
             self._directory.weighing.learn(request.caller.tenant_id, decision.limit)
         else:
             request.budgets = replaced(request.budgets, decision.used)
-            request.names = tuple([one.name for one in request.budgets])
+            request.names = tuple([budget.name for budget in request.budgets])
             self.crowded.met(request.caller.organization_id, request.budgets)
 
     def _give_up(self, wait: Wait[Reply], request: HoldRequest) -> None:
@@ -285,4 +285,6 @@ def _release_of(request: HoldRequest) -> Settlement:
 
 def _names(request: HoldRequest) -> tuple[str, ...]:
     """Return the names of a call's budget accounts."""
-    return request.names or (tuple([one.name for one in request.budgets]) if request.budgets else NO_BUDGETS)
+    return request.names or (
+        tuple([budget.name for budget in request.budgets]) if request.budgets else NO_BUDGETS
+    )

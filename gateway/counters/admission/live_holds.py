@@ -92,7 +92,7 @@ class LiveHolds:
                 await self._extend(partition, live[start : start + EXTEND_BATCH_MAX])
 
     async def _extend(self, partition: int, live: list[HoldExtension]) -> None:
-        calls = [(one, EXTEND_MARGIN_TOKENS) for one in live]
+        calls = [(hold, EXTEND_MARGIN_TOKENS) for hold in live]
         wire = self._wires.of(partition)
         keys, arguments = packing.extend(wire.run_id, self._ttl_ms, partition, calls)
         started = self._clock()
@@ -104,10 +104,10 @@ class LiveHolds:
         self._extend_took(self._clock() - started)
         self._missed = self._missed or packing.code_of(cast("bytes", answer)) == Verdict.UNVERIFIED
         answers = packing.extended(cast("bytes", answer))
-        for one, (tokens, credits_, exhausted, money, budget_tokens) in zip(live, answers, strict=False):
+        for hold, (tokens, credits_, exhausted, money, budget_tokens) in zip(live, answers, strict=False):
             if tokens >= 0:
                 refused = exhausted == REFUSED
-                extended(one, tokens, credits_, money, budget_tokens, refused=refused)
+                extended(hold, tokens, credits_, money, budget_tokens, refused=refused)
                 if not refused:
-                    one.exhausted, one.cut = exhausted > 0, exhausted == CUT
-            one.end_request()
+                    hold.exhausted, hold.cut = exhausted > 0, exhausted == CUT
+            hold.end_request()

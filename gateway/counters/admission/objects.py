@@ -89,7 +89,7 @@ class ObjectOwners:
         `kept` selects the list: created objects, ids in a model's answer, or ids kept briefly. Beyond a
         list's maximum the oldest ids are deleted.
         """
-        return begin(self._keep(caller, [_digest(one) for one in ids], kept))
+        return begin(self._keep(caller, [_digest(id_) for id_ in ids], kept))
 
     def note(self, id_: str, payment: bytes) -> Wait[bytes | None]:
         """Store a payment for an object until its end, unless a later end is paid; return the one before.
@@ -111,7 +111,7 @@ class ObjectOwners:
     async def _keep(self, caller: Caller, digests: Sequence[bytes], kept_as: int) -> None:
         mine, kept = _organization(caller), list[bytes]()
         ttl_s = min(self._ttl_s, BRIEF_S) if kept_as == KEPT_BRIEFLY else self._ttl_s
-        claims = [self._claim(one, mine, ttl_s) for one in digests]
+        claims = [self._claim(digest, mine, ttl_s) for digest in digests]
         for digest, claim in zip(digests, claims, strict=True):
             try:
                 owner = await claim
@@ -134,7 +134,9 @@ class ObjectOwners:
         now, wire, (objects, answers) = self._unix_seconds(), self._wires.of(caller.partition), _lists(caller)
         name, other = (objects, answers) if kept_as == KEPT_OBJECTS else (answers, objects)
         end = b"%d" % (now + ttl_s)
-        noted = wire.send(encode(b"ZADD", name, b"GT", *[part for one in digests for part in (end, one)]))
+        noted = wire.send(
+            encode(b"ZADD", name, b"GT", *[part for digest in digests for part in (end, digest)])
+        )
         if self._is_due(name, len(digests), now, wire.run_id):
             wire.send(encode(b"EXPIRE", name, b"%d" % (self._ttl_s + self._ttl_s / PARTS)))
             begin(self._cut(caller, name, other))
@@ -147,15 +149,17 @@ class ObjectOwners:
         """
         wire = self._wires.of(caller.partition)
         most = self._objects_max
-        found = await wire.send(encode(b"ZRANGE", name, b"%d" % most, b"%d" % (most + CUT_MAX - 1), b"REV"))
-        assert isinstance(found, list)
-        digests = [one for one in found if isinstance(one, bytes)]
+        digests_read = await wire.send(
+            encode(b"ZRANGE", name, b"%d" % most, b"%d" % (most + CUT_MAX - 1), b"REV")
+        )
+        assert isinstance(digests_read, list)
+        digests = [digest for digest in digests_read if isinstance(digest, bytes)]
         if not digests:
             return
         listed = await wire.send(encode(b"ZMSCORE", other, *digests))
         assert isinstance(listed, list)
         ending = [digest for digest, end in zip(digests, listed, strict=True) if end is None]
-        asked = [self._send(one, b"GET") for one in ending]
+        asked = [self._send(digest, b"GET") for digest in ending]
         for digest, owner in zip(ending, asked, strict=True):
             if await owner == _organization(caller):
                 self._send(digest, b"DEL", keys.object_note(digest.hex()).encode())
@@ -187,7 +191,7 @@ class ObjectOwners:
 
     def _owners(self, partition: int, digests: Sequence[bytes]) -> Wait[Reply]:
         """Query the owners of ids whose keys are in one slot, in one command."""
-        names = [keys.object_owner(one.hex()).encode() for one in digests]
+        names = [keys.object_owner(digest.hex()).encode() for digest in digests]
         return self._wires.of(partition).send(encode(b"MGET", *names))
 
     def _send(self, digest: bytes, verb: bytes, *more: bytes) -> Wait[Reply]:

@@ -68,38 +68,38 @@ class Releases:
         before = self._owed.get(settlement.request_id)
         if before is not None and not settlement.service.id:
             return  # a pending release ends the hold whatever it was raised to; that of its head does not
-        one = _PendingRelease(settlement, self._clock() + max(self._ttl_s, settlement.hold_ttl_ms / 1000))
+        release = _PendingRelease(settlement, self._clock() + max(self._ttl_s, settlement.hold_ttl_ms / 1000))
         if at_once:
-            one.sent = self._send(settlement)
+            release.sent = self._send(settlement)
         if len(self._owed) < self._owed_max:
-            self._owed[settlement.request_id] = one
+            self._owed[settlement.request_id] = release
         if self._releasing is None or self._releasing.done():
             self._releasing = asyncio.get_running_loop().create_task(self._release())
 
     async def _release(self) -> None:
         pause = AGAIN_S
         while before := len(self._owed):
-            there = ((name, one) for name, one in self._owed.items() if self._is_there(one))
+            there = ((name, release) for name, release in self._owed.items() if self._is_there(release))
             await self._release_some(dict(islice(there, BATCH_MAX)))
             now = self._clock()
-            for request_id in [name for name, one in self._owed.items() if one.until <= now]:
+            for request_id in [name for name, release in self._owed.items() if release.until <= now]:
                 del self._owed[request_id]
             if self._owed:
                 await asyncio.sleep(pause)
                 pause = AGAIN_S if len(self._owed) < before else min(2 * pause, AGAIN_S_MAX)
 
-    def _is_there(self, one: _PendingRelease) -> bool:
-        """Return whether the primary that has the partition of the release `one` is connected."""
-        return self._wires.of(one.settlement.caller.partition).connected
+    def _is_there(self, release: _PendingRelease) -> bool:
+        """Return whether the primary that has the partition of the release `release` is connected."""
+        return self._wires.of(release.settlement.caller.partition).connected
 
     async def _release_some(self, some: dict[str, _PendingRelease]) -> None:
-        waits = [one.sent or self._send(one.settlement) for one in some.values()]
-        for (request_id, one), wait in zip(some.items(), waits, strict=True):
-            one.sent = None
+        waits = [release.sent or self._send(release.settlement) for release in some.values()]
+        for (request_id, release), wait in zip(some.items(), waits, strict=True):
+            release.sent = None
             try:
                 result = SETTLE_RESULTS.read(cast("bytes", await in_task(wait)), request_id)
             except CountersUnavailable:
                 continue
-            one.asked += result in _MAY_COME
-            if result not in {SettleResult.UNVERIFIED, *_MAY_COME} or one.asked >= ASKED_MAX:
+            release.asked += result in _MAY_COME
+            if result not in {SettleResult.UNVERIFIED, *_MAY_COME} or release.asked >= ASKED_MAX:
                 self._owed.pop(request_id, None)

@@ -32,12 +32,12 @@ class _PerConnection(Generic[T]):
     def of(self, partition: int) -> T:
         """Return the object made for the primary that has a partition; make it if it is missing."""
         wire = self._shards.of(partition)
-        found = self._made.get(wire)
-        if found is None:
+        part = self._made.get(wire)
+        if part is None:
             there = set(self._shards.wires)
-            self._made = {one: made for one, made in self._made.items() if one in there}
-            found = self._made[wire] = self._make(wire)
-        return found
+            self._made = {wire_: made for wire_, made in self._made.items() if wire_ in there}
+            part = self._made[wire] = self._make(wire)
+        return part
 
 
 class ShardedCounters:

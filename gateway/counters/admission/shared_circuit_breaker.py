@@ -91,22 +91,24 @@ class SharedCircuitBreaker:
         ahead_s = int(time[0]) + int(time[1]) / 1_000_000 - now  # type: ignore[arg-type]  # two numbers
         if raw != self._raw:
             self._raw, self._stored = raw, _read(raw)
-        stored = {one.name: one for one in self._stored}
-        for name, one in stored.items():
-            self.table.take(name, _cooled(one, ahead_s), now)
+        stored = {entry.name: entry for entry in self._stored}
+        for name, entry in stored.items():
+            self.table.take(name, _cooled(entry, ahead_s), now)
         known = self.table.entries
         added = {
-            name: _kept(name, one, ahead_s)
-            for name, one in known.items()
+            name: _pack_entry(name, entry, ahead_s)
+            for name, entry in known.items()
             if name not in stored
-            or one.organization_id != stored[name].organization_id
-            or one.until + ahead_s > stored[name].until_ms / 1000 + SAME_S
+            or entry.organization_id != stored[name].organization_id
+            or entry.until + ahead_s > stored[name].until_ms / 1000 + SAME_S
         }
         if added:
-            await self._write({name: one for name, one in stored.items() if name in known} | added, ahead_s)
+            await self._write(
+                {name: entry for name, entry in stored.items() if name in known} | added, ahead_s
+            )
 
     async def _write(self, entries: dict[str, _Stored], ahead_s: float) -> None:
-        last_ms = max(one.until_ms for one in entries.values())
+        last_ms = max(entry.until_ms for entry in entries.values())
         left_ms = max(1, last_ms - int((self._clock() + ahead_s) * 1000))
         packed = _encode(list(entries.values()))
         await in_task(self._wires.of_key(_NAME).send(encode(b"SET", _NAME, packed, b"PX", b"%d" % left_ms)))
@@ -122,17 +124,17 @@ def _read(raw: object) -> list[_Stored]:
         return []
 
 
-def _cooled(one: _Stored, ahead_s: float) -> BackoffEntry:
-    fields = tuple(line.encode("latin-1") for line in one.fields)
-    until, told_until = one.until_ms / 1000 - ahead_s, one.told_until_ms / 1000 - ahead_s
-    return BackoffEntry(until, told_until, fields, one.organization_id)
+def _cooled(stored: _Stored, ahead_s: float) -> BackoffEntry:
+    fields = tuple(line.encode("latin-1") for line in stored.fields)
+    until, told_until = stored.until_ms / 1000 - ahead_s, stored.told_until_ms / 1000 - ahead_s
+    return BackoffEntry(until, told_until, fields, stored.organization_id)
 
 
-def _kept(name: str, one: BackoffEntry, ahead_s: float) -> _Stored:
+def _pack_entry(name: str, entry: BackoffEntry, ahead_s: float) -> _Stored:
     return _Stored(
         name,
-        int((one.until + ahead_s) * 1000),
-        int((one.told_until + ahead_s) * 1000),
-        [line.decode("latin-1") for line in one.fields],
-        one.organization_id,
+        int((entry.until + ahead_s) * 1000),
+        int((entry.told_until + ahead_s) * 1000),
+        [line.decode("latin-1") for line in entry.fields],
+        entry.organization_id,
     )

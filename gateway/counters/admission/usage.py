@@ -31,22 +31,22 @@ BUDGETS_TOLD_MAX: Final = 100
 
 
 async def budget_limits(
-    wire: RedisConnection, partition: int, found: Sequence[CallerBudget], now_ms: int
+    wire: RedisConnection, partition: int, budgets: Sequence[CallerBudget], now_ms: int
 ) -> list[dict[str, object]]:
-    """Return the limits of budgets as JSON values; `found` are the budgets of a caller."""
-    found = found[:BUDGETS_TOLD_MAX]
-    windows = await _windows(wire, partition, dict.fromkeys(own.account for own in found))
-    newcomers = dict.fromkeys(own.account for own in found if own.account not in windows)
+    """Return the limits of budgets as JSON values; `budgets` are the budgets of a caller."""
+    budgets = budgets[:BUDGETS_TOLD_MAX]
+    windows = await _windows(wire, partition, dict.fromkeys(own.account for own in budgets))
+    newcomers = dict.fromkeys(own.account for own in budgets if own.account not in windows)
     if shared := {name: _shared(name) for name in newcomers if await _is_full(wire, partition, name, now_ms)}:
         windows |= await _windows(wire, partition, dict.fromkeys(shared.values()))
-        found = [
-            CallerBudget(shared[own.account], own.budget) if own.account in shared else own for own in found
+        budgets = [
+            CallerBudget(shared[own.account], own.budget) if own.account in shared else own for own in budgets
         ]
     return [
         _budget_limit(
             budget, compute_balance(budget, now_ms, None, windows.get(name), owner_in(name), groups=groups)
         )
-        for name, budget, groups in found
+        for name, budget, groups in budgets
     ]
 
 
@@ -65,7 +65,7 @@ async def _windows(
 
 
 async def _is_full(wire: RedisConnection, partition: int, name: str, now_ms: int) -> bool:
-    """Return whether the account of an owner cannot be made, as `too_many` of `lua/lib/short.lua` decides."""
+    """Return whether the account of an owner cannot be made, as `too_many` of `lua/lib/budgets.lua` decides."""
     if not owner_in(name):
         return False
     index = keys.each_accounts(partition, name).encode()
@@ -129,18 +129,18 @@ class Usages:
         self,
         wires: RedisConnections,
         clock: Callable[[], float],
-        budgets_of: BudgetsOf = lambda caller, said: (),
+        budgets_of: BudgetsOf = lambda caller, attribution: (),
     ) -> None:
         self._wires = wires
         self._throttle = Throttle(wires, clock)
         self._budgets_of = budgets_of
 
-    async def usage_of(self, caller: Caller, said: Attribution = NOTHING_SAID) -> bytes:
-        """Return a caller's accounts as JSON, for the attribution `said`; RateLimited after many queries."""
+    async def usage_of(self, caller: Caller, attribution: Attribution = NOTHING_SAID) -> bytes:
+        """Return a caller's accounts as JSON, for the attribution `attribution`; RateLimited after many queries."""
         await self._throttle.admit(caller)
-        budgets = self._budgets_of(caller, said)
+        budgets = self._budgets_of(caller, attribution)
         wire = self._wires.of(caller.partition)
-        return await usage(wire, caller, caller.acts_for(said.user), budgets)
+        return await usage(wire, caller, caller.acts_for(attribution.user), budgets)
 
 
 async def usage(
@@ -217,16 +217,16 @@ def _money(millionths: int) -> str:
 
 
 def _limits(scope: str, state: Bucket) -> list[dict[str, object]]:
-    found: list[dict[str, object]] = []
+    limits: list[dict[str, object]] = []
     for name, limit, level in (
         ("requests_per_minute", state.rpm, state.requests_used),
         ("tokens_per_minute", state.tpm, state.tokens_used),
     ):
         if limit:
-            found.append(_limit(scope, name, limit, -(-level // UNIT), state.at + -(-level // limit)))
+            limits.append(_limit(scope, name, limit, -(-level // UNIT), state.at + -(-level // limit)))
     if state.concurrency:
-        found.append(_limit(scope, "concurrency", state.concurrency, state.inflight, 0))
-    return found
+        limits.append(_limit(scope, "concurrency", state.concurrency, state.inflight, 0))
+    return limits
 
 
 def _limit(scope: str, name: str, limit: int, used: int, reset_ms: int) -> dict[str, object]:

@@ -58,10 +58,10 @@ class Activity:
         first = last - min(window_s, WINDOW_S_MAX) // BUCKET_S
         names = [keys.activity(bucket).encode() for bucket in range(first, last + 1)]
         waits = [self._wires.of_key(name).send(encode(b"HGETALL", name)) for name in names]
-        found: list[tuple[tuple[int, str], int]] = []
+        counts: list[tuple[tuple[int, str], int]] = []
         for wait in waits:
             answer = cast("list[bytes]", await in_task(wait))
             for field, count in zip(answer[::2], answer[1::2], strict=True):
                 tenant_id, _, kind = field.decode().partition(":")
-                found.append(((int(tenant_id), kind), int(count)))
-        return found, now - first * BUCKET_S
+                counts.append(((int(tenant_id), kind), int(count)))
+        return counts, now - first * BUCKET_S

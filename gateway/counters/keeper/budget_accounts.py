@@ -42,7 +42,7 @@ class BudgetAccounts(ControlClient):
     async def somebodys_budgets(self, partition: int, name: str) -> list[str]:
         """Return the names of all accounts that have the same budgets as `name`, one for each owner."""
         prefix = name.partition(":")[0]
-        return [f"{prefix}:{one}" for one in await self.members(keys.each_accounts(partition, name))]
+        return [f"{prefix}:{member}" for member in await self.members(keys.each_accounts(partition, name))]
 
     async def waiting(self, partition: int, mark: bytes, most: int = WAITING_MAX) -> list[bytes] | None:
         """Return a partition's outbox entries after the id `mark`; None if there are more than `most`."""
@@ -50,19 +50,19 @@ class BudgetAccounts(ControlClient):
 
     async def waiting_apart(self, partition: int, organizations: Iterable[int]) -> list[bytes] | None:
         """Return these organizations' parked (set aside) entries; None for more than `WAITING_MAX`."""
-        streams = [(keys.parked_entries(partition, one), b"") for one in organizations]
+        streams = [(keys.parked_entries(partition, organization), b"") for organization in organizations]
         return await self._entries(streams, WAITING_MAX)
 
     async def _entries(self, streams: Iterable[tuple[str, bytes]], most: int) -> list[bytes] | None:
-        found: list[bytes] = []
+        entries: list[bytes] = []
         for stream, after in streams:
             page = [(after, b"")]
             while page:
                 page = entries_in(await self.ask(*entries_behind(stream, page[-1][0], READ_ENTRIES)))
-                found += (packed for _, packed in page)
-                if len(found) > most:
+                entries += (packed for _, packed in page)
+                if len(entries) > most:
                     return None
-        return found
+        return entries
 
     async def look(
         self, partition: int, mark: bytes, names: Sequence[str]
@@ -76,8 +76,10 @@ class BudgetAccounts(ControlClient):
         wanted = [keys.budget_account(partition, name).encode() for name in names]
         first, raw, last = await self.ask_each((behind, (b"MGET", *wanted), behind))
         entries, again = entries_in(first), entries_in(last)
-        states_ = [one if isinstance(one, bytes) else None for one in raw] if isinstance(raw, list) else []
-        whole = len(entries) < READ_ENTRIES and [one for one, _ in entries] == [one for one, _ in again]
+        states_ = (
+            [state if isinstance(state, bytes) else None for state in raw] if isinstance(raw, list) else []
+        )
+        whole = len(entries) < READ_ENTRIES and [name for name, _ in entries] == [name for name, _ in again]
         live, others = self._live(partition, names, states_)
         return (live, [packed for _, packed in entries]) if whole and not others else None
 
@@ -129,10 +131,13 @@ class BudgetAccounts(ControlClient):
     ) -> None:
         """Write missing accounts with their stored use, unless a call creates them meanwhile."""
         commands, marker = list[tuple[bytes, ...]](), await self.marker(partition)
-        for one in accounts:
-            expires, value = _expiry(one.defined, one.moved_ms), one.name.partition(":")[2]
-            index, name = keys.each_accounts(partition, one.name), keys.budget_account(partition, one.name)
-            packed = packing.as_written(name, _packed(one, {}, now_ms, expires, 0), marker)
+        for account in accounts:
+            expires, value = _expiry(account.defined, account.moved_ms), account.name.partition(":")[2]
+            index, name = (
+                keys.each_accounts(partition, account.name),
+                keys.budget_account(partition, account.name),
+            )
+            packed = packing.as_written(name, _packed(account, {}, now_ms, expires, 0), marker)
             commands += (
                 (b"ZADD", index.encode(), b"NX", b"%d" % abs(expires), value.encode()),
                 (b"SET", name.encode(), packed, b"NX"),
@@ -156,20 +161,20 @@ class BudgetAccounts(ControlClient):
     def _live(
         self, partition: int, names: Sequence[str], raw: Sequence[bytes | None]
     ) -> tuple[Live, frozenset[str]]:
-        found, others = {}, set(names)
+        live, others = {}, set(names)
         for name, packed in zip(names, raw, strict=True):
             with self.left_alone.reading("account", keys.budget_account(partition, name)):
                 if packed:
-                    found[name] = live_windows(packed)
+                    live[name] = live_windows(packed)
                 others.discard(name)
-        return found, frozenset(others)
+        return live, frozenset(others)
 
     async def held_of_budgets(self, partition: int) -> BudgetHolds:
         """Return the amounts that holds have reserved on each account, and the number of calls of each."""
         ids = await self.members(keys.deadlines(partition))
-        found: dict[tuple[str, int], list[int]] = {}
+        held: dict[tuple[str, int], list[int]] = {}
         calls = Counter[str]()
-        stored = await self.states([keys.hold(partition, one) for one in ids])
+        stored = await self.states([keys.hold(partition, id_) for id_ in ids])
         for request_id, packed in zip(ids, stored, strict=True):
             taken: list[tuple[str, tuple[int, ...]]] = []
             with self.left_alone.reading("hold", f"{partition} {request_id}"):
@@ -182,10 +187,10 @@ class BudgetAccounts(ControlClient):
             for name, budgets in taken:
                 calls[name] += 1
                 for budget in budgets:
-                    sums = found.setdefault((name, budget), [0, 0, 0])
+                    sums = held.setdefault((name, budget), [0, 0, 0])
                     for at, more in enumerate((hold.money, hold.budget_tokens, 1)):
                         sums[at] += more
-        return found, calls
+        return held, calls
 
 
 def _held(held: Held, name: str, window: states.WindowState) -> int:
@@ -206,8 +211,8 @@ def _packed(account: BudgetAccountUse, held: Held, now_ms: int, expires: int, ca
         window.put_uses(uses[window.budget_id], now_ms)
         window.held = _held(held, account.name, window) if held else 0
         if window.carry is not None and window.budget_id in account.carried:
-            amount, told, at_end = account.carried[window.budget_id]
-            window.carry.carried, window.carry.told, window.carry.begun = amount, told, True
+            amount, counted, at_end = account.carried[window.budget_id]
+            window.carry.carried, window.carry.told, window.carry.begun = amount, counted, True
             window.carry.end = at_end or window.carry.end
     return states.pack_windows(windows, expires, calls)
 
@@ -216,7 +221,7 @@ def _expiry(defined: bytes, moved_ms: int) -> int:
     """Return when an owner's budget account expires, in ms; `moved_ms` is the time of its last movement.
 
     The time is negative if the account is kept, but then no longer counts towards its budget's maximum of
-    accounts. The rule is that of `lua/lib/kept.lua`.
+    accounts. The rule is that of `lua/lib/budget_accounts.lua`.
     """
     ends = ends_of(defined)
     unused_at = (moved_ms // DAY_MS + states.EACH_UNUSED_DAYS + 1) * DAY_MS

@@ -33,10 +33,10 @@ class BulkLoader(ControlClient):
         for some in batched(definitions, TOGETHER_MAX):
             wanted = await self._not_as_defined(some, version)
             answers = await self.run_each("load", (call for _, call in wanted))
-            if any(isinstance(one, bytes) and packing.code_of(one) == UNVERIFIED for one in answers):
+            if any(isinstance(answer, bytes) and packing.code_of(answer) == UNVERIFIED for answer in answers):
                 raise CountersUnavailable
             pairs = zip(wanted, answers, strict=True)
-            refused += [(one, error) for (one, _), error in pairs if isinstance(error, Exception)]
+            refused += [(item, error) for (item, _), error in pairs if isinstance(error, Exception)]
         return refused
 
     async def _not_as_defined(
@@ -45,22 +45,22 @@ class BulkLoader(ControlClient):
         """Return definitions whose stored state is missing or differs, with the call that writes it."""
         calls = [
             packing.define(
-                self.run_id_of(keys.partition_of(one.organization_id)), version, one,
-                create=not getattr(one, "has_ledger", False),
+                self.run_id_of(keys.partition_of(definition.organization_id)), version, definition,
+                create=not getattr(definition, "has_ledger", False),
             )
-            for one in definitions
+            for definition in definitions
         ]  # fmt: skip
         before = await self.states([names[1] for names, _ in calls])
         return [
-            (one, call)
-            for one, call, stored in zip(definitions, calls, before, strict=True)
-            if not is_as_defined(type(one), call[1][1], stored)
+            (definition, call)
+            for definition, call, stored in zip(definitions, calls, before, strict=True)
+            if not is_as_defined(type(definition), call[1][1], stored)
         ]
 
     async def write_terms(self, organizations: Sequence[OrganizationDefinition], version: int) -> None:
         """Store the terms of organizations of one partition, where they differ; newer stored terms remain."""
-        names = [keys.organization_terms(one.organization_id) for one in organizations]
-        written = [encode_terms(version, one.terms) for one in organizations]
+        names = [keys.organization_terms(organization.organization_id) for organization in organizations]
+        written = [encode_terms(version, organization.terms) for organization in organizations]
         before = await self.states(names)
         wanted = {
             name: raw
@@ -76,11 +76,15 @@ class BulkLoader(ControlClient):
     async def identities(self, definitions: Sequence[KeyDefinition]) -> None:
         """Store the identities of credentials in this server's partitions, where they differ."""
         ours = set(self.partitions)
-        here = (one for one in definitions if keys.partition_of_digest(one.digest) in ours)
+        here = (
+            definition for definition in definitions if keys.partition_of_digest(definition.digest) in ours
+        )
         for some in batched(here, TOGETHER_MAX):
-            commands = await self._not_there(self.identity_written(one) for one in some if not one.of_tokens)
+            commands = await self._not_there(
+                self.identity_written(identity) for identity in some if not identity.of_tokens
+            )
             await self.ask_together(_by_slot(commands), everybodys=True)
-            await self.of_subjects([one for one in some if one.of_tokens])
+            await self.of_subjects([identity for identity in some if identity.of_tokens])
 
     async def _not_there(self, commands: Iterable[tuple[bytes, ...]]) -> list[tuple[bytes, ...]]:
         """Return those commands that would change their key, as each write causes a message to gateways."""
@@ -88,9 +92,11 @@ class BulkLoader(ControlClient):
         for command in commands:
             by_slot[_slot(command[1])].append(command)
         asked = ((b"MGET", *(command[1] for command in its)) for its in by_slot.values())
-        stored = [one for some in await self.ask_together(asked, everybodys=True) for one in _answered(some)]
+        stored = [
+            answer for some in await self.ask_together(asked, everybodys=True) for answer in _answered(some)
+        ]
         all_of = [command for its in by_slot.values() for command in its]
-        return [one for one, before in zip(all_of, stored, strict=True) if _differs(one, before)]
+        return [item for item, before in zip(all_of, stored, strict=True) if _differs(item, before)]
 
 
 def _answered(several: Reply) -> list[Reply]:

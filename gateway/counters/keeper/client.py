@@ -74,7 +74,7 @@ class UnsupportedVersions:
     def keep(self, kind: Kind, names: Iterable[str], of: str = "") -> None:
         """Remove names that begin with `of`, except `names`, from the count: they are readable or gone."""
         kept = set(names)
-        self._found[kind] -= {one for one in self._found[kind] if one.startswith(of) and one not in kept}
+        self._found[kind] -= {name for name in self._found[kind] if name.startswith(of) and name not in kept}
 
     def count(self, kind: Kind) -> int:
         """Return the number of unreadable values of a kind."""
@@ -176,9 +176,9 @@ class Client:
 
     async def members(self, name: str) -> list[str]:
         """Return the members of a sorted set by score, except non-ASCII ones, which no version wrote."""
-        found = await self.ask(b"ZRANGE", name.encode(), b"0", b"-1")
-        there = found if isinstance(found, list) else []
-        return [one.decode() for one in there if isinstance(one, bytes) and one.isascii()]
+        raw = await self.ask(b"ZRANGE", name.encode(), b"0", b"-1")
+        there = raw if isinstance(raw, list) else []
+        return [member.decode() for member in there if isinstance(member, bytes) and member.isascii()]
 
     async def run(self, verb: str, call: packing.Call) -> bytes:
         """Run one script; return its packed answer."""
@@ -187,40 +187,41 @@ class Client:
     async def ask_all(self, verb: bytes, key: Callable[[int], str], *rest: bytes) -> dict[int, Reply]:
         """Send a command for each partition's key; return replies by partition, None for a refused one."""
         asked = list(self.partitions)
-        answers = await self.ask_each((verb, key(one).encode(), *rest) for one in asked)
+        answers = await self.ask_each((verb, key(item).encode(), *rest) for item in asked)
         return dict(zip(asked, answers, strict=True))
 
     async def ask_each(self, commands: Iterable[Sequence[bytes]]) -> list[Reply]:
         """Send plain commands together; return replies in order, None for a refused one."""
-        answers = await each([self.send(*command) for command in commands])
-        return [None if isinstance(one, CountersRefused) else one for one in answers]
+        answers = await await_each([self.send(*command) for command in commands])
+        return [None if isinstance(answer, CountersRefused) else answer for answer in answers]
 
     async def run_all(self, verb: str, calls: Iterable[packing.Call], together: int) -> list[bytes]:
         """Run one script for each call, `together` at a time; return packed answers in order."""
-        found: list[bytes] = []
+        answers: list[bytes] = []
         for some in batched(calls, together):
             waits = [self.send_script(verb, call) for call in some]
-            found += [cast("bytes", await in_task(wait)) for wait in waits]
-        return found
+            answers += [cast("bytes", await in_task(wait)) for wait in waits]
+        return answers
 
     async def run_each(self, verb: str, calls: Iterable[packing.Call]) -> list[bytes | CountersRefused]:
         """Run one script for each call; return packed answers in order, or the error of a refused one."""
-        found: list[bytes | CountersRefused] = []
+        answers: list[bytes | CountersRefused] = []
         for some in batched(calls, TOGETHER_MAX):
-            found += cast(
-                "list[bytes | CountersRefused]", await each([self.send_script(verb, call) for call in some])
+            answers += cast(
+                "list[bytes | CountersRefused]",
+                await await_each([self.send_script(verb, call) for call in some]),
             )
-        return found
+        return answers
 
     async def ask_together(
         self, commands: Iterable[Sequence[bytes]], *, everybodys: bool = False
     ) -> list[Reply]:
         """Send plain commands in batches; return replies in order. `everybodys` keys have no partition."""
-        wires, found = self._everybodys if everybodys else self._wires, list[Reply]()
+        wires, replies = self._everybodys if everybodys else self._wires, list[Reply]()
         for some in batched(commands, TOGETHER_MAX):
             waits = [wires.of_key(command[1]).send(encode(*command)) for command in some]
-            found += [await in_task(wait) for wait in waits]
-        return found
+            replies += [await in_task(wait) for wait in waits]
+        return replies
 
     async def marker(self, partition: int) -> bytes:
         """Return the partition's stored marker; b"" if it has none."""
@@ -234,14 +235,14 @@ class Client:
             batch = names[start : start + self._batch_max]
             answer = await self.ask(b"MGET", *(name.encode() for name in batch))
             assert isinstance(answer, list)
-            found += [one if isinstance(one, bytes) else None for one in answer]
+            found += [state if isinstance(state, bytes) else None for state in answer]
         return found
 
     async def stored(self, kind: type[S], pairs: Iterable[tuple[int, int]]) -> dict[int, S | None]:
         """Return stored accounts of (partition, id) pairs, by id; None for a missing one."""
         found: dict[int, S | None] = {}
         for partition, ids in _by_partition(pairs).items():
-            names = [_KINDS[kind][1](partition, one) for one in ids]
+            names = [_KINDS[kind][1](partition, id_) for id_ in ids]
             found |= self._unpacked(kind, ids, names, await self.states(names))
         return found
 
@@ -252,7 +253,7 @@ class Client:
         for partition, ids in _by_partition(pairs).items():
             for start in range(0, len(ids), self._batch_max):
                 batch = ids[start : start + self._batch_max]
-                names = [key(partition, one) for one in batch]
+                names = [key(partition, id_) for id_ in batch]
                 found |= self._unpacked(kind, batch, names, await self._peek(partition, kind, names))
         return found
 
@@ -263,7 +264,7 @@ class Client:
             answer = await in_task(self.send_script("peek", call))
         except CountersRefused:
             raw = dict(zip(names, await self.states(names), strict=True))
-            rest = [name for name, one in raw.items() if not one or is_readable(kind, one)]
+            rest = [name for name, packed in raw.items() if not packed or is_readable(kind, packed)]
             if len(rest) == len(names):
                 raise
             told = await self._peek(partition, kind, rest) if rest else []
@@ -278,15 +279,15 @@ class Client:
     ) -> dict[int, S | None]:
         """Return states by id, without those that another version has stored."""
         found: dict[int, S | None] = {}
-        for id_, name, one in zip(ids, names, raw, strict=True):
+        for id_, name, packed in zip(ids, names, raw, strict=True):
             with self.left_alone.reading("account", name):
-                found[id_] = states.unpack(kind, one) if one else None
+                found[id_] = states.unpack(kind, packed) if packed else None
         return found
 
     async def now_ms(self) -> int:
         """Return Redis' time of day in ms, from the first server that is available."""
         wires = self._wires.wires
-        wire = next((one for one in wires if one.available), wires[0] if wires else None)
+        wire = next((wire for wire in wires if wire.available), wires[0] if wires else None)
         if wire is None:
             raise CountersUnavailable
         time = await in_task(wire.send(encode(b"TIME")))
@@ -304,7 +305,7 @@ def is_readable(kind: type[S], raw: bytes) -> bool:
     return True
 
 
-async def each(waits: Iterable[Wait[Reply]]) -> list[Reply | CountersRefused]:
+async def await_each(waits: Iterable[Wait[Reply]]) -> list[Reply | CountersRefused]:
     """Return replies in order, or the error of a refused one: a key of the wrong type affects only itself."""
     answers: list[Reply | CountersRefused] = []
     for wait in waits:
@@ -344,10 +345,10 @@ def entries_behind(stream: str, after: bytes, count: int) -> tuple[bytes, ...]:
 
 
 def _by_partition(pairs: Iterable[tuple[int, int]]) -> Mapping[int, list[int]]:
-    found: dict[int, list[int]] = {}
+    ids_by_partition: dict[int, list[int]] = {}
     for partition, id_ in pairs:
-        found.setdefault(partition, []).append(id_)
-    return found
+        ids_by_partition.setdefault(partition, []).append(id_)
+    return ids_by_partition
 
 
 # Decodes a marker, cached by its bytes: most partitions have the same. A newer version's raises each time.
@@ -369,22 +370,26 @@ async def markers_of(client: Client, partitions: Iterable[int]) -> dict[int, Rep
     asked = list(partitions)
     if (whole := client.whole) is None or not asked:
         return dict(zip(asked, await client.ask_each(_each_marker(asked)), strict=True))
-    found = await in_task(whole.send(_asking(b"MGET", *(keys.marker(one) for one in asked))))
-    assert isinstance(found, list)
-    return {one: raw if isinstance(raw, bytes) else None for one, raw in zip(asked, found, strict=True)}
+    raws = await in_task(whole.send(_asking(b"MGET", *(keys.marker(partition) for partition in asked))))
+    assert isinstance(raws, list)
+    return {
+        partition: raw if isinstance(raw, bytes) else None for partition, raw in zip(asked, raws, strict=True)
+    }
 
 
 async def entries_of(client: Client, after: Mapping[str, bytes], count: int) -> list[Read]:
     """Return up to `count` entries of each stream after an id (b"": the start), in the order of `after`."""
     if (whole := client.whole) is not None and after:
-        behind = (one or b"0" for one in after.values())
+        behind = (position or b"0" for position in after.values())
         with suppress(CountersRefused):
             asked = _asking(b"XREAD", b"COUNT", b"%d" % count, b"STREAMS", *after, *behind)
             answer = cast("list[list[Reply]] | None", await in_task(whole.send(asked)))
-            found = {cast("bytes", name).decode(): entries for name, entries in answer or ()}
-            return [entries_in(found.get(name)) for name in after]
-    answers = await each([client.send(*entries_behind(name, one, count)) for name, one in after.items()])
-    return [one if isinstance(one, CountersRefused) else entries_in(one) for one in answers]
+            entries_by_name = {cast("bytes", name).decode(): entries for name, entries in answer or ()}
+            return [entries_in(entries_by_name.get(name)) for name in after]
+    answers = await await_each(
+        [client.send(*entries_behind(name, position, count)) for name, position in after.items()]
+    )
+    return [answer if isinstance(answer, CountersRefused) else entries_in(answer) for answer in answers]
 
 
 async def are_any_there(client: Client, names: Sequence[str]) -> bool:
@@ -398,8 +403,8 @@ async def are_any_there(client: Client, names: Sequence[str]) -> bool:
 async def with_late(client: Client) -> list[tuple[int, Read]]:
     """Return partitions with a late queue that is not empty; with its first entry, or the read error."""
     asked = list(client.partitions)
-    found = await entries_of(client, {keys.late(one): b"" for one in asked}, 1)
-    return [pair for pair in zip(asked, found, strict=True) if pair[1] != []]
+    entries = await entries_of(client, {keys.late(partition): b"" for partition in asked}, 1)
+    return [pair for pair in zip(asked, entries, strict=True) if pair[1] != []]
 
 
 @lru_cache(ASKED_MAX)
@@ -409,7 +414,7 @@ def _asking(*words: bytes | str) -> bytes:
 
 
 def _each_marker(partitions: Collection[int]) -> Iterable[tuple[bytes, bytes]]:
-    return ((b"GET", keys.marker(one).encode()) for one in partitions)
+    return ((b"GET", keys.marker(partition).encode()) for partition in partitions)
 
 
 # The rights that a user of Redis needs, and those of a keeper: checked without running any command.
@@ -489,13 +494,13 @@ class RefusedCommands:
 async def refused_rights(wire: RedisConnection, *commands: str) -> RefusedCommands:
     """Return which commands are refused on this connection, and why; it must be closed afterwards."""
     asked = wire.send_together(encode(b"MULTI"), *(encode(*line.encode().split()) for line in commands))
-    found = RefusedCommands([], [])
+    refused_commands = RefusedCommands([], [])
     for line, answer in zip(("MULTI", *commands), asked, strict=True):
         try:
             await in_task(answer)
         except CountersRefused as error:
             if "NOPERM" in error.message:
-                found.by_rights.append(line)
+                refused_commands.by_rights.append(line)
             elif any(word in error.message for word in _LACKED):
-                found.by_server.append(line)
-    return found
+                refused_commands.by_server.append(line)
+    return refused_commands

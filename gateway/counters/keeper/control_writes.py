@@ -108,7 +108,7 @@ class ControlClient(Client):
 
     async def _refuse_newer(self, organization_id: int) -> None:
         """Raise CountersRefused if a newer version owns an organization's partition; for id 0, any server."""
-        anchors = [one.part.anchor for one in self._wires.wires if one.part.anchor >= 0]
+        anchors = [wire.part.anchor for wire in self._wires.wires if wire.part.anchor >= 0]
         for partition in [keys.partition_of(organization_id)] if organization_id else anchors:
             try:
                 packing.read_marker(await self.marker(partition))
@@ -130,7 +130,7 @@ class ControlClient(Client):
             return True
         like, _, somebodys = name.partition(":")
         values = await self.members(keys.each_accounts(partition, name)) if somebodys else []
-        names = [f"{like}:{one}" for one in values] if somebodys else [name]
+        names = [f"{like}:{value}" for value in values] if somebodys else [name]
         cuts = range(0, len(names), RESET_ACCOUNTS) or range(1)
         for start in cuts:
             code = await self.grant(
@@ -309,13 +309,13 @@ class ControlClient(Client):
 
         If a write displaces a newer identity, written meanwhile, the newer one is written again.
         """
-        in_turn = sorted(definitions, key=lambda one: one.key_id)
-        newest = {keys.identity(one.digest).encode(): one for one in in_turn}
+        in_turn = sorted(definitions, key=lambda definition: definition.key_id)
+        newest = {keys.identity(identity.digest).encode(): identity for identity in in_turn}
         before = await self.ask_together(((b"GET", name) for name in newest), everybodys=True)
         wanted = [
-            (one.key_id, self.identity_written(one))
-            for one, old in zip(newest.values(), before, strict=True)
-            if key_of(old) <= one.key_id and (one.gone or self.identity_written(one)[2] != old)
+            (identity.key_id, self.identity_written(identity))
+            for identity, old in zip(newest.values(), before, strict=True)
+            if key_of(old) <= identity.key_id and (identity.gone or self.identity_written(identity)[2] != old)
         ]
         while wanted:
             sets = ((*command, b"GET") for _, command in wanted)

@@ -41,11 +41,11 @@ class SlotMoves:
             return await self._take_up()
 
     async def _take_up(self) -> list[int]:
-        known, self._seen = self._seen, {one: one.run_id for one in self._wires.wires if one.connected}
+        known, self._seen = self._seen, {wire: wire.run_id for wire in self._wires.wires if wire.connected}
         moved = list[tuple[RedisConnection, bytes, dict[int, bytes]]]()
         for wire, run_id in self._seen.items():
             had, partitions = self._had, wire.part.partitions
-            came = [one for one in partitions if had.get(one, wire) is not wire]
+            came = [partition for partition in partitions if had.get(partition, wire) is not wire]
             givers = {
                 one: had[one].run_id
                 for one in came
@@ -53,8 +53,8 @@ class SlotMoves:
             }
             self._had = had | dict.fromkeys(partitions, wire)
             moved.append((wire, run_id, givers))
-        taken = await asyncio.gather(*(_rewrite_all(*one) for one in moved))
-        return [partition for one in taken for partition in one]
+        taken = await asyncio.gather(*(_rewrite_all(*move) for move in moved))
+        return [partition for partitions in taken for partition in partitions]
 
     def _lives(self, wire: RedisConnection, known: Mapping[RedisConnection, bytes]) -> bool:
         """Return whether a connection leads to the same live primary as at the last call of `take_up`."""

@@ -30,14 +30,14 @@ class ProgramRegistry:
     def __init__(
         self,
         wires: RedisConnections,
-        said: Program,
+        program: Program,
         *,
         each_s: float = PROGRAM_SAID_EACH_S,
         silent_s: float = SILENT_S_MAX,
         programs_max: int = PROGRAMS_MAX,
     ) -> None:
-        self.said = said
-        self._wires, self._member = wires, msgspec.json.encode(said)
+        self.said = program
+        self._wires, self._member = wires, msgspec.json.encode(program)
         self._each_s, self._silent_s, self._programs_max = each_s, silent_s, programs_max
 
     async def keep_saying(self) -> None:
@@ -50,10 +50,10 @@ class ProgramRegistry:
     async def say(self) -> None:
         """Renew the registry's entry for this process once; CountersUnavailable if Redis is away or full."""
         now = b"%.3f" % await self._now()
-        told = self._send(b"ZADD", now, self._member)
+        written = self._send(b"ZADD", now, self._member)
         # Beyond the maximum, those silent for longest are removed.
         bounded = self._send(b"ZREMRANGEBYRANK", b"0", b"%d" % -(self._programs_max + 1))
-        for wait in (told, bounded):
+        for wait in (written, bounded):
             await in_task(wait)
 
     async def leave(self) -> None:
@@ -72,17 +72,17 @@ class ProgramRegistry:
         there = self._send(b"ZRANGE", since, until, b"BYSCORE", b"WITHSCORES")
         await in_task(gone)
         flat = cast("list[bytes]", await in_task(there))
-        found = [
-            ProgramReport(program, float(said))
-            for member, said in zip(flat[::2], flat[1::2], strict=True)
+        programs = [
+            ProgramReport(program, float(at))
+            for member, at in zip(flat[::2], flat[1::2], strict=True)
             if (program := _read(member)) is not None
         ]
-        return sorted(found, key=lambda one: (-one.program.started_at, one.program.id))
+        return sorted(programs, key=lambda entry: (-entry.program.started_at, entry.program.id))
 
     async def _now(self) -> float:
         """Return the time of the server that stores the registry, in seconds."""
         answer = await in_task(self._wires.of_key(_NAME).send(encode(b"TIME"), upkeep=True))
-        seconds, micros = (int(one) for one in cast("list[bytes]", answer))
+        seconds, micros = (int(number) for number in cast("list[bytes]", answer))
         return seconds + micros / 1e6
 
     def _send(self, verb: bytes, *rest: bytes) -> Wait[Reply]:

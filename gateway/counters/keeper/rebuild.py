@@ -57,7 +57,7 @@ def load_call(
     """Return keys and arguments of a `load` call that writes several states."""
     (state, packed), *more = written
     names, arguments = packing.rebuild(run_id, partition, state, packed, marker)
-    as_written = (packing.as_written(*one, marker) for one in more)
+    as_written = (packing.as_written(*call, marker) for call in more)
     return (*names, *(name for name, _ in more)), (*arguments, *as_written)
 
 

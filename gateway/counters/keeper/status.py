@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from gateway.core.accounts.budget_balances import LiveWindow
-from gateway.core.accounts.outbox import stream_place
+from gateway.core.accounts.flush_batch import stream_place
 from gateway.core.accounts.plans import LiveQuota
 from gateway.core.integrity.reconciliation import Owner
 from gateway.core.integrity.recovery import AccountHead

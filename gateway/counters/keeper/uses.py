@@ -14,9 +14,9 @@ import msgspec
 
 from gateway.core.accounts.budgets import CallAttributes
 from gateway.core.accounts.call_budgets import OrganizationBudgets
+from gateway.core.accounts.call_facts import write_facts
 from gateway.core.accounts.definitions import ControlWrite, OrganizationTerms
 from gateway.core.accounts.groups import Groups
-from gateway.core.accounts.outbox import write_facts
 from gateway.core.billing import events
 from gateway.core.billing.events import EventSettlement
 from gateway.core.billing.money import ServicePricing, read_tiers
@@ -110,10 +110,10 @@ def _settlement(
         use.service_id, "", use.meter, use.counts_tokens, one_time=use.one_time,
         pricing=ServicePricing(read_tiers(use.tiers)),
     )  # fmt: skip
-    tokens, weighed = (use.tokens, use.weighed) if use.counts_tokens else (0, 0)
+    tokens, quota_tokens = (use.tokens, use.quota_tokens) if use.counts_tokens else (0, 0)
     return Settlement(
         caller, request_id, use.user, service, True, tokens, use.credits, use.units, use.attribution,
-        write_facts(use.facts), use.over, None if weighed == tokens else weighed,
+        write_facts(use.facts), use.over, None if quota_tokens == tokens else quota_tokens,
         budgets=tuple(one.name for one in accounts), money=use.money, budget_tokens=use.tokens,
     )  # fmt: skip
 

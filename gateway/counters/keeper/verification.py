@@ -109,45 +109,46 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
 
         States of another version are left out.
         """
-        ids = [(partition, one.definition.organization_id) for one in organizations]
+        ids = [(partition, organization.definition.organization_id) for organization in organizations]
         stored = await self.stored(states.OrganizationState, ids)
         known = await self.stored(
-            states.TenantState, [(partition, one.definition.tenant_id) for one in tenants]
+            states.TenantState, [(partition, tenant.definition.tenant_id) for tenant in tenants]
         )
         late_organizations = [
-            one
-            for one in organizations
-            if (id_ := one.definition.organization_id) in stored and _organization_behind(one, stored[id_])
+            organization
+            for organization in organizations
+            if (id_ := organization.definition.organization_id) in stored
+            and _organization_behind(organization, stored[id_])
         ]
         return late_organizations, [
-            one
-            for one in tenants
-            if (id_ := one.definition.tenant_id) in known and _tenant_behind(one, known[id_])
+            tenant
+            for tenant in tenants
+            if (id_ := tenant.definition.tenant_id) in known and _tenant_behind(tenant, known[id_])
         ]
 
     async def unknown(self, partition: int, known: Sequence[KeyDefinition]) -> list[KeyDefinition]:
         """Return those of the `known` API keys that have no stored state."""
-        raw = await self.states([keys.key_state(partition, one.key_id) for one in known])
-        return [one for one, packed in zip(known, raw, strict=True) if packed is None]
+        raw = await self.states([keys.key_state(partition, key.key_id) for key in known])
+        return [key for key, packed in zip(known, raw, strict=True) if packed is None]
 
     async def restore(self, partition: int, marker: bytes, lost: LedgerState) -> bool:
         """Write accounts and keys as PostgreSQL has them, plus the amounts of existing holds.
 
         False if the marker changed meanwhile.
         """
-        found = await self._holds(partition, list(await self.held(partition)))
-        parts = rebuild.states_of(partition, lost, list(found.values()))
+        holds = await self._holds(partition, list(await self.held(partition)))
+        parts = rebuild.states_of(partition, lost, list(holds.values()))
         calls = (
             rebuild.load_call(self.run_id_of(partition), partition, some, marker)
             for some in batched(parts, REBUILT_MAX)
         )
         answers = await self.run_all("load", calls, TOGETHER_MAX // REBUILT_MAX)
-        return all(packing.code_of(one) == APPLIED for one in answers)
+        return all(packing.code_of(answer) == APPLIED for answer in answers)
 
     async def held(self, partition: int) -> dict[str, int]:
         """Return the deadlines of all holds of a partition by request id, in ms of Redis' clock."""
-        found = await self.ask(b"ZRANGE", keys.deadlines(partition).encode(), b"0", b"-1", b"WITHSCORES")
-        flat = found if isinstance(found, list) else []
+        raw = await self.ask(b"ZRANGE", keys.deadlines(partition).encode(), b"0", b"-1", b"WITHSCORES")
+        flat = raw if isinstance(raw, list) else []
         return {
             name.decode(): int(float(score))
             for name, score in zip(flat[::2], flat[1::2], strict=True)
@@ -177,7 +178,7 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         marker = packing.marker(run_id, epoch, packing.read_marker(before)[2], packing.layout_of(before))
         if not await self.rebuild(partition, keys.marker(partition), marker, before):
             return None
-        stored = await self.states([keys.hold(partition, one) for one in ids])
+        stored = await self.states([keys.hold(partition, id_) for id_ in ids])
         releases = list[packing.Call]()
         for request_id, packed in zip(ids, stored, strict=True):
             if packed:
@@ -191,22 +192,22 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         self, partition: int, ids: Sequence[str]
     ) -> dict[str, tuple[states.HoldState, str, bytes]]:
         """Return readable holds by request id, each with its caller's own user id and its price tiers."""
-        raw = await self.states([keys.hold(partition, one) for one in ids])
-        found = {}
-        for one, packed in zip(ids, raw, strict=True):
+        raw = await self.states([keys.hold(partition, id_) for id_ in ids])
+        holds = {}
+        for id_, packed in zip(ids, raw, strict=True):
             if packed:
-                with self.left_alone.reading("hold", f"{partition} {one}"):
-                    found[one] = states.unpack_hold(packed)
-        return found
+                with self.left_alone.reading("hold", f"{partition} {id_}"):
+                    holds[id_] = states.unpack_hold(packed)
+        return holds
 
     async def forgotten(self, partition: int, ids: Sequence[str]) -> list[str]:
         """Return those `ids` of control writes that the counters do not have."""
         if not ids:
             return []
-        fields = [one.encode() for one in ids]
+        fields = [id_.encode() for id_ in ids]
         answer = await self.ask(b"HMGET", keys.control(partition).encode(), *fields)
         assert isinstance(answer, list)
-        return [one for one, known in zip(ids, answer, strict=True) if known is None]
+        return [id_ for id_, known in zip(ids, answer, strict=True) if known is None]
 
     async def all_verified(self, run_id: bytes) -> None:
         """Store that all data of this server is verified: then a missing key means that nothing exists."""
@@ -217,22 +218,22 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
 
         Lists that are only checked to exist are omitted: the prices, and unless `whole` the catalogue.
         """
-        found: dict[str, int] = {}
+        positions: dict[str, int] = {}
         for name in (keys.PRICES_HEAD, *((keys.CATALOGUE,) if whole else ())):
             try:
-                found[name] = version_standing(await self.ask_everybodys(b"GET", name.encode()))
+                positions[name] = version_standing(await self.ask_everybodys(b"GET", name.encode()))
             except AnotherType:
-                found[name] = -1
+                positions[name] = -1
         for name in (keys.PRICES, *(() if whole else (keys.CATALOGUE,))):
             kind = await self.ask_everybodys(b"TYPE", name.encode())
             if kind != b"string":
-                found[name] = 0 if kind == b"none" else -1
-        return found
+                positions[name] = 0 if kind == b"none" else -1
+        return positions
 
     async def last_verified(self) -> bytes:
         """Return the run id that all data of this server was last verified for; b"" if never."""
-        said = await self.ask(b"GET", keys.verified(self.wire.part.anchor).encode())
-        return said if isinstance(said, bytes) else b""
+        raw = await self.ask(b"GET", keys.verified(self.wire.part.anchor).encode())
+        return raw if isinstance(raw, bytes) else b""
 
     async def is_marked_verified(self, run_id: bytes, unverified: Sequence[object] = ()) -> bool:
         """Return whether all data of this server is marked as verified under this run id.
@@ -241,10 +242,10 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         missing keys may still be loaded.
         """
         name = keys.verified(self.wire.part.anchor).encode()
-        said = await self.ask(b"GET", name) == run_id
-        if said and unverified:
+        is_marked = await self.ask(b"GET", name) == run_id
+        if is_marked and unverified:
             await self.ask(b"DEL", name)
-        return said
+        return is_marked
 
 
 def _organization_behind(account: OrganizationAccount, state: states.OrganizationState | None) -> bool:

@@ -64,8 +64,8 @@ class WorkerReports:
         """Return whether a server got a report of `epochs` a moment ago, under its present history."""
         if wire not in self._said or not wire.hearing.since:
             return False
-        *said, at = self._said[wire]
-        return said == [epochs, wire.run_id, wire.hearing.since] and now - at < SAY_AGAIN_S
+        *report, at = self._said[wire]
+        return report == [epochs, wire.run_id, wire.hearing.since] and now - at < SAY_AGAIN_S
 
     def _packed(self, wire: RedisConnection, epochs: Sequence[int]) -> bytes:
         return pack(WorkerReport(wire.run_id, self._beat, tuple(epochs)))

@@ -242,7 +242,7 @@ def replaced(accounts: tuple[BudgetAccount, ...], full: int) -> tuple[BudgetAcco
 
 # A catalogue version that no gateway has: `reserve` refuses, everything else runs.
 CLOSED = INTEGER_MAX
-# For a call that shares no batch: see lua/lib/batch.lua.
+# For a call that shares no batch: see lua/lib/state.lua.
 NO_BATCH = 0
 # For a call that is weighed the same under any plan: whichever the tenant follows.
 ANY_PLAN = -1
@@ -378,8 +378,7 @@ def decision(answer: bytes, service: Service) -> Admitted | Refused:
         if budget_id:
             refused.budget = BudgetWindow(budget_id, limit, used, until, unit, held=held, need=need)
         return refused
-    verdict = Verdict(int(_CODE.unpack_from(answer)[0]))
-    return Refused(verdict, reached=answer[_CODE.size :])
+    return Refused(Verdict(code_of(answer)), reached=answer[_CODE.size :])
 
 
 def is_admitted(answer: bytes) -> bool:

@@ -159,16 +159,16 @@ class Allowance:
         """Whether calls used tokens or credits of this lease that are not charged yet."""
         return self.tokens.spent > 0 or self.credits.spent > 0
 
-    def renew(self, found: LeaseTerms, until: float, tokens: AccountLease, credits_: AccountLease) -> None:
+    def renew(self, terms: LeaseTerms, until: float, tokens: AccountLease, credits_: AccountLease) -> None:
         """Adopt the terms of a renewed lease, valid `until` a monotonic time.
 
         `tokens` and `credits_` are the shares that were sent for it.
         """
-        self.until, self.unlimited, self.held = until, found.tokens is None, True
-        self.strict, self.cuts, self.capped = found.strict, found.cuts, found.capped
-        self.plan_id = found.plan_id
-        self.tokens.renew(found.tokens or 0, tokens.handed if found.charged else 0)
-        self.credits.renew(found.credits, credits_.handed if found.charged else 0)
+        self.until, self.unlimited, self.held = until, terms.tokens is None, True
+        self.strict, self.cuts, self.capped = terms.strict, terms.cuts, terms.capped
+        self.plan_id = terms.plan_id
+        self.tokens.renew(terms.tokens or 0, tokens.handed if terms.charged else 0)
+        self.credits.renew(terms.credits, credits_.handed if terms.charged else 0)
 
     def drop(self) -> None:
         """End the lease: admit nothing more on it."""
@@ -217,7 +217,7 @@ class Allowances:
     def in_force(self) -> int:
         """The number of tenants with a valid lease."""
         now = self._clock()
-        return sum(one.until > now for one in self._tenants.values())
+        return sum(tenant.until > now for tenant in self._tenants.values())
 
     def snapshot(self) -> dict[str, int]:
         return {
@@ -228,23 +228,23 @@ class Allowances:
         """Return the leases of all tenants seen lately."""
         return list(self._tenants.values())
 
-    def seen(self, caller: Caller) -> None:
+    def note_caller(self, caller: Caller) -> None:
         """Note that a caller was seen, so that its tenant's lease is kept."""
-        one = self._tenants.get(caller.tenant_id)
-        if one is not None:
-            one.seen = self._clock()
+        tenant = self._tenants.get(caller.tenant_id)
+        if tenant is not None:
+            tenant.seen = self._clock()
 
     def wanted(self, caller: Caller) -> None:
         """Request a lease for the tenant of an admitted call, whose plan allows calls without Redis."""
-        one = self._tenants.get(caller.tenant_id)
-        if one is None:
+        allowance = self._tenants.get(caller.tenant_id)
+        if allowance is None:
             if len(self._tenants) >= self._tenants_max:
                 self.left_out += 1
                 return
             lease_id = str(uuid5(self._worker_slot, str(caller.tenant_id)))
-            one = self._tenants[caller.tenant_id] = Allowance(caller, lease_id)
-            self.fresh.append(one)
-        one.seen = self._clock()
+            allowance = self._tenants[caller.tenant_id] = Allowance(caller, lease_id)
+            self.fresh.append(allowance)
+        allowance.seen = self._clock()
 
     def forget(self, allowance: Allowance) -> None:
         """Drop the lease of a tenant without recent calls."""
@@ -253,43 +253,43 @@ class Allowances:
 
     def covers(self, caller: Caller) -> bool:
         """Return whether this caller's tenant has a valid lease, so that it may be served without Redis."""
-        one = self._tenants.get(caller.tenant_id)
-        return one is not None and one.until > self._clock()
+        tenant = self._tenants.get(caller.tenant_id)
+        return tenant is not None and tenant.until > self._clock()
 
     def refused(self, caller: Caller, verdict: Verdict) -> None:
         """Note that Redis refused a call, so that the lease does not admit it later."""
-        one = self._tenants.get(caller.tenant_id)
+        tenant = self._tenants.get(caller.tenant_id)
         if verdict is Verdict.REVOKED:
             if len(self._revoked) >= REVOKED_MAX:
                 del self._revoked[next(iter(self._revoked))]
             self._revoked[caller.key_id] = None
-        elif one is not None and one.held and verdict in {Verdict.TENANT_BLOCKED, Verdict.QUOTA_HELD}:
-            self.hurried[caller.tenant_id] = one
+        elif tenant is not None and tenant.held and verdict in {Verdict.TENANT_BLOCKED, Verdict.QUOTA_HELD}:
+            self.hurried[caller.tenant_id] = tenant
             if verdict is Verdict.TENANT_BLOCKED:
-                one.until = 0.0
+                tenant.until = 0.0
 
     def admit(self, request: HoldRequest, by_plan: Mapping[int, Weights] = _NO_WEIGHTS) -> Admitted:
         """Admit a call on its tenant's lease; CountersUnavailable without one, or if too little is left."""
         caller, service = request.caller, request.service
-        one = self._tenants.get(caller.tenant_id)
-        if one is None or one.until <= self._clock():
+        tenant = self._tenants.get(caller.tenant_id)
+        if tenant is None or tenant.until <= self._clock():
             raise CountersUnavailable
         if caller.key_id in self._revoked:
             raise InvalidApiKey
         if any(account.enforced for account in request.budgets):
             raise CountersUnavailable("The rest of a budget cannot be known while the counters are away.")
-        if service.one_time or (one.capped and service.pricing.ladder):
+        if service.one_time or (tenant.capped and service.pricing.ladder):
             raise CountersUnavailable("What this service costs cannot be known while the counters are away.")
-        weights = by_plan.get(one.plan_id) if by_plan and service.counts_tokens else None
-        tokens = _tokens_for(one, request, weights)
-        credits_ = _credits_for(one, request)
-        one.tokens.spent += tokens
-        one.credits.spent += credits_
+        weights = by_plan.get(tenant.plan_id) if by_plan and service.counts_tokens else None
+        tokens = _tokens_for(tenant, request, weights)
+        credits_ = _credits_for(tenant, request)
+        tenant.tokens.spent += tokens
+        tenant.credits.spent += credits_
         head = self.calls.get(request.request_id)  # a top-up keeps its head's amounts, which count already
         alone = not request.raises if head is None else head.alone
-        self.calls[request.request_id] = _LeaseUse(one, tokens, credits_, alone)
+        self.calls[request.request_id] = _LeaseUse(tenant, tokens, credits_, alone)
         self.admitted += head is None
-        return _decision(one, service, tokens, credits_, weights)
+        return _decision(tenant, service, tokens, credits_, weights)
 
     def admitted_there(self, request: HoldRequest, decision: Admitted) -> None:
         """Note that Redis has a hold of this call, even if its first part was admitted on the lease.
@@ -343,29 +343,29 @@ def _correct(share: LeaseShare, held: int, used: int) -> None:
     share.settled += used
 
 
-def _tokens_for(one: Allowance, request: HoldRequest, weights: Weights | None) -> int:
-    """Return the tokens to hold on the lease `one`, as `reserve` would; CountersUnavailable for too few."""
+def _tokens_for(allowance: Allowance, request: HoldRequest, weights: Weights | None) -> int:
+    """Return the tokens to hold on the lease `allowance`, as `reserve` would; CountersUnavailable for too few."""
     need, ceiling, least = request.need, request.ceiling, request.least
     if weights is not None:
         need, ceiling, least = request.weigh(weights)
     if not request.service.counts_tokens or not ceiling:
         return 0
-    if one.unlimited:
+    if allowance.unlimited:
         return need
-    left = one.tokens.left
-    if left <= 0 or (one.strict and left < (least or ceiling)):
+    left = allowance.tokens.left
+    if left <= 0 or (allowance.strict and left < (least or ceiling)):
         raise CountersUnavailable(_USED_UP)
     if left < ceiling:
         return left
-    return ceiling if one.strict else need
+    return ceiling if allowance.strict else need
 
 
-def _credits_for(one: Allowance, request: HoldRequest) -> int:
-    """Return the credits to hold on the lease `one`: all, or the rest if that covers the least amount.
+def _credits_for(allowance: Allowance, request: HoldRequest) -> int:
+    """Return the credits to hold on the lease `allowance`: all, or the rest if that covers the least amount.
 
     CountersUnavailable if the rest covers neither.
     """
-    left = one.credits.left
+    left = allowance.credits.left
     if request.credits <= max(0, left):  # a free call is covered
         return request.credits
     if 0 < request.credits_least <= left:
@@ -374,17 +374,17 @@ def _credits_for(one: Allowance, request: HoldRequest) -> int:
 
 
 def _decision(
-    one: Allowance, service: Service, tokens: int, credits_: int, weights: Weights | None
+    allowance: Allowance, service: Service, tokens: int, credits_: int, weights: Weights | None
 ) -> Admitted:
-    """Return an admission on the lease `one`, whose remaining amounts it has instead of the account's."""
-    limited = service.counts_tokens and not one.unlimited
+    """Return an admission on the lease `allowance`, whose remaining amounts it has instead of the account's."""
+    limited = service.counts_tokens and not allowance.unlimited
     return Admitted(
-        limit=one.tokens.kept if limited else 0,
+        limit=allowance.tokens.kept if limited else 0,
         held_tokens=tokens,
-        tokens_remaining=max(0, one.tokens.left) if limited else None,
-        credits_remaining=max(0, one.credits.left) if service.meter == CONSUMPTION else None,
+        tokens_remaining=max(0, allowance.tokens.left) if limited else None,
+        credits_remaining=max(0, allowance.credits.left) if service.meter == CONSUMPTION else None,
         held_credits=credits_,
-        bounded=limited and one.strict and tokens > 0,
+        bounded=limited and allowance.strict and tokens > 0,
         weights=weights,
     )
 

@@ -76,7 +76,7 @@ class Leaser:
         if self._fraction <= 0:
             return True
         is_due = bool(self._queue) and self._queue[0][0] <= self._clock()
-        there = self._there()
+        there = self._connected_wires()
         return bool(there) and not is_due and not self._asking and there.items() <= self._heard.items()
 
     async def keep(self) -> None:
@@ -89,108 +89,112 @@ class Leaser:
         """Renew the due leases, or all of them after Redis was away; return whether more are due."""
         now = self._clock()
         allowances = self._allowances
-        for one in (*allowances.fresh, *allowances.hurried.values()):
-            self._schedule(one, now)
+        for allowance in (*allowances.fresh, *allowances.hurried.values()):
+            self._schedule(allowance, now)
         allowances.fresh.clear()
         allowances.hurried.clear()
-        there, of = self._there(), self._wires.of
+        there, of = self._connected_wires(), self._wires.of
         new = {wire for wire, run_id in there.items() if self._heard.get(wire) != run_id}
-        for one in allowances.all() if new else ():
-            if of(one.caller.partition) in new:
-                self._schedule(one, now)
+        for allowance in allowances.all() if new else ():
+            if of(allowance.caller.partition) in new:
+                self._schedule(allowance, now)
         self._heard = there
         asked: list[_Asked] = []
         while there and self._queue and self._queue[0][0] <= now and len(asked) < self._batch_max:
-            _, turn, one = heapq.heappop(self._queue)
-            if turn == one.turn and of(one.caller.partition) in there:
-                asked.append(self._ask(one, now))
-            elif turn == one.turn:  # its server is away, and another may have its partition later
-                self._schedule(one, now + RENEW_S)
+            _, turn, allowance = heapq.heappop(self._queue)
+            if turn == allowance.turn and of(allowance.caller.partition) in there:
+                asked.append(self._ask(allowance, now))
+            elif turn == allowance.turn:  # its server is away, and another may have its partition later
+                self._schedule(allowance, now + RENEW_S)
         self._asking = len(asked)
-        for one, tokens, credits_, began, wait in asked:
+        for allowance, tokens, credits_, began, wait in asked:
             try:
                 answer = cast("bytes", await in_task(wait))
             except CountersUnavailable:
-                one.held = True  # it may be
-                self._schedule(one, now)
+                allowance.held = True  # it may be
+                self._schedule(allowance, now)
                 continue
             finally:
                 self._asking -= 1
             self._took(self._clock() - began)
-            self._answered(one, answer, tokens, credits_, began)
+            self._answered(allowance, answer, tokens, credits_, began)
         return len(asked) == self._batch_max
 
     async def give_back(self) -> None:
         """Return every lease before this worker stops; used amounts stay held until they are charged."""
-        held = [one for one in self._allowances.all() if one.held]
+        held = [row for row in self._allowances.all() if row.held]
         for start in range(0, len(held), self._batch_max):
-            waits = [self._end(one) for one in held[start : start + self._batch_max]]
+            waits = [self._end(allowance) for allowance in held[start : start + self._batch_max]]
             for wait in waits:
                 with suppress(CountersUnavailable):  # the others may be on another server
                     await in_task(wait)
 
-    def _there(self) -> dict[RedisConnection, bytes]:
+    def _connected_wires(self) -> dict[RedisConnection, bytes]:
         return {wire: wire.run_id for wire in self._wires.wires if wire.available}
 
-    def _ask(self, one: Allowance, now: float) -> _Asked:
+    def _ask(self, allowance: Allowance, now: float) -> _Asked:
         handed_in = self._pending() == 0
-        if one.spent and handed_in and now - one.used_at > CHARGED_S_MAX:
-            one.charged()
-        tokens, credits_ = one.tokens.share(handed_in), one.credits.share(handed_in)
-        if now - one.seen > ACTIVE_S and not one.spent:
-            one.ends = True
-        if one.ends:
-            one.drop()
-            wait = self._send(one, GIVE_BACK)
+        if allowance.spent and handed_in and now - allowance.used_at > CHARGED_S_MAX:
+            allowance.charged()
+        tokens, credits_ = allowance.tokens.share(handed_in), allowance.credits.share(handed_in)
+        if now - allowance.seen > ACTIVE_S and not allowance.spent:
+            allowance.ends = True
+        if allowance.ends:
+            allowance.drop()
+            wait = self._send(allowance, GIVE_BACK)
         else:
-            wait = self._send(one, self._lease_s, self._fraction, tokens, credits_)
-        return one, tokens, credits_, now, wait
+            wait = self._send(allowance, self._lease_s, self._fraction, tokens, credits_)
+        return allowance, tokens, credits_, now, wait
 
-    def _end(self, one: Allowance) -> Wait[Reply]:
+    def _end(self, allowance: Allowance) -> Wait[Reply]:
         """Return a lease to Redis, except its used part, which stays held until it is likely charged."""
-        if not one.spent:
-            return self._send(one, GIVE_BACK)
-        spent, credits_ = (AccountLease(share.spent, share.spent) for share in (one.tokens, one.credits))
-        return self._send(one, min(self._lease_s, ACTIVE_S), 0.0, spent, credits_)
+        if not allowance.spent:
+            return self._send(allowance, GIVE_BACK)
+        spent, credits_ = (
+            AccountLease(share.spent, share.spent) for share in (allowance.tokens, allowance.credits)
+        )
+        return self._send(allowance, min(self._lease_s, ACTIVE_S), 0.0, spent, credits_)
 
     def _send(
-        self, one: Allowance, seconds: float, fraction: float = 0.0,
+        self, allowance: Allowance, seconds: float, fraction: float = 0.0,
         tokens: AccountLease = NOTHING, credits_: AccountLease = NOTHING,
     ) -> Wait[Reply]:  # fmt: skip
-        wire = self._wires.of(one.caller.partition)
+        wire = self._wires.of(allowance.caller.partition)
         call = lease(
-            wire.run_id, one.caller, one.lease_id, round(seconds * 1000),
+            wire.run_id, allowance.caller, allowance.lease_id, round(seconds * 1000),
             fraction=fraction, tokens=tokens, credits_=credits_,
         )  # fmt: skip
         return wire.send(encode_script("lease", *call))
 
     def _answered(
-        self, one: Allowance, answer: bytes, tokens: AccountLease, credits_: AccountLease, began: float
+        self, allowance: Allowance, answer: bytes, tokens: AccountLease, credits_: AccountLease, began: float
     ) -> None:
         code, now = code_of(answer), self._clock()
         if code == LEASED:
             found = leased(answer)
             assert found is not None
-            one.renew(found, began + self._lease_s, tokens, credits_)
+            allowance.renew(found, began + self._lease_s, tokens, credits_)
             # Amounts no longer counted on are freed soon if they are large.
-            shrunk = one.credits.kept * 2 < credits_.kept or (
-                not one.unlimited and one.tokens.kept * 2 < tokens.kept
+            shrunk = allowance.credits.kept * 2 < credits_.kept or (
+                not allowance.unlimited and allowance.tokens.kept * 2 < tokens.kept
             )
-            self._schedule(one, now if shrunk else now + RENEW_S)
+            self._schedule(allowance, now if shrunk else now + RENEW_S)
         elif code == NONE:
-            one.drop()
-            if one.held and not one.ends:
-                one.ends = True
-                self._schedule(one, now)
-            elif one.spent and now - one.seen <= ACTIVE_S:  # the next lease must know of the spent amount
-                self._schedule(one, now + RENEW_S)
-                one.held = one.ends = False
+            allowance.drop()
+            if allowance.held and not allowance.ends:
+                allowance.ends = True
+                self._schedule(allowance, now)
+            elif (
+                allowance.spent and now - allowance.seen <= ACTIVE_S
+            ):  # the next lease must know of the spent amount
+                self._schedule(allowance, now + RENEW_S)
+                allowance.held = allowance.ends = False
             else:  # the next caller admitted under a plan that allows it requests a new one
-                self._allowances.forget(one)
+                self._allowances.forget(allowance)
         else:
-            self._schedule(one, now + (RENEW_S if code == UNKNOWN else 0))
+            self._schedule(allowance, now + (RENEW_S if code == UNKNOWN else 0))
 
-    def _schedule(self, one: Allowance, due: float) -> None:
+    def _schedule(self, allowance: Allowance, due: float) -> None:
         """Schedule the next renewal at `due`; an earlier one is cancelled."""
-        one.turn = self._turn = self._turn + 1
-        heapq.heappush(self._queue, (due, one.turn, one))
+        allowance.turn = self._turn = self._turn + 1
+        heapq.heappush(self._queue, (due, allowance.turn, allowance))

@@ -146,17 +146,17 @@ class SegmentReader:
 
         The attribute `kinds` gets the kinds of those that are no settlements.
         """
-        found: dict[int, int] = {}
+        counts: dict[int, int] = {}
         for one in self._blocks:
             if one.kind == DONE:
                 for (offset,) in _OFFSET.iter_unpack(one.payload):
-                    found.pop(offset, None)
+                    counts.pop(offset, None)
             elif one.kind in _WAITING:
                 for record in records_in(one):
-                    found[record.offset] = RECORD_BYTES + len(record.arguments)
+                    counts[record.offset] = RECORD_BYTES + len(record.arguments)
                     if one.kind != SPOOLED:
                         self.kinds[record.offset] = one.kind
-        return found
+        return counts
 
     def _sound(self) -> Iterator[Block]:
         # An empty file has no records; a file of an unknown format or layout cannot be read.
@@ -190,9 +190,9 @@ class SegmentReader:
         """Return the offset of the next block signature, or of the end."""
         while at < self._size:
             piece = os.pread(self._descriptor, min(PIECE_BYTES, self._size - at), at)
-            found = piece.find(MAGIC)
-            if found >= 0:
-                return at + found
+            place = piece.find(MAGIC)
+            if place >= 0:
+                return at + place
             at += max(1, len(piece) - len(MAGIC) + 1)
         return self._size
 
@@ -323,11 +323,11 @@ def adopt(path: Path, now: float) -> tuple[LogSegment, SegmentReader] | None:
             if about.st_nlink > 0:  # otherwise another process was faster, and has removed it
                 with closing(SegmentReader(descriptor, about.st_size)) as reading:
                     waiting = reading.waiting()
-                found = LogSegment(
+                log_segment = LogSegment(
                     path, descriptor, about.st_size, now, named=True, adopted=True, waiting=waiting,
                     kinds={at: kind for at, kind in reading.kinds.items() if at in waiting},
                 )  # fmt: skip
-                adopted = found, reading
+                adopted = log_segment, reading
     finally:
         if adopted is None:
             os.close(descriptor)
@@ -445,12 +445,12 @@ class SettlementLog:
     @property
     def waiting(self) -> int:
         """The number of settlements and jobs that Redis has not acknowledged."""
-        return len(self._spools) + sum(len(one.waiting) for one in self.segments)
+        return len(self._spools) + sum(len(segment.waiting) for segment in self.segments)
 
     @property
     def size(self) -> int:
         """The number of bytes in all files."""
-        return sum(one.size for one in self.segments)
+        return sum(segment.size for segment in self.segments)
 
     def note(self, arguments: bytes, answer: bytes) -> None:
         """Store an acknowledged settlement: written within `write_s`, synced within `SYNC_S`."""
@@ -513,14 +513,14 @@ class SettlementLog:
         is in progress nothing is removed; the next call does it.
         """
         now = self._clock()
-        for one in list(self.segments) if self._writing is None else ():
-            adopted = one.adopted and not one.waiting and one.newest <= now - sure_s
-            if adopted or (one.spare and one.newest < now - self.keep_s):
-                self._drop(one)
+        for segment in list(self.segments) if self._writing is None else ():
+            adopted = segment.adopted and not segment.waiting and segment.newest <= now - sure_s
+            if adopted or (segment.spare and segment.newest < now - self.keep_s):
+                self._drop(segment)
 
     def others(self) -> list[Path]:
         """Return the files of other workers, alive or gone."""
-        ours = {one.path for one in self.segments}
+        ours = {segment.path for segment in self.segments}
         return sorted(set(self._directory.glob(f"*{SUFFIX}")) - ours - self._left_alone)
 
     async def adopt(self) -> list[LogSegment]:
@@ -592,12 +592,12 @@ class SettlementLog:
     def _let_go(self) -> None:
         """Close files with records that wait, were adopted, or may be lost by Redis; remove the others."""
         needed = self._clock() - self._noted_at < self._bounds.at_risk_s
-        for one in self.segments:
-            if one.waiting or one.adopted or (needed and not one.empty):
-                one.leave()
+        for segment in self.segments:
+            if segment.waiting or segment.adopted or (needed and not segment.empty):
+                segment.leave()
                 self.left_behind = True
             else:
-                one.remove()
+                segment.remove()
         self.segments.clear()
 
     # --- one turn: everything there is in one write ---------------------------------------
@@ -636,12 +636,12 @@ class SettlementLog:
                 for kind, arguments, wait in spools
             ]
         done, self._done = self._done, {}
-        kept = {kind: [one for each, one, _ in spools if each == kind] for kind in _WAITING}
-        spooled = {kind: records([(b"", one) for one in some]) for kind, some in kept.items() if some}
+        kept = {kind: [record for kind_, record, _ in spools if kind_ == kind] for kind in _WAITING}
+        spooled = {kind: records([(b"", record) for record in some]) for kind, some in kept.items() if some}
         noted = [
             (kind, records(some), len(some)) for kind, some in ((ACKNOWLEDGED, notes), (HELD, held)) if some
         ]
-        size, turn.notes = sum(BLOCK_BYTES + len(one) for one in spooled.values()), len(notes) + len(held)
+        size, turn.notes = sum(BLOCK_BYTES + len(spool) for spool in spooled.values()), len(notes) + len(held)
         wanted = size + sum(BLOCK_BYTES + len(payload) for _, payload, _ in noted)
         segment = self._room(wanted) if noted or spools else None
         if segment is None and noted:
@@ -733,8 +733,10 @@ class SettlementLog:
         Old files are dropped to make room; None if no more may be dropped, or no new file can be created.
         """
         needed, now = size + 2 * BLOCK_BYTES, self._clock()
-        while sum(one.size for one in self.segments if not one.adopted) + needed > self._bytes_max:
-            oldest = next((one for one in self.segments if one.spare), None)
+        while (
+            sum(segment.size for segment in self.segments if not segment.adopted) + needed > self._bytes_max
+        ):
+            oldest = next((segment for segment in self.segments if segment.spare), None)
             if oldest is None:
                 return None
             self._drop_early(oldest, now)

@@ -77,7 +77,7 @@ class VerifiedEpochs:
         """The oldest layout of all partitions; the previous version's if none is known."""
         return min(self._layouts.values(), default=EARLIER)
 
-    def told(self, name: bytes) -> bool:
+    def forget_changed(self, name: bytes) -> bool:
         """Forget the markers that a change of the key `name` concerns; return False if it concerns none.
 
         The empty name means that any key may have changed.
@@ -103,7 +103,7 @@ class VerifiedEpochs:
         asked = [
             (wire, part, self._ask(wire, part, upkeep))
             for wire, partitions in by_wire.items()  # one command, if one server has keys of all slots
-            for part in ([partitions] if wire.is_one else [[one] for one in partitions])
+            for part in ([partitions] if wire.is_one else [[partition] for partition in partitions])
         ]
         for wire, part, wait in asked:
             markers: list[Reply] = [None] * len(part)
@@ -134,7 +134,7 @@ class VerifiedEpochs:
         held = (wire, wire.run_id, since, self._clock()) if since else None
         for partition in partitions:
             self._held[partition] = held
-        names = [keys.marker(one).encode() for one in partitions]
+        names = [keys.marker(partition).encode() for partition in partitions]
         return wire.send(encode(b"MGET", *names), upkeep=upkeep)
 
     def _learn(self, wire: RedisConnection, partition: int, marker: Reply) -> None:
@@ -226,7 +226,7 @@ class Resubmitter:
         self._recover_at = 0.0
         self._adopted_at = clock() - ADOPT_S
         self._news, self._held_up = asyncio.Event(), False
-        wires.hear(self._told)
+        wires.hear(self._note_change)
 
     @property
     def newer(self) -> frozenset[int]:
@@ -259,8 +259,8 @@ class Resubmitter:
         """Whether everything is verified, sent again and reported."""
         return bool(self._seen) and all(self._seen) and self._seen == self._reported
 
-    def _told(self, name: bytes) -> None:
-        if self._verified.told(name):
+    def _note_change(self, name: bytes) -> None:
+        if self._verified.forget_changed(name):
             self._news.set()
             self._log.woken.set()
 
@@ -427,12 +427,16 @@ class Resubmitter:
         """
         if self._restore is not None:
             known = self._epochs or [0] * PARTITIONS
-            others = [one for one in range(PARTITIONS) if epochs[one] and epochs[one] != known[one]]
+            others = [
+                partition
+                for partition in range(PARTITIONS)
+                if epochs[partition] and epochs[partition] != known[partition]
+            ]
             await self._restore(others)
         await self._log.written()
         self._log.rotate()
         before, failed = self.recovered, set[int]()
-        for segment in sorted(self._log.segments, key=lambda one: one.newest, reverse=True):
+        for segment in sorted(self._log.segments, key=lambda segment: segment.newest, reverse=True):
             if segment in self._log.segments:  # otherwise it was removed meanwhile, to make room
                 failed |= await self._recover(segment, epochs)
         if sent := self.recovered - before:
@@ -490,7 +494,7 @@ class Resubmitter:
         except ScriptFailed:
             raise
         except CountersUnavailable:
-            if not any(one.available for one in self._wires.wires):
+            if not any(wire.available for wire in self._wires.wires):
                 raise
             return False
         if SETTLE_RESULTS.read(answer, unpack(record.arguments).request_id) is SettleResult.UNVERIFIED:
@@ -505,7 +509,9 @@ async def _records_of(segment: LogSegment, kind: int, piece_bytes: int) -> Async
     seen = 0
     with closing(segment.reading()) as reading:
         while blocks := await asyncio.to_thread(reading.piece, piece_bytes):
-            for record in (one for block in blocks if block.kind == kind for one in records_in(block)):
+            for record in (
+                record_ for block in blocks if block.kind == kind for record_ in records_in(block)
+            ):
                 yield record
                 seen += 1
                 if seen % TURN_MAX == 0:

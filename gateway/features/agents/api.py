@@ -219,7 +219,9 @@ class Agents:
     async def authorize(self, request: web.Request, _: Mapping[str, str]) -> Row:
         """Begin the sign-in of a device; return a code for the device and one for a person to type."""
         code = "".join(secrets.choice(CODE_LETTERS) for _ in range(CODE_CHARS))
-        agent = "".join(one for one in request.headers.get("User-Agent", "") if one.isprintable())
+        agent = "".join(
+            character for character in request.headers.get("User-Agent", "") if character.isprintable()
+        )
         digest, site = self._digests_of_code(code)[0], site_of(sent_from(request))
         begin = partial(
             stored.begin, user_code=digest, agent=agent[:AGENT_CHARS_MAX], site=site, lasts_s=CODE_S,
@@ -230,7 +232,7 @@ class Agents:
             raise OAuthRefusal("slow_down", 429)
         shown, page = f"{code[:4]}-{code[4:]}", self._console + PAGE
         return {
-            "device_code": f"tkd_{row['id']}_{self._made('device', row)[0]}",
+            "device_code": f"tkd_{row['id']}_{self._derive_digests('device', row)[0]}",
             "user_code": shown,
             "verification_uri": page,
             "verification_uri_complete": f"{page}?user_code={shown}",
@@ -242,15 +244,15 @@ class Agents:
         """Return tokens for a device code or a refresh token."""
         grant = form.get("grant_type", "")
         if grant == DEVICE_GRANT:
-            return await self._given(request, form.get("device_code", ""))
+            return await self._sign_in_of(request, form.get("device_code", ""))
         if grant == "refresh_token":
             return await self._refreshed(request, form.get("refresh_token", ""))
         raise OAuthRefusal("unsupported_grant_type")
 
-    async def _given(self, request: web.Request, code: str) -> Row:
-        found = _DEVICE.fullmatch(code)
-        row = await self._row(int(found[1])) if found else None
-        if found is None or row is None or not is_among(found[2], self._made("device", row)):
+    async def _sign_in_of(self, request: web.Request, code: str) -> Row:
+        match = _DEVICE.fullmatch(code)
+        row = await self._row(int(match[1])) if match else None
+        if match is None or row is None or not is_among(match[2], self._derive_digests("device", row)):
             await slow_down(self._ports.failures, request, "unknown")
             raise OAuthRefusal("expired_token")
         if row["state"] == stored.ASKED:
@@ -292,7 +294,7 @@ class Agents:
 
         If another request has rotated it to the same key, its id is returned.
         """
-        values = {**self._kept(row, int(str(row["generation"])) + 1), "overlap_s": OVERLAP_S}
+        values = {**self._key_columns(row, int(str(row["generation"])) + 1), "overlap_s": OVERLAP_S}
         key_id = int(str(row["api_key_id"]))
         try:
             return await self._write(request, actor, "rotate", key_id, values)
@@ -326,12 +328,12 @@ class Agents:
 
     async def _holder(self, request: web.Request, token: str) -> tuple[Any, int]:
         """Return a refresh token's sign-in and number of rotations; (None, 0) for an unknown token."""
-        found = _REFRESH.fullmatch(token)
-        row = await self._row(int(found[1])) if found else None
-        generation = int(found[2]) if found else 0
+        match = _REFRESH.fullmatch(token)
+        row = await self._row(int(match[1])) if match else None
+        generation = int(match[2]) if match else 0
         if (
-            found is None or row is None or row["state"] != stored.GIVEN
-            or not is_among(found[3], self._made("refresh", row, generation))
+            match is None or row is None or row["state"] != stored.GIVEN
+            or not is_among(match[3], self._derive_digests("refresh", row, generation))
         ):  # fmt: skip
             await slow_down(self._ports.failures, request, "unknown")
             return None, 0
@@ -344,11 +346,11 @@ class Agents:
         await self._require_key(request)
         if not policy:
             raise NotFound
-        said = await asyncio.to_thread(_read_policy, policy)
-        tag = f'"{said["checksum"]}"'
-        if tag in [one.strip() for one in request.headers.get("If-None-Match", "").split(",")]:
+        policy_read = await asyncio.to_thread(_read_policy, policy)
+        tag = f'"{policy_read["checksum"]}"'
+        if tag in [tag_.strip() for tag_ in request.headers.get("If-None-Match", "").split(",")]:
             return web.Response(status=304, headers={"ETag": tag})
-        return web.json_response(said, headers={"ETag": tag})
+        return web.json_response(policy_read, headers={"ETag": tag})
 
     async def telemetry(self, request: web.Request) -> web.Response:
         """`POST /v1/metrics` and other telemetry: accepted, so that exporters see no error, and dropped."""
@@ -400,7 +402,7 @@ class Agents:
         sent: dict[str, object] = {
             "tenant_id": actor.tenant_id, "name": f"Agent of {user}", "user": user, "user_header": "ignore",
         }  # fmt: skip
-        values = {**check_body(_key_model(), sent), **self._kept(row, 0)}
+        values = {**check_body(_key_model(), sent), **self._key_columns(row, 0)}
         key_id = await self._write(request, actor, CREATE, None, values)
         who = actor.person
         said: dict[str, object] = {"token_id": actor.token_id, "api_key_id": key_id} | (
@@ -428,7 +430,7 @@ class Agents:
             return None
         if not await self._run(partial(stored.take_renewal, session_id=session.id, renewal=sealed)):
             return None
-        return seal(opened(sealed, cookie), self._made("renewal", row)[0])
+        return seal(opened(sealed, cookie), self._derive_digests("renewal", row)[0])
 
     async def _user(self, actor: Actor) -> str:
         """Return the user to whom the agent's calls are attributed."""
@@ -453,7 +455,7 @@ class Agents:
     def _digests_of_code(self, code: str) -> tuple[str, ...]:
         return self._ports.peppers.digests(f"\0agents code {code}")
 
-    def _made(self, use: str, row: Any, generation: int = 0) -> tuple[str, ...]:
+    def _derive_digests(self, use: str, row: Any, generation: int = 0) -> tuple[str, ...]:
         """Return the secret of a sign-in for `use`, such as "key", as a digest under each pepper.
 
         Requests cannot contain the NUL in its text, so nobody can have another secret digested to it.
@@ -462,9 +464,9 @@ class Agents:
 
     def _key(self, row: Any, generation: int) -> str:
         """Return the API key of a sign-in; each rotation increases `generation` by one."""
-        return API_KEY + spelled(int(self._made("key", row, generation)[0], 16))
+        return API_KEY + spelled(int(self._derive_digests("key", row, generation)[0], 16))
 
-    def _kept(self, row: Any, generation: int) -> dict[str, object]:
+    def _key_columns(self, row: Any, generation: int) -> dict[str, object]:
         """Return the columns of a sign-in's API key; each rotation increases `generation` by one."""
         key, peppers = self._key(row, generation), self._ports.peppers
         ends = datetime.now(UTC) + timedelta(seconds=TOKEN_S + LASTS_ON_S)
@@ -476,7 +478,7 @@ class Agents:
         }  # fmt: skip
 
     def _tokens(self, row: Any, generation: int, lasts_s: int) -> Row:
-        refresh = self._made("refresh", row, generation)[0]
+        refresh = self._derive_digests("refresh", row, generation)[0]
         return {
             "access_token": self._key(row, generation),
             "token_type": "Bearer",
@@ -555,8 +557,8 @@ class Agents:
 
     async def _vouched(self, row: Any) -> str:
         """Renew the sign-in at the provider; return the next renewal secret, or raise `SignInRefused`."""
-        sign_ins, person, keys = self._ports.sign_ins, _person(row), self._made("renewal", row)
-        key = next((one for one in keys if _opens(row["renewal"], one)), "")
+        sign_ins, person, keys = self._ports.sign_ins, _person(row), self._derive_digests("renewal", row)
+        key = next((key for key in keys if _opens(row["renewal"], key)), "")
         if sign_ins is None or person is None or not key:
             raise SignInRefused
         arrival = await sign_ins.renew(person.issuer, row["renewal"], key)
@@ -582,14 +584,14 @@ def _read_policy(path: str) -> Row:
     """
     try:
         body = read_regular(path, SETTINGS_BYTES_MAX)
-        found = json.loads(body) if len(body) <= SETTINGS_BYTES_MAX else None
+        document = json.loads(body) if len(body) <= SETTINGS_BYTES_MAX else None
     except (OSError, ValueError) as error:
         raise StoreUnavailable("The settings of agents cannot be read.") from error
-    if not isinstance(found, dict):
+    if not isinstance(document, dict):
         raise StoreUnavailable("The settings of agents are no JSON object, or too long.")
-    plain = json.dumps(found, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    plain = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     digest = sha256(plain.encode("utf-8", "surrogatepass")).hexdigest()
-    return {"uuid": str(UUID(digest[:32])), "checksum": f"sha256:{digest}", "settings": found}
+    return {"uuid": str(UUID(digest[:32])), "checksum": f"sha256:{digest}", "settings": document}
 
 
 def _person(row: Any) -> PersonIdentity | None:

@@ -80,15 +80,15 @@ def answers(settings: Settings, log: Log) -> Mapping[Route, Answerer]:
     if not own.agents_keeper_url:
         return {}
     origin = OneOrigin(own.agents_keeper_url, peppers_of(settings), log)
-    found: dict[Route, Answerer] = {Route(("GET",), METADATA_PATH, ""): origin.pass_on}
+    answerers: dict[Route, Answerer] = {Route(("GET",), METADATA_PATH, ""): origin.pass_on}
     for path in (DEVICE_PATH, TOKEN_PATH, REVOKE_PATH):
-        found[Route(("POST",), path, "")] = origin.pass_on
-    found[Route(("GET",), SETTINGS_PATH, "")] = origin.pass_key_on
-    found[Route(("GET",), USAGE_PATH, "")] = tell_usage
+        answerers[Route(("POST",), path, "")] = origin.pass_on
+    answerers[Route(("GET",), SETTINGS_PATH, "")] = origin.pass_key_on
+    answerers[Route(("GET",), USAGE_PATH, "")] = tell_usage
     collector = Collector(own.agents_collector_url, settings.proxies, log)
     for path in TELEMETRY_PATHS:
-        found[Route(("POST",), path, "")] = collector.take
-    return found
+        answerers[Route(("POST",), path, "")] = collector.take
+    return answerers
 
 
 async def tell_usage(exchange: Exchange) -> None:
@@ -105,21 +105,21 @@ def usage_of(left: Mapping[str, Any], currency: str) -> dict[str, object]:
     Percents are whole numbers, amounts are hundredths of the currency. Amounts are those of one money budget:
     the fullest, or the last to reset among the used-up ones.
     """
-    budgets = [one for one in left["limits"] if one["scope"] == "budget"]
-    shown = max((one for one in budgets if one["unit"] == MONEY), key=_standing, default=None)
+    budgets = [budget for budget in left["limits"] if budget["scope"] == "budget"]
+    shown = max((budget for budget in budgets if budget["unit"] == MONEY), key=_standing, default=None)
     limits = [
         {
-            "kind": "spend" if one["unit"] == MONEY else one["unit"],
-            "group": _group(one), "percent": _percent(one),
-            "resets_at": one["reset_at"], "severity": _severity(_percent(one)), "is_active": one is shown,
+            "kind": "spend" if budget["unit"] == MONEY else budget["unit"],
+            "group": _group(budget), "percent": _percent(budget),
+            "resets_at": budget["reset_at"], "severity": _severity(_percent(budget)), "is_active": budget is shown,
         }
-        for one in budgets
+        for budget in budgets
     ]  # fmt: skip
     if shown is None:
         return {"limits": limits}
     amounts = {"monthly_limit": _hundredths(shown["limit"]), "used_credits": _hundredths(shown["used"])}
-    told = {"is_enabled": True, **amounts, "utilization": _percent(shown), "currency": currency}
-    return {"extra_usage": told, "limits": limits}
+    document = {"is_enabled": True, **amounts, "utilization": _percent(shown), "currency": currency}
+    return {"extra_usage": document, "limits": limits}
 
 
 def _group(budget: Mapping[str, Any]) -> str:
@@ -256,9 +256,13 @@ class OneOrigin:
         peer = exchange.connection.transport.get_extra_info("peername")
         address = str(peer[0]) if isinstance(peer, tuple) else ""
         fields[SENDER_FIELD] = told_sender(self._peppers, path, address, time.time())
-        status, said, content = await self._asked(method, path, fields, body, hash(site_of(address)))
-        told = [(name.encode(), said[name].encode("latin-1")) for name in ANSWERED_WITH if name in said]
-        own_answer(exchange, status, told, content)
+        status, headers, content = await self._start_request(
+            method, path, fields, body, hash(site_of(address))
+        )
+        fields_ = [
+            (name.encode(), headers[name].encode("latin-1")) for name in ANSWERED_WITH if name in headers
+        ]
+        own_answer(exchange, status, fields_, content)
 
     async def pass_key_on(self, exchange: Exchange) -> None:
         """Forward an exchange to the keeper with its API key, for the keeper to check."""
@@ -269,7 +273,7 @@ class OneOrigin:
         credential, _ = credential_of(read_fields(proving)[1])
         await self.pass_on(exchange, credential)
 
-    def _asked(
+    def _start_request(
         self, method: str, path: str, fields: dict[str, str], body: bytes, sender: int
     ) -> asyncio.Task[_Answer]:
         """Start a request to the keeper; raise `Overloaded` if too many are in progress.

@@ -29,7 +29,7 @@ def told_sender(peppers: Peppers, path: str, address: str, now: float) -> str:
     It has the time, the address and a digest of both.
     """
     second = int(now)
-    return f"{second} {address} {peppers.digest(_said(path, address, second))}"
+    return f"{second} {address} {peppers.digest(_proof_text(path, address, second))}"
 
 
 def sender_of(peppers: Peppers, path: str, field: str, now: float) -> str:
@@ -41,11 +41,11 @@ def sender_of(peppers: Peppers, path: str, field: str, now: float) -> str:
     address, _, digest = rest.partition(" ")
     if not (second.isascii() and second.isdigit() and len(second) <= 12 and digest.isascii()):
         return ""
-    is_ours = is_among(digest, peppers.digests(_said(path, address, int(second))))
+    is_ours = is_among(digest, peppers.digests(_proof_text(path, address, int(second))))
     return address if is_ours and abs(now - int(second)) <= APART_S_MAX else ""
 
 
-def _said(path: str, address: str, second: int) -> str:
+def _proof_text(path: str, address: str, second: int) -> str:
     """Return the text whose digest proves a client's address.
 
     It contains a NUL, as no credential does, so a digest of one cannot be used for the other.

@@ -19,7 +19,7 @@ from uuid import UUID
 from gateway import extras
 from gateway.errors import ArchiveFailed
 from gateway.features.archive.retention import Retention
-from gateway.ops.storage import FileStore, told
+from gateway.ops.storage import FileStore, translate_errors
 from persistence.archive import months
 from persistence.archive.months import (
     AUDIT,
@@ -85,22 +85,22 @@ def write_manifest(place: FileStore, manifest: ArchiveManifest) -> None:
 def read_manifest(place: FileStore, month: date, ledger: str) -> ArchiveManifest | None:
     """Return the manifest of a ledger's month, or None if the archive has none."""
     for name in (name_of(month, ledger), _of_all(month)):
-        found = _read(place, name, month)
-        for each in found:
-            if each.file.ledger == ledger:
-                return each
-        if found and name != _of_all(month):
+        manifests = _read(place, name, month)
+        for manifest in manifests:
+            if manifest.file.ledger == ledger:
+                return manifest
+        if manifests and name != _of_all(month):
             raise ArchiveFailed(f"{place.address(name)} is not of {ledger}")
     return None
 
 
 def divide_months(place: FileStore, month: date) -> None:
     """Replace the manifest of a month of all ledgers, as in older archives, by one for each ledger."""
-    found = _read(place, _of_all(month), month)
-    for each in found:
-        if not place.has(name_of(month, each.file.ledger)):
-            write_manifest(place, each)
-    if found:
+    manifests = _read(place, _of_all(month), month)
+    for manifest in manifests:
+        if not place.has(name_of(month, manifest.file.ledger)):
+            write_manifest(place, manifest)
+    if manifests:
         place.remove(_of_all(month))
 
 
@@ -130,8 +130,8 @@ def databases_in(place: FileStore) -> Iterator[tuple[date, UUID]]:
     """Yield the first archived month of each ledger, with the database id in its manifest."""
     for ledger in BY_NAME:
         for month in months_in(place, ledger)[:1]:
-            if (found := read_manifest(place, month, ledger)) is not None:
-                yield month, found.database
+            if (manifest := read_manifest(place, month, ledger)) is not None:
+                yield month, manifest.database
 
 
 def _of_all(month: date) -> str:
@@ -149,17 +149,17 @@ def _month_of(text: str) -> date:
 
 
 def _read(place: FileStore, name: str, month: date) -> list[ArchiveManifest]:
-    found = place.read_json(name)
-    if found is None:
+    document = place.read_json(name)
+    if document is None:
         return []
     try:
-        if found["format"] != FORMAT:
+        if document["format"] != FORMAT:
             raise ArchiveFailed(
-                f"{place.url} was written by Tollkeeper {found['program_version']}: use that, or a newer one"
+                f"{place.url} was written by Tollkeeper {document['program_version']}: use that, or a newer one"
             )
-        database = UUID(str(found["database"]))
+        database = UUID(str(document["database"]))
         manifests = [
-            ArchiveManifest(database, month, _stored(place, name, month, each)) for each in found["files"]
+            ArchiveManifest(database, month, _stored(place, name, month, file)) for file in document["files"]
         ]
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArchiveFailed(f"{place.address(name)} is not a manifest of Tollkeeper") from error
@@ -178,18 +178,20 @@ def _file(stored: ArchivedMonth) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _stored(place: FileStore, name: str, month: date, found: Any) -> ArchivedMonth:
-    """Return the month that the manifest `found` describes; `ArchiveFailed` if ledger or file is wrong."""
-    ledger, file = str(found["ledger"]), str(found["file"])
+def _stored(place: FileStore, name: str, month: date, facts: Any) -> ArchivedMonth:
+    """Return the month that the manifest `facts` describes; `ArchiveFailed` if ledger or file is wrong."""
+    ledger, file = str(facts["ledger"]), str(facts["file"])
     if ledger not in BY_NAME:
         raise ArchiveFailed(
             f"{place.address(name)} is of {ledger!r}, which is no ledger: {', '.join(BY_NAME)}"
         )
     if file != (due := file_of(ledger, month)):
         raise ArchiveFailed(f"{place.address(name)} names the file {file!r}: that month's is {due}")
-    columns = {name: (int(each["present"]), int(each["sum"])) for name, each in found["columns"].items()}
+    columns = {
+        name: (int(column["present"]), int(column["sum"])) for name, column in facts["columns"].items()
+    }
     return ArchivedMonth(
-        ledger, month, place.url, file, int(found["rows"]), int(found["bytes"]), str(found["sha256"]), columns
+        ledger, month, place.url, file, int(facts["rows"]), int(facts["bytes"]), str(facts["sha256"]), columns
     )  # fmt: skip
 
 
@@ -216,9 +218,9 @@ def write_parquet(
     arrow, csv, parquet = _libraries("pyarrow", "pyarrow.csv", "pyarrow.parquet")
     types = _types(arrow)
     schema = schema_of(columns)
-    told = {name: arrow.int64() if kind == MOMENT else types[kind] for name, kind in columns.items()}
+    fields = {name: arrow.int64() if kind == MOMENT else types[kind] for name, kind in columns.items()}
     convert = csv.ConvertOptions(
-        column_types=told, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False,
+        column_types=fields, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False,
         true_values=["t"], false_values=["f"],
     )  # fmt: skip
     parse = csv.ParseOptions(newlines_in_values=True)
@@ -242,19 +244,19 @@ def schema_of(columns: Mapping[str, str]) -> Any:
     return arrow.schema([(name, types[kind]) for name, kind in columns.items()])
 
 
-def unlike_parquet(found: Any, columns: Mapping[str, str], needed: Collection[str]) -> str:
-    """Return the first difference between the columns of the file `found` and `columns`, or an empty text.
+def unlike_parquet(schema: Any, columns: Mapping[str, str], needed: Collection[str]) -> str:
+    """Return the first difference between the columns of the file `schema` and `columns`, or an empty text.
 
     Columns that are not in `needed` may be missing.
     """
     for column in schema_of(columns):
-        places = found.get_all_field_indices(column.name)
+        places = schema.get_all_field_indices(column.name)
         if not places and column.name in needed:
             return f"has no column {column.name}"
         if len(places) > 1:
             return f"has {len(places)} columns {column.name}"
-        if places and found.field(places[0]).type != column.type:
-            return f"has {found.field(places[0]).type} in {column.name}, which is {column.type}"
+        if places and schema.field(places[0]).type != column.type:
+            return f"has {schema.field(places[0]).type} in {column.name}, which is {column.type}"
     return ""
 
 
@@ -262,22 +264,25 @@ def figures(source: Any, columns: Mapping[str, str]) -> tuple[int, dict[str, Fig
     """Return a file's number of rows, and for each column the number of non-null cells and their sum."""
     arrow, compute, parquet = _libraries("pyarrow", "pyarrow.compute", "pyarrow.parquet")
     file = parquet.ParquetFile(source)
-    rows, found = 0, dict.fromkeys(columns, (0, 0))
+    rows, sums = 0, dict.fromkeys(columns, (0, 0))
     for group in range(file.num_row_groups):
         table = file.read_row_group(group)
         rows += table.num_rows
         for name, kind in columns.items():
             cells = table.column(name)
-            count, sum_ = found[name]
-            found[name] = count + len(cells) - cells.null_count, sum_ + _sum(arrow, compute, cells, kind)
-    return rows, found
+            count, sum_ = sums[name]
+            sums[name] = count + len(cells) - cells.null_count, sum_ + _sum(arrow, compute, cells, kind)
+    return rows, sums
 
 
 def _sum(arrow: Any, compute: Any, cells: Any, kind: str) -> int:
     if kind == TEXT:
         # Each distinct text is digested once.
         counted = compute.value_counts(cells.drop_null())
-        return sum(_digest(each["values"]) * each["counts"] for each in counted.to_pylist())
+        return sum(
+            _digest(counted_value["values"]) * counted_value["counts"]
+            for counted_value in counted.to_pylist()
+        )
     wide = compute.cast(cells.cast(arrow.int64()), arrow.decimal128(38, 0))
     return int(compute.sum(wide).as_py() or 0)
 
@@ -354,12 +359,12 @@ def archive(
     audit_before: date | None = None,
     retention: Retention | None = None,
     drop_after: int | None = None,
-    said: Callable[[str], object] = lambda _: None,
+    report: Callable[[str], object] = lambda _: None,
 ) -> ArchiveRun:
     """Archive the months whose retention is over, each ledger's oldest first, up to one that is not closed.
 
     `before` and `audit_before` (for the audit log) replace the configured retention. Tables of months that
-    were archived at least `drop_after` days ago are dropped; None drops nothing. `said` is called with each
+    were archived at least `drop_after` days ago are dropped; None drops nothing. `report` is called with each
     month.
     """
     latest = months.latest(today)
@@ -373,7 +378,7 @@ def archive(
         ledger: (audit_before if ledger is AUDIT else before) or kept.before(ledger, today)
         for ledger in BY_NAME.values()
     }
-    with months.connected(url) as connection, told(place.url):
+    with months.connected(url) as connection, translate_errors(place.url):
         database = months.identity(connection)
         done.moved += months.bring_in_rows(connection)
         due = _due(connection, until)
@@ -385,8 +390,8 @@ def archive(
             if reasons := months.why_open(connection, ledger, month):
                 stopped[ledger.name] = OpenMonth(month, (ledger.name,), tuple(reasons))
                 continue
-            said(f"{month:%Y-%m} {ledger.name}")
-            done.files.append(_month(connection, place, database, month, ledger))
+            report(f"{month:%Y-%m} {ledger.name}")
+            done.files.append(_archive_month(connection, place, database, month, ledger))
         if drop_after is not None:
             done.dropped += _drop(connection, place, drop_after)
     done.open = _together(stopped)
@@ -398,13 +403,13 @@ def _due(connection: Connection, until: dict[MonthlyLedger, date | None]) -> lis
 
     `until` is the day by which a month must have ended; None archives nothing of a ledger.
     """
-    found = [
+    candidates = [
         (month, ledger)
         for ledger, before in until.items()
         if before is not None
         for month in months.months_before(connection, before, ledger)
     ]
-    return sorted(found, key=lambda one: one[0])
+    return sorted(candidates, key=lambda candidate: candidate[0])
 
 
 def _together(stopped: dict[str, OpenMonth]) -> list[OpenMonth]:
@@ -413,7 +418,7 @@ def _together(stopped: dict[str, OpenMonth]) -> list[OpenMonth]:
     for ledger, one in stopped.items():
         alike.setdefault((one.month, one.reasons), []).append(ledger)
     found = [OpenMonth(month, tuple(ledgers), reasons) for (month, reasons), ledgers in alike.items()]
-    return sorted(found, key=lambda one: one.month)
+    return sorted(found, key=lambda month: month.month)
 
 
 def _refuse_others(place: FileStore, database: UUID) -> None:
@@ -426,25 +431,29 @@ def _refuse_other(place: FileStore, month: date, whose: UUID, database: UUID) ->
         raise ArchiveFailed(f"{place.url} has {month:%Y-%m} of another database: archive into another place")
 
 
-def _month(
+def _archive_month(
     connection: Connection, place: FileStore, database: UUID, month: date, ledger: MonthlyLedger
 ) -> ArchivedMonth:
-    found = read_manifest(place, month, ledger.name)
-    if found is not None:  # an older archive may have later months of another database
-        _refuse_other(place, month, found.database, database)
+    """Write the file of a ledger's month, then take its rows out of PostgreSQL; return the file.
+
+    If the month changes meanwhile, its file is written again, `TRIES_MAX` times at most.
+    """
+    manifest = read_manifest(place, month, ledger.name)
+    if manifest is not None:  # an older archive may have later months of another database
+        _refuse_other(place, month, manifest.database, database)
     months.refuse_unlocked(connection)
     divide_months(place, month)
     for _ in range(TRIES_MAX):
-        if found is None or not _holds(place, found.file):
+        if manifest is None or not _holds(place, manifest.file):
             # A manifest must always be true, so it is deleted before its file.
             months.refuse_unlocked(connection)
             place.remove(name_of(month, ledger.name))
-            found = ArchiveManifest(database, month, _store(connection, place, ledger, month))
+            manifest = ArchiveManifest(database, month, _store(connection, place, ledger, month))
             months.refuse_unlocked(connection)
-            write_manifest(place, found)
-        if months.cut_month(connection, found.file):
-            return found.file
-        found = None
+            write_manifest(place, manifest)
+        if months.cut_month(connection, manifest.file):
+            return manifest.file
+        manifest = None
     raise ArchiveFailed(f"{month:%Y-%m} changes while it is written: try again")
 
 
@@ -500,10 +509,10 @@ def _drop(connection: Connection, place: FileStore, days: int) -> list[str]:
 
     Raise `ArchiveFailed`, with nothing dropped, if a file has changed since.
     """
-    here = [each for each in months.droppable(connection, days) if each.url == place.url]
-    for one in here:
-        if place.digest(one.file) != (one.bytes, one.sha256):
-            raise ArchiveFailed(f"{one.url}/{one.file} is not what was archived: nothing is dropped")
-    for one in here:
-        months.drop_month(connection, one.ledger, one.month)
-    return [f"{one.ledger} {one.month:%Y-%m}" for one in here]
+    here = [month for month in months.droppable(connection, days) if month.url == place.url]
+    for month in here:
+        if place.digest(month.file) != (month.bytes, month.sha256):
+            raise ArchiveFailed(f"{month.url}/{month.file} is not what was archived: nothing is dropped")
+    for month in here:
+        months.drop_month(connection, month.ledger, month.month)
+    return [f"{month.ledger} {month.month:%Y-%m}" for month in here]

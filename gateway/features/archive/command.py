@@ -99,21 +99,21 @@ def _prove(url: str, place: FileStore, *, as_json: bool) -> int:
 def _facts(done: ArchiveRun) -> dict[str, object]:
     return {
         "moved": [
-            {"ledger": one.ledger, "month": f"{one.month:%Y-%m}", "rows": one.rows} for one in done.moved
+            {"ledger": month.ledger, "month": f"{month.month:%Y-%m}", "rows": month.rows} for month in done.moved
         ],
         "files": [
             {
-                "ledger": one.ledger, "month": f"{one.month:%Y-%m}", "file": f"{one.url}/{one.file}",
-                "rows": one.rows, "bytes": one.bytes, "sha256": one.sha256,
+                "ledger": file.ledger, "month": f"{file.month:%Y-%m}", "file": f"{file.url}/{file.file}",
+                "rows": file.rows, "bytes": file.bytes, "sha256": file.sha256,
             }
-            for one in done.files
+            for file in done.files
         ],
         "dropped": done.dropped,
         "open_month": f"{done.open[0].month:%Y-%m}" if done.open else None,
-        "open": list(dict.fromkeys(reason for one in done.open for reason in one.reasons)),
+        "open": list(dict.fromkeys(reason for month in done.open for reason in month.reasons)),
         "open_months": [
-            {"month": f"{one.month:%Y-%m}", "ledgers": one.ledgers, "reasons": one.reasons}
-            for one in done.open
+            {"month": f"{month.month:%Y-%m}", "ledgers": month.ledgers, "reasons": month.reasons}
+            for month in done.open
         ],
     }  # fmt: skip
 
@@ -121,8 +121,8 @@ def _facts(done: ArchiveRun) -> dict[str, object]:
 def _tell(done: ArchiveRun) -> None:
     for moved in done.moved:
         typer.echo(f"{moved.ledger} {moved.month:%Y-%m} had no partition: {moved.rows:,} rows are in one now")
-    for one in done.files:
-        typer.echo(f"{one.url}/{one.file}: {one.rows:,} rows, {one.bytes:,} bytes")
+    for file in done.files:
+        typer.echo(f"{file.url}/{file.file}: {file.rows:,} rows, {file.bytes:,} bytes")
     for name in done.dropped:
         typer.echo(f"dropped {name}")
     for stopped in done.open:
@@ -141,8 +141,8 @@ def _tell_proof(proof: ArchiveProof, *, as_json: bool) -> None:
         typer.echo(reason)
     for place in proof.elsewhere:
         typer.echo(f"other months are in {place}: prove it with --to")
-    said = "do not agree" if proof.broken else "agree"
+    verdict = "do not agree" if proof.broken else "agree"
     typer.echo(
         f"{proof.files} files, {proof.rows:,} rows, {proof.movements:,} movements:"
-        f" the archive and the database {said}"
+        f" the archive and the database {verdict}"
     )

@@ -40,15 +40,15 @@ def archived_rows(described: CliResource, fields: Sequence[FormField], typed: di
     if any(field.name not in resource.filters for field in given):
         raise CommandFailed("--tags: an archive is not searched by tags: ask by another option")
     filters = {
-        field.name: read_option(field.name, said, _reader(resource, field)) for field, said in given.items()
+        field.name: read_option(field.name, text, _reader(resource, field)) for field, text in given.items()
     }
     since, until = (
         None if typed[name] is None else _moment(name, typed[name]) for name in ("since", "until")
     )
     asked = reading.RowFilter(filters, since, until, newest=typed["newest"], limit=typed["limit"])
     with output.waiting("Reading the archive"):
-        found = reading.rows(FileStore(typed["archive"]), resource.name, asked, _say, resource.render)
-        return [dict(row) for row in found]
+        rows = reading.rows(FileStore(typed["archive"]), resource.name, asked, _say, resource.render)
+        return [dict(row) for row in rows]
 
 
 def _say(text: str) -> None:
@@ -57,22 +57,22 @@ def _say(text: str) -> None:
 
 def _reader(resource: Resource, field: FormField) -> Callable[[str], str | int]:
     if resource.filters[field.name].kind == "uuid":
-        return lambda said: str(UUID(said))
+        return lambda text: str(UUID(text))
     return _number if field.refers or field.kind == "whole" else str
 
 
-def _number(said: str) -> int:
-    if not said.isascii() or not said.isdigit() or len(said) > ID_DIGITS_MAX:
+def _number(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > ID_DIGITS_MAX:
         raise ValueError("must be a number: an archive has ids, and no names")
-    return int(said)
+    return int(text)
 
 
-def _moment(name: str, said: str) -> datetime:
+def _moment(name: str, text: str) -> datetime:
     from gateway.admin.resources.values import read_instant  # heavy, as above
 
-    found = read_option(name, said, read_instant)
-    assert isinstance(found, datetime)
-    return found
+    option = read_option(name, text, read_instant)
+    assert isinstance(option, datetime)
+    return option
 
 
 SOURCE = ListSource("archive", ARCHIVE, LISTS, archived_rows)

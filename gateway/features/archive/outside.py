@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.errors import SchemaUnavailable
 from gateway.ops.doctor_redis import Finding
-from persistence.archive.months import ROWS_TOLD_MAX, told
+from persistence.archive.months import ROWS_TOLD_MAX, months_outside
 from persistence.error_mapping import LOCK_NOT_AVAILABLE, QUERY_CANCELED
 
 _NO_KEEPER_CAN = "no keeper can make a partition of those months while rows of them are there"
@@ -13,9 +13,9 @@ _ARCHIVE = "run tollkeeper archive, which brings them in, and look whether a clo
 
 def months_findings(url: str) -> list[Finding]:
     """Return a finding for each ledger with rows outside all partitions, or that nobody could look."""
-    found = []
+    findings = []
     try:
-        outside = told(url)
+        outside = months_outside(url)
     except SchemaUnavailable as error:
         if error.sqlstate not in {LOCK_NOT_AVAILABLE, QUERY_CANCELED}:  # another finding says it
             return []
@@ -25,5 +25,5 @@ def months_findings(url: str) -> list[Finding]:
         many = f"{rows:,}" if rows < ROWS_TOLD_MAX else f"{rows:,} or more"
         months = f"{first:%Y-%m}" if first == last else f"{first:%Y-%m} to {last:%Y-%m}"
         said = f"{ledger}_default has rows of months without a partition, {many} of {months}"
-        found.append(Finding(False, "postgresql", f"{said}: {_NO_KEEPER_CAN}; {_ARCHIVE}"))
-    return found
+        findings.append(Finding(False, "postgresql", f"{said}: {_NO_KEEPER_CAN}; {_ARCHIVE}"))
+    return findings

@@ -46,7 +46,7 @@ def backup(
     there = _backups(to, several=keep is not None)
     url = owner_url(config, database_url, data_dir)
     with exit_on_signal():
-        taken, manifest, dropped = _taken(url, there, prove, keep)
+        taken, manifest, dropped = _take_backup(url, there, prove, keep)
     rows = sum(manifest.rows.values())
     if as_json:
         done = {"bytes": manifest.bytes, "proved": prove, "dropped": dropped}
@@ -62,7 +62,7 @@ def backup(
     typer.echo("API keys and tokens are digests in it: keep TOLLKEEPER_KEY_PEPPER as well, elsewhere.")
 
 
-def _taken(
+def _take_backup(
     url: str, there: Backups, prove: bool, keep: int | None
 ) -> tuple[Backup, BackupManifest, list[str]]:
     """Write a backup, prove it if `prove`, delete old ones; return it, its manifest and deleted addresses."""
@@ -155,9 +155,9 @@ def _tell_all(there: Backups, *, as_json: bool) -> None:
     """Print the backups in `there`, the newest first, and which are proven if that is recorded there."""
     names, proven = there.names()[::-1], there.proven()
     if as_json:
-        said = [{} if proven is None else {"proven": name in proven} for name in names]
-        found = [{"file": there.address(name), **more} for name, more in zip(names, said, strict=True)]
-        print_json({"backups": found})
+        proofs = [{} if proven is None else {"proven": name in proven} for name in names]
+        files = [{"file": there.address(name), **more} for name, more in zip(names, proofs, strict=True)]
+        print_json({"backups": files})
         return
     for name in names:
         typer.echo(there.address(name) + (" (proven)" if name in (proven or ()) else ""))

@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from gateway.core.text import read_json
 from gateway.errors import BackupFailed, PlaceFailed
-from gateway.ops.storage import FileStore, shown
+from gateway.ops.storage import FileStore, without_query
 from persistence.schema import standing
 
 # The manifest of a backup: the last member of a tar file, or a document in a bucket.
@@ -67,13 +67,13 @@ def as_document(manifest: BackupManifest) -> dict[str, Any]:
     return document
 
 
-def read_manifest(found: Any, source: str) -> BackupManifest:
+def read_manifest(document: Any, source: str) -> BackupManifest:
     """Parse the JSON of a manifest; raise `BackupFailed` if it is malformed or of an unknown version."""
     try:
         pieces = tuple(
-            BackupPiece(int(each["bytes"]), str(each["sha256"])) for each in found.get("pieces", ())
+            BackupPiece(int(piece["bytes"]), str(piece["sha256"])) for piece in document.get("pieces", ())
         )
-        manifest = BackupManifest(**{**found, "pieces": pieces})
+        manifest = BackupManifest(**{**document, "pieces": pieces})
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise no_backup_at(source) from error
     if manifest.format != FORMAT or manifest.schema_version not in standing.KNOWN:
@@ -124,12 +124,12 @@ class TarBackup:
             with tarfile.open(self.path, "r:") as tar:
                 member = tar.extractfile(MANIFEST)
                 assert member is not None
-                found: Any = read_json(member.read(MANIFEST_BYTES_MAX))
+                document: Any = read_json(member.read(MANIFEST_BYTES_MAX))
         except OSError as error:
             raise BackupFailed(f"{self.path} cannot be read: {error.strerror}") from error
         except (tarfile.TarError, KeyError, ValueError, TypeError) as error:
             raise no_backup_at(self.address) from error
-        return read_manifest(found, self.address)
+        return read_manifest(document, self.address)
 
     def dump(self, manifest: BackupManifest) -> Iterator[bytes]:
         """Yield the dump in chunks, after the checksum of the whole dump has matched."""
@@ -270,10 +270,10 @@ class PiecesBackup:
 
     def manifest(self) -> BackupManifest:
         """Return the backup's manifest; `BackupFailed` if it is missing, malformed or unknown."""
-        found = self.place.read_json(self.name + _DOCUMENT)
-        if found is None:
+        document = self.place.read_json(self.name + _DOCUMENT)
+        if document is None:
             raise BackupFailed(f"{self.address} is not there{_instead(self.place)}")
-        manifest = read_manifest(found, self.address)
+        manifest = read_manifest(document, self.address)
         sizes = [piece.bytes for piece in manifest.pieces]
         if not sizes or len(sizes) > PIECES_MAX or max(sizes) > PIECE_BYTES or sum(sizes) != manifest.bytes:
             raise no_backup_at(self.address)
@@ -353,10 +353,10 @@ class Bucket:
         """Delete old pieces of backups without a manifest."""
         whole = set(self.names())
         for name in self._place.folders(""):
-            found = _NAME.fullmatch(name)
-            if found is None or name in whole:
+            match = _NAME.fullmatch(name)
+            if match is None or name in whole:
                 continue
-            begun = datetime.strptime(found[1], _TIME).replace(tzinfo=UTC)
+            begun = datetime.strptime(match[1], _TIME).replace(tzinfo=UTC)
             if begun < now - self._left_after:
                 self.remove(name)
 
@@ -371,7 +371,7 @@ def named(url: str) -> PiecesBackup:
     if not _NAME.fullmatch(name):
         place = FileStore(url, extra=EXTRA)
         there = place if place.names("") else FileStore(folder, extra=EXTRA)
-        raise BackupFailed(f"{shown(url)} names no backup{_instead(there)}")
+        raise BackupFailed(f"{without_query(url)} names no backup{_instead(there)}")
     return PiecesBackup(FileStore(folder, extra=EXTRA), name)
 
 
@@ -422,8 +422,8 @@ def _digest(content: bytes) -> str:
 
 def _ours(names: Sequence[str], ending: str) -> list[str]:
     """Return the names of backups with a file of this suffix, in order."""
-    found = (name.removesuffix(ending) for name in names if name.endswith(ending))
-    return [name for name in found if _NAME.fullmatch(name)]
+    bare_names = (name.removesuffix(ending) for name in names if name.endswith(ending))
+    return [name for name in bare_names if _NAME.fullmatch(name)]
 
 
 def _instead(place: FileStore) -> str:
@@ -433,7 +433,9 @@ def _instead(place: FileStore) -> str:
     newest = _ours(there, _DOCUMENT)[::-1]
     if not newest:
         return f": {place.address('')} has none; name one as s3://bucket/folder/tollkeeper-<time>-<mark>"
-    addresses = (f"{place.address(one)}{' (proven)' if one in proven else ''}" for one in newest[:NAMED_MAX])
+    addresses = (
+        f"{place.address(name)}{' (proven)' if name in proven else ''}" for name in newest[:NAMED_MAX]
+    )
     more = f" and {len(newest) - NAMED_MAX} older ones" if len(newest) > NAMED_MAX else ""
     return f"; there are {', '.join(addresses)}{more}"
 

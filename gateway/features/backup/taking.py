@@ -45,14 +45,14 @@ def program(name: str, major: int, places: Sequence[str] = PLACES) -> str:
     """Return the path of a program of this major version; `BackupFailed` names the versions found instead."""
     seen: list[int] = []
     for path in _candidates(name, major, places):
-        found = _version_of(path)
-        if found == major:
+        version = _version_of(path)
+        if version == major:
             return str(path)
-        if found:
-            seen.append(found)
+        if version:
+            seen.append(version)
     there = f", and not {', '.join(map(str, sorted(set(seen))))}" if seen else ""
-    said = f"{name} {major} is needed, as the server is{there}"
-    raise BackupFailed(f"{said}: install the client programs of PostgreSQL {major}")
+    message = f"{name} {major} is needed, as the server is{there}"
+    raise BackupFailed(f"{message}: install the client programs of PostgreSQL {major}")
 
 
 def _candidates(name: str, major: int, places: Sequence[str]) -> Iterator[Path]:
@@ -70,13 +70,13 @@ def _candidates(name: str, major: int, places: Sequence[str]) -> Iterator[Path]:
 def _version_of(path: Path) -> int:
     """Return the major version that a program reports, or 0 if it is missing or reports none."""
     try:
-        said = subprocess.run(  # noqa: S603  # a program of PostgreSQL, by its place
+        run = subprocess.run(  # noqa: S603  # a program of PostgreSQL, by its place
             [str(path), "--version"], capture_output=True, text=True, timeout=ANSWER_S_MAX, check=True
         )
     except (OSError, subprocess.SubprocessError):
         return 0
-    found = _VERSION.search(said.stdout)
-    return int(found[1]) if found else 0
+    match = _VERSION.search(run.stdout)
+    return int(match[1]) if match else 0
 
 
 CHUNK_BYTES = 1 << 20
@@ -140,10 +140,10 @@ def _started(url: str, arguments: list[str]) -> Iterator[tuple[IO[bytes], IO[byt
 
     `BackupFailed` with its error message if it fails.
     """
-    with tempfile.TemporaryFile() as said:
+    with tempfile.TemporaryFile() as output:
         try:
             process = subprocess.Popen(  # noqa: S603  # our own arguments
-                arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said,
+                arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=output,
                 env=os.environ | backups.environment(url),
             )  # fmt: skip
         except OSError as error:
@@ -159,8 +159,8 @@ def _started(url: str, arguments: list[str]) -> Iterator[tuple[IO[bytes], IO[byt
             process.communicate()
             raise
         if process.returncode:
-            said.seek(0)
-            lines = said.read(SAID_BYTES_MAX).decode(errors="replace").strip().splitlines()
+            output.seek(0)
+            lines = output.read(SAID_BYTES_MAX).decode(errors="replace").strip().splitlines()
             raise BackupFailed(lines[0] if lines else f"{arguments[0]} ended with {process.returncode}")
 
 

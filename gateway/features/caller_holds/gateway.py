@@ -12,12 +12,13 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
-from gateway.calls.admit import AdmissionTerms, admit, check_listed, consider
+from gateway.calls.admit import admit
 from gateway.calls.aim import fields_allowed
 from gateway.calls.claim import hold_request
 from gateway.calls.hold_ends import counted_of, end_released, end_settled
 from gateway.calls.ports import DirectoryPort
 from gateway.calls.prices import charging_prices, named_prices
+from gateway.calls.terms import AdmissionTerms, check_listed, consider
 from gateway.core.accounts.budgets import MONEY, TOKENS, UNIT_OF
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.caller_holds import (
@@ -45,8 +46,10 @@ from gateway.core.accounts.runs import read_run
 from gateway.core.billing.money import whole_credits
 from gateway.core.billing.price_book import at_moment, charged, dearest
 from gateway.core.calls.call import Body, CallRequest, CallSpec, write_document
-from gateway.core.calls.claims import CallClaim, answer_bound, check_numbers, read_call
+from gateway.core.calls.claims import CallClaim, answer_bound
 from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
+from gateway.core.calls.output_limits import check_numbers
+from gateway.core.calls.parsing import read_call
 from gateway.core.calls.routes import Route
 from gateway.core.calls.tariff import CONSUMPTION, CallPrices, PriceMatch, factor_of, is_in_money
 from gateway.core.calls.use_request import HOLD, UseRequest

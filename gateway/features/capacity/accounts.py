@@ -90,11 +90,11 @@ class CapacityAccounts:
             "concurrency": limits.concurrency,
         }  # fmt: skip
         partition, names = keys.capacity(*account)
-        told = tuple(map(_encode, (most, asks, ended, over, going)))
-        wait = self._wires.of(partition).send(encode_script("share", names, told))
+        arguments = tuple(map(_encode, (most, asks, ended, over, going)))
+        wait = self._wires.of(partition).send(encode_script("share", names, arguments))
         if wait.done:
             raise CountersRefused  # it was never sent
         answer = await wait
         if not isinstance(answer, list) or len(answer) != len(asks) + 1:
             raise CountersUnavailable
-        return [one if isinstance(one, int) else 0 for one in answer]
+        return [number if isinstance(number, int) else 0 for number in answer]

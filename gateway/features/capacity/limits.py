@@ -41,23 +41,25 @@ class LearnedLimits:
 
         `key` is the position of the credential that the call used.
         """
-        said = self._said.get(model)
-        if said is None:
+        reports = self._said.get(model)
+        if reports is None:
             if len(self._said) >= MODELS_MAX:
                 return
-            said = self._said[model] = {}
-        said[key] = CapacityLimits(min(requests, PER_MINUTE_MAX), min(tokens, PER_MINUTE_MAX))
+            reports = self._said[model] = {}
+        reports[key] = CapacityLimits(min(requests, PER_MINUTE_MAX), min(tokens, PER_MINUTE_MAX))
 
     def of(self, model: str, keys: int) -> CapacityLimits:
         """Return the limits of all credentials together; `keys` is their number.
 
         A credential whose limits are unknown counts as the average of the others.
         """
-        said = self._said.get(model)
-        if not said:
+        reports = self._said.get(model)
+        if not reports:
             return CapacityLimits()
         requests, tokens = (
-            sum(of) * keys // len(of) if all(of := [getattr(one, name) for one in said.values()]) else 0
+            sum(of) * keys // len(of)
+            if all(of := [getattr(report, name) for report in reports.values()])
+            else 0
             for name in ("requests_per_minute", "tokens_per_minute")
         )
         return CapacityLimits(requests, tokens)
@@ -73,13 +75,15 @@ class ShareTable:
 
     def __init__(self, shares: Sequence[Share] = ()) -> None:
         self.known = shares
-        self._shares = {(one.upstream, one.model, one.organization_id, one.tenant_id): one for one in shares}
+        self._shares = {
+            (share.upstream, share.model, share.organization_id, share.tenant_id): share for share in shares
+        }
 
     def of(self, upstream: str, model: str, caller: Caller) -> Share:
         """Return the share (part of an upstream's capacity) that a caller's calls of a model count to."""
         for tenant_id in (caller.tenant_id, 0):
             for of_model in (model, ""):
-                found = self._shares.get((upstream, of_model, caller.organization_id, tenant_id))
-                if found is not None:
-                    return found
+                share = self._shares.get((upstream, of_model, caller.organization_id, tenant_id))
+                if share is not None:
+                    return share
         return Share(upstream, model, caller.organization_id)

@@ -114,16 +114,18 @@ class CapacityQueues:
 
     def _untold(self) -> bool:
         """Start to report the ended calls of all upstreams and models; return whether some are under way."""
-        return bool([one for one in self._queues.values() if one.finish()])
+        return bool([queue for queue in self._queues.values() if queue.finish()])
 
     def snapshot(self) -> dict[str, object]:
         """Return the metrics of waiting and refused calls by upstream, as values for JSON."""
         waiting: dict[str, int] = {}
-        for (upstream, _), one in self._queues.items():
-            waiting[upstream] = waiting.get(upstream, 0) + one.length
+        for (upstream, _), queue in self._queues.items():
+            waiting[upstream] = waiting.get(upstream, 0) + queue.length
         return {
             "capacity_waiting": list(waiting.items()),
-            "capacity_wait_seconds": {name: each.snapshot() for name, each in self.wait_seconds.items()},
+            "capacity_wait_seconds": {
+                name: seconds.snapshot() for name, seconds in self.wait_seconds.items()
+            },
             "capacity_refused_calls": list(self.refused_calls.items()),
         }
 
@@ -164,30 +166,30 @@ class CapacityQueues:
         batch = int(share.is_batch(caller, admitted.head.attribution.priority))
         need = ports.estimator.hold(call, caller.organization_id, admitted.service.key, binds=False).need
         began = ports.seconds()
-        one = WaitingCall(
+        waiting_call = WaitingCall(
             admitted.request_id, share, caller.organization_id, batch, need,
             max(1, len(call.body.content)), began + self._wait_s if waits else began,
         )  # fmt: skip
-        if not self._enter(one):
-            raise queue.refusal(one)
+        if not self._enter(waiting_call):
+            raise queue.refusal(waiting_call)
         attempt.waits = True
         try:
-            queue.enter(one)
-            by = await one.let_in
+            queue.enter(waiting_call)
+            by = await waiting_call.let_in
         except BaseException:
-            queue.leave(one)
+            queue.leave(waiting_call)
             raise
         finally:
             attempt.waits = False
-            self._leave(one)
-        if one.asked > 1:
+            self._leave(waiting_call)
+        if waiting_call.asked > 1:
             waited = ports.seconds() - began
             attempt.waited_ms = max(1, round(waited * 1000))
             waits_there = self.wait_seconds.get(upstream.name)
             if waits_there is None:
                 waits_there = self.wait_seconds[upstream.name] = Histogram()
             waits_there.observe(waited)
-        admitted.room = partial(queue.end, one, by)
+        admitted.room = partial(queue.end, waiting_call, by)
 
 
 class CapacityQueue:
@@ -209,42 +211,42 @@ class CapacityQueue:
     @property
     def length(self) -> int:
         """The number of waiting calls."""
-        return sum(len(each) for calls in self._waiting for each in calls.values())
+        return sum(len(call) for calls in self._waiting for call in calls.values())
 
-    def enter(self, one: WaitingCall) -> None:
+    def enter(self, call: WaitingCall) -> None:
         """Add a call to the queue; request capacity at once if it is the first call of its share."""
-        calls = self._waiting[one.batch].setdefault(one.share.name, deque())
-        calls.append(one)
+        calls = self._waiting[call.batch].setdefault(call.share.name, deque())
+        calls.append(call)
         if len(calls) > 1:
-            one.asked = 1  # counts as a request without success, like those of the calls before it
+            call.asked = 1  # counts as a request without success, like those of the calls before it
         elif self._asking:
             self._asks_anew = True
         else:
-            self._ask()
+            self._begin_round()
 
-    def leave(self, one: WaitingCall) -> None:
+    def leave(self, call: WaitingCall) -> None:
         """Remove a call whose client left; capacity that Redis still grants to it is released."""
-        self._remove(one)
-        one.until = 0.0
+        self._remove(call)
+        call.until = 0.0
 
-    def end(self, one: WaitingCall, by: int, tokens: int, forwarded: bool) -> None:
+    def end(self, call: WaitingCall, by: int, tokens: int, forwarded: bool) -> None:
         """Note the end of an admitted call, to give back the capacity that it did not use.
 
         `by` says how Redis admitted the call, `tokens` were used; a call not `forwarded` used no request
         either.
         """
-        if self._going.pop(one.id, _NOT_THERE) is None:
-            self._over.append(one.id)
-        requests, left = int(not forwarded), one.need - tokens
+        if self._going.pop(call.id, _NOT_THERE) is None:
+            self._over.append(call.id)
+        requests, left = int(not forwarded), call.need - tokens
         if by != UNASKED and (requests or left):
-            self._ended.append(CapacityEnd(one.share.name, by, one.share.weight, requests, left))
+            self._ended.append(CapacityEnd(call.share.name, by, call.share.weight, requests, left))
         if self._over or self._ended:
             self._again(AGAIN_S_MIN if self.length else TOLD_S)
 
     def finish(self) -> bool:
         """Report the ended calls to Redis at once; return whether a report is still under way."""
         if self._over or self._ended:
-            self._ask()
+            self._begin_round()
         return self._asking
 
     def _put_back(self, ended: list[CapacityEnd], over: list[str]) -> None:
@@ -252,16 +254,16 @@ class CapacityQueue:
         self._ended = (ended + self._ended)[-UNTOLD_MAX:]
         self._over = (over + self._over)[-UNTOLD_MAX:]
 
-    def refusal(self, one: WaitingCall) -> UpstreamFull:
+    def refusal(self, call: WaitingCall) -> UpstreamFull:
         """Return the refusal of a call whose wait is too long, with the time when it may retry."""
-        ports, limits, name = self._queues.ports, self.limits, one.share.name
-        rows = [row for calls in self._waiting[: one.batch + 1] for row in calls.values()]
-        before = len(self._waiting[one.batch].get(name, ()))
+        ports, limits, name = self._queues.ports, self.limits, call.share.name
+        rows = [row for calls in self._waiting[: call.batch + 1] for row in calls.values()]
+        before = len(self._waiting[call.batch].get(name, ()))
         others = sum(row[0].share.weight for row in rows if row[0].share.name != name)
-        turns = max(1, before) * (others + one.share.weight) / one.share.weight
+        turns = max(1, before) * (others + call.share.weight) / call.share.weight
         minutes = max(
             turns / limits.requests_per_minute if limits.requests_per_minute else 0.0,
-            turns * one.need / limits.tokens_per_minute if limits.tokens_per_minute else 0.0,
+            turns * call.need / limits.tokens_per_minute if limits.tokens_per_minute else 0.0,
         )
         wait_s = max(1, math.ceil(minutes * 60), math.ceil(self._wait_ms / 1000))
         until = datetime.fromtimestamp(ports.refusals.now_ms() // 1000 + wait_s, UTC)
@@ -276,7 +278,8 @@ class CapacityQueue:
 
     # one request after the other
 
-    def _ask(self) -> None:
+    def _begin_round(self) -> None:
+        """Start to ask for the waiting calls, unless a round is in progress."""
         if not self._asking:
             self._asking = True
             if self._timer is not None:
@@ -300,14 +303,16 @@ class CapacityQueue:
         """Refuse the calls whose deadline has passed, and request capacity for the others."""
         self._timer = None
         now = self._queues.ports.seconds()
-        late = [one for calls in self._waiting for row in calls.values() for one in row if one.until <= now]
-        refused = [(one, self.refusal(one)) for one in late]
-        for one in late:
-            self._remove(one)
+        late = [
+            call for calls in self._waiting for row in calls.values() for call in row if call.until <= now
+        ]
+        refused = [(call, self.refusal(call)) for call in late]
+        for call in late:
+            self._remove(call)
         if self.length or self._ended or self._over or self._going:
-            self._ask()
-        for one, refusal in refused:
-            one.let_in.fail(refusal)
+            self._begin_round()
+        for call, refusal in refused:
+            call.let_in.fail(refusal)
 
     async def _round(self) -> None:
         ports, accounts = self._queues.ports, self._queues.accounts
@@ -337,7 +342,7 @@ class CapacityQueue:
 
         `answers` are the answers to `calls`, in order. The next call may have room in `again_s` seconds.
         """
-        let_in = [(one, by) for one, by in zip(calls, answers, strict=True) if by]
+        let_in = [(call, by) for call, by in zip(calls, answers, strict=True) if by]
         for one, by in let_in:
             if self.limits.concurrency:  # an unconfirmed call may still be counted, later
                 self._going[one.id] = None
@@ -346,8 +351,8 @@ class CapacityQueue:
             else:
                 self._remove(one)
         now = self._queues.ports.seconds()
-        late = [one for one, by in zip(calls, answers, strict=True) if not by and 0.0 < one.until <= now]
-        refused = [(one, self.refusal(one)) for one in late]
+        late = [call for call, by in zip(calls, answers, strict=True) if not by and 0.0 < call.until <= now]
+        refused = [(call, self.refusal(call)) for call in late]
         for one in late:
             self._remove(one)
         anew, self._asks_anew = self._asks_anew, False
@@ -369,28 +374,30 @@ class CapacityQueue:
         Some of these requests are always for calls of batches.
         """
         interactive, batch = self._waiting
-        found = list(islice(_by_turns(interactive), ASKS_MAX - BATCH_ASKS))
-        found += islice(_by_turns(batch), ASKS_MAX - len(found))
-        return found
+        calls = list(islice(_by_turns(interactive), ASKS_MAX - BATCH_ASKS))
+        calls += islice(_by_turns(batch), ASKS_MAX - len(calls))
+        return calls
 
     def _asks(self, calls: list[WaitingCall]) -> list[CapacityAsk]:
         asked: dict[tuple[int, str], int] = {}
-        for one in calls:
-            one.asked += 1
-            asked[one.batch, one.share.name] = asked.get((one.batch, one.share.name), 0) + 1
-        found: list[CapacityAsk] = []
-        for one in calls:
-            share, name = one.share, one.share.name
-            more = len(self._waiting[one.batch][name]) > asked[one.batch, name]
+        for call in calls:
+            call.asked += 1
+            asked[call.batch, call.share.name] = asked.get((call.batch, call.share.name), 0) + 1
+        capacity_asks: list[CapacityAsk] = []
+        for call in calls:
+            share, name = call.share, call.share.name
+            more = len(self._waiting[call.batch][name]) > asked[call.batch, name]
             guaranteed = share.requests_per_minute, share.tokens_per_minute
-            found.append(CapacityAsk(one.id, name, share.weight, *guaranteed, one.batch, one.need, int(more)))
-        return found
+            capacity_asks.append(
+                CapacityAsk(call.id, name, share.weight, *guaranteed, call.batch, call.need, int(more))
+            )
+        return capacity_asks
 
-    def _remove(self, one: WaitingCall) -> None:
-        calls, name = self._waiting[one.batch], one.share.name
+    def _remove(self, call: WaitingCall) -> None:
+        calls, name = self._waiting[call.batch], call.share.name
         row = calls.get(name)
-        if row is not None and one in row:
-            row.remove(one)
+        if row is not None and call in row:
+            row.remove(call)
             if not row:
                 del calls[name]
 
@@ -410,6 +417,6 @@ def _by_turns(calls: dict[str, deque[WaitingCall]]) -> Iterator[WaitingCall]:
         for name in list(islice(calls, ASKS_MAX)):
             calls[name] = calls.pop(name)
     for turn in zip_longest(*rows):
-        for one in turn:
-            if one is not None:
-                yield one
+        for call in turn:
+            if call is not None:
+                yield call

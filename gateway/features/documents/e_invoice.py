@@ -146,14 +146,14 @@ def _taxes(invoice: Mapping[str, Any]) -> dict[int, Tax]:
     vat = is_vat_number(InvoiceParty(seller["name"], (), seller["country"], seller["tax_number"]))
     # Older lines have no stored tax: they all have the tax in the document's own line.
     old = [_OLD_TAX.match(line["description"]) for line in invoice["lines"] if line["kind"] == "tax"]
-    rate = next((Decimal(found[1]) / 100 for found in old if found), _ZERO)
-    found = {}
+    rate = next((Decimal(match[1]) / 100 for match in old if match), _ZERO)
+    taxes = {}
     for line in invoice["lines"]:
         kept = line["tax_rate"]
         tax = Tax(rate if kept is None else Decimal(kept), line["tax_category"], line["tax_reason"])
         category = tax.category or (STANDARD if tax.rate else ZERO if vat else OUTSIDE_SCOPE)
-        found[line["position"]] = Tax(tax.rate, category, tax.reason or REASONS.get(category))
-    return found
+        taxes[line["position"]] = Tax(tax.rate, category, tax.reason or REASONS.get(category))
+    return taxes
 
 
 def _missing(invoice: Mapping[str, Any], document: Document, taxes: set[Tax]) -> Iterator[tuple[str, str]]:
@@ -229,9 +229,10 @@ def _head(invoice: Mapping[str, Any], document: Document, profile: Profile) -> T
         "BT-72": end - timedelta(days=1),
         "BT-73": start,
         "BT-74": end - timedelta(days=1),
-        "BG-1": [{"BT-22": each} for each in _notes(document, profile)],
+        "BG-1": [{"BT-22": note} for note in _notes(document, profile)],
         "BG-3": [
-            {"BT-25": each.number, "BT-26": date.fromisoformat(each.date)} for each in document.corrects
+            {"BT-25": corrected.number, "BT-26": date.fromisoformat(corrected.date)}
+            for corrected in document.corrects
         ],
         "BG-4": _party(document.seller, sells=True, outside=outside),
         "BG-7": _party(document.buyer, sells=False, outside=outside),
@@ -254,7 +255,7 @@ def _head(invoice: Mapping[str, Any], document: Document, profile: Profile) -> T
 
 def _notes(document: Document, profile: Profile) -> list[str]:
     """Return the notes of a document, joined for networks that allow only one (PEPPOL-EN16931-R002)."""
-    notes = [legible(each) for each in document.notes]
+    notes = [legible(note) for note in document.notes]
     return notes if profile.process is None or not notes else ["\n".join(notes)]
 
 

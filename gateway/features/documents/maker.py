@@ -66,9 +66,9 @@ def mount_documents(
         response.headers["Vary"] = "Accept"
         return response
 
-    one = f"{root}/invoices/{{id:[0-9]+}}"
-    app.router.add_get(f"{one}.pdf", pdf)
-    app.router.add_get(f"{one}.xml", xml)
+    path = f"{root}/invoices/{{id:[0-9]+}}"
+    app.router.add_get(f"{path}.pdf", pdf)
+    app.router.add_get(f"{path}.xml", xml)
 
 
 class DocumentRequester(Protocol):
@@ -127,8 +127,8 @@ class DocumentMaker:
 
     async def _draft(self, mine: DocumentRequester, invoice_id: int, invoice: Row) -> bytes:
         """Return the PDF of a draft, cached by the contents of the draft."""
-        said = json.dumps(invoice, sort_keys=True, default=str)
-        which = (invoice_id, "pdf", hashlib.sha256(said.encode()).hexdigest())
+        text = json.dumps(invoice, sort_keys=True, default=str)
+        which = (invoice_id, "pdf", hashlib.sha256(text.encode()).hexdigest())
         if which not in self._drafts:
             make = partial(in_thread, self._renderer.pdf, invoice)
             content = await self._awaited(mine, which, make)
@@ -156,14 +156,16 @@ class DocumentMaker:
         """
         task = self._under_way.get(which)
         if task is None:
-            task = self._under_way[which] = asyncio.create_task(self._placed(mine, make))
+            task = self._under_way[which] = asyncio.create_task(self._make_in_slot(mine, make))
             task.add_done_callback(partial(self._ended, which))
         done, _ = await asyncio.wait({task}, timeout=self._wait_s)
         if not done:
             raise Overloaded("The document is being made: ask again in a while.", retry_after_s=RETRY_S)
         return task.result()
 
-    async def _placed(self, mine: DocumentRequester, make: Callable[[], Coroutine[Any, Any, bytes]]) -> bytes:
+    async def _make_in_slot(
+        self, mine: DocumentRequester, make: Callable[[], Coroutine[Any, Any, bytes]]
+    ) -> bytes:
         whose = mine.actor.organization_id
         async with self._places.of(whose), self._making.of(whose):
             return await make()

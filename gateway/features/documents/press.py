@@ -98,8 +98,8 @@ def missing_glyphs(text: str) -> str:
     try:
         typst.compile(_PAGE, format="pdf", sys_inputs=inputs, pdf_standards="a-3b", font_paths=_fonts())
     except typst.TypstError as error:
-        found = _MISSING.findall(error.diagnostic)
-        return "".join(dict.fromkeys("".join(_ESCAPED.sub(_unescaped, each) for each in found)))
+        runs = _MISSING.findall(error.diagnostic)
+        return "".join(dict.fromkeys("".join(_ESCAPED.sub(_unescaped, run_) for run_ in runs)))
     return ""
 
 
@@ -108,8 +108,8 @@ def _fonts() -> typst.Fonts:
     return typst.Fonts()
 
 
-def _unescaped(found: re.Match[str]) -> str:
-    return chr(int(found[1], 16))
+def _unescaped(match: re.Match[str]) -> str:
+    return chr(int(match[1], 16))
 
 
 def main() -> None:

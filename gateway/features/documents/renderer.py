@@ -232,12 +232,14 @@ def _facts(invoice: Any, document: Document) -> list[tuple[str, str]]:
         facts.append(("Due", _day(date.fromisoformat(document.due_date))))
     if document.iban and invoice["kind"] != CREDIT_NOTE:
         facts.append(("IBAN", " ".join(wrap(document.iban, 4))))
-    corrected = ((each.number, _day(date.fromisoformat(each.date))) for each in document.corrects)
+    corrected = (
+        (reference.number, _day(date.fromisoformat(reference.date))) for reference in document.corrects
+    )
     return facts + [("Corrects", f"{number} of {day}") for number, day in corrected]
 
 
 def _groups(lines: Sequence[Any]) -> list[dict[str, Any]]:
-    found = []
+    groups_ = []
     lines_of_supply = (line for line in lines if line["kind"] in HEADINGS)
     for kind, of_kind in groupby(lines_of_supply, key=lambda line: line["kind"]):
         entries = [
@@ -250,8 +252,8 @@ def _groups(lines: Sequence[Any]) -> list[dict[str, Any]]:
             }
             for line in of_kind
         ]
-        found.append({"name": HEADINGS[kind], "lines": entries})
-    return found
+        groups_.append({"name": HEADINGS[kind], "lines": entries})
+    return groups_
 
 
 def _grouped(amount: str) -> str:

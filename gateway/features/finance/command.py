@@ -33,8 +33,8 @@ def add_reports(program: typer.Typer) -> None:
     """Add the section `report`, with the reports for finance, to the program."""
     app = typer.Typer(help="What finance asks: what is owed, deferred, earned, taxed; and entries.")
     program.add_typer(app, name="report")
-    for name, said in _OF_A_DAY.items():
-        app.command(name, help=said)(_of_a_day(name))
+    for name, help_ in _OF_A_DAY.items():
+        app.command(name, help=help_)(_of_a_day(name))
     for function in (revenue, taxes, ledger):
         app.command()(function)
 
@@ -97,7 +97,9 @@ def _report(
             typer.echo(made, nl=False)
             return
         items = api.items(f"reports/{name}", ITEMS_MAX, **asked, organization_id=organization_id)
-        told = [
-            each for each in (items[0] if items else ()) if not each.endswith("_id") or each == "entry_id"
+        columns = [
+            column
+            for column in (items[0] if items else ())
+            if not column.endswith("_id") or column == "entry_id"
         ]
-        rows(items, tuple(told), as_json=as_json)
+        rows(items, tuple(columns), as_json=as_json)

@@ -106,8 +106,8 @@ def with_types(charge: Charge) -> Charge:
 
 
 def _description(row: Mapping[str, object], sku: str) -> str:
-    told = ", ".join(f"{row[kind]} {kind.replace('_', ' ')}" for kind in _KINDS if row[kind])
-    return f"{row['requests']} requests of {sku}" + (f": tokens {told}" if told else "")
+    kinds = ", ".join(f"{row[kind]} {kind.replace('_', ' ')}" for kind in _KINDS if row[kind])
+    return f"{row['requests']} requests of {sku}" + (f": tokens {kinds}" if kinds else "")
 
 
 def _tags(row: Mapping[str, object]) -> str:

@@ -16,14 +16,15 @@ from urllib.parse import quote
 
 import msgspec
 
-from gateway.calls.admit import AdmissionTerms, check_line
 from gateway.calls.admit import admit as admit_use
 from gateway.calls.aim import fields_allowed
 from gateway.calls.charge import ChargedUse, Held, MeteredUse, UseTerms, charge, charge_as_held, release
 from gateway.calls.claim import OPENING_MS, hold_request
 from gateway.calls.prices import charging_prices, named_prices
+from gateway.calls.terms import AdmissionTerms, check_line
+from gateway.core.accounts.batch_lines import BatchLine, BatchResult, batch_lines, calls_of, inline_lines
 from gateway.core.accounts.call_budgets import CallBudgets
-from gateway.core.accounts.outbox import NONE
+from gateway.core.accounts.call_facts import NONE
 from gateway.core.accounts.upstream_jobs import (
     BATCH,
     HOLD_MS_MAX,
@@ -35,13 +36,8 @@ from gateway.core.accounts.upstream_jobs import (
     SECONDS,
     SERVICE_TIER,
     VIDEO,
-    BatchLine,
-    BatchResult,
     Job,
-    batch_lines,
-    calls_of,
     id_of,
-    inline_lines,
 )
 from gateway.core.accounts.weights import Weights
 from gateway.core.billing.price_book import NO_COUNTS
@@ -58,16 +54,11 @@ from gateway.core.calls.call import (
     UsageBounds,
     write_document,
 )
-from gateway.core.calls.claims import (
-    CallClaim,
-    answer_bound,
-    budget_claim,
-    check_numbers,
-    measure_media,
-    read_call,
-)
+from gateway.core.calls.claims import CallClaim, answer_bound, budget_claim
 from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
 from gateway.core.calls.facts import aim_of
+from gateway.core.calls.output_limits import check_numbers
+from gateway.core.calls.parsing import measure_media, read_call
 from gateway.core.calls.routes import ModelTarget, Route
 from gateway.core.calls.tariff import NO_PRICES, CallPrices
 from gateway.core.calls.use_request import LINE, UseRequest
@@ -78,15 +69,7 @@ from gateway.core.families.registry import BATCH_AT, JOBS, RESULTS
 from gateway.core.metering.meter import Detail
 from gateway.core.metering.meters import make_meter
 from gateway.core.metering.reading import loose_document
-from gateway.core.model import (
-    GENERIC,
-    INTEGER_MAX,
-    Admitted,
-    Caller,
-    HoldRequest,
-    Service,
-    Settlement,
-)
+from gateway.core.model import GENERIC, INTEGER_MAX, Admitted, Caller, HoldRequest, Service, Settlement
 from gateway.core.wait import OVER, begin
 from gateway.errors import (
     InvalidRequest,

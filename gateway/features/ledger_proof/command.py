@@ -29,7 +29,7 @@ from gateway.features.ledger_proof.tree import (
     row_text,
 )
 from gateway.features.ledger_proof.verifying import LedgerVerification, ProvenRow, check_heads, check_rows
-from gateway.ops.storage import FileStore, told
+from gateway.ops.storage import FileStore, translate_errors
 
 if TYPE_CHECKING:
     from persistence import ledger_proof as stored
@@ -51,7 +51,9 @@ Archive = Annotated[
 
 def add_to_ledger(app: typer.Typer) -> None:
     """Add the commands to the section `ledger` of the program."""
-    sections = {one.name: one.typer_instance for one in app.registered_groups}
+    sections = {
+        registered_group.name: registered_group.typer_instance for registered_group in app.registered_groups
+    }
     section = sections.get("ledger")
     if section is None:
         section = typer.Typer()
@@ -72,14 +74,14 @@ def verify(
     """Compare every row of the database and the archive with what was signed, and name what differs."""
     from persistence import ledger_proof as stored  # of the commands that read it alone
 
-    keys, kept = _keys(key, config, database_url, data_dir), dict(_kept(one) for one in head or ())
+    keys, kept = _keys(key, config, database_url, data_dir), dict(_parse_head(head_) for head_ in head or ())
     with (
         waiting("Comparing rows with what was signed"),
         stored.reading(owner_url(config, database_url, data_dir)) as here,
     ):
-        found = verified(here, keys, kept, archive)
-    _tell(found, as_json=as_json)
-    raise typer.Exit(1 if found.wrong or not found.heads else 0)
+        result = verified(here, keys, kept, archive)
+    _tell(result, as_json=as_json)
+    raise typer.Exit(1 if result.wrong or not result.heads else 0)
 
 
 def verified(
@@ -92,18 +94,20 @@ def verified(
     """
     from persistence import ledger_proof as stored  # of the commands that read it alone
 
-    found, files = LedgerVerification(), stored.archived_files(here)
-    check_heads(stored.heads(here), stored.segments_by_head(here), keys, found, verifies=is_signed, kept=kept)
+    verification, files = LedgerVerification(), stored.archived_files(here)
+    check_heads(
+        stored.heads(here), stored.segments_by_head(here), keys, verification, verifies=is_signed, kept=kept
+    )
     for kind, ledgers in LEDGERS.items():
         rows = (ProvenRow(*one[:3], beyond=one[3]) for one in stored.leaves(here, kind))
         gone = [
-            _of_file(one, each, archive, found)
-            for each in ledgers
-            for one in files
-            if one.ledger == each.name
+            _of_file(file, ledger, archive, verification)
+            for ledger in ledgers
+            for file in files
+            if file.ledger == ledger.name
         ]
-        check_rows(kind, stored.segments_by_place(here, kind), [rows, *gone], found)
-    return found
+        check_rows(kind, stored.segments_by_place(here, kind), [rows, *gone], verification)
+    return verification
 
 
 def proof(
@@ -122,8 +126,8 @@ def key(
     *, key: KeyFiles = None, config: Config = None, data_dir: DataDir = None, database_url: Database = None
 ) -> None:
     """Print the public keys that heads are verified by, in hexadecimal: publish them."""
-    for one in _keys(key, config, database_url, data_dir):
-        typer.echo(one.hex())
+    for public in _keys(key, config, database_url, data_dir):
+        typer.echo(public.hex())
 
 
 def _keys(
@@ -137,31 +141,34 @@ def _keys(
     return [read_public(one) for one in named]
 
 
-def _kept(said: str) -> tuple[int, str]:
-    number, _, digest = said.partition("=")
+def _parse_head(text: str) -> tuple[int, str]:
+    number, _, digest = text.partition("=")
     if not number.isascii() or not number.isdigit() or len(digest) != 2 * len(NONE):
-        raise typer.BadParameter(f"--head {said} is not NUMBER=SHA256, such as a keeper's log has it")
+        raise typer.BadParameter(f"--head {text} is not NUMBER=SHA256, such as a keeper's log has it")
     return int(number), digest.lower()
 
 
-def _tell(found: LedgerVerification, *, as_json: bool) -> None:
+def _tell(verification: LedgerVerification, *, as_json: bool) -> None:
     if as_json:
         print_json(
-            {name: getattr(found, name) for name in ("heads", "segments", "rows", "unsigned", "last_head")}
-            | {"wrong": [one._asdict() for one in found.wrong]}
+            {
+                name: getattr(verification, name)
+                for name in ("heads", "segments", "rows", "unsigned", "last_head")
+            }
+            | {"wrong": [fault._asdict() for fault in verification.wrong]}
         )
         return
-    for account, seq, detail in found.wrong[:NAMED_MAX]:
+    for account, seq, detail in verification.wrong[:NAMED_MAX]:
         typer.echo(f"{account}: {detail}" if seq is None else f"{account} at {seq}: {detail}")
-    if more := len(found.wrong) - NAMED_MAX:
+    if more := len(verification.wrong) - NAMED_MAX:
         typer.echo(f"and {more:,} more" if more > 0 else "", nl=more > 0)
-    if not found.heads:
+    if not verification.heads:
         typer.echo("No head is signed: nothing is proven")
         return
-    said = f"{len(found.wrong):,} do not agree" if found.wrong else "all agree"
-    rows = f"{found.rows:,} rows, {found.unsigned:,} of them not signed yet"
-    typer.echo(f"{found.heads:,} heads, {found.segments:,} segments, {rows}: {said}")
-    typer.echo(f"last head {found.last_head}")
+    verdict = f"{len(verification.wrong):,} do not agree" if verification.wrong else "all agree"
+    rows = f"{verification.rows:,} rows, {verification.unsigned:,} of them not signed yet"
+    typer.echo(f"{verification.heads:,} heads, {verification.segments:,} segments, {rows}: {verdict}")
+    typer.echo(f"last head {verification.last_head}")
 
 
 # Rows in files of an archive.
@@ -170,20 +177,20 @@ _Named = tuple[int, int, str]
 
 
 def _of_file(
-    file: stored.ArchivedFile, ledger: SignedLedger, archive: str | None, found: LedgerVerification
+    file: stored.ArchivedFile, ledger: SignedLedger, archive: str | None, verification: LedgerVerification
 ) -> Iterator[ProvenRow]:
     place = FileStore(archive or file.url)
     where = place.address(file.file)
     if not place.has(file.file):
-        found.say("archive", None, f"{where} is missing")
+        verification.say("archive", None, f"{where} is missing")
         return
     if place.digest(file.file)[1] != file.sha256:
-        found.say("archive", None, f"{where} is not what was archived")
+        verification.say("archive", None, f"{where} is not what was archived")
     try:
-        for owner_id, seq, said in _texts(place, file, ledger):
-            yield ProvenRow(owner_id, seq, leaf(said.encode()), where)
+        for owner_id, seq, text in _texts(place, file, ledger):
+            yield ProvenRow(owner_id, seq, leaf(text.encode()), where)
     except (ArithmeticError, KeyError, TypeError, ValueError, NotImplementedError) as error:
-        found.say("archive", None, f"{where} cannot be read ({type(error).__name__})")
+        verification.say("archive", None, f"{where} cannot be read ({type(error).__name__})")
 
 
 def _texts(
@@ -201,7 +208,7 @@ def _texts(
         )
         asked = one if asked is None else asked & one
     at = ledger.columns.index(ledger.at)
-    with told(place.url):
+    with translate_errors(place.url):
         fragment = place.fragment(file.file, dataset.ParquetFileFormat())
         for batch in fragment.to_batches(
             columns=list(ledger.columns), filter=asked, batch_size=ROWS_AT_ONCE, use_threads=False
@@ -212,7 +219,9 @@ def _texts(
                 yield row[ledger.owner], row["seq"], row_text(ledger, row)
 
 
-def _gone(here: stored.Connection, kind: str, archive: str | None, **wanted: object) -> Iterator[_Named]:
+def _archived_rows(
+    here: stored.Connection, kind: str, archive: str | None, **wanted: object
+) -> Iterator[_Named]:
     """Yield the rows with the `wanted` values from archived months, at their own URL or at `archive`."""
     from persistence import ledger_proof as stored  # of the commands that read it alone
     from persistence.schema.partitions import end_of
@@ -231,15 +240,15 @@ def proven(here: stored.Connection, request_id: str, archive: str | None = None)
     """Return the rows of a call, and the proof path from each to a signed head."""
     from persistence import ledger_proof as stored  # of the commands that read it alone
 
-    named = {one[:3]: one[3] for one in stored.rows_of_request(here, request_id)}
+    named = {row[:3]: row[3] for row in stored.rows_of_request(here, request_id)}
     for kind in LEDGERS:
-        for owner_id, seq, said in _gone(here, kind, archive, request_id=request_id):
-            named[kind, owner_id, seq] = said
+        for owner_id, seq, text in _archived_rows(here, kind, archive, request_id=request_id):
+            named[kind, owner_id, seq] = text
     if not named:
         raise LedgerProofFailed(f"no account was moved by {request_id}: there is no row to prove")
-    heads = {one.number: one for one in stored.heads(here)}
+    heads = {head.number: head for head in stored.heads(here)}
     rows = []
-    for (kind, owner_id, seq), said in sorted(named.items()):
+    for (kind, owner_id, seq), text in sorted(named.items()):
         segment = stored.segment_at(here, kind, owner_id, seq)
         if segment is None or segment.head not in heads:
             raise LedgerProofFailed(
@@ -247,10 +256,12 @@ def proven(here: stored.Connection, request_id: str, archive: str | None = None)
             )
         head = heads[segment.head]
         tree = stored.segments_of_head(here, head.number)
-        at = [(one.kind, one.owner_id, one.number) for one in tree].index((kind, owner_id, segment.number))
+        at = [(segment_.kind, segment_.owner_id, segment_.number) for segment_ in tree].index(
+            (kind, owner_id, segment.number)
+        )
         rows.append({
-            "row": said, "path": path(_leaves(here, segment, archive), seq - segment.first_seq),
-            "segment": segment.text(), "segment_path": path([one.leaf() for one in tree], at),
+            "row": text, "path": path(_leaves(here, segment, archive), seq - segment.first_seq),
+            "segment": segment.text(), "segment_path": path([segment_.leaf() for segment_ in tree], at),
             "head": head.text, "key": head.key.hex(), "signature": head.signature.hex(),
         })  # fmt: skip
     return {"request_id": request_id, "rows": rows}
@@ -264,8 +275,8 @@ def _leaves(here: stored.Connection, segment: LedgerSegment, archive: str | None
     found = dict(stored.leaves_between(here, segment))
     if len(found) < len(places):
         owner = {LEDGERS[segment.kind][0].owner: segment.owner_id}
-        for _, seq, said in _gone(here, segment.kind, archive, **owner, seq=places):
-            found[seq] = leaf(said.encode())
+        for _, seq, text in _archived_rows(here, segment.kind, archive, **owner, seq=places):
+            found[seq] = leaf(text.encode())
     leaves = [found.get(seq, NONE) if segment.mark(seq) != NO_MARK else NONE for seq in places]
     if root(leaves) != segment.root:
         raise LedgerProofFailed(

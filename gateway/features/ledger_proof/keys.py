@@ -41,12 +41,12 @@ def read_public(path: str) -> bytes:
     return key.public_bytes_raw()
 
 
-def is_signed(key: bytes, signature: bytes, said: bytes) -> bool:
+def is_signed(key: bytes, signature: bytes, text: bytes) -> bool:
     with loading("proof"):
         from cryptography.exceptions import InvalidSignature  # of commands alone
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
     try:
-        Ed25519PublicKey.from_public_bytes(key).verify(signature, said)
+        Ed25519PublicKey.from_public_bytes(key).verify(signature, text)
     except (InvalidSignature, ValueError):
         return False
     return True

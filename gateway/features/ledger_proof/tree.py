@@ -83,13 +83,13 @@ def root(leaves: Sequence[bytes]) -> bytes:
 
 def path(leaves: Sequence[bytes], index: int) -> list[tuple[str, str]]:
     """Return the hashes that prove a leaf, up to the root: the sibling's side and its hex digest."""
-    found = []
+    steps = []
     for level in _levels(leaves):
         other = index ^ 1
         if other < len(level):
-            found.append(("left" if other < index else "right", level[other].hex()))
+            steps.append(("left" if other < index else "right", level[other].hex()))
         index //= 2
-    return found
+    return steps
 
 
 def _levels(leaves: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
@@ -97,7 +97,7 @@ def _levels(leaves: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
     yield level
     while len(level) > 1:
         above = [
-            sha256(b"\1" + one + two).digest() for one, two in zip(level[::2], level[1::2], strict=False)
+            sha256(b"\1" + left + two).digest() for left, two in zip(level[::2], level[1::2], strict=False)
         ]
         level = [*above, level[-1]] if len(level) % 2 else above
         yield level
@@ -173,20 +173,20 @@ def text_of_head(number: int, at: str, segments: int, top: bytes, previous: byte
     )
 
 
-def _text(**said: object) -> str:
-    return json.dumps(said, separators=(",", ":"))
+def _text(**fields: object) -> str:
+    return json.dumps(fields, separators=(",", ":"))
 
 
 def cut(
-    before: LedgerSegment, head: int, first_seq: int, last_seq: int, found: Mapping[int, bytes]
+    before: LedgerSegment, head: int, first_seq: int, last_seq: int, roots: Mapping[int, bytes]
 ) -> Iterator[LedgerSegment]:
     """Yield the segments for an account's rows `first_seq` to `last_seq`, after its last segment `before`.
 
-    `found` are the hashes of the rows by sequence number.
+    `roots` are the hashes of the rows by sequence number.
     """
     for first in range(first_seq, last_seq + 1, SEGMENT_PLACES_MAX):
         last = min(first + SEGMENT_PLACES_MAX - 1, last_seq)
-        leaves = [found.get(seq, NONE) for seq in range(first, last + 1)]
+        leaves = [roots.get(seq, NONE) for seq in range(first, last + 1)]
         before = LedgerSegment(
             before.kind, before.owner_id, before.number + 1, head, first, last, max(before.up_to, last),
             root(leaves), before.leaf() if before.number else NONE,

@@ -69,54 +69,56 @@ Verifies = Callable[[bytes, bytes, bytes], bool]
 
 def check_heads(
     heads: Sequence[LedgerHead], segments: Iterable[LedgerSegment], keys: Collection[bytes],
-    found: LedgerVerification, *, verifies: Verifies, kept: Mapping[int, str],
+    verification: LedgerVerification, *, verifies: Verifies, kept: Mapping[int, str],
 ) -> None:  # fmt: skip
     """Check that each head is signed by one of `keys`, follows the one before it, and has its segments.
 
     `kept` are hashes of heads that were stored elsewhere. Segments must be sorted by head, and then in the
-    order of the head's tree. Faults are added to `found`.
+    order of the head's tree. Faults are added to `verification`.
     """
-    trees = _trees(segments, found)
+    trees = _trees(segments, verification)
     expected, previous = 1, NONE
     for head in heads:
         name = f"head {head.number}"
         for number in range(expected, head.number):
-            found.say(f"head {number}", None, "is missing")
+            verification.say(f"head {number}", None, "is missing")
         if head.key not in keys:
-            found.say(name, None, "is signed by another key than those that were named")
+            verification.say(name, None, "is signed by another key than those that were named")
         elif not verifies(head.key, head.signature, head.text.encode()):
-            found.say(name, None, "has a signature that is not of its text")
+            verification.say(name, None, "has a signature that is not of its text")
         if head.text != text_of_head(
             head.number, _at(head), *trees.pop(head.number, (0, root(()))), previous
         ):
-            found.say(name, None, "was changed, or its segments or the head before it were")
+            verification.say(name, None, "was changed, or its segments or the head before it were")
         if (noted := kept.get(head.number)) and noted != head.digest().hex():
-            found.say(name, None, "is another one than was kept")
+            verification.say(name, None, "is another one than was kept")
         expected, previous = head.number + 1, head.digest()
-        found.heads, found.last_head = found.heads + 1, f"{head.number}={previous.hex()}"
+        verification.heads, verification.last_head = verification.heads + 1, f"{head.number}={previous.hex()}"
     for number in sorted({*kept, *trees}):
         # Segments of the next head may exist before that head.
         if number > expected or (number == expected and number in kept):
-            found.say(f"head {number}", None, "is missing")
+            verification.say(f"head {number}", None, "is missing")
 
 
-def _trees(segments: Iterable[LedgerSegment], found: LedgerVerification) -> dict[int, tuple[int, bytes]]:
+def _trees(
+    segments: Iterable[LedgerSegment], verification: LedgerVerification
+) -> dict[int, tuple[int, bytes]]:
     """Return, by head, the number of its segments and the root hash of their tree.
 
-    Segments that do not follow the account's previous one are added to `found`.
+    Segments that do not follow the account's previous one are added to `verification`.
     """
     trees, last = dict[int, tuple[int, bytes]](), dict[tuple[str, int], tuple[int, bytes]]()
     for number, of in groupby(segments, key=attrgetter("head")):
         leaves = list[bytes]()
-        for one in of:
-            account = (one.kind, one.owner_id)
-            if last.get(account, (0, NONE)) != (one.number - 1, one.previous):
-                found.say(
-                    one.account, one.first_seq, f"segment {one.number} does not follow the one before it"
+        for row in of:
+            account = (row.kind, row.owner_id)
+            if last.get(account, (0, NONE)) != (row.number - 1, row.previous):
+                verification.say(
+                    row.account, row.first_seq, f"segment {row.number} does not follow the one before it"
                 )
-            leaves.append(one.leaf())
-            last[account] = one.number, leaves[-1]
-        found.segments += len(leaves)
+            leaves.append(row.leaf())
+            last[account] = row.number, leaves[-1]
+        verification.segments += len(leaves)
         trees[number] = len(leaves), root(leaves)
     return trees
 
@@ -130,25 +132,25 @@ def _at(head: LedgerHead) -> str:
 
 def check_rows(
     kind: str, segments: Iterable[LedgerSegment], streams: Sequence[Iterable[ProvenRow]],
-    found: LedgerVerification,
+    verification: LedgerVerification,
 ) -> None:  # fmt: skip
-    """Check every row of a kind of accounts against the signed segments; add faults to `found`.
+    """Check every row of a kind of accounts against the signed segments; add faults to `verification`.
 
     Segments and rows must be sorted by account and seq.
     """
     items: Iterable[LedgerSegment | ProvenRow] = heapq.merge(segments, *streams, key=_in_order)
     for owner_id, of in groupby(items, key=attrgetter("owner_id")):
-        _check_account(f"{kind}:{owner_id}", of, found)
+        _check_account(f"{kind}:{owner_id}", of, verification)
 
 
-def _in_order(one: LedgerSegment | ProvenRow) -> tuple[int, int, int, int]:
+def _in_order(node: LedgerSegment | ProvenRow) -> tuple[int, int, int, int]:
     """Return a sort key by which a segment comes before its rows.
 
     Of two segments for the same rows, the later one comes second.
     """
-    if isinstance(one, LedgerSegment):
-        return one.owner_id, one.first_seq, 0, one.number
-    return one.owner_id, one.seq, 1, 0
+    if isinstance(node, LedgerSegment):
+        return node.owner_id, node.first_seq, 0, node.number
+    return node.owner_id, node.seq, 1, 0
 
 
 @dataclass(slots=True)
@@ -161,41 +163,43 @@ class _Open:
 
 
 def _check_account(
-    account: str, items: Iterator[LedgerSegment | ProvenRow], found: LedgerVerification
+    account: str, items: Iterator[LedgerSegment | ProvenRow], verification: LedgerVerification
 ) -> None:
     now: _Open | None = None
     behind: ProvenRow | None = None
-    for one in items:
-        if isinstance(one, ProvenRow):
-            found.rows += 1
-            if now is not None and one.seq <= now.segment.last_seq:
-                same = now.rows.setdefault(one.seq, [])
+    for item in items:
+        if isinstance(item, ProvenRow):
+            verification.rows += 1
+            if now is not None and item.seq <= now.segment.last_seq:
+                same = now.rows.setdefault(item.seq, [])
                 # A row that stayed when its month was archived is there, and in the file.
-                if not any(other.leaf == one.leaf and other.where != one.where for other in same):
-                    same.append(one)
+                if not any(other.leaf == item.leaf and other.where != item.where for other in same):
+                    same.append(item)
                 continue
-            found.unsigned += 1
-            if one.beyond:
-                found.say(account, one.seq, f"was added to {one.where}: the account stands before it")
-            elif behind is not None and (behind.seq, behind.where) == (one.seq, one.where):
-                found.say(
-                    account, one.seq, f"two rows have this place in {one.where}, and no head signed either"
+            verification.unsigned += 1
+            if item.beyond:
+                verification.say(
+                    account, item.seq, f"was added to {item.where}: the account stands before it"
                 )
-            behind = one
-        elif now is not None and one.last_seq <= now.segment.last_seq:
-            now.late[one.first_seq] = one
+            elif behind is not None and (behind.seq, behind.where) == (item.seq, item.where):
+                verification.say(
+                    account, item.seq, f"two rows have this place in {item.where}, and no head signed either"
+                )
+            behind = item
+        elif now is not None and item.last_seq <= now.segment.last_seq:
+            now.late[item.first_seq] = item
         else:
             if now is not None:
-                _check_segment(account, now, found)
-                if one.first_seq != now.segment.last_seq + 1:
-                    places = f"no segment has the places up to {one.first_seq - 1}"
-                    found.say(account, now.segment.last_seq + 1, places)
-            now, behind = _Open(one), None
+                _check_segment(account, now, verification)
+                if item.first_seq != now.segment.last_seq + 1:
+                    places = f"no segment has the places up to {item.first_seq - 1}"
+                    verification.say(account, now.segment.last_seq + 1, places)
+            now, behind = _Open(item), None
     if now is not None:
-        _check_segment(account, now, found)
+        _check_segment(account, now, verification)
 
 
-def _check_segment(account: str, now: _Open, found: LedgerVerification) -> None:
+def _check_segment(account: str, now: _Open, verification: LedgerVerification) -> None:
     """Compare the hash of a segment's rows with the signed one.
 
     If they differ, find the wrong rows by the marks, which are the first bytes of each row's hash.
@@ -203,16 +207,20 @@ def _check_segment(account: str, now: _Open, found: LedgerVerification) -> None:
     segment, late, rows = now.segment, now.late, now.rows
     places = range(segment.first_seq, segment.last_seq + 1)
     leaves = [rows[seq][0].leaf if seq in rows and seq not in late else NONE for seq in places]
-    named = [one for seq, due in late.items() for one in _compared(account, seq, rows.get(seq, ()), due.root)]
+    named = [
+        fault for seq, due in late.items() for fault in _compared(account, seq, rows.get(seq, ()), due.root)
+    ]
     if all(len(of) == 1 for seq, of in rows.items() if seq not in late) and root(leaves) == segment.root:
-        if b"".join(one[:MARK_BYTES] for one in leaves) != segment.marks:
-            found.say(account, segment.first_seq, f"the marks up to {segment.last_seq} were changed")
+        if b"".join(leaf[:MARK_BYTES] for leaf in leaves) != segment.marks:
+            verification.say(account, segment.first_seq, f"the marks up to {segment.last_seq} were changed")
     else:
-        for seq in (one for one in places if one not in late):
+        for seq in (place for place in places if place not in late):
             named += _compared(account, seq, rows.get(seq, ()), segment.mark(seq))
         if not named:
-            found.say(account, segment.first_seq, f"some row up to {segment.last_seq} is not what was signed")
-    found.wrong += named
+            verification.say(
+                account, segment.first_seq, f"some row up to {segment.last_seq} is not what was signed"
+            )
+    verification.wrong += named
 
 
 def _compared(account: str, seq: int, rows: Sequence[ProvenRow], due: bytes) -> Iterator[LedgerForgery]:
@@ -223,5 +231,5 @@ def _compared(account: str, seq: int, rows: Sequence[ProvenRow], due: bytes) -> 
     elif rows and not right and due != NO_MARK:
         yield LedgerForgery(account, seq, f"was changed in {rows[0].where}")
     else:
-        for row in [one for one in rows if one not in right] + right[1:]:
+        for row in [row for row in rows if row not in right] + right[1:]:
             yield LedgerForgery(account, seq, f"was added to {row.where}")

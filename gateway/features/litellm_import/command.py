@@ -115,13 +115,15 @@ _HINTS = {
     "bedrock": r"(?:converse|invoke|[a-z]{2}(?:-[a-z]+)+-\d)/",
 }
 # The upstreams of default routes, with their addresses and variables.
-_BUILT_IN = {target.name: target for one in ALL if one.target is not None for target in [one.target({})]}
+_BUILT_IN = {
+    target.name: target for family in ALL if family.target is not None for target in [family.target({})]
+}
 # Names in lists of models that stand for several models.
 _ALL_MODELS, _MODELS_OF_TEAM = "all-proxy-models", "all-team-models"
 # The routes of a key that may call models.
 _ANSWERS = "llm_api_routes"
 _NAME = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,256}")
-_INTERVALS = {spelled: one.name for one in INTERVALS.values() for spelled in one.durations}
+_INTERVALS = {spelled: interval.name for interval in INTERVALS.values() for spelled in interval.durations}
 # LiteLLM's words for durations, and other names of a limit's fields.
 _DURATIONS = {"hourly": "1h", "daily": "1d", "weekly": "7d", "monthly": "30d"}
 _DURATION = re.compile(r"([0-9]{1,6})([smhdw])", re.ASCII)
@@ -218,13 +220,13 @@ class _Translation:
         self._tags: list[str] = []
 
     def models(self) -> None:
-        for each in _rows(self._source.get("credential_list")):
-            self._credentials[str(each.get("credential_name"))] = dict(each.get("credential_values") or {})
-        for number, each in enumerate(_rows(self._source.get("model_list"))):
-            self._model(each, f"model_list[{number}]")
-        for each in _rows(self._source.get("credential_list")):
-            if str(each.get("credential_name")) in self._credentials_used:
-                each.clear()
+        for row in _rows(self._source.get("credential_list")):
+            self._credentials[str(row.get("credential_name"))] = dict(row.get("credential_values") or {})
+        for number, row in enumerate(_rows(self._source.get("model_list"))):
+            self._model(row, f"model_list[{number}]")
+        for row in _rows(self._source.get("credential_list")):
+            if str(row.get("credential_name")) in self._credentials_used:
+                row.clear()
         for place in ("litellm_settings", "router_settings"):
             self._fallbacks(place)
         self._aliases()
@@ -286,8 +288,8 @@ class _Translation:
                 "ANTHROPIC_API_KEY and GEMINI_API_KEY: unset those that nobody is to use."
             )
             return
-        said = "a name for all: nothing but the usual upstreams takes any name; list those that are called"
-        self._leave(f"{place}.model_name", f"{said} at {target['upstream']}")
+        why = "a name for all: nothing but the usual upstreams takes any name; list those that are called"
+        self._leave(f"{place}.model_name", f"{why} at {target['upstream']}")
 
     def _target(self, place: str, params: Json) -> Json | None:
         """Return the upstream and model of a deployment, or None if the gateway cannot call it.
@@ -317,8 +319,8 @@ class _Translation:
         if provider == "azure":
             self._as_azure(upstream, params)
         headers = {
-            str(name).lower(): _text(each)
-            for name, each in dict(params.pop("extra_headers", None) or {}).items()
+            str(name).lower(): _text(value)
+            for name, value in dict(params.pop("extra_headers", None) or {}).items()
         }
         if organization := _text(params.pop("organization", None)):
             headers["openai-organization"] = organization
@@ -352,12 +354,12 @@ class _Translation:
                 return name
         raise AssertionError(provider)
 
-    def _key(self, provider: str, known: Provider, said: object) -> Json:
+    def _key(self, provider: str, known: Provider, value: object) -> Json:
         """Return where our configuration finds a key: in an environment variable or in a new file.
 
-        `said` is the key's setting in LiteLLM: a plain text is written into the file. Return {} for no key.
+        `value` is the key's setting in LiteLLM: a plain text is written into the file. Return {} for no key.
         """
-        text = str(said or "")
+        text = str(value or "")
         if text.startswith(ENVIRON):
             return {"env": text.removeprefix(ENVIRON)}
         if not text:
@@ -374,21 +376,21 @@ class _Translation:
         `place` is the part of the source that lists fallbacks.
         """
         settings = self._source.get(place)
-        for each in _rows(settings.pop("fallbacks", None)) if isinstance(settings, dict) else ():
-            for name, others in each.items():
-                found = [target for other in _list(others) for target in self._targets.get(str(other), ())]
-                if name not in self._targets or not found:
+        for row in _rows(settings.pop("fallbacks", None)) if isinstance(settings, dict) else ():
+            for name, others in row.items():
+                targets_ = [target for other in _list(others) for target in self._targets.get(str(other), ())]
+                if name not in self._targets or not targets_:
                     self._leave(
                         f"{place}.fallbacks.{name}",
                         "no model of this name, or none behind it, was taken over",
                     )
                     continue
                 known = self._targets[name]
-                known += [target for target in found if target not in known]
+                known += [target for target in targets_ if target not in known]
                 if beyond := known[TARGETS_MAX:]:
                     del known[TARGETS_MAX:]
-                    said = f"{len(beyond)} targets are more than the {TARGETS_MAX} that a model has"
-                    self._leave(f"{place}.fallbacks.{name}", said)
+                    why = f"{len(beyond)} targets are more than the {TARGETS_MAX} that a model has"
+                    self._leave(f"{place}.fallbacks.{name}", why)
 
     def _aliases(self) -> None:
         settings = self._source.get("router_settings")
@@ -424,7 +426,7 @@ class _Translation:
             own = self._models_of(row, place) | ({"limits": limits} if (limits := _limits(row)) else {})
             if own:
                 self._users.append({"organization": self._owner, "external_id": user, **own})
-            self._rest(_without_facts(row), place)
+            self._note_rest(_without_facts(row), place)
 
     def tags(self, tags: Any) -> None:
         """Add a budget for each of LiteLLM's tags that has one, from the source and from the list `tags`."""
@@ -435,7 +437,7 @@ class _Translation:
         for number, row in enumerate(_rows(tags)):
             if isinstance(limit := row.get("litellm_budget_table"), dict):
                 self._tag_budget(str(row.get("name")), limit, f"tags[{number}].litellm_budget_table")
-                self._rest(_without_facts(limit), f"tags[{number}].litellm_budget_table")
+                self._note_rest(_without_facts(limit), f"tags[{number}].litellm_budget_table")
 
     def _tag_budget(self, tag: str, limit: Any, place: str) -> None:
         if not isinstance(limit, dict):
@@ -513,17 +515,17 @@ class _Translation:
 
         `name` is the budget's name, and `of` selects the calls that it limits.
         """
-        said, duration = (source.get(one) for one in names)
-        if said is None:
+        amount_, duration = (source.get(name) for name in names)
+        if amount_ is None:
             return
         window = _window(duration)
         try:
-            amount = Decimal(str(said))
+            amount = Decimal(str(amount_))
             faults = [fault for _, fault in wrong_amount(MONEY, amount, "")]
         except InvalidOperation:
             amount, faults = Decimal(0), ["is no number"]
         if faults:
-            self._leave(f"{place}.{names[0]}", f"{said}: an amount of money {faults[0]}")
+            self._leave(f"{place}.{names[0]}", f"{amount_}: an amount of money {faults[0]}")
         elif not window:
             right = f"a budget is of {', '.join(_INTERVALS)}, or of 5m to 366d"
             self._leave(f"{place}.{names[1]}", f"{duration}: {right}")
@@ -546,33 +548,33 @@ class _Translation:
         """
         by_id: dict[str, str] = {}
         tenants: list[Json] = []
-        for number, each in enumerate(_rows(teams.get("teams") if isinstance(teams, dict) else teams)):
-            place, team_id = f"teams[{number}]", str(each.get("team_id"))
-            if each.get("blocked"):
-                self._leave(place, f"{each.get('team_alias') or team_id} is blocked: it has no tenant")
+        for number, row in enumerate(_rows(teams.get("teams") if isinstance(teams, dict) else teams)):
+            place, team_id = f"teams[{number}]", str(row.get("team_id"))
+            if row.get("blocked"):
+                self._leave(place, f"{row.get('team_alias') or team_id} is blocked: it has no tenant")
                 by_id[team_id] = ""
                 continue
-            by_id[team_id] = name = self._tenant(each, place, tenants)
-            self._budget(each, f"Team {name}", place, tenant=name)
-            self._budgets_besides(each, f"Team {name}", place, tenant=name)
-            self._members(each, name, place)
-            self._rest(each, place)
+            by_id[team_id] = name = self._tenant(row, place, tenants)
+            self._budget(row, f"Team {name}", place, tenant=name)
+            self._budgets_besides(row, f"Team {name}", place, tenant=name)
+            self._members(row, name, place)
+            self._note_rest(row, place)
         settings = self._source.get("litellm_settings")
         defaults = settings.get("default_team_settings") if isinstance(settings, dict) else None
-        for number, each in enumerate(_rows(defaults)):
-            team = str(each.pop("team_id", ""))
+        for number, row in enumerate(_rows(defaults)):
+            team = str(row.pop("team_id", ""))
             if team and teams is None:
                 self._tenant({"team_id": team}, f"litellm_settings.default_team_settings[{number}]", tenants)
         made: list[Json] = []
-        for number, each in enumerate(_rows(keys.get("keys") if isinstance(keys, dict) else keys)):
-            self._api_key(each, number, by_id, tenants, made)
+        for number, row in enumerate(_rows(keys.get("keys") if isinstance(keys, dict) else keys)):
+            self._api_key(row, number, by_id, tenants, made)
         if made:
             self._note("Values of keys are known to LiteLLM as hashes: each key here is a new one.")
         if not tenants:
             self._everybody(tenants)
         if keys is None:
             owner = {"organization": self._owner}
-            made = [{"name": "first", "tenant": {**owner, "name": each["name"]}} for each in tenants]
+            made = [{"name": "first", "tenant": {**owner, "name": tenant["name"]}} for tenant in tenants]
         self._made.objects = {
             "organizations": [
                 {"name": self._owner} | self._listed() | ({"tags": self._tags} if self._tags else {})
@@ -639,7 +641,7 @@ class _Translation:
             return
         tenant = by_id[team_id] if team_id else self._everybody(tenants)
         of = {"organization": self._owner, "name": tenant}
-        name = _free(name, [each for each in made if each["tenant"] == of])
+        name = _free(name, [key for key in made if key["tenant"] == of])
         key: Json = {"name": name, "tenant": of}
         key |= self._models_of(row, place)
         key |= {"user": user} if (user := row.pop("user_id", None)) else {}
@@ -653,7 +655,7 @@ class _Translation:
         made.append(key)
         self._budget(row, f"Key {name}", place, tenant=tenant, api_key=name)
         self._budgets_besides(row, f"Key {name}", place, tenant=tenant, api_key=name)
-        self._rest(row, place)
+        self._note_rest(row, place)
 
     def _tags_of(self, row: Json, place: str) -> Json:
         """Return the tags that a key fixes, one of each name."""
@@ -686,15 +688,17 @@ class _Translation:
 
         The list is never wider than that of LiteLLM.
         """
-        said = [str(each) for each in row.pop("models", None) or ()]
-        if _ALL_MODELS in said or _MODELS_OF_TEAM in said:
+        models = [str(model) for model in row.pop("models", None) or ()]
+        if _ALL_MODELS in models or _MODELS_OF_TEAM in models:
             return {}
         names: dict[str, None] = {}
-        for each in said:
-            group = [each] if each in self._targets else self._groups.get(each, [])
+        for model in models:
+            group = [model] if model in self._targets else self._groups.get(model, [])
             if not group:
-                self._leave(f"{place}.models", f"{each}: no model or access group of this name is taken over")
-            names |= dict.fromkeys(group or [each])
+                self._leave(
+                    f"{place}.models", f"{model}: no model or access group of this name is taken over"
+                )
+            names |= dict.fromkeys(group or [model])
         return {"models": list(names)} if names else {}
 
     def _tenant(self, team: Json, place: str, tenants: list[Json]) -> str:
@@ -707,15 +711,15 @@ class _Translation:
         return name
 
     def _everybody(self, tenants: list[Json]) -> str:
-        if EVERYBODY not in {each["name"] for each in tenants}:
+        if EVERYBODY not in {tenant["name"] for tenant in tenants}:
             tenants.append({"name": EVERYBODY, "organization": self._owner, "plan": PLAN})
         return EVERYBODY
 
     def done(self) -> Translated:
         made = self._made
-        self._rest(self._source, "")
+        self._note_rest(self._source, "")
         used = {each["upstream"] for targets in self._targets.values() for each in targets}
-        upstreams = {name: each for name, each in self._upstreams.items() if name in used}
+        upstreams = {name: upstream for name, upstream in self._upstreams.items() if name in used}
         made.config = {"upstreams": upstreams, "models": [], "include_default_routes": True}
         for name, targets in self._targets.items():
             by = {"prefix": name[:-1]} if name.endswith("*") else {"name": name}
@@ -742,15 +746,15 @@ class _Translation:
     def _leave(self, place: str, why: str) -> None:
         self._made.left.append((place, why))
 
-    def _rest(self, rest: object, place: str) -> None:
+    def _note_rest(self, rest: object, place: str) -> None:
         """List every setting in `rest`, which is left of a part of the source, as not translated."""
-        for each in _leaves(rest, place):
+        for leaf in _leaves(rest, place):
             known = {left for left, _ in self._made.left}
-            if each not in known:
+            if leaf not in known:
                 why = next(
-                    (why for pattern, why in _WHY if re.fullmatch(pattern, each)), "it has no counterpart"
+                    (why for pattern, why in _WHY if re.fullmatch(pattern, leaf)), "it has no counterpart"
                 )
-                self._leave(each, why)
+                self._leave(leaf, why)
 
     def _note(self, text: str) -> None:
         if text not in self._made.notes:
@@ -800,10 +804,10 @@ def _cut_version(upstream: Json) -> None:
         upstream["path"] = "/{operation}"
 
 
-def _moment(said: object) -> datetime:
+def _moment(text: object) -> datetime:
     """Return the time in a text, in UTC unless it has a zone; raise `ValueError` if the text is no time."""
-    found = datetime.fromisoformat(str(said))
-    return found.astimezone(UTC) if found.tzinfo is not None else found.replace(tzinfo=UTC)
+    moment = datetime.fromisoformat(str(text))
+    return moment.astimezone(UTC) if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
 def _sign_in(upstream: Json, known: Provider, params: Json) -> None:
@@ -817,20 +821,20 @@ def _sign_in(upstream: Json, known: Provider, params: Json) -> None:
 
 def _leaves(rest: object, place: str) -> Iterator[str]:
     if isinstance(rest, dict):
-        for name, each in rest.items():
-            yield from _leaves(each, f"{place}.{name}" if place else str(name))
-    elif isinstance(rest, list) and any(isinstance(each, dict | list) for each in rest):
-        for number, each in enumerate(rest):
-            yield from _leaves(each, f"{place}[{number}]")
+        for name, value in rest.items():
+            yield from _leaves(value, f"{place}.{name}" if place else str(name))
+    elif isinstance(rest, list) and any(isinstance(item, dict | list) for item in rest):
+        for number, item in enumerate(rest):
+            yield from _leaves(item, f"{place}[{number}]")
     elif rest not in (None, "", []):
         yield place
 
 
 def _free(name: str, rows: list[Json]) -> str:
     """Return the name, with a number appended if one of the rows has it."""
-    taken = {each["name"] for each in rows}
+    taken = {row["name"] for row in rows}
     numbered = (name if number == 1 else f"{name} {number}" for number in range(1, len(taken) + 2))
-    return next(one for one in numbered if one not in taken)
+    return next(name_ for name_ in numbered if name_ not in taken)
 
 
 def _window(duration: object) -> Json:
@@ -871,22 +875,22 @@ def _limits(source: Json) -> Json:
         "tpm_limit": "tokens_per_minute",
         "max_parallel_requests": "concurrency",
     }
-    found = {ours: source.pop(theirs) for theirs, ours in names.items() if source.get(theirs)}
-    return {name: int(most) for name, most in found.items()}
+    limits = {ours: source.pop(theirs) for theirs, ours in names.items() if source.get(theirs)}
+    return {name: int(most) for name, most in limits.items()}
 
 
-def _text(said: object) -> str:
+def _text(value: object) -> str:
     """Return a text for our configuration: a reference to a variable, or the text with `$` escaped."""
-    text = str(said or "")
+    text = str(value or "")
     return f"${{{text.removeprefix(ENVIRON)}}}" if text.startswith(ENVIRON) else text.replace("$", "$$")
 
 
-def _rows(said: Any) -> list[Json]:
-    return [each for each in said if isinstance(each, dict)] if isinstance(said, list) else []
+def _rows(value: Any) -> list[Json]:
+    return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
 
 
-def _list(said: Any) -> list[Any]:
-    return said if isinstance(said, list) else [said]
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 # `tollkeeper import litellm`.
@@ -920,14 +924,14 @@ def litellm(
     as_json: AsJson = False,
 ) -> None:
     """Translate a configuration of LiteLLM, and name each setting that is left out."""
-    found = [each.value for each in documents(_read(source), str(source))]
-    if len(found) != 1 or not isinstance(found[0], dict):
+    documents_ = [document.value for document in documents(_read(source), str(source))]
+    if len(documents_) != 1 or not isinstance(documents_[0], dict):
         raise CommandFailed(f"{source} must be one document with a model_list.")
     if to.exists():
         raise CommandFailed(f"{to} is there already: name a new directory with --to.")
     directory = to.absolute()
     lists = Lists(*map(_list_of, (teams, keys, users, tags)))
-    made = translate(found[0], org, directory, datetime.now(UTC), lists)
+    made = translate(documents_[0], org, directory, datetime.now(UTC), lists)
     _write(directory, made)
     if as_json:
         left = [{"place": place, "why": why} for place, why in made.left]

@@ -34,10 +34,10 @@ def export(
     from persistence.person import connect, find_person, read_person
 
     with connect(owner_url(config, database_url, data_dir)) as connection:
-        found = find_person(connection, user, of)
+        person = find_person(connection, user, of)
         out = to.open("w", encoding="utf-8") if to is not None else sys.stdout
         try:
-            for row in read_person(connection, found):
+            for row in read_person(connection, person):
                 out.write(json.dumps(row, ensure_ascii=False) + "\n")
         finally:
             if to is not None:
@@ -57,12 +57,12 @@ def delete(
     from persistence.person import connect, delete_person, find_person
 
     with connect(owner_url(config, database_url, data_dir)) as connection:
-        found = find_person(connection, user, of)
+        person = find_person(connection, user, of)
         if not yes:
             typer.confirm(
-                f"Take out the data of {user} (user {found.id})? It does not come back.", abort=True
+                f"Take out the data of {user} (user {person.id})? It does not come back.", abort=True
             )
-        done = delete_person(connection, found, signed=signed)
+        done = delete_person(connection, person, signed=signed)
     # Keepers cache the id of the name until then. Later calls by this name are of a new user.
     time.sleep(KNOWN_S)
     if as_json:

@@ -66,34 +66,34 @@ _costs = msgspec.json.Decoder(_Cost)
 
 
 def _bucket(raw: bytes) -> tuple[datetime, datetime, list[msgspec.Raw]]:
-    found = _buckets.decode(raw)
-    return found.starting_at, found.ending_at, found.results
+    bucket = _buckets.decode(raw)
+    return bucket.starting_at, bucket.ending_at, bucket.results
 
 
 def _result(raw: bytes) -> ReportLine:
     if _kinds.decode(raw).amount is not msgspec.UNSET:
         return _cost(_costs.decode(raw))
-    said = _messages.decode(raw)
-    written = said.cache_creation
+    result = _messages.decode(raw)
+    written = result.cache_creation
     return _usage(
-        said.model, said.uncached_input_tokens, said.cache_read_input_tokens,
-        (written.ephemeral_5m_input_tokens, written.ephemeral_1h_input_tokens), said.output_tokens,
+        result.model, result.uncached_input_tokens, result.cache_read_input_tokens,
+        (written.ephemeral_5m_input_tokens, written.ephemeral_1h_input_tokens), result.output_tokens,
     )  # fmt: skip
 
 
-def _cost(said: _Cost) -> ReportLine:
+def _cost(cost: _Cost) -> ReportLine:
     """Return a report's line for a cost in Anthropic's answer.
 
     Costs of tools have no model: then the description is the line's name.
     """
-    name = said.model or said.description
+    name = cost.model or cost.description
     if name is None:
         raise ValueError("model and description must not both be null: ask with group_by[]=description")
     try:
-        amount = EXACT.scaleb(money(said.amount), Decimal(-2))
+        amount = EXACT.scaleb(money(cost.amount), Decimal(-2))
     except ValueError as error:
         raise ValueError(f"amount {error}") from error
-    return ReportLine(name, {"cost": amount}, said.currency.upper())
+    return ReportLine(name, {"cost": amount}, cost.currency.upper())
 
 
 def _usage(model: str, read: int, cached: int, written: tuple[int, int], output: int) -> ReportLine:

@@ -83,8 +83,8 @@ class ProviderApi:
                 seen: set[str] = set()
                 while page or not seen:
                     if page in seen or pages >= self.pages_max:
-                        said = f"has more than {self.pages_max:,} pages, or one twice: ask for less time"
-                        raise CommandFailed(f"{self.url}{path} {said}.")
+                        why = f"has more than {self.pages_max:,} pages, or one twice: ask for less time"
+                        raise CommandFailed(f"{self.url}{path} {why}.")
                     seen.add(page)
                     pages += 1
                     raw = self._page(path, {**query, **({"page": page} if page else {})})
@@ -174,12 +174,12 @@ def _opener(url: str) -> OpenerDirector:
     return build_opener(_NoRedirect, *direct)
 
 
-def _pause_s(said: str | None, number: int) -> float:
+def _pause_s(text: str | None, number: int) -> float:
     """Return the seconds to wait after try `number`: the provider's `Retry-After`, else doubled each time.
 
-    `said` is the header's text.
+    `text` is the header's text.
     """
-    wanted = retry_after_s(said, time.time()) if said else None
+    wanted = retry_after_s(text, time.time()) if text else None
     return min(float(2 ** (number - 1)) if wanted is None else wanted, PAUSE_S_MAX)
 
 
@@ -232,7 +232,7 @@ def print_csv(found: Comparison) -> None:
 def print_table(found: Comparison) -> None:
     """Print the comparison as a table. A cell has one number if our usage and the provider's agree."""
     fields = found.fields
-    shown = [_shown(row, fields) for row in [*found.rows, total(found.rows, fields)]]
+    shown = [_render_row(row, fields) for row in [*found.rows, total(found.rows, fields)]]
     last = found.until - timedelta(days=1)
     title = f"{found.since} to {last}, ours of {', '.join(sorted(found.services))}: ours / theirs"
     output.rows(shown, ("day", "model", "verdict", *fields, "names"), as_json=False, title=title)
@@ -267,7 +267,7 @@ def _head(row: DayComparison) -> Json:
     return {"day": day, "model": row.model, "verdict": row.verdict.value, "matched_by": row.by.value}
 
 
-def _shown(row: DayComparison, fields: Sequence[str]) -> Json:
+def _render_row(row: DayComparison, fields: Sequence[str]) -> Json:
     cells: Json = {"day": str(row.day or ""), "model": row.model, "verdict": row.verdict.value, "names": ""}
     for name in fields:
         ours, theirs = row.ours.get(name), row.theirs.get(name)
@@ -328,7 +328,7 @@ def compared(api: AdminClient, asked: ProviderOptions) -> Comparison:
     files, url = _places(asked)
     try:
         with output.waiting("Reading the report"):
-            theirs = _files(form, files) if files else _asked(form, url, since, until)
+            theirs = _files(form, files) if files else _make_report(form, url, since, until)
         since, until = _span(theirs, since, until)
         theirs = within(theirs, since, until)
         services = _services(api, form, asked.services)
@@ -375,7 +375,7 @@ def _files(form: Format, names: Sequence[str]) -> ProviderReport:
     return report
 
 
-def _asked(form: Format, url: str | None, since: date | None, until: date | None) -> ProviderReport:
+def _make_report(form: Format, url: str | None, since: date | None, until: date | None) -> ProviderReport:
     until = until or datetime.now(UTC).date()
     since = since or until - timedelta(days=API_DAYS)
     _check(since, until)
@@ -388,10 +388,10 @@ def _services(api: AdminClient, form: Format, named: Sequence[str]) -> dict[str,
     if named:
         return {str(row["key"]): int(row["id"]) for row in (_service(api, name) for name in named)}
     keys = {route.service for route in FAMILIES[Family(form.name)].routes if route.service}
-    found = {row["key"]: row["id"] for row in api.items("services", SERVICES_MAX) if row["key"] in keys}
-    if not found:
+    ids = {row["key"]: row["id"] for row in api.items("services", SERVICES_MAX) if row["key"] in keys}
+    if not ids:
         raise CommandFailed(f"There is no service of {', '.join(sorted(keys))}: name yours with --service.")
-    return found
+    return ids
 
 
 def _service(api: AdminClient, name: str) -> Json:
@@ -427,16 +427,16 @@ def _answered(
     api: AdminClient, names: Collection[str], services: Collection[int], since: date, until: date
 ) -> dict[str, set[str]]:
     """Return, for each model in `names`, the models that answered its newest calls in the journal."""
-    found: dict[str, set[str]] = {}
+    answers: dict[str, set[str]] = {}
     for name in sorted(names)[:LOOK_UPS_MAX]:
         for service_id in services:
             calls = api.items(
                 "calls", ANSWERS_MAX, model=name, service_id=service_id, order="desc", **_times(since, until)
             )
-            found.setdefault(name, set()).update(
+            answers.setdefault(name, set()).update(
                 call["response_model"].lower() for call in calls if call["response_model"]
             )
-    return found
+    return answers
 
 
 def _times(since: date, until: date) -> dict[str, str]:

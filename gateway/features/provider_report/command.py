@@ -55,12 +55,12 @@ def reconcile_provider(
         asked = comparing.ProviderOptions(
             provider.value, files or (), api, since, until, service or (), tolerance or ()
         )
-        found = comparing.compared(admin, asked)
+        comparison = comparing.compared(admin, asked)
     if as_json:
-        comparing.print_json(found)
+        comparing.print_json(comparison)
     elif as_csv:
-        comparing.print_csv(found)
+        comparing.print_csv(comparison)
     else:
-        comparing.print_table(found)
-    if not found.is_matched:
+        comparing.print_table(comparison)
+    if not comparison.is_matched:
         raise typer.Exit(1)

@@ -95,10 +95,10 @@ def money(text: str) -> Decimal:
 
 def count(text: str) -> int:
     """Parse a count as spreadsheets write it, such as 12 or 12.0; ValueError describes a valid one."""
-    found = re.fullmatch(r"([0-9]{1,16})(?:\.0+)?", text, re.ASCII)
-    if found is None or int(found[1]) > COUNT_MAX:
+    match = re.fullmatch(r"([0-9]{1,16})(?:\.0+)?", text, re.ASCII)
+    if match is None or int(match[1]) > COUNT_MAX:
         raise ValueError(f"must be a whole number from 0 to {COUNT_MAX}")
-    return int(found[1])
+    return int(match[1])
 
 
 # Names of the same model: callers ask for `gpt-4o`, providers bill `gpt-4o-2024-08-06`.
@@ -150,10 +150,10 @@ def groups(names: Collection[str], answered: Mapping[str, Collection[str]]) -> l
             join(some)
     for name in names:
         join([name, *(other for other in answered.get(name, ()) if other in parent)])
-    found: dict[str, set[str]] = {}
+    groups_: dict[str, set[str]] = {}
     for name in names:
-        found.setdefault(root(name), set()).add(name)
-    return list(found.values())
+        groups_.setdefault(root(name), set()).add(name)
+    return list(groups_.values())
 
 
 SHOWN: Final = Decimal("0.01")  # of a percentage
@@ -236,12 +236,12 @@ def compare_reports(
     for day in sorted(mine.keys() | its.keys()):
         here, there = mine.get(day, {}), its.get(day, {})
         for names in groups(here.keys() | there.keys(), answered):
-            found = _beside(day, names, here, there, answered)
-            if found.verdict is ComparisonResult.DIFFERS:
-                found = replace(found, theirs=_of(found.theirs, theirs.states))
-                if _alike(found.ours, found.theirs, tolerance):
-                    found = replace(found, verdict=ComparisonResult.MATCHED)
-            rows.append(found)
+            lines = _beside(day, names, here, there, answered)
+            if lines.verdict is ComparisonResult.DIFFERS:
+                lines = replace(lines, theirs=_stated_amounts(lines.theirs, theirs.states))
+                if _alike(lines.ours, lines.theirs, tolerance):
+                    lines = replace(lines, verdict=ComparisonResult.MATCHED)
+            rows.append(lines)
     return sorted(rows, key=lambda row: (str(row.day), row.model))
 
 
@@ -250,13 +250,15 @@ def total(rows: Sequence[DayComparison], states: Collection[str]) -> DayComparis
     alike = all(row.verdict is ComparisonResult.MATCHED for row in rows)
     ours, theirs = _sum(row.ours for row in rows), _sum(row.theirs for row in rows)
     verdict = ComparisonResult.MATCHED if alike else ComparisonResult.DIFFERS
-    return DayComparison(None, "total", verdict, NameMatch.NAME, (), (), ours, _of(theirs, states))
+    return DayComparison(
+        None, "total", verdict, NameMatch.NAME, (), (), ours, _stated_amounts(theirs, states)
+    )
 
 
 def counted(rows: Iterable[DayComparison]) -> dict[str, int]:
     """Return the number of rows by verdict."""
-    found = Counter(row.verdict for row in rows)
-    return {verdict.value: found[verdict] for verdict in ComparisonResult}
+    counter = Counter(row.verdict for row in rows)
+    return {verdict.value: counter[verdict] for verdict in ComparisonResult}
 
 
 def lost_rows(rows: Iterable[DayComparison]) -> set[str]:
@@ -276,24 +278,24 @@ def read_tolerance(texts: Iterable[str]) -> Tolerance:
     percent: dict[str, Decimal] = {}
     amount: dict[str, Decimal] = {}
     for text in texts:
-        name, is_named, said = text.rpartition("=")
+        name, is_named, text_ = text.rpartition("=")
         if is_named and name not in FIELDS:
             raise ValueError(f"must be of one of {', '.join(FIELDS)}, not of {name!r}")
-        most = money(said.removesuffix("%"))
+        most = money(text_.removesuffix("%"))
         if most < 0:
             raise ValueError(f"must not be negative, as {text!r} is")
-        found = percent if said.endswith("%") else amount
-        found.update(dict.fromkeys((name,) if is_named else FIELDS, most))
+        tolerance = percent if text_.endswith("%") else amount
+        tolerance.update(dict.fromkeys((name,) if is_named else FIELDS, most))
     return Tolerance(percent, amount)
 
 
 def _by_day(report: ProviderReport) -> dict[date, dict[str, Amounts]]:
     """Return the models with usage on each day of a report. Failed calls alone are no usage."""
-    found: dict[date, dict[str, Amounts]] = {}
+    days: dict[date, dict[str, Amounts]] = {}
     for (day, model), amounts in report.rows.items():
         if any(amount for name, amount in amounts.items() if name != "requests"):
-            found.setdefault(day, {})[model] = amounts
-    return found
+            days.setdefault(day, {})[model] = amounts
+    return days
 
 
 def _beside(
@@ -336,7 +338,7 @@ def _alike(ours: Mapping[str, Decimal], theirs: Mapping[str, Decimal], tolerance
     )
 
 
-def _of(amounts: Mapping[str, Decimal], states: Collection[str]) -> Amounts:
+def _stated_amounts(amounts: Mapping[str, Decimal], states: Collection[str]) -> Amounts:
     """Return the amounts of the fields that a report states; 0 for a stated field without an amount."""
     return {name: amounts.get(name, ZERO) for name in FIELDS if name in states}
 

@@ -68,30 +68,30 @@ _buckets = msgspec.json.Decoder(_OpenAiBucket)
 
 
 def _bucket(raw: bytes) -> tuple[datetime, datetime, list[msgspec.Raw]]:
-    found = _buckets.decode(raw)
+    bucket = _buckets.decode(raw)
     return (
-        datetime.fromtimestamp(found.start_time, UTC), datetime.fromtimestamp(found.end_time, UTC),
-        found.results,
+        datetime.fromtimestamp(bucket.start_time, UTC), datetime.fromtimestamp(bucket.end_time, UTC),
+        bucket.results,
     )  # fmt: skip
 
 
 def _result(raw: bytes) -> ReportLine:
-    said = _results.decode(raw)
-    if isinstance(said, _OpenAiCosts):
+    result = _results.decode(raw)
+    if isinstance(result, _OpenAiCosts):
         try:
-            value = money(bytes(said.amount.value).decode().strip('"'))
+            value = money(bytes(result.amount.value).decode().strip('"'))
         except ValueError as error:
             raise ValueError(f"amount.value {error}") from error
-        return _cost(said.line_item, value, said.amount.currency)
-    if isinstance(said, _Embeddings):
-        return _usage(said.model, said.num_model_requests, said.input_tokens)
+        return _cost(result.line_item, value, result.amount.currency)
+    if isinstance(result, _Embeddings):
+        return _usage(result.model, result.num_model_requests, result.input_tokens)
     return _usage(
-        said.model,
-        said.num_model_requests,
-        said.input_tokens,
-        cached=said.input_cached_tokens,
-        written=said.input_cache_write_tokens or 0,
-        output=said.output_tokens,
+        result.model,
+        result.num_model_requests,
+        result.input_tokens,
+        cached=result.input_cached_tokens,
+        written=result.input_cache_write_tokens or 0,
+        output=result.output_tokens,
     )
 
 

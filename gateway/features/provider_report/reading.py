@@ -19,7 +19,7 @@ import msgspec
 from gateway.features.provider_report import anthropic, openai
 from gateway.features.provider_report.comparison import BadReport, CsvExport, Format, ProviderReport
 
-FORMATS: Final = {each.name: each for each in (openai.FORMAT, anthropic.FORMAT)}
+FORMATS: Final = {format_.name: format_ for format_ in (openai.FORMAT, anthropic.FORMAT)}
 COLUMNS_MAX: Final = 200
 PAGE_NAME_CHARACTERS_MAX: Final = 4_096
 SAID_CHARACTERS_MAX: Final = 300  # of an error message, which may quote the report
@@ -50,9 +50,9 @@ class ReportPosition:
 
     def refused(self, where: str, what: object) -> BadReport:
         """Return the error for a fault at `where`, with the names of readable reports."""
-        said = str(what)
-        said = said if len(said) <= SAID_CHARACTERS_MAX else f"{said[:SAID_CHARACTERS_MAX]}…"
-        return BadReport(f"{self.source}{where}: {said}. Readable are {self.of.wanted}.")
+        message = str(what)
+        message = message if len(message) <= SAID_CHARACTERS_MAX else f"{message[:SAID_CHARACTERS_MAX]}…"
+        return BadReport(f"{self.source}{where}: {message}. Readable are {self.of.wanted}.")
 
     def read(self, where: str, reader: Callable[[], _Read]) -> _Read:
         """Return the result of `reader`; errors name the position `where`."""
@@ -81,8 +81,8 @@ def read_file(report: ProviderReport, data: bytes, place: ReportPosition) -> Non
     for where, raw in _documents(text.encode(), place):
         more = add_page(report, raw, place, where)
     if more:
-        said = f"has_more must be false on the last page; the page {more!r} must follow"
-        raise place.refused(where, said)
+        message = f"has_more must be false on the last page; the page {more!r} must follow"
+        raise place.refused(where, message)
 
 
 def add_page(report: ProviderReport, raw: bytes, place: ReportPosition, where: str = "") -> str:
@@ -152,8 +152,8 @@ def _add_table(report: ProviderReport, text: str, place: ReportPosition) -> None
     except csv.Error as error:
         raise place.refused(f", line {rows.line_num}", error) from error
     except ValueError as error:  # of zip
-        said = f"it must have {len(head)} cells, as the first line has"
-        raise place.refused(f", line {rows.line_num}", said) from error
+        message = f"it must have {len(head)} cells, as the first line has"
+        raise place.refused(f", line {rows.line_num}", message) from error
 
 
 def _table(head: list[str], place: ReportPosition) -> CsvExport:

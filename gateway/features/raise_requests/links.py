@@ -50,7 +50,7 @@ class RaiseLinks:
     async def show(self, request: web.Request) -> web.StreamResponse:
         """`GET /raise/{token}`: the raise request, with its figures."""
         try:
-            actor, row = await self._asked(request)
+            actor, row = await self._read_link(request)
             figures = await raise_figures(self._desk.ports.of(actor), row)
         except TollkeeperError as error:
             return self._desk.refused(request, None, error)
@@ -60,8 +60,10 @@ class RaiseLinks:
         """`POST /raise/{token}`: the action in the field `decision`, such as approve."""
         try:
             posted = await read_form(request)
-            actor, row = await self._asked(request)
-            action = next((one for one in self._resource.actions if one.name == posted.get("decision")), None)
+            actor, row = await self._read_link(request)
+            action = next(
+                (action for action in self._resource.actions if action.name == posted.get("decision")), None
+            )
             if action is None:
                 raise NotFound(_OVER)
             does = Operations(self._desk.ports.of(actor), self._resource)
@@ -70,19 +72,19 @@ class RaiseLinks:
             return self._desk.refused(request, None, error)
         return self._desk.answer(request, None, "raise_link.html", row={**row, **done.content}, figures=())
 
-    async def _asked(self, request: web.Request) -> tuple[Actor, Row]:
+    async def _read_link(self, request: web.Request) -> tuple[Actor, Row]:
         """Return the actor and the raise request of a decision link; `NotFound` if the link is invalid."""
         ports = self._desk.ports
-        found = _TOKEN.fullmatch(request.match_info["token"])
-        if found is not None and int(found[3]) >= time.time():
+        match = _TOKEN.fullmatch(request.match_info["token"])
+        if match is not None and int(match[3]) >= time.time():
             with suppress(NotFound):
-                webhook = await ports.store.get("webhooks", int(found[2]))
-                said = signed(found[0].rpartition("-")[0], str(webhook["url"]))
-                if is_among(found[4], ports.peppers.digests(said)) and webhook["enabled"]:
+                webhook = await ports.store.get("webhooks", int(match[2]))
+                signature = signed(match[0].rpartition("-")[0], str(webhook["url"]))
+                if is_among(match[4], ports.peppers.digests(signature)) and webhook["enabled"]:
                     owner = webhook["organization_id"]
                     whose = None if owner is None else int(str(owner))
-                    scope = f"webhook:{found[2]}" if whose is not None else f"staff-webhook:{found[2]}"
+                    scope = f"webhook:{match[2]}" if whose is not None else f"staff-webhook:{match[2]}"
                     actor = Actor(scope, BILLING, organization_id=whose)
-                    return actor, await ports.of(actor).store.get(NAME, int(found[1]))
+                    return actor, await ports.of(actor).store.get(NAME, int(match[1]))
         await slow_down(ports.failures, request, "unknown")
         raise NotFound(_OVER)

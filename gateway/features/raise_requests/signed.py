@@ -14,10 +14,10 @@ PAGE: Final = "/raise/{token}"
 def link_of(digest: Callable[[str], str], console: str, message: Delivery) -> str:
     """Return the decision link in a webhook's message, valid for `LINK_DAYS`."""
     ends = int(message.happened.timestamp()) + LINK_DAYS * 86_400
-    said = f"{message.data['raise_request_id']}-{message.webhook_id}-{ends}"
-    return console + PAGE.format(token=f"{said}-{digest(signed(said, message.url))}")
+    text = f"{message.data['raise_request_id']}-{message.webhook_id}-{ends}"
+    return console + PAGE.format(token=f"{text}-{digest(signed(text, message.url))}")
 
 
-def signed(said: str, url: str) -> str:
-    """Return the text to sign for a decision link: `said`, the unsigned link, and the URL of its webhook."""
-    return f"raise-request {said} {url}"
+def signed(text: str, url: str) -> str:
+    """Return the text to sign for a decision link: `text`, the unsigned link, and the URL of its webhook."""
+    return f"raise-request {text} {url}"

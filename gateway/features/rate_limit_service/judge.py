@@ -147,9 +147,9 @@ class RateLimitJudge:
     async def judge(self, asked: RateLimitQuestion) -> bytes:
         """Answer Envoy's `ShouldRateLimit`: hold or charge for each descriptor, or refuse."""
 
-        async def ask(place: _Place, one: Descriptor, _: int) -> _DescriptorHold:
+        async def ask(place: _Place, descriptor: Descriptor, _: int) -> _DescriptorHold:
             is_end = bool(place.rule.end) and place.rule.end in place.entries
-            return await (self._end if is_end else self._begin)(asked.domain, place, one)
+            return await (self._end if is_end else self._begin)(asked.domain, place, descriptor)
 
         return _answered(*await self._all(asked, ask, calls=True))
 
@@ -164,8 +164,8 @@ class RateLimitJudge:
     async def report(self, asked: RateLimitQuestion) -> bytes:
         """Answer Kuadrant's `Report`: charge the use if any amount is left."""
 
-        async def ask(place: _Place, one: Descriptor, _: int) -> _DescriptorHold:
-            return await self._reported(place, one.hits, str(uuid4()))
+        async def ask(place: _Place, descriptor: Descriptor, _: int) -> _DescriptorHold:
+            return await self._reported(place, descriptor.hits, str(uuid4()))
 
         return _answered(*await self._all(asked, ask, apart=True))
 
@@ -173,14 +173,14 @@ class RateLimitJudge:
         """Answer Kuadrant's `Reserve`: hold for all descriptors or for none."""
         ttl_s = None if asked.ttl_s is None else min(max(asked.ttl_s, 1), TTL_S_MAX)
 
-        async def ask(place: _Place, one: Descriptor, _: int) -> _DescriptorHold:
+        async def ask(place: _Place, descriptor: Descriptor, _: int) -> _DescriptorHold:
             time_s = place.rule.ttl_s if ttl_s is None else ttl_s
-            found, __ = await self._held(place, asked.amount or 1, str(uuid4()), time_s)
-            found.looks = bool(found.id) and not asked.amount
-            return found
+            held, __ = await self._held(place, asked.amount or 1, str(uuid4()), time_s)
+            held.looks = bool(held.id) and not asked.amount
+            return held
 
         holds, over = await self._all(asked, ask)
-        ids = [_REPORTED if one.looks else one.id or _NOTHING for one in holds]
+        ids = [_REPORTED if hold.looks else hold.id or _NOTHING for hold in holds]
         return write_reserved(OVER_LIMIT, "") if over else write_reserved(OK, ".".join(ids))
 
     async def commit(self, asked: RateLimitQuestion) -> bytes:
@@ -211,8 +211,8 @@ class RateLimitJudge:
             return await self._reported(place, amount, once)
 
         holds, _ = await self._all(asked, ask, apart=True)
-        for one in holds:
-            if one.verdict.over:
+        for hold in holds:
+            if hold.verdict.over:
                 self._failed("a use that is committed")
         return write_committed(released=released)
 
@@ -241,10 +241,10 @@ class RateLimitJudge:
         Rules with `call` are used only if `calls` is set.
         """
         if not 0 < len(asked.descriptors) <= DESCRIPTORS_MAX:
-            said = f"A question has 1 to {DESCRIPTORS_MAX} descriptors."
-            return [_DescriptorHold(refused(_INVALID, said))], True
-        places = [self._place(asked.domain, one) for one in asked.descriptors]
-        replaced = {name for one in places if isinstance(one, _Place) for name in one.rule.replaces}
+            message = f"A question has 1 to {DESCRIPTORS_MAX} descriptors."
+            return [_DescriptorHold(refused(_INVALID, message))], True
+        places = [self._place(asked.domain, descriptor) for descriptor in asked.descriptors]
+        replaced = {name for place in places if isinstance(place, _Place) for name in place.rule.replaces}
 
         async def one_of(at: int) -> _DescriptorHold:
             place = places[at]
@@ -253,17 +253,17 @@ class RateLimitJudge:
             if place.rule.name and place.rule.name in replaced:
                 return _DescriptorHold(_PASSED)
             if not calls if place.rule.call else asked.descriptors[at].gives_back:
-                said = "Hits are given back to a rule with `call` alone, which is for ShouldRateLimit."
-                return _DescriptorHold(refused(_INVALID, said))
+                message = "Hits are given back to a rule with `call` alone, which is for ShouldRateLimit."
+                return _DescriptorHold(refused(_INVALID, message))
             if asked.amount > TOKENS_MAX:
                 return _DescriptorHold(refused(_INVALID, f"An amount is at most {TOKENS_MAX}."))
-            found = await ask(place, asked.descriptors[at], at)
-            found.rule = place.rule
-            return found
+            verdict = await ask(place, asked.descriptors[at], at)
+            verdict.rule = place.rule
+            return verdict
 
         holds = list(await asyncio.gather(*map(one_of, range(len(places)))))
         over = _is_over(holds)
-        await asyncio.gather(*(self._ended(one, over and not apart) for one in holds if one.id))
+        await asyncio.gather(*(self._ended(hold, over and not apart) for hold in holds if hold.id))
         return holds, over
 
     def _place(self, domain: str, asked: Descriptor) -> _Place | _DescriptorHold:
@@ -271,7 +271,7 @@ class RateLimitJudge:
         fault = _fault(domain, asked, entries)
         if fault:
             return _DescriptorHold(refused(_INVALID, fault))
-        rule = next((one for one in self._table.rules if one.fits(domain, entries)), None)
+        rule = next((rule for rule in self._table.rules if rule.fits(domain, entries)), None)
         if rule is None:
             if self._table.on_unknown == "allow":
                 return _DescriptorHold(_PASSED)
@@ -298,22 +298,22 @@ class RateLimitJudge:
 
     async def _reported(self, place: _Place, used: int, once: str) -> _DescriptorHold:
         """Return a new hold to which a use without a hold is charged; `once` is its idempotency key."""
-        found, _ = await self._held(place, 1, once, SETTLED_TTL_S)
-        found.charge, found.looks = (_use(place.rule, used), False) if used else (None, True)
-        return found
+        held, _ = await self._held(place, 1, once, SETTLED_TTL_S)
+        held.charge, held.looks = (_use(place.rule, used), False) if used else (None, True)
+        return held
 
     async def _begin(self, domain: str, place: _Place, asked: Descriptor) -> _DescriptorHold:
         rule = place.rule
         amount = rule.hold or asked.hits or 1
         once = _call_id(domain, rule, place.entries) if rule.call else str(uuid4())
-        found, reply = await self._held(place, amount, once, rule.ttl_s if rule.call else SETTLED_TTL_S)
-        if reply is None or not found.id:
-            return found
+        held, reply = await self._held(place, amount, once, rule.ttl_s if rule.call else SETTLED_TTL_S)
+        if reply is None or not held.id:
+            return held
         if rule.call and reply.tries == 1 and "idempotent-replayed" in reply.headers:
             return _DescriptorHold(refused("idempotency_conflict", "A call of this id has begun already."))
-        found.charge = None if rule.call else _use(rule, amount)
-        found.looks = not (rule.call or asked.hits)
-        return found
+        held.charge = None if rule.call else _use(rule, amount)
+        held.looks = not (rule.call or asked.hits)
+        return held
 
     async def _end(self, domain: str, place: _Place, asked: Descriptor) -> _DescriptorHold:
         """Return the hold of a call that ends now, with the use to charge, which may exceed the held amount.
@@ -321,32 +321,32 @@ class RateLimitJudge:
         It is a refusal if the call has not begun.
         """
         rule = place.rule
-        found, reply = await self._held(place, rule.hold, _call_id(domain, rule, place.entries), rule.ttl_s)
+        held, reply = await self._held(place, rule.hold, _call_id(domain, rule, place.entries), rule.ttl_s)
         if reply is None:
             self._failed("the end of a call")
-        if reply is None or not found.id:
-            return found
-        found.is_end = True
+        if reply is None or not held.id:
+            return held
+        held.is_end = True
         # Otherwise the call's beginning was refused, or never requested.
         has_begun = "idempotent-replayed" in reply.headers
         if not has_begun:
-            found.verdict = refused("hold_not_found", "No call of this id has begun.")
+            held.verdict = refused("hold_not_found", "No call of this id has begun.")
         used = max(0, rule.hold - asked.hits) if asked.gives_back else asked.hits
-        found.charge, found.looks = (_use(rule, used), False) if has_begun and used else (None, True)
-        return found
+        held.charge, held.looks = (_use(rule, used), False) if has_begun and used else (None, True)
+        return held
 
     async def _take(  # noqa: PLR0917  # whose hold it is, and what it takes
         self, rule: RateLimitRule, entries: dict[str, str], key: str, amount: int, once: str, ttl_s: int
     ) -> HoldsReply | None:
-        said: dict[str, Any] = {
-            "service": rule.said(rule.service, entries),
+        body: dict[str, Any] = {
+            "service": rule.fill(rule.service, entries),
             "max_tokens" if rule.unit == "tokens" else "amount": amount,
             "ttl_s": ttl_s,
         }
-        said |= {
-            name: rule.said(value, entries) for name in ("model", "user") if (value := getattr(rule, name))
+        body |= {
+            name: rule.fill(value, entries) for name in ("model", "user") if (value := getattr(rule, name))
         }
-        reply = await self._ask("POST", HOLDS, key, said, {"idempotency-key": once})
+        reply = await self._ask("POST", HOLDS, key, body, {"idempotency-key": once})
         taken = reply is None or reply.status >= 400 or isinstance(reply.document.get("id"), str)
         return reply if taken else None
 
@@ -386,25 +386,31 @@ def _is_over(holds: list[_DescriptorHold]) -> bool:
 
     A descriptor is what Envoy sends to name a limit.
     """
-    quotas = [one.verdict.over for one in holds if one.rule is not None and one.rule.quota_mode]
-    rest = [one.verdict.over for one in holds if one.rule is None or not one.rule.quota_mode]
+    quotas = [hold.verdict.over for hold in holds if hold.rule is not None and hold.rule.quota_mode]
+    rest = [hold.verdict.over for hold in holds if hold.rule is None or not hold.rule.quota_mode]
     return any(rest) or (bool(quotas) and all(quotas))
 
 
 def _answered(holds: list[_DescriptorHold], over: bool) -> bytes:
     """Return the answer to Envoy by the first refusal, else by the descriptor with the least left."""
-    verdicts = [one.verdict for one in holds]
+    verdicts = [hold.verdict for hold in holds]
     nearest = min(
-        (one for one in verdicts if over or not one.over),
-        key=lambda one: (not one.over, one.remaining is None, 0 if one.over else one.remaining or 0),
+        (verdict for verdict in verdicts if over or not verdict.over),
+        key=lambda verdict: (
+            not verdict.over,
+            verdict.remaining is None,
+            0 if verdict.over else verdict.remaining or 0,
+        ),
     )
     metadata = dict[str, object]()
     for hold in reversed(holds):  # the first descriptor's value remains
         if hold.rule is not None and not hold.verdict.over:
             metadata |= hold.rule.metadata
-    said = {"metadata": metadata} if metadata else None
+    fields = {"metadata": metadata} if metadata else None
     code = OVER_LIMIT if over else OK
-    return write_response([one.status for one in verdicts], nearest.headers, nearest.body, code, said)
+    return write_response(
+        [verdict.status for verdict in verdicts], nearest.headers, nearest.body, code, fields
+    )
 
 
 def _fault(domain: str, asked: Descriptor, entries: Mapping[str, str]) -> str:

@@ -54,54 +54,58 @@ class DescriptorStatus:
 
 def read_request(raw: bytes) -> RateLimitQuestion:
     """Parse a `RateLimitRequest`; `ValueError` if the bytes are no such message."""
-    domain, found, hits = "", list[bytes](), 0
+    domain, raws, hits = "", list[bytes](), 0
     for number, value in _fields(raw):
         if number == 1:
             domain = _text(value)
         elif number == 2:
-            found.append(_message(value))
+            raws.append(_message(value))
         elif number == 3:
             hits = _count(value)
-    return RateLimitQuestion(domain, tuple([_descriptor(one, hits or 1) for one in found]))
+    return RateLimitQuestion(domain, tuple([_descriptor(descriptor, hits or 1) for descriptor in raws]))
 
 
 def read_reserve(raw: bytes) -> RateLimitQuestion:
     """Parse Kuadrant's `ReserveRequest`; `ValueError` if the bytes are no such message."""
-    domain, found, more = _asked(raw)
+    domain, descriptors, more = _read_question(raw)
     length = more.get(4)
     if length is None:
-        return RateLimitQuestion(domain, found, amount=_count(more.get(3, 0)))
-    said = {1: 0, 2: 0} | {at: _count(part) for at, part in _fields(_message(length)) if at in {1, 2}}
-    if said[1] > _DURATION_S_MAX:  # a negative one is as large
+        return RateLimitQuestion(domain, descriptors, amount=_count(more.get(3, 0)))
+    numbers = {1: 0, 2: 0} | {at: _count(part) for at, part in _fields(_message(length)) if at in {1, 2}}
+    if numbers[1] > _DURATION_S_MAX:  # a negative one is as large
         raise ValueError("a duration is out of bounds")
-    return RateLimitQuestion(domain, found, amount=_count(more.get(3, 0)), ttl_s=said[1] + (said[2] > 0))
+    return RateLimitQuestion(
+        domain, descriptors, amount=_count(more.get(3, 0)), ttl_s=numbers[1] + (numbers[2] > 0)
+    )
 
 
 def read_commit(raw: bytes) -> RateLimitQuestion:
     """Parse Kuadrant's `CommitRequest`; `ValueError` if the bytes are no such message."""
-    domain, found, more = _asked(raw)
-    return RateLimitQuestion(domain, found, _text(more.get(3, b"")), _count(more.get(4, 0)))
+    domain, descriptors, more = _read_question(raw)
+    return RateLimitQuestion(domain, descriptors, _text(more.get(3, b"")), _count(more.get(4, 0)))
 
 
-def _asked(raw: bytes) -> tuple[str, tuple[Descriptor, ...], dict[int, int | bytes]]:
+def _read_question(raw: bytes) -> tuple[str, tuple[Descriptor, ...], dict[int, int | bytes]]:
     """Return the domain and the descriptors of a message, and its other fields by number."""
-    domain, found, more = "", list[Descriptor](), dict[int, int | bytes]()
+    domain, descriptors, more = "", list[Descriptor](), dict[int, int | bytes]()
     for number, value in _fields(raw):
         if number == 1:
             domain = _text(value)
         elif number == 2:
-            found.append(_descriptor(_message(value), 1))
+            descriptors.append(_descriptor(_message(value), 1))
         else:
             more[number] = value
-    return domain, tuple(found), more
+    return domain, tuple(descriptors), more
 
 
 def _descriptor(raw: bytes, hits: int) -> Descriptor:
     entries, gives_back, overridden = list[tuple[str, str]](), False, False
     for number, value in _fields(raw):
         if number == 1:
-            said = {1: "", 2: ""} | {at: _text(part) for at, part in _fields(_message(value)) if at in {1, 2}}
-            entries.append((said[1], said[2]))
+            texts = {1: "", 2: ""} | {
+                at: _text(part) for at, part in _fields(_message(value)) if at in {1, 2}
+            }
+            entries.append((texts[1], texts[2]))
         elif number == 2:
             overridden = True
         elif number == 3:
@@ -120,15 +124,15 @@ def write_response(
     Its dynamic `metadata` are texts, and mappings of texts.
     """
     if code is None:
-        code = max((one.code for one in statuses), default=OK)
+        code = max((status.code for status in statuses), default=OK)
     parts = [_number(1, code)]
-    for one in statuses:
-        said = _number(1, one.code)
-        if one.remaining is not None:
-            said += _number(3, min(max(one.remaining, 0), _COUNT_MAX))
-        if one.reset_s is not None:
-            said += _block(4, _number(1, one.reset_s))
-        parts.append(_block(2, said))
+    for status in statuses:
+        number = _number(1, status.code)
+        if status.remaining is not None:
+            number += _number(3, min(max(status.remaining, 0), _COUNT_MAX))
+        if status.reset_s is not None:
+            number += _block(4, _number(1, status.reset_s))
+        parts.append(_block(2, number))
     parts += [_block(3, _block(1, name.encode()) + _block(2, value.encode())) for name, value in headers]
     if body:
         parts.append(_block(5, body))
@@ -147,13 +151,13 @@ def write_committed(*, released: bool) -> bytes:
     return _number(1, 1) if released else b""
 
 
-def _struct(said: Mapping[str, object]) -> bytes:
+def _struct(fields: Mapping[str, object]) -> bytes:
     """Return a `google.protobuf.Struct`."""
-    found = list[bytes]()
-    for name, value in said.items():
-        one = _block(5, _struct(value)) if isinstance(value, Mapping) else _block(3, str(value).encode())
-        found.append(_block(1, _block(1, name.encode()) + _block(2, one)))
-    return b"".join(found)
+    blocks = list[bytes]()
+    for name, value in fields.items():
+        block = _block(5, _struct(value)) if isinstance(value, Mapping) else _block(3, str(value).encode())
+        blocks.append(_block(1, _block(1, name.encode()) + _block(2, block)))
+    return b"".join(blocks)
 
 
 def _fields(raw: bytes) -> Iterator[tuple[int, int | bytes]]:

@@ -90,14 +90,14 @@ class Runs:
         `RunEnded` if the run has ended; `RunConflict` if it has other limits than the call names.
         """
         key = caller.tenant_id, asked.id
-        found = self._known.get(key)
-        if found is None:
+        run = self._known.get(key)
+        if run is None:
             return None
         if self._waits and self._waits.get(key, math.inf) < self._today():
             del self._known[key], self._waits[key]
             return None
         self._known.move_to_end(key)
-        return self._checked(found, asked)
+        return self._checked(run, asked)
 
     async def find(self, caller: Caller, asked: RunRequest, policies: CallRunPolicies = ()) -> Run:
         """Return the run of a call; open it, within these policies, if it does not exist.
@@ -144,10 +144,10 @@ class Runs:
 
     def admitted(self, caller: Caller, run: Run) -> None:
         """Store an admitted call's run, and the run's parents, until they end; before, they expire soon."""
-        for one in reversed((run, *run.parents)) if self._waits else ():
-            if (one.tenant_id, one.id) in self._waits:
-                self._waits[one.tenant_id, one.id] = math.inf
-                begin(self._keep(caller, one))
+        for parent in reversed((run, *run.parents)) if self._waits else ():
+            if (parent.tenant_id, parent.id) in self._waits:
+                self._waits[parent.tenant_id, parent.id] = math.inf
+                begin(self._keep(caller, parent))
 
     async def _keep(self, caller: Caller, run: Run) -> None:
         await self._ask(
@@ -177,16 +177,16 @@ class Runs:
             raise RunNotFound
         chain = (run, *run.parents)
         below, has_more = await self._below(caller, run)
-        now_ms, told = int(self._today() * 1000), list[dict[str, object]]()
+        now_ms, documents = int(self._today() * 1000), list[dict[str, object]]()
         runs = (*chain, *below)
-        names = [keys.budget_account(caller.partition, one.account.name) for one in runs]
-        for one, raw in zip(runs, await self._values(caller, names), strict=True):
-            told.append(_render_run(one, live_windows(raw) if raw else {}, now_ms))
-        shown = told[0] | {"parents": told[1 : len(chain)], "children": [], "has_more": has_more}
+        names = [keys.budget_account(caller.partition, run_.account.name) for run_ in runs]
+        for run_, raw in zip(runs, await self._values(caller, names), strict=True):
+            documents.append(_render_run(run_, live_windows(raw) if raw else {}, now_ms))
+        shown = documents[0] | {"parents": documents[1 : len(chain)], "children": [], "has_more": has_more}
         by_id = {run.id: shown}
-        for one, each in zip(below, told[len(chain) :], strict=True):
-            by_id[one.id] = each | {"children": []}
-            cast("list[object]", by_id[one.parent_id]["children"]).append(by_id[one.id])
+        for run_, document in zip(below, documents[len(chain) :], strict=True):
+            by_id[run_.id] = document | {"children": []}
+            cast("list[object]", by_id[run_.parent_id]["children"]).append(by_id[run_.id])
         return msgspec.json.encode(shown)
 
     async def _below(self, caller: Caller, run: Run) -> tuple[list[Run], bool]:
@@ -194,18 +194,18 @@ class Runs:
         p, level, found = caller.partition, [run], list[Run]()
         while level:
             ids = list[str]()
-            for one in level:
+            for run_ in level:
                 left = TREE_MAX + 1 - len(found) - len(ids)
-                name = keys.children(p, one.account.name).encode()
+                name = keys.children(p, run_.account.name).encode()
                 children = await self._wires.of(p).send(encode(b"ZRANGE", name, b"0", b"%d" % left))
                 if not isinstance(children, list):
                     raise CountersUnavailable
-                ids += [cast("bytes", each).decode() for each in children][:left]
-            names = [keys.run(p, account_of(run.organization_id, run.tenant_id, one)) for one in ids]
+                ids += [cast("bytes", child).decode() for child in children][:left]
+            names = [keys.run(p, account_of(run.organization_id, run.tenant_id, id_)) for id_ in ids]
             stored = await self._values(caller, names)
-            above = {one.id for one in level}
+            above = {run_.id for run_ in level}
             runs = [stored_run(run.organization_id, run.tenant_id, packed) for packed in stored if packed]
-            level = [one for one in runs if one.parent_id in above]
+            level = [run_ for run_ in runs if run_.parent_id in above]
             found += level
             if len(found) > TREE_MAX:
                 return found[:TREE_MAX], True
@@ -215,10 +215,10 @@ class Runs:
         if not names:
             return []
         wire = self._wires.of(caller.partition)
-        found = await wire.send(encode(b"MGET", *(one.encode() for one in names)))
-        if not isinstance(found, list):
+        values = await wire.send(encode(b"MGET", *(name.encode() for name in names)))
+        if not isinstance(values, list):
             raise CountersUnavailable
-        return cast("list[bytes | None]", found)
+        return cast("list[bytes | None]", values)
 
     async def restore(self, partitions: Collection[int]) -> None:
         """Restore in Redis the cached runs that these partitions have lost, with the same windows.
@@ -228,10 +228,15 @@ class Runs:
         """
         now_ms, lost = self._today() * 1000, list[Run]()
         for key, run in self._known.items():
-            is_kept = self._waits.get(key, math.inf) == math.inf
-            if is_kept and keys.partition_of(run.organization_id) in partitions and run.expires_ms > now_ms:
+            # A provisional run of which no call was admitted expires soon, so it is not restored.
+            was_admitted = self._waits.get(key, math.inf) == math.inf
+            if (
+                was_admitted
+                and keys.partition_of(run.organization_id) in partitions
+                and run.expires_ms > now_ms
+            ):
                 lost.append(run)
-        lost.sort(key=lambda one: len(one.parents))  # children after their parents
+        lost.sort(key=lambda run_: len(run_.parents))  # children after their parents
         for start in range(0, len(lost), RESTORED_AT_ONCE):
             asked = [(run, self._send_again(run)) for run in lost[start : start + RESTORED_AT_ONCE]]
             for run, wait in asked:
@@ -252,7 +257,7 @@ class Runs:
 
     def _today_parents(self, run: Run) -> tuple[Run, ...]:
         """Return the parents of a run in their present cached state."""
-        return tuple(self._known.get((one.tenant_id, one.id), one) for one in run.parents)
+        return tuple(self._known.get((parent.tenant_id, parent.id), parent) for parent in run.parents)
 
     async def _look(self, caller: Caller, id_: str) -> Run | None:
         """Return a stored run by its id; None if there is none."""
@@ -286,7 +291,7 @@ class Runs:
         if code == packing.RUN_THERE:
             self._waits.pop(key, None)
         elif self._waits.get(key) != math.inf:
-            ends = [self._waits.get((one.tenant_id, one.id), math.inf) for one in parents]
+            ends = [self._waits.get((parent.tenant_id, parent.id), math.inf) for parent in parents]
             self._waits[key] = min([self._today() + WAITS_S, *ends])
         known = self._known.get(key)
         if known == run:  # all its children share one object
@@ -299,7 +304,7 @@ class Runs:
 
     def _checked(self, run: Run, asked: RunRequest) -> Run:
         now_ms = self._today() * 1000
-        over = next((one for one in (run, *run.parents) if one.is_over(now_ms)), None)
+        over = next((parent for parent in (run, *run.parents) if parent.is_over(now_ms)), None)
         if over is not None:
             raise RunEnded(f"The run {over.id} has ended.", retry_helps=False)
         wrong = run.differs(asked)
@@ -332,15 +337,15 @@ def _render_run(run: Run, live: dict[int, LiveWindow], now_ms: int) -> dict[str,
     counted = run.calls if calls is None else calls.used
     if counted >= ENDED_CALLS:  # those in flight at its end count on; an earlier version stopped there
         counted = counted - ENDED_CALLS if counted < INTEGER_MAX else run.calls
-    told, limited = partial(render_amount, run.unit), run.amount >= 0
+    amount_of, limited = partial(render_amount, run.unit), run.amount >= 0
     return {
         "id": run.id,
         "parent_id": run.parent_id or None,
         "unit": run.unit,
-        "max": told(run.amount) if limited else None,
-        "used": told(used),
-        "held": told(held),
-        "left": told(max(0, run.amount - used - held)) if limited else None,
+        "max": amount_of(run.amount) if limited else None,
+        "used": amount_of(used),
+        "held": amount_of(held),
+        "left": amount_of(max(0, run.amount - used - held)) if limited else None,
         "max_calls": run.calls_max or None,
         "calls": counted,
         "status": status_of(run, used, counted, now_ms),

@@ -36,14 +36,14 @@ if TYPE_CHECKING:
 
 async def handed_over(desk: ConsoleShell, invoice_id: int) -> list[TimelineEntry]:
     """Return what happened with an invoice at Stripe, for the invoice's history in the console."""
-    found = []
+    events = []
     handed, _ = await desk.operations["handovers"].list(query(len(KINDS), invoice_id=invoice_id))
-    for each in handed:
-        told = f"Stripe has {each['remote']}" if each["state"] == DONE else "For Stripe"
-        what = f"{told}: {str(each['kind']).replace('_', ' ')}"
-        at = moment(each["done_at"] or each["created_at"])
-        found.append(TimelineEntry(at, what, str(each["state"]), f"/handovers/{each['id']}"))
-    return found
+    for handover in handed:
+        title = f"Stripe has {handover['remote']}" if handover["state"] == DONE else "For Stripe"
+        what = f"{title}: {str(handover['kind']).replace('_', ' ')}"
+        at = moment(handover["done_at"] or handover["created_at"])
+        events.append(TimelineEntry(at, what, str(handover["state"]), f"/handovers/{handover['id']}"))
+    return events
 
 
 PATH = "/stripe/events"
@@ -65,28 +65,31 @@ def mount_events(
     async def take(request: web.Request) -> web.Response:
         if read is None:
             raise NotFound
-        told = read(await request.read(), request.headers.get(SIGNATURE, ""))
+        notice = read(await request.read(), request.headers.get(SIGNATURE, ""))
         await take_place(request, None)
-        return answer(200, {"taken": any([await collected(ports.store, one) for one in await found(told)])})
+        return answer(
+            200,
+            {"taken": any([await collected(ports.store, status) for status in await statuses_of(notice)])},
+        )
 
-    async def found(told: Told) -> Sequence[CollectionStatus | CheckoutPayment]:
-        if told is None:
+    async def statuses_of(notice: Told) -> Sequence[CollectionStatus | CheckoutPayment]:
+        if notice is None:
             return ()
-        if not isinstance(told, PaymentReturn):
-            return (told,)
+        if not isinstance(notice, PaymentReturn):
+            return (notice,)
         if look_up is None:
             raise CollectorUnavailable(
                 "Without TOLLKEEPER_STRIPE_API_KEY nobody knows which invoice it is about."
             )
-        return await look_up(told)
+        return await look_up(notice)
 
     app.router.add_post(PATH, take)
 
 
-async def collected(store: Store, told: CollectionStatus | CheckoutPayment) -> bool:
+async def collected(store: Store, status: CollectionStatus | CheckoutPayment) -> bool:
     """Store Stripe's report about a purchase or an invoice; return False if it is about none of ours."""
-    resource = "checkouts" if isinstance(told, CheckoutPayment) else "handover-events"
-    taken = Command(resource, "take", COLLECTOR, str(uuid4()), lambda _: {}, None, {"told": told})
+    resource = "checkouts" if isinstance(status, CheckoutPayment) else "handover-events"
+    taken = Command(resource, "take", COLLECTOR, str(uuid4()), lambda _: {}, None, {"told": status})
     with suppress(NotFound):
         await store.write(taken)
         return True
@@ -112,5 +115,5 @@ def routes(parts: AdminParts) -> Routes:
             # Without the secret no payment would be reported.
             if read is not None and own.stripe_checkout_max and settings.links_url:
                 checkout = StripeCheckout(api, own.stripe_checkout_max, settings.links_url)
-    found = Routes(mount=partial(mount_events, read, look_up), checkout=checkout)
-    return found if aclose is None else replace(found, aclose=aclose)
+    routes_ = Routes(mount=partial(mount_events, read, look_up), checkout=checkout)
+    return routes_ if aclose is None else replace(routes_, aclose=aclose)

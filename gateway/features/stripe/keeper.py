@@ -74,7 +74,7 @@ class Handovers:
         """Make one attempt and store its outcome. If that fails, the hand-over is due again later."""
         try:
             await self._isolation.tried(
-                "handovers", handover, self._attempt, name=lambda one: f"handover {one.id}"
+                "handovers", handover, self._attempt, name=lambda handover_: f"handover {handover_.id}"
             )
         finally:
             self._under_way -= 1
@@ -84,8 +84,8 @@ class Handovers:
         outcome = await self._collector.hand_over(handover, lambda made: self._queue.note(handover, made))
         await self._queue.ended(handover, outcome)
         if outcome.state != DONE:
-            told = {"handover": handover.id, "kind": handover.kind, "state": outcome.state}
-            self._log("not handed over", **told, error=outcome.error, level="warning")
+            fields = {"handover": handover.id, "kind": handover.kind, "state": outcome.state}
+            self._log("not handed over", **fields, error=outcome.error, level="warning")
 
 
 def is_used(settings: Settings) -> bool:

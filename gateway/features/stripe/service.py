@@ -98,13 +98,13 @@ class StripeApi:
         try:
             return await attempt
         except Unfinished as error:
-            return HandoverOutcome(FAILED, shown(str(error)), anew=True)
+            return HandoverOutcome(FAILED, hide_keys(str(error)), anew=True)
         except stripe.APIConnectionError as error:
-            return HandoverOutcome(WAITING, shown(f"Stripe does not answer: {_cause(error)}"))
+            return HandoverOutcome(WAITING, hide_keys(f"Stripe does not answer: {_cause(error)}"))
         except stripe.StripeError as error:
-            return _told(error)
+            return _outcome_of(error)
         except self.broken_off as error:
-            return HandoverOutcome(WAITING, shown(f"Stripe does not answer: {type(error).__name__}"))
+            return HandoverOutcome(WAITING, hide_keys(f"Stripe does not answer: {type(error).__name__}"))
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -126,55 +126,55 @@ async def made(handover: HandoverStep, page: Callable[[Params], Awaitable[Any]])
 
     `page` reads a page of the list of such objects.
     """
-    async for one in every(page):
-        if (one.get("metadata") or {}).get(MARK) == handover.key:
-            return one
+    async for item in every(page):
+        if (item.get("metadata") or {}).get(MARK) == handover.key:
+            return item
     return None
 
 
 async def existing(request: Awaitable[Any]) -> Object | None:
     """Return the object that a request finds, or None if Stripe has deleted it."""
     try:
-        found: Object = (await request).to_dict()
+        answer: Object = (await request).to_dict()
     except stripe.InvalidRequestError as error:
         if error.http_status == 404:
             return None
         raise
-    return None if found.get("deleted") else found
+    return None if answer.get("deleted") else answer
 
 
 async def every(page: Callable[[Params], Awaitable[Any]]) -> AsyncIterator[Object]:
     """Yield all objects of a list, page by page; `Unfinished` beyond `PAGES_MAX` pages."""
     asked: Params = {"limit": PAGE}
     for _ in range(PAGES_MAX):
-        found = (await page(asked)).to_dict()
-        for one in found["data"]:
-            yield one
-        if not found["has_more"]:
+        page_ = (await page(asked)).to_dict()
+        for item in page_["data"]:
+            yield item
+        if not page_["has_more"]:
             return
-        asked = {"limit": PAGE, "starting_after": found["data"][-1]["id"]}
+        asked = {"limit": PAGE, "starting_after": page_["data"][-1]["id"]}
     raise Unfinished(f"Stripe lists more than {PAGES_MAX * PAGE} of the customer's; it is not looked further")
 
 
-def _told(error: Any) -> HandoverOutcome:
+def _outcome_of(error: Any) -> HandoverOutcome:
     """Return the outcome of an error answer: access errors and a busy account lead to a retry."""
     status = error.http_status or 0
     if status == 401:
         return HandoverOutcome(WAITING, "Stripe does not know TOLLKEEPER_STRIPE_API_KEY (401)")
     named = f" ({error.request_id})" if error.request_id else ""
-    said = shown(f"Stripe answers {status}: {error.user_message or error.code or 'nothing'}{named}")
+    message = hide_keys(f"Stripe answers {status}: {error.user_message or error.code or 'nothing'}{named}")
     if status in {409, 429}:
-        return HandoverOutcome(WAITING, said)
+        return HandoverOutcome(WAITING, message)
     if isinstance(error, stripe.IdempotencyError) or status == 403 or status >= 500 or not status:
-        return HandoverOutcome(WAITING, said, anew=True)
-    return HandoverOutcome(FAILED, said, anew=True)
+        return HandoverOutcome(WAITING, message, anew=True)
+    return HandoverOutcome(FAILED, message, anew=True)
 
 
 def _cause(error: Exception) -> str:
     return type(error.__cause__ or error).__name__
 
 
-def shown(text: str) -> str:
+def hide_keys(text: str) -> str:
     """Return a text of Stripe's for storage: shortened, and without keys."""
     return _KEY.sub("(hidden)", " ".join(text.split()))[:ERROR_CHARS_MAX]
 
@@ -264,7 +264,7 @@ class StripeInvoices:
 
     async def _invoice(self, handover: HandoverStep, note: Note) -> HandoverOutcome:
         paper = handover.paper
-        there = await self._known(handover)
+        there = await self._existing_invoice(handover)
         if paper.status == "void" and (there is None or there["status"] == "draft"):
             if there is not None:
                 await self._api.v1.invoices.delete_async(there["id"])
@@ -285,7 +285,7 @@ class StripeInvoices:
             there = (await final(there["id"], advance, once(handover, "finalize"))).to_dict()
         return HandoverOutcome(DONE, remote_id=there["id"], url=there.get("hosted_invoice_url"))
 
-    async def _known(self, handover: HandoverStep) -> Object | None:
+    async def _existing_invoice(self, handover: HandoverStep) -> Object | None:
         """Return the invoice that this hand-over created before, in its current state."""
         if handover.remote_id is not None:
             there = await existing(self._api.v1.invoices.retrieve_async(handover.remote_id))
@@ -329,7 +329,7 @@ class StripeInvoices:
     async def _positions(self, there: Object) -> set[str]:
         """Return the positions of the lines that the draft `there` at Stripe has already."""
         lines = partial(self._api.v1.invoices.line_items.list_async, there["id"])
-        return {(one.get("metadata") or {}).get(POSITION, "") async for one in every(lines)}
+        return {(line.get("metadata") or {}).get(POSITION, "") async for line in every(lines)}
 
     async def _filled(self, handover: HandoverStep, there: Object, has: set[str]) -> Object:
         """Add the lines that the draft `there` at Stripe lacks (`has` are present), and return the draft."""
@@ -410,9 +410,9 @@ def _compare(handover: HandoverStep, there: Object) -> None:
     paper = handover.paper
     total = from_stripe(int(there["total"]), paper.currency)
     if there["currency"].upper() != paper.currency or total != paper.total:
-        found = f"{there['currency'].upper()} {total.normalize():f}"
+        amount = f"{there['currency'].upper()} {total.normalize():f}"
         wanted = f"{paper.currency} {paper.total.normalize():f}"
-        raise Unfinished(f"{there['id']} comes to {found} instead of {wanted}")
+        raise Unfinished(f"{there['id']} comes to {amount} instead of {wanted}")
 
 
 def _line(line: PayableLine, currency: str) -> Params:
@@ -557,35 +557,37 @@ class StripeReturns:
     def __init__(self, api: StripeApi) -> None:
         self._api = api
 
-    async def look_up(self, told: PaymentReturn) -> Sequence[CollectionStatus]:
+    async def look_up(self, payment_return: PaymentReturn) -> Sequence[CollectionStatus]:
         """Return each status of a payment's invoices; `CollectorUnavailable` if Stripe does not answer."""
         try:
-            invoices = dict.fromkeys([each["invoice"] async for each in self._paid(_by(told.payment))])
-            return [await self._stands(told, invoice) for invoice in invoices]
+            invoices = dict.fromkeys(
+                [payment["invoice"] async for payment in self._list_payments(_by(payment_return.payment))]
+            )
+            return [await self._stands(payment_return, invoice) for invoice in invoices]
         except (stripe.StripeError, Unfinished, *self._api.broken_off) as error:
-            why = shown(str(error) or type(error).__name__)
+            why = hide_keys(str(error) or type(error).__name__)
             raise CollectorUnavailable(f"Stripe does not say which invoice it is about: {why}") from error
 
-    async def _stands(self, told: PaymentReturn, invoice_id: str) -> CollectionStatus:
+    async def _stands(self, payment_return: PaymentReturn, invoice_id: str) -> CollectionStatus:
         invoice = (await self._api.v1.invoices.retrieve_async(invoice_id)).to_dict()
         currency = str(invoice["currency"]).upper()
         back = 0
-        async for each in self._paid({"invoice": invoice_id, "status": "paid"}):
+        async for each in self._list_payments({"invoice": invoice_id, "status": "paid"}):
             payment = each["payment"].get("payment_intent")
             if payment is not None:
                 back += await self._share(payment, invoice_id)
-        name = f"{told.name}:{invoice_id}"
+        name = f"{payment_return.name}:{invoice_id}"
         return CollectionStatus(
-            name, told.kind, invoice_id, mark_of(invoice), currency, settled_of(invoice),
+            name, payment_return.kind, invoice_id, mark_of(invoice), currency, settled_of(invoice),
             given_back=from_stripe(back, currency),
         )  # fmt: skip
 
     async def _share(self, payment: str, invoice_id: str) -> int:
         """Return an invoice's share of a payment's refund; the refund fills invoices one after the other."""
         left = await self._given_back(payment)
-        async for each in self._paid(_by(payment)):
-            part = min(left, int(each["amount_paid"] or 0))
-            if each["invoice"] == invoice_id:
+        async for payment_ in self._list_payments(_by(payment)):
+            part = min(left, int(payment_["amount_paid"] or 0))
+            if payment_["invoice"] == invoice_id:
                 return part
             left -= part
         return 0
@@ -595,18 +597,18 @@ class StripeReturns:
         refunds = self._api.v1.refunds.list_async
         disputes = self._api.v1.disputes.list_async
         given = [
-            int(each["amount"])
-            async for each in every(lambda page: refunds(of | page))
-            if each["status"] not in _NOT_GIVEN
+            int(refund["amount"])
+            async for refund in every(lambda page: refunds(of | page))
+            if refund["status"] not in _NOT_GIVEN
         ]
         given += [
-            int(each["amount"])
-            async for each in every(lambda page: disputes(of | page))
-            if each["status"] not in _WON
+            int(dispute["amount"])
+            async for dispute in every(lambda page: disputes(of | page))
+            if dispute["status"] not in _WON
         ]
         return sum(given)
 
-    def _paid(self, of: Params) -> AsyncIterator[Object]:
+    def _list_payments(self, of: Params) -> AsyncIterator[Object]:
         listed = self._api.v1.invoice_payments.list_async
         return every(lambda page: listed(of | page))
 
@@ -660,6 +662,6 @@ class StripeCheckout:
         try:
             made = (await self._api.v1.checkout.sessions.create_async(asked, once)).to_dict()
         except (stripe.StripeError, *self._api.broken_off) as error:
-            why = shown(str(error) or type(error).__name__)
+            why = hide_keys(str(error) or type(error).__name__)
             raise CollectorUnavailable(f"Stripe makes no page to pay: {why}") from error
         return str(made["url"])

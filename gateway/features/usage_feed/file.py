@@ -60,19 +60,19 @@ class EventFile:
         try:
             require_regular(self._path)
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # two keepers of one machine
-            found = os.fstat(file)
-            if self._known != (found.st_dev, found.st_ino, found.st_size):
-                self._read_end(file, found.st_size)
+            status = os.fstat(file)
+            if self._known != (status.st_dev, status.st_ino, status.st_size):
+                self._read_end(file, status.st_size)
             written = set(self._recent)
-            new = [one for one in events if one.name not in written]
-            lines = b"".join(msgspec.json.encode(cloud_event(one, self._type)) + b"\n" for one in new)
+            new = [event for event in events if event.name not in written]
+            lines = b"".join(msgspec.json.encode(cloud_event(event, self._type)) + b"\n" for event in new)
             self._known = None  # until the write is complete
             at = os.lseek(file, 0, os.SEEK_END)
             while lines:
                 lines = lines[os.write(file, lines) :]
             os.fsync(file)
-            self._recent.extend(one.name for one in new)
-            self._known = found.st_dev, found.st_ino, os.lseek(file, 0, os.SEEK_CUR) if new else at
+            self._recent.extend(event.name for event in new)
+            self._known = status.st_dev, status.st_ino, os.lseek(file, 0, os.SEEK_CUR) if new else at
         finally:
             os.close(file)
 

@@ -76,28 +76,28 @@ class UsageFeedSender:
 
     async def _begin(self) -> bool:
         """Begin to record usage; retry while current usage is being stored or billed."""
-        told = False
+        is_told = False
         while True:
             try:
                 return await self._queue.begin(self._terms)
             except Conflict as busy:
-                if not told:
+                if not is_told:
                     self._log("usage feed waits to begin", error=str(busy), level="warning")
-                told = True
+                is_told = True
             await asyncio.sleep(INTERVAL_S)
 
     async def turn(self) -> bool:
         """Send some batches and store the results; return whether more may be sent at once."""
         events = await self._queue.claim(self._terms.service, self._batch * self._at_once)
         batches = [events[at : at + self._batch] for at in range(0, len(events), self._batch)]
-        told = await asyncio.gather(*(self._tell(batch) for batch in batches), return_exceptions=True)
+        results = await asyncio.gather(*(self._tell(batch) for batch in batches), return_exceptions=True)
         pauses = list[Pause]()
-        for each in told:  # the results of all batches are stored by now
-            if isinstance(each, BaseException):
-                raise each
-            pauses += each
+        for result in results:  # the results of all batches are stored by now
+            if isinstance(result, BaseException):
+                raise result
+            pauses += result
         if pauses:
-            pause = max(pauses, key=lambda one: one.seconds)
+            pause = max(pauses, key=lambda pause: pause.seconds)
             await self._queue.pause(pause)
             self._log("usage feed pauses", error=pause.reason, level="warning")
         return bool(batches) and not pauses

@@ -74,10 +74,10 @@ class UsageEvents:
 
     def _headers(self) -> dict[str, str]:
         # A compressed answer would not be decoded.
-        said = {"User-Agent": "tollkeeper", "Accept-Encoding": "identity"}
-        said["Content-Type"] = self._shape.content_type
+        headers = {"User-Agent": "tollkeeper", "Accept-Encoding": "identity"}
+        headers["Content-Type"] = self._shape.content_type
         self._sent = self._token()
-        return said | ({"Authorization": f"Bearer {self._sent}"} if self._sent else {})
+        return headers | ({"Authorization": f"Bearer {self._sent}"} if self._sent else {})
 
     async def send(self, events: Sequence[FeedEvent]) -> FeedResult:
         """Deliver a batch; faults of the receiver are returned, not raised.
@@ -95,7 +95,9 @@ class UsageEvents:
             elif answer.status in ABOUT_EVENTS:
                 pieces += self._refused(piece, answer, sent)
             else:
-                sent.pause = Pause(self._said(answer), retry_after_s(answer.retry_after, time.time()) or 0.0)
+                sent.pause = Pause(
+                    self._error_message(answer), retry_after_s(answer.retry_after, time.time()) or 0.0
+                )
         return sent
 
     def _refused(
@@ -109,24 +111,24 @@ class UsageEvents:
         verdicts = self._shape.verdicts(piece, answer)
         if verdicts is not None:
             sent.taken.update(verdicts.known)
-            sent.refused.update((id_, self._shown(why)) for id_, why in verdicts.refused.items())
-            told = {*verdicts.known, *verdicts.refused}
-            rest = [event for event in piece if event.id not in told]
+            sent.refused.update((id_, self._hide_credentials(why)) for id_, why in verdicts.refused.items())
+            ids = {*verdicts.known, *verdicts.refused}
+            rest = [event for event in piece if event.id not in ids]
             return [rest] if rest else []
         if len(piece) == 1:
-            sent.refused[piece[0].id] = self._said(answer)
+            sent.refused[piece[0].id] = self._error_message(answer)
             return []
         half = len(piece) // 2
         return [piece[half:], piece[:half]]
 
-    def _said(self, answer: Answer) -> str:
+    def _error_message(self, answer: Answer) -> str:
         """Return the answer as an error message."""
         if answer.status is None:
-            return self._shown(f"it does not answer: {answer.error}")
+            return self._hide_credentials(f"it does not answer: {answer.error}")
         body = answer.body.decode("utf-8", "replace")
-        return self._shown(f"it answers {answer.status}: {body or answer.error or 'nothing'}")
+        return self._hide_credentials(f"it answers {answer.status}: {body or answer.error or 'nothing'}")
 
-    def _shown(self, text: str) -> str:
+    def _hide_credentials(self, text: str) -> str:
         if self._sent:
             text = text.replace(self._sent, "(hidden)")
         return " ".join(text.replace("\0", "").split())[:ERROR_CHARS_MAX]
@@ -160,14 +162,14 @@ class Lago(FeedApi):
             details = msgspec.json.decode(answer.body, type=_LagoRefusal).error_details
         except (msgspec.MsgspecError, UnicodeDecodeError):
             return None
-        told = {at: details[str(at)] for at in range(len(events)) if str(at) in details}
-        if not told or len(told) != len(details):
+        verdicts_ = {at: details[str(at)] for at in range(len(events)) if str(at) in details}
+        if not verdicts_ or len(verdicts_) != len(details):
             return None
-        known = {events[at].id for at, said in told.items() if said == KNOWN}
+        known = {events[at].id for at, verdict in verdicts_.items() if verdict == KNOWN}
         refused = {
-            events[at].id: f"Lago refuses it: {msgspec.json.encode(said).decode()}"
-            for at, said in told.items()
-            if said != KNOWN
+            events[at].id: f"Lago refuses it: {msgspec.json.encode(verdict).decode()}"
+            for at, verdict in verdicts_.items()
+            if verdict != KNOWN
         }
         return Verdicts(known, refused)
 

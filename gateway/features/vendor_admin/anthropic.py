@@ -24,11 +24,11 @@ _COST_GROUPS = {"description": "model", "workspace_id": "tenant"}
 
 
 def _messages(rows: Sequence[Row], asked: VendorQuery) -> list[dict[str, Any]]:
-    found = []
+    results = []
     for (*ids, _), sums in summed(rows, [_GROUPS[name] for name in asked.groups]).items():
         named = dict.fromkeys(_GROUPS) | dict(zip(asked.groups, ids, strict=True))
         long = int(sums["cache_write_1h"])
-        found.append(
+        results.append(
             {
                 "uncached_input_tokens": int(sums["input"]),
                 "cache_read_input_tokens": int(sums["cache_read"]),
@@ -43,14 +43,14 @@ def _messages(rows: Sequence[Row], asked: VendorQuery) -> list[dict[str, Any]]:
                 "context_window": None,
             }
         )
-    return found
+    return results
 
 
 def _costs(rows: Sequence[Row], asked: VendorQuery) -> list[dict[str, Any]]:
-    found = []
+    results = []
     for (*ids, currency), sums in summed(rows, [_COST_GROUPS[name] for name in asked.groups]).items():
         named = dict.fromkeys(_COST_GROUPS) | dict(zip(asked.groups, ids, strict=True))
-        found.append(
+        results.append(
             {
                 "amount": f"{EXACT.scaleb(sums['cost'], Decimal(2)).normalize():f}",
                 "currency": currency,
@@ -62,7 +62,7 @@ def _costs(rows: Sequence[Row], asked: VendorQuery) -> list[dict[str, Any]]:
                 "context_window": None,
             }
         )
-    return found
+    return results
 
 
 def _bucket(since: datetime, until: datetime, results: list[dict[str, Any]]) -> dict[str, Any]:
@@ -81,12 +81,12 @@ def refusal(problem: Mapping[str, Any]) -> dict[str, Any]:
 
 def _moment(text: str) -> datetime:
     try:
-        found = datetime.fromisoformat(text)
+        moment = datetime.fromisoformat(text)
     except ValueError as error:
         raise ValueError("must be a time such as 2026-01-31T00:00:00Z") from error
-    if found.tzinfo is None:
+    if moment.tzinfo is None:
         raise ValueError("must name its time zone, such as 2026-01-31T00:00:00Z")
-    return found
+    return moment
 
 
 REPORTS = (

@@ -97,7 +97,7 @@ def read_query(report: VendorReport, sent: MultiMapping[str], now: datetime) -> 
     if unknown:
         known = ", ".join(report.groups)
         raise _wrong(f"group_by{behind}", f"must not have {unknown[0]}: expected some of {known}")
-    filters = {name: frozenset(each) for name, each in values.items() if each}
+    filters = {name: frozenset(value) for name, value in values.items() if value}
     asked = VendorQuery(since, until, interval, length, _limit(sent, usual, most), groups, filters)
     return replace(asked, since=_begin(asked, sent["page"])) if "page" in sent else asked
 
@@ -105,10 +105,10 @@ def read_query(report: VendorReport, sent: MultiMapping[str], now: datetime) -> 
 def _list(sent: MultiMapping[str], name: str) -> list[str]:
     """Return a list parameter's values: repeated, comma-separated, or with `[]` after the name."""
     texts = [*sent.getall(name, []), *sent.getall(f"{name}[]", [])]
-    found = [each for text in texts for each in text.split(",") if each]
-    if len(found) > FILTERS_MAX:
+    values = [value for text in texts for value in text.split(",") if value]
+    if len(values) > FILTERS_MAX:
         raise _wrong(name, f"must have at most {FILTERS_MAX} values")
-    return found
+    return values
 
 
 def _limit(sent: MultiMapping[str], usual: int, most: int) -> int:
@@ -120,17 +120,17 @@ def _limit(sent: MultiMapping[str], usual: int, most: int) -> int:
 
 def _moment(report: VendorReport, name: str, text: str) -> datetime:
     try:
-        found = report.moment(text).astimezone(UTC)
-        plausible(found.date())
+        moment = report.moment(text).astimezone(UTC)
+        plausible(moment.date())
     except (ValueError, OverflowError, OSError) as error:
         raise _wrong(name, str(error)) from error
-    return found
+    return moment
 
 
 def _begin(asked: VendorQuery, page: str) -> datetime:
     """Return the start of a page's first bucket, by the `page` token of the page before."""
-    found = _PAGE.fullmatch(page)
-    begin = datetime.fromtimestamp(0, UTC) + timedelta(seconds=int(found[1])) if found else asked.until
+    match = _PAGE.fullmatch(page)
+    begin = datetime.fromtimestamp(0, UTC) + timedelta(seconds=int(match[1])) if match else asked.until
     if not asked.since < begin < asked.until or _floor(begin, asked.width) != begin:
         raise _wrong("page", "is not the next_page of this report")
     return begin
@@ -157,12 +157,12 @@ def _buckets(
     for row in rows:
         if _passes(report, asked, row):
             by_start.setdefault(cast("datetime", row["start"]), []).append(row)
-    found, at = list[dict[str, Any]](), asked.since
+    buckets, at = list[dict[str, Any]](), asked.since
     while at < end:
         results = report.results(by_start.get(at, ()), asked)
-        found.append(report.bucket(at, at + asked.width, results))
+        buckets.append(report.bucket(at, at + asked.width, results))
         at += asked.width
-    return found
+    return buckets
 
 
 def _passes(report: VendorReport, asked: VendorQuery, row: Row) -> bool:

@@ -22,7 +22,7 @@ from gateway.admin.http.guard import REQUEST_ID, Shape
 from gateway.admin.http.requests import require_read, require_write
 from gateway.admin.operations import Operations, WriteRequest
 from gateway.admin.ports import AdminPorts
-from gateway.admin.resources.quota import OVERRIDES
+from gateway.admin.resources.budgets import OVERRIDES
 from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.resource import Action
 from gateway.core.accounts.administration import CREATE, Query, Row
@@ -87,7 +87,7 @@ class _Limits:
     async def budgets(self) -> list[Row]:
         """Return the budgets that have spend limits, the oldest first."""
         require_read(self._actor, self._budgets.resource)
-        filters = {"organization_id": self._of(), "unit": MONEY}
+        filters = {"organization_id": self._require_organization(), "unit": MONEY}
         rows, _ = await self._budgets.list(Query(filters, None, None, None, BUDGETS_READ_MAX))
         return [row for row in rows if _is_limit(row)]
 
@@ -126,7 +126,7 @@ class _Limits:
         )
         whose = " of each user" if "each" in scope else ""
         sent = {
-            "organization_id": self._of(), "name": f"{NAME}{whose}{narrowed}, {interval}" if whose else NAME + narrowed,
+            "organization_id": self._require_organization(), "name": f"{NAME}{whose}{narrowed}, {interval}" if whose else NAME + narrowed,
             "unit": MONEY, "amount": amount, "interval": interval, **scope,
         }  # fmt: skip
         return (await self._budgets.create(asked, sent)).content
@@ -154,7 +154,7 @@ class _Limits:
             group = await self._groups.show(group_id)
         except NotFound:
             return False
-        return (group["organization_id"], group["kind"]) == (self._of(), USER)
+        return (group["organization_id"], group["kind"]) == (self._require_organization(), USER)
 
     async def delete(self, asked: WriteRequest, limit: _SpendLimit) -> None:
         """Delete a limit; the budget of each user stays while single ones have limits of their own in it."""
@@ -172,9 +172,9 @@ class _Limits:
         await self._budgets.delete(asked, int(str(row["id"])))
 
     async def currency(self) -> str:
-        return str((await self._organizations.show(self._of()))["currency"])
+        return str((await self._organizations.show(self._require_organization()))["currency"])
 
-    def _of(self) -> int:
+    def _require_organization(self) -> int:
         if self._organization is None:
             raise Unprocessable("Limits of spend are an organization's: ask with a token of one.")
         return self._organization
@@ -238,9 +238,9 @@ def _cents(amount: object) -> str:
     return f"{Decimal(str(amount)).scaleb(2).to_integral_value():f}"
 
 
-def _money(field: str, said: object, least: int = 1) -> str:
-    """Return an amount of money from `said`, a number of cents, which may be a text."""
-    text = str(said) if isinstance(said, str | int) and not isinstance(said, bool) else ""
+def _money(field: str, amount: object, least: int = 1) -> str:
+    """Return an amount of money from `amount`, a number of cents, which may be a text."""
+    text = str(amount) if isinstance(amount, str | int) and not isinstance(amount, bool) else ""
     if not (text.isascii() and text.isdigit() and len(text) <= AMOUNT_DIGITS_MAX and int(text) >= least):
         bound = "above 0" if least else "of 0 or more"
         raise _wrong(field, f'must be a whole number of cents {bound}, such as 50000 for "500.00"')
@@ -310,17 +310,17 @@ async def _by_id(limits: _Limits, request: web.Request) -> _SpendLimit:
     raise NotFound
 
 
-def _scope(said: object) -> tuple[dict[str, object], str]:
+def _scope(scope: object) -> tuple[dict[str, object], str]:
     """Return the fields of the budget of a scope, and whose override in it the limit is; empty: the budget's."""
-    if isinstance(said, dict) and said.get("type") == "organization" and len(said) == 1:
+    if isinstance(scope, dict) and scope.get("type") == "organization" and len(scope) == 1:
         return {"each": USER}, ""
-    if isinstance(said, dict) and len(said) == 2:
-        tenant, user, group = (said.get(name) for name in ("workspace_id", "user_id", "rbac_group_id"))
-        if said.get("type") == "workspace" and isinstance(tenant, str) and _DIGITS.fullmatch(tenant):
+    if isinstance(scope, dict) and len(scope) == 2:
+        tenant, user, group = (scope.get(name) for name in ("workspace_id", "user_id", "rbac_group_id"))
+        if scope.get("type") == "workspace" and isinstance(tenant, str) and _DIGITS.fullmatch(tenant):
             return {"tenant_id": int(tenant)}, ""
-        if said.get("type") == "user" and isinstance(user, str) and user and not user.startswith(OF_GROUP):
+        if scope.get("type") == "user" and isinstance(user, str) and user and not user.startswith(OF_GROUP):
             return {"each": USER}, user
-        if said.get("type") == "rbac_group" and isinstance(group, str) and _DIGITS.fullmatch(group):
+        if scope.get("type") == "rbac_group" and isinstance(group, str) and _DIGITS.fullmatch(group):
             return {"each": USER}, f"{OF_GROUP}{int(group)}"
     raise _wrong(
         "scope",

@@ -25,7 +25,7 @@ _SECONDS_MAX = 4_102_444_800  # of the year 2100
 
 
 def _usage(rows: Sequence[Row], asked: VendorQuery, *, embeds: bool) -> list[dict[str, Any]]:
-    found = []
+    results = []
     ours = [row for row in rows if (row["service"] == EMBEDDINGS) is embeds]
     for (*ids, _), sums in summed(ours, [_GROUPS[name] for name in asked.groups]).items():
         cached, written = int(sums["cache_read"]), int(sums["cache_write"])
@@ -35,7 +35,7 @@ def _usage(rows: Sequence[Row], asked: VendorQuery, *, embeds: bool) -> list[dic
             "input_cache_write_tokens": written, "input_audio_tokens": 0, "output_audio_tokens": 0,
         }  # fmt: skip
         kind = "embeddings" if embeds else "completions"
-        found.append(
+        results.append(
             {
                 "object": f"organization.usage.{kind}.result",
                 **(read if embeds else read | counts),
@@ -45,7 +45,7 @@ def _usage(rows: Sequence[Row], asked: VendorQuery, *, embeds: bool) -> list[dic
                 **({} if embeds else {"batch": None}),
             }
         )
-    return found
+    return results
 
 
 def _costs(rows: Sequence[Row], asked: VendorQuery) -> list[dict[str, Any]]:

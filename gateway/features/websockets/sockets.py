@@ -12,15 +12,16 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgspec
 from wsproto import ConnectionType
 from wsproto.connection import Connection
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 
+from gateway.core.accounts.limits import Header
 from gateway.core.families.header_fields import KEY_PROTOCOLS, PROTOCOLS_FIELD
-from gateway.core.families.refusal import render
+from gateway.core.families.refusal import described
 from gateway.core.families.registry import SHAPES
 from gateway.core.metering.reading import UNREADABLE
 from gateway.core.metering.stream import Splitter, data_of
@@ -221,23 +222,31 @@ class WebSocket(FrameReader):
 
     # the transport of the connection, and the sink of its answers
 
-    def begin_answer(self, status: int, content_type: bytes, head: bytes) -> None:
-        """Note the head of an answer. A later call replaces it while nothing was sent."""
+    def begin_answer(self, status: int, content_type: bytes, fields: list[Header]) -> None:
+        """Note how an answer begins; the fields are those of a refusal by the upstream."""
         if self._answer is not None:
-            self._answer.begin(status, content_type, head)
+            self._answer.begin(status, content_type, fields)
 
     def answer(self, data: bytes, last: bool) -> None:
         """Send the complete events of an answer to the client."""
         answer = self._answer
-        if answer is None:
-            return
-        events = answer.feed(data, last)
+        if answer is not None:
+            self._send_events(answer, answer.feed(data, last))
+
+    def refuse_turn(self, refusal: Refusal, request_id: str, fields: list[Header]) -> None:
+        """Send a refusal of the gateway as the whole answer of a turn."""
+        answer = self._answer
+        if answer is not None:
+            answer.refuse(refusal, request_id, fields)
+            self._send_events(answer, [])
+
+    def _send_events(self, answer: SocketAnswer, events: list[str]) -> None:
         if self._closed:  # nobody gets them
             events = []
-        elif answer.refused and self.refuses_by_event:
-            events = [answer.refused]
-        written = b"".join([self._frames.send(TextMessage(data=one)) for one in events])
-        if last:
+        elif answer.refused is not None and self.refuses_by_event:
+            events = [answer.refused.event]
+        written = b"".join([self._frames.send(TextMessage(data=event)) for event in events])
+        if answer.over:
             self._answer = None
         if written:
             self._transport.write(written)
@@ -379,9 +388,9 @@ class WebSocket(FrameReader):
 
     def _refuse(self, refusal: Refusal, code: int = 0) -> None:
         """Send an error for a message that is no call; `code` closes the socket, 0 keeps it open."""
-        fields, body = render(refusal, self.family, "")
-        told = refusal_event(refusal.status, fields, body)
-        self._transport.write(self._frames.send(TextMessage(data=told)))
+        fields, document = described(refusal, self.family, "")
+        event = refused_turn(refusal.status, fields, document, b"").event
+        self._transport.write(self._frames.send(TextMessage(data=event)))
         if code:
             self._close(code)
 
@@ -447,44 +456,55 @@ class ResponseSocket(WebSocket):
             self._remembered = 0
 
 
-def refusal_event(status: int, fields: list[tuple[bytes, bytes]], body: bytes) -> str:
-    """Return a refusal as an event: its status, its error, and some of its headers."""
-    said: object = None
-    with suppress(*UNREADABLE):
-        said = msgspec.json.decode(body)
-    error = said.get("error") if isinstance(said, dict) else None
+class RefusedTurn(NamedTuple):
+    """The refusal of a message: its status, its message, and both in an event."""
+
+    status: int
+    message: str
+    event: str
+
+
+def refused_turn(status: int, fields: list[Header], document: object, body: bytes) -> RefusedTurn:
+    """Return a refusal with its error and some of its headers; `body` is its text if the `document` has no error."""
+    error = document.get("error") if isinstance(document, dict) else None
     if not isinstance(error, dict):
         message = body.decode("utf-8", "replace") or HTTPStatus(status).phrase
         error = {"message": message, "type": "server_error", "param": None, "code": None}
     headers = {
         name.decode("latin-1"): value.decode("latin-1") for name, value in fields if name.startswith(_TOLD)
     }
-    return msgspec.json.encode(
-        {"type": "error", "status": status, "error": {**error, "headers": headers}}
-    ).decode()
+    event = {"type": "error", "status": status, "error": {**error, "headers": headers}}
+    return RefusedTurn(status, str(error.get("message", "")), msgspec.json.encode(event).decode())
 
 
 class SocketAnswer:
     """An answer that becomes events.
 
-    `kept` are bytes of incomplete events, and `over` marks its end. An answer that is no stream is a refusal
-    of this `status`: `refused` is its event.
+    `kept` are bytes of incomplete events, and `over` marks its end. `refused` is its refusal, by the gateway or by the
+    upstream, whose answer is no stream then.
     """
 
     def __init__(self, socket: WebSocket) -> None:
         self.over = self.is_stream = False
-        self.refused = ""
-        self.kept = 0
+        self.refused: RefusedTurn | None = None
+        self.kept = self._status = 0
         self._socket = socket
         self._splitter = Splitter()
-        self.status, self._head = 0, b""
+        self._fields: list[Header] = []
         self._parts: list[bytes] = []
         self._tail = b""
 
-    def begin(self, status: int, content_type: bytes, head: bytes) -> None:
-        """Note the status, the head, and whether the answer is a stream."""
-        self.status, self._head = status, head
+    def begin(self, status: int, content_type: bytes, fields: list[Header]) -> None:
+        """Note the status, whether the answer is a stream, and the fields of one that is not."""
+        self._status, self._fields = status, fields
         self.is_stream = status == HTTPStatus.OK and content_type.lower().startswith(EVENT_STREAM)
+
+    def refuse(self, refusal: Refusal, request_id: str, fields: list[Header]) -> None:
+        """End the answer by a refusal, whose client gets these fields too."""
+        self._take_parts()
+        self.over, self.is_stream = True, False
+        own, document = described(refusal, self._socket.family, request_id)
+        self.refused = refused_turn(refusal.status, [*own, *fields], document, b"")
 
     def feed(self, data: bytes, last: bool) -> list[str]:
         """Return the events that these bytes complete. A refusal is stored at the `last` of them."""
@@ -511,13 +531,13 @@ class SocketAnswer:
             self._keep(REFUSAL_BYTES_MAX)
         if not last:
             return
-        body, lines = self._take_parts(), self._head.split(b"\r\n")[1:]
-        fields = [(name.lower(), value.strip()) for name, _, value in [one.partition(b":") for one in lines]]
-        if self.status < HTTPStatus.MULTIPLE_CHOICES:
-            fault = UpstreamUnreachable("The upstream's answer is no stream of events.")
-            self.status = fault.status
-            fields, body = render(fault, self._socket.family, "")
-        self.refused = refusal_event(self.status, fields, body)
+        if self._status < HTTPStatus.MULTIPLE_CHOICES:
+            self.refuse(UpstreamUnreachable("The upstream's answer is no stream of events."), "", [])
+            return
+        body, document = self._take_parts(), None
+        with suppress(*UNREADABLE):
+            document = msgspec.json.decode(body)
+        self.refused = refused_turn(self._status, self._fields, document, body)
 
     def _keep(self, size: int) -> None:
         self.kept += size

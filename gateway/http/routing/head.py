@@ -15,7 +15,8 @@ from gateway.core.lru import CachePool, LruEntry
 from gateway.core.model import Attribution, Family
 from gateway.core.traces import FIELD, STATE_FIELD, Parent, read_parent, read_trace_id
 from gateway.errors import MalformedRequest, Refusal
-from gateway.http.identity import credential_of, key_digest, key_digests, read_attribution, run_in_baggage
+from gateway.http.attribution import read_attribution, run_in_baggage
+from gateway.http.identity import credential_of, key_digest, key_digests
 from gateway.http.protocol.request import (
     AMBIGUOUS,
     CUT_LINES_MAX,

@@ -18,7 +18,8 @@ from gateway.core.http_limits import HttpLimits
 from gateway.core.lru import LruEntry
 from gateway.core.model import GENERIC, Family
 from gateway.errors import CountersUnavailable, MethodNotAllowed, Refusal, UnknownRoute
-from gateway.http.identity import check_query_names, read_units
+from gateway.http.attribution import read_units
+from gateway.http.identity import check_query_names
 from gateway.http.protocol.request import PASSES, RequestHead, accept_of, field_kind, read_request_head
 from gateway.http.routing.openings import UpstreamOpening, named_path, opening_of
 from gateway.http.routing.routes import (

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gateway.calls.ports import AdmissionPorts
+from gateway.core.accounts.limits import Header
 from gateway.core.calls.call import CallRequest, UsageBounds
 from gateway.core.calls.forms import FormReader
 from gateway.core.calls.models import ConfiguredModels
@@ -214,10 +215,11 @@ class ClientGone(Exception):
 
 
 class TurnSink(Protocol):
-    """A WebSocket, to which the answers of its turns are passed."""
+    """A WebSocket, to which the answers of its turns are passed, and refusals as values."""
 
-    def begin_answer(self, status: int, content_type: bytes, head: bytes) -> None: ...
+    def begin_answer(self, status: int, content_type: bytes, fields: list[Header]) -> None: ...
     def answer(self, data: bytes, last: bool) -> None: ...
+    def refuse_turn(self, refusal: Refusal, request_id: str, fields: list[Header]) -> None: ...
 
 
 class ClientPort(Protocol):
@@ -481,6 +483,19 @@ class Exchange(RequestDriver):
         socket = self.connection.socket
         if socket is not None and not self.gone:
             socket.answer(data, last)
+
+    def refuse_turn(self, refusal: Refusal) -> None:
+        """Refuse a turn of a WebSocket, which renders the refusal."""
+        self.status, self.opened, socket = refusal.status, True, self.connection.socket
+        self.decide_keep_alive()
+        if socket is not None and not self.gone:
+            socket.refuse_turn(refusal, self.request_id, self.turn_fields)
+
+    @property
+    def turn_fields(self) -> list[Header]:
+        """The fields of every refused turn: its request id, and how long it waited for capacity."""
+        fields, waited_ms = [(b"x-request-id", self.request_id.encode())], self.attempt.waited_ms
+        return [*fields, (b"x-tollkeeper-waited-ms", b"%d" % waited_ms)] if waited_ms else fields
 
     # interruptions
 

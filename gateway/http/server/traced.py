@@ -13,7 +13,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from gateway.calls.ports import CountersPort
-from gateway.core.accounts.outbox import read_facts
+from gateway.core.accounts.call_facts import read_facts
 from gateway.core.calls.routes import Route
 from gateway.core.families.registry import OF_METER, SHAPES
 from gateway.core.model import Admitted, HoldRequest, Refused, Settlement, SettleResult

@@ -84,9 +84,9 @@ class Batches:
         if kind == "files" and id_:
             return self._file(method, id_, more)
         if not id_:
-            there = [{"id": one, "object": "file"} for one in self.files]
+            there = [{"id": file, "object": "file"} for file in self.files]
             if kind == "batches":
-                there = [self._now(one, work) for one in self.batches.values()]
+                there = [self._now(batch, work) for batch in self.batches.values()]
             return 200, {"object": "list"} | _page(there, query, "after")
         batch = self.batches.get(id_)
         if batch is None:
@@ -98,10 +98,10 @@ class Batches:
     ) -> Told:
         if method == "POST" and not id_:
             calls = json.loads(content)["requests"]
-            lines = [{**one, "url": "/v1/messages", "body": one["params"]} for one in calls]
-            return 200, _as_messages(self._made(lines, calls[0]["params"].get("metadata") or {}))
+            lines = [{**call, "url": "/v1/messages", "body": call["params"]} for call in calls]
+            return 200, _as_messages(self._make_batch(lines, calls[0]["params"].get("metadata") or {}))
         if not id_:
-            there = [_as_messages(self._now(one, work)) for one in self.batches.values()]
+            there = [_as_messages(self._now(batch, work)) for batch in self.batches.values()]
             return 200, _page(there, query, "after_id")
         batch = self.batches.get(id_)
         if batch is None:
@@ -119,7 +119,7 @@ class Batches:
             (one["custom_id"], {"type": "succeeded", "message": one["response"]["body"]}) for one in done
         ]
         left = "canceled" if said["status"] == "cancelled" else "expired"
-        results += [(one["custom_id"], {"type": left}) for one in batch.lines[len(results) :]]
+        results += [(line["custom_id"], {"type": left}) for line in batch.lines[len(results) :]]
         told = [json.dumps({"custom_id": custom_id, "result": result}) for custom_id, result in results]
         return 200, "\n".join(told).encode()
 
@@ -136,7 +136,7 @@ class Batches:
             if not asked.get("background"):
                 return None
             line = {"custom_id": "", "url": "/v1/responses", "body": asked | {"background": False}}
-            return 200, _as_response(self._made([line], asked.get("metadata") or {}))
+            return 200, _as_response(self._make_batch([line], asked.get("metadata") or {}))
         batch = self.batches.get(f"batch_{id_.removeprefix('resp_')}")
         if batch is None:
             return None
@@ -165,7 +165,9 @@ class Batches:
             before = {"model": "sora-2", "seconds": "4"} if video is None else video.said
             return 200, self._begin({**before, **(said or json.loads(content))})
         if video is None:
-            return 200, {"object": "list"} | _page([one.said for one in self.videos.values()], query, "after")
+            return 200, {"object": "list"} | _page(
+                [video.said for video in self.videos.values()], query, "after"
+            )
         if method == "DELETE":
             del self.videos[id_]
             return 200, {"id": id_, "object": "video.deleted", "deleted": True}
@@ -185,13 +187,13 @@ class Batches:
             batch = json.loads(content)["batch"]
             calls = batch["inputConfig"]["requests"]["requests"]
             url = f"/v1beta/models/{model}:generateContent"
-            lines = [{"custom_id": "", "url": url, "body": one["request"]} for one in calls]
+            lines = [{"custom_id": "", "url": url, "body": call["request"]} for call in calls]
             return 200, self._as_operation(
-                self._made(lines, dict(_WISH.findall(batch.get("displayName", ""))))
+                self._make_batch(lines, dict(_WISH.findall(batch.get("displayName", ""))))
             )
         if id_ is None:
             size = int(query.get("pageSize", ["20"])[0])
-            there = [self._now(one, work) for one in [*self.batches.values()][::-1][:size]]
+            there = [self._now(batch, work) for batch in [*self.batches.values()][::-1][:size]]
             return 200, {"operations": [self._as_operation(one) for one in there]}
         found = self.batches.get(f"batch_{id_}")
         if found is None:
@@ -202,17 +204,17 @@ class Batches:
             return 200, {}
         return 200, said
 
-    def _as_operation(self, said: dict[str, Any]) -> dict[str, Any]:
+    def _as_operation(self, document: dict[str, Any]) -> dict[str, Any]:
         """Return a batch in the format of Gemini's API."""
-        total, done, over = *map(said["request_counts"].get, ("total", "completed")), said["status"]
+        total, done, over = *map(document["request_counts"].get, ("total", "completed")), document["status"]
         state = {"in_progress": "RUNNING", "completed": "SUCCEEDED"}.get(over, over.upper())
         stats = {"requestCount": str(total), "successfulRequestCount": str(done)}
-        created = datetime.fromtimestamp(said["created_at"], UTC).isoformat()
+        created = datetime.fromtimestamp(document["created_at"], UTC).isoformat()
         metadata = {"state": f"BATCH_STATE_{state}", "batchStats": stats, "createTime": created}
-        told = {"name": f"batches/{said['id'].removeprefix('batch_')}", "metadata": metadata}
+        told = {"name": f"batches/{document['id'].removeprefix('batch_')}", "metadata": metadata}
         if over == "in_progress":
             return told
-        written = self.files.get(said["output_file_id"] or "", b"").splitlines()
+        written = self.files.get(document["output_file_id"] or "", b"").splitlines()
         inlined = [{"response": json.loads(one)["response"]["body"]} for one in written]
         inlined += [{"error": {"code": 13, "message": over}}] * (total - done)
         return told | {"done": True, "response": {"inlinedResponses": {"inlinedResponses": inlined}}}
@@ -248,9 +250,9 @@ class Batches:
 
     def _store(self, form: bytes) -> Told:
         fields = _fields(form)
-        return 200, self._kept(fields.get(b"file", b""), fields.get(b"purpose", b"").decode())
+        return 200, self._store_file(fields.get(b"file", b""), fields.get(b"purpose", b"").decode())
 
-    def _kept(self, content: bytes, purpose: str) -> dict[str, Any]:
+    def _store_file(self, content: bytes, purpose: str) -> dict[str, Any]:
         id_ = f"file-{uuid4().hex}"
         self.files[id_] = content
         while len(self.files) > KEPT_MAX:
@@ -270,14 +272,14 @@ class Batches:
         content = self.files.get(asked["input_file_id"])
         if content is None:
             return 400, {"error": {"message": "no such file", "type": "invalid_request_error"}}
-        lines = [json.loads(one) for one in content.splitlines() if one.strip()]
+        lines = [json.loads(line) for line in content.splitlines() if line.strip()]
         more = {
             "endpoint": asked["endpoint"], "input_file_id": asked["input_file_id"],
             "completion_window": asked.get("completion_window", "24h"), "error_file_id": None,
         }  # fmt: skip
-        return 200, self._made(lines, asked.get("metadata") or {}, **more)
+        return 200, self._make_batch(lines, asked.get("metadata") or {}, **more)
 
-    def _made(self, lines: list[dict[str, Any]], wishes: dict[str, Any], **more: Any) -> dict[str, Any]:
+    def _make_batch(self, lines: list[dict[str, Any]], wishes: dict[str, Any], **more: Any) -> dict[str, Any]:
         now = time.time()
         said = more | {
             "id": f"batch_{uuid4().hex}", "object": "batch", "status": "in_progress", "created_at": int(now),
@@ -308,7 +310,7 @@ class Batches:
         batch.said["status"] = status
         batch.said["request_counts"]["completed"] = done
         if written:
-            kept = self._kept("\n".join(written).encode(), "batch_output")
+            kept = self._store_file("\n".join(written).encode(), "batch_output")
             batch.said["output_file_id"] = kept["id"]
 
 
@@ -334,24 +336,24 @@ def _page(there: list[dict[str, Any]], query: dict[str, list[str]], after: str) 
     return {"data": data, "has_more": begins + limit < len(newest)}
 
 
-def _as_response(said: dict[str, Any]) -> dict[str, Any]:
-    id_ = said["id"].replace("batch_", "resp_")
-    return {"id": id_, "object": "response", "status": said["status"], "background": True}
+def _as_response(document: dict[str, Any]) -> dict[str, Any]:
+    id_ = document["id"].replace("batch_", "resp_")
+    return {"id": id_, "object": "response", "status": document["status"], "background": True}
 
 
-def _as_messages(said: dict[str, Any]) -> dict[str, Any]:
+def _as_messages(document: dict[str, Any]) -> dict[str, Any]:
     """Return a batch in the format of Anthropic's API."""
-    total, done, over = *map(said["request_counts"].get, ("total", "completed")), said["status"]
+    total, done, over = *map(document["request_counts"].get, ("total", "completed")), document["status"]
     counts = dict.fromkeys(("processing", "succeeded", "errored", "canceled", "expired"), 0)
     counts["succeeded"] = done
     counts[{"in_progress": "processing", "cancelled": "canceled"}.get(over, "expired")] = total - done
     return {
-        "id": said["id"], "type": "message_batch", "request_counts": counts,
+        "id": document["id"], "type": "message_batch", "request_counts": counts,
         "processing_status": over if over == "in_progress" else "ended",
-        "created_at": datetime.fromtimestamp(said["created_at"], UTC).isoformat(),
-        "expires_at": datetime.fromtimestamp(said["expires_at"], UTC).isoformat(), "ended_at": None,
+        "created_at": datetime.fromtimestamp(document["created_at"], UTC).isoformat(),
+        "expires_at": datetime.fromtimestamp(document["expires_at"], UTC).isoformat(), "ended_at": None,
         "archived_at": None, "cancel_initiated_at": None,
-        "results_url": None if over == "in_progress" else f"{_MESSAGES}/{said['id']}/results",
+        "results_url": None if over == "in_progress" else f"{_MESSAGES}/{document['id']}/results",
     }  # fmt: skip
 
 

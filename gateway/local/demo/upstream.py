@@ -63,10 +63,10 @@ class DemoRequest:
     def json(self) -> dict[str, Any]:
         """Return the body as a JSON object; empty for any other body."""
         try:
-            found = json.loads(self.content)
+            document = json.loads(self.content)
         except ValueError:
             return {}
-        return found if isinstance(found, dict) else {}
+        return document if isinstance(document, dict) else {}
 
     def number(self, name: str) -> int | None:
         """Return the whole number in a header field, or None if it has none."""
@@ -155,7 +155,7 @@ class DemoExchange:
         self.spoken = self.values["output"]
         self.values["status"] = STATUSES.get(self.values["end"], "completed")
 
-    def told(self) -> dict[str, Any]:
+    def render(self) -> dict[str, Any]:
         """Return the call as JSON, with the tokens that the demo upstream counts for it.
 
         A call whose answer was cut used its whole input and the sent part of its output.
@@ -390,7 +390,7 @@ def fill_answer(template: Any, values: dict[str, Any], lists: dict[str, Any]) ->
         hole = HOLE.fullmatch(template)
         return values[hole[1]] if hole else HOLE.sub(lambda found: str(values[found[1]]), template)
     if isinstance(template, list):
-        made = (fill_answer(*each, lists) for item in template for each in _each(item, values, lists))
+        made = (fill_answer(*each, lists) for item in template for each in _expand_item(item, values, lists))
         return [item for item in made if item is not GONE]
     if not isinstance(template, dict):
         return template
@@ -401,7 +401,9 @@ def fill_answer(template: Any, values: dict[str, Any], lists: dict[str, Any]) ->
     return {name: item for name, item in filled.items() if item is not GONE}
 
 
-def _each(item: Any, values: dict[str, Any], lists: dict[str, Any]) -> list[tuple[Any, dict[str, Any]]]:
+def _expand_item(
+    item: Any, values: dict[str, Any], lists: dict[str, Any]
+) -> list[tuple[Any, dict[str, Any]]]:
     if not isinstance(item, dict) or "$each" not in item:
         return [(item, values)]
     return [(item, {**values, item["$each"]: one}) for one in lists[item["$each"]]]
@@ -529,7 +531,7 @@ async def _answer(
     await asyncio.sleep(asked.seconds("x-demo-delay-s"))
     if asked.method == "GET" and asked.path == "/demo/calls":
         model = asked.query.get("model", [""])[0]
-        reply = _json({"calls": [turn.told() for turn in calls if model in ("", turn.values["model"])]})
+        reply = _json({"calls": [turn.render() for turn in calls if model in ("", turn.values["model"])]})
     else:
         reply = _of_batches(calls, batches, asked) or _reply(asked)
     keep = asked.headers.get("connection", "").lower() != "close"
@@ -572,10 +574,10 @@ def _of_batches(calls: deque[DemoExchange], batches: Batches, asked: DemoRequest
 
     if "x-demo-status" in asked.headers:
         return None
-    told = batches.answer(asked.method, asked.path, asked.query, asked.content, work)
-    if told is None:
+    answer = batches.answer(asked.method, asked.path, asked.query, asked.content, work)
+    if answer is None:
         return None
-    status, said = told
+    status, said = answer
     return Reply(said, status, "application/octet-stream") if isinstance(said, bytes) else _json(said, status)
 
 
@@ -593,10 +595,10 @@ def _reply(asked: DemoRequest) -> Reply:
 def _fields(asked: DemoRequest) -> tuple[tuple[str, str], ...]:
     """Return the header fields that a request asks the demo to answer with, except unprintable ones."""
     try:
-        found = json.loads(asked.headers.get("x-demo-fields", "{}"))
+        document = json.loads(asked.headers.get("x-demo-fields", "{}"))
     except ValueError:
         return ()
-    dictated = found.items() if isinstance(found, dict) else ()
+    dictated = document.items() if isinstance(document, dict) else ()
     return tuple((name, str(value)) for name, value in dictated if f"{name}{value}".isprintable())
 
 

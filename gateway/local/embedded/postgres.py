@@ -185,8 +185,8 @@ def _is_ready(cluster: Path, pid: int) -> bool:
     return len(lines) >= 8 and lines[0] == str(pid) and lines[7].strip() == "ready"
 
 
-def _reason(said: str) -> str | None:
-    found = re.findall(r"(?:FATAL|PANIC|initdb: error|error):\s+(.*)", said)
+def _reason(text: str) -> str | None:
+    found = re.findall(r"(?:FATAL|PANIC|initdb: error|error):\s+(.*)", text)
     if not found:
         return None
     reason = found[-1].strip()

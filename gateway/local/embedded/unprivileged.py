@@ -54,7 +54,7 @@ def borrow(owner_uid: int | None, reaches: list[Path]) -> UnprivilegedUser | Non
     if os.geteuid() != 0:
         return None
     user = _user(owner_uid)
-    closed = next((path for each in reaches if (path := _closed_directory(each, user)) is not None), None)
+    closed = next((path for reach in reaches if (path := _closed_directory(reach, user)) is not None), None)
     if closed is None:
         return UnprivilegedUser(user.pw_name, user.pw_uid, user.pw_gid)
     held = _effective_capabilities()

@@ -149,9 +149,9 @@ async def _answers(port: int, password: str) -> bool:
         return False
 
 
-def _reason(directory: Path, said: str) -> str | None:
-    """Return why the server did not start, and what to do, from its output `said`; None if unknown."""
-    lowered = said.lower()
+def _reason(directory: Path, text: str) -> str | None:
+    """Return why the server did not start, and what to do, from its output `text`; None if unknown."""
+    lowered = text.lower()
     out = "start again: it is rebuilt from PostgreSQL and from the gateways' logs"
     if "bad file format reading the append only file" in lowered or "unexpected end of file" in lowered:
         return f"its append-only file is damaged; move {directory / AOF} away and {out}"

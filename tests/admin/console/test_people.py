@@ -359,8 +359,12 @@ async def test_member_signed_in_by_an_identity_provider_sees_only_the_own_organi
 
 
 ALWAYS = {"/search", "/sign-out"}
-# What writes nothing that is an organization's; a link in a mail, and Stripe by its secret.
-NO_WRITES = {"/sign-in", "/sign-out", "/search", "/mail/{token}", "/raise/{token}", "/stripe/events"}
+# What writes nothing that is an organization's: questions; a link in a mail, and Stripe by its secret.
+QUESTIONS = {f"/{name}/{question.name}" for name, one in RESOURCES.items() for question in one.questions}
+NO_WRITES = {
+    "/sign-in", "/sign-out", "/search", "/mail/{token}", "/raise/{token}", "/stripe/events",
+    *QUESTIONS, *(ROOT + question for question in QUESTIONS),
+}  # fmt: skip
 OF_VENDORS = "/v1/"  # views of resources: tests/features/vendor_admin
 VERBS = {"POST": "create", "PATCH": "change", "DELETE": "delete"}
 PART_VERBS = {

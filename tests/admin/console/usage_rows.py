@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 from gateway.core.accounts.usage import SPANS
 from gateway.core.billing.price_book import KINDS
-from persistence.ledger.rollup import start_of
+from persistence.ledger.usage_rollup import start_of
 from tests.admin.conftest import Api
 
 NANO = 10**9

@@ -13,16 +13,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gateway.admin.resources.integrity import DeadLetter
-from gateway.core.accounts.outbox import (
-    CARRIED,
-    ENTRY,
-    HEAD,
-    PRICED,
-    VERSION,
-    CallFacts,
-    EventFlag,
-    write_facts,
-)
+from gateway.core.accounts.call_facts import CallFacts, write_facts
+from gateway.core.accounts.outbox import CARRIED, ENTRY, HEAD, PRICED, VERSION, EventFlag
 from gateway.core.billing.money import PriceTier, pack_tiers
 from tests.search import examples
 

@@ -8,8 +8,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway.core.accounts.call_facts import CallFacts, write_facts
+from gateway.core.accounts.flush_batch import fan_out
 from gateway.core.accounts.holds import ReclaimPolicy
-from gateway.core.accounts.outbox import CallFacts, fan_out, write_facts
 from gateway.core.model import Service
 from gateway.counters.keeper.outbox import Outbox
 from gateway.counters.layouts import packing

@@ -19,7 +19,7 @@ from gateway.background.flushing.flusher import (
     Flusher,
     back_off_s,
 )
-from gateway.core.accounts.outbox import Batch, FlushReport, History, Judged, Owner
+from gateway.core.accounts.flush_batch import Batch, FlushReport, History, Judged, Owner
 from gateway.errors import CountersRefused, CountersUnavailable, LedgerUnavailable
 from tests.waiting import eventually
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gateway.background.verifying import admission_gate as module
-from gateway.background.verifying.reconciler import LossCounter
+from gateway.background.verifying.loss_counter import LossCounter
 from gateway.core.integrity.recovery import LedgerState, VerificationResult
 from gateway.core.integrity.roster import RETURN_S_MAX, SILENT_S_MAX
 from gateway.core.layout import LAYOUT

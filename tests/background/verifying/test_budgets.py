@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gateway.background.verifying import reconciler as verifying
+from gateway.background.verifying import budget_comparison, budget_rebuild
 from gateway.background.verifying.reconciler import Reconciler
 from gateway.core.accounts.budgets import (
     EACH,
@@ -133,7 +133,7 @@ class BudgetWorld:
         assert isinstance(marker, bytes)
         async with backend.engine.connect() as connection:
             organizations = await definitions.organizations(connection, "true", {})
-        return await verifying.BudgetRebuild(BudgetUses(backend.engine), target).rebuild(
+        return await budget_rebuild.BudgetRebuild(BudgetUses(backend.engine), target).rebuild(
             self.world.p, marker, organizations, went_on=went_on
         )
 
@@ -606,7 +606,7 @@ async def test_what_never_stands_still_is_pending(kept: BudgetWorld) -> None:
         return found
 
     kept.backend.counters.look = moving  # type: ignore[method-assign]  # traffic between two looks
-    comparison = verifying.BudgetComparison(
+    comparison = budget_comparison.BudgetComparison(
         Accounts(kept.backend.engine), kept.backend.counters, partition_of, 0
     )
     found = await comparison.compare([kept.organization_id])

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from gateway.background.verifying.reconciler import BudgetComparison, BudgetRebuild
+from gateway.background.verifying.budget_comparison import BudgetComparison
+from gateway.background.verifying.budget_rebuild import BudgetRebuild
 from gateway.core.accounts.budgets import Budget, account_of, define_windows
 from gateway.core.accounts.windows import FIRST_USE, ROLLING, Carry
 from gateway.core.model import BudgetAccount, Verdict

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gateway.core.accounts.upstream_jobs import (
+from gateway.core.accounts.batch_lines import (
     BatchLine,
     BatchResult,
     batch_lines,

@@ -15,23 +15,16 @@ from hypothesis import strategies as st
 from msgspec.structs import astuple
 from msgspec.structs import replace as replaced
 
-from gateway.core.accounts.outbox import (
-    BUDGETED,
-    HEAD,
+from gateway.core.accounts.call_facts import (
     CallFacts,
-    EventKind,
-    EventNote,
-    FlushReport,
-    WindowKey,
-    control_id,
-    decode,
     facts_in,
-    fan_out,
     mark_as_correction,
     read_facts,
     told_of,
     write_facts,
 )
+from gateway.core.accounts.flush_batch import FlushReport, control_id, fan_out
+from gateway.core.accounts.outbox import BUDGETED, HEAD, EventKind, EventNote, WindowKey, decode
 from gateway.core.accounts.refusals import NOBODY, bounded, busiest
 from gateway.core.accounts.usage import SPANS, UsageQuery, hourly_parts, in_parts, pieces
 from gateway.core.billing.price_book import NO_COUNTS

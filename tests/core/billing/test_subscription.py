@@ -261,7 +261,13 @@ def used(service: Service, **over: Any) -> events.EventSettlement:
 
 def test_each_business_model_moves_its_own_account() -> None:
     chat, units, credits_ = used(CHAT), used(UNITS, units=4), used(CREDITS, units=4)
-    assert (chat.counts_tokens, chat.tokens, chat.weighed, chat.units, chat.credits) == (True, 15, 15, 0, 0)
+    assert (chat.counts_tokens, chat.tokens, chat.quota_tokens, chat.units, chat.credits) == (
+        True,
+        15,
+        15,
+        0,
+        0,
+    )
     assert (units.counts_tokens, units.units, units.credits) == (False, 4, 0)
     assert (credits_.credits, credits_.units) == (12, 0)
     assert (used(BY_TOKEN).credits, used(BY_TOKEN).over) == (20, 0)
@@ -271,7 +277,7 @@ def test_each_business_model_moves_its_own_account() -> None:
 def test_tokens_of_a_cycle_that_is_over_move_no_quota() -> None:
     weights = Weights.of({"output": 2_000_000})
     late = use_of(told(), 7, CHAT, PRICE, weights, in_cycle=False)
-    assert (late.counts_tokens, late.weighed) == (False, 20)
+    assert (late.counts_tokens, late.quota_tokens) == (False, 20)
 
 
 def test_its_facts_say_when_it_was_used_and_what_by_which_price() -> None:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from gateway.core.calls.alphabets import CL100K, O200K, rare_tokens
-from gateway.core.calls.claims import read_call
 from gateway.core.calls.estimate import Estimator, tokenizer_of
 from gateway.core.calls.facts import aim_of
+from gateway.core.calls.parsing import read_call
 from gateway.core.calls.routes import ModelTarget, Route
 from gateway.core.model import Family
 

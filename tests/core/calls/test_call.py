@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from gateway.core.calls.call import BLOB_TOKENS, CallRequest, UsageBounds
-from gateway.core.calls.claims import limit_output, read_call
+from gateway.core.calls.output_limits import limit_output
+from gateway.core.calls.parsing import read_call
 from gateway.core.calls.routes import Route
 from gateway.core.families.controlled import ELSEWHERE
 from gateway.core.model import Family

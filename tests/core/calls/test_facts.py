@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from gateway.core.calls.call import CallRequest
-from gateway.core.calls.claims import limit_output
 from gateway.core.calls.estimate import CEILING, Estimate, Estimator
 from gateway.core.calls.facts import NO_FACTS, aim_of, fit_body, known_facts
+from gateway.core.calls.output_limits import limit_output
 from gateway.core.calls.routes import ModelRule, TokenCounts, UpstreamFacts
 from tests.core.calls.test_call import read
 

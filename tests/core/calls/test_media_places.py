@@ -14,8 +14,8 @@ import pytest
 
 from deploy.costs import classes_of, leaves, members_of, type_names
 from gateway.core.calls.call import MediaPart
-from gateway.core.calls.claims import measure_media, read_call
 from gateway.core.calls.estimate import Estimate, Estimator
+from gateway.core.calls.parsing import measure_media, read_call
 from gateway.core.calls.routes import Route
 from gateway.core.families.costs import costs_of
 from gateway.core.families.registry import OF_METER, SHAPES

@@ -9,8 +9,8 @@ from typing import Final
 
 import pytest
 
-from gateway.core.calls.claims import read_call
 from gateway.core.calls.estimate import Estimator
+from gateway.core.calls.parsing import read_call
 from gateway.core.calls.pictures import size_of
 from gateway.core.calls.routes import Route
 from gateway.core.model import Family

@@ -16,25 +16,13 @@ import pytest
 
 from gateway.core.billing.vector import Vector
 from gateway.core.calls import call as module
-from gateway.core.calls.call import (
-    MEDIA_NAMES,
-    Body,
-    CallRequest,
-    CutParts,
-    FieldNames,
-    names_in,
-)
-from gateway.core.calls.claims import (
-    check_numbers,
-    limit_output,
-    limit_uses,
-    read_call,
-    unpriced_tools,
-    uses_of,
-)
+from gateway.core.calls.call import MEDIA_NAMES, Body, CallRequest, CutParts, FieldNames, names_in
 from gateway.core.calls.estimate import answers_within, limit_models
 from gateway.core.calls.models import is_repeatable
+from gateway.core.calls.output_limits import check_numbers, limit_output
+from gateway.core.calls.parsing import read_call
 from gateway.core.calls.routes import Route
+from gateway.core.calls.tool_uses import limit_uses, unpriced_tools, uses_of
 from gateway.core.families import objects
 from gateway.core.families.costs import members_of_cost
 from gateway.core.families.family import BodyIds, only_text

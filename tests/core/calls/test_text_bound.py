@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from gateway.core.calls import text_bound as module
 from gateway.core.calls.alphabets import CL100K, O200K, TOKENIZERS
-from gateway.core.calls.claims import read_call
 from gateway.core.calls.estimate import BOUND_BYTES_MAX, Estimator
+from gateway.core.calls.parsing import read_call
 from gateway.core.calls.routes import Route
 from gateway.core.calls.text_bound import PIECE_BYTES_MAX, bound_tokens, counted, most_tokens
 from gateway.core.model import Family

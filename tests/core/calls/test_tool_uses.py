@@ -10,19 +10,12 @@ import pytest
 from gateway.core.billing.price_book import KINDS, read_price
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import Body, CallRequest, CallSpec
-from gateway.core.calls.claims import (
-    TOOL_USES,
-    asks_of,
-    find_tool,
-    likely_asks,
-    limit_uses,
-    unpriced_tools,
-    uses_of,
-)
+from gateway.core.calls.claims import asks_of, likely_asks
 from gateway.core.calls.estimate import TOOL_USES_MAX
 from gateway.core.calls.facts import aim_of
 from gateway.core.calls.routes import ModelTarget
 from gateway.core.calls.tariff import makes, unpriced_part
+from gateway.core.calls.tool_uses import TOOL_USES, find_tool, limit_uses, unpriced_tools, uses_of
 from gateway.core.families.controlled import elements
 from gateway.core.families.registry import OF_METER
 from gateway.core.families.tools import tools_of

@@ -15,8 +15,9 @@ from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 
 from gateway.core.calls.call import CallRequest, input_tokens
-from gateway.core.calls.claims import HARMLESS, TEXTS, check_numbers, read_call
 from gateway.core.calls.estimate import Estimator
+from gateway.core.calls.output_limits import HARMLESS, TEXTS, check_numbers
+from gateway.core.calls.parsing import read_call
 from gateway.core.calls.routes import Route
 from gateway.core.families.controlled import (
     MODEL_NAMES_MAX,

@@ -13,8 +13,8 @@ import typing_extensions
 
 from deploy.costs import classes_of, members_of, type_names
 from gateway.core.calls.call import Body, CallRequest, names_in
-from gateway.core.calls.claims import read_call
 from gateway.core.calls.models import is_repeatable
+from gateway.core.calls.parsing import read_call
 from gateway.core.calls.routes import Route
 from gateway.core.families.objects import ObjectAccess, read_objects
 from gateway.core.families.tools import tools_of

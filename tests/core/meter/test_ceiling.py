@@ -150,7 +150,7 @@ def test_what_nobody_can_read_is_charged_the_ceiling(meter: str, content_type: b
     ],
 )  # fmt: skip
 def test_a_route_may_say_whether_its_upstream_always_reports(meter: str, stated: str, reports: bool) -> None:
-    from gateway.core.calls.claims import read_call
+    from gateway.core.calls.parsing import read_call
 
     route = Route(("POST",), "/x", "u", "s", Family(meter.partition("_")[0]), meter, usage=stated)
     assert read_call(route, {"model": "m"}, b'{"model":"m"}').reports is reports

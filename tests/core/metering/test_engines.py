@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.calls.call import CallRequest, Learned
-from gateway.core.calls.claims import read_call
 from gateway.core.calls.facts import aim_of
+from gateway.core.calls.parsing import read_call
 from gateway.core.calls.routes import Route, UpstreamFacts
 from gateway.core.families.openai.reports import _Sum
 from gateway.core.metering.meter import Meter

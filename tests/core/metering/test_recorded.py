@@ -24,7 +24,7 @@ from genai_prices.data import providers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.core.accounts.outbox import UNKNOWN_BYTES_MAX
+from gateway.core.accounts.call_facts import UNKNOWN_BYTES_MAX
 from gateway.core.billing.price_book import KINDS, PriceBook, cost_nano, read_price
 from gateway.core.calls.call import DEFAULT_BOUNDS, UsageBounds
 from gateway.core.metering.meter import Meter

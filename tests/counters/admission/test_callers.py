@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 from gateway.core.accounts.definitions import NegotiatedTerms, OrganizationTerms
 from gateway.core.model import Caller
 from gateway.core.wait import in_task
-from gateway.counters.admission.cache import HEARD, CacheLimits, LookupQueue
+from gateway.counters.admission.cache import CacheLimits
 from gateway.counters.admission.callers import AGAIN_S, IDENTITY_S, KNOWN_S_MAX, Directory
+from gateway.counters.admission.key_changes import HEARD
+from gateway.counters.admission.lookup_queue import LookupQueue
 from gateway.counters.admission.stored import encode_catalogue, encode_identity, encode_terms
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url

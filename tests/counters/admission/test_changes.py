@@ -10,7 +10,7 @@ import pytest
 import redis
 
 from gateway.core.wait import in_task
-from gateway.counters.admission.cache import HEARD, NEVER, Changes
+from gateway.counters.admission.key_changes import HEARD, NEVER, Changes
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.connection import RedisConnection, encode

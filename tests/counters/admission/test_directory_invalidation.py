@@ -9,8 +9,9 @@ import pytest
 import redis
 
 from gateway.core.wait import in_task
-from gateway.counters.admission.cache import HEARD, CacheLimits
+from gateway.counters.admission.cache import CacheLimits
 from gateway.counters.admission.callers import IDENTITY_S, Directory
+from gateway.counters.admission.key_changes import HEARD
 from gateway.counters.admission.stored import encode_catalogue, encode_identity
 from gateway.counters.leases.allowance import Allowances
 from gateway.counters.redis import keys

@@ -6,13 +6,13 @@ import asyncio
 import time
 
 from gateway.core.empty_accounts import FORGOTTEN_S, LEFT_ALONE_S
-from gateway.counters.admission.cache import HEARD
 from gateway.counters.admission.empty_accounts import (
     NAME,
     SharedEmptyAccounts,
     StoredEmptyAccount,
     read_empty_accounts,
 )
+from gateway.counters.admission.key_changes import HEARD
 from gateway.counters.redis import keys
 from tests.builders import World, driven
 from tests.counters.conftest import Connect

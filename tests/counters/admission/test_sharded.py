@@ -19,9 +19,9 @@ from gateway.core.accounts.outbox import EventKind
 from gateway.core.model import Caller, HoldExtension, HoldRequest, Settlement, SettleResult, Verdict
 from gateway.core.wait import in_task
 from gateway.counters.admission.account_limit import AccountLimit
-from gateway.counters.admission.cache import HEARD
 from gateway.counters.admission.callers import AGAIN_S, IDENTITY_S, Directory
 from gateway.counters.admission.counters import Counters
+from gateway.counters.admission.key_changes import HEARD
 from gateway.counters.admission.live_holds import LiveHolds
 from gateway.counters.admission.objects import ObjectOwners
 from gateway.counters.admission.sharded import ShardedCounters

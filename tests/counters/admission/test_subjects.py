@@ -12,8 +12,8 @@ from gateway.core.accounts.definitions import KeyDefinition
 from gateway.core.credentials import Peppers
 from gateway.core.issuers import known_as
 from gateway.core.model import Caller, Limits
-from gateway.counters.admission.cache import HEARD
 from gateway.counters.admission.callers import Directory
+from gateway.counters.admission.key_changes import HEARD
 from gateway.counters.admission.stored import decode_identity, encode_identity
 from gateway.counters.keeper.bulk import BulkLoader
 from gateway.counters.redis import keys

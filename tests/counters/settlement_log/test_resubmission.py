@@ -19,7 +19,7 @@ from gateway.core.integrity.roster import SILENT_S_MAX
 from gateway.core.layout import LAYOUT
 from gateway.core.model import PARTITIONS, Service, SettleResult
 from gateway.core.wait import in_task
-from gateway.counters.admission.cache import HEARD
+from gateway.counters.admission.key_changes import HEARD
 from gateway.counters.keeper import worker_reports
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
@@ -258,7 +258,7 @@ async def test_it_reports_as_soon_as_redis_tells_of_a_marker_or_the_last_call_ha
         await eventually(lambda: reported(world) == {0, 1})
         worker.resubmitter._in_flight = lambda _: busy
         verify(world, epoch=2)
-        worker.resubmitter._told(b"")
+        worker.resubmitter._note_change(b"")
         if busy:
             await eventually(lambda: worker.resubmitter._sent_again == [2] * PARTITIONS)
             assert 2 not in reported(world)

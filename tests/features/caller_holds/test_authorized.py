@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 import pytest
 
+from gateway.core.accounts.call_facts import CallFacts
 from gateway.core.accounts.caller_holds import CallerHold, HeldAmounts, HoldEnd
-from gateway.core.accounts.outbox import CallFacts
 from gateway.core.accounts.run_policies import RunPolicy
 from gateway.core.calls.routes import Route
 from gateway.core.families.mcp import routes_of
@@ -36,10 +36,11 @@ ONLY_A = rule("own-model", ("up", "own-model"), organization_id=77)
 
 
 class Holds:
-    """Keeps holds as they are stored."""
+    """Keeps holds as they are stored; where budgets are `short`, none has more money than before."""
 
     def __init__(self) -> None:
         self.kept: dict[str, bytes] = {}
+        self.short = False
 
     def now_ms(self) -> int:
         return int(time.time() * 1000)
@@ -79,8 +80,10 @@ class Holds:
     async def undecide(self, hold: CallerHold) -> None:
         raise AssertionError(hold)
 
-    async def extend(self, hold: CallerHold, ttl_ms: int, wanted: HeldAmounts) -> HeldAmounts:
-        return wanted
+    async def extend(
+        self, hold: CallerHold, ttl_ms: int, wanted: HeldAmounts, definitions: tuple[bytes, ...] = ()
+    ) -> HeldAmounts:
+        return msgspec.structs.replace(wanted, money=hold.held.money) if self.short else wanted
 
 
 async def cost_here(stage: Stage, path: bytes, body: bytes, told: bytes) -> CallFacts:

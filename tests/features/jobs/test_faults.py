@@ -23,7 +23,7 @@ import h11
 import msgspec
 import pytest
 
-from gateway.core.accounts.outbox import CallFacts
+from gateway.core.accounts.call_facts import CallFacts
 from gateway.core.accounts.upstream_jobs import OPENING, RUNNING, UNANSWERED_S_MAX, Job, read_job, write_job
 from gateway.core.billing.price_book import read_price
 from gateway.core.families import gemini, openai

@@ -11,9 +11,10 @@ from typing import Any, cast
 import pytest
 
 from gateway.calls.charge import ChargedUse
+from gateway.core.accounts.batch_lines import BatchResult
 from gateway.core.accounts.budgets import Budget
-from gateway.core.accounts.outbox import read_facts
-from gateway.core.accounts.upstream_jobs import HOLD_S_MAX, JOB_S_MAX, OPENING, RUNNING, BatchResult, Job
+from gateway.core.accounts.call_facts import read_facts
+from gateway.core.accounts.upstream_jobs import HOLD_S_MAX, JOB_S_MAX, OPENING, RUNNING, Job
 from gateway.core.billing.price_book import read_price
 from gateway.core.calls.call import DEFAULT_BOUNDS
 from gateway.core.calls.routes import (

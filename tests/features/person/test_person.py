@@ -14,7 +14,7 @@ from msgspec import Raw
 from msgspec.structs import replace
 from typer.testing import CliRunner
 
-from gateway.core.accounts.outbox import NONE, CallFacts, told_of, write_facts
+from gateway.core.accounts.call_facts import NONE, CallFacts, told_of, write_facts
 from gateway.errors import Conflict, NotFound
 from gateway.features.person.command import add_person
 from persistence.ledger.writer import LedgerWriter

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from gateway.cli.admin.client import CommandFailed
-from gateway.core.accounts.outbox import CallFacts, write_facts
+from gateway.core.accounts.call_facts import CallFacts, write_facts
 from gateway.features.provider_report import api as provider_api
 from gateway.features.provider_report.api import FILE_BYTES_MAX
 from gateway.features.provider_report.comparison import BadReport

@@ -9,8 +9,9 @@ from decimal import Decimal
 import msgspec
 import pytest
 
+from gateway.core.accounts.call_facts import CallFacts, mark_as_correction, write_facts
 from gateway.core.accounts.holds import LateSettlement
-from gateway.core.accounts.outbox import CallFacts, EventKind, mark_as_correction, write_facts
+from gateway.core.accounts.outbox import EventKind
 from gateway.core.model import Caller, Settlement
 from gateway.features.usage_feed.events import Terms
 from persistence.keeper.sweeps import Sweeps

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Actor, Command
-from gateway.core.accounts.outbox import CallFacts, EventKind, mark_as_correction, write_facts
+from gateway.core.accounts.call_facts import CallFacts, mark_as_correction, write_facts
+from gateway.core.accounts.outbox import EventKind
 from gateway.errors import Conflict
 from gateway.features.usage_feed.events import Terms
 from persistence.ledger.writer import LedgerWriter

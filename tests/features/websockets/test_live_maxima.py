@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from gateway.core.calls.call import UsageBounds
-from gateway.core.calls.claims import read_call
+from gateway.core.calls.parsing import read_call
 from gateway.core.calls.routes import Route
 from gateway.core.families.family import LiveSession
 from gateway.core.families.gemini.live import GeminiLiveSession

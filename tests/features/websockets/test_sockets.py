@@ -184,12 +184,21 @@ async def test_rate_limit_refuses_a_websocket_message_like_a_posted_call() -> No
         assert said["error"]["headers"]["retry-after"] == "30"
         stage.counters.decision = admitted
         stage.upstream.scripts = [
-            [answer(b'{"error":{"message":"busy","type":"t"}}', status=b"429 Busy")],
+            [
+                answer(
+                    b'{"error":{"message":"busy","type":"t"}}',
+                    b"X-Ratelimit-Limit-Requests: 9\r\nServer: x\r\n",
+                    status=b"429 Busy",
+                )
+            ],
             [WHOLE],
         ]
         await socket.send_json(CREATE)
         said = await received(socket)
         assert (said["status"], said["error"]["message"]) == (429, "busy")
+        headers = said["error"]["headers"]
+        assert headers.pop("x-request-id")
+        assert headers == {"x-ratelimit-limit-requests": "9", "x-tollkeeper-refused-by": "upstream"}
         assert await turn(socket) == ["response.output_text.delta", "response.completed"]
         assert len(stage.counters.charges) == 1
 

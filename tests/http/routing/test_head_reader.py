@@ -18,7 +18,8 @@ from gateway.core.http_limits import HttpLimits
 from gateway.core.model import GENERIC, Attribution, Family
 from gateway.core.traces import FIELD, STATE_FIELD, cut_usual_line, read_parent
 from gateway.errors import Refusal
-from gateway.http.identity import credential_of, key_digest, read_attribution
+from gateway.http.attribution import read_attribution
+from gateway.http.identity import credential_of, key_digest
 from gateway.http.protocol.request import RequestHead, cut_head, cut_length, read_request_head
 from gateway.http.routing.head import NEW_LINES_MAX, CallHead, HeadReader
 from gateway.http.routing.routed_head import HeadRouter, RoutedHead

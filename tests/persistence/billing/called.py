@@ -17,7 +17,8 @@ import pytest
 
 from gateway.admin.http import bodies
 from gateway.admin.resources.catalogue import PriceAmend, PriceCreate
-from gateway.core.accounts.outbox import CallFacts, EventKind, EventNote, write_facts
+from gateway.core.accounts.call_facts import CallFacts, write_facts
+from gateway.core.accounts.outbox import EventKind, EventNote
 from gateway.core.billing import events
 from gateway.core.billing.money import IN_MONEY, PriceTier, read_tiers
 from gateway.errors import Conflict

@@ -16,7 +16,7 @@ from msgspec.structs import replace as replace_fields
 from gateway.admin.http import bodies
 from gateway.admin.resources.catalogue import PriceCreate
 from gateway.core.accounts.administration import Row
-from gateway.core.accounts.outbox import CallFacts, write_facts
+from gateway.core.accounts.call_facts import CallFacts, write_facts
 from gateway.core.billing.money import IN_MONEY
 from gateway.core.billing.price_book import KINDS
 from gateway.errors import Conflict, LedgerUnavailable, Unprocessable

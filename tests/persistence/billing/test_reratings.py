@@ -15,7 +15,8 @@ import pytest
 
 from gateway.admin.http import bodies
 from gateway.admin.resources.catalogue import PriceAmend, PriceCreate
-from gateway.core.accounts.outbox import CallFacts, EventKind, write_facts
+from gateway.core.accounts.call_facts import CallFacts, write_facts
+from gateway.core.accounts.outbox import EventKind
 from gateway.core.billing.money import IN_MONEY, NANO
 from gateway.core.times import ms_of
 from gateway.errors import Conflict

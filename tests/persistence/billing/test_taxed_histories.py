@@ -19,7 +19,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.accounts.outbox import CallFacts, EventKind, EventNote, write_facts
+from gateway.core.accounts.call_facts import CallFacts, write_facts
+from gateway.core.accounts.outbox import EventKind, EventNote
 from gateway.core.billing import events
 from gateway.core.billing.money import PriceTier, read_tiers
 from gateway.core.times import ms_of

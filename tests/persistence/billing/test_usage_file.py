@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from gateway.core.accounts.outbox import CallFacts, EventKind, write_facts
+from gateway.core.accounts.call_facts import CallFacts, write_facts
+from gateway.core.accounts.outbox import EventKind
 from gateway.errors import NotFound
 from persistence import engine
 from persistence.billing.invoice_usage import InvoiceUsage

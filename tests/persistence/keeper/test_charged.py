@@ -15,15 +15,9 @@ from hypothesis import strategies as st
 from psycopg import errors
 from sqlalchemy import TextClause, text
 
+from gateway.core.accounts.call_facts import CallFacts, mark_as_correction, write_facts
 from gateway.core.accounts.holds import ChargedAmounts, LateSettlement
-from gateway.core.accounts.outbox import (
-    CallFacts,
-    EventFlag,
-    EventKind,
-    EventNote,
-    mark_as_correction,
-    write_facts,
-)
+from gateway.core.accounts.outbox import EventFlag, EventKind, EventNote
 from gateway.core.model import Caller, Settlement
 from gateway.core.times import AHEAD_MAX, DAY_MS, began, moment_of
 from gateway.counters.redis.keys import partition_of

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.background.flushing.flusher import HELD_S, KeeperShare
-from gateway.core.accounts.outbox import PartitionAssignment
+from gateway.core.accounts.flush_batch import PartitionAssignment
 from gateway.core.model import PARTITIONS
 from gateway.errors import LedgerUnavailable
 from persistence import engine as engines

@@ -8,16 +8,9 @@ from typing import Any
 
 import pytest
 
-from gateway.core.accounts.outbox import (
-    Batch,
-    CallFacts,
-    EventFlag,
-    EventKind,
-    EventNote,
-    WindowKey,
-    mark_as_correction,
-    write_facts,
-)
+from gateway.core.accounts.call_facts import CallFacts, mark_as_correction, write_facts
+from gateway.core.accounts.flush_batch import Batch
+from gateway.core.accounts.outbox import EventFlag, EventKind, EventNote, WindowKey
 from gateway.core.model import INTEGER_MAX
 from persistence.ledger.writer import LedgerWriter
 from tests.connections import connected

@@ -9,7 +9,8 @@ import msgspec
 import pytest
 from psycopg.rows import dict_row
 
-from gateway.core.accounts.outbox import CallFacts, EventKind, WindowKey, mark_as_correction, write_facts
+from gateway.core.accounts.call_facts import CallFacts, mark_as_correction, write_facts
+from gateway.core.accounts.outbox import EventKind, WindowKey
 from gateway.core.accounts.runs import BUDGET_ID_MIN
 from gateway.core.accounts.usage import SPANS
 from gateway.core.accounts.usage_sums import SUMS

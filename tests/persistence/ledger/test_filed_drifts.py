@@ -8,15 +8,8 @@ from datetime import UTC, datetime
 
 import pytest
 
-from gateway.core.accounts.outbox import (
-    CallFacts,
-    EventFlag,
-    EventKind,
-    EventNote,
-    WindowKey,
-    mark_as_correction,
-    write_facts,
-)
+from gateway.core.accounts.call_facts import CallFacts, mark_as_correction, write_facts
+from gateway.core.accounts.outbox import EventFlag, EventKind, EventNote, WindowKey
 from persistence import engine
 from persistence.billing.credit_balances import Allocations
 from persistence.keeper.verification import Accounts

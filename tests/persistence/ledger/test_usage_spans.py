@@ -7,9 +7,10 @@ import uuid
 
 import msgspec
 
-from gateway.core.accounts.outbox import CallFacts, EventKind, mark_as_correction, write_facts
+from gateway.core.accounts.call_facts import CallFacts, mark_as_correction, write_facts
+from gateway.core.accounts.outbox import EventKind
 from gateway.core.accounts.usage import NO_PROJECT, OTHER, OTHER_PROJECTS, SPANS
-from persistence.ledger.rollup import MODELS_A_DAY_MAX, PROJECTS_A_DAY_MAX, TAG_VALUES_A_DAY_MAX
+from persistence.ledger.usage_rollup import MODELS_A_DAY_MAX, PROJECTS_A_DAY_MAX, TAG_VALUES_A_DAY_MAX
 from persistence.ledger.writer import LedgerWriter
 from tests.connections import connected
 from tests.persistence.ledger.test_calls import added, calls_in, rollup_in

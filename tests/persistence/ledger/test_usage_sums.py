@@ -6,7 +6,7 @@ from itertools import product
 
 from msgspec.structs import replace
 
-from gateway.core.accounts.outbox import CallFacts, write_facts
+from gateway.core.accounts.call_facts import CallFacts, write_facts
 from gateway.core.accounts.usage_sums import SUMS, USAGE_SUMS
 from gateway.core.model import INTEGER_MAX
 from persistence.ledger.writer import LedgerWriter

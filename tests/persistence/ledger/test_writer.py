@@ -10,19 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gateway.core.accounts.outbox import (
-    CallFacts,
-    EventFlag,
-    EventKind,
-    OutboxEntry,
-    mark_as_correction,
-    write_facts,
-)
+from gateway.core.accounts.call_facts import CallFacts, mark_as_correction, write_facts
+from gateway.core.accounts.outbox import EventFlag, EventKind, OutboxEntry
 from gateway.core.accounts.usage import SPANS
 from gateway.core.billing.money import IN_MONEY
 from gateway.core.model import INTEGER_MAX
 from gateway.core.times import DAY_MS, ms_of
-from persistence.ledger.rollup import report_day, supplied_day
+from persistence.ledger.late_units import report_day, supplied_day
 from persistence.ledger.statements import SUM_MAX, added, bounded
 from persistence.ledger.writer import LedgerWriter
 from tests.builders import encode

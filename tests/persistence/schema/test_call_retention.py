@@ -15,12 +15,13 @@ import pytest
 from psycopg import errors
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.core.accounts.outbox import CallFacts, EventKind, mark_as_correction, write_facts
+from gateway.core.accounts.call_facts import CallFacts, mark_as_correction, write_facts
+from gateway.core.accounts.outbox import EventKind
 from gateway.core.accounts.usage import SPANS, UsageQuery
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import Unprocessable
 from persistence import engine as engines
-from persistence.ledger.rollup import MODELS_A_DAY_MAX
+from persistence.ledger.usage_rollup import MODELS_A_DAY_MAX
 from persistence.ledger.writer import LedgerWriter
 from persistence.resources import usage
 from persistence.schema import partitions

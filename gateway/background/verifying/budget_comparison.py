@@ -1,0 +1,108 @@
+"""Compares budgets with traffic running: accounts count only if nothing moved between two looks."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING
+
+from gateway.core.accounts.budgets import Budget, ends_of
+from gateway.core.integrity.reconciliation import (
+    ACCOUNTS_MAX,
+    NO_FAULTS,
+    BudgetAccountUse,
+    Item,
+    ReconciliationSummary,
+    WaitingUses,
+    as_they_should_be,
+    carrying,
+    differences,
+    forgettable,
+    waiting_in,
+    windows_at,
+)
+
+if TYPE_CHECKING:
+    from gateway.counters.keeper.verification import KeeperCounters
+    from persistence.keeper.verification import Accounts
+
+
+# A difference may be a movement in flight: it counts only if several looks find it.
+LOOKS_MAX = 5
+LOOK_AGAIN_S = 0.3
+
+
+@dataclass(slots=True, eq=False)
+class BudgetComparison:
+    """Compares budgets with traffic running; `partition_of` returns the partition of an organization id."""
+
+    source: Accounts
+    target: KeeperCounters
+    partition_of: Callable[[int], int]
+    look_again_s: float = LOOK_AGAIN_S
+
+    async def compare(self, organizations: Sequence[int]) -> ReconciliationSummary:
+        """Return differences that several comparisons found.
+
+        A budget that changed in each counts as pending.
+        """
+        found: list[Item] = []
+        checked = pending = 0
+        defined = await self.source.budgets(organizations)
+        for one, budgets in defined.items():
+            items = await self._differing(one, budgets)
+            checked += len(budgets)
+            pending += len(budgets) if items is None else 0
+            found += items or ()
+        return ReconciliationSummary(checked, pending, tuple(found))
+
+    async def _differing(self, organization_id: int, budgets: Sequence[Budget]) -> list[Item] | None:
+        """Return differences found by several comparisons; None if something moved during each of them."""
+        items: list[Item] | None = None
+        for look in range(LOOKS_MAX):
+            if look:
+                await asyncio.sleep(self.look_again_s)
+            found = await self._look(organization_id, budgets)
+            if found is None:
+                continue
+            again, gone = found
+            before = {item.account for item in (again if items is None else items)}
+            items = [item for item in again if item.account in before]
+            if all(item.kind in NO_FAULTS for item in items):
+                break
+        if items and gone:
+            now_ms = await self.target.now_ms()
+            await self.target.take_up_budgets(self.partition_of(organization_id), gone, now_ms)
+        return items
+
+    async def _look(
+        self, organization_id: int, budgets: Sequence[Budget]
+    ) -> tuple[list[Item], list[BudgetAccountUse]] | None:
+        """Return the differences, and the accounts missing in Redis; None if anything moved meanwhile.
+
+        Missing accounts are compared before others.
+        """
+        partition, now_ms = self.partition_of(organization_id), await self.target.now_ms()
+        windows = windows_at(budgets, now_ms)
+        stored = await self.source.stored(partition, [organization_id], windows, carrying(budgets))
+        may_lack = forgettable(budgets)
+        known = list(as_they_should_be(organization_id, budgets, stored, WaitingUses(), now_ms))
+        named = {one.name: one for one in known}
+        kept = [one.name for one in known if ":" in one.name and ends_of(one.defined).never and any(one.used)]
+        gone = await self.target.keep_budgets(partition, kept)
+        names = list(islice(dict.fromkeys([*gone, *named]), ACCOUNTS_MAX))
+        if not names:
+            return [], []
+        looked = await self.target.look(partition, stored.mark, names)
+        apart = await self.target.waiting_apart(partition, [organization_id])
+        again = await self.source.stored(partition, [organization_id], windows, carrying(budgets))
+        if looked is None or apart is None or again != stored:
+            return None
+        live, entries = looked
+        waiting = waiting_in([*entries, *apart, *stored.aside], budgets)
+        accounts = as_they_should_be(organization_id, budgets, stored, waiting, now_ms)
+        wanted = set(names)
+        items = list(differences((account for account in accounts if account.name in wanted), live, may_lack))
+        return items, [named[name] for name in gone if name in wanted and name not in live]

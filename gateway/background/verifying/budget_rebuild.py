@@ -1,0 +1,101 @@
+"""Compares accounts of budgets in Redis with their stored use plus the entries that wait to be stored, and rewrites them.
+
+While a partition is being verified, nothing moves: the flusher stores no entries that it read under another
+history, and scripts refuse. So the sum is exact, whatever the counters lost or added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from gateway.core.accounts.budgets import account_of, accounts_of
+from gateway.core.accounts.definitions import OrganizationAccount
+from gateway.core.accounts.outbox import WindowKey
+from gateway.core.integrity.reconciliation import (
+    BudgetAccountUse,
+    as_they_should_be,
+    carrying,
+    differing,
+    run_as_it_should_be,
+    waiting_in,
+    windows_at,
+)
+from gateway.core.text import batched
+
+if TYPE_CHECKING:
+    from gateway.counters.keeper.verification import KeeperCounters
+    from persistence.keeper.verification import BudgetUses
+
+
+# Accounts that are compared and written before other work gets a turn.
+REBUILT_AT_ONCE = 5_000
+
+
+class BudgetRebuild:
+    """Compares and rewrites the budget accounts of one partition at a time."""
+
+    def __init__(self, source: BudgetUses, target: KeeperCounters) -> None:
+        self._source, self._target = source, target
+
+    async def rebuild(
+        self, partition: int, marker: bytes, organizations: Iterable[OrganizationAccount], *, went_on: bool
+    ) -> int | None:
+        """Rewrite wrong budget counters of organizations and runs in a partition; return how many.
+
+        None if the partition's `marker` changed meanwhile. Counters above the use in PostgreSQL are lowered
+        only with `went_on`, that is if Redis continued with older data. Otherwise, or if too many entries
+        wait, they are left unchanged, since PostgreSQL may be the older one.
+        """
+        here = [organization.definition for organization in organizations]
+        defined = [one for one in here if one.terms.budgets]
+        # Most partitions have no organizations: a query for each would be most of a verification.
+        runs = await self._source.runs([one.organization_id for one in here]) if here else []
+        if not defined and not runs:
+            return 0
+        now_ms, ids = await self._target.now_ms(), [one.organization_id for one in here]
+        of_runs = [window for run in runs for window in run.budgets]
+        budgets = [budget for one in defined for budget in one.terms.budgets]
+        begun = [WindowKey(budget.id, run.created_ms) for run in runs for budget in run.budgets]
+        windows = [*windows_at(budgets, now_ms), *begun]
+        stored = await self._source.stored(partition, ids, windows, carrying(budgets))
+        entries = await self._target.waiting(partition, stored.mark)
+        apart = await self._target.waiting_apart(partition, ids)
+        less_only = not went_on or entries is None or apart is None
+        packed = [*(entries or ()), *(apart or ()), *stored.aside]
+        waiting = waiting_in(packed, [*budgets, *of_runs])
+        accounts = [run_as_it_should_be(run, stored.used, waiting.used) for run in runs]
+        holds = await self._target.held_of_budgets(partition)
+        wrong = await self._wrong(partition, accounts, less_only=less_only)
+        if wrong and not await self._target.restore_budgets(partition, marker, wrong, now_ms, holds):
+            return None
+        written = len(wrong)
+        for one in defined:
+            names = [
+                name
+                for alike in accounts_of(one.terms.budgets)
+                if alike[0].each
+                for name in await self._target.somebodys_budgets(
+                    partition, account_of(one.organization_id, alike[0])
+                )
+            ]
+            every = as_they_should_be(one.organization_id, one.terms.budgets, stored, waiting, now_ms, names)
+            for some in batched(every, REBUILT_AT_ONCE):
+                wrong = await self._wrong(partition, some, less_only=less_only)
+                written += len(wrong)
+                if wrong and not await self._target.restore_budgets(partition, marker, wrong, now_ms, holds):
+                    return None
+        await self._target.restore_runs(partition, runs)
+        return written
+
+    async def _wrong(
+        self, partition: int, accounts: Sequence[BudgetAccountUse], *, less_only: bool
+    ) -> list[BudgetAccountUse]:
+        """Return the accounts whose counters in Redis differ; with `less_only`, those with too low ones.
+
+        Accounts that another version wrote are omitted.
+        """
+        live, others = await self._target.live_budgets(partition, [account.name for account in accounts])
+        return differing(
+            [account for account in accounts if account.name not in others], live, less_only=less_only
+        )

@@ -1,0 +1,89 @@
+"""Movements that are stored: an entry that repeats one has the same content."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from psycopg import Connection
+
+from gateway.core.accounts.outbox import AccountMovement, EventKind, moved
+from persistence.ledger import statements
+from persistence.ledger.guard import CREDITS, TOKENS, USAGE, Placed, QuarantineReason
+from persistence.ledger.rows import request_of
+
+# By part: the query for stored rows by account and seq.
+_STORED = {
+    TOKENS: statements.STORED_TOKENS,
+    CREDITS: statements.STORED_CREDITS,
+    USAGE: statements.STORED_USAGE,
+}
+# The content of a movement: source, amount, balance. Its place is the owner's id and a seq.
+Content = tuple[str | None, int, int | None]
+Stored = dict[tuple[int, int], Content]
+
+
+def contradictions(
+    connection: Connection[Any], repeats: Sequence[Placed], fresh: Sequence[Placed]
+) -> list[QuarantineReason]:
+    """Return a fault for each entry in `repeats` that differs from the stored entry with its sequence number.
+
+    Entries in `fresh`, which are about to be stored, count as stored.
+    """
+    faults = []
+    for part in _STORED:
+        claims = _claims(repeats, part)
+        if not claims:
+            continue
+        found = _stored(connection, part, [one for _, one, _ in claims])
+        wanted = {one.place for _, one, _ in claims}
+        found |= {one.place: content for _, one, content in _claims(fresh, part) if one.place in wanted}
+        wrong = [claim for claim in claims if found.get(claim[1].place) != claim[2]]
+        # A stored entry that differs may be a corrected dead letter: it is recognized by its raw bytes.
+        buried = _buried(connection, [placed for placed, _, _ in wrong])
+        faults += [
+            _conflict(placed, one, found.get(one.place), content)
+            for placed, one, content in wrong
+            if placed[1][1] not in buried
+        ]
+    return faults
+
+
+def count_stored(connection: Connection[Any], placed: Placed) -> int:
+    """Return the number of an entry's movements that are stored with exactly its content."""
+    return sum(
+        _stored(connection, part, [one]).get(one.place) == content
+        for part in _STORED
+        for _, one, content in _claims([placed], part)
+    )
+
+
+def _claims(entries: Iterable[Placed], part: int) -> list[tuple[Placed, AccountMovement, Content]]:
+    claims = []
+    for placed in entries:
+        event = placed[1][2]
+        if event is not None and event.flags & part:
+            adjusts = part != TOKENS and event.kind == EventKind.ADJUST
+            source = (request_of(event) if adjusts else event.source).lower() or None
+            one = moved(event)[part]
+            claims.append((placed, one, (source, one.amount, one.balance)))
+    return claims
+
+
+def _stored(connection: Connection[Any], part: int, places: Sequence[AccountMovement]) -> Stored:
+    wanted = {"ids": [one.owner_id for one in places], "seqs": [one.seq for one in places]}
+    return {(id_, seq): tuple(content) for id_, seq, *content in connection.execute(_STORED[part], wanted)}
+
+
+def _buried(connection: Connection[Any], missing: Sequence[Placed]) -> set[bytes]:
+    if not missing:
+        return set()
+    rows = [(partition, entry_id.decode()) for partition, (entry_id, _, _) in missing]
+    return {bytes(raw) for (raw,) in connection.execute(statements.STORED_DEAD, statements.columns_of(rows))}
+
+
+def _conflict(placed: Placed, one: AccountMovement, found: object, content: object) -> QuarantineReason:
+    partition, (entry_id, _, event) = placed
+    assert event is not None
+    reason = f"movement {one.seq} is stored as {found}, the outbox says {content}"
+    return QuarantineReason("conflict", one.account, partition, entry_id, event, one.seq, one.seq, reason)
