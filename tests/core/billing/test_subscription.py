@@ -261,7 +261,13 @@ def used(service: Service, **over: Any) -> events.EventSettlement:
 
 def test_each_business_model_moves_its_own_account() -> None:
     chat, units, credits_ = used(CHAT), used(UNITS, units=4), used(CREDITS, units=4)
-    assert (chat.counts_tokens, chat.tokens, chat.quota_tokens, chat.units, chat.credits) == (True, 15, 15, 0, 0)
+    assert (chat.counts_tokens, chat.tokens, chat.quota_tokens, chat.units, chat.credits) == (
+        True,
+        15,
+        15,
+        0,
+        0,
+    )
     assert (units.counts_tokens, units.units, units.credits) == (False, 4, 0)
     assert (credits_.credits, credits_.units) == (12, 0)
     assert (used(BY_TOKEN).credits, used(BY_TOKEN).over) == (20, 0)
