@@ -46,7 +46,7 @@ def is_readable(descriptor: int) -> bool:
     return bool(poll.poll(0))
 
 
-def seen(files: Iterable[str | None]) -> Seen:
+def stat_files(files: Iterable[str | None]) -> Seen:
     """Return inode, size and modification time of each file, to detect changes; None for a missing file."""
     found: list[tuple[int, int, int] | None] = []
     for file in filter(None, files):

@@ -451,7 +451,7 @@ def refuse_while_referenced(change: EntityWrite) -> None:
 def add(change: EntityWrite, **more: object) -> int:
     """Insert a row with the command's values and those in `more`; return the new row's id."""
     table = change.subject.table
-    values = fitted(table, {**change.command.values, **more})
+    values = fit_columns(table, {**change.command.values, **more})
     row_id = change.connection.execute(insert(table).values(values).returning(table.c.id)).scalar_one()
     if change.batch is not None:
         change.batch.held.add((table.name, row_id))
@@ -465,22 +465,22 @@ def alter(change: EntityWrite, values: Row) -> None:
     table = change.subject.table
     touched = {"updated_at": func.now()} if "updated_at" in table.c else {}
     change.connection.execute(
-        update(table).where(table.c.id == change.row_id).values({**fitted(table, values), **touched})
+        update(table).where(table.c.id == change.row_id).values({**fit_columns(table, values), **touched})
     )
 
 
-def fitted(table: Table, values: Row) -> dict[str, Any]:
+def fit_columns(table: Table, values: Row) -> dict[str, Any]:
     """Convert values of the API to values of columns: limits without the null ones, others by column name."""
-    fitted: dict[str, Any] = {}
+    columns: dict[str, Any] = {}
     for name, value in values.items():
         if name in {"limits", "user_limits"}:
             limits = value if isinstance(value, dict) else {}
-            fitted[name] = {kind: limit for kind, limit in limits.items() if limit is not None}
+            columns[name] = {kind: limit for kind, limit in limits.items() if limit is not None}
         elif name == "counts_tokens" and "counts_none" in table.c:
-            fitted |= {name: value is True, "counts_none": value is False}
+            columns |= {name: value is True, "counts_none": value is False}
         else:
-            fitted[table.c[name].name] = value
-    return fitted
+            columns[table.c[name].name] = value
+    return columns
 
 
 # Rows of a subject for lists: the page after a cursor, and the number of rows.

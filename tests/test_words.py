@@ -127,6 +127,25 @@ def bare_names(file: SourceFile) -> Iterator[str]:
             yield f"{file.name}:{node.lineno}: {node.arg}"
 
 
+# Functions whose whole name is such a word, or a participle: this number may only fall.
+ALONE = {*BARE, *PARTICIPLES, "known", "shown", "seen", "made", "gone"}
+ALONE_MAX = 53
+
+
+def test_functions_say_what_they_do() -> None:
+    alone = functions_of_one_word()
+    assert len(alone) <= ALONE_MAX, f"{len(alone)}: a verb and its noun, at one of {alone[:20]}"
+
+
+@by_file(".py", below=("gateway/", "persistence/"))
+def functions_of_one_word(file: SourceFile) -> Iterator[str]:
+    for node in file.nodes:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.strip("_") in ALONE:
+            is_property = any("property" in ast.unparse(decorator) for decorator in node.decorator_list)
+            if not is_property:
+                yield f"{file.name}:{node.lineno}: {node.name}"
+
+
 # Words in the name of a test that stand for its subject, and do not say it.
 PRONOUNS = frozenset(
     {

@@ -126,7 +126,7 @@ class Isolation:
             fields = {"loop": loop, "item": name[:NAME_CHARS_MAX], "error": repr(error), "failures": failures}
             self._log("item left", **fields, level="error")
 
-    async def each(
+    async def run_items(
         self,
         loop: str,
         items: Iterable[T],
@@ -165,7 +165,7 @@ class Isolation:
         async def alone(item: T) -> None:
             await act([item])
 
-        return await self.each(loop, items, alone, name=name)
+        return await self.run_items(loop, items, alone, name=name)
 
     async def tried(
         self, loop: str, item: T, act: Callable[[T], Awaitable[object]], *, name: Callable[[T], str]
@@ -309,7 +309,7 @@ class Loop:
         return max(self.interval_s, self.rest * took_s)
 
 
-def each(
+def run_each(
     due: Due[T],
     act: Callable[[T], Awaitable[object]],
     *,
@@ -333,7 +333,7 @@ def each(
                 done += await act(item) is not False
 
         async for page in pages(due, count, place):
-            await isolation.each(loop, page, once, name=name)
+            await isolation.run_items(loop, page, once, name=name)
         return done
 
     return step

@@ -126,7 +126,7 @@ def counted(seen: Iterable[ProgramReport]) -> list[list[object]]:
 Found = Mapping[str, bool | str]
 
 
-def there(dependencies: Found) -> dict[str, bool]:
+def report_availability(dependencies: Found) -> dict[str, bool]:
     """Return for each dependency, such as Redis, whether it is available."""
     return {name: outcome is True for name, outcome in dependencies.items()}
 
@@ -134,5 +134,5 @@ def there(dependencies: Found) -> dict[str, bool]:
 def report(well: bool, dependencies: Found) -> dict[str, object]:
     """Return the answer of `/readyz` as a dict: status, dependencies, and reasons of failures."""
     reasons = {name: reason for name, reason in dependencies.items() if reason and isinstance(reason, str)}
-    document = {"status": "ok" if well else "unavailable", "dependencies": there(dependencies)}
+    document = {"status": "ok" if well else "unavailable", "dependencies": report_availability(dependencies)}
     return {**document, **({"reasons": reasons} if reasons else {})}

@@ -40,7 +40,7 @@ from gateway.core.model import Settlement, SettleResult
 from gateway.core.wait import Wait, in_task
 from gateway.counters.admission.caller_holds import read_hold
 from gateway.counters.admission.stored import decode_terms
-from gateway.counters.keeper.client import Client, are_any_there, each, with_late
+from gateway.counters.keeper.client import Client, are_any_there, await_each, with_late
 from gateway.counters.layouts import packing, states
 from gateway.counters.layouts.packing import KEPT
 from gateway.counters.leases.allowance import IF_OVER, NONE, lease
@@ -62,7 +62,7 @@ START: StreamPlace = (0, 0)
 # The owner in an outbox entry; an entry of a newer version may belong to any organization.
 _OWNER, _OWNER_AT = ENTRY.part("organization_id", "organization_id"), ENTRY.offset("organization_id")
 ANYBODYS = -1
-# The fields of every entry of the queue; see `queue_late` in lua/lib/settle.lua.
+# The fields of every entry of the queue; see `queue_late` in lua/settle.lua.
 _FIELDS = frozenset({b"a", b"u", b"c", b"m", b"charged"})
 
 
@@ -526,7 +526,7 @@ class ReclaimClient:
         """Return existing holds, and the names of unreadable ones; remove deadlines without a hold."""
         found, unread, gone = list[ExpiredHold](), set[str](), list[bytes]()
         asked = (keys.hold(partition, one).encode(errors=STRANGE) for one in names)
-        stored = await each([self._client.send(b"GET", one) for one in asked])
+        stored = await await_each([self._client.send(b"GET", one) for one in asked])
         for name, packed in zip(names, stored, strict=True):
             if isinstance(packed, CountersRefused):
                 raise packed
@@ -549,7 +549,7 @@ class ReclaimClient:
         charged.
         """
         names = (keys.caller_hold(partition, one.release.request_id).encode() for one in found)
-        for at, raw in enumerate(await each([self._client.send(b"GET", name) for name in names])):
+        for at, raw in enumerate(await await_each([self._client.send(b"GET", name) for name in names])):
             if (record := read_hold(raw)) is not None:
                 one = (
                     found[at]

@@ -11,7 +11,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from gateway.core.calls.call import write_document
 from gateway.core.families.family import ObjectLists
-from gateway.core.families.objects import told
+from gateway.core.families.objects import read_created_ids
 from gateway.core.families.registry import FAMILIES
 from gateway.core.metering.reading import loose_document
 from gateway.errors import InvalidRequest, ObjectNotFound, UnknownRoute
@@ -72,7 +72,7 @@ async def list_objects(exchange: Exchange) -> None:
                     break
                 found.append(_shown(one, lists))
                 if tells:  # the list also shows results made since then
-                    await ports.objects.keep(caller, told(exchange.head.routed.family, one))
+                    await ports.objects.keep(caller, read_created_ids(exchange.head.routed.family, one))
         token = next((name for name in _GOES_ON if isinstance(document.get(name), str)), "")
         if more or not page or not (token or document.get("has_more")):
             break

@@ -53,7 +53,7 @@ def narrow(
         if not shows(model):
             raise ModelNotAllowed(f"This API key may not use the model {model}.")
         if model in ours:
-            return AnswerFilter(listing.one(model))
+            return AnswerFilter(listing.render_model(model))
     elif ours:
         return AnswerFilter(listing.written([one for one in ours if shows(one)]))
     elif lists or services is not None or configured.rules or checks is not None:

@@ -54,7 +54,7 @@ CLOCK_OFF_S_MAX = 10.0
 Found = tuple[bool | None, str, str]
 
 
-def kept(info: Mapping[str, str], fsync: object, now: float | None = None) -> Iterator[Found]:
+def durability_findings(info: Mapping[str, str], fsync: object, now: float | None = None) -> Iterator[Found]:
     """Yield findings on `INFO`, and on the answer to `CONFIG GET appendfsync`, if the user may run that.
 
     `now` is our Unix time when the answer came; with None, clocks are not compared.
@@ -739,7 +739,7 @@ def _server(settings: Settings, role: str, subject: str, shown: str, server: _Se
     elif settings.redis_url.startswith(("redis://", "redis+")) and any(asdict(settings.redis_files).values()):
         message = "there is a TOLLKEEPER_REDIS_*_FILE for TLS, but nothing is encrypted"
         yield Finding(False, subject, f"{message}: TOLLKEEPER_REDIS_URL must begin with rediss")
-    for well, of, says in kept(info, server.fsync, server.asked_at):
+    for well, of, says in durability_findings(info, server.fsync, server.asked_at):
         yield Finding(well, subject if of == "redis" else of, says)
     if server.forgets:
         yield Finding(False, subject, server.forgets)

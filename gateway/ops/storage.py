@@ -58,7 +58,7 @@ class FileStore:
         _refuse(url)
         with loading(extra):
             fs: Any = importlib.import_module("pyarrow.fs")
-        with told(url):
+        with translate_errors(url):
             if scheme == "":
                 self._files, self._root = fs.LocalFileSystem(), str(Path(url).absolute())
             else:
@@ -80,19 +80,19 @@ class FileStore:
         return urlunsplit((scheme, authority, f"{path.rstrip('/')}/{name}".rstrip("/"), query, ""))
 
     def open(self, name: str) -> Any:
-        with told(self.url):
+        with translate_errors(self.url):
             return self._files.open_input_file(self._path(name))
 
     def fragment(self, name: str, format_: Any) -> Any:
         """Return the file `name` as a fragment to read in parts, in a format of `pyarrow.dataset`."""
-        with told(self.url):
+        with translate_errors(self.url):
             return format_.make_fragment(self._path(name), self._files)
 
     @contextmanager
     def write(self, name: str) -> Iterator[Any]:
         path = self._path(name)
         folder = path.rpartition("/")[0]
-        with told(self.url):
+        with translate_errors(self.url):
             if folder not in self._made:
                 self._files.create_dir(folder, recursive=True)
                 self._made.add(folder)
@@ -127,7 +127,7 @@ class FileStore:
     def digest(self, name: str) -> tuple[int, str]:
         """Return the size of a file in bytes, and its SHA-256 in hex."""
         size, digest = 0, hashlib.sha256()
-        with told(self.url), self._files.open_input_stream(self._path(name)) as source:
+        with translate_errors(self.url), self._files.open_input_stream(self._path(name)) as source:
             while piece := source.read(CHUNK_BYTES):
                 size += len(piece)
                 digest.update(piece)
@@ -135,11 +135,11 @@ class FileStore:
 
     def read(self, name: str, most: int) -> bytes:
         """Return up to `most` bytes of a file."""
-        with told(self.url), self._files.open_input_stream(self._path(name)) as source:
+        with translate_errors(self.url), self._files.open_input_stream(self._path(name)) as source:
             return bytes(source.read(most))
 
     def has(self, name: str) -> bool:
-        with told(self.url):
+        with translate_errors(self.url):
             return bool(self._files.get_file_info(self._path(name)).type != self._kinds.NotFound)
 
     def read_json(self, name: str) -> Any:
@@ -163,12 +163,12 @@ class FileStore:
 
     def remove(self, name: str) -> None:
         if self.has(name):
-            with told(self.url):
+            with translate_errors(self.url):
                 self._files.delete_file(self._path(name))
 
     def remove_folder(self, name: str) -> None:
         if self.has(name):
-            with told(self.url):
+            with translate_errors(self.url):
                 self._files.delete_dir(self._path(name))
 
     def names(self, folder: str) -> list[str]:
@@ -182,11 +182,11 @@ class FileStore:
         return sorted(info.base_name for info in self._infos(folder) if info.type == self._kinds.Directory)
 
     def _infos(self, folder: str) -> Any:
-        with told(self.url):
+        with translate_errors(self.url):
             return self._files.get_file_info(self._selector(self._path(folder), allow_not_found=True))
 
     def _rename(self, name: str, to: str) -> None:
-        with told(self.url):
+        with translate_errors(self.url):
             self._files.move(self._path(name), self._path(to))
             self._keep(self._path(to))
 
@@ -205,13 +205,13 @@ class FileStore:
                 os.close(descriptor)
 
 
-def shown(url: str) -> str:
+def without_query(url: str) -> str:
     """Return a URL without its query and fragment, for messages."""
     return urlunsplit((*urlsplit(url)[:3], "", ""))
 
 
 @contextmanager
-def told(url: str) -> Iterator[None]:
+def translate_errors(url: str) -> Iterator[None]:
     """Raise errors at the store `url` inside the block as `PlaceFailed`, in one line with known advice."""
     try:
         yield
@@ -239,6 +239,6 @@ def _refuse(url: str) -> None:
     unknown = sorted({name for name, _ in said} - set(PARAMETERS))
     if unknown:
         raise PlaceFailed(
-            f"{shown(url)}: {unknown[0]} is nothing an address says; known are {', '.join(PARAMETERS)}."
+            f"{without_query(url)}: {unknown[0]} is nothing an address says; known are {', '.join(PARAMETERS)}."
             f" For credentials {_CREDENTIALS}"
         )

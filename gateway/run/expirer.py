@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from gateway.background.loops import Agenda, Loop, each
+from gateway.background.loops import Agenda, Loop, run_each
 from gateway.core.billing.allocation import ExpiredGrant
 from gateway.core.integrity.reconciliation import Owner
 from gateway.counters.keeper.verification import KeeperCounters
@@ -40,6 +40,6 @@ def expirer(
     # A server that is away delays only its own accounts.
     away = (CountersUnavailable,)
     return Loop("expirer", 0.5, (
-        each(lambda _, count: ledger.behind(count), allocate, count=100, name="organization {}".format),
-        each(expired, expire, count=EXPIRED_MAX, leaves=away, name=lambda one: f"addition {one.id}"),
+        run_each(lambda _, count: ledger.behind(count), allocate, count=100, name="organization {}".format),
+        run_each(expired, expire, count=EXPIRED_MAX, leaves=away, name=lambda one: f"addition {one.id}"),
     ), quiet=away, agenda=agenda)  # fmt: skip

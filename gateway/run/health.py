@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gateway.core.model import PARTITIONS
-from gateway.core.processes import Found, report, there
+from gateway.core.processes import Found, report, report_availability
 from gateway.core.wait import in_task
 from gateway.counters.redis.address import (
     WHY,
@@ -410,7 +410,9 @@ async def _content(ops: Ops, method: str, path: str, accept: str) -> tuple[int, 
     if path == "/metrics":
         return 200, *ops.metrics(accept)
     dependencies = await ops.dependencies() if path == "/readyz" else {}
-    well = all(is_there for name, is_there in there(dependencies).items() if name not in TOLD_ALONE)
+    well = all(
+        is_there for name, is_there in report_availability(dependencies).items() if name not in TOLD_ALONE
+    )
     return (200 if well else 503), json.dumps(report(well, dependencies)).encode(), "application/json"
 
 

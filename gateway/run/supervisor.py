@@ -160,7 +160,7 @@ async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> 
         voice.step("bringing the schema up to date")
         keeper_url = await _migrate(options, database_url, secrets["writer_password"])
         here = partial(
-            _placed, secrets=secrets, upstream_url=upstream_url or options.upstream,
+            _complete_settings, secrets=secrets, upstream_url=upstream_url or options.upstream,
             proxies=None if options.upstream else DIRECT, redis_url=near_url, database_url=keeper_url,
             gateway_port=held.number, admin_port=admin.number, data_dir=str(data.path),
             seller=demo.DEMO_SELLER if options.demo else {},
@@ -232,7 +232,7 @@ def renewal_of(settings: Settings, read: Callable[[], Settings]) -> Renewal:
     return Renewal(settings, read, RENEWABLE | KEEPERS_RENEWABLE, KEPT_BY_KEEPERS)
 
 
-def _placed(
+def _complete_settings(
     written: Settings,
     *,
     secrets: dict[str, str],
@@ -276,13 +276,13 @@ async def _watching(supervisor: Supervisor, now: Renewal) -> None:
     The keeper itself reloads tokens.
     """
 
-    async def taken() -> None:
+    async def hand_on() -> None:
         await supervisor.tell("gateway", to_json(now.running.of_gateways))
         await supervisor.tell("keeper", to_json(now.running))
 
     log, told = (
         logs.logger("tollkeeper.up"),
-        SettingsListener(taken, supervisor.voice.say, supervisor.voice.warn),
+        SettingsListener(hand_on, supervisor.voice.say, supervisor.voice.warn),
     )
     loops: dict[str, Callable[[], Awaitable[None]]] = {
         "settings": partial(keep_renewing, now, asyncio.Event(), told),

@@ -11,7 +11,7 @@ from datetime import UTC, date, datetime, timedelta
 from functools import partial
 from typing import TypeVar
 
-from gateway.background.loops import Agenda, Due, Isolation, Loop, batches, call, each
+from gateway.background.loops import Agenda, Due, Isolation, Loop, batches, call, run_each
 from gateway.background.timed.invoicing import AccountCloser, Invoicing
 from gateway.core.times import clock_of, ms_of
 from gateway.counters.admission.empty_accounts import StoredEmptyAccount
@@ -94,11 +94,11 @@ def billing_loops(
 
     loops = (
         Loop("calendar", 1.0, (
-            each(
+            run_each(
                 sql(lambda connection, _, count: subscriptions.plan_prices_due(connection, today(), count)),
                 write("subscription-plans", "advance"), count=SUBSCRIPTIONS_MAX,
             ),
-            each(
+            run_each(
                 sql(lambda connection, _, count: subscriptions.due(connection, today(), count)),
                 write("organization-subscriptions", "advance"), count=SUBSCRIPTIONS_MAX,
             ),
@@ -112,7 +112,7 @@ def billing_loops(
         )),
         # Open credit first: an organization that owes nothing because of it is not overdue.
         Loop("payments", 5.0, (
-            each(
+            run_each(
                 sql(lambda connection, *page: payments.open_credit_due(connection, today(), *page)),
                 lambda one: store.run(lambda connection: apply_credit(connection, one)),
                 count=page, place=int,
@@ -120,21 +120,21 @@ def billing_loops(
             call(fall_overdue),
         )),
         Loop("rating", 5.0, (
-            each(
+            run_each(
                 sql(lambda connection, _, count: reratings.open_reratings(connection, count)),
                 rate_again, count=PRICES_A_PASS,
             ),
-            each(
+            run_each(
                 sql(lambda connection, _, count: reratings.open_bills(connection, count)),
                 correct_invoices, count=page, leaves=not_now, name="price {0[0]}, organization {0[1]}".format,
             ),
         ), again=True),
         Loop("top-ups", 1.0, (
-            each(
+            run_each(
                 sql(top_ups.top_up_orders_due), make_ordered, count=page, place=int, leaves=not_now,
                 name="order {}".format,
             ),
-            each(
+            run_each(
                 sql(top_ups.due), bill_top_up, count=page, place=lambda one: one.addition_id, leaves=not_now,
                 name=lambda one: f"addition {one.addition_id}",
             ),
@@ -194,7 +194,7 @@ def sweeper(sweeps: Sweeps, counters: KeeperCounters, agenda: Agenda | None = No
     is due.
     """
     away = (CountersUnavailable,)
-    sweep = each(
+    sweep = run_each(
         lambda _, count: sweeps.due(count), lambda one: counters.sweep(*one), count=1_000, leaves=away,
         name=lambda one: f"tenant {one[0]}",
     )  # fmt: skip
@@ -207,7 +207,7 @@ def clock_changes(clock_reports: ClockReports, clock: Clock) -> Loop:
     async def tell(zone: str) -> None:
         await clock_reports.tell(zone, clock_of(zone, ms_of(clock())), TENANTS_OF_A_ZONE)
 
-    return Loop("clock changes", 10.0, (each(lambda _, __: clock_reports.zones(), tell),))
+    return Loop("clock changes", 10.0, (run_each(lambda _, __: clock_reports.zones(), tell),))
 
 
 def news_loops(notices: Notices, clock: Clock, agenda: Agenda | None = None) -> Sequence[Loop]:

@@ -98,7 +98,7 @@ def unknown(place: str, name: str, value: str, names: tuple[str, ...], prefix: s
     if plain in names:
         written = "in capitals" if prefix else "in lower case, without the prefix"
         right = f"did you mean {prefix}{plain.upper() if prefix else plain}? It is written {written}"
-        return SettingError(f"{place}={shown(plain, value)} is not a setting; {right}")
+        return SettingError(f"{place}={render_value(plain, value)} is not a setting; {right}")
     close = _of_words(name, names) or get_close_matches(name, names, n=1, cutoff=0.6)
     nearest = close or get_close_matches(name, names, n=NEAREST_MAX, cutoff=0.0)
     spelled = [prefix + (name.upper() if prefix else name) for name in nearest]
@@ -106,7 +106,7 @@ def unknown(place: str, name: str, value: str, names: tuple[str, ...], prefix: s
     if not close:
         hint = f"the nearest are {', '.join(spelled)}, and docs/settings.md has all of them"
     secret = name if SECRET.search(name) else (close[0] if close else name)
-    return SettingError(f"{place}={shown(secret, value)} is not a setting; {hint}")
+    return SettingError(f"{place}={render_value(secret, value)} is not a setting; {hint}")
 
 
 def _of_words(name: str, names: tuple[str, ...]) -> list[str]:
@@ -121,7 +121,7 @@ def _of_words(name: str, names: tuple[str, ...]) -> list[str]:
     )[:1]
 
 
-def shown(name: str, value: Any) -> str:
+def render_value(name: str, value: Any) -> str:
     if SECRET.search(name):
         return "(hidden)"
     text = without_password(str(value))

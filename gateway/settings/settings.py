@@ -43,7 +43,7 @@ from gateway.settings.checking import (
     checked,
     is_service_link,
     name_of,
-    shown,
+    render_value,
     unknown,
     wanted_of,
 )
@@ -456,7 +456,7 @@ def _read(
         else:
             # Another text than a URL may be a password or a token in the wrong place.
             is_hidden = name in SECRETS and "://" not in str(value)
-            text = "(hidden)" if is_hidden else shown(name, value)
+            text = "(hidden)" if is_hidden else render_value(name, value)
             values[name] = checked(f"{place}={text}", name, value, TYPES[name])
     for name in values:
         files.pop(name, None)

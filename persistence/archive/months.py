@@ -107,10 +107,10 @@ def connected(url: str) -> Iterator[Connection]:
         with psycopg.connect(plain_url(url), autocommit=True, **CONNECT) as connection:
             connection.execute("SET timezone TO 'UTC'")
             _refuse_schema(connection)
-            if not one(connection, LOCK)[0]:
+            if not fetch_row(connection, LOCK)[0]:
                 raise ArchiveFailed("another archive of this database is being written")
             owner = "SELECT pg_has_role(relowner, 'USAGE') FROM pg_class WHERE oid = 'token_ledger'::regclass"
-            if not one(connection, owner)[0]:
+            if not fetch_row(connection, owner)[0]:
                 raise ArchiveFailed("the owner of the database archives: set TOLLKEEPER_DATABASE_OWNER_URL")
             yield connection
             with suppress(psycopg.Error):  # the session may have ended; otherwise it ends right after this
@@ -122,7 +122,7 @@ def connected(url: str) -> Iterator[Connection]:
 def refuse_unlocked(connection: Connection) -> None:
     """Raise `ArchiveFailed` if this session has lost the archive's lock: another run may be writing now."""
     try:
-        held = bool(one(connection, _HELD)[0])
+        held = bool(fetch_row(connection, _HELD)[0])
     except psycopg.OperationalError:
         held = False
     if not held:
@@ -132,7 +132,7 @@ def refuse_unlocked(connection: Connection) -> None:
         )
 
 
-def one(connection: Connection, statement: str, values: Any = None) -> tuple[Any, ...]:
+def fetch_row(connection: Connection, statement: str, values: Any = None) -> tuple[Any, ...]:
     row = connection.execute(statement.encode(), values).fetchone()
     assert row is not None
     return row
@@ -152,12 +152,12 @@ def latest(today: date) -> date:
 def identity(connection: Connection) -> UUID:
     """Return the id of this database's archive, which is the same after a restore from a backup."""
     connection.execute("INSERT INTO archive_identity DEFAULT VALUES ON CONFLICT DO NOTHING")
-    return UUID(str(one(connection, "SELECT id FROM archive_identity")[0]))
+    return UUID(str(fetch_row(connection, "SELECT id FROM archive_identity")[0]))
 
 
 def _refuse_schema(connection: Connection) -> None:
-    there = one(connection, "SELECT to_regclass('alembic_version') IS NOT NULL")[0]
-    found = one(connection, "SELECT version_num FROM alembic_version")[0] if there else None
+    there = fetch_row(connection, "SELECT to_regclass('alembic_version') IS NOT NULL")[0]
+    found = fetch_row(connection, "SELECT version_num FROM alembic_version")[0] if there else None
     if found != standing.NEEDED:
         raise ArchiveFailed(
             f"the database has schema version {found or 'none'}, {standing.NEEDED} is needed:"
@@ -317,7 +317,7 @@ def about(connection: Connection, ledger: MonthlyLedger, month: date) -> int:
         f" FROM pg_partition_tree('{ledger.partition(month)}') AS t"
         " JOIN pg_class AS c ON c.oid = t.relid WHERE t.isleaf"
     )
-    (found,) = one(connection, statement)
+    (found,) = fetch_row(connection, statement)
     return int(found)
 
 
@@ -329,7 +329,7 @@ def figures(connection: Connection, ledger: MonthlyLedger, month: date) -> tuple
         for name, kind in columns.items()
     )
     statement = f"SELECT count(*), {sums} FROM {ledger.partition(month)}"
-    rows, *found = (int(value) for value in one(connection, statement))
+    rows, *found = (int(value) for value in fetch_row(connection, statement))
     return rows, dict(zip(columns, zip(found[::2], found[1::2], strict=True), strict=True))
 
 
@@ -504,7 +504,7 @@ def _stand_for(connection: Connection, ledger: MonthlyLedger, month: date) -> in
         **names,
     )
     stood = sum(int(row[0]) for row in connection.execute(runs.encode(), {"month": month}))
-    rows = int(one(connection, f"SELECT count(*) FROM {names['partition']}")[0])
+    rows = int(fetch_row(connection, f"SELECT count(*) FROM {names['partition']}")[0])
     if kept + stood != rows:
         raise ArchiveFailed(
             f"{names['partition']} has {rows} rows, and {kept} kept ones and runs of {stood} stand for it:"
@@ -604,7 +604,7 @@ def archived(connection: Connection) -> list[ArchivedMonth]:
     ]
 
 
-def kept(connection: Connection, ledger: MonthlyLedger, month: date) -> Iterator[MovementRun]:
+def read_kept_runs(connection: Connection, ledger: MonthlyLedger, month: date) -> Iterator[MovementRun]:
     """Yield the rows that stay of an archived month, and sums (runs) of the others; within a transaction."""
     delta, balance = MOVES[ledger.kind]
     statement = _KEPT.format(
@@ -665,7 +665,7 @@ def bring_in_rows(connection: Connection, rows_max: int = ROWS_MAX) -> list[Part
     return [moved for ledger in BY_NAME.values() for moved in _bring_in(connection, ledger, rows_max)]
 
 
-def told(url: str, rows_max: int = ROWS_TOLD_MAX) -> list[tuple[str, date, date, int]]:
+def months_outside(url: str, rows_max: int = ROWS_TOLD_MAX) -> list[tuple[str, date, date, int]]:
     """Return the ledgers with rows outside of monthly partitions: name, first month, last month, rows.
 
     At most `rows_max` rows of a ledger are counted. Raise `SchemaUnavailable` if PostgreSQL does not say so.

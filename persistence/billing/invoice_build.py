@@ -47,7 +47,13 @@ from gateway.core.billing.subscription import midnight
 from gateway.errors import Unprocessable
 from persistence.billing import charges, credit_balances, invoice_lines
 from persistence.billing.accounting_rates import Rates, convert_tax, tax_of_note
-from persistence.billing.invoice_lines import InvoiceCharges, InvoiceInputs, keep_lines, known, read_facts
+from persistence.billing.invoice_lines import (
+    InvoiceCharges,
+    InvoiceInputs,
+    keep_lines,
+    read_facts,
+    read_unbilled,
+)
 from persistence.billing.invoice_numbers import next_numbers
 from persistence.billing.listeners import invoice_listeners
 from persistence.entity import EntityWrite
@@ -183,7 +189,7 @@ def of_source(
     """
     ids = list(organization_ids)
     credit_balances.catch_up_allocations(connection, ids)
-    taken = _split_charges(connection, known(connection, ids, until, today), until, only)
+    taken = _split_charges(connection, read_unbilled(connection, ids, until, today), until, only)
     return {owner: some for owner, some in taken.items() if some.taken or some.left}
 
 
@@ -198,7 +204,7 @@ def draw_draft(
 ) -> list[DraftWithLines]:
     ids, until, only = _alike(drafts)
     credit_balances.catch_up_allocations(connection, ids)
-    taken = _split_charges(connection, known(connection, ids, until, today), until, only)
+    taken = _split_charges(connection, read_unbilled(connection, ids, until, today), until, only)
     return _keep(connection, letterhead, drafts, taken)
 
 

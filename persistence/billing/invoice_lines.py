@@ -414,7 +414,7 @@ class NumberedLines:
     charges: Sequence[tuple[SupplyCharge, int | None]]
 
 
-def known(
+def read_unbilled(
     connection: Connection, organization_ids: Sequence[int], until: date, today: date
 ) -> dict[int, list[SupplyCharge]]:
     """Return the unbilled charges up to a day, stored or not, by organization; the day may lie ahead."""
@@ -425,7 +425,7 @@ def known(
     return found
 
 
-def placed(connection: Connection, invoice: Any, today: date) -> NumberedLines:
+def number_lines(connection: Connection, invoice: Any, today: date) -> NumberedLines:
     """Return the numbered lines and the charges of an invoice; a draft's are computed as of `today`."""
     if invoice.status == "draft" and invoice.corrects_id is None:
         return _drawn(connection, invoice, today)
@@ -439,7 +439,7 @@ def placed(connection: Connection, invoice: Any, today: date) -> NumberedLines:
 def _drawn(connection: Connection, invoice: Any, today: date) -> NumberedLines:
     organization_id, start, until = invoice.organization_id, invoice.period_start, invoice.period_end
     only = only_of({"source": invoice.source, "source_id": invoice.source_id})
-    open_ = known(connection, [organization_id], until, today)[organization_id]
+    open_ = read_unbilled(connection, [organization_id], until, today)[organization_id]
     taken = borne(
         gathered(open_, until, charges.segments(connection, [organization_id])[organization_id], only)
     ).taken

@@ -28,7 +28,7 @@ from gateway.core.times import rfc3339
 from gateway.errors import NotFound
 from persistence import engine as engines
 from persistence.billing.invoice_boxes import Box, Cover, boxes
-from persistence.billing.invoice_lines import NumberedLine, NumberedLines, placed
+from persistence.billing.invoice_lines import NumberedLine, NumberedLines, number_lines
 
 # PostgreSQL writes the uses of an invoice as CSV: one slice of an account's movements at a time.
 #
@@ -418,7 +418,7 @@ class InvoiceUsage:
             invoice = (await connection.execute(_INVOICE, {"id": invoice_id})).first()
             if invoice is None:
                 raise NotFound
-            found = await connection.run_sync(placed, invoice, today)
+            found = await connection.run_sync(number_lines, invoice, today)
             told = await connection.run_sync(usage_charge_rows, invoice, found)
             yield csv(COLUMNS, told, head=True)
             if invoice.corrects_id is not None or invoice.source is not None:

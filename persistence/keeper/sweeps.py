@@ -260,7 +260,7 @@ class Sweeps:
         }
         async with self._engine.begin() as connection:
             if (await connection.execute(_REFUND, values)).first() is not None:
-                await _told(connection, request_id, amount)
+                await _subtract_refund(connection, request_id, amount)
 
     async def remember(self, acknowledged: Sequence[MovementRange]) -> None:
         """Store, as evidence of a loss, movements that Redis acknowledged and the ledger does not have."""
@@ -268,7 +268,7 @@ class Sweeps:
             await remember_losses(connection, acknowledged)
 
 
-async def _told(connection: AsyncConnection, request_id: str, amount: int) -> None:
+async def _subtract_refund(connection: AsyncConnection, request_id: str, amount: int) -> None:
     """Subtract a refund from the row of its call, and from the roll-ups with that call."""
     values = {"request_id": request_id, "amount": amount, **retention.times_of([request_id])}
     before = (await connection.exec_driver_sql(statements.CALL_SUMS, values)).fetchone()

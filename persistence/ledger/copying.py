@@ -71,11 +71,11 @@ class Users:
         found = {name: self._known[name] for name in names if name in self._known}
         missing = storable(one for one in names - found.keys() if hash(one) not in self._refused)
         if missing:
-            found |= _known(connection, missing)
+            found |= _read_users(connection, missing)
         if unknown := [name for name in missing if name not in found]:
             met = self._within_limit(connection, unknown)
             connection.execute(statements.MEET_USERS, columns_of(met))
-            found |= _known(connection, met)
+            found |= _read_users(connection, met)
             over = set(unknown) - found.keys()
             if not self._refused or len(self._refused) + len(over) > self._remembered_max:
                 self._refused.clear()
@@ -97,7 +97,7 @@ class Users:
         return met
 
 
-def _known(connection: Connection[Any], names: Sequence[Name]) -> dict[Name, int]:
+def _read_users(connection: Connection[Any], names: Sequence[Name]) -> dict[Name, int]:
     rows = connection.execute(statements.KNOW_USERS, columns_of(names))
     return {(organization, external_id): id_ for organization, external_id, id_ in rows}
 

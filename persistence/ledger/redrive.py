@@ -117,7 +117,7 @@ class RefusedJournal:
         counts = [count for batch in mine for count in batch.counts]
         told = [one for batch in mine for one in batch.calls if rows.is_uuid(one.request_id)]
         named = {(one.organization_id, one.user) for one in counts}
-        users = await _known(connection, named | {(one.organization_id, one.user) for one in told})
+        users = await _read_users(connection, named | {(one.organization_id, one.user) for one in told})
         hours: usage_rollup.Rollup = {}
         for count in counts:
             bucket = self._bucket(count, users)
@@ -137,7 +137,7 @@ class RefusedJournal:
         owner, hour_ms = count.organization_id, count.hour_ms
         user, project, model = users.get((owner, count.user), 0), count.project_id, stored_text(count.model)
         tags = count.tags
-        if not self._named.known(owner, hour_ms // DAY_MS, (user, project, model, tags)):
+        if not self._named.has_name(owner, hour_ms // DAY_MS, (user, project, model, tags)):
             user, (project, model), tags = 0, others(project, model), ()
         own = (owner, hour_ms, count.tenant_id, count.key_id, user, project, count.service_id, model, "")
         return *own, usage_rollup.tags_json(tags)
@@ -150,7 +150,7 @@ class RefusalNames:
         self._a_day_max = a_day_max
         self._known: dict[tuple[int, int], set[CountedName]] = {}
 
-    def known(self, organization_id: int, day: int, name: CountedName) -> bool:
+    def has_name(self, organization_id: int, day: int, name: CountedName) -> bool:
         """Return whether calls of this user, project, model and tags are counted by these names.
 
         New names are accepted up to a maximum a day; later ones are counted together.
@@ -169,7 +169,7 @@ async def _claimed(connection: AsyncConnection, batch: RefusedBatch) -> bool:
     return (await connection.execute(_CLAIM, values)).first() is not None
 
 
-async def _known(connection: AsyncConnection, names: Iterable[Name]) -> dict[Name, int]:
+async def _read_users(connection: AsyncConnection, names: Iterable[Name]) -> dict[Name, int]:
     """Return the ids of existing users by name; a refused call creates no user."""
     asked = storable_names(names)
     if not asked:

@@ -194,6 +194,7 @@ def credit_row(event: OutboxEntry, user_id: int | None) -> bytes:
 
 
 def usage_row(event: OutboxEntry, user_id: int | None) -> bytes:
+    """Return the row of a metered use, in the binary format of COPY: 18 columns, each after its length."""
     at = (event.at_ms - EPOCH_MS) * 1000
     return b"".join(
         (
@@ -547,7 +548,7 @@ def journal_of(
     ]
     changing += [one for one in noted if _corrects(event_of(one)) or event_of(one).note == _LATE]
     late = [one for one in changing if event_of(one).kind == _JOURNAL_CONSUMED]
-    there = _known(connection, map(event_of, late)) if late else frozenset()
+    there = _stored_ids(connection, map(event_of, late)) if late else frozenset()
     made += [one for one in late if event_of(one).source.lower() not in there]
     return made, [
         event_of(one)
@@ -568,7 +569,7 @@ def _stored(connection: Connection[Any], events: Sequence[OutboxEntry]) -> froze
     return frozenset(request for (request,) in connection.execute(statements.STORED_CALLS, values))
 
 
-def _known(connection: Connection[Any], events: Iterable[OutboxEntry]) -> frozenset[str]:
+def _stored_ids(connection: Connection[Any], events: Iterable[OutboxEntry]) -> frozenset[str]:
     ids = _ids(events)
     found = connection.execute(statements.KNOWN_CALLS, {"ids": ids, **times_of(ids)})
     return frozenset(request for (request,) in found)

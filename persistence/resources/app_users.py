@@ -7,7 +7,7 @@ from sqlalchemy import ScalarSelect, func, select, update
 from gateway.core.accounts.administration import Actor, Row
 from gateway.errors import Conflict
 from persistence import entity
-from persistence.entity import THIS, Entity, EntityWrite, add, fitted, id_in, live, require
+from persistence.entity import THIS, Entity, EntityWrite, add, fit_columns, id_in, live, require
 from persistence.tables import admin_token, app_user, organization, tenant
 
 BUILT_IN = "built-in"
@@ -87,7 +87,7 @@ def create(change: EntityWrite) -> Row:
         kept = {name: values.get(name) for name in ("name", "limits", "models")}
         again = {**kept, "deleted_at": None, "first_sight": False}
         change.connection.execute(
-            update(app_user).where(app_user.c.id == row_id).values(fitted(app_user, again))
+            update(app_user).where(app_user.c.id == row_id).values(fit_columns(app_user, again))
         )
     row = change.fetch(row_id)
     if row["limits"] or row["models"] or old is not None:

@@ -109,7 +109,7 @@ def _json(value: object) -> object:
     return value if isinstance(value, PLAIN) else str(value)
 
 
-def told(row: Row, within: int) -> Row:
+def render_entry(row: Row, within: int) -> Row:
     """Return an audit entry as callers of the organization `within` may see it.
 
     Actors outside of the organization are shown as staff.
@@ -135,6 +135,6 @@ AUDIT_SUBJECT = Entity(
         _by_whom.label("token_organization_id"),
     ).outerjoin(admin_token, _token.id == _audit_here.admin_token_id),
     conditions={"issuer": lambda value: _issuer == value},
-    told=told,
+    told=render_entry,
     veiled=dict.fromkeys(("actor", "admin_token_id", *BY_PEOPLE), _by_whom),
 )

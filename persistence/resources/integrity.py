@@ -83,7 +83,7 @@ def source(table: Table, word: str) -> Select[Any]:
     return select(table, _token.organization_id.label("decider_organization_id")).outerjoin(admin_token, by)
 
 
-def told(word: str) -> Callable[[Row, int], Row]:
+def hide_deciders(word: str) -> Callable[[Row, int], Row]:
     """Return a function that shows a row to an organization: deciders of others are shown as staff.
 
     The columns of the decision begin with `word`, such as `released`.
@@ -301,7 +301,7 @@ def _spend_row(connection: Connection, owner: int, at: datetime, here: dict[str,
 QUARANTINE_SUBJECT = Entity(
     quarantine,
     source=source(quarantine, "released"),
-    told=told("released"),
+    told=hide_deciders("released"),
     conditions={"released": lambda wanted: _c.released_at.is_not(None) if wanted else _OPEN},
     verbs={"release": release},
 )
@@ -383,7 +383,7 @@ _resolved = dead_letter.c.resolved_at.is_not(None)
 DEAD_LETTER_SUBJECT = Entity(
     dead_letter,
     source=source(dead_letter, "resolved"),
-    told=told("resolved"),
+    told=hide_deciders("resolved"),
     conditions={"resolved": lambda wanted: _resolved if wanted else ~_resolved},
     verbs={"redrive": drive_again, "resolve": resolve},
 )
@@ -472,7 +472,7 @@ class ReconciliationResults:
             row = (await connection.execute(newest)).mappings().first()
         return dict(row) if row is not None else None
 
-    async def asked(self) -> datetime | None:
+    async def last_deep_start(self) -> datetime | None:
         """Return the start of the last reconciliation that compared all rows; None if there is none."""
         all_asked = ~reconciliation.c["items"].contains([{"kind": DifferenceKind.UNASKED.value}])
         newest = (

@@ -214,15 +214,15 @@ def _remains_of(status: CollectionStatus, own: Decimal, beyond: Decimal) -> str 
     """
     assert status.given_back is not None
 
-    def said(amount: Decimal) -> str:
+    def render(amount: Decimal) -> str:
         return f"{status.currency} {amount.normalize():f}"
 
     if beyond:
-        return f"{said(beyond)} more went back to the customer than is left of its payments."
+        return f"{render(beyond)} more went back to the customer than is left of its payments."
     if own > status.given_back:
-        return f"{said(own - status.given_back)} that had gone back came in again: record it as a payment."
+        return f"{render(own - status.given_back)} that had gone back came in again: record it as a payment."
     if own < status.given_back:
-        other = said(status.given_back - own)
+        other = render(status.given_back - own)
         return f"{other} of what went back had left the payments before: is it on the customer's balance too?"
     return None
 

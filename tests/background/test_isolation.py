@@ -92,7 +92,7 @@ async def test_each_item_has_its_turn_and_those_that_fail_are_counted_and_said_e
             raise ValueError("no")
         done.append(item)
 
-    assert [await isolation.each("loop", [1, POISON, 3], act, name=str) for _ in range(5)] == [2] * 5
+    assert [await isolation.run_items("loop", [1, POISON, 3], act, name=str) for _ in range(5)] == [2] * 5
     assert done == [1, 3] * 5
     assert isolation.figures() == {"loop_failures": [["loop", "item", 5], ["loop", "pass", 0]]}
     assert [(one["item"], one["failures"]) for one in said.lines] == [("2", 1), ("2", 2), ("2", 4)]
@@ -104,13 +104,13 @@ async def test_each_item_has_its_turn_and_those_that_fail_are_counted_and_said_e
 async def test_what_concerns_everybody_ends_the_pass(away: Exception) -> None:
     act = AsyncMock(side_effect=away)
     with pytest.raises(type(away)):
-        await Isolation().each("loop", [1, 2], act, name=str)
+        await Isolation().run_items("loop", [1, 2], act, name=str)
     assert act.await_count == 1
 
 
 async def test_what_the_counters_refuse_of_one_is_of_that_one() -> None:
     act = AsyncMock(side_effect=[CountersRefused("WRONGTYPE"), None])
-    assert await Isolation().each("loop", [1, 2], act, name=str) == 1
+    assert await Isolation().run_items("loop", [1, 2], act, name=str) == 1
 
 
 async def test_of_items_together_those_that_fail_alone_as_well_are_counted() -> None:

@@ -11,7 +11,7 @@ from typing import cast
 
 import pytest
 
-from gateway.background.loops import Agenda, Isolation, Loop, batches, call, each
+from gateway.background.loops import Agenda, Isolation, Loop, batches, call, run_each
 from gateway.counters.admission.empty_accounts import StoredEmptyAccount
 from gateway.errors import Conflict, CountersUnavailable, StoreUnavailable
 from gateway.run.timed_loops import LOOK_BACK, empty_accounts_loop, news_loops
@@ -48,7 +48,7 @@ class Items:
             await self.act(one)
 
     def loop(self, count: int = 2, *, again: bool = False) -> Loop:
-        step = each(self.due, self.act, count=count, place=int, leaves=(Conflict,))
+        step = run_each(self.due, self.act, count=count, place=int, leaves=(Conflict,))
         return Loop("loop", 3_600.0, (step,), again=again)
 
 
@@ -62,7 +62,7 @@ async def test_a_pass_goes_through_all_pages_and_leaves_what_fails_or_has_to_wai
 
 async def test_without_a_place_there_is_one_page_a_pass() -> None:
     items = Items(1, 2, 5)
-    assert await Loop("loop", 1.0, (each(items.due, items.act, count=2),)).turn() == 2
+    assert await Loop("loop", 1.0, (run_each(items.due, items.act, count=2),)).turn() == 2
 
 
 async def test_batches_are_split_and_an_item_that_fails_its_batch_is_left_alone() -> None:

@@ -167,7 +167,7 @@ def test_smaller_maximum_and_no_debt_count_from_the_next_call_on(world: CarryWor
 
 
 @pytest.mark.parametrize("ahead_ms", [-HOUR_MS, 60_000, HOUR_MS, 2 * HOUR_MS])
-def test_gateway_whose_clock_is_off_carries_by_the_intervals_of_redis(
+def test_carry_goes_by_the_intervals_of_redis_where_a_gateway_clock_is_off(
     world: CarryWorld, ahead_ms: int
 ) -> None:
     world.change(carry=Carry(150))
@@ -182,7 +182,7 @@ def test_gateway_whose_clock_is_off_carries_by_the_intervals_of_redis(
     assert world.uses(1) == world.shown() == 150
 
 
-def test_account_that_a_gateway_ahead_began_is_rebuilt_without_anything_carried(world: CarryWorld) -> None:
+def test_account_that_a_gateway_ahead_began_is_rebuilt_without_carry(world: CarryWorld) -> None:
     world.passes(HOUR_MS - 30_000)
     world.uses(5, 60_000)
     world.rebuilds()

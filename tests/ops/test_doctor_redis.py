@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from gateway.ops.doctor_redis import examine_redis, kept
+from gateway.ops.doctor_redis import durability_findings, examine_redis
 from gateway.settings.settings import load
 from tests.conftest import ValkeyServer, free_port
 
@@ -17,7 +17,7 @@ WELL = {
 
 def wrong(fsync: object = (), **info: str) -> list[str]:
     """What is said to be wrong."""
-    return [says for well, _, says in kept(WELL | info, fsync) if well is False]
+    return [says for well, _, says in durability_findings(WELL | info, fsync) if well is False]
 
 
 def test_nothing_is_wrong_with_a_server_that_keeps_everything() -> None:
@@ -36,21 +36,25 @@ def test_a_replica_is_as_good_as_a_file_as_long_as_it_takes_over() -> None:
     assert wrong(aof_enabled="0", connected_slaves="1") == []
     assert len(wrong(aof_enabled="0", connected_slaves="0")) == 1
     ((_, _, said),) = [
-        one for one in kept(WELL | {"aof_enabled": "0", "connected_slaves": "2"}, ()) if "file" in one[2]
+        one
+        for one in durability_findings(WELL | {"aof_enabled": "0", "connected_slaves": "2"}, ())
+        if "file" in one[2]
     ]
     assert "replicas that follow: 2. Let a replica take over before it starts again" in said
 
 
 def test_a_policy_that_is_not_told_is_for_a_person_to_look_at() -> None:
     info = {name: value for name, value in WELL.items() if name != "maxmemory_policy"}
-    first, *_ = kept(info, ())
+    first, *_ = durability_findings(info, ())
     assert first[0] is None
     assert "does not tell its maxmemory-policy: see that it is noeviction" in first[2]
 
 
 @pytest.mark.parametrize("answer", [RuntimeError("NOPERM"), [], None])
 def test_what_could_not_be_asked_is_said_and_is_neither_well_nor_wrong(answer: object) -> None:
-    unknown = [says.partition(":")[0] for well, _, says in kept(WELL, answer, 1.0) if well is None]
+    unknown = [
+        says.partition(":")[0] for well, _, says in durability_findings(WELL, answer, 1.0) if well is None
+    ]
     assert unknown == [
         "appendfsync is not told to this user",
         "this server does not tell its time (server_time_usec)",
@@ -61,7 +65,7 @@ def test_memory_without_a_limit_is_wrong_where_the_server_tells_its_policy() -> 
     (said,) = wrong(maxmemory="0")
     assert "maxmemory is 0, so the system ends it where its memory is full: CONFIG SET maxmemory" in said
     managed = {"aof_enabled": "1", "maxmemory": "0", "used_memory": "900"}
-    assert [says for well, _, says in kept(managed, ()) if well is False] == []
+    assert [says for well, _, says in durability_findings(managed, ()) if well is False] == []
 
 
 @pytest.mark.parametrize(
@@ -69,7 +73,9 @@ def test_memory_without_a_limit_is_wrong_where_the_server_tells_its_policy() -> 
 )
 def test_a_clock_that_is_not_that_of_redis_is_told_with_how_far_it_is_off(off_s: int, says: str) -> None:
     info = WELL | {"server_time_usec": "1000000000000000"}
-    ((well, subject, said),) = [one for one in kept(info, (), 1e9 + off_s) if one[1] == "clock"]
+    ((well, subject, said),) = [
+        one for one in durability_findings(info, (), 1e9 + off_s) if one[1] == "clock"
+    ]
     assert (well, subject) == (not says, "clock")
     assert says in said
 

@@ -17,7 +17,7 @@ import redis
 
 from gateway.__main__ import main
 from gateway.core.model import PARTITIONS, Service
-from gateway.core.processes import report, there
+from gateway.core.processes import report, report_availability
 from gateway.core.wait import in_task
 from gateway.counters.admission.stored import encode_catalogue
 from gateway.counters.redis import keys
@@ -124,7 +124,7 @@ async def test_a_gateway_is_ready_while_it_serves_any_partition(
     settings = Settings(data_dir=str(tmp_path), gateway_host="127.0.0.1")
     disk = DiskWatch(settings, lambda *_, **__: None)
     nobody = await of_gateway(dict, lambda: False, disk)
-    assert not any(there(nobody)[name] for name in ("gateway", *OF_WORKERS))
+    assert not any(report_availability(nobody)[name] for name in ("gateway", *OF_WORKERS))
     silent = dict.fromkeys(("redis", "every_partition"), "no worker reports its state")
     assert report(False, nobody)["reasons"] == {"gateway": "no worker accepts calls", **silent}
     numbers = {"workers": 1, "partitions_away": away, "partitions_unverified": unverified}
@@ -134,7 +134,7 @@ async def test_a_gateway_is_ready_while_it_serves_any_partition(
     assert full["disk"] == f"the disk of {tmp_path} is full"
     assert said.pop("every_partition") is every
     assert [said.pop(name) for name in ("disk", "configuration", "open_files", "clock")] == [True] * 4
-    assert all(there(said).values()) is ready
+    assert all(report_availability(said).values()) is ready
     assert said.keys() == {"gateway", "redis", "counters_verified"}
 
 

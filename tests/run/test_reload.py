@@ -22,7 +22,7 @@ from gateway.local.demo.seed import DEMO_SELLER
 from gateway.run.gateway_worker import GatewayPort, take_worker_slot
 from gateway.run.letterhead import letterhead
 from gateway.run.reload import KEEPERS_RENEWABLE, Renewal, SettingsListener, keep_renewing, watch_credentials
-from gateway.run.supervisor import _placed, renewal_of
+from gateway.run.supervisor import _complete_settings, renewal_of
 from gateway.settings.settings import Settings, load, to_json
 from tests.waiting import eventually, wait_until
 
@@ -229,7 +229,7 @@ def test_who_runs_everything_says_which_secrets_of_a_keeper_need_a_restart(tmp_p
 
     def read() -> Settings:
         secrets = {"admin_token": "a" * 16, "key_pepper": "p" * 16}
-        return _placed(
+        return _complete_settings(
             load(environ), secrets=secrets, upstream_url="", proxies=None, redis_url=near,
             database_url="none", seller={},
         )  # fmt: skip
@@ -249,7 +249,7 @@ def test_who_runs_everything_says_which_secrets_of_a_keeper_need_a_restart(tmp_p
 
 @pytest.mark.parametrize(("said", "sells"), [("", "Tollkeeper Demo"), ("Us Ltd", "Us Ltd")])
 def test_beside_the_demo_organization_somebody_sells(said: str, sells: str) -> None:
-    placed = _placed(
+    placed = _complete_settings(
         Settings(invoice_issuer=said), secrets={"admin_token": "a" * 16, "key_pepper": "p" * 16},
         upstream_url="", proxies=None, redis_url="none", database_url="none", seller=DEMO_SELLER,
     )  # fmt: skip

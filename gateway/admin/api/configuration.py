@@ -51,7 +51,7 @@ def mount_configuration(app: web.Application, ports: AdminPorts, root: str) -> N
     async def show(request: web.Request) -> web.Response:
         mine = await admit(ports, request)
         require_read(mine.actor, CONFIGURATION_REPORT)
-        async with turns.taken(mine.actor) as share, turns.working(mine.actor):
+        async with turns.acquire(mine.actor) as share, turns.working(mine.actor):
             _take_time(request, share)
             return await until_client_leaves(request, _show_plan(mine))
 
@@ -59,7 +59,7 @@ def mount_configuration(app: web.Application, ports: AdminPorts, root: str) -> N
         mine = await admit(ports, request)
         assert CONFIGURATION_REPORT.run is not None
         require_write(mine.actor, CONFIGURATION_REPORT, CONFIGURATION_REPORT.run.name)
-        async with turns.taken(mine.actor) as share:
+        async with turns.acquire(mine.actor) as share:
             raw = await read_within(request, share)  # in the time that any body has
             async with turns.working(mine.actor):
                 _take_time(request, share)

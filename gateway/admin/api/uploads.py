@@ -64,7 +64,7 @@ class UploadSlots:
         )
 
     @asynccontextmanager
-    async def taken(self, actor: Actor) -> AsyncIterator[UploadLimits]:
+    async def acquire(self, actor: Actor) -> AsyncIterator[UploadLimits]:
         """Acquire an upload slot for the context and yield its limits; raise `Overloaded` if none is free."""
         async with self._there.of(actor.organization_id):
             yield share_of(actor)

@@ -65,7 +65,7 @@ def mount_usage(app: web.Application, ports: AdminPorts, root: str) -> None:
         told, more = rows[: page.rows_max - 1], len(rows) == page.rows_max
         return web.json_response(
             {
-                "items": [shown(item, page.groups) for item in told],
+                "items": [render_item(item, page.groups) for item in told],
                 "next_cursor": encode_cursor(_place(following(page, told)), mark) if more else None,
                 **({"tags_since": await mine.store.tags_since(page)} if page.tags else {}),
             }
@@ -152,7 +152,7 @@ def columns_of(groups: tuple[str, ...]) -> tuple[str, ...]:
     return (*names[:at], *(group for group in groups if tag_in(group)), *names[at:])
 
 
-def shown(row: Row, groups: tuple[str, ...]) -> Row:
+def render_item(row: Row, groups: tuple[str, ...]) -> Row:
     item = {**row, **UsageItem.model_validate(row).model_dump(mode="json")}
     return {name: item[name] for name in columns_of(groups)}
 
@@ -283,7 +283,9 @@ def mount_files(app: web.Application, ports: AdminPorts, root: str, admitted: Ad
 
     async def as_csv(_: AdminPorts, query: MultiMapping[str]) -> tuple[UsageQuery, File]:
         asked = read(query)
-        return asked, CsvFile("usage.csv", columns_of(asked.groups), lambda row: shown(row, asked.groups))
+        return asked, CsvFile(
+            "usage.csv", columns_of(asked.groups), lambda row: render_item(row, asked.groups)
+        )
 
     async def as_parquet(_: AdminPorts, query: MultiMapping[str]) -> tuple[UsageQuery, File]:
         asked = read(query)

@@ -239,7 +239,7 @@ def _render_outcome(work: _ApplyResult) -> dict[str, object]:
     """Return the answer to a plan or apply, without the secrets that are shown once."""
     plan = work.plan
     changes = [
-        {**change.told(), "stays": change.stays or work.stayed.get(change.number, "")}
+        {**change.render(), "stays": change.stays or work.stayed.get(change.number, "")}
         for change in plan.changes
     ]
     return {

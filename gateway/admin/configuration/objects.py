@@ -104,7 +104,7 @@ class WantedObject:
         named = self.said.get(word(self.resource, declared(self.resource).by[-1]))
         if isinstance(named, dict):
             named = " / ".join(str(part) for part in named.values() if isinstance(part, str))
-        return shown(str(named or ""))
+        return shorten_name(str(named or ""))
 
     def full(self) -> Row:
         """Return all values of the object, with the defaults of fields that are left out."""
@@ -148,7 +148,9 @@ def read(
     ended at `now` are left out.
     """
     unknown = [*islice((kind for kind in sent if kind not in KINDS), UNKNOWN_KINDS_MAX)]
-    errors: Errors = [(shown(kind), f"unknown kind; {near(shown(kind), KINDS)}") for kind in unknown]
+    errors: Errors = [
+        (shorten_name(kind), f"unknown kind; {near(shorten_name(kind), KINDS)}") for kind in unknown
+    ]
     if len(unknown) == UNKNOWN_KINDS_MAX:
         refuse(errors)
     wanted_objects: dict[str, list[WantedObject]] = {}
@@ -196,7 +198,7 @@ def _object(
     for said, value in item.items():
         name = known.get(said)
         if name is None:
-            here.append((shown(said), _unknown(resource, shown(said))))
+            here.append((shorten_name(said), _unknown(resource, shorten_name(said))))
             if len(here) >= ERRORS_MAX:
                 break
         elif name not in ids:
@@ -280,7 +282,7 @@ def _unknown(resource: Resource, text: str) -> str:
     return f"unknown field; {near(text, words(resource))}"
 
 
-def shown(name: str) -> str:
+def shorten_name(name: str) -> str:
     return name if len(name) <= NAME_SHOWN_CHARS_MAX else f"{name[:NAME_SHOWN_CHARS_MAX]}…"
 
 
@@ -315,7 +317,7 @@ def _reference(target: Resource, value: object, depth: int = 1) -> Reference:
     right = f"its {last}" if len(fields) == 1 else f"its {last}, or {{{', '.join(fields)}}}"
     if not isinstance(value, dict) or depth > REFERENCE_DEPTH_MAX:
         raise ValueError(f"must be {right}")  # reported like any other invalid value
-    wrong = [shown(said) for said in value if said not in fields][:UNKNOWN_KINDS_MAX]
+    wrong = [shorten_name(said) for said in value if said not in fields][:UNKNOWN_KINDS_MAX]
     if wrong or last not in value:
         raise ValueError(f"must be {right}, not {', '.join(wrong) or 'without ' + last}")
     return Reference(target, dict(_parts(target, value, depth)))

@@ -327,7 +327,7 @@ class Planner:
 
 def _digest(changes: Sequence[PlannedRow], marks: Sequence[Mark]) -> str:
     noted = [[mark.resource, str(mark.row_id), str(mark.said), *mark.fields] for mark in marks]
-    return sha256(canonical([[change.told() for change in changes], noted])).hexdigest()
+    return sha256(canonical([[change.render() for change in changes], noted])).hexdigest()
 
 
 def _is_stored(wanted: WantedObject, row: Row, name: str, value: object) -> bool:

@@ -17,7 +17,7 @@ from gateway.admin.configuration.objects import (
     WantedObject,
     Which,
     identity_of,
-    shown,
+    shorten_name,
     stored,
     values_of,
 )
@@ -210,7 +210,7 @@ def meant(kind: str, rows: Sequence[Row], marks: Mapping[Which, Mark]) -> Sequen
 
 
 def _there_is_no(kind: str, name: object) -> str:
-    return f"there is no {kind.removesuffix('s')} named {shown(str(name))!r}"
+    return f"there is no {kind.removesuffix('s')} named {shorten_name(str(name))!r}"
 
 
 # The change of a row in terms of names, never of ids.
@@ -236,7 +236,7 @@ class PlannedRow:
     # Why the row is kept although no object wants it.
     stays: str = ""
 
-    def told(self) -> Row:
+    def render(self) -> Row:
         fields = {name: {"before": before, "after": after} for name, (before, after) in self.fields.items()}
         return {
             "change": self.verb, "resource": self.resource.name, "name": self.name, "at": self.at,

@@ -601,7 +601,7 @@ class Chart:
     def is_empty(self) -> bool:
         return not self.top
 
-    def said(self, amount: Amount) -> str:
+    def render_amount(self, amount: Amount) -> str:
         return money(amount, self.currency) if self.currency else number(amount)
 
     def glance(self, amount: Amount) -> str:

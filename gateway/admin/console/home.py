@@ -355,7 +355,7 @@ class Sessions:
 
     async def _renew(self, request: web.Request, session: ConsoleSession, actor: Actor, name: str) -> None:
         try:
-            arrival = await self._asked(session, name)
+            arrival = await self._read_arrival(session, name)
         except IssuerUnavailable:
             return
         except SignInRefused as error:
@@ -367,7 +367,7 @@ class Sessions:
         # session.
         await self._ports.store.keep_renewal(session.id, renewal, vouched=arrival.person is not None)
 
-    async def _asked(self, session: ConsoleSession, name: str) -> Arrival:
+    async def _read_arrival(self, session: ConsoleSession, name: str) -> Arrival:
         """Return the provider's answer on the signed-in person; `SignInRefused` if it names another one."""
         sign_ins = self._ports.sign_ins
         if sign_ins is None or session.person is None or session.renewal is None:
@@ -573,7 +573,7 @@ class ConsoleShell:
             response.headers["Retry-After"] = str(getattr(error, "retry_after_s", None) or 1)
         return response
 
-    def asked(
+    def make_write(
         self, request: web.Request, signed: SignedInPerson, posted: Posted, sent: bodies.Body | None = None
     ) -> WriteRequest:
         """Return the write request of a form; the form's key makes a repeated submission take effect once."""

@@ -67,7 +67,10 @@ async def invoice_month(
         wrong = {"month": "must be one of these months"}
         return _page(desk, request, signed, typed, status=422, errors=wrong)
     run = _MonthRun(
-        desk, desk.asked(request, signed, posted), period_of_month(typed["month"]), typed["draft"] == "true"
+        desk,
+        desk.make_write(request, signed, posted),
+        period_of_month(typed["month"]),
+        typed["draft"] == "true",
     )
     loop, done = asyncio.get_running_loop(), list[InvoicedOrganization]()
     until, after = loop.time() + RUN_S_MAX, id_of(typed["after"]) or 0

@@ -49,7 +49,7 @@ from gateway.core.accounts.budget_selectors import SELECTING
 from gateway.core.accounts.refusals import busiest
 from gateway.core.accounts.usage import GROUPS, UsageQuery, end_of
 from gateway.core.billing.outlook import looked_at_since, outlook
-from gateway.core.processes import there
+from gateway.core.processes import report_availability
 from gateway.errors import CountersUnavailable, Forbidden, StoreUnavailable, Unprocessable
 
 BUSIEST = 10
@@ -261,7 +261,7 @@ class Overview:
             "now": now,
             "busiest": most or (),
             "well": well,
-            "dependencies": there(dependencies),
+            "dependencies": report_availability(dependencies),
             "at": datetime.now(UTC),
         }
 
@@ -273,7 +273,11 @@ class Overview:
             self._ports.ready(), self._live.now(), _waiting(desk, TROUBLE)
         )
         facts = now["facts"]
-        troubles = [(f"{name} is away", "/health") for name, well in there(dependencies).items() if not well]
+        troubles = [
+            (f"{name} is away", "/health")
+            for name, well in report_availability(dependencies).items()
+            if not well
+        ]
         if facts.get("outbox_oldest_seconds", 0) > OUTBOX_LATE_S:
             troubles.append(("calls wait to be stored", "/health"))
         if facts.get("drift_tokens") or facts.get("drift_credits"):

@@ -87,10 +87,12 @@ class OwnBudget:
 def or_home(page: Reading) -> Reading:
     """Wrap a page for whole organizations: people of one tenant or key are redirected to their own page."""
 
-    async def shown(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.StreamResponse:
+    async def show_own(
+        desk: ConsoleShell, request: web.Request, signed: SignedInPerson
+    ) -> web.StreamResponse:
         return await page(desk, request, signed) if signed.actor.tenant_id is None else see("/me")
 
-    return shown
+    return show_own
 
 
 # The page `/me`: one's keys, the rest of one's budgets, the last calls, and example programs.
@@ -149,7 +151,7 @@ async def rotate(
     keys = desk.of(_acting(actor)).operations["api-keys"]
     [action] = [action for action in keys.resource.actions if action.name == "rotate"]
     try:
-        done = await keys.act(action, desk.asked(request, signed, posted, {"id": key_id}), key_id, {})
+        done = await keys.act(action, desk.make_write(request, signed, posted, {"id": key_id}), key_id, {})
     except Conflict as error:
         return await _me(desk, request, signed, error.message, error.status)
     return desk.answer(
@@ -176,7 +178,7 @@ async def ask(
     if until:
         sent["until"] = f"{until}T00:00:00Z"
     try:
-        await wide.operations[REQUESTS].create(desk.asked(request, signed, posted, sent), sent)
+        await wide.operations[REQUESTS].create(desk.make_write(request, signed, posted, sent), sent)
     except (Unprocessable, Conflict) as error:
         wrong = "; ".join(f"{name} {message}" for name, message in getattr(error, "errors", ()))
         return await _me(desk, request, signed, wrong or error.message, error.status)
@@ -493,7 +495,7 @@ async def buy(
     if not _COUNT.fullmatch(count):
         return await show_account(desk, request, signed, "must be a whole number, such as 1000", 422)
     sent: dict[str, object] = {"credits": int(count)}
-    asked = desk.asked(request, signed, posted, sent)
+    asked = desk.make_write(request, signed, posted, sent)
     values = {
         **sent, "organization_id": actor.organization_id, "most": checkout.most,
         "least": checkout.least(str(owner["currency"])),

@@ -174,7 +174,7 @@ class Records:
         screen, secret, form = self._screen, self._screen.resource.secret, self._blank()
         try:
             sent = await self.typed(posted)
-            done = await self._operations.create(self._desk.asked(request, signed, posted, sent), sent)
+            done = await self._operations.create(self._desk.make_write(request, signed, posted, sent), sent)
         except (Unprocessable, Conflict) as error:
             return await self._form_page(request, signed, forms.form_again(form, posted, error), error.status)
         if secret is not None and secret.is_made(sent):
@@ -204,7 +204,7 @@ class Records:
         async def change() -> WriteResult:
             meant = await self._in_unit(form, sent, row_id(request))
             return await self._operations.change(
-                self._desk.asked(request, signed, posted), row_id(request), meant
+                self._desk.make_write(request, signed, posted), row_id(request), meant
             )
 
         done = await self._done(request, signed, posted, form, change())
@@ -213,7 +213,7 @@ class Records:
     async def delete(self, request: web.Request, signed: SignedInPerson, posted: Posted) -> web.Response:
         """`POST /<resource>/{id}/delete`: delete a row and show the list."""
         form = self._delete_form(self._address(row_id(request)))
-        doing = self._operations.delete(self._desk.asked(request, signed, posted), row_id(request))
+        doing = self._operations.delete(self._desk.make_write(request, signed, posted), row_id(request))
         done = await self._done(request, signed, posted, form, doing)
         return see(f"/{self._screen.name}?done=deleted") if isinstance(done, WriteResult) else done
 
@@ -227,7 +227,7 @@ class Records:
 
         async def act() -> WriteResult:
             sent = await self._in_unit(form, forms.body_of(form.fields, posted, changes=False), acted)
-            asked = self._desk.asked(request, signed, posted, sent)
+            asked = self._desk.make_write(request, signed, posted, sent)
             if part is None:
                 return await self._operations.act(action, asked, acted, sent)
             named = str(sent.get(part.key, ""))

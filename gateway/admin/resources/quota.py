@@ -46,7 +46,7 @@ BlockWord: Any = Literal[tuple(BLOCK_CAUSES)]
 _KINDS = {"time_zone": Text, "anchor_day": AnchorDay}
 
 
-def _asked(term: Term) -> tuple[object, object]:
+def _request_field(term: Term) -> tuple[object, object]:
     """Return a plan's term as a field of the request: a choice, a number of tokens, or another type."""
     kind: Any = Literal[term.choices] if term.choices else _KINDS.get(term.name, Amount)
     kind = kind | None if term.nullable else kind
@@ -91,7 +91,7 @@ TokenPlanCreate: type[In] = create_model(  # type: ignore[call-overload]  # buil
     __doc__="A new token plan.",
     name=(Text, ...),
     description=(LongText | None, None),
-    **{one.name: _asked(one) for one in TERMS},
+    **{one.name: _request_field(one) for one in TERMS},
     weights=(
         Weights | None,
         optional("What a token of a kind counts toward the quota, as decimal strings by kind."),

@@ -238,7 +238,7 @@ def _tag(value: object) -> str:
 BASE64 = _PatternText(r"([A-Za-z0-9+/]{4})*([A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?", "base64")
 
 
-def _told(value: object) -> object:
+def _answer_value(value: object) -> object:
     if not isinstance(value, list):
         return value
     facts = read_facts(json.dumps(value).encode())
@@ -255,7 +255,7 @@ Text = Annotated[str, Field(strict=True, min_length=1, max_length=TEXT_CHARS_MAX
 Zone = Annotated[Text, must(is_zone, "be a name of the IANA's, such as Europe/Berlin")]
 LongText = Annotated[str, Field(strict=True, max_length=LONG_TEXT_CHARS_MAX), AfterValidator(_legible)]
 # A row's metadata. A keeper older than its gateways stored the packed facts of a call.
-Metadata = Annotated[dict[str, Any], BeforeValidator(_told)]
+Metadata = Annotated[dict[str, Any], BeforeValidator(_answer_value)]
 ServiceKey = Annotated[str, Field(strict=True), _word("a-z0-9", "a-z, 0-9")]
 UpstreamName = Annotated[str, Field(strict=True), _word("A-Za-z0-9", "A-Z, a-z, 0-9")]
 TagName = Annotated[

@@ -167,7 +167,7 @@ class Reconciler:
         if night <= self._compared or now < self._again:
             return
         self._again = now + AGAIN
-        if (await self._results.asked() or self._began) >= night:
+        if (await self._results.last_deep_start() or self._began) >= night:
             self._compared = night
             return
         with suppress(Overloaded):

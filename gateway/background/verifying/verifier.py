@@ -558,7 +558,7 @@ class Verifier:
         }
         places, done = await self._source.places(wanted, since), list[VerificationResult]()
 
-        async def one(partition: int, truth: LedgerState) -> None:
+        async def compare_one(partition: int, truth: LedgerState) -> None:
             try:
                 async with self._free:
                     await compared(partition, truth)
@@ -582,7 +582,7 @@ class Verifier:
         async def read(some: list[int]) -> None:
             its = {partition: places.organizations.get(partition, ()) for partition in some}
             truths = await self._source.truth(its)
-            await all_of(one(partition, truth) for partition, truth in truths.items())
+            await all_of(compare_one(partition, truth) for partition, truth in truths.items())
 
         await in_turns(together(wanted, places.organizations, self._organizations_max), read)
         for some in batched(places.credentials, CREDENTIALS_MAX):

@@ -229,6 +229,7 @@ class LiveSession(Protocol):
     output_max: int | None  # the most tokens of an answer in the present turn, None where no hold binds it
     model: str
     models: tuple[str, ...]
+    tools: int  # those of its messages that a provider may bill
     has_media: bool  # whether the client has sent sound, pictures or video
     texts: TextExcess
 
@@ -419,7 +420,7 @@ class Listing:
     around: tuple[tuple[str, object], ...] = ()
     ends: tuple[str, str] | None = None
 
-    def one(self, model: str) -> bytes:
+    def render_model(self, model: str) -> bytes:
         """Return the JSON entry of a configured model, as this API answers for one model."""
         return msgspec.json.encode(self._fields(model))
 

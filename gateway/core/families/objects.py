@@ -321,7 +321,7 @@ def may_tell(family: Family, answer: bytes, keeps: int = KEPT_OBJECTS) -> bool:
     return keeps == KEPT_LINKED or not objects.tell or any(mark in answer for mark in objects.tell)
 
 
-def told(
+def read_created_ids(
     family: Family, document: object, named: Collection[str] = (), keeps: int = KEPT_OBJECTS
 ) -> tuple[str, ...]:
     """Return the ids of stored objects in an answer (`document`), the answer's own id first.

@@ -213,11 +213,14 @@ def _of_budget(refused: Refused) -> str:
     if window is None:
         return f"Budget: {max(0, refused.limit - refused.used)} of {refused.limit} left"
     unit = UNIT_OF[window.unit]
-    left, limit = _shown(unit, window.left, window.currency), _shown(unit, window.limit, window.currency)
+    left, limit = (
+        _render_amount(unit, window.left, window.currency),
+        _render_amount(unit, window.limit, window.currency),
+    )
     left = left.removesuffix(f" {unit}").removesuffix(f" {window.currency}")
     said = f"{_named_budget(window)}: {left} of {limit} left"
     if window.need and unit != REQUESTS:  # a request needs one
-        said += f"; this request may need {_shown(unit, window.need, window.currency)}"
+        said += f"; this request may need {_render_amount(unit, window.need, window.currency)}"
     return said
 
 
@@ -225,7 +228,7 @@ def _named_budget(window: BudgetWindow) -> str:
     return f'{"Run" if is_run(window.budget_id) else "Budget"} "{window.name}"'
 
 
-def _shown(unit: str, amount: int, currency: str) -> str:
+def _render_amount(unit: str, amount: int, currency: str) -> str:
     """Return an amount of a budget as text for people: `$12.50`, `12.50 SEK`, `3000 tokens`."""
     if unit != MONEY:
         return format_amount(unit, amount, currency)

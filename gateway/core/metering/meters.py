@@ -11,7 +11,7 @@ import msgspec
 
 from gateway.core.calls.call import DEFAULT_BOUNDS, CallRequest, UsageBounds
 from gateway.core.families.family import CallKind
-from gateway.core.families.objects import may_tell, told
+from gateway.core.families.objects import may_tell, read_created_ids
 from gateway.core.families.registry import SHAPES
 from gateway.core.metering.content import UNCOUNTED, LooseContent
 from gateway.core.metering.meter import TOKENIZED_BYTES_MAX, Dialect, Meter, slim
@@ -235,7 +235,7 @@ class FreeMeter(Meter):
         self.ended = True
         if self._tail is None:
             return b""
-        self.told += told(self.call.family, loose_document(b"".join(self._kept)))
+        self.told += read_created_ids(self.call.family, loose_document(b"".join(self._kept)))
         self._kept = []
         return self._tail.take()
 
@@ -314,7 +314,7 @@ class WholeMeter(Meter):
         if self._shortened is not None and not document:
             self._shortened.read_ends(self, self._dialect)
         elif self.call.objects.keeps and may_tell(self.call.family, document, self.call.objects.keeps):
-            self.told += told(
+            self.told += read_created_ids(
                 self.call.family, loose_document(document), self.call.objects.named, self.call.objects.keeps
             )
         if not self.reported and len(document) > BRACKETS_MAX:  # possibly more brackets than are checked

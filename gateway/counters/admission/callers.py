@@ -219,7 +219,7 @@ class CallerCache(Catalogue):
         if fresh < now or known.expired(self._today() * 1000):
             return False
         known.fresh = self._before_end(fresh, known.expires_ms)
-        self._allowances.seen(known.caller)
+        self._allowances.note_caller(known.caller)
         if read_at + AGAIN_S < now:
             self._rereading.note(digest)
         return True
@@ -301,7 +301,7 @@ class CallerCache(Catalogue):
         fresh = self._before_end(fresh, identity.x)
         entry = CachedCaller(caller, raw, read_at=asked_at, fresh=fresh, expires_ms=identity.x, since=since)
         self._known.put(digest, entry, entry.size)
-        self._allowances.seen(caller)
+        self._allowances.note_caller(caller)
         return caller
 
     def _before_end(self, fresh: float, expires_ms: int) -> float:
@@ -349,7 +349,7 @@ class CallerCache(Catalogue):
             except CountersUnavailable:
                 return None
             self._learn(caller.organization_id, answer, since, asked_at)
-        self._allowances.seen(caller)
+        self._allowances.note_caller(caller)
         return caller
 
     def _known_before(self, digest: str) -> Caller | None:
@@ -359,7 +359,9 @@ class CallerCache(Catalogue):
             return None
         if known.expired(self._today() * 1000) or not self._allowances.covers(known.caller):
             return None
-        self._allowances.seen(known.caller)  # the lease remains, whatever Redis answers when it is back
+        self._allowances.note_caller(
+            known.caller
+        )  # the lease remains, whatever Redis answers when it is back
         return known.caller
 
     def _holds(self, organization_id: int) -> bool:

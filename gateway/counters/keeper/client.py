@@ -192,7 +192,7 @@ class Client:
 
     async def ask_each(self, commands: Iterable[Sequence[bytes]]) -> list[Reply]:
         """Send plain commands together; return replies in order, None for a refused one."""
-        answers = await each([self.send(*command) for command in commands])
+        answers = await await_each([self.send(*command) for command in commands])
         return [None if isinstance(answer, CountersRefused) else answer for answer in answers]
 
     async def run_all(self, verb: str, calls: Iterable[packing.Call], together: int) -> list[bytes]:
@@ -208,7 +208,8 @@ class Client:
         answers: list[bytes | CountersRefused] = []
         for some in batched(calls, TOGETHER_MAX):
             answers += cast(
-                "list[bytes | CountersRefused]", await each([self.send_script(verb, call) for call in some])
+                "list[bytes | CountersRefused]",
+                await await_each([self.send_script(verb, call) for call in some]),
             )
         return answers
 
@@ -304,7 +305,7 @@ def is_readable(kind: type[S], raw: bytes) -> bool:
     return True
 
 
-async def each(waits: Iterable[Wait[Reply]]) -> list[Reply | CountersRefused]:
+async def await_each(waits: Iterable[Wait[Reply]]) -> list[Reply | CountersRefused]:
     """Return replies in order, or the error of a refused one: a key of the wrong type affects only itself."""
     answers: list[Reply | CountersRefused] = []
     for wait in waits:
@@ -385,7 +386,7 @@ async def entries_of(client: Client, after: Mapping[str, bytes], count: int) -> 
             answer = cast("list[list[Reply]] | None", await in_task(whole.send(asked)))
             entries_by_name = {cast("bytes", name).decode(): entries for name, entries in answer or ()}
             return [entries_in(entries_by_name.get(name)) for name in after]
-    answers = await each(
+    answers = await await_each(
         [client.send(*entries_behind(name, position, count)) for name, position in after.items()]
     )
     return [answer if isinstance(answer, CountersRefused) else entries_in(answer) for answer in answers]

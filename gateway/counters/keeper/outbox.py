@@ -28,7 +28,7 @@ from gateway.counters.keeper.client import (
     APPLIED,
     Client,
     are_any_there,
-    each,
+    await_each,
     entries_behind,
     entries_in,
     entries_of,
@@ -104,7 +104,7 @@ class ParkedEntries:
             for owner, ids in entries.items()
             for start in range(0, len(ids), MOVED_MAX)
         ]
-        answers = await each([self._client.send_script("park", call) for _, call in sent])
+        answers = await await_each([self._client.send_script("park", call) for _, call in sent])
         found: dict[Owner, int] = {}
         refused, unverified = None, False
         for (owner, _), answer in zip(sent, answers, strict=True):
@@ -257,7 +257,7 @@ class Outbox:
         asked = {stream: behind for stream, behind in after.items() if stream[0] in ours}
         answers = await entries_of(self._client, {name: one for (_, name), one in asked.items()}, count)
         found = {
-            stream: answer if isinstance(answer, CountersRefused) else self._known(*stream, answer)
+            stream: answer if isinstance(answer, CountersRefused) else self._readable_entries(*stream, answer)
             for stream, answer in zip(asked, answers, strict=True)
         }
         if self._check_history is not None:
@@ -275,7 +275,7 @@ class Outbox:
             self._client.left_alone.note("partition", str(partition), error.message)
             return False
 
-    def _known(
+    def _readable_entries(
         self, partition: int, stream: str, entries: list[tuple[bytes, bytes]]
     ) -> list[tuple[bytes, bytes]] | CountersRefused:
         """Return the entries before the first one of a newer version, because later ones may depend on it.
@@ -368,7 +368,7 @@ class Outbox:
         ]
 
     async def _all(self, waits: Sequence[Wait[Reply]]) -> None:
-        refused = [one for one in await each(waits) if isinstance(one, CountersRefused)]
+        refused = [one for one in await await_each(waits) if isinstance(one, CountersRefused)]
         if refused:
             raise refused[-1]  # of one partition: the others' entries are deleted
 

@@ -228,7 +228,7 @@ class Allowances:
         """Return the leases of all tenants seen lately."""
         return list(self._tenants.values())
 
-    def seen(self, caller: Caller) -> None:
+    def note_caller(self, caller: Caller) -> None:
         """Note that a caller was seen, so that its tenant's lease is kept."""
         tenant = self._tenants.get(caller.tenant_id)
         if tenant is not None:

@@ -20,7 +20,7 @@ from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.keys import SHARD, Place, marker, shard_map
 from gateway.counters.redis.scripts import library
 from gateway.errors import CountersRefused, CountersUnavailable, SettingError
-from gateway.files import Seen, UrlFile, require_regular, seen
+from gateway.files import Seen, UrlFile, require_regular, stat_files
 
 # TLS to Redis: certificate files are read again when they change.
 #
@@ -35,13 +35,13 @@ class RedisTls:
 
     def __init__(self, files: TlsFiles) -> None:
         self._files, self._paths = files, (files.authority, files.certificate, files.key)
-        self._seen = seen(self._paths)
+        self._seen = stat_files(self._paths)
         self._context = _made(files)
         self._why = ""
 
     def context(self) -> ssl.SSLContext:
         """Return the context for a new connection, from the files' present contents."""
-        found = seen(self._paths)
+        found = stat_files(self._paths)
         if found != self._seen:
             self._renew(found)
         return self._context

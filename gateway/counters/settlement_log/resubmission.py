@@ -77,7 +77,7 @@ class VerifiedEpochs:
         """The oldest layout of all partitions; the previous version's if none is known."""
         return min(self._layouts.values(), default=EARLIER)
 
-    def told(self, name: bytes) -> bool:
+    def forget_changed(self, name: bytes) -> bool:
         """Forget the markers that a change of the key `name` concerns; return False if it concerns none.
 
         The empty name means that any key may have changed.
@@ -226,7 +226,7 @@ class Resubmitter:
         self._recover_at = 0.0
         self._adopted_at = clock() - ADOPT_S
         self._news, self._held_up = asyncio.Event(), False
-        wires.hear(self._told)
+        wires.hear(self._note_change)
 
     @property
     def newer(self) -> frozenset[int]:
@@ -259,8 +259,8 @@ class Resubmitter:
         """Whether everything is verified, sent again and reported."""
         return bool(self._seen) and all(self._seen) and self._seen == self._reported
 
-    def _told(self, name: bytes) -> None:
-        if self._verified.told(name):
+    def _note_change(self, name: bytes) -> None:
+        if self._verified.forget_changed(name):
             self._news.set()
             self._log.woken.set()
 

@@ -19,7 +19,7 @@ from uuid import UUID
 from gateway import extras
 from gateway.errors import ArchiveFailed
 from gateway.features.archive.retention import Retention
-from gateway.ops.storage import FileStore, told
+from gateway.ops.storage import FileStore, translate_errors
 from persistence.archive import months
 from persistence.archive.months import (
     AUDIT,
@@ -378,7 +378,7 @@ def archive(
         ledger: (audit_before if ledger is AUDIT else before) or kept.before(ledger, today)
         for ledger in BY_NAME.values()
     }
-    with months.connected(url) as connection, told(place.url):
+    with months.connected(url) as connection, translate_errors(place.url):
         database = months.identity(connection)
         done.moved += months.bring_in_rows(connection)
         due = _due(connection, until)
@@ -391,7 +391,7 @@ def archive(
                 stopped[ledger.name] = OpenMonth(month, (ledger.name,), tuple(reasons))
                 continue
             report(f"{month:%Y-%m} {ledger.name}")
-            done.files.append(_month(connection, place, database, month, ledger))
+            done.files.append(_archive_month(connection, place, database, month, ledger))
         if drop_after is not None:
             done.dropped += _drop(connection, place, drop_after)
     done.open = _together(stopped)
@@ -431,9 +431,13 @@ def _refuse_other(place: FileStore, month: date, whose: UUID, database: UUID) ->
         raise ArchiveFailed(f"{place.url} has {month:%Y-%m} of another database: archive into another place")
 
 
-def _month(
+def _archive_month(
     connection: Connection, place: FileStore, database: UUID, month: date, ledger: MonthlyLedger
 ) -> ArchivedMonth:
+    """Write the file of a ledger's month, then take its rows out of PostgreSQL; return the file.
+
+    If the month changes meanwhile, its file is written again, `TRIES_MAX` times at most.
+    """
     manifest = read_manifest(place, month, ledger.name)
     if manifest is not None:  # an older archive may have later months of another database
         _refuse_other(place, month, manifest.database, database)

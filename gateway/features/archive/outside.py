@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gateway.errors import SchemaUnavailable
 from gateway.ops.doctor_redis import Finding
-from persistence.archive.months import ROWS_TOLD_MAX, told
+from persistence.archive.months import ROWS_TOLD_MAX, months_outside
 from persistence.error_mapping import LOCK_NOT_AVAILABLE, QUERY_CANCELED
 
 _NO_KEEPER_CAN = "no keeper can make a partition of those months while rows of them are there"
@@ -15,7 +15,7 @@ def months_findings(url: str) -> list[Finding]:
     """Return a finding for each ledger with rows outside all partitions, or that nobody could look."""
     findings = []
     try:
-        outside = told(url)
+        outside = months_outside(url)
     except SchemaUnavailable as error:
         if error.sqlstate not in {LOCK_NOT_AVAILABLE, QUERY_CANCELED}:  # another finding says it
             return []

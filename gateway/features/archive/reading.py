@@ -24,7 +24,7 @@ from gateway.core.billing.price_book import KINDS
 from gateway.core.text import read_json
 from gateway.errors import ArchiveFailed
 from gateway.features.archive import archiving
-from gateway.ops.storage import FileStore, told
+from gateway.ops.storage import FileStore, translate_errors
 from persistence.archive import months
 from persistence.archive.months import (
     AUDIT,
@@ -40,7 +40,7 @@ from persistence.archive.months import (
     archived,
     columns_of,
     contradictions,
-    kept,
+    read_kept_runs,
 )
 from persistence.schema.partitions import end_of
 
@@ -82,17 +82,17 @@ def rows(
     if unknown:
         raise ArchiveFailed(f"an archive has no {unknown[0]} of {name}: ask by another")
     shown = []
-    for row, file in islice(_found(place, ledger, asked, said), asked.limit):
-        with told(place.url), _of_a_ledger(place, file):
+    for row, file in islice(_selected_rows(place, ledger, asked, said), asked.limit):
+        with translate_errors(place.url), _of_a_ledger(place, file):
             shown.append(render(_render_row(row, ledger)))
     return shown
 
 
-def _found(
+def _selected_rows(
     place: FileStore, ledger: MonthlyLedger, asked: RowFilter, report: Callable[[str], object]
 ) -> Iterator[_Found]:
     """Yield the selected rows of all months in order, each with its file."""
-    with told(place.url):
+    with translate_errors(place.url):
         if lacking := [
             month for month in archiving.unnamed_files(place, ledger.name) if _touches(month, asked)
         ]:
@@ -117,7 +117,7 @@ def archived_calls(
 
     def read(organization_id: int, since: datetime, until: datetime) -> Iterator[Mapping[str, Any]]:
         asked = RowFilter({"organization_id": organization_id}, since, until)
-        for row, _ in _found(place, CALLS, asked, report):
+        for row, _ in _selected_rows(place, CALLS, asked, report):
             for name in ("tools", "tags", "groups"):
                 if row.get(name) is not None:
                     row[name] = read_json(row[name])
@@ -159,7 +159,7 @@ def _of_month(
     """Yield the selected rows of a month in order, one row group of the file at a time."""
     dataset: Any = importlib.import_module("pyarrow.dataset")
     wanted = _condition(dataset, ledger, asked)
-    with told(place.url):
+    with translate_errors(place.url):
         if place.digest(file.file) != (file.bytes, file.sha256):
             raise ArchiveFailed(
                 f"{place.address(file.file)} is not what was archived: its manifest says otherwise"
@@ -259,7 +259,7 @@ class ArchiveProof:
 
 def prove(url: str, place: FileStore) -> ArchiveProof:
     proof = ArchiveProof()
-    with months.connected(url) as connection, told(place.url):
+    with months.connected(url) as connection, translate_errors(place.url):
         stored = archived(connection)
         proof.elsewhere = sorted({one.url for one in stored} - {place.url})
         here = [one for one in stored if one.url == place.url]
@@ -307,7 +307,7 @@ def _movements(
     """Compare each movement in a file with PostgreSQL; note up to `NAMED_MAX` contradictions in `proof`."""
     with connection.transaction(), place.open(one.file) as source:
         rows = _counted(_read(source, ledger), proof)
-        for reason in compare(rows, kept(connection, ledger, one.month)):
+        for reason in compare(rows, read_kept_runs(connection, ledger, one.month)):
             proof.broken.append(f"{ledger.kind}:{reason} ({one.file})")
             if len(proof.broken) > NAMED_MAX:
                 return

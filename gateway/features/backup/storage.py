@@ -22,7 +22,7 @@ from typing import IO, Any
 
 from gateway.core.text import read_json
 from gateway.errors import BackupFailed, PlaceFailed
-from gateway.ops.storage import FileStore, shown
+from gateway.ops.storage import FileStore, without_query
 from persistence.schema import standing
 
 # The manifest of a backup: the last member of a tar file, or a document in a bucket.
@@ -371,7 +371,7 @@ def named(url: str) -> PiecesBackup:
     if not _NAME.fullmatch(name):
         place = FileStore(url, extra=EXTRA)
         there = place if place.names("") else FileStore(folder, extra=EXTRA)
-        raise BackupFailed(f"{shown(url)} names no backup{_instead(there)}")
+        raise BackupFailed(f"{without_query(url)} names no backup{_instead(there)}")
     return PiecesBackup(FileStore(folder, extra=EXTRA), name)
 
 

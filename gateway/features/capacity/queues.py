@@ -222,7 +222,7 @@ class CapacityQueue:
         elif self._asking:
             self._asks_anew = True
         else:
-            self._ask()
+            self._begin_round()
 
     def leave(self, call: WaitingCall) -> None:
         """Remove a call whose client left; capacity that Redis still grants to it is released."""
@@ -246,7 +246,7 @@ class CapacityQueue:
     def finish(self) -> bool:
         """Report the ended calls to Redis at once; return whether a report is still under way."""
         if self._over or self._ended:
-            self._ask()
+            self._begin_round()
         return self._asking
 
     def _put_back(self, ended: list[CapacityEnd], over: list[str]) -> None:
@@ -278,7 +278,8 @@ class CapacityQueue:
 
     # one request after the other
 
-    def _ask(self) -> None:
+    def _begin_round(self) -> None:
+        """Start to ask for the waiting calls, unless a round is in progress."""
         if not self._asking:
             self._asking = True
             if self._timer is not None:
@@ -309,7 +310,7 @@ class CapacityQueue:
         for call in late:
             self._remove(call)
         if self.length or self._ended or self._over or self._going:
-            self._ask()
+            self._begin_round()
         for call, refusal in refused:
             call.let_in.fail(refusal)
 

@@ -21,7 +21,7 @@ def dunning_loop(
     store: Store, clock: Callable[[], datetime], schedule: DunningSchedule, page: int = 200
 ) -> Loop:
     """Return the loop that runs due dunning steps, such as reminders, for `page` organizations at once."""
-    from gateway.background.loops import Loop, each  # of keepers alone
+    from gateway.background.loops import Loop, run_each  # of keepers alone
     from gateway.errors import Conflict
     from persistence.dunning import due
     from persistence.entity import keeper_command
@@ -35,7 +35,7 @@ def dunning_loop(
             keeper_command("dunning-steps", "advance", organization_id=organization_id, schedule=schedule)
         )
 
-    return Loop("dunning", 5.0, (each(find, act, count=page, place=int, leaves=(Conflict,)),))
+    return Loop("dunning", 5.0, (run_each(find, act, count=page, place=int, leaves=(Conflict,)),))
 
 
 def _work(parts: KeeperParts) -> Work:

@@ -86,7 +86,7 @@ class StoredJobs:
 
     def own(self, job: Job, id_: str) -> Wait[bool]:
         """Claim an upstream's batch id for this job; return False if another job claimed it before."""
-        return begin(self._own(job, id_))
+        return begin(self._claim(job, id_))
 
     def find(self, caller: Caller, id_: str) -> Wait[Job | None]:
         return begin(self._find(caller, id_))
@@ -99,7 +99,7 @@ class StoredJobs:
             return True
 
     async def _begun(self, job: Job) -> bool:
-        if not await self._own(job, job.id):
+        if not await self._claim(job, job.id):
             return False
         await self._keep(job)
         await self._objects.keep(job.caller, [job.id])
@@ -178,7 +178,8 @@ class StoredJobs:
         for one in sent:
             await one
 
-    async def _own(self, job: Job, id_: str) -> bool:
+    async def _claim(self, job: Job, id_: str) -> bool:
+        """Store the job as the owner of an upstream's id; return False if another job owns it."""
         partition, name = _owner(job.upstream, id_)
         wire, owner = self._wires.of(partition), job.hold_id.encode()
         owned_s = HOLD_S_MAX if job.kind == RESPONSE else OWNED_S

@@ -29,7 +29,7 @@ from gateway.features.ledger_proof.tree import (
     row_text,
 )
 from gateway.features.ledger_proof.verifying import LedgerVerification, ProvenRow, check_heads, check_rows
-from gateway.ops.storage import FileStore, told
+from gateway.ops.storage import FileStore, translate_errors
 
 if TYPE_CHECKING:
     from persistence import ledger_proof as stored
@@ -208,7 +208,7 @@ def _texts(
         )
         asked = one if asked is None else asked & one
     at = ledger.columns.index(ledger.at)
-    with told(place.url):
+    with translate_errors(place.url):
         fragment = place.fragment(file.file, dataset.ParquetFileFormat())
         for batch in fragment.to_batches(
             columns=list(ledger.columns), filter=asked, batch_size=ROWS_AT_ONCE, use_threads=False

@@ -339,12 +339,12 @@ class RateLimitJudge:
         self, rule: RateLimitRule, entries: dict[str, str], key: str, amount: int, once: str, ttl_s: int
     ) -> HoldsReply | None:
         body: dict[str, Any] = {
-            "service": rule.said(rule.service, entries),
+            "service": rule.fill(rule.service, entries),
             "max_tokens" if rule.unit == "tokens" else "amount": amount,
             "ttl_s": ttl_s,
         }
         body |= {
-            name: rule.said(value, entries) for name in ("model", "user") if (value := getattr(rule, name))
+            name: rule.fill(value, entries) for name in ("model", "user") if (value := getattr(rule, name))
         }
         reply = await self._ask("POST", HOLDS, key, body, {"idempotency-key": once})
         taken = reply is None or reply.status >= 400 or isinstance(reply.document.get("id"), str)

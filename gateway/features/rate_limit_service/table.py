@@ -59,14 +59,14 @@ class RateLimitRule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             and all(wanted in {ANY, entries[name]} for name, wanted in self.entries.items())
         )
 
-    def said(self, value: str, entries: Mapping[str, str]) -> str:
+    def fill(self, value: str, entries: Mapping[str, str]) -> str:
         """Return a value of the rule; a value `{name}` stands for the descriptor's entry of that name."""
         name = _entry_of(value)
         return entries[name] if name else value
 
     def key_of(self, entries: Mapping[str, str]) -> str:
         """Return the API key of the rule. If it is the header `authorization`, the scheme is removed."""
-        key = self.said(self.key, entries)
+        key = self.fill(self.key, entries)
         return key[len(_BEARER) :] if key[: len(_BEARER)].lower() == _BEARER else key
 
 

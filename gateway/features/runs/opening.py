@@ -228,8 +228,13 @@ class Runs:
         """
         now_ms, lost = self._today() * 1000, list[Run]()
         for key, run in self._known.items():
-            is_kept = self._waits.get(key, math.inf) == math.inf
-            if is_kept and keys.partition_of(run.organization_id) in partitions and run.expires_ms > now_ms:
+            # A provisional run of which no call was admitted expires soon, so it is not restored.
+            was_admitted = self._waits.get(key, math.inf) == math.inf
+            if (
+                was_admitted
+                and keys.partition_of(run.organization_id) in partitions
+                and run.expires_ms > now_ms
+            ):
                 lost.append(run)
         lost.sort(key=lambda run_: len(run_.parents))  # children after their parents
         for start in range(0, len(lost), RESTORED_AT_ONCE):

@@ -68,10 +68,11 @@ def mount_events(
         notice = read(await request.read(), request.headers.get(SIGNATURE, ""))
         await take_place(request, None)
         return answer(
-            200, {"taken": any([await collected(ports.store, status) for status in await found(notice)])}
+            200,
+            {"taken": any([await collected(ports.store, status) for status in await statuses_of(notice)])},
         )
 
-    async def found(notice: Told) -> Sequence[CollectionStatus | CheckoutPayment]:
+    async def statuses_of(notice: Told) -> Sequence[CollectionStatus | CheckoutPayment]:
         if notice is None:
             return ()
         if not isinstance(notice, PaymentReturn):

@@ -98,13 +98,13 @@ class StripeApi:
         try:
             return await attempt
         except Unfinished as error:
-            return HandoverOutcome(FAILED, shown(str(error)), anew=True)
+            return HandoverOutcome(FAILED, hide_keys(str(error)), anew=True)
         except stripe.APIConnectionError as error:
-            return HandoverOutcome(WAITING, shown(f"Stripe does not answer: {_cause(error)}"))
+            return HandoverOutcome(WAITING, hide_keys(f"Stripe does not answer: {_cause(error)}"))
         except stripe.StripeError as error:
             return _outcome_of(error)
         except self.broken_off as error:
-            return HandoverOutcome(WAITING, shown(f"Stripe does not answer: {type(error).__name__}"))
+            return HandoverOutcome(WAITING, hide_keys(f"Stripe does not answer: {type(error).__name__}"))
 
     async def aclose(self) -> None:
         """Close all connections."""
@@ -162,7 +162,7 @@ def _outcome_of(error: Any) -> HandoverOutcome:
     if status == 401:
         return HandoverOutcome(WAITING, "Stripe does not know TOLLKEEPER_STRIPE_API_KEY (401)")
     named = f" ({error.request_id})" if error.request_id else ""
-    message = shown(f"Stripe answers {status}: {error.user_message or error.code or 'nothing'}{named}")
+    message = hide_keys(f"Stripe answers {status}: {error.user_message or error.code or 'nothing'}{named}")
     if status in {409, 429}:
         return HandoverOutcome(WAITING, message)
     if isinstance(error, stripe.IdempotencyError) or status == 403 or status >= 500 or not status:
@@ -174,7 +174,7 @@ def _cause(error: Exception) -> str:
     return type(error.__cause__ or error).__name__
 
 
-def shown(text: str) -> str:
+def hide_keys(text: str) -> str:
     """Return a text of Stripe's for storage: shortened, and without keys."""
     return _KEY.sub("(hidden)", " ".join(text.split()))[:ERROR_CHARS_MAX]
 
@@ -565,7 +565,7 @@ class StripeReturns:
             )
             return [await self._stands(payment_return, invoice) for invoice in invoices]
         except (stripe.StripeError, Unfinished, *self._api.broken_off) as error:
-            why = shown(str(error) or type(error).__name__)
+            why = hide_keys(str(error) or type(error).__name__)
             raise CollectorUnavailable(f"Stripe does not say which invoice it is about: {why}") from error
 
     async def _stands(self, payment_return: PaymentReturn, invoice_id: str) -> CollectionStatus:
@@ -662,6 +662,6 @@ class StripeCheckout:
         try:
             made = (await self._api.v1.checkout.sessions.create_async(asked, once)).to_dict()
         except (stripe.StripeError, *self._api.broken_off) as error:
-            why = shown(str(error) or type(error).__name__)
+            why = hide_keys(str(error) or type(error).__name__)
             raise CollectorUnavailable(f"Stripe makes no page to pay: {why}") from error
         return str(made["url"])

@@ -25,7 +25,7 @@ from gateway.core.network import ProxyFailed
 from gateway.core.shares import FairShares
 from gateway.core.wait import AwakeTimeout, Wait
 from gateway.errors import Overloaded, Refusal, UpstreamTimeout, UpstreamUnreachable
-from gateway.files import Seen, https_with, is_readable, require_regular, seen
+from gateway.files import Seen, https_with, is_readable, require_regular, stat_files
 from gateway.http.identity import key_digest
 from gateway.http.ports import UpstreamLimiter
 from gateway.http.protocol.answer import AnswerHead, UpstreamSide
@@ -56,7 +56,7 @@ class DialAddress:
         via = target.via
         files = (target.ca_file, target.cert_file, target.key_file, via.ca_file if via is not None else None)
         self._files = tuple(file for file in files if file)
-        self._seen = seen(self._files)
+        self._seen = stat_files(self._files)
         self._made, self._of_proxy = place_of(target), tls_with(via)
         self._look_at = 0.0
         self._why = ""
@@ -68,7 +68,7 @@ class DialAddress:
         """Return the arguments of a connection for asyncio; `now` is the time in seconds of any clock."""
         if self._files and now >= self._look_at:
             self._look_at = now + LOOK_S
-            found = seen(self._files)
+            found = stat_files(self._files)
             if found != self._seen:
                 self._renew(found)
         return self._made

@@ -97,9 +97,9 @@ def seed(
 
 def _key_again(data: DataDirectory, admin: _Admin) -> str:
     kept = data.secrets()
-    if not kept.get("demo_key_id") or _works(admin.one("api-keys", kept["demo_key_id"])):
+    if not kept.get("demo_key_id") or _works(admin.read_row("api-keys", kept["demo_key_id"])):
         return kept["demo_api_key"]
-    if not admin.one("tenants", kept["demo_tenant_id"]):
+    if not admin.read_row("tenants", kept["demo_tenant_id"]):
         return ""
     asked = {"tenant_id": int(kept["demo_tenant_id"]), "name": "Demo"}
     return _keep(data, admin.make("api-keys", asked, again=True))
@@ -185,7 +185,7 @@ class _Admin:
                 raise
         return self.make(resource, {**body, "name": f"{body['name']} {self._run[:8]}"}, step="own")
 
-    def one(self, resource: str, row_id: str) -> dict[str, Any]:
+    def read_row(self, resource: str, row_id: str) -> dict[str, Any]:
         return self._call("GET", f"{resource}/{row_id}")
 
     def all(self, resource: str) -> list[dict[str, Any]]:

@@ -155,7 +155,7 @@ class DemoExchange:
         self.spoken = self.values["output"]
         self.values["status"] = STATUSES.get(self.values["end"], "completed")
 
-    def told(self) -> dict[str, Any]:
+    def render(self) -> dict[str, Any]:
         """Return the call as JSON, with the tokens that the demo upstream counts for it.
 
         A call whose answer was cut used its whole input and the sent part of its output.
@@ -531,7 +531,7 @@ async def _answer(
     await asyncio.sleep(asked.seconds("x-demo-delay-s"))
     if asked.method == "GET" and asked.path == "/demo/calls":
         model = asked.query.get("model", [""])[0]
-        reply = _json({"calls": [turn.told() for turn in calls if model in ("", turn.values["model"])]})
+        reply = _json({"calls": [turn.render() for turn in calls if model in ("", turn.values["model"])]})
     else:
         reply = _of_batches(calls, batches, asked) or _reply(asked)
     keep = asked.headers.get("connection", "").lower() != "close"

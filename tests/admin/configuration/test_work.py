@@ -409,17 +409,17 @@ async def test_configuration_uploads_by_organizations_never_take_the_upload_slot
     free = UploadSlots()
     async with AsyncExitStack() as held:
         for number in range(1, 1 + ORGANIZATIONS_THERE_MAX):
-            assert await held.enter_async_context(free.taken(somebody(number))) is READER
+            assert await held.enter_async_context(free.acquire(somebody(number))) is READER
         for number in range(1, 1 + ORGANIZATIONS_AT_ONCE_MAX):
             await held.enter_async_context(free.working(somebody(number)))
         for full, one, whose in (
-            (free.taken, 1, "for this organization"),
-            (free.taken, 99, "for other organizations"),
+            (free.acquire, 1, "for this organization"),
+            (free.acquire, 99, "for other organizations"),
             (free.working, 99, "for other organizations"),
         ):
             with pytest.raises((Overloaded, TooManyRequests), match=f"{BUSY} {whose}"):
                 await full(somebody(one)).__aenter__()
-        async with free.taken(somebody(None)) as share, free.working(somebody(None)):
+        async with free.acquire(somebody(None)) as share, free.working(somebody(None)):
             assert share is STAFF
 
 

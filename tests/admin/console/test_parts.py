@@ -332,7 +332,7 @@ def test_chart_merges_groups_beyond_the_maximum_and_keeps_the_exact_total() -> N
     assert len(chart.series) == formatting.SERIES_MAX
     assert chart.legend[-1] == (formatting.SERIES_MAX, formatting.REST)
     assert sum(chart.columns[0].parts) == chart.total == sum(amount for _, _, amount in used)
-    assert chart.said(chart.total) == "$1,810.00000002"
+    assert chart.render_amount(chart.total) == "$1,810.00000002"
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_a_part_is_refused_where_the_table_of_its_api_says_so(
         ("flux", "flux-mini", ""),
     ],
 )
-def test_pictures_are_asked_of_one_maker_alone(asked: str, substitute: str, part: str) -> None:
+def test_pictures_are_refused_between_makers(asked: str, substitute: str, part: str) -> None:
     call = CallRequest("openai_images", Family("openai"), Body(b"{}", document={}, names=names_in({})))
     assert refused_part(FAMILIES[Family("openai")].differences, call, asked, (substitute,)) == part
 

@@ -19,8 +19,8 @@ from gateway.core.families.objects import (
     ObjectPath,
     field_of,
     places_of,
+    read_created_ids,
     read_objects,
-    told,
 )
 from gateway.core.families.registry import FAMILIES, SHAPES
 from gateway.core.families.tools import tools_of
@@ -440,18 +440,21 @@ def test_what_answers_tell() -> None:
             {"id": "mcpl_1", "type": "mcp_list_tools", "tools": [{"annotations": {"file_id": "not this"}}]},
         ],
     }  # fmt: skip
-    assert set(told(Family("openai"), response)) == {
+    assert set(read_created_ids(Family("openai"), response)) == {
         "resp_2", "msg_1", "cfile_1", "cntr_1", "ci_1", "cntr_2", "mcpl_1",
     }  # fmt: skip
-    assert "conv_1" in told(Family("openai"), response, ("conv_1",))  # which its request named
-    assert told(Family("openai"), {"id": "batch_1", "output_file_id": "file-2"}) == ("batch_1", "file-2")
+    assert "conv_1" in read_created_ids(Family("openai"), response, ("conv_1",))  # which its request named
+    assert read_created_ids(Family("openai"), {"id": "batch_1", "output_file_id": "file-2"}) == (
+        "batch_1",
+        "file-2",
+    )
     listed = {
         "object": "list",
         "data": [{"id": "msg_1", "content": [{"annotations": [{"file_id": "file-3"}]}]}],
     }
-    assert told(Family("openai"), listed) == ()
+    assert read_created_ids(Family("openai"), listed) == ()
     spoken = {"id": "c", "choices": [{"message": {"audio": {"id": "audio_1"}}}]}
-    assert told(Family("openai"), spoken) == ("c", "audio_1")
+    assert read_created_ids(Family("openai"), spoken) == ("c", "audio_1")
     message = {
         "id": "msg_1",
         "type": "message",
@@ -462,13 +465,13 @@ def test_what_answers_tell() -> None:
             {"type": "bash_code_execution_tool_result", "content": {"content": [{"file_id": "file_1"}]}},
         ],
     }
-    assert told(Family("anthropic"), message) == ("container_1", "file_1")
-    assert told(Family("anthropic"), {"id": "file_1", "type": "file"}) == ("file_1",)
-    assert told(Family("gemini"), {"name": "cachedContents/c1", "model": "models/x"}) == (
+    assert read_created_ids(Family("anthropic"), message) == ("container_1", "file_1")
+    assert read_created_ids(Family("anthropic"), {"id": "file_1", "type": "file"}) == ("file_1",)
+    assert read_created_ids(Family("gemini"), {"name": "cachedContents/c1", "model": "models/x"}) == (
         "cachedContents/c1",
     )
-    assert told(Family("gemini"), {"file": {"name": "files/abc", "uri": FILES}}) == ("files/abc",)
-    assert told(Family("openai"), [1]) == ()
+    assert read_created_ids(Family("gemini"), {"file": {"name": "files/abc", "uri": FILES}}) == ("files/abc",)
+    assert read_created_ids(Family("openai"), [1]) == ()
 
 
 # What goes on costing after the answer that made it.

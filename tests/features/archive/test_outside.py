@@ -127,7 +127,7 @@ async def test_doctor_command_lists_the_months_of_rows_in_the_default_partition(
     assert found.keys() == {f"{ledger}_default" for ledger in gone}
     assert f"{gone['token_ledger']} of 2026-02: " in found["token_ledger_default"]
     assert "run tollkeeper archive" in found["token_ledger_default"]
-    assert [rows for *_, rows in archive_rows.told(old.url, rows_max=1)] == [1] * len(gone)
+    assert [rows for *_, rows in archive_rows.months_outside(old.url, rows_max=1)] == [1] * len(gone)
     await old.settle()
     await asyncio.to_thread(archived, old)
     assert months_findings(old.url) == []

@@ -20,7 +20,7 @@ from gateway.core.accounts.intervals import INTERVALS, window_bounds
 from gateway.core.accounts.windows import FIRST_USE, ROLLING, WHOLE_PARTS, Carry, RollingWindow
 
 FOREVER: Final = 1 << 62
-# Bytes of a part of a rolling window: its number, and what was used in it.
+# Bytes of a part of a rolling window: of its number, and of its use.
 _NUMBER: Final = 6
 _USE: Final = 10
 _PART: Final = _NUMBER + _USE

@@ -122,7 +122,7 @@ def keeps(document: Document) -> int:
     return KEPT_LINKED if linked else KEPT_ANSWERS
 
 
-def _told(document: Document) -> Iterator[str]:
+def _created_ids(document: Document) -> Iterator[str]:
     if document.get("type") != "message":
         yield from ids_of(document.get("id"))
     yield from ids_of(object_in(document, "container").get("id"))
@@ -172,7 +172,7 @@ OF_AGENTS: Final = ("environments", "vaults", "memory_stores")
 OBJECTS = ObjectRules(
     collections=dict.fromkeys(("messages/batches", "files", "skills", "agents", *OF_AGENTS), ""),
     add=FIELDS.add,
-    told=_told,
+    told=_created_ids,
     is_free=_is_free,
     tell=_TELL,
     linked=lambda document: iter(ids_of(document.get("id"))),

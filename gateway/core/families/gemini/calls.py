@@ -72,7 +72,7 @@ def read_generate(
     model, output_max, answers = model_in_path(document, params.get("model")), None, 1
     camel = inner(document, "generationConfig", _GENERATION_CONFIG)
     snake = inner(document, "generation_config", _GENERATION_CONFIG)
-    config = _one(camel, snake, "generationConfig")
+    config = _read_field(camel, snake, "generationConfig")
     if any("retrieval" in tool for tool in elements(document, "tools")):  # Vertex AI reads a store by it
         raise InvalidRequest("tools.retrieval is not accepted: its stores are no caller's.", param="tools")
     for place in (document, config or {}):  # google-genai 3.3.0
@@ -84,7 +84,7 @@ def read_generate(
             if config.get(name) is not None:
                 param = inside + name
                 raise InvalidRequest(f"The field {param} is not accepted: name the model.", param=param)
-        output_max = _one(
+        output_max = _read_field(
             maximum(config, "maxOutputTokens", bounds.usage_tokens_max, inside),
             maximum(config, "max_output_tokens", bounds.usage_tokens_max, inside),
             "generationConfig.maxOutputTokens",
@@ -93,7 +93,9 @@ def read_generate(
             choices(config, "candidateCount", bounds.choices_max, inside),
             choices(config, "candidate_count", bounds.choices_max, inside),
         )
-        _one(config.get("candidateCount"), config.get("candidate_count"), "generationConfig.candidateCount")
+        _read_field(
+            config.get("candidateCount"), config.get("candidate_count"), "generationConfig.candidateCount"
+        )
     return CallSpec(model, streamed, output_max, answers)
 
 
@@ -181,7 +183,7 @@ def read_predict(body: Body, document: Document, params: PathParams, bounds: Usa
     return CallSpec(model, output_max=0, units=units)
 
 
-def _one(camel: T | None, snake: T | None, param: str) -> T | None:
+def _read_field(camel: T | None, snake: T | None, param: str) -> T | None:
     """Return the value of a field in either spelling of proto3 JSON; `InvalidRequest` for both at once."""
     if camel is not None and snake is not None:
         raise InvalidRequest(f"The field {param} appears twice.", param=param)
@@ -338,7 +340,7 @@ BATCHES = BatchPaths(
 )  # fmt: skip
 
 
-def _told(document: Document) -> Iterator[str]:
+def _created_ids(document: Document) -> Iterator[str]:
     yield from (f"{_INTERACTIONS}/{one}" for one in ids_of(document.get("id")))
     for one in (document, object_in(document, "file")):
         for name in ("name", "uri"):
@@ -407,7 +409,7 @@ OBJECTS = ObjectRules(
     marks=_MARK,
     add=_add,
     readings=_readings,
-    told=_told,
+    told=_created_ids,
     is_free=lambda name, holder: name == "response" or (name == "result" and "call_id" in holder),
     chosen=_chosen,
     by_path=True,

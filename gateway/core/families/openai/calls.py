@@ -231,7 +231,7 @@ EXCLUSIONS = Exclusions(
 
 
 # Objects that OpenAI's upstreams keep: responses, conversations, files, batches, stores, containers.
-def _told(document: Document) -> Iterator[str]:
+def _created_ids(document: Document) -> Iterator[str]:
     """Yield the ids of objects that the API has created, from the fields of an answer meant for them.
 
     Texts of a model or a tool, and lists, may contain a caller's text, so they do not count. Earlier
@@ -354,7 +354,7 @@ OBJECTS = ObjectRules(
     add=FIELDS.add,
     key=_kept_name,
     is_free=_is_free,
-    told=_told,
+    told=_created_ids,
     results=frozenset({"batches", "fine_tuning/jobs", "fine_tuning/jobs/checkpoints"}),
     refers=lambda document: iter(ids_of(object_in(document, "conversation").get("id"))),
     actions=frozenset(

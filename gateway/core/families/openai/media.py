@@ -250,7 +250,7 @@ def _read_whole(meter: Meter, document: bytes) -> None:
     for name in asked:
         if name.startswith(IMAGES):
             size, _, quality = name.removeprefix(IMAGES).partition("/")
-            size, quality = _told(said, "size", size), _told(said, "quality", quality)
+            size, quality = _stated_value(said, "size", size), _stated_value(said, "quality", quality)
             meter.detail.used_tool(f"{IMAGES}{size}/{quality}", len(pictures))
 
 
@@ -314,7 +314,7 @@ def _take(meter: Meter, said: dict[str, object]) -> None:
         report(meter, msgspec.json.encode(usage), beside)
 
 
-def _told(said: dict[str, object], name: str, asked: str) -> str:
+def _stated_value(said: dict[str, object], name: str, asked: str) -> str:
     value = said.get(name)
     return value.lower() if isinstance(value, str) and _WORD.fullmatch(value) is not None else asked
 
