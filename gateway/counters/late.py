@@ -35,7 +35,7 @@ from gateway.core.accounts.outbox import ENTRY, HEAD, VERSION, is_newer
 from gateway.core.accounts.runs import prefix_of, stored_run
 from gateway.core.accounts.upstream_jobs import HOLD_MS_MAX
 from gateway.core.billing.money import are_money
-from gateway.core.due import beyond
+from gateway.core.due import bounds_ahead
 from gateway.core.model import Settlement, SettleResult
 from gateway.core.wait import Wait, in_task
 from gateway.counters.admission.caller_holds import read_hold
@@ -474,7 +474,7 @@ class ReclaimClient:
 
     async def _bring_near(self, partitions: Sequence[int], now_ms: int, most: int) -> None:
         names = [keys.deadlines(partition).encode() for partition in partitions]
-        which = *beyond(now_ms, DEADLINE_MS_MAX), b"BYSCORE", b"LIMIT", b"0", b"%d" % most
+        which = *bounds_ahead(now_ms, DEADLINE_MS_MAX), b"BYSCORE", b"LIMIT", b"0", b"%d" % most
         answers = await self._client.ask_each((b"ZRANGE", name, *which) for name in names)
         for name, far in zip(names, answers, strict=True):
             if isinstance(far, list) and far:
@@ -548,15 +548,15 @@ class ReclaimClient:
         A hold of money or units also holds one token, so that a used-up quota refuses it; the token is not
         charged.
         """
-        names = (keys.caller_hold(partition, one.release.request_id).encode() for one in holds)
+        names = (keys.caller_hold(partition, hold.release.request_id).encode() for hold in holds)
         for at, raw in enumerate(await await_each([self._client.send(b"GET", name) for name in names])):
             if (record := read_hold(raw)) is not None:
-                one = (
+                hold = (
                     holds[at]
                     if record.unit == TOKENS
                     else replace(holds[at], held=0, taken=0, held_budget_tokens=0)
                 )
-                holds[at] = replace(one, unsettled=record.unsettled)
+                holds[at] = replace(hold, unsettled=record.unsettled)
 
     async def reclaim(self, hold: ExpiredHold, charge: ChargedAmounts) -> bool:
         """Charge an expired hold, return the rest to the accounts, and leave a tombstone: a mark of its end.

@@ -135,7 +135,9 @@ def of_call(event: OutboxEntry, facts: CallFacts, user_id: int | None) -> list[T
     usage_rollup.add_call(hours, event, facts, user_id)
     request_id = event.source.lower()
     return [
-        _told(f"{request_id}:{USE}", USE, (request_id, used_at(event, facts)), bucket, sums, step=facts.step)
+        _make_event(
+            f"{request_id}:{USE}", USE, (request_id, used_at(event, facts)), bucket, sums, step=facts.step
+        )
         for bucket, sums in hours.items()
         if _is_something(sums)
     ]
@@ -153,7 +155,7 @@ def of_change(kind: Kind, before: Sequence[Any], after: Sequence[Any]) -> list[T
     )
     request_id, used_ms = after[_AS_TOLD:]
     return [
-        _told(f"{request_id}:{uuid4()}", kind, (request_id, used_ms), bucket, sums)
+        _make_event(f"{request_id}:{uuid4()}", kind, (request_id, used_ms), bucket, sums)
         for bucket, sums in hours.items()
         if _is_something(sums)
     ]
@@ -186,7 +188,7 @@ class FeedListener:
                 connection.exec_driver_sql(TELL, tuple(columns_of(told)))
 
 
-def _told(
+def _make_event(
     name: str, kind: Kind, of: tuple[object, object], bucket: usage_rollup.UsageBucket, sums: Sequence[int],
     *, step: tuple[str, int, str, int | None] | None = None,
 ) -> Told:  # fmt: skip
