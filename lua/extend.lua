@@ -1,6 +1,6 @@
 -- extend: keep many running calls of one partition: renew their deadlines, store the use observed so far, and hold more for streams
 -- that have used up their holds.
--- needs: state window batch entry event calendar cycle wide definition rings carries wide_windows windows account budgeted held cover paid kept append extend
+-- needs: budget_accounts budgets entry quota state wide
 -- allows: oom
 -- KEYS[1] m  KEYS[2] d  KEYS[3] x  then for each call: h hold, t tenant, o organization, b each budget account
 --   (all except h may repeat)
@@ -80,3 +80,106 @@ end
 if #writes > 0 then call('MSET', values(all_as_written(writes, 1, #writes))) end
 for _, account in ipairs(budgets) do write_budget(account, nil, now) end
 return table.concat(answer)
+
+-- functions: the changes to a hold and its accounts by extending one call
+-- The tokens and credits that a hold lacks of the wanted amounts, as far as they are free; then exhausted: 0 no, 1 yes and the plan
+-- lets the call finish, 2 yes and the plan stops it.
+local function free_for(hold, tenant, organization, tokens, credits)
+  local refusal, lacks = false, false
+  tokens = has(hold.flags, HOLD_COUNTS) and max(0, tokens - hold.tokens) or 0
+  if is_limited(tenant) then tokens, refusal = free_part(tenant, QUOTA_AT, tenant.limit, tokens) end
+  credits = organization and has(hold.flags, HOLD_BY_TOKEN) and max(0, credits - hold.credits) or 0
+  if credits > 0 then credits, lacks = free_part(organization, CREDITS_AT, organization.credit_limit, credits) end
+  return tokens, credits, (refusal or lacks) and 1 + tenant.on_exhausted or 0
+end
+
+-- Returns a function that opens states, each name once, and the list of opened names.
+local function account_opener(form)
+  local opened, order = {}, {}
+  return function(name, raw)
+    local account = opened[name]
+    if account == nil then
+      account = raw and open(form, raw) or false
+      opened[name] = account
+      if account then order[#order + 1] = name end
+    end
+    return account
+  end, order
+end
+
+-- The number of keys that the calls have, including their budget accounts; nil for an argument of the wrong size, or missing.
+local function keys_of_calls(argv)
+  local found, at = 0, 3
+  while at <= #argv do
+    if #argv[at] ~= EXTEND_BYTES then return nil end
+    local accounts = EXTEND.field(argv[at], 'accounts')
+    found, at = found + 3 + accounts, at + 1 + max(0, EXTEND.field(argv[at], 'whole') - 1) * accounts
+  end
+  return at == #argv + 1 and found or nil
+end
+
+-- Like `account_opener`, for budget accounts as of now, by the definition that a call brings for an existing one.
+local function budget_opener(now)
+  local opened, order = {}, {}
+  return function(name, raw, defined)
+    local account = opened[name]
+    if not account then
+      account = account_at(name, raw, now, defined ~= '' and defined)
+      opened[name], order[#order + 1] = account, account
+    end
+    return account
+  end, order
+end
+
+-- The budget accounts of a call; their definitions follow the argument at `defined_after`, or are those stored.
+local function budgets_of(budget_at, keys, raw, first, count, argv, defined_after)
+  local accounts = {}
+  for i = 1, count do
+    local at = first + i - 1
+    accounts[i] = budget_at(keys[at], raw[at], defined_after and argv[defined_after + i])
+  end
+  return accounts
+end
+
+-- The free amount of a unit in windows that enforce, and whether the first one with too little stops its calls.
+local function free_in(accounts, held, unit, more)
+  local free, cuts = more, false
+  for i in ipairs(held) do
+    local meters, definition = accounts[i][METERS], accounts[i][DEFINITION]
+    for place = 1, definition and definition[LIVE_COUNT] or 0 do
+      local fields, at = definition[FIELDS], (place - 1) * DEFINED_WINDOW_SIZE
+      local flags = fields[at + WINDOW_FLAGS_AT]
+      if flags < FLAG_CARRIES and flags % WINDOW_ENFORCES == unit and has(flags, WINDOW_ENFORCES) then
+        local left = max(0, free_of(meters, place * 2 - 1, fields[at + WINDOW_LIMIT_AT]))
+        if left < more and has(flags, WINDOW_CUTS) then cuts = true end
+        free = min(free, left)
+      end
+    end
+    for _, window in ipairs(unit == FLAG_MONEY and definition and definition[WIDES] or wide.none) do
+      local flags, _, left = window[WIDE_FLAGS], wide.left(meters, window)
+      if window[WIDE_PLACE] <= definition[LIVE_COUNT] and has(flags, WINDOW_ENFORCES) then
+        left = max(0, left)
+        if left < more and has(flags, WINDOW_CUTS) then cuts = true end
+        free = min(free, left)
+      end
+    end
+  end
+  return free, cuts
+end
+
+-- The windows of a hold, the money and tokens that it lacks of the wanted amounts as far as these are free, and exhausted: 0 no, 1 yes,
+-- 2 yes and a window with too little stops its calls.
+local function free_in_windows(hold, packed_hold, accounts, money_wanted, budget_tokens_wanted)
+  local size, exhausted = HOLD.field(packed_hold, 'budgets'), 0
+  local held = size == 0 and no_windows or held_in(accounts, packed_hold, size)
+  if not held then return no_windows, 0, 0, 0 end -- of other accounts: it is kept as it is, and keeps no other call from being kept
+  local money, budget_tokens = max(0, money_wanted - hold.money), max(0, budget_tokens_wanted - hold.budget_tokens)
+  for unit, more in pairs({[FLAG_MONEY] = money, [FLAG_TOKENS] = budget_tokens}) do
+    if more > 0 then
+      local free, cuts = free_in(accounts, held, unit, more)
+      if free < more then exhausted = max(exhausted, cuts and 2 or 1) end
+      if unit == FLAG_MONEY then money = free else budget_tokens = free end
+    end
+  end
+  return held, money, budget_tokens, exhausted
+end

@@ -1,5 +1,5 @@
 -- lease: set a share of the free amount aside for one gateway, to use while it cannot reach Redis.
--- needs: state window batch bucket entry event calendar cycle take admit append lease
+-- needs: entry quota state
 -- allows: oom
 -- KEYS[1] d  KEYS[2] x outbox (due reset)  KEYS[3] late queue  KEYS[4] m
 -- KEYS[5] h the lease, a hold without slots  KEYS[6] t  KEYS[7] o
@@ -63,3 +63,13 @@ return LEASED.pack{
   capped = organization.cap < 0 and 0 or 1, charged = charged and 1 or 0,
   plan_id = tenant.plan_id,
 }
+
+-- functions: the part that is set aside
+local WHOLE = 1000000
+
+-- The part that the gateway may count on, and its hold: at least the amount that it still counts on.
+local function portion(free, share, kept, spent)
+  local left = max(0, free - spent)
+  local aim = spent + floor(left / WHOLE) * share + floor(left % WHOLE * share / WHOLE)
+  return aim, max(kept, aim)
+end

@@ -1,5 +1,5 @@
 -- park: move entries that wait, because an account is in quarantine, from the outbox into a stream of their organization.
--- needs: state batch
+-- needs: state
 -- allows: oom (what is written was there before)
 -- KEYS[1] m  KEYS[2] x outbox  KEYS[3] w how many entries wait, by organization (hash)  KEYS[4] w:<organization> (stream)
 --   only this script writes the last two

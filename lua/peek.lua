@@ -1,5 +1,5 @@
 -- peek: states as of now, with due resets applied; changes nothing.
--- needs: state window batch bucket entry event calendar cycle load
+-- needs: bucket quota state
 -- allows: nothing (read only)
 -- KEYS[1] m  then states, all of one kind
 -- ARGV[1] run id  ARGV[2] kind (1 k, 2 u, 3 t, 4 o)

@@ -1,6 +1,6 @@
 -- run: a budget that callers open and that their calls name: opened by its first call, kept once a call of it was admitted, looked up
 -- by others, ended once; restored by workers that remember it, if Redis lost it.
--- needs: state window batch entry event calendar cycle wide definition rings carries wide_windows windows account budgeted held paid kept append
+-- needs: budget_accounts entry state
 -- KEYS[1] m  KEYS[2] x outbox  KEYS[3] the run  KEYS[4] the runs of its tenant, by expiry (ZSET)
 -- KEYS[5] b its account  KEYS[6] the index of such accounts (ZSET)  KEYS[7] its parent, or KEYS[3] without one
 -- KEYS[8] the children of its parent, by expiry (ZSET); of none without a parent
@@ -31,7 +31,7 @@ if ends then
   local meters = account[METERS]
   packed = RUN.replaced(packed, {ended = now, calls = meters[CALLS_AT]}) .. RUN.behind(packed)
   -- No call has room in it, whatever limit programs bring: older ones bring a larger one.
-  meters[CALLS_AT], account[HEAD], account[INDEX] = written_as == TODAY and ENDED_CALLS + meters[CALLS_AT] or INTEGER_MAX, false, KEYS[6]
+  meters[CALLS_AT], account[INDEX] = written_as == TODAY and ENDED_CALLS + meters[CALLS_AT] or INTEGER_MAX, KEYS[6]
 elseif not opens then
   packed = packed or ARGV[2]
 else

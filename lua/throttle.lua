@@ -1,5 +1,5 @@
 -- throttle: take one from a bucket that belongs to no account, or return how long it is empty.
--- needs: state batch
+-- needs: state
 -- allows: oom (one short string a key, gone within a minute)
 -- KEYS[1] q string: the ms at which the bucket has drained; expires then (PX), written only here
 -- ARGV[1] the number a minute, 1 to 60000: all at once, then refilled evenly

@@ -16,7 +16,7 @@ from gateway.core.times import moment_of, ms_of
 from gateway.errors import Conflict, NotFound, Unprocessable
 from persistence.entity import Entity, EntityWrite, add, alter, delete, id_in, live, lock, require
 from persistence.keeper.occasions import data_of, message_query
-from persistence.resources.quota import BUDGET_SUBJECT, raise_amount, refuse_organizations, wrong_raise_of
+from persistence.resources.budgets import BUDGET_SUBJECT, raise_amount, refuse_organizations, wrong_raise_of
 from persistence.tables import api_key, app_user, budget, organization, raise_request
 
 _DATA = data_of(

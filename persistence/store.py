@@ -32,13 +32,7 @@ from gateway.core.billing.document import NO_LETTERHEAD, Letterhead, UnseenLette
 from gateway.core.billing.finance import LegPlace, ReportPeriod
 from gateway.core.capabilities import CAPABILITIES, WAITS
 from gateway.core.integrity.recovery import NewestWrite
-from gateway.errors import (
-    CapabilityNeeded,
-    Conflict,
-    CountersUnavailable,
-    NotFound,
-    Unprocessable,
-)
+from gateway.errors import CapabilityNeeded, Conflict, CountersUnavailable, NotFound, Unprocessable
 from persistence import engine as engines
 from persistence import entity, ids
 from persistence.apply_transaction import ApplyTransaction
@@ -53,9 +47,9 @@ from persistence.resources import (
     admin_tokens,
     api_keys,
     audit,
+    budgets,
     idempotency,
     prices,
-    quota,
     sessions,
     substitutions,
     usage,
@@ -180,7 +174,7 @@ class Store:
             try:
                 enter(change)
                 entity.require(change)
-                wrong = quota.wrong_replayed(change)
+                wrong = budgets.wrong_replayed(change)
             except Unprocessable as refused:
                 wrong = list(refused.errors)
             # The organization is that of the replay, for all of its budgets.

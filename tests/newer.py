@@ -24,7 +24,7 @@ _READ_BEFORE = f"""\
             packed = bytes([VERSION]) + packed[1:at] + bytes(8) + packed[at:]
         version, kind, flags, note, *said, _ = HEAD.unpack_from(packed)
 """
-_OPENED = "  local seq = tenant.seq\n"
+_OPENED = "  if hold_credits > 0 then put_back("
 
 # By file: what stands there once, and what stands there in the newer program.
 CHANGES: dict[str, list[tuple[str, str]]] = {
@@ -56,10 +56,10 @@ CHANGES: dict[str, list[tuple[str, str]]] = {
         (_READ, _READ_BEFORE),
     ],
     "gateway/counters/late.py": [("packed[0] != VERSION", f"packed[0] not in ({VERSION}, VERSION)")],
-    "lua/lib/reserve.lua": [
+    "lua/reserve.lua": [
         ("HOLD.span('', 'observed', {flags = kept,", "HOLD.span('', 'observed', {spare = 5, flags = kept,")
     ],
-    "lua/lib/settle.lua": [(_OPENED, f"{_OPENED}  tenant.settled = tenant.settled + 1\n")],
+    "lua/settle.lua": [(_OPENED, f"  tenant.settled = tenant.settled + 1\n{_OPENED}")],
 }
 # How soon programs say that they run, and for how long one that is silent may run still.
 SOONER = {

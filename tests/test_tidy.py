@@ -29,7 +29,6 @@ SEVERAL_GROUPS_MAX, GROUP_LINES_LEAST = (130, 13)
 _NOUNS = "types of one noun, which name each other in no code"
 _READER = "one reader an endpoint, tied together by the family's table of routes"
 THREE_GROUPS = {
-    "gateway/admin/resources/quota.py": _NOUNS,
     "gateway/calls/permit.py": "policies of one call, which `admit` asks in their order",
     "gateway/calls/rating.py": "steps of one price, which `prices` takes in their order",
     "gateway/core/alerts/thresholds.py": "rules of when to notify of a budget",
@@ -48,7 +47,6 @@ THREE_GROUPS = {
     "gateway/features/vendor_admin/report.py": "what reports of two vendors share",
     "gateway/http/admission.py": "ways into admission: a caller's, a certificate's, a tool's",
     "gateway/run/lifecycle.py": "ways in which loops and tasks end, each a function",
-    "persistence/resources/quota.py": "to be split: budgets, quotas, and uses",
 }
 # Packages whose tests live in another package's folder.
 TESTED_IN = {"gateway/cli": "tests/admin"}

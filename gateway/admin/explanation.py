@@ -18,7 +18,7 @@ from gateway import errors
 from gateway.admin import live
 from gateway.admin.operations import Operations
 from gateway.admin.ports import AdminPorts
-from gateway.admin.resources.quota import render_budget
+from gateway.admin.resources.budgets import render_budget
 from gateway.admin.resources.registry import RESOURCES
 from gateway.calls.journal import itemize
 from gateway.core.accounts.administration import Query, Row

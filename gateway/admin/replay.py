@@ -19,7 +19,7 @@ from gateway.admin.http.callers import admit
 from gateway.admin.http.guard import DEADLINE, REQUEST_ID, in_thread
 from gateway.admin.http.requests import require_write
 from gateway.admin.ports import AdminPorts
-from gateway.admin.resources.quota import REPLAY, ReplayedBudget
+from gateway.admin.resources.budgets import REPLAY, ReplayedBudget
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import CREATE, OWNER, REQUEST_S_MAX, TENANT, Actor, Command, Row
 from gateway.core.accounts.replay.fold import DAYS_MAX, REPLAY_S_MAX

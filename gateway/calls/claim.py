@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 from gateway.calls.ports import AdmissionPorts
 from gateway.calls.terms import AdmissionTerms
@@ -15,6 +15,7 @@ from gateway.core.calls.estimate import NO_ESTIMATE, Estimate
 from gateway.core.calls.tariff import CallPrices
 from gateway.core.calls.use_request import UseRequest
 from gateway.core.model import Caller, HoldRequest, Service
+from gateway.core.value import Value
 from gateway.errors import InvalidRequest
 
 # The life of a hold until its job is stored; no lease admits it.
@@ -36,7 +37,7 @@ class Entrance(Protocol):
         """Stop interruptions until the use is admitted or refused."""
 
 
-class PreparedUse(NamedTuple):
+class PreparedUse(Value, frozen=True):
     """A use that may begin, with what it would hold; nothing is reserved yet."""
 
     asked: UseRequest

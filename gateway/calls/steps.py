@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import Final
 
 from gateway.calls.aim import aim_at
 from gateway.calls.answers import check_admitted, explain_refusal, is_short, why_refused
@@ -47,6 +47,7 @@ from gateway.core.families.model_differences import refused_part
 from gateway.core.families.registry import FAMILIES, SHAPES
 from gateway.core.families.seals import bound_by
 from gateway.core.model import Admitted, Refused, Verdict
+from gateway.core.value import Value
 from gateway.errors import InvalidRequest, Refusal
 
 BEGIN_ANEW = "begin a new session"
@@ -56,7 +57,7 @@ BEGIN_ANEW = "begin a new session"
 JUDGED_TIMES: Final = 3
 
 
-class StepReservation(NamedTuple):
+class StepReservation(Value, frozen=True):
     """A use with steps that is admitted, as it was asked or as a substitute.
 
     `binds_session`: new calls of its session go the same way. They do not where it went as asked because no substitute

@@ -18,21 +18,27 @@ _double = Struct("<d").pack
 
 def pack_parts(*parts: Part) -> bytes:
     """Join texts and numbers to one value for Lua scripts; a number becomes a little-endian double."""
-    return b"".join([_double(part) if isinstance(part, int) else _text(part) for part in parts])
+    return b"".join([
+        part if type(part) is bytes
+        else _double(part) if isinstance(part, int)
+        else part.encode() if isinstance(part, str) else part
+        for part in parts
+    ])  # fmt: skip
 
 
 def say_parts(*parts: Part) -> bytes:
     """Join texts and numbers to one text; a number (64 bits at most) becomes decimal digits."""
-    return b"".join([b"%d" % part if isinstance(part, int) else _text(part) for part in parts])
+    return b"".join([
+        part if type(part) is bytes
+        else b"%d" % part if isinstance(part, int)
+        else part.encode() if isinstance(part, str) else part
+        for part in parts
+    ])  # fmt: skip
 
 
 def unpack_numbers(packed: bytes) -> tuple[int, ...]:
     """Unpack the integers of a script's answer: 8 bytes each, little-endian."""
     return unpack_from(f"<{len(packed) // 8}q", packed)
-
-
-def _text(part: bytes | str) -> bytes:
-    return part.encode() if isinstance(part, str) else part
 
 
 packed: Callable[..., bytes]

@@ -119,8 +119,8 @@ class LruCache(Generic[K, V]):
 
     def find(self, key: K) -> V | None:
         """Return the value of a key and count that as a use; None if it is missing."""
-        value = self.known.get(key)
-        if value is not None and value.kept_at < self.due:
+        value, due = self.known.get(key), self.due
+        if due > 0 and value is not None and value.kept_at < due:
             self.renew(key, value)
         return value
 

@@ -62,7 +62,7 @@ START: StreamPlace = (0, 0)
 # The owner in an outbox entry; an entry of a newer version may belong to any organization.
 _OWNER, _OWNER_AT = ENTRY.part("organization_id", "organization_id"), ENTRY.offset("organization_id")
 ANYBODYS = -1
-# The fields of every entry of the queue; see `queue_late` in lua/lib/settle.lua.
+# The fields of every entry of the queue; see `queue_late` in lua/settle.lua.
 _FIELDS = frozenset({b"a", b"u", b"c", b"m", b"charged"})
 
 

@@ -35,6 +35,7 @@ from gateway.core.billing.reported_cost import REPORTED, ReportedCost
 from gateway.core.calls.call import TIMED_OUT, CallRequest, input_tokens
 from gateway.core.calls.claims import CallClaim, answer_bound, bind_uses, lower_task, unheld_rate
 from gateway.core.calls.output_limits import bind_output
+from gateway.core.calls.routes import ModelTarget
 from gateway.core.calls.tariff import NO_PRICES, CallPrices, covered, rate_of
 from gateway.core.families.refusal import from_refused
 from gateway.core.metering.meter import Detail, Meter
@@ -182,11 +183,12 @@ class AdmittedCall:
         request = replace(self._request, raises=True, ttl_ms=HOLD_MS_MAX)
         return await self.reserve(request, self.budgets)
 
-    def answered_by(self, number: int) -> None:
-        """Drop the prices of all targets but the one that answered, whose index is `number`."""
+    def keep_price_of_target(self) -> None:
+        """Drop the prices of all targets but the one that answers, which is that of the attempt."""
         prices, targets = self.prices, len(self.call.aim.targets)
         if targets < 2:
             return
+        number = self.call.aim.targets.index(ModelTarget(self.attempt.name, self.attempt.model))
         named, vectors = prices.named, prices.vectors
         if len(named) >= targets:
             named = (named[number], *named[targets:])
@@ -329,9 +331,9 @@ class AdmittedCall:
         the upstream's.
         """
         assert self.due, "a charge ends once"
-        exchange, ports = self._exchange, self.worker.ports
+        exchange, ports, charges = self._exchange, self.worker.ports, self.charges
         usage = self.meter.usage() if self.meter is not None and not self.attempt.empty else _UNUSED
-        if self.charges and (
+        if charges and (
             (abandoned and _says_nothing(usage) and (status == 0 or 200 <= status < 300))
             or _gave_up(self.call, usage, status)
         ):
@@ -339,12 +341,12 @@ class AdmittedCall:
             # the answer
             tokens = input_tokens(self.call) if self.call.has_input else 0
             usage = TokenUsage(tokens, total=tokens, estimated=tokens > 0)
-        elif self.charges and not complete and self._may_have_made(usage, status):
+        elif charges and not complete and self._may_have_made(usage, status):
             usage = TokenUsage(estimated=True)
-        if silent_s and self.charges and (status == 0 or 200 <= status < 300):
+        if silent_s and charges and (status == 0 or 200 <= status < 300):
             usage = self._unseen(usage, silent_s)
         used = usage.units > 0 or usage.total > 0
-        charged = self._charged(usage, failed[0] or status, failed[1], used) if self.charges else None
+        charged = self._charged(usage, failed[0] or status, failed[1], used) if charges else None
         settlement = release(self._terms()) if charged is None else charged.settlement
         if charged is not None:
             used = settlement.charge

@@ -144,9 +144,7 @@ async def late_answer(admitted: AdmittedCall) -> AnswerHead:
         raise link.failure or UpstreamUnreachable()
     if admitted.meter is None:
         _take_head(admitted, upstream, answer)
-        targets = [(target.upstream, target.model) for target in admitted.call.aim.targets]
-        if targets:
-            admitted.answered_by(targets.index((attempt.name, attempt.model)))
+        admitted.keep_price_of_target()
     return answer
 
 
@@ -340,7 +338,7 @@ async def _try_targets(exchange: Exchange, admitted: AdmittedCall) -> AnswerHead
             if not last:
                 call.drop_body(call.body.content)
                 connection.body.stop_counting()
-            admitted.answered_by(number)
+            admitted.keep_price_of_target()
             return answer
         if not passes:
             raise failure or UpstreamUnreachable()

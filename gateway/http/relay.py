@@ -71,7 +71,7 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
         tail = await _relay_body(exchange, admitted, link, meter, outlet)
     if call.units_pointer and meter.unread:
         raise UpstreamUnreachable("The upstream's answer is no document that could say its units.")
-    if status >= HTTPStatus.BAD_REQUEST:
+    if status >= 400:
         hear_refusal(admitted, answer, tail, meter.detail.retry_s)
     told = _take_ids(meter) if meter.told else []
     attempt.ended = ports.seconds()
@@ -337,7 +337,8 @@ def _answer_head(admitted: AdmittedCall, answer: AnswerHead, framing: bytes, kee
         told = limit_lines(decision)
         if told:
             told = b"\r\n%b" % told
-    own = b"".join([b"\r\n%b: %b" % field for field in _own_fields(admitted, answer.status, decision)])
+    fields = _own_fields(admitted, answer.status, decision)
+    own = b"".join([b"\r\n%b: %b" % field for field in fields]) if fields else b""
     ending = _ending(head, admitted.request_id, admitted.attempt.waited_ms, keep_alive)
     return b"%b%b%b%b%b%b%b" % (text, date, ids, framing, told, own, ending)
 

@@ -1,19 +1,20 @@
--- accounts: the accounts that the calls of one function call move: each is looked up, opened and written once, however many of the
--- calls take from it. Needs state, bucket, cycle, append.
+-- accounts: the accounts that the calls of one function call move: each is looked up, opened and packed once, however many of the
+-- calls take from it.
+-- needs: bucket quota spend state
 -- These tables are made once. By place: the stored value, the opened account, whether it moved, its scope, its due reset. Then what
 -- is to be written: the outbox events and the deadlines' members of a part, states by name, and names to delete.
 local raw_of, account_of, moved_of, scope_of, reset_of = {}, {}, {}, {}, {}
 local event_of, member_of, write_of, gone_of = {}, {}, {}, {}
 local event_count, member_count, write_count, gone_count = 0, 0, 0, 0
 local shared_now
--- The number of states to write when a part began.
-local write_before = 0
--- Budget accounts of single owners are written one by one, each in the layout of its part.
-local left_of, layout_of, left_count = {}, {}, 0
 -- The number of new ones that the calls have made, by index.
 local made_of, makes = {}, false
 -- The budget accounts of the previous call in the same part.
 local last_accounts
+-- The present call's accounts by scope, and their places among all; how many it names, and in a part of many calls the shape, where its
+-- places begin in that, and the first of the calls directly before it that name the same.
+local scopes = {false, false, false, false}
+local at_tenant, at_organization, at_key, at_user, account_count, shape, named_from, group
 -- The number of keys before the first marker; before the part's own keys; and of places before it.
 local keys_before, own_before, places_before = 0, 0, 0
 -- Opened accounts that were written or read here, by name; after its fields each has its packed value. One is valid only while the
@@ -23,7 +24,7 @@ local keys_before, own_before, places_before = 0, 0, 0
 -- ones, which are kept only if they are used again.
 -- The index of the packed value is PACKED for a budget account, else `packed_at` by scope. An account of a scope has two more fields
 -- after it: its bytes before all fields that move, and its bytes after those; false or absent until they are cut out.
-local OPENED_MAX, PACKED = 256, 13
+local OPENED_MAX, PACKED = 256, 12
 local opened_of, opened_count, opened_before = {}, 0, {}
 local packed_at = {KEY_SIZE + 1, USER_SIZE + 1, TENANT_SIZE + 1, ORGANIZATION_SIZE + 1}
 
@@ -49,32 +50,12 @@ local function remembered(name, raw, place)
   end
 end
 
--- Reads the values of KEYS from `before` + 1 to `last`: markers and accounts, and for settlements holds.
-local function look_up(keys, before, last)
-  write_count, gone_count, left_count, shared_now = 0, 0, 0, nil
-  if makes then made_of, makes = {}, false end
-  keys_before = before
-  raw_of = call('MGET', values(keys, before + 1, last))
-end
-
--- Begins a part after this many keys and places; its accounts are opened when they are needed. Nothing of the previous part is left,
--- unless it failed. `tenant_moves` says how far its tenants move at least, without a reset. PART_ALONE: its only call has moved
--- nothing except a tenant, an organization, a key and a user.
+-- What the present part moved. PART_ALONE: its only call has moved nothing except a tenant, an organization, a key and a user.
 local PART_CLOSED, PART_OPEN, PART_ALONE = 0, 1, 2
-local part_is = 0
+local part_is = PART_CLOSED
 -- How far the fields of a tenant's and an organization's account moved, at most. A key and a user move only their heads.
 local FAR_HEAD, FAR_HELD, FAR_LEDGER, ACTIVATED, BUDGETED = 1, 2, 3, 5, 6
 local tenant_far, organization_far = FAR_HELD, FAR_HEAD
-local function enter_part(own, before, tenant_moves)
-  own_before, places_before, event_count, member_count, write_before, last_accounts = own, before, 0, 0, write_count, nil
-  if part_is ~= PART_CLOSED then
-    account_of, moved_of, reset_of = {}, {}, {}
-    forget()
-  end
-  part_is, tenant_far, organization_far = PART_OPEN, tenant_moves, FAR_HEAD
-end
-
-local FORM_OF = {KEY_FORM, USER_FORM, TENANT_FORM, ORGANIZATION_FORM}
 
 -- The opened account at a place; false if nothing is stored.
 local function opened_at(at, scope, name)
@@ -86,7 +67,7 @@ local function opened_at(at, scope, name)
       raw = today(raw, name)
       raw_of[at] = raw
     end
-    account = {parse(FORM_OF[scope], raw)}
+    account = {parse(forms[scope], raw)}
     remember(name, account, raw, place)
   end
   return account
@@ -163,5 +144,3 @@ local function open_activation(at, name)
   return activation
 end
 
--- The accounts of a call by scope; made once.
-local scopes = {false, false, false, false}

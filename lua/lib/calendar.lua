@@ -1,4 +1,5 @@
--- calendar: the ends of cycles, by the local time of a plan's zone. Needs state.
+-- calendar: the ends of cycles, by the local time of a plan's zone.
+-- needs: state
 -- Intervals: 0 none, 1 daily (00:00), 2 weekly (Monday, or the plan's day), 3 monthly (anchor day, clamped). The local time of a zone
 -- is exact until its clocks change for the second time; the keeper sends the next change before that.
 local DAY_MS = 86400000

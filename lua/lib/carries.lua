@@ -1,4 +1,5 @@
--- carries: what an interval leaves to the next one. Needs state, wide, definition.
+-- carries: what an interval leaves to the next one.
+-- needs: state wide
 -- The window that carries is followed by another one: its limit is the maximum, `start` the number of the interval, `next` and
 -- `after` the limit at the interval's end, in two numbers, and `budget_id` the place of the last change of the amounts that the call knew:
 -- the number of its interval, with the fraction of that interval before it. Its meters are what is carried, in two numbers if its window is wide.
@@ -15,8 +16,8 @@ end
 
 -- takes the windows for carried amounts out of a list, and hangs each on its own window
 function carries.attach(definition, windows)
-  for _, carry in ipairs(definition and definition[CARRIES] or carries.none) do
-    local window, carry_window, unit = windows[carry[CARRY_PLACE]], windows[carry[CARRIED_PLACE]], definition[UNITS][carry[CARRY_PLACE]]
+  for _, carrying in ipairs(definition and definition[CARRIES] or carries.none) do
+    local window, carry_window, unit = windows[carrying[CARRY_PLACE]], windows[carrying[CARRIED_PLACE]], definition[UNITS][carrying[CARRY_PLACE]]
     if unit == FLAG_MONEY then carry_window.used, carry_window.used_rest = wide.split(carry_window.used)
     elseif unit == WIDE then carry_window.used_rest = carry_window.held end
     window.carry = carry_window
@@ -126,7 +127,7 @@ function carries.renew(window)
   if has(carry_window.flags, CARRY_TOLD) then carry_window.flags = carry_window.flags - CARRY_TOLD end
 end
 
--- notes the first use of a window in its interval: what it carries is told with it (`carries.told`)
+-- notes the first use of a window in its interval: what it carries is told with it (`carried_entries`)
 function carries.begin(window, account)
   local carry_window = window.carry
   if not carry_window then return end
@@ -140,11 +141,12 @@ end
 
 -- What a window carries, in one number or in two.
 function carries.of(definition, meters, place)
-  for _, carry in ipairs(definition[CARRIES] or carries.none) do
-    if carry[CARRY_PLACE] == place then
-      local at = carry[CARRIED_PLACE] * 2 - 1
+  for _, carrying in ipairs(definition[CARRIES] or carries.none) do
+    if carrying[CARRY_PLACE] == place then
+      local at = carrying[CARRIED_PLACE] * 2 - 1
       return meters[at], meters[at + 1]
     end
   end
   return 0, 0
 end
+

@@ -1,5 +1,6 @@
 -- rings: windows that roll. What the last length used is the sum of its parts: the running one, and thirty whole ones. A use is in the part
--- in which its call was admitted, until all of the part is older than the length. Needs state, wide, definition.
+-- in which its call was admitted, until all of the part is older than the length.
+-- needs: state wide
 -- Part n of the epoch is at n % 31 of a ring.
 local rings = {none = {}}
 
@@ -104,18 +105,6 @@ function rings.count(definition, meters, amounts, admission, now, first, last, p
       end
     end
   end
-end
-
--- The windows of an account for an entry, where a call was admitted before their last part began.
-function rings.told(definition, admission, now, first, last, value)
-  local fields, parts, ring_of = definition[FIELDS], {}, {}
-  for _, ring in ipairs(definition[RINGS]) do ring_of[ring[RING_PLACE]] = ring end
-  for place = first, last do
-    local at, ring = (place - 1) * DEFINED_WINDOW_SIZE, ring_of[place]
-    local began = ring and rings.part_of(ring[RING_PART], fields[at + WINDOW_START_AT], admission, now)
-    parts[#parts + 1] = ring and BUDGETED.pack{budget_id = fields[at + WINDOW_BUDGET_ID_AT], start = began, value = value} or kinds.told_of(fields, place, place, value)
-  end
-  return table.concat(parts)
 end
 
 -- The ring of a window; nil if it does not roll.

@@ -26,6 +26,7 @@ from gateway.core.accounts.windows import (
     CALENDAR,
     FIRST_USE,
     ROLLING,
+    WHOLE_PARTS,
     RollingWindow,
     form_of_length,
     read_length,
@@ -91,8 +92,8 @@ _CALENDARS = query("news.calendars", "Select the calendars of budgets that webho
 SELECT DISTINCT b."interval", b.time_zone, b.anchor_day FROM budget AS b
  WHERE b.deleted_at IS NULL AND b."window" = '{CALENDAR}' AND {_WANTED} LIMIT {CALENDARS_MAX}""")  # fmt: skip
 _LENGTHS = query("news.lengths", "Select the lengths of windows of budgets that webhooks want", f"""
-SELECT DISTINCT b."window", b.length FROM budget AS b
- WHERE b.deleted_at IS NULL AND b."window" <> '{CALENDAR}' AND {_WANTED} LIMIT {CALENDARS_MAX}""")  # fmt: skip
+SELECT DISTINCT b.length FROM budget AS b
+ WHERE b.deleted_at IS NULL AND b."window" = :window AND {_WANTED} LIMIT {CALENDARS_MAX}""")  # fmt: skip
 # Windows as parameters: those of the calendar, and those with a length, whose uses count since a moment.
 _OF_CALENDAR = """
     SELECT *, NULL::bigint AS lasts_ms
@@ -104,13 +105,38 @@ _OF_LENGTH = """
       FROM unnest(cast(:windows AS text[]), cast(:lengths AS text[]), cast(:sinces AS timestamptz[]),
                   cast(:lasting AS bigint[]), cast(:looks_back AS interval[]))
         AS c ("window", length, since, lasts_ms, look_back)"""
-# Uses in windows with a length. Those of a rolling window are parts, whose sum has the epoch as its start.
-_SUMS = f""", sums AS MATERIALIZED (
-    SELECT b.id AS budget_id, CASE b."window" WHEN '{ROLLING}' THEN 'epoch' ELSE u.start END AS start, u.value,
-           max(u.name) AS name, sum(u.used) AS used, NULL::numeric AS carried,
-           array_agg(floor(extract(epoch FROM u.start) * 1000)::bigint ORDER BY u.start) AS part_starts,
-           array_agg(u.used ORDER BY u.start) AS part_uses
-      FROM live AS b JOIN budget_use AS u ON u.budget_id = b.id AND u.start >= b.since GROUP BY 1, 2, 3
+# How long after a use its account is looked at each second, or each minute. Whatever else reaches a threshold, such as
+# another amount or a use of an older part, is seen by the look at all accounts, each minute.
+MOVED_S, MOVED_S_MINUTE = 5, 150
+_PART = f"(b.lasts_ms / {WHOLE_PARTS} * interval '1 millisecond')"
+# The accounts of rolling windows that moved lately: they have a row in one of the last parts.
+_MOVED = f"""
+    SELECT b.id AS budget_id, u.value FROM live AS b
+     CROSS JOIN LATERAL (SELECT DISTINCT u.value FROM budget_use AS u
+                          WHERE u.budget_id = b.id AND u.start >= :now - 3 * {_PART}
+                            AND u.moved_at >= now() - make_interval(secs => :moved_s) OFFSET 0) AS u"""
+_REPORTED = """
+    SELECT t.budget_id, t.value FROM live AS b JOIN budget_told AS t ON t.budget_id = b.id
+     WHERE t.start = 'epoch' AND (t.part > 0 OR t.exceeded)"""
+# The rows of one account, part by part and some more by a clock that is ahead: `start` is within the key of uses.
+_PARTS = f"""generate_series(b.since, b.since + {WHOLE_PARTS + 3} * {_PART}, {_PART}) AS p (start)
+     CROSS JOIN LATERAL (SELECT u.* FROM budget_use AS u
+                          WHERE (u.budget_id, u.start, u.value) = ({{account}}.budget_id, p.start, {{account}}.value) OFFSET 0) AS u"""
+# The parts of rolling windows as sums, whose start is the epoch: of some accounts, or of all.
+_SUMS = f""", chosen AS MATERIALIZED ({{accounts}}
+), sums AS MATERIALIZED (
+    SELECT c.budget_id, timestamptz 'epoch' AS start, c.value, u.*, NULL::numeric AS carried
+      FROM chosen AS c JOIN live AS b ON b.id = c.budget_id
+     CROSS JOIN LATERAL (SELECT max(u.name) AS name, sum(u.used) AS used,
+                                array_agg(floor(extract(epoch FROM u.start) * 1000)::bigint ORDER BY u.start) AS part_starts,
+                                array_agg(u.used ORDER BY u.start) AS part_uses
+                           FROM {_PARTS.format(account="c")}) AS u
+     WHERE u.used IS NOT NULL
+)"""
+_ALL_SUMS = """, sums AS MATERIALIZED (
+    SELECT b.id AS budget_id, timestamptz 'epoch' AS start, u.*, NULL::numeric AS carried FROM live AS b
+     CROSS JOIN LATERAL (SELECT u.value, max(u.name) AS name, sum(u.used) AS used FROM budget_use AS u
+                          WHERE u.budget_id = b.id AND u.start >= b.since GROUP BY u.value OFFSET 0) AS u
 )"""
 
 
@@ -190,7 +216,10 @@ _BY_CALENDAR = (
     "budget_use",
     " AND u.start = b.since",
 )
-_BY_LENGTH = _live(_OF_LENGTH, '"window", length') + _SUMS, "sums", ""
+_BY_FIRST_USE = _live(_OF_LENGTH, '"window", length'), "budget_use", " AND u.start >= b.since"
+_BY_ROLLING = _BY_FIRST_USE[0] + _SUMS.format(accounts=_MOVED), "sums", ""
+_BY_ALL_ROLLING = _BY_FIRST_USE[0] + _ALL_SUMS, "sums", ""
+_BY_REPORTED = _BY_FIRST_USE[0] + _SUMS.format(accounts=_REPORTED), "sums", ""
 _LEAST = "b.usual * least(1, (SELECT min(x) FROM unnest(b.parts) AS x))"
 _IS_REACHED = """
    (u.used >= l."limit" AND (NOT coalesce(t.exceeded, false) OR l."limit" > t.level)
@@ -209,7 +238,7 @@ def _running(name: str, live: str, uses: str, of_window: str) -> TextClause:
     The rule in the core decides.
     """
     return query(name, "Select accounts of budgets that may run out", f"""{live}
-{_accounts(uses, of_window, "b.usual / 10")} AND b."window" <> '{ROLLING}'
+{_accounts(uses, of_window, "b.usual / 10")}
    AND u.used < l."limit" AND NOT coalesce(t.foreseen, false)
    AND (t.seen_at IS NULL OR :now - t.seen_at >= b.look_back OR u.used < t.seen_used
         OR (u.used > coalesce(t.looked_used, 0) AND cardinality(t.came_at) < :parts)
@@ -220,26 +249,28 @@ def _running(name: str, live: str, uses: str, of_window: str) -> TextClause:
 {_IN_ORDER}""")  # fmt: skip
 
 
-_REACHED, _REACHED_LENGTHS = (
+_REACHED, _REACHED_FIRST_USE, _REACHED_ROLLING, _REACHED_ALL_ROLLING = (
     _reached("news.reached", *_BY_CALENDAR),
-    _reached("news.reached_lengths", *_BY_LENGTH),
+    _reached("news.reached_first_use", *_BY_FIRST_USE),
+    _reached("news.reached_rolling", *_BY_ROLLING),
+    _reached("news.reached_all_rolling", *_BY_ALL_ROLLING),
 )
-_RUNNING, _RUNNING_LENGTHS = (
+_RUNNING, _RUNNING_FIRST_USE = (
     _running("news.running", *_BY_CALENDAR),
-    _running("news.running_lengths", *_BY_LENGTH),
+    _running("news.running_first_use", *_BY_FIRST_USE),
 )
 # A rolling window is foreseen to be used up at most once in its length.
 _RUNNING_ROLLING = query("news.running_rolling", "Select accounts of rolling budgets that may run out",
-    _BY_LENGTH[0] + _accounts(*_BY_LENGTH[1:], "b.usual / 10").replace("SELECT b.*", "SELECT b.*, u.part_starts, u.part_uses")
+    _BY_ROLLING[0] + _accounts(*_BY_ROLLING[1:], "b.usual / 10").replace("SELECT b.*", "SELECT b.*, u.part_starts, u.part_uses")
     + f"""
-   AND b."window" = '{ROLLING}' AND u.used < l."limit"
+   AND u.used < l."limit"
    AND (NOT coalesce(t.foreseen, false) OR t.seen_at <= :now - b.lasts_ms * interval '1 millisecond')
 {_IN_ORDER}""")  # fmt: skip
 # Reports of rolling windows whose use has fallen far enough below a reported threshold; of each the present use.
 _FALLEN = query("news.fallen", "Select reported thresholds of rolling budgets that use has fallen below",
-    _BY_LENGTH[0] + _accounts(*_BY_LENGTH[1:], "0") + f"""
-   AND b."window" = '{ROLLING}' AND (u.used < t.part * l."limit" * {FELL_BELOW}
-                                     OR t.exceeded AND u.used < l."limit" * {FELL_BELOW})
+    _BY_REPORTED[0] + _accounts(*_BY_REPORTED[1:], "0") + f"""
+   AND (u.used < t.part * l."limit" * {FELL_BELOW}
+        OR t.exceeded AND u.used < l."limit" * {FELL_BELOW})
 {_IN_ORDER}""")  # fmt: skip
 _FALL = query("news.fall", "Store which thresholds of rolling budgets use has fallen below", """
 UPDATE budget_told AS t SET part = n.part, level = n.level, exceeded = n.exceeded
@@ -276,23 +307,31 @@ DELETE FROM budget_told AS t USING budget AS b
           AND t.start < c.start))""")  # fmt: skip
 
 _FORGET_LENGTHS = query("news.forget_lengths", "Delete reports of windows with a length that are over", f"""
-DELETE FROM budget_told AS t USING budget AS b
-  JOIN unnest(cast(:windows AS text[]), cast(:lengths AS text[]), cast(:sinces AS timestamptz[]))
-    AS c ("window", length, since) USING ("window", length)
+DELETE FROM budget_told AS t USING (
+    SELECT b.id, b."window", c.since, c.lasts_ms FROM budget AS b
+      JOIN unnest(cast(:windows AS text[]), cast(:lengths AS text[]), cast(:sinces AS timestamptz[]), cast(:lasting AS bigint[]))
+        AS c ("window", length, since, lasts_ms) USING ("window", length)) AS b
  WHERE b.id = t.budget_id AND CASE b."window" WHEN '{ROLLING}'
-       THEN NOT EXISTS (SELECT FROM budget_use AS u
-                         WHERE u.budget_id = b.id AND u.value = t.value AND u.start >= c.since)
-       ELSE t.start < c.since END""")  # fmt: skip
+       THEN NOT EXISTS (SELECT FROM {_PARTS.format(account="t")})
+       ELSE t.start < b.since END""")  # fmt: skip
 
 Found = Row[Any]
 Windows = Callable[[AsyncConnection, datetime], Awaitable[dict[str, object]]]
+Report = Callable[[AsyncConnection, Sequence[Found]], Awaitable[None]]
 
 
 async def reached_budgets(engine: AsyncEngine, now: datetime) -> None:
-    """Report reached thresholds and used-up budgets to webhooks."""
-    now_ms = ms_of(now)
+    """Report reached thresholds and used-up budgets to webhooks; of rolling windows those that were used lately."""
+    report = _report_reached(ms_of(now))
+    await _each_page(engine, _REACHED, now, report, partial(_calendars, over=OVER))
+    await _each_page(engine, _REACHED_FIRST_USE, now, report, partial(_lengths, kind=FIRST_USE, over=OVER))
+    await _each_page(engine, _REACHED_ROLLING, now, report, partial(_lengths, kind=ROLLING), moved_s=MOVED_S)
 
-    async def tell_of(connection: AsyncConnection, accounts: Sequence[Found]) -> None:
+
+def _report_reached(now_ms: int) -> Report:
+    """Return what reports the thresholds that accounts have reached, and stores that they are reported."""
+
+    async def report(connection: AsyncConnection, accounts: Sequence[Found]) -> None:
         news: list[News] = []
         rows: list[tuple[object, ...]] = []
         for account in accounts:
@@ -309,8 +348,7 @@ async def reached_budgets(engine: AsyncEngine, now: datetime) -> None:
         await connection.execute(_TOLD, _columns(names, rows))
         await create_messages(connection, news)
 
-    await _each_page(engine, _REACHED, now, tell_of, partial(_calendars, over=OVER))
-    await _each_page(engine, _REACHED_LENGTHS, now, tell_of, partial(_lengths, over=OVER))
+    return report
 
 
 async def foresee_budgets(engine: AsyncEngine, now: datetime) -> None:
@@ -344,13 +382,16 @@ async def foresee_budgets(engine: AsyncEngine, now: datetime) -> None:
                 rows.append(_foreseen(account, Samples(seen=UsageSample(used, now_ms)), end_ms))
         await _store_foreseen(connection, news, rows)
 
-    await _each_page(engine, _FALLEN, now, _store_fall, _lengths)
+    of_rolling, of_first_use = partial(_lengths, kind=ROLLING), partial(_lengths, kind=FIRST_USE)
+    await _each_page(engine, _FALLEN, now, _store_fall, of_rolling)
+    await _each_page(engine, _REACHED_ALL_ROLLING, now, _report_reached(now_ms), of_rolling)
     await _each_page(engine, _RUNNING, now, tell_of, _calendars)
-    await _each_page(engine, _RUNNING_LENGTHS, now, tell_of, _lengths)
-    await _each_page(engine, _RUNNING_ROLLING, now, tell_of_rolling, _lengths)
+    await _each_page(engine, _RUNNING_FIRST_USE, now, tell_of, of_first_use)
+    await _each_page(engine, _RUNNING_ROLLING, now, tell_of_rolling, of_rolling, moved_s=MOVED_S_MINUTE)
     async with engine.begin() as connection:
         await connection.execute(_FORGET, await _calendars(connection, now - OVER))
-        await connection.execute(_FORGET_LENGTHS, await _lengths(connection, now, over=OVER))
+        for kind in (ROLLING, FIRST_USE):
+            await connection.execute(_FORGET_LENGTHS, await _lengths(connection, now, kind=kind, over=OVER))
 
 
 async def _store_fall(connection: AsyncConnection, accounts: Sequence[Found]) -> None:
@@ -391,8 +432,10 @@ async def _each_page(
     engine: AsyncEngine,
     statement: TextClause,
     now: datetime,
-    tell_of: Callable[[AsyncConnection, Sequence[Found]], Awaitable[None]],
+    tell_of: Report,
     windows: Windows,
+    *,
+    moved_s: int = 0,
 ) -> None:
     """Call `tell_of` with each page of a budget query's accounts, in these windows."""
     after: dict[str, object] = {"id": 0, "start": EPOCH, "value": ""}
@@ -401,7 +444,7 @@ async def _each_page(
             known = await windows(connection, now)
             if not any(known.values()):
                 return
-            facts = {**known, "now": now, "ahead": _AHEAD, "parts": PARTS_LEAST}
+            facts = {**known, "now": now, "ahead": _AHEAD, "parts": PARTS_LEAST, "moved_s": moved_s}
             accounts = (await connection.execute(statement, facts | after)).all()
             if accounts:
                 await tell_of(connection, accounts)
@@ -440,19 +483,18 @@ async def _calendars(
 
 
 async def _lengths(
-    connection: AsyncConnection, now: datetime, *, over: timedelta = timedelta()
+    connection: AsyncConnection, now: datetime, *, kind: str, over: timedelta = timedelta()
 ) -> dict[str, object]:
-    """Return, as SQL parameters, since when uses count in windows with a length, of budgets a webhook wants.
+    """Return, as SQL parameters, since when uses count in windows of this kind, of budgets a webhook wants.
 
     Windows that began at first use are those that were not over at the moment `over` before.
     """
     rows = []
-    for window, length in (await connection.execute(_LENGTHS)).all():
+    for (length,) in (await connection.execute(_LENGTHS, {"window": kind})).all():
         length_ms = read_length(length)
-        form = form_of_length(window, length_ms)
-        since_ms = form.since(ms_of(now if window == ROLLING else now - over))
+        since_ms = form_of_length(kind, length_ms).since(ms_of(now if kind == ROLLING else now - over))
         look_back = length_ms // LOOK_BACK * MILLISECOND
-        rows.append((window, length, moment_of(since_ms), length_ms, look_back))
+        rows.append((kind, length, moment_of(since_ms), length_ms, look_back))
     return _columns(("windows", "lengths", "sinces", "lasting", "looks_back"), rows)
 
 

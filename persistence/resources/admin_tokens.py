@@ -5,32 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import timedelta
 
-from sqlalchemy import (
-    Connection,
-    func,
-    or_,
-    select,
-    update,
-)
+from sqlalchemy import Connection, func, or_, select, update
 
-from gateway.core.accounts.administration import (
-    MEMBER,
-    OWNER,
-    TEAM_ROLES,
-    TENANT,
-    Actor,
-    Row,
-)
+from gateway.core.accounts.administration import MEMBER, OWNER, TEAM_ROLES, TENANT, Actor, Row
 from gateway.errors import Forbidden, Unprocessable
 from persistence import entity
 from persistence.entity import Entity, EntityWrite, Verb, alter, live, lock
 from persistence.resources.claimed_subjects import claim_subject
-from persistence.tables import (
-    admin_token,
-    app_user,
-    organization,
-    tenant,
-)
+from persistence.tables import admin_token, app_user, organization, tenant
 
 # Replaces the digest of a deleted token: no credential has it.
 FORGOTTEN = "forgotten:"

@@ -4,36 +4,17 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from sqlalchemy import (
-    Connection,
-    func,
-    insert,
-    or_,
-    select,
-)
+from sqlalchemy import Connection, func, insert, or_, select
 
-from gateway.core.accounts.administration import (
-    KEY_HOLDER,
-    MEMBER,
-    OVERLAP_S,
-    Actor,
-    Row,
-)
+from gateway.core.accounts.administration import KEY_HOLDER, MEMBER, OVERLAP_S, Actor, Row
 from gateway.core.accounts.budgets import KEY
 from gateway.errors import Conflict, Unprocessable
 from persistence import entity
 from persistence.entity import THIS, Entity, EntityWrite, add, alter, live, lock, require
+from persistence.resources.budgets import forget_key
 from persistence.resources.claimed_subjects import GIVEN_UP, claim_subject
-from persistence.resources.quota import forget_key
 from persistence.resources.tags import check_key_tags, lock_budgets
-from persistence.tables import (
-    api_key,
-    budget,
-    control_write,
-    organization,
-    tenant,
-    usage_rollup,
-)
+from persistence.tables import api_key, budget, control_write, organization, tenant, usage_rollup
 
 # Maximum of a tenant's active keys when a member creates one; each is loaded into Redis.
 MEMBERS_KEYS_MAX = 1_000

@@ -4,25 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import (
-    Connection,
-    case,
-    func,
-    insert,
-    select,
-)
+from sqlalchemy import Connection, case, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from gateway.core.accounts.administration import (
-    Actor,
-    Row,
-)
+from gateway.core.accounts.administration import Actor, Row
 from gateway.core.failures import FailureReport
 from persistence.entity import Entity, EntityWrite
-from persistence.tables import (
-    admin_token,
-    audit_log,
-)
+from persistence.tables import admin_token, audit_log
 
 PLAIN = (int, float, str, bool, type(None))
 STAFF = "staff"

@@ -6,14 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import (
-    ColumnElement,
-    case,
-    false,
-    func,
-    select,
-    true,
-)
+from sqlalchemy import ColumnElement, case, false, func, select, true
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.definitions import CATALOGUE_ACCOUNT
@@ -22,15 +15,7 @@ from gateway.core.calls.routes import MODELS_MAX
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE, misfit
 from gateway.errors import Conflict, Unprocessable
 from persistence import entity
-from persistence.entity import (
-    THIS,
-    Entity,
-    EntityWrite,
-    alter,
-    live,
-    lock,
-    refuse_while_referenced,
-)
+from persistence.entity import THIS, Entity, EntityWrite, alter, live, lock, refuse_while_referenced
 from persistence.resources import negotiated_prices, people
 from persistence.tables import (
     budget,

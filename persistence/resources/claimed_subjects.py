@@ -2,16 +2,7 @@
 
 from __future__ import annotations
 
-from sqlalchemy import (
-    ColumnElement,
-    Table,
-    Text,
-    cast,
-    func,
-    literal,
-    select,
-    update,
-)
+from sqlalchemy import ColumnElement, Table, Text, cast, func, literal, select, update
 
 from gateway.errors import Conflict, Forbidden
 from persistence.entity import EntityWrite

@@ -6,17 +6,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from sqlalchemy import (
-    Connection,
-    Select,
-    Text,
-    bindparam,
-    cast,
-    func,
-    literal,
-    select,
-    true,
-)
+from sqlalchemy import Connection, Select, Text, bindparam, cast, func, literal, select, true
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budget_selectors import NAMES_MAX, too_many_of_groups
@@ -35,14 +25,7 @@ from persistence import entity
 from persistence.entity import Entity, EntityWrite, id_in, live, lock
 from persistence.resources import people
 from persistence.resources.tags import fixed_tags, group_sets, lock_budgets, selectors_of
-from persistence.tables import (
-    api_key,
-    budget,
-    budget_override,
-    caller_group,
-    organization,
-    tenant,
-)
+from persistence.tables import api_key, budget, budget_override, caller_group, organization, tenant
 
 # The organization's rows that a group of a kind has as members.
 _THEIRS = {

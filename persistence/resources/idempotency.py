@@ -9,29 +9,13 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from sqlalchemy import (
-    Connection,
-    func,
-    insert,
-    select,
-    update,
-)
-from sqlalchemy import (
-    Row as SqlRow,
-)
-from sqlalchemy import (
-    delete as delete_,
-)
+from sqlalchemy import Connection, func, insert, select, update
+from sqlalchemy import Row as SqlRow
+from sqlalchemy import delete as delete_
 
-from gateway.core.accounts.administration import (
-    Claim,
-    Row,
-    StoredReply,
-)
+from gateway.core.accounts.administration import Claim, Row, StoredReply
 from gateway.errors import Conflict
-from persistence.tables import (
-    idempotency_key,
-)
+from persistence.tables import idempotency_key
 
 KEPT = timedelta(days=30)
 EXPIRED_SWEPT_MAX = 20

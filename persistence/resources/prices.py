@@ -48,17 +48,8 @@ from gateway.core.billing.vector import ExchangeRate
 from gateway.core.times import floor_ms
 from gateway.errors import Conflict, Unprocessable
 from persistence import entity
-from persistence.entity import (
-    Entity,
-    EntityWrite,
-    live,
-)
-from persistence.tables import (
-    control_write,
-    exchange_rate,
-    organization,
-    price,
-)
+from persistence.entity import Entity, EntityWrite, live
+from persistence.tables import control_write, exchange_rate, organization, price
 
 # Every gateway loads all of them; the bundled list has some 1,300.
 IN_FORCE_MAX = 20_000

@@ -10,30 +10,14 @@ from dataclasses import replace
 from datetime import timedelta
 from hashlib import sha256
 
-from sqlalchemy import (
-    ColumnElement,
-    Connection,
-    func,
-    select,
-    update,
-)
-from sqlalchemy import (
-    delete as delete_,
-)
+from sqlalchemy import ColumnElement, Connection, func, select, update
+from sqlalchemy import delete as delete_
 from sqlalchemy.dialects.postgresql import insert as upsert
 
-from gateway.core.accounts.administration import (
-    ConsoleSession,
-    Row,
-)
+from gateway.core.accounts.administration import ConsoleSession, Row
 from gateway.core.issuers import LIFE_MAX, VOUCHED, PersonIdentity
 from persistence.entity import Entity, EntityWrite, add, id_in, live
-from persistence.tables import (
-    caller_group,
-    console_session,
-    signed_in_user,
-    used_sign_in,
-)
+from persistence.tables import caller_group, console_session, signed_in_user, used_sign_in
 
 # Maxima of sessions: of all organizations together, of one organization, and of staff. Separate, so that
 # nobody ends the sessions of others by beginning many.

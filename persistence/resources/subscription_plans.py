@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from sqlalchemy import (
-    or_,
-    select,
-)
+from sqlalchemy import or_, select
 
 from gateway.core.accounts.administration import Row
 from gateway.errors import Unprocessable
 from persistence.billing import subscriptions
 from persistence.billing.plans import priced_in
-from persistence.entity import (
-    THIS,
-    Entity,
-    EntityWrite,
-    live,
-)
-from persistence.tables import (
-    organization_subscription,
-    service,
-    subscription_plan,
-    token_plan,
-)
+from persistence.entity import THIS, Entity, EntityWrite, live
+from persistence.tables import organization_subscription, service, subscription_plan, token_plan
 
 
 # Negotiated terms of organizations, and subscription plans.

@@ -20,8 +20,8 @@ from gateway.features.stripe.handover import COLLECTOR, CheckoutPayment
 from persistence.billing import charges, invoices, payments, top_ups
 from persistence.billing.invoice_heads import INVOICE_HEADS, rest_of
 from persistence.entity import Entity, EntityWrite, add, id_in, lock
-from persistence.resources.quota import ADDITION_SUBJECT
-from persistence.resources.quota import create as add_credits
+from persistence.resources.credit_additions import ADDITION_SUBJECT
+from persistence.resources.credit_additions import create as add_credits
 from persistence.stripe.collection import uuid_of
 from persistence.stripe.outbox import REFERENCE
 from persistence.tables import checkout, organization

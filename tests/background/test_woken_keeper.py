@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from gateway.admin.http import bodies
-from gateway.admin.resources.quota import BudgetCreate
+from gateway.admin.resources.budgets import BudgetCreate
 from gateway.background.flushing.flusher import Flusher
 from gateway.background.flushing.late import ended
 from gateway.background.timed.pusher import Pusher

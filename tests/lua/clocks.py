@@ -19,7 +19,7 @@ def library() -> scripts.Library:
 
     def read(name: str) -> str:
         text = scripts.read(name)
-        if name == "lib/batch.lua":
+        if name == "lib/state.lua":
             assert _TIME in text
         return text.replace(_TIME, _CLOCK)
 

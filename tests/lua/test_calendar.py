@@ -48,7 +48,7 @@ def ms(text: str) -> int:
 @pytest.fixture
 def ask(valkey: str) -> Ask:
     client = redis.Redis.from_url(valkey)
-    text = "".join((LIB / name).read_text() for name in ("state.lua", "calendar.lua"))
+    text = "local TODAY = 0\n" + "".join((LIB / name).read_text() for name in ("state.lua", "calendar.lua"))
     script = client.register_script((text + CALL).encode())
 
     def asked(

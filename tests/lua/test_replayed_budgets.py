@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 
-from gateway.core.accounts.budgets import Budget, PersonalOverride, owner_of
+from gateway.core.accounts.budgets import OF_GROUP, Budget, PersonalOverride, owner_of
 from gateway.core.accounts.call_budgets import CallBudgets, OrganizationBudgets
 from gateway.core.accounts.replay.calls import StoredCall
 from gateway.core.accounts.replay.fold import BudgetFold
@@ -32,6 +32,8 @@ CARRY, STEPS = "carry", "steps"
 KINDS = (CALENDAR, ROLLING, FIRST_USE, CARRY, STEPS)
 # What calls cost as each substitute, as parts of what they cost; others have no price.
 PRICES = {"cheap": 10, "cheaper": 30}
+# The groups of each user.
+GROUPS = {"ada": (4,), "bob": (4, 5), "eve": (), "": ()}
 
 
 @pytest.fixture
@@ -46,15 +48,18 @@ def drawn(random: Random, kind: str) -> list[Budget]:
     budgets = []
     for number in range(1, 5):
         unit = random.choice(("money", "tokens", "requests"))
-        each = random.choice(("", "user", "user"))
+        each = random.choice(("", "user", "user", "tag:team"))
         until_ms = random.choice((0, BEGIN_MS + random.randrange(DAYS) * DAY_MS))
-        own = {owner_of("ada"): PersonalOverride(random.choice((0, None, 900)), until_ms)} if each else {}
-        amount = {"money": 1_500, "tokens": 1_000, "requests": 5}[unit]
+        groups = (f"{OF_GROUP}4", f"{OF_GROUP}5") if each == "user" else ()
+        whose = random.sample((owner_of("ada"), owner_of("a"), *groups), 2) if each else []
+        own = {who: PersonalOverride(random.choice((0, None, 900)), until_ms) for who in whose}
+        amount = {"money": 1_200, "tokens": 500, "requests": 3}[unit]
         intervals = ("hour", "day", "week") if kind == CARRY else ("hour", "day", "week", "month", "total")
         budget = Budget(
             number, f"b{number}", unit, amount, random.choice(intervals),
             random.choice(("UTC", "Europe/Berlin", "Asia/Kolkata")), each=each, overrides=own,
             model=random.choice(("", "", "dear*")), enforce=random.random() < 0.9,
+            tags=random.choice(((), (), (("team", "a"),))), group_id=random.choice((0, 0, 4)),
         )  # fmt: skip
         if kind in {ROLLING, FIRST_USE} or (kind == STEPS and number % 2):
             window = kind if kind != STEPS else random.choice((ROLLING, FIRST_USE))
@@ -146,7 +151,8 @@ def test_replay_refuses_and_substitutes_the_same_calls_as_the_scripts(
         at_ms += int(hours * HOUR_MS) + random.choice((0, 0, 1, 170_000))
         call = StoredCall(
             min(at_ms, BEGIN_MS + DAYS * DAY_MS - 1), random.choice((0, 1, 300, 700, 1_600)), random.randrange(500),
-            1, 1, 1, random.choice(("ada", "bob", "")), None, random.choice(("dear-1", "cheap")),
+            1, 1, 1, user := random.choice((*GROUPS,)), None, random.choice(("dear-1", "cheap")),
+            tags=random.choice(((), (("team", "a"),), (("team", "b"),))), groups=GROUPS[user],
         )  # fmt: skip
         folded.add(call)
         sent_as = server.sends(call)

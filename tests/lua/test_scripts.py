@@ -6,6 +6,7 @@ import itertools
 import re
 import struct
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, cast
 
@@ -300,11 +301,84 @@ def test_a_constant_with_two_values_is_refused() -> None:
         scripts._fold("local ONE = 1\nlocal ONE = 2\n")
 
 
+def assembled(**changed: str) -> scripts.Library:
+    """The library of these files and of verbs that do nothing else than to name them."""
+    texts = {f"{name.replace('__', '/')}.lua": text for name, text in changed.items()}
+    return scripts.assemble(lambda name: texts.get(name, ""))
+
+
 @pytest.mark.parametrize("other", ["local function ours() end\n", "local mine, ours = 1, 2\n"])
 def test_a_name_that_two_files_declare_is_refused(other: str) -> None:
-    texts = {"lib/a.lua": "local function ours() end\n", "lib/b.lua": other}
     with pytest.raises(ValueError, match="two files of lua/lib declare ours"):
-        scripts.assemble(lambda name: texts.get(name, "-- needs: a b"))
+        assembled(note="-- needs: a b\n", lib__a="local function ours() end\n", lib__b=other)
+
+
+@pytest.mark.parametrize(
+    ("head", "why"),
+    [
+        ("-- needs: a c\n-- sets: level\n", "lib/b.lua needs: a$"),
+        ("-- needs: a\n", "lib/b.lua sets: level$"),
+        ("-- needs: a\n-- sets: level other\n", "lib/b.lua sets: level$"),
+        ("-- needs: a\n-- sets: level\n", ""),
+        ("-- needs: b\n", "need each other: b b$"),
+    ],
+)
+def test_a_head_lists_the_files_whose_names_a_file_uses_and_what_it_sets(head: str, why: str) -> None:
+    files = {
+        "note": "-- needs: b\nreturn mine()",
+        "lib__a": "local level, other = 0, 1\n",
+        "lib__b": f"{head}local function mine() if other > 0 then level = other end end\n",
+        "lib__c": "local nothing = 0\n",
+    }
+    with pytest.raises(ValueError, match=why) if why else nullcontext():
+        assembled(**files)
+
+
+STEPS = """\
+-- functions:
+local function of(first)
+  --> one
+  --> two
+end
+
+-- step one of of: the beginning.
+-- reads: first
+-- sets: both
+do
+  local both, alone = first * 2, 1
+end
+
+-- step two of of: the end.
+-- reads: both
+do
+  return both
+end
+"""
+
+
+def test_a_step_stands_where_its_function_has_it_and_an_error_names_both() -> None:
+    made = assembled(note=f"return of(1)\n\n{STEPS}")
+    lines = made.text.split("\n")
+    begin = lines.index("local function of(first)")
+    assert lines[begin + 1 : begin + 4] == ["  local both, alone = first * 2, 1", "  return both", "end"]
+    assert made.located(f"ERR user_function:{begin + 3}: no") == "ERR lua/note.lua:19, step two: no"
+
+
+@pytest.mark.parametrize(
+    ("put", "there", "why"),
+    [
+        ("reads: both", "reads: first both", "step two of of reads: both$"),
+        ("-- reads: first\n", "", "step one of of reads: first$"),
+        ("return both", "return both + alone", "step two of of uses what no step sets: alone$"),
+        ("return both", "local first = both\n  return first", "step two of of declares again: first$"),
+        ("sets: both", "sets: both other", "step one of of does not set: other$"),
+        ("--> two", "--> three", "has no step three of of$"),
+        ("  --> two\n", "", "has a step that no function has: two$"),
+    ],
+)
+def test_a_step_whose_head_lists_something_else_is_refused(put: str, there: str, why: str) -> None:
+    with pytest.raises(ValueError, match=why):
+        assembled(note=f"return of(1)\n\n{STEPS.replace(put, there)}")
 
 
 def test_what_only_one_file_names_takes_no_place_among_the_locals_of_all() -> None:
@@ -329,26 +403,27 @@ def test_a_flag_is_asked_for_without_a_call(world: World) -> None:
 
 def test_library_places_each_function_at_line_of_its_file() -> None:
     library = scripts.library()
-    lines, placed = library.text.split("\n"), 0
-    for begin, file in library.begins:
-        for at, line in enumerate((LUA / file).read_text().split("\n")):
-            if named := re.match(r"local (function \w+\()", line):
-                assert named[1] in lines[begin - 1 + at], f"{file}:{at + 1}"
-                placed += 1
+    placed = 0
+    for line, place in zip(library.text.split("\n"), library.places, strict=False):
+        if named := re.match(r"(?:local )?function (\w+)\(", line):
+            file, _, at = place.removeprefix("lua/").partition(":")
+            assert f"function {named[1]}(" in (LUA / file).read_text().split("\n")[int(at) - 1]
+            placed += 1
     assert placed > 100
-    assert {file for _, file in library.begins} == {str(path.relative_to(LUA)) for path in LUA.rglob("*.lua")}
+    files = {place.removeprefix("lua/").partition(":")[0] for place in library.places if place}
+    assert files == {str(path.relative_to(LUA)) for path in LUA.rglob("*.lua")}
 
 
 @pytest.mark.parametrize(
-    ("file", "line"),
+    ("file", "line", "step"),
     [
-        ("settle.lua", "if #ARGV[1] == SETTLEMENT_BYTES then"),
-        ("lib/state.lua", "  try, pack, parse, values"),
-        ("lib/settle.lua", "  return SETTLED.span('', 'credits', {code = code"),
-        ("lib/write.lua", "  if gone_count > 0 then call('DEL'"),
+        ("settle.lua", "if #ARGV[1] == SETTLEMENT_BYTES then", ""),
+        ("lib/state.lua", "  try, pack, parse, values", ""),
+        ("settle.lua", "  return SETTLED.span('', 'credits', {code = code", ", step end"),
+        ("lib/batch.lua", "  if gone_count > 0 then call('DEL'", ""),
     ],
 )
-def test_error_of_script_names_line_of_its_file(world: World, file: str, line: str) -> None:
+def test_error_of_script_names_line_of_its_file(world: World, file: str, line: str, step: str) -> None:
     world.plan(100)
     call = world.reserve(need=5)
     before, found, _ = scripts.read(file).partition(f"\n{line}")
@@ -361,25 +436,14 @@ def test_error_of_script_names_line_of_its_file(world: World, file: str, line: s
     )
     with pytest.raises(redis.ResponseError) as raised:
         world.client.fcall(library.functions["settle"], len(names), *names, *arguments)
-    assert f"lua/{file}:{before.count(chr(10)) + 2}: broken" in library.located(str(raised.value))
+    where = f"lua/{file}:{before.count(chr(10)) + 2}{step}: broken"
+    assert where in library.located(str(raised.value))
 
 
 def test_the_library_carries_no_function_nobody_calls() -> None:
     text = scripts.library().text
     for name in re.findall(r"local function (\w+)", text):
         assert len(re.findall(rf"\b{name}\b", text)) > 1
-
-
-@pytest.mark.parametrize("verb", VERBS)
-def test_a_script_names_every_library_it_calls(verb: str) -> None:
-    """And, by the order of its list, each behind those it stands on."""
-    body = (LUA / f"{verb}.lua").read_text()
-    named = re.search(r"^-- needs: (.+)$", body, re.MULTILINE)
-    assert named is not None
-    for library in (LUA / "lib").glob("*.lua"):
-        makes = re.findall(r"^local function (\w+)", library.read_text(), re.MULTILINE)
-        if any(re.search(rf"\b{name}\(", body) for name in makes):
-            assert library.stem in named[1].split(), f"{verb} calls {library.stem}"
 
 
 # --- lint -------------------------------------------------------------------------------

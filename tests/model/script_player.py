@@ -1,8 +1,8 @@
 """Plays random histories on the scripts of the tree it runs in: `tests.model.two_programs` compares two trees.
 
 Its text is given to a python there, so it uses what both trees have. It reads (seed, steps, whether to look after
-each of them), a line each, and answers what the scripts answered and what is stored. Histories follow from the
-seed alone. The scripts read a clock that the history sets: so levels, resets and windows are equal to the millisecond.
+each of them, whether both trees have the features of this version), a line each, and answers what the scripts answered
+and what is stored. Histories follow from the seed alone. The scripts read a clock that the history sets: so levels, resets and windows are equal to the millisecond.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, cast
 
 import redis
 
+from gateway.core.accounts import budgets
 from gateway.core.accounts.plans import PlanTerms
 from gateway.core.model import BudgetAccount, HoldExtension, HoldRequest, Limits, Settlement
 from gateway.counters.layouts import packing
@@ -63,9 +64,9 @@ class Player(layout_player.Player):
         client.rpush("clock", "0", "0")
         super().__init__(url)
 
-    def history(self, seed: int, steps: int, looks: bool) -> list[Any]:
+    def history(self, seed: int, steps: int, looks: bool, is_newest: bool) -> list[Any]:
         """Play a history; return (verb, answer, what is stored then, or None) of each step."""
-        self.drawn = random.Random(seed)
+        self.drawn, self.is_newest = random.Random(seed), is_newest
         self._begin()
         played = []
         for _ in range(steps):
@@ -120,37 +121,65 @@ class Player(layout_player.Player):
         return layout_player._id(self.writes, 3)
 
     def _amounts(self) -> None:
-        """Define the budgets anew; from now on calls bring these. The interval of a budget never changes."""
-        draw, day = self.drawn.choice, self.now_ms - self.now_ms % DAY_MS
+        """Change the amounts of budgets; from now on calls bring these. The interval of a budget never changes."""
+        draw = self.drawn.choice
+        self.windows = [
+            (number, draw([90, 600, 10**6]), unit, draw([True, True, False]), draw([False, False, True]))
+            for number, unit in ((1, "money"), (2, "tokens"), (3, "requests"))
+            if draw([True, True, False])
+        ]
+        self.owned = draw([60, 400])
+        self._define_budgets()
+
+    def _define_budgets(self) -> None:
+        """Define the budgets as of now."""
+        day = self.now_ms - self.now_ms % DAY_MS
         daily = (day, day + DAY_MS, day + 2 * DAY_MS)
         times = [daily if is_daily else (0, 0, 0) for is_daily in self.daily]
         shared = [
-            window(
-                number, draw([90, 600, 10**6]), unit, at=times[number], enforce=draw([True, True, False]),
-                cut=draw([False, False, True]),
-            )
-            for number, unit in ((1, "money"), (2, "tokens"), (3, "requests"))
-            if draw([True, True, False])
-        ]  # fmt: skip
-        owned = window(4, draw([60, 400]), at=times[0])
+            window(number, amount, unit, at=times[number], enforce=enforce, cut=cut)
+            for number, amount, unit, enforce, cut in self.windows
+        ]
+        owned = window(4, self.owned, at=times[0])
         self.budgets: list[BudgetAccount] = [account(*shared)] if shared else []
         self.budgets += [account(owned, name=OTHER_NAME, value=letter * 24) for letter in "ab"]
+        if self.is_newest:
+            self.budgets.append(self._newest_account())
+
+    def _newest_account(self) -> BudgetAccount:
+        """Return an account of windows that only this version has: one rolls, one begins at first use, one carries."""
+        from gateway.core.accounts.windows import Carry  # the release before has none
+
+        draw, length_ms = self.drawn.choice, 5 * 3_600_000
+        carry = Carry(draw([20, 300]), draw([True, False]))
+        of_kinds = [
+            budgets.Budget(5, "rolls", "money", draw([60, 400]), "", window="rolling", length_ms=length_ms),
+            budgets.Budget(
+                6, "begins", "tokens", draw([90, 900]), "", window="first_use", length_ms=length_ms
+            ),
+            budgets.Budget(
+                7, "carries", "money", draw([60, 400]), "hour", carry=carry, changed_ms=self.now_ms
+            ),
+        ]
+        return BudgetAccount("c" * 16, budgets.define_windows(of_kinds, self.now_ms), enforced=True)
 
     def _draw_request(self) -> HoldRequest:
         draw = self.drawn.choice
         world, service, need = draw(self.worlds), draw(SERVICES), draw([0, 5, 20, 60, 150])
         number, more, held = draw(range(REQUESTS)), draw([0, 0, 30]), draw([0, 10, 50])
-        budgets = [one for one in self.budgets if draw([True, False])]
+        chosen = [one for one in self.budgets if draw([True, False])]
         least = draw([0, 0, 5])
         request = HoldRequest(
             world.caller, layout_player._id(number), draw(USERS), service, need, need + more,
             service.credits or (held if service.meter == "consumption" else 0), draw([1, 3]),
-            False, min(least, need), 0, budgets=tuple(budgets), money=held,
+            False, min(least, need), 0, budgets=tuple(chosen), money=held,
             money_most=held + more, money_least=min(least, held),
         )  # fmt: skip
         _set_tokens(request, "", need)
         _set_tokens(request, "most", need + more)
         _set_tokens(request, "least", min(least, need))
+        if self.is_newest and chosen:
+            request.steps = tuple(draw([(), (), ((1, 500_000, draw([0, 1, 2, 3])), (5, 300_000, 1))]))
         if (before := self.asked.get(number)) is not None and draw([True, False]):
             request = replace(before, need=need, ceiling=need + more, raises=True)
         self.asked[number] = request
@@ -251,7 +280,10 @@ class Player(layout_player.Player):
         )
 
     def _pass(self) -> None:
+        """Let time pass. In the release before, an old definition did not say when a window ends whose end is unknown."""
         self._wait(self.drawn.choice(PASSES_MS))
+        if not self.is_newest or self.drawn.choice([True, False]):
+            self._define_budgets()
 
     def _lease(self) -> list[float]:
         ttl, caller = self.drawn.choice([TTL_MS, TTL_MS, 0]), self.drawn.choice(self.worlds).caller

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 
 from gateway.core.model import Limits
-from gateway.counters.redis.scripts import library
-from tests.builders import World
-from tests.conftest import ValkeyServer
+from tests.lua.clocks import ClockWorld
 from tests.lua.windows import NAME, account, window
-from tests.model.script_player import CLOCK, TIME
 from tests.tree import ROOT
 
-NOW_S, PASSED_MS, NEED, MONEY = 1_900_000_000, 12_000, 300, 40
+NOW_MS, PASSED_MS, NEED, MONEY = 1_900_000_000_000, 12_000, 300, 40
 ROW = re.compile(r"^\| (\w+) \| (\w+) ((?:\| [\d,]+ ){5})\|$", re.MULTILINE)
 
 
@@ -27,16 +23,12 @@ def printed_rows() -> dict[tuple[str, str], list[int]]:
     }
 
 
-def test_reserve_takes_the_amounts_of_the_printed_example(own_valkey: Callable[..., ValkeyServer]) -> None:
-    url = own_valkey().url
-    world = World(url, made=True)
-    world.client.function_load(library().text.replace(TIME, CLOCK), replace=True)
-    world.client.rpush("clock", NOW_S, 0)
-    world = World(url)
+def test_reserve_takes_the_printed_example(valkey: str) -> None:
+    world = ClockWorld(valkey, NOW_MS)
     rows = printed_rows()
     limits = {place: row[0] for place, row in rows.items()}
     before = {place: row[1] for place, row in rows.items()}
-    at = NOW_S * 1000 - PASSED_MS
+    at = NOW_MS - PASSED_MS
 
     world.define_key(
         Limits(requests_per_minute=limits["key", "requests"], concurrency=limits["key", "slots"])

@@ -9,6 +9,7 @@ import pytest
 
 from tests.conftest import ValkeyServer
 from tests.model.two_programs import TwoPrograms
+from tests.release_before import write_release
 
 HISTORIES = 200
 VERDICTS = {
@@ -19,7 +20,7 @@ VERDICTS = {
 
 @pytest.fixture
 def programs(own_valkey: Callable[..., ValkeyServer], tmp_path: Path) -> Iterator[TwoPrograms]:
-    both = TwoPrograms(tmp_path, own_valkey().url)
+    both = TwoPrograms(write_release(tmp_path / "release", "tests"), own_valkey().url)
     yield both
     both.close()
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from tests.conftest import ValkeyServer
 from tests.model.two_programs import TwoPrograms
+from tests.release_before import write_release
 from tests.search import another
 
 HISTORIES = 10_000
@@ -15,7 +16,8 @@ HISTORIES = 10_000
 def test_scripts_answer_as_in_the_release_before_in_many_histories(
     own_valkey: Callable[..., ValkeyServer], tmp_path: Path
 ) -> None:
-    programs, first = TwoPrograms(tmp_path, own_valkey().url), another(1_000)
+    first = another(1_000)
+    programs = TwoPrograms(write_release(tmp_path / "release", "tests"), own_valkey().url)
     try:
         for _ in programs.compare(range(first, first + HISTORIES)):
             pass

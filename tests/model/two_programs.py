@@ -1,17 +1,22 @@
-"""The scripts of the release before beside those of now, and what differs in that which both know."""
+"""The scripts of another program beside those of now, and what differs in that which both know.
+
+`python -m tests.model.two_programs TREE [--histories N] [--first SEED]` compares a tree of this version, with all that it has.
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from tests.conftest import ValkeyServer
 from tests.model import script_player
-from tests.release_before import write_release
 from tests.tree import ROOT
 
 STEPS = 30
@@ -29,10 +34,10 @@ class Program:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
 
-    def ask(self, seed: int, *, looks: bool) -> None:
+    def ask(self, seed: int, *, looks: bool, is_newest: bool) -> None:
         """Have a history played; `answer` returns what came of it."""
         assert self._process.stdin
-        self._process.stdin.write(json.dumps([seed, STEPS, looks]) + "\n")
+        self._process.stdin.write(json.dumps([seed, STEPS, looks, is_newest]) + "\n")
         self._process.stdin.flush()
 
     def answer(self) -> list[Any]:
@@ -45,17 +50,16 @@ class Program:
 
 
 class TwoPrograms:
-    """Both, each in a database of one server."""
+    """Both, each in a database of one server; `is_newest` says that both have the features of this version."""
 
-    def __init__(self, folder: Path, url: str) -> None:
-        base = url.removesuffix("0")
-        trees = write_release(folder / "release", "tests"), ROOT
-        self._programs = [Program(tree, f"{base}{at}") for at, tree in enumerate(trees, 1)]
+    def __init__(self, other: Path, url: str, *, is_newest: bool = False) -> None:
+        base, self._is_newest = url.removesuffix("0"), is_newest
+        self._programs = [Program(tree, f"{base}{at}") for at, tree in enumerate((other, ROOT), 1)]
 
     def play(self, seed: int, *, looks: bool = False) -> list[list[Any]]:
         """Return the steps of one history as both played it: what each answered, and what was stored."""
         for program in self._programs:
-            program.ask(seed, looks=looks)
+            program.ask(seed, looks=looks, is_newest=self._is_newest)
         return [program.answer() for program in self._programs]
 
     def compare(self, seeds: Iterable[int]) -> Iterator[tuple[str, Any]]:
@@ -86,3 +90,26 @@ def differences(old: Any, new: Any, place: str = "") -> Iterator[str]:
             yield from differences(*pair, f"{place}[{at}]")
     elif old != new:
         yield f"{place}: {old} before, {new} now"
+
+
+def main() -> None:
+    """Compare many histories; print how many were equal."""
+    parser = argparse.ArgumentParser(prog="tests.model.two_programs", description=__doc__)
+    parser.add_argument("tree", type=Path)
+    parser.add_argument("--histories", type=int, default=1_000)
+    parser.add_argument("--first", type=int, default=0)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        server = ValkeyServer(Path(folder))
+        server.start()
+        try:
+            programs = TwoPrograms(options.tree.resolve(), server.url, is_newest=True)
+            steps = sum(1 for _ in programs.compare(range(options.first, options.first + options.histories)))
+            programs.close()
+        finally:
+            server.stop()
+    print(f"{options.histories} histories, {steps} steps: equal")
+
+
+if __name__ == "__main__":
+    main()

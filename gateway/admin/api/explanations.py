@@ -11,20 +11,13 @@ from gateway.admin.api.views import answer, row_id
 from gateway.admin.explanation import explain, find_call
 from gateway.admin.http import bodies
 from gateway.admin.http.callers import admit
-from gateway.admin.http.requests import (
-    read_once,
-    require_read,
-)
+from gateway.admin.http.requests import read_once, require_read
 from gateway.admin.operations import Operations
 from gateway.admin.ports import AdminPorts
-from gateway.admin.resources.quota import EXPLANATION
+from gateway.admin.resources.journal import EXPLANATION
 from gateway.admin.resources.registry import RESOURCES
-from gateway.core.accounts.administration import (
-    Row,
-)
-from gateway.errors import (
-    NotFound,
-)
+from gateway.core.accounts.administration import Row
+from gateway.errors import NotFound
 
 # `/calls/{id}/explanation`, by a request id or the id of a row: the steps of a call.
 CALLS = RESOURCES["calls"]

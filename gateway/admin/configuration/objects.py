@@ -15,16 +15,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from gateway.admin.configuration.words import (
-    KINDS,
-    declared,
-    model,
-    near,
-    references,
-    with_keys,
-    word,
-    words,
-)
+from gateway.admin.configuration.suggestions import near
+from gateway.admin.configuration.words import KINDS, declared, model, references, with_keys, word, words
 from gateway.admin.http import bodies
 from gateway.admin.resources.resource import Resource
 from gateway.admin.resources.values import In

@@ -12,6 +12,7 @@ from datetime import datetime
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+from gateway.admin.configuration.comparison import are_same_parts, same
 from gateway.admin.configuration.objects import (
     ConfigObjects,
     DateOrder,
@@ -36,13 +37,11 @@ from gateway.admin.configuration.references import (
 )
 from gateway.admin.configuration.words import (
     KINDS,
-    are_same_parts,
     declared,
     model,
     named_parts,
     parts_of,
     references,
-    same,
     with_keys,
     without_nulls,
     word,

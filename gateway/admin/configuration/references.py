@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from gateway.admin.configuration.comparison import same
 from gateway.admin.configuration.objects import (
     ERRORS_MAX,
     ConfigObjects,
@@ -20,17 +21,8 @@ from gateway.admin.configuration.objects import (
     stored,
     values_of,
 )
-from gateway.admin.configuration.words import (
-    KINDS,
-    SUGGESTED_MAX,
-    NamedPart,
-    declared,
-    references,
-    same,
-    suggestion,
-    with_keys,
-    word,
-)
+from gateway.admin.configuration.suggestions import SUGGESTED_MAX, suggestion
+from gateway.admin.configuration.words import KINDS, NamedPart, declared, references, with_keys, word
 from gateway.admin.http.guard import in_thread
 from gateway.admin.resources.resource import Resource
 from gateway.core.accounts.administration import OWNER, Mark, NewRowId, Row

@@ -5,12 +5,9 @@ All of it is derived from the resources. A file names another row instead of its
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from functools import cache
-from itertools import islice
 from typing import Any, get_args
 
 from pydantic import Field, create_model
@@ -18,7 +15,7 @@ from pydantic.json_schema import models_json_schema
 
 from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.resource import ConfigDeclaration, PartsDeclaration, Resource
-from gateway.admin.resources.values import DECIMAL, In
+from gateway.admin.resources.values import In
 from gateway.core.accounts.administration import Row
 
 Json = dict[str, Any]  # JSON schema: any shape
@@ -95,14 +92,6 @@ def without_nulls(resource: Resource, name: str, part: Any) -> Any:
     }
 
 
-def are_same_parts(how: PartsDeclaration, wanted: Sequence[Any], stored: Sequence[Any]) -> bool:
-    """Return whether two lists have the same parts, in any order."""
-    if not how.key:
-        return len(wanted) == len(stored) and {*wanted} == {*stored}
-    first, second = ({part[how.key]: _document(part) for part in parts} for parts in (wanted, stored))
-    return len(wanted) == len(stored) and first == second
-
-
 @cache
 def references(resource: Resource) -> Mapping[str, str]:
     """Return the fields with ids of rows, and the resource of each; the widest owner comes first."""
@@ -134,12 +123,6 @@ def _ordered() -> Iterator[Resource]:
 
 
 KINDS: Mapping[str, Resource] = {resource.name: resource for resource in _ordered()}
-
-
-def near(name: str, known: Collection[str]) -> str:
-    """Return a hint with the most similar known word, or with all known words if none is similar."""
-    close_matches = difflib.get_close_matches(name, known, 1)
-    return f"did you mean {close_matches[0]}?" if close_matches else f"known are {', '.join(known)}"
 
 
 def schema() -> Json:
@@ -204,46 +187,3 @@ def _reference_schema(target: Resource, part: Json) -> Json:
         options.append({"type": "null"})
     sentence = f"Of {target.name}, by {word(target, how.by[-1])}."
     return {"anyOf": options, "description": " ".join(filter(None, (part.get("description"), sentence)))}
-
-
-# Compares wanted and stored values, regardless of their notation.
-def same(wanted: object, stored: object) -> bool:
-    """Return whether two values are equal: numbers by value, and an empty document equals null."""
-    if isinstance(wanted, dict) or isinstance(stored, dict):
-        return _document(wanted or {}) == _document(stored or {})
-    if isinstance(wanted, str) and isinstance(stored, Decimal):
-        return _document(wanted) == stored
-    if isinstance(wanted, list) and isinstance(stored, list):
-        return _document(wanted) == _document(stored)
-    return wanted == stored
-
-
-def _document(value: object) -> object:
-    """Return a JSON value in a form for comparisons: decimal texts become numbers, nulls are removed."""
-    if isinstance(value, dict):
-        return {name: _document(part) for name, part in value.items() if part is not None}
-    if isinstance(value, list):
-        return [_document(part) for part in value]
-    if isinstance(value, str) and DECIMAL.fullmatch(value):
-        return Decimal(value)
-    return value
-
-
-# Suggestions for unknown names. The number of comparisons is bounded.
-
-# Maxima of suggestions: of unknown names, of candidates, and of a name's length.
-SUGGESTED_MAX = 5
-CANDIDATES_MAX = 200
-CHARS_MAX = 64
-
-
-def suggestion(name: object, known: Iterable[object]) -> str | None:
-    """Return the most similar of the first `CANDIDATES_MAX` known names; None if none is similar."""
-    text = str(name)
-    if len(text) > CHARS_MAX:
-        return None
-    some = (str(candidate) for candidate in islice(known, CANDIDATES_MAX) if candidate)
-    near = difflib.get_close_matches(
-        text, [candidate for candidate in some if len(candidate) <= CHARS_MAX], 1
-    )
-    return near[0] if near else None

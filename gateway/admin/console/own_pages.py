@@ -28,7 +28,7 @@ from gateway.admin.explanation import explain
 from gateway.admin.http.requests import may_write
 from gateway.admin.operations import finish
 from gateway.admin.resources import form_fields
-from gateway.admin.resources.quota import render_budget
+from gateway.admin.resources.budgets import render_budget
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts import groups
 from gateway.core.accounts.administration import (

@@ -12,7 +12,7 @@ from gateway.admin import live
 from gateway.admin.console import formatting
 from gateway.admin.console.home import ConsoleShell
 from gateway.admin.ports import AdminPorts
-from gateway.admin.resources.quota import render_budget
+from gateway.admin.resources.budgets import render_budget
 from gateway.admin.resources.registry import RESOURCES
 from gateway.core.accounts.administration import Row
 from gateway.errors import NotFound

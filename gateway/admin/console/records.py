@@ -24,15 +24,7 @@ from gateway.admin.api.views import row_id
 from gateway.admin.console import formatting, forms, lists, meaning, reports
 from gateway.admin.console.formatting import cell, label_of, references, state_of
 from gateway.admin.console.forms import PageForm, Tick
-from gateway.admin.console.home import (
-    FOUND,
-    LISTED,
-    ConsoleShell,
-    Posted,
-    SignedInPerson,
-    query,
-    see,
-)
+from gateway.admin.console.home import FOUND, LISTED, ConsoleShell, Posted, SignedInPerson, query, see
 from gateway.admin.console.month_end import months_until, period_of_month
 from gateway.admin.console.outlines import fit_to
 from gateway.admin.console.screens import SCREENS, Screen
@@ -41,8 +33,8 @@ from gateway.admin.http.bodies import Body
 from gateway.admin.http.requests import id_of
 from gateway.admin.operations import WriteResult
 from gateway.admin.resources import form_fields
+from gateway.admin.resources.budgets import OVERRIDES, render_budget
 from gateway.admin.resources.form_fields import FormField
-from gateway.admin.resources.quota import OVERRIDES, render_budget
 from gateway.admin.resources.resource import Action, SubResource, fields_of
 from gateway.admin.resources.values import In
 from gateway.calls.journal import itemize
@@ -53,13 +45,7 @@ from gateway.core.accounts.tags import TAG
 from gateway.core.accounts.usage import GROUPS, UsageQuery, end_of
 from gateway.core.billing.finance import ReportPeriod
 from gateway.core.billing.payments import PAID, WAITING
-from gateway.core.billing.price_book import (
-    KINDS,
-    PARTS,
-    TOKENS_A_PRICE,
-    UNITS,
-    USES_A_PRICE,
-)
+from gateway.core.billing.price_book import KINDS, PARTS, TOKENS_A_PRICE, UNITS, USES_A_PRICE
 from gateway.core.billing.vector import IMAGES
 from gateway.errors import Conflict, Forbidden, NotFound, Unprocessable
 

@@ -5,12 +5,14 @@ from dataclasses import replace
 from gateway.admin.resources import (
     amendments,
     billing,
+    budgets,
     catalogue,
     charges,
     events,
     groups,
     integrity,
     invoices,
+    journal,
     people,
     quota,
     reports,
@@ -23,9 +25,9 @@ RESOURCES: dict[str, Resource] = {
     resource.name: resource
     for resource in (
         *people.RESOURCES, *people.ACCESS_RESOURCES, *quota.RESOURCES, *catalogue.RESOURCES,
-        *catalogue.PRICE_RESOURCES, *groups.RESOURCES, *quota.BUDGET_RESOURCES, *billing.RESOURCES,
+        *catalogue.PRICE_RESOURCES, *groups.RESOURCES, *budgets.BUDGET_RESOURCES, *billing.RESOURCES,
         *invoices.RESOURCES, *tax_rates.TAX_RATE_RESOURCES, *charges.CHARGE_RESOURCES,
-        *events.RESOURCES, *amendments.AMENDMENT_RESOURCES, *quota.USE_RESOURCES, *quota.CALL_RESOURCES,
+        *events.RESOURCES, *amendments.AMENDMENT_RESOURCES, *journal.USE_RESOURCES, *journal.CALL_RESOURCES,
         *events.WEBHOOK_RESOURCES, *integrity.RESOURCES, *people.AUDIT_RESOURCES,
         *(resource for feature in features() for resource in feature.resources()),
     )

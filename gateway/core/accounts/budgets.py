@@ -265,7 +265,7 @@ def _size(amount: int | None) -> float:
     return math.inf if amount is None else amount
 
 
-# The owner of the account that is shared beyond the maximum of accounts of `each`; see lua/lib/short.lua.
+# The owner of the account that is shared beyond the maximum of accounts of `each`; see lua/lib/budgets.lua.
 OTHERS = "other"
 ALL_OTHERS = "all others"  # its name for people
 

@@ -1,6 +1,6 @@
 """Outbox entries: movements of accounts, written by Lua scripts and decoded for the rows of the ledger.
 
-Every movement of an account is one entry of the partition's stream, packed by `lua/lib/event.lua` and
+Every movement of an account is one entry of the partition's stream, packed by `lua/lib/entry.lua` and
 unpacked here; the layout is fixed and versioned. One entry may carry a token movement, a credit movement and
 a unit of use at once: a settled call is one entry.
 """

@@ -1,7 +1,7 @@
 """Runs: budgets that callers create, and that calls name. A child draws from its parent as well. Pure.
 
 A run belongs to one tenant. It is created by the first call that names it, and does not change until it ends:
-so everybody may cache it. Its account is one of budgets (`lua/lib/account.lua`): one window for its amount,
+so everybody may cache it. Its account is one of budgets (`lua/lib/budget_accounts.lua`): one window for its amount,
 and one that counts its calls, in which an ended run has no room.
 """
 
@@ -46,7 +46,7 @@ BUDGET_IDS: Final = 2**51
 ENDED_CALLS: Final = 2**52
 ENDLESS_CALLS: Final = ENDED_CALLS - 1
 LEVELS_MAX: Final = 8
-# Most stored runs of one tenant; below the maximum of accounts of `each` (`lua/lib/short.lua`).
+# Most stored runs of one tenant; below the maximum of accounts of `each` (`lua/lib/budgets.lua`).
 RUNS_MAX: Final = 50_000
 ID_CHARACTERS_MAX: Final = 128
 FIELD_BYTES_MAX: Final = 1_024

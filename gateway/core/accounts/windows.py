@@ -26,7 +26,7 @@ _LENGTH: Final = re.compile(r"([1-9][0-9]{0,5})([mhd])", re.ASCII)
 WHOLE_PARTS: Final = 30
 # Most moments that are named at which a rolling window has something free again.
 FREES_MAX: Final = 5
-# The kinds of a window in the flags by which scripts know it (`lua/lib/definition.lua`).
+# The kinds of a window in the flags by which scripts know it (`lua/lib/windows.lua`).
 FLAG_ROLLING, FLAG_FIRST_USE = 64, 128
 
 # Uses by when they begin to count.

@@ -115,7 +115,7 @@ class ServicePricing:
 
 # Units that are money: a billionth of the currency each, in every quantity.
 IN_MONEY = (PriceTier(None, ONE_NANO),)
-# As in lua/lib/tiers.lua: whole millionths at any price.
+# As in lua/lib/spend.lua: whole millionths at any price.
 FOLD = 10**15
 NO_PRICING = ServicePricing()
 

@@ -7,6 +7,7 @@ newest price by the time of the call. Names are compared `folded`. Pure.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
@@ -700,6 +701,9 @@ _BLOBS: Final = (KINDS.index("audio_input"), KINDS.index("image_input"))
 _WRITTEN: Final = (_OUTPUT, KINDS.index("reasoning"), KINDS.index("image_output"))
 _SOUND: Final = KINDS.index("audio_output")
 PRICES_MAX: Final = 4_096
+DEAREST_MAX: Final = 16  # remembered rates of each of them: there are few kinds of calls to a model
+# What rates are remembered by: steps passed, then the fields of `PriceQualifiers`.
+_Asked = tuple[int, bool, bool, bool, bool, tuple[str, ...] | None]
 
 
 @dataclass(slots=True)
@@ -759,7 +763,7 @@ class PriceQualifiers:
     long_caches: bool = True
     blobs: bool = True
     sound: bool = True
-    tiers: Collection[str] | None = None
+    tiers: tuple[str, ...] | None = None
     tools: Mapping[str, int] | None = None
 
 
@@ -806,6 +810,26 @@ def dearest_rate(
     vectors: Sequence[Vector], read: int, asks: PriceQualifiers, factor: Factor = SAME, *, in_money: bool
 ) -> TokenRate:
     """Return the highest rate that a call of `read` input tokens and the priced extras `asks` can have."""
+    if len(vectors) == 1 and not asks.tools:  # most calls: remembered with the price
+        price, tiers = vectors[0], asks.tiers
+        if tiers:  # a caller may name any
+            tiers = tuple([tier for tier in tiers if tier in price.tiers or tier in price.service_tiers])
+        known = _rates_of(price)
+        passed = bisect_left(known.steps, read)
+        key = passed, asks.caches, asks.long_caches, asks.blobs, asks.sound, tiers
+        prices = known.dearest.get(key)
+        if prices is None:
+            if len(known.dearest) >= DEAREST_MAX:
+                known.dearest.clear()
+            prices = known.dearest[key] = _dearest_prices(vectors, read, asks)
+    else:
+        prices = _dearest_prices(vectors, read, asks)
+    input_, output, fixed = prices
+    return TokenRate(read, input_, output, fixed, factor, in_money)
+
+
+def _dearest_prices(vectors: Sequence[Vector], read: int, asks: PriceQualifiers) -> tuple[int, int, int]:
+    """Return the highest price of a token of input, of one of output, and of all that is fixed."""
     input_ = output = fixed = 0
     for table in _tables(vectors, asks.tiers):
         dearest = highest_rates(table, read)
@@ -821,12 +845,11 @@ def dearest_rate(
         if table.service_tiers:
             tier = _dearest_tier(table, asks.tiers)
             text, written, request = _times(text, tier), _times(written, tier), _times(request, tier)
-        input_, output = max(input_, text), max(output, written)
-        tools = 0
         if asks.tools:
             tools = sum([uses_price(table, name, uses) for name, uses in asks.tools.items()])
-        fixed = max(fixed, request - -tools // USES_A_PRICE)
-    return TokenRate(read, input_, output, fixed, factor, in_money)
+            request -= -tools // USES_A_PRICE
+        input_, output, fixed = max(input_, text), max(output, written), max(fixed, request)
+    return input_, output, fixed
 
 
 def _tables(vectors: Sequence[Vector], tiers: Collection[str] | None) -> Sequence[Vector]:
@@ -854,11 +877,7 @@ def plain_rate(vector: Vector, read: int) -> TokenRate | None:
 
 def highest_rates(vector: Vector, read: int) -> HighestRates:
     """Return the highest prices by kind for a call that reads up to `read` tokens, which may be cached."""
-    known = _highest.get(id(vector))
-    if known is None:
-        if len(_highest) >= PRICES_MAX:
-            _highest.clear()
-        known = _highest[id(vector)] = _VectorRates(vector)
+    known = _rates_of(vector)
     rate = known.rates[0]
     if len(known.rates) > 1:
         for number, tier in enumerate(vector.context_tiers, 1):
@@ -868,14 +887,31 @@ def highest_rates(vector: Vector, read: int) -> HighestRates:
 
 
 class _VectorRates:
-    """The highest rates of a price by the number of `context_tiers` that a call has passed."""
+    """The highest rates of a price by the number of `context_tiers` that a call has passed.
 
-    __slots__ = ("rates", "vector")
+    `steps` are the input tokens above which the price, or a table of it, has others. `dearest` are up to `DEAREST_MAX`
+    results of `_dearest_prices` by the number of steps that a call has passed, and by what it asks.
+    """
+
+    __slots__ = ("dearest", "rates", "steps", "vector")
 
     def __init__(self, vector: Vector) -> None:
         self.vector = vector  # the reference keeps its id from being reused
         prices = [vector.prices, *[dearer for _, dearer in vector.context_tiers]]
         self.rates = [HighestRates(prices[: passed + 1]) for passed in range(len(prices))]
+        tables = vector, *vector.tiers.values()
+        self.steps = sorted({above for table in tables for above, _ in table.context_tiers})
+        self.dearest: dict[_Asked, tuple[int, int, int]] = {}
+
+
+def _rates_of(vector: Vector) -> _VectorRates:
+    """Return the remembered rates of a price."""
+    known = _highest.get(id(vector))
+    if known is None:
+        if len(_highest) >= PRICES_MAX:
+            _highest.clear()
+        known = _highest[id(vector)] = _VectorRates(vector)
+    return known
 
 
 # A cache of up to `PRICES_MAX` prices, by the id of the object.

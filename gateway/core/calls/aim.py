@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 from gateway.core.accounts.steps import Substitution
 from gateway.core.calls.routes import ModelTarget, UpstreamFacts
+from gateway.core.value import Value
 
 
-class SaidBounds(NamedTuple):
+class SaidBounds(Value, frozen=True):
     """What a body says of its answer: its maximum of tokens, that of its API, and whether usage is reported."""
 
     output_max: int | None
@@ -16,7 +17,7 @@ class SaidBounds(NamedTuple):
     reports: bool
 
 
-class Aim(NamedTuple):
+class Aim(Value, frozen=True):
     """Where a call goes: a value, which nothing changes.
 
     `targets` are those of its configured model in order; without them it goes to `upstream`, empty if that is

@@ -34,6 +34,7 @@ from gateway.core.families.costs import PAGES, PICTURE, SOUND, UNKNOWN, VIDEO, m
 from gateway.core.families.tools import is_member
 from gateway.core.lru import LruEntry
 from gateway.core.model import Family
+from gateway.core.value import Value
 from gateway.errors import InvalidRequest, RequestTooLarge
 
 # The JSON document of a metered call: read once, decided on, and written again for its upstream.
@@ -621,6 +622,7 @@ def _text_at(value: object, path: Sequence[str]) -> str:
 NAMES_REMEMBERED_MAX: Final = 4_096
 NAME_CHARACTERS_MAX: Final = 64  # of a cached name
 _ID, _FILE, _CACHE, _LIFETIME, _TOOLS, _MEDIUM, _CAPTION = 1, 2, 4, 8, 16, 32, 64
+_NAMED: Final = _ID | _CACHE | _TOOLS  # whose names say all
 _LOOKED: Final = _FILE | _LIFETIME | _MEDIUM | _CAPTION  # whose texts are looked at by their name
 # Ends of fields that name an image or a file, by its address or by the id of its stored object.
 _FILES: Final = ("url", "ri", "file_id")
@@ -687,9 +689,10 @@ def _look(value: Document, names: FieldNames, of_inner: int = _TOOLS) -> None:
         if kind is None:
             kind = _kind(name)
         if kind:
-            names.ids = names.ids or kind & _ID > 0
-            names.caches = names.caches or kind & _CACHE > 0
-            names.tools = names.tools or kind & of_inner > 0
+            if kind & _NAMED:
+                names.ids = names.ids or kind & _ID > 0
+                names.caches = names.caches or kind & _CACHE > 0
+                names.tools = names.tools or kind & of_inner > 0
             if kind & _FILE and isinstance(inside, str):
                 names.files += 1
                 names.media = names.media or inside[:5].lower() == "data:"
@@ -789,7 +792,7 @@ class NameCheck:
         self.own: frozenset[str] = frozenset()
 
 
-class AnswerFilter(NamedTuple):
+class AnswerFilter(Value, frozen=True):
     """What a caller is shown of an answer that has no usage, such as a list of models."""
 
     listing: bytes = b""  # an answer that the gateway itself has
@@ -801,7 +804,7 @@ class AnswerFilter(NamedTuple):
 NO_FILTER: Final = AnswerFilter()
 
 
-class McpMessage(NamedTuple):
+class McpMessage(Value, frozen=True):
     """One message to an MCP server."""
 
     server: str = ""
@@ -813,7 +816,7 @@ class McpMessage(NamedTuple):
 NO_MESSAGE: Final = McpMessage()
 
 
-class Learned(NamedTuple):
+class Learned(Value, frozen=True):
     """The densities of text that the estimator learned of similar calls; `entry` is what it keeps of them."""
 
     output_bytes_per_token: float = 4.0
@@ -919,7 +922,7 @@ def _places_of_models(document: dict[str, object]) -> list[dict[str, object]]:
     ]
 
 
-class RequestedUnits(NamedTuple):
+class RequestedUnits(Value, frozen=True):
     """The units that a call asks for besides tokens, by name: they are charged unless its answer reports others.
 
     `most` are those of them that may be more. `storage` is that of contents that the upstream bills by time.
@@ -933,7 +936,7 @@ class RequestedUnits(NamedTuple):
 TOKENS_ALONE: Final = RequestedUnits()
 
 
-class CallSpec(NamedTuple):
+class CallSpec(Value, frozen=True):
     """What a call asks of its upstream, as the reader of its API understands its body. It is a value."""
 
     model: str = ""
@@ -954,7 +957,7 @@ class CallSpec(NamedTuple):
 UNREAD: Final = CallSpec()
 
 
-class StoredObjects(NamedTuple):
+class StoredObjects(Value, frozen=True):
     """The objects stored at its upstream that a call is about.
 
     `named` are ids in its path and body, `unsure` texts of the body that may be ids, and `brought` ids of objects

@@ -117,7 +117,9 @@ def _named_asks(call: CallRequest, sound: bool, uses: Mapping[str, int] | None) 
     """Return the priced extras that a call asks for by name, with its `sound` and its `uses` of tools."""
     names = call.body.names
     media = call.media.tokens > 0 or names.files > 0
-    tiers = (*call.tiers, *[attempt.tier for attempt in call.spec.attempts if attempt.tier])
+    tiers = call.tiers
+    if call.spec.attempts:
+        tiers += tuple([attempt.tier for attempt in call.spec.attempts if attempt.tier])
     return PriceQualifiers(names.caches, names.long_caches, media, sound, tiers, uses)
 
 
@@ -140,7 +142,7 @@ def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQu
     if call.spec.units.likely:
         uses = {**(uses or {}), **_held_units(call, read), **(call.spec.units.most or {})}
     caches = blobs = sound = False
-    excluded, tiers = family.exclusions, set[str]()
+    excluded, tiers = family.exclusions, list[str]()
     for vector in vectors:
         dearest = highest_rates(vector, read)
         caches = caches or dearest.dear_caches
@@ -148,14 +150,14 @@ def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQu
         sound = sound or dearest.dear_sound
         for named in (vector.service_tiers, vector.tiers):
             if named:
-                tiers.update([tier for tier in named if not excluded.tier(document, tier)])
+                tiers += [tier for tier in named if not excluded.tier(document, tier)]
     caches = caches and not excluded.cache(document, names)
     return PriceQualifiers(
         caches,
         caches,
         blobs and not (not call.media.tokens and not call.objects.named and excluded.media(document, names)),
         sound and not excluded.sound(document, names),
-        tiers,
+        tuple(tiers),
         uses,
     )
 

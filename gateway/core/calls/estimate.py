@@ -305,7 +305,8 @@ class Estimator:
             learned = self._first(call.spec.model)
             self._keep(organization_id, (service_key, call.spec.model, call.spec.streamed), learned)
         if input_share is not None:
-            learned.input_share.add(_bounded(input_share), self._quantile)
+            input_share = _bounded(input_share)
+            learned.input_share.add(input_share, self._quantile)
         if usage.input > call.media.tokens:
             ratio = (usage.input - call.media.tokens) / call.input_bytes
             # Callers choose the samples, so these never lower the ratio below the first value.
@@ -328,7 +329,7 @@ class Estimator:
                 learned.bytes_per_output_token += step / learned.texts
         if key_id and input_share is not None:
             name = key_id, service_key, call.spec.model, call.spec.streamed
-            self._learn_share(learned, organization_id, name, _bounded(input_share))
+            self._learn_share(learned, organization_id, name, input_share)
 
     def _most_text(self, call: CallRequest, tokenizer: str) -> int:
         """Return the most tokens of the text in a call's body, whatever it says.

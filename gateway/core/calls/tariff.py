@@ -141,7 +141,9 @@ def unpriced_part(
         return None
     rules = family.exclusions
     lacks = {kind for vector in (vectors if makers is None else makers) for kind in vector.lacks}
-    deaf = any("audio_input" in vector.lacks and "audio_second" not in vector.units for vector in vectors)
+    deaf = False
+    for vector in vectors:
+        deaf = deaf or ("audio_input" in vector.lacks and "audio_second" not in vector.units)
     for tier in call.tiers:
         if any(lacks_tier(vector, tier) for vector in vectors):
             return f"the service tier {tier}", rules.tier_fields[0]
@@ -285,7 +287,7 @@ def know_reports(call: CallRequest, vectors: Vectors) -> None:
     """
     if units := call.spec.units.likely:
         call.reports = call.reports or any(pictures_by_tokens(vector, units) for vector in vectors)
-    elif not call.reports and not all(set(vector.lacks) >= _MADE for vector in vectors):
+    elif not call.reports and not all(map(_MADE.issubset, [vector.lacks for vector in vectors])):
         call.reports = makes(call) != []
 
 

@@ -191,8 +191,11 @@ def _searches(call: CallRequest, document: Document, *, by_plugin: bool = True) 
 
 def models_search(call: CallRequest) -> bool:
     """Return whether a model that may answer searches by itself."""
-    if call.spec.mcp.tool:
+    spec = call.spec
+    if spec.mcp.tool:
         return False
+    if not call.models_beside and not call.aim.targets:
+        return _may_search(spec.model)  # most calls
     return any(_may_search(model) for model in call.models)
 
 

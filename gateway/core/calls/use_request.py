@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import Final
 
 from gateway.core.accounts.runs import FIELD
 from gateway.core.accounts.upstream_jobs import HOLD_MS_MAX
@@ -10,12 +10,13 @@ from gateway.core.calls.call import CallRequest
 from gateway.core.families.objects import ObjectAccess
 from gateway.core.model import Attribution, Caller
 from gateway.core.times import HOUR_MS
+from gateway.core.value import Value
 
 # How long the hold of a usual call may last, for prices that go by the end of a call.
 CALL_LIFE_MS: Final = HOUR_MS
 
 
-class KindOfUse(NamedTuple):
+class KindOfUse(Value, frozen=True):
     """The differences on purpose between kinds of use.
 
     Where a key requires a user, `user_field` is the field that names it; where a policy requires a run,
@@ -44,7 +45,7 @@ HOLD: Final = KindOfUse("user", "run", is_sent=False, is_called=False)
 LINE: Final = KindOfUse(life_ms=HOLD_MS_MAX, is_aimed=False, is_sent=False, is_called=False)
 
 
-class UseRequest(NamedTuple):
+class UseRequest(Value, frozen=True):
     """A request for a use. Nothing changes it once it is read.
 
     `id` becomes the id of its hold. `user` is the user it is made for, and `units` are the units that it

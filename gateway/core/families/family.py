@@ -229,6 +229,7 @@ class LiveSession(Protocol):
     output_max: int | None  # the most tokens of an answer in the present turn, None where no hold binds it
     model: str
     models: tuple[str, ...]
+    tools: int  # those of its messages that a provider may bill
     has_media: bool  # whether the client has sent sound, pictures or video
     texts: TextExcess
 

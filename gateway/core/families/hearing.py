@@ -68,6 +68,7 @@ _CAPTIONS: Final = frozenset({"title", "context", "text"})
 _DEPTH_MAX: Final = 32
 _MESSAGE_DEPTH: Final = _DEPTH_MAX - 1  # of a message, in the list at its place
 _PART_DEPTH: Final = _MESSAGE_DEPTH - 1
+_DEPTHS: Final = dict.fromkeys(_MESSAGES, _DEPTH_MAX) | dict.fromkeys(_PARTS, _PART_DEPTH)
 # Types of pictures, texts and documents.
 _SEEN_TYPE: Final = re.compile(
     r"(?:image|text)/|application/(?:pdf|json|xml|rtf|msword|csv|epub\+zip|[\w.-]+\+(?:json|xml|yaml))"
@@ -81,15 +82,14 @@ _URL: Final = re.compile(r"\s*data:([^;,]*)", re.IGNORECASE)
 
 def may_hear(document: Document) -> bool:
     """Return whether a call may contain sound for its model. A part of unknown kind counts as sound."""
-    if any(_in_parts(document.get(name), _DEPTH_MAX) for name in _MESSAGES):
-        return True
-    if any(_in_parts(document.get(name), _PART_DEPTH) for name in _PARTS):
-        return True
-    for name in _SETTINGS:
-        settings = document.get(name)
-        for entry in settings if isinstance(settings, list) else (settings,):
-            if isinstance(entry, dict) and _in_settings(entry):
-                return True
+    for name, parts in document.items():
+        depth = _DEPTHS.get(name)
+        if depth is not None and _in_parts(parts, depth):
+            return True
+        if name in _SETTINGS:
+            for entry in parts if isinstance(parts, list) else (parts,):
+                if isinstance(entry, dict) and _in_settings(entry):
+                    return True
     return False
 
 

@@ -65,7 +65,7 @@ async def _windows(
 
 
 async def _is_full(wire: RedisConnection, partition: int, name: str, now_ms: int) -> bool:
-    """Return whether the account of an owner cannot be made, as `too_many` of `lua/lib/short.lua` decides."""
+    """Return whether the account of an owner cannot be made, as `too_many` of `lua/lib/budgets.lua` decides."""
     if not owner_in(name):
         return False
     index = keys.each_accounts(partition, name).encode()

@@ -221,7 +221,7 @@ def _expiry(defined: bytes, moved_ms: int) -> int:
     """Return when an owner's budget account expires, in ms; `moved_ms` is the time of its last movement.
 
     The time is negative if the account is kept, but then no longer counts towards its budget's maximum of
-    accounts. The rule is that of `lua/lib/kept.lua`.
+    accounts. The rule is that of `lua/lib/budget_accounts.lua`.
     """
     ends = ends_of(defined)
     unused_at = (moved_ms // DAY_MS + states.EACH_UNUSED_DAYS + 1) * DAY_MS

@@ -13,6 +13,7 @@ A script names a layout in capitals and an operation, with names of fields:
     HOLD.fresh('credits')                           a table of defaults up to this field; or of all
     HOLD.written(hold)                              a table, packed
     HOLD.pack{tokens = 5, created = now}            a packed layout; fields without a value have their default
+    BUDGET.before(form, {calls = 1}, more, values)  packed with more values behind it, by a form that begins with its own
     HOLD.span('', 'credits', {tokens = 5})          only the fields before this one, packed
     HOLD.span('credits', 'seen', {})                from one field up to another, or to the last number ('')
     ENTRY.texts{user = user}                        only the texts, packed
@@ -49,11 +50,10 @@ from gateway.counters.layouts import accounts, packing, states
 _CALL = re.compile(r"\b(?P<layout>[A-Z][A-Z_]*)\.(?P<verb>[a-z]+)(?=[({])")
 _LOCALS = re.compile(r"(?P<made>\blocal )?(?<![.\w])(?P<names>\w+(?:,\s*\w+)*) =\s*$")
 _FIELD = re.compile(r"(?<![.\w])(?P<record>(?:[a-z]+_)*(?P<layout>[a-z]+))\.(?P<field>[a-z_]+)\b")
-# Tables with fields that are no opened layouts: libraries, and the JSON values of `share` and `note`.
+# Tables with fields that are no opened layouts: libraries, scripts, and the JSON values of `share` and `note`.
 _TABLES = frozenset({
-    "facts", "math", "redis", "string", "struct", "table", "cjson", "cmsgpack", "capacity", "one", "limits",
-    "share", "asked", "other", "left", "wide", "payment", "rings", "carries",
-    "kinds",
+    "facts", "math", "redis", "string", "struct", "table", "cjson", "cmsgpack", "capacity", "limits", "share",
+    "asked", "other", "left", "wide", "payment", "rings", "carries", "script", "form",
 })  # fmt: skip
 _CLOSED_BY = {"(": ")", "{": "}", "[": "]"}
 # The fields of an account before this one are its definition.
@@ -171,6 +171,11 @@ def _pack(layout: Layout, values: str) -> str:
     return _packed(layout, layout.fields, values)
 
 
+def _before(layout: Layout, form: str, values: str, *more: str) -> str:
+    given = _values(layout, values)
+    return f"pack({form}, {', '.join([given.get(one.name, str(one.default)) for one in layout.fields] + [*more])})"
+
+
 def _span(layout: Layout, first: str, behind: str, values: str) -> str:
     numbers = [one for one in layout.fields if not one.is_text]
     end = layout.index(behind) if behind else None
@@ -280,7 +285,7 @@ def _past(layout: Layout, packed: str, last: str) -> str:
 
 _WRITERS: dict[str, Callable[..., str]] = {
     "read": _read, "field": _field, "bytes": _bytes, "since": _since, "behind": _behind, "opened": _opened,
-    "fresh": _fresh, "written": _written, "pack": _pack, "span": _span, "texts": _texts,
+    "fresh": _fresh, "written": _written, "pack": _pack, "before": _before, "span": _span, "texts": _texts,
     "replaced": _replaced, "today": _today, "earlier": _earlier, "into": _into, "account": _account,
     "renewed": _renewed, "unmoved": _unmoved, "moved": _moved, "past": _past,
 }  # fmt: skip

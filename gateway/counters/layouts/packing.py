@@ -242,7 +242,7 @@ def replaced(accounts: tuple[BudgetAccount, ...], full: int) -> tuple[BudgetAcco
 
 # A catalogue version that no gateway has: `reserve` refuses, everything else runs.
 CLOSED = INTEGER_MAX
-# For a call that shares no batch: see lua/lib/batch.lua.
+# For a call that shares no batch: see lua/lib/state.lua.
 NO_BATCH = 0
 # For a call that is weighed the same under any plan: whichever the tenant follows.
 ANY_PLAN = -1

@@ -46,7 +46,7 @@ WINDOW = Layout(
     " f64 used held used_rest held_rest place ring ring_rest carry is_over",
 )
 WINDOW_LAYOUTS = BUDGET, METER, WINDOW
-# From so many whole units on, a window's amounts count in two numbers: `measure` of lua/lib/wide_windows.lua.
+# From so many whole units on, a window's amounts count in two numbers: `measure` of lua/lib/wide.lua.
 WHOLE_MAX = INTEGER_MAX // NANO
 
 

@@ -1,7 +1,7 @@
 """Calls of functions, encoded: calls that are sent together are one command.
 
 A server without a cluster takes the calls of all partitions in one command, any other those of one partition.
-Parts that are equal for all calls of a caller are encoded once (`CallTemplate`). `lua/lib/calls.lua` shows
+Parts that are equal for all calls of a caller are encoded once (`CallTemplate`). `lua/lib/batch.lua` shows
 how several calls share keys and get separate answers.
 """
 

@@ -42,7 +42,6 @@ from gateway.core.accounts.upstream_states import (
     read_operations,
     read_state,
 )
-from gateway.core.calls.call import UsageBounds
 from gateway.core.calls.routes import Route, UpstreamTarget, own_path, own_query
 from gateway.core.due import is_due
 from gateway.core.families.family import BatchPaths, JobList
@@ -82,12 +81,13 @@ StateT = TypeVar("StateT")
 
 
 class Jobs:
-    """The jobs of callers, for one worker. It gets its data plane by `serve`."""
+    """The jobs of callers, for one worker, which are `stored`. `serve` gives it its data plane before all else."""
+
+    _plane: DataPlane
+    _ports: Ports
 
     def __init__(self, stored: StoredJobs, settings: Settings, log: Callable[..., None]) -> None:
         self._stored, self._settings, self._log = stored, settings, log
-        self._plane: DataPlane | None = None
-        self._ports: Ports | None = None
         self._looking: dict[str, asyncio.Task[bool]] = {}
         self._follows = set[asyncio.Task[None]]()
         self._followed = FairShares(FOLLOWED_MAX, FOLLOWED_EACH_MAX)
@@ -210,12 +210,12 @@ class Jobs:
 
         target = self._target(upstream)
         plain, mark, query = path.partition("?")
-        route = None if self._plane is None else self._plane.route_of("GET", plain)
+        route = self._plane.route_of("GET", plain)
         if route is not None:
             plain = own_path(target, route, plain, "")
         path = plain + own_query(target, mark + query)
         headers = dict(more) | dict(target.headers) | dict(target.keys[0] if target.keys else ())
-        signer = None if self._plane is None else dict(self._plane.signers()).get(upstream)
+        signer = dict(self._plane.signers()).get(upstream)
         if signer is not None:
             headers |= signer.fields(target.base_url + path)
         proxies = self._settings.proxies if target.proxies is None else target.proxies
@@ -240,7 +240,6 @@ class Jobs:
         return context
 
     def _target(self, upstream: str) -> UpstreamTarget:
-        assert self._plane is not None
         target = self._plane.target_of(upstream)
         if target is None:
             raise UpstreamUnreachable(f"No upstream {upstream} is configured.")
@@ -275,7 +274,6 @@ class Jobs:
         return (await self._stored.now_ms(job) - job.created_ms) / 1000
 
     async def _look_up(self, job: Job) -> None:
-        assert self._ports is not None
         await in_task(self._ports.directory.know(job.organization_id))
         if job.lines_until:
             await self._release(job)
@@ -289,10 +287,7 @@ class Jobs:
         await (self._look_at_batch if job.kind == BATCH else self._look_at_call)(job)
 
     async def _look_at_batch(self, job: Job) -> None:
-        assert self._plane is not None
-        route = self._plane.route_of("POST", job.endpoint)
-        if route is None:
-            raise CountersUnavailable
+        route = self._route_of(job)
         paths = BATCH_AT.get(job.batches) or FAMILIES[route.family].batches[0]
         if not job.id and not await self._was_made(job, paths.listed):
             return
@@ -378,12 +373,13 @@ class Jobs:
                 return
             if await self._is_another(job, state.id or state.name):
                 return
-            ports, service, route, bounds = self._charging(job)
             free, age_s = ended in {"failed", "expired"}, await self._age_s(job)
-            each = self._reports_each(job)
-            charge = call_charge(ports, job, service, route, said, free, bounds, age_s, each)
+            charge = call_charge(
+                self._ports, job, self._service_of(job), self._route_of(job), said, free, self._plane.bounds,
+                age_s, self._reports_each(job),
+            )  # fmt: skip
             if charge is None:
-                await in_task(ports.counters.settle(release_of(job, service)))
+                await self._release_hold(job)
                 job.cost = 0
             else:
                 await self._charge(job, charge)
@@ -394,7 +390,6 @@ class Jobs:
 
         If Redis does not know the hold, it was charged and counted before, and the cost is unknown here.
         """
-        assert self._ports is not None
         settled = await in_task(self._ports.counters.settle(charge.settlement))
         if settled not in {SettleResult.UNKNOWN, SettleResult.UNVERIFIED}:
             self._ports.tally.charged(charge.counted, job.upstream)
@@ -402,30 +397,27 @@ class Jobs:
 
     async def _never_made(self, job: Job) -> None:
         """Release the hold of a call that its upstream does not know, and end the job as failed."""
-        ports = self._ports
-        assert ports is not None
-        service = service_of(ports, job)
-        if service is None:
-            raise CountersUnavailable
-        await in_task(ports.counters.settle(release_of(job, service)))
+        await self._release_hold(job)
         await self._end(job, "failed")
 
-    def _charging(self, job: Job) -> tuple[Ports, Service, Route, UsageBounds]:
-        """Return the ports, service, route and bounds of usage by which a job is charged.
+    async def _release_hold(self, job: Job) -> None:
+        await in_task(self._ports.counters.settle(release_of(job, self._service_of(job))))
 
-        Raise `CountersUnavailable` if its service or route is unknown.
-        """
-        ports, plane = self._ports, self._plane
-        assert ports is not None
-        assert plane is not None
-        service, route = service_of(ports, job), plane.route_of("POST", job.endpoint)
-        if service is None or route is None:
+    def _service_of(self, job: Job) -> Service:
+        """Return the service of a job; raise `CountersUnavailable` if it is unknown."""
+        if (service := service_of(self._ports, job)) is None:
             raise CountersUnavailable
-        return ports, service, route, plane.bounds
+        return service
+
+    def _route_of(self, job: Job) -> Route:
+        """Return the route of a job's calls; raise `CountersUnavailable` if it is unknown."""
+        if (route := self._plane.route_of("POST", job.endpoint)) is None:
+            raise CountersUnavailable
+        return route
 
     def _reports_each(self, job: Job) -> bool:
         """Return whether the upstream of a job reports the usage of each choice of an answer separately."""
-        target = None if self._plane is None else self._plane.target_of(job.upstream)
+        target = self._plane.target_of(job.upstream)
         return target is not None and target.facts is not None and target.facts.choices == "each"
 
     @asynccontextmanager
@@ -499,7 +491,12 @@ class Jobs:
 
         The hold is released after the lines are stored.
         """
-        ports, service, route, bounds = self._charging(job)
+        ports, service, route, bounds = (
+            self._ports,
+            self._service_of(job),
+            self._route_of(job),
+            self._plane.bounds,
+        )
         if not job.lines_after:
             job.lines_after = await self._stored.place(job.partition)
             await in_task(self._stored.keep(job))
@@ -537,16 +534,11 @@ class Jobs:
 
     async def _release(self, job: Job) -> bool:
         """Release a job's hold if all lines of its result are charged; return whether it is released."""
-        ports = self._ports
-        assert ports is not None
         if job.settled_ms:
             return True
         if await self._stored.waits(job):
             return False
-        service = service_of(ports, job)
-        if service is None:
-            raise CountersUnavailable
-        await in_task(ports.counters.settle(release_of(job, service)))
+        await self._release_hold(job)
         await self._end(job, job.ended)
         return True
 
@@ -555,13 +547,11 @@ class Jobs:
 
         If lines of its result may already be charged, charge only these and release the rest.
         """
-        ports = self._ports
-        assert ports is not None
-        service = service_of(ports, job)
         if job.lines_after:
             job.ended, job.lines_until = status, await self._stored.place(job.partition)
             await self._release(job)
             return
+        service = service_of(self._ports, job)
         if service is not None:
             await self._charge(job, unread_charge(job, service, await self._age_s(job)))
         elif await self._age_s(job) <= HOLD_S_MAX:

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import Field, create_model, model_validator
 
-from gateway.admin.resources.quota import by_name
+from gateway.admin.resources.journal import by_name
 from gateway.admin.resources.resource import Resource, filters
 from gateway.admin.resources.values import Id, Instant, Money, Out
 from gateway.core.accounts.administration import READ, TEAM_ROLES, access

@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
-from gateway.admin.resources.quota import Amounts, BudgetAmount
+from gateway.admin.resources.budgets import Amounts, BudgetAmount
 from gateway.admin.resources.resource import Action, Resource, answer_of, filters
 from gateway.admin.resources.values import ExternalId, Id, In, Instant, Text, optional
 from gateway.core.accounts.administration import (

@@ -31,7 +31,7 @@ FEATURE = Feature(
     name="runs",
     tables=("run",),
     resources=lazy("gateway.features.runs.resources:RESOURCES"),
-    subjects=lambda: {"runs": load("persistence.resources.quota:RUNS")},
+    subjects=lambda: {"runs": load("persistence.resources.journal:RUNS")},
     screens=(
         {
             "heading": "Spend", "name": "runs", "title": "Runs", "one": "run",

@@ -6,7 +6,8 @@ from typing import Any
 
 from pydantic import Field, create_model, model_validator
 
-from gateway.admin.resources.quota import Amounts, BudgetAmount, by_name
+from gateway.admin.resources.budgets import Amounts, BudgetAmount
+from gateway.admin.resources.journal import by_name
 from gateway.admin.resources.resource import IS_CURRENT, Resource, filters
 from gateway.admin.resources.values import Id, Instant, optional
 from gateway.core.accounts.administration import READ, TEAM_ROLES, access

@@ -22,7 +22,7 @@ from gateway.admin.http.guard import REQUEST_ID, Shape
 from gateway.admin.http.requests import require_read, require_write
 from gateway.admin.operations import Operations, WriteRequest
 from gateway.admin.ports import AdminPorts
-from gateway.admin.resources.quota import OVERRIDES
+from gateway.admin.resources.budgets import OVERRIDES
 from gateway.admin.resources.registry import RESOURCES
 from gateway.admin.resources.resource import Action
 from gateway.core.accounts.administration import CREATE, Query, Row

@@ -251,9 +251,9 @@ class LiveSocket(WebSocket):
             raise ModelNotAllowed(
                 f"The model {admitted.call.spec.model} leads elsewhere by now: connect again."
             )
-        if targets and self._aimed in there and not self._refused:
-            admitted.answered_by(targets.index(self._aimed))
         (attempt.name, attempt.model), attempt.key = self._aimed, self._key
+        if self._aimed in targets and not self._refused:
+            admitted.keep_price_of_target()
         upstream = admitted.worker.upstreams.get(attempt.name)
         limiter = None if upstream is None else upstream.limiter
         if limiter is not None and admitted.charges and not self._is_due:
@@ -441,7 +441,8 @@ class LiveSocket(WebSocket):
 
     def _ask_checked(self, body: bytes, document: Document) -> None:
         """Process a message whose objects the caller may use."""
-        session, before, needs = self._session, self._session.models, self._session.needs
+        session, needs = self._session, self._session.needs
+        before, tools = session.models, session.tools
         try:
             if session.waits(document):
                 self._kept, self._kept_asks = body, {"type": document.get("type")}
@@ -452,9 +453,9 @@ class LiveSocket(WebSocket):
             if session.ask(document, len(body)):
                 written = write_document(document)
             self._bound_text(body, document)
-            if session.models != before:
+            if session.models != before or session.tools > tools:
                 try:
-                    self._judge()
+                    self._judge(session.tools > tools)
                 except Refusal:
                     session.take_back()
                     raise
@@ -533,16 +534,25 @@ class LiveSocket(WebSocket):
         self.keep(size)
         self._owed += size
 
-    def _judge(self) -> None:
-        """Check the further models that a message names, while its turn is already admitted.
+    def _judge(self, adds_tools: bool) -> None:
+        """Check the further models and tools that a message names, while its turn is already admitted.
 
-        Raise `Refusal` if one is not allowed. If one has a budget that the turn does not hold, the turn ends and
-        the message begins another; a turn with an answer goes on, and the message is refused.
+        Raise `Refusal` if a model is not allowed. If one has a budget that the turn does not hold, or a provider may
+        bill a tool, the turn ends and the message begins another; a turn with an answer goes on, and the message is
+        refused.
         """
         exchange = self._connection.exchange
         call = None if exchange is None else exchange.call
         charge = None if exchange is None else exchange.admitted
         if exchange is None or call is None or self._link is None or not isinstance(charge, AdmittedCall):
+            return
+        if adds_tools:
+            if self._is_owed:
+                raise InvalidRequest(
+                    "A tool that may cost something is added between answers: send it again then.",
+                    param="tools",
+                )
+            self._give_back()
             return
         models, routed, caller = charge.worker.models, charge.head.routed, charge.caller
         owned = named_objects(models, routed.owned, caller, call)
@@ -569,9 +579,7 @@ class LiveSocket(WebSocket):
             self._give_back()
             return
         charge.prices = prices
-        targets = [(target.upstream, target.model) for target in call.aim.targets]
-        if targets:
-            charge.answered_by(targets.index(self._aimed))
+        charge.keep_price_of_target()
 
     def _send(self) -> None:
         """Send the waiting message to the upstream."""

@@ -16,7 +16,6 @@ _TRAILER_LINE = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+:[\t\x20-\x7e\x80-\xff
 SMALL_CHUNK_BYTES = 64
 LENGTH_DIGITS_MAX = 15
 SIZE_DIGITS_MAX = 7  # of a chunk that is processed as a whole
-_ZERO = ord("0")
 _AT_SIZE, _AT_CHUNK_END, _AT_TRAILER = 0, -1, -2
 
 
@@ -26,15 +25,7 @@ class Malformed(Exception):
 
 def decimal(digits: bytes) -> int:
     """Return the number in `digits`; -1 unless these are 1 to `LENGTH_DIGITS_MAX` decimal digits."""
-    if not 0 < len(digits) <= LENGTH_DIGITS_MAX:
-        return -1
-    number = 0
-    for at in range(len(digits)):  # compiled, this makes no objects
-        digit = digits[at] - _ZERO
-        if digit < 0 or digit > 9:
-            return -1
-        number = number * 10 + digit
-    return number
+    return int(digits) if len(digits) <= LENGTH_DIGITS_MAX and digits.isdigit() else -1
 
 
 def has_bare_newline(data: bytes) -> bool:

@@ -31,7 +31,8 @@ from gateway.admin.configuration import objects, planning
 from gateway.admin.configuration.objects import ERRORS_MAX, Reference, WantedObject, Which, read
 from gateway.admin.configuration.planning import Planner
 from gateway.admin.configuration.references import NameIndex
-from gateway.admin.configuration.words import CHARS_MAX, KINDS, SUGGESTED_MAX
+from gateway.admin.configuration.suggestions import CHARS_MAX, SUGGESTED_MAX
+from gateway.admin.configuration.words import KINDS
 from gateway.admin.http import bodies
 from gateway.admin.resources.people import ApiKeyCreate
 from gateway.admin.resources.registry import RESOURCES

@@ -74,3 +74,20 @@ def test_of_several_models_each_part_is_the_dearest() -> None:
     for sound, output in ((True, 600), (False, 500)):
         asks = PriceQualifiers(sound=sound)
         assert dearest_rate([loud, LONG, other], 10, asks, in_money=False).output == output
+
+
+@given(
+    read=st.lists(st.sampled_from([0, 9, 10, 11, 1_000, 1_001]), min_size=2, max_size=40),
+    asked=st.lists(st.tuples(*[st.booleans()] * 4, st.sampled_from([None, (), ("fast",), ("far", "new")]))),
+)
+def test_a_remembered_rate_is_that_of_the_same_price_twice(
+    read: list[int], asked: list[tuple[bool, bool, bool, bool, tuple[str, ...] | None]]
+) -> None:
+    """Rates of several prices are not remembered. More kinds of calls come than a price remembers rates of."""
+    fast = Vector(4, "USD", tuple(3 * each for each in TEXT), 5, context_tiers=((10, (9_000,) * 10),))
+    price = LONG._replace(tiers={"fast": fast}, service_tiers={"far": (11, 10)}, request=7)
+    for caches, long_caches, blobs, sound, tiers in asked:
+        asks = PriceQualifiers(caches, long_caches, blobs, sound, tiers)
+        for tokens in read:
+            alone, twice = [dearest_rate([price] * n, tokens, asks, in_money=True) for n in (1, 2)]
+            assert alone == twice

@@ -74,7 +74,7 @@ async def seen(desk: Desk, number: int | None) -> None:
     """Wait until a token is by this key, or by nobody's."""
 
     async def is_so() -> bool:
-        found = await desk.make_write(GOOD)
+        found = await desk.asked(GOOD)
         expected = Caller(1, 7, number or 0, keys.partition_of(1), "ada@example.com", frozenset({"m"}))
         return found == (expected if number is not None else None)
 
@@ -82,7 +82,7 @@ async def seen(desk: Desk, number: int | None) -> None:
 
 
 async def test_a_group_is_let_in_by_its_key_and_out_with_it(desk: Desk) -> None:
-    assert await desk.make_write(GOOD) is None
+    assert await desk.asked(GOOD) is None
     for number, one in enumerate((RESEARCH, EVERYBODY)):
         assert await desk.control.define(one, number)
     await seen(desk, 11)

@@ -258,7 +258,7 @@ async def test_it_reports_as_soon_as_redis_tells_of_a_marker_or_the_last_call_ha
         await eventually(lambda: reported(world) == {0, 1})
         worker.resubmitter._in_flight = lambda _: busy
         verify(world, epoch=2)
-        worker.resubmitter._told(b"")
+        worker.resubmitter._note_change(b"")
         if busy:
             await eventually(lambda: worker.resubmitter._sent_again == [2] * PARTITIONS)
             assert 2 not in reported(world)

@@ -927,3 +927,39 @@ def test_gemini_live_events_that_cost_no_tokens_are_recognized_as_free(
 ) -> None:
     event = json.dumps(said).encode()
     assert GeminiLiveSession({}).hear(event) == (event, is_free, False, "")
+
+
+@pytest.mark.parametrize("asks", [True, False])
+async def test_tool_that_a_gemini_live_message_adds_has_a_price_before_it_is_sent(asks: bool) -> None:
+    """In a turn that has an answer, and in one that awaits a question."""
+    go_on = asyncio.Event()
+
+    async def script(socket: LiveUpstream) -> None:
+        await socket.receive()
+        await socket.send({"setupComplete": {}})
+        if asks:
+            await socket.receive()
+            await socket.send(SPOKEN)
+            await go_on.wait()
+            await socket.send({"serverContent": {"turnComplete": True}, "usageMetadata": GEMINI_USAGE})
+        await socket.receive()
+
+    async with live(script, GEMINI_ROUTES) as (stage, sockets):
+        stage.directory.budgets_there = [Budget(1, "money", "money", NANO, "day")]
+        row = price_row(input="1", output="2", audio_input="1", audio_output="1", image_output="1")
+        stage.directory.prices["m"] = read_price(row).vector
+        async with connected(stage, f"{LIVE}?key={KEY}", headers={}) as socket:
+            await socket.send_json(SETUP)
+            assert await received(socket) == {"setupComplete": {}}
+            if asks:
+                await socket.send_json({"clientContent": {"turns": [], "turnComplete": True}})
+                assert await received(socket) == SPOKEN
+            await socket.send_json({"contextUpdate": {"tools": {"tools": [{"googleSearch": {}}]}}})
+            closed = await socket.receive(timeout=WITHIN_S)
+            go_on.set()
+            assert closed.type is aiohttp.WSMsgType.CLOSE, closed
+            assert closed.extra is not None
+            assert closed.extra.startswith(
+                "A tool that may cost" if asks else "No USD price for the tool googleSearch"
+            )
+        assert not any("contextUpdate" in message for message in sockets[0].heard)

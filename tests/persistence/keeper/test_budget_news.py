@@ -463,6 +463,18 @@ async def test_rolling_window_is_reported_again_after_use_fell_below_nine_tenths
     assert rows_of(desk.url, "SELECT * FROM budget_told") == []
 
 
+async def test_rolling_window_without_a_recent_use_is_reported_by_the_look_of_each_minute(desk: Desk) -> None:
+    budget = desk.budget(**HOURS_5, amount=100, thresholds="[0.5]", each="user")
+    for user in ("ada", "bob"):
+        desk.use(budget, 30, NOW - timedelta(hours=4), user[0], user)
+        desk.use(budget, 30, NOW, user[0], user)
+    desk.do("UPDATE budget_use SET moved_at = now() - interval '1 minute' WHERE value = 'b'")
+    await desk.look()
+    assert [data["account"] for _, data in desk.told()] == ["ada"]
+    await desk.foresee(NOW)
+    assert [data["account"] for event, data in desk.told() if event == "budget.threshold"] == ["ada", "bob"]
+
+
 async def test_window_from_first_use_is_reported_once_until_an_hour_behind_its_end(desk: Desk) -> None:
     budget = desk.budget(**HOURS_5 | {"window": "first_use"}, amount=100, thresholds="[0.5]", each="user")
     desk.use(budget, 50, NOW, "a", "ada")

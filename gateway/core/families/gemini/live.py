@@ -8,7 +8,7 @@ when its usage is reported and the model has finished, was interrupted, or waits
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import msgspec
@@ -23,9 +23,11 @@ from gateway.core.families.controlled import (
     models_beside,
     refuse_inside,
 )
+from gateway.core.families.costs import FREE, tool_costs
 from gateway.core.families.family import LiveEvent, TextExcess, object_in, objects_in
 from gateway.core.families.gemini.answers import Grounding, note_grounding, report
 from gateway.core.families.gemini.calls import CHOOSING
+from gateway.core.families.tools import kinds_of
 from gateway.core.metering.meter import CLOSED, Dialect, Meter
 from gateway.core.metering.reading import integer, loose_document
 from gateway.errors import InvalidRequest
@@ -118,7 +120,7 @@ class GeminiLiveSession:
         self._beyond_before = 0  # tokens that texts before the present answer may have beyond the likely ones
         self.output_max: int | None = None
         self._output_max: int | None = None  # of an answer, as the setup says
-        self._tools: list[Document] = []
+        self.tools, self._tools = 0, list[Document]()
         self._asked = 0  # answers under way
         self._said = self._said_before = 0  # tokens of the client in all, and before the present answer
         self._unasked = False  # whether there is live input that no message has asked about
@@ -177,6 +179,7 @@ class GeminiLiveSession:
             self.model = model_name(stated[1])
             self._output_max = _stated(said)
         self._tools += tools
+        self.tools += _billed(tools)
         # Input that comes before the answer begins belongs to the same answer.
         joins = kind == _INPUT and self._asked > 0 and not self._begun
         before, streams = self._unasked, kind == _INPUT and any(name in said for name in _STREAMS)
@@ -204,7 +207,9 @@ class GeminiLiveSession:
         self.tokens, self._said = max(0, self.tokens - tokens), self._said - tokens
         self.texts.take_back()
         self._asked = max(0, self._asked - asked)
-        del self._tools[len(self._tools) - tools :]
+        kept = len(self._tools) - tools
+        self.tools -= _billed(self._tools[kept:])
+        del self._tools[kept:]
 
     def forget(self) -> None:
         """Note that all answers that the client asked for are charged, and none is awaited."""
@@ -255,6 +260,12 @@ class GeminiLiveSession:
             name = f"projects/{target.project}/locations/{target.region}/publishers/google/{name}"
         document[_SETUP]["model"] = name
         return msgspec.json.encode(document)
+
+
+def _billed(tools: Sequence[Document]) -> int:
+    """Return how many of these tools a provider may bill."""
+    costs = tool_costs("gemini")
+    return sum([any(cost not in FREE for _, cost in kinds_of(tool, costs)) for tool in tools])
 
 
 def _stated(setup: Document) -> int | None:

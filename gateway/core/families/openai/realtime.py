@@ -201,6 +201,7 @@ class RealtimeSession:
     def __init__(self, query: Mapping[str, str]) -> None:
         self.model = query.get("model") or query.get("deployment") or ""
         self.models: tuple[str, ...] = ()
+        self.tools = 0  # it takes functions of its caller alone
         self.tokens = 0
         self.has_media = False
         self.output_max: int | None = None

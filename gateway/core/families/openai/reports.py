@@ -7,6 +7,7 @@ exceed the sum of its parts. A report may be about one choice of several, and ma
 from __future__ import annotations
 
 from math import ceil, isqrt
+from operator import attrgetter
 from typing import Final
 
 from gateway.core.billing.price_book import SEARCH
@@ -22,20 +23,21 @@ Numbers = tuple[int, int, int, int]
 # The names of one number at different servers. The largest value counts. The first names are OpenAI's
 # chats', the second OpenAI's responses'; behind them stand DeepSeek, Moonshot and Together, Mistral, and
 # those that pass on what messages report.
-_PROMPT: Final = ("prompt_tokens", "input_tokens")
-_COMPLETION: Final = ("completion_tokens", "output_tokens")
-_CACHED: Final = ("prompt_cache_hit_tokens", "cached_tokens", "num_cached_tokens", "cache_read_input_tokens")
-_WRITTEN: Final = ("cache_write_tokens", "created_cache_tokens")
+_PROMPT: Final = attrgetter("prompt_tokens", "input_tokens")
+_COMPLETION: Final = attrgetter("completion_tokens", "output_tokens")
+_CACHED: Final = attrgetter(
+    "prompt_cache_hit_tokens", "cached_tokens", "num_cached_tokens", "cache_read_input_tokens"
+)
+_WRITTEN: Final = attrgetter("cache_write_tokens", "created_cache_tokens")
 _TOKEN_CHARACTERS: Final = 10  # of formal English, which is the densest: a report of fewer tokens is doubtful
 _LENGTH: Final = "length"
 _TIMINGS: Final = "timings"  # of llama.cpp, whose report is about the first choice
 
 
-def _largest_number(holder: object, names: tuple[str, ...]) -> int | None:
-    """Return the largest number in the fields `names` of a report, or None if all are missing."""
+def _largest_count(counts: tuple[int | None, ...]) -> int | None:
+    """Return the largest of these counts of a report, or None if all are missing."""
     most: int | None = None
-    for name in names:
-        count: int | None = getattr(holder, name)
+    for count in counts:
         if count is not None and (most is None or count > most):
             most = count
     return most
@@ -47,9 +49,9 @@ def read_usage(meter: Meter, raw: bytes) -> Numbers | None:
     if usage is None:
         return None
     meter.detail.note_cost(raw)
-    total, told = usage.total_tokens, _largest_number(usage, _COMPLETION)
+    total, told = usage.total_tokens, _largest_count(_COMPLETION(usage))
     completion = told or 0
-    prompt = _largest_number(usage, _PROMPT)
+    prompt = _largest_count(_PROMPT(usage))
     if prompt is None:  # some embedding servers report a total alone
         prompt = 0 if total is None else max(0, total - max(0, completion))
         if told is None and total is None:
@@ -57,7 +59,8 @@ def read_usage(meter: Meter, raw: bytes) -> Numbers | None:
     if prompt < 0 and (told is None or told < 0):
         return None
     cached, reasoning, within = _note(meter.detail, usage)
-    _note_uses(meter.detail, usage, raw)
+    if usage.server_tool_use or usage.server_side_tool_usage_details or usage.plugins is not None:
+        _note_uses(meter.detail, usage, raw)
     if min(prompt, completion) < 0:
         return prompt, completion, cached, reasoning
     total, cited = _without_sources(usage, prompt + completion)
@@ -122,14 +125,14 @@ def _note(detail: Detail, usage: ReportedUsage) -> tuple[int, int, int]:
     read: InputDetails | None = usage.prompt_tokens_details or usage.input_tokens_details
     made: OutputDetails | None = usage.completion_tokens_details or usage.output_tokens_details
     cached, written, reasoning = (
-        _largest_number(usage, _CACHED) or 0,
+        _largest_count(_CACHED(usage)) or 0,
         usage.cache_creation_input_tokens or 0,
         0,
     )
     if read is not None:
         cached, written = (
             max(cached, read.cached_tokens or 0),
-            max(written, _largest_number(read, _WRITTEN) or 0),
+            max(written, _largest_count(_WRITTEN(read)) or 0),
         )
         kept = read.cache_write_tokens_details
         detail.cache_write_1h = 0 if kept is None else kept.ttl_12h_tokens or 0

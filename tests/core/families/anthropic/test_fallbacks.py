@@ -88,8 +88,8 @@ def test_each_attempt_reads_the_input_and_writes_up_to_its_own_maximum() -> None
 
 def test_speed_of_an_entry_is_a_tier_that_the_hold_has() -> None:
     fast = Vector(1, "USD", (1,) * len(KINDS), service_tiers={"fast": (2, 1)})
-    assert asks_of(asked([{"model": "a", "speed": "fast"}]), (fast,)).tiers == {"fast"}
-    assert asks_of(asked([{"model": "a", "speed": "standard"}]), (fast,)).tiers == set()
+    assert asks_of(asked([{"model": "a", "speed": "fast"}]), (fast,)).tiers == ("fast",)
+    assert asks_of(asked([{"model": "a", "speed": "standard"}]), (fast,)).tiers == ()
     call = asked([{"model": "a", "speed": "fast"}])
     assert (call.tiers_of("claude-fable-5"), call.tiers_of("a-20260101")) == ((), ("fast",))
 

@@ -1,21 +1,17 @@
-"""Budgets, credit additions, runs, and the ledgers and calls that the Admin API reads."""
+"""Budgets, with their raises, resets, and overrides of single owners."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
-from decimal import Decimal
-from itertools import chain
 from typing import Any
 
 from sqlalchemy import (
-    BigInteger,
     ColumnElement,
     Connection,
     Table,
     Text,
-    and_,
     bindparam,
     case,
     cast,
@@ -23,9 +19,7 @@ from sqlalchemy import (
     exists,
     func,
     insert,
-    literal,
     null,
-    or_,
     select,
     text,
     true,
@@ -46,7 +40,6 @@ from gateway.core.accounts.budgets import (
     ENFORCE,
     FINISH,
     KEY,
-    MONEY,
     OF_GROUP,
     ORGANIZATION_OVERRIDES_MAX,
     ORGANIZATION_RAISES_MAX,
@@ -58,46 +51,26 @@ from gateway.core.accounts.budgets import (
     override_owner,
     owner_of,
 )
-from gateway.core.accounts.call_facts import SEPARATOR
-from gateway.core.accounts.refusals import RefusingLimit
-from gateway.core.accounts.runs import ENDED, EXHAUSTED, OPEN
 from gateway.core.accounts.tags import tag_in
 from gateway.core.accounts.windows import WHOLE_PARTS
-from gateway.core.billing.charges import too_many as too_much_money
-from gateway.core.billing.money import rounded, times
-from gateway.core.billing.payments import NEXT, PREPAID
-from gateway.core.billing.price_book import KINDS
 from gateway.core.times import ms_of
 from gateway.errors import Forbidden, NotFound, Unprocessable
 from persistence import entity
-from persistence.billing import top_ups
-from persistence.entity import Condition, Entity, EntityWrite, Verb, add, alter, id_in, live, lock, require
-from persistence.keeper.retention import not_before
+from persistence.entity import Entity, EntityWrite, Verb, alter, id_in, live, lock
 from persistence.resources import people
-from persistence.resources.app_users import acting
 from persistence.resources.budget_uses import account_uses, stored_uses
 from persistence.resources.groups import OVERRIDE_IS_IN_FORCE, overrides_of_members
 from persistence.resources.tags import fixed_tags, group_sets, lock_budgets, selectors_of, undeclared
 from persistence.tables import (
     api_key,
-    app_user,
     budget,
     budget_override,
     budget_raise,
     budget_use,
-    call,
     caller_group,
-    control_write,
-    credit_addition,
-    credit_transaction,
-    feature_usage,
-    money,
     organization,
-    run,
     service,
     tenant,
-    token_ledger,
-    token_plan,
 )
 
 # Errors of a list of overrides that are named.
@@ -513,282 +486,4 @@ BUDGET_ACCOUNTS = Entity(
 )
 BUDGET_OVERRIDES = Entity(
     budget_override, source=select(budget_override).where(OVERRIDE_IS_IN_FORCE), order=("name",)
-)
-
-
-# Credit additions and removals; the stored balance follows once the counters have applied them.
-#
-# The row and its control write are stored together. A row that the counters refuse is no addition.
-def create(change: EntityWrite) -> Row:
-    """Add credits, or remove credits if the number is negative."""
-    require(change)
-    # A null means that the field is absent.
-    values = {name: value for name, value in change.command.values.items() if value is not None}
-    change.command = replace(change.command, values=values)
-    organization_id, amount = id_in(values, "organization_id"), int(str(values["credits_added"]))
-    if (giver := values.get("added_by_id")) is not None:
-        # Staff may add credits for any organization; an organization's users only for their own.
-        whose = select(app_user.c.organization_id).where(app_user.c.id == giver)
-        if change.connection.execute(whose).scalar() not in {None, organization_id}:
-            raise Unprocessable(errors=(("added_by_id", "is a user of another organization"),))
-    _check_times(change, amount)
-    # It is billable: at its own price, and a removal as debt.
-    unit_cost = change.command.values.get("unit_cost")
-    why = too_much_money(amount, None if unit_cost is None else Decimal(str(unit_cost)))
-    if amount < 0 and why is None:
-        debt = select(organization.c.credit_unit_cost).where(organization.c.id == organization_id)
-        why = too_much_money(amount, change.connection.execute(debt).scalar())
-    if why is not None:
-        raise Unprocessable(errors=(("credits_added", why),))
-    _check_own_invoice(change, organization_id, amount)
-    write_id = None
-    if values.get("invoicing") != PREPAID:
-        [write_id] = change.intend(
-            [f"organization:{organization_id}"],
-            "credits",
-            {"amount": amount},
-            organization_id=organization_id,
-        )
-    defaults = {
-        "added_by_id": acting(change.command.actor),
-        "category": "paid" if amount > 0 else "correction",
-        "timestamp": change.now,
-    }
-    return change.fetch(add(change, **{**defaults, **values, "control_write_id": write_id}))
-
-
-def create_ordered(change: EntityWrite) -> Row:
-    """Store the credit addition of a top-up order; raise `Conflict` if it is stored already."""
-    order = top_ups.take_top_up(change.connection, id_in(change.command.values, "order_id"))
-    terms = order.terms
-    values = {
-        "organization_id": order.organization_id, "credits_added": terms["credits"],
-        "unit_cost": Decimal(terms["unit_cost"]), "invoicing": terms["invoicing"],
-        "remark": "Bought automatically",
-    }  # fmt: skip
-    change.command = replace(change.command, values=values)
-    made = create(change)
-    top_ups.top_up_made(change.connection, order, id_in(made, "id"))
-    return change.fetch(id_in(made, "id"))
-
-
-def _check_own_invoice(change: EntityWrite, organization_id: int, amount: int) -> None:
-    """Raise `Unprocessable` if a credit addition cannot have an invoice of its own.
-
-    The invoice would be empty, or prepaid credits would expire before they are paid.
-    """
-    values = change.command.values
-    invoicing, unit_cost = values.get("invoicing"), values.get("unit_cost")
-    if invoicing in {None, NEXT}:
-        return
-    errors = []
-    owner = select(organization.c.currency).where(organization.c.id == organization_id)
-    currency = str(change.connection.execute(owner).scalar_one())
-    if amount < 0:
-        errors.append(("credits_added", "what is taken back has no invoice of its own"))
-    if values.get("category") not in {None, "paid"}:
-        errors.append(("category", f"must be paid where invoicing is {invoicing}"))
-    if unit_cost is None:
-        errors.append(("unit_cost", f"is required where invoicing is {invoicing}"))
-    elif not rounded(times(amount, Decimal(str(unit_cost))), currency):
-        errors.append(("unit_cost", f"comes to no {currency} that can be paid"))
-    if invoicing == PREPAID and values.get("expires_at") is not None:
-        errors.append(("expires_at", "what waits for its payment does not expire"))
-    if errors:
-        raise Unprocessable(errors=tuple(errors))
-
-
-def _check_times(change: EntityWrite, amount: int) -> None:
-    errors = []
-    expires_at, timestamp = change.command.values.get("expires_at"), change.command.values.get("timestamp")
-    if expires_at is not None:
-        if amount < 0:
-            errors.append(("expires_at", "what is taken back does not expire"))
-        elif expires_at <= change.now:  # type: ignore[operator]  # an instant, checked by the door
-            errors.append(("expires_at", "must be in the future"))
-    if timestamp is not None and timestamp > change.now:  # type: ignore[operator]
-        errors.append(("timestamp", "must not be in the future"))
-    if errors:
-        raise Unprocessable(errors=tuple(errors))
-
-
-_refused = exists().where(
-    control_write.c.id == credit_addition.c.control_write_id, control_write.c.state == "refused"
-)
-
-# Nothing is left of an expired or removed addition, or of a prepaid one that waits for its payment.
-_waits = (credit_addition.c.invoicing == PREPAID) & credit_addition.c.control_write_id.is_(None)
-_remaining = case(
-    (credit_addition.c.expiry_write_id.is_not(None) | _waits, 0),
-    else_=func.greatest(credit_addition.c.credits_added - credit_addition.c.spent, 0),
-)
-
-ADDITION_SUBJECT = Entity(
-    credit_addition,
-    source=select(credit_addition, _remaining.label("credits_remaining"), (~_waits).label("in_force")).where(
-        ~_refused
-    ),
-    time="timestamp",
-    verbs={"create": create, "create-ordered": create_ordered},
-    refers={"organization_id": organization, "added_by_id": app_user},
-)
-
-
-# The ledgers of use, read-only: an account's rows in the order of their seq; and the journal of all calls.
-def _where(column: ColumnElement[str], among_turns: frozenset[str]) -> Condition:
-    """Return a filter by the values of a column.
-
-    The values in `among_turns` occur only in rows other than use, which have an index. PostgreSQL would take
-    such rows for very rare, read all of a tenant's rows and sort them. For a bare function it assumes that a
-    third of rows match, and reads them in order until the page is full.
-    """
-
-    def condition(value: str) -> ColumnElement[bool]:
-        if value not in among_turns:
-            return column == value
-        return and_(func.texteq(column, value), token_ledger.c.transaction_type != "consume")
-
-    return condition
-
-
-def _of_request(table: Table, at: str) -> Condition:
-    """Return a filter by request id; `at` is the column of time by which earlier months are skipped."""
-    return lambda value: and_(table.c.request_id == value, not_before(table.c[at], str(value).lower()))
-
-
-TOKEN_LEDGER = Entity(
-    token_ledger,
-    order=("tenant_id", "seq"),
-    conditions={
-        "organization_id": lambda value: token_ledger.c.tenant_id.in_(
-            select(tenant.c.id).where(tenant.c.organization_id == value)
-        ),
-        "transaction_type": _where(
-            token_ledger.c.transaction_type, frozenset({"recharge", "reset", "adjust"})
-        ),
-        "direction": _where(token_ledger.c.direction, frozenset({"IN"})),
-        "request_id": _of_request(token_ledger, "created_at"),
-    },
-)
-CREDIT_TRANSACTIONS = Entity(
-    credit_transaction,
-    source=select(
-        credit_transaction,
-        (credit_transaction.c.credits_used - money(credit_transaction.c.carried)).label("credits_exact"),
-    ),
-    conditions={"request_id": _of_request(credit_transaction, "timestamp")},
-    time="timestamp",
-    order=("organization_id", "seq"),
-)
-FEATURE_USAGE = Entity(
-    feature_usage,
-    source=select(
-        *(column for column in feature_usage.c if column.name != "unit_prices"),
-        case((feature_usage.c.in_money, money(feature_usage.c.usage_amount))).label("cost"),
-    ),
-    conditions={"request_id": _of_request(feature_usage, "timestamp")},
-    time="timestamp",
-    order=("organization_id", "seq"),
-)
-
-_of_calls, _of_amount = budget_use.alias(), budget_use.alias()
-_calls, _used = cast(func.coalesce(_of_calls.c.used, 0), BigInteger), func.coalesce(_of_amount.c.used, 0)
-_status = case(
-    (or_(run.c.ended_at.is_not(None), run.c.expires_at <= func.now()), ENDED),
-    (or_(_used >= run.c.amount, _calls >= run.c.calls_max), EXHAUSTED),
-    else_=OPEN,
-)
-
-
-def _in_unit(number: ColumnElement[Any]) -> ColumnElement[Any]:
-    return case((run.c.unit == MONEY, money(number)), else_=number)
-
-
-RUNS = Entity(
-    run,
-    source=select(
-        run.c.id, run.c.organization_id, run.c.tenant_id, run.c.name, run.c.parent_name.label("parent_id"),
-        run.c.unit, organization.c.currency, _in_unit(run.c.amount).label("max"),
-        run.c.calls_max.label("max_calls"), _in_unit(_used).label("used"), _calls.label("calls"),
-        _status.label("status"), run.c.created_at, run.c.expires_at, run.c.ended_at,
-    ).select_from(
-        run.join(organization, organization.c.id == run.c.organization_id)
-        .outerjoin(_of_calls, (_of_calls.c.budget_id == run.c.id) & (_of_calls.c.start == run.c.created_at))
-        .outerjoin(
-            _of_amount, (_of_amount.c.budget_id == run.c.id + 1) & (_of_amount.c.start == run.c.created_at)
-        )
-    ),
-    conditions={
-        "id": lambda value: run.c.name == value,
-        "parent_id": lambda value: run.c.parent_name == value,
-        "status": lambda value: _status == value,
-    },
-    partitioned=True,
-)  # fmt: skip
-
-_USAGE = func.jsonb_build_object(
-    *chain.from_iterable((literal(kind), call.c[kind]) for kind in KINDS),
-    literal("tools"),
-    func.coalesce(call.c.tools, text("'{}'::jsonb")),
-).op("||")(func.jsonb_strip_nulls(func.jsonb_build_object(literal("unknown"), call.c.unknown_usage)))
-_OTHERWISE = {
-    "tools", "unknown_usage", "unpriced", "cost", "saved", "api_key_id", "run_id", "refused_kind", "refused_by",
-    "tags", "groups", *KINDS,
-}  # fmt: skip
-# The current name of the budget, run or plan that refused a call; null if the row is gone.
-_REFUSER = case(
-    *(
-        (
-            call.c.refused_kind == kind.value,
-            select(named.c.name).where(named.c.id == call.c.refused_by).scalar_subquery(),
-        )
-        for kind, named in (
-            (RefusingLimit.BUDGET, budget),
-            (RefusingLimit.RUN, run),
-            (RefusingLimit.PLAN, token_plan),
-        )
-    )
-)
-CALLS = Entity(
-    call,
-    source=select(
-        *(column for column in call.c if column.name not in _OTHERWISE),
-        func.nullif(call.c.api_key_id, 0).label("api_key_id"),
-        func.coalesce(call.c.tags, text("'{}'::jsonb")).label("tags"),
-        _USAGE.label("usage"),
-        func.coalesce(call.c.groups, text("'[]'::jsonb")).label("groups"),
-        money(call.c.cost).label("cost"),
-        money(call.c.saved).label("saved"),
-        select(run.c.name).where(run.c.id == call.c.run_id).scalar_subquery().label("run"),
-        case(
-            (
-                _REFUSER.isnot(None),
-                func.jsonb_build_object(
-                    literal("kind"),
-                    call.c.refused_kind,
-                    literal("id"),
-                    call.c.refused_by,
-                    literal("name"),
-                    _REFUSER,
-                ),
-            )
-        ).label("refused_by"),
-        func.coalesce(func.string_to_array(call.c.unpriced, SEPARATOR), text("'{}'::text[]")).label(
-            "unpriced"
-        ),
-    ),
-    conditions={
-        "request_id": _of_request(call, "created_at"),
-        "group_id": lambda value: call.c.groups.contains([value]),
-    },
-    implied={
-        "tenant_id": lambda value: select(tenant.c.organization_id).where(tenant.c.id == value),
-        "api_key_id": lambda value: (
-            select(tenant.c.organization_id, api_key.c.tenant_id)
-            .join(tenant, tenant.c.id == api_key.c.tenant_id)
-            .where(api_key.c.id == value)
-        ),
-    },
-    # Ids come in blocks, one for each session of a keeper: alone they say nothing of time.
-    order=("created_at", "id"),
 )
