@@ -358,7 +358,7 @@ async def test_each_api_is_sent_the_name_of_the_substitute_alone(
         )
         expected = {name: value for name, value in (whole | body).items() if value is not None}
         if "model" in expected:
-            expected["model"] = "models/cheap" if "/" in expected["model"] else "cheap"
+            expected["model"] = "models/cheap" if "/" in str(expected["model"]) else "cheap"
         assert json.loads(received.body) == expected
         assert received.target == path.replace(b"dear", b"cheap")
 

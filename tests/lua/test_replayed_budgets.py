@@ -18,7 +18,7 @@ from gateway.core.accounts.replay.calls import StoredCall
 from gateway.core.accounts.replay.fold import BudgetFold
 from gateway.core.accounts.steps import STEP_STOPS, Step, matched_steps
 from gateway.core.accounts.windows import CALENDAR, FIRST_USE, ROLLING, Carry
-from gateway.core.model import BudgetAccount, SettleResult, Verdict
+from gateway.core.model import BudgetAccount, Refused, SettleResult, Verdict
 from gateway.core.times import DAY_MS, HOUR_MS
 from tests.builders import Call
 from tests.lua.clocks import ClockWorld
@@ -103,6 +103,7 @@ class Server:
             return self.settle(first, call, call.cost, "")
         reached = steps
         if first.verdict is Verdict.STEP_REACHED:
+            assert isinstance(first.decision, Refused)
             reached = tuple([step for step, byte in zip(steps, first.decision.reached, strict=True) if byte])
         costs = {
             step.substitute: cost for step in reached if (cost := price(call, step.substitute)) is not None
