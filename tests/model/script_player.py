@@ -51,6 +51,8 @@ VERBS = (
     "lease", "amounts",
 )  # fmt: skip
 MODES = (1, 1, 1, 1, 2, 3, 4, 5, 6)
+AMOUNTS = (0, 9, 70)
+AMOUNTS_NEWEST = (0, 9, 9, 70, 2**53 - 25)  # this version counts money beyond one number
 PASSES_MS = (0, 1, 40, 700, 5_000, 31_000, 3_600_000, DAY_MS, -4_000)
 
 
@@ -222,7 +224,7 @@ class Player(layout_player.Player):
                 charge=mode != packing.MODE_RELEASE, tokens=amount, credits=draw([0, 7, 40]),
                 units=draw([0, 1, 5]), attribution="1\t2\tv", metadata=b"{}",
                 over=draw([0, 10**8]) if request.service is BY_TOKEN else 0,
-                budgets=tuple(one.name for one in request.budgets), money=draw([0, 9, 70]),
+                budgets=tuple(one.name for one in request.budgets), money=draw(AMOUNTS_NEWEST if self.is_newest else AMOUNTS),
             )  # fmt: skip
             _set_tokens(used, "", amount)
             late = mode in {packing.MODE_POST, packing.MODE_CORRECT}
