@@ -614,13 +614,13 @@ async def accounts_of(desk: ConsoleShell, row: Row, most: int = ACCOUNTS_SHOWN) 
     shown = [
         (
             who,
-            ALL_OTHERS if each["shared"] else called.get(who, ""),
-            formatting.use_of(row, each),
-            each["limit_by"],
-            next_text({**row, **each}),
+            ALL_OTHERS if most_used_account["shared"] else called.get(who, ""),
+            formatting.use_of(row, most_used_account),
+            most_used_account["limit_by"],
+            next_text({**row, **most_used_account}),
         )
-        for each in most_used_accounts[:most]
-        for who in (str(each["who"]),)
+        for most_used_account in most_used_accounts[:most]
+        for who in (str(most_used_account["who"]),)
     ]
     return {"accounts": shown, "accounts_more": most if len(most_used_accounts) > most else 0}
 
