@@ -82,8 +82,7 @@ end
 -- other comes first; then scope (0: none), limit and level of the tightest bucket of requests, and the same of tokens. If the call is
 -- refused later, `roll_back` restores everything.
 local function take_rate_limits(accounts, now, need, held_before)
-  local refusal
-  local wanted = need * UNIT
+  local refusal, wanted = nil, need * UNIT
   local requests_left, requests_scope, requests_limit, requests_then = HUGE, 0, 0, 0
   local tokens_left, tokens_scope, tokens_limit, tokens_then = HUGE, 0, 0, 0
   taken_of, taken_had = accounts, held_before

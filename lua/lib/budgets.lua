@@ -109,35 +109,17 @@ local function move_held(accounts, held, amounts)
   end
 end
 
--- The amounts that a hold gives back, by unit: always one request.
-local backs = {0, 0, 0, 1}
--- Gives back the amounts of a hold; returns the windows, or none if these were all that are not gone, unless `exactly`.
-local function give_back(accounts, packed_hold, exactly)
+-- Gives back the amounts of a hold, in its windows; returns these.
+local function give_back(accounts, packed_hold)
   if not packed_hold then return no_windows end
   local money, budget_tokens, budgets = HOLD.read(packed_hold)
   if budgets == 0 then return no_windows end
+  local held = held_in(accounts, packed_hold, budgets)
+  if not held then error({err = 'ERR a hold ends with the budget accounts it took from'}) end
   for i = 1, #accounts do
     local account = accounts[i]
     if account[IS_EACH] then account[CALLS] = held_after(account[CALLS], 1) end
   end
-  if not exactly and sub(packed_hold, #packed_hold - budgets + 1) == held_as(accounts) then
-    backs[FLAG_MONEY], backs[FLAG_TOKENS] = money, budget_tokens
-    for i = 1, #accounts do
-      local meters, definition = accounts[i][METERS], accounts[i][DEFINITION]
-      if definition then
-        local units = definition[UNITS]
-        for place = 1, definition[LIVE_COUNT] do
-          local held = meters[place * 2] - backs[units[place]]
-          if held < 0 then held, unheld = 0, true end
-          meters[place * 2] = held
-        end
-        if definition[WIDES] then wide.hold_some(definition, meters, -money) end
-      end
-    end
-    return no_windows
-  end
-  local held = held_in(accounts, packed_hold, budgets)
-  if not held then error({err = 'ERR a hold ends with the budget accounts it took from'}) end
   move_held(accounts, held, {-money, -budget_tokens, 0, -1})
   return held
 end
@@ -239,10 +221,10 @@ end
 local FORMS_MAX, WRITTEN_WINDOWS_MAX, WRITTEN_ACCOUNTS_MAX = 128, 24, 16
 local OPEN_ACCOUNT = {'account', 'local a$i = accounts[$i] local m$i, l$i = a$i[' .. METERS .. '], a$i[' .. DEFINITION .. '][' .. LIMITS .. ']'}
 local HOLD_LINES = {
-  {'call', 'return function(accounts, n1, n2) local n4, least, tight, used, left = 1, ' .. HUGE}, OPEN_ACCOUNT,
+  {'call', 'return function(accounts, n1, n2) local n4, least, tight, used, left = 1, 2 ^ 53'}, OPEN_ACCOUNT,
   {'window', 'local u$w, h$w, x$w = m$i[$used], m$i[$held], l$i[$place]'},
   {'enforced', 'if n$unit > 0 and n$unit > x$w - u$w - h$w then return end'},
-  {'window', 'h$w = h$w + n$unit if h$w > ' .. INTEGER_MAX .. ' then return end'},
+  {'window', 'h$w = h$w + n$unit if h$w > $most then return end'},
   {'window', 'm$i[$held] = h$w'},
   {'owned', 'a$i[' .. CALLS .. '] = a$i[' .. CALLS .. '] + 1'},
   {'enforced', 'left = x$w > 0 and (x$w - (u$w + h$w)) / x$w or 0 if left < least then least, tight, used = left, $w, u$w + h$w end'},
@@ -251,7 +233,7 @@ local HOLD_LINES = {
 -- Gives back what a call held (b), and counts what it used (p); answers whether more was given back than held, too.
 local SETTLE_LINES = {
   {'call', 'return function(accounts, b1, b2, p1, p2, p4) local b4, short = 1, false'}, OPEN_ACCOUNT,
-  {'window', 'local u$w, h$w = m$i[$used] + p$unit, m$i[$held] - b$unit if u$w > ' .. INTEGER_MAX .. ' then return end'},
+  {'window', 'local u$w, h$w = m$i[$used] + p$unit, m$i[$held] - b$unit if u$w > $most then return end'},
   {'window', 'if h$w < 0 then h$w, short = 0, true end m$i[$used], m$i[$held] = u$w, h$w'},
   {'owned', 'a$i[' .. CALLS .. '] = a$i[' .. CALLS .. '] - 1 if a$i[' .. CALLS .. '] < 0 then a$i[' .. CALLS .. '], short = 0, true end'},
   {'call', 'return true, short end'},
@@ -270,7 +252,8 @@ local function written_out(lines, accounts)
       for place = 1, definition[LIVE_COUNT] do
         w = w + 1
         if where == 'window' or where == 'enforced' and definition[LIMITS][place] then
-          local names = {i = i, w = w, used = place * 2 - 1, held = place * 2, place = place, unit = definition[UNITS][place]}
+          local names = {i = i, w = w, used = place * 2 - 1, held = place * 2, place = place, unit = definition[UNITS][place],
+            most = format('%.0f', INTEGER_MAX)} -- as a number it would be rounded
           text[#text + 1] = string.gsub(line[2], '%$(%a+)', names)
         end
       end
@@ -351,7 +334,7 @@ local function windows_in_entry(account, definition)
   return told
 end
 
--- Gives a hold back; returns its windows as `give_back` does, or nil if the call is counted at once, too, or is `free`.
+-- Gives a hold back; returns its windows, or nil if the call is counted at once, too, or is `free`.
 local function end_hold(accounts, packed_hold, since, free)
   local form = packed_hold and not since and form_of(accounts)
   if form then
@@ -363,7 +346,7 @@ local function end_hold(accounts, packed_hold, since, free)
       if is_settled then return nil end
     end
   end
-  return give_back(accounts, packed_hold, since)
+  return give_back(accounts, packed_hold)
 end
 
 -- When a call was admitted: by its hold, or a tombstone; else as its id says that it began.
@@ -390,7 +373,7 @@ local told_parts = {}
 local told_accounts, told_last
 local function windows_of_accounts(accounts)
   if accounts == told_accounts then return told_last end
-  for i = 1, #accounts do told_parts[i] = accounts[i][TOLD_AS] or windows_in_entry(accounts[i], accounts[i][DEFINITION]) end
+  for i = 1, #accounts do told_parts[i] = windows_in_entry(accounts[i], accounts[i][DEFINITION]) end
   told_accounts, told_last = accounts, concat(told_parts, '', 1, #accounts)
   return told_last
 end
@@ -400,15 +383,13 @@ end
 -- hold, or as its id says.
 local function pay_windows(accounts, held, since, now, packed_hold, request_id)
   if not held then return windows_of_accounts(accounts) end
-  local told, is_told, all_live, admission = 0, not since and accounts == told_accounts, not since, nil
-  local money = amounts_paid[FLAG_MONEY]
+  local told, admission, money = 0, nil, amounts_paid[FLAG_MONEY]
   for i = 1, #accounts do
     local account = accounts[i]
     local definition = account[DEFINITION]
     if definition then
       local special, rolls, early = definition[SPECIAL], false, false
       if special then
-        all_live = false
         if definition[WAITS] or definition[UNTOLD] then begin_windows(account, amounts_paid, min(since or now, now), now, true) end
         definition = account[DEFINITION]
         rolls, account[FREED] = definition[RINGS], nil
@@ -417,10 +398,8 @@ local function pay_windows(accounts, held, since, now, packed_hold, request_id)
       end
       local meters, units, live, count, passed = account[METERS], definition[UNITS], definition[LIVE_COUNT], definition[COUNT], nil
       if not since then
-        if not is_told then
-          told = told + 1
-          told_parts[told] = early and windows_at_admission(definition, admission, now, 1, live, value_of(account) or NOBODY) or account[TOLD_AS] or windows_in_entry(account, definition)
-        end
+        told = told + 1
+        told_parts[told] = early and windows_at_admission(definition, admission, now, 1, live, value_of(account) or NOBODY) or windows_in_entry(account, definition)
         for place = 1, live do
           local used = meters[place * 2 - 1] + amounts_paid[units[place]]
           if used > INTEGER_MAX then used, passed = wide.passing(meters, units, place, passed) end
@@ -431,7 +410,6 @@ local function pay_windows(accounts, held, since, now, packed_hold, request_id)
       end
       if since or count > live then
         local fields = definition[FIELDS]
-        all_live = false
         for place = since and 1 or live + 1, count do
           local at = (place - 1) * DEFINED_WINDOW_SIZE
           local counts = place <= live and (fields[at + WINDOW_START_AT] <= since and fields[at + WINDOW_START_AT] >= (kind_of_window(fields[at + WINDOW_FLAGS_AT]) == FLAG_FIRST_USE and 1 or 0)
@@ -455,10 +433,7 @@ local function pay_windows(accounts, held, since, now, packed_hold, request_id)
       if special and definition[WAITS] then empty_windows(account[DEFINITION], account[METERS]) end
     end
   end
-  if is_told then return told_last end
-  local packed = concat(told_parts, '', 1, told)
-  if all_live then told_accounts, told_last = accounts, packed end
-  return packed
+  return concat(told_parts, '', 1, told)
 end
 
 -- Adds an entry for what each window carries that was used for the first time in its interval; returns how many entries there are then.

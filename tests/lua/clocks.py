@@ -13,21 +13,24 @@ CLOCK = "test:clock"
 _TIME, _CLOCK = "call('TIME')", f"{{0, call('GET', '{CLOCK}') * 1000}}"
 
 
+def read(name: str) -> str:
+    """Return a file with the test's clock in place of the server's."""
+    text = scripts.read(name)
+    if name == "lib/state.lua":
+        assert _TIME in text
+    return text.replace(_TIME, _CLOCK)
+
+
 @cache
 def library() -> scripts.Library:
     """The library with the test's clock in place of the server's."""
-
-    def read(name: str) -> str:
-        text = scripts.read(name)
-        if name == "lib/state.lua":
-            assert _TIME in text
-        return text.replace(_TIME, _CLOCK)
-
     return scripts.assemble(read)
 
 
 class ClockWorld(World):
     """Its time stands still until it is set."""
+
+    library = staticmethod(library)
 
     def __init__(self, url: str, at_ms: int, **more: Any) -> None:
         self.at_ms = at_ms
@@ -35,9 +38,9 @@ class ClockWorld(World):
 
     def load_library(self) -> None:
         self.set_clock(self.at_ms)
-        if not self.client.function_list(library().name):
+        if not self.client.function_list(self.library().name):
             with located():
-                self.client.function_load(library().text)
+                self.client.function_load(self.library().text)
 
     def set_clock(self, at_ms: int) -> None:
         """Set the time, forward or back."""
@@ -50,4 +53,4 @@ class ClockWorld(World):
     def run(self, verb: str, call: packing.Call) -> Any:
         names, arguments = call
         with located():
-            return self.client.fcall(library().functions[verb], len(names), *names, *arguments)
+            return self.client.fcall(self.library().functions[verb], len(names), *names, *arguments)
