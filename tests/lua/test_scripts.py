@@ -323,7 +323,7 @@ def test_a_name_that_two_files_declare_is_refused(other: str) -> None:
         ("-- needs: b\n", "need each other: b b$"),
     ],
 )
-def test_a_head_lists_the_files_whose_names_a_file_uses_and_what_it_sets(head: str, why: str) -> None:
+def test_a_head_lists_the_files_whose_names_a_file_uses_and_its_own_names(head: str, why: str) -> None:
     files = {
         "note": "-- needs: b\nreturn mine()",
         "lib__a": "local level, other = 0, 1\n",
