@@ -61,13 +61,15 @@ def drawn(random: Random, kind: str) -> list[Budget]:
             model=random.choice(("", "", "dear*")), enforce=random.random() < 0.9,
             tags=random.choice(((), (), (("team", "a"),))), group_id=random.choice((0, 0, 4)),
         )  # fmt: skip
+        if number == 1:  # each history has refusals
+            budget = replace(budget, each="", overrides={}, model="", enforce=True, tags=(), group_id=0)
         if kind in {ROLLING, FIRST_USE} or (kind == STEPS and number % 2):
             window = kind if kind != STEPS else random.choice((ROLLING, FIRST_USE))
             length_ms = random.choice((5 * HOUR_MS // 60, 5 * HOUR_MS, 3 * DAY_MS))
             budget = replace(budget, interval="", window=window, length_ms=length_ms)
         elif kind in {CARRY, STEPS} and budget.interval != "total":
             carry = Carry(random.choice((amount // 3, 4 * amount)), debt=random.random() < 0.5)
-            endless = {name: override._replace(until_ms=0) for name, override in own.items()}
+            endless = {name: override._replace(until_ms=0) for name, override in budget.overrides.items()}
             budget = replace(budget, carry=carry, overrides=endless)
         if kind == STEPS:
             steps = [
