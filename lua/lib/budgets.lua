@@ -141,7 +141,7 @@ local function refusal_by_budgets(accounts, now, packed, raised_packed, strict)
   return refusal
 end
 
--- What is answered of a wide window that is the tightest one
+-- The answer of a wide window that is the tightest one
 local function answer_of_wide(definition, meters, wanted, window)
   local place, below = window[WIDE_PLACE], window[WIDE_BELOW]
   local carried, carried_rest = carries.of(definition, meters, place)
@@ -262,7 +262,7 @@ local function written_out(lines, accounts)
   return loadstring(concat(text, '\n'))()
 end
 
--- What is written out for a call's accounts (`hold`, `settle`, and by number the account and place of a window); false if they are not all
+-- The written text for a call's accounts (`hold`, `settle`, and by number the account and place of a window); false if they are not all
 -- plain, or one is new. The last one is cached.
 local written_forms, forms_count = {}, 0
 local formed_accounts, formed
