@@ -121,7 +121,7 @@ async def contradictions(url: str) -> list[str]:
             violations = await checkpoints.violations(connection)
     finally:
         await engine.dispose()
-    return [f"{one.invariant} {one.account}: {one.detail}" for one in violations]
+    return [f"{violation.invariant} {violation.account}: {violation.detail}" for violation in violations]
 
 
 def _rows(connection: psycopg.Connection[tuple[object, ...]]) -> dict[str, int]:

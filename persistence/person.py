@@ -217,7 +217,9 @@ def _changes_signed_rows(connection: psycopg.Connection, person: KeptPerson) -> 
         return False
     statements = (f"SELECT FROM {ledger} WHERE {_SAID} LIMIT 1" for ledger in _LEDGERS)
     parameters = person.parameters | {"ours": [*_OURS, *NAMES_BESIDE_MARKERS]}
-    return any(connection.execute(each.encode(), parameters).fetchone() is not None for each in statements)
+    return any(
+        connection.execute(statement.encode(), parameters).fetchone() is not None for statement in statements
+    )
 
 
 def _take_out(connection: psycopg.Connection, person: KeptPerson) -> dict[str, int]:

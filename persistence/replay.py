@@ -35,7 +35,7 @@ from persistence.resources.prices import read_book
 from persistence.tables import caller_group, kept_since, organization
 
 # Rows that a cursor fetches at a time, and models whose prices are kept.
-FETCHED_ROWS: Final = 5_000
+FETCHED_ROWS: Final = 2_000
 BOOKS_MAX: Final = 1_000
 # What a replay may assume of the past; the last two with a day behind them.
 GROUPS_NOW, SUBSTITUTES_ACCEPT, STEPS_AS_SENT = "groups_now", "substitutes_accept", "steps_as_sent"
@@ -85,8 +85,14 @@ def replay_over(url: str, asked: ReplayRequest, archived: ArchivedCalls | None =
     """Replay budgets over the calls in the database at `url`, which is only read."""
     engine = create_engine(dialect_url(url), poolclass=NullPool, hide_parameters=True, connect_args=CONNECT)
     with engine.connect() as connection:
-        connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"))
+        begin_reading(connection)
         return replay(connection, asked, archived)
+
+
+def begin_reading(connection: Connection) -> None:
+    """Begin a transaction that only reads, and ends within a second of its process, whatever its statement does."""
+    connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"))
+    connection.execute(text("SET LOCAL client_connection_check_interval = '1s'"))
 
 
 def replay(

@@ -82,10 +82,10 @@ def _in_transaction(
 ) -> Callable[Concatenate[Store, P], Coroutine[Any, Any, T]]:
     """Return a method of the store that runs this function in a transaction of its own."""
 
-    async def asked(store: Store, /, *given: P.args, **named: P.kwargs) -> T:
+    async def run_work(store: Store, /, *given: P.args, **named: P.kwargs) -> T:
         return await store.run(lambda connection: work(connection, *given, **named))
 
-    return asked
+    return run_work
 
 
 class Store:
@@ -135,12 +135,12 @@ class Store:
         """Return one row by its id; raise `NotFound` if there is none."""
         found = SUBJECTS[resource].within(self._within)
         row = await self.run(lambda connection: entity.fetch(connection, found, row_id))
-        return self._placed(resource, row)
+        return self._as_caller_sees(resource, row)
 
     async def page(self, resource: str, query: Query) -> Page:
         of = SUBJECTS[resource].within(self._within)
         found = await self._read(lambda connection: entity.page_of_rows(connection, of, query))
-        return Page(tuple(self._placed(resource, row) for row in found.rows), found.next_after)
+        return Page(tuple(self._as_caller_sees(resource, row) for row in found.rows), found.next_after)
 
     async def count(self, resource: str, query: Query, most: int, within_ms: int) -> int | None:
         """Count rows, at most `most` + 1; return None if that takes longer than `within_ms` milliseconds."""
@@ -320,7 +320,7 @@ class Store:
             idempotency.keep_first_answer(connection, command.claim, command.render(row))
         # The answer to an action on a tenant contains the tenant's quota.
         answers = "tenant-quotas" if "tokens_held" in row else command.resource
-        return CommittedWrite(self._placed(answers, row), tuple(change.intents))
+        return CommittedWrite(self._as_caller_sees(answers, row), tuple(change.intents))
 
     def _today(self) -> date:
         return self._clock().astimezone(UTC).date()
@@ -345,7 +345,7 @@ class Store:
         own = NOBODYS if self._within.tenant_id is not None else self._within.organization_id
         return own if named in {None, own} else NOBODYS
 
-    def _placed(self, resource: str, row: Row) -> Row:
+    def _as_caller_sees(self, resource: str, row: Row) -> Row:
         if self._within is not None:
             row = SUBJECTS[resource].told(row, self._within.organization_id)
         if not SUBJECTS[resource].partitioned:

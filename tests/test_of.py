@@ -10,7 +10,7 @@ MODULE = Path("gateway/core/billing/invoice.py")
 
 
 def test_rank_of_puts_the_file_of_the_modules_name_first() -> None:
-    name, other = "tests/core/billing/test_invoice.py", "tests/core/billing/test_payment.py"
+    name, other = "tests/core/billing/test_invoice.py", "tests/core/billing/test_payments.py"
     elsewhere = "tests/admin/test_payment.py"
     imports = "from gateway.core.billing import (\n    due,\n    invoice,\n)\n"
     assert [rank_of(MODULE, name, ""), rank_of(MODULE, other, imports)] == [0, 1]

@@ -110,7 +110,7 @@ def docstrings_without_verb(file: SourceFile) -> Iterator[str]:
 # Names that say nothing of what they hold.
 BARE = {"one", "found", "said", "told", "each"}
 # Variables and parameters of these names: this number may only fall.
-BARE_MAX = 1_740
+BARE_MAX = 1_305
 
 
 def test_variables_are_nouns() -> None:
@@ -129,10 +129,10 @@ def bare_names(file: SourceFile) -> Iterator[str]:
 
 # Functions whose whole name is such a word, or a participle: this number may only fall.
 ALONE = {*BARE, *PARTICIPLES, "known", "shown", "seen", "made", "gone"}
-ALONE_MAX = 53
+ALONE_MAX = 8
 
 
-def test_functions_say_what_they_do() -> None:
+def test_functions_are_verbs_with_nouns() -> None:
     alone = functions_of_one_word()
     assert len(alone) <= ALONE_MAX, f"{len(alone)}: a verb and its noun, at one of {alone[:20]}"
 
@@ -156,8 +156,8 @@ PRONOUNS = frozenset(
 )  # fmt: skip
 # How many names of tests have one, by folder: these numbers may only fall.
 PRONOUNS_MAX = {
-    ".": 28, "background": 233, "bench": 5, "calls": 10, "client": 4, "contract": 14, "core": 513,
-    "counters": 315, "deploy": 59, "faults": 20, "http": 394, "issuers": 30, "journey": 94, "local": 39,
+    ".": 28, "background": 233, "bench": 5, "calls": 10, "client": 4, "contract": 14, "core": 508,
+    "counters": 315, "deploy": 59, "faults": 20, "features": 5, "http": 394, "issuers": 30, "journey": 94, "local": 39,
     "lua": 216, "model": 1, "ops": 51, "outbound": 9, "persistence": 203, "run": 89, "settings": 37,
     "telemetry": 16, "tls": 14, "world": 3,
 }  # fmt: skip

@@ -309,7 +309,7 @@ def _facts_of(  # noqa: PLR0917  # the values that no use says by itself
         "",  # the use corrects no other one
         use.reason or (UPSTREAM_ERROR if use.status >= 400 else ""),
         use.used_ms, without, rate,
-        tuple([(one.model, one.vector.price_id, one.counts) for one in parts]) if parts else (), hour,
+        tuple([(part.model, part.vector.price_id, part.counts) for part in parts]) if parts else (), hour,
         dict(terms.tags) if terms.tags else _NO_TAGS, terms.groups,
         None if terms.substitution is None else (*terms.substitution, saved),
     )  # fmt: skip

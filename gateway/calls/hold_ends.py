@@ -34,7 +34,7 @@ def end_released(hold: CallerHold, route: str, now_ms: int) -> HoldEnd:
 
 
 def end_settled(  # noqa: PLR0917  # a hold, what its caller says, and the prices
-    hold: CallerHold, said: SettleBody, detail: Detail | None, prices: CallPrices, look_up: PriceOf,
+    hold: CallerHold, body: SettleBody, detail: Detail | None, prices: CallPrices, look_up: PriceOf,
     route: str, now_ms: int, estimated: bool,
 ) -> HoldEnd:  # fmt: skip
     """Return the end of a hold by the usage that its caller states; `InvalidRequest` if a value is missing.
@@ -42,33 +42,33 @@ def end_settled(  # noqa: PLR0917  # a hold, what its caller says, and the price
     `prices` are those at the hold's creation. `detail` is read from a provider's answer, None without one.
     The use is `estimated` unless a provider reported it.
     """
-    service, nothing = hold.service, said.usage is None and said.cost is None and said.units is None
-    counts, tools, tier = usage_of(said.usage or {})
+    service, nothing = hold.service, body.usage is None and body.cost is None and body.units is None
+    counts, tools, tier = usage_of(body.usage or {})
     if detail is None:
         detail = Detail()
         detail.tools, detail.service_tier = tools, tier
-    use = _use(hold, route, now_ms, said.status, detail)
-    if nothing and said.status >= 400:
+    use = _use(hold, route, now_ms, body.status, detail)
+    if nothing and body.status >= 400:
         end = _end_unused(hold, use, now_ms)
         end.answer = _render_answer(hold, end)
         return end
-    if said.usage is None and said.cost is None and (prices.vectors or service.counts_tokens):
+    if body.usage is None and body.cost is None and (prices.vectors or service.counts_tokens):
         raise InvalidRequest(
             f"The service {service.key} is paid by what was used: say usage or cost.", param="usage"
         )
     use.used, use.counts, use.total, use.estimated = True, counts, sum(counts[:WHOLES]), estimated
     use.at_ms = now_ms
-    use.units = 1 if said.units is None else said.units
-    use.cost = None if said.cost is None else money_of(said.cost, "cost")
+    use.units = 1 if body.units is None else body.units
+    use.cost = None if body.cost is None else money_of(body.cost, "cost")
     use.sent = hold.targets[0] if hold.targets else ""
-    if hold.call is not None and 200 <= said.status < 300:
+    if hold.call is not None and 200 <= body.status < 300:
         use.measured = hold.call.measured
     made = charge(look_up, now_ms, use, _terms(hold, prices))
     moved = made.settlement
     most = INTEGER_MAX if is_in_money(service) else UNITS_MAX
     if max(moved.credits, moved.units) > most or made.cost > INTEGER_MAX:
         raise InvalidRequest(
-            "This comes to more than one call may.", param="usage" if said.usage else "units"
+            "This comes to more than one call may.", param="usage" if body.usage else "units"
         )
     end = HoldEnd(
         False, True, moved.metadata.decode(), "", moved.tokens, moved.quota_tokens, moved.credits, moved.over,

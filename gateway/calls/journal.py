@@ -106,13 +106,13 @@ class PricesThen:
     def __init__(
         self, prices: Iterable[ModelPrice], currency: str, amends: Mapping[int, int] = MappingProxyType({})
     ) -> None:
-        self._by_id = {one.vector.price_id: one for one in prices}
+        self._by_id = {price.vector.price_id: price for price in prices}
         self._currency, self._amends = currency, amends
         replaced = set(amends.values())
         self._book = [
-            one
-            for price_id, one in self._by_id.items()
-            if one.vector.currency == currency and price_id not in replaced
+            vector
+            for price_id, vector in self._by_id.items()
+            if vector.vector.currency == currency and price_id not in replaced
         ]
         self._named: dict[str, list[ModelPrice]] = {}
 
@@ -173,15 +173,19 @@ class PricesThen:
             return about, self._by_id[amended[0]]
         name = was.model
         if was.is_prefix:
-            name = next((one for one in map(folded, names) if one.startswith(was.model)), "")
+            name = next(
+                (folded_name for folded_name in map(folded, names) if folded_name.startswith(was.model)), ""
+            )
         if not name:
             return None, None
         if name not in self._named:
             self._named[name] = [
-                one for one in self._book if choose([one], name, self._currency, INTEGER_MAX, one.provider)
+                price
+                for price in self._book
+                if choose([price], name, self._currency, INTEGER_MAX, price.provider)
             ]
         of_name = self._named[name]
-        others = [one for one in of_name if one is not about]
+        others = [price for price in of_name if price is not about]
         # If only the prices of its upstream's provider explain the earlier price, that provider counts.
         provider, without = "", choose(others, name, self._currency, at_ms)
         of_provider = choose(others, name, self._currency, at_ms, was.provider)
@@ -196,11 +200,11 @@ class PricesThen:
         call.
         """
         vectors = list[Vector]()
-        for one in prices:
-            own = one is not None and one.vector.currency == use.currency
-            if one is None or not (own or use.exchange_rate):
+        for price in prices:
+            own = price is not None and price.vector.currency == use.currency
+            if price is None or not (own or use.exchange_rate):
                 return None
-            vectors.append(_charging(one, use.currency, "" if own else use.exchange_rate, use.hour))
+            vectors.append(_charging(price, use.currency, "" if own else use.exchange_rate, use.hour))
         parts = [
             ModelPart(model, counts, vector)
             for (model, _, counts), vector in zip(use.beside, vectors[1:], strict=True)
@@ -232,6 +236,6 @@ def itemize(call: Mapping[str, Any], price: Mapping[str, Any]) -> Itemized:
     if vector.hours is not None and call["hour_factor"]:
         vector = at_factor(vector, Fraction(call["hour_factor"]).as_integer_ratio())
     counts = [usage.get(kind, 0) for kind in KINDS]
-    found = lines(vector, counts, usage.get("tools") or {}, str(call["service_tier"] or ""))
-    whole = sum((line.amount for line in found), Decimal(0)).quantize(ONE_NANO, "ROUND_HALF_UP", EXACT)
-    return Itemized(found, call["cost"] is not None and whole == Decimal(str(call["cost"])))
+    items = lines(vector, counts, usage.get("tools") or {}, str(call["service_tier"] or ""))
+    whole = sum((line.amount for line in items), Decimal(0)).quantize(ONE_NANO, "ROUND_HALF_UP", EXACT)
+    return Itemized(items, call["cost"] is not None and whole == Decimal(str(call["cost"])))

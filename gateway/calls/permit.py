@@ -81,15 +81,15 @@ def named_objects(
     begins, asked = rules.models, (call.spec.model, *call.models_beside, listed)
     if call.aim.targets:
         asked = (*asked, *[target.model for target in call.aim.targets])
-    made = [one for one in asked if one.lower().startswith(begins)]
+    made = [name for name in asked if name.lower().startswith(begins)]
     if not made:
         return call.objects.named
     table, whose = models.table(), caller.organization_id
     rule = table.find(call.spec.model, whose) if call.spec.model else None
-    written = [] if rule is None else [one.model for one in rule.targets]
+    written = [] if rule is None else [target.model for target in rule.targets]
     return (
         *call.objects.named,
-        *[one for one in made if one not in written and not table.names_itself(one, whose, begins)],
+        *[name for name in made if name not in written and not table.names_itself(name, whose, begins)],
     )
 
 

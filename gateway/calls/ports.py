@@ -76,19 +76,19 @@ class DirectoryPort(Protocol):
         self,
         caller: Caller,
         service_id: int,
-        said: Attribution,
+        attribution: Attribution,
         call: CallRequest,
         remember: bool = True,
         run: Run | None = None,
     ) -> CallBudgets | None:
         """Return the budgets that a call takes from, including those of its `run`; None if there are none.
 
-        `said` is the attribution of the call. If a call is only considered, not made, `remember` is False,
+        `attribution` is the attribution of the call. If a call is only considered, not made, `remember` is False,
         and the result is not cached. Fails with `CountersUnavailable`.
         """
 
     def definitions(
-        self, caller: Caller, accounts: tuple[str, ...], said: Attribution, call: CallRequest
+        self, caller: Caller, accounts: tuple[str, ...], attribution: Attribution, call: CallRequest
     ) -> tuple[bytes, ...]:
         """Return the windows of budget accounts as they are defined now, packed; empty for one of no budget.
 
@@ -100,8 +100,8 @@ class DirectoryPort(Protocol):
     def grouped(self) -> bool:
         """Whether an organization has groups: else `groups` need not be called."""
 
-    def groups(self, caller: Caller, said: Attribution, call: CallRequest) -> tuple[int, ...]:
-        """Return the ids of the groups that a call is in; `said` is the attribution of the call."""
+    def groups(self, caller: Caller, attribution: Attribution, call: CallRequest) -> tuple[int, ...]:
+        """Return the ids of the groups that a call is in; `attribution` is the attribution of the call."""
 
     def model_lists(self, caller: Caller) -> ModelLists | None:
         """Return the model lists of the caller's organization, or None. Fails with `CountersUnavailable`."""
@@ -206,9 +206,9 @@ class RefusedRuns:
         raise InvalidRequest(f"Runs are not installed here: leave the run {asked.id} out.", param=FIELD)
 
     async def find(self, caller: Caller, asked: RunRequest, _: CallRunPolicies) -> Run:
-        found = self.cached(caller, asked)
-        assert found is not None
-        return found
+        run = self.cached(caller, asked)
+        assert run is not None
+        return run
 
     def admitted(self, caller: Caller, run: Run) -> None:
         """Return at once: no call with a run is admitted."""

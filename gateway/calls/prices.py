@@ -119,17 +119,17 @@ def named_prices(  # noqa: PLR0917  # as `book_price`
     if not call.aim.targets and not call.models_beside:
         return (book_price(directory, caller, call.spec.model, own, at_ms, call.aim.upstream, life_ms),)
     models = [*dict.fromkeys((call.spec.model, *call.models_beside))]
-    found: tuple[PriceMatch, ...] = ()
+    price_matches: tuple[PriceMatch, ...] = ()
     if call.aim.targets:
         theirs = [target.model for target in call.aim.targets]
-        found = tuple(
+        price_matches = tuple(
             [
                 _target_price(directory, caller, call, target, own, at_ms, life_ms)
                 for target in call.aim.targets
             ]
         )
         models = [model for model in models[1:] if model not in theirs]
-    return found + tuple([
+    return price_matches + tuple([
         book_price(directory, caller, model, own, at_ms, call.aim.upstream, life_ms) for model in models
     ])  # fmt: skip
 
@@ -206,15 +206,15 @@ def book_price(  # noqa: PLR0917  # as `named_prices`
 
     With `own`, only prices in the organization's currency are found.
     """
-    found = directory.price(caller, model, at_ms, own, upstream)
-    stands_in = found is None
-    if found is None:
-        found = directory.price_as(caller, model, at_ms, own, upstream)
-        if found is None:
+    price = directory.price(caller, model, at_ms, own, upstream)
+    stands_in = price is None
+    if price is None:
+        price = directory.price_as(caller, model, at_ms, own, upstream)
+        if price is None:
             return PriceMatch(model, None)
-    if found.hours is not None:
-        found = held_price(found, at_ms, life_ms)
-    return PriceMatch(model, found, stands_in)
+    if price.hours is not None:
+        price = held_price(price, at_ms, life_ms)
+    return PriceMatch(model, price, stands_in)
 
 
 def _target_price(  # noqa: PLR0917  # as `named_prices`
@@ -230,9 +230,9 @@ def _target_price(  # noqa: PLR0917  # as `named_prices`
     for stands_in in (False, True):
         look_up = directory.price_as if stands_in else directory.price
         for name in dict.fromkeys((target.model, call.spec.model)):
-            found = look_up(caller, name, at_ms, own, target.upstream)
-            if found is not None:
-                return PriceMatch(target.model, held_price(found, at_ms, life_ms), stands_in)
+            price = look_up(caller, name, at_ms, own, target.upstream)
+            if price is not None:
+                return PriceMatch(target.model, held_price(price, at_ms, life_ms), stands_in)
     return PriceMatch(target.model, None)
 
 

@@ -84,10 +84,12 @@ def parts_of(  # noqa: PLR0917  # as `price_of`, whose answer's price is `vector
     """
     parts, left = list[ModelPart](), counts
     for model, reported in detail.beside:
-        part = tuple([min(each, most) for each, most in zip(reported, left, strict=True)])
-        left = tuple([most - each for each, most in zip(part, left, strict=True)])
-        known = [one for one in prices.named if is_model(model, one.model)]
-        own = max(known, key=lambda one: len(one.model)).vector if known else None
+        part = tuple(
+            [min(reported_tokens, most) for reported_tokens, most in zip(reported, left, strict=True)]
+        )
+        left = tuple([most - left_tokens for left_tokens, most in zip(part, left, strict=True)])
+        known = [vector for vector in prices.named if is_model(model, vector.model)]
+        own = max(known, key=lambda vector: len(vector.model)).vector if known else None
         if own is None and model:
             own = of_hour(look_up(caller, model, prices.at_ms, prices.own), prices.at_ms, ended_ms)
         is_own = own is not None and own.currency == vector.currency
@@ -123,5 +125,5 @@ def cost_of_part(vector: Vector, counts: Counts, tier: str) -> int:
 def counts_left(counts: Counts, parts: Sequence[ModelPart]) -> Counts:
     """Return the tokens of a use that are in no part; reasoning tokens are at most the output left."""
     for part in parts:
-        counts = tuple([most - each for each, most in zip(part.counts, counts, strict=True)])
+        counts = tuple([most - count for count, most in zip(part.counts, counts, strict=True)])
     return (*counts[:REASONING], min(counts[REASONING], counts[OUTPUT]), *counts[REASONING + 1 :])

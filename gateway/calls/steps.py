@@ -13,7 +13,6 @@ asked, without steps. `gateway/core/accounts/steps.py` has the arithmetic.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final
 
 from gateway.calls.aim import aim_at
@@ -277,10 +276,9 @@ async def _weigh(
 
 
 def _substituted(use: PreparedUse, model_asked: str, budget_id: int, budget: str) -> PreparedUse:
-    """Return a use whose call says which model was asked for, and which budget's step sends it as another."""
-    call = use.asked.call
-    call = replace(call, aim=call.aim._replace(substitution=Substitution(model_asked, budget_id, budget)))
-    return use._replace(asked=use.asked._replace(call=call))
+    """Return a prepared use whose call now says which model was asked for, and which budget's step sends it as another."""
+    use.asked.call.note_substitution(Substitution(model_asked, budget_id, budget))
+    return use
 
 
 def _weight_of(use: PreparedUse, budgets: CallBudgets) -> tuple[int, ...]:
@@ -306,7 +304,7 @@ def _weight_of(use: PreparedUse, budgets: CallBudgets) -> tuple[int, ...]:
 async def _prepare_as(ports: AdmissionPorts, use: PreparedUse, name: str) -> PreparedUse:
     """Return a use as its caller would have made it with the model `name`; raise the `Refusal` that this would have met."""
     caller, before = use.asked.caller, use.asked.call
-    call = replace(before, spec=before.spec._replace(model=name))
+    call = before.as_model(name)
     asked = use.asked._replace(call=call)
     rule = check_model_access(
         ports.models, ports.calls.directory, asked.attribution, caller, call, asked.user, asked.without_model,

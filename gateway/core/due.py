@@ -25,6 +25,6 @@ def is_due(job: Job, now_ms: int) -> bool:
     return has_come(job.next_look_ms, now_ms, 1000 * AGAIN_S[job.misses - 1] if job.misses else 0)
 
 
-def beyond(now_ms: int, longest_ms: int) -> tuple[bytes, bytes]:
+def bounds_ahead(now_ms: int, longest_ms: int) -> tuple[bytes, bytes]:
     """Return the bounds of scores that are too far ahead; an endless one is no time."""
     return b"(%d" % (now_ms + DISTANCES * longest_ms), b"(+inf"

@@ -35,7 +35,7 @@ from gateway.core.accounts.outbox import ENTRY, HEAD, VERSION, is_newer
 from gateway.core.accounts.runs import prefix_of, stored_run
 from gateway.core.accounts.upstream_jobs import HOLD_MS_MAX
 from gateway.core.billing.money import are_money
-from gateway.core.due import beyond
+from gateway.core.due import bounds_ahead
 from gateway.core.model import Settlement, SettleResult
 from gateway.core.wait import Wait, in_task
 from gateway.counters.admission.caller_holds import read_hold
@@ -225,23 +225,23 @@ class LateLane:
         blocked = {one for one, at in known.left.items() if not known.ready(one, at)}
         blocked |= await self._parked(partition, known.left.keys() - blocked)
         start = min([at for one, at in known.left.items() if one not in blocked] + [next_of(known.seen)])
-        found: list[LateSettlement] = []
+        late_settlements: list[LateSettlement] = []
         left: dict[int, StreamPlace] = {}
         seen, taken = known.seen, set[str]()
         size, looked = min(LOOK_ENTRIES, max(self._look_entries_min, count)), 0
-        while len(found) < count and looked < self._lane_look_max:
+        while len(late_settlements) < count and looked < self._lane_look_max:
             entries, last, more = await self._page(partition, known, start, size)
             seen = last or seen
-            mine = [one for one in entries if one.organization_id not in blocked]
+            mine = [entry for entry in entries if entry.organization_id not in blocked]
             for one in mine:
                 left.setdefault(one.organization_id, one.place)
             free = await self._free(partition, known, mine)
             for one in free:
                 # Another entry of the same call waits for the row of this one.
-                if one.request_id not in taken and len(found) < count:
+                if one.request_id not in taken and len(late_settlements) < count:
                     taken.add(one.request_id)
                     with self._client.left_alone.reading("settlement", name_of(partition, one.place)):
-                        found.append(late_settlement(one))
+                        late_settlements.append(late_settlement(one))
             if last is None or not more:
                 break
             start, looked, size = next_of(last), looked + size, min(LOOK_ENTRIES, size * 4)
@@ -250,7 +250,7 @@ class LateLane:
         known.left = {one: at for one, at in known.left.items() if one in blocked} | left
         if len(known.clear) > ORGANIZATIONS_MAX:
             known.clear = {one: at for one, at in known.clear.items() if one in known.left}
-        return found
+        return late_settlements
 
     async def _page(
         self, partition: int, known: _PartitionState, start: StreamPlace, size: int
@@ -300,9 +300,9 @@ class LateLane:
 
         All older outbox entries of the organization, and earlier decisions on the same request, must be rows.
         """
-        waiting = {one.organization_id: known.behind(one.place) for one in entries}
+        waiting = {entry.organization_id: known.behind(entry.place) for entry in entries}
         await self._advance(partition, known, waiting)
-        free = [one for one in entries if known.ready(one.organization_id, one.place)]
+        free = [entry for entry in entries if known.ready(entry.organization_id, entry.place)]
         parked = await self._parked(partition, {one.organization_id for one in free})
         free = [one for one in free if one.organization_id not in parked]
         if not free:
@@ -467,14 +467,14 @@ class ReclaimClient:
             due = await self._client.ask_each(_due(one, begin[one], until, count) for one in asked)
         elif not self._begun and not self._client.left_alone.count("hold"):
             return []
-        found: list[ExpiredHold] = []
+        expired_holds: list[ExpiredHold] = []
         for partition, first in zip(asked, due, strict=True):
-            found += await self._look_through(partition, first, until, count)
-        return found
+            expired_holds += await self._look_through(partition, first, until, count)
+        return expired_holds
 
     async def _bring_near(self, partitions: Sequence[int], now_ms: int, most: int) -> None:
         names = [keys.deadlines(partition).encode() for partition in partitions]
-        which = *beyond(now_ms, DEADLINE_MS_MAX), b"BYSCORE", b"LIMIT", b"0", b"%d" % most
+        which = *bounds_ahead(now_ms, DEADLINE_MS_MAX), b"BYSCORE", b"LIMIT", b"0", b"%d" % most
         answers = await self._client.ask_each((b"ZRANGE", name, *which) for name in names)
         for name, far in zip(names, answers, strict=True):
             if isinstance(far, list) and far:
@@ -525,7 +525,7 @@ class ReclaimClient:
     async def _read(self, partition: int, names: Sequence[str]) -> tuple[list[ExpiredHold], set[str]]:
         """Return existing holds, and the names of unreadable ones; remove deadlines without a hold."""
         found, unread, gone = list[ExpiredHold](), set[str](), list[bytes]()
-        asked = (keys.hold(partition, one).encode(errors=STRANGE) for one in names)
+        asked = (keys.hold(partition, name).encode(errors=STRANGE) for name in names)
         stored = await await_each([self._client.send(b"GET", one) for one in asked])
         for name, packed in zip(names, stored, strict=True):
             if isinstance(packed, CountersRefused):
@@ -542,21 +542,21 @@ class ReclaimClient:
             await self._client.ask(b"ZREM", keys.deadlines(partition).encode(), *gone)
         return found, unread
 
-    async def _tell_of_callers(self, partition: int, found: list[ExpiredHold]) -> None:
+    async def _tell_of_callers(self, partition: int, holds: list[ExpiredHold]) -> None:
         """Set, on holds that callers took by the API, what these callers want to happen at the deadline.
 
         A hold of money or units also holds one token, so that a used-up quota refuses it; the token is not
         charged.
         """
-        names = (keys.caller_hold(partition, one.release.request_id).encode() for one in found)
+        names = (keys.caller_hold(partition, hold.release.request_id).encode() for hold in holds)
         for at, raw in enumerate(await await_each([self._client.send(b"GET", name) for name in names])):
             if (record := read_hold(raw)) is not None:
-                one = (
-                    found[at]
+                hold = (
+                    holds[at]
                     if record.unit == TOKENS
-                    else replace(found[at], held=0, taken=0, held_budget_tokens=0)
+                    else replace(holds[at], held=0, taken=0, held_budget_tokens=0)
                 )
-                found[at] = replace(one, unsettled=record.unsettled)
+                holds[at] = replace(hold, unsettled=record.unsettled)
 
     async def reclaim(self, hold: ExpiredHold, charge: ChargedAmounts) -> bool:
         """Charge an expired hold, return the rest to the accounts, and leave a tombstone: a mark of its end.
@@ -607,25 +607,25 @@ class ReclaimClient:
         """
         if self._client.run_id != self._looked_under:
             raise CountersUnavailable("Redis was restarted since these settlements were looked at")
-        charges = [one for one in endings if one.verb is not Verb.DROP]
-        defined, unread = await windows(self._client, [one.late.settlement for one in charges])
-        charged = dict.fromkeys([one for one in charges if _waits(one, unread)], False)
-        charges = [one for one in charges if one not in charged]
-        waits = [self._charge(one, defined) for one in charges]
-        gone = self._drop([one.late for one in endings if one.verb is Verb.DROP])
+        charges = [ending for ending in endings if ending.verb is not Verb.DROP]
+        defined, unread = await windows(self._client, [charge.late.settlement for charge in charges])
+        charged = dict.fromkeys([charge for charge in charges if _waits(charge, unread)], False)
+        charges = [charge for charge in charges if charge not in charged]
+        waits = [self._charge(charge, defined) for charge in charges]
+        gone = self._drop([ending.late for ending in endings if ending.verb is Verb.DROP])
         unavailable = None
-        for one, wait in zip(charges, waits, strict=True):
+        for charge, wait in zip(charges, waits, strict=True):
             try:
-                charged[one] = self._applied(one.late.settlement, cast("bytes", await in_task(wait)))
+                charged[charge] = self._applied(charge.late.settlement, cast("bytes", await in_task(wait)))
             except CountersRefused:
-                charged[one] = False
+                charged[charge] = False
             except CountersUnavailable as error:
                 unavailable = error
         for removed in gone:
             await in_task(removed)
         if unavailable is not None:
             raise unavailable
-        return [charged.get(one, True) for one in endings]
+        return [charged.get(ending, True) for ending in endings]
 
     def _charge(self, ending: LateResolution, definitions: Mapping[str, bytes]) -> Wait[Reply]:
         """Send a late charge without a hold, or a correction of a reclaimed hold's charge.
@@ -634,16 +634,16 @@ class ReclaimClient:
         """
         late, used, mode = ending.late.settlement, ending.used, packing.MODE_POST
         if ending.verb is Verb.CORRECT:
-            said = mark_as_correction(late.metadata, late.request_id, CORRECTED)
-            late, mode = replace(late, metadata=said), packing.MODE_CORRECT
+            mark = mark_as_correction(late.metadata, late.request_id, CORRECTED)
+            late, mode = replace(late, metadata=mark), packing.MODE_CORRECT
         charge = replace(
             late, tokens=used.tokens, credits=used.credits, units=used.units,
             over=used.over, quota_tokens=used.quota_tokens, money=used.money, budget_tokens=used.budget_tokens,
-            budgets=tuple(one for one in late.budgets if one in definitions),
+            budgets=tuple(budget for budget in late.budgets if budget in definitions),
         )  # fmt: skip
         call = packing.settle(
             self._client.run_id, TOMBSTONE_MS, charge, mode, ending.late.entry_id, requests=used.requests,
-            definitions=tuple(definitions[one] for one in charge.budgets),
+            definitions=tuple(definitions[budget] for budget in charge.budgets),
         )  # fmt: skip
         return self._client.send_script("settle", call)
 

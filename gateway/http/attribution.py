@@ -29,25 +29,25 @@ RUN_IN_BAGGAGE = b"tollkeeper.run"
 _NOTHING = Attribution()
 
 
-def read_attribution(said: Values, family: Family) -> tuple[Attribution, str]:
-    """Return a call's attribution from the header fields `said`, and its columns joined by tabs.
+def read_attribution(values: Values, family: Family) -> tuple[Attribution, str]:
+    """Return a call's attribution from the header fields `values`, and its columns joined by tabs.
 
     Raise `InvalidRequest` that names a bad field.
     """
-    if BAGGAGE_FIELD not in said and not any(name.startswith(OURS_PREFIX) for name in said):
-        session = _their_session(said, family)
+    if BAGGAGE_FIELD not in values and not any(name.startswith(OURS_PREFIX) for name in values):
+        session = _their_session(values, family)
         return Attribution(session=session) if session else _NOTHING, ""
-    user = _text(said, "user", USER_CHARACTERS_MAX)
-    content_id = _integer(said, "content-id")
-    project_id = _integer(said, "project-id")
-    feature_version = _text(said, "feature-version", FEATURE_VERSION_CHARACTERS_MAX)
-    metadata, tags = _metadata(said)
-    session = _text(said, "session", SESSION_CHARACTERS_MAX) or _their_session(said, family)
+    user = _text(values, "user", USER_CHARACTERS_MAX)
+    content_id = _integer(values, "content-id")
+    project_id = _integer(values, "project-id")
+    feature_version = _text(values, "feature-version", FEATURE_VERSION_CHARACTERS_MAX)
+    metadata, tags = _metadata(values)
+    session = _text(values, "session", SESSION_CHARACTERS_MAX) or _their_session(values, family)
     parts = (content_id, project_id, feature_version or None)
     columns = (
-        "" if parts == (None, None, None) else "\t".join("" if one is None else str(one) for one in parts)
+        "" if parts == (None, None, None) else "\t".join("" if part is None else str(part) for part in parts)
     )
-    run, priority = _run(said), _text(said, "priority", PRIORITY_CHARACTERS_MAX)
+    run, priority = _run(values), _text(values, "priority", PRIORITY_CHARACTERS_MAX)
     if priority and priority not in PRIORITIES:
         name = "x-tollkeeper-priority"
         raise InvalidRequest(f"{name} must be {' or '.join(PRIORITIES)}.", param=name)
@@ -55,10 +55,10 @@ def read_attribution(said: Values, family: Family) -> tuple[Attribution, str]:
     return Attribution(*said_of), columns
 
 
-def _run(said: Values) -> RunRequest | None:
-    name, value = _one(said, "run")
+def _run(values: Values) -> RunRequest | None:
+    name, value = _read_field(values, "run")
     if value is None:
-        return _run_of_baggage(said.get(BAGGAGE_FIELD, []))
+        return _run_of_baggage(values.get(BAGGAGE_FIELD, []))
     if len(value) > FIELD_BYTES_MAX or not value.isascii():
         raise InvalidRequest(f"{name} must be ASCII of at most {FIELD_BYTES_MAX} bytes.", param=name)
     try:
@@ -69,15 +69,15 @@ def _run(said: Values) -> RunRequest | None:
 
 def run_in_baggage(line: bytes) -> bytes:
     """Return a W3C baggage line reduced to the member that names a run; empty if no member does."""
-    said = _runs_in(line.partition(b":")[2])
-    return b"%b: %b" % (BAGGAGE_FIELD, b",".join(said)) if said else b""
+    runs = _runs_in(line.partition(b":")[2])
+    return b"%b: %b" % (BAGGAGE_FIELD, b",".join(runs)) if runs else b""
 
 
 def _runs_in(baggage: bytes) -> list[bytes]:
     if RUN_IN_BAGGAGE not in baggage:
         return []
-    members = [one.strip(b" \t") for one in baggage.split(b",")]
-    return [one for one in members if one.partition(b"=")[0].strip(b" \t") == RUN_IN_BAGGAGE]
+    members = [member.strip(b" \t") for member in baggage.split(b",")]
+    return [member for member in members if member.partition(b"=")[0].strip(b" \t") == RUN_IN_BAGGAGE]
 
 
 def _run_of_baggage(said: list[bytes]) -> RunRequest | None:
@@ -85,7 +85,7 @@ def _run_of_baggage(said: list[bytes]) -> RunRequest | None:
 
     Used only without an `x-tollkeeper-run` field. Raise `InvalidRequest` for two runs or an invalid id.
     """
-    members = [one for value in said for one in _runs_in(value)]
+    members = [run for value in said for run in _runs_in(value)]
     if not members:
         return None
     value = unquote_to_bytes(members[0].partition(b"=")[2].partition(b";")[0].strip(b" \t"))
@@ -103,7 +103,7 @@ def read_units(read: Values, route: Route) -> int:
 
     Raise `InvalidRequest` if the number is invalid, or the route does not trust clients.
     """
-    name, value = _one(read, "units")
+    name, value = _read_field(read, "units")
     if value is None:
         return 1
     if not route.trust_client_units:
@@ -113,7 +113,7 @@ def read_units(read: Values, route: Route) -> int:
     return int(value)
 
 
-def _one(read: Values, suffix: str) -> tuple[str, bytes | None]:
+def _read_field(read: Values, suffix: str) -> tuple[str, bytes | None]:
     """Return the name and value of the header field `x-tollkeeper-<suffix>`; the value is None if missing.
 
     Raise `InvalidRequest` if the field appears twice.
@@ -125,8 +125,8 @@ def _one(read: Values, suffix: str) -> tuple[str, bytes | None]:
     return name, values[0] if values else None
 
 
-def _text(said: Values, suffix: str, characters_max: int) -> str:
-    name, value = _one(said, suffix)
+def _text(values: Values, suffix: str, characters_max: int) -> str:
+    name, value = _read_field(values, suffix)
     if not value:
         return ""
     try:
@@ -150,8 +150,8 @@ def _their_session(said: Values, family: Family) -> str:
     return ""
 
 
-def _integer(said: Values, suffix: str) -> int | None:
-    name, value = _one(said, suffix)
+def _integer(values: Values, suffix: str) -> int | None:
+    name, value = _read_field(values, suffix)
     if value is None:
         return None
     if not value.isdigit() or len(value) > 16 or int(value) > INTEGER_MAX:
@@ -159,9 +159,9 @@ def _integer(said: Values, suffix: str) -> int | None:
     return int(value)
 
 
-def _metadata(said: Values) -> tuple[bytes, Tags]:
+def _metadata(values: Values) -> tuple[bytes, Tags]:
     """Return the caller's metadata as JSON, and those of its members that can be tags."""
-    name, value = _one(said, "metadata")
+    name, value = _read_field(values, "metadata")
     if value is None:
         return b"", ()
     if len(value) > METADATA_BYTES_MAX:
@@ -189,10 +189,10 @@ def _within(value: object, depth: int) -> bool:
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    members = dict(pairs)
+    if len(members) != len(pairs):
         raise InvalidRequest("x-tollkeeper-metadata must have each name once.", param="x-tollkeeper-metadata")
-    return found
+    return members
 
 
 def _refuse_constant(name: str) -> object:

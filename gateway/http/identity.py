@@ -32,16 +32,16 @@ def check_query_names(query: bytes) -> None:
             )
 
 
-def credential_of(said: Values, tokens: bool = False) -> tuple[bytes, bool]:
-    """Return the credential in the header fields `said`, and whether it is a signed token.
+def credential_of(values: Values, tokens: bool = False) -> tuple[bytes, bool]:
+    """Return the credential in the header fields `values`, and whether it is a signed token.
 
     Tokens are accepted only if `tokens` is True. Raise `InvalidApiKey` if the credential is missing or
     malformed, `InvalidRequest` if there are two different ones.
     """
     found = {
         key
-        for name in CREDENTIAL_FIELDS & said.keys()
-        for value in said[name]
+        for name in CREDENTIAL_FIELDS & values.keys()
+        for value in values[name]
         if (key := _key_in(name, value))
     }
     if len(found) > 1:
@@ -70,11 +70,11 @@ def upload_pass(upload: str, digest: str, pepper: bytes) -> str:
     return f"{digest}.{key_digest(f'{upload} {digest}'.encode(), pepper)}"
 
 
-def passed_digest(said: str, upload: str, pepper: bytes) -> str:
-    """Return the key's digest from an upload's token `said`; empty if `upload_pass` did not make it."""
-    digest = said.partition(".")[0]
+def passed_digest(text: str, upload: str, pepper: bytes) -> str:
+    """Return the key's digest from an upload's token `text`; empty if `upload_pass` did not make it."""
+    digest = text.partition(".")[0]
     known = upload_pass(upload, digest, pepper)
-    return digest if hmac.compare_digest(said.encode(), known.encode()) else ""
+    return digest if hmac.compare_digest(text.encode(), known.encode()) else ""
 
 
 def _plain(name: bytes) -> bytes:
@@ -86,7 +86,7 @@ def _plain(name: bytes) -> bytes:
 def _key_in(name: bytes, value: bytes) -> bytes:
     """Return the API key in the value of a header field; empty if the value has none."""
     if name == PROTOCOLS_FIELD:
-        named = [one.strip(b" \t") for one in value.split(b",")]
+        named = [part.strip(b" \t") for part in value.split(b",")]
         return b" ".join(
             [one.removeprefix(begun) for one in named for begun in KEY_PROTOCOLS if one.startswith(begun)]
         )

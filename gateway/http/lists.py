@@ -70,7 +70,7 @@ async def list_objects(exchange: Exchange) -> None:
                 more = len(found) == limit
                 if more:
                     break
-                found.append(_shown(one, lists))
+                found.append(_narrow_item(one, lists))
                 if tells:  # the list also shows results made since then
                     await ports.objects.keep(caller, read_created_ids(exchange.head.routed.family, one))
         token = next((name for name in _GOES_ON if isinstance(document.get(name), str)), "")
@@ -105,7 +105,7 @@ def _read(query: str, lists: ObjectLists) -> tuple[int, str, dict[str, str]]:
     return int(limit), place, asked
 
 
-def _shown(one: dict[str, Any], lists: ObjectLists) -> dict[str, Any]:
+def _narrow_item(one: dict[str, Any], lists: ObjectLists) -> dict[str, Any]:
     """Remove those parts of an object that are shown by itself only, not in lists, such as its results."""
     for place, names in lists.apart.items():
         inside = one.get(place) if place else one

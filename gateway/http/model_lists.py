@@ -42,7 +42,7 @@ def narrow(
         made = checks is not None and name.lower().startswith(begins) and name not in checks.own
         if made and not configured.names_itself(name, caller.organization_id, begins):
             return False
-        return services is None or any(_may_call(worker, head, caller, one, name) for one in services)
+        return services is None or any(_may_call(worker, head, caller, service, name) for service in services)
 
     rules, owned = FAMILIES[routed.family].objects, routed.owned
     is_apart = owned is not None and owned.apart and not listing.prefix
@@ -55,7 +55,7 @@ def narrow(
         if model in ours:
             return AnswerFilter(listing.render_model(model))
     elif ours:
-        return AnswerFilter(listing.written([one for one in ours if shows(one)]))
+        return AnswerFilter(listing.written([slot_map for slot_map in ours if shows(slot_map)]))
     elif lists or services is not None or configured.rules or checks is not None:
         decides = bool(lists or services is not None or configured.rules)
         return AnswerFilter(
@@ -71,14 +71,18 @@ def narrow(
 
 def _configured(worker: Worker, family: Family, caller: Caller, models: ModelTable) -> list[str]:
     """Return the configured models of the caller's organization that answer in the requested list's API."""
-    found: list[str] = []
+    names: list[str] = []
     for name in models.names(caller.organization_id):
         rule = models.find(name, caller.organization_id)
         targets = () if rule is None else rule.targets
-        there = [worker.upstreams[one.upstream].target for one in targets if one.upstream in worker.upstreams]
+        there = [
+            worker.upstreams[target.upstream].target
+            for target in targets
+            if target.upstream in worker.upstreams
+        ]
         if any(not one.family or one.family == family for one in there):
-            found.append(name)
-    return found
+            names.append(name)
+    return names
 
 
 def _services(worker: Worker, head: CallHead, caller: Caller) -> list[Service] | None:
@@ -87,21 +91,21 @@ def _services(worker: Worker, head: CallHead, caller: Caller) -> list[Service] |
     keys = worker.heads.bindings.services_at(head.routed.upstream)
     catalogue = ports.directory.catalogue()
     there = [key for key in keys if key in catalogue]  # services that do not exist yet are left out
-    found: list[Service] = []
+    services: list[Service] = []
     for key in there:
         try:
             service = ports.directory.resolve(caller, key)
         except ServiceNotIncluded:
             continue
         if service is not None:
-            found.append(service)
+            services.append(service)
     # A service allows any model if even a model without a price may be called.
-    is_any = len(found) == len(there) and all(
-        _may_call(worker, head, caller, one, _UNHEARD_OF) for one in found
+    is_any = len(services) == len(there) and all(
+        _may_call(worker, head, caller, one, _UNHEARD_OF) for one in services
     )
     if is_any and (there or not keys):
         return None
-    return found
+    return services
 
 
 def _may_call(worker: Worker, head: CallHead, caller: Caller, service: Service, model: str) -> bool:

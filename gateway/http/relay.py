@@ -42,6 +42,7 @@ ANSWER_CUT: Final = "answer_cut"
 CORS_PREFIX: Final = b"access-control-"
 # Status and reason in the journal for an answer that was read whole: client gone, client present; or cut.
 _LEFT, _TOLD, _CUT = (0, CLIENT_GONE), (0, ""), (0, ANSWER_CUT)
+NAMES_REMEMBERED_MAX: Final = 1_024  # of models and budgets, as answers show them
 _STATUS_LINES: Final = {
     status.value: b"HTTP/1.1 %d %b" % (status.value, status.phrase.encode()) for status in HTTPStatus
 }
@@ -355,8 +356,8 @@ def _own_fields(admitted: AdmittedCall, status: int, decision: Admitted | None) 
     if admitted.worker.limits.show_upstream:
         fields.append((b"x-tollkeeper-upstream", attempt.name.encode()))
     if by is not None:
-        fields.append((b"x-tollkeeper-model", quote(attempt.model, safe="/:@").encode()))
-        fields.append((b"x-tollkeeper-substituted-by", quote(by.budget, safe="").encode()))
+        fields.append((b"x-tollkeeper-model", _quote(attempt.model, "/:@")))
+        fields.append((b"x-tollkeeper-substituted-by", _quote(by.budget, "")))
     if status in HELD_OFF:
         fields.append((b"x-tollkeeper-refused-by", b"upstream"))
     if decision is not None and decision.budget is not None:
@@ -407,6 +408,12 @@ def _ending(head: CallHead, id_: str, waited_ms: int, keep_alive: bool) -> bytes
     elif routed.minor == 0:
         last = b"\r\nconnection: keep-alive"
     return b"\r\nx-request-id: %b%b%b%b%b\r\n\r\n" % (request_id, named, cors, waited, last)
+
+
+@lru_cache(NAMES_REMEMBERED_MAX)
+def _quote(name: str, safe: str) -> bytes:
+    """Return the name of a model or budget for a field of a response; `safe` stays as it is."""
+    return quote(name, safe=safe).encode()
 
 
 @lru_cache(2)

@@ -25,7 +25,7 @@ NAME_CHARS_MAX = 64
 OWN_STATUSES = frozenset({400, 401, 403, 404, 408, 429, 529})
 ANSWERS = ("2xx", "3xx", *map(str, sorted(OWN_STATUSES)), "4xx", "5xx")
 # Families whose answers report usage in a known format.
-_REPORTING = tuple(one.name for one in ALL if not all(kind.of_tools for kind in one.shapes.values()))
+_REPORTING = tuple(family.name for family in ALL if not all(kind.of_tools for kind in family.shapes.values()))
 
 
 class RequestCount:
@@ -248,7 +248,7 @@ class Tally:
         ]
         return {
             "bounds": list(SECONDS),
-            "requests": [(*series, one.count) for series, one in self.requests.items()],
+            "requests": [(*series, request.count) for series, request in self.requests.items()],
             "tokens": tokens,
             "units": list(self.units.items()),
             "credits": list(self.credits.items()),
@@ -261,7 +261,9 @@ class Tally:
             "request_seconds": self.request_seconds.snapshot(),
             "overhead_seconds": self.overhead_seconds.snapshot(),
             "first_token_seconds": self.first_token_seconds.snapshot(),
-            "upstream_seconds": {name: each.snapshot() for name, each in self.upstream_seconds.items()},
+            "upstream_seconds": {
+                name: upstream_second.snapshot() for name, upstream_second in self.upstream_seconds.items()
+            },
             "settlements_estimated": self.settlements_estimated,
             "settlements_failed": self.settlements_failed,
             "budgets_exceeding": self.budgets_exceeding,

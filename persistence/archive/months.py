@@ -233,15 +233,17 @@ def what_waits(connection: Connection, ledger: MonthlyLedger, month: date) -> li
 def _of_ledger(connection: Connection, ledger: MonthlyLedger, partition: str) -> list[str]:
     delta, balance = MOVES[ledger.kind]
     names = {"kind": ledger.kind, "owner": ledger.owner, "partition": partition, "delta": delta}
-    said = _name_reasons(
+    reasons = _name_reasons(
         connection,
         "has no checkpoint of it: a keeper makes them after a month's end",
         _NOT_ADDED_UP.format(**names),
     )
-    said += _name_reasons(connection, "does not chain", _BROKEN.format(balance=balance, **names))
+    reasons += _name_reasons(connection, "does not chain", _BROKEN.format(balance=balance, **names))
     if ledger.kind == "credits":
-        said += _name_reasons(connection, "has credits that are not allocated", _UNALLOCATED.format(**names))
-    return said
+        reasons += _name_reasons(
+            connection, "has credits that are not allocated", _UNALLOCATED.format(**names)
+        )
+    return reasons
 
 
 def _name_reasons(

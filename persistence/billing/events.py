@@ -226,10 +226,10 @@ def _accept(batch: _Batch, one: _SentEvent) -> _AcceptedEvent | None:
         return None
     data = event["data"]
     service = _service(batch, tenant, data["service"])
-    told = _usage_of_event(data, at)
+    usage = _usage_of_event(data, at)
     price = None
-    if told.model and told.is_counted:
-        price = batch.prices.vector(told.model, tenant.currency, told.at_ms)
+    if usage.model and usage.is_counted:
+        price = batch.prices.vector(usage.model, tenant.currency, usage.at_ms)
     # Debt that is carried on counts in any cycle.
     use = (tenant.id, at)
     runs = not service.counts_tokens or use in batch.current or use in batch.carried
@@ -237,9 +237,9 @@ def _accept(batch: _Batch, one: _SentEvent) -> _AcceptedEvent | None:
     if free and use not in batch.borne:
         wrong = "is when no plan of the tenant was in force: nothing would be charged for it"
         raise Unacceptable("time", wrong)
-    moved = use_of(told, tenant.id, service, price, tenant.weights, in_cycle=runs)
+    moved = use_of(usage, tenant.id, service, price, tenant.weights, in_cycle=runs)
     for _, why in tenant.beyond.too_much(moved.quota_tokens if service.counts_tokens else 0, moved.credits):
-        raise Unacceptable("data.usage" if told.is_counted else "data.units", f"comes to too much: it {why}")
+        raise Unacceptable("data.usage" if usage.is_counted else "data.units", f"comes to too much: it {why}")
     late = moved.quota_tokens if service.counts_tokens and not runs else 0
     # An earlier plan counts the use as well if it was in force then.
     quota = moved.quota_tokens if service.counts_tokens and runs and at < tenant.changed_at else 0

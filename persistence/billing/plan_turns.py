@@ -139,8 +139,8 @@ class Lots:
 def read_plan_turns(connection: Connection, row: Any, carried: Lots) -> PlanTurns:
     turns, seqs = _turns(connection, row, None if row.is_gone else row.control_write_id)
     stop, window = stop_of(turns, row.cycle_ends_at), _window(turns, row)
-    told = _late_tokens(connection, row, window, seqs[stop]) if window else 0
-    used, begin = tokens_used(turns, row.total_amount, row.cycle_ends_at, told), begin_of(turns, stop)
+    late_tokens = _late_tokens(connection, row, window, seqs[stop]) if window else 0
+    used, begin = tokens_used(turns, row.total_amount, row.cycle_ends_at, late_tokens), begin_of(turns, stop)
     is_carried = row.carries and stop >= len(turns) - 1
     debt = _debt_of(connection, row, carried.upto(row)) if is_carried else None
     return PlanTurns(used, None if begin is None else seqs[begin], debt)

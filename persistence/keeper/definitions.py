@@ -668,7 +668,7 @@ def _write(
     terms: PlanTerms | None = None
     if verb == "define":
         definitions = definitions_of.get(account) or _last_definition(account, payload)
-        organization_id = next((getattr(each, "organization_id", 0) for each in definitions), 0)
+        organization_id = next((getattr(definition, "organization_id", 0) for definition in definitions), 0)
     elif account.startswith(_TENANT):
         tenant_id = _number(row)
         organization_id = owners[tenant_id]

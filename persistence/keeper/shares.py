@@ -91,10 +91,15 @@ class KeeperShares:
         deleted. Return the partitions assigned to this keeper and to others.
         """
         if self._settled is not None and not left and frozenset(reached) == self._settled[0]:
-            _, others, told = self._settled
-            values = {"id": self.id, "held_s": held_s, "others": others, "own": sorted(told.own)}
+            _, others, partition_assignment = self._settled
+            values = {
+                "id": self.id,
+                "held_s": held_s,
+                "others": others,
+                "own": sorted(partition_assignment.own),
+            }
             if (await self._run(_RENEW, values)).rowcount:
-                return told
+                return partition_assignment
         self._settled = None
         values = {
             "id": self.id, "place": self._place, "reached": sorted(reached), "given": sorted(left),
@@ -102,14 +107,19 @@ class KeeperShares:
         }  # fmt: skip
         found = (await self._run(_KEEP, values)).all()
         self._first = False
-        told = PartitionAssignment(
+        partition_assignment = PartitionAssignment(
             frozenset(row.partition for row in found if row.is_mine and row.is_due),
             frozenset(row.partition for row in found if row.is_mine and not row.is_due),
             frozenset(row.partition for row in found if not row.is_mine),
         )
-        if told.own and not left and not told.leaving and not told.lacking:
-            self._settled = frozenset(reached), found[0].others, told
-        return told
+        if (
+            partition_assignment.own
+            and not left
+            and not partition_assignment.leaving
+            and not partition_assignment.lacking
+        ):
+            self._settled = frozenset(reached), found[0].others, partition_assignment
+        return partition_assignment
 
     async def leave(self) -> None:
         try:

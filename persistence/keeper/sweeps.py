@@ -90,7 +90,9 @@ async def remember_losses(connection: AsyncConnection, movements: Sequence[Movem
 
     All entries that the organizations have in the outbox of that epoch must have been stored before.
     """
-    seqs = [(one, seq) for one in movements for seq in range(one.first_seq, one.last_seq + 1)]
+    seqs = [
+        (movement, seq) for movement in movements for seq in range(movement.first_seq, movement.last_seq + 1)
+    ]
     for start in range(0, len(seqs), MOVEMENTS_MAX):
         batch = seqs[start : start + MOVEMENTS_MAX]
         values = {
@@ -227,13 +229,13 @@ class Sweeps:
         Requests without a charge are left out.
         """
         ids = list({one.settlement.request_id for one in late})
-        found: dict[str, ChargedAmounts] = {}
+        charged_amounts: dict[str, ChargedAmounts] = {}
         async with self._engine.connect() as connection:
             for some, since in retention.by_month(await retention.places(connection, ids)):
                 refunds = [refund_id(one) for one in some]
                 rows = await connection.execute(_CHARGED, {"ids": some, "refunds": refunds, "since": since})
-                found |= {row.request: _charged(row) for row in rows}
-        return found
+                charged_amounts |= {row.request: _charged(row) for row in rows}
+        return charged_amounts
 
     async def maybe_gone(self, late: Sequence[LateSettlement]) -> set[str]:
         """Return the request ids whose charge may be in months that are no longer in PostgreSQL."""

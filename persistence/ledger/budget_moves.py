@@ -40,17 +40,17 @@ def store_runs(connection: Connection[Any], noted: Sequence[Placed]) -> None:
     """Store runs that were opened or ended; entries with unreadable metadata are skipped."""
     rows: dict[int, tuple[object, ...]] = {}
     for event in map(event_of, noted):
-        said = read_news(event.metadata) if event.kind == EventKind.RUN else None
-        if said is not None:
+        news = read_news(event.metadata) if event.kind == EventKind.RUN else None
+        if news is not None:
             known = rows.get(event.amount)
-            ended = event.at_ms if said.ended else 0
+            ended = event.at_ms if news.ended else 0
             rows[event.amount] = (
-                event.amount, event.organization_id, event.tenant_id, said.id, said.parent_id, said.unit,
-                said.amount, said.calls_max, said.created_ms or event.at_ms, event.next_reset_ms,
+                event.amount, event.organization_id, event.tenant_id, news.id, news.parent_id, news.unit,
+                news.amount, news.calls_max, news.created_ms or event.at_ms, event.next_reset_ms,
                 ended if known is None else known[-1] or ended,
             )  # fmt: skip
     if rows:
-        connection.execute(statements.STORE_RUNS, columns_of([rows[one] for one in sorted(rows)]))
+        connection.execute(statements.STORE_RUNS, columns_of([rows[row] for row in sorted(rows)]))
 
 
 def move_budget_uses(connection: Connection[Any], fresh: Sequence[Placed], noted: Sequence[Placed]) -> None:

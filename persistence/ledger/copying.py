@@ -69,7 +69,7 @@ class Users:
             self._known_from = self._clock()
         names = {(e[2].organization_id, e[2].user) for _, e in fresh if e[2] is not None and e[2].user}
         found = {name: self._known[name] for name in names if name in self._known}
-        missing = storable(one for one in names - found.keys() if hash(one) not in self._refused)
+        missing = storable(name for name in names - found.keys() if hash(name) not in self._refused)
         if missing:
             found |= _read_users(connection, missing)
         if unknown := [name for name in missing if name not in found]:

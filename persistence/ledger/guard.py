@@ -286,19 +286,19 @@ def misfit(
     return _break(before, movement, drifts) or _break(movement, after, drifts)
 
 
-def _break(one: Movement | None, following: Movement | None, drifts: dict[int, int]) -> str | None:
+def _break(movement: Movement | None, following: Movement | None, drifts: dict[int, int]) -> str | None:
     """Return why a movement does not continue the balance or epoch of the one before; None if it does."""
-    if one is None or following is None:
+    if movement is None or following is None:
         return None
-    if one.epoch > following.epoch:
-        return f"movement {following.seq} of {one.account} would go back from epoch {one.epoch}"
-    if one.balance is None and following.balance is None:
+    if movement.epoch > following.epoch:
+        return f"movement {following.seq} of {movement.account} would go back from epoch {movement.epoch}"
+    if movement.balance is None and following.balance is None:
         return None
-    base = 0 if one.month < following.month else (one.balance or 0)
-    expected = base + drifts.get(one.seq, 0) + following.delta
+    base = 0 if movement.month < following.month else (movement.balance or 0)
+    expected = base + drifts.get(movement.seq, 0) + following.delta
     if expected == (following.balance or 0):
         return None
     return (
-        f"movement {one.seq} of {one.account} leaves {base} and movement {following.seq} moves by"
+        f"movement {movement.seq} of {movement.account} leaves {base} and movement {following.seq} moves by"
         f" {following.delta}: that is {expected}, not {following.balance or 0}"
     )

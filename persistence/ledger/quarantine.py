@@ -40,7 +40,9 @@ def mark_stopped(connection: Connection[Any], report: FlushReport) -> None:
     newest = {partition: max(ids, key=stream_place) for partition, ids in leaving.items() if ids}
     if newest:
         partitions = sorted(newest)
-        connection.execute(statements.MARK, (partitions, [newest[one].decode() for one in partitions]))
+        connection.execute(
+            statements.MARK, (partitions, [newest[partition].decode() for partition in partitions])
+        )
 
 
 def _stood(fault: QuarantineReason) -> str | None:

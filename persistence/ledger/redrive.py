@@ -112,11 +112,11 @@ class RefusedJournal:
 
     async def _store(self, connection: AsyncConnection, batches: Sequence[RefusedBatch]) -> int:
         # All writers claim batches in this order, so no deadlock can form.
-        in_order = sorted(batches, key=lambda one: (one.worker, one.number))
+        in_order = sorted(batches, key=lambda batch: (batch.worker, batch.number))
         mine = [one for one in in_order if rows.is_uuid(one.worker) and await _claimed(connection, one)]
         counts = [count for batch in mine for count in batch.counts]
         told = [one for batch in mine for one in batch.calls if rows.is_uuid(one.request_id)]
-        named = {(one.organization_id, one.user) for one in counts}
+        named = {(count.organization_id, count.user) for count in counts}
         users = await _read_users(connection, named | {(one.organization_id, one.user) for one in told})
         hours: usage_rollup.Rollup = {}
         for count in counts:
@@ -179,9 +179,9 @@ async def _read_users(connection: AsyncConnection, names: Iterable[Name]) -> dic
     return {(organization, external_id): id_ for organization, external_id, id_ in rows_}
 
 
-async def _runs(connection: AsyncConnection, told: Iterable[RefusedCall]) -> dict[tuple[int, str], int]:
+async def _runs(connection: AsyncConnection, calls: Iterable[RefusedCall]) -> dict[tuple[int, str], int]:
     """Return the ids of the runs that refused calls name, by tenant and name, if the runs are stored."""
-    named = {(one.tenant_id, run) for one in told if (run := stored_text(one.run))}
+    named = {(one.tenant_id, run) for one in calls if (run := stored_text(one.run))}
     if not named:
         return {}
     tenants, names = map(list, zip(*named, strict=True))
@@ -189,9 +189,9 @@ async def _runs(connection: AsyncConnection, told: Iterable[RefusedCall]) -> dic
     return {(row.tenant_id, row.name): row.id for row in found}
 
 
-async def _plans(connection: AsyncConnection, told: Iterable[RefusedCall]) -> dict[int, int]:
-    """Return the token plans that refused the calls in `told`, by tenant."""
-    tenants = list({one.tenant_id for one in told if one.refused_kind == RefusingLimit.PLAN})
+async def _plans(connection: AsyncConnection, calls: Iterable[RefusedCall]) -> dict[int, int]:
+    """Return the token plans that refused the calls in `calls`, by tenant."""
+    tenants = list({one.tenant_id for one in calls if one.refused_kind == RefusingLimit.PLAN})
     if not tenants:
         return {}
     found = await connection.execute(_PLANS, {"tenants": tenants})
@@ -199,35 +199,40 @@ async def _plans(connection: AsyncConnection, told: Iterable[RefusedCall]) -> di
 
 
 def _row(
-    one: RefusedCall, users: dict[Name, int], runs: dict[tuple[int, str], int], plans: dict[int, int]
+    refused_call: RefusedCall, users: dict[Name, int], runs: dict[tuple[int, str], int], plans: dict[int, int]
 ) -> Row:
-    run_id = runs.get((one.tenant_id, stored_text(one.run)))
-    looked_up = {RefusingLimit.RUN.value: run_id, RefusingLimit.PLAN.value: plans.get(one.tenant_id)}
-    by = one.refused_by or looked_up.get(one.refused_kind)
-    content, project, version = attributed(one.attribution)
+    run_id = runs.get((refused_call.tenant_id, stored_text(refused_call.run)))
+    looked_up = {RefusingLimit.RUN.value: run_id, RefusingLimit.PLAN.value: plans.get(refused_call.tenant_id)}
+    by = refused_call.refused_by or looked_up.get(refused_call.refused_kind)
+    content, project, version = attributed(refused_call.attribution)
     return {
         **dict.fromkeys((*KINDS, "tokens", "credits", "units"), 0),
-        "request_id": one.request_id,
-        "created_at": moment_of(one.at_ms),
-        "organization_id": one.organization_id,
-        "tenant_id": one.tenant_id,
-        "api_key_id": one.key_id,
-        "user_id": users.get((one.organization_id, one.user)),
-        "service_id": one.service_id or None,
+        "request_id": refused_call.request_id,
+        "created_at": moment_of(refused_call.at_ms),
+        "organization_id": refused_call.organization_id,
+        "tenant_id": refused_call.tenant_id,
+        "api_key_id": refused_call.key_id,
+        "user_id": users.get((refused_call.organization_id, refused_call.user)),
+        "service_id": refused_call.service_id or None,
         "project_id": int(project) if project else None,
         "content_id": int(content) if content else None,
         "feature_version": stored_text(version) or None,
-        **{name: stored_text(getattr(one, name)) or None for name in ("session", "route", "model", "reason")},
-        "status": one.status,
-        "streamed": one.streamed,
+        **{
+            name: stored_text(getattr(refused_call, name)) or None
+            for name in ("session", "route", "model", "reason")
+        },
+        "status": refused_call.status,
+        "streamed": refused_call.streamed,
         "estimated": False,
-        "duration_ms": one.duration_ms,
+        "duration_ms": refused_call.duration_ms,
         "refused": True,
         "run_id": run_id,
-        "refused_kind": one.refused_kind if by and one.refused_kind in _REFUSED_BY else None,
-        "refused_by": by if one.refused_kind in _REFUSED_BY else None,
-        "tags": one.tags or None,
-        "groups": list(one.groups) or None,
+        "refused_kind": refused_call.refused_kind
+        if by and refused_call.refused_kind in _REFUSED_BY
+        else None,
+        "refused_by": by if refused_call.refused_kind in _REFUSED_BY else None,
+        "tags": refused_call.tags or None,
+        "groups": list(refused_call.groups) or None,
     }
 
 

@@ -404,7 +404,7 @@ def _groups_of(facts: CallFacts) -> bytes:
 
 def _run(event: OutboxEntry) -> int | None:
     """Return the id of the run (a task's own budget) that a call belongs to, or None."""
-    return next((run_of(one.budget_id) for one in event.budgets if is_run(one.budget_id)), None)
+    return next((run_of(budget.budget_id) for budget in event.budgets if is_run(budget.budget_id)), None)
 
 
 def facts_of(event: OutboxEntry) -> CallFacts:

@@ -71,7 +71,7 @@ def _claims(entries: Iterable[Placed], part: int) -> list[tuple[Placed, AccountM
 
 
 def _stored(connection: Connection[Any], part: int, places: Sequence[AccountMovement]) -> Stored:
-    wanted = {"ids": [one.owner_id for one in places], "seqs": [one.seq for one in places]}
+    wanted = {"ids": [place.owner_id for place in places], "seqs": [place.seq for place in places]}
     return {(id_, seq): tuple(content) for id_, seq, *content in connection.execute(_STORED[part], wanted)}
 
 
@@ -82,8 +82,10 @@ def _buried(connection: Connection[Any], missing: Sequence[Placed]) -> set[bytes
     return {bytes(raw) for (raw,) in connection.execute(statements.STORED_DEAD, statements.columns_of(rows))}
 
 
-def _conflict(placed: Placed, one: AccountMovement, found: object, content: object) -> QuarantineReason:
+def _conflict(placed: Placed, movement: AccountMovement, found: object, content: object) -> QuarantineReason:
     partition, (entry_id, _, event) = placed
     assert event is not None
-    reason = f"movement {one.seq} is stored as {found}, the outbox says {content}"
-    return QuarantineReason("conflict", one.account, partition, entry_id, event, one.seq, one.seq, reason)
+    reason = f"movement {movement.seq} is stored as {found}, the outbox says {content}"
+    return QuarantineReason(
+        "conflict", movement.account, partition, entry_id, event, movement.seq, movement.seq, reason
+    )

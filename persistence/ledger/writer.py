@@ -255,18 +255,18 @@ class LedgerWriter:
                     if head.account in names:
                         head.stopped = QUARANTINED
             sorted_ = sort_out(batch, heads, refused.poison, refused.aside)
-            found = stored_movements.contradictions(
+            contradictions = stored_movements.contradictions(
                 connection, sorted_.repeats, [*sorted_.fresh, *sorted_.dead]
             )
-            aside = acceptance.set_aside_account([*found, *sorted_.faults], accepted)
+            aside = acceptance.set_aside_account([*contradictions, *sorted_.faults], accepted)
             if aside:
                 refused.poison.update(aside)
                 refused.aside.update(aside)
                 continue
-            if not found:
+            if not contradictions:
                 acceptance.file_breaks(connection, sorted_.fresh, accepted)
                 return sorted_, [*faults.values(), *sorted_.faults]
-            faults.update({fault.account: fault for fault in reversed(found)})
+            faults.update({fault.account: fault for fault in reversed(contradictions)})
 
     def _store(
         self,

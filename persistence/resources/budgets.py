@@ -401,8 +401,8 @@ def _undeclared(connection: Connection, values: Row) -> Iterator[tuple[str, str]
 def _foreign(connection: Connection, values: Row) -> Iterator[tuple[str, str]]:
     """Yield the fields of a budget that name another owner's object; `require` reports missing objects."""
     for name, owner in _OWNERS.items():
-        said = values.get(name)
-        found = None if said is None else connection.execute(owner, {"id": said}).first()
+        value = values.get(name)
+        found = None if value is None else connection.execute(owner, {"id": value}).first()
         if found is None:
             continue
         if found.organization_id != values["organization_id"]:

@@ -51,13 +51,13 @@ _ARRAYS = {
 }  # fmt: skip
 # Of a call that a step of a budget sent as another model: the one that its caller named, and the budget's name.
 _STEP = ("model_asked", "substituted_by")
-_OWN = tuple(each for each in DIMENSIONS if each != "start")
+_OWN = tuple(dimension for dimension in DIMENSIONS if dimension != "start")
 _COLUMNS = ("name", "kind", "request_id", "used_ms", *_OWN, *AMOUNTS, *_STEP)
 # Positions in a row of `statements.CALL_SUMS`: the currency; the request, and after it the time.
 _CURRENCY, _AS_TOLD = DIMENSIONS.index("currency"), len(DIMENSIONS) + len(SUMS)
-_AMOUNTS_AT = tuple(SUMS.index(each) for each in AMOUNTS)
+_AMOUNTS_AT = tuple(SUMS.index(amount) for amount in AMOUNTS)
 # The amounts that show use; the number of requests does not.
-_USED_AT = tuple(at for each, at in zip(AMOUNTS, _AMOUNTS_AT, strict=True) if each != "requests")
+_USED_AT = tuple(at for amount, at in zip(AMOUNTS, _AMOUNTS_AT, strict=True) if amount != "requests")
 _SHOWN = {"currency": "coalesce(nullif(n.currency, ''), o.currency)"}
 _FOLD = ("feed_id", "organization_id", "at", "tenant_id", "service_id", "model", "currency")
 # Hourly sums have no users, keys, projects and tags; with twice as many waiting, no models either.
@@ -135,7 +135,9 @@ def of_call(event: OutboxEntry, facts: CallFacts, user_id: int | None) -> list[T
     usage_rollup.add_call(hours, event, facts, user_id)
     request_id = event.source.lower()
     return [
-        _told(f"{request_id}:{USE}", USE, (request_id, used_at(event, facts)), bucket, sums, step=facts.step)
+        _make_event(
+            f"{request_id}:{USE}", USE, (request_id, used_at(event, facts)), bucket, sums, step=facts.step
+        )
         for bucket, sums in hours.items()
         if _is_something(sums)
     ]
@@ -153,7 +155,7 @@ def of_change(kind: Kind, before: Sequence[Any], after: Sequence[Any]) -> list[T
     )
     request_id, used_ms = after[_AS_TOLD:]
     return [
-        _told(f"{request_id}:{uuid4()}", kind, (request_id, used_ms), bucket, sums)
+        _make_event(f"{request_id}:{uuid4()}", kind, (request_id, used_ms), bucket, sums)
         for bucket, sums in hours.items()
         if _is_something(sums)
     ]
@@ -186,7 +188,7 @@ class FeedListener:
                 connection.exec_driver_sql(TELL, tuple(columns_of(told)))
 
 
-def _told(
+def _make_event(
     name: str, kind: Kind, of: tuple[object, object], bucket: usage_rollup.UsageBucket, sums: Sequence[int],
     *, step: tuple[str, int, str, int | None] | None = None,
 ) -> Told:  # fmt: skip

@@ -31,7 +31,7 @@ from tests.admin.test_cli import Run, from_json, run
 from tests.builders import encode
 from tests.connections import connected
 from tests.in_turn import in_turn
-from tests.persistence.ledger.test_budget_uses import budget_of, moves
+from tests.persistence.ledger.test_budget_moves import budget_of, moves
 from tests.persistence.scenario import Account, batch_of, broken, busy, entries_of, settle_in
 from tests.waiting import HUNG_S
 

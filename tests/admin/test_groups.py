@@ -54,6 +54,14 @@ async def test_group_refuses_more_than_ten_thousand_members_with_the_field(api: 
     assert (refused.status, refused.json["errors"][0]["field"]) == (422, "members")
 
 
+@pytest.mark.parametrize("member", ["", "a\u202eb", -1, True, None])
+async def test_member_that_no_call_can_name_is_refused_once_by_its_place(api: Api, member: object) -> None:
+    tenant = await api.make("tenants", name="web")
+    values = {"organization_id": tenant["organization_id"], "name": "a", "kind": "user"}
+    refused = await api.post("groups", {**values, "members": ["ada", member]})
+    assert (refused.status, [error["field"] for error in refused.json["errors"]]) == (422, ["members.1"])
+
+
 @pytest.mark.parametrize("field", ["organization_id", "kind"])
 async def test_group_keeps_its_organization_and_kind(api: Api, field: str) -> None:
     _, group = await make(api)

@@ -32,6 +32,16 @@ from psutil import Process
 from gateway.run.replay_process import run_replay
 run_replay(Process().memory_info().data + 24 * 2**20)
 """
+# A replay whose first statement takes long.
+LONG_STATEMENT = """
+import sys
+from sqlalchemy import create_engine, text
+from persistence.address import dialect_url
+from persistence.replay import begin_reading
+with create_engine(dialect_url(sys.argv[1])).connect() as connection:
+    begin_reading(connection)
+    connection.execute(text("SELECT pg_sleep(600), 'of a replay'"))
+"""
 BEGAN = datetime(2026, 10, 5, 6, tzinfo=UTC)
 PERIOD = {"from": "2026-10-05T00:00:00Z", "to": "2026-10-12T00:00:00Z"}
 
@@ -358,6 +368,21 @@ async def test_replay_without_memory_answers_its_fault_alone(desk: Desk) -> None
     process.stdin.write(json.dumps(asked).encode() + b"\n")
     [answer, log] = [json.loads(await process.stdout.read()), await process.stderr.read()]
     assert ([name for name, _ in answer["faults"]], log, await process.wait()) == (["budgets"], b"", 0)
+
+
+async def test_replay_that_is_killed_leaves_no_statement_at_the_database(desk: Desk) -> None:
+    """Else whoever asks and leaves, again and again, has PostgreSQL sort for nobody."""
+
+    def running() -> int:
+        with connected(desk.api.url) as connection:
+            statement = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%, ''of a replay''%' AND pid <> pg_backend_pid()"
+            return int(connection.execute(statement).fetchone()[0])
+
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", LONG_STATEMENT, desk.api.url)
+    await eventually(lambda: running() == 1)
+    process.kill()
+    await process.wait()
+    await eventually(lambda: running() == 0)
 
 
 def replaying() -> list[int]:

@@ -18,7 +18,7 @@ from gateway.core.calls.tariff import CallPrices, PriceMatch
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import Caller, Service
 from tests.core.billing.prices import price_row
-from tests.core.meter.recorded import SSE, call, chat_chunk, delta, frame
+from tests.core.metering.recorded import SSE, call, chat_chunk, delta, frame
 
 JSON = b"application/json"
 LINES = b"application/x-ndjson"

@@ -358,7 +358,7 @@ async def test_each_api_is_sent_the_name_of_the_substitute_alone(
         )
         expected = {name: value for name, value in (whole | body).items() if value is not None}
         if "model" in expected:
-            expected["model"] = "models/cheap" if "/" in expected["model"] else "cheap"
+            expected["model"] = "models/cheap" if "/" in str(expected["model"]) else "cheap"
         assert json.loads(received.body) == expected
         assert received.target == path.replace(b"dear", b"cheap")
 
@@ -676,7 +676,7 @@ async def test_a_reached_step_that_switches_goes_before_sessions(world: World) -
 
 async def test_sessions_end_with_a_step_that_always_switches(world: World) -> None:
     async with gate(
-        world, replace(BUDGET, steps=(replace(STEP, switches=True),)), sessions=MemorySessions()
+        world, replace(BUDGET, steps=(STEP._replace(switches=True),)), sessions=MemorySessions()
     ) as there:
         await there.ask(session="one")
         there.use(90_000_000)
@@ -691,7 +691,7 @@ async def test_admission_sends_the_seals_of_a_substitute_back_to_that_model(
     world: World, switches: bool
 ) -> None:
     """Claude Code sends back what the model thought: another one refuses it."""
-    budget = replace(BUDGET, steps=(replace(STEP, switches=switches),))
+    budget = replace(BUDGET, steps=(STEP._replace(switches=switches),))
     async with gate(world, budget, sessions=MemorySessions()) as there:
         there.use(90_000_000)
         ask = partial(there.ask, path=b"/v1/messages", session="one")
@@ -805,7 +805,7 @@ async def test_admission_begins_no_session_with_a_call_that_no_substitute_can_ta
 async def test_admission_refuses_seals_of_an_unfit_substitute(
     world: World, odd: Callable[[Stage], dict[str, Any]], status: int, why: str, switches: bool
 ) -> None:
-    steps = (replace(STEP, switches=switches),)
+    steps = (STEP._replace(switches=switches),)
     async with gate(world, replace(BUDGET, steps=steps), sessions=MemorySessions()) as there:
         there.use(90_000_000)
         ask = partial(there.ask, path=MESSAGES, session="s")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.core.calls.test_call import read, refused
+from tests.core.calls.test_parsing import read, refused
 
 
 def chat(**fields: object) -> dict[str, Any]:

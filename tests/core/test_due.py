@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gateway.core.due import beyond, has_come
+from gateway.core.due import bounds_ahead, has_come
 from tests.tree import ROOT
 
 # By file that scores a list by time, the rule for members that stand too far ahead.
@@ -38,7 +38,7 @@ def test_time_has_come_in_the_past_or_beyond_two_distances(at: float, come: bool
 
 
 def test_scores_beyond_begin_behind_two_distances_and_have_an_end() -> None:
-    assert beyond(100, 10) == (b"(120", b"(+inf")
+    assert bounds_ahead(100, 10) == (b"(120", b"(+inf")
 
 
 def test_each_list_that_is_scored_has_a_rule() -> None:

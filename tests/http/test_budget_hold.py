@@ -309,7 +309,7 @@ async def test_a_stream_that_outgrows_what_it_holds_in_money_is_extended(stage: 
     (observed,) = stage.counters.watched
     assert observed.budgets == (account_of(1, BUDGET),)
     assert observed.money_rate is not None
-    assert observed.money_rate.seen(observed.tokens) >= 4 * 5
+    assert observed.money_rate.charge_for(observed.tokens) >= 4 * 5
     assert not observed.counts_budget_tokens
     assert stage.counters.outgrowths
     assert stage.counters.unwatched == stage.counters.watched

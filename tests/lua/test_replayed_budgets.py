@@ -18,7 +18,7 @@ from gateway.core.accounts.replay.calls import StoredCall
 from gateway.core.accounts.replay.fold import BudgetFold
 from gateway.core.accounts.steps import STEP_STOPS, Step, matched_steps
 from gateway.core.accounts.windows import CALENDAR, FIRST_USE, ROLLING, Carry
-from gateway.core.model import BudgetAccount, SettleResult, Verdict
+from gateway.core.model import BudgetAccount, Refused, SettleResult, Verdict
 from gateway.core.times import DAY_MS, HOUR_MS
 from tests.builders import Call
 from tests.lua.clocks import ClockWorld
@@ -61,13 +61,15 @@ def drawn(random: Random, kind: str) -> list[Budget]:
             model=random.choice(("", "", "dear*")), enforce=random.random() < 0.9,
             tags=random.choice(((), (), (("team", "a"),))), group_id=random.choice((0, 0, 4)),
         )  # fmt: skip
+        if number == 1:  # each history has refusals
+            budget = replace(budget, each="", overrides={}, model="", enforce=True, tags=(), group_id=0)
         if kind in {ROLLING, FIRST_USE} or (kind == STEPS and number % 2):
             window = kind if kind != STEPS else random.choice((ROLLING, FIRST_USE))
             length_ms = random.choice((5 * HOUR_MS // 60, 5 * HOUR_MS, 3 * DAY_MS))
             budget = replace(budget, interval="", window=window, length_ms=length_ms)
         elif kind in {CARRY, STEPS} and budget.interval != "total":
             carry = Carry(random.choice((amount // 3, 4 * amount)), debt=random.random() < 0.5)
-            endless = {name: override._replace(until_ms=0) for name, override in own.items()}
+            endless = {name: override._replace(until_ms=0) for name, override in budget.overrides.items()}
             budget = replace(budget, carry=carry, overrides=endless)
         if kind == STEPS:
             steps = [
@@ -101,6 +103,7 @@ class Server:
             return self.settle(first, call, call.cost, "")
         reached = steps
         if first.verdict is Verdict.STEP_REACHED:
+            assert isinstance(first.decision, Refused)
             reached = tuple([step for step, byte in zip(steps, first.decision.reached, strict=True) if byte])
         costs = {
             step.substitute: cost for step in reached if (cost := price(call, step.substitute)) is not None

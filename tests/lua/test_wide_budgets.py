@@ -192,3 +192,13 @@ def test_limits_travel_exactly_and_one_that_no_step_divides_is_rounded_down() ->
         assert said == int(float(said)) <= INTEGER_MAX
         assert (flags == FLAG_MONEY) == (limit <= INTEGER_MAX)
     assert packed_limit(LARGE[0] + 1, FLAG_MONEY) == packed_limit(LARGE[0], FLAG_MONEY)
+
+
+@pytest.mark.parametrize("left", [1, 5, 10])
+def test_uses_pass_the_largest_integer_by_a_little(world: World, left: int) -> None:
+    """Money goes on in two numbers; tokens end there."""
+    here = account(window(1, 1, enforce=False), window(2, 1, "tokens", enforce=False))
+    for amount in (INTEGER_MAX - left, 11):
+        call = world.reserve(budgets=(here,), money=1, budget_tokens=1)
+        assert call.settle(money=amount, budget_tokens=amount) is SettleResult.DONE
+    assert [one.used for one in world.windows(NAME)] == [INTEGER_MAX - left + 11, INTEGER_MAX]

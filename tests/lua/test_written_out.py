@@ -109,7 +109,7 @@ def play(world: clocks.ClockWorld, seed: int) -> list[Any]:
 
 
 @pytest.mark.parametrize("seed", range(examples(60)))
-def test_written_out_windows_equal_loops_over_windows(valkey: str, seed: int) -> None:
+def test_written_text_does_the_same_as_the_loops(valkey: str, seed: int) -> None:
     written, loops = (
         play(kind(valkey.replace("/0", f"/{place}"), BEGIN), seed)
         for place, kind in ((1, clocks.ClockWorld), (2, Looped))

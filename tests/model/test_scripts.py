@@ -11,7 +11,7 @@ from tests.conftest import ValkeyServer
 from tests.model.two_programs import TwoPrograms
 from tests.release_before import write_release
 
-HISTORIES = 200
+HISTORIES = 120
 VERDICTS = {
     "ADMITTED", "TENANT_BLOCKED", "OTHER_PLAN", "RATE_LIMITED", "CONCURRENCY_LIMITED", "QUOTA_EXCEEDED", "QUOTA_HELD",
     "INSUFFICIENT_CREDITS", "SPEND_CAP_REACHED", "BUDGET_EXCEEDED",

@@ -22,8 +22,8 @@ from persistence import engine as engines
 from persistence.schema import migrate, privileges
 from tests.databases import own_database
 from tests.faults.proxy import Proxy, Trap, Way
+from tests.persistence.ledger.test_writer_failures import pair
 from tests.persistence.test_replica import Standby
-from tests.persistence.test_writer_failures import pair
 from tests.tree import ROOT
 from tests.waiting import HUNG_S
 

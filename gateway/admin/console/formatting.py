@@ -20,6 +20,7 @@ from gateway.core.accounts.budgets import MONEY as IN_MONEY
 from gateway.core.accounts.intervals import TOTAL
 from gateway.core.accounts.plans import TERMS
 from gateway.core.accounts.tags import tag_in
+from gateway.core.accounts.usage_sums import MONEY_SUMS
 from gateway.core.accounts.window_words import describe_length, render_window
 from gateway.core.accounts.windows import FIRST_USE, ROLLING
 from gateway.core.billing.price_book import KINDS
@@ -379,9 +380,9 @@ MARKS = frozenset(
 )  # fmt: skip
 MONEY = frozenset(
     {"spend_cap", "monthly_cost", "annual_cost", "overage_unit_price", "unit_cost", "total_amount",
-     "subtotal", "tax", "cost", "unit_price", "request", "amount", "amount_due",
+     "subtotal", "tax", "unit_price", "request", "amount", "amount_due",
      "amount_paid", "amount_applied", "amount_prepaid", "amount_left", "raised_to",
-     "used", "held", "remaining", "saved", *KINDS}
+     "used", "held", "remaining", *MONEY_SUMS, *KINDS}
 )  # fmt: skip
 CODES = frozenset({"key", "prefix", "request_id", "entry_id", "raw", "account", "resource_id", "actor"})
 UNLIMITED = frozenset({"total_amount", "tokens_remaining", "spend_cap", "total_remaining"})

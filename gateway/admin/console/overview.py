@@ -222,14 +222,14 @@ class Overview:
         asked = await OverviewQuery.read(desk, request)
         spend, trouble = await asyncio.gather(self._spent(desk, asked), self._trouble(desk))
         status = 422 if asked.errors else 200
-        said = self._page_values(desk, asked, spend)
-        return desk.answer(request, signed, "overview.html", status, trouble=trouble, **said)
+        page_values = self._page_values(desk, asked, spend)
+        return desk.answer(request, signed, "overview.html", status, trouble=trouble, **page_values)
 
     async def spend(self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
         """`GET /spend`: the spend alone, for periodic updates."""
         asked = await OverviewQuery.read(desk, request)
-        said = self._page_values(desk, asked, await self._spent(desk, asked))
-        return desk.answer(request, signed, "spend.html", 422 if asked.errors else 200, **said)
+        page_values = self._page_values(desk, asked, await self._spent(desk, asked))
+        return desk.answer(request, signed, "spend.html", 422 if asked.errors else 200, **page_values)
 
     async def health(self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
         """`GET /health`: the gateways' current numbers, and today's busiest tenants."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator, TypeAdapter, ValidationError, WithJsonSchema
 
 from gateway.admin.resources.resource import (
     Action,
@@ -21,7 +21,20 @@ from gateway.core.accounts.administration import BILLING, access
 from gateway.core.accounts.groups import API_KEY, KINDS, MEMBERS_MAX, TENANT
 
 Kind: Any = Literal[KINDS]
-Member = ExternalId | Amount
+_MEMBER: TypeAdapter[str | int] = TypeAdapter(ExternalId | Amount)
+
+
+def _member(value: object) -> str | int:
+    """Return a member of any kind; ValueError for a value that is none."""
+    try:
+        return _MEMBER.validate_python(value)
+    except ValidationError:
+        raise ValueError(
+            "must be a user as calls name one, of 1 to 128 printable characters, or the id of a tenant, API key or project"
+        ) from None
+
+
+Member = Annotated[str | int, PlainValidator(_member), WithJsonSchema(_MEMBER.json_schema())]
 Members = Annotated[list[Member], Field(max_length=MEMBERS_MAX)]
 # Kinds whose members are ids of rows.
 _ROWS = {TENANT: "tenants", API_KEY: "api-keys"}

@@ -91,7 +91,7 @@ TokenPlanCreate: type[In] = create_model(  # type: ignore[call-overload]  # buil
     __doc__="A new token plan.",
     name=(Text, ...),
     description=(LongText | None, None),
-    **{one.name: _request_field(one) for one in TERMS},
+    **{term.name: _request_field(term) for term in TERMS},
     weights=(
         Weights | None,
         optional("What a token of a kind counts toward the quota, as decimal strings by kind."),

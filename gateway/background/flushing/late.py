@@ -78,8 +78,8 @@ class LateSettlements:
         """Store as dead letters those endings whose call may be charged in an archived month; return them."""
         if not endings:
             return set()
-        gone = await self._ledger.maybe_gone([one.late for one in endings])
-        unsure = [one for one in endings if one.late.settlement.request_id in gone]
+        gone = await self._ledger.maybe_gone([ending.late for ending in endings])
+        unsure = [ending for ending in endings if ending.late.settlement.request_id in gone]
         if unsure:
             await self._ledger.set_aside([one.late for one in unsure])
         return set(unsure)
@@ -291,9 +291,9 @@ class Rollbacks:
         after = 0
         while partitions and (owners := await self._ledger.owners(after, self._owners_a_batch)):
             after = owners[-1].organization_id
-            for one in owners:
-                if (partition := self._partition_of(one.organization_id)) in partitions:
-                    found.setdefault(partition, []).append(one)
+            for owner in owners:
+                if (partition := self._partition_of(owner.organization_id)) in partitions:
+                    found.setdefault(partition, []).append(owner)
         return found
 
     async def _compare(self, partition: int, epoch: int, owners: Sequence[Owner]) -> list[Rollback] | None:
@@ -309,7 +309,7 @@ class Rollbacks:
         waiting = await self._outbox.waiting(partition)
         if waiting is None:
             return None
-        found: list[Rollback] = []
+        rollbacks: list[Rollback] = []
         for some in batched(owners, self._owners_a_batch):
             owner_of = {name: one for one in some for name in one.accounts}
             heads = {name: head for name in owner_of if (head := account_heads.get(name)) is not None}
@@ -318,5 +318,5 @@ class Rollbacks:
                 head = heads[name]
                 stood = waiting.get(name) or AccountPosition(name, head.seq, head.balance, now_ms, epoch)
                 if stood.seq > account.head.seq:
-                    found.append(Rollback(stood, account.head.seq, partition, owner_of[name]))
-        return found
+                    rollbacks.append(Rollback(stood, account.head.seq, partition, owner_of[name]))
+        return rollbacks

@@ -64,10 +64,10 @@ def uploaded(content_type: bytes, body: bytes) -> bytes | None:
 
     Raise `InvalidRequest` for a form that is malformed or ambiguous.
     """
-    found = _BOUNDARY.match(content_type.strip())
-    if found is None:
+    match = _BOUNDARY.match(content_type.strip())
+    if match is None:
         raise InvalidRequest("The content-type must be multipart/form-data.", param="content-type")
-    delimiter = b"\r\n--" + (found[1] or found[2])
+    delimiter = b"\r\n--" + (match[1] or match[2])
     parts = (b"\r\n" + body).split(delimiter)
     if len(parts) < 2 or not parts[-1].startswith(b"--") or parts[0]:
         raise InvalidRequest("The form does not end, or begins with something else.")
@@ -105,8 +105,8 @@ def inline_lines(calls: object, endpoint: str, field: str) -> Iterator[BatchLine
     """Yield the calls of a batch from a list in the body's `field`, checked like `batch_lines`."""
 
     def read(call: object) -> BatchLine:
-        one = msgspec.convert(call, _InlineCall)
-        return BatchLine(one.custom_id, "POST", endpoint, msgspec.Raw(msgspec.json.encode(one.params)))
+        inline = msgspec.convert(call, _InlineCall)
+        return BatchLine(inline.custom_id, "POST", endpoint, msgspec.Raw(msgspec.json.encode(inline.params)))
 
     listed = calls if isinstance(calls, list) else []
     return _checked(enumerate(listed, 1), read, (endpoint,), field)
@@ -122,8 +122,8 @@ def calls_of(document: object, endpoint: str, field: str, model: str) -> Iterato
     def read(call: tuple[int, object]) -> BatchLine:
         request = msgspec.convert(call[1], _OperatedCall).request
         check_model(request)
-        said = {"model": f"models/{model}"} | request
-        return BatchLine(str(call[0]), "POST", endpoint, msgspec.Raw(msgspec.json.encode(said)))
+        body = {"model": f"models/{model}"} | request
+        return BatchLine(str(call[0]), "POST", endpoint, msgspec.Raw(msgspec.json.encode(body)))
 
     def check_model(holder: object) -> None:
         if _member(holder, "model") not in (None, f"models/{model}"):
@@ -145,10 +145,10 @@ def _member(place: object, name: str) -> object:
     Raise `InvalidRequest` if both are present.
     """
     there = place if isinstance(place, dict) else {}
-    found = [each for each in there if str(each).replace("_", "").lower() == name.lower()]
-    if len(found) > 1:
+    names = [member for member in there if str(member).replace("_", "").lower() == name.lower()]
+    if len(names) > 1:
         raise InvalidRequest(f"The field {name} appears twice.", param=name)
-    return there[found[0]] if found else None
+    return there[names[0]] if names else None
 
 
 def _checked(
@@ -245,5 +245,5 @@ def _value(raw: bytes) -> object:
 
 
 def _text(raw: bytes) -> str:
-    found = _value(raw)
-    return found if isinstance(found, str) else ""
+    value = _value(raw)
+    return value if isinstance(value, str) else ""

@@ -152,6 +152,8 @@ def wrong_owner(budget: Budget, who: str) -> Wrong:
         yield "who", "needs a budget with `each`: this one has one amount for all"
     elif budget.each in _BY_ID and groups.ID.fullmatch(who) is None:
         yield "who", f"must be the id of a {budget.each}, such as 7"
+    elif who.startswith(OF_GROUP):
+        yield "who", f"must be one {budget.each}: a group has an override"
     elif tag_in(budget.each) and read_value(who) != who:
         yield "who", f"must be a value of the tag {tag_in(budget.each)}: 1 to {CHARACTERS_MAX} characters"
 

@@ -175,8 +175,8 @@ def _exceeding(selectors: Sequence[Selector], at: int, most: int, left: list[int
         own = [selector for like in alike if _takes(name, like, value) for selector in by_value.get(like, ())]
         if len(shapes) + len(_shapes(own, following)) <= most:
             continue
-        if found := _exceeding([*anybodys, *own], following, most, left):
-            return found
+        if exceeding := _exceeding([*anybodys, *own], following, most, left):
+            return exceeding
     return ()
 
 

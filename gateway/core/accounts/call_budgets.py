@@ -166,10 +166,10 @@ class OrganizationBudgets:
         by_project = callers is not None and callers.by_project and self._says[-1]
         self.by_caller = not (any(self._says[4:-1]) or self._tags or by_project)
 
-    def asked(self, caller: Caller, service_id: int, said: Attribution, call: CallRequest) -> Said:
+    def asked(self, caller: Caller, service_id: int, attribution: Attribution, call: CallRequest) -> Said:
         """Return the attributes by which a call selects its budgets, empty where no budget depends on them.
 
-        They come from the API key of `caller`, from header fields (`said`) and from the body
+        They come from the API key of `caller`, from header fields (`attribution`) and from the body
         (`call`).
         """
         tenant, key, service, user, project, models, session, tool, server, group = self._says
@@ -177,23 +177,25 @@ class OrganizationBudgets:
             caller.tenant_id if tenant else 0,
             caller.key_id if key else 0,
             service_id if service else 0,
-            caller.acts_for(said.user, call.spec.user) if user else "",
-            said.project_id if project else None,
+            caller.acts_for(attribution.user, call.spec.user) if user else "",
+            attribution.project_id if project else None,
             (call.spec.model, *call.models_beside, *[target.model for target in call.aim.targets])
             if models
             else (),
-            said.session if session else "",
+            attribution.session if session else "",
             call.spec.mcp.tool if tool else "",
             call.spec.mcp.server if server else "",
-            tags_of(self._tags, caller.tags, said.tags) if self._tags else (),
-            self.groups_of(caller, said, call.spec.user) if group else (),
+            tags_of(self._tags, caller.tags, attribution.tags) if self._tags else (),
+            self.groups_of(caller, attribution, call.spec.user) if group else (),
         )
 
-    def groups_of(self, caller: Caller, said: Attribution, in_body: str = "") -> tuple[int, ...]:
-        """Return the ids of the groups that a call of `caller`, attributed as `said`, is in."""
+    def groups_of(self, caller: Caller, attribution: Attribution, in_body: str = "") -> tuple[int, ...]:
+        """Return the ids of the groups that a call of `caller`, attributed as `attribution`, is in."""
         if self._callers_groups is None:
             return ()
-        return self._callers_groups.of(caller, caller.acts_for(said.user, in_body), said.project_id)
+        return self._callers_groups.of(
+            caller, caller.acts_for(attribution.user, in_body), attribution.project_id
+        )
 
     def find(self, asked: CallAttributes, now_ms: int) -> CallBudgets:
         """Return the budgets that apply to a call with the attributes `asked` at `now_ms` (Unix ms).
@@ -232,7 +234,7 @@ class OrganizationBudgets:
             raise self._exceeding(asked, len(accounts))
         return CallBudgets(
             tuple(accounts),
-            tuple([one.name for one in accounts]),
+            tuple([account.name for account in accounts]),
             since,
             min(ends, default=0),
             self._same(frozenset(units)),
@@ -266,7 +268,7 @@ class OrganizationBudgets:
 
     def of_caller(self, asked: CallAttributes) -> list[CallerBudget]:
         """Return all budgets that a caller's calls may use, whatever they ask for."""
-        found = list[CallerBudget]()
+        caller_budgets = list[CallerBudget]()
         for group in self._groups:
             first = group[0]
             models = (first.model,) if first.model else ()
@@ -275,8 +277,8 @@ class OrganizationBudgets:
             )
             if first.matches(mine):
                 name = account_of(self.organization_id, first, first.value_of(mine))
-                found += [CallerBudget(name, budget, asked.groups) for budget in group]
-        return found
+                caller_budgets += [CallerBudget(name, budget, asked.groups) for budget in group]
+        return caller_budgets
 
     def definitions(self, names: Iterable[str], groups: tuple[int, ...], now_ms: int) -> tuple[bytes, ...]:
         """Return the windows of these accounts at `now_ms` (Unix ms), packed; empty for one of no budget here.
@@ -324,13 +326,13 @@ def _holds_at(now_ms: int, since_ms: int, until_ms: int) -> bool:
     return since_ms <= now_ms and not 0 < until_ms <= now_ms
 
 
-def with_runs(found: CallBudgets, run: Run) -> CallBudgets:
+def with_runs(budgets: CallBudgets, run: Run) -> CallBudgets:
     """Return the budgets of a call with its run and the run's parents added.
 
     Raise `TooManyBudgets` if their accounts are more than a call may use.
     """
     chain = (run, *run.parents)
-    accounts = (*found.accounts, *[one.account for one in chain])
+    accounts = (*budgets.accounts, *[run.account for run in chain])
     if len(accounts) > BUDGET_ACCOUNTS_MAX:
         count, most = len(accounts), BUDGET_ACCOUNTS_MAX
         raise TooManyBudgets(
@@ -338,14 +340,14 @@ def with_runs(found: CallBudgets, run: Run) -> CallBudgets:
             "higher level.",
             param=FIELD,
         )
-    windows = [window for one in chain for window in one.budgets]
+    windows = [window for run in chain for window in run.budgets]
     return replace(
-        found,
+        budgets,
         accounts=accounts,
-        names=tuple([one.name for one in accounts]),
-        units=found.units.union([one.unit for one in windows]),
-        enforced=found.enforced.union([one.unit for one in windows if one.enforce]),
-        by_id=ChainMap({one.id: one for one in windows}, cast("dict[int, Budget]", found.by_id)),
+        names=tuple([account.name for account in accounts]),
+        units=budgets.units.union([window.unit for window in windows]),
+        enforced=budgets.enforced.union([window.unit for window in windows if window.enforce]),
+        by_id=ChainMap({window.id: window for window in windows}, cast("dict[int, Budget]", budgets.by_id)),
     )
 
 
@@ -359,19 +361,19 @@ class BudgetCache:
         self._last: list[_CallerEntry | None] = [None] * CALLERS_MAX
 
     def find_by_caller(  # noqa: PLR0917  # a call, its caller, and the time
-        self, budgets: OrganizationBudgets, caller: Caller, service_id: int, said: Attribution,
+        self, budgets: OrganizationBudgets, caller: Caller, service_id: int, attribution: Attribution,
         call: CallRequest, now_ms: int,
     ) -> CallBudgets:  # fmt: skip
         """Return the budgets of a call at `now_ms` (Unix ms), reusing the caller's last ones if valid.
 
         If `budgets.by_caller` is true, only caller, service and user select budgets: then the result
         for the caller's last call is reused while it is valid, if service and user are the same.
-        `said` are the attributes in header fields. Raise `TooManyBudgets` if the accounts are more
+        `attribution` are the attributes in header fields. Raise `TooManyBudgets` if the accounts are more
         than a call may use.
         """
-        user, place = caller.acts_for(said.user, call.spec.user), caller.key_id % CALLERS_MAX
+        user, place = caller.acts_for(attribution.user, call.spec.user), caller.key_id % CALLERS_MAX
         if not budgets.by_caller:
-            return self.find(budgets, budgets.asked(caller, service_id, said, call), now_ms)
+            return self.find(budgets, budgets.asked(caller, service_id, attribution, call), now_ms)
         last = self._last[place]
         if (
             last is not None and last.caller is caller and last.budgets.version is budgets.version
@@ -379,9 +381,9 @@ class BudgetCache:
             and last.budgets.holds_at(now_ms)
         ):  # fmt: skip
             return last.budgets
-        found = self.find(budgets, budgets.asked(caller, service_id, said, call), now_ms)
-        self._last[place] = _CallerEntry(caller, service_id, user, found)
-        return found
+        accounts = self.find(budgets, budgets.asked(caller, service_id, attribution, call), now_ms)
+        self._last[place] = _CallerEntry(caller, service_id, user, accounts)
+        return accounts
 
     def find(  # a call's attributes, and the time
         self,
@@ -397,14 +399,14 @@ class BudgetCache:
         result is not stored, so no entry is evicted for it.
         """
         key = budgets.organization_id, asked, 0 if run is None else run.budget_id
-        found = self.known.find(key)
-        if found is None or found.version is not budgets.version or not found.holds_at(now_ms):
-            found = budgets.find(CallAttributes(*asked), now_ms)
+        accounts = self.known.find(key)
+        if accounts is None or accounts.version is not budgets.version or not accounts.holds_at(now_ms):
+            accounts = budgets.find(CallAttributes(*asked), now_ms)
             if run is not None:
-                found = with_runs(found, run)
+                accounts = with_runs(accounts, run)
             if remember:
-                self.known.put(key, found, ENTRY_BYTES + ACCOUNT_BYTES * len(found.accounts))
-        return found
+                self.known.put(key, accounts, ENTRY_BYTES + ACCOUNT_BYTES * len(accounts.accounts))
+        return accounts
 
     def __len__(self) -> int:
         return len(self.known)

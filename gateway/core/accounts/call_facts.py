@@ -118,8 +118,8 @@ def write_facts(facts: CallFacts | tuple[Any, ...]) -> bytes:
 def briefly(facts: CallFacts | tuple[Any, ...]) -> CallFacts:
     """Return the facts of a call without tools, metadata and unknown fields, and with texts shortened."""
     whole = facts if isinstance(facts, CallFacts) else CallFacts(*facts)
-    said = asdict(whole).items()
-    texts = {name: value[:TEXT_CHARACTERS_MAX] for name, value in said if isinstance(value, str)}
+    fields = asdict(whole).items()
+    texts = {name: value[:TEXT_CHARACTERS_MAX] for name, value in fields if isinstance(value, str)}
     return replace(whole, **texts, tools={}, metadata=NONE, unknown=NONE)
 
 
@@ -138,21 +138,21 @@ def read_facts(metadata: bytes) -> CallFacts | None:
 
 def facts_in(metadata: bytes) -> CallFacts:
     """Return a call's facts from a JSON object of metadata, as versions before `CallFacts` wrote it."""
-    said = _said(metadata)
-    read, cached = _whole(said.get("input")), _whole(said.get("cached"))
+    fields = _decode_fields(metadata)
+    read, cached = _whole(fields.get("input")), _whole(fields.get("cached"))
     counts = [0] * len(KINDS)
     counts[INPUT], counts[CACHE_READ] = max(0, read - cached), min(cached, read)
-    counts[OUTPUT], counts[REASONING] = _whole(said.get("output")), _whole(said.get("reasoning"))
-    model = said.get("model")
+    counts[OUTPUT], counts[REASONING] = _whole(fields.get("output")), _whole(fields.get("reasoning"))
+    model = fields.get("model")
     return CallFacts(
         model=model if isinstance(model, str) else "",
-        streamed=said.get("streamed") is True,
-        status=_whole(said.get("status")),
-        duration_ms=_whole(said.get("duration_ms")),
+        streamed=fields.get("streamed") is True,
+        status=_whole(fields.get("status")),
+        duration_ms=_whole(fields.get("duration_ms")),
         counts=tuple(counts),
         total=read + counts[OUTPUT],
         units=1,
-        estimated=said.get("estimated") is True,
+        estimated=fields.get("estimated") is True,
     )
 
 
@@ -162,8 +162,8 @@ def reclaimed_in(metadata: bytes) -> tuple[int | None, int]:
     Tokens are None if the plan does not weigh them. Units are 1 if an older version wrote the entry
     without units.
     """
-    said = _said(metadata)
-    tokens, units = said.get("tokens"), said.get("units")
+    fields = _decode_fields(metadata)
+    tokens, units = fields.get("tokens"), fields.get("units")
     return None if tokens is None else _whole(tokens), 1 if units is None else _whole(units)
 
 
@@ -202,30 +202,30 @@ def told_of(facts: CallFacts) -> bytes:
         return _encode(ours)
     # Read and written with the same library as in the gateway, so all that it accepted is stored.
     try:
-        said = json.loads(theirs)
+        document = json.loads(theirs)
         for marker in ROW_MARKERS:
-            said.pop(marker, None)
-        return json.dumps(said | ours, ensure_ascii=False, separators=(",", ":")).encode()
+            document.pop(marker, None)
+        return json.dumps(document | ours, ensure_ascii=False, separators=(",", ":")).encode()
     except (ValueError, TypeError, AttributeError, RecursionError):  # no gateway wrote it
         return _encode({**ours, "unreadable": True})
 
 
-def read_other_models(said: object) -> list[ModelCounts]:
+def read_other_models(value: object) -> list[ModelCounts]:
     """Return (model, price id, tokens by `KINDS`) for each other model in a row's metadata.
 
     Empty if the value has another form than `told_of` writes.
     """
     try:
-        parts = msgspec.convert(said or [], list[dict[str, int | str]])
+        parts = msgspec.convert(value or [], list[dict[str, int | str]])
         return [
-            (str(one["model"]), int(one["price_id"]), tuple([int(one.get(kind, 0)) for kind in KINDS]))
-            for one in parts
+            (str(part["model"]), int(part["price_id"]), tuple([int(part.get(kind, 0)) for kind in KINDS]))
+            for part in parts
         ]
     except (msgspec.ValidationError, KeyError, ValueError):
         return []
 
 
-def _said(metadata: bytes) -> dict[str, Any]:
+def _decode_fields(metadata: bytes) -> dict[str, Any]:
     try:
         return _objects(metadata) if metadata else {}
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):

@@ -300,28 +300,28 @@ def read_body(kind: type[_B], body: bytes) -> _B:
     try:
         return msgspec.convert(document, kind)
     except msgspec.ValidationError as error:
-        said = str(error)
-        where = _WHERE.search(said)
-        unknown = re.search(r"(?:unknown|required) field `([^`]*)`", said)
+        message = str(error)
+        where = _WHERE.search(message)
+        unknown = re.search(r"(?:unknown|required) field `([^`]*)`", message)
         param = unknown[1] if unknown is not None else where[1] if where is not None else None
         raise InvalidRequest(
-            f"{_WHERE.sub('', said)}{f', in {param}' if param else ''}.", param=param
+            f"{_WHERE.sub('', message)}{f', in {param}' if param else ''}.", param=param
         ) from error
 
 
-def whole_in(said: str, least: int, most: int, param: str) -> int:
-    """Return the whole number in `said`, a part of a path; `InvalidRequest` names `param` if it is wrong.
+def whole_in(text: str, least: int, most: int, param: str) -> int:
+    """Return the whole number in `text`, a part of a path; `InvalidRequest` names `param` if it is wrong.
 
     The number must be from `least` to `most`.
     """
-    if not (said.isascii() and said.isdigit()) or len(said) > 9 or not least <= int(said) <= most:
+    if not (text.isascii() and text.isdigit()) or len(text) > 9 or not least <= int(text) <= most:
         raise InvalidRequest(f"{param} must be a whole number from {least} to {most}.", param=param)
-    return int(said)
+    return int(text)
 
 
-def money_of(said: str, param: str) -> int:
+def money_of(text: str, param: str) -> int:
     """Return a decimal text of money in nano-units. `InvalidRequest` names `param` if it is wrong."""
-    if _MONEY.fullmatch(said) is None or (nano := int(Decimal(said).scaleb(NANO_DIGITS))) > INTEGER_MAX:
+    if _MONEY.fullmatch(text) is None or (nano := int(Decimal(text).scaleb(NANO_DIGITS))) > INTEGER_MAX:
         raise InvalidRequest(
             f'{param} must be a decimal such as "5.00", with nine decimals, up to 9007199.254740991.',
             param=param,
@@ -331,20 +331,20 @@ def money_of(said: str, param: str) -> int:
 
 def idempotency_key(lines: bytes) -> str:
     """Return the `Idempotency-Key` among header lines; empty if absent, `InvalidRequest` if invalid."""
-    found = [
+    values = [
         value.strip()
         for name, _, value in (line.partition(b":") for line in lines.split(b"\r\n"))
         if name.lower() == b"idempotency-key"
     ]
-    if not found:
+    if not values:
         return ""
-    if len(found) > 1 or _KEY.fullmatch(found[0]) is None:
+    if len(values) > 1 or _KEY.fullmatch(values[0]) is None:
         raise InvalidRequest(
             f"Idempotency-Key must be sent once, as 1 to {IDEMPOTENCY_CHARACTERS_MAX} printable ASCII "
             "characters.",
             param="idempotency-key",
         )
-    return found[0].decode()
+    return values[0].decode()
 
 
 def answered(  # noqa: PLR0917  # an answer, and how it is read
@@ -371,28 +371,28 @@ def answered(  # noqa: PLR0917  # an answer, and how it is read
         used["tools"] = dict(list(detail.tools.items())[:TOOLS_MAX])
         used["service_tier"] = detail.service_tier[:TIER_CHARACTERS_MAX]
     units = None if call.has_input or status >= 400 else usage.units
-    made = [one for one in dict.fromkeys(meter.told) if one not in meter.known_ids]
+    made = [id_ for id_ in dict.fromkeys(meter.told) if id_ not in meter.known_ids]
     return SettleBody(used, units=units, status=status), detail, usage.estimated, made
 
 
-def usage_of(said: Mapping[str, Any]) -> tuple[Counts, dict[str, int], str]:
+def usage_of(answer: Mapping[str, Any]) -> tuple[Counts, dict[str, int], str]:
     """Return tokens by kind, uses of tools, and service tier from the `usage` of a settlement.
 
     `InvalidRequest` names a field that is unknown, or out of its bounds.
     """
     right = f"usage takes {', '.join(KINDS)}, tools and service_tier"
-    for name in said:
+    for name in answer:
         if name not in KINDS and name not in {"tools", "service_tier"}:
             raise InvalidRequest(f"{right}, not {name}.", param=f"usage.{name}"[:256])
-    counts = tuple(_count(said.get(kind, 0), f"usage.{kind}") for kind in KINDS)
-    tools, tier = said.get("tools") or {}, said.get("service_tier") or ""
+    counts = tuple(_count(answer.get(kind, 0), f"usage.{kind}") for kind in KINDS)
+    tools, tier = answer.get("tools") or {}, answer.get("service_tier") or ""
     if not isinstance(tools, dict) or len(tools) > TOOLS_MAX:
         raise InvalidRequest(f"usage.tools must count uses of up to {TOOLS_MAX} tools.", param="usage.tools")
     if not isinstance(tier, str) or len(tier) > TIER_CHARACTERS_MAX:
         raise InvalidRequest("usage.service_tier must be a name.", param="usage.service_tier")
     parts = dict(zip(KINDS, counts, strict=True))
     for whole, within in PARTS_OF.items():
-        if sum(parts[one] for one in within) > parts[whole]:
+        if sum(parts[name] for name in within) > parts[whole]:
             raise InvalidRequest(f"usage.{whole} must hold its parts.", param=f"usage.{whole}")
     if sum(counts[:WHOLES]) > TOKENS_MAX:
         raise InvalidRequest(f"usage may come to {TOKENS_MAX} tokens.", param="usage")
@@ -405,7 +405,7 @@ def _count(value: object, param: str) -> int:
     return value
 
 
-def unit_of(said: HoldBody) -> str:
-    if said.amount is None:
-        return UNITS if said.max_tokens is None and said.request is None else TOKENS
-    return UNITS if isinstance(said.amount, int) else MONEY
+def unit_of(body: HoldBody) -> str:
+    if body.amount is None:
+        return UNITS if body.max_tokens is None and body.request is None else TOKENS
+    return UNITS if isinstance(body.amount, int) else MONEY

@@ -94,7 +94,7 @@ def wrong_calendar(interval: str, time_zone: str, anchor_day: int | None) -> Ite
     if anchor_max == DAYS_OF_WEEK and anchor_day is not None and anchor_day > anchor_max:
         yield "anchor_day", f"must be 1 (Monday) to {DAYS_OF_WEEK} (Sunday) where the interval is a week"
     if anchor_max == 1 and anchor_day not in {None, 1}:
-        yield "anchor_day", f"there is none of the interval {interval}: leave it out"
+        yield "anchor_day", f"there is none where it is {interval}: leave it out"
     if not is_zone(time_zone):
         yield "time_zone", "must be a name of the IANA's, such as Europe/Berlin"
 

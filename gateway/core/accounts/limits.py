@@ -45,19 +45,19 @@ def limit_headers(admitted: Admitted) -> list[Header]:
 def refusal_headers(refused: Refused) -> list[Header]:
     """Return the fields of the limit that refused a call, if its remaining amount is known."""
     limit, used, kind = refused.limit, refused.used, refused.kind
-    told = Admitted()
+    admitted = Admitted()
     if refused.verdict is Verdict.RATE_LIMITED and limit:
         window = Window(refused.scope, limit, used, used * WINDOW_S * 1000 // limit)
         if kind == LimitKind.TOKENS:
-            told.tokens = window
+            admitted.tokens = window
         else:
-            told.requests = window
+            admitted.requests = window
     elif refused.verdict is Verdict.QUOTA_EXCEEDED and used >= limit:
-        told.limit, told.until_ms, told.now_ms = limit, refused.until_ms, refused.now_ms
-        told.tokens_remaining = 0
+        admitted.limit, admitted.until_ms, admitted.now_ms = limit, refused.until_ms, refused.now_ms
+        admitted.tokens_remaining = 0
     elif kind == LimitKind.CREDITS:
-        told.credits_remaining = limit - used
-    return limit_headers(told)
+        admitted.credits_remaining = limit - used
+    return limit_headers(admitted)
 
 
 def budget_headers(refused: Refused) -> list[Header]:
@@ -110,12 +110,12 @@ def _limit_lines(admitted: Admitted) -> bytes:
     text_r = text_t = reset_r = reset_t = unit_r = unit_t = b""
     left_r = left_t = left_q = second_r = second_t = second_q = time_r = time_t = left = balance = _EMPTY
     if requests is not None:
-        left_r, ms = _left(requests.limit, requests.used), requests.reset_ms
+        left_r, ms = _rest_of(requests.limit, requests.used), requests.reset_ms
         item_r, until_r, second_r, comma = b'"requests";r=', b";t=", _seconds(ms), b", "
         text_r, reset_r = texts.requests, b"\r\nx-ratelimit-reset-requests: "
         time_r, unit_r = duration(ms)
     if tokens is not None:
-        left_t, ms = _left(tokens.limit, tokens.used), tokens.reset_ms
+        left_t, ms = _rest_of(tokens.limit, tokens.used), tokens.reset_ms
         item_t = b', "tokens";r=' if comma else b'"tokens";r='
         until_t, second_t, comma = b";t=", _seconds(ms), b", "
         text_t, reset_t = texts.tokens, b"\r\nx-ratelimit-reset-tokens: "
@@ -162,7 +162,7 @@ def duration(ms: int) -> tuple[int, bytes]:
     return minutes // 60, said(b"h", minutes % 60, b"m", seconds, fraction)
 
 
-def _left(limit: int, used: int) -> int:
+def _rest_of(limit: int, used: int) -> int:
     return limit - used if used < limit else 0
 
 
@@ -193,7 +193,7 @@ def _budget_policy(window: BudgetWindow) -> str:
 
 
 def _budget_item(comma: bytes, window: BudgetWindow, now_ms: int) -> bytes:
-    left = _left(window.limit, window.used)
+    left = _rest_of(window.limit, window.used)
     if window.unit == FLAG_MONEY:
         left //= _part(window.limit)[0]
     ms = window.reset_ms - now_ms if window.reset_ms else 0
@@ -254,10 +254,10 @@ def _texts(requests: int, tokens: int, quota: int, budget: BudgetWindow | None) 
     Each set of limits has one slot of the cache, and replaces another set in that slot.
     """
     place = (requests + tokens + quota + (0 if budget is None else budget.limit)) % CACHED_MAX
-    found = _known[place]
-    if found is None or not found.are_of(requests, tokens, quota, budget):
-        found = _known[place] = _LimitTexts(requests, tokens, quota, budget)
-    return found
+    texts = _known[place]
+    if texts is None or not texts.are_of(requests, tokens, quota, budget):
+        texts = _known[place] = _LimitTexts(requests, tokens, quota, budget)
+    return texts
 
 
 # The cache, by slot.

@@ -299,10 +299,10 @@ def places_before(event: OutboxEntry) -> list[AccountPosition]:
     cycle = max(0, event.cycle - (event.kind == EventKind.RESET))
     return [
         AccountPosition(
-            one.account, one.seq - 1, None if one.balance is None else one.balance - one.delta,
+            amount.account, amount.seq - 1, None if amount.balance is None else amount.balance - amount.delta,
             event.at_ms, event.epoch, cycle if part == EventFlag.TOKENS else 0,
         )
-        for part, one in moved(event).items()
+        for part, amount in moved(event).items()
     ]  # fmt: skip
 
 

@@ -85,7 +85,7 @@ def _terms() -> tuple[Term, ...]:
 
 TERMS = _terms()
 SINCE_MS = "since_ms"
-_STATED = ("plan_id", "anchor", *(one.name for one in TERMS))
+_STATED = ("plan_id", "anchor", *(term.name for term in TERMS))
 
 
 def read_terms(row: Mapping[str, Any], at_ms: int) -> PlanTerms:

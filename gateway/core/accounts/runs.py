@@ -65,26 +65,26 @@ _WHOLE = re.compile(r"[1-9]\d{0,15}")
 _PARAMETERS: Final = ("max", "max_tokens", "max_calls", "parent", "ttl")
 
 
-def read_run(said: str) -> RunRequest:
+def read_run(text: str) -> RunRequest:
     """Return the run requested by a header field `ID; max=5.00; parent=ID2; ttl=3600`.
 
     Raise ValueError, with what would be right, if it is malformed.
     """
     pieces, at = list[tuple[str, str]](), 0
-    while at < len(said):
-        found = _PIECE.match(said, at)
-        if found is None or said.endswith(";"):
+    while at < len(text):
+        match = _PIECE.match(text, at)
+        if match is None or text.endswith(";"):
             raise ValueError("must be an id, then parameters such as max=5.00, with ; between them")
-        name, quoted, bare = found.groups()
+        name, quoted, bare = match.groups()
         pieces.append((name or "", bare if quoted is None else re.sub(r"\\(.)", r"\1", quoted)))
-        at = found.end()
+        at = match.end()
     # An id may contain `=`.
     name, id_ = pieces[0] if pieces else ("", "")
     id_ = f"{name}={id_}" if name else id_
     values = dict(pieces[1:])
     if not _ID.fullmatch(id_):
         raise ValueError(f"must begin with an id of 1 to {ID_CHARACTERS_MAX} visible ASCII characters")
-    wrong = [one for one in values if one not in _PARAMETERS]
+    wrong = [value for value in values if value not in _PARAMETERS]
     if wrong or len(values) < len(pieces) - 1:
         raise ValueError(f"takes each of {', '.join(_PARAMETERS)} at most once, and nothing else")
     parent = values.get("parent", "")
@@ -156,7 +156,8 @@ class Run:
         """The windows of this run's account, packed for `lua/run.lua`; the one that counts calls is first."""
         begins, ends = self.created_ms, self.expires_ms + CLOCKS_DIFFER_MS
         return b"".join(
-            DEFINED_WINDOW.pack(one.id, one.amount, begins, ends, 0, flags_of(one)) for one in self.budgets
+            DEFINED_WINDOW.pack(budget.id, budget.amount, begins, ends, 0, flags_of(budget))
+            for budget in self.budgets
         )
 
     @property
@@ -189,11 +190,13 @@ def within(asked: RunRequest, policies: CallRunPolicies) -> tuple[RunRequest, st
     opened = list[int]()
     stated = ("max", asked.amount), ("max_calls", asked.calls_max), ("ttl", asked.ttl_s)
     for at, (name, said) in enumerate(stated):
-        limits = [((one.amount, one.calls_max, one.ttl_s)[at], whose) for whose, one in policies]
-        most, whose = min((one for one in limits if one[0]), default=(0, ""))
+        limits = [((policy.amount, policy.calls_max, policy.ttl_s)[at], whose) for whose, policy in policies]
+        most, whose = min((limit for limit in limits if limit[0]), default=(0, ""))
         other = name == "max" and said >= 0 and asked.unit != MONEY
         if most and (said > most or other):
-            right, has = (render_amount(MONEY, one) if name == "max" else one for one in (most, said))
+            right, has = (
+                render_amount(MONEY, amount) if name == "max" else amount for amount in (most, said)
+            )
             wrong = f"max_tokens={said}" if other else f"{name}={has}"
             return asked, f"has {wrong}, and runs of this {whose} have {name}={right} at most"
         opened.append(said if said > 0 else most or said)
@@ -240,10 +243,10 @@ def told_again(run: Run, *, ended: bool) -> bytes:
     return _encode(news)
 
 
-def read_news(told: bytes) -> RunNews | None:
-    """Return the decoded message about a run, or None if the bytes `told` are no such message."""
+def read_news(raw: bytes) -> RunNews | None:
+    """Return the decoded message about a run, or None if the bytes `raw` are no such message."""
     try:
-        return _decode(told)
+        return _decode(raw)
     except (msgspec.MsgspecError, UnicodeDecodeError):
         return None
 

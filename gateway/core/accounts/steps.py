@@ -9,10 +9,11 @@ Of the reached steps the one at which the call would hold least is taken.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from functools import lru_cache
 from typing import Final, NamedTuple
+
+from gateway.core.value import Value
 
 KEEP, SWITCH = SESSIONS = ("keep", "switch")
 # Sessions of a tenant whose model is kept; a further one is as with `switch`. So long after its last call, in seconds.
@@ -32,8 +33,7 @@ JUDGED_MAX: Final = 100
 WEIGHED_MAX: Final = 20
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(Value, frozen=True):
     """One step: once used and held amounts are `at` of the limit or more, `models` are replaced.
 
     `models` are pairs of a pattern and the name of the substitute. With `switches` running sessions change

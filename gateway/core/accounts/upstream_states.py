@@ -119,29 +119,31 @@ class _Operations(msgspec.Struct, rename="camel"):
 OPERATIONS: Final = "fields=nextPageToken,operations(name,done,error,metadata)"
 
 
-def read_operation(said: bytes) -> BatchState:
+def read_operation(raw: bytes) -> BatchState:
     """Return the state of a batch from Google's JSON of a long-running operation, with results if any."""
-    return _batch_of(_operation(said))
+    return _batch_of(_operation(raw))
 
 
-def read_operations(said: bytes) -> BatchList:
+def read_operations(raw: bytes) -> BatchList:
     """Return a page of batches from a list of long-running operations."""
-    page = _operations(said)
-    listed = [_batch_of(one) for one in page.operations]
+    page = _operations(raw)
+    listed = [_batch_of(operation) for operation in page.operations]
     return BatchList(listed, bool(page.next_page_token), page.next_page_token)
 
 
-def _batch_of(one: _Operation) -> BatchState:
-    found, output = one.metadata, one.response or one.metadata.output or _Output()
+def _batch_of(operation: _Operation) -> BatchState:
+    found, output = operation.metadata, operation.response or operation.metadata.output or _Output()
     ended = found.state.rpartition("STATE_")[2].lower()
     if ended not in ENDED:
-        ended = "completed" if bytes(one.error) == b"null" else "failed"
+        ended = "completed" if bytes(operation.error) == b"null" else "failed"
     done, total = found.batch_stats.successful_request_count, found.batch_stats.request_count
-    state = BatchState(one.name, ended if one.done else RUNNING, output_file_id=output.responses_file or None)
+    state = BatchState(
+        operation.name, ended if operation.done else RUNNING, output_file_id=output.responses_file or None
+    )
     state.created_at = found.create_time or 0
     state.request_counts = {"succeeded": done, "others": total - done}
     inlined = (output.inlined_responses, output.inlined_embed_content_responses)
-    state.lines = [bytes(line) for each in inlined for line in each.inlined_responses]
+    state.lines = [bytes(line) for lines in inlined for line in lines.inlined_responses]
     return state
 
 

@@ -116,15 +116,15 @@ def column_of(group: str) -> str:
     return GROUPS.get(group, group)
 
 
-def following(asked: UsageQuery, told: Sequence[Mapping[str, object]]) -> UsageQuery:
-    """Return the query for the rows after a page of results, `told`.
+def following(asked: UsageQuery, rows: Sequence[Mapping[str, object]]) -> UsageQuery:
+    """Return the query for the rows after a page of results, `rows`.
 
     It starts at the interval of the page's last row, and skips the rows of that interval on the page.
     """
-    last = told[-1]["start"]
+    last = rows[-1]["start"]
     assert isinstance(last, datetime)
     since = max(asked.since, last)
-    count = sum(row["start"] == last for row in told) + (asked.skip if since == asked.since else 0)
+    count = sum(row["start"] == last for row in rows) + (asked.skip if since == asked.since else 0)
     return replace(asked, since=since, skip=count)
 
 
@@ -140,15 +140,15 @@ def pieces(asked: UsageQuery) -> list[ReportPiece]:
     """Return the roll-ups (pre-summed tables) to read for the queried time; no hour is in two of them."""
     if asked.interval == "hour":
         return [ReportPiece(span_of(asked, "hour"), asked.since, asked.until)]
-    found: list[ReportPiece] = []
+    report_pieces: list[ReportPiece] = []
     weeks = asked.people and not asked.tags  # calls with tags are summed by hours and days
     for unit, since, until in _units(asked.since, asked.until, asked.interval, weeks=weeks):
         span = span_of(asked, unit)
-        if found and found[-1].span == span and found[-1].until == since:
-            found[-1] = found[-1]._replace(until=until)
+        if report_pieces and report_pieces[-1].span == span and report_pieces[-1].until == since:
+            report_pieces[-1] = report_pieces[-1]._replace(until=until)
         else:
-            found.append(ReportPiece(span, since, until))
-    return found
+            report_pieces.append(ReportPiece(span, since, until))
+    return report_pieces
 
 
 def span_of(asked: UsageQuery, unit: str) -> str:

@@ -102,18 +102,18 @@ class AlertState(NamedTuple):
         return AlertState(part, max(part, Decimal(exceeded)) * limit, exceeded)
 
 
-def crossed(thresholds: Iterable[Decimal], told: AlertState, used: int, limit: int) -> list[Decimal]:
-    """Return the thresholds (parts of `limit`) that `used` reaches, lowest first, but for those in `told`."""
+def crossed(thresholds: Iterable[Decimal], alert_state: AlertState, used: int, limit: int) -> list[Decimal]:
+    """Return the thresholds (parts of `limit`) that `used` reaches, lowest first, but for those in `alert_state`."""
     return sorted(
         part
         for part in set(thresholds)
-        if used >= part * limit and (part > told.part or part * limit > told.level)
+        if used >= part * limit and (part > alert_state.part or part * limit > alert_state.level)
     )
 
 
-def exceeds(told: AlertState, used: int, limit: int) -> bool:
-    """Return whether `used` reaches `limit` and `told` (what was reported before) does not say so yet."""
-    return used >= limit and (not told.exceeded or limit > told.level)
+def exceeds(alert_state: AlertState, used: int, limit: int) -> bool:
+    """Return whether `used` reaches `limit` and `alert_state` (what was reported before) does not say so yet."""
+    return used >= limit and (not alert_state.exceeded or limit > alert_state.level)
 
 
 def remembered(samples: Samples, window: RunningWindow, now_ms: int) -> Samples:

@@ -734,7 +734,7 @@ class TokenRate:
         """Return the credits for the first `tokens` of a call, rounded up; 0 if it is charged in money."""
         return 0 if self.in_money else min(whole_credits(self.nano(tokens))[0], ENDLESS)
 
-    def seen(self, tokens: int) -> int:
+    def charge_for(self, tokens: int) -> int:
         """Return the charge for the first `tokens` of a running call: in credits, or in units of money."""
         return min(self.nano(tokens), ENDLESS) if self.in_money else self.credits(tokens)
 

@@ -388,15 +388,15 @@ def sold_with(
     person requested (`renewed`), or by the plan's assignment (`given`), whichever was last. Versions from
     within the cycle are ignored.
     """
-    place = max((place for place, each in enumerate(versions) if each.since <= at), default=0)
+    place = max((place for place, version in enumerate(versions) if version.since <= at), default=0)
     while True:
-        each = versions[place]
-        begins = max(_begin_of(each.terms, at), renewed or _ALWAYS)
+        version = versions[place]
+        begins = max(_begin_of(version.terms, at), renewed or _ALWAYS)
         if given is not None and given.since >= begins:
             return given.terms
-        if each.since <= begins or place == 0:
-            return each.terms
-        at, place = each.since, place - 1
+        if version.since <= begins or place == 0:
+            return version.terms
+        at, place = version.since, place - 1
 
 
 def _begin_of(terms: TokenTerms, at: datetime) -> datetime:

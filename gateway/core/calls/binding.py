@@ -27,7 +27,7 @@ from gateway.core.calls.routes import (
     place_of,
     plain,
     read_pattern,
-    shown,
+    render_path,
     template_expression,
 )
 from gateway.core.families.registry import ALL
@@ -39,14 +39,14 @@ UNREAD_METERS = frozenset({"none", "generic", "units"})
 
 
 # The last segment of each path that a family meters, and of two others.
-_PATHS = {route.path for one in ALL for route in one.routes if route.meter != "none"}
+_PATHS = {route.path for family in ALL for route in family.routes if route.meter != "none"}
 _WORDS = "|".join(
     sorted({path.rpartition("/")[2] for path in _PATHS if "{" not in path} | {"complete", "interactions"})
 )
 # Other paths at the root of model servers: vLLM, SGLang, TGI, llama.cpp, Ollama, SageMaker.
 _OF_SERVERS = "completion|infill|embedding|generate|generate_stream|invocations|api/(?:chat|generate|embed.*)"
 _BELOW = r"(?:\.[a-z0-9]*)?(?:/.*)?"  # another format, or a path below
-_NAMES = "|".join(one.name for one in ALL)  # what some hosts put in front instead of a version
+_NAMES = "|".join(family.name for family in ALL)  # what some hosts put in front instead of a version
 _COMES_BEFORE = rf"(?:{VERSION.pattern}|{_NAMES}|(?:deployments|engines)/[^/]+)"
 # Metered paths of any family, behind any prefix. Hosts of one family may serve the paths of others too.
 _METERED = re.compile(
@@ -62,7 +62,7 @@ _BATCHES = re.compile(
 )
 # Values of a template's parameter that are tried.
 _MAY_BE = ("", "v1", "batches", "messages/batches", "batchGenerateContent")
-_KINDS = "|".join(re.escape(name.casefold()) for one in ALL for name in one.objects.collections)
+_KINDS = "|".join(re.escape(name.casefold()) for family in ALL for name in family.objects.collections)
 _KEPT = re.compile(rf"(?:/.*)?/(?:{VERSION.pattern}|{_NAMES})/(?:{_KINDS})(?:/.*)?", re.DOTALL)
 
 
@@ -78,7 +78,7 @@ class ServicePaths:
     def meets(self, other: ServicePaths) -> bool:
         """Return whether calls of this service and of `other` could reach the same path of the same host."""
         return self.host == other.host and all(
-            any(one.meets(another) for one in mine for another in theirs)
+            any(binding.meets(another) for binding in mine for another in theirs)
             for mine in self.groups
             for theirs in other.groups
         )
@@ -107,10 +107,10 @@ class Binding:
         plainly = plain(self.base_path + path)
         if plainly is None:
             return "The path is percent-encoded too many times."
-        line = shown(plainly)
+        line = render_path(plainly)
         if any(template.fullmatch(line) for template in self.served):
             return "This path belongs to an API of its own and cannot be called as a service's."
-        if all(any(one.takes(path, plainly) for one in group) for group in self.reach.groups):
+        if all(any(reach.takes(path, plainly) for reach in group) for group in self.reach.groups):
             return ""
         return f"The service {self.service.key} does not include this path."
 
@@ -160,7 +160,7 @@ class Bindings:
             return Binding(service, why=f"The upstream of the service {key} has paths of its own alone.")
         path = self._targets[reach.upstream].base_url.partition("://")[2].partition("/")[2]
         prefix = place_of(self._targets[reach.upstream].base_url)[1]
-        every = all(any(one.rest and one.segments == prefix for one in group) for group in reach.groups)
+        every = all(any(reach.rest and reach.segments == prefix for reach in group) for group in reach.groups)
         served = tuple(self._served(reach.host, prefix if every else None))
         overlapping = () if self._rules.shared else tuple(dict.fromkeys(self._overlapping(reach)))
         return Binding(service, reach.upstream, "", overlapping, reach, f"/{path}" if path else "", served)
@@ -187,8 +187,10 @@ class Bindings:
         """Return the paths that each service reaches, through its configured upstream and its own routes."""
         if self._reaches is None:
             bound = (self._reach(service) for service in self._catalogue.values())
-            found = [each for each in bound if each is not None and each.upstream in self._targets]
-            self._reaches = (*found, *self._by_routes())
+            bindings = [
+                binding for binding in bound if binding is not None and binding.upstream in self._targets
+            ]
+            self._reaches = (*bindings, *self._by_routes())
         return self._reaches
 
     def _by_routes(self) -> Iterator[ServicePaths]:
@@ -225,7 +227,7 @@ class Bindings:
                 yield template_expression(route.path, prefix)
                 own = self._targets[name].path
                 if own and "{" not in own:
-                    yield re.compile(re.escape(shown(prefix + (plain(own) or ()))) + ".*", re.DOTALL)
+                    yield re.compile(re.escape(render_path(prefix + (plain(own) or ()))) + ".*", re.DOTALL)
             kept = kept or route.objects != "shared"
         if metered:
             yield _METERED
@@ -233,7 +235,7 @@ class Bindings:
             yield _KEPT
         words = [*((_WORDS, _OF_SERVERS) if metered else ()), *((_KINDS,) if kept else ())]
         if root is not None and words:
-            front = "".join(f"/{re.escape(each)}" for each in root)
+            front = "".join(f"/{re.escape(segment)}" for segment in root)
             yield re.compile(rf"(?:{front})?/(?:{'|'.join(words)}){_BELOW}", re.DOTALL)
 
 
@@ -255,11 +257,11 @@ def conflicting(
 
     A service that the catalogue lacks counts as different if `unknown` is true.
     """
-    for one, other in combinations(reaches, 2):
-        mine, theirs = catalogue.get(one.service), catalogue.get(other.service)
+    for reach, other in combinations(reaches, 2):
+        mine, theirs = catalogue.get(reach.service), catalogue.get(other.service)
         differ = unknown if mine is None or theirs is None else not mine.costs_as(theirs)
-        if differ and one.meets(other):
-            yield one, other
+        if differ and reach.meets(other):
+            yield reach, other
 
 
 def makes_batches(route: Route) -> bool:

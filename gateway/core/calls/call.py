@@ -8,8 +8,9 @@ import math
 import re
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from importlib import import_module
+from operator import attrgetter
 from typing import Final, NamedTuple
 
 import msgspec
@@ -1021,6 +1022,10 @@ class CallRequest:
             aim.output_max, aim.output_default, aim.said.reports,
         )  # fmt: skip
 
+    def note_substitution(self, by: Substitution) -> None:
+        """Set by which step of a budget the call goes where it is aimed."""
+        self.aim = self.aim._replace(substitution=by)
+
     @property
     def substitution(self) -> Substitution | None:
         """By which step of a budget it is sent as `model`; None if its caller named that."""
@@ -1076,6 +1081,12 @@ class CallRequest:
         output = self.output_ceiling if self.output_max is None else self.output_max
         return self.input_ceiling + output * self.spec.choices if self.input_ceiling else 0
 
+    def as_model(self, model: str) -> CallRequest:
+        """Return the call as if its caller had named a `model`, aimed as it is."""
+        call = CallRequest(*_values_of(self))
+        call.spec = self.spec._replace(model=model)
+        return call
+
     def take_body(self) -> bytes:
         """Return the body for the last time that it is sent, and release the decoded document."""
         content = self.body.last()
@@ -1091,6 +1102,9 @@ class CallRequest:
         # A prompt may have to be counted at the end of the answer.
         keeps = self.learned.tokens_of is not None and len(content) <= PROMPT_BYTES_MAX
         self.body.let_go(content if keeps else b"")
+
+
+_values_of: Final = attrgetter(*[field.name for field in fields(CallRequest)])  # in order
 
 
 def _whole(tokens: float) -> int:

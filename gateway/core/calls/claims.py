@@ -82,7 +82,7 @@ def claimed(service: Service, rate: TokenRate | None, estimate: Estimate, units:
         return credits_, 0, units
     most = max(estimate.read, estimate.ceiling)
     if rate.in_money:
-        return 0, 0, rate.seen(most)
+        return 0, 0, rate.charge_for(most)
     return rate.credits(most), rate.credits(estimate.least) if estimate.least else 0, units
 
 
@@ -143,12 +143,12 @@ def asks_of(call: CallRequest, vectors: Vectors, read: int = ENDLESS) -> PriceQu
         uses = {**(uses or {}), **_held_units(call, read), **(call.spec.units.most or {})}
     caches = blobs = sound = False
     excluded, tiers = family.exclusions, list[str]()
-    for one in vectors:
-        dearest = highest_rates(one, read)
+    for vector in vectors:
+        dearest = highest_rates(vector, read)
         caches = caches or dearest.dear_caches
         blobs = blobs or dearest.dear_blobs
         sound = sound or dearest.dear_sound
-        for named in (one.service_tiers, one.tiers):
+        for named in (vector.service_tiers, vector.tiers):
             if named:
                 tiers += [tier for tier in named if not excluded.tier(document, tier)]
     caches = caches and not excluded.cache(document, names)

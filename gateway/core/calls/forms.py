@@ -66,13 +66,13 @@ class FormFile:
 
 def boundary_of(content_type: bytes) -> bytes:
     """Return the boundary in a form's content type; `InvalidRequest` if it could be read in two ways."""
-    found = _TYPE.fullmatch(content_type)
-    if found is None:
+    match = _TYPE.fullmatch(content_type)
+    if match is None:
         raise InvalidRequest(
             "The content-type must be multipart/form-data; boundary=…, of up to 70 letters, digits and -_+.'",
             param="content-type",
         )
-    return found[1] or found[2]
+    return match[1] or match[2]
 
 
 _START, _HEAD, _CONTENT, _BEHIND = range(4)
@@ -167,18 +167,18 @@ class FormReader:
 
     def _read_content(self, rest: bytes, at: int) -> int:
         mark = b"--" + self.mark
-        found = rest.find(mark, at)
-        if found < 0 or len(rest) < found + len(mark) + 2:
+        place = rest.find(mark, at)
+        if place < 0 or len(rest) < place + len(mark) + 2:
             # A possible mark, and the end of the line before it, wait for more.
-            end = max(at, len(rest) - len(mark) - 1 if found < 0 else found - 2)
+            end = max(at, len(rest) - len(mark) - 1 if place < 0 else place - 2)
             self._take(rest, at, end)
             self._waits = True
             return end
-        if found < at + 2 or rest[found - 2 : found] != b"\r\n":
+        if place < at + 2 or rest[place - 2 : place] != b"\r\n":
             raise _marked()
-        self._take(rest, at, found - 2)
-        self._end(self._passed + found - 2)
-        return self._go_on(rest, found + len(mark))
+        self._take(rest, at, place - 2)
+        self._end(self._passed + place - 2)
+        return self._go_on(rest, place + len(mark))
 
     def _go_on(self, rest: bytes, at: int) -> int:
         """Read the two bytes behind a boundary: a part begins, or the form ends; return the next position."""
@@ -202,14 +202,14 @@ class FormReader:
         """Read the header lines of a part, and begin the part; `InvalidRequest` for unknown lines."""
         lines: dict[bytes, bytes] = {}
         for line in head.split(b"\r\n"):
-            found = _LINE.fullmatch(line)
-            name = b"" if found is None else found[1].lower()
-            if found is None or name in lines or name not in _LINES:
+            match = _LINE.fullmatch(line)
+            name = b"" if match is None else match[1].lower()
+            if match is None or name in lines or name not in _LINES:
                 raise InvalidRequest(
                     "A part of the form may have one line each of Content-Disposition, Content-Type,"
                     " Content-Length and Content-Transfer-Encoding, and no other."
                 )
-            lines[name] = found[2].rstrip(b" \t")
+            lines[name] = match[2].rstrip(b" \t")
         named = _NAMED.fullmatch(lines.get(b"content-disposition", b""))
         if named is None:
             raise InvalidRequest(
@@ -223,7 +223,7 @@ class FormReader:
             raise InvalidRequest(f"The field {name} must be written {known}.", param=known)
         if base.casefold() in self.kind.refused or base == "_charset_":
             raise InvalidRequest(f"{name} is not accepted: send the file itself.", param=name)
-        if not name.endswith("[]") and (name in self.fields or any(one.name == name for one in self.files)):
+        if not name.endswith("[]") and (name in self.fields or any(file.name == name for file in self.files)):
             raise InvalidRequest(f"The field {name} appears twice.", param=name)
         if lines.get(b"content-transfer-encoding", b"binary").lower() not in _CODINGS:
             raise InvalidRequest("A part of the form must not be encoded.", param=name)

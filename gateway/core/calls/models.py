@@ -41,7 +41,7 @@ class ModelTable:
         for rule in self.rules:
             kind = prefixes if rule.prefix else self._exact
             kind.setdefault(folded(rule.name), {}).setdefault(rule.organization_id, rule)
-        self._prefixes = sorted(prefixes.items(), key=lambda one: -len(one[0]))
+        self._prefixes = sorted(prefixes.items(), key=lambda pair: -len(pair[0]))
 
     def find(self, model: str, organization_id: int) -> ModelRule | None:
         """Return the configured rule for a model name and an organization, or None if no rule has that name.
@@ -111,7 +111,7 @@ def fitting(
 
     `asked` is the name in the call. Raise `InvalidRequest` if there is none.
     """
-    found: list[ModelTarget] = []
+    model_targets: list[ModelTarget] = []
     spoken: list[str] = []
     for target in named_by(rule, asked):
         there = upstreams.get(target.upstream)
@@ -120,13 +120,13 @@ def fitting(
         if there is not None and there.family and there.family != family:
             spoken.append(there.family)
         elif there is not None:
-            found.append(target)
-    if not found:
+            model_targets.append(target)
+    if not model_targets:
         speaks = (
             f"speaks another API ({', '.join(sorted(set(spoken)))})" if spoken else "has no upstream here"
         )
         raise InvalidRequest(f"The model {asked} {speaks}: it cannot be called at this path.", param="model")
-    return tuple(found)
+    return tuple(model_targets)
 
 
 def check_word(model: str) -> None:
@@ -140,13 +140,13 @@ def check_word(model: str) -> None:
 
 def named_by(rule: ModelRule, asked: str) -> tuple[ModelTarget, ...]:
     """Return all targets of a model, each with the model's name there."""
-    found: list[ModelTarget] = []
+    model_targets: list[ModelTarget] = []
     for target in rule.targets:
         name = target.model or asked
         if rule.prefix:
             name = name.replace("*", asked[len(rule.name) :])
-        found.append(target if name == target.model else ModelTarget(target.upstream, name))
-    return tuple(found)
+        model_targets.append(target if name == target.model else ModelTarget(target.upstream, name))
+    return tuple(model_targets)
 
 
 # Whether a request may be sent again, to another upstream, although the first one may have processed it.

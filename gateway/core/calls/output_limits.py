@@ -191,9 +191,9 @@ def _check_inside(value: object, path: str, known: _Numbers, inner: Collection[s
     if depth == 0:
         raise InvalidRequest(f"{path} is nested more than {_OBJECTS_DEPTH_MAX} deep.", param=path)
     if isinstance(value, list):
-        for each in value:
-            if isinstance(each, list | dict):
-                _check_inside(each, path, known, inner, depth - 1)
+        for item in value:
+            if isinstance(item, list | dict):
+                _check_inside(item, path, known, inner, depth - 1)
     elif isinstance(value, dict):
         for name, inside in value.items():
             param = f"{path}.{name}"

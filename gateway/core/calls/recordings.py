@@ -319,7 +319,9 @@ def _ogg(data: bytes, frames: _Frames) -> Length:
                     stream.seconds += stream.block or opus_seconds(data, at)
             stream.is_open = size == 255
             at += size
-    return Length(sum([max(each.seconds, each.time / each.rate) for each in (*ended, *streams.values())]))
+    return Length(
+        sum([max(stream.seconds, stream.time / stream.rate) for stream in (*ended, *streams.values())])
+    )
 
 
 def opus_seconds(data: bytes, at: int) -> float:
@@ -440,7 +442,7 @@ class _Track:
         if kind == b"elst":
             self.edits += sum([row[0] for row in rows])
         elif kind == b"stts":
-            self.sum += sum([many * each for many, each in rows])
+            self.sum += sum([many * seconds for many, seconds in rows])
         else:
             self.late = max([self.late, *[row[1] for row in rows]])
 
@@ -575,7 +577,7 @@ def _webm(data: bytes, frames: _Frames) -> Length:
         if kind in _OTHERWISE or segments > 1 or (clusters and kind not in _BEHIND):
             raise UnplainRecording
         if kind in {_SIMPLE, _BLOCK}:
-            codecs = codecs or {_number(each[_NUMBER]): each.get(_CODEC, b"") for each in tracks}
+            codecs = codecs or {_number(track[_NUMBER]): track.get(_CODEC, b"") for track in tracks}
             number, at = _vint(data, begins)
             relative, flags = struct.unpack_from(">hB", data, at)
             if flags & _LACED or number not in codecs:
@@ -595,7 +597,7 @@ def _webm(data: bytes, frames: _Frames) -> Length:
             scale = max(scale, number) if kind == _SCALE else scale
             cluster = number if kind == _TIME else cluster
             longest = max(longest, number) if kind == _BLOCK_TIME else longest
-    sounds = [each.get(_CODEC) for each in tracks if _number(each.get(_KIND, b"")) == _SOUND_TRACK]
+    sounds = [track.get(_CODEC) for track in tracks if _number(track.get(_KIND, b"")) == _SOUND_TRACK]
     others = [codec for codec in (*codecs.values(), *sounds) if codec is None or codec.startswith(b"A_")]
     if data.count(_CLUSTER.to_bytes(4, "big")) > clusters:
         raise UnplainRecording  # a decoder may find one within what was skipped

@@ -86,7 +86,7 @@ class UpstreamFacts:
 
     def most(self, unknown: int) -> int:
         """Return the most tokens that a call may state for one answer, or `unknown` if none is configured."""
-        known = [one for one in (self.output_max, self.context) if one is not None]
+        known = [maximum for maximum in (self.output_max, self.context) if maximum is not None]
         return min(known) if known else unknown
 
 
@@ -313,10 +313,10 @@ def refuse_never_sent(path: str) -> None:
 
 def of_template(template: str) -> Pattern:
     """Return the pattern of all paths that match a route's template, or lie below such a path."""
-    names = [each for each in template.replace("...", "…").split("/") if each]
-    if any("…" in each for each in names):
+    names = [segment for segment in template.replace("...", "…").split("/") if segment]
+    if any("…" in name for name in names):
         return EVERY_PATH  # only the rest is sent on
-    plainly = tuple(ANY if "{" in each else part for each in names for part in _plain_part(each))
+    plainly = tuple(ANY if "{" in name else part for name in names for part in _plain_part(name))
     return Pattern(".*", plainly, True)
 
 
@@ -327,27 +327,27 @@ def template_expression(template: str, prefix: Plain) -> re.Pattern[str]:
     matches behind any prefix, because compatible APIs and deployments have other prefixes. Paths are in
     the form of `shown`.
     """
-    names = [each for each in template.replace("...", "…").split("/") if each]
+    names = [segment for segment in template.replace("...", "…").split("/") if segment]
     parts: list[str] = []
-    for name in names if not any("…" in each for each in names) else ():
+    for name in names if not any("…" in name for name in names) else ():
         literals = PARAMETER.split(name)[:: 1 + PARAMETER.groups]
         parts.append("[^/]+".join(re.escape(literal.casefold()) for literal in literals))
     tail = parts[1:] if parts and VERSION.fullmatch(parts[0]) else parts
     if len(tail) > 1:
         return re.compile("(?:/.*)?" + "".join(f"/{part}" for part in tail) + "(?:/.*)?", re.DOTALL)
-    front = [re.escape(each) for each in prefix]
+    front = [re.escape(segment) for segment in prefix]
     return re.compile("".join(f"/{part}" for part in front + parts) + "(?:/.*)?", re.DOTALL)
 
 
-def shown(path: Plain) -> str:
+def render_path(path: Plain) -> str:
     """Return the segments of a plain path joined by `/`, such as `/v1/models`."""
     return "/" + "/".join(path)
 
 
 def plain(path: str) -> Plain | None:
     """Return a path in its plainest form: decoded, in lower case; None if it is encoded too many times."""
-    found = decoded_segments(path)
-    return None if found is None else tuple([segment.casefold() for segment in found])
+    segments = decoded_segments(path)
+    return None if segments is None else tuple([segment.casefold() for segment in segments])
 
 
 def decoded_segments(path: str) -> Plain | None:
@@ -360,14 +360,14 @@ def decoded_segments(path: str) -> Plain | None:
     else:
         return None
     normal = unicodedata.normalize("NFKC", path).replace("\\", "/")
-    found: list[str] = []
+    names: list[str] = []
     for segment in re.split(r"[?#]", normal, maxsplit=1)[0].split("/"):
         name = segment.partition(";")[0].strip()
-        if name == ".." and found:
-            found.pop()
+        if name == ".." and names:
+            names.pop()
         elif name.strip("."):
-            found.append(name.rstrip(". "))
-    return tuple(found)
+            names.append(name.rstrip(". "))
+    return tuple(names)
 
 
 @lru_cache(READINGS_MAX)

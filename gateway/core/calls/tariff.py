@@ -357,12 +357,12 @@ class CallPrices:
 
     def in_currency(self, currency: str) -> tuple[Vector, ...]:
         """Return the prices in `currency` of the models that may answer."""
-        found: list[Vector] = []
+        vectors: list[Vector] = []
         for price in self.named:
             vector = price.vector
             if vector is not None and vector.currency == currency:
-                found.append(vector)
-        return tuple(found)
+                vectors.append(vector)
+        return tuple(vectors)
 
 
 NO_PRICES: Final = CallPrices()

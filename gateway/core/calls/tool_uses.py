@@ -39,7 +39,7 @@ def priced_tools(vectors: Vectors) -> Collection[str]:
     """Return the names of all tools that have a price."""
     if len(vectors) == 1:
         return vectors[0].tools
-    return {name for one in vectors for name in one.tools}
+    return {name for vector in vectors for name in vector.tools}
 
 
 def uses_of(call: CallRequest, document: Document, priced: Collection[str]) -> dict[str, int]:
@@ -62,7 +62,7 @@ def uses_of(call: CallRequest, document: Document, priced: Collection[str]) -> d
         kinds = kinds_of(tool, costs)
         if all(cost in FREE for _, cost in kinds):
             continue
-        said = _said(tool, kinds)
+        said = _words_of(tool, kinds)
         uses = _uses(tool.get(shape.tool_uses) if shape.tool_uses else total)
         for name in priced:
             if _plain(name) in said:
@@ -96,8 +96,10 @@ def unpriced_tools(call: CallRequest, vectors: Vectors) -> list[str]:
     if _searches(call, document, by_plugin=False):
         asked.append((SEARCH, SEARCH))
     asked += [(cost, cost) for cost in options_of(family.name, document).values()]
-    kinds = dict([each for each in asked if each[1] not in FREE])
-    return [kind for kind, cost in kinds.items() if not all(_has_price(kind, cost, one) for one in vectors)]
+    kinds = dict([pair for pair in asked if pair[1] not in FREE])
+    return [
+        kind for kind, cost in kinds.items() if not all(_has_price(kind, cost, vector) for vector in vectors)
+    ]
 
 
 # Members of tools with a container that is made for the call, and the size whose session has the price `container`
@@ -138,8 +140,8 @@ def _has_price(kind: str, cost: str, vector: Vector) -> bool:
     names, plainly = map(_plain, vector.tools), _plain(kind)
     if cost == UNKNOWN:
         return plainly in names
-    said = f"{plainly} {_plain(cost)}"
-    return any(name in said for name in names) or (plainly == _plain(SEARCH) and vector.request > 0)
+    message = f"{plainly} {_plain(cost)}"
+    return any(name in message for name in names) or (plainly == _plain(SEARCH) and vector.request > 0)
 
 
 def _plugins(plugins: Sequence[Document]) -> Iterator[tuple[str, str]]:
@@ -211,18 +213,18 @@ def _may_search(model: str) -> bool:
 _searching: Final[dict[str, bool]] = {}
 
 
-def _said(tool: Document, kinds: Sequence[tuple[str, str]]) -> str:
+def _words_of(tool: Document, kinds: Sequence[tuple[str, str]]) -> str:
     """Return the words that identify a provider's tool: type, cost, field names, and a name that it fixes."""
     named = "" if "input_schema" in tool else tool.get("name", "")
     return _plain(f"{' '.join(map(' '.join, kinds))} {named} {' '.join(tool)}")
 
 
-def _plain(said: str) -> str:
+def _plain(text: str) -> str:
     """Return the name of a tool in one common spelling, without case, underscores and `google`.
 
     A search that is priced for each prompt has the same name as other searches.
     """
-    plainly = said.lower().replace("_", "").replace("google", "web")
+    plainly = text.lower().replace("_", "").replace("google", "web")
     return "websearch" if plainly == _BY_PROMPT else plainly
 
 

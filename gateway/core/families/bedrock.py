@@ -143,7 +143,7 @@ def read_guardrail(body: Body, document: Document, params: PathParams, bounds: U
     """Read contents for a guardrail to check, and estimate the text units of each policy."""
     _CHECKED.check(document)
     model = model_name(f"guardrail/{params.get('guardrail', '')}")
-    size = sum(len(str(one)) for one in elements(document, "content"))
+    size = sum(len(str(element)) for element in elements(document, "content"))
     units = dict.fromkeys(_POLICIES.values(), 1 + size // _UNIT_CHARACTERS)
     return CallSpec(model, output_max=0, units=RequestedUnits(units))
 
@@ -163,10 +163,10 @@ def _read_checked(meter: Meter, document: bytes) -> None:
 _BUCKET = re.compile(rb'"s3_?location":', re.IGNORECASE)
 
 
-def _add_files(name: str, inside: object, holder: Document, place: str, found: BodyIds) -> bool:
+def _add_files(name: str, inside: object, holder: Document, place: str, ids: BodyIds) -> bool:
     if name.lower().replace("_", "") != "s3location":
         return False
-    found.named.append(id_in(inside.get("uri") if isinstance(inside, dict) else inside, name))
+    ids.named.append(id_in(inside.get("uri") if isinstance(inside, dict) else inside, name))
     return True
 
 
@@ -192,9 +192,11 @@ def _no_tier(document: Document, tier: str) -> bool:
     return tier not in _tiers(document)
 
 
-def _tiers(said: Document) -> tuple[object, object]:
+def _tiers(document: Document) -> tuple[object, object]:
     """Return the service tier and the latency, raw, in a request or an answer."""
-    return object_in(said, "serviceTier").get("type"), object_in(said, "performanceConfig").get("latency")
+    return object_in(document, "serviceTier").get("type"), object_in(document, "performanceConfig").get(
+        "latency"
+    )
 
 
 class _CacheDetail(UsageShape, rename="camel"):
@@ -232,18 +234,18 @@ def _see_refusal(meter: Meter, end: Document, content: object) -> None:
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
-    said = loose_event(meter, data)
+    event = loose_event(meter, data)
     for holder in ("contentBlockStart", "contentBlockDelta"):
-        piece = object_in(said, holder)
+        piece = object_in(event, holder)
         if piece:
             _see(meter, object_in(piece, "delta") or object_in(piece, "start"))
-    if "messageStop" in said:
+    if "messageStop" in event:
         meter.finished += 1
-        _see_refusal(meter, object_in(said, "messageStop"), None)
-    if "metadata" in said:
-        _take(meter, object_in(said, "metadata"))
+        _see_refusal(meter, object_in(event, "messageStop"), None)
+    if "metadata" in event:
+        _take(meter, object_in(event, "metadata"))
         meter.phase = CLOSED
-    meter.last_word = meter.last_word or not _ENDING.events.isdisjoint(said)
+    meter.last_word = meter.last_word or not _ENDING.events.isdisjoint(event)
     return False
 
 
@@ -258,17 +260,21 @@ def _see(meter: Meter, piece: Document) -> None:
         attempts_of(meter).has_content |= "text" not in piece
 
 
-def _take(meter: Meter, said: Document) -> None:
+def _take(meter: Meter, document: Document) -> None:
     """Report the usage in a whole answer, or in the last event of a stream."""
-    tier, latency = _tiers(said)
+    tier, latency = _tiers(document)
     meter.detail.served_as(latency if latency == "optimized" else tier)
-    report = said.get("usage")
+    report = document.get("usage")
     raw = msgspec.json.encode(report)
     usage = _REPORTS.read(meter, raw) if isinstance(report, dict) else None
     if usage is None or usage.input_tokens is None or usage.output_tokens is None:
         return
     read, written = usage.cache_read_input_tokens or 0, usage.cache_write_input_tokens or 0
-    hour = sum(each.input_tokens or 0 for each in usage.cache_details or () if each.ttl == "1h")
+    hour = sum(
+        cache_detail.input_tokens or 0
+        for cache_detail in usage.cache_details or ()
+        if cache_detail.ttl == "1h"
+    )
     meter.detail.cache_write_1h, meter.detail.cache_write = hour, written - hour
     used, output = summed(usage.input_tokens, read, written), usage.output_tokens
     if usage.total_tokens not in {None, used + output, usage.input_tokens + output}:

@@ -87,14 +87,14 @@ def _texts(document: Document, name: str) -> list[object]:
 
 def searches_of(documents: list[object]) -> int:
     """Return the search units of one query over these documents."""
-    parts = sum(1 + len(str(one).encode("utf-8", "replace")) // _PART_BYTES for one in documents)
+    parts = sum(1 + len(str(document).encode("utf-8", "replace")) // _PART_BYTES for document in documents)
     return -(-parts // _DOCUMENTS)
 
 
 def _read_whole(meter: Meter, document: bytes) -> None:
-    said = loose_document(document)
-    meter.detail.answered_by(said.get("model"))
-    _take(meter, object_in(said, "usage") or object_in(said, "meta"))
+    answer = loose_document(document)
+    meter.detail.answered_by(answer.get("model"))
+    _take(meter, object_in(answer, "usage") or object_in(answer, "meta"))
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
@@ -123,10 +123,10 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     return False
 
 
-def _take(meter: Meter, said: Document) -> None:
-    billed = object_in(said, "billed_units")
+def _take(meter: Meter, document: Document) -> None:
+    billed = object_in(document, "billed_units")
     if not billed:
-        billed = object_in(said, "tokens")
+        billed = object_in(document, "tokens")
     if not billed or not 200 <= meter.status < 300:
         return
     counts = {name: integer(value) or 0 for name, value in billed.items()}
@@ -143,7 +143,7 @@ def _take(meter: Meter, said: Document) -> None:
     if not any(name.endswith("_tokens") for name in counts):
         meter.report_units()
         return
-    cached = integer(said.get("cached_tokens")) or 0
+    cached = integer(document.get("cached_tokens")) or 0
     meter.report(used, output, cached, 0, used + output, final=True)
 
 

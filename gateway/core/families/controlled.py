@@ -282,7 +282,7 @@ def elements(document: Document, name: str, path: str = "") -> list[Document]:
     value = document.get(name)
     if value is None:
         return []
-    if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise _mistyped(path + name, "a list of objects")
     return value
 
@@ -309,7 +309,7 @@ def ids_in(value: object, param: str) -> list[object]:
     """
     if isinstance(value, dict):
         raise _mistyped(param, "a list of texts")
-    return [id_in(one, param) for one in (value if isinstance(value, list) else (value,))]
+    return [id_in(item, param) for item in (value if isinstance(value, list) else (value,))]
 
 
 def model_name(value: object, param: str = "model") -> str:
@@ -371,7 +371,9 @@ def models_counted(
     for one in parts if named else ():
         model = model_in_path(one, named)
     rest = {name: value for name, value in document.items() if name not in INNER_CALLS}
-    return model, tuple([name for one in (rest, *parts[1:]) for name in models_beside(one, readers=readers)])
+    return model, tuple(
+        [name for part in (rest, *parts[1:]) for name in models_beside(part, readers=readers)]
+    )
 
 
 def models_stored(document: Document, readers: ListReaders, prefix: str) -> tuple[str, ...]:
@@ -414,9 +416,9 @@ def refuse_inside(value: object, names: Collection[str], path: str, depth: int =
     if depth == 0:
         raise InvalidRequest(f"{path} is nested more than {_DEPTH_MAX} deep.", param=path)
     if isinstance(value, list):
-        for each in value:
-            if isinstance(each, list | dict):
-                refuse_inside(each, names, path, depth - 1)
+        for item in value:
+            if isinstance(item, list | dict):
+                refuse_inside(item, names, path, depth - 1)
     elif isinstance(value, dict):
         for name, inside in value.items():
             if name.replace("_", "").casefold() in names:
@@ -428,13 +430,13 @@ def refuse_inside(value: object, names: Collection[str], path: str, depth: int =
 
 def models_of(tool: Document, path: str) -> list[str]:
     """Return the models that a tool or plugin names. `path` is its place in the body, for errors."""
-    found: list[str] = []
-    _add_nested(tool, path, found, _DEPTH_MAX, strict=True)
-    return found
+    names: list[str] = []
+    _add_nested(tool, path, names, _DEPTH_MAX, strict=True)
+    return names
 
 
-def _add_lists(document: Document, found: list[str], readers: ListReaders) -> None:
-    """Add to `found` the models in lists at the top of a body, such as fallbacks.
+def _add_lists(document: Document, names: list[str], readers: ListReaders) -> None:
+    """Add to `names` the models in lists at the top of a body, such as fallbacks.
 
     Raise `InvalidRequest` for a field that would send the call to another server.
     """
@@ -442,9 +444,9 @@ def _add_lists(document: Document, found: list[str], readers: ListReaders) -> No
         raise InvalidRequest(f"The field {name} is not accepted: leave it out.", param=name)
     for name in MODEL_LISTS:
         if name in readers:
-            found += [attempt.model for attempt in readers[name](document.get(name), name)]
+            names += [attempt.model for attempt in readers[name](document.get(name), name)]
         else:
-            _add_models(document.get(name), name, found)
+            _add_models(document.get(name), name, names)
 
 
 def _add_nested(value: object, path: str, found: list[str], depth: int, *, strict: bool) -> None:
@@ -456,9 +458,9 @@ def _add_nested(value: object, path: str, found: list[str], depth: int, *, stric
     if depth == 0:
         raise InvalidRequest(f"{path} is nested more than {_DEPTH_MAX} deep.", param=path)
     if isinstance(value, list):
-        for each in value:
-            if isinstance(each, list | dict):
-                _add_nested(each, path, found, depth - 1, strict=strict)
+        for item in value:
+            if isinstance(item, list | dict):
+                _add_nested(item, path, found, depth - 1, strict=strict)
     elif isinstance(value, dict):
         functions = value.get("type") == "function"
         for name, inside in value.items():
@@ -488,11 +490,11 @@ def _is_name(value: object) -> bool:
     return isinstance(value, str) and bool(value)
 
 
-def _add_models(value: object, param: str, found: list[str]) -> None:
+def _add_models(value: object, param: str, names: list[str]) -> None:
     """Add the models that a field names, at most `MODELS_MAX`."""
     if value is not None:
-        found += [model_name(one, param) for one in _named(value, param)]
-        if len(found) > MODELS_MAX:
+        names += [model_name(one, param) for one in _named(value, param)]
+        if len(names) > MODELS_MAX:
             raise InvalidRequest(f"{param} must name at most {MODELS_MAX} models.", param=param)
 
 

@@ -96,7 +96,7 @@ def read_message(body: Body, document: Document, params: PathParams, bounds: Usa
     return CallSpec(streamed=True, output_max=0, mcp=McpMessage("", tool, not tool, reply_to))
 
 
-def _read(document: Document, said: Mapping[str, str], reply_to: str | int | None) -> str:
+def _read(document: Document, answer: Mapping[str, str], reply_to: str | int | None) -> str:
     """Return the tool that a message calls; empty for a message that costs nothing."""
     _MESSAGE.check(document)
     strange = next((name for name in document if name not in _MESSAGE.exact), None)
@@ -115,7 +115,7 @@ def _read(document: Document, said: Mapping[str, str], reply_to: str | int | Non
         raise _wrong("id", f"{method} is a request, and needs one")
     _PARAMS.check(params, "params.")
     subject = params.get(_SUBJECTS.get(method, ""))
-    _check_head(method, subject, params, said)
+    _check_head(method, subject, params, answer)
     if method in TASKS and not (isinstance(subject, str) and 0 < len(subject) <= ID_CHARACTERS_MAX):
         raise _wrong("params.taskId", f"a task's id is a text of 1 to {ID_CHARACTERS_MAX} characters")
     if method != CALL:
@@ -125,15 +125,15 @@ def _read(document: Document, said: Mapping[str, str], reply_to: str | int | Non
     return subject
 
 
-def _check_head(method: str, subject: object, params: Document, said: Mapping[str, str]) -> None:
+def _check_head(method: str, subject: object, params: Document, answer: Mapping[str, str]) -> None:
     """Raise `InvalidRequest` if headers and body of a message differ, or if a required header is missing."""
     stated = object_in(params, "_meta").get(_META_VERSION)
-    version = said.get(VERSION)
+    version = answer.get(VERSION)
     if stated is not None and version is not None and stated != version:
         raise _wrong(VERSION, f"the head says {version}, and params._meta another revision")
     by_head = max(version or "", stated if isinstance(stated, str) else "") >= _BY_HEAD
     for name, wanted in ((METHOD, method), (NAMED, subject)):
-        value = said.get(name)
+        value = answer.get(name)
         if value is None:
             # The core's revision does not ask for the name of a task, which is the extension's.
             if by_head and wanted is not None and not (name == NAMED and method in TASKS):
@@ -144,11 +144,11 @@ def _check_head(method: str, subject: object, params: Document, said: Mapping[st
 
 def _decoded(value: str) -> str:
     """Return the value of a header, decoded if it is in base64; a NUL character if it cannot be decoded."""
-    found = _ENCODED.fullmatch(value)
-    if found is None:
+    match = _ENCODED.fullmatch(value)
+    if match is None:
         return value
     try:
-        return base64.b64decode(found[1], validate=True).decode()
+        return base64.b64decode(match[1], validate=True).decode()
     except (binascii.Error, UnicodeDecodeError):
         return "\0"
 

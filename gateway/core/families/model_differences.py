@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
 from gateway.core.accounts.budgets import is_of
+from gateway.core.billing.price_book import MODEL_CHARS_MAX
 from gateway.core.calls.call import CallRequest
 
 
@@ -27,6 +28,8 @@ class Difference(NamedTuple):
     carries: Callable[[CallRequest], bool] | None = None
 
 
+Differences = tuple[Difference, ...]
+MODELS_REMEMBERED_MAX: Final = 1_024  # pairs of a model and its substitute, whose rows are remembered
 _RENAMED: Final = ("max_tokens",)  # unless its upstreams have their own name for it, by which it is sent
 
 
@@ -56,22 +59,38 @@ def levels_refused(
     ])  # fmt: skip
 
 
-def refused_part(
-    differences: tuple[Difference, ...], call: CallRequest, before: str, models: tuple[str, ...]
-) -> str:
+def refused_part(differences: Differences, call: CallRequest, before: str, models: tuple[str, ...]) -> str:
     """Return what a call has that one of `models` refuses and the model `before` takes; empty if there is nothing.
 
     `differences` are those of its family.
     """
-    names, named_before = [_plain_name(model) for model in models], _plain_name(before)
-    for row in differences:
-        if (
-            any(is_of(name, pattern) for name in names for pattern in row.models)
-            and not any(is_of(named_before, pattern) for pattern in row.models)
-            and (value := _carried(row, call)) is not None
-        ):
+    key = id(differences), before, models
+    known = _known.get(key)
+    if known is None:
+        known = differences, _rows_between(differences, before, models)
+        if len(before) <= MODEL_CHARS_MAX:
+            if len(_known) >= MODELS_REMEMBERED_MAX:
+                _known.clear()
+            _known[key] = known
+    for row in known[1]:
+        if (value := _carried(row, call)) is not None:
             return f"{row.what} {value}" if row.values else row.what
     return ""
+
+
+def _rows_between(differences: Differences, before: str, models: tuple[str, ...]) -> Differences:
+    """Return the rows that name one of `models`, and not the model `before`."""
+    names, named_before = [_plain_name(model) for model in models], _plain_name(before)
+    return tuple([
+        row
+        for row in differences
+        if any(is_of(name, pattern) for name in names for pattern in row.models)
+        and not any(is_of(named_before, pattern) for pattern in row.models)
+    ])  # fmt: skip
+
+
+# By the id of the rows of a family, to which each refers, and the models: the rows that tell these apart.
+_known: Final[dict[tuple[int, str, tuple[str, ...]], tuple[Differences, Differences]]] = {}
 
 
 def _plain_name(model: str) -> str:

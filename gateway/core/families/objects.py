@@ -60,7 +60,11 @@ _TEXTS = frozenset({"type", "role", "content", "text", "name", "arguments", "des
 _PATHS = {name: family.objects.path for name, family in FAMILIES.items()}
 _NOTHING: tuple[tuple[str, ...], frozenset[str]] = (), frozenset()
 # Each collection as its family writes it.
-_COLLECTIONS = {one.casefold(): one for family in FAMILIES.values() for one in family.objects.collections}
+_COLLECTIONS = {
+    collection.casefold(): collection
+    for family in FAMILIES.values()
+    for collection in family.objects.collections
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,26 +98,26 @@ def places_of(family: Family, path: str) -> tuple[ObjectPath, ...]:
     if segments is None:
         raise InvalidRequest("The path is encoded over and over.")
     plainly = "".join([f"/{segment}" for segment in segments])
-    found = [_PATHS[family].search(one) for one in dict.fromkeys((unquote(path), plainly))]
-    return tuple([_place(objects, one) for one in found if one is not None])
+    matches = [_PATHS[family].search(spelling) for spelling in dict.fromkeys((unquote(path), plainly))]
+    return tuple([_place(objects, match) for match in matches if match is not None])
 
 
 @cache
 def unit_later(family: Family, path: str) -> str:
     """Return the unit that an upstream bills after a call of a route with this `path`; "" if there is none."""
     objects = FAMILIES[family].objects
-    found = objects.path.search(path) if objects.collections else None
-    if found is None:
+    match = objects.path.search(path) if objects.collections else None
+    if match is None:
         return ""
-    collection = _COLLECTIONS[found[1].casefold()]
-    below = f"{collection}/{(found[3] or '').strip('/')}"
+    collection = _COLLECTIONS[match[1].casefold()]
+    below = f"{collection}/{(match[3] or '').strip('/')}"
     return objects.uses.get(below, objects.collections[collection])
 
 
-def _place(objects: ObjectRules, found: re.Match[str]) -> ObjectPath:
-    collection = _COLLECTIONS[found[1].casefold()]
-    rest = (found[3] or "").strip("/")
-    name, colon, _ = (found[2] or "").partition(":")
+def _place(objects: ObjectRules, match: re.Match[str]) -> ObjectPath:
+    collection = _COLLECTIONS[match[1].casefold()]
+    rest = (match[3] or "").strip("/")
+    name, colon, _ = (match[2] or "").partition(":")
     if not rest and f"{collection}/{name}".casefold() in objects.actions:
         return ObjectPath("", collection)
     if not name:
@@ -185,11 +189,11 @@ def read_objects(owned: ObjectAccess, call: CallRequest) -> None:
         ]
     if not asked:
         return
-    found = BodyIds()
-    _find_ids(objects, asked, owned.closed, found)
+    body_ids = BodyIds()
+    _find_ids(objects, asked, owned.closed, body_ids)
     if looks and call.body.cut is not None:
-        found.brought += call.body.cut.ids
-    call.objects = _objects_of(call, owned.ids, found, keeps)
+        body_ids.brought += call.body.cut.ids
+    call.objects = _objects_of(call, owned.ids, body_ids, keeps)
 
 
 def field_of(call: CallRequest, id_: str) -> str:
@@ -219,30 +223,30 @@ def field_of(call: CallRequest, id_: str) -> str:
     return ""
 
 
-def _find_ids(objects: ObjectRules, asked: Document, closed: bool, found: BodyIds) -> None:
-    """Add the ids of stored objects in the body `asked` to `found`.
+def _find_ids(objects: ObjectRules, asked: Document, closed: bool, ids: BodyIds) -> None:
+    """Add the ids of stored objects in the body `asked` to `ids`.
 
     Raise `InvalidRequest` in the body of a stored object (`closed`) for what selects objects otherwise.
     """
     try:
         for name, inside in asked.items():
-            found.known = closed or name.lower() in PLACES
-            _look_at(objects, name, inside, asked, "", found)
-        found.known = True
+            ids.known = closed or name.lower() in PLACES
+            _look_at(objects, name, inside, asked, "", ids)
+        ids.known = True
         if closed and objects.kinds:
             _check_kinds(objects, asked)
     except RecursionError as error:
         raise InvalidRequest("The request is nested too deeply.") from error
 
 
-def _objects_of(call: CallRequest, ids: tuple[str, ...], found: BodyIds, keeps: int) -> StoredObjects:
+def _objects_of(call: CallRequest, ids: tuple[str, ...], body_ids: BodyIds, keeps: int) -> StoredObjects:
     """Return the objects of a call, by the `ids` in its path and those in its body; too many are refused."""
     key, server = FAMILIES[call.family].objects.key, call.spec.mcp.server
-    named = dict.fromkeys([key(server, id_) for value in found.named for id_ in ids_of(value)])
-    unsure = dict.fromkeys([id_ for value in found.unknown for id_ in ids_of(value) if id_ not in named])
+    named = dict.fromkeys([key(server, id_) for value in body_ids.named for id_ in ids_of(value)])
+    unsure = dict.fromkeys([id_ for value in body_ids.unknown for id_ in ids_of(value) if id_ not in named])
     if len(named) + len(unsure) > NAMED_MAX:
         raise InvalidRequest(f"The request names more than {NAMED_MAX} stored objects.")
-    values = found.brought if keeps else ()  # else its answer tells of none
+    values = body_ids.brought if keeps else ()  # else its answer tells of none
     brought = frozenset([id_ for value in values for id_ in ids_of(value)])
     return StoredObjects((*ids, *named), tuple(unsure), brought, keeps)
 
@@ -263,8 +267,8 @@ def _check_kinds(objects: ObjectRules, value: object) -> None:
     `objects.kinds` lists the types, and the fields of each, that are allowed.
     """
     if isinstance(value, list):
-        for each in value:
-            _check_kinds(objects, each)
+        for item in value:
+            _check_kinds(objects, item)
     elif isinstance(value, dict):
         for name, inside in value.items():
             kinds = objects.kinds.get(name.lower())
@@ -280,33 +284,33 @@ def _check_kinds(objects: ObjectRules, value: object) -> None:
                 _check_kinds(objects, inside)
 
 
-def _look(objects: ObjectRules, value: list[object] | Document, place: str, found: BodyIds) -> None:
-    """Add every id in a value of the body to `found`. `place` is the field around it, with a point if that is no list."""
+def _look(objects: ObjectRules, value: list[object] | Document, place: str, ids: BodyIds) -> None:
+    """Add every id in a value of the body to `ids`. `place` is the field around it, with a point if that is no list."""
     if isinstance(value, list):
-        for each in value:
-            if isinstance(each, dict):
-                _look(objects, each, place, found)
-            elif isinstance(each, list):
-                _look(objects, each, "", found)
+        for item in value:
+            if isinstance(item, dict):
+                _look(objects, item, place, ids)
+            elif isinstance(item, list):
+                _look(objects, item, "", ids)
         return
     for name, inside in value.items():
         if name not in _TEXTS or type(inside) is not str:
-            _look_at(objects, name, inside, value, place, found)
+            _look_at(objects, name, inside, value, place, ids)
 
 
 def _look_at(  # noqa: PLR0917  # a member, and where it stands
-    objects: ObjectRules, name: str, inside: object, holder: Document, place: str, found: BodyIds
+    objects: ObjectRules, name: str, inside: object, holder: Document, place: str, ids: BodyIds
 ) -> None:
-    """Add every id in the member `name` of the object `holder`, with the value `inside`, to `found`."""
+    """Add every id in the member `name` of the object `holder`, with the value `inside`, to `ids`."""
     if name in FREE or objects.is_free(name, holder):
         return
-    add_known(objects, name, inside, holder, place, found)
+    add_known(objects, name, inside, holder, place, ids)
     if name == "variables" and isinstance(inside, dict):  # names and texts are the caller's own
-        _look(objects, list(inside.values()), "", found)
+        _look(objects, list(inside.values()), "", ids)
     elif isinstance(inside, dict):
-        _look(objects, inside, f"{name}.", found)
+        _look(objects, inside, f"{name}.", ids)
     elif isinstance(inside, list):
-        _look(objects, inside, name, found)
+        _look(objects, inside, name, ids)
 
 
 # The ids of stored objects in an answer: its organization owns them from then on.
@@ -340,6 +344,6 @@ def kept_apart(call: CallRequest, ids: list[str]) -> list[tuple[int, list[str]]]
     keeps = call.objects.keeps
     if keeps == KEPT_OBJECTS:
         return [(KEPT_OBJECTS, ids)]
-    lasting = [one for one in ids if one.startswith(objects.lasting)]
-    others = [one for one in ids if not one.startswith(objects.lasting)]
+    lasting = [id_ for id_ in ids if id_.startswith(objects.lasting)]
+    others = [id_ for id_ in ids if not id_.startswith(objects.lasting)]
     return [(how, some) for how, some in ((keeps, others), (KEPT_OBJECTS, lasting)) if some]

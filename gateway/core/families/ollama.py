@@ -57,28 +57,28 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
-    said = loose_event(meter, data)
-    if said.get("error") is not None:
+    event = loose_event(meter, data)
+    if event.get("error") is not None:
         meter.failed = True
         return False
-    holder = object_in(said, "message") or {name: said.get(name) for name in ("response", "thinking")}
+    holder = object_in(event, "message") or {name: event.get(name) for name in ("response", "thinking")}
     text = holder.get("content") or holder.get("response") or holder.get("thinking")
     if isinstance(text, str) and text:
         meter.saw(text)
         meter.content_events += 1
     elif holder.get("tool_calls"):
         see_content(meter, holder, 0)
-    if any(said.get(word) is True for word in _ENDING.events):
-        _report(meter, said)
+    if any(event.get(word) is True for word in _ENDING.events):
+        _report(meter, event)
         meter.finished += 1
         meter.close()
     return False
 
 
-def _report(meter: Meter, said: Document) -> None:
-    meter.detail.answered_by(said.get("model"))
-    meter.failed = said.get("error") is not None
-    used, output = integer(said.get("prompt_eval_count")), integer(said.get("eval_count"))
+def _report(meter: Meter, document: Document) -> None:
+    meter.detail.answered_by(document.get("model"))
+    meter.failed = document.get("error") is not None
+    used, output = integer(document.get("prompt_eval_count")), integer(document.get("eval_count"))
     if used is not None and (output is not None or meter.call.output_max == 0):
         output = output or 0
         meter.report(used, output, 0, 0, used + output, final=True)

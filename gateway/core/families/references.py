@@ -80,26 +80,26 @@ class IdFields:
     others: frozenset[str]
     vendors: Callable[[Document, object], bool]
 
-    def add(self, name: str, inside: object, holder: Document, place: str, found: BodyIds) -> bool:
-        """Add to `found` the ids in the field `name` with the value `inside` of the object `holder`.
+    def add(self, name: str, inside: object, holder: Document, place: str, ids: BodyIds) -> bool:
+        """Add to `ids` the ids in the field `name` with the value `inside` of the object `holder`.
 
         Return whether the tables know the field. `place` is the list around that object. The case of the name
         does not matter.
         """
         folded = name.lower()
         if folded == "id":
-            refers = found.known and _refers(holder, place)
+            refers = ids.known and _refers(holder, place)
             if refers:
-                found.named.append(id_in(inside, name))
+                ids.named.append(id_in(inside, name))
             return refers
         if folded in self.others or (folded == "skill_id" and self.vendors(holder, inside)):
             return True
         if folded not in self.named or (isinstance(inside, dict) and not folded.endswith(ID_ENDS)):
             return False
         if folded.endswith("ids"):
-            found.named += ids_in(inside, name)
+            ids.named += ids_in(inside, name)
         else:  # a list in a plural has ids, and objects with one
-            found.named += _texts_in(inside) if folded.endswith("s") else [id_in(inside, name)]
+            ids.named += _texts_in(inside) if folded.endswith("s") else [id_in(inside, name)]
         return True
 
 
@@ -109,9 +109,9 @@ def id_fields(api: str, vendors: Callable[[Document, object], bool]) -> IdFields
 
 
 def add_known(  # noqa: PLR0917  # a member, and where it stands
-    objects: ObjectRules, name: str, inside: object, holder: Document, place: str, found: BodyIds
+    objects: ObjectRules, name: str, inside: object, holder: Document, place: str, ids: BodyIds
 ) -> None:
-    """Add to `found` the ids in a field of any API: by the tables of that API, else by its own name.
+    """Add to `ids` the ids in a field of any API: by the tables of that API, else by its own name.
 
     A text in a field that ends like an id, and is in no table, is added to `found.unknown` as each id that it
     may stand for.
@@ -119,12 +119,12 @@ def add_known(  # noqa: PLR0917  # a member, and where it stands
     folded = name.lower()
     if name.endswith(_CAMEL_ENDS):
         folded = _CAMEL.sub("_", name).lower()
-    if folded == "id" and found.known and _is_whole(holder, place):
-        found.brought.append(id_in(inside, name))
-    elif not objects.add(name, inside, holder, place, found) and (
+    if folded == "id" and ids.known and _is_whole(holder, place):
+        ids.brought.append(id_in(inside, name))
+    elif not objects.add(name, inside, holder, place, ids) and (
         folded == "id" or (folded.endswith(ID_ENDS) and folded.replace("-", "_") not in _OF_CALLERS)
     ):
-        found.unknown += [id_ for text in _texts(inside) for id_ in objects.readings(text.strip())]
+        ids.unknown += [id_ for text in _texts(inside) for id_ in objects.readings(text.strip())]
 
 
 def _texts_in(value: object) -> list[str]:

@@ -197,8 +197,8 @@ def _budget_exceeded(refused: Refused) -> Refusal:
     if window is not None and is_run(window.budget_id):
         if counts_calls(window.budget_id) and refused.used >= ENDED_CALLS:
             return errors.RunEnded(f"The run {window.name} has ended.", retry_helps=False)
-        said = f"{_of_budget(refused)}. {_resets(refused)}"
-        return errors.RunExceeded(said, retry_helps=False)
+        message = f"{_of_budget(refused)}. {_resets(refused)}"
+        return errors.RunExceeded(message, retry_helps=False)
     wait = _wait_s(refused)
     return errors.BudgetExceeded(
         f"{_of_budget(refused)}. {_resets(refused)}",
@@ -218,10 +218,10 @@ def _of_budget(refused: Refused) -> str:
         _render_amount(unit, window.limit, window.currency),
     )
     left = left.removesuffix(f" {unit}").removesuffix(f" {window.currency}")
-    said = f"{_named_budget(window)}: {left} of {limit} left"
+    message = f"{_named_budget(window)}: {left} of {limit} left"
     if window.need and unit != REQUESTS:  # a request needs one
-        said += f"; this request may need {_render_amount(unit, window.need, window.currency)}"
-    return said
+        message += f"; this request may need {_render_amount(unit, window.need, window.currency)}"
+    return message
 
 
 def _named_budget(window: BudgetWindow) -> str:

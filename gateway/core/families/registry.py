@@ -18,9 +18,9 @@ FAMILIES: dict[Family, ApiFamily] = {family.name: family for family in ALL}
 SHAPES: dict[str, CallKind] = {meter: shape for family in ALL for meter, shape in family.shapes.items()}
 BATCHES: tuple[BatchPaths, ...] = tuple([paths for one in ALL for paths in one.batches])
 BATCH_AT: Mapping[str, BatchPaths] = {
-    path: one
-    for one in BATCHES
-    for path in (one.files, one.batches, one.one, one.cancel, one.results, *one.makers)
+    path: batch
+    for batch in BATCHES
+    for path in (batch.files, batch.batches, batch.one, batch.cancel, batch.results, *batch.makers)
     if path
 }
 LISTS: tuple[ObjectLists, ...] = tuple([one.objects.lists for one in ALL if one.objects.lists])
@@ -37,7 +37,7 @@ BATCH_COLLECTIONS = frozenset({paths.batches for paths in BATCHES})
 BATCH_MAKERS = frozenset({path for paths in BATCHES for path in paths.makers})
 REMAKERS = frozenset({paths.remake for paths in JOBS.values() if paths.remake})
 # Paths of the results of jobs.
-RESULTS = frozenset({one.results for one in BATCHES} | {one.results for one in JOBS.values()}) - {""}
+RESULTS = frozenset({batch.results for batch in BATCHES} | {job.results for job in JOBS.values()}) - {""}
 OF_METER: dict[str, ApiFamily] = {meter: family for family in ALL for meter in family.shapes}
 # The family whose clients send a header, the surest first: a version or an SDK, then a header for keys that
 # only this family has.

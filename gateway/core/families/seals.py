@@ -24,7 +24,7 @@ _OWN: Final = frozenset({
 })  # fmt: skip
 # Members of a body, each by its path, that name what one model made or keeps: a response, a conversation, a cache.
 # By the types of openai 2.9, google-genai 1.52, and ai.google.dev/gemini-api/docs/openai, 2026-11-30.
-_BOUND: Final = (
+_BOUND: Final = tuple([tuple(path.split(".")) for path in (
     "previous_response_id",
     "conversation",
     "cachedContent",
@@ -34,7 +34,8 @@ _BOUND: Final = (
     "google.cachedContent",
     "extra_body.google.cached_content",
     "extra_body.google.cachedContent",
-)
+)])  # fmt: skip
+_BEGINNINGS: Final = frozenset(path[0] for path in _BOUND)
 # Ids of objects that belong to no model: files, vector stores, containers, skills.
 PLAIN_OBJECTS: Final = ("file-", "file_", "files/", "vs_", "cntr_", "container_", "skill_")
 _decode = msgspec.json.Decoder().decode
@@ -59,12 +60,13 @@ def bound_by(call: CallRequest, seals: Mapping[str, str]) -> str:
 
     `seals` are the sealed members of its family.
     """
-    for path in _BOUND:
-        value: object = call.body.document
-        for name in path.split("."):
+    document = call.body.document
+    for path in () if document is None or _BEGINNINGS.isdisjoint(document) else _BOUND:
+        value: object = document
+        for name in path:
             value = value.get(name) if isinstance(value, dict) else None
         if value:
-            return f"it names what another model keeps ({path})"
+            return f"it names what another model keeps ({'.'.join(path)})"
     kept = next((id_ for id_ in call.objects.named if not id_.startswith(PLAIN_OBJECTS)), "")
     if kept:
         return f"it names what another model made ({kept[:64]})"

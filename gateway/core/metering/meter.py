@@ -262,10 +262,10 @@ class Meter:
         self.said: dict[tuple[int, str], int] = {}  # sizes of content by item and kind of event, for a family
         self.begun: dict[int, bool] = {}  # whether each choice is finished, by its index
         # Counted tokens are bounded by the call's maximum; reported ones are not.
-        each, most = call.output_max, bounds.usage_tokens_max
-        if each is None:
-            each = call.output_ceiling or most
-        self.output_most = min(each * call.spec.choices, most)
+        output_ceiling, most = call.output_max, bounds.usage_tokens_max
+        if output_ceiling is None:
+            output_ceiling = call.output_ceiling or most
+        self.output_most = min(output_ceiling * call.spec.choices, most)
         # From so many bytes on the text is probably longer than the maximum, and its words are counted.
         self._dense_from, self.words = int(self.output_most * call.learned.output_bytes_per_token), 0
         self.reported = self.partial = self.uncounted = self.marked = self.final = False

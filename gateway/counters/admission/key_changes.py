@@ -48,12 +48,12 @@ class Changes:
         self._reading: dict[bytes, _KeyReads] = {}
         self._turn = 0
         self._others = asyncio.Event()
-        wires.hear(self._told)
+        wires.hear(self._note_change)
 
     def read(self, name: bytes) -> KeyLookup:
         """Query a key; the caller must await the answer, or call `leave`."""
         wire = self._wires.of_key(name)
-        return self._asked(name, wire, wire.send(encode(b"GET", name)))
+        return self._send_lookup(name, wire, wire.send(encode(b"GET", name)))
 
     def read_together(self, names: Sequence[bytes]) -> list[KeyLookup]:
         """Query several keys, in one command if one server has them all."""
@@ -63,9 +63,11 @@ class Changes:
         if not wire.is_one:
             return [self.read(name) for name in names]
         wait = wire.send(encode(b"MGET", *names))
-        return [self._asked(name, wire, wait, at) for at, name in enumerate(names)]
+        return [self._send_lookup(name, wire, wait, at) for at, name in enumerate(names)]
 
-    def _asked(self, name: bytes, wire: RedisConnection, wait: Wait[Reply], at: int = ALONE) -> KeyLookup:
+    def _send_lookup(
+        self, name: bytes, wire: RedisConnection, wait: Wait[Reply], at: int = ALONE
+    ) -> KeyLookup:
         self._turn += 1
         under_way = self._reading.get(name)
         if under_way is None:
@@ -107,7 +109,7 @@ class Changes:
             await asyncio.wait_for(self._others.wait(), within_s)
         self._others.clear()
 
-    def _told(self, name: bytes) -> None:
+    def _note_change(self, name: bytes) -> None:
         if not name or name.startswith(LISTS):
             self._others.set()
             return

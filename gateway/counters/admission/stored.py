@@ -132,7 +132,7 @@ def encode_catalogue(
     shares: Sequence[Share] = (),
 ) -> bytes:
     """Return the catalogue, encoded for Redis."""
-    by_key = {one.key: one for one in services}
+    by_key = {service.key: service for service in services}
     more: dict[str, object] = {"weights": weights} if weights else {}
     if models:
         more["models"] = models
@@ -208,13 +208,13 @@ def encode_prices(version: int, prices: Sequence[ModelPrice], rates: Sequence[Ex
     """Return the prices, encoded for Redis, in their own currencies: gateways convert them."""
     listed = [(*price[:-1], price.vector[:VECTOR_FIELDS]) for price in prices]
     vectors = [price.vector for price in prices]
-    units = {one.price_id: one.units for one in vectors if one.units}
+    units = {vector.price_id: vector.units for vector in vectors if vector.units}
     tables = {
-        one.price_id: {tier: (of.prices, of.context_tiers) for tier, of in one.tiers.items()}
-        for one in vectors
-        if one.tiers
+        vector.price_id: {tier: (of.prices, of.context_tiers) for tier, of in vector.tiers.items()}
+        for vector in vectors
+        if vector.tiers
     }
-    named = {one.price_id: kinds for one in vectors if (kinds := _named(one))}
+    named = {vector.price_id: kinds for vector in vectors if (kinds := _named(vector))}
     more: dict[str, object] = {"named": named}
     if rates:
         more["rates"] = rates
@@ -222,7 +222,9 @@ def encode_prices(version: int, prices: Sequence[ModelPrice], rates: Sequence[Ex
         more["units"] = units
     if tables:
         more["tables"] = tables
-    if hours := {one.price_id: (one.hours.spans, one.hours.by_end) for one in vectors if one.hours}:
+    if hours := {
+        vector.price_id: (vector.hours.spans, vector.hours.by_end) for vector in vectors if vector.hours
+    }:
         more["hours"] = hours
     return msgspec.json.encode({"version": version, "layout": PRICES_LAYOUT, "prices": listed, **more})
 

@@ -122,7 +122,7 @@ class ParkedEntries:
 
 
 def _packed(ids: Iterable[bytes]) -> bytes:
-    return b"".join(packing.STREAM_ID.pack(*stream_place(one)) for one in ids)
+    return b"".join(packing.STREAM_ID.pack(*stream_place(id_)) for id_ in ids)
 
 
 # The newest entry ever deleted of each partition's outbox, cached.
@@ -160,21 +160,21 @@ class DeletedEntries:
         if run_id != self._kept_under:
             self._kept, self._kept_under = {}, run_id
         found = {one: id_ for one, (id_, at) in self._kept.items() if not anew and now - at < KEPT_S}
-        asked = [one for one in partitions if one not in found]
+        asked = [partition for partition in partitions if partition not in found]
         kept, before = self._kept, {one: self._removals[one] for one in asked}
         found |= await self._ask(asked)
         kept |= {one: (found[one], now) for one in asked if self._removals[one] == before[one]}
-        return {one: found[one] for one in partitions if found[one]}
+        return {partition: found[partition] for partition in partitions if found[partition]}
 
     async def _ask(self, partitions: Sequence[int]) -> dict[int, bytes]:
         """Query the newest deleted entry's id of each partition's stream; b"" if there is no stream."""
-        names = [keys.outbox(one).encode() for one in partitions]
+        names = [keys.outbox(partition).encode() for partition in partitions]
         kinds = await self._client.ask_each((b"TYPE", name) for name in names)
         streams = [at for at, kind in enumerate(kinds) if kind == b"stream"]
         facts = await self._client.ask_each((b"XINFO", b"STREAM", names[at]) for at in streams)
         found = dict.fromkeys(partitions, b"")
-        for at, said in zip(streams, facts, strict=True):
-            newest = fields_of(said).get(b"max-deleted-entry-id")
+        for at, fact in zip(streams, facts, strict=True):
+            newest = fields_of(fact).get(b"max-deleted-entry-id")
             found[partitions[at]] = newest if isinstance(newest, bytes) else b""
         return found
 
@@ -403,7 +403,7 @@ class Outbox:
 
         None if the stream has more entries than are read.
         """
-        found: dict[str, AccountPosition] = {}
+        account_positions: dict[str, AccountPosition] = {}
         after = b""
         page = min(LOOK_ENTRIES, self._look_entries_max)
         for _ in range(self._look_entries_max // page):
@@ -413,9 +413,9 @@ class Outbox:
                     return None
                 with suppress(MalformedEvent):
                     for place in places_before(decode(packed)):
-                        found.setdefault(place.account, place)
+                        account_positions.setdefault(place.account, place)
             if len(entries) < page:
-                return found
+                return account_positions
             after = entries[-1][0]
         return None
 
@@ -452,8 +452,8 @@ class OrphanReader:
         facts = await self._client.ask_each((b"XINFO", b"STREAM", _name(p)) for p, _ in missing)
         return [
             partition
-            for (partition, mark), said in zip(missing, facts, strict=True)
-            if _fact(said, b"max-deleted-entry-id") < stream_place(mark)
+            for (partition, mark), fact in zip(missing, facts, strict=True)
+            if _fact(fact, b"max-deleted-entry-id") < stream_place(mark)
         ]
 
     async def read_strays(
@@ -497,10 +497,10 @@ def _name(partition: int) -> bytes:
     return keys.outbox(partition).encode()
 
 
-def _fact(said: Reply, name: bytes) -> StreamPlace:
+def _fact(reply: Reply, name: bytes) -> StreamPlace:
     """Return the stream id in the field `name` of an XINFO reply; the lowest id if there is no stream."""
-    found = fields_of(said).get(name)
-    return stream_place(found if isinstance(found, bytes) else b"")
+    field = fields_of(reply).get(name)
+    return stream_place(field if isinstance(field, bytes) else b"")
 
 
 # Refused calls for the keeper: batches in order, deleted once they are rows.

@@ -55,20 +55,22 @@ class AccountHeads(Client):
         Due resets are not applied. None for a missing account; one of another version is omitted.
         CountersUnavailable if a partition is not verified, since a missing account may be loaded later.
         """
-        organizations = [(keys.partition_of(one.organization_id), one.organization_id) for one in owners]
+        organizations = [
+            (keys.partition_of(owner.organization_id), owner.organization_id) for owner in owners
+        ]
         tenants = [
-            (keys.partition_of(one.organization_id), tenant_id)
-            for one in owners
-            for tenant_id in one.tenant_ids
+            (keys.partition_of(owner.organization_id), tenant_id)
+            for owner in owners
+            for tenant_id in owner.tenant_ids
         ]
         await self._require_verified({partition for partition, _ in organizations})
-        found: dict[str, AccountHead | None] = {}
+        account_heads: dict[str, AccountHead | None] = {}
         for id_, tenant in (await self.stored(states.TenantState, tenants)).items():
-            found[f"tenant:{id_}"] = AccountHead(tenant.seq, _remaining(tenant)) if tenant else None
+            account_heads[f"tenant:{id_}"] = AccountHead(tenant.seq, _remaining(tenant)) if tenant else None
         for id_, state in (await self.stored(states.OrganizationState, organizations)).items():
-            found[f"credits:{id_}"] = AccountHead(state.credit_seq, state.balance) if state else None
-            found[f"spend:{id_}"] = AccountHead(state.spend_seq, state.spent) if state else None
-        return found
+            account_heads[f"credits:{id_}"] = AccountHead(state.credit_seq, state.balance) if state else None
+            account_heads[f"spend:{id_}"] = AccountHead(state.spend_seq, state.spent) if state else None
+        return account_heads
 
     async def open_calls(self, organization_id: int, tenant_ids: Sequence[int]) -> int:
         """Return how many calls, holds by the API and jobs of an organization's tenants are open.
@@ -83,11 +85,11 @@ class AccountHeads(Client):
     async def unreadable(self, owners: Sequence[Owner]) -> set[str]:
         """Return the names of accounts whose stored layout no version up to this one can read."""
         found = set[str]()
-        for one in owners:
-            id_, partition = one.organization_id, keys.partition_of(one.organization_id)
-            names = [keys.tenant_state(partition, tenant_id) for tenant_id in one.tenant_ids]
+        for owner in owners:
+            id_, partition = owner.organization_id, keys.partition_of(owner.organization_id)
+            names = [keys.tenant_state(partition, tenant_id) for tenant_id in owner.tenant_ids]
             *tenants, organization = await self.states([*names, keys.organization_state(partition, id_)])
-            for tenant_id, raw in zip(one.tenant_ids, tenants, strict=True):
+            for tenant_id, raw in zip(owner.tenant_ids, tenants, strict=True):
                 if _is_nobodys(states.TenantState, raw):
                     found.add(f"tenant:{tenant_id}")
             if _is_nobodys(states.OrganizationState, organization):
@@ -116,7 +118,7 @@ class AccountHeads(Client):
 
     async def holds(self) -> int:
         """Return the number of holds of calls in flight, over all partitions."""
-        if not await are_any_there(self, [keys.deadlines(one) for one in self.partitions]):
+        if not await are_any_there(self, [keys.deadlines(partition) for partition in self.partitions]):
             return 0
         counts = await self.ask_all(b"ZCARD", keys.deadlines)
         return sum(count for count in counts.values() if isinstance(count, int))

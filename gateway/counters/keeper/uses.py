@@ -45,7 +45,7 @@ async def charge_use(client: Client, write: ControlWrite) -> bool:
     call = packing.settle(
         client.run_id_of(caller.partition), TOMBSTONE_MS, settlement, packing.MODE_POST,
         b"%d" % use.facts.used_ms,
-        definitions=tuple(one.defined for one in accounts),
+        definitions=tuple(account.defined for account in accounts),
     )  # fmt: skip
     return await _settle(client, caller, call)
 
@@ -59,11 +59,11 @@ async def charge_late(client: Client, write: ControlWrite) -> bool:
     known, unread = await windows(client, [late])
     if unread:
         raise CountersRefused("nobody can read which budgets its organization has")
-    budgets = tuple(one for one in late.budgets if one in known)
+    budgets = tuple(budget for budget in late.budgets if budget in known)
     call = packing.settle(
         client.run_id_of(late.caller.partition), TOMBSTONE_MS, replace(late, budgets=budgets),
         packing.MODE_POST, b"%d" % await client.now_ms(),
-        definitions=tuple(known[one] for one in budgets),
+        definitions=tuple(known[budget] for budget in budgets),
     )  # fmt: skip
     return await _settle(client, late.caller, call)
 
@@ -114,7 +114,7 @@ def _settlement(
     return Settlement(
         caller, request_id, use.user, service, True, tokens, use.credits, use.units, use.attribution,
         write_facts(use.facts), use.over, None if quota_tokens == tokens else quota_tokens,
-        budgets=tuple(one.name for one in accounts), money=use.money, budget_tokens=use.tokens,
+        budgets=tuple(account.name for account in accounts), money=use.money, budget_tokens=use.tokens,
     )  # fmt: skip
 
 

@@ -403,7 +403,7 @@ def extend(run_id: bytes, ttl_ms: int, partition: int, live: list[tuple[HoldExte
             *account_keys(partition, one.budgets, indexed=False),
         ]
         tokens, rate = one.tokens, one.rate
-        seen, wanted = (-1, 0) if rate is None else (rate.seen(tokens), rate.credits(one.ahead(margin)))
+        seen, wanted = (-1, 0) if rate is None else (rate.charge_for(tokens), rate.credits(one.ahead(margin)))
         quota_tokens = -1 if one.weights is None else one.quota_tokens
         arguments.append(
             EXTEND.pack(

@@ -36,7 +36,7 @@ class RedisTls:
     def __init__(self, files: TlsFiles) -> None:
         self._files, self._paths = files, (files.authority, files.certificate, files.key)
         self._seen = stat_files(self._paths)
-        self._context = _made(files)
+        self._context = _make_context(files)
         self._why = ""
 
     def context(self) -> ssl.SSLContext:
@@ -46,19 +46,19 @@ class RedisTls:
             self._renew(found)
         return self._context
 
-    def _renew(self, found: Seen) -> None:
+    def _renew(self, seen: Seen) -> None:
         try:
-            self._context = _made(self._files)
+            self._context = _make_context(self._files)
         except SettingError as error:  # tried again with the next connection: rights may change
             if error.message != self._why:
                 _log.error("TLS to Redis is kept as it was", extra={"why": error.message})
             self._why = error.message
             return
-        self._seen, self._why = found, ""
+        self._seen, self._why = seen, ""
         _log.info("files of TLS to Redis read again")
 
 
-def _made(files: TlsFiles) -> ssl.SSLContext:
+def _make_context(files: TlsFiles) -> ssl.SSLContext:
     """Return a context that verifies certificate and host name; the authority can be configured."""
     try:
         require_regular(files.authority)
@@ -292,9 +292,9 @@ async def ask_apart(
             answers = await _answers(address, place, asked)
     except (OSError, TimeoutError, UnicodeError, hiredis.ProtocolError) as error:
         raise CountersUnavailable(f"{place[0]}:{place[1]} does not answer: {why_not(error)}") from error
-    for one in answers:
-        if isinstance(one, hiredis.ReplyError):
-            raise CountersUnavailable(f"{place[0]}:{place[1]} refused: {str(one)[:200]}")
+    for answer in answers:
+        if isinstance(answer, hiredis.ReplyError):
+            raise CountersUnavailable(f"{place[0]}:{place[1]} refused: {str(answer)[:200]}")
     return cast("list[Reply]", answers[len(asked) - len(commands) :])
 
 
@@ -305,7 +305,7 @@ async def _answers(address: Address, place: Place, asked: Sequence[Sequence[str]
     parser, answers = hiredis.Reader(), list[object]()
     try:
         # hiredis' types allow only a single word.
-        writer.write(b"".join(hiredis.pack_command(cast("tuple[str]", tuple(one))) for one in asked))
+        writer.write(b"".join(hiredis.pack_command(cast("tuple[str]", tuple(command))) for command in asked))
         while len(answers) < len(asked):
             data = await reader.read(READ_BYTES)
             if not data:
@@ -452,7 +452,7 @@ async def greet(address: Address, ask: Ask, *, loads: bool = True) -> Server:
         ask(b"FUNCTION", b"LIST", b"LIBRARYNAME", library().name.encode()),
         _part(address, ask),
     )
-    run_id = said(server, b"run_id")
+    run_id = read_info_field(server, b"run_id")
     if not run_id:
         raise CountersUnavailable("Redis does not say its run_id")
     named = {
@@ -463,13 +463,15 @@ async def greet(address: Address, ask: Ask, *, loads: bool = True) -> Server:
     who = next((who for who, servers in named.items() if servers), None)
     if who and not is_primary(replication):
         raise CountersUnavailable(f"{who} a primary that is not one (yet)")
-    policy = said(memory, b"maxmemory_policy")
-    behind, offset = (said(replication, name) for name in (b"master_replid2", b"second_repl_offset"))
+    policy = read_info_field(memory, b"maxmemory_policy")
+    behind, offset = (
+        read_info_field(replication, name) for name in (b"master_replid2", b"second_repl_offset")
+    )
     promoted = b"" if offset in (b"", b"-1") else behind + b":" + offset
     # A full server refuses to load, but has what was loaded before.
     if loads and not loaded:
         await ask(b"FUNCTION", b"LOAD", b"REPLACE", library().text.encode())
-    mode = said(server, b"redis_mode") or said(server, b"server_mode")
+    mode = read_info_field(server, b"redis_mode") or read_info_field(server, b"server_mode")
     is_one = mode == b"standalone"
     if address.shards and not is_one:
         raise CountersUnavailable("it is no standalone server: name members of a cluster by redis+cluster://")
@@ -539,7 +541,7 @@ async def note_parts(address: Address, *, claims: bool) -> None:
         except CountersUnavailable:
             return None
         name = f"{place[0]}:{place[1]}"
-        if (same := names.setdefault(said(info, b"run_id"), name)) != name:
+        if (same := names.setdefault(read_info_field(info, b"run_id"), name)) != name:
             raise CountersUnavailable(f"{' and '.join(sorted((same, name)))} are one server: name it once")
         if found is None and isinstance(markers, list) and any(markers):
             why = "it has data of other parts: begin with servers that are empty"
@@ -547,20 +549,20 @@ async def note_parts(address: Address, *, claims: bool) -> None:
         return found if isinstance(found, bytes) else b""
 
     parts = dict(zip(shards, await asyncio.gather(*map(part_at, shards)), strict=True))
-    for place, found in parts.items():
-        if found and found != own[place]:
-            raise CountersUnavailable(f"{place[0]}:{place[1]}: {_other_part(found, own[place])}")
+    for place, part in parts.items():
+        if part and part != own[place]:
+            raise CountersUnavailable(f"{place[0]}:{place[1]}: {_other_part(part, own[place])}")
     if claims and None not in parts.values():
-        for place in (place for place, found in parts.items() if not found):
+        for place in (place for place, part in parts.items() if not part):
             await ask(place, ("SET", SHARD.decode(), own[place].decode(), "NX"))
 
 
 def is_primary(replication: object) -> bool:
     """Return whether `INFO replication` is a primary's; some services refuse ROLE, which says the same."""
-    return said(replication, b"role") == b"master"
+    return read_info_field(replication, b"role") == b"master"
 
 
-def said(info: object, name: bytes) -> bytes:
+def read_info_field(info: object, name: bytes) -> bytes:
     """Return the value of a field of INFO; b"" if it is missing."""
     if not isinstance(info, bytes):
         return b""
@@ -606,12 +608,12 @@ def files_failing(facts: Mapping[str, str]) -> list[str]:
 
 def replica_lags(facts: Mapping[str, str]) -> list[int]:
     """Return the seconds since each replica last reported to this primary."""
-    found = []
+    lags = []
     for name, value in facts.items():
         if name.startswith("slave") and name[5:].isdigit():
-            said = dict(part.split("=", 1) for part in value.split(",") if "=" in part)
-            found += [int(said["lag"])] if said.get("lag", "").isdigit() else []
-    return found
+            fields = dict(part.split("=", 1) for part in value.split(",") if "=" in part)
+            lags += [int(fields["lag"])] if fields.get("lag", "").isdigit() else []
+    return lags
 
 
 def refusal_in(text: str) -> str:

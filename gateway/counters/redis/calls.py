@@ -69,7 +69,7 @@ def bulk_head(size: int) -> bytes:
 
 def bulks(*arguments: bytes) -> bytes:
     """Return arguments, encoded (RESP)."""
-    return b"".join([b"$%d\r\n%b\r\n" % (len(one), one) for one in arguments])
+    return b"".join([b"$%d\r\n%b\r\n" % (len(argument), argument) for argument in arguments])
 
 
 class VerbEncoding:
@@ -91,7 +91,7 @@ class VerbEncoding:
         self.hold = b"$%d\r\n%b" % (len(hold) + 36, hold.encode())
         self._openings: dict[tuple[int, int], bytes] = {}
         self.function = bulks(b"FCALL", library().functions[verb].encode())
-        self.own = bulks(*[one.encode() for one in shared[:-1]])
+        self.own = bulks(*[name.encode() for name in shared[:-1]])
         self.marker = bulks(shared[-1].encode())
         self.shared_count = len(shared)
 
@@ -137,7 +137,7 @@ class CallTemplate:
     ) -> None:
         """Encode the keys of `accounts`; reuse equal bytes of `other`, another template of the caller."""
         self.group, self.count, self.account_count = group, arguments, len(accounts)
-        self.accounts = tuple([bulks(one.encode()) for one in accounts])
+        self.accounts = tuple([bulks(account.encode()) for account in accounts])
         self.keys = group.marker + b"".join(self.accounts)
         if other is not None and other.keys == self.keys:
             self.accounts, self.keys = other.accounts, other.keys
@@ -334,7 +334,7 @@ class CallBatch:
             count += form.count
             shape.append(form.arguments)
             if form not in accounts:
-                where = [places.setdefault(one, FIRST_PLACE + len(places)) for one in form.accounts]
+                where = [places.setdefault(account, FIRST_PLACE + len(places)) for account in form.accounts]
                 accounts[form] = bytes(where)
             shape.append(accounts[form])
             taken += 1
@@ -477,7 +477,7 @@ class CallBatcher:
         self._turn += 1
         return calls
 
-    def left(self, last: int) -> None:
+    def note_sent(self, last: int) -> None:
         """Note a write of collected calls by the number of its last command on the connection; 0 for none."""
         if last:
             self._flights.append(last)
@@ -613,7 +613,10 @@ class Frame(LruEntry):
         if not accounts:
             return self._reserve_end
         if accounts is not self._defined_of:
-            self._defined_of, self._defined = accounts, _shared(bulks(*[one.defined for one in accounts]))
+            self._defined_of, self._defined = (
+                accounts,
+                _shared(bulks(*[account.defined for account in accounts])),
+            )
         steps = pack_steps(request.steps) if request.steps else b""
         head = bulk_head(NEED.size + len(steps)) if steps else _NEED_HEAD
         return packed(

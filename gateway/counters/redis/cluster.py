@@ -26,7 +26,7 @@ from gateway.counters.redis.address import (
     in_words,
     is_primary,
     note_parts,
-    said,
+    read_info_field,
 )
 from gateway.counters.redis.calls import BatchWaiters, Hop, Reply, key_in
 from gateway.counters.redis.connection import CALL_S, Asked, RedisConnection, encode
@@ -69,22 +69,22 @@ class ClusterViews:
         self._silent: dict[RedisConnection, float] = {}
         self._said_at = 0.0
 
-    def is_later(self, found: SlotMap, known: SlotMap) -> bool:
-        """Return whether to adopt the map `found`: it differs from the known one, and has no older epoch.
+    def is_later(self, slot_map: SlotMap, known: SlotMap) -> bool:
+        """Return whether to adopt the map `slot_map`: it differs from the known one, and has no older epoch.
 
         A map of another cluster is adopted only if no member of the known one has answered lately.
         """
-        now, is_of_known = self._loop.time(), found.is_of(known)
+        now, is_of_known = self._loop.time(), slot_map.is_of(known)
         if not is_of_known and now - self._said_at < ANOTHER_S:
             return False
         self._said_at = now
-        return not is_of_known or (found.epoch >= known.epoch and found != known)
+        return not is_of_known or (slot_map.epoch >= known.epoch and slot_map != known)
 
     def heard(self, wires: Collection[RedisConnection]) -> list[RedisConnection]:
         """Return the connections whose servers answer at present."""
         now = self._loop.time()
-        self._silent = {one: until for one, until in self._silent.items() if until > now and one in wires}
-        return [one for one in wires if one.connected and one not in self._silent]
+        self._silent = {wire: until for wire, until in self._silent.items() if until > now and wire in wires}
+        return [wire for wire in wires if wire.connected and wire not in self._silent]
 
     def are_heard(self, wires: Collection[RedisConnection]) -> bool:
         """Return whether there are connections, and all of their servers answer."""
@@ -107,8 +107,8 @@ class ClusterViews:
 
     async def _of(self, asked: Sequence[RedisConnection]) -> list[SlotMap]:
         """Return the slot maps that these primaries send within `VIEW_S_MAX` seconds."""
-        said = await asyncio.gather(*(_in_time(one, self._places[one]) for one in asked))
-        silent = [one for one, view in zip(asked, said, strict=True) if view is None]
+        said = await asyncio.gather(*(_in_time(place, self._places[place]) for place in asked))
+        silent = [place for place, view in zip(asked, said, strict=True) if view is None]
         self._silent |= dict.fromkeys(silent, self._loop.time() + LEFT_OUT_S)
         return [view for view in said if view is not None]
 
@@ -149,8 +149,8 @@ async def view_apart(address: Address, places: Iterable[Place]) -> SlotMap:
 
 def _read(info: Reply, slots: Reply, asked: Place) -> SlotMap | None:
     """Return the slot map in a member's answers; None if it is cut off. ValueError if it is invalid."""
-    epoch = said(info, b"cluster_current_epoch")
-    if said(info, b"cluster_state") != b"ok" or not epoch.isdigit():
+    epoch = read_info_field(info, b"cluster_current_epoch")
+    if read_info_field(info, b"cluster_state") != b"ok" or not epoch.isdigit():
         return None
     return read_slots(int(epoch), slots, asked)
 
@@ -388,7 +388,7 @@ class Shards:
 
     @property
     def wires(self) -> list[RedisConnection]:
-        return [self._wires[place] for place in dict.fromkeys(one.place for one in self.map.owned)]
+        return [self._wires[place] for place in dict.fromkeys(owned.place for owned in self.map.owned)]
 
     def start(self) -> None:
         """Find the primaries and connect in the background, retrying until closed."""
@@ -411,11 +411,11 @@ class Shards:
 
     @property
     def connected(self) -> bool:
-        return bool(self.map.owned) and all(one.connected for one in self.wires)
+        return bool(self.map.owned) and all(wire.connected for wire in self.wires)
 
     @property
     def away(self) -> int:
-        return sum(not one.available for one in self._by_partition)
+        return sum(not wire.available for wire in self._by_partition)
 
     @property
     def servers(self) -> Sequence[str]:
@@ -502,36 +502,36 @@ class Shards:
         if place is None:  # it was closed meanwhile
             return False
         replication = wire.send(encode(b"INFO", b"replication"))
-        found = await view_of(wire, place)
+        view = await view_of(wire, place)
         self._soon.set()
         said = await in_task(replication)
-        if found is None or not is_primary(said):
+        if view is None or not is_primary(said):
             return False
-        self._apply(found)
-        return any(one.place == place for one in found.owned)
+        self._apply(view)
+        return any(one.place == place for one in view.owned)
 
-    def _apply(self, found: SlotMap) -> None:
+    def _apply(self, slot_map: SlotMap) -> None:
         """Adopt this map, unless a later one is known."""
-        if not self._views.is_later(found, self.map):
+        if not self._views.is_later(slot_map, self.map):
             return
-        before, self.map = {one.place for one in self.map.owned}, found
+        before, self.map = {owned.place for owned in self.map.owned}, slot_map
         self._found.set()
-        owners = list(dict.fromkeys(one.place for one in found.owned))
+        owners = list(dict.fromkeys(one.place for one in slot_map.owned))
         for place in {*owners} - before:
             self._leave(place, again=True)  # a server that became a primary may have other data
-        there = {one for one in self._wires.values() if one.connected}
+        there = {wire for wire in self._wires.values() if wire.connected}
         for place in owners:
             self._at(place)
         for place, wire in list(self._wires.items()):
             before_here = wire.part.partitions
-            wire.part = part_of(found.partitions_of(place), wire.part.moving)
+            wire.part = part_of(slot_map.partitions_of(place), wire.part.moving)
             if not set(before_here) <= set(wire.part.partitions):
                 wire.hearing.again()  # it may have reported no changes in moved slots
             if place not in owners:
                 self._loop.call_later(LINGER_S, self._leave, place)
         serving = {self._wires[place] for place in owners} & there
         for partition, slot in enumerate(SLOT_OF_PARTITION):
-            owner = found.place_of(slot)
+            owner = slot_map.place_of(slot)
             self._give(partition, self._nobody if owner is None else self._wires[owner], serving)
         for moved in self._moved:
             moved.set()
@@ -569,7 +569,7 @@ class Shards:
         """Return the connection to an address: a primary's, or one that a primary redirected to."""
         wire = self._wires.get(place)
         if wire is None:
-            owners = {one.place for one in self.map.owned}
+            owners = {owned.place for owned in self.map.owned}
             if place not in owners and len(self._wires.keys() - owners) >= OTHERS_MAX:
                 return self._nobody
             wire = self._make(replace(self._address, host=place[0], port=place[1]))

@@ -106,7 +106,7 @@ class InvalidationListener:
         """End the period of reports, because the connection is lost."""
         self.since = 0
 
-    def told(self, push: list[object]) -> None:
+    def pass_on(self, push: list[object]) -> None:
         """Pass the names of changed keys in a push message to the listeners.
 
         A message without names means that all keys may have changed: begin another period.
@@ -387,7 +387,7 @@ class RedisConnection(asyncio.Protocol):
         try:
             while (reply := reader.gets()) is not False:
                 if type(reply) is hiredis.PushNotification:
-                    self.hearing.told(reply)
+                    self.hearing.pass_on(reply)
                     continue
                 wait, command, since, calls = pending.popleft()
                 if pending is self._pending:
@@ -463,7 +463,7 @@ class RedisConnection(asyncio.Protocol):
         self.batch += 1
         if self._gathering.calls:
             self._leave_together()
-        self._gathering.left(self._last_of_calls)
+        self._gathering.note_sent(self._last_of_calls)
         self._last_of_calls = 0
         if self._transport is not None and self._out:
             self._transport.write(b"".join(self._out))
@@ -526,8 +526,8 @@ class RedisConnection(asyncio.Protocol):
         self._out.clear()
         for wait, *_ in waiting:
             wait.fail(CountersUnavailable())
-        for one in calls:
-            one[0].fail(CountersUnavailable())
+        for call in calls:
+            call[0].fail(CountersUnavailable())
 
     def _reconnect(self) -> None:
         if self._connecting is None or self._connecting.done():

@@ -311,52 +311,54 @@ def newest(views: Sequence[SlotMap], known: SlotMap) -> SlotMap | None:
     A slot may move without a new epoch, so a member that has not heard of the move reports an older map of
     the same epoch. Maps of another cluster count only if there is none of the known one.
     """
-    ours = [one for one in views if one.is_of(known)] or views
-    epoch = max((one.epoch for one in ours), default=0)
-    latest = [one for one in ours if one.epoch == epoch]
-    said = Counter(one.owned for one in latest)
-    return max(latest, key=lambda one: (said[one.owned], one.owned == known.owned), default=None)
+    ours = [view for view in views if view.is_of(known)] or views
+    epoch = max((slot_map.epoch for slot_map in ours), default=0)
+    latest = [slot_map for slot_map in ours if slot_map.epoch == epoch]
+    counter = Counter(one.owned for one in latest)
+    return max(latest, key=lambda one: (counter[one.owned], one.owned == known.owned), default=None)
 
 
 def are_doubtful(views: Sequence[SlotMap], known: SlotMap) -> bool:
     """Return whether to ask more members for maps: none answered, or a single one contradicts `known`."""
-    one = views[0] if views else known
-    return not views or (len(views) == 1 and one.epoch == known.epoch and one.owned != known.owned)
+    view = views[0] if views else known
+    return not views or (len(views) == 1 and view.epoch == known.epoch and view.owned != known.owned)
 
 
-def read_slots(epoch: int, said: object, asked: Place) -> SlotMap:
+def read_slots(epoch: int, value: object, asked: Place) -> SlotMap:
     """Return the answer of CLUSTER SLOTS (https://valkey.io/commands/cluster-slots/); ValueError if invalid.
 
     `asked` is the address of the member that answered: it may give itself no host.
     """
-    if not isinstance(said, list) or len(said) > SLOTS:
+    if not isinstance(value, list) or len(value) > SLOTS:
         raise ValueError("no list of slots")
     owned, members, ids = list[SlotRange](), dict[Place, None](), set[bytes]()
-    for line in said:
+    for line in value:
         match line:
             case [int() as first, int() as last, primary, *replicas] if 0 <= first <= last < SLOTS:
-                places = [_place(one, asked) for one in (primary, *replicas)]
+                places = [_place(replica, asked) for replica in (primary, *replicas)]
                 owned.append(SlotRange(first, last, places[0]))
                 members.update(dict.fromkeys(places))
-                ids.update(id_ for one in (primary, *replicas) for id_ in one[2:3] if isinstance(id_, bytes))
+                ids.update(
+                    id_ for replica in (primary, *replicas) for id_ in replica[2:3] if isinstance(id_, bytes)
+                )
             case _:
                 raise ValueError(f"no range of slots: {line!r}"[:200])
     owned.sort(key=lambda one: one.first)
     if any(one.last >= other.first for one, other in pairwise(owned)):
         raise ValueError("a slot has two primaries")
-    primaries = len({one.place for one in owned})
+    primaries = len({slots.place for slots in owned})
     if primaries > PRIMARIES_MAX:
         raise ValueError(f"{primaries} primaries have slots: expected at most {PRIMARIES_MAX}")
     return SlotMap(epoch, tuple(owned), tuple(members)[:MEMBERS_MAX], frozenset(ids))
 
 
-def _place(said: object, asked: Place) -> Place:
+def _place(value: object, asked: Place) -> Place:
     """Return host and port of a member; an unknown host is that of the member that answered."""
-    match said:
+    match value:
         case [bytes() | None as host, int() as port, *_] if 0 < port <= PORT_MAX:
             name = (host or b"").decode()
             return (asked[0] if name in ("", "?") else name), port
-    raise ValueError(f"no place of a member: {said!r}"[:200])
+    raise ValueError(f"no place of a member: {value!r}"[:200])
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,7 @@ _LOCAL = re.compile(
 # kind, where they are not within a block, it can leave for later steps.
 _DECLARED = re.compile(r"\b(?:local(?: function)?|for) (\w+(?:, \w+)*)|\bfunction ?\w*\((\w+(?:, \w+)*)\)")
 _LEAVES = re.compile(r"^  local (?:function )?(\w+(?:, \w+)*)", re.MULTILINE)
-# The names before a `=`, some of them with an index.
+# Assigned names: those before a `=`, some of them with an index.
 _TARGET = r"\w+(?:\[[^=\n\]]*\])?"
 _ASSIGNED = re.compile(rf"(?:^|\bthen\b|\belse\b|\bdo\b)[ \t]*({_TARGET}(?:, {_TARGET})*) = ", re.MULTILINE)
 # Lua's tokens: comments, strings, fields of a table and numbers are left unchanged; the rest is names.

@@ -41,7 +41,7 @@ def record_of(late: Mapping[bytes, bytes]) -> bytes:
     packed = KEPT.today(late[b"a"])
     names = (b"u", b"c", b"m", b"t", b"b") if packed[_FLAGS_AT] & FLAG_USES else (b"u", b"c", b"m", b"b")
     texts = [late.get(name, b"") for name in names]
-    return packed + b"\r\n" + b"".join(b"$%d\r\n%s\r\n" % (len(one), one) for one in texts)
+    return packed + b"\r\n" + b"".join(b"$%d\r\n%s\r\n" % (len(text), text) for text in texts)
 
 
 def settlement_of(
@@ -121,7 +121,7 @@ def _texts(encoded: bytes) -> list[bytes]:
 
 # Earlier answers that are kept of one settlement: one for each time that it was sent again and lost again.
 EARLIER_MAX = 4
-_SEQS = tuple(one.name for one in ACKNOWLEDGED.fields)
+_SEQS = tuple(field.name for field in ACKNOWLEDGED.fields)
 # The layouts of answers that acknowledge, by size; no two have the same one.
 _MOVING = {one.size: one for one in (SETTLED, GRANTED)}
 # A note is one of these and some of ACKNOWLEDGED: its size tells which.
@@ -160,7 +160,7 @@ def recovered(caller: Caller, argument: bytes) -> tuple[MovementRange, ...]:
     if len(argument) % size:
         return ()
     parts = (argument[at : at + size] for at in range(0, len(argument), size))
-    return tuple(one for part in parts for one in _movements(caller, ACKNOWLEDGED.read(part)))
+    return tuple(movement for part in parts for movement in _movements(caller, ACKNOWLEDGED.read(part)))
 
 
 def _moves(noted: bytes) -> bytes:

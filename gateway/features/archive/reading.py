@@ -102,7 +102,7 @@ def _selected_rows(
             raise ArchiveFailed(f"{place.url} is no archive: there is no manifest of any ledger")
         months = [month for month in there if _touches(month, asked)]
         files = [_file(place, ledger, month) for month in (reversed(months) if asked.newest else months)]
-        parts = [_of_month(place, one, ledger, asked) for one in files if one is not None]
+        parts = [_of_month(place, file, ledger, asked) for file in files if file is not None]
         in_order: Iterable[_Found] = chain.from_iterable(parts)
         if ledger.kind and ledger.owner in asked.filters:
             in_order = heapq.merge(*parts, key=lambda one: int(one[0]["seq"]), reverse=asked.newest)
@@ -139,8 +139,8 @@ def _without_manifest(place: FileStore, ledger: MonthlyLedger, months: list[date
 
 def _file(place: FileStore, ledger: MonthlyLedger, month: date) -> ArchivedMonth | None:
     """Return the file of a ledger's month by its manifest, or None without a manifest."""
-    said = archiving.read_manifest(place, month, ledger.name)
-    return None if said is None else said.file
+    manifest = archiving.read_manifest(place, month, ledger.name)
+    return None if manifest is None else manifest.file
 
 
 @contextmanager
@@ -166,7 +166,7 @@ def _of_month(
             )
         columns, needed = (
             columns_of(ledger),
-            [each.name for each in ledger.table.columns if not each.nullable],
+            [column.name for column in ledger.table.columns if not column.nullable],
         )
         schema = archiving.schema_of(columns)
         with _of_a_ledger(place, file):
@@ -281,34 +281,34 @@ def prove(url: str, place: FileStore) -> ArchiveProof:
     return proof
 
 
-def _differs(place: FileStore, one: ArchivedMonth, database: UUID) -> str:
+def _differs(place: FileStore, month: ArchivedMonth, database: UUID) -> str:
     """Return how an archived file, its manifest and the database `database` differ, or an empty text."""
-    found = archiving.read_manifest(place, one.month, one.ledger)
-    if found is None:
+    manifest = archiving.read_manifest(place, month.month, month.ledger)
+    if manifest is None:
         return "has no manifest"
-    if found.database != database:
+    if manifest.database != database:
         return "is of another database, by its manifest"
-    named = found.file
+    named = manifest.file
     if (named.file, named.rows, named.bytes, named.sha256) != (
-        one.file,
-        one.rows,
-        one.bytes,
-        one.sha256,
+        month.file,
+        month.rows,
+        month.bytes,
+        month.sha256,
     ):
         return "is another one by its manifest than by the database"
-    if not place.has(one.file):
+    if not place.has(month.file):
         return "is not there"
-    return "" if place.digest(one.file) == (one.bytes, one.sha256) else "is not what was archived"
+    return "" if place.digest(month.file) == (month.bytes, month.sha256) else "is not what was archived"
 
 
 def _movements(
-    connection: Connection, place: FileStore, ledger: MonthlyLedger, one: ArchivedMonth, proof: ArchiveProof
+    connection: Connection, place: FileStore, ledger: MonthlyLedger, month: ArchivedMonth, proof: ArchiveProof
 ) -> None:
     """Compare each movement in a file with PostgreSQL; note up to `NAMED_MAX` contradictions in `proof`."""
-    with connection.transaction(), place.open(one.file) as source:
+    with connection.transaction(), place.open(month.file) as source:
         rows = _counted(_read(source, ledger), proof)
-        for reason in compare(rows, read_kept_runs(connection, ledger, one.month)):
-            proof.broken.append(f"{ledger.kind}:{reason} ({one.file})")
+        for reason in compare(rows, read_kept_runs(connection, ledger, month.month)):
+            proof.broken.append(f"{ledger.kind}:{reason} ({month.file})")
             if len(proof.broken) > NAMED_MAX:
                 return
 

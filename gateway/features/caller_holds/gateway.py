@@ -126,7 +126,7 @@ async def take_hold(exchange: Exchange) -> None:
             await reserve_before_body(exchange, caller)  # a request limit refuses before this error
             raise
         try:
-            hold, decision, remaining = await _taken(exchange, caller, said, id_, again=bool(key))
+            hold, decision, remaining = await _take_hold(exchange, caller, said, id_, again=bool(key))
         except Refusal:
             holds.leave(caller, id_)
             if key:
@@ -167,9 +167,9 @@ async def authorize(exchange: Exchange) -> None:
         else:
             try:
                 body = await exchange.whole_body(caller, BODY_BYTES_MAX)
-                said = HoldBody(routed.service_key, ttl_s=whole_in(ttl_s, 1, TTL_S_MAX, "ttl_s"))
+                hold_body = HoldBody(routed.service_key, ttl_s=whole_in(ttl_s, 1, TTL_S_MAX, "ttl_s"))
                 if not routed.buffered:
-                    said.amount, body = routed.units, b""
+                    hold_body.amount, body = routed.units, b""
                 call = read(worker, head, received, caller, body)
                 if call.unmeasured:
                     await count_in_turn(worker, caller, call)
@@ -178,7 +178,7 @@ async def authorize(exchange: Exchange) -> None:
                 raise
             id_ = exchange.request_id
             try:
-                hold, decision, _ = await _taken(exchange, caller, said, id_, authorized=call)
+                hold, decision, _ = await _take_hold(exchange, caller, hold_body, id_, authorized=call)
             except Refusal:
                 ports.holds.leave(caller, id_)
                 raise
@@ -195,24 +195,24 @@ async def extend_hold(exchange: Exchange) -> None:
     ports = exchange.worker.ports
     holds = ports.holds
     with exchange.uninterrupted():
-        said = read_body(ExtendBody, await exchange.whole_body(caller, BODY_BYTES_MAX))
+        body = read_body(ExtendBody, await exchange.whole_body(caller, BODY_BYTES_MAX))
         hold = await holds.find(caller, exchange.head.routed.params["id"])
         if await holds.end_of(hold) is not None:
             raise HoldEnded
-        until_ms = holds.now_ms() + 1000 * said.ttl_s
+        until_ms = holds.now_ms() + 1000 * body.ttl_s
         if until_ms > hold.created_ms + 1000 * LIFE_S_MAX:
             raise InvalidRequest(
                 f"ttl_s ends a day ({LIFE_S_MAX} s) after the hold was taken at the latest.", param="ttl_s"
             )
         wanted, more = hold.held, 0
         definitions: tuple[bytes, ...] = ()
-        if said.more is not None:
+        if body.more is not None:
             attribution = _attributed(exchange.head.attribution, hold)
-            wanted, more = await _more(ports, attribution, hold, said.more)
+            wanted, more = await _more(ports, attribution, hold, body.more)
             is_own = (caller.key_id, caller.acts_for(hold.user)) == (hold.key_id, hold.user)
             holder = caller if is_own else replace(hold.caller, user="")
             definitions = ports.directory.definitions(holder, hold.budgets, attribution, hold.names())
-        found = await holds.extend(hold, 1000 * said.ttl_s, wanted, definitions)
+        found = await holds.extend(hold, 1000 * body.ttl_s, wanted, definitions)
         short = _short(found, wanted)
         hold.expires_ms = until_ms
         if short is None:
@@ -348,34 +348,34 @@ async def _keep(ports: Ports, hold: CallerHold, key: str, body: bytes, told: byt
 # The request of a hold, on the same limits as a call.
 
 
-async def _taken(
-    exchange: Exchange, caller: Caller, said: HoldBody, id_: str, *, again: bool = False,
+async def _take_hold(
+    exchange: Exchange, caller: Caller, body: HoldBody, id_: str, *, again: bool = False,
     authorized: CallRequest | None = None,
 ) -> tuple[CallerHold, Admitted, int | None]:  # fmt: skip
     """Acquire a hold; return its record, its admission, and the amount that remains, in the hold's unit.
 
-    `said` is the request; `again` is set if it was sent before. A hold of an `authorized` call covers its
+    `body` is the request; `again` is set if it was sent before. A hold of an `authorized` call covers its
     highest possible use, because no maximum can be written into its body.
     """
     worker, head = exchange.worker, exchange.head
     entrance = CallEntrance(exchange, caller, None)
     try:
         route, use, unit = (
-            await _use(worker, id_, head.attribution, caller, said)
+            await _use(worker, id_, head.attribution, caller, body)
             if authorized is None
-            else (head.routed.route, entrance.request_of(authorized, False), _unit(authorized, said))
+            else (head.routed.route, entrance.request_of(authorized, False), _unit(authorized, body))
         )
     except Refusal:
         await reserve_before_body(exchange, caller)
         raise
     call, attribution = use.call, use.attribution
     exchange.call = call
-    own = _HoldClaim(worker.ports, use, said, again, authorized is not None)
+    own = _HoldClaim(worker.ports, use, body, again, authorized is not None)
     (service, prices, budgets, run), claim, request, admitted, *_ = await admit(
         worker.admission, use, entrance, own
     )
     asked = own.asked
-    if said.amount is None:
+    if body.amount is None:
         asked = own.need if unit == TOKENS else request.units
     if exchange.admitted is not None:  # the new hold replaces the amounts held before its body was read
         if id_ != exchange.request_id:
@@ -412,9 +412,9 @@ class _HoldClaim:
     """
 
     def __init__(
-        self, ports: Ports, use: UseRequest, said: HoldBody, again: bool, is_authorized: bool
+        self, ports: Ports, use: UseRequest, body: HoldBody, again: bool, is_authorized: bool
     ) -> None:
-        self._ports, self._use, self._said = ports, use, said
+        self._ports, self._use, self._said = ports, use, body
         self._again, self._is_authorized = again, is_authorized
         self.need = self.asked = 0
 
@@ -426,7 +426,7 @@ class _HoldClaim:
         if self._is_authorized:
             most = estimate.need if call.output_max is None else estimate.ceiling
             estimate = replace(estimate, need=most, least=0)
-        claim, request, self.asked = _asked(
+        claim, request, self.asked = _make_request(
             use.caller, use.id, use.user, service, call, estimate, prices, budgets, said.amount, self._again
         )
         self.need, request.ttl_ms = estimate.need, 1000 * said.ttl_s
@@ -457,48 +457,48 @@ def _overruling(  # noqa: PLR0917  # a call, and the decision on it
     return None
 
 
-def _unit(call: CallRequest, said: HoldBody) -> str:
+def _unit(call: CallRequest, body: HoldBody) -> str:
     """Return the unit of a hold for a call."""
-    return TOKENS if call.has_input else unit_of(said)
+    return TOKENS if call.has_input else unit_of(body)
 
 
 async def _use(
-    worker: Worker, id_: str, attribution: Attribution, caller: Caller, said: HoldBody
+    worker: Worker, id_: str, attribution: Attribution, caller: Caller, body: HoldBody
 ) -> tuple[Route | None, UseRequest, str]:
-    """Return the route (if any), the use and the unit of the hold that `said` requests."""
+    """Return the route (if any), the use and the unit of the hold that `body` requests."""
     ports = worker.ports
-    if sum(one is not None for one in (said.max_tokens, said.amount, said.request)) > 1:
+    if sum(one is not None for one in (body.max_tokens, body.amount, body.request)) > 1:
         raise InvalidRequest("A hold states one of max_tokens, amount and request.", param="max_tokens")
-    if ports.directory.service(said.service) is None:
-        raise ServiceNotIncluded(f"There is no service {said.service}.")
-    reader = worker.heads.bindings.read_by(said.service)
+    if ports.directory.service(body.service) is None:
+        raise ServiceNotIncluded(f"There is no service {body.service}.")
+    reader = worker.heads.bindings.read_by(body.service)
     family = GENERIC if reader is None else reader.family
-    route, call = None, CallRequest("none", family, Body(), CallSpec(said.model), said.max_tokens)
-    if said.request is not None:
+    route, call = None, CallRequest("none", family, Body(), CallSpec(body.model), body.max_tokens)
+    if body.request is not None:
         route = reader
         if route is None:
             raise InvalidRequest(
-                f"No route reads requests of the service {said.service}: say max_tokens or amount.",
+                f"No route reads requests of the service {body.service}: say max_tokens or amount.",
                 param="request",
             )
-        call = read_call(route, {"model": said.model}, write_document(said.request), worker.bounds)
-        if said.model and call.spec.model != said.model:
+        call = read_call(route, {"model": body.model}, write_document(body.request), worker.bounds)
+        if body.model and call.spec.model != body.model:
             raise InvalidRequest("model is another one in the request.", param="model")
         if call.unmeasured:
             await count_in_turn(worker, caller, call)
         read_objects(_access(route), call)
-    if said.run:
+    if body.run:
         try:
-            attribution = replace(attribution, run=read_run(said.run))
+            attribution = replace(attribution, run=read_run(body.run))
         except ValueError as error:
             raise InvalidRequest(f"run {error}.", param="run") from error
-    user = caller.acts_for(said.user or attribution.user, call.spec.user)
+    user = caller.acts_for(body.user or attribution.user, call.spec.user)
     use = UseRequest(
-        HOLD, id_, caller, user, replace(attribution, user=user), call, said.service,
+        HOLD, id_, caller, user, replace(attribution, user=user), call, body.service,
         "" if route is None else route.upstream, None if reader is None else _access(reader),
         "this hold names none",
     )  # fmt: skip
-    return route, use, _unit(call, said)
+    return route, use, _unit(call, body)
 
 
 def _access(route: Route) -> ObjectAccess:
@@ -506,13 +506,13 @@ def _access(route: Route) -> ObjectAccess:
     return ObjectAccess((), SHAPES[route.meter].keeps, apart=route.objects != "shared")
 
 
-def _estimate(ports: Ports, caller: Caller, service: Service, said: HoldBody, call: CallRequest) -> Estimate:
+def _estimate(ports: Ports, caller: Caller, service: Service, body: HoldBody, call: CallRequest) -> Estimate:
     """Return the tokens of a hold: a stated maximum counts as output, a request is estimated as a call."""
     if call.has_input:
         return ports.estimator.hold(call, caller.organization_id, service.key)
-    if said.max_tokens is not None:
-        return Estimate(said.max_tokens, said.max_tokens, answers=1)
-    if said.amount is None and service.counts_tokens:
+    if body.max_tokens is not None:
+        return Estimate(body.max_tokens, body.max_tokens, answers=1)
+    if body.amount is None and service.counts_tokens:
         raise InvalidRequest(
             f"The service {service.key} counts tokens: say max_tokens, amount or request.", param="max_tokens"
         )
@@ -520,7 +520,7 @@ def _estimate(ports: Ports, caller: Caller, service: Service, said: HoldBody, ca
     return Estimate(1, 1) if service.counts_tokens else NO_ESTIMATE
 
 
-def _asked(  # noqa: PLR0917  # whose hold it is, and what it takes
+def _make_request(  # noqa: PLR0917  # whose hold it is, and what it takes
     caller: Caller, id_: str, user: str, service: Service, call: CallRequest, estimate: Estimate,
     prices: CallPrices, budgets: CallBudgets | None, amount: int | str | None, raises: bool,
 ) -> tuple[CallClaim, HoldRequest, int]:  # fmt: skip
@@ -589,7 +589,7 @@ async def _more(
         opened = ports.runs.cached(caller, run) or await ports.runs.find(caller, run, ())
     _, prices, budgets, _ = consider(ports, caller, attribution, call, service, opened, bool(hold.budgets))
     amount = more if isinstance(more, str) else None
-    _, request, asked = _asked(
+    _, request, asked = _make_request(
         caller, hold.id, hold.user, service, call, estimate, prices, budgets, amount, True
     )
     held, tokens = hold.held, request.need if hold.weights is None else hold.weights.at_most(request.need, 0)
@@ -616,14 +616,14 @@ def _dearer_ms(directory: DirectoryPort, hold: CallerHold, now_ms: int) -> int:
     return now_ms if any(dearer) else then_ms
 
 
-def _short(found: HeldAmounts, wanted: HeldAmounts) -> Refusal | None:
-    """Return the refusal by the account in `found` that had too little for an extension, or None."""
+def _short(amounts: HeldAmounts, wanted: HeldAmounts) -> Refusal | None:
+    """Return the refusal by the account in `amounts` that had too little for an extension, or None."""
     kept = "The hold has no more than before, and its new time."
-    if found.tokens < wanted.tokens:
+    if amounts.tokens < wanted.tokens:
         return QuotaExceeded(f"The quota has too little for this. {kept}")
-    if found.credits < wanted.credits:
+    if amounts.credits < wanted.credits:
         return InsufficientCredits(f"The organization has too few credits for this. {kept}")
-    if found.money < wanted.money or found.budget_tokens < wanted.budget_tokens:
+    if amounts.money < wanted.money or amounts.budget_tokens < wanted.budget_tokens:
         return BudgetExceeded(f"A budget has too little for this. {kept}")
     return None
 

@@ -131,9 +131,9 @@ async def create_batch(exchange: Exchange) -> None:
         _check_metadata(admitted.call)
     if fetches:  # a file's lines stay in memory until their hold is reserved
         with exchange.worker.buffers.files.reading(caller) as arrive:
-            job = await _taken(exchange, admitted, jobs, arrive)
+            job = await _take_job(exchange, admitted, jobs, arrive)
     else:
-        job = await _taken(exchange, admitted, jobs)
+        job = await _take_job(exchange, admitted, jobs)
     if fetches:
         _mark(admitted.call, job)
     exchange.before_end = partial(_opened, exchange, admitted, job, jobs)
@@ -425,7 +425,7 @@ async def _lines(  # noqa: PLR0917  # where the lines of a batch are
     return input_id, route, lines
 
 
-async def _taken(
+async def _take_job(
     exchange: Exchange, admitted: AdmittedCall, jobs: JobsPort,
     arrive: Callable[[int], None] = lambda _: None,
 ) -> Job:  # fmt: skip
@@ -524,25 +524,25 @@ async def _add_lines(  # noqa: PLR0917  # the lines of a batch, and how each is 
         read = partial(_calls_of, route, piece, number + 1, worker.bounds, routed.params)
         calls = await worker.bodies.read(caller.organization_id, read)
         began_s = ports.seconds()
-        for one in calls:
+        for call in calls:
             number += 1
-            if caller.acts_for(head.attribution.user, one.spec.user) != request.user:
+            if caller.acts_for(head.attribution.user, call.spec.user) != request.user:
                 raise InvalidRequest(f"Line {number}: it must be of the first line's user.", param="user")
-            if beside.symmetric_difference(one.models_beside):  # its budgets and prices would be others
+            if beside.symmetric_difference(call.models_beside):  # its budgets and prices would be others
                 raise InvalidRequest(
                     f"Line {number}: it must name the same other models as the first line, or go into a batch"
                     " of its own.",
                     param="model",
                 )
             use = UseRequest(
-                LINE, "", caller, request.user, head.attribution, one, route.service, routed.upstream,
+                LINE, "", caller, request.user, head.attribution, call, route.service, routed.upstream,
                 routed.owned,
             )  # fmt: skip
             with _naming(number):
                 own = await check_line(worker.admission, use, terms, models)
                 if own is not None:
                     models, prices = own.named, at_batch_prices(own)
-                likely += _add(worker, request, one, prices, budgets, decision)
+                likely += _add(worker, request, call, prices, budgets, decision)
         await worker.bodies.rest(ports.seconds() - began_s)
         if ports.seconds() > due_s:
             due_s = ports.seconds() + _RENEWED_S
@@ -655,7 +655,7 @@ def at_batch_prices(prices: CallPrices) -> CallPrices:
     named = tuple([
         one if one.vector is None else replace(one, vector=at_batch_price(one.vector)) for one in prices.named
     ])  # fmt: skip
-    return replace(prices, vectors=tuple([at_batch_price(one) for one in prices.vectors]), named=named)
+    return replace(prices, vectors=tuple([at_batch_price(vector) for vector in prices.vectors]), named=named)
 
 
 def at_batch_price(vector: Vector) -> Vector:
@@ -668,7 +668,7 @@ def at_batch_price(vector: Vector) -> Vector:
         return vector._replace(service_tiers=places, tiers={})
 
     def times(prices: tuple[int, ...]) -> tuple[int, ...]:
-        return tuple([-(-one * factor[0] // factor[1]) for one in prices])
+        return tuple([-(-price * factor[0] // factor[1]) for price in prices])
 
     return vector._replace(
         prices=times(vector.prices), request=times((vector.request,))[0], service_tiers=places, tiers={},
@@ -699,7 +699,7 @@ def release_of(job: Job, service: Service) -> Settlement:
 
 
 def line_charges(  # noqa: PLR0917  # whose job it is, and its result
-    ports: Ports, job: Job, service: Service, route: Route, found: Iterable[BatchResult], answered: int,
+    ports: Ports, job: Job, service: Service, route: Route, results: Iterable[BatchResult], answered: int,
     bounds: UsageBounds, ago_s: float, each: bool = False,
 ) -> Iterator[ChargedUse | None]:  # fmt: skip
     """Yield the charge of each line of a batch's result; None for a line that used nothing.
@@ -709,7 +709,7 @@ def line_charges(  # noqa: PLR0917  # whose job it is, and its result
     its share of the hold. A repeated line costs nothing more.
     """
     prices, there = _prices_then(ports, job, service), set[str]()
-    for number, line in enumerate(found, 1):
+    for number, line in enumerate(results, 1):
         of = job.hold_id if line.custom_id else f"{job.hold_id} unnamed"
         id_ = id_of(line.custom_id or str(number), job.created_ms, of=of)
         charged = None

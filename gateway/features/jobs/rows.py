@@ -31,7 +31,7 @@ class ListedJobs:
     async def read(self) -> list[Job]:
         """Return the jobs in the lists of all partitions, without those that this version cannot read."""
         partitions = list(self._client.partitions)
-        if not await are_any_there(self._client, [keys.jobs(one) for one in partitions]):
+        if not await are_any_there(self._client, [keys.jobs(partition) for partition in partitions]):
             return []
         listed = await self._client.ask_all(b"ZRANGE", keys.jobs, b"0", b"-1")
         found: list[Job] = []
@@ -41,14 +41,14 @@ class ListedJobs:
                 (answers,) = await self._client.ask_each([(b"MGET", *names)])
                 stored = cast("list[bytes | None]", answers or [])
                 jobs = [read_job(raw) for raw in stored if raw is not None]
-                found += [one for one in jobs if one is not None]
+                found += [job for job in jobs if job is not None]
         return found
 
     async def now_ms(self) -> int:
         return await self._client.now_ms()
 
     async def forget(self, jobs: Sequence[Job]) -> None:
-        await self._client.ask_each(_removal(one) for one in jobs)
+        await self._client.ask_each(_removal(job) for job in jobs)
 
 
 def _removal(job: Job) -> tuple[bytes, ...]:

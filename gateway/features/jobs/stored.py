@@ -23,7 +23,7 @@ from gateway.core.accounts.upstream_jobs import (
     round_robin,
     write_job,
 )
-from gateway.core.due import beyond, is_due
+from gateway.core.due import bounds_ahead, is_due
 from gateway.core.model import PARTITIONS, Caller
 from gateway.core.wait import Wait, begin, in_task
 from gateway.counters.admission.objects import ObjectOwners
@@ -225,10 +225,10 @@ class StoredJobs:
         Each becomes due again `within_s` seconds later, whether or not it is polled now. A job that
         stands further ahead is due by its own time, if it was not found, and now otherwise.
         """
-        found: list[Job] = []
+        jobs: list[Job] = []
         for partition in range(PARTITIONS):
-            found += await in_task(begin(self._due(partition, 1000 * within_s)))
-        return found
+            jobs += await in_task(begin(self._due(partition, 1000 * within_s)))
+        return jobs
 
     async def claim(self, job: Job, within_s: int) -> Job | None:
         """Claim a job for one poll, and return it; None if it is settled, or another worker has the claim.
@@ -269,7 +269,7 @@ class StoredJobs:
             return []
         within = b"BYSCORE", b"LIMIT", b"0", b"%d" % LISTED_MAX
         due = wire.send(encode(b"ZRANGE", listed, b"-inf", b"%d" % now_ms, *within))
-        far = wire.send(encode(b"ZRANGE", listed, *beyond(now_ms, again_ms), *within))
+        far = wire.send(encode(b"ZRANGE", listed, *bounds_ahead(now_ms, again_ms), *within))
         past, ahead = cast("list[bytes]", await due), cast("list[bytes]", await far)
         if ahead:
             jobs = await self._read(partition, ahead)

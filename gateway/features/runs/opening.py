@@ -228,7 +228,7 @@ class Runs:
         """
         now_ms, lost = self._today() * 1000, list[Run]()
         for key, run in self._known.items():
-            # A provisional run of which no call was admitted expires soon, so it is not restored.
+            # An unused provisional run expires soon, so it is not restored.
             was_admitted = self._waits.get(key, math.inf) == math.inf
             if (
                 was_admitted

@@ -110,13 +110,13 @@ def folded(lines: Sequence[PayableLine], most: int = LINES_MAX) -> tuple[Payable
 
 
 def _summed(lines: Sequence[PayableLine], names: Iterable[str]) -> list[PayableLine]:
-    found: dict[str, PayableLine] = {}
+    payable_lines: dict[str, PayableLine] = {}
     for line, name in zip(lines, names, strict=True):
-        first = found.get(name)
+        first = payable_lines.get(name)
         amount = line.amount if first is None else first.amount + line.amount
         position = line.position if first is None else first.position
-        found[name] = PayableLine(position, name, amount, line.kind)
-    return list(found.values())
+        payable_lines[name] = PayableLine(position, name, amount, line.kind)
+    return list(payable_lines.values())
 
 
 @dataclass(frozen=True, slots=True)

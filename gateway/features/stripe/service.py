@@ -121,7 +121,7 @@ def marks(handover: HandoverStep) -> dict[str, str]:
     return {MARK: handover.key, "tollkeeper_number": handover.paper.number}
 
 
-async def made(handover: HandoverStep, page: Callable[[Params], Awaitable[Any]]) -> Object | None:
+async def find_made(handover: HandoverStep, page: Callable[[Params], Awaitable[Any]]) -> Object | None:
     """Return the object at Stripe that this hand-over created in an earlier try, or None.
 
     `page` reads a page of the list of such objects.
@@ -294,7 +294,7 @@ class StripeInvoices:
             # Somebody deleted the draft: search for it, and create it again.
         since = int((handover.created_at - SINCE).timestamp())
         of = {"customer": handover.customer, "created": {"gte": since}}
-        return await made(handover, lambda page: self._api.v1.invoices.list_async(of | page))
+        return await find_made(handover, lambda page: self._api.v1.invoices.list_async(of | page))
 
     def _draft(self, handover: HandoverStep) -> Params:
         paper = handover.paper
@@ -349,7 +349,7 @@ class StripeInvoices:
         currency, amount = handover.paper.currency, -handover.paper.total
         if handover.about is None:
             return await self._to_balance(handover, -to_stripe(amount, currency))
-        there = await made(
+        there = await find_made(
             handover, lambda page: self._api.v1.credit_notes.list_async({"invoice": handover.about} | page)
         )
         if there is None:
@@ -369,7 +369,7 @@ class StripeInvoices:
         if handover.paper.status == "void" and handover.kind == "credit_note":
             return HandoverOutcome(CANCELED, "made void before it was handed over")
         moves = self._api.v1.customers.balance_transactions
-        there = await made(handover, partial(moves.list_async, handover.customer))
+        there = await find_made(handover, partial(moves.list_async, handover.customer))
         if there is None:
             asked = {
                 "amount": amount, "currency": handover.paper.currency.lower(),

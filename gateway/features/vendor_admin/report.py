@@ -91,7 +91,7 @@ def _credentials(request: web.Request) -> list[str]:
     """
     said = request.headers.getall("Authorization", [])
     keys = [f"Bearer {key}" for key in request.headers.getall("x-api-key", [])]
-    tokens = {match[1] if (match := BEARER.fullmatch(one)) else one: one for one in (*said, *keys)}
+    tokens = {match[1] if (match := BEARER.fullmatch(key)) else key: key for key in (*said, *keys)}
     if len(tokens) > 1:
         fields = " and ".join(name for name, sent in (("Authorization", said), ("x-api-key", keys)) if sent)
         several = Unauthorized(f"{fields} have {len(tokens)} credentials that differ: send one.")

@@ -127,6 +127,8 @@ class LiveSocket(WebSocket):
         self._turning = False
         self._admitted: AdmittedCall | None = None
         self._covered = 0
+        # The models and the number of tools that the present turn was admitted with.
+        self._admits: tuple[tuple[str, ...], int] = (), 0
         self._asked: list[bytes] = []
         # Bytes of messages that are buffered until the upstream has them.
         self._owed = 0
@@ -177,7 +179,10 @@ class LiveSocket(WebSocket):
                     self._charge_rest(admitted.attempt, admitted.call)
                 raise ClientGone
             link = self._begin_turn(admitted)
-            self._pass()
+            if self._asked and self._admits != (self._session.models, self._session.tools):
+                self._loop.call_soon(self._pass_judged)  # once the answer is relayed, as it may end at once
+            else:
+                self._pass()
             self._loop.call_soon(self._flow)
             assert link.answer is not None
             await relay(exchange, admitted, link.answer)
@@ -197,6 +202,7 @@ class LiveSocket(WebSocket):
         try:
             caller = self._caller = cached_caller(exchange) or await identify(exchange)
             exchange.connection.body.document = session.document()
+            self._admits = session.models, session.tools
             return await admit(exchange, caller)
         except Refusal:
             if self._asked or before is None or not self._is_owed:
@@ -486,6 +492,18 @@ class LiveSocket(WebSocket):
             self.hold(WAITING)
         else:
             self._send()
+
+    def _pass_judged(self) -> None:
+        """Send the message that came while its turn was admitted, unless it names what the turn may not have."""
+        try:
+            self._judge(self._session.tools > self._admits[1])
+        except Refusal as refusal:
+            self._take_back()
+            self._refuse(refusal)
+            self.go_on(WAITING)
+            return
+        if self._link is not None:  # else it begins another turn
+            self._pass()
 
     def _uncovered(self) -> int:
         """Return the tokens that the session needs beyond those that its turn's hold covers."""

@@ -67,7 +67,7 @@ _lines: ParseCache[bytes, tuple[int, bytes]] = ParseCache(READ_LINES_BYTES_MAX, 
 _read: Final = _lines.known
 
 _NOT_RETURNED = HOP_BY_HOP | frozenset({b"ratelimit", b"ratelimit-policy", b"x-upstream-request-id"})
-_LIMITS_PREFIXES = tuple({one.limits_prefix for one in ALL})
+_LIMITS_PREFIXES = tuple({family.limits_prefix for family in ALL})
 
 # Kinds of answer fields. Plain numbers: an enumeration costs a lookup a line.
 PASS: Final = 0
@@ -96,9 +96,9 @@ _KINDS = {
     b"request-id": PLAIN_REQUEST_ID,
     b"x-usage-amount": USAGE_AMOUNT,
     b"date": DATE,
-    **{one.session_field: SESSION for one in ALL if one.session_field},
-    **{one.uploads.address: ADDRESS for one in ALL if one.uploads is not None},
-    **{name: DROP for one in ALL if one.uploads is not None for name in one.uploads.hidden},
+    **{family.session_field: SESSION for family in ALL if family.session_field},
+    **{family.uploads.address: ADDRESS for family in ALL if family.uploads is not None},
+    **{name: DROP for family in ALL if family.uploads is not None for name in family.uploads.hidden},
 }
 _FIELDS = {**dict.fromkeys(_NOT_RETURNED, DROP), **_KINDS}
 _PREFIXES = {OURS_PREFIX: DROP, **dict.fromkeys(_LIMITS_PREFIXES, LIMITS)}

@@ -34,7 +34,7 @@ class Cors:
 
     def lines(self, head: bytes) -> bytes:
         """Return the CORS fields for the answer to this head, joined by CRLF."""
-        return self._lines(_asked(head).get(b"origin", b""))
+        return self._lines(_cors_fields(head).get(b"origin", b""))
 
     def preflight(self, head: bytes) -> Preflight | None:
         """Return the answer to a preflight (a browser's CORS request).
@@ -43,7 +43,7 @@ class Cors:
         """
         if not head.startswith(b"OPTIONS "):
             return None
-        asked = _asked(head)
+        asked = _cors_fields(head)
         method, origin = asked.get(b"access-control-request-method", b""), asked.get(b"origin", b"")
         if not method or not self._allows(origin):
             return None
@@ -70,7 +70,7 @@ class Cors:
         return bool(origin) and (self._any or origin in self._origins)
 
 
-def _asked(head: bytes) -> dict[bytes, bytes]:
+def _cors_fields(head: bytes) -> dict[bytes, bytes]:
     """Return the fields of a head that concern CORS, by name; the value of a repeated field is empty."""
     found: dict[bytes, bytes] = {}
     for line in head.split(b"\r\n")[1:]:

@@ -95,12 +95,12 @@ class CallHead(LruEntry):
     )  # fmt: skip
 
     def __init__(
-        self, routed: RoutedHead, proof: HeaderCredential = UNPROVEN, said: HeaderAttribution = NOTHING
+        self, routed: RoutedHead, proof: HeaderCredential = UNPROVEN, attribution: HeaderAttribution = NOTHING
     ) -> None:
         self.routed = routed
         self.proof = proof
-        self.said = said
-        self.attribution = said.attribution
+        self.said = attribution
+        self.attribution = attribution.attribution
         self.parent: Parent | None = None
         self.passed = self.others = self.cors = b""
         self.free = 0
@@ -237,7 +237,7 @@ class HeadReader:
         known = self._heads.find(rest)
         if known is not None:
             current = self._router.is_current(known.routed)
-            call = self._known(known, cut) if current and not (trace and self._traced) else None
+            call = self._find_call(known, cut) if current and not (trace and self._traced) else None
             if call is not None:
                 return call
             rest = b"" if current else rest
@@ -294,7 +294,7 @@ class HeadReader:
                 known.passed = call.passed.removesuffix(news.trace + b"\r\n")
             self._heads.keep(news.rest, known)
 
-    def _known(self, known: CallHead, cut: HeadCut) -> CallHead | None:
+    def _find_call(self, known: CallHead, cut: HeadCut) -> CallHead | None:
         """Return a call's head from cached parts; None if a part is not cached (the trace need not be)."""
         _, _, _, proving, saying, trace, trace_id, _ = cut
         routed, said = known.routed, NOTHING
@@ -395,18 +395,18 @@ class HeadReader:
     def _say(self, reading: ParsedHead, family: Family) -> HeaderAttribution:
         # The meaning of these lines depends on the API.
         said_as = _said_as(family, reading.saying)
-        said = self._said.find(said_as)
-        if said is not None:
-            return said
+        header_attribution = self._said.find(said_as)
+        if header_attribution is not None:
+            return header_attribution
         try:
             attribution, columns = read_attribution(_values(reading.saying), family)
-            said = HeaderAttribution(attribution, columns)
+            header_attribution = HeaderAttribution(attribution, columns)
         except Refusal as refusal:
-            said = HeaderAttribution(refusal=bare(refusal))
-        reading.said, reading.said_as = said, said_as
-        return said
+            header_attribution = HeaderAttribution(refusal=bare(refusal))
+        reading.said, reading.said_as = header_attribution, said_as
+        return header_attribution
 
-    def _trace(self, call: CallHead, said: HeaderAttribution, reading: ParsedHead) -> None:
+    def _trace(self, call: CallHead, attribution: HeaderAttribution, reading: ParsedHead) -> None:
         """Set a call's session to its trace id if it names none; if traces are recorded, send our span."""
         traces, trace_id = reading.traces, reading.trace_id
         if len(traces) == 1 and trace_id and not self._traced:
@@ -414,7 +414,7 @@ class HeadReader:
             reading.passing.append(traces[0])
         else:
             trace_id = self._take_spans(call, reading)
-        call.attribution = _of_trace(said, trace_id)
+        call.attribution = _of_trace(attribution, trace_id)
 
     def _take_spans(self, call: CallHead, reading: ParsedHead) -> str:
         """Return the trace id of unusual trace lines; if traces are recorded, store the client's span."""
@@ -458,10 +458,10 @@ class SocketOpening:
         return self._head
 
 
-def _of_trace(said: HeaderAttribution, trace_id: str) -> Attribution:
+def _of_trace(attribution: HeaderAttribution, trace_id: str) -> Attribution:
     """Return the attribution that header fields state; the trace id replaces a missing session id."""
-    known = said.attribution
-    if not trace_id or known.session or said.refusal is not None:
+    known = attribution.attribution
+    if not trace_id or known.session or attribution.refusal is not None:
         return known
     return Attribution(
         known.user, known.content_id, known.project_id, known.feature_version, known.metadata, trace_id,

@@ -131,9 +131,9 @@ class HeadRouter:
         self._limits = limits
         self._openings: dict[tuple[object, ...], UpstreamOpening] = {}
         self._of_models = {
-            place_of(targets[one.upstream].base_url)[0]
-            for one in routes
-            if one.family != GENERIC and one.upstream in targets
+            place_of(targets[route.upstream].base_url)[0]
+            for route in routes
+            if route.family != GENERIC and route.upstream in targets
         }
 
     def route_of(self, method: str, path: str) -> Route | None:

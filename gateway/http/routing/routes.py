@@ -53,7 +53,7 @@ OWN_ROUTES = (
 # Calls of these paths are not in the journal, except refused holds.
 OWN_PATHS = frozenset({one.path for one in OWN_ROUTES}) - {HOLDS_PATH, AUTHORIZE_PATH}
 # Paths of several families: the fields of a request show which family it is for.
-_SHARED = tuple({path for one in ALL for path in one.also})
+_SHARED = tuple({path for family in ALL for path in family.also})
 _ANY = frozenset({"ANY", "*"})
 _ENCODED_SLASH = re.compile("%2[fF]")
 _SLASHES = re.compile("/{2,}")
@@ -310,7 +310,9 @@ def family_of_head(head: bytes) -> Family:
 
 def _owner(path: str) -> Family | None:
     """Return the API family that alone has this path; None if no or several families have it."""
-    return next((one.name for one in ALL if one.own_paths is not None and one.own_paths.match(path)), None)
+    return next(
+        (family.name for family in ALL if family.own_paths is not None and family.own_paths.match(path)), None
+    )
 
 
 def _match(routes: list[Route], method: str, params: dict[str, str], rest: str | None) -> Match:
@@ -357,7 +359,7 @@ _OF_LISTS = frozenset(
     b" expected_content_sha256 created_at[gte] created_at[lte] created_at%5Bgte%5D created_at%5Blte%5D"
     b" created_at%5bgte%5d created_at%5blte%5d".split()
 )
-_EVERYWHERE = {name: values for one in ALL for name, values in one.queries.items()}
+_EVERYWHERE = {name: values for family in ALL for name, values in family.queries.items()}
 _LISTING = frozenset({*_EVERYWHERE, *_OF_LISTS})
 _LISTS = ("[]", "%5B%5D", "%5b%5d")
 _NONE: frozenset[bytes] = frozenset()
@@ -419,7 +421,9 @@ def check_query(query: bytes, route: Route) -> None:
         name, _, value = pair.partition(b"=")
         text = name.decode("ascii")
         if b";" in pair or (name not in known and name not in of_lists and text not in route.queries):
-            right = ", ".join([*(one.decode() for one in (*known, *sorted(of_lists))), *route.queries])
+            right = ", ".join(
+                [*(of_list.decode() for of_list in (*known, *sorted(of_lists))), *route.queries]
+            )
             raise InvalidRequest(
                 f"The query parameter {text} is not accepted on this route: {right}.", param=text or None
             )
@@ -428,7 +432,7 @@ def check_query(query: bytes, route: Route) -> None:
         seen.add(name)
         values = known.get(name)
         if values is not None and value not in values and text not in route.queries:
-            right = " or ".join(sorted(one.decode() for one in values))
+            right = " or ".join(sorted(value.decode() for value in values))
             raise InvalidRequest(f"The query parameter {text} must be {right}.", param=text)
         if values is None and name in known and _PLAIN.fullmatch(value) is None:
             raise InvalidRequest(f"The query parameter {text} must be a plain word.", param=text)
@@ -604,7 +608,7 @@ def owned_by(head: RequestHead, route: Route) -> ObjectAccess | None:
         return ObjectAccess((), None, reads=True, counts=True, apart=False) if counts else None
     places = places_of(route.family, head.path.decode("ascii"))
     ids = tuple(dict.fromkeys(place.id for place in places if place.id))
-    ids += tuple(session_of(route.upstream, one) for one in head.all(FAMILIES[route.family].session_field))
+    ids += tuple(session_of(route.upstream, row) for row in head.all(FAMILIES[route.family].session_field))
     rules = FAMILIES[route.family].objects
     at = _kept_at(rules, route.path)
     if at.endswith("/{}") and not any(place.id for place in places):

@@ -42,7 +42,7 @@ class WorkerBindings:
         self._known: dict[tuple[str, str], Binding | None] = {}
         self._told: set[tuple[str, ...]] = set()
         self._services: dict[str, tuple[str, ...]] = {}
-        self._reading = [one for one in routes if one.meter in SHAPES]
+        self._reading = [route for route in routes if route.meter in SHAPES]
         for route in routes:
             goes = self.upstreams.get(route.service, route.upstream)
             known = self._services.get(goes, ())

@@ -176,7 +176,10 @@ class Shutdown:
         end = seconds() + within_s
         while seconds() < end:  # polled, as no event reports that nothing happens
             now = self._clock.now
-            if not any(one.exchange is None and now - one.idle_since < quiet_s for one in self._connections):
+            if not any(
+                connection.exchange is None and now - connection.idle_since < quiet_s
+                for connection in self._connections
+            ):
                 return
             await asyncio.sleep(limits.tick_s)
 
@@ -188,9 +191,9 @@ class Shutdown:
         """
         now = self._seconds()
         end, told = now + limits.counters_s, set[Exchange]()
-        leaves = {one: now for one in self._connections if one.exchange is None}
+        leaves = {connection: now for connection in self._connections if connection.exchange is None}
         while True:
-            for exchange in [*self._orphans, *(one.exchange for one in self._connections)]:
+            for exchange in [*self._orphans, *(connection.exchange for connection in self._connections)]:
                 if exchange is not None and exchange not in told and not exchange.shielded:
                     told.add(exchange)
                     exchange.interrupt(
@@ -255,7 +258,7 @@ async def refuse_route(_: Exchange) -> None:
 HANDLERS = {
     **{route.path: refuse_route for route in OWN_ROUTES},
     USAGE_PATH: usage, METADATA_PATH: resource, RESOURCE_PATH: resource,
-    **{path: at_collection for one in LISTS for path in one.paths},
+    **{path: at_collection for list_ in LISTS for path in list_.paths},
     **dict.fromkeys(OF_JOBS | BATCH_COLLECTIONS | BATCH_MAKERS | REMAKERS, refuse_route),
 }  # fmt: skip
 
@@ -427,17 +430,21 @@ class DataPlane:
 
     def signers(self) -> list[tuple[str, CloudSigner]]:
         """Return the signers of requests to upstreams, by upstream name."""
-        return [(name, one.signer) for name, one in self._upstreams.items() if one.signer is not None]
+        return [
+            (name, upstream.signer)
+            for name, upstream in self._upstreams.items()
+            if upstream.signer is not None
+        ]
 
     def listed(self) -> list[Upstream]:
         """Return the upstreams whose lists of models are read."""
-        return [one for one in self._upstreams.values() if one.listed]
+        return [upstream for upstream in self._upstreams.values() if upstream.listed]
 
     def snapshot(self) -> dict[str, object]:
         rows: list[tuple[str, str, int]] = []
-        for name, one in self._upstreams.items():
-            idle = one.idle_connections
-            rows += (name, "busy", one.connections - idle), (name, "idle", idle)
+        for name, upstream in self._upstreams.items():
+            idle = upstream.idle_connections
+            rows += (name, "busy", upstream.connections - idle), (name, "idle", idle)
         return {
             "requests_in_flight": self.calls,
             "client_connections": len(self._connections),
@@ -456,7 +463,7 @@ class DataPlane:
     def serves_since(self, moment: float) -> bool:
         """Return whether a request that began at `moment` or earlier is still in progress."""
         exchanges = [*(connection.exchange for connection in self._connections), *self._orphans]
-        return any(one is not None and one.started <= moment for one in exchanges)
+        return any(exchange is not None and exchange.started <= moment for exchange in exchanges)
 
     async def start(
         self,

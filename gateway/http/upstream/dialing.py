@@ -162,7 +162,7 @@ def in_turns(addresses: Sequence[str], turn: int) -> list[str]:
     families: dict[bool, list[str]] = {}  # the family of the first address begins
     for address in addresses:
         families.setdefault(":" in address, []).append(address)
-    turned = [each[turn % len(each) :] + each[: turn % len(each)] for each in families.values()]
+    turned = [family[turn % len(family) :] + family[: turn % len(family)] for family in families.values()]
     return [address for row in zip_longest(*turned, fillvalue="") for address in row if address]
 
 

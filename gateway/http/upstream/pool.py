@@ -78,7 +78,7 @@ class DialAddress:
         via, made = self._target.via, self._made
         return None if via is None else Tunnel(via, self._of_proxy, made["host"], made["port"])
 
-    def _renew(self, found: Seen) -> None:
+    def _renew(self, seen: Seen) -> None:
         try:
             self._made, self._of_proxy = place_of(self._target), tls_with(self._target.via)
         except OSError as error:  # `ssl.SSLError` is an OSError: not PEM, or not a pair
@@ -87,7 +87,7 @@ class DialAddress:
                 self._told("upstream_certificate_kept", why=why, level="error")
             self._why = why
             return
-        self._seen, self._why = found, ""
+        self._seen, self._why = seen, ""
         self._told("upstream_certificate_renewed")
 
 
@@ -328,8 +328,8 @@ def _account(target: UpstreamTarget, key: Fields, pepper: bytes) -> str:
     fields = (*target.headers, *key)
     if target.auth != "header":  # its credential is in no header
         fields += (("auth", target.auth), ("file", str(target.credentials_file)), ("project", target.project))
-    said = "\0".join((target.base_url, *(part for field in fields for part in field)))
-    return key_digest(said.encode(errors="surrogatepass"), pepper)[:16]
+    message = "\0".join((target.base_url, *(part for field in fields for part in field)))
+    return key_digest(message.encode(errors="surrogatepass"), pepper)[:16]
 
 
 def _descriptor(link: Link) -> int:

@@ -313,7 +313,7 @@ def with_(**more: object) -> Callable[[Json], Json]:
     return lambda claims: claims | more
 
 
-# What this console asks for; the rules of all tokens are in tests/core/issuers.
+# What this console asks for; the rules of all tokens are in tests/core/test_issuer_claims.py.
 BENT: list[tuple[Callable[[Json], Json | None], str]] = [
     (with_(nonce="of-another-sign-in"), "of another sign-in"), (without("nonce"), "of another sign-in"),
     (with_(aud="somebody-else"), "not meant for this gateway"),

@@ -24,7 +24,7 @@ from tests.background.backend import Backend
 from tests.background.flushing.test_late import drained
 from tests.builders import CHAT, CREDITS, Call, World
 from tests.connections import connected
-from tests.persistence.ledger.test_budget_uses import opened
+from tests.persistence.ledger.test_budget_moves import opened
 from tests.persistence.scenario import batch_of, broken, rows_of
 
 CUT = """

@@ -12,7 +12,7 @@ from gateway.core.calls.estimate import CEILING, Estimate, Estimator
 from gateway.core.calls.facts import NO_FACTS, aim_of, fit_body, known_facts
 from gateway.core.calls.output_limits import limit_output
 from gateway.core.calls.routes import ModelRule, TokenCounts, UpstreamFacts
-from tests.core.calls.test_call import read
+from tests.core.calls.test_parsing import read
 
 CHAT: dict[str, Any] = {"model": "m", "messages": []}
 OLDER, NEWER = "max_tokens", "max_completion_tokens"

@@ -37,8 +37,8 @@ from gateway.core.families.registry import SHAPES
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import Family
 from gateway.errors import InvalidRequest
-from tests.core.calls.test_call import read, refused
-from tests.core.meter.recorded import DONE, SSE, call, delta, frame
+from tests.core.calls.test_parsing import read, refused
+from tests.core.metering.recorded import DONE, SSE, call, delta, frame
 
 
 def test_bodies_of_the_same_names_are_read_each_for_itself_and_remembered_within_bounds() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gateway.core.families.controlled import models_beside
-from tests.core.calls.test_call import read, refused
+from tests.core.calls.test_parsing import read, refused
 from tests.tree import ROOT
 
 ASKED = {"messages": [{"role": "user", "content": "What is the meaning of life?"}]}

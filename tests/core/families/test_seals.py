@@ -71,6 +71,6 @@ def test_a_body_is_bound_by_a_seal_of_its_api(family: str, body: dict[str, Any],
 def test_each_member_of_a_table_of_seals_binds(family: Any) -> None:
     for name in family.seals:
         for part in ({name: "sealed"}, {"type": name, "data": "sealed"}):
-            body = {"messages": [{"content": [part]}]}
+            body: dict[str, Any] = {"messages": [{"content": [part]}]}
             call = CallRequest("none", family.name, Body(json.dumps(body).encode(), document=body))
             assert bound_by(call, family.seals).endswith(f"({name})")

@@ -18,7 +18,7 @@ from gateway.core.metering.meter import Meter
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import INTEGER_MAX
 from tests.core.billing.prices import price_row
-from tests.core.meter.recorded import JSON, SSE, call, frame
+from tests.core.metering.recorded import JSON, SSE, call, frame
 from tests.search import examples
 
 TEXT = "some words that were produced, about twelve tokens of them"

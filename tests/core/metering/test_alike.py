@@ -15,7 +15,7 @@ from gateway.core.families.openai import chat, responses
 from gateway.core.metering.meter import Dialect, Meter
 from gateway.core.metering.stream import StreamMeter
 from gateway.core.model import Family
-from tests.core.meter.recorded import RECORDED, SSE, chat_chunk, delta, frame
+from tests.core.metering.recorded import RECORDED, SSE, chat_chunk, delta, frame
 from tests.recorded.answers import METERS, answers
 from tests.search import examples
 

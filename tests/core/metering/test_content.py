@@ -14,7 +14,7 @@ from gateway.core.calls.estimate import Estimator
 from gateway.core.metering.content import UNCOUNTED, LooseContent, content_bytes, generated, is_generated
 from gateway.core.metering.meter import Meter
 from gateway.core.metering.meters import make_meter
-from tests.core.meter.recorded import JSON, SSE, call, chat_chunk, delta, frame
+from tests.core.metering.recorded import JSON, SSE, call, chat_chunk, delta, frame
 
 TEXT = "word " * 400
 TOKENS = 500

@@ -16,7 +16,7 @@ from gateway.core.metering.meter import TOOLS_MAX, Detail, Meter
 from gateway.core.metering.meters import make_meter
 from gateway.core.metering.report import content_bytes
 from gateway.core.model import Family, TokenUsage
-from tests.core.meter.recorded import JSON, SSE, call, chat_chunk, frame
+from tests.core.metering.recorded import JSON, SSE, call, chat_chunk, frame
 
 MESSAGE_USAGE = {
     "input_tokens": 3,

@@ -26,7 +26,7 @@ from gateway.core.metering.meter import Meter
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import Family
 from gateway.settings.settings import load
-from tests.core.meter.recorded import DONE, JSON, SSE, call, chat_chunk, delta, frame
+from tests.core.metering.recorded import DONE, JSON, SSE, call, chat_chunk, delta, frame
 from tests.recorded.answers import FOLDER, METERS
 from tests.settings.test_providers import ENVIRON
 from tests.settings.test_providers import FOLDER as SHIPPED

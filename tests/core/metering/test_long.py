@@ -10,7 +10,7 @@ import pytest
 from gateway.core.calls.call import DEFAULT_BOUNDS, UsageBounds
 from gateway.core.metering.meter import Meter
 from gateway.core.metering.meters import make_meter
-from tests.core.meter.recorded import JSON, SSE, call, frame
+from tests.core.metering.recorded import JSON, SSE, call, frame
 
 MIB = 1 << 20
 RESPONSE: dict[str, Any] = {

@@ -15,7 +15,7 @@ from gateway.core.metering.meter import SLIM_BYTES_MAX, TEXTS_MAX, Meter
 from gateway.core.metering.meters import make_meter
 from gateway.core.metering.stream import StreamMeter
 from gateway.core.model import TokenUsage
-from tests.core.meter.recorded import (
+from tests.core.metering.recorded import (
     CHAT,
     CHAT_FRAMES,
     CHAT_USED,

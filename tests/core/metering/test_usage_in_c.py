@@ -19,7 +19,7 @@ from gateway.core.metering.meter import Detail, Meter
 from gateway.core.metering.report import ENVELOPE_BYTES
 from gateway.core.metering.stream import known_at
 from tests import extensions
-from tests.core.meter.recorded import call
+from tests.core.metering.recorded import call
 from tests.http.protocol.test_framing import mutated
 from tests.search import examples
 from tests.tree import ROOT

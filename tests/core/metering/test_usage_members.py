@@ -20,7 +20,7 @@ import pytest
 from gateway.core.billing.price_book import KINDS
 from gateway.core.metering.meter import Meter
 from gateway.core.metering.meters import make_meter
-from tests.core.meter.recorded import JSON, SSE, call, frame
+from tests.core.metering.recorded import JSON, SSE, call, frame
 
 # What a member says: a kind of tokens, a tool, or one of these.
 TOTAL = "total"  # the sum of others

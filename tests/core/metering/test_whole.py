@@ -13,7 +13,7 @@ from gateway.core.calls.call import CallRequest, Learned, StoredObjects, UsageBo
 from gateway.core.metering.meter import SLIM_BYTES_MAX
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import TokenUsage
-from tests.core.meter.recorded import (
+from tests.core.metering.recorded import (
     CHAT_USAGE,
     CHAT_USED,
     GEMINI_ITEMS,

@@ -26,8 +26,8 @@ from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import CountersUnavailable, InvalidApiKey, Overloaded
 from tests.builders import CREDITS, driven
 from tests.counters.admission.held_relay import HeldRelay
-from tests.counters.admission.test_directory import CALLER, DIGEST, Clock, Desk
-from tests.counters.admission.test_directory_invalidation import later, reads
+from tests.counters.admission.test_callers_cached import CALLER, DIGEST, Clock, Desk
+from tests.counters.admission.test_callers_invalidated import later, reads
 from tests.search import examples
 from tests.waiting import eventually
 

@@ -416,7 +416,7 @@ async def _at_rest() -> None:
     left: list[int] = []
     gathering = CallBatcher(asyncio.get_running_loop(), lambda: left.append(1))
     for number in range(FLIGHTS_MAX):
-        gathering.left(number + 1)
+        gathering.note_sent(number + 1)
     gathering.add((Wait(), FORMS[RESERVE, 7], b"", b""))
     assert not gathering.is_due()
     gathering.take()

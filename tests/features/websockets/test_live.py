@@ -930,7 +930,7 @@ def test_gemini_live_events_that_cost_no_tokens_are_recognized_as_free(
 
 
 @pytest.mark.parametrize("asks", [True, False])
-async def test_tool_that_a_gemini_live_message_adds_has_a_price_before_it_is_sent(asks: bool) -> None:
+async def test_tool_added_by_a_gemini_live_message_needs_a_price_before_sending(asks: bool) -> None:
     """In a turn that has an answer, and in one that awaits a question."""
     go_on = asyncio.Event()
 
@@ -963,3 +963,38 @@ async def test_tool_that_a_gemini_live_message_adds_has_a_price_before_it_is_sen
                 "A tool that may cost" if asks else "No USD price for the tool googleSearch"
             )
         assert not any("contextUpdate" in message for message in sockets[0].heard)
+
+
+async def test_live_message_during_admission_of_a_turn_is_checked_before_sending() -> None:
+    begins, ends = asyncio.Event(), asyncio.Event()
+
+    async def script(socket: LiveUpstream) -> None:
+        await socket.send(CREATED)
+        await socket.until("response.create")
+        await socket.send(BEGUN, DELTA, done())
+        await begins.wait()  # then it speaks by itself
+        await socket.send(BEGUN, DELTA)
+        await ends.wait()
+        await socket.send(done())
+        await socket.until("")
+
+    async with live(script) as (stage, sockets), connected(stage) as socket:
+        stage.directory.caller = replace(CALLER, models=frozenset({"m"}))
+        await until(socket, "session.created")
+        await socket.send_json(CREATE)
+        await until(socket, "response.done")
+        await stage.settled(1)
+        stage.counters.slow = True
+        begins.set()
+        await eventually(lambda: stage.counters.admitting)
+        await socket.send_json({"type": "session.update", "session": transcribing("other")})
+        await eventually(lambda: stage.plane.buffers.used)
+        for wait, decision in stage.counters.admitting:
+            wait.set(decision)
+        while (event := await received(socket))["type"] != "error":
+            pass
+        assert event["status"] == 403
+        stage.counters.slow = False
+        ends.set()
+        await until(socket, "response.done")
+        assert [message["type"] for message in sockets[0].heard] == ["response.create"]

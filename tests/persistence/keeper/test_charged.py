@@ -39,7 +39,7 @@ from tests.persistence.april import April, april, at, plan
 from tests.persistence.billing.test_due import act, customer
 from tests.persistence.billing.test_early_use import BEGINS, BLOCKS
 from tests.persistence.explaining import rerated, told
-from tests.persistence.ledger.test_budget_uses import budget_of, moves, opened
+from tests.persistence.ledger.test_budget_moves import budget_of, moves, opened
 from tests.persistence.scenario import Account, batch_of, document, rows_of, settle_in
 
 TAKEN_BACK = {"note": int(EventNote.RECLAIMED), "metadata": b'{"estimated":true,"reclaimed":true}'}

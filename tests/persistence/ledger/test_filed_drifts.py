@@ -15,7 +15,7 @@ from persistence.billing.credit_balances import Allocations
 from persistence.keeper.verification import Accounts
 from persistence.ledger import checkpoints
 from tests.features.archive.aging import months_made
-from tests.persistence.ledger.test_budget_uses import budget_of
+from tests.persistence.ledger.test_budget_moves import budget_of
 from tests.persistence.ledger.test_checkpoints import Past
 from tests.persistence.scenario import broken, rows_of
 

@@ -213,6 +213,7 @@ async def test_a_raise_of_one_is_not_lowered_and_ends_earlier_where_it_is_told_s
     await raised(desk, budget_id, "ada", 80, days=3)
     less = {"amount": Decimal("79.99"), "until": desk.now + timedelta(days=1), "reason": "-", "who": "ada"}
     assert set(await desk.refused("raise", budget_id, **less)) == {"amount"}
+    assert set(await desk.refused("raise", budget_id, **less | {"who": "group:1"})) == {"who"}
     await raised(desk, budget_id, "ada", 80, days=1)
     [budget] = await desk.told()
     assert budget.raises == {owner_of("ada"): (80_000_000_000, ms_of(desk.now + timedelta(days=1)))}

@@ -21,8 +21,8 @@ from gateway.core.accounts.windows import FIRST_USE, ROLLING, WHOLE_PARTS, Carry
 
 FOREVER: Final = 1 << 62
 # Bytes of a part of a rolling window: of its number, and of its use.
-_NUMBER: Final = 6
-_USE: Final = 10
+_NUMBER: Final = 4
+_USE: Final = 9
 _PART: Final = _NUMBER + _USE
 
 # Returns the limit of an owner at a time (Unix ms); None for no limit.
@@ -43,8 +43,8 @@ class AccountHistory:
         self.used = self.peak = self.until_ms = 0
 
     def add(self, amount: int) -> None:
-        """Add a use to the window."""
-        used = self.used = self.used + amount
+        """Add a use to the window; the first one shares its integer with the call."""
+        used = self.used = self.used + amount if self.used else amount
         self.peak = max(self.peak, used)
 
     def fork(self) -> AccountHistory:
@@ -152,7 +152,9 @@ class RollingWindows(Windows[RollingHistory]):
         if at_ms >= self._end_ms:
             part = at_ms // self._part_ms
             self._end_ms = (part + 1) * self._part_ms
-            self._part, self._oldest = (number.to_bytes(_NUMBER) for number in (part, part - WHOLE_PARTS))
+            self._part, self._oldest = (
+                number.to_bytes(_NUMBER) for number in (part, max(part - WHOLE_PARTS, 0))
+            )
         parts, gone = history.parts, 0
         while parts[gone : gone + _NUMBER] < self._oldest and gone < len(parts):
             history.used -= int.from_bytes(parts[gone + _NUMBER : gone + _PART])

@@ -34,7 +34,7 @@ class Position(NamedTuple):
 
     place: int
     used: int
-    limit: int | None
+    limit: int
 
 
 class StepTrial(NamedTuple):
@@ -135,4 +135,4 @@ class Steps:
 
 
 def _is_reached(position: Position, parts: int) -> bool:
-    return position.limit is not None and is_reached(parts, position.used, position.limit)
+    return is_reached(parts, position.used, position.limit)

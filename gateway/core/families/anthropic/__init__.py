@@ -49,7 +49,9 @@ _DOCUMENT = MediaPart(
 # headers): the overage is a calendar budget; the client's notices are shown at these thresholds.
 _UNIFIED: Final = b"anthropic-ratelimit-unified-"
 _THRESHOLDS: Final = (95, 75)
-_PERIODS: Final = {one.name: one.period.encode() for one in INTERVALS.values() if one.period}
+_PERIODS: Final = {
+    interval.name: interval.period.encode() for interval in INTERVALS.values() if interval.period
+}
 _SPENT: Final = {"error_code": "enforced_spend_limit_reached"}
 
 
@@ -83,7 +85,7 @@ def _budget_fields(window: BudgetWindow, refusal: Refusal | None) -> list[tuple[
     percent = min(window.used * 100 // max(window.limit, 1), 100)
     if refusal is None:
         percent = min(percent, 99)
-        threshold = next((one for one in _THRESHOLDS if percent >= one), 0)
+        threshold = next((threshold for threshold in _THRESHOLDS if percent >= threshold), 0)
         status = b"allowed_warning" if threshold else b"allowed"
         fields = [(b"representative-claim", b"overage"), (b"overage-status", status)]
     else:

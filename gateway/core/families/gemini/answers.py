@@ -58,9 +58,9 @@ def retry_delay(document: bytes) -> float:
         return 0.0
     for one in read if isinstance(read, list) else [read]:
         for detail in one.error.details or ():
-            told = _SECONDS.fullmatch(detail.retry_delay) if isinstance(detail.retry_delay, str) else None
-            if told is not None:
-                return float(told[1])
+            match = _SECONDS.fullmatch(detail.retry_delay) if isinstance(detail.retry_delay, str) else None
+            if match is not None:
+                return float(match[1])
     return 0.0
 
 
@@ -201,7 +201,9 @@ def _see(meter: Meter, candidate: _Candidate) -> None:
 def _see_more(meter: Meter, document: bytes, seen: int) -> None:
     candidates = loose_document(document).get("candidates")
     if isinstance(candidates, list):
-        see_content(meter, [one.get("content") for one in candidates if isinstance(one, dict)], seen)
+        see_content(
+            meter, [candidate.get("content") for candidate in candidates if isinstance(candidate, dict)], seen
+        )
 
 
 def report(meter: Meter, raw: bytes, final: bool) -> None:
@@ -270,14 +272,14 @@ def _note(detail: Detail, usage: _GeminiUsage) -> None:
 
 
 def _of(details: list[_Modality] | None, modalities: frozenset[str]) -> int:
-    return sum(each.token_count or 0 for each in details or () if each.modality in modalities)
+    return sum(detail.token_count or 0 for detail in details or () if detail.modality in modalities)
 
 
 def _report_loose(meter: Meter, document: bytes) -> None:
     """Report the usage in an answer whose fields have other types than documented."""
     answer = loose_document(document)
-    for place, said in enumerate(objects_in(answer, "candidates")):
-        meter.note_choice(said.get("index"), place, finished=_ends(said.get("finishReason")))
+    for place, item in enumerate(objects_in(answer, "candidates")):
+        meter.note_choice(item.get("index"), place, finished=_ends(item.get("finishReason")))
     meter.detail.answered_by(answer.get("modelVersion"))
     usage = answer.get("usageMetadata")
     if isinstance(usage, dict):
@@ -319,11 +321,11 @@ def _read_cached(meter: Meter, document: bytes) -> None:
 
 def _read_video(meter: Meter, document: bytes) -> None:
     """Report the seconds of the videos made, by requested length. Videos that Google withheld are free."""
-    said = loose_document(document)
-    meter.failed = said.get("error") is not None
-    if said.get("done") is not True or meter.failed or not 200 <= meter.status < 300:
+    answer = loose_document(document)
+    meter.failed = answer.get("error") is not None
+    if answer.get("done") is not True or meter.failed or not 200 <= meter.status < 300:
         return
-    made = object_in(object_in(said, "response"), "generateVideoResponse")
+    made = object_in(object_in(answer, "response"), "generateVideoResponse")
     samples, asked = made.get("generatedSamples"), meter.call.spec.choices
     held = (meter.call.spec.units.likely or {}).get("video_second", 0)
     number = min(len(samples), asked) if isinstance(samples, list) else 0 if made else asked
@@ -353,14 +355,21 @@ EXTENDED = Dialect(_read_extended)
 
 def _read_predicted(meter: Meter, document: bytes) -> None:
     """Report the number of pictures in a `predict` answer, or the tokens of the texts that it embeds."""
-    said = loose_document(document)
-    meter.failed = said.get("error") is not None
-    made = objects_in(said, "predictions")
-    if meter.failed or "predictions" not in said or not 200 <= meter.status < 300:
+    answer = loose_document(document)
+    meter.failed = answer.get("error") is not None
+    made = objects_in(answer, "predictions")
+    if meter.failed or "predictions" not in answer or not 200 <= meter.status < 300:
         return
-    embedded = [object_in(object_in(one, "embeddings"), "statistics").get("token_count") for one in made]
-    tokens = sum([integer(one) or 0 for one in embedded])
-    drawn = sum([isinstance(one.get("bytesBase64Encoded") or one.get("gcsUri"), str) for one in made])
+    embedded = [
+        object_in(object_in(prediction, "embeddings"), "statistics").get("token_count") for prediction in made
+    ]
+    tokens = sum([integer(count) or 0 for count in embedded])
+    drawn = sum(
+        [
+            isinstance(prediction.get("bytesBase64Encoded") or prediction.get("gcsUri"), str)
+            for prediction in made
+        ]
+    )
     for name in meter.call.spec.units.likely or ():
         meter.detail.used_tool(name, drawn)
     meter.detail.replaces_units = True

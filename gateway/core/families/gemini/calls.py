@@ -166,19 +166,19 @@ def read_predict(body: Body, document: Document, params: PathParams, bounds: Usa
     _PREDICT.check(document)
     model, units = model_in_path(document, params.get("model")), TOKENS_ALONE
     instances = elements(document, "instances")
-    if not instances or not all(("prompt" in one) != ("content" in one) for one in instances):
+    if not instances or not all(("prompt" in instance) != ("content" in instance) for instance in instances):
         raise InvalidRequest(
             "instances must be a list of objects with a prompt or a content.", param="instances"
         )
     config = inner(document, "parameters", _PARAMETERS) or {}
     _PARAMETERS.check_spelling(config, "parameters.")
     refuse_inside([instances, config], _ELSEWHERE, "")
-    drawn = sum("prompt" in one for one in instances)
+    drawn = sum("prompt" in instance for instance in instances)
     if drawn:
-        each = choices(config, "sampleCount", bounds.choices_max, "parameters.")
+        count = choices(config, "sampleCount", bounds.choices_max, "parameters.")
         size = config.get("sampleImageSize")
         word = size.lower() if isinstance(size, str) and size.isalnum() else AUTO
-        pictures = drawn * (each if "sampleCount" in config else _PICTURES)
+        pictures = drawn * (count if "sampleCount" in config else _PICTURES)
         units = RequestedUnits({f"{IMAGES}{word}/{AUTO}": pictures})
     return CallSpec(model, output_max=0, units=units)
 
@@ -213,20 +213,21 @@ def _no_media(document: Document, names: FieldNames) -> bool:
         return False
     tools = document.get("tools")
     own = tools is None or (
-        isinstance(tools, list) and all(isinstance(one, dict) and one.keys() <= _FUNCTIONS for one in tools)
+        isinstance(tools, list)
+        and all(isinstance(tool, dict) and tool.keys() <= _FUNCTIONS for tool in tools)
     )
     said = (document.get(name) for name in ("contents", "systemInstruction", "system_instruction"))
     return own and all(map(_is_text, said)) and only_text(document.get("input"))
 
 
-def _is_text(said: object) -> bool:
+def _is_text(value: object) -> bool:
     """Return whether a Gemini content, or each of a list of contents, certainly has text parts alone."""
-    if isinstance(said, list):
-        return all(map(_is_text, said))
-    if not isinstance(said, dict):
+    if isinstance(value, list):
+        return all(map(_is_text, value))
+    if not isinstance(value, dict):
         return True
-    parts = said.get("parts")
-    if not said.keys() <= {"role", "parts"}:
+    parts = value.get("parts")
+    if not value.keys() <= {"role", "parts"}:
         return False
     return parts is None or (isinstance(parts, list | dict) and all(map(_is_text_part, _listed(parts))))
 
@@ -257,8 +258,8 @@ def _no_pictures(document: Document, names: FieldNames) -> bool:
 
 
 def _configs(document: Document) -> list[Document]:
-    found = [document.get(name) for name in ("generationConfig", "generation_config")]
-    return [config for config in found if isinstance(config, dict)]
+    configs = [document.get(name) for name in ("generationConfig", "generation_config")]
+    return [config for config in configs if isinstance(config, dict)]
 
 
 def _answers_by(configs: list[Document], modalities: set[str]) -> bool:
@@ -268,7 +269,7 @@ def _answers_by(configs: list[Document], modalities: set[str]) -> bool:
             asked = config.get(field)
             if asked is not None and not (
                 isinstance(asked, list)
-                and all(isinstance(one, str) and one.upper() in modalities for one in asked)
+                and all(isinstance(modality, str) and modality.upper() in modalities for modality in asked)
             ):
                 return False
         for field in _RESPONSE_FORMATS:
@@ -283,7 +284,7 @@ def _answers_by(configs: list[Document], modalities: set[str]) -> bool:
 
 def _no_tier(document: Document, tier: str) -> bool:
     said = [document[name] for name in ("serviceTier", "service_tier") if name in document]
-    return all(one is None or (isinstance(one, str) and one in _PLAIN_TIERS) for one in said)
+    return all(tier is None or (isinstance(tier, str) and tier in _PLAIN_TIERS) for tier in said)
 
 
 EXCLUSIONS = Exclusions(
@@ -341,23 +342,23 @@ BATCHES = BatchPaths(
 
 
 def _created_ids(document: Document) -> Iterator[str]:
-    yield from (f"{_INTERACTIONS}/{one}" for one in ids_of(document.get("id")))
+    yield from (f"{_INTERACTIONS}/{id_}" for id_ in ids_of(document.get("id")))
     for one in (document, object_in(document, "file")):
         for name in ("name", "uri"):
             value = one.get(name)
-            found = _RESOURCE.search(value) if isinstance(value, str) else None
-            if found is not None:
-                yield found[1]
+            match = _RESOURCE.search(value) if isinstance(value, str) else None
+            if match is not None:
+                yield match[1]
 
 
-def _add(name: str, inside: object, holder: Document, place: str, found: BodyIds) -> bool:
+def _add(name: str, inside: object, holder: Document, place: str, ids: BodyIds) -> bool:
     folded = name.lower().replace("_", "")
     if folded in _NAMES:
-        found.named.append(_normal(id_in(inside, name)))
+        ids.named.append(_normal(id_in(inside, name)))
     elif folded in _LISTS:
-        found.named += map(_normal, ids_in(inside, name))
+        ids.named += map(_normal, ids_in(inside, name))
     elif folded == "previousinteractionid" and isinstance(id_in(inside, name), str):
-        found.named.append(f"{_INTERACTIONS}/{inside}")
+        ids.named.append(f"{_INTERACTIONS}/{inside}")
     else:
         return name == "id" and place in _CALLED
     return True
@@ -376,10 +377,10 @@ def _normal(value: object) -> object:
     """
     if not isinstance(value, str):
         return value
-    found = _RESOURCE.search(value)
-    if found is not None:
-        before, behind = value[: found.start(1)], value[found.end(1) :]
-        return found[1] if _BEFORE.fullmatch(before) and _BEHIND.fullmatch(behind) else value
+    match = _RESOURCE.search(value)
+    if match is not None:
+        before, behind = value[: match.start(1)], value[match.end(1) :]
+        return match[1] if _BEFORE.fullmatch(before) and _BEHIND.fullmatch(behind) else value
     if _WEB.match(value) and not _GOOGLE.search(normalize("NFKC", unquote(value))):
         return None
     return value

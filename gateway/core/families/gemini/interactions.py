@@ -70,7 +70,7 @@ def read_interaction(body: Body, document: Document, params: PathParams, bounds:
     config = inner(document, "generation_config", _CONFIG) or {}
     _CONFIG.check_spelling(config, "generation_config.")
     output_max = maximum(config, "max_output_tokens", bounds.usage_tokens_max, "generation_config.")
-    if any(one.get("type") == "retrieval" for one in elements(document, "tools")):
+    if any(element.get("type") == "retrieval" for element in elements(document, "tools")):
         raise InvalidRequest("tools: retrieval is not accepted, its stores are no caller's.", param="tools")
     return CallSpec(model, streamed, output_max)
 
@@ -103,20 +103,20 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     return False
 
 
-def _take(meter: Meter, said: Document, *, final: bool) -> None:
-    if said.get("status") == "failed" or said.get("error") is not None:
+def _take(meter: Meter, document: Document, *, final: bool) -> None:
+    if document.get("status") == "failed" or document.get("error") is not None:
         meter.failed = True
-    meter.detail.answered_by(said.get("model"))
-    meter.detail.served_as(said.get("service_tier"))
-    _report(meter, object_in(said, "usage"), final=final)
+    meter.detail.answered_by(document.get("model"))
+    meter.detail.served_as(document.get("service_tier"))
+    _report(meter, object_in(document, "usage"), final=final)
 
 
 def _report(meter: Meter, usage: Document, *, final: bool) -> None:
     if not usage:
         return
-    for one in objects_in(usage, _GROUNDED):
-        name = str(one.get("type")).replace("google_search", "web_search")
-        meter.detail.used_tool(name, integer(one.get("count")) or 0)
+    for item in objects_in(usage, _GROUNDED):
+        name = str(item.get("type")).replace("google_search", "web_search")
+        meter.detail.used_tool(name, integer(item.get("count")) or 0)
     said = {_NAMES.get(name, name): _parts(value) for name, value in usage.items() if name not in _WITHIN}
     report(meter, msgspec.json.encode(said), final)
 
@@ -151,8 +151,8 @@ def _failing(meter: Meter, body: bytes) -> bytes:
     return _event({"event_type": "error", "error": said})
 
 
-def _event(said: Document) -> bytes:
-    return b"event: %b\ndata: %b\n\n" % (str(said["event_type"]).encode(), msgspec.json.encode(said))
+def _event(document: Document) -> bytes:
+    return b"event: %b\ndata: %b\n\n" % (str(document["event_type"]).encode(), msgspec.json.encode(document))
 
 
 DIALECT: Final = Dialect(_read_whole, _read_event, _closing, _failing, ending=_ENDING)

@@ -302,7 +302,7 @@ def _routes() -> Iterator[Route]:
     yield Route(("GET",), VIDEOS.results, NAME, family=NAME, queries=("variant",))
     for path, meter in (("responses/compact", "openai_responses"), ("decisions", "openai_decisions")):
         yield Route(("POST",), f"/v1/{path}", NAME, "responses", NAME, meter)
-    for path, service, meter in (*((*one, "openai_stored") for one in _UNITS), *_RUNS):
+    for path, service, meter in (*((*unit, "openai_stored") for unit in _UNITS), *_RUNS):
         yield Route(("POST",), f"/v1/{path}", NAME, service, NAME, meter)
     for path, methods in _STORED.items():
         yield Route(tuple(methods.split()), f"/v1/{path}", NAME, family=NAME)

@@ -73,7 +73,7 @@ def read_chat(body: Body, document: Document, params: PathParams, bounds: UsageB
 def read_chats(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read several chats with the same parameters, whose `messages` is a list of lists."""
     chats = document.get("messages")
-    if not isinstance(chats, list) or not chats or not all(isinstance(one, list) for one in chats):
+    if not isinstance(chats, list) or not chats or not all(isinstance(chat, list) for chat in chats):
         raise InvalidRequest("messages must be a list of lists of messages.", param="messages")
     spec = read_chat(body, document, params, bounds)
     answers = min(spec.choices * len(chats), INTEGER_MAX)
@@ -84,14 +84,16 @@ def read_completions(body: Body, document: Document, params: PathParams, bounds:
     """Read a completion. Each of its prompts has `n` or `best_of` choices."""
     model, streamed, user = _read_common(body, document, _COMPLETIONS, params)
     output_max, first_part = maximum(document, "max_tokens", bounds.usage_tokens_max), 1.0
-    each = max(choices(document, "n", bounds.choices_max), choices(document, "best_of", bounds.choices_max))
+    count = max(choices(document, "n", bounds.choices_max), choices(document, "best_of", bounds.choices_max))
     prompt = document.get("prompt")
     prompts = max(1, _prompts(prompt) + _prompts(document.get("prompt_embeds")))
     if prompts > 1:
         parts = prompt if isinstance(prompt, list) and len(prompt) == prompts else []
-        sizes = [len(one) for one in parts if isinstance(one, str | list)]
+        sizes = [len(part) for part in parts if isinstance(part, str | list)]
         first_part = sizes[0] / sum(sizes) if sizes and sizes[0] else 1 / prompts
-    return CallSpec(model, streamed, output_max, each * prompts, user, prompts=prompts, first_part=first_part)
+    return CallSpec(
+        model, streamed, output_max, count * prompts, user, prompts=prompts, first_part=first_part
+    )
 
 
 def read_responses(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
@@ -210,7 +212,7 @@ def _no_sound(document: Document, names: FieldNames) -> bool:
     asked = document.get("modalities")
     if asked is None:
         return "audio" not in document
-    return isinstance(asked, list) and all(one in ("text", "image") for one in asked)
+    return isinstance(asked, list) and all(modality in ("text", "image") for modality in asked)
 
 
 def _no_tier(document: Document, tier: str) -> bool:
@@ -221,7 +223,9 @@ def _no_tier(document: Document, tier: str) -> bool:
 def _no_pictures(document: Document, names: FieldNames) -> bool:
     """Return whether a call's modalities exclude pictures; tools that make pictures do not matter here."""
     asked = document.get("modalities")
-    return asked is None or (isinstance(asked, list) and all(one in ("text", "audio") for one in asked))
+    return asked is None or (
+        isinstance(asked, list) and all(modality in ("text", "audio") for modality in asked)
+    )
 
 
 EXCLUSIONS = Exclusions(

@@ -45,9 +45,9 @@ except ImportError:
 
 def _read_whole(meter: Meter, document: bytes) -> None:
     alone = meter.call.spec.choices == 1 and not meter.reported
-    found = _usage_of(document) if alone and _usage_of is not None else None
-    if found is not None:
-        model, tier, used, output, cached, reasoning = found
+    usage = _usage_of(document) if alone and _usage_of is not None else None
+    if usage is not None:
+        model, tier, used, output, cached, reasoning = usage
         meter.failed = False
         _name(meter, model, tier)
         meter.report(used, output, cached, reasoning, used + output, final=True)
@@ -142,8 +142,8 @@ def _read_odd_event(meter: Meter, data: bytes) -> bool:
     """Read an event with other types than documented; return whether it has usage and no choices."""
     count_text(meter, data)
     event = loose_document(data)
-    for place, said in enumerate(objects_in(event, "choices")):
-        meter.note_choice(said.get("index"), place, finished=bool(said.get("finish_reason")))
+    for place, item in enumerate(objects_in(event, "choices")):
+        meter.note_choice(item.get("index"), place, finished=bool(item.get("finish_reason")))
     return _report_loose(meter, event) and event.get("choices") == []
 
 

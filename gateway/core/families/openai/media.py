@@ -196,13 +196,13 @@ def _seconds(stated: object) -> int:
 
 def _read_whole_video(meter: Meter, document: bytes) -> None:
     """Report the seconds of a finished video, as the upstream states them, else as requested."""
-    said = loose_document(document)
-    meter.failed = said.get("error") is not None
-    meter.detail.answered_by(said.get("model"))
-    there = said.get("status") == "completed" or integer(said.get("completed_at")) is not None
+    answer = loose_document(document)
+    meter.failed = answer.get("error") is not None
+    meter.detail.answered_by(answer.get("model"))
+    there = answer.get("status") == "completed" or integer(answer.get("completed_at")) is not None
     if not there or not 200 <= meter.status < 300:
         return
-    seconds = _seconds(said.get("seconds")) or (meter.call.spec.units.likely or {}).get("video_second", 0)
+    seconds = _seconds(answer.get("seconds")) or (meter.call.spec.units.likely or {}).get("video_second", 0)
     meter.detail.used_tool("video_second", seconds)
     meter.report_units()
 
@@ -221,9 +221,9 @@ def read_ocr(body: Body, document: Document, params: PathParams, bounds: UsageBo
 
 
 def _read_ocr(meter: Meter, document: bytes) -> None:
-    said = loose_document(document)
-    meter.detail.answered_by(said.get("model"))
-    told = said.get("usage_info")
+    answer = loose_document(document)
+    meter.detail.answered_by(answer.get("model"))
+    told = answer.get("usage_info")
     pages = integer(told.get("pages_processed")) if isinstance(told, dict) else None
     if pages is not None and 200 <= meter.status < 300:
         meter.detail.used_tool("page", pages)
@@ -240,17 +240,17 @@ def _word(document: Document, name: str, usual: str) -> str:
 
 
 def _read_whole(meter: Meter, document: bytes) -> None:
-    said = loose_document(document)
-    meter.failed = said.get("error") is not None
-    meter.detail.answered_by(said.get("model"))
-    _take(meter, said)
-    pictures, asked = said.get("data"), meter.call.spec.units.likely
+    answer = loose_document(document)
+    meter.failed = answer.get("error") is not None
+    meter.detail.answered_by(answer.get("model"))
+    _take(meter, answer)
+    pictures, asked = answer.get("data"), meter.call.spec.units.likely
     if not isinstance(pictures, list) or not asked or not 200 <= meter.status < 300:
         return
     for name in asked:
         if name.startswith(IMAGES):
             size, _, quality = name.removeprefix(IMAGES).partition("/")
-            size, quality = _stated_value(said, "size", size), _stated_value(said, "quality", quality)
+            size, quality = _stated_value(answer, "size", size), _stated_value(answer, "quality", quality)
             meter.detail.used_tool(f"{IMAGES}{size}/{quality}", len(pictures))
 
 
@@ -267,11 +267,11 @@ def _read_event(meter: Meter, data: bytes) -> bool:
 
 
 def _read_whole_heard(meter: Meter, document: bytes) -> None:
-    said = loose_document(document)
-    meter.failed = said.get("error") is not None
-    meter.detail.answered_by(said.get("model"))
+    answer = loose_document(document)
+    meter.failed = answer.get("error") is not None
+    meter.detail.answered_by(answer.get("model"))
     if 200 <= meter.status < 300:
-        _take_heard(meter, said)
+        _take_heard(meter, answer)
 
 
 def _read_event_heard(meter: Meter, data: bytes) -> bool:
@@ -290,16 +290,16 @@ def _read_event_heard(meter: Meter, data: bytes) -> bool:
     return False
 
 
-def _take_heard(meter: Meter, said: dict[str, object]) -> None:
+def _take_heard(meter: Meter, answer: dict[str, object]) -> None:
     """Report the usage of a transcript: the tokens in the answer, or the seconds of sound."""
-    usage = dict(object_in(said, "usage"))
+    usage = dict(object_in(answer, "usage"))
     if usage.pop("type", None) == "tokens" or "input_tokens" in usage:
         if "input_token_details" in usage:  # as OpenAI spells it here alone
             usage["input_tokens_details"] = usage.pop("input_token_details")
         if report(meter, msgspec.json.encode(usage)):
             meter.detail.replaces_units = True  # paid by these
         return
-    told = usage.get("seconds", usage.get("prompt_audio_seconds", said.get("duration")))
+    told = usage.get("seconds", usage.get("prompt_audio_seconds", answer.get("duration")))
     seconds = integer(told)
     if seconds is not None and seconds >= 0:
         meter.detail.replaces_units = True
@@ -307,15 +307,15 @@ def _take_heard(meter: Meter, said: dict[str, object]) -> None:
         meter.report_units()
 
 
-def _take(meter: Meter, said: dict[str, object]) -> None:
-    usage, svg = said.get("usage"), said.get("svg_usage")
+def _take(meter: Meter, answer: dict[str, object]) -> None:
+    usage, svg = answer.get("usage"), answer.get("svg_usage")
     if isinstance(usage, dict):
         beside = [] if svg is None else svg_part(meter, msgspec.Raw(msgspec.json.encode(svg)))
         report(meter, msgspec.json.encode(usage), beside)
 
 
-def _stated_value(said: dict[str, object], name: str, asked: str) -> str:
-    value = said.get(name)
+def _stated_value(answer: dict[str, object], name: str, asked: str) -> str:
+    value = answer.get(name)
     return value.lower() if isinstance(value, str) and _WORD.fullmatch(value) is not None else asked
 
 

@@ -70,9 +70,9 @@ def _answering(document: Document, *, agents_alone: bool) -> str:
 
 
 def _read_whole(meter: Meter, document: bytes) -> None:
-    said = loose_document(document)
-    meter.detail.answered_by(said.get("model"))
-    _take(meter, object_in(said, "usage"))
+    answer = loose_document(document)
+    meter.detail.answered_by(answer.get("model"))
+    _take(meter, object_in(answer, "usage"))
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:

@@ -261,11 +261,13 @@ def report_all(meter: Meter, document: dict[str, object], numbers: Numbers) -> N
     """
     choices, call = objects_in(document, "choices"), meter.call
     prompt, completion, cached, reasoning = numbers
-    texts = [content_bytes(one, size_of=len) for one in choices]
+    texts = [content_bytes(choice, size_of=len) for choice in choices]
     if len(texts) < 2 or completion < 0:
         return numbers
     stated = call.output_max or 0
-    at_most = [place for place, one in enumerate(choices) if stated and one.get("finish_reason") == _LENGTH]
+    at_most = [
+        place for place, choice in enumerate(choices) if stated and choice.get("finish_reason") == _LENGTH
+    ]
     of_one = completion <= stated and completion < stated * len(at_most)
     if not (call.aim.reports_each or _TIMINGS in document or of_one):
         meter.detail.contradicted = sum(texts) > _TOKEN_CHARACTERS * completion

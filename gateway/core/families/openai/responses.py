@@ -250,13 +250,13 @@ def report(meter: Meter, raw: bytes, beside: Sequence[tuple[str, Counts]] = ()) 
     return True
 
 
-def _report_loose(meter: Meter, said: dict[str, object]) -> None:
+def _report_loose(meter: Meter, answer: dict[str, object]) -> None:
     """Report the usage in a response whose fields have other types than documented."""
-    fields = {name: msgspec.Raw(msgspec.json.encode(said[name])) for name in _RAW if name in said}
-    status, output = said.get("status"), said.get("output")
+    fields = {name: msgspec.Raw(msgspec.json.encode(answer[name])) for name in _RAW if name in answer}
+    status, output = answer.get("status"), answer.get("output")
     items = output if isinstance(output, list) else []
     response = _Response(
-        model=said.get("model"), service_tier=said.get("service_tier"),
+        model=answer.get("model"), service_tier=answer.get("service_tier"),
         status=status if isinstance(status, str) else None,
         output=[msgspec.Raw(msgspec.json.encode(item)) for item in items], **fields,
     )  # fmt: skip

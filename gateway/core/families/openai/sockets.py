@@ -115,11 +115,11 @@ class ResponseMessages:
         self.end()
 
 
-def _items(said: object) -> list[object]:
+def _items(value: object) -> list[object]:
     """Return the `input` of a request as a list of items."""
-    if isinstance(said, list):
-        return said
-    return [] if said is None else [{"role": "user", "content": said}]
+    if isinstance(value, list):
+        return value
+    return [] if value is None else [{"role": "user", "content": value}]
 
 
 def _again(item: Document) -> Document | None:

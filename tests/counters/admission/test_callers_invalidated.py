@@ -19,7 +19,7 @@ from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import InvalidApiKey
 from tests.builders import CREDITS, driven
-from tests.counters.admission.test_directory import CALLER, DIGEST, ONE, Clock, Desk, negotiate
+from tests.counters.admission.test_callers_cached import CALLER, DIGEST, ONE, Clock, Desk, negotiate
 from tests.waiting import eventually
 
 

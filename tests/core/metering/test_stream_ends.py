@@ -19,7 +19,7 @@ from gateway.core.calls.call import UsageBounds
 from gateway.core.metering.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN, Meter
 from gateway.core.metering.meters import STEP_BYTES, make_meter
 from gateway.core.metering.stream import CODED_BYTES, Brackets
-from tests.core.meter.recorded import (
+from tests.core.metering.recorded import (
     CHAT,
     CHAT_FRAMES,
     CHAT_USED,

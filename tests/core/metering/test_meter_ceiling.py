@@ -14,7 +14,7 @@ from gateway.core.calls.routes import Route
 from gateway.core.metering.meter import Meter
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import Family, TokenUsage
-from tests.core.meter.recorded import SSE, call, frame
+from tests.core.metering.recorded import SSE, call, frame
 
 JSON = b"application/json"
 GEMINI: dict[str, Any] = {

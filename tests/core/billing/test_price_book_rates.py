@@ -47,9 +47,9 @@ def test_credits_cover_as_many_tokens_as_they_pay(
 
 def test_in_money_there_are_no_credits_to_cover_it() -> None:
     rate = TokenRate(10, 10**9, 2 * 10**9, in_money=True)
-    assert (rate.credits(15), rate.seen(15), rate.covered(0)) == (0, 20_000, ENDLESS)
-    assert TokenRate(10, 10**30, 0, in_money=True).seen(10) == ENDLESS
-    assert TokenRate(10, 10**40, 0).seen(10) == ENDLESS
+    assert (rate.credits(15), rate.charge_for(15), rate.covered(0)) == (0, 20_000, ENDLESS)
+    assert TokenRate(10, 10**30, 0, in_money=True).charge_for(10) == ENDLESS
+    assert TokenRate(10, 10**40, 0).charge_for(10) == ENDLESS
 
 
 TEXT = (100, 10, 125, 200, 500, 500, 100, 500, 100, 500)

@@ -223,6 +223,6 @@ def test_a_rate_pays_as_many_tokens_as_its_money_covers() -> None:
     rate = TokenRate(100, 2 * MILLION, 5 * MILLION, fixed=7, in_money=True)
     for nano in (0, 7, 8, 106, 207, 208, 212, 1_207):
         tokens = rate.paid(nano)
-        assert rate.seen(tokens) <= nano or tokens == 0
-        assert rate.seen(tokens + 1) > nano
+        assert rate.charge_for(tokens) <= nano or tokens == 0
+        assert rate.charge_for(tokens + 1) > nano
     assert replace(rate, output=0).paid(300) > 10**12

@@ -20,7 +20,7 @@ from gateway.core.metering.meter import Dialect, Meter
 from gateway.core.metering.meters import make_meter
 from gateway.core.metering.stream import Splitter, data_of
 from gateway.core.model import TokenUsage
-from tests.core.meter.recorded import SSE, call, chat_chunk, delta, frame
+from tests.core.metering.recorded import SSE, call, chat_chunk, delta, frame
 from tests.recorded.answers import Answer, answers
 from tests.search import examples
 

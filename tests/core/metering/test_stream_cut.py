@@ -11,7 +11,7 @@ import pytest
 from gateway.core.calls.call import UsageBounds
 from gateway.core.metering.meters import make_meter
 from gateway.core.metering.stream import Splitter, data_of
-from tests.core.meter.recorded import (
+from tests.core.metering.recorded import (
     CHAT_FRAMES,
     GEMINI_ARRAY,
     GEMINI_EVENTS,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gateway.core.calls.call import UsageBounds
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import INTEGER_MAX
-from tests.core.meter.recorded import JSON, RECORDED, SSE, Recorded, call
+from tests.core.metering.recorded import JSON, RECORDED, SSE, Recorded, call
 from tests.search import examples
 
 METERS = [
