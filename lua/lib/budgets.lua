@@ -219,11 +219,9 @@ end
 -- unit, and whether it enforces), never by amounts. A full cache costs a parse. Where a window has too little, or passes the largest
 -- number, this text changes nothing and answers nothing: then the loops of this file do the call.
 -- Each line stands once in a call, or for each account, each account of one owner (`owned`), each window, each one that enforces. In it
--- i is the account's number, w the window's among all, used and held its places in the meters. For one window of money that enforces:
---   local a1 = accounts[1] local m1, l1 = a1[3], a1[2][11]
---   local u1, h1, x1 = m1[1], m1[2], l1[1]
---   if n1 > 0 and n1 > x1 - u1 - h1 then return end …
-local FORMS_MAX, WRITTEN_WINDOWS_MAX, WRITTEN_ACCOUNTS_MAX = 128, 24, 16
+-- i is the account's number, w the window's among all, used and held its places in the meters.
+-- docs/internals/scripts.md has an example.
+local FORMS_MAX, WRITTEN_WINDOWS_MAX = 128, 24
 local OPEN_ACCOUNT = {'account', 'local a$i = accounts[$i] local m$i, l$i = a$i[' .. METERS .. '], a$i[' .. DEFINITION .. '][' .. LIMITS .. ']'}
 local HOLD_LINES = {
   {'call', 'return function(accounts, n1, n2) local n4, least, tight, used, left = 1, 2 ^ 53'}, OPEN_ACCOUNT,
