@@ -92,7 +92,7 @@ class Library:
         return self.places[line - 1] if 0 < line <= len(self.places) else ""
 
 
-class ScriptLine(NamedTuple):
+class _ScriptLine(NamedTuple):
     """A line of a file: its text, its number there (0: none), and the step that it is a part of."""
 
     text: str
@@ -101,11 +101,11 @@ class ScriptLine(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class ScriptFile:
+class _ScriptPart:
     """A file as the library has it: steps where functions have them, and the script of a verb behind its functions."""
 
     file: str
-    lines: tuple[ScriptLine, ...]
+    lines: tuple[_ScriptLine, ...]
     needs: frozenset[str]
     sets: frozenset[str]
 
@@ -141,7 +141,7 @@ def assemble(read: Callable[[str], str], layouts: Sequence[Layout] = LAYOUTS) ->
     ValueError if two files declare the same name, or a head lists something else than its file or step has.
     """
     texts = {verb: read(f"{verb}.lua") for verb in VERBS}
-    files = dict[str, ScriptFile]()
+    files = dict[str, _ScriptPart]()
     for text in texts.values():
         for name in _listed(text, "needs"):
             _bring(name, files, read, ())
@@ -169,13 +169,13 @@ def _listed(head: str, what: str) -> list[str]:
     return [name for names in lists for name in names.split()]
 
 
-def _place(file: str, line: ScriptLine) -> str:
+def _place(file: str, line: _ScriptLine) -> str:
     step = f", step {line.step}" if line.step else ""
     return f"lua/{file}:{line.number}{step}" if line.number else ""
 
 
 def _bring(
-    name: str, files: dict[str, ScriptFile], read: Callable[[str], str], before: tuple[str, ...]
+    name: str, files: dict[str, _ScriptPart], read: Callable[[str], str], before: tuple[str, ...]
 ) -> None:
     """Add a file of `lua/lib` behind all that it needs; ValueError for a circle."""
     if name in before:
@@ -187,7 +187,7 @@ def _bring(
         files[name] = _part(f"lib/{name}.lua", text, _numbered(text))
 
 
-def _script(verb: str, text: str) -> ScriptFile:
+def _script(verb: str, text: str) -> _ScriptPart:
     """Return a verb's file as a part: its functions, then the script as a function of its own.
 
     Locals of the script stand one space behind those of the part, which others may use.
@@ -200,25 +200,25 @@ def _script(verb: str, text: str) -> ScriptFile:
         else line._replace(text=f" {line.text}")
         for line in lines[:end]
     ]
-    begin = ScriptLine(f"verbs['{verb}'] = function(KEYS, ARGV) {_BIND}", 0)
-    return _part(f"{verb}.lua", text, [*lines[end:], begin, *body, ScriptLine("end", 0)])
+    begin = _ScriptLine(f"verbs['{verb}'] = function(KEYS, ARGV) {_BIND}", 0)
+    return _part(f"{verb}.lua", text, [*lines[end:], begin, *body, _ScriptLine("end", 0)])
 
 
-def _numbered(text: str) -> list[ScriptLine]:
-    return [ScriptLine(line, number) for number, line in enumerate(text.split("\n"), 1)]
+def _numbered(text: str) -> list[_ScriptLine]:
+    return [_ScriptLine(line, number) for number, line in enumerate(text.split("\n"), 1)]
 
 
-def _part(file: str, text: str, lines: list[ScriptLine]) -> ScriptFile:
+def _part(file: str, text: str, lines: list[_ScriptLine]) -> _ScriptPart:
     """Return a part of these lines; `text` is the whole file, which begins with its head."""
     head = re.match(r"(?:--.*\n)*", text)
     assert head is not None
     needs, sets = _listed(text, "needs"), _listed(head[0], "sets")
-    return ScriptFile(file, tuple(_pasted(file, lines)), frozenset(needs), frozenset(sets))
+    return _ScriptPart(file, tuple(_pasted(file, lines)), frozenset(needs), frozenset(sets))
 
 
-def _pasted(file: str, lines: list[ScriptLine]) -> Iterator[ScriptLine]:
+def _pasted(file: str, lines: list[_ScriptLine]) -> Iterator[_ScriptLine]:
     """Yield lines with each step where its function has it; ValueError for one that is missing or not used."""
-    steps, rest, at = dict[tuple[str, str], list[ScriptLine]](), list[ScriptLine](), 0
+    steps, rest, at = dict[tuple[str, str], list[_ScriptLine]](), list[_ScriptLine](), 0
     texts = [line.text for line in lines]
     while at < len(lines):
         if match := _STEP.match(texts[at]):
@@ -230,10 +230,10 @@ def _pasted(file: str, lines: list[ScriptLine]) -> Iterator[ScriptLine]:
         else:
             rest.append(lines[at])
         at += 1
-    function, variables = "", StepVariables(())
+    function, variables = "", _Variables(())
     for line in rest:
         if match := _FUNCTION.match(line.text):
-            function, variables = match["name"], StepVariables(match["parameters"].split(", "))
+            function, variables = match["name"], _Variables(match["parameters"].split(", "))
         if match := _PASTE.match(line.text):
             if (function, match["name"]) not in steps:
                 raise ValueError(f"{file} has no step {match['name']} of {function}")
@@ -261,7 +261,7 @@ def _names(text: str) -> set[str]:
     return names
 
 
-class StepVariables:
+class _Variables:
     """The variables of a function from step to step, as the steps' heads list them."""
 
     def __init__(self, parameters: Sequence[str]) -> None:
@@ -285,7 +285,7 @@ class StepVariables:
         return "" if sets <= left else f"does not set: {' '.join(sorted(sets - left))}"
 
 
-def _check_names(parts: Sequence[ScriptFile]) -> None:
+def _check_names(parts: Sequence[_ScriptPart]) -> None:
     """Raise ValueError for a name that two parts declare, or if one uses or assigns others' that its head does not list."""
     declared = Counter(name for part in parts for name in part.declared())
     if twice := [name for name, count in declared.items() if count > 1]:
