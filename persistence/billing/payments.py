@@ -62,9 +62,7 @@ def rest_before(moment: str) -> str:
 # collects payments elsewhere has a credit balance of its own there.
 
 _LEFT = rest_before("'infinity'")
-_HERE = (
-    " AND ".join(f"NOT ({invoice_listener.elsewhere})" for invoice_listener in invoice_listeners()) or "true"
-)
+_HERE = " AND ".join(f"NOT ({listener.elsewhere})" for listener in invoice_listeners()) or "true"
 _NOTE = "i.kind = 'credit_note' AND i.status = 'finalized' AND NOT i.used_up"
 _NOTES = f"""
 SELECT i.id, i.organization_id, i.currency, i.corrects_id, -({_LEFT}) AS open
@@ -405,7 +403,7 @@ def _require_open(change: EntityWrite, row: Row, amount: Decimal) -> None:
     if row["status"] != "finalized" or row["kind"] != "credit_note":
         raise Conflict(f"The {_describe_document(row)} has no credit; only a finalized credit note has.")
     if not bool(change.connection.execute(_IS_HERE, {"document": change.row_id}).scalar_one()):
-        raise Conflict(" ".join(invoice_listener.refusal for invoice_listener in invoice_listeners()))
+        raise Conflict(" ".join(listener.refusal for listener in invoice_listeners()))
     require_open(amount, -rest_of(change.connection, change.row_id), str(row["currency"]))
 
 

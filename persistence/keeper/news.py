@@ -305,7 +305,6 @@ DELETE FROM budget_told AS t USING budget AS b
                           cast(:starts AS timestamptz[])) AS c ("interval", time_zone, anchor_day, start)
         WHERE (c."interval", c.time_zone, c.anchor_day) = (b."interval", b.time_zone, b.anchor_day)
           AND t.start < c.start))""")  # fmt: skip
-
 _FORGET_LENGTHS = query("news.forget_lengths", "Delete reports of windows with a length that are over", f"""
 DELETE FROM budget_told AS t USING (
     SELECT b.id, b."window", c.since, c.lasts_ms FROM budget AS b
@@ -402,18 +401,18 @@ async def _store_fall(connection: AsyncConnection, accounts: Sequence[Found]) ->
     await connection.execute(_FALL, _columns(("ids", "values", "parts", "levels", "exceeded"), rows))
 
 
-def _forecast(standing: Found, end_ms: int, now_ms: int) -> News:
+def _forecast(account: Found, end_ms: int, now_ms: int) -> News:
     """Return the event of an end that is foreseen, with its time in UTC and in the budget's time zone."""
-    local = moment_of(end_ms).astimezone(ZoneInfo(standing.time_zone)).isoformat(timespec="seconds")
+    local = moment_of(end_ms).astimezone(ZoneInfo(account.time_zone)).isoformat(timespec="seconds")
     return _news(
-        standing, "budget.forecast", now_ms, exhausted_at=_render_moment(end_ms), exhausted_local=local
+        account, "budget.forecast", now_ms, exhausted_at=_render_moment(end_ms), exhausted_local=local
     )
 
 
-def _foreseen(standing: Found, samples: Samples, end_ms: int | None) -> tuple[object, ...]:
+def _foreseen(account: Found, samples: Samples, end_ms: int | None) -> tuple[object, ...]:
     stored = (*_stored(samples.before), *_stored(samples.seen), samples.looked_used)
     came = ",".join(_render_moment(at_ms) for at_ms in samples.came_ms)
-    return (standing.id, standing.start, standing.value, end_ms is not None, *stored, f"{{{came}}}")
+    return (account.id, account.start, account.value, end_ms is not None, *stored, f"{{{came}}}")
 
 
 async def _store_foreseen(
@@ -498,31 +497,31 @@ async def _lengths(
     return _columns(("windows", "lengths", "sinces", "lasting", "looks_back"), rows)
 
 
-def _state(standing: Found) -> AlertState:
-    return AlertState(standing.part, standing.level, standing.exceeded)
+def _state(account: Found) -> AlertState:
+    return AlertState(account.part, account.level, account.exceeded)
 
 
-def _thresholds(standing: Found) -> list[Decimal]:
-    return [Decimal(str(part)) for part in standing.thresholds]
+def _thresholds(account: Found) -> list[Decimal]:
+    return [Decimal(str(part)) for part in account.thresholds]
 
 
 def _columns(names: Sequence[str], rows: Sequence[tuple[object, ...]]) -> dict[str, object]:
     return {name: [row[at] for row in rows] for at, name in enumerate(names)}
 
 
-def _window(standing: Found) -> RunningWindow:
-    used, limit, _ = _amounts(standing)
-    return RunningWindow(standing.interval or "", ms_of(standing.began), ms_of(standing.ends), limit, used)
+def _window(account: Found) -> RunningWindow:
+    used, limit, _ = _amounts(account)
+    return RunningWindow(account.interval or "", ms_of(account.began), ms_of(account.ends), limit, used)
 
 
-def _samples(standing: Found) -> Samples:
-    looked = None if standing.looked_used is None else int(standing.looked_used)
-    came_ms = tuple([ms_of(moment) for moment in standing.came_at])
-    return Samples(_sample(standing, "before"), _sample(standing, "seen"), came_ms, looked)
+def _samples(account: Found) -> Samples:
+    looked = None if account.looked_used is None else int(account.looked_used)
+    came_ms = tuple([ms_of(moment) for moment in account.came_at])
+    return Samples(_sample(account, "before"), _sample(account, "seen"), came_ms, looked)
 
 
-def _sample(standing: Found, name: str) -> UsageSample | None:
-    used, at = getattr(standing, f"{name}_used"), getattr(standing, f"{name}_at")
+def _sample(account: Found, name: str) -> UsageSample | None:
+    used, at = getattr(account, f"{name}_used"), getattr(account, f"{name}_at")
     return None if at is None else UsageSample(int(used), ms_of(at))
 
 
@@ -530,46 +529,46 @@ def _stored(sample: UsageSample | None) -> tuple[object, object]:
     return (None, None) if sample is None else (sample.used, moment_of(sample.at_ms))
 
 
-def _news(standing: Found, event: str, now_ms: int, part: Decimal | None = None, **more: object) -> News:
+def _news(account: Found, event: str, now_ms: int, part: Decimal | None = None, **more: object) -> News:
     """Return an event about an account of a budget; `part` is the threshold that was reached, if any.
 
     The occasion in a rolling window is that of its running part: use falls only where a part ends.
     """
-    begins_ms = ms_of(standing.start)
-    if standing.window == ROLLING:
-        begins_ms = RollingWindow(standing.lasts_ms).start_of(now_ms)
+    begins_ms = ms_of(account.start)
+    if account.window == ROLLING:
+        begins_ms = RollingWindow(account.lasts_ms).start_of(now_ms)
     named = "" if part is None else f":{part.normalize():f}"
-    amounts = used_now, limit, _ = _amounts(standing)
-    occasion = f"{event}:{standing.id}:{begins_ms}:{standing.value}{named}:{limit}"
-    shown = [format_number(standing.unit, amount) for amount in amounts]
-    used, amount, remaining = shown if standing.unit == MONEY else amounts
+    amounts = used_now, limit, _ = _amounts(account)
+    occasion = f"{event}:{account.id}:{begins_ms}:{account.value}{named}:{limit}"
+    shown = [format_number(account.unit, amount) for amount in amounts]
+    used, amount, remaining = shown if account.unit == MONEY else amounts
     data: dict[str, object] = {
-        "budget_id": standing.id, "budget": standing.name, "organization_id": standing.organization_id,
-        "organization": standing.organization, "each": standing.each, "account": _account(standing),
-        "unit": standing.unit, "currency": standing.currency if standing.unit == MONEY else None, "mode": standing.mode,
+        "budget_id": account.id, "budget": account.name, "organization_id": account.organization_id,
+        "organization": account.organization, "each": account.each, "account": _account_name(account),
+        "unit": account.unit, "currency": account.currency if account.unit == MONEY else None, "mode": account.mode,
         "used": used, "amount": amount, "remaining": remaining,
         "percent": _number(used_now * 100 // max(1, limit) if part is None else part * 100),
-        "threshold": None if part is None else _number(part), "interval": standing.interval,
-        "window": standing.window, "length": standing.length, "time_zone": standing.time_zone,
-        "window_start": _render_moment(ms_of(standing.start)) if standing.ends else None,
-        "resets_at": _render_moment(ms_of(standing.ends)) if standing.ends else None,
+        "threshold": None if part is None else _number(part), "interval": account.interval,
+        "window": account.window, "length": account.length, "time_zone": account.time_zone,
+        "window_start": _render_moment(ms_of(account.start)) if account.ends else None,
+        "resets_at": _render_moment(ms_of(account.ends)) if account.ends else None,
     }  # fmt: skip
     return News(event, occasion, data | more)
 
 
-def _amounts(standing: Found) -> tuple[int, int, int]:
-    used, limit = int(standing.used), int(standing.limit)
+def _amounts(account: Found) -> tuple[int, int, int]:
+    used, limit = int(account.used), int(account.limit)
     return used, limit, max(0, limit - used)
 
 
-def _account(standing: Found) -> str | None:
+def _account_name(account: Found) -> str | None:
     """Return the name of an account of a budget that has one for each user, key or other object.
 
     None if the budget has only one account. Accounts beyond the maximum share one name.
     """
-    if standing.each is None:
+    if account.each is None:
         return None
-    return standing.account or (ALL_OTHERS if standing.value == OTHERS else "nobody")
+    return account.account or (ALL_OTHERS if account.value == OTHERS else "nobody")
 
 
 def _number(number: Decimal | int) -> int | float:
@@ -633,32 +632,29 @@ async def look_for_sudden_use(engine: AsyncEngine, now: datetime) -> None:
         "hour": hour, "same": same_hours(hour), "today": today, "since": today - timedelta(days=DAYS),
     }  # fmt: skip
     async with engine.begin() as connection:
-        result = (await connection.execute(_HOURS, sought)).all()
-        await create_messages(
-            connection, [_news_of_sudden_use(each, hour) for each in result if is_sudden(_hour(each), now)]
-        )
+        subjects = (await connection.execute(_HOURS, sought)).all()
+        news = [_news_of_sudden_use(subject, hour) for subject in subjects if is_sudden(_hour(subject), now)]
+        await create_messages(connection, news)
 
 
-def _hour(standing: Found) -> HourlySpend:
-    return HourlySpend(
-        int(standing.cost), int(standing.usual), int(standing.average_day), standing.known_since
-    )
+def _hour(subject: Found) -> HourlySpend:
+    return HourlySpend(int(subject.cost), int(subject.usual), int(subject.average_day), subject.known_since)
 
 
-def _news_of_sudden_use(standing: Found, hour: datetime) -> News:
-    scope = "tenant" if standing.tenant_id is not None else "organization"
-    if standing.api_key_id is not None:
+def _news_of_sudden_use(row: Found, hour: datetime) -> News:
+    scope = "tenant" if row.tenant_id is not None else "organization"
+    if row.api_key_id is not None:
         scope = "api_key"
-    subject = getattr(standing, f"{scope}_id")
+    subject = getattr(row, f"{scope}_id")
     return News(
         EVENT,
-        f"sudden:{scope}:{subject}:{standing.currency}:{hour.isoformat()}",
+        f"sudden:{scope}:{subject}:{row.currency}:{hour.isoformat()}",
         {
-            "scope": scope, "organization_id": standing.organization_id, "organization": standing.organization,
-            "tenant_id": standing.tenant_id, "tenant": standing.tenant, "api_key_id": standing.api_key_id,
-            "api_key": standing.api_key, "hour": rfc3339(hour),
-            "cost": format_number(MONEY, int(standing.cost)), "usual": format_number(MONEY, int(standing.usual)),
-            "currency": standing.currency,
+            "scope": scope, "organization_id": row.organization_id, "organization": row.organization,
+            "tenant_id": row.tenant_id, "tenant": row.tenant, "api_key_id": row.api_key_id,
+            "api_key": row.api_key, "hour": rfc3339(hour),
+            "cost": format_number(MONEY, int(row.cost)), "usual": format_number(MONEY, int(row.usual)),
+            "currency": row.currency,
         },
     )  # fmt: skip
 
@@ -825,8 +821,6 @@ UPDATE webhook_delivery
        delivered_at = CASE WHEN :state = 'delivered' THEN now() END,
        next_attempt_at = now() + make_interval(secs => :retry)
  WHERE id = :id""")  # fmt: skip
-
-
 _COUNT = query("news.count", "Count the mails of a webhook in this hour", """
 UPDATE webhook SET hour = date_trunc('hour', now()),
        hourly = CASE WHEN hour = date_trunc('hour', now()) THEN hourly ELSE 0 END + :more
@@ -868,11 +862,7 @@ class Deliveries:
             rows = (await connection.execute(_TAKE, sought)).all()
             agreed = await self._agreed(connection, rows)
             for row in rows:
-                delivery = (
-                    await self._prepare_delivery(connection, row, agreed)
-                    if row.wanted
-                    else "the webhook is gone"
-                )
+                delivery = await self._prepare_delivery(connection, row, agreed)
                 if isinstance(delivery, str):
                     await connection.execute(_DONE, _result(row.id, DeliveryOutcome(None, delivery), None))
                 else:
@@ -886,12 +876,14 @@ class Deliveries:
         whose = {row.organization_id for row in rows if _asks(row)}
         if not whose:
             return set()
-        return {(each, address) for each, address in await connection.execute(_AGREED, {"whose": [*whose]})}
+        return {(owner, address) for owner, address in await connection.execute(_AGREED, {"whose": [*whose]})}
 
     async def _prepare_delivery(
         self, connection: AsyncConnection, row: Row[Any], agreed: set[tuple[int, str]]
     ) -> Delivery | str:
         """Return a message ready for sending, or the reason why it must not be sent."""
+        if not row.wanted:
+            return "the webhook is gone"
         url, data = row.url, row.payload
         message = Delivery(
             row.id, url, row.secret, row.event, data, row.created_at, row.attempts, row.webhook_id
@@ -907,9 +899,7 @@ class Deliveries:
             url, data = SCHEME + data["address"], {**data, "organization": asked, "link": self._link(token)}
         elif _asks(row):
             to = [
-                recipient
-                for recipient in recipients_of(url)
-                if (row.organization_id, recipient.lower()) in agreed
+                address for address in recipients_of(url) if (row.organization_id, address.lower()) in agreed
             ]
             if not to:
                 return NOBODY_AGREED

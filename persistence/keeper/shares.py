@@ -91,15 +91,10 @@ class KeeperShares:
         deleted. Return the partitions assigned to this keeper and to others.
         """
         if self._settled is not None and not left and frozenset(reached) == self._settled[0]:
-            _, others, partition_assignment = self._settled
-            values = {
-                "id": self.id,
-                "held_s": held_s,
-                "others": others,
-                "own": sorted(partition_assignment.own),
-            }
+            _, others, assignment = self._settled
+            values = {"id": self.id, "held_s": held_s, "others": others, "own": sorted(assignment.own)}
             if (await self._run(_RENEW, values)).rowcount:
-                return partition_assignment
+                return assignment
         self._settled = None
         values = {
             "id": self.id, "place": self._place, "reached": sorted(reached), "given": sorted(left),
@@ -107,19 +102,14 @@ class KeeperShares:
         }  # fmt: skip
         found = (await self._run(_KEEP, values)).all()
         self._first = False
-        partition_assignment = PartitionAssignment(
+        assignment = PartitionAssignment(
             frozenset(row.partition for row in found if row.is_mine and row.is_due),
             frozenset(row.partition for row in found if row.is_mine and not row.is_due),
             frozenset(row.partition for row in found if not row.is_mine),
         )
-        if (
-            partition_assignment.own
-            and not left
-            and not partition_assignment.leaving
-            and not partition_assignment.lacking
-        ):
-            self._settled = frozenset(reached), found[0].others, partition_assignment
-        return partition_assignment
+        if assignment.own and not (left or assignment.leaving or assignment.lacking):
+            self._settled = frozenset(reached), found[0].others, assignment
+        return assignment
 
     async def leave(self) -> None:
         try:

@@ -11,7 +11,7 @@ from persistence.ledger import statements
 from persistence.ledger.guard import UNKNOWN, Head, Heads
 
 
-def stand(connection: Connection[Any], batch: Batch) -> Heads:
+def read_heads(connection: Connection[Any], batch: Batch) -> Heads:
     """Return the last stored movement of every account of a batch; unusable accounts are marked stopped."""
     tenants, organizations = set(), set()
     for entries in batch.values():

@@ -55,9 +55,12 @@ def store_runs(connection: Connection[Any], noted: Sequence[Placed]) -> None:
 
 def move_budget_uses(connection: Connection[Any], fresh: Sequence[Placed], noted: Sequence[Placed]) -> None:
     """Add the use of new entries to budgets; `noted` ones move no account and may be stored already."""
-    told = _newer(connection, [placed for placed in noted if event_of(placed).budgets])
+    newer = _newer(connection, [placed for placed in noted if event_of(placed).budgets])
     carries = {
-        window: event_of(placed) for placed in told if _carries(placed) for window in event_of(placed).budgets
+        window: event_of(placed)
+        for placed in newer
+        if _carries(placed)
+        for window in event_of(placed).budgets
     }
     if carries:  # the last entry of a window counts
         amounts = [
@@ -67,7 +70,7 @@ def move_budget_uses(connection: Connection[Any], fresh: Sequence[Placed], noted
         ]
         if amounts:
             connection.execute(statements.CARRY_BUDGETS, statements.columns_of(amounts))
-    for sets_back, moves in _turns([*fresh, *(placed for placed in told if not _carries(placed))]):
+    for sets_back, moves in _turns([*fresh, *(placed for placed in newer if not _carries(placed))]):
         rows, of_runs = list[tuple[Any, ...]](), list[tuple[Any, ...]]()
         for row in _rows_of(moves):
             if is_run(row[0]):
@@ -87,11 +90,11 @@ def _turns(placed: Sequence[Placed]) -> Iterator[tuple[bool, list[Move]]]:
     The flag says whether a group consists of resets. Calls of a group add up, even beyond the maximum of a
     sum; calls after a reset must follow it, or a full sum could not count them.
     """
-    resets = {window for each in placed if _sets_back(event := event_of(each)) for window in event.budgets}
+    events = [event_of(place) for place in placed]
+    resets = {window for event in events if _sets_back(event) for window in event.budgets}
     turns: dict[int, list[Move]] = {}
     turn_of: dict[WindowKey, int] = {}
-    for each in sorted(placed, key=_place) if resets else placed:
-        event = event_of(each)
+    for event in map(event_of, sorted(placed, key=_place)) if resets else events:
         if resets.isdisjoint(event.budgets):
             turns.setdefault(0, []).append((event.budgets, event))
             continue
@@ -145,7 +148,7 @@ def _rows_of(moves: Iterable[Move]) -> list[tuple[Any, ...]]:
     return [
         _row(window, *windows[window])
         for window in sorted(windows)
-        if (0 <= window.budget_id <= INTEGER_MAX and 0 <= window.start_ms <= TIME_MS_MAX)
+        if 0 <= window.budget_id <= INTEGER_MAX and 0 <= window.start_ms <= TIME_MS_MAX
     ]
 
 

@@ -245,10 +245,6 @@ def _stop(
     head.stopped = QUARANTINED
 
 
-# Checks whether a dead letter's movement fits its place. Pure.
-#
-# The place is either still the next one of its account, or a listed gap with rows around it. Balances and
-# epochs on both sides must agree with the movement: nothing is guessed.
 @dataclass(frozen=True, slots=True)
 class Movement:
     """A movement of an account; `balance` is None if unlimited.
@@ -267,7 +263,10 @@ class Movement:
 def misfit(
     movement: Movement, head_seq: int, rows: dict[int, Movement], drifts: dict[int, int], *, listed: bool
 ) -> str | None:
-    """Return why a movement cannot be stored at its sequence number; None if it can.
+    """Return why a dead letter's movement cannot be stored at its sequence number; None if it can.
+
+    The number is either the next one of its account, or a listed gap with rows around it. Balances and epochs on
+    both sides must agree with the movement: nothing is guessed.
 
     `head_seq` is the account's last stored movement, `rows` are those next to this one. `drifts` are changes
     of the balance without a movement, by sequence number. `listed` says that the movement is known to be

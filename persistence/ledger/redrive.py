@@ -113,7 +113,9 @@ class RefusedJournal:
     async def _store(self, connection: AsyncConnection, batches: Sequence[RefusedBatch]) -> int:
         # All writers claim batches in this order, so no deadlock can form.
         in_order = sorted(batches, key=lambda batch: (batch.worker, batch.number))
-        mine = [one for one in in_order if rows.is_uuid(one.worker) and await _claimed(connection, one)]
+        mine = [
+            batch for batch in in_order if rows.is_uuid(batch.worker) and await _claimed(connection, batch)
+        ]
         counts = [count for batch in mine for count in batch.counts]
         told = [one for batch in mine for one in batch.calls if rows.is_uuid(one.request_id)]
         named = {(count.organization_id, count.user) for count in counts}
@@ -204,6 +206,7 @@ def _row(
     run_id = runs.get((refused_call.tenant_id, stored_text(refused_call.run)))
     looked_up = {RefusingLimit.RUN.value: run_id, RefusingLimit.PLAN.value: plans.get(refused_call.tenant_id)}
     by = refused_call.refused_by or looked_up.get(refused_call.refused_kind)
+    kind = refused_call.refused_kind if refused_call.refused_kind in _REFUSED_BY else None
     content, project, version = attributed(refused_call.attribution)
     return {
         **dict.fromkeys((*KINDS, "tokens", "credits", "units"), 0),
@@ -227,10 +230,8 @@ def _row(
         "duration_ms": refused_call.duration_ms,
         "refused": True,
         "run_id": run_id,
-        "refused_kind": refused_call.refused_kind
-        if by and refused_call.refused_kind in _REFUSED_BY
-        else None,
-        "refused_by": by if refused_call.refused_kind in _REFUSED_BY else None,
+        "refused_kind": kind if by else None,
+        "refused_by": None if kind is None else by,
         "tags": refused_call.tags or None,
         "groups": list(refused_call.groups) or None,
     }
@@ -310,7 +311,7 @@ def redrive(connection: Connection, letter: Row, sent: Row, partition_of: Callab
     placed: Placed = (partition, (str(letter["entry_id"]).encode(), b"", event))
     if not storable(event):
         raise Unprocessable("Its numbers are out of range: correct them.")
-    heads = account_heads.stand(plain, {partition: [placed[1]]})
+    heads = account_heads.read_heads(plain, {partition: [placed[1]]})
     parts = movements(event, heads)
     if not parts:
         raise Conflict("It moves no account: there is nothing to store. Resolve it instead.")

@@ -1,4 +1,4 @@
-"""Movements that are stored: an entry that repeats one has the same content."""
+"""Comparison of entries with stored movements: an entry that repeats a movement must have its content."""
 
 from __future__ import annotations
 

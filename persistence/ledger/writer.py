@@ -248,7 +248,7 @@ class LedgerWriter:
         quarantined = quarantine.stopped_accounts(connection, sorted(batch))
         accepted = acceptance.accepted_accounts(connection, sorted(batch))
         while True:
-            heads = account_heads.stand(connection, batch)
+            heads = account_heads.read_heads(connection, batch)
             names = quarantined | faults.keys()
             for of_kind in (heads.tenants, heads.credits, heads.spends):
                 for head in of_kind.values():
