@@ -94,9 +94,7 @@ class WebhookDeliveries:
     async def attempt(self, delivery: Delivery) -> None:
         """Try one delivery once, and store the outcome; without a stored outcome it is due again later."""
         try:
-            await self._isolation.tried(
-                LOOP, delivery, self._attempt, name=lambda delivery_: f"delivery {delivery_.id}"
-            )
+            await self._isolation.tried(LOOP, delivery, self._attempt, name=lambda due: f"delivery {due.id}")
         finally:
             self._under_way[delivery.webhook_id] -= 1
             self._ended.set()

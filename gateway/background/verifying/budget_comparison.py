@@ -51,8 +51,8 @@ class BudgetComparison:
         found: list[Item] = []
         checked = pending = 0
         defined = await self.source.budgets(organizations)
-        for one, budgets in defined.items():
-            items = await self._differing(one, budgets)
+        for organization_id, budgets in defined.items():
+            items = await self._differing(organization_id, budgets)
             checked += len(budgets)
             pending += len(budgets) if items is None else 0
             found += items or ()
@@ -89,8 +89,12 @@ class BudgetComparison:
         stored = await self.source.stored(partition, [organization_id], windows, carrying(budgets))
         may_lack = forgettable(budgets)
         known = list(as_they_should_be(organization_id, budgets, stored, WaitingUses(), now_ms))
-        named = {one.name: one for one in known}
-        kept = [one.name for one in known if ":" in one.name and ends_of(one.defined).never and any(one.used)]
+        named = {account.name: account for account in known}
+        kept = [
+            name
+            for name, use in named.items()
+            if ":" in name and ends_of(use.defined).never and any(use.used)
+        ]
         gone = await self.target.keep_budgets(partition, kept)
         names = list(islice(dict.fromkeys([*gone, *named]), ACCOUNTS_MAX))
         if not names:

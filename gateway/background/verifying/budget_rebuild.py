@@ -48,14 +48,15 @@ class BudgetRebuild:
         wait, they are left unchanged, since PostgreSQL may be the older one.
         """
         here = [organization.definition for organization in organizations]
-        defined = [one for one in here if one.terms.budgets]
+        defined = [definition for definition in here if definition.terms.budgets]
         # Most partitions have no organizations: a query for each would be most of a verification.
-        runs = await self._source.runs([one.organization_id for one in here]) if here else []
+        ids = [definition.organization_id for definition in here]
+        runs = await self._source.runs(ids) if ids else []
         if not defined and not runs:
             return 0
-        now_ms, ids = await self._target.now_ms(), [one.organization_id for one in here]
+        now_ms = await self._target.now_ms()
         of_runs = [window for run in runs for window in run.budgets]
-        budgets = [budget for one in defined for budget in one.terms.budgets]
+        budgets = [budget for definition in defined for budget in definition.terms.budgets]
         begun = [WindowKey(budget.id, run.created_ms) for run in runs for budget in run.budgets]
         windows = [*windows_at(budgets, now_ms), *begun]
         stored = await self._source.stored(partition, ids, windows, carrying(budgets))
@@ -70,16 +71,15 @@ class BudgetRebuild:
         if wrong and not await self._target.restore_budgets(partition, marker, wrong, now_ms, holds):
             return None
         written = len(wrong)
-        for one in defined:
+        for definition in defined:
+            owner, owned = definition.organization_id, definition.terms.budgets
             names = [
                 name
-                for alike in accounts_of(one.terms.budgets)
+                for alike in accounts_of(owned)
                 if alike[0].each
-                for name in await self._target.somebodys_budgets(
-                    partition, account_of(one.organization_id, alike[0])
-                )
+                for name in await self._target.somebodys_budgets(partition, account_of(owner, alike[0]))
             ]
-            every = as_they_should_be(one.organization_id, one.terms.budgets, stored, waiting, now_ms, names)
+            every = as_they_should_be(owner, owned, stored, waiting, now_ms, names)
             for some in batched(every, REBUILT_AT_ONCE):
                 wrong = await self._wrong(partition, some, less_only=less_only)
                 written += len(wrong)

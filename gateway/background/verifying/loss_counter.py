@@ -41,7 +41,9 @@ class LossCounter:
             return {}
         # Asked first: workers of partitions at rest have by now brought all their evidence.
         at_rest = await self._at_rest()
-        for loss in await self._losses.count([one for known in self._evidence for one in known], at_rest):
+        for loss in await self._losses.count(
+            [movement for known in self._evidence for movement in known], at_rest
+        ):
             level = "error" if loss.lost else "info"
             self.lost += max(0, loss.more)
             self._log("redis forgot what it had acknowledged", **asdict(loss), level=level)

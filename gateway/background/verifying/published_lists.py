@@ -52,7 +52,7 @@ class PublishedLists:
             await asyncio.sleep(LOOK_S)
 
     async def look(self) -> list[str]:
-        """Write all global lists to Redis again if one is missing or outdated; return the names of such."""
+        """Write all global lists to Redis again if any is missing or outdated; return the names of those."""
         stand = await self.target.published(whole=self._looks % WHOLE_EACH == 0)
         self._looks += 1
         lacking = sorted(name for name, version in stand.items() if version < self._seen.get(name, 1))

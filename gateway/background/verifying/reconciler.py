@@ -203,4 +203,4 @@ def _only(owners: Sequence[Owner], names: set[str]) -> list[Owner]:
         Owner(owner.organization_id, tuple(id_ for id_ in owner.tenant_ids if f"tenant:{id_}" in names))
         for owner in owners
     ]
-    return [one for one in kept if names.intersection(one.accounts)]
+    return [owner for owner in kept if names.intersection(owner.accounts)]

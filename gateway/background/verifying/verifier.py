@@ -151,7 +151,7 @@ class SupersededPartitions:
         """
         until = self._clock() - OVERTAKEN_S
         return frozenset(
-            one for one, since in self._since.items() if since <= until and run_id == self._run_id
+            partition for partition, since in self._since.items() if since <= until and run_id == self._run_id
         )
 
     def look(self, markers: Markers, noted: Mapping[int, tuple[bytes, int]]) -> None:
@@ -163,16 +163,14 @@ class SupersededPartitions:
         if markers.run_id != self._run_id:
             self._run_id, self._since = markers.run_id, {}
         self._since = {
-            one: self._since.get(one, now)
-            for one, epoch in markers.verified.items()
-            if one in noted and noted[one][1] >= epoch and noted[one] != (markers.run_id, epoch)
+            partition: self._since.get(partition, now)
+            for partition, epoch in markers.verified.items()
+            if partition in noted
+            and noted[partition][1] >= epoch
+            and noted[partition] != (markers.run_id, epoch)
         }
 
 
-# Compares one partition with PostgreSQL, and writes missing or older states: accounts, then definitions.
-#
-# Each write of a state compares the marker first, so only one of several keepers does it. A state that was
-# written whole includes its definition, which is not written a second time.
 @dataclass(frozen=True, slots=True)
 class UnverifiedPartition:
     """An unverified partition, its present marker, and the epoch to verify it under.
@@ -190,6 +188,12 @@ class UnverifiedPartition:
 
 
 class Partitions:
+    """Compares one partition with PostgreSQL, and writes missing or older states: accounts, then definitions.
+
+    Each write of a state compares the marker first, so only one of several keepers does it. A state that was
+    written whole includes its definition, which is not written a second time.
+    """
+
     def __init__(
         self, source: LedgerReader, target: KeeperCounters, rewinds: Rewinds | None, isolation: Isolation
     ) -> None:
@@ -249,16 +253,12 @@ class Partitions:
         """
         organizations, tenants = await self._target.behind(partition, truth.organizations, truth.tenants)
         if strays is not None:
-            wrong = {
-                organization.definition.organization_id for organization in organizations
-            } | strays.organizations
+            ids = strays.organizations.union(account.definition.organization_id for account in organizations)
             organizations = [
-                organization
-                for organization in truth.organizations
-                if organization.definition.organization_id in wrong
+                account for account in truth.organizations if account.definition.organization_id in ids
             ]
-            wrong = {tenant.definition.tenant_id for tenant in tenants} | strays.tenants
-            tenants = [tenant for tenant in truth.tenants if tenant.definition.tenant_id in wrong]
+            ids = strays.tenants.union(account.definition.tenant_id for account in tenants)
+            tenants = [account for account in truth.tenants if account.definition.tenant_id in ids]
         keys = await self._target.unknown(partition, truth.keys)
         return replace(truth, organizations=organizations, tenants=tenants, keys=keys)
 
@@ -552,9 +552,9 @@ class Verifier:
         if not wanted:
             return []
         since = {
-            unverified_partition.partition: unverified_partition.since
-            for unverified_partition in unverified_partitions.values()
-            if unverified_partition.since is not None
+            marker.partition: marker.since
+            for marker in unverified_partitions.values()
+            if marker.since is not None
         }
         places, done = await self._source.places(wanted, since), list[VerificationResult]()
 
@@ -587,4 +587,4 @@ class Verifier:
         await in_turns(together(wanted, places.organizations, self._organizations_max), read)
         for some in batched(places.credentials, CREDENTIALS_MAX):
             await self._target.identities(await self._source.credentials(some))
-        return sorted(done, key=lambda one: one.partition)
+        return sorted(done, key=lambda result: result.partition)
