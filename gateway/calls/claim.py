@@ -38,7 +38,10 @@ class Entrance(Protocol):
 
 
 class PreparedUse(Value, frozen=True):
-    """A use that may begin, with what it would hold; nothing is reserved yet."""
+    """A use that may begin, with what it would hold; nothing is reserved yet.
+
+    `binds`: its hold may become the limit of its answer.
+    """
 
     asked: UseRequest
     entrance: Entrance
@@ -51,7 +54,7 @@ class PreparedUse(Value, frozen=True):
 def prepare(
     ports: AdmissionPorts, asked: UseRequest, entrance: Entrance, terms: AdmissionTerms
 ) -> PreparedUse:
-    """Return a use with the claim of its call, the request for its hold, and whether that may be its limit."""
+    """Return a use with the claim of its call, the request for its hold, and whether the hold bounds its answer."""
     call, caller, estimator, binds = asked.call, asked.caller, ports.estimator, False
     service, prices, budgets, _ = terms
     estimate = NO_ESTIMATE

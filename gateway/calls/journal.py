@@ -173,9 +173,7 @@ class PricesThen:
             return about, self._by_id[amended[0]]
         name = was.model
         if was.is_prefix:
-            name = next(
-                (folded_name for folded_name in map(folded, names) if folded_name.startswith(was.model)), ""
-            )
+            name = next((name for name in map(folded, names) if name.startswith(was.model)), "")
         if not name:
             return None, None
         if name not in self._named:

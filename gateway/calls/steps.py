@@ -49,9 +49,7 @@ from gateway.core.model import Admitted, Refused, Verdict
 from gateway.core.value import Value
 from gateway.errors import InvalidRequest, Refusal
 
-BEGIN_ANEW = "begin a new session"
-
-
+BEGIN_ANEW: Final = "begin a new session"
 # How often a use is judged whose substitute found no room: meanwhile others may have reached a further step.
 JUDGED_TIMES: Final = 3
 
@@ -133,8 +131,8 @@ async def _reserve_as_kept(
 ) -> StepReservation | None:
     """Reserve a use as the `other` one of its session's model; None if its steps are to be judged instead.
 
-    They are where this model has no room any more, unless it `sealed` a part of the use: then nothing else fits. A
-    step that switches, and is reached, goes before as well.
+    The steps are judged where this model has no room any more, unless it `sealed` a part of the use: then nothing
+    else fits. A reached step that switches sessions is judged first as well.
     """
     reserve, caller = ports.calls.counters.reserve, use.asked.caller
     if not sealed and any(step.switches for step in steps):
@@ -158,13 +156,12 @@ async def _reserve_as_kept(
 
 
 async def _reserve_or_substitute(
-    ports: AdmissionPorts,
-    use: PreparedUse,
-    steps: tuple[MatchedStep, ...],
-    *,
-    stays: bool,
+    ports: AdmissionPorts, use: PreparedUse, steps: tuple[MatchedStep, ...], *, stays: bool
 ) -> StepReservation:
-    """Reserve a use as it was asked, or as the substitute of a reached step; one that `stays` minds steps that switch alone."""
+    """Reserve a use as it was asked, or as the substitute of a reached step.
+
+    A use that `stays` with its model is substituted by steps that switch sessions alone.
+    """
     if not stays and (before := await _reserve_as_before(ports, use, steps)) is not None:
         return before
     reserve, request, caller = ports.calls.counters.reserve, use.request, use.asked.caller
@@ -312,9 +309,8 @@ async def _prepare_as(ports: AdmissionPorts, use: PreparedUse, name: str) -> Pre
     )  # fmt: skip
     call.take_aim(aim_at(ports, asked, rule or rule_of_route(asked)))
     terms = price_terms(ports.calls, asked, use.terms.service, use.terms.run)
-    if (
-        named := named_objects(ports.models, asked.owned, caller, call, asked.listed)
-    ) != before.objects.named:
+    named = named_objects(ports.models, asked.owned, caller, call, asked.listed)
+    if named != before.objects.named:
         await check_objects(ports.calls.objects, caller, call, named)
     if ports.breaker.entries:
         use.entrance.check_paused(call)
@@ -343,7 +339,7 @@ def why_fixed(asked: UseRequest) -> str:
 
 
 def why_bound(call: CallRequest) -> str:
-    """Return why a call goes as no other model than made what it carries; empty if it may."""
+    """Return why only the model that made what a call carries can read it; empty if others can too."""
     why = bound_by(call, FAMILIES[call.family].seals)
     return f"{why}: {BEGIN_ANEW}" if why else ""
 

@@ -28,10 +28,10 @@ class AdmissionTerms(NamedTuple):
 
 
 def find_terms(ports: AdmissionPorts, asked: UseRequest) -> tuple[AdmissionTerms, CallRunPolicies | None]:
-    """Return the terms of a use, and the policies by which its run is opened; None if it is cached or none.
+    """Return the terms of a use, and the policies by which its run is opened: None without a run to open.
 
-    Its targets are set. Raise a `Refusal` if its key, models or prices do not allow it. If its run is not
-    opened yet, the terms have what it will be.
+    The targets of its call are set. Raise a `Refusal` if its key, models or prices do not allow it. Terms with
+    a run that is not opened yet have a provisional one.
     """
     calls, kind, caller, call = ports.calls, asked.kind, asked.caller, asked.call
     directory, named, run, opening = calls.directory, asked.attribution.run, None, None
@@ -151,7 +151,7 @@ def consider(  # noqa: PLR0917  # as `check_model_access`
     calls: CallPorts, caller: Caller, attribution: Attribution, call: CallRequest, service: Service,
     run: Run | None = None, budgeted: bool = True,
 ) -> AdmissionTerms:  # fmt: skip
-    """Return the terms that a use would have, which is not made; raise `ModelNotPriced` if it would have none."""
+    """Return the terms of a use that nobody makes; raise `ModelNotPriced` if a price is missing."""
     budgets = None
     if service.id and budgeted:
         budgets = calls.directory.budgets(caller, service.id, attribution, call, False, run)

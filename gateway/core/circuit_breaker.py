@@ -126,7 +126,6 @@ def _within(fields: Sequence[bytes]) -> tuple[bytes, ...]:
     return tuple(kept)
 
 
-# How often and when to retry, and which failures to log.
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
     """When to retry: the most attempts, the first pause, the factor of each next one, and the longest."""

@@ -45,7 +45,6 @@ class Histogram:
         return {"buckets": list(self.counts), "sum": self.total}
 
 
-# Quantiles of a histogram from its buckets. Pure.
 def quantile_of(counts: Sequence[float], bounds: Sequence[float], share: float) -> float | None:
     """Return a quantile (`share`, 0 to 1) of a histogram, interpolated within its bucket; None without data.
 

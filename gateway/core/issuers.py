@@ -325,7 +325,7 @@ def _texts(claims: Mapping[str, Any], pointer: str) -> list[str]:
     """Return the printable texts at a JSON pointer: one text, or those of a list. Whole numbers count too."""
     value = _value_at(claims, pointer)
     values = value if isinstance(value, list) else [value]
-    texts = [str(value_) if type(value_) is int else value_ for value_ in values]
+    texts = [str(item) if type(item) is int else item for item in values]
     return [text for text in texts if isinstance(text, str) and text and text.isprintable()]
 
 

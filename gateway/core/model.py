@@ -115,7 +115,6 @@ class Limits:
     concurrency: int | None = None
 
 
-# Names in lists: exact, or a pattern in which `*` stands for any characters.
 def on_list(name: str, patterns: Iterable[str]) -> bool:
     """Return whether a list has this name of a model, or a pattern that fits, such as `gpt-4o*`.
 

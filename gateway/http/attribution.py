@@ -44,15 +44,15 @@ def read_attribution(values: Values, family: Family) -> tuple[Attribution, str]:
     metadata, tags = _metadata(values)
     session = _text(values, "session", SESSION_CHARACTERS_MAX) or _their_session(values, family)
     parts = (content_id, project_id, feature_version or None)
-    columns = (
-        "" if parts == (None, None, None) else "\t".join("" if part is None else str(part) for part in parts)
-    )
+    columns = ["" if part is None else str(part) for part in parts]
     run, priority = _run(values), _text(values, "priority", PRIORITY_CHARACTERS_MAX)
     if priority and priority not in PRIORITIES:
         name = "x-tollkeeper-priority"
         raise InvalidRequest(f"{name} must be {' or '.join(PRIORITIES)}.", param=name)
-    said_of = (user, content_id, project_id, feature_version, metadata, session, run, priority, tags)
-    return Attribution(*said_of), columns
+    attribution = Attribution(
+        user, content_id, project_id, feature_version, metadata, session, run, priority, tags
+    )
+    return attribution, "\t".join(columns) if any(columns) else ""
 
 
 def _run(values: Values) -> RunRequest | None:
@@ -80,12 +80,12 @@ def _runs_in(baggage: bytes) -> list[bytes]:
     return [member for member in members if member.partition(b"=")[0].strip(b" \t") == RUN_IN_BAGGAGE]
 
 
-def _run_of_baggage(said: list[bytes]) -> RunRequest | None:
-    """Return the run whose id the W3C baggage lines `said` name, or None if they name none.
+def _run_of_baggage(lines: list[bytes]) -> RunRequest | None:
+    """Return the run whose id the W3C baggage `lines` name, or None if they name none.
 
     Used only without an `x-tollkeeper-run` field. Raise `InvalidRequest` for two runs or an invalid id.
     """
-    members = [run for value in said for run in _runs_in(value)]
+    members = [run for line in lines for run in _runs_in(line)]
     if not members:
         return None
     value = unquote_to_bytes(members[0].partition(b"=")[2].partition(b";")[0].strip(b" \t"))
@@ -98,31 +98,31 @@ def _run_of_baggage(said: list[bytes]) -> RunRequest | None:
     return RunRequest(id_)
 
 
-def read_units(read: Values, route: Route) -> int:
+def read_units(values: Values, route: Route) -> int:
     """Return the units that the client claims, 1 by default.
 
     Raise `InvalidRequest` if the number is invalid, or the route does not trust clients.
     """
-    name, value = _read_field(read, "units")
+    name, value = _read_field(values, "units")
     if value is None:
         return 1
     if not route.trust_client_units:
         raise InvalidRequest(f"{name} is not accepted on this route.", param=name)
-    if not value.isdigit() or len(value) > 7 or not 1 <= int(value) <= UNITS_MAX:
+    if not value.isdigit() or len(value) > len(str(UNITS_MAX)) or not 1 <= int(value) <= UNITS_MAX:
         raise InvalidRequest(f"{name} must be a whole number from 1 to {UNITS_MAX}.", param=name)
     return int(value)
 
 
-def _read_field(read: Values, suffix: str) -> tuple[str, bytes | None]:
+def _read_field(values: Values, suffix: str) -> tuple[str, bytes | None]:
     """Return the name and value of the header field `x-tollkeeper-<suffix>`; the value is None if missing.
 
     Raise `InvalidRequest` if the field appears twice.
     """
     name = f"x-tollkeeper-{suffix}"
-    values = read.get(name.encode(), ())
-    if len(values) > 1:
+    lines = values.get(name.encode(), ())
+    if len(lines) > 1:
         raise InvalidRequest(f"The field {name} appears twice.", param=name)
-    return name, values[0] if values else None
+    return name, lines[0] if lines else None
 
 
 def _text(values: Values, suffix: str, characters_max: int) -> str:
@@ -139,12 +139,12 @@ def _text(values: Values, suffix: str, characters_max: int) -> str:
     return text
 
 
-def _their_session(said: Values, family: Family) -> str:
+def _their_session(values: Values, family: Family) -> str:
     """Return the session id from the first valid field in which clients of this API send one; else ""."""
     for name in SESSION_FIELDS[family]:
-        values = said.get(name, ())
-        if len(values) == 1 and len(values[0]) <= SESSION_CHARACTERS_MAX:
-            text = values[0].decode("utf-8", "replace")
+        lines = values.get(name, ())
+        if len(lines) == 1 and len(lines[0]) <= SESSION_CHARACTERS_MAX:
+            text = lines[0].decode("utf-8", "replace")
             if text.isprintable() and text.isascii() and text:
                 return text
     return ""
@@ -154,7 +154,7 @@ def _integer(values: Values, suffix: str) -> int | None:
     name, value = _read_field(values, suffix)
     if value is None:
         return None
-    if not value.isdigit() or len(value) > 16 or int(value) > INTEGER_MAX:
+    if not value.isdigit() or len(value) > len(str(INTEGER_MAX)) or int(value) > INTEGER_MAX:
         raise InvalidRequest(f"{name} must be a whole number, not negative.", param=name)
     return int(value)
 

@@ -55,7 +55,7 @@ def narrow(
         if model in ours:
             return AnswerFilter(listing.render_model(model))
     elif ours:
-        return AnswerFilter(listing.written([slot_map for slot_map in ours if shows(slot_map)]))
+        return AnswerFilter(listing.written([name for name in ours if shows(name)]))
     elif lists or services is not None or configured.rules or checks is not None:
         decides = bool(lists or services is not None or configured.rules)
         return AnswerFilter(
@@ -75,12 +75,11 @@ def _configured(worker: Worker, family: Family, caller: Caller, models: ModelTab
     for name in models.names(caller.organization_id):
         rule = models.find(name, caller.organization_id)
         targets = () if rule is None else rule.targets
-        there = [
-            worker.upstreams[target.upstream].target
-            for target in targets
-            if target.upstream in worker.upstreams
+        known = [
+            worker.upstreams[target.upstream] for target in targets if target.upstream in worker.upstreams
         ]
-        if any(not one.family or one.family == family for one in there):
+        families = [upstream.target.family for upstream in known]
+        if any(not own or own == family for own in families):
             names.append(name)
     return names
 

@@ -261,9 +261,7 @@ class Tally:
             "request_seconds": self.request_seconds.snapshot(),
             "overhead_seconds": self.overhead_seconds.snapshot(),
             "first_token_seconds": self.first_token_seconds.snapshot(),
-            "upstream_seconds": {
-                name: upstream_second.snapshot() for name, upstream_second in self.upstream_seconds.items()
-            },
+            "upstream_seconds": {name: times.snapshot() for name, times in self.upstream_seconds.items()},
             "settlements_estimated": self.settlements_estimated,
             "settlements_failed": self.settlements_failed,
             "budgets_exceeding": self.budgets_exceeding,

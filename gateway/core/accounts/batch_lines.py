@@ -27,7 +27,6 @@ _BOUNDARY = re.compile(
 _NAME = re.compile(rb'content-disposition:[^\r\n]*?[;\s]name="?([A-Za-z_]+)"?', re.IGNORECASE)
 
 
-# The input of a batch: a file with one call a line.
 class BatchLine(msgspec.Struct, forbid_unknown_fields=True):
     """One call of a batch as its input file has it. Other fields are refused."""
 
@@ -197,7 +196,6 @@ def _wrong(field: str, number: int, why: str) -> InvalidRequest:
     return InvalidRequest(f"Line {number}: {why}."[:500], param=field)
 
 
-# The result of a batch.
 class BatchResult(msgspec.Struct):
     """One line of a batch's result: its id, status and answer's body. A `free` line failed, at no cost."""
 

@@ -9,7 +9,6 @@ from typing import Final
 from gateway.core.model import UNSETTLED_CHARGED, Settlement
 
 
-# Acknowledged movements by their seq in an account: losses are counted from them.
 @dataclass(frozen=True, slots=True)
 class MovementRange:
     """The movements `first_seq` to `last_seq` of an account, acknowledged under an epoch.

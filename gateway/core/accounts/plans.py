@@ -115,7 +115,6 @@ def _stated(row: Mapping[str, Any]) -> PlanTerms:
     return PlanTerms(**{name: row[name] for name in _STATED if name in row})
 
 
-# A tenant's quota as the Admin API shows it.
 @dataclass(frozen=True, slots=True)
 class LiveQuota:
     """A tenant's token account as Redis holds it now.

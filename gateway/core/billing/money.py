@@ -157,9 +157,7 @@ def read_pricing(document: Mapping[str, object] | None) -> ServicePricing:
 
 def _token_price(price: Mapping[str, int]) -> CreditRates:
     """Return the rates in credits by kind of token. The key `cached` is another name of `cache_read`."""
-    return CreditRates(
-        **{"cache_read" if kind == "cached" else kind: price_ for kind, price_ in price.items()}
-    )
+    return CreditRates(**{"cache_read" if kind == "cached" else kind: rate for kind, rate in price.items()})
 
 
 def graduated(tiers: Sequence[PriceTier], already: int, quantity: int) -> list[Portion]:

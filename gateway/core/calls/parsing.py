@@ -1,4 +1,4 @@
-"""From a body to a call: it is decoded, and checked.
+"""Calls read from their bodies, which are decoded and checked.
 
 Pure. Values that the gateway sets, such as `stream_options.include_usage` or a maximum, are fields of the document,
 which is then written again. A plain body in which nothing is decided is sent as it came.
@@ -231,7 +231,7 @@ def _refuse_later(spec: CallSpec, document: Document) -> None:
 def _asked_by(
     messages: SocketMessages, document: Document, body: bytes, look: BodyLook
 ) -> tuple[bytes, BodyLook]:
-    """Turn a WebSocket message into the `document` of a call; return its JSON, and facts about that."""
+    """Turn a WebSocket message into the `document` of a call; return the document's JSON, and facts about it."""
     written_of(document, body, look)
     messages.read(document)
     written = write_document(document)

@@ -329,13 +329,12 @@ def answering(  # noqa: PLR0917  # what it names, what answered, what was used a
     return found
 
 
-# The prices of a call: those of all models that it names, at the time of its admission.
-#
-# The hold, the charge and the cost go by these, whatever is set while the call runs. Only what has no price
-# at its admission, where money does not decide, has that of the name which answers.
 @dataclass(slots=True)
 class CallPrices:
-    """The prices of a call at its admission, `at_ms` (Unix ms).
+    """The prices of a call at its admission, `at_ms` (Unix ms): those of all models that it names.
+
+    The hold, the charge and the cost go by these, whatever is set while the call runs. Only a model without a
+    price at that time, where money does not decide, has the price of the name which answers.
 
     `vectors` are the prices that credits or money are charged by, none if tokens do not set the price.
     `named` are the prices in the price book of each model that it names, the requested one first. `hourly` is False

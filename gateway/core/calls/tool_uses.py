@@ -62,10 +62,10 @@ def uses_of(call: CallRequest, document: Document, priced: Collection[str]) -> d
         kinds = kinds_of(tool, costs)
         if all(cost in FREE for _, cost in kinds):
             continue
-        said = _words_of(tool, kinds)
+        words = _words_of(tool, kinds)
         uses = _uses(tool.get(shape.tool_uses) if shape.tool_uses else total)
         for name in priced:
-            if _plain(name) in said:
+            if _plain(name) in words:
                 found[name] = min(found.get(name, 0) + uses, TOOL_USES_MAX)
     for name in priced:
         if searches and "search" in name and "file" not in name:

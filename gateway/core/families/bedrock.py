@@ -194,9 +194,8 @@ def _no_tier(document: Document, tier: str) -> bool:
 
 def _tiers(document: Document) -> tuple[object, object]:
     """Return the service tier and the latency, raw, in a request or an answer."""
-    return object_in(document, "serviceTier").get("type"), object_in(document, "performanceConfig").get(
-        "latency"
-    )
+    tier, performance = object_in(document, "serviceTier"), object_in(document, "performanceConfig")
+    return tier.get("type"), performance.get("latency")
 
 
 class _CacheDetail(UsageShape, rename="camel"):
@@ -270,11 +269,7 @@ def _take(meter: Meter, document: Document) -> None:
     if usage is None or usage.input_tokens is None or usage.output_tokens is None:
         return
     read, written = usage.cache_read_input_tokens or 0, usage.cache_write_input_tokens or 0
-    hour = sum(
-        cache_detail.input_tokens or 0
-        for cache_detail in usage.cache_details or ()
-        if cache_detail.ttl == "1h"
-    )
+    hour = sum(part.input_tokens or 0 for part in usage.cache_details or () if part.ttl == "1h")
     meter.detail.cache_write_1h, meter.detail.cache_write = hour, written - hour
     used, output = summed(usage.input_tokens, read, written), usage.output_tokens
     if usage.total_tokens not in {None, used + output, usage.input_tokens + output}:

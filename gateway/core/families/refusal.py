@@ -213,10 +213,7 @@ def _of_budget(refused: Refused) -> str:
     if window is None:
         return f"Budget: {max(0, refused.limit - refused.used)} of {refused.limit} left"
     unit = UNIT_OF[window.unit]
-    left, limit = (
-        _render_amount(unit, window.left, window.currency),
-        _render_amount(unit, window.limit, window.currency),
-    )
+    left, limit = (_render_amount(unit, amount, window.currency) for amount in (window.left, window.limit))
     left = left.removesuffix(f" {unit}").removesuffix(f" {window.currency}")
     message = f"{_named_budget(window)}: {left} of {limit} left"
     if window.need and unit != REQUESTS:  # a request needs one

@@ -271,12 +271,12 @@ def _at(value: object, pointer: str) -> object:
     return value
 
 
-# Meter an answer that is one JSON document: kept while it passes, read at its end.
-#
-# A document longer than `kept_bytes_max` is kept without its long texts; a broken one is judged by the
-# text that came.
 class WholeMeter(Meter):
-    """Meter of one JSON document: store it while it passes, and read it at the end."""
+    """Meter of an answer that is one JSON document, stored while it passes and read at its end.
+
+    A document longer than `kept_bytes_max` is stored without its long texts; a broken one is judged by the
+    text that came.
+    """
 
     __slots__ = ("_dialect", "_end", "_examined", "_kept", "_kept_bytes", "_open", "_shortened")
 

@@ -421,9 +421,7 @@ def check_query(query: bytes, route: Route) -> None:
         name, _, value = pair.partition(b"=")
         text = name.decode("ascii")
         if b";" in pair or (name not in known and name not in of_lists and text not in route.queries):
-            right = ", ".join(
-                [*(of_list.decode() for of_list in (*known, *sorted(of_lists))), *route.queries]
-            )
+            right = ", ".join([*(key.decode() for key in (*known, *sorted(of_lists))), *route.queries])
             raise InvalidRequest(
                 f"The query parameter {text} is not accepted on this route: {right}.", param=text or None
             )

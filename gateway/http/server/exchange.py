@@ -177,7 +177,6 @@ class RequestBody:
         return wait
 
 
-# The state that all requests of one worker share.
 @dataclass(frozen=True, slots=True)
 class Worker:
     """The state that all requests of one worker share.

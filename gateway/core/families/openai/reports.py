@@ -124,11 +124,8 @@ def _note(detail: Detail, usage: ReportedUsage) -> tuple[int, int, int]:
         detail.used_tool(SEARCH, usage.num_search_queries)
     read: InputDetails | None = usage.prompt_tokens_details or usage.input_tokens_details
     made: OutputDetails | None = usage.completion_tokens_details or usage.output_tokens_details
-    cached, written, reasoning = (
-        _largest_count(_CACHED(usage)) or 0,
-        usage.cache_creation_input_tokens or 0,
-        0,
-    )
+    cached, written = _largest_count(_CACHED(usage)) or 0, usage.cache_creation_input_tokens or 0
+    reasoning = 0
     if read is not None:
         cached, written = (
             max(cached, read.cached_tokens or 0),
