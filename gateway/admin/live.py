@@ -104,16 +104,16 @@ async def budget_overrides(ports: AdminPorts, row: Row, query: Query) -> Page:
 
 async def _everybody(ports: AdminPorts, row: Row, stored: Sequence[Row], at_ms: int) -> list[Row]:
     """Return stored accounts of a budget with their current use."""
-    names = [f"{_account(row)}:{row_['value']}" for row_ in stored]
+    names = [f"{_account(row)}:{account['value']}" for account in stored]
     limits, live = await asyncio.gather(
         _own_limits(ports, [row], {str(account["value"]): str(account["name"]) for account in stored}),
         _peeked_budgets(ports, [(row, name) for name in names]),
     )
     row = {**row, **limits[row["id"]]}
     return [
-        {"unit": row["unit"], "who": row_["name"], "shared": row_["value"] == OTHERS}
-        | _figures(row, at_ms, row_["uses"], live, name)
-        for row_, name in zip(stored, names, strict=True)
+        {"unit": row["unit"], "who": account["name"], "shared": account["value"] == OTHERS}
+        | _figures(row, at_ms, account["uses"], live, name)
+        for account, name in zip(stored, names, strict=True)
     ]
 
 

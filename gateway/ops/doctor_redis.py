@@ -74,11 +74,8 @@ def replica_durability(info: Mapping[str, str], fsync: object) -> Iterator[Found
         yield _file(on=True, replicas=0)
     else:
         message = "append-only file is off: when it has taken over, what it is told is in no file"
-        yield (
-            True,
-            "redis",
-            f"{message}. CONFIG SET appendonly yes, or see that another replica follows it then",
-        )
+        hint = "CONFIG SET appendonly yes, or see that another replica follows it then"
+        yield True, "redis", f"{message}. {hint}"
     yield from _fsync(info, fsync)
     yield from _memory(info)
 
@@ -116,11 +113,8 @@ def _file(on: bool, replicas: int) -> Found:
         return True, "redis", "append-only file is on"
     if replicas:
         message = f"append-only file is off, replicas that follow: {replicas}"
-        return (
-            True,
-            "redis",
-            f"{message}. Let a replica take over before it starts again, for it starts empty",
-        )
+        hint = "Let a replica take over before it starts again, for it starts empty"
+        return True, "redis", f"{message}. {hint}"
     hint = "CONFIG SET appendonly yes, and in its configuration, or let a replica follow"
     return False, "redis", f"append-only file is off: {hint}"
 
@@ -180,7 +174,6 @@ def clock_against(name: str, theirs: float, ours: float) -> Found:
     return False, "clock", f"{message}: see that both follow a time server (timedatectl, chronyc tracking)"
 
 
-# One finding of doctor.
 @dataclass(frozen=True, slots=True)
 class Finding:
     """The result of one check; `well` is None if it could not be made."""

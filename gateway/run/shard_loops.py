@@ -46,7 +46,6 @@ from persistence.ledger.writer import LedgerWriter
 from persistence.resources.integrity import Quarantines
 
 
-# The loops of one server, and those of all servers.
 @dataclass(frozen=True, slots=True)
 class LoopContext:
     """What the loops of all servers share. `counters` reaches all servers; `moved` is the evidence of all.

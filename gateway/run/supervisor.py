@@ -361,7 +361,6 @@ async def _until_answers(ask: Callable[[], int | None], wanted: int, workers: in
     raise StartError(f"the gateway does not serve: it answers {status or 'nothing'}{hint}")
 
 
-# The running children of one data directory, and the order in which they stop.
 class Supervisor:
     """The running children of one data directory, stopped in `STOP_ORDER`."""
 

@@ -725,9 +725,7 @@ def _with_keys(
 
     The key replaces `{key}` in a field; if no field has it, the key is sent as the upstream's API expects.
     """
-    fields = tuple(
-        (name.lower(), header) for name, header in written.headers.items() if not TOLD.search(header)
-    )
+    fields = tuple((name.lower(), value) for name, value in written.headers.items() if not TOLD.search(value))
     placed = tuple(field for field in fields if KEY in field[1])
     if not written.keys:
         if placed:

@@ -131,7 +131,6 @@ def signature(path: str) -> Signature:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
-# Addresses of Redis and PostgreSQL, and TLS files; each is a setting.
 class Servers(msgspec.Struct, frozen=True, kw_only=True):
     """The servers that a process talks to, and the TLS files of connections and ports."""
 

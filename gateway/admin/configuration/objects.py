@@ -361,7 +361,6 @@ def stored(resource: Resource, row: Row, name: str) -> object:
     return row[name] if becomes is None or row[becomes] is None else row[becomes]
 
 
-# Rows of one name that replace each other in time: the one for a moment, or the one in force.
 class DateOrder:
     """The rows of one name, sorted once by the field `since`, the time from which each applies."""
 

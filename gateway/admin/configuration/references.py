@@ -566,10 +566,8 @@ class RowMatcher:
         asked = self._asked.get(resource.name, set())
         values = [values_of(item) for item in objects]
         if how.folded:
-            names: set[object] = {
-                folded(str(value_asked)) for value_asked in asked.union(value[key] for value in values)
-            }
-            return await self._read(resource, [{key: names}])
+            names = {folded(str(name)) for name in asked.union(value[key] for value in values)}
+            return await self._read(resource, [{key: {*names}}])
         # Referred rows may have any owner; rows of objects have the owners that the objects name.
         parents = [name for name in how.by if name != key and name in ids]
         values_by_name = {name: _stored_values(value[name] for value in values) for name in (key, *parents)}

@@ -68,7 +68,7 @@ def short(value: float) -> str:
     """Format a number with three digits and a unit: 1.23 M."""
     size = abs(value)
     # A number that rounds up to a thousand of one unit is 1 of the next.
-    step, unit = next((step_ for step_ in STEPS if size >= step_[0] * 0.9995), (1, ""))
+    step, unit = next((pair for pair in STEPS if size >= pair[0] * 0.9995), (1, ""))
     scaled = size / step
     digits = 2 if scaled < 9.995 else 1 if scaled < 99.95 else 0
     text = f"{scaled:,.{digits}f}"

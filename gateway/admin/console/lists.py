@@ -531,19 +531,19 @@ async def _found_by_search(desk: ConsoleShell, wanted: str) -> Hits:
         return []
     with suppress(ValueError):
         return await _of_request(desk, str(UUID(wanted)))
-    hits = await asyncio.gather(
+    results = await asyncio.gather(
         *(_hits(desk, name, by, wanted, notes) for name, (by, notes) in _BY_NAME.items())
     )
-    return [(SCREENS[name].title, hits_) for name, hits_ in zip(_BY_NAME, hits, strict=True) if hits_]
+    return [(SCREENS[name].title, hits) for name, hits in zip(_BY_NAME, results, strict=True) if hits]
 
 
 async def _of_request(desk: ConsoleShell, request_id: str) -> Hits:
     """Return the call of a request; if it is no longer in the journal, the request's ledger rows."""
     for names in (("calls",), ("credit-transactions", "feature-usage")):
-        hits = await asyncio.gather(
+        results = await asyncio.gather(
             *(_hits(desk, name, "request_id", request_id, _BY_REQUEST[name]) for name in names)
         )
-        sections = [(SCREENS[name].title, hits_) for name, hits_ in zip(names, hits, strict=True) if hits_]
+        sections = [(SCREENS[name].title, hits) for name, hits in zip(names, results, strict=True) if hits]
         if sections:
             return sections
     sent = MultiDict(request_id=request_id, limit=str(FOUND_MAX))
@@ -582,5 +582,5 @@ async def _hits(desk: ConsoleShell, name: str, by: str, wanted: str, notes: Sequ
 
 
 def _only(sections: Hits) -> str:
-    hits = {hit.href for _, hits_ in sections for hit in hits_}
-    return hits.pop() if len(hits) == 1 else ""
+    pages = {hit.href for _, hits in sections for hit in hits}
+    return pages.pop() if len(pages) == 1 else ""

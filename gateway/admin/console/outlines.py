@@ -88,11 +88,10 @@ def _fit(value: Any, part: Mapping[str, Any], schema: Mapping[str, Any]) -> Any:
         if isinstance(value, Sequence) and not isinstance(value, str) and shape.get("type") == "array":
             return [_fit(inner, shape["items"], schema) for inner in value]
         if isinstance(value, Mapping) and shape.get("type") == "array":
-            pair = [
-                shape_ for shape_ in _shapes(shape["items"], schema) if len(shape_.get("properties", {})) > 1
-            ]
+            members = [item.get("properties", {}) for item in _shapes(shape["items"], schema)]
+            pair = next((names for names in members if len(names) > 1), None)
             if pair and not any(isinstance(inner, Mapping | list) for inner in value.values()):
-                first, second, *_ = pair[0]["properties"]
+                first, second, *_ = pair
                 return _fit([{first: item, second: value[item]} for item in value], shape, schema)
     return value
 

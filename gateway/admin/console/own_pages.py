@@ -201,12 +201,8 @@ async def _scope(desk: ConsoleShell, actor: Actor) -> OwnScope:
         calls = {"api_key_id": actor.api_key_id}
     # The user's keys, and those that the whole tenant shares.
     filters = [{**own, "user": user}, {**own, "user": None}] if user else [own]
-    pages = await asyncio.gather(
-        *(
-            desk.ports.store.page("api-keys", query(KEYS_SHOWN, newest_first=True, **filter_))
-            for filter_ in filters
-        )
-    )
+    queries = [query(KEYS_SHOWN, newest_first=True, **wanted) for wanted in filters]
+    pages = await asyncio.gather(*(desk.ports.store.page("api-keys", query_) for query_ in queries))
     keys = [row for page in pages for row in page.rows]
     if actor.api_key_id is not None:
         user = str(next((row["user"] for row in keys if row["id"] == actor.api_key_id), None) or "")

@@ -75,7 +75,6 @@ USE_RESOURCES = (
 )
 
 
-# Calls: one row for each request, with its use and cost, read-only.
 class RefusedBy(Out):
     """The budget, run or plan that refused a call."""
 

@@ -19,7 +19,6 @@ from gateway.core.accounts.administration import (
 )
 
 
-# Running programs.
 class RunningProgram(Out):
     """A gateway worker or keeper, as reported by itself."""
 
