@@ -359,9 +359,8 @@ class CallerCache(Catalogue):
             return None
         if known.expired(self._today() * 1000) or not self._allowances.covers(known.caller):
             return None
-        self._allowances.note_caller(
-            known.caller
-        )  # the lease remains, whatever Redis answers when it is back
+        # The lease remains, whatever Redis answers when it is back.
+        self._allowances.note_caller(known.caller)
         return known.caller
 
     def _holds(self, organization_id: int) -> bool:
@@ -405,7 +404,6 @@ def _unread(what: str, error: Exception) -> CountersRefused:
     return CountersRefused(f"Redis has {what} that cannot be read: {error}")
 
 
-# The terms of a caller: services, budgets and prices, for the callers above.
 class Directory(CallerCache):
     """Identities, terms, services, prices and weights, as one worker has them cached.
 

@@ -365,9 +365,7 @@ class Catalogue:
             except (CountersRefused, *UNREADABLE) as error:
                 self._tell(str(error))
         verified = [wire for wire, word in words if await says_verified(wire, word)]
-        self.unverified = frozenset(range(PARTITIONS)).difference(
-            *(partition_set.partitions for partition_set in verified)
-        )
+        self.unverified = frozenset(range(PARTITIONS)).difference(*(part.partitions for part in verified))
         try:
             await self.prices.refresh()
         except CountersUnavailable:

@@ -34,8 +34,8 @@ class _PerConnection(Generic[T]):
         wire = self._shards.of(partition)
         part = self._made.get(wire)
         if part is None:
-            there = set(self._shards.wires)
-            self._made = {wire_: made for wire_, made in self._made.items() if wire_ in there}
+            wires = set(self._shards.wires)
+            self._made = {primary: made for primary, made in self._made.items() if primary in wires}
             part = self._made[wire] = self._make(wire)
         return part
 

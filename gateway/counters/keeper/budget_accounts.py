@@ -133,10 +133,8 @@ class BudgetAccounts(ControlClient):
         commands, marker = list[tuple[bytes, ...]](), await self.marker(partition)
         for account in accounts:
             expires, value = _expiry(account.defined, account.moved_ms), account.name.partition(":")[2]
-            index, name = (
-                keys.each_accounts(partition, account.name),
-                keys.budget_account(partition, account.name),
-            )
+            index = keys.each_accounts(partition, account.name)
+            name = keys.budget_account(partition, account.name)
             packed = packing.as_written(name, _packed(account, {}, now_ms, expires, 0), marker)
             commands += (
                 (b"ZADD", index.encode(), b"NX", b"%d" % abs(expires), value.encode()),

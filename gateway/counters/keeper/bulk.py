@@ -76,15 +76,11 @@ class BulkLoader(ControlClient):
     async def identities(self, definitions: Sequence[KeyDefinition]) -> None:
         """Store the identities of credentials in this server's partitions, where they differ."""
         ours = set(self.partitions)
-        here = (
-            definition for definition in definitions if keys.partition_of_digest(definition.digest) in ours
-        )
+        here = (key for key in definitions if keys.partition_of_digest(key.digest) in ours)
         for some in batched(here, TOGETHER_MAX):
-            commands = await self._not_there(
-                self.identity_written(identity) for identity in some if not identity.of_tokens
-            )
+            commands = await self._not_there(self.identity_written(key) for key in some if not key.of_tokens)
             await self.ask_together(_by_slot(commands), everybodys=True)
-            await self.of_subjects([identity for identity in some if identity.of_tokens])
+            await self.of_subjects([key for key in some if key.of_tokens])
 
     async def _not_there(self, commands: Iterable[tuple[bytes, ...]]) -> list[tuple[bytes, ...]]:
         """Return those commands that would change their key, as each write causes a message to gateways."""

@@ -503,9 +503,8 @@ def _fact(reply: Reply, name: bytes) -> StreamPlace:
     return stream_place(field if isinstance(field, bytes) else b"")
 
 
-# Refused calls for the keeper: batches in order, deleted once they are rows.
 class RefusedStream:
-    """The stream of refused calls, to which all workers add."""
+    """The stream of refused calls, to which all workers add; a keeper deletes those that are rows."""
 
     def __init__(self, client: Client) -> None:
         self._client = client

@@ -613,10 +613,8 @@ class Frame(LruEntry):
         if not accounts:
             return self._reserve_end
         if accounts is not self._defined_of:
-            self._defined_of, self._defined = (
-                accounts,
-                _shared(bulks(*[account.defined for account in accounts])),
-            )
+            self._defined_of = accounts
+            self._defined = _shared(bulks(*[account.defined for account in accounts]))
         steps = pack_steps(request.steps) if request.steps else b""
         head = bulk_head(NEED.size + len(steps)) if steps else _NEED_HEAD
         return packed(

@@ -335,15 +335,15 @@ def read_slots(epoch: int, value: object, asked: Place) -> SlotMap:
     for line in value:
         match line:
             case [int() as first, int() as last, primary, *replicas] if 0 <= first <= last < SLOTS:
-                places = [_place(replica, asked) for replica in (primary, *replicas)]
+                places = [_place(node, asked) for node in (primary, *replicas)]
                 owned.append(SlotRange(first, last, places[0]))
                 members.update(dict.fromkeys(places))
                 ids.update(
-                    id_ for replica in (primary, *replicas) for id_ in replica[2:3] if isinstance(id_, bytes)
+                    id_ for node in (primary, *replicas) for id_ in node[2:3] if isinstance(id_, bytes)
                 )
             case _:
                 raise ValueError(f"no range of slots: {line!r}"[:200])
-    owned.sort(key=lambda one: one.first)
+    owned.sort(key=lambda slots: slots.first)
     if any(one.last >= other.first for one, other in pairwise(owned)):
         raise ValueError("a slot has two primaries")
     primaries = len({slots.place for slots in owned})

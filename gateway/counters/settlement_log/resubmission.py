@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing, closing, suppress
+from itertools import chain
 from types import MappingProxyType
 from typing import Final, cast
 
@@ -509,9 +510,7 @@ async def _records_of(segment: LogSegment, kind: int, piece_bytes: int) -> Async
     seen = 0
     with closing(segment.reading()) as reading:
         while blocks := await asyncio.to_thread(reading.piece, piece_bytes):
-            for record in (
-                record_ for block in blocks if block.kind == kind for record_ in records_in(block)
-            ):
+            for record in chain.from_iterable(records_in(block) for block in blocks if block.kind == kind):
                 yield record
                 seen += 1
                 if seen % TURN_MAX == 0:

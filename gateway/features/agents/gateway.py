@@ -259,10 +259,8 @@ class OneOrigin:
         status, headers, content = await self._start_request(
             method, path, fields, body, hash(site_of(address))
         )
-        fields_ = [
-            (name.encode(), headers[name].encode("latin-1")) for name in ANSWERED_WITH if name in headers
-        ]
-        own_answer(exchange, status, fields_, content)
+        kept = [(name.encode(), headers[name].encode("latin-1")) for name in ANSWERED_WITH if name in headers]
+        own_answer(exchange, status, kept, content)
 
     async def pass_key_on(self, exchange: Exchange) -> None:
         """Forward an exchange to the keeper with its API key, for the keeper to check."""

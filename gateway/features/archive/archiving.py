@@ -279,10 +279,7 @@ def _sum(arrow: Any, compute: Any, cells: Any, kind: str) -> int:
     if kind == TEXT:
         # Each distinct text is digested once.
         counted = compute.value_counts(cells.drop_null())
-        return sum(
-            _digest(counted_value["values"]) * counted_value["counts"]
-            for counted_value in counted.to_pylist()
-        )
+        return sum(_digest(text["values"]) * text["counts"] for text in counted.to_pylist())
     wide = compute.cast(cells.cast(arrow.int64()), arrow.decimal128(38, 0))
     return int(compute.sum(wide).as_py() or 0)
 

@@ -123,9 +123,7 @@ class CapacityQueues:
             waiting[upstream] = waiting.get(upstream, 0) + queue.length
         return {
             "capacity_waiting": list(waiting.items()),
-            "capacity_wait_seconds": {
-                name: seconds.snapshot() for name, seconds in self.wait_seconds.items()
-            },
+            "capacity_wait_seconds": {name: times.snapshot() for name, times in self.wait_seconds.items()},
             "capacity_refused_calls": list(self.refused_calls.items()),
         }
 

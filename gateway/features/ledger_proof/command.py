@@ -256,12 +256,12 @@ def proven(here: stored.Connection, request_id: str, archive: str | None = None)
             )
         head = heads[segment.head]
         tree = stored.segments_of_head(here, head.number)
-        at = [(segment_.kind, segment_.owner_id, segment_.number) for segment_ in tree].index(
+        at = [(leaf.kind, leaf.owner_id, leaf.number) for leaf in tree].index(
             (kind, owner_id, segment.number)
         )
         rows.append({
             "row": text, "path": path(_leaves(here, segment, archive), seq - segment.first_seq),
-            "segment": segment.text(), "segment_path": path([segment_.leaf() for segment_ in tree], at),
+            "segment": segment.text(), "segment_path": path([leaf.leaf() for leaf in tree], at),
             "head": head.text, "key": head.key.hex(), "signature": head.signature.hex(),
         })  # fmt: skip
     return {"request_id": request_id, "rows": rows}

@@ -179,14 +179,14 @@ class Runs:
         below, has_more = await self._below(caller, run)
         now_ms, documents = int(self._today() * 1000), list[dict[str, object]]()
         runs = (*chain, *below)
-        names = [keys.budget_account(caller.partition, run_.account.name) for run_ in runs]
-        for run_, raw in zip(runs, await self._values(caller, names), strict=True):
-            documents.append(_render_run(run_, live_windows(raw) if raw else {}, now_ms))
+        names = [keys.budget_account(caller.partition, member.account.name) for member in runs]
+        for member, raw in zip(runs, await self._values(caller, names), strict=True):
+            documents.append(_render_run(member, live_windows(raw) if raw else {}, now_ms))
         shown = documents[0] | {"parents": documents[1 : len(chain)], "children": [], "has_more": has_more}
         by_id = {run.id: shown}
-        for run_, document in zip(below, documents[len(chain) :], strict=True):
-            by_id[run_.id] = document | {"children": []}
-            cast("list[object]", by_id[run_.parent_id]["children"]).append(by_id[run_.id])
+        for child, document in zip(below, documents[len(chain) :], strict=True):
+            by_id[child.id] = document | {"children": []}
+            cast("list[object]", by_id[child.parent_id]["children"]).append(by_id[child.id])
         return msgspec.json.encode(shown)
 
     async def _below(self, caller: Caller, run: Run) -> tuple[list[Run], bool]:
@@ -194,18 +194,18 @@ class Runs:
         p, level, found = caller.partition, [run], list[Run]()
         while level:
             ids = list[str]()
-            for run_ in level:
+            for parent in level:
                 left = TREE_MAX + 1 - len(found) - len(ids)
-                name = keys.children(p, run_.account.name).encode()
+                name = keys.children(p, parent.account.name).encode()
                 children = await self._wires.of(p).send(encode(b"ZRANGE", name, b"0", b"%d" % left))
                 if not isinstance(children, list):
                     raise CountersUnavailable
                 ids += [cast("bytes", child).decode() for child in children][:left]
             names = [keys.run(p, account_of(run.organization_id, run.tenant_id, id_)) for id_ in ids]
             stored = await self._values(caller, names)
-            above = {run_.id for run_ in level}
+            above = {parent.id for parent in level}
             runs = [stored_run(run.organization_id, run.tenant_id, packed) for packed in stored if packed]
-            level = [run_ for run_ in runs if run_.parent_id in above]
+            level = [child for child in runs if child.parent_id in above]
             found += level
             if len(found) > TREE_MAX:
                 return found[:TREE_MAX], True
@@ -230,13 +230,10 @@ class Runs:
         for key, run in self._known.items():
             # An unused provisional run expires soon, so it is not restored.
             was_admitted = self._waits.get(key, math.inf) == math.inf
-            if (
-                was_admitted
-                and keys.partition_of(run.organization_id) in partitions
-                and run.expires_ms > now_ms
-            ):
+            is_here = keys.partition_of(run.organization_id) in partitions
+            if was_admitted and is_here and run.expires_ms > now_ms:
                 lost.append(run)
-        lost.sort(key=lambda run_: len(run_.parents))  # children after their parents
+        lost.sort(key=lambda run: len(run.parents))  # children after their parents
         for start in range(0, len(lost), RESTORED_AT_ONCE):
             asked = [(run, self._send_again(run)) for run in lost[start : start + RESTORED_AT_ONCE]]
             for run, wait in asked:

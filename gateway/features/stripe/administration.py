@@ -67,10 +67,8 @@ def mount_events(
             raise NotFound
         notice = read(await request.read(), request.headers.get(SIGNATURE, ""))
         await take_place(request, None)
-        return answer(
-            200,
-            {"taken": any([await collected(ports.store, status) for status in await statuses_of(notice)])},
-        )
+        taken = any([await collected(ports.store, status) for status in await statuses_of(notice)])
+        return answer(200, {"taken": taken})
 
     async def statuses_of(notice: Told) -> Sequence[CollectionStatus | CheckoutPayment]:
         if notice is None:
