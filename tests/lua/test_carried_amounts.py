@@ -154,6 +154,15 @@ def test_call_that_ends_in_the_next_interval_carries_no_more_than_the_changed_am
     assert world.stored().carried == 5
 
 
+def test_interval_whose_only_call_was_released_leaves_its_amount(world: CarryWorld) -> None:
+    world.uses(100)
+    world.passes(HOUR_MS)
+    here = BudgetAccount(world.name, define_windows([world.budget], world.at_ms, OWNER), enforced=True)
+    world.reserve(budgets=(here,), budget_tokens=5).release()
+    world.passes(HOUR_MS)
+    assert world.shown() == world.uses(1) == 100
+
+
 def test_smaller_maximum_and_no_debt_count_from_the_next_call_on(world: CarryWorld) -> None:
     world.uses(5)
     world.passes(HOUR_MS)
