@@ -211,14 +211,15 @@ local function hold_windows(accounts, now)
 end
 
 -- What most calls do to windows has no loop: it is written out for the accounts of a call, by the structure of their definitions alone (of
--- each window its unit, and whether it enforces), never by amounts. A full cache costs a parse. Where a window has too little, or passes
--- what one number holds, what is written out changes nothing and answers nothing: then the loops of this file do the call.
+-- each window its unit, and whether it enforces), never by amounts. Where a window has too little, or passes what one number holds, what is
+-- written out changes nothing and answers nothing: then the loops of this file do the call. They do those of further structures too while
+-- the cache is full, since a parse costs more than it saves; it is emptied once so many lookups have found no place in it.
 -- Each line stands once in a call, or for each account, each account of one owner (`owned`), each window, each one that enforces. In it
 -- i is the account's number, w the window's among all, used and held its places in the meters. For one window of money that enforces:
 --   local a1 = accounts[1] local m1, l1 = a1[3], a1[2][11]
 --   local u1, h1, x1 = m1[1], m1[2], l1[1]
 --   if n1 > 0 and n1 > x1 - u1 - h1 then return end …
-local FORMS_MAX, WRITTEN_WINDOWS_MAX, WRITTEN_ACCOUNTS_MAX = 128, 24, 16
+local FORMS_MAX, FORMS_MISSED_MAX, WRITTEN_WINDOWS_MAX = 128, 100000, 24
 local OPEN_ACCOUNT = {'account', 'local a$i = accounts[$i] local m$i, l$i = a$i[' .. METERS .. '], a$i[' .. DEFINITION .. '][' .. LIMITS .. ']'}
 local HOLD_LINES = {
   {'call', 'return function(accounts, n1, n2) local n4, least, tight, used, left = 1, 2 ^ 53'}, OPEN_ACCOUNT,
@@ -263,8 +264,8 @@ local function written_out(lines, accounts)
 end
 
 -- What is written out for a call's accounts (`hold`, `settle`, and by number the account and place of a window); false if they are not all
--- plain, or one is new. The last one is cached.
-local written_forms, forms_count = {}, 0
+-- plain, one is new, or the cache has no place. The last one is cached.
+local written_forms, forms_count, forms_missed = {}, 0, 0
 local formed_accounts, formed
 local function form_of(accounts)
   if accounts == formed_accounts then return formed end
@@ -277,8 +278,9 @@ local function form_of(accounts)
     local following = form[structure]
     if not following then
       if forms_count == FORMS_MAX then
-        written_forms, forms_count = {}, 0
-        return form_of(accounts)
+        forms_missed = forms_missed + 1
+        if forms_missed > FORMS_MISSED_MAX then written_forms, forms_count, forms_missed = {}, 0, 0 end
+        return false
       end
       following, forms_count = {account_of = {}, place_of = {}}, forms_count + 1
       form[structure] = following
