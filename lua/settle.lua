@@ -84,8 +84,8 @@ local function queue_late(argv, a, count, mode, flags, paid, reclaimed_hold)
     'acknowledged', mode == MODE_RECOVER and argv[a + count - 1] or ''}
 end
 
--- Why there is nothing to settle here, or nil. Such a charge is decided by the late queue, and what is recovered always is. What a newer
--- version has stored is told before anything is written; else when it is opened.
+-- The reason why there is nothing to settle here, or nil. The late queue decides such a charge, and each one that is recovered. A newer
+-- version's account is refused before anything is written; else when it is opened.
 local function why_gone(keys, argv, a, count, packed_hold, reclaimed, entry_id, paid)
   local mode, service_id, flags = SETTLEMENT.read(argv[a])
   local gone

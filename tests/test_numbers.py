@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.core.calls.call import CallSpec, StoredObjects
+from gateway.core.value import Value
 from gateway.http.server.exchange import Exchange
 from tests import numbers
 from tests.tree import ROOT
@@ -61,8 +62,8 @@ def test_spec_and_objects_of_a_call_have_no_writers_besides_readers() -> None:
     """A body is read, its objects are found, a free call is read for its models; what they write is frozen."""
     [call] = [one for one in numbers.carriers() if one.name == "CallRequest"]
     assert {place.partition(":")[0] for place, name in call.writes if name in {"spec", "objects"}} == READERS
-    assert issubclass(CallSpec, tuple)
-    assert issubclass(StoredObjects, tuple)
+    assert issubclass(CallSpec, Value)
+    assert issubclass(StoredObjects, Value)
 
 
 def test_a_request_walks_through_few_files() -> None:

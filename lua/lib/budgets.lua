@@ -78,14 +78,19 @@ local no_windows = {}
 
 -- The packed ids of a hold's windows in each account; nil if it took from other accounts.
 local function held_in(accounts, packed_hold, size)
-  local found, at = {}, #packed_hold - size + 1
-  for i, account in ipairs(accounts) do
-    if at > #packed_hold then return nil end
-    local name, ids = HELD.read(packed_hold, at)
-    if name ~= sub(account[KEY_NAME], NAME_AT) then return nil end
-    found[i], at = ids, at + LENGTHS_BYTES + #name + #ids
+  local held, at = {}, #packed_hold - size + 1
+  local is_all = sub(packed_hold, at) == held_as(accounts)
+  for i = 1, #accounts do
+    local account = accounts[i]
+    if is_all then held[i] = account[DEFINITION] and account[DEFINITION][IDS] or ''
+    else
+      if at > #packed_hold then return nil end
+      local name, ids = HELD.read(packed_hold, at)
+      if name ~= sub(account[KEY_NAME], NAME_AT) then return nil end
+      held[i], at = ids, at + LENGTHS_BYTES + #name + #ids
+    end
   end
-  return at > #packed_hold and found or nil
+  return (is_all or at > #packed_hold) and held or nil
 end
 
 local function is_among(ids, id)
@@ -141,7 +146,7 @@ local function refusal_by_budgets(accounts, now, packed, raised_packed, strict)
   return refusal
 end
 
--- What is answered of a wide window that is the tightest one
+-- The answer about a wide window that is the tightest one.
 local function answer_of_wide(definition, meters, wanted, window)
   local place, below = window[WIDE_PLACE], window[WIDE_BELOW]
   local carried, carried_rest = carries.of(definition, meters, place)
@@ -210,15 +215,13 @@ local function hold_windows(accounts, now)
   return held_as(accounts), money, budget_tokens, told
 end
 
--- What most calls do to windows has no loop: it is written out for the accounts of a call, by the structure of their definitions alone (of
--- each window its unit, and whether it enforces), never by amounts. Where a window has too little, or passes what one number holds, what is
--- written out changes nothing and answers nothing: then the loops of this file do the call. They do those of further structures too while
--- the cache is full, since a parse costs more than it saves; it is emptied once so many lookups have found no place in it.
+-- Most calls have no loop over windows: it is written out for their accounts, by the structure of definitions alone (of each window its
+-- unit, and whether it enforces), never by amounts. Where a window has too little, or passes the largest number, this text
+-- changes nothing and answers nothing: then the loops of this file do the call. While the cache is full they do the calls of further
+-- structures too, since a parse costs more than it saves. It is emptied once so many lookups have found no place in it.
 -- Each line stands once in a call, or for each account, each account of one owner (`owned`), each window, each one that enforces. In it
--- i is the account's number, w the window's among all, used and held its places in the meters. For one window of money that enforces:
---   local a1 = accounts[1] local m1, l1 = a1[3], a1[2][11]
---   local u1, h1, x1 = m1[1], m1[2], l1[1]
---   if n1 > 0 and n1 > x1 - u1 - h1 then return end …
+-- i is the account's number, w the window's among all, used and held its places in the meters.
+-- docs/internals/scripts.md has an example.
 local FORMS_MAX, FORMS_MISSED_MAX, WRITTEN_WINDOWS_MAX = 128, 100000, 24
 local OPEN_ACCOUNT = {'account', 'local a$i = accounts[$i] local m$i, l$i = a$i[' .. METERS .. '], a$i[' .. DEFINITION .. '][' .. LIMITS .. ']'}
 local HOLD_LINES = {
@@ -263,8 +266,8 @@ local function written_out(lines, accounts)
   return loadstring(concat(text, '\n'))()
 end
 
--- What is written out for a call's accounts (`hold`, `settle`, and by number the account and place of a window); false if they are not all
--- plain, one is new, or the cache has no place. The last one is cached.
+-- The functions for a call's accounts (`hold`, `settle`), with the account and place of each window by its number; false if they are not
+-- all plain, one is new, or the cache has no place. The last form is cached.
 local written_forms, forms_count, forms_missed = {}, 0, 0
 local formed_accounts, formed
 local function form_of(accounts)

@@ -323,7 +323,7 @@ def test_a_name_that_two_files_declare_is_refused(other: str) -> None:
         ("-- needs: b\n", "need each other: b b$"),
     ],
 )
-def test_a_head_lists_the_files_whose_names_a_file_uses_and_what_it_sets(head: str, why: str) -> None:
+def test_a_head_lists_the_files_whose_names_a_file_uses_and_its_own_names(head: str, why: str) -> None:
     files = {
         "note": "-- needs: b\nreturn mine()",
         "lib__a": "local level, other = 0, 1\n",
@@ -356,7 +356,7 @@ end
 """
 
 
-def test_a_step_stands_where_its_function_has_it_and_an_error_names_both() -> None:
+def test_error_in_a_step_names_the_step_and_its_function() -> None:
     made = assembled(note=f"return of(1)\n\n{STEPS}")
     lines = made.text.split("\n")
     begin = lines.index("local function of(first)")
@@ -376,7 +376,7 @@ def test_a_step_stands_where_its_function_has_it_and_an_error_names_both() -> No
         ("  --> two\n", "", "has a step that no function has: two$"),
     ],
 )
-def test_a_step_whose_head_lists_something_else_is_refused(put: str, there: str, why: str) -> None:
+def test_step_with_another_list_in_its_head_is_refused(put: str, there: str, why: str) -> None:
     with pytest.raises(ValueError, match=why):
         assembled(note=f"return of(1)\n\n{STEPS.replace(put, there)}")
 

@@ -1,4 +1,4 @@
-"""What is written out for a call's windows does what the loops over windows do, in any history of calls."""
+"""Written-out windows hold and count as loops over windows do, in any history of calls."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ def play(world: clocks.ClockWorld, seed: int) -> list[Any]:
 
 
 @pytest.mark.parametrize("seed", range(examples(60)))
-def test_what_is_written_out_does_what_the_loops_do(valkey: str, seed: int) -> None:
+def test_written_text_does_the_same_as_the_loops(valkey: str, seed: int) -> None:
     written, loops = (
         play(kind(valkey.replace("/0", f"/{place}"), BEGIN), seed)
         for place, kind in ((1, Few if seed % 2 else clocks.ClockWorld), (2, Looped))

@@ -163,9 +163,11 @@ class Records:
             if field.name in request.query and field.kind != "many"
         }
         usual = {slot.field: slot.usual for slot, _ in form.sentence if slot.usual}
-        own = {"organization_id": str(signed.actor.organization_id or "")}
+        own = {OWNER: str(signed.actor.organization_id or "")}
         values = await self._with_names(form, {**form.values, **usual, **own, **said})
-        wrong = lists.unknown(request.query, said, "is not a field to fill in by an address")
+        # Links name the organization, which is no field for people of that organization.
+        given = {OWNER} if request.query.get(OWNER) == own[OWNER] else set()
+        wrong = lists.unknown(request.query, said.keys() | given, "is not a field to fill in by an address")
         form = replace(form, values=values, presets=self._presets(said), message=lists.in_words(wrong))
         return await self._form_page(request, signed, form, 422 if wrong else 200)
 

@@ -6,6 +6,7 @@ is taken by all of them, so that a step of a budget decides for models that nobo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
@@ -30,6 +31,7 @@ class Difference(NamedTuple):
 
 Differences = tuple[Difference, ...]
 MODELS_REMEMBERED_MAX: Final = 1_024  # pairs of a model and its substitute, whose rows are remembered
+_HOSTED: Final = re.compile(r"^(?:.*[/:.])?[a-z-]+\.(?=[a-z])")
 _RENAMED: Final = ("max_tokens",)  # unless its upstreams have their own name for it, by which it is sent
 
 
@@ -94,8 +96,8 @@ _known: Final[dict[tuple[int, str, tuple[str, ...]], tuple[Differences, Differen
 
 
 def _plain_name(model: str) -> str:
-    """Return the vendor's name of a model that is hosted by Bedrock under its region and vendor."""
-    return model.rpartition("anthropic.")[2]
+    """Return the vendor's name of a model that a host names by region and vendor, such as `us.vendor.name-1`."""
+    return _HOSTED.sub("", model, 1)
 
 
 def _carried(row: Difference, call: CallRequest) -> object:

@@ -57,7 +57,7 @@ _LOCAL = re.compile(
 # kind, where they are not within a block, it can leave for later steps.
 _DECLARED = re.compile(r"\b(?:local(?: function)?|for) (\w+(?:, \w+)*)|\bfunction ?\w*\((\w+(?:, \w+)*)\)")
 _LEAVES = re.compile(r"^  local (?:function )?(\w+(?:, \w+)*)", re.MULTILINE)
-# What is assigned: the names before a `=`, some of them with an index.
+# Assigned names: those before a `=`, some of them with an index.
 _TARGET = r"\w+(?:\[[^=\n\]]*\])?"
 _ASSIGNED = re.compile(rf"(?:^|\bthen\b|\belse\b|\bdo\b)[ \t]*({_TARGET}(?:, {_TARGET})*) = ", re.MULTILINE)
 # Lua's tokens: comments, strings, fields of a table and numbers are left unchanged; the rest is names.
@@ -92,7 +92,7 @@ class Library:
         return self.places[line - 1] if 0 < line <= len(self.places) else ""
 
 
-class _Line(NamedTuple):
+class _ScriptLine(NamedTuple):
     """A line of a file: its text, its number there (0: none), and the step that it is a part of."""
 
     text: str
@@ -101,11 +101,11 @@ class _Line(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class _Part:
+class _ScriptPart:
     """A file as the library has it: steps where functions have them, and the script of a verb behind its functions."""
 
     file: str
-    lines: tuple[_Line, ...]
+    lines: tuple[_ScriptLine, ...]
     needs: frozenset[str]
     sets: frozenset[str]
 
@@ -141,7 +141,7 @@ def assemble(read: Callable[[str], str], layouts: Sequence[Layout] = LAYOUTS) ->
     ValueError if two files declare the same name, or a head lists something else than its file or step has.
     """
     texts = {verb: read(f"{verb}.lua") for verb in VERBS}
-    files = dict[str, _Part]()
+    files = dict[str, _ScriptPart]()
     for text in texts.values():
         for name in _listed(text, "needs"):
             _bring(name, files, read, ())
@@ -169,12 +169,14 @@ def _listed(head: str, what: str) -> list[str]:
     return [name for names in lists for name in names.split()]
 
 
-def _place(file: str, line: _Line) -> str:
+def _place(file: str, line: _ScriptLine) -> str:
     step = f", step {line.step}" if line.step else ""
     return f"lua/{file}:{line.number}{step}" if line.number else ""
 
 
-def _bring(name: str, files: dict[str, _Part], read: Callable[[str], str], before: tuple[str, ...]) -> None:
+def _bring(
+    name: str, files: dict[str, _ScriptPart], read: Callable[[str], str], before: tuple[str, ...]
+) -> None:
     """Add a file of `lua/lib` behind all that it needs; ValueError for a circle."""
     if name in before:
         raise ValueError(f"files of lua/lib need each other: {' '.join((*before, name))}")
@@ -185,7 +187,7 @@ def _bring(name: str, files: dict[str, _Part], read: Callable[[str], str], befor
         files[name] = _part(f"lib/{name}.lua", text, _numbered(text))
 
 
-def _script(verb: str, text: str) -> _Part:
+def _script(verb: str, text: str) -> _ScriptPart:
     """Return a verb's file as a part: its functions, then the script as a function of its own.
 
     Locals of the script stand one space behind those of the part, which others may use.
@@ -198,25 +200,25 @@ def _script(verb: str, text: str) -> _Part:
         else line._replace(text=f" {line.text}")
         for line in lines[:end]
     ]
-    begin = _Line(f"verbs['{verb}'] = function(KEYS, ARGV) {_BIND}", 0)
-    return _part(f"{verb}.lua", text, [*lines[end:], begin, *body, _Line("end", 0)])
+    begin = _ScriptLine(f"verbs['{verb}'] = function(KEYS, ARGV) {_BIND}", 0)
+    return _part(f"{verb}.lua", text, [*lines[end:], begin, *body, _ScriptLine("end", 0)])
 
 
-def _numbered(text: str) -> list[_Line]:
-    return [_Line(line, number) for number, line in enumerate(text.split("\n"), 1)]
+def _numbered(text: str) -> list[_ScriptLine]:
+    return [_ScriptLine(line, number) for number, line in enumerate(text.split("\n"), 1)]
 
 
-def _part(file: str, text: str, lines: list[_Line]) -> _Part:
+def _part(file: str, text: str, lines: list[_ScriptLine]) -> _ScriptPart:
     """Return a part of these lines; `text` is the whole file, which begins with its head."""
     head = re.match(r"(?:--.*\n)*", text)
     assert head is not None
     needs, sets = _listed(text, "needs"), _listed(head[0], "sets")
-    return _Part(file, tuple(_pasted(file, lines)), frozenset(needs), frozenset(sets))
+    return _ScriptPart(file, tuple(_pasted(file, lines)), frozenset(needs), frozenset(sets))
 
 
-def _pasted(file: str, lines: list[_Line]) -> Iterator[_Line]:
+def _pasted(file: str, lines: list[_ScriptLine]) -> Iterator[_ScriptLine]:
     """Yield lines with each step where its function has it; ValueError for one that is missing or not used."""
-    steps, rest, at = dict[tuple[str, str], list[_Line]](), list[_Line](), 0
+    steps, rest, at = dict[tuple[str, str], list[_ScriptLine]](), list[_ScriptLine](), 0
     texts = [line.text for line in lines]
     while at < len(lines):
         if match := _STEP.match(texts[at]):
@@ -283,7 +285,7 @@ class _Variables:
         return "" if sets <= left else f"does not set: {' '.join(sorted(sets - left))}"
 
 
-def _check_names(parts: Sequence[_Part]) -> None:
+def _check_names(parts: Sequence[_ScriptPart]) -> None:
     """Raise ValueError for a name that two parts declare, or if one uses or assigns others' that its head does not list."""
     declared = Counter(name for part in parts for name in part.declared())
     if twice := [name for name, count in declared.items() if count > 1]:

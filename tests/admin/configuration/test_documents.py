@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
@@ -263,23 +262,10 @@ def test_yaml_examples_in_the_documentation_are_valid_by_the_configuration_schem
     pages = ("git.md", "from-claude-gateway.md", "from-kong.md", "from-openrouter.md", "from-portkey.md")
     text = "".join((ROOT / "docs" / "howto" / page).read_text() for page in pages)
     shown = [one or other for one, other in FENCES.findall(text)]
-    documents = [
-        each
-        for one in shown
-        for each in yaml.load_all(one, yaml.BaseLoader)
-        if not {"steps", "upstreams"} & each.keys()
+    values = [document.value for text in shown for document in documents(text, "page")]
+    configured = [
+        value for value in values if isinstance(value, dict) and not {"steps", "upstreams"} & value.keys()
     ]
-    assert len(documents) >= 4 + len(pages) - 1
-    for each in documents:
-        assert faults(plain(each)) == []
-
-
-def plain(value: Any) -> Any:
-    """Values as files have them: whole numbers are numbers where no quotes are, and null is none."""
-    if isinstance(value, dict):
-        return {name: plain(each) for name, each in value.items()}
-    if isinstance(value, list):
-        return [plain(each) for each in value]
-    if value == "null":
-        return None
-    return int(value) if isinstance(value, str) and value.isdecimal() else value
+    assert len(configured) >= 4 + len(pages) - 1
+    for value in configured:
+        assert faults(value) == []

@@ -287,7 +287,10 @@ def test_sample_code_for_each_sdk_compiles_and_contains_the_model_and_the_gatewa
 async def test_team_lead_creates_a_budget_through_the_new_budget_form(team: Team) -> None:
     lead = await team.person("operator")
     [new] = re.findall(r'href="(/budgets/new[^"]*)"', (await lead.open("/team")).text)
-    form = (await lead.open(unescape(new))).text
+    page = await lead.open(unescape(new))
+    form = page.text
+    assert page.status == 200
+    assert (await lead.open(f"/budgets/new?organization_id={team.organization + 1}")).status == 422
     assert ('name="tenant_id" value="search"' in form, 'name="organization_id"' in form) == (True, False)
     typed = {"each": "user", "tenant_id": "search", "amount": "5", "unit": "money", "interval": "day"}
     meant = "Each user of tenant search may use $5.00 a day"
