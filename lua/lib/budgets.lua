@@ -217,12 +217,13 @@ local function hold_windows(accounts, now)
 end
 
 -- Most calls have no loop over windows: it is written out for their accounts, by the structure of definitions alone (of each window its
--- unit, and whether it enforces), never by amounts. A full cache costs a parse. Where a window has too little, or passes the largest
--- number, this text changes nothing and answers nothing: then the loops of this file do the call.
+-- unit, and whether it enforces), never by amounts. Where a window has too little, or passes the largest number, this text
+-- changes nothing and answers nothing: then the loops of this file do the call. While the cache is full they do the calls of further
+-- structures too, since a parse costs more than it saves. It is emptied once so many lookups have found no place in it.
 -- Each line stands once in a call, or for each account, each account of one owner (`owned`), each window, each one that enforces. In it
 -- i is the account's number, w the window's among all, used and held its places in the meters.
 -- docs/internals/scripts.md has an example.
-local FORMS_MAX, WRITTEN_WINDOWS_MAX = 128, 24
+local FORMS_MAX, FORMS_MISSED_MAX, WRITTEN_WINDOWS_MAX = 128, 100000, 24
 local OPEN_ACCOUNT = {'account', 'local a$i = accounts[$i] local m$i, l$i = a$i[' .. METERS .. '], a$i[' .. DEFINITION .. '][' .. LIMITS .. ']'}
 local HOLD_LINES = {
   {'call', 'return function(accounts, n1, n2) local n4, least, tight, used, left = 1, 2 ^ 53'}, OPEN_ACCOUNT,
@@ -267,8 +268,8 @@ local function written_out(lines, accounts)
 end
 
 -- The functions for a call's accounts (`hold`, `settle`), with the account and place of each window by its number; false if they are not
--- all plain, or one is new. The last form is cached.
-local written_forms, forms_count = {}, 0
+-- all plain, one is new, or the cache has no place. The last form is cached.
+local written_forms, forms_count, forms_missed = {}, 0, 0
 local formed_accounts, formed
 local function form_of(accounts)
   if accounts == formed_accounts then return formed end
@@ -281,8 +282,9 @@ local function form_of(accounts)
     local following = form[structure]
     if not following then
       if forms_count == FORMS_MAX then
-        written_forms, forms_count = {}, 0
-        return form_of(accounts)
+        forms_missed = forms_missed + 1
+        if forms_missed > FORMS_MISSED_MAX then written_forms, forms_count, forms_missed = {}, 0, 0 end
+        return false
       end
       following, forms_count = {account_of = {}, place_of = {}}, forms_count + 1
       form[structure] = following
