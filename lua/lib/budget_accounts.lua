@@ -73,14 +73,14 @@ local function accounts_again(argv, defined_at)
   return last_accounts
 end
 
--- The accounts of budgets of a call: those it names behind its `plain` ones, each account of one owner followed by its index. Definitions
+-- The accounts of budgets of a call: those it names behind `accounts_before` others, each account of one owner followed by its index. Definitions
 -- are arguments from `defined_at` on, or absent. `apart` makes copies, for a call that gives amounts back before the last check.
-local function accounts_at(keys, plain, argv, defined_at, now, apart)
+local function accounts_at(keys, accounts_before, argv, defined_at, now, apart)
   local accounts, count = group and not apart and accounts_again(argv, defined_at), 0
   if accounts then return accounts end
   accounts = {}
-  local at, last = places_before + plain + 2, places_before + account_count + 1
-  if shape then at, last = named_from + plain, named_from + account_count - 1 end
+  local at, last = places_before + accounts_before + 2, places_before + account_count + 1
+  if shape then at, last = named_from + accounts_before, named_from + account_count - 1 end
   while at <= last do
     if count == BUDGET_ACCOUNTS_MAX then error({err = 'ERR a call takes from up to ' .. BUDGET_ACCOUNTS_MAX .. ' budget accounts'}) end
     local place = shape and places_before + byte(shape, at) or at
