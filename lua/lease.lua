@@ -33,7 +33,7 @@ if charged then
   kept, spent = kept - handed, spent - handed
   credits_kept, credits_spent = credits_kept - credits_handed, credits_spent - credits_handed
 end
-if hold then put_back(tenant, organization, hold.flags, hold.tokens, hold.credits) end
+if hold then give_back_amounts(tenant, organization, hold.flags, hold.tokens, hold.credits) end
 local tokens, credits, held, credits_held = -1, 0, 0, 0
 if not ends then
   if is_limited(tenant) then tokens, held = portion(free_of(tenant, QUOTA_AT, tenant.limit), share, kept, spent) end

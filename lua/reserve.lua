@@ -87,28 +87,27 @@ local NO_BUCKETS = ADMITTED.span('requests_scope', '', {
 local function reserve_one(keys, hold_key, _, argv, a, count)
   --> verify: the call's shape, its partition, and that all its accounts are there
   --> open: the hold that it raises, and its accounts
-  --> judge: what refuses the caller, however much is free
-  --> decide: whether every limit has enough, from the key's to the budgets'
-  --> take: the amounts of windows
+  --> authorize: what refuses the caller, however much is free
+  --> decide: takes from buckets and slots, asks all windows; a refusal puts back all that was taken
+  --> hold: in the windows where decide did not yet
   --> write: the hold, and what else the function call has to write
   --> answer: what it holds, and its tightest limits
 end
 
 -- step verify of reserve_one: the call has a key and an argument for each flag, in a partition that this program may write.
 -- reads: argv a count hold_key
--- sets: now epoch base need quota_tokens ceiling least credits_least credits units ttl service_id plan_id flags request_id
--- sets: with_user one_time counts uses plain given
+-- sets: now epoch need quota_tokens ceiling least credits_least credits units ttl service_id plan_id flags request_id
+-- sets: with_user one_time counts uses accounts_before_budgets arguments_before_budgets
 do
   local batch, run_id, catalogue, need, quota_tokens, ceiling, least, credits_least, credits, units, ttl, service_id, plan_id, flags, request_id =
     RESERVE.read(argv[a])
   local with_user, one_time, counts, uses = has(flags, FLAG_USER), has(flags, FLAG_ONE_TIME), has(flags, FLAG_COUNTS), has(flags, FLAG_USES)
-  local plain, given = 3 + (with_user and 1 or 0) + ((one_time or uses) and 1 or 0), uses and 3 or 2
-  if account_count < plain or count < given or (account_count > plain) ~= (count > given) then
+  local accounts_before_budgets, arguments_before_budgets = 3 + (with_user and 1 or 0) + ((one_time or uses) and 1 or 0), uses and 3 or 2
+  if account_count < accounts_before_budgets or count < arguments_before_budgets or (account_count > accounts_before_budgets) ~= (count > arguments_before_budgets) then
     return redis.error_reply('ERR reserve takes a key and an argument for each flag')
   end
   if byte(hold_key, KIND_AT) ~= HOLD_KIND then return redis.error_reply('ERR reserve takes a hold as its last key') end
-  local base = places_before
-  local epoch, version = verified(raw_of[base + 1], run_id)
+  local epoch, version = verified(raw_of[places_before + 1], run_id)
   if not epoch then return CODE.pack{code = VERDICT_UNVERIFIED} end
   if catalogue < version then return CODE.pack{code = VERDICT_STALE} end
   local now = shared_now or clock(batch)
@@ -117,19 +116,19 @@ do
 end
 
 -- step open of reserve_one: accounts that change before the last check are copies.
--- reads: keys hold_key argv a count now epoch base service_id flags credits with_user one_time uses plain given
--- sets: raises raised_hold held_before unlike raised_packed api_key tenant organization user at_activation activation reset accounts
+-- reads: keys hold_key argv a count now epoch service_id flags credits with_user one_time uses accounts_before_budgets arguments_before_budgets
+-- sets: raises raised_hold held_before is_other_service raised_packed api_key tenant organization user at_activation activation reset accounts
 do
-  local raises, raised_hold, held_before, unlike, raised_packed = flags >= FLAG_RAISES, nil, had_nothing, false, nil
-  if raises then raised_hold, held_before, unlike, raised_packed = hold_to_raise(hold_key, service_id) end
+  local raises, raised_hold, held_before, is_other_service, raised_packed = flags >= FLAG_RAISES, nil, had_nothing, false, nil
+  if raises then raised_hold, held_before, is_other_service, raised_packed = hold_to_raise(hold_key, service_id) end
   local api_key = account_of[at_key]
   if not api_key and (api_key == nil or held_before[SCOPE_KEY]) then api_key = limited_account(at_key, SCOPE_KEY, keys[at_key + keys_before], held_before[SCOPE_KEY]) end
   local tenant = account_of[at_tenant] or open_tenant(at_tenant, keys[at_tenant + keys_before], now, epoch)
-  local at_activation = (one_time or uses) and base + (shape and byte(shape, named_from + plain - 1) or 1 + plain)
+  local at_activation = (one_time or uses) and places_before + (shape and byte(shape, named_from + accounts_before_budgets - 1) or 1 + accounts_before_budgets)
   local organization = account_of[at_organization]
   if not organization then
-    local whole = held_before[SCOPE_ORGANIZATION] or at_activation or credits > 0 or raised_hold and raised_hold.credits > 0
-    if whole or organization == nil then organization = limited_account(at_organization, SCOPE_ORGANIZATION, keys[at_organization + keys_before], whole) end
+    local must_open = held_before[SCOPE_ORGANIZATION] or at_activation or credits > 0 or raised_hold and raised_hold.credits > 0
+    if must_open or organization == nil then organization = limited_account(at_organization, SCOPE_ORGANIZATION, keys[at_organization + keys_before], must_open) end
   end
   local user = with_user and account_of[at_user]
   if user == nil then user = limited_user(at_user, keys[at_user + keys_before], tenant, now) end
@@ -139,12 +138,12 @@ do
     activation = activation and {values(activation)}
   end
   scopes[SCOPE_KEY], scopes[SCOPE_USER], scopes[SCOPE_TENANT], scopes[SCOPE_ORGANIZATION] = api_key, user, tenant, organization
-  local accounts = account_count > plain and accounts_at(keys, plain, argv, a + given + 1, now, raises)
-  if accounts and count ~= given + 1 + #accounts then return redis.error_reply('ERR reserve takes a definition for each budget account') end
+  local accounts = account_count > accounts_before_budgets and accounts_at(keys, accounts_before_budgets, argv, a + arguments_before_budgets + 1, now, raises)
+  if accounts and count ~= arguments_before_budgets + 1 + #accounts then return redis.error_reply('ERR reserve takes a definition for each budget account') end
 end
 
--- step judge of reserve_one: a revoked or expired key, a blocked tenant, another plan, a raise of another service's hold.
--- reads: now plan_id unlike api_key tenant
+-- step authorize of reserve_one: a revoked or expired key, a blocked tenant, another plan, a raise of another service's hold.
+-- reads: now plan_id is_other_service api_key tenant
 -- sets: key_id
 do
   local key_id, expires
@@ -155,14 +154,14 @@ do
     return refused(VERDICT_TENANT_BLOCKED, now, SCOPE_TENANT, 0, floor(tenant.flags / BLOCK_CAUSE))
   end
   if plan_id >= 0 and plan_id ~= tenant.plan_id then return refused(VERDICT_OTHER_PLAN, now, SCOPE_TENANT, KIND_QUOTA, 0, tenant.plan_id) end
-  if unlike then return redis.error_reply('ERR reserve raises a hold of its own service, or of none') end
+  if is_other_service then return redis.error_reply('ERR reserve raises a hold of its own service, or of none') end
 end
 
 -- step decide of reserve_one: the limits of a minute, the plan, the quota, budgets, credits and the cap; a raised hold is given back first.
--- Windows of a call that nothing behind them refuses are held at once.
--- reads: argv a now need quota_tokens ceiling least credits_least credits units flags one_time counts uses given
+-- Windows of a call that nothing behind them refuses are held at once (`is_held`).
+-- reads: argv a now need quota_tokens ceiling least credits_least credits units flags one_time counts uses arguments_before_budgets
 -- reads: raised_hold held_before raised_packed tenant organization activation accounts
--- sets: requests_scope requests_limit requests_used tokens_scope tokens_limit tokens_used tokens bounds is_held tail money budget_tokens tightest
+-- sets: requests_scope requests_limit requests_used tokens_scope tokens_limit tokens_used tokens bounds is_held held_names money budget_tokens budgets_answer
 do
   local lacking, refusal, requests_scope, requests_limit, requests_used, tokens_scope, tokens_limit, tokens_used =
     take_rate_limits(scopes, now, need, held_before)
@@ -171,17 +170,17 @@ do
     return roll_back(refused(VERDICT_NOT_INCLUDED, now, SCOPE_ORGANIZATION))
   end
   if refusal then return roll_back(refusal) end
-  if raised_hold then put_back(tenant, organization, raised_hold.flags, raised_hold.tokens, raised_hold.credits) end
+  if raised_hold then give_back_amounts(tenant, organization, raised_hold.flags, raised_hold.tokens, raised_hold.credits) end
   local tokens, bounds
   tokens, refusal, bounds = quota_hold(tenant, now, counts, quota_tokens < 0 and need or quota_tokens, ceiling, least)
   if refusal then return roll_back(refusal) end
-  local is_held, tail, money, budget_tokens, tightest
+  local is_held, held_names, money, budget_tokens, budgets_answer
   if accounts then
     local strict = tenant.admission == STRICT
     if not (raised_hold or one_time or uses or credits > 0) then
-      is_held, tail, money, budget_tokens, tightest = hold_at_once(accounts, argv[a + given], strict)
+      is_held, held_names, money, budget_tokens, budgets_answer = hold_at_once(accounts, argv[a + arguments_before_budgets], strict)
     end
-    refusal = not is_held and refusal_by_budgets(accounts, now, argv[a + given], raised_packed, strict)
+    refusal = not is_held and refusal_by_budgets(accounts, now, argv[a + arguments_before_budgets], raised_packed, strict)
     if refusal then return roll_back(refusal) end
   elseif raised_hold and raised_hold.budgets > 0 then return roll_back(redis.error_reply('ERR a hold is raised with its budget accounts')) end
   if one_time then credits, flags = reserve_activation(activation, credits, flags, raised_hold) end
@@ -191,11 +190,11 @@ do
   if refusal then return roll_back(refusal) end
 end
 
--- step take of reserve_one: from here on nothing refuses the call.
--- reads: accounts tail money budget_tokens tightest is_held now tenant tokens credits organization
+-- step hold of reserve_one: from here on nothing refuses the call. For units their cap is held already (`spend_hold`).
+-- reads: accounts held_names money budget_tokens budgets_answer is_held now tenant tokens credits organization
 do
-  if not accounts then tail, money, budget_tokens, tightest = '', 0, 0, ''
-  elseif not is_held then tail, money, budget_tokens, tightest = hold_windows(accounts, now) end
+  if not accounts then held_names, money, budget_tokens, budgets_answer = '', 0, 0, ''
+  elseif not is_held then held_names, money, budget_tokens, budgets_answer = hold_windows(accounts, now) end
   tenant.held = tenant.held + tokens
   if credits > 0 then organization.credits_held = organization.credits_held + credits end
 end
@@ -203,14 +202,14 @@ end
 -- step write of reserve_one: a due reset comes with the first call that moves the tenant. The flags of a hold are those of the call without
 -- the one that means reclaimed there, and without the user's if nothing of it is stored.
 -- reads: hold_key argv a now quota_tokens credits units ttl service_id flags request_id with_user uses raises raised_hold api_key tenant
--- reads: organization user at_activation activation reset accounts key_id tokens tail money budget_tokens
+-- reads: organization user at_activation activation reset accounts key_id tokens held_names money budget_tokens
 do
-  local kept = flags % FLAG_RAISES - (has(flags, FLAG_SUBSCRIPTION) and FLAG_SUBSCRIPTION or 0) - (with_user and not user and 1 or 0)
-  local hold = HOLD.span('', 'observed', {flags = kept, tokens = tokens, key_tpm = takes[1], user_tpm = takes[2], tenant_tpm = takes[3],
-    organization_tpm = takes[4], credits = credits}) .. hold_of_call(service_id, now, ttl, tenant, key_id, units)
+  local hold_flags = flags % FLAG_RAISES - (has(flags, FLAG_SUBSCRIPTION) and FLAG_SUBSCRIPTION or 0) - (with_user and not user and 1 or 0)
+  local hold = HOLD.span('', 'observed', {flags = hold_flags, tokens = tokens, key_tpm = takes[SCOPE_KEY], user_tpm = takes[SCOPE_USER],
+    tenant_tpm = takes[SCOPE_TENANT], organization_tpm = takes[SCOPE_ORGANIZATION], credits = credits}) .. hold_of_call(service_id, now, ttl, tenant, key_id, units)
     .. (quota_tokens < 0 and not accounts and NO_BUDGETS
-      or HOLD.span('quota_tokens', '', {quota_tokens = min(quota_tokens, 0), money = money, budget_tokens = budget_tokens, budgets = #tail}))
-    .. argv[a + 1] .. (uses and '\0' .. argv[a + 2] or '') .. tail
+      or HOLD.span('quota_tokens', '', {quota_tokens = min(quota_tokens, 0), money = money, budget_tokens = budget_tokens, budgets = #held_names}))
+    .. argv[a + 1] .. (uses and '\0' .. argv[a + 2] or '') .. held_names
   write_of[write_count + 1], write_of[write_count + 2], member_of[member_count + 1], member_of[member_count + 2] = hold_key, hold, now + ttl, request_id
   write_count, member_count = write_count + 2, member_count + 2
   if reset then
@@ -227,7 +226,7 @@ do
 end
 
 -- step answer of reserve_one: quotients are rounded up without a function call: (a + -a % b) / b
--- reads: now credits tenant organization requests_scope requests_limit requests_used tokens_scope tokens_limit tokens_used tokens bounds tightest
+-- reads: now credits tenant organization requests_scope requests_limit requests_used tokens_scope tokens_limit tokens_used tokens bounds budgets_answer
 do
   local verdict, total, free = bounds and BOUNDED or VERDICT_ADMITTED, tenant.total, -1
   if tenant.on_store_failure == STORE_ALLOW then verdict = verdict + LEASES end
@@ -239,7 +238,7 @@ do
   if requests_scope + tokens_scope == 0 then
     return ADMITTED.span('', 'requests_scope', {
       verdict = verdict, now = now, tokens = tokens, total = total, tokens_free = free, next_reset = tenant.next_reset, credits_free = credits_free,
-      credits = credits}) .. NO_BUCKETS .. tightest
+      credits = credits}) .. NO_BUCKETS .. budgets_answer
   end
   return ADMITTED.span('', '', {
     verdict = verdict, now = now, tokens = tokens, total = total, tokens_free = free, next_reset = tenant.next_reset, credits_free = credits_free,
@@ -248,7 +247,7 @@ do
     requests_reset = requests_limit > 0 and (requests_used + -requests_used % requests_limit) / requests_limit or 0,
     tokens_scope = tokens_scope, tokens_limit = tokens_limit, tokens_used = (tokens_used + -tokens_used % UNIT) / UNIT,
     tokens_reset = tokens_limit > 0 and (tokens_used + -tokens_used % tokens_limit) / tokens_limit or 0,
-  }) .. tightest
+  }) .. budgets_answer
 end
 
 local function begin_reserves(many)

@@ -38,8 +38,8 @@ return answer_each(settlements, KEYS, ARGV)
 -- functions: the settlement of one call by steps, then the writes of all calls. Upvalues of lib/accounts.lua have the places of the call's
 -- accounts. Its arguments are in `argv`, from `a` on.
 local SETTLE_SHARED, VERSION_AT = 5, 15
-local late_told, ended_keys, tombstone_of, life_of, ended_of, post_of, entry_of, posted = {}, {}, {}, {}, {}, {}, {}, {}
-local told_count, post_count = 0, 0
+local late_entries, ended_keys, tombstone_of, life_of, ended_of, post_of, entry_of, posted = {}, {}, {}, {}, {}, {}, {}, {}
+local late_count, post_count = 0, 0
 
 -- The time of a use that a control write charges; nil for an entry of the late queue, whose id is no number.
 local function moment_of_use(entry_id) return tonumber(entry_id) end
@@ -50,9 +50,9 @@ local function correction_of(request) return sub(request, 1, VERSION_AT - 1) .. 
 -- Of a charge by the late queue or by a control write: the id of its request, the time of its use, and whether it was settled before: its
 -- entry is gone, or its request on its way to PostgreSQL.
 local function open_post(keys, mode, request_id, entry_id)
-  local source, since = mode == MODE_CORRECT and correction_of(request_id) or request_id, moment_of_use(entry_id)
-  if shape and (posted[source] or (not since and posted[entry_id])) then return source, since, true end
-  return source, since, call('HEXISTS', keys[own_before + 4], source) == 1 or not (since or #call('XRANGE', keys[own_before + 3], entry_id, entry_id) > 0)
+  local source, used_at = mode == MODE_CORRECT and correction_of(request_id) or request_id, moment_of_use(entry_id)
+  if shape and (posted[source] or (not used_at and posted[entry_id])) then return source, used_at, true end
+  return source, used_at, call('HEXISTS', keys[own_before + 4], source) == 1 or not (used_at or #call('XRANGE', keys[own_before + 3], entry_id, entry_id) > 0)
 end
 
 local function record_post(source, entry_id)
@@ -77,8 +77,8 @@ end
 -- omitted. The entry is added with those of its part.
 local function queue_late(argv, a, count, mode, flags, paid, reclaimed_hold)
   local kept = SETTLEMENT.since(argv[a], 'layout')
-  told_count = told_count + 1
-  late_told[told_count] = {'a', written_as == TODAY and kept or KEPT.earlier(kept), 'u', argv[a + 1], 'c', argv[a + 2], 'm', argv[a + 3],
+  late_count = late_count + 1
+  late_entries[late_count] = {'a', written_as == TODAY and kept or KEPT.earlier(kept), 'u', argv[a + 1], 'c', argv[a + 2], 'm', argv[a + 3],
     't', has(flags, FLAG_USES) and argv[a + 4] or '', 'b', paid or '',
     'charged', format('%.0f', reclaimed_hold and HOLD.field(reclaimed_hold, 'charged') or 0),
     'acknowledged', mode == MODE_RECOVER and argv[a + count - 1] or ''}
@@ -103,15 +103,15 @@ local function why_gone(keys, argv, a, count, packed_hold, reclaimed, entry_id, 
 end
 
 -- Charges what is not tokens alone: moves the accounts, and completes the facts of the entry, which it returns.
-local function charge(facts, argv, a, tenant, organization, activation, activates)
+local function charge(facts, argv, a, tenant, organization, activation, activation_price)
   local mode, quota_tokens, credits, units, over, flags = SETTLEMENT.read(argv[a])
   local counts, corrects = has(flags, FLAG_COUNTS), mode == MODE_CORRECT -- which moves only what differs
   if counts then
     tenant.used = tenant.used + quota_tokens
     if tenant.used < 0 then tenant.limit, tenant.used = tenant.limit - tenant.used, 0 end -- it was used in a cycle before
   end
-  facts.kind, facts.flags = corrects and EVENT_ADJUST or EVENT_CONSUME, activates and ENTRY_ACTIVATES or 0
-  if activates then move_credits(organization, facts.at, -activates, facts, 0)
+  facts.kind, facts.flags = corrects and EVENT_ADJUST or EVENT_CONSUME, activation_price and ENTRY_ACTIVATES or 0
+  if activation_price then move_credits(organization, facts.at, -activation_price, facts, 0)
   elseif has(flags, FLAG_PAYS) and not has(flags, FLAG_ONE_TIME) and not (corrects and credits == 0 and over == 0) then
     local before = organization.ahead
     credits = carry(organization, credits, over)
@@ -145,66 +145,65 @@ local function settle_one(keys, hold_key, at_hold, argv, a, count)
   --> verify: the call's shape, its partition, and whether it was settled before
   --> find: the hold, or why there is nothing to settle
   --> open: the accounts that it moves
-  --> give_back: what the hold took of windows
-  --> charge: the use, in windows and in one outbox entry
+  --> give_back: what the hold took of windows; counts the use of plain windows of budgets in the same turn
+  --> charge: the use, in the other windows and in one outbox entry
   --> record: the end of the hold, and what else the function call has to write
   --> end: the rates, and the answer
 end
 
 -- step verify of settle_one: the call has a key and an argument for each flag, in a partition that this program may write.
 -- reads: keys hold_key argv a count
--- sets: now epoch base mode tokens quota_tokens credits units service_id key_id flags tombstone request_id
--- sets: with_user one_time uses plain given paid_given paid entry_id source since
+-- sets: now epoch mode tokens quota_tokens credits units service_id key_id flags tombstone request_id
+-- sets: with_user one_time uses accounts_before_budgets arguments_before_budgets budget_arguments paid entry_id source used_at
 do
   local batch, run_id, mode, tokens, quota_tokens, credits, units, service_id, key_id, flags, tombstone, request_id = SETTLEMENT.read(argv[a])
   local with_user, one_time, uses = has(flags, FLAG_USER), has(flags, FLAG_ONE_TIME), has(flags, FLAG_USES)
-  local plain, given = 3 + (with_user and 1 or 0) + ((one_time or uses) and 1 or 0), uses and 5 or 4
-  local paid_given = count - given - (mode >= MODE_POST and 1 or 0) -- and a definition for each account
-  local paid = paid_given > 0 and argv[a + given]
-  if account_count < plain or paid_given < 0 or (account_count > plain) ~= (paid_given > 0) then
+  local accounts_before_budgets, arguments_before_budgets = 3 + (with_user and 1 or 0) + ((one_time or uses) and 1 or 0), uses and 5 or 4
+  local budget_arguments = count - arguments_before_budgets - (mode >= MODE_POST and 1 or 0) -- and a definition for each account
+  local paid = budget_arguments > 0 and argv[a + arguments_before_budgets]
+  if account_count < accounts_before_budgets or budget_arguments < 0 or (account_count > accounts_before_budgets) ~= (budget_arguments > 0) then
     return redis.error_reply('ERR settle takes a key and an argument for each flag')
   end
   if byte(hold_key, KIND_AT) ~= HOLD_KIND then return redis.error_reply('ERR settle takes a hold as its last key') end
-  local base = places_before
-  local epoch = verified(raw_of[base + 1], run_id)
+  local epoch = verified(raw_of[places_before + 1], run_id)
   if not epoch then return CODE.pack{code = SETTLED_UNVERIFIED} end
   local now = shared_now or clock(batch)
   shared_now = now
   local entry_id = mode >= MODE_POST and mode ~= MODE_RECOVER and argv[a + count - 1]
-  local source, since, is_settled = request_id, nil, false
-  if entry_id then source, since, is_settled = open_post(keys, mode, request_id, entry_id) end
+  local source, used_at, is_settled = request_id, nil, false
+  if entry_id then source, used_at, is_settled = open_post(keys, mode, request_id, entry_id) end
   if is_settled then return SETTLED.pack{code = SETTLED_DONE, now = now, epoch = epoch} end
 end
 
--- step find of settle_one: a hold that was reclaimed holds nothing more.
+-- step find of settle_one: a hold that was reclaimed holds nothing more, so `hold_count` is 0 as without one, and else 1.
 -- reads: at_hold hold_key service_id mode keys argv a count entry_id paid now epoch
--- sets: packed_hold slots hold_flags hold_tokens key_tpm user_tpm tenant_tpm organization_tpm hold_credits
+-- sets: packed_hold hold_count hold_flags hold_tokens key_tpm user_tpm tenant_tpm organization_tpm hold_credits
 do
   local packed_hold = raw_of[at_hold]
   if shape and ended_of[hold_key] ~= nil then packed_hold = ended_of[hold_key] end
-  local slots, reclaimed, hold_flags, hold_tokens, key_tpm, user_tpm, tenant_tpm, organization_tpm, hold_credits = 0, nil, 0, 0, 0, 0, 0, 0, 0
+  local hold_count, reclaimed, hold_flags, hold_tokens, key_tpm, user_tpm, tenant_tpm, organization_tpm, hold_credits = 0, nil, 0, 0, 0, 0, 0, 0, 0
   if packed_hold then
     if byte(packed_hold) ~= TODAY then packed_hold = today(packed_hold, hold_key) end
-    slots = 1
+    hold_count = 1
     hold_flags, hold_tokens, key_tpm, user_tpm, tenant_tpm, organization_tpm, hold_credits = HOLD.read(packed_hold)
     if has(hold_flags, HOLD_RECLAIMED) then
-      slots, reclaimed, hold_flags, hold_tokens, key_tpm, user_tpm, tenant_tpm, organization_tpm, hold_credits = 0, true, 0, 0, 0, 0, 0, 0, 0
+      hold_count, reclaimed, hold_flags, hold_tokens, key_tpm, user_tpm, tenant_tpm, organization_tpm, hold_credits = 0, true, 0, 0, 0, 0, 0, 0, 0
     end
   end
-  if slots == 0 or service_id == 0 or mode == MODE_RECOVER or not (raw_of[at_tenant] and raw_of[at_organization]) then
+  if hold_count == 0 or service_id == 0 or mode == MODE_RECOVER or not (raw_of[at_tenant] and raw_of[at_organization]) then
     local gone = why_gone(keys, argv, a, count, packed_hold, reclaimed, entry_id, paid)
     if gone then return GONE.pack{code = gone, now = now, epoch = epoch} end
   end
 end
 
 -- step open of settle_one: of a call that moves only tokens the organization is opened for its limits alone.
--- reads: keys now epoch base mode flags with_user one_time uses plain slots hold_flags key_tpm organization_tpm hold_credits
+-- reads: keys now epoch mode flags with_user one_time uses accounts_before_budgets hold_count hold_flags key_tpm organization_tpm hold_credits
 -- sets: api_key user tenant organization activation at_activation tokens_alone seq
 do
   local api_key = account_of[at_key]
   if not api_key then
-    local whole = slots == 1 and key_tpm >= 0
-    if whole or api_key == nil then api_key = limited_account(at_key, SCOPE_KEY, keys[at_key + keys_before], whole) end
+    local must_open = hold_count == 1 and key_tpm >= 0
+    if must_open or api_key == nil then api_key = limited_account(at_key, SCOPE_KEY, keys[at_key + keys_before], must_open) end
   end
   local user = with_user and has(hold_flags, HOLD_USER) and account_of[at_user]
   if user == nil then user = open_user(at_user, keys[at_user + keys_before]) end
@@ -212,10 +211,10 @@ do
   local tokens_alone = has(flags, FLAG_COUNTS) and not (one_time or uses or has(flags, FLAG_PAYS) or mode == MODE_CORRECT)
   local organization = account_of[at_organization]
   if not organization then
-    local whole = not tokens_alone or hold_credits > 0 or slots == 1 and organization_tpm >= 0
-    if whole or organization == nil then organization = limited_account(at_organization, SCOPE_ORGANIZATION, keys[at_organization + keys_before], whole) end
+    local must_open = not tokens_alone or hold_credits > 0 or hold_count == 1 and organization_tpm >= 0
+    if must_open or organization == nil then organization = limited_account(at_organization, SCOPE_ORGANIZATION, keys[at_organization + keys_before], must_open) end
   end
-  local at_activation = (one_time or uses) and base + (shape and byte(shape, named_from + plain - 1) or 1 + plain)
+  local at_activation = (one_time or uses) and places_before + (shape and byte(shape, named_from + accounts_before_budgets - 1) or 1 + accounts_before_budgets)
   local activation, reset, seq = at_activation and open_activation(at_activation, keys[at_activation + keys_before]), reset_of[at_tenant], tenant.seq
   if reset then -- it comes with the first call that moves the tenant
     seq, event_count, reset_of[at_tenant] = seq - 1, event_count + 1, nil
@@ -224,25 +223,25 @@ do
 end
 
 -- step give_back of settle_one: the tokens and credits of the hold, its windows of budgets, its place before a price paid once, its units.
--- A call that ends without a charge (`free`) moves no account.
--- reads: keys argv a now mode tokens quota_tokens credits units one_time uses plain given paid_given paid since
--- reads: packed_hold slots hold_flags hold_tokens hold_credits tenant organization activation
--- sets: accounts held money budget_tokens requests free activates
+-- A call that ends without a charge (`is_uncharged`) moves no account. `held_windows` is nil where end_hold counted the use already.
+-- reads: keys argv a now mode tokens quota_tokens credits units one_time uses accounts_before_budgets arguments_before_budgets budget_arguments paid used_at
+-- reads: packed_hold hold_count hold_flags hold_tokens hold_credits tenant organization activation
+-- sets: accounts held_windows money budget_tokens requests is_uncharged activation_price
 do
-  if hold_credits > 0 then put_back(tenant, organization, hold_flags, hold_tokens, hold_credits)
+  if hold_credits > 0 then give_back_amounts(tenant, organization, hold_flags, hold_tokens, hold_credits)
   elseif hold_tokens ~= 0 then tenant.held = held_after(tenant.held, hold_tokens) end
-  local accounts, held, money, budget_tokens, requests = nil, nil, 0, 0, 0
+  local accounts, held_windows, money, budget_tokens, requests = nil, nil, 0, 0, 0
   if paid then
-    accounts = accounts_at(keys, plain, argv, paid_given > 1 and a + given + 1, now)
-    if paid_given > 1 and paid_given ~= 1 + #accounts then error({err = 'ERR settle takes a definition for each budget account'}) end
+    accounts = accounts_at(keys, accounts_before_budgets, argv, budget_arguments > 1 and a + arguments_before_budgets + 1, now)
+    if budget_arguments > 1 and budget_arguments ~= 1 + #accounts then error({err = 'ERR settle takes a definition for each budget account'}) end
     money, budget_tokens, requests = paid_of(paid)
-  elseif slots == 1 and HOLD.field(packed_hold, 'budgets') > 0 then error({err = 'ERR a hold ends with its budget accounts'}) end
-  local free = mode == MODE_RELEASE or (mode == MODE_RECLAIM and tokens == 0 and quota_tokens == 0 and credits == 0 and units == 0
+  elseif hold_count == 1 and HOLD.field(packed_hold, 'budgets') > 0 then error({err = 'ERR a hold ends with its budget accounts'}) end
+  local is_uncharged = mode == MODE_RELEASE or (mode == MODE_RECLAIM and tokens == 0 and quota_tokens == 0 and credits == 0 and units == 0
     and money == 0 and budget_tokens == 0 and requests == 0)
-  if accounts then held = end_hold(accounts, slots == 1 and packed_hold, since, free) end
-  local activates = false
+  if accounts then held_windows = end_hold(accounts, hold_count == 1 and packed_hold, used_at, is_uncharged) end
+  local activation_price = false
   if one_time and mode ~= MODE_CORRECT then
-    activates = release_activation(activation, organization, credits, free, has(hold_flags, HOLD_ONE_TIME) and slots or 0)
+    activation_price = release_activation(activation, organization, credits, is_uncharged, has(hold_flags, HOLD_ONE_TIME) and hold_count or 0)
   end
   if uses and has(hold_flags, HOLD_USES) and hold_credits == 0 then -- before units were counted, holds had a price and no units
     activation.held = held_after(activation.held, HOLD.field(packed_hold, 'units'))
@@ -251,14 +250,14 @@ end
 
 -- step charge of settle_one: of tokens alone the entry is packed from locals, of anything else from facts, which the answer needs, too.
 -- A call without a charge has an entry if it says something of itself: it records the call in the journal.
--- reads: mode free accounts held since now packed_hold request_id tenant epoch tokens_alone quota_tokens key_id service_id money
--- reads: budget_tokens requests source argv a organization activation activates
+-- reads: mode is_uncharged accounts held_windows used_at now packed_hold request_id tenant epoch tokens_alone quota_tokens key_id service_id money
+-- reads: budget_tokens requests source argv a organization activation activation_price
 -- sets: facts
 do
   local entry, facts = nil, no_facts
   local note = mode == MODE_POST and NOTE_LATE or mode == MODE_RECLAIM and NOTE_RECLAIMED or 0
-  if not free then
-    local budgets = accounts and pay_windows(accounts, held, since, now, packed_hold, request_id) or ''
+  if not is_uncharged then
+    local budgets = accounts and pay_windows(accounts, held_windows, used_at, now, packed_hold, request_id) or ''
     if carries.begun then event_count = carried_entries(event_of, event_count, tenant.organization_id, now, epoch) end
     if tokens_alone then
       tenant.used, tenant.seq = tenant.used + quota_tokens, tenant.seq + 1
@@ -270,7 +269,7 @@ do
       facts = {note = note, at = now, epoch = epoch, key = key_id, service = service_id, source = source,
         user = argv[a + 1], attribution = argv[a + 2], metadata = argv[a + 3],
         money = money, raw_tokens = budget_tokens, requests = requests, budgets = budgets}
-      entry = charge(facts, argv, a, tenant, organization, activation, activates)
+      entry = charge(facts, argv, a, tenant, organization, activation, activation_price)
     end
   elseif service_id ~= 0 and argv[a + 3] ~= '' then
     entry = event(tenant, tenant.organization_id, {
@@ -285,11 +284,11 @@ do
 end
 
 -- step record of settle_one: how far the organization's account is written: with its windows, or only its head.
--- reads: hold_key argv a now mode quota_tokens flags tombstone request_id one_time uses entry_id source packed_hold slots hold_flags hold_credits
+-- reads: hold_key argv a now mode quota_tokens flags tombstone request_id one_time uses entry_id source packed_hold hold_count hold_flags hold_credits
 -- reads: api_key user organization activation at_activation tokens_alone accounts
 do
   if uses then spend_keep(organization, activation, argv[a + 4], now) end
-  local tombstone_of_call = mode == MODE_RECLAIM and slots == 1 and HOLD.replaced(packed_hold, {flags = hold_flags + HOLD_RECLAIMED, charged = quota_tokens})
+  local tombstone_of_call = mode == MODE_RECLAIM and hold_count == 1 and HOLD.replaced(packed_hold, {flags = hold_flags + HOLD_RECLAIMED, charged = quota_tokens})
   member_count = member_count + 1
   member_of[member_count], ended_keys[member_count], tombstone_of[member_count], life_of[member_count] = request_id, hold_key, tombstone_of_call, tombstone
   if shape then ended_of[hold_key] = tombstone_of_call end
@@ -299,12 +298,12 @@ do
 end
 
 -- step end of settle_one: slots and tokens of a minute; whether an account held less than was given back.
--- reads: now epoch tokens slots key_tpm user_tpm tenant_tpm organization_tpm api_key user tenant organization seq facts
+-- reads: now epoch tokens hold_count key_tpm user_tpm tenant_tpm organization_tpm api_key user tenant organization seq facts
 do
-  if api_key then give_back_rate(api_key, now, slots, key_tpm, tokens) end
-  if user then give_back_rate(user, now, slots, user_tpm, tokens) end
-  give_back_rate(tenant, now, slots, tenant_tpm, tokens)
-  if organization then give_back_rate(organization, now, slots, organization_tpm, tokens) end
+  if api_key then give_back_rate(api_key, now, hold_count, key_tpm, tokens) end
+  if user then give_back_rate(user, now, hold_count, user_tpm, tokens) end
+  give_back_rate(tenant, now, hold_count, tenant_tpm, tokens)
+  if organization then give_back_rate(organization, now, hold_count, organization_tpm, tokens) end
   local code = SETTLED_DONE
   if unheld then code, unheld = SETTLED_UNHELD, false end
   return SETTLED.span('', 'credits', {code = code, now = now, seq = tenant.seq,
@@ -324,17 +323,17 @@ local function end_holds()
 end
 
 local function begin_settlements(many)
-  told_count, post_count, carries.begun = 0, 0, false
+  late_count, post_count, carries.begun = 0, 0, false
   if many then posted, ended_of = {}, {} end
 end
 
 -- The writes of a part that may fail, all or none; then the rest.
 local function end_settlements(keys)
   local late_queue = keys[own_before + 3]
-  local err = told_count > 0 and append_late(late_queue, late_told, told_count)
+  local err = late_count > 0 and append_late(late_queue, late_entries, late_count)
   if not err and member_count > 0 then
     err = append_and(keys[own_before + 2], event_of, event_count, 'ZREM', keys[own_before + 1], member_of, member_count)
-    if err and told_count > 0 then call('XDEL', late_queue, values(late_told, 1, told_count)) end
+    if err and late_count > 0 then call('XDEL', late_queue, values(late_entries, 1, late_count)) end
   end
   if err then error(err) end
   for i = 1, post_count do

@@ -99,19 +99,19 @@ local function open_user(at, name)
   return user
 end
 
--- An opened key or organization. False if it is missing, or if it has no limits and no other field is needed (`whole`): then calls
+-- An opened key or organization. False if it is missing, or has no limits, unless the call needs it all the same (`must_open`): then calls
 -- take nothing of it and write nothing, and their holds say so.
 local NO_LIMITS = '\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0'
-local function limited_account(at, scope, name, whole)
+local function limited_account(at, scope, name, must_open)
   local raw, account = raw_of[at], opened_of[name]
   if not raw then return false end
   if not account or account[packed_at[scope]] ~= raw then
     account = remembered(name, raw, packed_at[scope])
     if not account then
-      account = (whole or byte(raw) ~= TODAY or ACCOUNT.bytes(raw, 'rpm', 'concurrency') ~= NO_LIMITS) and opened_at(at, scope, name)
+      account = (must_open or byte(raw) ~= TODAY or ACCOUNT.bytes(raw, 'rpm', 'concurrency') ~= NO_LIMITS) and opened_at(at, scope, name)
     end
   end
-  if account and not (whole or account.rpm > 0 or account.tpm > 0 or account.concurrency > 0) then account = false end
+  if account and not (must_open or account.rpm > 0 or account.tpm > 0 or account.concurrency > 0) then account = false end
   account_of[at], scope_of[at] = account, scope
   return account
 end

@@ -1,5 +1,5 @@
 -- budget_accounts: an account of budgets as a list of windows, for any owner: opened, brought up to now, named in a hold, written.
--- needs: accounts state windows
+-- needs: accounts carries state windows
 -- sets: account_of last_accounts made_of makes moved_of scope_of
 -- Its state is a header, its present definition, then the used and held amount of each window, of each wide one the parts below a
 -- whole unit, and of each that rolls its parts.
@@ -73,14 +73,14 @@ local function accounts_again(argv, defined_at)
   return last_accounts
 end
 
--- The accounts of budgets of a call: those it names behind its `plain` ones, each account of one owner followed by its index. Definitions
+-- The accounts of budgets of a call: those it names behind `accounts_before` others, each account of one owner followed by its index. Definitions
 -- are arguments from `defined_at` on, or absent. `apart` makes copies, for a call that gives amounts back before the last check.
-local function accounts_at(keys, plain, argv, defined_at, now, apart)
+local function accounts_at(keys, accounts_before, argv, defined_at, now, apart)
   local accounts, count = group and not apart and accounts_again(argv, defined_at), 0
   if accounts then return accounts end
   accounts = {}
-  local at, last = places_before + plain + 2, places_before + account_count + 1
-  if shape then at, last = named_from + plain, named_from + account_count - 1 end
+  local at, last = places_before + accounts_before + 2, places_before + account_count + 1
+  if shape then at, last = named_from + accounts_before, named_from + account_count - 1 end
   while at <= last do
     if count == BUDGET_ACCOUNTS_MAX then error({err = 'ERR a call takes from up to ' .. BUDGET_ACCOUNTS_MAX .. ' budget accounts'}) end
     local place = shape and places_before + byte(shape, at) or at
@@ -159,11 +159,16 @@ local function keep_each(account, now)
 end
 
 -- Whether a single owner's account is unused, with no call in flight that may use it: then it takes no place. A new account is about
--- to be used.
+-- to be used. One that carries has begun with its first use: from then on each interval leaves something, also an unused one.
 local function is_unused(account)
   if not account[INDEX] or account[IS_NEW] or account[CALLS] > 0 then return false end
   for _, amount in ipairs(account[METERS]) do
     if amount ~= 0 then return false end
+  end
+  local definition = account[DEFINITION]
+  for _, carrying in ipairs(definition[CARRIES] or carries.none) do
+    local carry_flags = definition[FIELDS][(carrying[CARRIED_PLACE] - 1) * DEFINED_WINDOW_SIZE + WINDOW_FLAGS_AT]
+    if has(carry_flags, CARRY_BEGUN) then return false end
   end
   return true
 end

@@ -19,9 +19,10 @@ local function too_many(accounts, now)
   return found
 end
 
--- The refusal by a window, if it is stronger than a former one: the latest end of a used-up window, then amounts held by calls. One that
--- rolls ends for a call once the call fits. Of a wide window amounts below a whole unit are told, too.
-local function stronger(refusal, now, verdict, account, place, need, least)
+-- The refusal by a window, if it is stronger than a former one: the latest end of a used-up window, then amounts held by calls. It has
+-- that end and the packed answer. A window that rolls ends for a call once the call fits. Of a wide window amounts below a whole unit are
+-- told, too.
+local function stronger_refusal(refusal, now, verdict, account, place, need, least)
   local meters, definition = account[METERS], account[DEFINITION]
   local fields, at, ring = definition[FIELDS], (place - 1) * DEFINED_WINDOW_SIZE, rings.at_place(definition, place)
   local limit, used, held, limit_rest, used_rest, held_rest = definition[LIMITS][place], meters[place * 2 - 1], meters[place * 2], 0, 0, 0
@@ -63,11 +64,11 @@ local function budgets_short(accounts, now, needs, leasts)
         if need > free then
           local least = leasts[unit] > 0 and min(leasts[unit], need) or need
           local bound, verdict = cut(left, free, least, VERDICT_BUDGET_EXCEEDED)
-          if bound then needs[unit] = bound else refusal = stronger(refusal, now, verdict, account, place, need, least) end
+          if bound then needs[unit] = bound else refusal = stronger_refusal(refusal, now, verdict, account, place, need, least) end
         end
       end
     end
-    if definition[WIDES] then refusal = wide.short(stronger, refusal, account, now, needs, leasts) end
+    if definition[WIDES] then refusal = wide.short(stronger_refusal, refusal, account, now, needs, leasts) end
   end
   return refusal and refusal[2]
 end
@@ -101,8 +102,8 @@ local function is_among(ids, id)
 end
 
 -- Changes the held amounts in the windows of a hold.
-local function move_held(accounts, held, amounts)
-  for i, ids in ipairs(held) do
+local function move_held(accounts, held_windows, amounts)
+  for i, ids in ipairs(held_windows) do
     local meters, definition = accounts[i][METERS], accounts[i][DEFINITION]
     local units, fields, all = definition and definition[UNITS], definition and definition[FIELDS], definition and ids == definition[IDS]
     for place = 1, definition and (all and definition[LIVE_COUNT] or definition[COUNT]) or 0 do
@@ -114,19 +115,19 @@ local function move_held(accounts, held, amounts)
   end
 end
 
--- Gives back the amounts of a hold, in its windows; returns these.
-local function give_back(accounts, packed_hold)
+-- Gives back the amounts of a hold, in its windows; returns these (`held_windows`): of each account their packed ids.
+local function give_back_windows(accounts, packed_hold)
   if not packed_hold then return no_windows end
   local money, budget_tokens, budgets = HOLD.read(packed_hold)
   if budgets == 0 then return no_windows end
-  local held = held_in(accounts, packed_hold, budgets)
-  if not held then error({err = 'ERR a hold ends with the budget accounts it took from'}) end
+  local held_windows = held_in(accounts, packed_hold, budgets)
+  if not held_windows then error({err = 'ERR a hold ends with the budget accounts it took from'}) end
   for i = 1, #accounts do
     local account = accounts[i]
     if account[IS_EACH] then account[CALLS] = held_after(account[CALLS], 1) end
   end
-  move_held(accounts, held, {-money, -budget_tokens, 0, -1})
-  return held
+  move_held(accounts, held_windows, {-money, -budget_tokens, 0, -1})
+  return held_windows
 end
 
 -- The needs of the present call, and the least amounts they may be cut to; always one request.
@@ -139,7 +140,7 @@ local function refusal_by_budgets(accounts, now, packed, raised_packed, strict)
   if strict then money, budget_tokens = max(money, money_most), max(budget_tokens, budget_tokens_most) end
   local full = too_many(accounts, now)
   if full > 0 then return refused(VERDICT_OTHER_ACCOUNT, now, SCOPE_BUDGET, KIND_BUDGET, full) end
-  if raised_packed then give_back(accounts, raised_packed) end
+  if raised_packed then give_back_windows(accounts, raised_packed) end
   needs[FLAG_MONEY], needs[FLAG_TOKENS], leasts[FLAG_MONEY], leasts[FLAG_TOKENS] = money, budget_tokens, money_least, budget_tokens_least
   local refusal = budgets_short(accounts, now, needs, leasts)
   if not refusal and #packed > NEED_BYTES then return stopped_by_steps(accounts, packed) end
@@ -192,12 +193,12 @@ local function hold_windows(accounts, now)
     end
   end
   local money, budget_tokens = needs[FLAG_MONEY], needs[FLAG_TOKENS]
-  local told
+  local answer
   if tight_wide and wide_left == least_left then
-    told = answer_of_wide(wide_account[DEFINITION], wide_account[METERS], needs, tight_wide)
-    return held_as(accounts), money, budget_tokens, rolls and told .. rings.told_frees(accounts) or told
+    answer = answer_of_wide(wide_account[DEFINITION], wide_account[METERS], needs, tight_wide)
+    return held_as(accounts), money, budget_tokens, rolls and answer .. rings.told_frees(accounts) or answer
   end
-  if not tightest then told = BUDGETS.span('', 'limit_rest', {money = money, budget_tokens = budget_tokens})
+  if not tightest then answer = BUDGETS.span('', 'limit_rest', {money = money, budget_tokens = budget_tokens})
   else
     local fields, at, limit, reset = tightest[FIELDS], (tight_place - 1) * DEFINED_WINDOW_SIZE, tightest[LIMITS][tight_place], nil
     if tightest[CARRIES] then
@@ -205,23 +206,24 @@ local function hold_windows(accounts, now)
       limit, tight_used = limit + carried, tight_used + carried
     end
     if rolls then reset = rings.resets_at(tightest, tight_meters, tight_place) end
-    told = BUDGETS.span('', 'limit_rest', {
+    answer = BUDGETS.span('', 'limit_rest', {
       money = money, budget_tokens = budget_tokens, budget = fields[at + WINDOW_BUDGET_ID_AT], limit = limit,
       used = tight_used, reset = reset or fields[at + WINDOW_NEXT_AT], unit = tightest[UNITS][tight_place],
     })
   end
   -- behind what is below a whole unit of a wide window
-  if rolls then told = told .. ZERO .. ZERO .. rings.told_frees(accounts) end
-  return held_as(accounts), money, budget_tokens, told
+  if rolls then answer = answer .. ZERO .. ZERO .. rings.told_frees(accounts) end
+  return held_as(accounts), money, budget_tokens, answer
 end
 
 -- Most calls have no loop over windows: it is written out for their accounts, by the structure of definitions alone (of each window its
--- unit, and whether it enforces), never by amounts. A full cache costs a parse. Where a window has too little, or passes the largest
--- number, this text changes nothing and answers nothing: then the loops of this file do the call.
+-- unit, and whether it enforces), never by amounts. Where a window has too little, or passes the largest number, this text
+-- changes nothing and answers nothing: then the loops of this file do the call. While the cache is full they do the calls of further
+-- structures too, since a parse costs more than it saves. It is emptied once so many lookups have found no place in it.
 -- Each line stands once in a call, or for each account, each account of one owner (`owned`), each window, each one that enforces. In it
 -- i is the account's number, w the window's among all, used and held its places in the meters.
 -- docs/internals/scripts.md has an example.
-local FORMS_MAX, WRITTEN_WINDOWS_MAX = 128, 24
+local FORMS_MAX, FORMS_MISSED_MAX, WRITTEN_WINDOWS_MAX = 128, 100000, 24
 local OPEN_ACCOUNT = {'account', 'local a$i = accounts[$i] local m$i, l$i = a$i[' .. METERS .. '], a$i[' .. DEFINITION .. '][' .. LIMITS .. ']'}
 local HOLD_LINES = {
   {'call', 'return function(accounts, n1, n2) local n4, least, tight, used, left = 1, 2 ^ 53'}, OPEN_ACCOUNT,
@@ -266,8 +268,8 @@ local function written_out(lines, accounts)
 end
 
 -- The functions for a call's accounts (`hold`, `settle`), with the account and place of each window by its number; false if they are not
--- all plain, or one is new. The last form is cached.
-local written_forms, forms_count = {}, 0
+-- all plain, one is new, or the cache has no place. The last form is cached.
+local written_forms, forms_count, forms_missed = {}, 0, 0
 local formed_accounts, formed
 local function form_of(accounts)
   if accounts == formed_accounts then return formed end
@@ -280,8 +282,9 @@ local function form_of(accounts)
     local following = form[structure]
     if not following then
       if forms_count == FORMS_MAX then
-        written_forms, forms_count = {}, 0
-        return form_of(accounts)
+        forms_missed = forms_missed + 1
+        if forms_missed > FORMS_MISSED_MAX then written_forms, forms_count, forms_missed = {}, 0, 0 end
+        return false
       end
       following, forms_count = {account_of = {}, place_of = {}}, forms_count + 1
       form[structure] = following
@@ -337,19 +340,20 @@ local function windows_in_entry(account, definition)
   return told
 end
 
--- Gives a hold back; returns its windows, or nil if the call is counted at once, too, or is `free`.
-local function end_hold(accounts, packed_hold, since, free)
-  local form = packed_hold and not since and form_of(accounts)
+-- Gives a hold back. Where all windows are plain it counts the use in the same turn, none if the call `is_uncharged`, and returns nil;
+-- else it returns the hold's windows.
+local function end_hold(accounts, packed_hold, used_at, is_uncharged)
+  local form = packed_hold and not used_at and form_of(accounts)
   if form then
     local money, budget_tokens, budgets = HOLD.read(packed_hold)
     if sub(packed_hold, #packed_hold - budgets + 1) == held_as(accounts) then
-      local paid = free and nothing_paid or amounts_paid
+      local paid = is_uncharged and nothing_paid or amounts_paid
       local is_settled, short = form.settle(accounts, money, budget_tokens, paid[FLAG_MONEY], paid[FLAG_TOKENS], paid[FLAG_REQUESTS])
       unheld = unheld or short
       if is_settled then return nil end
     end
   end
-  return give_back(accounts, packed_hold)
+  return give_back_windows(accounts, packed_hold)
 end
 
 -- When a call was admitted: by its hold, or a tombstone; else as its id says that it began.
@@ -382,10 +386,10 @@ local function windows_of_accounts(accounts)
 end
 
 -- Counts a use in every window, and in windows that are gone if the call held there; returns the windows, for an entry. Of a past use
--- (`since`), only windows that had begun by then count. Where none was `held` they were counted at once. A call counts in the parts of windows that roll as of when it was admitted: by its
--- hold, or as its id says.
-local function pay_windows(accounts, held, since, now, packed_hold, request_id)
-  if not held then return windows_of_accounts(accounts) end
+-- (`used_at`), only windows that had begun by then count. Where `held_windows` is nil, `end_hold` counted them already. A call counts in
+-- the parts of windows that roll as of when it was admitted: by its hold, or as its id says.
+local function pay_windows(accounts, held_windows, used_at, now, packed_hold, request_id)
+  if not held_windows then return windows_of_accounts(accounts) end
   local told, admission, money = 0, nil, amounts_paid[FLAG_MONEY]
   for i = 1, #accounts do
     local account = accounts[i]
@@ -393,14 +397,14 @@ local function pay_windows(accounts, held, since, now, packed_hold, request_id)
     if definition then
       local special, rolls, early = definition[SPECIAL], false, false
       if special then
-        if definition[WAITS] or definition[UNTOLD] then begin_windows(account, amounts_paid, min(since or now, now), now, true) end
+        if definition[WAITS] or definition[UNTOLD] then begin_windows(account, amounts_paid, min(used_at or now, now), now, true) end
         definition = account[DEFINITION]
         rolls, account[FREED] = definition[RINGS], nil
-        admission = admission or since or admission_at(packed_hold, request_id, now)
+        admission = admission or used_at or admission_at(packed_hold, request_id, now)
         early = rolls and admission < definition[PART_BEGAN]
       end
       local meters, units, live, count, passed = account[METERS], definition[UNITS], definition[LIVE_COUNT], definition[COUNT], nil
-      if not since then
+      if not used_at then
         told = told + 1
         told_parts[told] = early and windows_at_admission(definition, admission, now, 1, live, value_of(account) or NOBODY) or windows_in_entry(account, definition)
         for place = 1, live do
@@ -411,13 +415,13 @@ local function pay_windows(accounts, held, since, now, packed_hold, request_id)
         if definition[WIDES] then wide.use_some(definition, meters, money, 1, live) end
         if rolls then rings.count(definition, meters, amounts_paid, admission, now, 1, live, passed) end
       end
-      if since or count > live then
+      if used_at or count > live then
         local fields = definition[FIELDS]
-        for place = since and 1 or live + 1, count do
+        for place = used_at and 1 or live + 1, count do
           local at = (place - 1) * DEFINED_WINDOW_SIZE
-          local counts = place <= live and (fields[at + WINDOW_START_AT] <= since and fields[at + WINDOW_START_AT] >= (kind_of_window(fields[at + WINDOW_FLAGS_AT]) == FLAG_FIRST_USE and 1 or 0)
+          local counts = place <= live and (fields[at + WINDOW_START_AT] <= used_at and fields[at + WINDOW_START_AT] >= (kind_of_window(fields[at + WINDOW_FLAGS_AT]) == FLAG_FIRST_USE and 1 or 0)
             or rings.at_place(definition, place))
-          if counts or (held[i] and is_among(held[i], fields[at + WINDOW_BUDGET_ID_AT])) then
+          if counts or (held_windows[i] and is_among(held_windows[i], fields[at + WINDOW_BUDGET_ID_AT])) then
             local used = meters[place * 2 - 1] + amounts_paid[units[place]]
             if used > INTEGER_MAX then used, passed = wide.passing(meters, units, place, passed) end
             meters[place * 2 - 1] = used

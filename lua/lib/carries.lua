@@ -87,14 +87,16 @@ function carries.hand_on(carry_window, had_window, former_window, count, window)
 end
 
 -- What an interval carries goes by the definition of a call in it: within its bounds, and less what the limit had fallen before the
--- interval began, if that was not known then. Returns whether nothing differs from what was told.
+-- interval began, if that was not known then: once for each interval that ended since. Returns whether nothing differs from what was told.
 function carries.follow(carry_window, former_window, window)
   local whole, rest, changed = carry_window.used, carry_window.used_rest, carry_window.budget_id
-  if carry_window.start ~= former_window.start then -- an older definition
+  if carry_window.start ~= former_window.start or changed < former_window.budget_id then -- an older definition
     carry_window.start, carry_window.next, carry_window.after, carry_window.budget_id = former_window.start, former_window.next, former_window.after, former_window.budget_id
-  elseif changed ~= former_window.budget_id and changed < carry_window.start and has(former_window.flags, CARRY_BEGUN) then
+  elseif changed > former_window.budget_id and changed < carry_window.start and has(former_window.flags, CARRY_BEGUN) then
     local limit, limit_rest = carries.least(former_window.next, former_window.after, carries.present(window))
-    if former_window.next < INTEGER_MAX then whole, rest = wide.added(whole, rest, limit - former_window.next, limit_rest - former_window.after)
+    local ended = carry_window.start - floor(changed)
+    if former_window.next < INTEGER_MAX then
+      whole, rest = wide.added(whole, rest, ended * (limit - former_window.next), ended * (limit_rest - former_window.after))
     elseif limit < INTEGER_MAX and whole >= 0 then whole, rest = 0, 0 end
   end
   carries.leave(carry_window, whole, rest, 0, 0, 0)
@@ -118,12 +120,12 @@ function carries.inherit(window, had_window, is_moved)
   carry_window.flags = carry_window.flags + (is_begun and CARRY_BEGUN or 0) + (is_told and not is_moved and CARRY_TOLD or 0)
 end
 
--- hands on within a window whose interval has ended
-function carries.renew(window)
+-- hands on within a window whose interval has ended, to the one that follows `count` later
+function carries.renew(window, count)
   local carry_window = window.carry
   if not carry_window then return end
-  carry_window.start = carry_window.start + 1
-  if has(carry_window.flags, CARRY_BEGUN) then carries.hand_on(carry_window, window, carry_window, 1) end
+  carry_window.start = carry_window.start + count
+  if has(carry_window.flags, CARRY_BEGUN) then carries.hand_on(carry_window, window, carry_window, count) end
   if has(carry_window.flags, CARRY_TOLD) then carry_window.flags = carry_window.flags - CARRY_TOLD end
 end
 

@@ -33,7 +33,7 @@ local function is_limited(tenant) return tenant.total >= 0 and tenant.overage_po
 local function remaining_of(tenant) return tenant.total < 0 and tenant.limit or tenant.limit - tenant.used end
 
 -- Gives back the amounts of a hold to the tenant and the organization.
-local function put_back(tenant, organization, flags, tokens, credits)
+local function give_back_amounts(tenant, organization, flags, tokens, credits)
   if tokens ~= 0 then hold_more(tenant, QUOTA_AT, -tokens) end
   if credits > 0 and not has(flags, HOLD_ONE_TIME) then hold_more(organization, has(flags, HOLD_USES) and SPEND_AT or CREDITS_AT, -credits) end
 end

@@ -139,18 +139,18 @@ local function credits_free_of(raw)
   return credits_asked
 end
 
--- One-Time: the first successful call charges and activates the service, the last failed one (`free`) releases the price. Returns
+-- One-Time: the first successful call charges and activates the service, the last failed one (`is_uncharged`) releases the price. Returns
 -- the credits that activate it, or false.
-local function release_activation(activation, organization, credits, free, slots)
-  activation.waiting = held_after(activation.waiting, slots)
-  if activation.flags == ACTIVE or (free and activation.waiting > 0) then return false end
+local function release_activation(activation, organization, credits, is_uncharged, calls)
+  activation.waiting = held_after(activation.waiting, calls)
+  if activation.flags == ACTIVE or (is_uncharged and activation.waiting > 0) then return false end
   if activation.flags == PENDING then
     organization.credits_held = held_after(organization.credits_held, activation.price)
     credits = activation.price
   end
-  activation.flags = free and 0 or ACTIVE
-  activation.price = free and 0 or credits
-  return not free and credits
+  activation.flags = is_uncharged and 0 or ACTIVE
+  activation.price = is_uncharged and 0 or credits
+  return not is_uncharged and credits
 end
 
 -- The credits to charge, if they are `over` the call's cost by some nano-credits: whole credits paid ahead are deducted. A charge is

@@ -146,10 +146,14 @@ local function roll_windows(windows, now, defined)
     local over = window.next > 0 and now >= window.next
     if window.ring then over = rings.roll(window, now)
     elseif over and kind_of_window(window.flags) == FLAG_FIRST_USE then window.start, window.next, window.used, window.used_rest = 0, 0, 0, 0 end
-    local follows = not window.carry and window.after - window.next == HOUR_MS and HOUR_MS or nil -- what comes after an hour is known
-    if follows and now >= window.after then window.next, window.after = now - (now - window.next) % HOUR_MS, now - (now - window.next) % HOUR_MS + HOUR_MS end
-    while not window.ring and not (defined and window.carry) and window.next > 0 and now >= window.next do
-      carries.renew(window)
+    local waits, passed = window.ring or defined and window.carry, 0
+    local follows = not waits and window.after - window.next == HOUR_MS and HOUR_MS or nil -- what comes after an hour is known
+    if follows and now >= window.after then
+      passed = floor((now - window.next) / HOUR_MS)
+      window.next, window.after = window.next + passed * HOUR_MS, window.after + passed * HOUR_MS
+    end
+    while not waits and window.next > 0 and now >= window.next do
+      carries.renew(window, 1 + passed)
       window.start, window.next, window.after, window.used, window.used_rest = window.next, window.after, follows and window.after + follows or 0, 0, 0
     end
     window.is_over = over or window.is_over

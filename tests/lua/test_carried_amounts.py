@@ -141,17 +141,57 @@ def test_rebuilt_account_carries_by_the_override_of_a_group(world: CarryWorld) -
     assert world.uses(1) == 90
 
 
-def test_call_that_ends_in_the_next_interval_carries_no_more_than_the_changed_amount(
-    world: CarryWorld,
+@pytest.mark.parametrize(("hours", "right"), [(1, 5), (2, 15), (5, 45)])
+def test_call_that_ends_in_a_later_interval_carries_no_more_than_the_changed_amount(
+    world: CarryWorld, hours: int, right: int
 ) -> None:
     here = BudgetAccount(world.name, define_windows([world.budget], world.at_ms, OWNER), enforced=True)
     world.uses(5)
     call = world.reserve(budgets=(here,))
     world.change(amount=10)
-    world.passes(HOUR_MS)
+    world.passes(hours * HOUR_MS)
     call.settle(budget_tokens=1)
-    assert world.uses(1) == 5
-    assert world.stored().carried == 5
+    assert world.shown() == world.uses(1) == right
+    assert world.stored().carried == right
+
+
+def test_gateway_that_has_not_heard_of_a_raised_amount_takes_nothing_of_what_is_carried(
+    world: CarryWorld,
+) -> None:
+    world.change(amount=10, carry=Carry(1000, debt=True))
+    before = world.budget
+    world.uses(5)
+    world.passes(HOUR_MS)
+    world.change(amount=100)
+    raised = world.budget
+    carried = [world.uses(1)]
+    for known in (before, raised):
+        world.budget = known
+        carried.append(world.uses(1))
+    assert carried == [5, 5, 5]
+    world.passes(HOUR_MS)
+    assert world.shown() == world.uses(1) == 102
+
+
+def test_call_of_many_hours_counts_in_the_hour_in_which_it_ends(world: CarryWorld) -> None:
+    here = BudgetAccount(world.name, define_windows([world.budget], world.at_ms, OWNER), enforced=True)
+    world.uses(5)
+    call = world.reserve(budgets=(here,))
+    world.passes(5 * HOUR_MS)
+    call.settle(budget_tokens=70)
+    assert world.uses(1) == 495
+    assert world.stored().uses == {BEGIN: 5, BEGIN + 5 * HOUR_MS: 71}
+    world.passes(HOUR_MS)
+    assert world.shown() == world.uses(1) == 524
+
+
+def test_interval_whose_only_call_was_released_leaves_its_amount(world: CarryWorld) -> None:
+    world.uses(100)
+    world.passes(HOUR_MS)
+    here = BudgetAccount(world.name, define_windows([world.budget], world.at_ms, OWNER), enforced=True)
+    world.reserve(budgets=(here,), budget_tokens=5).release()
+    world.passes(HOUR_MS)
+    assert world.shown() == world.uses(1) == 100
 
 
 def test_smaller_maximum_and_no_debt_count_from_the_next_call_on(world: CarryWorld) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 from functools import cache
+from itertools import product
 from typing import Any
 
 import pytest
@@ -23,22 +24,39 @@ SERVICE = replace(CHAT, needs_plan=False)
 FORM_OF = "local function form_of(accounts)\n"
 STEPS, CALLS_MAX = 60, 4
 MODES = [packing.MODE_CHARGE] * 4 + [packing.MODE_RELEASE, packing.MODE_RECLAIM]
+# How many structures are kept, and how many lookups that find no place empty that cache.
+MAXIMA = "local FORMS_MAX, FORMS_MISSED_MAX, WRITTEN_WINDOWS_MAX = 128, 100000, 24"
+FORMS_MAX = 128
+PARSE, PARSES = "return loadstring(", "test:parses"
 
 
-@cache
-def looped() -> scripts.Library:
-    """The library in which nothing is written out."""
+def changed(before: str, after: str) -> Any:
+    """Return what makes the library with another text in its file of budgets."""
 
     def read(name: str) -> str:
         text = clocks.read(name)
-        assert (FORM_OF in text) is (name == "lib/budgets.lua")
-        return text.replace(FORM_OF, f"{FORM_OF}  do return false end\n")
+        assert (before in text) is (name == "lib/budgets.lua")
+        return text.replace(before, after)
 
-    return scripts.assemble(read)
+    return staticmethod(cache(lambda: scripts.assemble(read)))
 
 
 class Looped(clocks.ClockWorld):
-    library = staticmethod(looped)
+    """In its library nothing is written out."""
+
+    library = changed(FORM_OF, f"{FORM_OF}  do return false end\n")
+
+
+class Few(clocks.ClockWorld):
+    """Its library keeps few structures, and forgets them again and again."""
+
+    library = changed(MAXIMA, "local FORMS_MAX, FORMS_MISSED_MAX, WRITTEN_WINDOWS_MAX = 5, 3, 4")
+
+
+class Counting(clocks.ClockWorld):
+    """Its library counts what it parses."""
+
+    library = changed(PARSE, f"call('INCR', '{PARSES}') {PARSE}")
 
 
 def accounts(hour: int, owner: str) -> list[BudgetAccount]:
@@ -112,6 +130,21 @@ def play(world: clocks.ClockWorld, seed: int) -> list[Any]:
 def test_written_text_does_the_same_as_the_loops(valkey: str, seed: int) -> None:
     written, loops = (
         play(kind(valkey.replace("/0", f"/{place}"), BEGIN), seed)
-        for place, kind in ((1, clocks.ClockWorld), (2, Looped))
+        for place, kind in ((1, Few if seed % 2 else clocks.ClockWorld), (2, Looped))
     )
     assert written == loops
+
+
+def test_of_more_structures_than_are_kept_the_others_are_not_parsed(valkey: str) -> None:
+    world = Counting(valkey, BEGIN)
+    world.plan(None)
+    kinds = list(product(("money", "tokens", "requests"), (True, False)))
+    for _ in range(3):
+        for at, structure in enumerate(product(kinds, repeat=3)):
+            windows = [
+                window(at * 3 + n, 10**9, unit, enforce=enforce)
+                for n, (unit, enforce) in enumerate(structure, 1)
+            ]
+            world.reserve(budgets=(account(*windows, name=f"{at:016x}"),), money=1).release()
+    assert int(world.client.get(PARSES) or 0) == 2 * FORMS_MAX
+    world.client.close()

@@ -143,11 +143,12 @@ class CalendarWindow:
             left = carry.leave(last.carried - last.used, at_end.amount)
             left = carry.leave(left, smaller, earlier)
             return carry.leave(left, present.amount, intervals - 1 - earlier)
-        if not is_changed or present.changed >= number or smaller is None:
+        if not known.changed < present.changed < number or smaller is None:
             return carry.within(last.carried)
-        # It began with what a limit left that was lower by then.
+        # It began with what a limit left that was lower by then, as did each interval since.
+        ended = number - int(present.changed)
         return carry.within(
-            min(last.carried, 0) if known.amount is None else last.carried + smaller - known.amount
+            min(last.carried, 0) if known.amount is None else last.carried + ended * (smaller - known.amount)
         )
 
 

@@ -9,8 +9,8 @@ program can share a server. Only this module knows how the files below `lua/` ar
 - `lua/lib/<name>.lua` has what several of them use.
 - `-- needs: state bucket` names the files whose names a file uses, `-- sets: event_count` the variables of
   these that it assigns.
-- A function may be made of steps. `--> judge` in it stands for the text between `do` and `end` behind
-  `-- step judge of reserve_one: …`. `-- reads:` lists the variables of the function that the step uses or
+- A function may be made of steps. `--> authorize` in it stands for the text between `do` and `end` behind
+  `-- step authorize of reserve_one: …`. `-- reads:` lists the variables of the function that the step uses or
   changes, `-- sets:` those that it leaves for later steps.
 """
 
