@@ -24,7 +24,7 @@ _READ_BEFORE = f"""\
             packed = bytes([VERSION]) + packed[1:at] + bytes(8) + packed[at:]
         version, kind, flags, note, *said, _ = HEAD.unpack_from(packed)
 """
-_OPENED = "  if hold_credits > 0 then put_back("
+_OPENED = "  if hold_credits > 0 then give_back_amounts("
 
 # By file: what stands there once, and what stands there in the newer program.
 CHANGES: dict[str, list[tuple[str, str]]] = {
@@ -57,7 +57,7 @@ CHANGES: dict[str, list[tuple[str, str]]] = {
     ],
     "gateway/counters/late.py": [("packed[0] != VERSION", f"packed[0] not in ({VERSION}, VERSION)")],
     "lua/reserve.lua": [
-        ("HOLD.span('', 'observed', {flags = kept,", "HOLD.span('', 'observed', {spare = 5, flags = kept,")
+        ("HOLD.span('', 'observed', {flags = hold_flags,", "HOLD.span('', 'observed', {spare = 5, flags = hold_flags,")
     ],
     "lua/settle.lua": [(_OPENED, f"  tenant.settled = tenant.settled + 1\n{_OPENED}")],
 }

@@ -35,7 +35,7 @@ LONG = {
     "local": ("child",),
     "lua": ("calls",),
     "persistence": (
-        "schedule", "random_histories", "worked_example", "writer_failures", "schema/call_retention",
+        "schedule", "worked_example", "ledger/writer_failures", "schema/call_retention",
         "schema/grants",
     ),
     "persistence/billing": (
