@@ -155,7 +155,7 @@ def test_call_that_ends_in_a_later_interval_carries_no_more_than_the_changed_amo
     assert world.stored().carried == right
 
 
-def test_gateway_that_has_not_heard_of_a_raised_amount_takes_nothing_of_what_is_carried(
+def test_gateway_without_a_raised_amount_leaves_the_carried_amount(
     world: CarryWorld,
 ) -> None:
     world.change(amount=10, carry=Carry(1000, debt=True))
@@ -173,7 +173,7 @@ def test_gateway_that_has_not_heard_of_a_raised_amount_takes_nothing_of_what_is_
     assert world.shown() == world.uses(1) == 102
 
 
-def test_call_of_many_hours_counts_in_the_hour_in_which_it_ends(world: CarryWorld) -> None:
+def test_call_of_many_hours_counts_in_the_hour_of_its_end(world: CarryWorld) -> None:
     here = BudgetAccount(world.name, define_windows([world.budget], world.at_ms, OWNER), enforced=True)
     world.uses(5)
     call = world.reserve(budgets=(here,))
@@ -185,7 +185,7 @@ def test_call_of_many_hours_counts_in_the_hour_in_which_it_ends(world: CarryWorl
     assert world.shown() == world.uses(1) == 524
 
 
-def test_interval_whose_only_call_was_released_leaves_its_amount(world: CarryWorld) -> None:
+def test_interval_with_only_a_released_call_leaves_its_amount(world: CarryWorld) -> None:
     world.uses(100)
     world.passes(HOUR_MS)
     here = BudgetAccount(world.name, define_windows([world.budget], world.at_ms, OWNER), enforced=True)
