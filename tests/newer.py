@@ -57,7 +57,10 @@ CHANGES: dict[str, list[tuple[str, str]]] = {
     ],
     "gateway/counters/late.py": [("packed[0] != VERSION", f"packed[0] not in ({VERSION}, VERSION)")],
     "lua/reserve.lua": [
-        ("HOLD.span('', 'observed', {flags = hold_flags,", "HOLD.span('', 'observed', {spare = 5, flags = hold_flags,")
+        (
+            "HOLD.span('', 'observed', {flags = hold_flags,",
+            "HOLD.span('', 'observed', {spare = 5, flags = hold_flags,",
+        )
     ],
     "lua/settle.lua": [(_OPENED, f"  tenant.settled = tenant.settled + 1\n{_OPENED}")],
 }
