@@ -87,7 +87,7 @@ def test_what_is_compiled_is_held_to_the_files_that_import_it(monkeypatch: pytes
     monkeypatch.delenv(search.SEED, raising=False)  # a night holds it to all files
     held = held_to()
     assert "tests/core/metering/test_usage_in_c.py" in held
-    assert "tests/features/finance/test_focus.py" not in held
+    assert "tests/features/test_focus.py" not in held
 
 
 def test_build_is_kept_for_its_sources_and_flags(tmp_path: Path) -> None:
