@@ -20,7 +20,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from hashlib import sha1
 from pathlib import Path
 from typing import NamedTuple
@@ -100,7 +100,7 @@ class _ScriptLine(NamedTuple):
     step: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, so that it keeps what is found in its text
 class _ScriptPart:
     """A file as the library has it: steps where functions have them, and the script of a verb behind its functions."""
 
@@ -109,14 +109,19 @@ class _ScriptPart:
     needs: frozenset[str]
     sets: frozenset[str]
 
-    @property
+    @cached_property
     def name(self) -> str:
         return Path(self.file).stem
 
-    @property
+    @cached_property
     def text(self) -> str:
         return "\n".join(line.text for line in self.lines)
 
+    @cached_property
+    def names(self) -> set[str]:
+        return _names(self.text)
+
+    @cached_property
     def declared(self) -> set[str]:
         """Return the names that the part declares at its top level, except constants, which are upper-case."""
         lists = [match["names"] for match in _LOCAL.finditer(self.text) if not match["names"].isupper()]
@@ -147,7 +152,7 @@ def assemble(read: Callable[[str], str], layouts: Sequence[Layout] = LAYOUTS) ->
             _bring(name, files, read, ())
     parts = [*files.values(), *(_script(verb, text) for verb, text in texts.items())]
     _check_names(parts)
-    used = [_names(part.text) for part in parts]
+    used = [part.names for part in parts]
     used.append({*lua.EMITTED_NAMES, *_names(_BIND)})
     text, places = "local verbs = {}\n", ["", ""]
     for at, part in enumerate(parts):
@@ -287,12 +292,12 @@ class _Variables:
 
 def _check_names(parts: Sequence[_ScriptPart]) -> None:
     """Raise ValueError for a name that two parts declare, or if one uses or assigns others' that its head does not list."""
-    declared = Counter(name for part in parts for name in part.declared())
+    declared = Counter(name for part in parts for name in part.declared)
     if twice := [name for name, count in declared.items() if count > 1]:
         raise ValueError(f"two files of lua/lib declare {', '.join(twice)}")
-    home = {name: part.name for part in parts for name in part.declared()}
+    home = {name: part.name for part in parts for name in part.declared}
     for part in parts:
-        others = {name for name in _names(part.text) if home.get(name, part.name) != part.name}
+        others = {name for name in part.names if home.get(name, part.name) != part.name}
         if (needs := {home[name] for name in others}) != part.needs:
             raise ValueError(f"{part.file} needs: {' '.join(sorted(needs))}")
         if (sets := part.assigned() & others) != part.sets:
