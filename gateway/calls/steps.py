@@ -250,8 +250,7 @@ async def _weigh(
         return None, names[0], why
     budgets = use.terms.budgets
     assert budgets is not None
-    prepared, reasons, weighed = dict[str, PreparedUse](), dict[str, str](), list[Weighed]()
-    weights = dict[str, tuple[int, ...]]()
+    prepared, reasons, weights = dict[str, PreparedUse](), dict[str, str](), dict[str, tuple[int, ...]]()
     for name in names:
         try:
             other = await _prepare_as(ports, use, name)
@@ -261,10 +260,9 @@ async def _weigh(
         if not reasons.get(name):
             prepared[name] = other
             weights[name] = _weight_of(other, budgets)
-    for step in reached:
-        if step.substitute in weights:
-            weighed.append(Weighed(step, weights[step.substitute]))
-    taken = taken_step(weighed)
+    taken = taken_step(
+        [Weighed(step, weights[step.substitute]) for step in reached if step.substitute in weights]
+    )
     if taken is None:
         return None, names[0], reasons[names[0]]
     name = budgets.by_id[taken.budget_id].name
