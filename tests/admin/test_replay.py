@@ -371,7 +371,7 @@ async def test_replay_without_memory_answers_its_fault_alone(desk: Desk) -> None
 
 
 async def test_replay_that_is_killed_leaves_no_statement_at_the_database(desk: Desk) -> None:
-    """Else whoever asks and leaves, again and again, has PostgreSQL sort for nobody."""
+    """A statement that went on would sort for a client that is gone, and each further replay would add one."""
 
     def running() -> int:
         with connected(desk.api.url) as connection:
