@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, ClassVar, NamedTuple, cast
 from uuid import UUID
 
 from gateway.core.accounts.plans import PlanTerms
@@ -72,6 +72,8 @@ def history(seed: int, length: int, after: int = 0) -> list[Step]:
 
 class Player:
     """Plays them with the scripts of this very program."""
+
+    unlike: ClassVar = UNLIKE
 
     def __init__(self, url: str, *, made: bool = True) -> None:
         self.world = World(url, made=made)
@@ -210,21 +212,24 @@ class Player:
             if kind in "kutohab":
                 raw = world.get(name)
             if kind in kinds:
-                found[name] = _like(asdict(states.unpack(kinds[kind], raw)))
+                found[name] = self._like(asdict(states.unpack(kinds[kind], raw)))
             elif kind == "h":
                 hold, user, tiers = states.unpack_hold(raw)
                 budgets = () if hold.flags & states.HOLD_RECLAIMED else states.held_budgets(raw)
-                found[name] = [_like(asdict(hold)), user, tiers.hex(), str(budgets)]
+                found[name] = [self._like(asdict(hold)), user, tiers.hex(), str(budgets)]
             elif kind == "b":
                 calls = BUDGET.struct.unpack_from(BUDGET.today(raw))[3]
-                found[name] = [calls, *(_like(asdict(one)) for one in unpack_windows(raw))]
-        found["outbox"] = [_like(asdict(one)) for one in world.events()]
+                found[name] = [calls, *(self._like(asdict(one)) for one in unpack_windows(raw))]
+        found["outbox"] = [self._like(asdict(one)) for one in world.events()]
         entries = world.client.xrange(keys.late(world.p))
         read = [
             read_entry([id_, [part for pair in fields.items() for part in pair]]) for id_, fields in entries
         ]
-        found["late"] = [_like(asdict(late_settlement(one))["settlement"]) for one in read if one]
+        found["late"] = [self._like(asdict(late_settlement(one))["settlement"]) for one in read if one]
         return cast("dict[str, Any]", json.loads(json.dumps(found, default=str)))
+
+    def _like(self, fields: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in fields.items() if name not in self.unlike}
 
 
 class Other:
@@ -261,10 +266,6 @@ def _used(asked: HoldRequest) -> Settlement:
 
 def _id(number: int, kind: int = 0) -> str:
     return str(UUID(fields=(number, kind, 0x4000, 0x80, 0, 0)))
-
-
-def _like(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name not in UNLIKE}
 
 
 def _lines() -> Iterator[list[Any]]:

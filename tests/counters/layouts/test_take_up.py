@@ -21,25 +21,14 @@ LENGTH = 90
 SEEDS = range(6 if is_night() else 2)
 
 
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ValkeyServer]:
-    """A server of these programs alone: what other tests left in the memory of its scripts is not theirs."""
-    made = ValkeyServer(tmp_path_factory.mktemp("valkey"))
-    made.start()
-    yield made
-    made.stop()
-
-
 @pytest.fixture
-def old(server: ValkeyServer) -> Player:
-    with server.connect() as client:
-        client.flushall()
-    return Player(server.url, made=False)
+def old(valkey: str) -> Player:
+    return Player(valkey, made=False)
 
 
 @pytest.fixture(scope="module")
-def new(server: ValkeyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Other]:
-    made = Other(newer.make(tmp_path_factory.mktemp("newer"), newer.CHANGES), server.url)
+def new(valkey_server: ValkeyServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Other]:
+    made = Other(newer.make(tmp_path_factory.mktemp("newer"), newer.CHANGES), valkey_server.url)
     yield made
     made.close()
 
