@@ -256,6 +256,7 @@ def _news(line: str) -> None:
 
 
 def _for_a_person(facts: dict[str, Any], first_call: str) -> str:
+    """Return the addresses and keys as lines for a person."""
     key = facts["api_key"]
     lines = [
         "",

@@ -130,6 +130,7 @@ class ShardLoops:
         return self._flusher.trouble
 
     def start(self) -> None:
+        """Start the loops of one server of Redis."""
         loops = {
             "verifier": self.verifier.run,
             "late": self._late.run,

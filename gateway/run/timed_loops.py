@@ -167,6 +167,7 @@ def month_ends(checkpoints: Checkpoints, clock: Clock, page: int = 100) -> Loop:
     closed_before: date | None = None
 
     async def close(isolation: Isolation, loop: str) -> int:
+        """Store the sums of the month that is over; return their number."""
         nonlocal closed_before
         open_month, visited, made = (clock() - STORED_BY).date().replace(day=1), 0, 0
         if open_month == closed_before:

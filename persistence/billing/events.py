@@ -275,6 +275,7 @@ def _check_time(batch: _Batch, at: datetime) -> None:
 def _look_up(
     connection: Connection, subjects: Collection[str], within: int | None
 ) -> dict[str, _Tenant | Unacceptable]:
+    """Return the tenant that each subject means, or why it means none."""
     meant = {subject: _meant(subject) for subject in subjects}
     rows: dict[tuple[str, int | str], list[Any]] = {}
     for (kind, of), statement in _BY.items():

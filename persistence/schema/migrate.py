@@ -124,6 +124,7 @@ def _upgraded(
     wait_s: float,
     migrations: Path,
 ) -> str:
+    """Migrate the schema in one transaction, as `upgrade`; raise SchemaInUse if a table is locked."""
     with _connected(url) as connection:
         connection.execute(
             text("SELECT pg_advisory_xact_lock(:class, :key)"),

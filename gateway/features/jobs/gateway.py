@@ -215,6 +215,7 @@ async def remake(exchange: Exchange) -> None:
 
 
 def _job_of(admitted: AdmittedCall, paths: JobPaths) -> Job:
+    """Return the job that an admitted call starts, with its hold, prices and budgets."""
     claim, decision, prices = admitted.claim, admitted.decision, admitted.prices
     budgets, call = admitted.budgets, admitted.call
     job = _job(admitted, admitted.request_id, admitted.user, admitted.service, decision, prices)

@@ -287,6 +287,7 @@ class Jobs:
         await (self._look_at_batch if job.kind == BATCH else self._look_at_call)(job)
 
     async def _look_at_batch(self, job: Job) -> None:
+        """Read the state of a batch at its upstream, and settle the job once the batch has ended."""
         route = self._route_of(job)
         paths = BATCH_AT.get(job.batches) or FAMILIES[route.family].batches[0]
         if not job.id and not await self._was_made(job, paths.listed):

@@ -208,6 +208,7 @@ class Upstream:
             raise
 
     async def _open(self, wait: Wait[Link]) -> None:
+        """Open a connection and give it to `wait`, or the reason why it failed."""
         link, tunnel = Link(self._clock, self._turns, self._limits, self._forget_link), None
         try:
             place = self._place.at(self._clock.now)  # first, so that the tunnel uses the present files

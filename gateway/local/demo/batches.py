@@ -96,6 +96,7 @@ class Batches:
     def _messages(  # noqa: PLR0917  # as `answer`
         self, method: str, id_: str, more: str | None, query: dict[str, list[str]], content: bytes, work: Work
     ) -> Told:
+        """Return the answer to a request about batches of Anthropic's API."""
         if method == "POST" and not id_:
             calls = json.loads(content)["requests"]
             lines = [{**call, "url": "/v1/messages", "body": call["params"]} for call in calls]
