@@ -81,7 +81,7 @@ class Screen:
 
 
 # The headings of the menu, in this order; people see those with entries for them.
-HEADINGS = ("Spend", "Access", "Catalogue", "Billing", "Reports", "Records", "Health")
+HEADINGS = ("Spend", "Access", "Catalogue", "Billing", "Reports", "Records", "Operation")
 # The most entries that a menu shows before *More*.
 FIRST_MAX = 12
 
@@ -114,7 +114,7 @@ SCREENS = {
                 }, "calendar"),
                 Slot("length", "length", "5h"),
             ),
-            first_for=(ADMIN, OPERATOR, MEMBER, READONLY),
+            first_for=ROLES,
         ),
         Screen(
             "Access", "groups", "Groups", "group",
@@ -300,26 +300,26 @@ SCREENS = {
             next_step=("See the calls", "/calls"),
         ),
         Screen(
-            "Health", "quarantine", "Quarantine", "quarantined account",
+            "Operation", "quarantine", "Quarantine", "quarantined account",
             ("account", "kind", "reason", "state", "created_at"),
             empty="No account is in quarantine. All is well.",
-            next_step=("See the drift", "/reconciliation"),
+            next_step=("See the reconciliation", "/reconciliation"),
             is_staffs=True,
         ),
         Screen(
-            "Health", "dead-letters", "Dead letters", "dead letter",
+            "Operation", "dead-letters", "Dead letters", "dead letter",
             ("id", "reason", "organization_id", "tenant_id", "state", "created_at"),
             empty="No dead letter. All is well.",
-            next_step=("See the drift", "/reconciliation"),
+            next_step=("See the reconciliation", "/reconciliation"),
             is_staffs=True,
         ),
         Screen(
-            "Health", "webhooks", "Webhooks", "webhook",
+            "Operation", "webhooks", "Webhooks", "webhook",
             ("url", "events", "enabled", "last_delivery", "created_at"),
             empty="No webhook yet.",
         ),
         Screen(
-            "Health", "webhook-deliveries", "Deliveries", "delivery",
+            "Operation", "webhook-deliveries", "Deliveries", "delivery",
             ("id", "webhook_id", "event", "state", "attempts", "response_status", "created_at"),
             empty="No message was sent yet.",
             next_step=("See the webhooks", "/webhooks"),
@@ -386,16 +386,21 @@ PAGES = (
         )
     ),
     MenuPage(
-        "Health",
+        "Operation",
         "health",
-        "Now",
+        "Health",
         "/health",
         lambda actor: actor.organization_id is None,
         (ADMIN, OPERATOR, READONLY),
     ),
-    MenuPage("Health", "programs", "Gateways", "/programs", _reader_of("programs"), ()),
+    MenuPage("Operation", "programs", "Programs", "/programs", _reader_of("programs"), ()),
     MenuPage(
-        "Health", "reconciliation", "Drift", "/reconciliation", _reader_of("reconciliation"), (OPERATOR,)
+        "Operation",
+        "reconciliation",
+        "Reconciliation",
+        "/reconciliation",
+        _reader_of("reconciliation"),
+        (OPERATOR,),
     ),
 )
 
@@ -408,7 +413,11 @@ class MenuPart(NamedTuple):
 
 
 def menu(actor: Actor, off: Collection[str] = ()) -> Mapping[str, MenuPart]:
-    """Return an actor's menu by heading, without lists that are `off`: those of features not configured."""
+    """Return an actor's menu by heading, without lists that are `off`: those of features not configured.
+
+    The list that has only the actor's own organization or tenant is folded.
+    """
+    own_row = "tenants" if actor.tenant_id is not None else "organizations" if is_customer(actor) else ""
     parts = {heading: MenuPart([], []) for heading in HEADINGS}
     for page in PAGES:
         if page.is_for(actor):
@@ -417,9 +426,8 @@ def menu(actor: Actor, off: Collection[str] = ()) -> Mapping[str, MenuPart]:
             )
     for screen in SCREENS.values():
         if screen.name not in off and _is_for(actor, screen):
-            parts[screen.heading][actor.role not in screen.first_for].append(
-                (screen.name, screen.title, f"/{screen.name}")
-            )
+            is_folded = actor.role not in screen.first_for or screen.name == own_row
+            parts[screen.heading][is_folded].append((screen.name, screen.title, f"/{screen.name}"))
     return {heading: part for heading, part in parts.items() if part.shown or part.more}
 
 

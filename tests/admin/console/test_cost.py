@@ -159,7 +159,17 @@ async def test_overview_page_warns_of_unreachable_redis_and_of_calls_that_could_
     )
     said = words_of(await admin.open("/"), "trouble")
     assert "redis is away" in said
-    assert "1 calls that could not be stored" in said
+    assert "1 call that could not be stored" in said
+
+
+async def test_overview_page_says_first_how_many_budgets_are_used_up_and_names_the_fullest(
+    desk: Desk, reader: Person
+) -> None:
+    full, half = await desk.make(name="full", amount="10"), await desk.make(amount="10", model="m")
+    desk.hold(desk.account(), full, 12 * NANO, 0)
+    desk.hold(desk.account(model="m"), half, 5 * NANO, 0)
+    tiles = words_of(await overview_of(reader)).split("Budgets used up")[1].split("Refused,")[0]
+    assert tiles.split() == ["1", "of", "2,", "first", "full"]
 
 
 async def test_overview_page_without_spend_shows_zero_and_links_to_a_90_day_range(

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 from multidict import MultiDict
 
+from gateway.admin import console
 from gateway.admin.console import formatting, forms
 from gateway.admin.console.reports import Live
 from gateway.admin.console.screens import FIRST_MAX, HEADINGS, PAGES, SCREENS, menu, screens_off
@@ -194,7 +197,7 @@ def test_menu_of_an_organization_token_hides_lists_meant_for_staff(role: str) ->
         "services", "subscription-plans", "prices", "organization-services",
     }  # fmt: skip
     health = {"quarantine", "dead-letters"} if role in {"admin", "operator"} else set()
-    theirs = menu(replace(customer, is_ours=True))["Health"]
+    theirs = menu(replace(customer, is_ours=True))["Operation"]
     assert {name for name, _, _ in theirs.more} == {"webhooks", "webhook-deliveries", *health}
 
 
@@ -214,11 +217,30 @@ def test_menu_begins_with_the_work_of_a_role() -> None:
         role: {name for part in menu(Actor("token:1", role)).values() for name, _, _ in part.shown}
         for role in ROLES
     }
-    assert shown["billing"] >= {"invoices", "payments", "organization-subscriptions", "unbilled"}
+    assert shown["billing"] >= {"budgets", "invoices", "payments", "organization-subscriptions", "unbilled"}
     assert shown["operator"] >= {"budgets", "raise-requests", "api-keys", "reconciliation"}
     assert shown["member"] >= {"api-keys", "calls", "models"}
     assert shown["admin"] >= {"organizations", "tenants", "prices", "models"}
     assert shown["readonly"] == shown["admin"]
+
+
+def test_menu_folds_the_list_that_has_only_the_own_organization_or_tenant() -> None:
+    for own, reach in (("organizations", {}), ("tenants", {"tenant_id": 7})):
+        parts = menu(Actor("token:1", "operator", organization_id=5, **reach))["Access"]
+        assert own in {name for name, _, _ in parts.more}
+        assert "api-keys" in {name for name, _, _ in parts.shown}
+
+
+def test_pages_without_a_list_are_called_in_the_menu_as_on_themselves() -> None:
+    pages = Path(console.__file__).parent / "templates"
+    headings = {
+        path.stem: found[1]
+        for path in pages.glob("*.html")
+        if (found := re.search(r"<h1>([^<{]+)</h1>", path.read_text()))
+    }
+    called = {page.name: page.title for page in PAGES if page.name in headings}
+    assert len(called) >= 6
+    assert called == {name: headings[name] for name in called}
 
 
 def test_every_empty_list_has_a_next_step() -> None:
