@@ -52,7 +52,7 @@ SOON = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
         ),
         (
             {"window": "calendar", "interval": "total", "carried": "3.00", "resets_at": "2999-01-02T03:04:05Z"},
-            ("in all", "In all", "2999-01-02 03:04:05", "$3.00 more from before"),
+            ("in all", "In all", "2999-01-02 03:04", "$3.00 more from before"),
         ),
         (
             {"window": "calendar", "interval": "day", "carried": "0.00"}, ("a day", "This day", "never", ""),
@@ -113,7 +113,7 @@ def test_large_number_is_shortened_to_three_digits_and_a_unit(value: float, text
     [
         ("0.00", "USD", "$0.00"), ("1234567.5", "", "1,234,567.5"), ("-0.50", "EUR", "−€0.50"),
         ("0.000354", "USD", "$0.000354"), ("12.345678901", "USD", "$12.345678901"), ("0.1", "USD", "$0.10"),
-        ("1E-9", "GBP", "£0.000000001"), ("3", "USD", "$3"), ("7.5", "CHF", "7.5 CHF"),
+        ("1E-9", "GBP", "£0.000000001"), ("3", "USD", "$3.00"), ("7.5", "CHF", "7.5 CHF"),
         ("1000000000000.01", "JPY", "1,000,000,000,000.01 JPY"), (None, "", "—"),
         ("0.000001", "", "0.000001"),
     ],
@@ -130,7 +130,23 @@ def test_money(value: str | None, currency: str, text: str) -> None:
     ],
 )  # fmt: skip
 def test_approximate_money_amount_is_rounded_to_a_few_digits(value: str, text: str) -> None:
-    assert formatting.about_url(value, "USD") == text
+    assert formatting.round_money(value, "USD") == text
+
+
+def test_each_date_and_time_of_a_list_is_shown_as_one() -> None:
+    dated = [
+        (screen, name)
+        for screen in SCREENS.values()
+        for name, field in screen.resource.out.model_fields.items()
+        if "datetime." in str(field.annotation)
+    ]
+    assert len(dated) > 50
+    for screen, name in dated:
+        shown = formatting.cell(screen, {name: "2999-01-02T03:04:05Z"}, name, {})
+        assert (shown.kind, shown.text[:10]) == ("time", "2999-01-02"), (screen.name, name)
+    prices = SCREENS["prices"]
+    ever = formatting.cell(prices, {"effective_from": "1970-01-01T00:00:00Z"}, "effective_from", {})
+    assert (ever.kind, ever.text) == ("time", "always")
 
 
 def test_money_amounts_in_a_table_column_are_split_for_aligned_decimals() -> None:
