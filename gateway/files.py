@@ -48,15 +48,15 @@ def is_readable(descriptor: int) -> bool:
 
 def stat_files(files: Iterable[str | None]) -> Seen:
     """Return inode, size and modification time of each file, to detect changes; None for a missing file."""
-    found: list[tuple[int, int, int] | None] = []
+    states: list[tuple[int, int, int] | None] = []
     for file in filter(None, files):
         try:
             there = os.stat(file)  # runs before each connection, so it must be cheap
         except OSError:
-            found.append(None)
+            states.append(None)
         else:
-            found.append((there.st_ino, there.st_size, there.st_mtime_ns))
-    return tuple(found)
+            states.append((there.st_ino, there.st_size, there.st_mtime_ns))
+    return tuple(states)
 
 
 def https_with(ca_file: str | None) -> ssl.SSLContext:
@@ -91,9 +91,9 @@ class UrlFile:
         A URL of another server in the file has no effect.
         """
         with suppress(OSError, ValueError):
-            said = read_regular(self._path, SECRET_BYTES_MAX).decode().strip() if self._path else ""
-            if is_same_place(said, self._url):
-                self._url = said
+            url = read_regular(self._path, SECRET_BYTES_MAX).decode().strip() if self._path else ""
+            if is_same_place(url, self._url):
+                self._url = url
         return self._url
 
 
@@ -104,12 +104,14 @@ def is_same_place(one: str, other: str) -> bool:
 
 def _place(url: str) -> tuple[object, ...]:
     parts = urlsplit(url)
-    said = [pair for pair in parse_qsl(parts.query, True) if pair[0] not in ("username", "user", "password")]
-    return parts.scheme, parts.netloc.rpartition("@")[2], parts.path, said
+    options = [
+        pair for pair in parse_qsl(parts.query, True) if pair[0] not in ("username", "user", "password")
+    ]
+    return parts.scheme, parts.netloc.rpartition("@")[2], parts.path, options
 
 
-def _require_regular(found: os.stat_result, path: str | os.PathLike[str]) -> None:
-    if not stat.S_ISREG(found.st_mode):
+def _require_regular(status: os.stat_result, path: str | os.PathLike[str]) -> None:
+    if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "no regular file", os.fspath(path))
 
 

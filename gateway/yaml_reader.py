@@ -85,6 +85,7 @@ class _Loader(Composer, _BASE):  # type: ignore[misc]  # whichever there is
         self.decimals_as_texts = False
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        """Refuse aliases, tags, too many values and too deep nesting; else compose as YAML does."""
         event = self.peek_event()
         self._count += index is not None or parent is None  # names do not count
         if self._count > VALUES_MAX:

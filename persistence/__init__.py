@@ -21,8 +21,8 @@ class _WithoutMapper(MetaPathFinder, Loader):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        there = [str(Path(one) / "asyncio") for one in path or ()]
-        if fullname != _ASYNC or not any((Path(one) / "engine.py").is_file() for one in there):
+        there = [str(Path(folder) / "asyncio") for folder in path or ()]
+        if fullname != _ASYNC or not any((Path(folder) / "engine.py").is_file() for folder in there):
             return None
         spec = ModuleSpec(fullname, self, is_package=True)
         spec.submodule_search_locations = there

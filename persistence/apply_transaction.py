@@ -112,6 +112,7 @@ async def take_touched(connection: AsyncConnection, touched: Sequence[Touched], 
 
 
 async def _owners(connection: AsyncConnection, touched: Sequence[Touched]) -> set[int]:
+    """Return the ids of the organizations whose rows are touched."""
     ids: dict[Table, set[int]] = defaultdict(set)
     for resource, row_id, values in touched:
         subject = SUBJECTS[resource]
@@ -211,6 +212,7 @@ class ApplyTransaction:
         return await self._connection.run_sync(lambda connection: self._run(connection, steps))
 
     async def note(self, owner: int, name: str, marks: Sequence[Mark], forgotten: Sequence[Mark]) -> None:
+        """Store which rows a document owns by their `marks`, and delete the forgotten marks."""
         mine = {"owner": owner, "name": name}
         rows = [
             {
@@ -264,6 +266,7 @@ class ApplyTransaction:
             row[name] = parts[row["id"]]
 
     def _run(self, connection: Connection, steps: Sequence[ConfigWrite]) -> Mapping[int, ConfigWriteResult]:
+        """Run the writes of a plan in order; return the row of each, and keep their audit entries."""
         ran: dict[int, ConfigWriteResult] = {}
         batch = WriteBatch()
         entries: list[dict[str, object]] = []
@@ -304,6 +307,7 @@ class ApplyTransaction:
             raise StepRefused(step.number) from translated(error)
 
     def _step(self, connection: Connection, step: ConfigWrite, batch: WriteBatch) -> Done:
+        """Run one write of a plan; raise Conflict if its row has changed since."""
         command = self._settled(step)
         if not step.may_stay:
             change = self._begins(connection, command, batch)

@@ -18,6 +18,7 @@ SHARES_MAX: Final = 2_000
 
 
 def create_share(change: EntityWrite) -> Row:
+    """Create a share of an upstream's capacity for an organization, or for one of its tenants."""
     values = dict(change.command.values)
     of_tenant = values.get("tenant_id")
     if (values.get("organization_id") is None) == (of_tenant is None):

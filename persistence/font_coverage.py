@@ -21,7 +21,7 @@ class FontCoverage:
     async def look(self, texts: Iterable[str]) -> None:
         new = dict.fromkeys(texts)
         missing = await asyncio.to_thread(self._missing, " ".join(new))
-        found = {text: "".join(dict.fromkeys(each for each in text if each in missing)) for text in new}
-        for oldest in list(islice(self.known, max(0, len(self.known) + len(found) - self._known_max))):
+        gaps = {text: "".join(dict.fromkeys(letter for letter in text if letter in missing)) for text in new}
+        for oldest in list(islice(self.known, max(0, len(self.known) + len(gaps) - self._known_max))):
             del self.known[oldest]
-        self.known.update(found)
+        self.known.update(gaps)

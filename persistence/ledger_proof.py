@@ -215,6 +215,7 @@ class LedgerSigner:
         return len(made)
 
     async def _sign(self) -> LedgerHead | None:
+        """Sign a head over the new segments; return None if none is due, or another keeper signs."""
         async with self._engine.begin() as connection:
             if not await connection.scalar(_LOCK):
                 return None

@@ -223,6 +223,7 @@ def _changes_signed_rows(connection: psycopg.Connection, person: KeptPerson) -> 
 
 
 def _take_out(connection: psycopg.Connection, person: KeptPerson) -> dict[str, int]:
+    """Remove a person from all tables, also from those that never change; return rows by table."""
     for table in _NEVER_CHANGED:
         _switch(connection, table, "DISABLE")
     changed = {

@@ -322,6 +322,7 @@ def render(answer: ReplayAnswer) -> Row:
 
 
 def _render_item(item: BudgetOutcome) -> Row:
+    """Return what a budget did in a replay, as JSON."""
     amount = partial(render_amount, item.unit)
     return {
         "name": item.name,

@@ -168,6 +168,7 @@ class Store:
         return await self.run(lambda connection: self._check_replay(connection, commands))
 
     def _check_replay(self, connection: Connection, commands: Sequence[Command]) -> Sequence[Row]:
+        """Check the budgets of a replay as if they were created; return their values."""
         errors, checked = list[tuple[str, str]](), list[Row]()
         for place, command in enumerate(commands):
             change = self.change(connection, command)
@@ -309,6 +310,7 @@ class Store:
         await connection.run_sync(ids.keep_ahead, known)
 
     def _write(self, connection: Connection, command: Command, now: datetime) -> CommittedWrite | StoredReply:
+        """Run a command in the transaction, with its idempotency and audit; return its row and intents."""
         if command.claim is not None:
             first = idempotency.claim_idempotency(connection, command.claim)
             if first is not None:
@@ -380,6 +382,7 @@ class Store:
         return await answered(self._tried(work, keep=keep), partial(engines.alive, self._engine))
 
     async def _tried(self, work: Callable[[AsyncConnection], Awaitable[T]], *, keep: bool) -> T:
+        """Run `work` in a transaction, again after a conflict; without `keep` it is rolled back."""
         tries = looks = 0
         capable_of = frozenset[str]()
         while True:

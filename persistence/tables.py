@@ -88,6 +88,7 @@ def _items(body: str) -> Iterator[SchemaItem]:
 
 
 def _column(part: str) -> Column[Any]:
+    """Return SQLAlchemy's column for a column's line of the schema file."""
     match = _COLUMN.match(part)
     assert match is not None, part
     name, word, precision, scale, array = match.groups()

@@ -129,6 +129,7 @@ class Explanation:
             return ""
 
     async def steps(self) -> list[ExplainedStep]:
+        """Return the steps by which a call was admitted, priced and settled, or by which it was refused."""
         found = [
             self._request(), self._substitution(), self._caller(), await self._service(), self._limits(),
             await self._tokens(),
@@ -170,6 +171,7 @@ class Explanation:
         return [dict(row) for row in rows]
 
     def _request(self) -> ExplainedStep:
+        """Return the step about the request: route, model, status and duration."""
         call = self._call
         model = f" for {call['model']}" if call["model"] else ""
         if call["response_model"] and call["response_model"] != call["model"]:
@@ -197,6 +199,7 @@ class Explanation:
         return ExplainedStep("model", says, [fact])
 
     def _caller(self) -> ExplainedStep:
+        """Return the step about who made the call, and what its key may do."""
         call = self._call
         said = [
             f"organization {_named(self._organization, call['organization_id'])}",
@@ -228,6 +231,7 @@ class Explanation:
         return ExplainedStep("service", says + (f", service tier {tier}." if tier else "."))
 
     def _limits(self) -> ExplainedStep:
+        """Return the step about the rate limits of key, user, tenant and organization."""
         owners = (
             ("key", self._key, "limits"), ("user", self._tenant, "user_limits"),
             ("tenant", self._tenant, "limits"), ("organization", self._organization, "limits"),
@@ -269,6 +273,7 @@ class Explanation:
         )
 
     async def _budgets(self) -> ExplainedStep:
+        """Return the step about which budgets apply to the call, and which one refused it."""
         call = self._call
         is_tool = (call["route"] or "").startswith(PREFIX)
         server, _, tool = (call["model"] or "").partition("/") if is_tool else ("", "", "")
@@ -326,6 +331,7 @@ class Explanation:
         return ExplainedStep("use", f"{how[:1].upper()}{how[1:]}.{broken}", facts)
 
     async def _cost(self) -> ExplainedStep:
+        """Return the step about the cost of the call, by the lines of its price."""
         call = self._call
         if call["cost"] is None:
             return ExplainedStep("price", "No price covers this call: it has no cost.")

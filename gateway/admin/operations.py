@@ -265,6 +265,7 @@ class Operations:
         self, command: Command, answers: Resource | SubResource, status: int,
         once: Mapping[str, object] | None = None,
     ) -> WriteResult:  # fmt: skip
+        """Write a command and push it to Redis, or return its stored reply; 202 if Redis is away."""
         store = self._ports.store
         done = await write_closed(self._ports, lambda closed: store.write(replace(command, closed=closed)))
         if isinstance(done, StoredReply):

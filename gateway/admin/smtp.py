@@ -89,6 +89,7 @@ class SmtpMailer:
             return DeliveryOutcome(None, plain(error) or type(error).__name__)
 
     async def _hand_over(self, mail: Mail) -> DeliveryOutcome:
+        """Send a mail by the configured server, over TLS and with a login where these are configured."""
         where = self._where()
         context = None if where.tls == "none" else await asyncio.to_thread(self._context)
         server = SMTP(

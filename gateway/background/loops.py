@@ -244,6 +244,7 @@ class Agenda:
         return await asyncio.shield(self._looking)
 
     async def _look(self) -> Collection[str]:
+        """Query which loops are due, at once if hurried; return their names."""
         clock = asyncio.get_running_loop().time
         try:
             await asyncio.sleep(self._asked_at + self._look_s_min - clock())
@@ -284,6 +285,7 @@ class Loop:
         return sum([await step(isolation, self.name) for step in self.steps])
 
     async def run(self, isolation: Isolation | None = None) -> None:
+        """Run turns forever, each after a pause, a wake-up, or the time that `agenda` or `writes` gives."""
         clock = asyncio.get_running_loop().time
         while True:
             began, done = clock(), 0
@@ -406,6 +408,7 @@ class FailureTeller:
         return Loop("failures", INTERVAL_S, (call(self.tell),))
 
     async def tell(self) -> None:
+        """Log the wrong credentials of each address, and store them."""
         reports = self.failures.take_reports()
         for report in reports:
             self.log(

@@ -301,6 +301,7 @@ def _facts_of(  # noqa: PLR0917  # the values that no use says by itself
     use: MeteredUse, detail: Detail, cost: int | None, currency: str, price_id: int, without: str, rate: str,
     parts: tuple[ModelPart, ...], hour: tuple[int, str] | None, terms: UseTerms, saved: int | None,
 ) -> tuple[Any, ...]:  # fmt: skip
+    """Return the facts of a use in the order in which the outbox encodes them."""
     return (
         use.model, detail.model, use.streamed, use.status, use.duration_ms, use.first_token_ms,
         use.counts, use.total, use.units, use.estimated, detail.tools, detail.service_tier,

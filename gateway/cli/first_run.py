@@ -155,6 +155,7 @@ def _answers(given: Given, ask: Callable[..., str], environ: Mapping[str, str]) 
 
 
 def _provider_key(provider: str, given: Given, ask: Callable[..., str], environ: Mapping[str, str]) -> str:
+    """Return a provider's key, read from the given file or asked for; "" for a provider without keys."""
     known = PROVIDERS[provider]
     if known is None:
         return ""

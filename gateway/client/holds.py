@@ -92,6 +92,7 @@ class _Connections:
     def _once(
         self, method: str, path: str, body: bytes | None, fields: Mapping[str, str], *, new: bool
     ) -> HoldAnswer:
+        """Send a request once, on an idle connection unless `new`, and return the answer."""
         idle = self._idle and not new
         connection = self._idle.pop() if idle else self._of(*self._place, timeout=self._timeout_s)
         try:

@@ -93,6 +93,7 @@ class TakeUp:
         return not self.why_not
 
     def _trouble(self, seen: Sequence[ProgramReport] | None, workers: int) -> str:
+        """Return why the newest layout must not be taken up now, or ""."""
         there = [process.program for process in seen or ()]
         if self._own not in there:
             return "the list of programs is not kept"

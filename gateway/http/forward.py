@@ -401,7 +401,7 @@ async def _ask_unless_empty(
     upstream = admitted.worker.upstreams.get(attempt.name)
     if upstream is None:
         return await ask()
-    kind, name = _asked(admitted.head.routed, attempt.model or admitted.call.spec.model)
+    kind, name = _pause_scope(admitted.head.routed, attempt.model or admitted.call.spec.model)
     left, is_question, account = True, False, ""
     for key in range(len(upstream.accounts)):
         now = ports.seconds()
@@ -623,7 +623,7 @@ def _paused_refusal(
     if upstream is None:
         return None
     now, found = ports.seconds(), None
-    kind, name = _asked(routed, attempt.model or call.spec.model)
+    kind, name = _pause_scope(routed, attempt.model or call.spec.model)
     for key in range(len(upstream.accounts)):
         one = ports.circuit_breaker.of(_entry(upstream, key, kind, name), now)
         if one is None or not one.concerns(caller.organization_id):
@@ -653,7 +653,7 @@ def _pause_upstream(admitted: AdmittedCall, answer: AnswerHead, wait_s: float, s
     upstream = attempt.upstream
     if upstream is None or upstream.target.limits != "account":
         return
-    entry = _entry(upstream, attempt.key, *_asked(routed, attempt.model or admitted.call.spec.model))
+    entry = _entry(upstream, attempt.key, *_pause_scope(routed, attempt.model or admitted.call.spec.model))
     whose = EVERYBODY if spent else admitted.caller.organization_id
     more_s = ports.circuit_breaker.begin(entry, wait_s, answer.limits, ports.seconds(), whose)
     if more_s:
@@ -668,7 +668,7 @@ def _entry(upstream: Upstream, key: int, kind: str, name: str) -> str:
     return f"{upstream.accounts[key]} {kind} {name}"
 
 
-def _asked(routed: RoutedHead, model: str) -> tuple[str, str]:
+def _pause_scope(routed: RoutedHead, model: str) -> tuple[str, str]:
     """Return the scope of a pause, as kind and name: the model, the service, or a free route's path."""
     if not routed.metered:
         return "path", routed.label

@@ -45,7 +45,7 @@ async def list_objects(exchange: Exchange) -> None:
         raise ObjectNotFound(
             f"The {lists.after} of this list names no object of this organization.", param=lists.after
         )
-    found: list[Any] = []
+    owned: list[Any] = []
     more, document = False, dict[str, object]()
     at = objects.path.search(path)
     tells = at is not None and at[1] in objects.results
@@ -54,37 +54,37 @@ async def list_objects(exchange: Exchange) -> None:
     behind = not after or kind == "data"  # else the object is searched from the first page on
     for _ in range(PAGES_MAX):
         query = urlencode(asked | {lists.size: str(PAGE_OBJECTS)} | place) + lists.asks.get(path, "")
-        status, said = await ports.jobs.ask(exchange.head.routed.upstream, f"{path}?{query}", lists.headers)
+        status, body = await ports.jobs.ask(exchange.head.routed.upstream, f"{path}?{query}", lists.headers)
         if status != 200:
             await admitted.settle(status, True)
-            own_answer(exchange, status, _JSON, said)
+            own_answer(exchange, status, _JSON, body)
             return
-        document = loose_document(said)
+        document = loose_document(body)
         listed = document.get(kind)
-        page = [one for one in listed if _id_of(one, lists)] if isinstance(listed, list) else []
-        for one in page:
-            id_ = _id_of(one, lists)
+        page = [item for item in listed if _id_of(item, lists)] if isinstance(listed, list) else []
+        for item in page:
+            id_ = _id_of(item, lists)
             if not behind:
                 behind = id_ == after
             elif await ports.objects.owned(caller, (id_,)):
-                more = len(found) == limit
+                more = len(owned) == limit
                 if more:
                     break
-                found.append(_narrow_item(one, lists))
+                owned.append(_narrow_item(item, lists))
                 if tells:  # the list also shows results made since then
-                    await ports.objects.keep(caller, read_created_ids(exchange.head.routed.family, one))
+                    await ports.objects.keep(caller, read_created_ids(exchange.head.routed.family, item))
         token = next((name for name in _GOES_ON if isinstance(document.get(name), str)), "")
         if more or not page or not (token or document.get("has_more")):
             break
         place = {_GOES_ON[token]: str(document[token])} if token else {lists.after: _id_of(page[-1], lists)}
-    last = _id_of(found[-1], lists) if found else None
+    last = _id_of(owned[-1], lists) if owned else None
     content: dict[str, object]
     if kind == "data":
         kept = {"object": document["object"]} if "object" in document else {}
-        first = _id_of(found[0], lists) if found else None
-        content = {**kept, "first_id": first, "last_id": last, "data": found, "has_more": more}
+        first = _id_of(owned[0], lists) if owned else None
+        content = {**kept, "first_id": first, "last_id": last, "data": owned, "has_more": more}
     else:
-        content = {kind: found, **({"nextPageToken": last} if more else {})}
+        content = {kind: owned, **({"nextPageToken": last} if more else {})}
     await admitted.settle(200, True)
     own_answer(exchange, 200, _JSON, write_document(content))
 
@@ -105,16 +105,16 @@ def _read(query: str, lists: ObjectLists) -> tuple[int, str, dict[str, str]]:
     return int(limit), place, asked
 
 
-def _narrow_item(one: dict[str, Any], lists: ObjectLists) -> dict[str, Any]:
+def _narrow_item(item: dict[str, Any], lists: ObjectLists) -> dict[str, Any]:
     """Remove those parts of an object that are shown by itself only, not in lists, such as its results."""
     for place, names in lists.apart.items():
-        inside = one.get(place) if place else one
+        inside = item.get(place) if place else item
         if isinstance(inside, dict):
             for name in names & inside.keys():
                 del inside[name]
-    return one
+    return item
 
 
-def _id_of(one: Any, lists: ObjectLists) -> str:
-    found = one.get(lists.name) if isinstance(one, dict) else None
-    return found if isinstance(found, str) else ""
+def _id_of(item: Any, lists: ObjectLists) -> str:
+    id_ = item.get(lists.name) if isinstance(item, dict) else None
+    return id_ if isinstance(id_, str) else ""

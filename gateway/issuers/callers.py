@@ -102,7 +102,7 @@ class TokenCallers:
     def renew(self, issuers: Iterable[Issuer]) -> None:
         """Replace the accepted issuers. Every token is then verified again."""
         named = tuple(issuers)
-        self.accepts, self.issuers = bool(named), tuple(one.issuer for one in named)
+        self.accepts, self.issuers = bool(named), tuple(issuer.issuer for issuer in named)
         self._keys.renew(named)
         for digest in [*self.known.known]:
             self.known.drop(digest)
@@ -162,10 +162,10 @@ class TokenCallers:
 
     async def _verified(self, token: bytes) -> _VerifiedCaller:
         """Verify the signature of a token, and return its issuer, key and subject."""
-        said = read_token(token)
-        keys = self._keys.of(said.issuer)
+        signed = read_token(token)
+        keys = self._keys.of(signed.issuer)
         if keys is None:
             raise refused(UNKNOWN_ISSUER, "The token's issuer is not one that is accepted.")
         # Only the signature makes the claims true. Invalid claims are refused before keys are fetched.
-        meaning = read_claims(keys.issuer, said.claims, self._wall())
-        return _VerifiedCaller(keys, await keys.verify(said), meaning)
+        meaning = read_claims(keys.issuer, signed.claims, self._wall())
+        return _VerifiedCaller(keys, await keys.verify(signed), meaning)

@@ -56,6 +56,7 @@ def read_key_set(data: bytes) -> KeySet:
 
 
 def _usable(written: list[Any]) -> Iterator[VerifyingKey]:
+    """Yield the keys that verify signatures, of the written ones; skip others."""
     for one in written:
         if not isinstance(one, dict) or one.get("use", "sig") != "sig" or "d" in one:
             continue
@@ -190,6 +191,7 @@ def _fetched(issuer: Issuer, url: str, deadline: float, *, with_token: bool) -> 
 def _send_request(
     issuer: Issuer, url: str, deadline: float, fields: Mapping[str, str], form: bytes | None = None
 ) -> tuple[int, bytes]:
+    """Send a request to an issuer before the deadline; return status and body."""
     shown, left = without_password(url), deadline - time.monotonic()
     context = https_with(issuer.ca_file) if url.startswith("https:") else None
     sent = {"accept": "application/json", "user-agent": "tollkeeper", **fields}

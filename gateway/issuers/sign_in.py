@@ -232,6 +232,7 @@ class SignIns:
         nonce: str,
         place: tuple[str, str],
     ) -> Arrival:
+        """Redeem a code for tokens; return who has arrived, with what renews and ends the session."""
         endpoints = await self._endpoints(provider.name)
         if issuer != provider.issuer.issuer and (issuer is not None or endpoints.names_itself):
             raise SignInRefused("The answer is of another provider than was asked.")
@@ -300,6 +301,7 @@ class SignIns:
         form: Mapping[str, str],
         of: tuple[str, str] | None = None,
     ) -> Mapping[str, Any]:
+        """Return a provider's tokens; `of` is the person's site, with a maximum of running exchanges."""
         from gateway.issuers.fetching import TokensRefused  # noqa: PLC0415  # as above
 
         place = provider.name, form["grant_type"]

@@ -45,15 +45,17 @@ class ReservedPort:
         The variable says which descriptors are the worker's own. If there are fewer sockets than `workers`,
         they share sockets.
         """
-        every = [one.fileno() for one in self.sockets]
-        own = [one for at, one in enumerate(every) if at % workers == worker] or [every[worker % len(every)]]
-        parts = own, [one for one in every if one not in own]
+        every = [descriptor.fileno() for descriptor in self.sockets]
+        own = [descriptor for at, descriptor in enumerate(every) if at % workers == worker] or [
+            every[worker % len(every)]
+        ]
+        parts = own, [descriptor for descriptor in every if descriptor not in own]
         return tuple(every), {VARIABLE: "/".join(",".join(map(str, part)) for part in parts)}
 
     def close(self) -> None:
         """Close this process's sockets; those of the workers stay open."""
-        for one in self.sockets:
-            one.close()
+        for listener in self.sockets:
+            listener.close()
 
     def __enter__(self) -> Self:
         return self
@@ -70,7 +72,7 @@ def held_port(host: str, port: int, what: str, workers: int = 1) -> ReservedPort
     """
     if port and (sockets := handed_over(port)):
         return ReservedPort(sockets)
-    found: list[socket.socket] = []
+    listeners: list[socket.socket] = []
     try:
         number, absent = port, None
         for family, place in _addresses(host):
@@ -81,29 +83,32 @@ def held_port(host: str, port: int, what: str, workers: int = 1) -> ReservedPort
                         _bind(probe, place, port)
                         probe.listen(1)
                 for _ in range(workers):
-                    found.append(_bound(family, place, number, ends_there=bool(port)))
-                    number = found[-1].getsockname()[1]
+                    listeners.append(_bound(family, place, number, ends_there=bool(port)))
+                    number = listeners[-1].getsockname()[1]
             except OSError as error:
                 if error.errno not in ABSENT:
                     raise
                 absent = error
-        if absent is not None and not found:
+        if absent is not None and not listeners:
             raise absent
     except OSError as error:
-        for one in found:
-            one.close()
+        for listener in listeners:
+            listener.close()
         if error.errno == errno.EADDRINUSE:
             message = f"port {port} on {host} is in use; choose another for the {what} (0 = any free port)"
             raise StartError(message) from error
         raise StartError(f"cannot listen on {host}:{port} for the {what}: {error.strerror}") from error
-    return ReservedPort(found)
+    return ReservedPort(listeners)
 
 
 def supervisor_port() -> tuple[list[socket.socket], list[socket.socket]]:
     """Return this worker's own sockets of the port, and those of other workers, passed by the supervisor."""
     own, _, others = os.environ.pop(VARIABLE, "").partition("/")
-    found = [[socket.socket(fileno=int(one)) for one in part.split(",") if one] for part in (own, others)]
-    return found[0], found[1]
+    sockets = [
+        [socket.socket(fileno=int(descriptor)) for descriptor in part.split(",") if descriptor]
+        for part in (own, others)
+    ]
+    return sockets[0], sockets[1]
 
 
 def handed_over(port: int) -> list[socket.socket]:
@@ -125,19 +130,19 @@ def _handed_over() -> list[tuple[int, int]]:
     count = os.environ.get("LISTEN_FDS", "")
     if os.environ.get("LISTEN_PID") != str(os.getpid()) or not count.isdecimal():
         return []
-    found = []
+    descriptors = []
     for at in range(FIRST_HANDED_OVER, FIRST_HANDED_OVER + int(count)):
         os.set_inheritable(at, False)
-        with socket.socket(fileno=os.dup(at)) as one:
-            name = one.getsockname()
-        found.append((at, name[1] if isinstance(name, tuple) else 0))
-    return found
+        with socket.socket(fileno=os.dup(at)) as handed:
+            name = handed.getsockname()
+        descriptors.append((at, name[1] if isinstance(name, tuple) else 0))
+    return descriptors
 
 
 def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
     """Return the addresses to listen at for a host; without one, those for all interfaces."""
-    found = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return list(dict.fromkeys((family, str(place[0])) for family, *_, place in found))
+    places = socket.getaddrinfo(host or None, 0, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    return list(dict.fromkeys((family, str(place[0])) for family, *_, place in places))
 
 
 def _bound(family: socket.AddressFamily, place: str, port: int, *, ends_there: bool) -> socket.socket:
@@ -251,6 +256,7 @@ def _news(line: str) -> None:
 
 
 def _for_a_person(facts: dict[str, Any], first_call: str) -> str:
+    """Return the addresses and keys as lines for a person."""
     key = facts["api_key"]
     lines = [
         "",

@@ -159,6 +159,7 @@ class Child:
         self._deafen()
 
     async def _keep(self, process: Process) -> None:
+        """Start the process again each time that it ends or hangs, with growing pauses."""
         loop = asyncio.get_running_loop()
         delay_s = RESTART_DELAY_MIN_S
         while True:
@@ -214,6 +215,7 @@ class Child:
             silent.cancel()
 
     async def _spawn(self) -> Process:
+        """Start the program, and give it its standard input, log, sockets and heartbeat."""
         program = self.program
         beats = self._listening()
         try:
@@ -267,6 +269,7 @@ class Child:
             await _written(process, line)
 
     async def _until_ready(self, process: Process, log_from: int) -> None:
+        """Wait until the process is ready; raise StartError with its log's reason if it ends or is late."""
         exited = asyncio.create_task(process.wait())
         try:
             async with asyncio.timeout(self.program.ready_max_s):
@@ -305,6 +308,7 @@ class Child:
             return file.read().decode(errors="replace")
 
     async def _end(self, process: Process, within_s: float) -> None:
+        """Stop a process by its signal, and kill it if it does not end within `within_s`."""
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(self.program.stop_signal)

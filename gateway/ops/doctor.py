@@ -296,6 +296,7 @@ async def _issuers(settings: Settings, role: str) -> AsyncIterator[Finding]:
 
 
 async def _issuer(issuer: Issuer, named: str = "", read: Read = read_keys) -> Finding:
+    """Report whether an issuer's keys can be read, and fit its algorithms."""
     subject = named or f"issuer {issuer.issuer}"
     try:
         found = await _answered(read, issuer)
@@ -337,6 +338,7 @@ async def _upstream_in_use(target: UpstreamTarget) -> Finding:
 
 
 async def upstream_finding(target: UpstreamTarget, named: str = "") -> Finding:
+    """Report whether an upstream accepts connections, credentials and keys."""
     subject = named or f"upstream {target.name}"
     try:
         end = await reach(target, ANSWER_MAX_S)

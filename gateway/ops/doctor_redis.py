@@ -604,6 +604,7 @@ def _name_of(wires: RedisConnections, wire: RedisConnection) -> str:
 
 
 async def _ask_server(wire: RedisConnection, address: Address) -> _Server:
+    """Return what a server of Redis tells about itself, without what its user may not read."""
     info, asked_at = await _info(wire), time.time()
     confirmed = await in_task(ask_word(wire))
     named = await in_task(wire.send(encode(b"GET", keys.history(wire.part.anchor).encode())))
@@ -720,6 +721,7 @@ def _slots(servers: Mapping[str, _Server]) -> Iterator[Finding]:
 
 
 def _server(settings: Settings, role: str, subject: str, shown: str, server: _Server) -> Iterator[Finding]:
+    """Yield the findings about one server of Redis: version, TLS, durability, scripts, history."""
     info = server.info
     name, version, numbers = _release(info)
     what = shown if subject == "redis" else "it"

@@ -129,6 +129,7 @@ class Connector(TCPConnector):
     async def _connected(
         self, req: ClientRequest, traces: list[Any], timeout: ClientTimeout  # noqa: ASYNC109  # as above
     ) -> ResponseHandler:  # fmt: skip
+        """Connect to a host, through the proxy for its URL if there is one."""
         proxy = self._proxies().to(str(req.url))
         if proxy is None:
             return await super()._create_connection(req, traces, timeout)

@@ -123,6 +123,7 @@ class GoogleSigner(CloudSigner):
         return self._line
 
     def _read(self, now: float) -> float | None:
+        """Renew the access token; return its expiry in Unix time, or None if it has none."""
         with loading("google"):
             import google.auth  # noqa: PLC0415  # needed for Google's upstreams only
             from google.auth.transport.requests import Request  # noqa: PLC0415  # as above
@@ -178,6 +179,7 @@ class AwsSigner(CloudSigner):
         )
 
     def _read(self, now: float) -> float | None:
+        """Renew the credentials; return their expiry in Unix time, or None if they have none."""
         with loading("aws"):
             from botocore.auth import SigV4Auth  # noqa: PLC0415  # needed for Amazon's upstreams only
             from botocore.awsrequest import AWSRequest  # noqa: PLC0415  # as above

@@ -264,6 +264,7 @@ class Administration:
         await self._pools.dispose()
 
     def _ports(self) -> AdminPorts:
+        """Return what the Admin API and the console may use."""
         settings, pools = self._settings, self._pools
         return AdminPorts(
             store=self._store,
@@ -311,6 +312,7 @@ class Administration:
         return not why
 
     async def _look_ready(self) -> tuple[bool, Found]:
+        """Return whether the Admin API is ready, and the state of each part that it depends on."""
         wires = self._doors.wires
         database, silent = await asyncio.gather(self._database.answers(), unanswered(wires.wires))
         redis, away = len(silent) < len(wires.wires), in_words({**silent, **wires.missing}.items())
@@ -348,6 +350,7 @@ class Administration:
         return self._written[kind]
 
     async def _look(self) -> Mapping[str, Any]:
+        """Return the metrics of this process, of the machine and of the loops."""
         facts = self._facts.last().snapshot
         found = metrics.merge(await asyncio.to_thread(self._of_machine), facts)
         ours = {

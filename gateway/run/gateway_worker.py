@@ -103,6 +103,7 @@ class GatewayPort:
         return {**kept, **self._tls.snapshot(), **self._tokens.snapshot(), **ours}
 
     def _take(self, settings: Settings) -> None:
+        """Apply renewed settings to the data plane, tokens, TLS and log."""
         bounds = UsageBounds(usage_tokens_max=settings.usage_tokens_max)
         # The plane first: it may refuse, and then nothing has changed.
         self._plane.renew(

@@ -94,6 +94,7 @@ class DiskWatch:
     async def keep_looking(
         self, *, look_s: float = DISK_LOOK_S, free_bytes_min: int = FREE_BYTES_MIN
     ) -> None:
+        """Look at intervals which disks are full, and log each change."""
         while True:
             before, now = self.full, await asyncio.to_thread(self._look, self._settings, free_bytes_min)
             self.full = now
@@ -206,6 +207,7 @@ class RedisState:
             await asyncio.sleep(ask_s)
 
     async def ask(self) -> None:
+        """Query all servers' states; note refused and accepting partitions, and the clock's offset."""
         wires = self._wires.wires
         found = await asyncio.gather(*(self._ask_server(wire) for wire in wires))
         refusing, taking, offsets, codes = Counter[str](), 0, list[float](), dict[str, str]()
@@ -361,6 +363,7 @@ class OpsConnections:
         self._answers = 0
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one connection; the oldest one without a request makes room if there are too many."""
         if len(self._silent) >= SILENT_MAX:
             oldest = next(iter(self._silent))
             del self._silent[oldest]

@@ -288,6 +288,7 @@ class Keeper:
         return True
 
     def _rows(self) -> Sequence[Loop]:
+        """Return the loops of this keeper that read and write PostgreSQL."""
         settings, engine, billing, log = self._settings, self._engine, self._pools.billing, self._log
         now, away, agenda = partial(datetime.now, UTC), (CountersUnavailable,), self._agenda
         # A single server never moves partitions.
@@ -343,6 +344,7 @@ class Keeper:
         ))  # fmt: skip
 
     def _flushed(self, outcome: FlushedBatch | FailedBatch) -> None:
+        """Count and log what a flush stored, or why it failed."""
         if isinstance(outcome, FailedBatch):
             self._isolation.say("flush failed", "flusher", outcome.error)
             return
@@ -404,6 +406,7 @@ class Keeper:
         return oldest_s < ROWS_AGE_S_MAX or f"the oldest row waits for {oldest_s:,.0f} s"
 
     async def _facts(self) -> LoopFacts:
+        """Return this keeper's metrics and the state of each part that it depends on."""
         verified, snapshot, why = self._servers.verified, self._snapshot(), self._redis_state.why
         return LoopFacts(
             snapshot,
@@ -419,6 +422,7 @@ class Keeper:
         )
 
     def _snapshot(self) -> Mapping[str, Any]:
+        """Return this process's metrics."""
         snapshot: dict[str, Any] = {
             "bounds": list(SECONDS),
             "flush_rows": [[table, rows] for table, rows in sorted(self._flush_rows.items())],

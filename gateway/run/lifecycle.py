@@ -40,19 +40,19 @@ def exit_on_signal() -> Iterator[None]:
     """Raise `SystemExit`, once, on SIGTERM or SIGHUP inside the block, so that its cleanup runs."""
 
     def leave(number: int, _frame: FrameType | None) -> None:
-        for one in before:
-            signal.signal(one, signal.SIG_IGN)
+        for caught in before:
+            signal.signal(caught, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
-    before = {one: signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)}
-    before = {one: how for one, how in before.items() if how != signal.SIG_IGN}
-    for one in before:
-        signal.signal(one, leave)
+    before = {caught: signal.getsignal(caught) for caught in (signal.SIGTERM, signal.SIGHUP)}
+    before = {caught: how for caught, how in before.items() if how != signal.SIG_IGN}
+    for caught in before:
+        signal.signal(caught, leave)
     try:
         yield
     finally:
-        for one, how in before.items():
-            signal.signal(one, how)
+        for caught, how in before.items():
+            signal.signal(caught, how)
 
 
 async def until_stopped(start: Coroutine[None, None, None], stop: asyncio.Event) -> None:

@@ -45,16 +45,16 @@ class ProgramList(ProgramRegistry):
 
         `workers` returns the number of gateway workers.
         """
-        take_up, said = TakeUp(self.said, SILENT_S_MAX, PROGRAMS_MAX), ""
+        take_up, reason = TakeUp(self.said, SILENT_S_MAX, PROGRAMS_MAX), ""
         while True:
             seen, count = None, 0
             with suppress(CountersUnavailable):
                 seen, count = await self.read(), await workers()
             # Once it is taken up, no older program starts; a Redis that loses its data loses the list too.
             self.takes_up_layout |= take_up.look(time.monotonic(), seen, count)
-            if take_up.why_not != said:
-                said = take_up.why_not
-                say("layout may be taken up" if not said else "layout waits", layout=LAYOUT, why=said)
+            if take_up.why_not != reason:
+                reason = take_up.why_not
+                say("layout may be taken up" if not reason else "layout waits", layout=LAYOUT, why=reason)
             await asyncio.sleep(look_s)
 
     async def keep_to_schema(
@@ -80,12 +80,12 @@ class ProgramList(ProgramRegistry):
             "layout": stored.layout,
             "schema_version": stored.schema or None,
             "runs_from": stored.runs_from or None,
-            "items": [_row(one, stored) for one in seen],
+            "items": [_row(report, stored) for report in seen],
         }
 
     async def gauges(self) -> Mapping[str, object]:
         seen, stored = await self.read(), await self._stored()
-        refused = sum(bool(stored.refused(one.program)) for one in seen)
+        refused = sum(bool(stored.refused(report.program)) for report in seen)
         return {"programs": counted(seen), "programs_refused": refused}
 
     async def wait_reason(self, capability: str) -> str:
@@ -94,7 +94,7 @@ class ProgramList(ProgramRegistry):
         Raise CountersUnavailable if Redis does not answer.
         """
         seen, layouts = await self.read(), await self._layouts()
-        return wait_reason(capability, [one.program for one in seen], min(layouts))
+        return wait_reason(capability, [report.program for report in seen], min(layouts))
 
     async def _stored(self) -> StoredVersions:
         """Return the layout version of the data in Redis, and the schema version in PostgreSQL."""
@@ -109,10 +109,10 @@ class ProgramList(ProgramRegistry):
 
 
 def _row(report: ProgramReport, stored: StoredVersions) -> Row:
-    said = asdict(report.program)
+    facts = asdict(report.program)
     return {
-        **said,
-        "schema_version": said.pop("schema") or None,
+        **facts,
+        "schema_version": facts.pop("schema") or None,
         "started_at": datetime.fromtimestamp(report.program.started_at, UTC),
         "said_at": datetime.fromtimestamp(report.said_at, UTC),
         "refused": stored.refused(report.program) or None,

@@ -48,6 +48,7 @@ class Replays:
             self._running.remove(organization_id)
 
     async def _run(self, asked: Row) -> Row:
+        """Replay budgets in a process of its own; raise Unprocessable if that takes too long."""
         process = await asyncio.create_subprocess_exec(
             *command("replay", "--worker"), stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE,
             limit=ANSWER_BYTES_MAX, start_new_session=True,

@@ -87,6 +87,7 @@ def _of_a_gateway(config: Path | None, **options: str | int | None) -> Settings:
 
 
 async def _serve(now: Renewal, voice: Voice) -> None:
+    """Run the gateway's workers and its operations port until a signal stops them."""
     stop, renew, settings = stop_signal(), asyncio.Event(), now.running
     hung_up = stop.set if sys.stdin.isatty() else renew.set
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, hung_up)
@@ -143,6 +144,7 @@ async def _operations(
     tls: TlsPort,
     disk: DiskWatch,
 ) -> asyncio.Server:
+    """Return the listening server of health and metrics."""
     ops = Ops(partial(of_gateway, state, serves, disk), partial(_metrics, settings, state, tls))
     try:
         given = next(iter(ports.handed_over(settings.ops_port)), None)
@@ -165,6 +167,7 @@ def gateway_port(settings: Settings) -> ports.ReservedPort:
 def gateway_workers(
     argv: tuple[str, ...], settings: Settings, held: ports.ReservedPort, ready_s_max: float
 ) -> list[ProcessSpec]:
+    """Return the processes of the gateway's workers, each with its sockets of the port."""
     said = to_json(settings.with_values(gateway_port=held.number).of_gateways)
     programs = []
     for number in range(settings.workers):

@@ -130,6 +130,7 @@ class ShardLoops:
         return self._flusher.trouble
 
     def start(self) -> None:
+        """Start the loops of one server of Redis."""
         loops = {
             "verifier": self.verifier.run,
             "late": self._late.run,
@@ -165,13 +166,15 @@ class AllShardLoops:
     def verified(self) -> int:
         """The number of partitions on servers whose partitions are all verified since Redis last started."""
         there = [self._kept.get(wire) for wire in self._wires.wires]
-        return sum(len(one.wire.partitions) for one in there if one is not None and one.verifier.ready)
+        return sum(
+            len(loops.wire.partitions) for loops in there if loops is not None and loops.verifier.ready
+        )
 
     @property
     def reclaimed(self) -> list[tuple[str, int]]:
         """The numbers of holds reclaimed since the start, by kind."""
-        there = [self._reclaimed_before, *(one.reclaimer.reclaimed for one in self._kept.values())]
-        return [(of, sum(one[of] for one in there)) for of in RECLAIMED_OF]
+        there = [self._reclaimed_before, *(counts.reclaimer.reclaimed for counts in self._kept.values())]
+        return [(of, sum(counts[of] for counts in there)) for of in RECLAIMED_OF]
 
     def unstored(self) -> UnstoredRows | None:
         """Return why no rows of a server are stored, of the server for which that is so for longest."""
@@ -186,8 +189,8 @@ class AllShardLoops:
     @property
     def quarantined(self) -> int | None:
         """The number of accounts in quarantine; None before the first check."""
-        found = (one.rollbacks.quarantined for one in self._kept.values())
-        return max((one for one in found if one is not None), default=None)
+        counts = (loops.rollbacks.quarantined for loops in self._kept.values())
+        return max((count for count in counts if count is not None), default=None)
 
     def start(self) -> None:
         """Start the loops of this keeper: for its share of partitions, global lists, and each server."""
@@ -201,7 +204,7 @@ class AllShardLoops:
 
     def look(self) -> None:
         wires = self._wires.wires
-        for wire in [one for one in self._kept if one not in wires]:
+        for wire in [known_wire for known_wire in self._kept if known_wire not in wires]:
             gone = self._kept.pop(wire)
             self._reclaimed_before += gone.reclaimer.reclaimed
             self._ending[gone] = asyncio.create_task(gone.stop())
@@ -221,7 +224,7 @@ class AllShardLoops:
         """
         if not flushes:
             await self._leave()
-        await asyncio.gather(*(one.stop() for one in self._kept.values()), *self._ending.values())
+        await asyncio.gather(*(loops.stop() for loops in self._kept.values()), *self._ending.values())
         await self._leave()
 
     async def _leave(self) -> None:
@@ -236,7 +239,7 @@ class AllShardLoops:
 
         A partition must be verified, and none may be kept by a newer version.
         """
-        return self.verified > 0 and not any(one.counters.newer for one in self._kept.values())
+        return self.verified > 0 and not any(loops.counters.newer for loops in self._kept.values())
 
     def _reached(self) -> list[int]:
         """Return partitions whose server answers, without those that a newer version's keepers flush."""
@@ -250,32 +253,32 @@ class AllShardLoops:
 
     def _in_hand(self) -> frozenset[int]:
         """Return partitions whose entries are being read or stored, including those of lost servers."""
-        return frozenset[int]().union(*(one.in_hand for one in (*self._kept.values(), *self._ending)))
+        return frozenset[int]().union(*(loops.in_hand for loops in (*self._kept.values(), *self._ending)))
 
     async def workers(self) -> int:
         """Return the number of gateway workers that report; CountersUnavailable if Redis is away."""
-        return max([len(await one.counters.reports()) for one in list(self._kept.values())], default=0)
+        return max([len(await loops.counters.reports()) for loops in list(self._kept.values())], default=0)
 
     async def at_rest(self) -> set[int]:
         """Return partitions whose workers have all sent their logs again, of servers that answer."""
-        found: set[int] = set()
-        for one in list(self._kept.values()):
+        partitions: set[int] = set()
+        for loops in list(self._kept.values()):
             with suppress(CountersUnavailable):
-                found |= await one.gate.at_rest()
-        return found
+                partitions |= await loops.gate.at_rest()
+        return partitions
 
     async def waiting(self) -> dict[str, object]:
         """Return metrics of the entries that wait in servers' outboxes; {} if no server answers."""
         entries = waiting = broken = holds = 0
         oldest: list[int] = []
         answered = False
-        for one in list(self._kept.values()):  # servers may be added and removed meanwhile
+        for loops in list(self._kept.values()):  # servers may be added and removed meanwhile
             with suppress(CountersUnavailable):
-                count, oldest_ms = await one.counters.depth()
-                apart = await one.outbox.parked(one.wire.part.partitions)
-                holds += await one.counters.holds()
+                count, oldest_ms = await loops.counters.depth()
+                apart = await loops.outbox.parked(loops.wire.part.partitions)
+                holds += await loops.counters.holds()
                 entries, waiting, answered = entries + count, waiting + sum(apart.values()), True
-                broken += len(one.outbox.broken)
+                broken += len(loops.outbox.broken)
                 oldest += [oldest_ms] if oldest_ms else []
         if not answered:
             return {}

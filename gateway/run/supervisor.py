@@ -115,6 +115,7 @@ def run_up(options: Options, voice: Voice) -> None:
 
 
 async def _up(options: Options, voice: Voice) -> None:
+    """Run all processes of `tollkeeper up` until a signal stops them."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -136,6 +137,7 @@ async def _up(options: Options, voice: Voice) -> None:
 
 
 async def _start(supervisor: Supervisor, options: Options, locks: ExitStack) -> None:
+    """Start servers, gateway and keeper in order, and report where they are once calls are answered."""
     data, voice, settings = supervisor.data, supervisor.voice, options.settings
     check(settings)
     ports.refuse_unknown((settings.gateway_port,))
@@ -495,6 +497,7 @@ async def start_servers(
 
 
 async def _redis(supervisor: Supervisor, settings: Settings, password: str) -> tuple[str, str]:
+    """Start Valkey, unless an address is given; return the URL for others and the one for this machine."""
     theirs, count = settings.redis_url, settings.redis_servers
     if theirs:
         await _reachable(theirs, "Redis", "--redis-url")

@@ -152,8 +152,10 @@ async def charge(store: Store, today: Callable[[], date], organization_ids: Sequ
     busy = await store.run(
         lambda connection: charges.charge_free(connection, organization_ids, partition, day)
     )
-    for one in busy:
-        await store.run(partial(charges.charge_known, organization_id=one, partition=partition, today=day))
+    for organization_id in busy:
+        await store.run(
+            partial(charges.charge_known, organization_id=organization_id, partition=partition, today=day)
+        )
 
 
 def month_ends(checkpoints: Checkpoints, clock: Clock, page: int = 100) -> Loop:
@@ -165,15 +167,16 @@ def month_ends(checkpoints: Checkpoints, clock: Clock, page: int = 100) -> Loop:
     closed_before: date | None = None
 
     async def close(isolation: Isolation, loop: str) -> int:
+        """Store the sums of the month that is over; return their number."""
         nonlocal closed_before
-        open_month, found, made = (clock() - STORED_BY).date().replace(day=1), 0, 0
+        open_month, visited, made = (clock() - STORED_BY).date().replace(day=1), 0, 0
         if open_month == closed_before:
             return 0
 
         async def due(after: int, count: int) -> Sequence[int]:
-            nonlocal found
+            nonlocal visited
             some = await checkpoints.after(after, count)
-            found += len(some)
+            visited += len(some)
             return some
 
         async def close_some(some: Sequence[int]) -> None:
@@ -181,7 +184,7 @@ def month_ends(checkpoints: Checkpoints, clock: Clock, page: int = 100) -> Loop:
             made += await checkpoints.close_months(some, open_month)
 
         closed = await batches(due, close_some, count=page, place=int)(isolation, loop)
-        closed_before = open_month if closed == found else None
+        closed_before = open_month if closed == visited else None
         return made
 
     return Loop("checkpoints", HOUR_S, (close,))
@@ -195,8 +198,8 @@ def sweeper(sweeps: Sweeps, counters: KeeperCounters, agenda: Agenda | None = No
     """
     away = (CountersUnavailable,)
     sweep = run_each(
-        lambda _, count: sweeps.due(count), lambda one: counters.sweep(*one), count=1_000, leaves=away,
-        name=lambda one: f"tenant {one[0]}",
+        lambda _, count: sweeps.due(count), lambda cycle: counters.sweep(*cycle), count=1_000, leaves=away,
+        name=lambda cycle: f"tenant {cycle[0]}",
     )  # fmt: skip
     return Loop("sweeper", 1.0, (sweep,), quiet=away, agenda=agenda)
 

@@ -92,6 +92,7 @@ NEAREST_MAX = 3
 
 
 def unknown(place: str, name: str, value: str, names: tuple[str, ...], prefix: str) -> SettingError:
+    """Return the error for an unknown setting, with the names that it may have meant."""
     from difflib import get_close_matches  # noqa: PLC0415  # where something is misspelt
 
     plain = name.lower().removeprefix("tollkeeper_")

@@ -201,6 +201,7 @@ def sign_in_of(written: SignInConfig) -> SignIn:
 
 
 def _provider(provider_config: ProviderConfig) -> IdentityProvider:
+    """Return the identity provider of an entry in the configuration file."""
     said = {
         name: getattr(provider_config, name)
         for name in ("algorithms", "ca_file", "leeway_s", "subject", "groups")
@@ -584,6 +585,7 @@ _AS_WRITTEN = (
 
 
 def _target(name: str, written: _Upstream, environ: Mapping[str, str]) -> UpstreamTarget:
+    """Return the upstream of an entry in the configuration file; raise SettingError naming a wrong field."""
     for field, value in written.headers.items():
         if not re.fullmatch(r"[A-Za-z0-9-]+", field) or not re.fullmatch(r"[\x20-\x7e]*", value):
             raise SettingError(f"upstreams.{name}.headers.{field}: not a valid header")
@@ -780,6 +782,7 @@ def _check_files(place: str, written: _Upstream) -> None:
 
 
 def _route(written: _Route) -> Route:
+    """Return the route of an entry in the configuration file; raise SettingError naming a wrong field."""
     methods = ANY_METHODS if "ANY" in written.methods else tuple(dict.fromkeys(written.methods))
     if written.meter != "none" and not written.service and "{service_key}" not in written.path:
         raise SettingError(f"routes {written.path}: a metered route needs a service")

@@ -279,6 +279,7 @@ def merge(left: Snapshot, right: Snapshot) -> dict[str, Any]:
 
 
 def _added(name: str, left: Any, right: Any) -> Any:
+    """Return the merged value of one metric: sums, rows by label, or the newer value."""
     if name == "bounds":
         return right
     if isinstance(left, dict) and isinstance(right, dict):
@@ -298,6 +299,7 @@ def _added(name: str, left: Any, right: Any) -> Any:
 
 
 def _collected(directory: Path) -> dict[str, Any]:
+    """Return the metrics of all workers together; fold those of ended workers into one file."""
     total: dict[str, Any] = {}
     retired = _read(directory / RETIRED) or {}
     folded: list[Path] = []

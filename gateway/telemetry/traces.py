@@ -186,6 +186,7 @@ class Exporter:
         self._disconnect()
 
     def _send_all(self) -> None:
+        """Send the waiting spans in batches, and count the sent and the dropped ones."""
         size = self._tracing.batch_spans_max
         while True:
             with self._lock:

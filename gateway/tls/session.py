@@ -280,6 +280,7 @@ class TlsSession(TlsTransport, asyncio.Protocol):
             self._shake(b"".join(waiting))
 
     def _shake(self, data: bytes) -> None:
+        """Continue the handshake with `data` from the client; once it is done, connect the inner protocol."""
         self._incoming.write(data)
         try:
             self._tls.do_handshake()
@@ -328,6 +329,7 @@ class TlsSession(TlsTransport, asyncio.Protocol):
     # bytes of an open connection
 
     def _take(self, data: bytes) -> None:
+        """Decrypt `data` from the client and pass it to the inner protocol."""
         if self._half:
             self._inner.data_received(data)  # to be counted, not read
             return

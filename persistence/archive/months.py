@@ -231,6 +231,7 @@ def what_waits(connection: Connection, ledger: MonthlyLedger, month: date) -> li
 
 
 def _of_ledger(connection: Connection, ledger: MonthlyLedger, partition: str) -> list[str]:
+    """Return why a partition of a ledger cannot be archived yet."""
     delta, balance = MOVES[ledger.kind]
     names = {"kind": ledger.kind, "owner": ledger.owner, "partition": partition, "delta": delta}
     reasons = _name_reasons(
@@ -683,6 +684,7 @@ def months_outside(url: str, rows_max: int = ROWS_TOLD_MAX) -> list[tuple[str, d
 
 
 def _bring_in(connection: Connection, ledger: MonthlyLedger, room: int) -> list[PartitionedMonth]:
+    """Move rows of the default partition to partitions of their months, at most `room` rows."""
     if not _read_months(connection, ledger):
         return []
     moved = []

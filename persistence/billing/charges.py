@@ -439,6 +439,7 @@ def give_back(connection: Connection, organization_ids: Sequence[int]) -> None:
 def open_charges(
     connection: Connection, organization_ids: Sequence[int], until: date, *, today: date, running: datetime
 ) -> dict[int, list[SupplyCharge]]:
+    """Return the charges that no invoice has yet, by organization, up to `until`."""
     here = _parameters(connection, organization_ids, running)
     supply_charges = defaultdict[int, list[SupplyCharge]](list)
     for statement in _READ.values():
@@ -619,6 +620,7 @@ def unbilled_in_words(rows: Iterable[Row]) -> str:
 
 
 def _row(kind: str, currency: str, some: Iterable[SupplyCharge]) -> Row | None:
+    """Return the sum of some charges as a row, or None if it is 0."""
     found = list(some)
     amount = sum((charge.amount for charge in found), Decimal(0)).normalize()
     if not amount:

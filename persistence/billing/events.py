@@ -112,7 +112,7 @@ class _Batch:
 class _SentEvent:
     """An event as received: body, time, and its ids as reported by the sender, staff and its organization."""
 
-    said: Mapping[str, Any]
+    body: Mapping[str, Any]
     at: datetime
     ids: tuple[UUID, UUID, UUID]
 
@@ -137,27 +137,27 @@ def take(change: EntityWrite) -> Row:
     sent = change.command.values["events"]
     assert isinstance(sent, list)
     rejected: list[Row] = list(change.command.values["rejected"])  # type: ignore[call-overload]  # a list
-    told = len(sent) + len(rejected)
+    count = len(sent) + len(rejected)
     events_: dict[UUID, _AcceptedEvent] = {}
     batch, begun = _begin(change, [event for _, event in sent])
-    for (place, event), one in zip(sent, begun, strict=True):
+    for (place, event), sent_event in zip(sent, begun, strict=True):
         try:
-            accepted = _accept(batch, one)
+            accepted = _accept(batch, sent_event)
         except Unacceptable as error:
             rejected.append(refused(place, event, error.name, error.reason))
         else:
             if accepted is not None:
                 events_.setdefault(accepted.request_id, accepted)
-    document = dumps([one.row for one in events_.values()])
+    document = dumps([event.row for event in events_.values()])
     stored = set(batch.connection.scalars(_TAKE, {"rows": document}))
-    taken = [one for request_id, one in events_.items() if request_id in stored]
-    change.intend_all([one.write for one in taken])
+    taken = [event for request_id, event in events_.items() if request_id in stored]
+    change.intend_all([event.write for event in taken])
     _charge_late(batch, taken)
     rejected.sort(key=lambda row: int(str(row["index"])))
-    if rejected and len(rejected) == told:
+    if rejected and len(rejected) == count:
         wrong = tuple((f"{row['index']}.{row['field']}", str(row["reason"])) for row in rejected)
         raise Unprocessable("None of these events was taken.", errors=wrong)
-    duplicates = told - len(taken) - len(rejected)
+    duplicates = count - len(taken) - len(rejected)
     return {"id": 0, "accepted": len(taken), "duplicates": duplicates, "rejected": rejected}
 
 
@@ -166,11 +166,11 @@ def _begin(change: EntityWrite, events_: Sequence[Mapping[str, Any]]) -> tuple[_
     connection, now = change.connection, change.now
     tenants = _look_up(connection, {event["subject"] for event in events_}, change.within)
     begun = [_SentEvent(event, event.get("time") or now, _ids(change, event, tenants)) for event in events_]
-    ids = list({id_ for one in begun for id_ in one.ids})
+    ids = list({id_ for sent_event in begun for id_ in sent_event.ids})
     known = {row.id: row.account for row in connection.execute(_KNOWN, {"ids": ids})}
-    priced = [one for one in begun if one.said["data"].get("usage") is not None]
-    models = {one.said["data"].get("model") or "" for one in priced} - {""}
-    prices = read_book(connection, models, min((one.at for one in priced), default=now))
+    priced = [sent_event for sent_event in begun if sent_event.body["data"].get("usage") is not None]
+    models = {sent_event.body["data"].get("model") or "" for sent_event in priced} - {""}
+    prices = read_book(connection, models, min((sent_event.at for sent_event in priced), default=now))
     batch = _Batch(change, connection.execute(_KEPT).scalar(), tenants, known, prices)
     _read_cycles(batch, begun)
     return batch, begun
@@ -182,10 +182,10 @@ def _read_cycles(batch: _Batch, begun: Sequence[_SentEvent]) -> None:
     For the others, read whether their debt is carried on, and whether a plan was in force.
     """
     uses: dict[Use, _Tenant] = {}
-    for one in begun:
-        tenant = batch.tenants[one.said["subject"]]
+    for sent in begun:
+        tenant = batch.tenants[sent.body["subject"]]
         if isinstance(tenant, _Tenant):
-            uses[tenant.id, one.at] = tenant
+            uses[tenant.id, sent.at] = tenant
     connection = batch.connection
     batch.current = in_cycle(connection, batch.change.now, uses)
     over = [use for use in uses if use not in batch.current]
@@ -200,29 +200,27 @@ def _ids(
     tenant = tenants[event["subject"]]
     owner = tenant.organization_id if isinstance(tenant, _Tenant) else EVERYBODYS
     own, staff = change.within or EVERYBODYS, EVERYBODYS
-    found = {
-        teller: events.request_of(event["source"], event["id"], teller) for teller in {own, staff, owner}
-    }
-    return found[own], found[staff], found[owner]
+    ids = {teller: events.request_of(event["source"], event["id"], teller) for teller in {own, staff, owner}}
+    return ids[own], ids[staff], ids[owner]
 
 
 def refused(place: int, event: Mapping[str, Any], name: str, reason: str) -> Row:
-    told = {of: event.get(of) if isinstance(event.get(of), str) else None for of in ("source", "id")}
-    return {"index": place, **told, "field": name, "reason": reason}
+    source_and_id = {of: event.get(of) if isinstance(event.get(of), str) else None for of in ("source", "id")}
+    return {"index": place, **source_and_id, "field": name, "reason": reason}
 
 
-def _accept(batch: _Batch, one: _SentEvent) -> _AcceptedEvent | None:
-    """Validate the event `one`; return its row and control write, or None if it was stored before."""
+def _accept(batch: _Batch, sent: _SentEvent) -> _AcceptedEvent | None:
+    """Validate the event `sent`; return its row and control write, or None if it was stored before."""
     # The id includes the reporting organization, so that no organization can use up another one's ids.
-    event, at, request_id = one.said, one.at, one.ids[0]
+    event, at, request_id = sent.body, sent.at, sent.ids[0]
     teller = batch.change.within or EVERYBODYS
-    if _is_known(batch, one, teller):
+    if _is_known(batch, sent, teller):
         return None
     _check_time(batch, at)
     tenant = batch.tenants[event["subject"]]
     if isinstance(tenant, Unacceptable):
         raise tenant
-    if _is_known(batch, one, tenant.organization_id):
+    if _is_known(batch, sent, tenant.organization_id):
         return None
     data = event["data"]
     service = _service(batch, tenant, data["service"])
@@ -258,10 +256,10 @@ def _accept(batch: _Batch, one: _SentEvent) -> _AcceptedEvent | None:
     return _AcceptedEvent(request_id, tenant, at, row, write, owes=bool(late or quota))
 
 
-def _is_known(batch: _Batch, one: _SentEvent, organization_id: int) -> bool:
-    own, *others = one.ids
+def _is_known(batch: _Batch, sent: _SentEvent, organization_id: int) -> bool:
+    own, *others = sent.ids
     account = f"organization:{organization_id}"
-    return own in batch.known or any(batch.known.get(each) == account for each in others)
+    return own in batch.known or any(batch.known.get(id_) == account for id_ in others)
 
 
 def _check_time(batch: _Batch, at: datetime) -> None:
@@ -277,6 +275,7 @@ def _check_time(batch: _Batch, at: datetime) -> None:
 def _look_up(
     connection: Connection, subjects: Collection[str], within: int | None
 ) -> dict[str, _Tenant | Unacceptable]:
+    """Return the tenant that each subject means, or why it means none."""
     meant = {subject: _meant(subject) for subject in subjects}
     rows: dict[tuple[str, int | str], list[Any]] = {}
     for (kind, of), statement in _BY.items():
@@ -284,7 +283,7 @@ def _look_up(
         if values:
             for row in connection.execute(statement, {"values": list(values), "within": within}):
                 rows.setdefault((kind, row.value), []).append(row)
-    beyond = overage_prices(connection, {row.id for found in rows.values() for row in found})
+    beyond = overage_prices(connection, {row.id for matches in rows.values() for row in matches})
     return {
         subject: _one_of([(kind, value, rows.get((kind, value), ())) for kind in kinds], beyond)
         for subject, (kinds, value) in meant.items()
@@ -309,11 +308,11 @@ def _one_of(
 
     Return an error if no lookup has a row, or one has several. `beyond` are overage prices by tenant.
     """
-    for kind, name, found in ways:
-        if len(found) > 1:
+    for kind, name, rows in ways:
+        if len(rows) > 1:
             return Unacceptable("subject", f"is more than one tenant; say tenant:ID of one of {kind} {name}")
-        if found:
-            row = found[0]
+        if rows:
+            row = rows[0]
             weights = millionths(row.weights)
             return _Tenant(
                 row.id, row.organization_id, row.currency, Weights.of(weights) if weights else None,
@@ -365,13 +364,13 @@ def _charge_late(batch: _Batch, taken: Sequence[_AcceptedEvent]) -> None:
     """Charge the use in `taken`, reported after its cycle; lock organizations, then partitions, in order."""
     change = batch.change
     since: dict[int, dict[int, datetime]] = {}  # by organization and tenant
-    for one in taken:
-        if one.owes:
-            those = since.setdefault(one.tenant.organization_id, {})
-            those[one.tenant.id] = min(one.at, those.get(one.tenant.id, one.at))
+    for event in taken:
+        if event.owes:
+            those = since.setdefault(event.tenant.organization_id, {})
+            those[event.tenant.id] = min(event.at, those.get(event.tenant.id, event.at))
     for organization_id in sorted(since):
         charges.hold(batch.connection, organization_id)
-    for partition in sorted({change.partition_of(each) for each in since}):
+    for partition in sorted({change.partition_of(organization_id) for organization_id in since}):
         change.hold_flushes(partition)
     if since:
         charges.accrue_early_use(batch.connection, since)

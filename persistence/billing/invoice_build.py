@@ -129,7 +129,8 @@ def corrected_by(connection: Connection, row: Row) -> Sequence[InvoiceReference]
     else:
         result = connection.execute(_GIVEN_BACK, {"id": row["id"], "most": CORRECTED_MAX})
     return [
-        InvoiceReference(each.number, each.finalized_at.astimezone(UTC).date().isoformat()) for each in result
+        InvoiceReference(corrected.number, corrected.finalized_at.astimezone(UTC).date().isoformat())
+        for corrected in result
     ]
 
 
@@ -195,8 +196,8 @@ def of_source(
 
 def days_of(taken: Sequence[SupplyCharge]) -> tuple[date, date]:
     """Return the first day of an invoice's charges, and the day after the last one."""
-    ends = max((each.end - ONE_DAY).astimezone(UTC).date() for each in taken) + ONE_DAY
-    return min(each.day for each in taken), ends
+    ends = max((charge.end - ONE_DAY).astimezone(UTC).date() for charge in taken) + ONE_DAY
+    return min(charge.day for charge in taken), ends
 
 
 def draw_draft(
@@ -231,7 +232,7 @@ def require_final(
     """
     if drawn.left and not drawn.bill.lines:
         raise Unprocessable("This cannot become final.", (("lines", f"has none. {drawn.left}"),))
-    said = [line.description for line in drawn.bill.lines]
+    descriptions = [line.description for line in drawn.bill.lines]
     currency, tax = drawn.known.facts.currency, _tax_of(drawn)
     try:
         accounting_tax = convert_tax(rates, letterhead, today, currency, tax)
@@ -241,7 +242,7 @@ def require_final(
             raise
         accounting_tax = None
     document = replace(drawn.document, accounting_tax=accounting_tax)
-    require_complete(document, said, letterhead.missing_glyphs)
+    require_complete(document, descriptions, letterhead.missing_glyphs)
     return drawn._replace(document=document)
 
 
@@ -258,39 +259,39 @@ def _corrects_rated(connection: Connection, drawn: DraftWithLines, tax: Decimal)
 
 def have_draft(connection: Connection, drawn: Sequence[DraftWithLines]) -> list[Final]:
     """Assign the charges on the drafts' lines to the drafts; then only `finish_final` is left to do."""
-    of = [each.draft.invoice_id for each in drawn]
+    of = [item.draft.invoice_id for item in drawn]
     charges.bill(
         connection,
-        [(id_, *placed) for id_, each in zip(of, drawn, strict=True) for placed in each.bill.placed],
+        [(id_, *placed) for id_, item in zip(of, drawn, strict=True) for placed in item.bill.placed],
     )
-    owing = [each.draft.invoice_id for each in drawn if owes_credits(each)]
+    owing = [item.draft.invoice_id for item in drawn if owes_credits(item)]
     if owing:
         credit_balances.bill_debt(connection, owing)
-    monthly = [each for each in drawn if each.draft.only is None]
+    monthly = [item for item in drawn if item.draft.only is None]
     covers: Mapping[int, Row] = {}
     if monthly:
-        told = [(each.draft.invoice_id, each.draft.organization_id, each.draft.until) for each in monthly]
-        invoice_lines.tell_credits(connection, told)
-        since = {each.draft.organization_id: each.known.since for each in monthly}
+        months = [(item.draft.invoice_id, item.draft.organization_id, item.draft.until) for item in monthly]
+        invoice_lines.tell_credits(connection, months)
+        since = {item.draft.organization_id: item.known.since for item in monthly}
         covers = invoice_lines.covers_of(connection, since)
     documents = list[dict[str, object]]()
-    for each in drawn:
-        document, id_ = each.document, each.draft.invoice_id
-        if each.kind == CREDIT_NOTE:
+    for item in drawn:
+        document, id_ = item.document, item.draft.invoice_id
+        if item.kind == CREDIT_NOTE:
             # A credit note names the invoices that it corrects, known once its charges are assigned.
             corrected = tuple(corrected_by(connection, {"id": id_, "corrects_id": None}))
-            converted = tax_of_note(connection, corrected, _tax_of(each)) or document.accounting_tax
+            converted = tax_of_note(connection, corrected, _tax_of(item)) or document.accounting_tax
             document = replace(document, corrects=corrected, accounting_tax=converted)
-        if each.kind == CREDIT_NOTE or document.accounting_tax is not None:
+        if item.kind == CREDIT_NOTE or document.accounting_tax is not None:
             documents.append({"id": id_, "document": json.dumps(document.as_json())})
     if documents:
         connection.execute(_DOCUMENT, documents)
     return [
         Final(
-            each.draft.invoice_id, each.kind, each.total, each.known.organization.due_days,
-            covers.get(each.draft.organization_id) if each.draft.only is None else None,
+            item.draft.invoice_id, item.kind, item.total, item.known.organization.due_days,
+            covers.get(item.draft.organization_id) if item.draft.only is None else None,
         )
-        for each in drawn
+        for item in drawn
     ]  # fmt: skip
 
 
@@ -362,8 +363,8 @@ def _keep(
     }
     bills = {}
     for draft in drafts:
-        said = facts[draft.organization_id].facts
-        bills[draft.invoice_id] = bill(said if draft.only is None else replace(said, credits_consumed=0))
+        sums = facts[draft.organization_id].facts
+        bills[draft.invoice_id] = bill(sums if draft.only is None else replace(sums, credits_consumed=0))
     connection.execute(_CLEAR, {"ids": list(bills)})
     totals = keep_lines(connection, {id_: made.lines for id_, made in bills.items()})
     drawn = [
@@ -377,10 +378,10 @@ def _keep(
         for draft in drafts
     ]  # fmt: skip
     connection.execute(_KEEP, {
-        "ids": list(bills), "totals": list(totals.values()), "kinds": [each.kind for each in drawn],
-        "currencies": [each.known.facts.currency for each in drawn],
-        "customers": [each.known.organization.name for each in drawn],
-        "documents": [json.dumps(each.document.as_json()) for each in drawn],
+        "ids": list(bills), "totals": list(totals.values()), "kinds": [item.kind for item in drawn],
+        "currencies": [item.known.facts.currency for item in drawn],
+        "customers": [item.known.organization.name for item in drawn],
+        "documents": [json.dumps(item.document.as_json()) for item in drawn],
     })  # fmt: skip
     return drawn
 

@@ -304,6 +304,7 @@ class InvoiceInputs(NamedTuple):
 
 
 def read_facts(connection: Connection, wanted: Sequence[InvoiceCharges]) -> dict[int, InvoiceInputs]:
+    """Return what the invoices of these charges are computed from, by organization."""
     every = [charge for each in wanted for charge in each.charges]
     ids = [each.organization_id for each in wanted]
     dated = read_tax_rates(connection, ids)
@@ -372,6 +373,7 @@ def _names(connection: Connection, what: str, ids: set[int | None]) -> dict[int,
 def _units_before(
     connection: Connection, wanted: Iterable[InvoiceCharges]
 ) -> Mapping[int, Mapping[tuple[int | None, date], int]]:
+    """Return units billed earlier in each month of these invoices, by organization, service and month."""
     first = {
         each.organization_id: min(charge.day for charge in each.charges if charge.kind == USAGE)
         for each in wanted
@@ -437,6 +439,7 @@ def number_lines(connection: Connection, invoice: Any, today: date) -> NumberedL
 
 
 def _drawn(connection: Connection, invoice: Any, today: date) -> NumberedLines:
+    """Return the lines that an invoice would have today, with their positions."""
     organization_id, start, until = invoice.organization_id, invoice.period_start, invoice.period_end
     only = only_of({"source": invoice.source, "source_id": invoice.source_id})
     open_ = read_unbilled(connection, [organization_id], until, today)[organization_id]

@@ -463,6 +463,7 @@ class InvoiceUsage:
 
 
 def _accounts(connection: Connection, invoice: Any) -> list[tuple[str, int, Sequence[Box]]]:
+    """Return the accounts of an invoice, each with the boxes that no other invoice covers."""
     here = {
         "organization": invoice.organization_id, "id": invoice.id, "finalized_at": invoice.finalized_at,
         "number": invoice.number,

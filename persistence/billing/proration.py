@@ -417,6 +417,7 @@ def _owed(
 def _settled(
     ends: Sequence[tuple[Any, plan_turns.PlanTurns]], segments: Sequence[PlanSegment], before: Decimal
 ) -> Iterator[SettledEarlyUse]:
+    """Yield the ends of plans whose early use now costs another amount than was noted."""
     if not ends:
         return
     (row, _), used = ends[-1], [_used(*end, segments) for end in ends]

@@ -245,6 +245,7 @@ def amend(change: EntityWrite) -> Row:
 
 
 def _refuse_amendment(connection: Connection, before: Row) -> None:
+    """Raise Conflict if the price `before` must not be amended, with what to do instead."""
     if before["amended_by_id"] is not None:
         raise Conflict(f"This price was amended already, by price {before['amended_by_id']}: amend that one.")
     if before["source"] != OPERATOR:
@@ -536,6 +537,7 @@ def _give_credits_back(change: EntityWrite, rated: Sequence[_RepricedCall], reas
 
 
 def _tell_rerating(connection: Connection, rated: Sequence[_RepricedCall], *, is_amended: bool) -> None:
+    """Store the new costs of calls, and report the changes to roll-ups and listeners."""
     times = [repriced.call.created_at for repriced in rated]
     values = {
         "ids": [repriced.call.request_id for repriced in rated], "costs": [repriced.rating.cost for repriced in rated],

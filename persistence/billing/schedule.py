@@ -128,9 +128,9 @@ def claim(connection: Connection, partition: int) -> bool:
 def leave(connection: Connection, left: Mapping[int, SkipReason | None]) -> None:
     """Store the reasons in `left` why organizations' invoices were skipped; None clears a stored reason."""
     ids = sorted(left)
-    said = [(None, None) if (why := left[id_]) is None else (why.reason, why.why) for id_ in ids]
-    reasons = [reason for reason, _ in said]
-    whys = [None if why is None else why[:WHY_CHARACTERS_MAX] for _, why in said]
+    pairs = [(None, None) if (why := left[id_]) is None else (why.reason, why.why) for id_ in ids]
+    reasons = [reason for reason, _ in pairs]
+    whys = [None if why is None else why[:WHY_CHARACTERS_MAX] for _, why in pairs]
     connection.execute(_LEAVE, {"organizations": ids, "reasons": reasons, "whys": whys})
 
 
@@ -239,7 +239,7 @@ def _fees(batch: InvoiceBatch, due: Sequence[Any]) -> list[DraftWithLines]:
         drafts[draft.until].append(draft)
     finals: list[DraftWithLines] = []
     for _, some in sorted(drafts.items()):
-        some.sort(key=lambda each: each.organization_id)
+        some.sort(key=lambda draft: draft.organization_id)
         finals += _drawn(batch, some, due, final=batch.finalize)
     return finals
 
@@ -250,12 +250,12 @@ def _new_fees(batch: InvoiceBatch, organization_ids: Sequence[int]) -> list[Draf
         return []
     today = _today(batch)
     of_all = invoice_build.of_source(batch.connection, organization_ids, today + ONE_DAY, today, AHEAD)
-    found = {owner: each.taken for owner, each in of_all.items() if each.taken}
-    if nothing := [organization_id for organization_id in organization_ids if organization_id not in found]:
+    owed = {owner: split.taken for owner, split in of_all.items() if split.taken}
+    if nothing := [organization_id for organization_id in organization_ids if organization_id not in owed]:
         at = (batch.connection, batch.now, nothing, batch.grace_hours)
         due = {row.organization_id for row in due_of(*at, finalize=False) if row.source}
         batch.left |= dict.fromkeys(due, SkipReason(CONFLICT, NOTHING_OWED))
-    days = {owner: invoice_build.days_of(some) for owner, some in found.items()}
+    days = {owner: invoice_build.days_of(some) for owner, some in owed.items()}
     made = batch.connection.execute(_NEW_AHEAD, {
         "organizations": list(days), "starts": [start for start, _ in days.values()],
         "ends": [until for _, until in days.values()], "source": AHEAD[0],
@@ -289,8 +289,8 @@ def _drafts(batch: InvoiceBatch, start: date, until: date, rows: Sequence[Any]) 
     new = [row.organization_id for row in rows if row.draft_id is None]
     if new:
         other = overlapping(batch.connection, new, start, until)
-        batch.left |= {each: SkipReason(CONFLICT, why) for each, why in other.items()}
-        free = [each for each in new if each not in other]
+        batch.left |= {organization_id: SkipReason(CONFLICT, why) for organization_id, why in other.items()}
+        free = [organization_id for organization_id in new if organization_id not in other]
         made = batch.connection.execute(_NEW, {"start": start, "until": until, "organizations": free})
         drafts += [Draft(row.id, row.organization_id, start, until) for row in made]
     return sorted(drafts, key=lambda draft: draft.organization_id)
@@ -300,32 +300,34 @@ def _with_lines(
     batch: InvoiceBatch, drawn: Sequence[DraftWithLines], known: Collection[int]
 ) -> list[DraftWithLines]:
     """Return the drafts that have lines; delete the others, with an audit entry for each id in `known`."""
-    empty = [each for each in drawn if not each.bill.lines]
+    empty = [draft for draft in drawn if not draft.bill.lines]
     # Charges that no invoice can take are reported as the skip reason.
-    batch.left |= {each.draft.organization_id: SkipReason(REFUSED, each.left) for each in empty if each.left}
+    batch.left |= {
+        draft.draft.organization_id: SkipReason(REFUSED, draft.left) for draft in empty if draft.left
+    }
     if empty:
-        batch.connection.execute(_REMOVE, {"ids": [each.draft.invoice_id for each in empty]})
-        _note(batch, "delete", [each for each in empty if each.draft.invoice_id in known])
-    return [each for each in drawn if each.bill.lines]
+        batch.connection.execute(_REMOVE, {"ids": [draft.draft.invoice_id for draft in empty]})
+        _note(batch, "delete", [draft for draft in empty if draft.draft.invoice_id in known])
+    return [draft for draft in drawn if draft.bill.lines]
 
 
 def _complete(
     batch: InvoiceBatch, drawn: Sequence[DraftWithLines], rows: Sequence[Any]
 ) -> list[DraftWithLines]:
     """Return the drafts that may become final, and store why the others are skipped."""
-    found, known, today = [], {row.draft_id for row in rows}, _today(batch)
+    final, known, today = [], {row.draft_id for row in rows}, _today(batch)
     rates = read_rates(batch.connection, batch.letterhead, today)
-    for each in _with_lines(batch, drawn, known):
+    for draft in _with_lines(batch, drawn, known):
         try:
-            complete = invoice_build.require_final(batch.connection, batch.letterhead, today, rates, each)
+            complete = invoice_build.require_final(batch.connection, batch.letterhead, today, rates, draft)
         except Unprocessable as refusal:
-            batch.left[each.draft.organization_id] = left_by(refusal)
+            batch.left[draft.draft.organization_id] = left_by(refusal)
         except UnseenLetters as more:
             batch.unseen += more.texts
         else:
-            found.append(complete)
-    _note(batch, "create", [each for each in found if each.draft.invoice_id not in known])
-    return found
+            final.append(complete)
+    _note(batch, "create", [draft for draft in final if draft.draft.invoice_id not in known])
+    return final
 
 
 def _finish(batch: InvoiceBatch, finals: Sequence[DraftWithLines], made: Sequence[Final]) -> None:
@@ -353,9 +355,9 @@ def _note(batch: InvoiceBatch, action: str, drawn: Sequence[DraftWithLines]) -> 
         batch.change_of(action, 0),
         [
             (
-                each.draft.invoice_id, each.draft.organization_id,
-                {"period_start": each.draft.start, "period_end": each.draft.until},
+                draft.draft.invoice_id, draft.draft.organization_id,
+                {"period_start": draft.draft.start, "period_end": draft.draft.until},
             )
-            for each in drawn
+            for draft in drawn
         ],
     )  # fmt: skip

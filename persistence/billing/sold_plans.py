@@ -49,15 +49,15 @@ def sold_plan_of(
     given = connection.execute(_GIVEN, {"account": account}).first()
     got = None
     if given is not None and given.payload.get("plan_id") == plan["id"]:
-        told = {**plan, **{name: given.payload[name] for name in _SOLD if name in given.payload}}
+        given_plan = {**plan, **{name: given.payload[name] for name in _SOLD if name in given.payload}}
         since = given.payload.get("since_ms")
         got = PlanVersion(
-            given.created_at if since is None else moment_of(int(since)), terms_of(told, anchor)
+            given.created_at if since is None else moment_of(int(since)), terms_of(given_plan, anchor)
         )
     renewed = connection.execute(_RENEWED, {"account": account, "at": at}).scalar()
-    said = [PlanVersion(row["since"], terms_of(dict(row), anchor)) for row in rows]
-    found = sold_with(said or [PlanVersion(at, terms_of(plan, anchor))], got, renewed, at)
-    return {**plan, **_fields(found)}
+    versions = [PlanVersion(row["since"], terms_of(dict(row), anchor)) for row in rows]
+    terms = sold_with(versions or [PlanVersion(at, terms_of(plan, anchor))], got, renewed, at)
+    return {**plan, **_fields(terms)}
 
 
 def terms_of(plan: TokenPlan, anchor: int) -> TokenTerms:

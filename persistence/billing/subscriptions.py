@@ -352,6 +352,7 @@ def _define(change: EntityWrite, organization_id: int, ended: SegmentEnd | None 
 
 
 def _keep_segment(change: EntityWrite, organization_id: int, segment: PlanSegment) -> None:
+    """Store a new segment of a subscription, or the changed end of a stored one."""
     here = subscription_segment
     if segment.id:
         ended = update(here).where(here.c.id == segment.id, here.c.end_date != segment.end)

@@ -201,6 +201,7 @@ SELECT organization_id AS id,
 async def organizations(
     connection: AsyncConnection, where: str, values: Mapping[str, Any]
 ) -> list[OrganizationAccount]:
+    """Return the definitions and balances of the organizations that the SQL condition `where` selects."""
     rows = await _rows(connection, _ORGANIZATIONS, where, values)
     ids = [row["id"] for row in rows]
     budgets, groups = await budgets_of(connection, ids), await _groups_of(connection, ids)
@@ -231,6 +232,7 @@ async def organizations(
 
 
 async def tenants(connection: AsyncConnection, where: str, values: Mapping[str, Any]) -> list[TenantAccount]:
+    """Return the definitions and balances of the tenants that the SQL condition `where` selects."""
     at_ms, plans = now_ms(), dict[tuple[object, ...], PlanTerms]()
 
     def terms(row: RowMapping) -> PlanTerms:
@@ -268,6 +270,7 @@ async def tenants(connection: AsyncConnection, where: str, values: Mapping[str, 
 
 
 async def keys(connection: AsyncConnection, where: str, values: Mapping[str, Any]) -> list[KeyDefinition]:
+    """Return the definitions of the API keys that the SQL condition `where` selects."""
     return [
         KeyDefinition(
             **{name: row[name] for name in _OF_KEY},
@@ -395,6 +398,7 @@ async def _groups_of(
 def _organization_terms(
     row: RowMapping, budgets: tuple[Budget, ...], groups: GroupTerms
 ) -> OrganizationTerms:
+    """Return an organization's terms; organizations with plain terms share one value."""
     lists, runs, spent = _model_lists(row), _run_policies(row), _spent_answer(row)
     plain = lists is NO_LISTS and runs is NO_POLICIES and spent is UNSAID and not row["tags"]
     if plain and groups == NO_GROUPS and not (row["negotiated"] or row["subscription"] or budgets):
@@ -661,6 +665,7 @@ async def _waiting(connection: AsyncConnection, accounts: Sequence[str]) -> Pend
 def _write(
     row: RowMapping, definitions_of: Mapping[str, tuple[Definition, ...]], owners: Mapping[int, int]
 ) -> ControlWrite:
+    """Return a control write with what it defines, from its row."""
     verb, account = str(row["verb"]), str(row["account"])
     payload: dict[str, Any] = dict(row["payload"] or {})
     tenant_id = organization_id = 0

@@ -371,6 +371,7 @@ def _report_reached(now_ms: int) -> Report:
     """Return what reports the thresholds that accounts have reached, and stores that they are reported."""
 
     async def report(connection: AsyncConnection, accounts: Sequence[Found]) -> None:
+        """Store news of the thresholds that these accounts have reached."""
         news: list[News] = []
         rows: list[tuple[object, ...]] = []
         for account in accounts:
@@ -395,6 +396,7 @@ async def foresee_budgets(engine: AsyncEngine, now: datetime) -> None:
     now_ms = ms_of(now)
 
     async def tell_of(connection: AsyncConnection, accounts: Sequence[Found]) -> None:
+        """Store news of the accounts whose budgets will be used up, and their samples."""
         news: list[News] = []
         rows: list[tuple[object, ...]] = []
         for account in accounts:
@@ -702,6 +704,7 @@ def _hour(subject: Found) -> HourlySpend:
 
 
 def _news_of_sudden_use(row: Found, hour: datetime) -> News:
+    """Return the news that an account's cost in an hour was far above its usual cost."""
     scope = "tenant" if row.tenant_id is not None else "organization"
     if row.api_key_id is not None:
         scope = "api_key"

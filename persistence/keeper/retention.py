@@ -59,28 +59,28 @@ async def places(connection: AsyncConnection, request_ids: Sequence[str]) -> dic
     rows = await connection.execute(_AHEAD, {"days": days}) if days else ()
     ahead = {row.day: row.since for row in rows}
     return {
-        one: None if moment is None else min(moment - AHEAD_MAX, ahead.get(moment.date(), moment))
-        for one, moment in moments.items()
+        request_id: None if moment is None else min(moment - AHEAD_MAX, ahead.get(moment.date(), moment))
+        for request_id, moment in moments.items()
     }
 
 
-def earliest(found: Mapping[str, Since]) -> Since:
-    known = [since for since in found.values() if since is not None]
-    return min(known) if known and len(known) == len(found) else None
+def earliest(times: Mapping[str, Since]) -> Since:
+    known = [since for since in times.values() if since is not None]
+    return min(known) if known and len(known) == len(times) else None
 
 
-def by_month(found: Mapping[str, Since]) -> Iterator[tuple[list[str], Since]]:
+def by_month(times: Mapping[str, Since]) -> Iterator[tuple[list[str], Since]]:
     """Yield groups of request ids to search together, each with its earliest time.
 
     Each of the newest months is a group, all older months are one. Requests of unknown time come last.
     """
     months: dict[tuple[int, int], dict[str, Since]] = {}
     anywhere: list[str] = []
-    for one, since in found.items():
+    for request_id, since in times.items():
         if since is None:
-            anywhere.append(one)
+            anywhere.append(request_id)
         else:
-            months.setdefault((since.year, since.month), {})[one] = since
+            months.setdefault((since.year, since.month), {})[request_id] = since
     newest = sorted(months, reverse=True)
     rest: dict[str, Since] = {}
     for place, month in enumerate(newest):
@@ -99,10 +99,10 @@ def not_before(at: ColumnElement[datetime], request_id: str) -> ColumnElement[bo
     moment = began(request_id)
     if moment is None:
         used_on = cast(func.timezone("UTC", use_event.c.used_at), Date)
-        told = select(func.least(use_event.c.used_at - AHEAD_MAX, clock_ahead.c.since)).select_from(
+        earliest_row = select(func.least(use_event.c.used_at - AHEAD_MAX, clock_ahead.c.since)).select_from(
             use_event.outerjoin(clock_ahead, clock_ahead.c.day == used_on)
         )
-        of_event = told.where(use_event.c.request_id == UUID(request_id)).scalar_subquery()
+        of_event = earliest_row.where(use_event.c.request_id == UUID(request_id)).scalar_subquery()
         return at >= func.coalesce(of_event, literal_column("timestamptz '-infinity'"))
     ahead = select(clock_ahead.c.since).where(clock_ahead.c.day == moment.date()).scalar_subquery()
     since: ColumnElement[datetime] = func.least(literal(moment - AHEAD_MAX, DateTime(timezone=True)), ahead)
@@ -116,11 +116,11 @@ def times_of(request_ids: Sequence[str]) -> dict[str, object]:
     return {
         "began": min(known) - AHEAD_MAX if known else None,
         "began_on": sorted({moment.date() for moment in known}),
-        "timeless": [one for one, moment in moments.items() if moment is None],
+        "timeless": [request_id for request_id, moment in moments.items() if moment is None],
     }
 
 
-async def maybe_gone(connection: AsyncConnection, found: Mapping[str, Since]) -> list[str]:
+async def maybe_gone(connection: AsyncConnection, times: Mapping[str, Since]) -> list[str]:
     """Return the requests whose rows may be in months that were archived or dropped.
 
     Call this after reading rows, since a month may be removed meanwhile. An id without a time is from an old
@@ -128,8 +128,8 @@ async def maybe_gone(connection: AsyncConnection, found: Mapping[str, Since]) ->
     """
     movements, calls = (await connection.execute(_KEPT)).one()
     return [
-        one
-        for one, since in found.items()
+        request_id
+        for request_id, since in times.items()
         if (since is None and movements is not None)
         or (since is not None and calls is not None and since < calls)
     ]
@@ -139,7 +139,7 @@ async def ended_before(connection: AsyncConnection, deadlines: Mapping[str, int]
     """Return the ids of holds whose deadline (ms) is before the first month that is still in PostgreSQL."""
     _, kept = (await connection.execute(_KEPT)).one()
     until = 0 if kept is None else ms_of(kept) + AHEAD_MAX_MS
-    return [one for one, at_ms in deadlines.items() if at_ms < until and is_of_gateway(one)]
+    return [hold_id for hold_id, at_ms in deadlines.items() if at_ms < until and is_of_gateway(hold_id)]
 
 
 # Deletion of old rows, in small transactions, so that no other one waits for long.

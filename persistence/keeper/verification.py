@@ -687,6 +687,7 @@ async def _read(
 
 
 def _account(row: Any, added: Any) -> LedgerAccount:
+    """Return an account as the ledger has it; `added` are the sums of its rows, if they were read."""
     summed = row.last_row
     if added is not None:
         summed = None if added.unlimited and row.last_row is None else added.summed + added.drift

@@ -303,6 +303,7 @@ def _with(fresh: Sequence[Placed], part: int) -> list[Placed]:
 def _copy(
     connection: Connection[Any], statement: str, row: Callable[[OutboxEntry], bytes], placed: Sequence[Placed]
 ) -> None:
+    """Copy entries into a table, each packed by `row`; raise Unstorable naming the entry that cannot be."""
     remaining = iter(placed)
     with connection.cursor() as cursor, cursor.copy(statement) as copy:
         copy.write(rows.COPY_HEAD)

@@ -126,6 +126,7 @@ def sort_out(
 
 
 def _place(out: SortedBatch, heads: Heads, placed: Placed, event: OutboxEntry, *, poisoned: bool) -> None:
+    """Sort an entry by its place in each of its accounts: next, repeated, behind a stop, or a fault."""
     parts = movements(event, heads)
     if not parts:
         _place_unnumbered(out, heads, placed, event, poisoned=poisoned)
@@ -170,6 +171,7 @@ def _hold(out: SortedBatch, placed: Placed, event: OutboxEntry, parts: list[tupl
 def _place_unnumbered(
     out: SortedBatch, heads: Heads, placed: Placed, event: OutboxEntry, *, poisoned: bool
 ) -> None:
+    """Sort an entry that moves no account, such as a change of status or a free call."""
     head = heads.tenants[event.tenant_id]
     if event.kind not in STATUS_KINDS:
         told = event.kind in {EventKind.CONSUME, EventKind.RUN}

@@ -111,6 +111,7 @@ class RefusedJournal:
             raise LedgerUnavailable(f"PostgreSQL: {complaint(error)}") from error
 
     async def _store(self, connection: AsyncConnection, batches: Sequence[RefusedBatch]) -> int:
+        """Store counts and calls of refused batches, each batch once; return the number of refusals."""
         # All writers claim batches in this order, so no deadlock can form.
         in_order = sorted(batches, key=lambda batch: (batch.worker, batch.number))
         mine = [
@@ -203,6 +204,7 @@ async def _plans(connection: AsyncConnection, calls: Iterable[RefusedCall]) -> d
 def _row(
     refused_call: RefusedCall, users: dict[Name, int], runs: dict[tuple[int, str], int], plans: dict[int, int]
 ) -> Row:
+    """Return the journal's row for a refused call."""
     run_id = runs.get((refused_call.tenant_id, stored_text(refused_call.run)))
     looked_up = {RefusingLimit.RUN.value: run_id, RefusingLimit.PLAN.value: plans.get(refused_call.tenant_id)}
     by = refused_call.refused_by or looked_up.get(refused_call.refused_kind)
@@ -405,6 +407,7 @@ def _refuse_moved(connection: psycopg.Connection[Any], request_id: str) -> None:
 
 
 def _store(connection: psycopg.Connection[Any], placed: Placed, seqs: Mapping[str, int]) -> None:
+    """Store a corrected dead letter with all that follows from it; raise Unprocessable if it still fails."""
     event = event_of(placed)
     try:
         users = Users().resolve(connection, [placed])

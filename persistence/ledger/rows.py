@@ -333,6 +333,7 @@ _FIXED = Struct(">h" + "iq" * 9 + "iB" * 2 + "iq" * len(KINDS)).pack
 
 
 def call_row(event: OutboxEntry, user_id: int | None) -> bytes:
+    """Return the journal's row for a call, packed for COPY in binary."""
     facts = facts_of(event)
     content, project, version = attributed(event.attribution)
     tokens, credits_, units = amounts_of(event, facts)

@@ -35,15 +35,19 @@ def contradictions(
         claims = _claims(repeats, part)
         if not claims:
             continue
-        found = _stored(connection, part, [one for _, one, _ in claims])
-        wanted = {one.place for _, one, _ in claims}
-        found |= {one.place: content for _, one, content in _claims(fresh, part) if one.place in wanted}
-        wrong = [claim for claim in claims if found.get(claim[1].place) != claim[2]]
+        stored = _stored(connection, part, [movement for _, movement, _ in claims])
+        wanted = {movement.place for _, movement, _ in claims}
+        stored |= {
+            movement.place: content
+            for _, movement, content in _claims(fresh, part)
+            if movement.place in wanted
+        }
+        wrong = [claim for claim in claims if stored.get(claim[1].place) != claim[2]]
         # A stored entry that differs may be a corrected dead letter: it is recognized by its raw bytes.
         buried = _buried(connection, [placed for placed, _, _ in wrong])
         faults += [
-            _conflict(placed, one, found.get(one.place), content)
-            for placed, one, content in wrong
+            _conflict(placed, movement, stored.get(movement.place), content)
+            for placed, movement, content in wrong
             if placed[1][1] not in buried
         ]
     return faults
@@ -52,9 +56,9 @@ def contradictions(
 def count_stored(connection: Connection[Any], placed: Placed) -> int:
     """Return the number of an entry's movements that are stored with exactly its content."""
     return sum(
-        _stored(connection, part, [one]).get(one.place) == content
+        _stored(connection, part, [movement]).get(movement.place) == content
         for part in _STORED
-        for _, one, content in _claims([placed], part)
+        for _, movement, content in _claims([placed], part)
     )
 
 
@@ -65,8 +69,8 @@ def _claims(entries: Iterable[Placed], part: int) -> list[tuple[Placed, AccountM
         if event is not None and event.flags & part:
             adjusts = part != TOKENS and event.kind == EventKind.ADJUST
             source = (request_of(event) if adjusts else event.source).lower() or None
-            one = moved(event)[part]
-            claims.append((placed, one, (source, one.amount, one.balance)))
+            movement = moved(event)[part]
+            claims.append((placed, movement, (source, movement.amount, movement.balance)))
     return claims
 
 
@@ -82,10 +86,10 @@ def _buried(connection: Connection[Any], missing: Sequence[Placed]) -> set[bytes
     return {bytes(raw) for (raw,) in connection.execute(statements.STORED_DEAD, statements.columns_of(rows))}
 
 
-def _conflict(placed: Placed, movement: AccountMovement, found: object, content: object) -> QuarantineReason:
+def _conflict(placed: Placed, movement: AccountMovement, stored: object, content: object) -> QuarantineReason:
     partition, (entry_id, _, event) = placed
     assert event is not None
-    reason = f"movement {movement.seq} is stored as {found}, the outbox says {content}"
+    reason = f"movement {movement.seq} is stored as {stored}, the outbox says {content}"
     return QuarantineReason(
         "conflict", movement.account, partition, entry_id, event, movement.seq, movement.seq, reason
     )

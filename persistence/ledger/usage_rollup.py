@@ -34,6 +34,7 @@ Rollup = dict[UsageBucket, list[int]]
 
 
 def add_call(hours: Rollup, event: OutboxEntry, facts: CallFacts, user_id: int | None) -> None:
+    """Add a call to the sums of its bucket in `hours`."""
     _, project, _ = attributed(event.attribution)
     tokens, credits_, units = amounts_of(event, facts)
     cost, counts, at_ms = facts.cost, counts_of(facts), used_at(event, facts)

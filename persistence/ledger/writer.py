@@ -216,6 +216,7 @@ class LedgerWriter:
             connection.close()
 
     def _attempt(self, batch: Batch, history: History | None, refused: BatchFailures) -> FlushReport:
+        """Store a batch in one transaction; report the stored entries, the others, and the reasons."""
         connection = self._connected()
         with connection.transaction():
             timeouts = (STATEMENT_TIMEOUT_S, IDLE_IN_TRANSACTION_S, TRANSACTION_TIMEOUT_S)

@@ -220,6 +220,7 @@ def release(change: EntityWrite) -> Row:
 
 
 def _stop(rollback: Rollback) -> dict[str, Any]:
+    """Return the quarantine of an account whose movements a restored database has lost."""
     place, owner = rollback.place, rollback.owner
     kind, _, number = place.account.partition(":")
     gone = f"{rollback.stored_seq + 1} to {place.seq}"

@@ -263,6 +263,7 @@ def create(change: EntityWrite) -> Row:
 
 
 def change_tenant(change: EntityWrite) -> Row:
+    """Change a tenant's row, with its limits, model lists and token plan."""
     before = lock(change)
     require(change)
     values = dict(change.command.values)

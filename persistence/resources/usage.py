@@ -156,6 +156,7 @@ def _refuse_dropped(connection: Connection, asked: UsageQuery) -> None:
 
 
 def _used(connection: Connection, asked: UsageQuery, total: str) -> Sequence[Row]:
+    """Return the rows of a usage query, read part by part until there are enough."""
     found: list[Row] = []
     parts, skip = in_parts(asked), asked.skip
     part = next(parts)

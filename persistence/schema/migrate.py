@@ -82,7 +82,7 @@ class SchemaInUse(SchemaUnavailable):
 
 def upgrade(
     url: str,
-    told: Callable[[str], object] = lambda _: None,
+    report: Callable[[str], object] = lambda _: None,
     *,
     end_older: bool = False,
     wait_s: float = 0.0,
@@ -91,7 +91,7 @@ def upgrade(
 ) -> str:
     """Migrate the database at `url` to the newest schema, with partitions and grants; return its version.
 
-    `told` is called with a line for the administrator if something is left to do. A newer schema is kept if
+    `report` is called with a line for the administrator if something is left to do. A newer schema is kept if
     this program can run on it. `StartError` is raised if it cannot, if tables stay locked beyond
     `locks_s_max` seconds, or if keepers that the new schema does not support still run after `wait_s` seconds
     (unless `end_older`); a killed keeper stays listed for a while. `SchemaUnavailable` states in one line why
@@ -101,7 +101,7 @@ def upgrade(
     while True:
         blocking = BlockerWatch(url)
         try:
-            return _upgraded(url, told, blocking, end_older=end_older, wait_s=wait_s, migrations=migrations)
+            return _upgraded(url, report, blocking, end_older=end_older, wait_s=wait_s, migrations=migrations)
         except SchemaInUse as error:
             by = f"by {blocking.who}" if blocking.who else f"by others ({error.message})"
             if time.monotonic() >= until:
@@ -109,7 +109,7 @@ def upgrade(
                     f"the schema was not changed: its tables are in use {by}; end that session, or try again"
                 ) from error
             if by != last:
-                told(f"tables of the schema are in use {by}: trying again")
+                report(f"tables of the schema are in use {by}: trying again")
             last = by
             time.sleep(PAUSES_S[min(tries, len(PAUSES_S) - 1)])
             tries += 1
@@ -117,13 +117,14 @@ def upgrade(
 
 def _upgraded(
     url: str,
-    told: Callable[[str], object],
+    report: Callable[[str], object],
     blocking: BlockerWatch,
     *,
     end_older: bool,
     wait_s: float,
     migrations: Path,
 ) -> str:
+    """Migrate the schema in one transaction, as `upgrade`; raise SchemaInUse if a table is locked."""
     with _connected(url) as connection:
         connection.execute(
             text("SELECT pg_advisory_xact_lock(:class, :key)"),
@@ -134,7 +135,9 @@ def _upgraded(
             refuse_other(at)
         if at.version is not None and at.version not in KNOWN:
             refuse_other(at)
-            told(f"the schema is a newer one, on which programs from {at.runs_from} on run: nothing is to do")
+            report(
+                f"the schema is a newer one, on which programs from {at.runs_from} on run: nothing is to do"
+            )
             return at.version
         config = Config()
         config.set_main_option("script_location", str(migrations).replace("%", "%%"))
@@ -143,7 +146,7 @@ def _upgraded(
         if older := _older_keepers(connection, runs_from(scripts), 0.0 if end_older else wait_s):
             if not end_older:
                 raise StartError(f"{older}: stop them first, or run tollkeeper migrate --end-older-keepers")
-            told(f"{older}: they end within seconds")
+            report(f"{older}: they end within seconds")
         if at.version is None:
             make(connection)
             command.stamp(config, "head")
@@ -160,7 +163,7 @@ def _upgraded(
             connection.execute(text(f"COMMENT ON TABLE alembic_version IS 'runs from {since}'"))
         connection.exec_driver_sql(ENSURE_PARTITIONS, {"months_ahead": MONTHS_AHEAD, "by": ""})
         if missing := roles.apply_grants(connection):
-            told(missing)
+            report(missing)
         return _version(connection) or ""
 
 

@@ -146,11 +146,11 @@ def rights_note(database: str) -> str:
 
 
 def writes(wanted: Iterable[RoleGrant] = WANTED) -> dict[str, frozenset[str]]:
-    found: dict[str, frozenset[str]] = {}
+    rights: dict[str, frozenset[str]] = {}
     for grant in wanted:
         if (grant.role, grant.kind) == (WRITER, "TABLE"):
-            found[grant.name] = found.get(grant.name, frozenset()) | {grant.right} - {"SELECT"}
-    return found
+            rights[grant.name] = rights.get(grant.name, frozenset()) | {grant.right} - {"SELECT"}
+    return rights
 
 
 def found_grants(
@@ -162,12 +162,12 @@ def found_grants(
     """
     roles = {name: role for role, name in roles_of(database).items()}
     ours = {(grant.kind, grant.name) for grant in wanted}
-    found = set()
+    grants = set()
     for grantee, right, kind, name in rows:
         role = EVERYBODY if (grantee, kind) == ("", "FUNCTION") else roles.get(grantee)
         if role is not None and (kind, name) in ours:
-            found.add(RoleGrant(role, right, kind, name))
-    return found
+            grants.add(RoleGrant(role, right, kind, name))
+    return grants
 
 
 def version_of(schema: str) -> str:
@@ -187,8 +187,10 @@ def runs_from() -> str:
 
     It is read from the text of the migrations, without importing them.
     """
-    said = {one: _RUNS_FROM.search(path.read_text(encoding="utf-8")) for one, path in MIGRATIONS.items()}
-    return max(found[1] if found else one for one, found in said.items())
+    matches = {
+        version: _RUNS_FROM.search(path.read_text(encoding="utf-8")) for version, path in MIGRATIONS.items()
+    }
+    return max(match[1] if match else version for version, match in matches.items())
 
 
 def is_current(url: str) -> bool:
@@ -203,10 +205,10 @@ def is_current(url: str) -> bool:
             server = connection.execute(SERVER).fetchone()
             if there is None or not there[1] or server is None or why_unusable(*server):
                 return False
-            said = connection.execute(STATUS).fetchall()
+            versions = connection.execute(STATUS).fetchall()
             grants = found_grants(connection.execute(FOUND), str(there[0]))
             noted = connection.execute(RIGHTS_OF).fetchone() == (rights_note(str(there[0])),)
-            if said != [(NEEDED, runs_from())] or grants != WANTED or not noted:
+            if versions != [(NEEDED, runs_from())] or grants != WANTED or not noted:
                 return False
             connection.execute(ENSURE_PARTITIONS, {"months_ahead": MONTHS_AHEAD, "by": ""})
             return True
@@ -220,8 +222,8 @@ def admit_writer(url: str, password: str) -> str:
         user = writer_of(connection)
         # Hashed here, so that the server, which may log the statement, never gets the password.
         digest = connection.pgconn.encrypt_password(password.encode(), user.encode(), b"scram-sha-256")
-        told = sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(user), digest.decode())
-        connection.execute(told)
+        statement = sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(user), digest.decode())
+        connection.execute(statement)
     parts = urlsplit(plain_url(url))
     host = parts.netloc.rpartition("@")[2]
     return parts._replace(netloc=f"{quote(user, safe='')}:{quote(password, safe='')}@{host}").geturl()

@@ -68,7 +68,7 @@ _FOLDED = {
     "model": f"CASE WHEN waiting >= 2 * waiting_max THEN '{OTHER}' ELSE model END",
 }  # fmt: skip
 _WRITTEN = ("feed_id", "name", "kind", "at", "request_id", "used_at", *_OWN, *AMOUNTS, *_STEP)
-_GROUPS = ", ".join(str(1 + _WRITTEN.index(each)) for each in _FOLD)
+_GROUPS = ", ".join(str(1 + _WRITTEN.index(column)) for column in _FOLD)
 # Positions follow the last waiting one, so that first and last show about how many wait: a sequence would
 # advance even if rows are only added to. Use outside any feed's time is never reported, also not its later
 # changes. Use in a feed's time is reported whenever it becomes known, until the feed is dropped. A use has
@@ -84,9 +84,11 @@ SELECT f.id AS feed_id, f.begun_at, coalesce(f.ended_at, 'infinity') AS ended_at
 ), given AS MATERIALIZED (
 SELECT f.feed_id, n.name, n.kind, n.request_id, to_timestamp(n.used_ms / 1000.0) AS used_at,
        CASE n.kind WHEN '{USE}' THEN to_timestamp(n.used_ms / 1000.0) ELSE now() END AS at,
-       {", ".join(f"{_SHOWN.get(each, 'n.' + each)} AS {each}" for each in (*_OWN, *AMOUNTS, *_STEP))},
+       {
+    ", ".join(f"{_SHOWN.get(column, 'n.' + column)} AS {column}" for column in (*_OWN, *AMOUNTS, *_STEP))
+},
        f.last, f.waiting, f.waiting_max
-  FROM unnest({", ".join(f"%s::{_ARRAYS.get(each, 'bigint')}[]" for each in _COLUMNS)})
+  FROM unnest({", ".join(f"%s::{_ARRAYS.get(column, 'bigint')}[]" for column in _COLUMNS)})
        AS n ({", ".join(_COLUMNS)}) JOIN organization AS o ON o.id = n.organization_id
   JOIN feed AS f ON to_timestamp(n.used_ms / 1000.0) >= f.begun_at
                 AND to_timestamp(n.used_ms / 1000.0) < f.ended_at)
@@ -96,15 +98,15 @@ SELECT {", ".join(_WRITTEN)}, last + row_number() OVER (PARTITION BY feed_id), f
 UNION ALL (
 SELECT {
     ", ".join(
-        f"least(greatest(sum({each}), -{SUM_MAX}), {SUM_MAX})::bigint AS {each}"
-        if each in AMOUNTS
-        else f"{_FOLDED.get(each, each)} AS {each}"
-        for each in _WRITTEN
+        f"least(greatest(sum({column}), -{SUM_MAX}), {SUM_MAX})::bigint AS {column}"
+        if column in AMOUNTS
+        else f"{_FOLDED.get(column, column)} AS {column}"
+        for column in _WRITTEN
     )
 }, max(last) + row_number() OVER (PARTITION BY feed_id), true
   FROM given WHERE waiting >= waiting_max GROUP BY {_GROUPS} ORDER BY {_GROUPS})
 ON CONFLICT ({", ".join(_FOLD)}) WHERE folding DO UPDATE SET
-       {", ".join(f"{each} = {added(each)}" for each in AMOUNTS)}"""
+       {", ".join(f"{column} = {added(column)}" for column in AMOUNTS)}"""
 
 
 def hold_flushes(connection: Connection) -> None:
@@ -174,18 +176,18 @@ class FeedListener:
         times += [used_in(after) for _, after in changes]
         if not times or connection.execute(*may_have(times)).fetchone() != (True,):
             return
-        told = [one for event in calls for one in of_call(event, facts_of(event), user(event))]
-        told += [one for before, after in changes for one in of_change(LATE, before, after)]
-        if told:
-            connection.execute(TELL, columns_of(told))
+        rows = [event_row for event in calls for event_row in of_call(event, facts_of(event), user(event))]
+        rows += [event_row for before, after in changes for event_row in of_change(LATE, before, after)]
+        if rows:
+            connection.execute(TELL, columns_of(rows))
 
     def changed(self, connection: Connection, reason: Reason, changes: Iterable[Change]) -> None:
         """Queue the differences of changed calls for the feeds that contain their times of use."""
         moved = list(changes)
         if connection.exec_driver_sql(*may_have([used_in(after) for _, after in moved])).scalar():
-            told = [one for before, after in moved for one in of_change(reason, before, after)]
-            if told:
-                connection.exec_driver_sql(TELL, tuple(columns_of(told)))
+            rows = [event_row for before, after in moved for event_row in of_change(reason, before, after)]
+            if rows:
+                connection.exec_driver_sql(TELL, tuple(columns_of(rows)))
 
 
 def _make_event(

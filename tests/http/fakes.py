@@ -267,7 +267,9 @@ class FakeDirectory:
         if not self.budgets_there:
             return None
         budgets = OrganizationBudgets(caller.organization_id, self.budgets_there, self.currency)
-        found = budgets.find(CallAttributes(*budgets.asked(caller, service_id, said, call)), NEW_YEAR_MS)
+        found = budgets.find(
+            CallAttributes(*budgets.attributes_of(caller, service_id, said, call)), NEW_YEAR_MS
+        )
         return found if found.accounts else None
 
     def definitions(

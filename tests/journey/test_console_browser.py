@@ -227,7 +227,7 @@ def test_a_person_at_the_console(stack: Stack, browser: str, script: Path) -> No
     assert (found["live"], found["searched"], found["listed"], found["menu"]) == (True, True, True, True)
     assert "greater than or equal to 1" in found["refused"]
     assert (found["left"], found["bar"]) == ("$12.50", 1)
-    assert found["raised"] == "Raised to $20.00 until 2999-01-31 00:00:00: a fair"
+    assert found["raised"] == "Raised to $20.00 until 2999-01-31 00:00: a fair"
     assert (found["explored"], found["redrawn"]) == (True, True)
     assert found["path"].startswith("/api-keys/")
     assert found["file"].startswith("/usage.csv?")

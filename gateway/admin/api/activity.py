@@ -20,6 +20,8 @@ ACTIVITY_REPORT = REPORTS["activity"]
 
 
 def mount_activity(app: web.Application, ports: AdminPorts, root: str) -> None:
+    """Add the report of recent activity to the routes of `app`, below the path `root`."""
+
     async def show(request: web.Request) -> web.Response:
         mine = await admit(ports, request)
         require_read(mine.actor, ACTIVITY_REPORT)

@@ -46,6 +46,7 @@ def _now() -> datetime:
 
 
 def mount_configuration(app: web.Application, ports: AdminPorts, root: str) -> None:
+    """Add export, plan and apply of configuration, and its schema, to the routes of `app`, below `root`."""
     turns = UploadSlots()
 
     async def show(request: web.Request) -> web.Response:
@@ -91,6 +92,7 @@ def _take_time(request: web.Request, share: UploadLimits) -> None:
 def _wish(
     request: web.Request, actor: Actor, raw: bytes, share: UploadLimits
 ) -> tuple[ApplyRequest, Claim | None]:
+    """Return the request to plan or apply that a body contains; an apply has an idempotency claim."""
     sent = bodies.parse_body(raw, share.values_max)
     objects = sent.get("objects")
     # Objects are checked one by one later, and not copied here.

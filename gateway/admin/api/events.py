@@ -35,6 +35,7 @@ from gateway.errors import (
 
 # `POST /events`: one CloudEvent or a list. An invalid event is refused alone.
 def mount_events(app: web.Application, ports: AdminPorts, root: str) -> None:
+    """Add the route for events to `app`, below the path `root`."""
     resource = RESOURCES["events"]
 
     async def take(request: web.Request) -> web.Response:
@@ -51,6 +52,7 @@ def mount_events(app: web.Application, ports: AdminPorts, root: str) -> None:
 
 
 async def _read(request: web.Request) -> list[object]:
+    """Return the events in a request, in any of the forms of CloudEvents over HTTP."""
     if request.headers.get("Content-Encoding", "identity") != "identity":
         raise UnsupportedEncoding
     media = request.content_type

@@ -106,6 +106,7 @@ def money_of(name: str) -> tuple[str, ...]:
 
 
 def shown_as(name: str, asked: Mapping[str, object]) -> Shown:
+    """Return what renders a row of a finance report; the ledger's rows get the accounts in the query."""
     if name != LEDGER:
         return lambda row: ITEMS[name].model_validate(row).model_dump(mode="json")
     codes = dict(pair.split(":", 1) for pair in str(asked.get("accounts") or "").split(",") if pair)
@@ -125,6 +126,7 @@ def shown_as(name: str, asked: Mapping[str, object]) -> Shown:
 async def _lines(
     mine: AdminPorts, name: str, asked: ReportPeriod, shown: Shown
 ) -> AsyncGenerator[bytes, None]:
+    """Yield a finance report as CSV, in pieces."""
     columns = columns_of(name)
     if name == LEDGER:
         is_first = True

@@ -58,6 +58,7 @@ _DECIDED = {
 
 
 def mount_letters(app: web.Application, ports: AdminPorts, root: str) -> None:
+    """Add the report of letters, and the decision about them, to the routes of `app`, below `root`."""
 
     async def show(request: web.Request) -> web.Response:
         mine = await admit(ports, request)

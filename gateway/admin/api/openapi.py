@@ -323,6 +323,7 @@ def _example_request(title: str, schemas: Mapping[str, Json]) -> Json:
 
 
 def _plain(schema: Json, schemas: Mapping[str, Json], name: str) -> object:
+    """Return an example of a value that is no object: of its choices, its format, its name or its type."""
     for word in ("enum", "examples"):
         if schema.get(word):
             return schema[word][0]
@@ -457,6 +458,7 @@ def _message(event: Event) -> Json:
 
 
 def _schemas(resources: Mapping[str, Resource], reports: Mapping[str, ReportEndpoint]) -> Json:
+    """Return the JSON Schemas of all bodies and answers by their names in references."""
     models: list[tuple[type[BaseModel], Any]] = []
     for report in reports.values():
         models.append((report.out, "serialization"))
@@ -494,6 +496,7 @@ def _schemas(resources: Mapping[str, Resource], reports: Mapping[str, ReportEndp
 
 
 def _report_paths(report: ReportEndpoint) -> Json:
+    """Return the OpenAPI path items of a report: reading it, running it, and its documents."""
     read = _operation(report, "show", report.summary, refusals=READ_REFUSALS)
     if report.numbers:
         read["parameters"] = [
@@ -518,6 +521,7 @@ def _report_paths(report: ReportEndpoint) -> Json:
 
 
 def _paths(resource: Resource, resources: Mapping[str, Resource]) -> Json:
+    """Return the OpenAPI path items of a resource, with its questions, actions, parts and documents."""
     name, root = resource.name, f"/admin/v1/{resource.name}"
     row = {"name": "id", "in": "path", "required": True, "schema": {"type": "integer", "minimum": 1}}
     collection: Json = {"get": _list(resource)}
@@ -653,6 +657,7 @@ _SAID = {
 
 
 def _document(answered: Endpoint, file: DocumentEndpoint) -> Json:
+    """Return the OpenAPI operation of a document of a resource or report."""
     schema: Json = {"type": "string", **({} if file.media.startswith("text/") else {"format": "binary"})}
     if file.media.endswith("json"):
         schema = {"type": "object"}
@@ -678,6 +683,7 @@ def _operation(
     later: bool = False,
     refusals: Collection[str] = REFUSALS,
 ) -> Json:
+    """Return an OpenAPI operation for the `verb` of a resource or report; `later` adds the answer 202."""
     content = {"application/json": {"schema": {"$ref": _REF + (title or answered.title)}}}
     responses: Json = {"200": {"description": "Done.", "content": content}}
     if later:

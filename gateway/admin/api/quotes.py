@@ -51,6 +51,7 @@ def mount_quotes(app: web.Application, ports: AdminPorts, root: str) -> None:
     """Serve quotes of prices. Mount them before the resources, whose paths would match, too."""
 
     async def quote(request: web.Request) -> web.Response:
+        """Answer with the cost of the tokens and uses in the query, by the price in force at a time."""
         mine = await admit(ports, request)
         require_read(mine.actor, PRICES)
         asked = bodies.check_body(QuoteQuery, _read_quote(request.query))
@@ -72,6 +73,7 @@ def mount_quotes(app: web.Application, ports: AdminPorts, root: str) -> None:
 
 
 def _read_quote(sent: MultiMapping[str]) -> bodies.Body:
+    """Return the query of a quote; `tools.NAME` and `tools[NAME]` are members of one mapping."""
     asked: dict[str, Any] = {}
     for name, text in read_once(sent).items():
         # As tools.NAME, or as OpenAPI's deepObject has it: tools[NAME].
@@ -94,6 +96,7 @@ def _read_quote(sent: MultiMapping[str]) -> bodies.Body:
 
 
 def _quoted(asked: Mapping[str, Any], price: PriceFound, at_ms: int) -> Row:
+    """Return the answer to a quote: what the amounts `asked` cost by a price, with a line for each."""
     tier, vector, rate = asked.get("service_tier") or "", price.price.vector, price.rate
     if vector.hours is not None:
         vector = at_moment(vector, at_ms)

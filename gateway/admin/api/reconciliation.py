@@ -34,6 +34,7 @@ NOTHING_YET: Row = {
 
 
 def mount_reconciliation(app: web.Application, ports: AdminPorts, root: str) -> None:
+    """Add the last reconciliation, and the start of a new one, to the routes of `app`, below `root`."""
 
     async def show(request: web.Request) -> web.Response:
         mine = await admit(ports, request)
@@ -75,6 +76,7 @@ async def run_reconciliation(
 async def _run(
     ports: AdminPorts, request: web.Request, claim: Claim | None, *, repair: bool, whole: bool
 ) -> tuple[Row, bool]:
+    """Return the report of a new reconciliation and False, or the stored one of an equal request and True."""
     request[DEADLINE].reschedule(asyncio.get_running_loop().time() + COMPARISON_S_MAX)
     values = {"repair": repair, "whole": whole}
     if claim is not None:

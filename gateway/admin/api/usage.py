@@ -57,6 +57,8 @@ _NUMBERS = {"limit", *(name for name in (*DIMENSIONS, *GROUPS.values()) if name.
 
 
 def mount_usage(app: web.Application, ports: AdminPorts, root: str) -> None:
+    """Add the usage report to the routes of `app`, below the path `root`."""
+
     async def show(request: web.Request) -> web.Response:
         mine = await admit(ports, request)
         require_read(mine.actor, REPORTS["usage"])
@@ -109,6 +111,7 @@ def _resumed(page: UsageQuery, place: Place) -> UsageQuery:
 
 
 def _checked(model: type[UsageReportQuery], sent: Mapping[str, str]) -> dict[str, object]:
+    """Return the values of a usage query by name, with its filters by tags."""
     tags = {name: text for name, text in sent.items() if GROUP.fullmatch(name)}
     if len(tags) > TAGS_MAX:
         raise _wrong(next(iter(tags)), f"is one of more than {TAGS_MAX} tags, which no call has")
@@ -126,6 +129,7 @@ def _checked(model: type[UsageReportQuery], sent: Mapping[str, str]) -> dict[str
 
 
 def _query(asked: dict[str, object], rows_max: int) -> UsageQuery:
+    """Return the usage query of checked parameters, with default times."""
     until = asked.pop("until", None) or end_of("day", datetime.now(UTC))
     assert isinstance(until, datetime)
     since = asked.pop("since", None) or until - DAYS * _DAY

@@ -115,6 +115,7 @@ class ResourceHandlers:
         verb: str,
         write: Callable[[Operations, WriteRequest, Body], Awaitable[WriteResult]],
     ) -> web.Response:
+        """Check rights and body of a writing request, run `write`, and answer with its result."""
         ports = await admit(self._ports, request)
         # Missing rights are refused before the body is checked.
         require_write(ports.actor, self._resource, verb)

@@ -129,6 +129,7 @@ class Configurator:
     async def _work(
         self, session: ApplyTransaction, wish: ApplyRequest, objects: ConfigObjects, closed: frozenset[Realm]
     ) -> _ApplyResult | StoredReply:
+        """Plan a wish and, if it is not a plan only, run the plan's writes in the transaction `session`."""
         if self._claim is not None:
             first = await session.claim(self._claim)
             if first is not None:
@@ -202,6 +203,7 @@ class Configurator:
                 raise type(refused)(f"{refused.message} Asked for by {where}; nothing was applied.") from None
 
     def _steps(self, planned: PlannedRow, secrets: list[Row], closed: frozenset[Realm]) -> list[ConfigWrite]:
+        """Return the writes for one planned row; append the secrets that they create to `secrets`."""
         render, resource = planned.resource.render, planned.resource
         steps = []
         for verb, said in planned.writes:

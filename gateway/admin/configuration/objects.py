@@ -183,6 +183,7 @@ def refuse(errors: Errors) -> None:
 def _object(
     place: _Place, item: object, own: int | None, now: datetime, errors: Errors
 ) -> WantedObject | None:
+    """Return the object that an item of a document describes, or None after adding its faults to `errors`."""
     resource, index, number = place
     at, how = f"{resource.name}.{index}", declared(resource)
     if not isinstance(item, dict):

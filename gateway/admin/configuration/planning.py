@@ -137,6 +137,7 @@ class Planner:
             self._compare(pair)
 
     def _compare(self, pair: Pair) -> None:
+        """Plan what makes the stored rows of a pair equal to its wanted object."""
         wanted, rows = pair.wanted, pair.rows
         how, found = declared(wanted.resource), None
         if how.since:
@@ -185,6 +186,7 @@ class Planner:
             self._changes.append(planned)
 
     def _make(self, wanted: WantedObject) -> None:
+        """Plan the creation of a wanted object, with the actions for parts that a creation does not take."""
         how, values = declared(wanted.resource), dict(wanted.values)
         said = wanted.as_json()
         fields: dict[str, tuple[object, object]] = {name: (None, said[name]) for name in values}
@@ -205,6 +207,7 @@ class Planner:
         self._changes.append(planned)
 
     def _change(self, wanted: WantedObject, row: Row, mark: Mark | None) -> None:
+        """Plan the patch and actions for those fields of a wanted object that differ from its `row`."""
         resource, how = wanted.resource, declared(wanted.resource)
         values = {**values_of(wanted)}
         left_out = [name for name in (mark.fields if mark else ()) if name not in wanted.fields]
@@ -370,6 +373,7 @@ class _Export:
         self._left_out: list[str] = []
 
     async def read(self, session: ApplyTransaction) -> Row:
+        """Return the document of all rows in the database, and notes about rows that it leaves out."""
         objects: dict[str, list[Row]] = {}
         marks = await session.marks(self._owner, DEFAULT_NAME, ROWS_MAX)
         self._marks = {(mark.resource, mark.row_id): mark for mark in marks}
@@ -386,6 +390,7 @@ class _Export:
         return {"objects": objects, "left_out": notes}
 
     def _objects(self, resource: Resource, rows: Sequence[Row]) -> list[Row]:
+        """Return the rows of a resource as objects of a document; skip and report rows that share a name."""
         how = declared(resource)
         if how.followed_by:
             for row in rows:  # a row that stands in another's place has a greater id

@@ -114,6 +114,7 @@ class NameIndex:
         return self._resolve_parts(wanted)
 
     def _resolve_parts(self, wanted: WantedObject) -> bool:
+        """Set the row ids that the parts of a wanted object name; return False if a name has no row."""
         keys: dict[str, dict[int, object]] = defaultdict(dict)
         scope = wanted.ids | dict(wanted.values)
         for part in wanted.part_names:
@@ -250,6 +251,7 @@ async def name_all(session: ApplyTransaction, changes: Sequence[PlannedRow]) -> 
 
 
 def _name_all(changes: Sequence[PlannedRow], rows: Mapping[Which, Row]) -> None:
+    """Name each planned change by the values that identify its row; show names for ids in its fields."""
     made: dict[int, PlannedRow] = {change.number: change for change in changes}
 
     def whole(resource: Resource, by: Row) -> str:
@@ -353,6 +355,7 @@ async def remember(
 
 
 def _sorted_out(resource: Resource, marks: Sequence[Mark], known: Mapping[object, Row]) -> NamedRows:
+    """Return a resource's rows by the names in their marks, and the names that were replaced or lost."""
     how, sorted_rows = declared(resource), NamedRows()
     stands: dict[object, Identity] = {}
     # A row has the name of its latest mark: its own marks come after those of rows it replaced, the newest

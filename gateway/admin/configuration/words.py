@@ -126,6 +126,7 @@ KINDS: Mapping[str, Resource] = {resource.name: resource for resource in _ordere
 
 
 def schema() -> Json:
+    """Return the JSON Schema of a configuration document."""
     _, made = models_json_schema(
         [(model(resource), "validation") for resource in KINDS.values()], ref_template="#/$defs/{model}"
     )

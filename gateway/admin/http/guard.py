@@ -177,6 +177,7 @@ def guard(
 
     @web.middleware
     async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Answer a request with the headers and the format that all answers have, and count it."""
         request[REQUEST_ID] = str(uuid4())
         began = time.monotonic()
         bytes_max = larger.get(request.path, request.client_max_size)
@@ -204,6 +205,7 @@ def guard(
 async def _answer(
     request: web.Request, handler: Handler, timeout_s: float, failures: Failures
 ) -> web.StreamResponse:
+    """Run the handler of a request; return an answer for each error that it raises or a passed deadline."""
     path, meter = request.path, WorkMeter()
     METER.set(meter)  # of this request: each is begun by one of its own
     try:

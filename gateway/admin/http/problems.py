@@ -43,6 +43,7 @@ def problem(
 
 
 def refusal(error: TollkeeperError, *, instance: str) -> web.Response:
+    """Return the answer to an error: its problem document, with the header fields for its status."""
     headers = None
     errors: tuple[tuple[str, str], ...] = ()
     if isinstance(error, AdminRefusal):

@@ -176,6 +176,7 @@ def _is_key(part: object) -> bool:
 
 
 def _read(name: str, text: str, filters: Mapping[str, Filter]) -> object:
+    """Return the value of a list's query parameter; raise ValueError with what would be right."""
     if name == "limit":
         return _whole(text, 1, LIMIT_MAX)
     if name == "cursor":
@@ -194,6 +195,7 @@ def _read(name: str, text: str, filters: Mapping[str, Filter]) -> object:
 
 
 def _read_filter(wanted: Filter, text: str) -> object:
+    """Return the value of a filter from its text; raise ValueError with what would be right."""
     if wanted.kind in {"id", "count"}:
         return _whole(text, int(wanted.kind == "id"), wanted.most)
     if wanted.kind == "uuid":

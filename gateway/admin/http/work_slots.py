@@ -86,6 +86,7 @@ class WorkSlots:
         )
 
     async def _wait(self, whose: Whose) -> None:
+        """Wait for a slot in the queue of `whose`, and leave the queue if that takes too long."""
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._queues.setdefault(whose, deque()).append(turn)
         try:

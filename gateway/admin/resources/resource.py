@@ -352,6 +352,7 @@ def _shape(part: Json, schema: Json) -> tuple[Json, bool]:
 
 
 def _kind(name: str, shape: Json, schema: Json) -> tuple[str, tuple[str, ...]]:
+    """Return the kind of form field for a JSON Schema, and the choices of a field with choices."""
     if "enum" in shape:
         return "choice", tuple(map(str, shape["enum"]))
     if "const" in shape:

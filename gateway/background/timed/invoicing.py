@@ -97,6 +97,7 @@ class Invoicing:
         return [task.result() for task in tasks]
 
     async def _share(self, organization_ids: Sequence[int]) -> tuple[int, int]:
+        """Make the due invoices of these organizations in batches; return how many were made and left."""
         made = left = 0
         # Each try that takes too long delays the flush of its partition.
         now = [

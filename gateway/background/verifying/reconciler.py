@@ -182,6 +182,7 @@ class Reconciler:
         return budgets.joined(ReconciliationSummary(0, 0, tuple(disproved)))
 
     async def _compare(self, owners: Sequence[Owner], *, deep: bool) -> ReconciliationSummary:
+        """Compare the ledger's accounts of these owners with the counters, read before and after."""
         before = await self._counters.account_heads(owners)
         # An account without an entry here belongs to another version, or does not exist.
         untold = [owner for owner in owners if not before.keys() >= set(owner.accounts)]

@@ -231,6 +231,7 @@ class AdminClient:
         return {**answer, "_later": True} if status == 202 else answer
 
     def _send(self, method: str, path: str, body: object, accept: str) -> tuple[int, bytes]:
+        """Send a request and return status and body; raise CommandFailed with the reason and what to do."""
         headers = {"Authorization": f"Bearer {self.token}", "Accept": accept}
         data = None
         if body is not None:

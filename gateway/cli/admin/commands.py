@@ -56,6 +56,7 @@ def words_argument(fields: Sequence[FormField]) -> Any:
 
 
 def option_of(field: FormField) -> Any:
+    """Return the annotation of typer's option for a form field."""
     names = names_of(field.name)
     is_limit = form_fields.is_limits(field.name.partition(".")[0])
     says = [field.hint, "Id or name." if field.refers else "", "0 is no limit." if is_limit else ""]
@@ -166,6 +167,7 @@ class CliCommand:
         return cls(resource, parts.does, parts.summary, parts.fields, parts.positional, parts.part)
 
     def function(self) -> Callable[..., None]:
+        """Return the function for typer: its parameters are the options and arguments of this command."""
         takes: dict[str, tuple[Any, Any]] = {}
         if self.does not in {"list", "create"} and not self._asks:
             word = _word(self.resource)
@@ -207,6 +209,7 @@ class CliCommand:
         return [source for source in _list_sources() if self.resource.name in source.resources]
 
     def run(self, api: AdminClient, typed: Typed) -> None:
+        """Call the Admin API with the values `typed`, and print the answer."""
         body = self._body(api, typed)
         as_json = bool(typed["as_json"])
         name = self.resource.name
@@ -252,6 +255,7 @@ class CliCommand:
             self._act(api, where, body, as_json=as_json)
 
     def _act(self, api: AdminClient, where: str, body: Json, *, as_json: bool) -> None:
+        """Call an action of a row, or set or delete one of its parts, and print the answer."""
         if self.part is None:
             mints = self.does in self.resource.mints
             note = self.resource.secret.note if self.resource.secret and mints else None
@@ -604,6 +608,7 @@ def sends(resource: str, summary: str) -> Callable[..., None]:
 
 
 def _read_file(name: str) -> Json | list[Json]:
+    """Return the JSON document in a file, or its lines as a list; "-" is standard input."""
     try:
         text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:

@@ -86,6 +86,7 @@ def _resource(resource: Resource, archived: bool) -> CliResource:
 
 
 def _commands(resource: Resource) -> dict[str, CommandParts]:
+    """Return the commands of a resource by name: its verbs, questions, parts and actions."""
     title = section_of(resource.name)
     summary = f"List {resource.name.replace('-', ' ')}."
     made = {"list": CommandParts("list", summary, _filters(resource))}
@@ -130,6 +131,7 @@ def _columns(resource: Resource) -> Sequence[str]:
 
 
 def _filters(resource: Resource) -> tuple[FormField, ...]:
+    """Return the options of a list command, from the filters of its resource."""
     kinds: Mapping[str, str] = {"id": "whole", "count": "whole", "flag": "flag"}
     tags = FormField("tags", "json", hint="Only with these tags:", of_texts=True)
     return tuple(

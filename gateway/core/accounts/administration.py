@@ -357,6 +357,7 @@ def _of_one(actor: Actor) -> str:
 def _refused_field(
     actor: Actor, name: str, to: Access, writers: Collection[str], sent: Collection[str]
 ) -> str | None:
+    """Return why an actor may not set a field of those in `sent`, or None if all are allowed."""
     for each in sent:
         whose = _whose_field(to, each)
         if not _decides(actor, whose):

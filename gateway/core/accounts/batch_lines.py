@@ -153,6 +153,7 @@ def _member(place: object, name: str) -> object:
 def _checked(
     found: Iterable[tuple[int, T]], read: Callable[[T], BatchLine], endpoints: Collection[str], field: str
 ) -> Iterator[BatchLine]:
+    """Yield the lines of a batch, read by `read`; raise InvalidRequest at the first line that is wrong."""
     seen: set[str] = set()
     url = first = ""
     for number, raw in found:

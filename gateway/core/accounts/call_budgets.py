@@ -166,7 +166,9 @@ class OrganizationBudgets:
         by_project = callers is not None and callers.by_project and self._says[-1]
         self.by_caller = not (any(self._says[4:-1]) or self._tags or by_project)
 
-    def asked(self, caller: Caller, service_id: int, attribution: Attribution, call: CallRequest) -> Said:
+    def attributes_of(
+        self, caller: Caller, service_id: int, attribution: Attribution, call: CallRequest
+    ) -> Said:
         """Return the attributes by which a call selects its budgets, empty where no budget depends on them.
 
         They come from the API key of `caller`, from header fields (`attribution`) and from the body
@@ -373,7 +375,7 @@ class BudgetCache:
         """
         user, place = caller.acts_for(attribution.user, call.spec.user), caller.key_id % CALLERS_MAX
         if not budgets.by_caller:
-            return self.find(budgets, budgets.asked(caller, service_id, attribution, call), now_ms)
+            return self.find(budgets, budgets.attributes_of(caller, service_id, attribution, call), now_ms)
         last = self._last[place]
         if (
             last is not None and last.caller is caller and last.budgets.version is budgets.version
@@ -381,7 +383,7 @@ class BudgetCache:
             and last.budgets.holds_at(now_ms)
         ):  # fmt: skip
             return last.budgets
-        accounts = self.find(budgets, budgets.asked(caller, service_id, attribution, call), now_ms)
+        accounts = self.find(budgets, budgets.attributes_of(caller, service_id, attribution, call), now_ms)
         self._last[place] = _CallerEntry(caller, service_id, user, accounts)
         return accounts
 

@@ -100,6 +100,7 @@ def _freed(freed: FreedAmount) -> bytes:
 
 
 def _limit_lines(admitted: Admitted) -> bytes:
+    """Return the header lines about the limits of an admitted call, those without a limit left out."""
     requests, tokens, budget = admitted.requests, admitted.tokens, admitted.budget
     quota, remaining, credits_left = admitted.limit, admitted.tokens_remaining, admitted.credits_remaining
     texts = _texts(

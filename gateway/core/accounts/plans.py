@@ -69,6 +69,7 @@ class Term:
 
 
 def _terms() -> tuple[Term, ...]:
+    """Return the terms of a token plan, from the fields of `PlanTerms`."""
     hints = get_type_hints(PlanTerms)
     return tuple(
         Term(

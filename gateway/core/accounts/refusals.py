@@ -170,6 +170,7 @@ class Refusals:
         return batch
 
     def _count(self, call: RefusedCall) -> bool:
+        """Count a refused call in its hour, with fewer details if counts are full; return whether it did."""
         hour_ms = call.at_ms - call.at_ms % HOUR_MS
         owner, tenant, key_id, service = call.organization_id, call.tenant_id, call.key_id, call.service_id
         counts = self._counts
@@ -191,6 +192,7 @@ class Refusals:
         return True
 
     def _keep(self, call: RefusedCall) -> None:
+        """Store a refused call for the journal, unless its organization or the journal has too many."""
         minute, told = call.at_ms // MINUTE_MS, self._told
         if minute != self._minute:
             self._minute = minute

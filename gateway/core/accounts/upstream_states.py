@@ -132,6 +132,7 @@ def read_operations(raw: bytes) -> BatchList:
 
 
 def _batch_of(operation: _Operation) -> BatchState:
+    """Return the state of a batch of Gemini's API."""
     found, output = operation.metadata, operation.response or operation.metadata.output or _Output()
     ended = found.state.rpartition("STATE_")[2].lower()
     if ended not in ENDED:

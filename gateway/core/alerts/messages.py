@@ -217,6 +217,7 @@ def _escaped(text: str) -> str:
 
 
 def _teams(ours: Content, text: AlertText) -> Content:
+    """Return the message for Microsoft Teams, as an adaptive card."""
     body = [_text(_run(text.title, size="Large", weight="Bolder"))]
     if text.sentence:
         body.append(_text(_run(text.sentence)))

@@ -201,6 +201,7 @@ def fees(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn
 
 
 def _fee(fee: Fee, charges: Sequence[SupplyCharge], sign: int) -> BillLine:
+    """Return the line of a subscription's fee; a part of a cycle has its days as the quantity."""
     segment, exact = fee.segment, sum_of(charges)
     start, end = charges[0].day, charges[-1].day + timedelta(days=1)
     first, following = cycle_of(segment.anchor, segment.interval, start)

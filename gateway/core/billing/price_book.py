@@ -369,6 +369,7 @@ def _matches(price: ModelPrice, name: str) -> bool:
 
 
 def _vector(row: Mapping[str, Any]) -> Vector:
+    """Return the price vector of a row of the price book, with tiers, tools, units and hours."""
     own = {kind: row.get(kind) for kind in KINDS}
     units = _units(row)
     tools = {name: _nano(price) for name, price in (row["tools"] or {}).items()}
@@ -630,6 +631,7 @@ def unpriced(
 
 
 def _unpriced_uses(vector: Vector, tools: Mapping[str, int], counts: Sequence[int] | None) -> list[str]:
+    """Return the names in `tools` that were used and that `vector` has no price for."""
     # A price may charge images by their tokens, of output or of input.
     paid, lacks = vector.prices, vector.lacks
     drawn = paid[_DRAWN] > 0 and (counts is None or counts[_WRITES] > 0 or counts[_DRAWN] > 0)

@@ -72,6 +72,7 @@ def changes(listed: Iterable[Row], kept: Iterable[Row], at: datetime) -> Iterato
 
 
 def _catch_up(wanted: Timeline, kept: Timeline, at: datetime) -> Iterator[PriceChange]:
+    """Yield the changes that give `kept` the prices of `wanted` from the time `at` on."""
     kind: Literal["new", "changed"] = "changed" if kept else "new"
     there = dict(kept)
     for moment in (at, *sorted(start for start in {*wanted, *kept} if start > at)):

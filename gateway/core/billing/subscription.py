@@ -235,6 +235,7 @@ def status(start: date, end: date, today: date) -> str:
 
 
 def _with(segment: PlanSegment, values: Mapping[str, object], cost: Decimal) -> PlanSegment:
+    """Return a segment with the changed terms, quantity and fee in `values`; `cost` is the plan's price."""
     terms, negotiated, unit_cost = segment.terms, segment.negotiated, segment.unit_cost
     if "discount" in values:
         terms = replace(terms, discount_rate=_decimal(values["discount"]), discount_end=None)

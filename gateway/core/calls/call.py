@@ -449,7 +449,7 @@ def media_in(document: Mapping[str, object], places: MediaPlaces) -> Media:
     roots = [document.get(places.root) if places.root else document]
     if places.beside is not None:
         roots.append(places.beside(document))
-    for kind, data, by_name, is_paced in _found(roots, places, DEPTH_MAX + 1):
+    for kind, data, by_name, is_paced in _find_media(roots, places, DEPTH_MAX + 1):
         named += by_name
         if not data:
             seen = kind.startswith("image")
@@ -499,7 +499,7 @@ def _is_document(kind: str, data: str) -> bool:
     return bool(kind) and kind.partition("/")[0] not in _BEGINNINGS and _TEXT.match(kind) is None
 
 
-def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str, str, bool, bool]]:
+def _find_media(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str, str, bool, bool]]:
     """Yield (type, data, whether an address could stand in its place, whether its part asks for other frames).
 
     The data is empty for a medium that is only named, or stands where the API has no place for it. At most
@@ -509,7 +509,7 @@ def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str
         return
     if isinstance(value, list):
         for item in value:
-            yield from _found(item, places, depth - 1)
+            yield from _find_media(item, places, depth - 1)
     elif isinstance(value, dict):
         kind = value.get("type")
         part = places.by_type.get(kind) if isinstance(kind, str) else places.untyped
@@ -523,13 +523,13 @@ def _found(value: object, places: MediaPlaces, depth: int) -> Iterator[tuple[str
                 for medium in _media(member, named):
                     yield *medium, _is_paced(value, places)
             elif name in places.inside and isinstance(member, list | dict):
-                yield from _found(member, places, depth - 1)
+                yield from _find_media(member, places, depth - 1)
 
 
 def _undocumented(
     value: Mapping[str, object], part: MediaPart | None, places: MediaPlaces, depth: int
 ) -> Iterator[tuple[str, str, bool, bool]]:
-    """Yield the media in an object for which its API has no place, by the table of costs, as `_found` does."""
+    """Yield the media in an object for which its API has no place, by the table of costs, as `_find_media` does."""
     kind = value.get("type")
     if isinstance(kind, str):
         if part is None or part.path[0] not in value:
@@ -541,7 +541,7 @@ def _undocumented(
 
 
 def _elsewhere(value: object, cost: str, depth: int, name: str = "") -> Iterator[tuple[str, str, bool, bool]]:
-    """Yield media of this `cost` at places that their API does not document, as `_found` does, without data.
+    """Yield media of this `cost` at places that their API does not document, as `_find_media` does, without data.
 
     Such a medium is an address, or a text under a medium's name. `FieldNames.files` counts pictures already.
     """
@@ -581,7 +581,7 @@ def _rank(kind: str) -> int:
 
 
 def _media(value: object, part: MediaPart) -> Iterator[tuple[str, str, bool]]:
-    """Yield the media at the place `part` of a value, as `_found` does, without the last member."""
+    """Yield the media at the place `part` of a value, as `_find_media` does, without the last member."""
     whole, holders = value, list[dict[str, object]]()
     for name in part.path:
         if isinstance(value, dict):

@@ -166,6 +166,7 @@ class FormReader:
         return at
 
     def _read_content(self, rest: bytes, at: int) -> int:
+        """Read a part's content from `at` on; return the place of the first unread byte."""
         mark = b"--" + self.mark
         place = rest.find(mark, at)
         if place < 0 or len(rest) < place + len(mark) + 2:

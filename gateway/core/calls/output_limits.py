@@ -171,6 +171,7 @@ class _Numbers(NamedTuple):
 
 
 def _check_number(name: str, param: str, value: object, numbers: _Numbers) -> None:
+    """Refuse a number that is unknown, or above what this call may write."""
     most = numbers.output_max
     if name in MINIMA and name not in numbers.known:
         if value is not None and (type(value) is not int or value > most):

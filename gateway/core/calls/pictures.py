@@ -31,6 +31,7 @@ def size_of(text: str) -> tuple[int, int] | None:
 
 
 def _size(data: bytes) -> tuple[int, int] | None:
+    """Return width and height of a picture, or None if its format is unknown."""
     if data.startswith(_PNG):
         width, height = struct.unpack_from(">II", data, 16)
         return width, height
@@ -46,6 +47,7 @@ def _size(data: bytes) -> tuple[int, int] | None:
 
 
 def _jpeg(data: bytes) -> tuple[int, int] | None:
+    """Return width and height from the first frame of a JPEG, or None."""
     at = 2
     for _ in range(_SEGMENTS_MAX):
         if data[at] != 0xFF:

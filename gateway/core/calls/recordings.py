@@ -222,6 +222,7 @@ _CRC8: Final = bytes(map(_crc8, range(256)))
 
 
 def _flac(data: bytes, frames: _Frames) -> Length:
+    """Return the length of a FLAC file: the larger of its claim and its frames' sum."""
     claim, rate = flac_claim(data)
     if not rate:
         raise UnplainRecording
@@ -294,6 +295,7 @@ class _Stream:
 
 
 def _ogg(data: bytes, frames: _Frames) -> Length:
+    """Return the length of an Ogg file with Opus: the larger of its frames' sum and its time stamps."""
     streams, ended, at = dict[bytes, _Stream](), list[_Stream](), 0
     while at < len(data):
         if data[at : at + 4] != b"OggS" or len(data) < at + 27:
@@ -380,6 +382,7 @@ def wav_head(begins: bytes) -> tuple[int, int, int]:
 
 
 def _aiff(data: bytes, frames: _Frames) -> Length:
+    """Return the length of an AIFF file, from its data's size and its format."""
     at, per_second = 12, 0.0
     while at + 8 <= len(data) and data.startswith(b"FORM"):
         frames.take()
@@ -448,6 +451,7 @@ class _Track:
 
 
 def _mp4(data: bytes, frames: _Frames) -> Length:
+    """Return the length of an MP4 file: the largest of its header, its tracks' edits and samples."""
     movies = [(at, ends) for kind, at, ends in _boxes(data, 0, len(data), frames) if kind == b"moov"]
     if data.count(b"moov") != 1 or len(movies) != 1 or movies[0][1] - movies[0][0] > TABLES_BYTES_MAX:
         raise UnplainRecording
@@ -488,6 +492,7 @@ def _boxes(data: bytes, at: int, ends: int, frames: _Frames) -> Iterator[tuple[b
 
 
 def _read_track(data: bytes, at: int, ends: int, frames: _Frames) -> _Track:
+    """Return a track with its tables of samples and edits, read from its boxes."""
     track, waiting = _Track(), [(at, ends)]
     while waiting:
         for kind, begins, stops in _boxes(data, *waiting.pop(), frames):
@@ -568,6 +573,7 @@ _LACED: Final = 6  # flags of a block with several frames
 
 
 def _webm(data: bytes, frames: _Frames) -> Length:
+    """Return the length of a WebM file with Opus: the larger of its blocks' times and its frames' sum."""
     scale, stated, cluster, last, longest, frame_ns, segments, clusters = 1_000_000, 0.0, 0, 0, 0, 0, 0, 0
     tracks = list[dict[int, bytes]]()
     heard, codecs = dict[int, float](), dict[int, bytes]()

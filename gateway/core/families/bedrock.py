@@ -233,6 +233,7 @@ def _see_refusal(meter: Meter, end: Document, content: object) -> None:
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
+    """Count what an event of a stream reports: text, refusal, usage and the end."""
     event = loose_event(meter, data)
     for holder in ("contentBlockStart", "contentBlockDelta"):
         piece = object_in(event, holder)
@@ -304,6 +305,7 @@ def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
 
 
 def _shape(*, invoke: bool, streamed: bool) -> CallKind:
+    """Return how calls are read: of InvokeModel or Converse, whole or streamed."""
     dialect = messages.DIALECT if invoke else CONVERSE
     unframed = partial(EventStreamMeter, dialect=dialect) if streamed else None
     if invoke:
@@ -319,6 +321,7 @@ def _shape(*, invoke: bool, streamed: bool) -> CallKind:
 
 
 def _routes(upstream: str) -> tuple[Route, ...]:
+    """Return the routes of Bedrock's API at an upstream."""
     checks = Route(
         ("POST",), "/guardrail/{guardrail}/version/{version}/apply", upstream, "guardrails", NAME,
         "bedrock_guardrail",

@@ -98,6 +98,7 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
+    """Count what an event of a stream reports: text, usage and the end."""
     event = loose_event(meter, data)
     kind, delta = event.get("type") or event.get("event_type"), object_in(event, "delta")
     if kind == "stream-end":  # of v1, whose events have the text at their top
@@ -124,6 +125,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
 
 
 def _take(meter: Meter, document: Document) -> None:
+    """Report the billed units in the usage of an answer to `meter`."""
     billed = object_in(document, "billed_units")
     if not billed:
         billed = object_in(document, "tokens")

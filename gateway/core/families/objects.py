@@ -115,6 +115,7 @@ def unit_later(family: Family, path: str) -> str:
 
 
 def _place(objects: ObjectRules, match: re.Match[str]) -> ObjectPath:
+    """Return which stored object, collection or results the matched path of a request means."""
     collection = _COLLECTIONS[match[1].casefold()]
     rest = (match[3] or "").strip("/")
     name, colon, _ = (match[2] or "").partition(":")

@@ -57,6 +57,7 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
+    """Count what an event of a stream reports: text, tool calls, usage and the end."""
     event = loose_event(meter, data)
     if event.get("error") is not None:
         meter.failed = True

@@ -193,6 +193,7 @@ def _quota_exceeded(refused: Refused) -> Refusal:
 
 
 def _budget_exceeded(refused: Refused) -> Refusal:
+    """Return the refusal of a call whose budget or run is used up or has ended."""
     window = refused.budget
     if window is not None and is_run(window.budget_id):
         if counts_calls(window.budget_id) and refused.used >= ENDED_CALLS:
@@ -236,6 +237,7 @@ def _render_amount(unit: str, amount: int, currency: str) -> str:
 
 
 def _quota_held(refused: Refused) -> Refusal:
+    """Return the refusal of a call for which held amounts leave too little."""
     if refused.kind == LimitKind.BUDGET:
         return errors.QuotaHeld(
             f"{_of_budget(refused)}. Calls in flight hold the rest until they end. Try again in 1 s.",

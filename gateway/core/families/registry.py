@@ -16,16 +16,16 @@ ALL: tuple[ApiFamily, ...] = (
 
 FAMILIES: dict[Family, ApiFamily] = {family.name: family for family in ALL}
 SHAPES: dict[str, CallKind] = {meter: shape for family in ALL for meter, shape in family.shapes.items()}
-BATCHES: tuple[BatchPaths, ...] = tuple([paths for one in ALL for paths in one.batches])
+BATCHES: tuple[BatchPaths, ...] = tuple([paths for family in ALL for paths in family.batches])
 BATCH_AT: Mapping[str, BatchPaths] = {
     path: batch
     for batch in BATCHES
     for path in (batch.files, batch.batches, batch.one, batch.cancel, batch.results, *batch.makers)
     if path
 }
-LISTS: tuple[ObjectLists, ...] = tuple([one.objects.lists for one in ALL if one.objects.lists])
+LISTS: tuple[ObjectLists, ...] = tuple([family.objects.lists for family in ALL if family.objects.lists])
 JOBS: Mapping[str, JobPaths] = {
-    path: jobs for one in ALL for jobs in one.jobs for path in (jobs.path, jobs.remake) if path
+    path: jobs for family in ALL for jobs in family.jobs for path in (jobs.path, jobs.remake) if path
 }
 # Paths of jobs that the gateway answers itself: one job, all batches, and those that make one.
 _SHOWN = (
@@ -42,6 +42,10 @@ OF_METER: dict[str, ApiFamily] = {meter: family for family in ALL for meter in f
 # The family whose clients send a header, the surest first: a version or an SDK, then a header for keys that
 # only this family has.
 SPEAKERS: Mapping[bytes, Family] = {
-    **{one.spoken_by: one.name for one in sorted(ALL, key=lambda one: one.spoken_by) if one.spoken_by},
-    **{name: one.name for one in ALL for name in one.credentials if name != b"authorization"},
+    **{
+        family.spoken_by: family.name
+        for family in sorted(ALL, key=lambda family: family.spoken_by)
+        if family.spoken_by
+    },
+    **{name: family.name for family in ALL for name in family.credentials if name != b"authorization"},
 }

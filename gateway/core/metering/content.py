@@ -132,6 +132,7 @@ class LooseContent:
         self._read(document)
 
     def _read(self, document: bytes) -> None:
+        """Add the texts and counted values of a document that need not be valid JSON."""
         name, names = "", list[str]()
         inside = begins = 0  # the depth of a value that counts as a whole
         for mark in _MARK.finditer(document):

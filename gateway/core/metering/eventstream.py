@@ -119,6 +119,7 @@ class EventStreamMeter(StreamMeter):
         self.texts = None
 
     def _read(self, event: bytes) -> bool:
+        """Count what one event of the stream reports; an unreadable event or an error ends it."""
         if self.phase == CLOSED and self.final:  # after the end no client reads on, and no report changes
             return False
         if self.opening is None:

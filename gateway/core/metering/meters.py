@@ -306,6 +306,7 @@ class WholeMeter(Meter):
         return answer
 
     def finish(self) -> bytes:
+        """Read usage and content of the whole answer; return the bytes that were kept back for its end."""
         self.ended = True
         document = self._document()
         self._dialect.read_whole(self, document)
@@ -626,6 +627,7 @@ def _tail(content_type: bytes, content_encoding: bytes) -> Tail | None:
 def _plain(
     call: CallRequest, status: int, content_type: bytes, bounds: UsageBounds, shape: CallKind
 ) -> Meter:
+    """Return the meter of an uncompressed answer, whole or streamed by its content type."""
     dialect = shape.dialect
     if content_type == b"application/json" and not call.spec.streamed:
         return WholeMeter(call, status, bounds, dialect)

@@ -240,6 +240,7 @@ class _Fit:
         return value
 
     def _of_kind(self, kind: Any, raw: bytes) -> Any:
+        """Return a value of the type `kind` from JSON, None or NO_COUNT if it has another type."""
         if kind is int:
             number = _read(msgspec.json.decode, raw)
             count = integer(number)

@@ -135,6 +135,7 @@ class Brackets:
         self._in_text = self._escaped = self._seen = False
 
     def feed(self, piece: bytes) -> None:
+        """Count the brackets of the next `piece` of a document that are not inside a text."""
         if not piece:
             return
         at = int(self._escaped)
@@ -274,6 +275,7 @@ class TextShortener:
         self._within = -1
 
     def feed(self, part: bytes) -> None:
+        """Add the next `part` of a document, its long texts shortened."""
         if self._rest:
             part, self._rest = self._rest + part, b""
         kept: list[bytes] = []
@@ -719,6 +721,7 @@ class StreamMeter(Meter):
         )
 
     def _hold(self, event: bytes, left_out: bool) -> None:
+        """Hold an event back until the stream's end is known; `left_out` ones are not passed whole."""
         if self._held_bytes:
             self._behind += len(event)
         self._held_bytes += len(event)

@@ -472,7 +472,7 @@ class Directory(CallerCache):
         if run is None and remember:
             accounts = self._budgets.find_by_caller(budgets, caller, service_id, attribution, call, now_ms)
         else:
-            asked = budgets.asked(caller, service_id, attribution, call)
+            asked = budgets.attributes_of(caller, service_id, attribution, call)
             accounts = self._budgets.find(budgets, asked, now_ms, remember, run)
         return accounts if accounts.accounts else None
 

@@ -250,6 +250,7 @@ class Agents:
         raise OAuthRefusal("unsupported_grant_type")
 
     async def _sign_in_of(self, request: web.Request, code: str) -> Row:
+        """Return the tokens for a device code that a person has allowed; raise OAuthRefusal otherwise."""
         match = _DEVICE.fullmatch(code)
         row = await self._row(int(match[1])) if match else None
         if match is None or row is None or not is_among(match[2], self._derive_digests("device", row)):
@@ -264,6 +265,7 @@ class Agents:
         return self._tokens(row, 0, TOKEN_S)
 
     async def _refreshed(self, request: web.Request, token: str) -> Row:
+        """Redeem a refresh token for new tokens; end the sign-in of one that was used before."""
         row, generation = await self._holder(request, token)
         if row is None:
             raise OAuthRefusal("invalid_grant", 401)

@@ -201,6 +201,7 @@ class Collector:
         own_answer(exchange, 200, _JSON, b"{}")
 
     def _pass_on(self, path: str, fields: dict[str, str], body: bytes, organization_id: int) -> None:
+        """Send telemetry to the collector in a task, or drop it if too much is waiting."""
         size = len(body) + EACH_BYTES
         if time.monotonic() < self._again or not self._bytes.acquire(organization_id, size):
             self._dropped += 1
@@ -215,6 +216,7 @@ class Collector:
         task.add_done_callback(ended)
 
     async def _send(self, path: str, fields: dict[str, str], body: bytes) -> None:
+        """Send telemetry; after too many failures, drop all of it for a while."""
         async with self._sending:
             if time.monotonic() < self._again:
                 self._dropped += 1

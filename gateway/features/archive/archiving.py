@@ -149,6 +149,7 @@ def _month_of(text: str) -> date:
 
 
 def _read(place: FileStore, name: str, month: date) -> list[ArchiveManifest]:
+    """Return the manifests of a month's files, [] if there is none; raise ArchiveFailed if one is invalid."""
     document = place.read_json(name)
     if document is None:
         return []

@@ -97,6 +97,7 @@ def _prove(url: str, place: FileStore, *, as_json: bool) -> int:
 
 
 def _facts(done: ArchiveRun) -> dict[str, object]:
+    """Return the outcome of an archive run as JSON."""
     return {
         "moved": [
             {"ledger": month.ledger, "month": f"{month.month:%Y-%m}", "rows": month.rows} for month in done.moved
@@ -119,6 +120,7 @@ def _facts(done: ArchiveRun) -> dict[str, object]:
 
 
 def _tell(done: ArchiveRun) -> None:
+    """Print what an archive run did, and why months stay open."""
     for moved in done.moved:
         typer.echo(f"{moved.ledger} {moved.month:%Y-%m} had no partition: {moved.rows:,} rows are in one now")
     for file in done.files:
@@ -134,6 +136,7 @@ def _tell(done: ArchiveRun) -> None:
 
 
 def _tell_proof(proof: ArchiveProof, *, as_json: bool) -> None:
+    """Print the result of comparing the archive with the database."""
     if as_json:
         print_json(asdict(proof))
         return

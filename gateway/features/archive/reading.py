@@ -258,6 +258,7 @@ class ArchiveProof:
 
 
 def prove(url: str, place: FileStore) -> ArchiveProof:
+    """Compare the archived files with their manifests and with the rows still in the database."""
     proof = ArchiveProof()
     with months.connected(url) as connection, translate_errors(place.url):
         stored = archived(connection)

@@ -85,6 +85,7 @@ class CapacityAccounts:
         over: Sequence[str],
         going: Sequence[str],
     ) -> list[int]:
+        """Share an upstream's capacity; return the wait in ms, then an answer for each of `asks`."""
         most = {
             "requests": limits.requests_per_minute, "tokens": limits.tokens_per_minute,
             "concurrency": limits.concurrency,

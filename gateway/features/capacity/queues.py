@@ -313,6 +313,7 @@ class CapacityQueue:
             call.let_in.fail(refusal)
 
     async def _round(self) -> None:
+        """Report ended calls to the shared account, and ask it for capacity for the next calls."""
         ports, accounts = self._queues.ports, self._queues.accounts
         calls = self._next()
         ended, over, now, going = self._ended[:TOLD_MAX], self._over[:TOLD_MAX], ports.seconds(), list[str]()
@@ -377,6 +378,7 @@ class CapacityQueue:
         return calls
 
     def _asks(self, calls: list[WaitingCall]) -> list[CapacityAsk]:
+        """Return the requests for capacity of these calls, each with whether more of its share wait."""
         asked: dict[tuple[int, str], int] = {}
         for call in calls:
             call.asked += 1

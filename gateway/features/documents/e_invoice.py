@@ -217,6 +217,7 @@ def _missing_in_profile(
 
 
 def _head(invoice: Mapping[str, Any], document: Document, profile: Profile) -> Terms:
+    """Return the terms of an invoice that are not about its lines or taxes, by their numbers in EN 16931."""
     note = invoice["kind"] == CREDIT_NOTE
     assert document.seller is not None
     start, end = (date.fromisoformat(invoice[name]) for name in ("period_start", "period_end"))

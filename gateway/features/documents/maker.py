@@ -193,6 +193,7 @@ class DocumentMaker:
         syntax: str = FACTUR_X,
         profile: Profile = EN_16931,
     ) -> bytes:
+        """Return an invoice as XML, stored or made now."""
         kind = KINDS[profile, syntax]
         if (known := await mine.store.document(invoice_id, kind, "finalized")) is not None:
             return known

@@ -51,6 +51,7 @@ def archive(content: dict[str, Any], logo: Path | None, lines: int) -> bytes | N
 
 
 def _pages(content: dict[str, Any], logo: Path | None, *, archived: bool = False) -> bytes:
+    """Return the PDF of an invoice, as PDF/A if `archived`."""
     with tempfile.TemporaryDirectory(prefix="invoice-") as folder:
         root = Path(folder)
         image = ""

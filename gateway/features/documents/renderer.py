@@ -130,6 +130,7 @@ class InvoiceRenderer:
         return electronic_invoice(invoice, syntax, profile)
 
     def content(self, invoice: Any) -> dict[str, Any]:
+        """Return the texts of an invoice for the template of its PDF."""
         note, status = invoice["kind"] == CREDIT_NOTE, invoice["status"]
         document, adopted = self._document(invoice)
         seller = _party(document.seller)
@@ -224,6 +225,7 @@ def _party(party: InvoiceParty | None) -> list[str]:
 
 
 def _facts(invoice: Any, document: Document) -> list[tuple[str, str]]:
+    """Return the named facts in an invoice's head: period, dates, account, corrected invoices."""
     start, end = (date.fromisoformat(invoice[name]) for name in ("period_start", "period_end"))
     facts = [("Period", span(start, end))]
     if invoice["finalized_at"]:
@@ -239,6 +241,7 @@ def _facts(invoice: Any, document: Document) -> list[tuple[str, str]]:
 
 
 def _groups(lines: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return an invoice's lines by heading, with grouped digits."""
     groups_ = []
     lines_of_supply = (line for line in lines if line["kind"] in HEADINGS)
     for kind, of_kind in groupby(lines_of_supply, key=lambda line: line["kind"]):

@@ -31,6 +31,7 @@ def mount_focus(app: web.Application, ports: AdminPorts, root: str, admitted: Ad
     """Serve usage reports in FOCUS, a standard for cloud costs; `admitted` authenticates a request."""
 
     def asked_of(query: MultiMapping[str]) -> tuple[UsageQuery, tuple[str, ...], Callable[[Row], Row]]:
+        """Return the usage query of a FOCUS request, its version's columns, and what renders a row."""
         if fixed := tuple((name, "is given by FOCUS") for name in ("interval", "group_by") if name in query):
             raise Unprocessable("Some query parameters are wrong.", fixed)
         others = MultiDict(query)

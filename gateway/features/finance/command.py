@@ -86,6 +86,7 @@ def ledger(
 def _report(
     name: str, org: str | None, parquet: Path | None, *, as_csv: bool, as_json: bool, **asked: str | None
 ) -> None:
+    """Print the rows of a report, or download it as CSV or to a Parquet file."""
     with admin() as api:
         organization_id = api.id_of("organizations", org) if org else None
         if parquet is not None:

@@ -137,7 +137,7 @@ async def create_batch(exchange: Exchange) -> None:
     if fetches:
         _mark(admitted.call, job)
     exchange.before_end = partial(_opened, exchange, admitted, job, jobs)
-    await _made(exchange, admitted, job, jobs, partial(_given_back, ports, job, jobs))
+    await _forward_and_relay(exchange, admitted, job, jobs, partial(_given_back, ports, job, jobs))
 
 
 async def run_later(exchange: Exchange, admitted: AdmittedCall) -> None:
@@ -163,10 +163,10 @@ async def run_later(exchange: Exchange, admitted: AdmittedCall) -> None:
     job.tokens, job.credits = held.held_tokens, held.held_credits
     job.money, job.budget_tokens = held.money_held, held.budget_tokens_held
     exchange.before_end = partial(_begun, exchange, admitted, job, jobs)
-    await _made(exchange, admitted, job, jobs, partial(jobs.drop, job))
+    await _forward_and_relay(exchange, admitted, job, jobs, partial(jobs.drop, job))
 
 
-async def _made(
+async def _forward_and_relay(
     exchange: Exchange, admitted: AdmittedCall, job: Job, jobs: JobsPort,
     never: Callable[[], Awaitable[object]],
 ) -> None:  # fmt: skip
@@ -215,6 +215,7 @@ async def remake(exchange: Exchange) -> None:
 
 
 def _job_of(admitted: AdmittedCall, paths: JobPaths) -> Job:
+    """Return the job that an admitted call starts, with its hold, prices and budgets."""
     claim, decision, prices = admitted.claim, admitted.decision, admitted.prices
     budgets, call = admitted.budgets, admitted.call
     job = _job(admitted, admitted.request_id, admitted.user, admitted.service, decision, prices)

@@ -287,6 +287,7 @@ class Jobs:
         await (self._look_at_batch if job.kind == BATCH else self._look_at_call)(job)
 
     async def _look_at_batch(self, job: Job) -> None:
+        """Read the state of a batch at its upstream, and settle the job once the batch has ended."""
         route = self._route_of(job)
         paths = BATCH_AT.get(job.batches) or FAMILIES[route.family].batches[0]
         if not job.id and not await self._was_made(job, paths.listed):
@@ -295,7 +296,9 @@ class Jobs:
         if paths.makers:
             await self._look_at_operation(job, paths, f"{paths.batches}/{id_}")
             return
-        said = await self._told(job, f"{paths.batches}/{id_}", "failed", paths.headers, SAID_BYTES_MAX)
+        said = await self._fetch_result(
+            job, f"{paths.batches}/{id_}", "failed", paths.headers, SAID_BYTES_MAX
+        )
         state = BatchState() if said is None else self._read(said, read_state)
         if said is None or await self._is_another(job, state.id):
             return
@@ -306,25 +309,25 @@ class Jobs:
             await self._settle(job, ended, b"", state.answered)
         elif ended:
             async with self._fetching(job.upstream):  # a result is kept in memory until its lines are charged
-                content = await self._told(job, path, ended, paths.headers)
+                content = await self._fetch_result(job, path, ended, paths.headers)
                 if content is not None:
                     await self._settle(job, ended, content, state.answered)
 
     async def _look_at_operation(self, job: Job, paths: BatchPaths, path: str) -> None:
         """Poll a batch job at `path`, an operation which has the results, or names the file with them."""
         async with self._fetching(job.upstream):
-            said = await self._told(job, path, "failed", paths.headers)
+            said = await self._fetch_result(job, path, "failed", paths.headers)
             state = BatchState() if said is None else self._read(said, read_operation)
             if said is None or await self._is_another(job, state.id):
                 return
             content: bytes | Sequence[bytes] | None = state.lines or b""
             if state.ended_as and state.output_file_id:
                 path = paths.content(state.output_file_id.rpartition("/")[2])
-                content = await self._told(job, path, state.ended_as, paths.headers)
+                content = await self._fetch_result(job, path, state.ended_as, paths.headers)
             if state.ended_as and content is not None:
                 await self._settle(job, state.ended_as, content, state.answered)
 
-    async def _told(
+    async def _fetch_result(
         self, job: Job, path: str, gone: str, headers: tuple[tuple[str, str], ...] = (),
         bytes_max: int = RESULT_BYTES_MAX,
     ) -> bytes | None:  # fmt: skip
@@ -367,7 +370,7 @@ class Jobs:
         if not job.id and not await self._was_made(job, paths.listed):
             return
         async with self._fetching(job.upstream):
-            said = await self._told(job, paths.of(job.sent or job.model, job.id), "failed")
+            said = await self._fetch_result(job, paths.of(job.sent or job.model, job.id), "failed")
             state = CallState() if said is None else self._read(said, read_call_state)
             if said is None or not (ended := state.ended_as):
                 return

@@ -136,6 +136,7 @@ class StoredJobs:
             await self._keep(job)
 
     async def _open(self, job: Job) -> None:
+        """Store a new job; raise TooManyJobs if its organization or API key has too many open jobs."""
         await self._keep(job)
         wire, listed = self._wires.of(job.partition), _open_jobs(job)
         of_key = b"%d" % job.key_id
@@ -154,6 +155,7 @@ class StoredJobs:
             raise refusal
 
     async def _keep(self, job: Job) -> None:
+        """Store a job in Redis, and list it by its next look, or remove a settled one from the open jobs."""
         wire, name = self._wires.of(job.partition), keys.job(job.partition, job.hold_id).encode()
         remembered_s = CALL_SETTLED_S if job.kind == RESPONSE else SETTLED_S
         ends = (b"EX", b"%d" % remembered_s) if job.settled_ms else ()
@@ -262,6 +264,7 @@ class StoredJobs:
         return bool(found)
 
     async def _due(self, partition: int, again_ms: int) -> list[Job]:
+        """Return a partition's jobs to look at now, organizations in turn, and postpone their next look."""
         wire, listed = self._wires.of(partition), keys.jobs(partition).encode()
         time, size = wire.send(encode(b"TIME")), wire.send(encode(b"ZCARD", listed))
         now_ms = _read_ms(await time)

@@ -149,6 +149,7 @@ def _parse_head(text: str) -> tuple[int, str]:
 
 
 def _tell(verification: LedgerVerification, *, as_json: bool) -> None:
+    """Print what the verification has found."""
     if as_json:
         print_json(
             {
@@ -179,6 +180,7 @@ _Named = tuple[int, int, str]
 def _of_file(
     file: stored.ArchivedFile, ledger: SignedLedger, archive: str | None, verification: LedgerVerification
 ) -> Iterator[ProvenRow]:
+    """Yield the rows of an archived file; report a missing, changed or unreadable file."""
     place = FileStore(archive or file.url)
     where = place.address(file.file)
     if not place.has(file.file):

@@ -15,6 +15,7 @@ LOOK_S = 60.0
 
 
 def _work(parts: KeeperParts) -> Work | None:
+    """Return the loop that signs ledger heads, or None without a key."""
     key_file = parts.settings.select(LedgerProofSettings).ledger_key_file
     if not key_file:
         return None

@@ -165,6 +165,7 @@ class _Open:
 def _check_account(
     account: str, items: Iterator[LedgerSegment | ProvenRow], verification: LedgerVerification
 ) -> None:
+    """Compare an account's rows with the segments that heads signed; `items` are in order of their places."""
     now: _Open | None = None
     behind: ProvenRow | None = None
     for item in items:

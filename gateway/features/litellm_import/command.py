@@ -232,6 +232,7 @@ class _Translation:
         self._aliases()
 
     def _model(self, row: Json, place: str) -> None:
+        """Translate a model of LiteLLM's configuration to a target; note the reason if it is left out."""
         name, params = str(row.get("model_name") or ""), row.get("litellm_params")
         info = row["model_info"] if isinstance(row.get("model_info"), dict) else {}
         if not isinstance(params, dict):
@@ -403,6 +404,7 @@ class _Translation:
                 self._leave(f"router_settings.model_group_alias.{alias}", f"no model {name} was taken over")
 
     def budgets(self) -> None:
+        """Translate the budgets of all calls and of each user."""
         settings = self._source.get("litellm_settings")
         if not isinstance(settings, dict):
             return

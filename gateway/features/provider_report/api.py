@@ -92,6 +92,7 @@ class ProviderApi:
         return report
 
     def _page(self, path: str, query: Mapping[str, str]) -> bytes:
+        """Return a page of the provider's API; try again after a pause if it is busy."""
         for number in range(1, TRIES_MAX + 1):
             try:
                 return self._answer(path, query)
@@ -356,6 +357,7 @@ def _places(asked: ProviderOptions) -> tuple[Sequence[str], str | None]:
 
 
 def _files(form: Format, names: Sequence[str]) -> ProviderReport:
+    """Return the report of a provider that the files `names` contain; "-" is standard input."""
     if len(names) > FILES_MAX:
         raise CommandFailed(f"At most {FILES_MAX} files are read at once.")
     report = ProviderReport()

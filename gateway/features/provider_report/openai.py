@@ -76,6 +76,7 @@ def _bucket(raw: bytes) -> tuple[datetime, datetime, list[msgspec.Raw]]:
 
 
 def _result(raw: bytes) -> ReportLine:
+    """Return the line of the report for a result of OpenAI's API of costs or usage."""
     result = _results.decode(raw)
     if isinstance(result, _OpenAiCosts):
         try:

@@ -142,6 +142,7 @@ def _add_result(report: ProviderReport, day: date, raw: msgspec.Raw, place: Repo
 
 
 def _add_table(report: ProviderReport, text: str, place: ReportPosition) -> None:
+    """Add the rows of a CSV text to the report; raise CommandFailed naming a wrong line."""
     rows = csv.reader(StringIO(text, newline=""), strict=True)
     try:
         head = next(rows)

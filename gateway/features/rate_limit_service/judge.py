@@ -189,6 +189,7 @@ class RateLimitJudge:
         released = False
 
         async def ask(place: _Place, _: Descriptor, at: int) -> _DescriptorHold:
+            """Settle or release the hold of a descriptor; without a hold, report its use."""
             nonlocal released
             id_ = ids[at] if at < len(ids) else _REPORTED
             if id_ == _NOTHING:
@@ -247,6 +248,7 @@ class RateLimitJudge:
         replaced = {name for place in places if isinstance(place, _Place) for name in place.rule.replaces}
 
         async def one_of(at: int) -> _DescriptorHold:
+            """Return the answer for the descriptor at index `at`, refused ones without asking."""
             place = places[at]
             if not isinstance(place, _Place):
                 return place
@@ -267,6 +269,7 @@ class RateLimitJudge:
         return holds, over
 
     def _place(self, domain: str, asked: Descriptor) -> _Place | _DescriptorHold:
+        """Return the rule and the API key for a descriptor, or its refusal."""
         entries = dict(asked.entries)
         fault = _fault(domain, asked, entries)
         if fault:
@@ -338,6 +341,7 @@ class RateLimitJudge:
     async def _take(  # noqa: PLR0917  # whose hold it is, and what it takes
         self, rule: RateLimitRule, entries: dict[str, str], key: str, amount: int, once: str, ttl_s: int
     ) -> HoldsReply | None:
+        """Hold an amount by a rule; return None if the answer is no hold."""
         body: dict[str, Any] = {
             "service": rule.fill(rule.service, entries),
             "max_tokens" if rule.unit == "tokens" else "amount": amount,

@@ -99,6 +99,7 @@ def _read_question(raw: bytes) -> tuple[str, tuple[Descriptor, ...], dict[int, i
 
 
 def _descriptor(raw: bytes, hits: int) -> Descriptor:
+    """Return the descriptor in a protobuf message; `hits` is the default of its amount."""
     entries, gives_back, overridden = list[tuple[str, str]](), False, False
     for number, value in _fields(raw):
         if number == 1:

@@ -109,6 +109,7 @@ def _entry_of(value: str) -> str:
 
 
 def _fault(rule: RateLimitRule) -> str:
+    """Return what is wrong with a rule, naming the field, or ""."""
     for name in ("key", "service", "model", "user"):
         entry = _entry_of(getattr(rule, name))
         if entry and entry not in rule.entries:

@@ -283,6 +283,7 @@ class Runs:
         )
 
     def _remembered(self, caller: Caller, packed: bytes, parents: tuple[Run, ...], code: int) -> Run:
+        """Return the run in a script's answer, and remember it; equal runs are one object."""
         run = stored_run(caller.organization_id, caller.tenant_id, packed, parents)
         key = caller.tenant_id, run.id
         if code == packing.RUN_THERE:

@@ -249,6 +249,7 @@ class StripeInvoices:
             return HandoverOutcome(WAITING, f"not done within {ATTEMPT_S_MAX:g} seconds")
 
     async def _handed(self, handover: HandoverStep, note: Note) -> HandoverOutcome:
+        """Bring a document to Stripe, or report why nothing has to be done."""
         try:
             if handover.kind == "invoice":
                 return await self._invoice(handover, note)
@@ -263,6 +264,7 @@ class StripeInvoices:
             raise Unfinished(str(error)) from error
 
     async def _invoice(self, handover: HandoverStep, note: Note) -> HandoverOutcome:
+        """Create an invoice at Stripe, compare and finalize it; continue where an earlier try ended."""
         paper = handover.paper
         there = await self._existing_invoice(handover)
         if paper.status == "void" and (there is None or there["status"] == "draft"):
@@ -297,6 +299,7 @@ class StripeInvoices:
         return await find_made(handover, lambda page: self._api.v1.invoices.list_async(of | page))
 
     def _draft(self, handover: HandoverStep) -> Params:
+        """Return the parameters of Stripe's draft for an invoice."""
         paper = handover.paper
         last = paper.period_end - timedelta(days=1)
         asked: Params = {
@@ -346,6 +349,7 @@ class StripeInvoices:
         return there
 
     async def _credit_note(self, handover: HandoverStep) -> HandoverOutcome:
+        """Create a credit note at Stripe, or add to the balance if its invoice is not there."""
         currency, amount = handover.paper.currency, -handover.paper.total
         if handover.about is None:
             return await self._to_balance(handover, -to_stripe(amount, currency))
@@ -416,6 +420,7 @@ def _compare(handover: HandoverStep, there: Object) -> None:
 
 
 def _line(line: PayableLine, currency: str) -> Params:
+    """Return the parameters of Stripe's item for a line of an invoice."""
     asked = {
         "amount": to_stripe(line.amount, currency),
         "description": line.description[:DESCRIPTION_CHARS_MAX],
@@ -569,6 +574,7 @@ class StripeReturns:
             raise CollectorUnavailable(f"Stripe does not say which invoice it is about: {why}") from error
 
     async def _stands(self, payment_return: PaymentReturn, invoice_id: str) -> CollectionStatus:
+        """Return how much of an invoice is paid at Stripe, and how much was given back."""
         invoice = (await self._api.v1.invoices.retrieve_async(invoice_id)).to_dict()
         currency = str(invoice["currency"]).upper()
         back = 0
@@ -593,6 +599,7 @@ class StripeReturns:
         return 0
 
     async def _given_back(self, payment: str) -> int:
+        """Return the sum of a payment's refunds and lost disputes, in Stripe's units."""
         of = {"payment_intent": payment}
         refunds = self._api.v1.refunds.list_async
         disputes = self._api.v1.disputes.list_async

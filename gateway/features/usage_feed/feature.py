@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 def _work(parts: KeeperParts) -> Work:
+    """Return what a keeper runs for the usage feed: its gauges, and the sender that the settings choose."""
     from gateway.features.usage_feed.events import Terms  # of keepers alone
     from gateway.features.usage_feed.file import WRITTEN_AT_ONCE, EventFile
     from gateway.features.usage_feed.sender import UsageFeedSender

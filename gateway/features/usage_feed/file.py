@@ -56,6 +56,7 @@ class EventFile:
         return FeedResult(taken={event.id for event in events})
 
     def _append(self, events: Sequence[FeedEvent]) -> None:
+        """Append those events that the file's end does not have yet, and sync the file."""
         file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o600)
         try:
             require_regular(self._path)

@@ -24,6 +24,7 @@ _COST_GROUPS = {"description": "model", "workspace_id": "tenant"}
 
 
 def _messages(rows: Sequence[Row], asked: VendorQuery) -> list[dict[str, Any]]:
+    """Return rows of usage as results of Anthropic's usage report."""
     results = []
     for (*ids, _), sums in summed(rows, [_GROUPS[name] for name in asked.groups]).items():
         named = dict.fromkeys(_GROUPS) | dict(zip(asked.groups, ids, strict=True))
@@ -47,6 +48,7 @@ def _messages(rows: Sequence[Row], asked: VendorQuery) -> list[dict[str, Any]]:
 
 
 def _costs(rows: Sequence[Row], asked: VendorQuery) -> list[dict[str, Any]]:
+    """Return rows of costs as results of Anthropic's cost report."""
     results = []
     for (*ids, currency), sums in summed(rows, [_COST_GROUPS[name] for name in asked.groups]).items():
         named = dict.fromkeys(_COST_GROUPS) | dict(zip(asked.groups, ids, strict=True))

@@ -52,6 +52,8 @@ async def _refuse_other(mine: AdminPorts, request: web.Request) -> dict[str, Any
 
 
 def _handler(ports: AdminPorts, report: VendorReport) -> Callable[[web.Request], Any]:
+    """Return the handler of a vendor's report, which answers one page of its buckets."""
+
     async def page(mine: AdminPorts, request: web.Request) -> dict[str, Any]:
         require_read(mine.actor, REPORTS["usage"])
         asked = read_query(report, request.query, datetime.now(UTC))

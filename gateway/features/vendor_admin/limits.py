@@ -273,6 +273,7 @@ async def _list(limits: _Limits, request: web.Request, _: Body) -> Shown:
 
 
 async def _set(limits: _Limits, request: web.Request, sent: Body) -> Shown:
+    """Set a spend limit as Anthropic's API has it: of a user, a workspace, or the organization."""
     _only(sent, "amount", "scope", "period")
     period = sent.get("period", "monthly")
     if period not in PERIODS:

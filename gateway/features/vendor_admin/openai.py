@@ -25,6 +25,7 @@ _SECONDS_MAX = 4_102_444_800  # of the year 2100
 
 
 def _usage(rows: Sequence[Row], asked: VendorQuery, *, embeds: bool) -> list[dict[str, Any]]:
+    """Return rows of usage as results of OpenAI's usage API, for completions or embeddings."""
     results = []
     ours = [row for row in rows if (row["service"] == EMBEDDINGS) is embeds]
     for (*ids, _), sums in summed(ours, [_GROUPS[name] for name in asked.groups]).items():

@@ -401,6 +401,7 @@ class LiveSocket(WebSocket):
             self._queue()
 
     def _ask(self, body: bytes) -> None:
+        """Handle a message of the client; first find the owners of objects that it names."""
         if len(body) > MESSAGE_BYTES_MAX:
             self._refuse(RequestTooLarge(f"A message here may have {MESSAGE_BYTES_MAX} bytes."), _TOO_LARGE)
             return
@@ -750,6 +751,7 @@ class LiveSocket(WebSocket):
             self._ask_for_turn()  # pending output is a call, even before its first event
 
     def _pass_heard(self) -> None:
+        """Pass the upstream's events on: to the running call, or to the client between calls."""
         closed = self.is_closing()
         while self._heard:
             event, is_free, ends, model = self._heard[0]
@@ -854,6 +856,7 @@ class UpstreamSocket(FrameReader):
         self.reading.resume(_LINK)
 
     def _take(self, event: Event) -> None:
+        """Handle an event of the upstream's socket: a message, a ping or its end."""
         if self._closed:
             return
         if isinstance(event, TextMessage | BytesMessage):

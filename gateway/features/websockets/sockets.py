@@ -241,6 +241,7 @@ class WebSocket(FrameReader):
             self._send_events(answer, [])
 
     def _send_events(self, answer: SocketAnswer, events: list[str]) -> None:
+        """Send an answer's events to the client; a refused answer is one event."""
         if self._closed:  # nobody gets them
             events = []
         elif answer.refused is not None and self.refuses_by_event:
@@ -301,6 +302,7 @@ class WebSocket(FrameReader):
     # frames and messages
 
     def _go_on(self) -> bool:
+        """Handle the next event of the client; return whether there was one."""
         if self._transport.is_closing() or self.reading.paused & _HELD:
             return False
         event = next(self._frames.events(), None)
@@ -526,6 +528,7 @@ class SocketAnswer:
         return events
 
     def _collect(self, last: bool) -> None:
+        """Collect an answer that is no stream; after its last part, refuse the turn by it."""
         if self.kept > REFUSAL_BYTES_MAX:
             self._parts = [self._take_parts()[:REFUSAL_BYTES_MAX]]
             self._keep(REFUSAL_BYTES_MAX)

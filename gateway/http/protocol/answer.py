@@ -461,6 +461,7 @@ class UpstreamSide:
         return True
 
     def _head(self, data: bytes) -> bytes:
+        """Read an answer's head after interim answers; return the bytes behind it, b"" while incomplete."""
         if self._buffer:
             data = self._buffer + data
             self._buffer = b""
@@ -511,6 +512,7 @@ class UpstreamSide:
         return self._body(data[at:])
 
     def _body(self, data: bytes) -> bytes:
+        """Return the bytes of `data` that belong to the body; note its end, and surplus bytes."""
         chunked = self._chunked
         if chunked is not None:
             data = chunked.feed(data)

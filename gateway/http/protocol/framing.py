@@ -132,6 +132,7 @@ class ChunkedBody:
         return line
 
     def _size(self, line: bytes) -> int:
+        """Return the size of a chunk from its line; raise Malformed if a bound is passed."""
         match = _SIZE_LINE.fullmatch(line)
         if match is None or len(line) > self._line_max:
             raise Malformed("a chunk size is not a hexadecimal number")

@@ -342,6 +342,7 @@ def read_request_head(head: bytes, limits: HttpLimits) -> RequestHead:
 
 
 def _request_line(line: bytes) -> tuple[bytes, bytes, int]:
+    """Return method, target and minor version; raise the refusal of an invalid line."""
     parts = line.split(b" ")
     if len(parts) != 3:
         raise MalformedRequest("The request line is not a method, a target and a version.")
@@ -421,6 +422,7 @@ def read_fields(lines: list[bytes]) -> tuple[list[tuple[FieldKind, bytes]], dict
 
 
 def _read_framing(head: RequestHead) -> None:
+    """Set how the body's length is known; raise the refusal of an invalid or doubtful length."""
     codings, lengths = head.all(b"transfer-encoding"), head.all(b"content-length")
     if codings:
         if len(codings) > 1 or codings[0].lower() != b"chunked" or lengths or head.minor == 0:
@@ -597,6 +599,7 @@ class ClientSide:
             raise refusal
 
     def _payload(self, data: bytes) -> bytes:
+        """Return the bytes of `data` that belong to the body; keep the rest for the next request."""
         chunked = self._chunked
         if chunked is not None:
             try:

@@ -347,6 +347,7 @@ class HeadReader:
         return True
 
     def _understand(self, routed: RoutedHead, reading: ParsedHead) -> CallHead:
+        """Return the head of a call: its credentials, attribution, and header lines to pass."""
         if routed.refusal is not None:
             call = CallHead(routed)
         else:
@@ -378,6 +379,7 @@ class HeadReader:
         return routed
 
     def _prove(self, reading: ParsedHead) -> HeaderCredential:
+        """Return the credential in these header lines, remembered by their bytes."""
         proof = self._proofs.find(reading.proving)
         if proof is not None:
             return proof
@@ -393,6 +395,7 @@ class HeadReader:
         return proof
 
     def _say(self, reading: ParsedHead, family: Family) -> HeaderAttribution:
+        """Return the attribution in these header lines, remembered by their bytes."""
         # The meaning of these lines depends on the API.
         said_as = _said_as(family, reading.saying)
         header_attribution = self._said.find(said_as)

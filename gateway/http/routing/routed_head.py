@@ -175,6 +175,7 @@ class HeadRouter:
         return routed
 
     def _matched(self, head: RequestHead, match: Match | None) -> RoutedHead:
+        """Return the routed head for a matching route, or with the refusal if no route matches."""
         path = head.path.decode("ascii")
         shares = is_shared(path)
         unknown = match is None or match.route is None
@@ -206,6 +207,7 @@ class HeadRouter:
     def _accept(
         self, routed: RoutedHead, head: RequestHead, match: Match, route: Route, spoken: Family | None
     ) -> None:
+        """Set what follows from the route: family, upstream, body, objects; note refusals for later."""
         routed.route, routed.label, routed.key = route, route.path, take_key(head, route)
         routed.params = match.params | said_twice(head, route)
         routed.service_key = match.params.get("service_key") or route.service

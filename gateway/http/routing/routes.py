@@ -177,6 +177,7 @@ class RouteTable:
         return self._with_parameters(method, path)
 
     def _with_parameters(self, method: str, path: str) -> Match | None:
+        """Return the match of a path with a route that has parameters, or None."""
         own = _owner(path) if ":" in path else None
         for pattern, routes in self._entries:
             found = pattern.fullmatch(path)

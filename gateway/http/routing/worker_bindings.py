@@ -59,12 +59,12 @@ class WorkerBindings:
             self._catalogue, self._known = catalogue, {}
             self._bindings = binding.Bindings(*self._configured, catalogue, self._models.upstreams())
         upstream = "" if "{service_key}" in route.path else route.upstream
-        found = self._known.get((key, upstream))
-        if found is None and key in catalogue:
-            found = self._known[key, upstream] = self._bindings.of(key, upstream)
-            assert found is not None
-            self._tell(found, catalogue)
-        return found
+        known = self._known.get((key, upstream))
+        if known is None and key in catalogue:
+            known = self._known[key, upstream] = self._bindings.of(key, upstream)
+            assert known is not None
+            self._tell(known, catalogue)
+        return known
 
     def leads_to_models(self, host: str) -> bool:
         """Return whether an upstream at this host answers for a configured model."""
@@ -72,7 +72,7 @@ class WorkerBindings:
 
     def read_by(self, key: str) -> Route | None:
         """Return the first route that meters the calls of a service, or None."""
-        return next((one for one in self._reading if one.service == key), None)
+        return next((route for route in self._reading if route.service == key), None)
 
     def services_at(self, upstream: str) -> tuple[str, ...]:
         """Return the keys of services that are configured to use an upstream by themselves."""
@@ -87,7 +87,7 @@ class WorkerBindings:
                 self._tell_once("services_share_paths", service.key, shares_with=key)
 
     def _tell_once(self, event: str, service: str, **other: str) -> None:
-        told = (event, service, *other.values())
-        if len(self._told) < TOLD_MAX and told not in self._told:
-            self._told.add(told)
+        message = (event, service, *other.values())
+        if len(self._told) < TOLD_MAX and message not in self._told:
+            self._told.add(message)
             self._log(event, service=service, level="error", **other)

@@ -260,6 +260,7 @@ class RequestDriver(Waiter):
             self._step(None)
 
     def _step(self, error: BaseException | None) -> None:
+        """Run the coroutine until it waits or ends; throw `error` into it if there is one."""
         coroutine = self._coroutine
         assert coroutine is not None
         self._wait = self._future = None

@@ -503,6 +503,7 @@ class ClientConnection(asyncio.Protocol):
             self._closing = True
 
     def _read_head(self) -> bool:
+        """Read the next request's head and begin the request; return whether one was complete."""
         side = self._side
         try:
             cut = side.head()
@@ -556,6 +557,7 @@ class ClientConnection(asyncio.Protocol):
     # bodies
 
     def _begin_body(self, routed: RoutedHead, length: int) -> None:
+        """Store the body's bytes that came with the head; refuse a body that is too large."""
         side = self._side
         try:
             payload = side.request(length, routed.chunked)

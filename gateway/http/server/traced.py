@@ -76,6 +76,7 @@ class TimedCounters:
         return self._settle(settlement, trace)
 
     async def _reserve(self, request: HoldRequest, trace: Trace) -> Admitted | Refused:
+        """Reserve a hold, and record the time and the verdict in the call's trace."""
         # A call with a late body is first admitted by its head: one span for both.
         span = next((child for child in trace.children if child.name == "reserve"), None)
         if span is None:
@@ -94,6 +95,7 @@ class TimedCounters:
         return decision
 
     async def _settle(self, settlement: Settlement, trace: Trace) -> SettleResult:
+        """Settle a hold, and record the time and the amounts in the call's trace."""
         span = Span("settle", SpanKind.CLIENT, trace.settle_id, trace.span_id, self.seconds(), 0.0)
         span.attributes = {
             "db.system.name": "redis",

@@ -106,6 +106,7 @@ class UpstreamAddresses:
             self._failing = True
 
     def _ask(self, now: float) -> asyncio.Future[None] | None:
+        """Start a look-up of the host's addresses in a thread, or return the one that is running."""
         if self._asking is not None:
             return self._asking
         if self._failing and now - self._asked_at < RETRY_S:  # the last look-up failed a moment ago
@@ -127,6 +128,7 @@ class UpstreamAddresses:
         return asking
 
     def _answered(self, asking: asyncio.Future[None], found: Sequence[str] | Exception) -> None:
+        """Take over the addresses of a look-up that has ended, or keep the known ones if it failed."""
         self._asking = None
         if isinstance(found, Exception) or not found:
             self._failing = True

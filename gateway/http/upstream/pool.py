@@ -208,7 +208,8 @@ class Upstream:
             raise
 
     async def _open(self, wait: Wait[Link]) -> None:
-        link, tunnel = Link(self._clock, self._turns, self._limits, self._gone), None
+        """Open a connection and give it to `wait`, or the reason why it failed."""
+        link, tunnel = Link(self._clock, self._turns, self._limits, self._forget_link), None
         try:
             place = self._place.at(self._clock.now)  # first, so that the tunnel uses the present files
             tunnel = self._place.tunnel()
@@ -282,7 +283,7 @@ class Upstream:
             link.abandon()
         self._idle.clear()
 
-    def _gone(self, link: Link) -> None:
+    def _forget_link(self, link: Link) -> None:
         self._links.discard(link)
         if link in self._idle:
             self._idle.remove(link)

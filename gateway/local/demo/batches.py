@@ -41,7 +41,7 @@ Told = tuple[int, Any]
 class _DemoBatch:
     """A batch or video: its object as shown, its calls, and the time and status of its end."""
 
-    said: dict[str, Any]
+    document: dict[str, Any]
     lines: list[dict[str, Any]]
     ends_at: float
     end: str
@@ -96,6 +96,7 @@ class Batches:
     def _messages(  # noqa: PLR0917  # as `answer`
         self, method: str, id_: str, more: str | None, query: dict[str, list[str]], content: bytes, work: Work
     ) -> Told:
+        """Return the answer to a request about batches of Anthropic's API."""
         if method == "POST" and not id_:
             calls = json.loads(content)["requests"]
             lines = [{**call, "url": "/v1/messages", "body": call["params"]} for call in calls]
@@ -106,22 +107,23 @@ class Batches:
         batch = self.batches.get(id_)
         if batch is None:
             return _missing()
-        said = self._now(batch, work, more)
+        document = self._now(batch, work, more)
         if method == "DELETE":
             del self.batches[id_]
             return 200, {"id": id_, "type": "message_batch_deleted"}
         if more != "results":
-            return 200, _as_messages(said)
-        if said["status"] == "in_progress":
+            return 200, _as_messages(document)
+        if document["status"] == "in_progress":
             return _missing()
-        done = map(json.loads, self.files.get(said["output_file_id"] or "", b"").splitlines())
+        done = map(json.loads, self.files.get(document["output_file_id"] or "", b"").splitlines())
         results = [
-            (one["custom_id"], {"type": "succeeded", "message": one["response"]["body"]}) for one in done
+            (answer["custom_id"], {"type": "succeeded", "message": answer["response"]["body"]})
+            for answer in done
         ]
-        left = "canceled" if said["status"] == "cancelled" else "expired"
+        left = "canceled" if document["status"] == "cancelled" else "expired"
         results += [(line["custom_id"], {"type": left}) for line in batch.lines[len(results) :]]
-        told = [json.dumps({"custom_id": custom_id, "result": result}) for custom_id, result in results]
-        return 200, "\n".join(told).encode()
+        texts = [json.dumps({"custom_id": custom_id, "result": result}) for custom_id, result in results]
+        return 200, "\n".join(texts).encode()
 
     def _response(self, method: str, id_: str, more: str | None, content: bytes, work: Work) -> Told | None:
         """Return the answer to a request for a background response, or None if the request is no such.
@@ -141,11 +143,11 @@ class Batches:
         if batch is None:
             return None
         if method == "DELETE":
-            del self.batches[batch.said["id"]]
+            del self.batches[batch.document["id"]]
             return 200, {"id": id_, "object": "response", "deleted": True}
-        said = self._now(batch, work, more)
-        done = self.files.get(said["output_file_id"] or "")
-        return 200, (json.loads(done)["response"]["body"] if done else {}) | _as_response(said)
+        document = self._now(batch, work, more)
+        done = self.files.get(document["output_file_id"] or "")
+        return 200, (json.loads(done)["response"]["body"] if done else {}) | _as_response(document)
 
     def _video(
         self, method: str, id_: str, more: str | None, query: dict[str, list[str]], content: bytes
@@ -157,23 +159,27 @@ class Batches:
         video = self.videos.get(id_)
         if id_ and video is None:
             return _missing()
-        if video is not None and time.time() >= video.ends_at and video.said["status"] == "queued":
-            video.said["status"] = video.end
+        if video is not None and time.time() >= video.ends_at and video.document["status"] == "queued":
+            video.document["status"] = video.end
         if method == "POST":
             fields = _fields(content) if content.startswith(b"--") else {}
-            said = {name.decode(): value.decode("utf-8", "replace") for name, value in fields.items()}
-            before = {"model": "sora-2", "seconds": "4"} if video is None else video.said
-            return 200, self._begin({**before, **(said or json.loads(content))})
+            sent = {name.decode(): value.decode("utf-8", "replace") for name, value in fields.items()}
+            before = {"model": "sora-2", "seconds": "4"} if video is None else video.document
+            return 200, self._begin({**before, **(sent or json.loads(content))})
         if video is None:
             return 200, {"object": "list"} | _page(
-                [video.said for video in self.videos.values()], query, "after"
+                [video.document for video in self.videos.values()], query, "after"
             )
         if method == "DELETE":
             del self.videos[id_]
             return 200, {"id": id_, "object": "video.deleted", "deleted": True}
         if more != "content":
-            return 200, video.said
-        return (200, video.said["prompt"].encode()) if video.said["status"] == "completed" else _missing()
+            return 200, video.document
+        return (
+            (200, video.document["prompt"].encode())
+            if video.document["status"] == "completed"
+            else _missing()
+        )
 
     def _batch_operation(  # noqa: PLR0917  # as `answer`
         self, method: str, model: str | None, id_: str | None, more: str | None,
@@ -194,15 +200,15 @@ class Batches:
         if id_ is None:
             size = int(query.get("pageSize", ["20"])[0])
             there = [self._now(batch, work) for batch in [*self.batches.values()][::-1][:size]]
-            return 200, {"operations": [self._as_operation(one) for one in there]}
-        found = self.batches.get(f"batch_{id_}")
-        if found is None:
+            return 200, {"operations": [self._as_operation(document) for document in there]}
+        known = self.batches.get(f"batch_{id_}")
+        if known is None:
             return _missing()
-        said = self._as_operation(self._now(found, work, more))
+        operation = self._as_operation(self._now(known, work, more))
         if method == "DELETE":
             del self.batches[f"batch_{id_}"]
             return 200, {}
-        return 200, said
+        return 200, operation
 
     def _as_operation(self, document: dict[str, Any]) -> dict[str, Any]:
         """Return a batch in the format of Gemini's API."""
@@ -211,42 +217,42 @@ class Batches:
         stats = {"requestCount": str(total), "successfulRequestCount": str(done)}
         created = datetime.fromtimestamp(document["created_at"], UTC).isoformat()
         metadata = {"state": f"BATCH_STATE_{state}", "batchStats": stats, "createTime": created}
-        told = {"name": f"batches/{document['id'].removeprefix('batch_')}", "metadata": metadata}
+        operation = {"name": f"batches/{document['id'].removeprefix('batch_')}", "metadata": metadata}
         if over == "in_progress":
-            return told
+            return operation
         written = self.files.get(document["output_file_id"] or "", b"").splitlines()
-        inlined = [{"response": json.loads(one)["response"]["body"]} for one in written]
+        inlined = [{"response": json.loads(line)["response"]["body"]} for line in written]
         inlined += [{"error": {"code": 13, "message": over}}] * (total - done)
-        return told | {"done": True, "response": {"inlinedResponses": {"inlinedResponses": inlined}}}
+        return operation | {"done": True, "response": {"inlinedResponses": {"inlinedResponses": inlined}}}
 
     def _operation(self, model: str, id_: str | None, content: bytes) -> Told:
         """Return the answer to a request about videos of Gemini's API."""
         if id_ is None:
             asked = json.loads(content)
-            said = {"prompt": asked["instances"][0]["prompt"], "seconds": 8, "model": model}
-            video = self._begin(said | asked.get("parameters", {}))
+            wish = {"prompt": asked["instances"][0]["prompt"], "seconds": 8, "model": model}
+            video = self._begin(wish | asked.get("parameters", {}))
             return 200, {"name": f"models/{model}/operations/{video['id']}"}
         status, video = self._video("GET", id_, None, {}, b"")
-        told = {"name": f"models/{model}/operations/{id_}", "done": video.get("status") != "queued"}
+        operation = {"name": f"models/{model}/operations/{id_}", "done": video.get("status") != "queued"}
         if video.get("status") == "failed":
-            told["error"] = {"code": 13, "message": "failed"}
-        elif told["done"]:
-            told["response"] = {
+            operation["error"] = {"code": 13, "message": "failed"}
+        elif operation["done"]:
+            operation["response"] = {
                 "generateVideoResponse": {"generatedSamples": [{}] * video.get("sampleCount", 1)}
             }
-        return status, told
+        return status, operation
 
     def _begin(self, asked: dict[str, Any]) -> dict[str, Any]:
         wishes, now = dict(_WISH.findall(asked["prompt"])), time.time()
-        said = {"size": "720x1280", **asked} | {
+        video = {"size": "720x1280", **asked} | {
             "id": f"video_{uuid4().hex}", "object": "video", "status": "queued", "progress": 0, "error": None,
             "created_at": int(now), "seconds": str(asked["seconds"]),
         }  # fmt: skip
         ends_at = now + float(wishes.get("demo_after_s", 0))
-        self.videos[said["id"]] = _DemoBatch(said, [], ends_at, wishes.get("demo_status", "completed"))
+        self.videos[video["id"]] = _DemoBatch(video, [], ends_at, wishes.get("demo_status", "completed"))
         while len(self.videos) > KEPT_MAX:
             del self.videos[next(iter(self.videos))]
-        return said
+        return video
 
     def _store(self, form: bytes) -> Told:
         fields = _fields(form)
@@ -281,37 +287,37 @@ class Batches:
 
     def _make_batch(self, lines: list[dict[str, Any]], wishes: dict[str, Any], **more: Any) -> dict[str, Any]:
         now = time.time()
-        said = more | {
+        batch = more | {
             "id": f"batch_{uuid4().hex}", "object": "batch", "status": "in_progress", "created_at": int(now),
             "expires_at": int(now) + 86_400, "output_file_id": None,
             "metadata": wishes, "request_counts": {"total": len(lines), "completed": 0, "failed": 0},
         }  # fmt: skip
         ends_at = now + float(wishes.get("demo_after_s", 0))
-        self.batches[said["id"]] = _DemoBatch(said, lines, ends_at, wishes.get("demo_status", "completed"))
+        self.batches[batch["id"]] = _DemoBatch(batch, lines, ends_at, wishes.get("demo_status", "completed"))
         while len(self.batches) > KEPT_MAX:
             del self.batches[next(iter(self.batches))]
-        return said
+        return batch
 
     def _now(self, batch: _DemoBatch, work: Work, more: str | None = None) -> dict[str, Any]:
-        if more == "cancel" and batch.said["status"] == "in_progress":
+        if more == "cancel" and batch.document["status"] == "in_progress":
             self._finish(batch, work, "cancelled", len(batch.lines) // 2)
-        if batch.said["status"] == "in_progress" and time.time() >= batch.ends_at:
-            wished = int(batch.said["metadata"].get("demo_lines", len(batch.lines)))
+        if batch.document["status"] == "in_progress" and time.time() >= batch.ends_at:
+            wished = int(batch.document["metadata"].get("demo_lines", len(batch.lines)))
             self._finish(batch, work, batch.end, 0 if batch.end == "failed" else wished)
-        return batch.said
+        return batch.document
 
     def _finish(self, batch: _DemoBatch, work: Work, status: str, done: int) -> None:
         written = []
         for line in batch.lines[:done]:
             code, body = work(line["url"], json.dumps(line["body"]).encode())
             response = {"status_code": code, "request_id": f"req_{uuid4().hex}", "body": body}
-            one = {"id": f"batch_req_{uuid4().hex}", "custom_id": line["custom_id"], "response": response}
-            written.append(json.dumps({**one, "error": None}))
-        batch.said["status"] = status
-        batch.said["request_counts"]["completed"] = done
+            answer = {"id": f"batch_req_{uuid4().hex}", "custom_id": line["custom_id"], "response": response}
+            written.append(json.dumps({**answer, "error": None}))
+        batch.document["status"] = status
+        batch.document["request_counts"]["completed"] = done
         if written:
             kept = self._store_file("\n".join(written).encode(), "batch_output")
-            batch.said["output_file_id"] = kept["id"]
+            batch.document["output_file_id"] = kept["id"]
 
 
 def _fields(form: bytes) -> dict[bytes, bytes]:
@@ -331,7 +337,7 @@ def _page(there: list[dict[str, Any]], query: dict[str, list[str]], after: str) 
     `after` is the name of the query parameter with the id of the last object before the page.
     """
     newest, limit = there[::-1], int(query.get("limit", ["20"])[0])
-    begins = next((at + 1 for at, one in enumerate(newest) if [one["id"]] == query.get(after)), 0)
+    begins = next((at + 1 for at, item in enumerate(newest) if [item["id"]] == query.get(after)), 0)
     data = newest[begins : begins + limit]
     return {"data": data, "has_more": begins + limit < len(newest)}
 

@@ -193,6 +193,7 @@ class _Admin:
         return items
 
     def _call(self, method: str, path: str, body: bytes | None = None, key: str = "") -> dict[str, Any]:
+        """Return the Admin API's answer, {} for a missing object; raise StartError for other errors."""
         request = urllib.request.Request(  # noqa: S310  # our own http URL
             f"{self._root}/{path}",
             method=method,

@@ -603,6 +603,7 @@ def _fields(asked: DemoRequest) -> tuple[tuple[str, str], ...]:
 
 
 def _routed(asked: DemoRequest) -> Reply:
+    """Return the demo upstream's answer to a request, by its path."""
     route, model, place = asked.path, "", MODEL.match(asked.path)
     if place and asked.method == "GET" and not place[3]:
         return _models(asked, gemini=bool(place[1]) or "x-goog-api-client" in asked.headers, name=place[2])

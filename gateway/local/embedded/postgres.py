@@ -107,6 +107,7 @@ def _owned(password: str) -> str:
 
 
 def program(cluster: Path, log: Path, port: int) -> ProcessSpec:
+    """Return the process of PostgreSQL for a data directory."""
     user = _borrowed(cluster.stat().st_uid, cluster)
     argv = [str(binaries() / "postgres"), "-D", str(cluster), "-p", str(port)]
     for name, value in OPTIONS.items():
@@ -151,6 +152,7 @@ def _inspect(cluster: Path) -> None:
 
 
 def _run(user: UnprivilegedUser | None, command: list[str], stdin: str = "") -> None:
+    """Run a program of PostgreSQL as `user`; raise StartError with the reason if it fails."""
     argv = [str(binaries() / command[0]), *command[1:]]
     try:
         done = subprocess.run(  # noqa: S603  # our own binaries and paths

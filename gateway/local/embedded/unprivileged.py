@@ -65,6 +65,7 @@ def borrow(owner_uid: int | None, reaches: list[Path]) -> UnprivilegedUser | Non
 
 
 def _user(owner_uid: int | None) -> pwd.struct_passwd:
+    """Return the user that owns the files, or the first of `USERS` that exists."""
     if owner_uid:
         try:
             return pwd.getpwuid(owner_uid)
@@ -81,6 +82,7 @@ def _user(owner_uid: int | None) -> pwd.struct_passwd:
 
 
 def _closed_directory(path: Path, user: pwd.struct_passwd) -> Path | None:
+    """Return the first directory on the way to `path` that a user cannot enter, or None."""
     resolved = path.resolve()
     for directory in (*reversed(resolved.parents), resolved):
         try:

@@ -245,7 +245,7 @@ def test_calls_are_told_apart_by_all_that_decides(budget: Budget) -> None:
     asks = CallRequest("m", GENERIC, Body(), CallSpec("claude-opus-4", mcp=McpMessage(tool="search")))
     for said, call in ((Attribution("ada"), CallRequest("m", GENERIC, Body())), (says, asks)):
         found = known.find_by_caller(budgets, caller, 2, said, call, NOW)
-        asked = CallAttributes(*budgets.asked(caller, 2, said, call))
+        asked = CallAttributes(*budgets.attributes_of(caller, 2, said, call))
         assert found.names == budgets.find(asked, NOW).names
     assert account_of(1, budget, "s") in found.names
 
@@ -255,15 +255,17 @@ def test_what_no_budget_asks_for_tells_no_calls_apart() -> None:
     call = CallRequest(
         "m", GENERIC, Body(), CallSpec("gpt-5", mcp=McpMessage("github", "search")), models_beside=("x",)
     )
-    alike = of(MONTH).asked(caller, 2, said, call)
-    assert alike == of(HOUR).asked(Caller(1, 4, 41, 0), 3, Attribution(), CallRequest("m", GENERIC, Body()))
+    alike = of(MONTH).attributes_of(caller, 2, said, call)
+    assert alike == of(HOUR).attributes_of(
+        Caller(1, 4, 41, 0), 3, Attribution(), CallRequest("m", GENERIC, Body())
+    )
     every = of(*(replace(MONTH, **{name: value}) for name, value in NAMES.items()), EACH, SESSION)
-    assert every.asked(caller, 2, said, call) == CallAttributes(
+    assert every.attributes_of(caller, 2, said, call) == CallAttributes(
         3, 40, 2, "ada", 9, ("gpt-5", "x"), "s", "search", "github"
     )
     for name, value in NAMES.items():
         place = CallAttributes._fields.index("models" if name == "model" else name)
-        asked = of(replace(MONTH, **{name: value})).asked(caller, 2, said, call)
+        asked = of(replace(MONTH, **{name: value})).attributes_of(caller, 2, said, call)
         assert asked[place]
         assert not any(each for at, each in enumerate(asked) if at != place)
 
@@ -280,7 +282,7 @@ def test_what_no_budget_asks_for_tells_no_calls_apart() -> None:
 def test_whose_account_of_each_it_is_is_asked_for(each: str, asked: CallAttributes) -> None:
     said = Attribution("ada", project_id=9, session="s")
     call = CallRequest("m", GENERIC, Body(), CallSpec("gpt-5"))
-    assert of(replace(MONTH, each=each)).asked(Caller(1, 3, 40, 0), 2, said, call) == asked
+    assert of(replace(MONTH, each=each)).attributes_of(Caller(1, 3, 40, 0), 2, said, call) == asked
 
 
 def test_what_is_kept_is_bounded_and_the_latest_stays() -> None:
@@ -333,9 +335,9 @@ def test_a_caller_is_told_of_budgets_whatever_it_may_ask_for() -> None:
 def test_the_user_of_a_call_is_its_keys_own_first() -> None:
     caller, budgets = Caller(1, 3, 40, 0, user="eve"), of(EACH)
     call = CallRequest("m", GENERIC, Body(), CallSpec("gpt-5", user="dan"))
-    assert budgets.asked(caller, 2, Attribution("bob"), call)[3] == "eve"
-    assert budgets.asked(replace(caller, user=""), 2, Attribution("bob"), call)[3] == "bob"
-    assert budgets.asked(replace(caller, user=""), 2, Attribution(), call)[3] == "dan"
+    assert budgets.attributes_of(caller, 2, Attribution("bob"), call)[3] == "eve"
+    assert budgets.attributes_of(replace(caller, user=""), 2, Attribution("bob"), call)[3] == "bob"
+    assert budgets.attributes_of(replace(caller, user=""), 2, Attribution(), call)[3] == "dan"
 
 
 def test_a_window_is_named() -> None:
@@ -449,9 +451,9 @@ def test_call_with_a_claim_of_a_seventeenth_budget_is_refused_with_its_groups() 
         members=[("user", "ada", group) for group in groups], claimed=99,
     )  # fmt: skip
     call, plain = CallRequest("m", GENERIC, Body()), Caller(1, 3, 40, 0)
-    asked = budgets.asked(plain, 2, Attribution("ada"), call)
+    asked = budgets.attributes_of(plain, 2, Attribution("ada"), call)
     assert len(budgets.find(CallAttributes(*asked), NOW).accounts) == BUDGET_ACCOUNTS_MAX
-    asked = budgets.asked(replace(plain, claims=("platform",)), 2, Attribution("ada"), call)
+    asked = budgets.attributes_of(replace(plain, claims=("platform",)), 2, Attribution("ada"), call)
     with pytest.raises(TooManyBudgets, match=r"\(all, a month, .*\): .* groups 1, 2, .*, 16, 99") as caught:
         budgets.find(CallAttributes(*asked), NOW)
     assert (caught.value.status, caught.value.reason) == (400, "too_many_budgets")

@@ -236,6 +236,7 @@ class _Meter:
         divergence.refused += 1
 
     def result(self) -> BudgetOutcome:
+        """Return what the budget did in the replay: refusals by owner and day, and sufficient amounts."""
         firsts = [self.divergences[owner] for owner in self.first_refused]
         owners = [
             RefusedOwner(str(owner), at.refused, at.first_ms, self.histories[owner].peak)

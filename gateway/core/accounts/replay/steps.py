@@ -80,7 +80,7 @@ class Steps:
         reached = [
             step for step in steps if not first.fits or _is_reached(positions[step.budget_id], step.parts)
         ]
-        kept = self._kept(call) if not any(step.switches for step in reached) else None
+        kept = self._session_aim(call) if not any(step.switches for step in reached) else None
         if kept is not None:
             kept = self._priced(call, kept.model, kept.place)
         if kept is not None and (attempt(kept.model, kept.cost).fits if kept.model else first.fits):
@@ -117,7 +117,7 @@ class Steps:
         )
         return None if taken is None else self._priced(call, taken.substitute, taken.budget_id)
 
-    def _kept(self, call: StoredCall) -> StepAim | None:
+    def _session_aim(self, call: StoredCall) -> StepAim | None:
         """Return what the session of a call got, if its last call came within the hour before."""
         session = self._sessions.get(call.tenant_id, OrderedDict()).get((call.session, folded(call.model)))
         return session.aim if session is not None and call.at_ms - session.last_ms <= _KEPT_MS else None

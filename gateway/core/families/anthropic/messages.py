@@ -131,6 +131,7 @@ _event = msgspec.json.Decoder(_MessageEvent).decode
 
 
 def _read_whole(meter: Meter, document: bytes) -> None:
+    """Report usage, model and refusal of a whole answer to `meter`."""
     try:
         read = decoded(_whole, document)
     except UNREADABLE:
@@ -149,6 +150,7 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
+    """Count what an event of a stream reports: text, usage, the end, and ids of stored objects."""
     try:
         read = decoded(_event, data)
     except UNREADABLE:
@@ -192,6 +194,7 @@ def _see_end(meter: Meter, read: _MessageEvent, data: bytes) -> None:
 
 
 def _see(meter: Meter, read: _MessageEvent, data: bytes) -> None:
+    """Count the text and content of an event for `meter`."""
     delta, before = read.delta, meter.text_bytes
     if delta is not None:
         text = delta.text or delta.partial_json or delta.thinking

@@ -97,6 +97,7 @@ _UNITS = (
 
 
 def _routes() -> Iterator[Route]:
+    """Yield the routes of Gemini's API."""
     for version in ("v1beta", "v1"):
         for action, meter in (
             ("generateContent", "gemini_generate"), ("streamGenerateContent", "gemini_stream"),
@@ -131,6 +132,7 @@ _SPENT_QUOTA: Final = "TollkeeperSpentPerDay"
 
 
 def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
+    """Return the body of a refusal in the format of Google's APIs."""
     info: dict[str, object] = {
         "@type": "type.googleapis.com/google.rpc.ErrorInfo",
         "reason": refusal.reason.upper(),

@@ -80,6 +80,7 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
+    """Count what an event of a stream reports: text, usage, the end, and ids of stored objects."""
     event = loose_event(meter, data)
     kind, before = event.get("event_type"), meter.text_bytes
     if kind == "error":

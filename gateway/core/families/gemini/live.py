@@ -348,6 +348,7 @@ def _is_over(said: Document, content: Document) -> bool:
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
+    """Count what a message of a live session reports: content, searches and usage."""
     said = loose_document(data)
     content = object_in(said, "serverContent")
     for part in objects_in(object_in(content, "modelTurn"), "parts"):

@@ -271,6 +271,7 @@ _RUNS = (
 
 
 def _routes() -> Iterator[Route]:
+    """Yield the routes of OpenAI's API."""
     for path, service in (
         ("chat/completions", "chat"), ("completions",) * 2, ("responses",) * 2, ("embeddings",) * 2,
         ("moderations",) * 2,

@@ -44,6 +44,7 @@ except ImportError:
 
 
 def _read_whole(meter: Meter, document: bytes) -> None:
+    """Report usage, model and refusal of a whole answer to `meter`."""
     alone = meter.call.spec.choices == 1 and not meter.reported
     usage = _usage_of(document) if alone and _usage_of is not None else None
     if usage is not None:
@@ -109,6 +110,7 @@ def _report_inside(meter: Meter, choices: list[dict[str, object]]) -> None:
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
+    """Count what an event of a stream reports; return whether it has usage and no choices."""
     if meter.phase == CLOSED and data.strip() == b"[DONE]":
         return False
     try:
@@ -162,6 +164,7 @@ def _usage_inside(read: CompletionChunk) -> bytes:
 
 
 def _see(meter: Meter, choice: Choice, place: int) -> None:
+    """Count the text, calls of functions and end of one choice in an event."""
     before = meter.text_bytes
     if choice.text:
         meter.saw(choice.text)

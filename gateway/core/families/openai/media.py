@@ -240,6 +240,7 @@ def _word(document: Document, name: str, usual: str) -> str:
 
 
 def _read_whole(meter: Meter, document: bytes) -> None:
+    """Report usage, model and drawn images of a whole answer to `meter`."""
     answer = loose_document(document)
     meter.failed = answer.get("error") is not None
     meter.detail.answered_by(answer.get("model"))
@@ -275,6 +276,7 @@ def _read_whole_heard(meter: Meter, document: bytes) -> None:
 
 
 def _read_event_heard(meter: Meter, data: bytes) -> bool:
+    """Count what an event of a transcription reports: text, usage and the end."""
     event = loose_event(meter, data)
     kind, piece = event.get("type"), event.get("delta")
     if kind == "error" or event.get("error") is not None:

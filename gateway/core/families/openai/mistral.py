@@ -76,6 +76,7 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
+    """Count what an event of a conversation reports: text, usage, its end, and the conversation's id."""
     before = meter.text_bytes
     event = loose_event(meter, data)
     kind, content = event.get("type"), event.get("content")

@@ -529,6 +529,7 @@ def _check_inside(holder: Document, path: str) -> None:
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
+    """Count what an event of a live session reports: text, sound, and the usage of an ended response."""
     try:
         read = decoded(_event, data)
     except UNREADABLE:

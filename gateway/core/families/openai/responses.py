@@ -95,6 +95,7 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
+    """Count what an event of a stream reports: text, usage, the end, and ids of stored objects."""
     try:
         read = decoded(_event, data)
     except UNREADABLE:
