@@ -145,7 +145,7 @@ _ALL_SUMS = """, sums AS MATERIALIZED (
 )"""
 
 
-def _shown(amount: str) -> str:
+def _render_amount(amount: str) -> str:
     """Return the SQL of an amount of a budget `b` as events show it: money as a text."""
     return f"CASE b.unit WHEN 'money' THEN to_jsonb(trim_scale({amount} / 1000000000)::text) ELSE to_jsonb({amount}) END"
 
@@ -334,8 +334,8 @@ _RESET_CALENDARS = query("news.reset_calendars", "Select the calendars of budget
 _RESET_DATA = data_of(
     RESET,
     budget_id="b.id", budget="b.name", organization_id="b.organization_id", organization="o.name", unit="b.unit",
-    currency="CASE b.unit WHEN 'money' THEN o.currency END", used=_shown("coalesce(u.used, 0)"),
-    amount=_shown("""greatest(0, trunc(CASE WHEN b.raised_until >= c.start THEN b.raised_to ELSE b.amount END * f.factor)
+    currency="CASE b.unit WHEN 'money' THEN o.currency END", used=_render_amount("coalesce(u.used, 0)"),
+    amount=_render_amount("""greatest(0, trunc(CASE WHEN b.raised_until >= c.start THEN b.raised_to ELSE b.amount END * f.factor)
         + coalesce(CASE WHEN b.carry IS NOT NULL THEN u.carried END, 0))"""),
     interval='b."interval"', time_zone="b.time_zone", window_start="c.shown_start", resets_at="c.shown_next",
 )  # fmt: skip
