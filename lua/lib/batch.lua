@@ -203,8 +203,9 @@ local function leave_call(keys)
       count = count + 2
     end
   end
-  for i = 1, moved_alone and #moved_alone or 0 do
-    local account = moved_alone[i]
+  local budgeted = moved_alone
+  for i = 1, budgeted and #budgeted or 0 do
+    local account = budgeted[i]
     account_of[account[PLACE]] = nil
     if account[IS_EACH] or not account[DEFINITION] then
       left_count = left_count + 1

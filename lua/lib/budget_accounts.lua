@@ -83,12 +83,12 @@ local kept_accounts, is_kept_again -- of the calls of a part
 local function list_again(keys, at, last, argv, defined_at, now)
   local list = lists[keys[last + keys_before]]
   if not list or list == SEEN or list.key_count ~= last - at or now >= list.first_end then return list end
-  for i, definition in ipairs(list.known) do
-    local account = list[i]
-    if opened_of[keys[at + keys_before]] ~= account or account[PACKED] ~= raw_of[at] or account[DEFINITION] ~= definition
+  local known, opened, raws, before = list.known, opened_of, raw_of, keys_before
+  for i = 1, #known do
+    local account, definition = list[i], known[i]
+    if opened[keys[at + before]] ~= account or account[PACKED] ~= raws[at] or account[DEFINITION] ~= definition
       or (defined_at and argv[defined_at + i - 1] ~= definition[LIVE]) then return list end
-    account[PLACE], scope_of[at] = at, BUDGETED
-    at = at + (account[IS_EACH] and 2 or 1)
+    account[PLACE], at = at, at + (account[IS_EACH] and 2 or 1)
   end
   return list, true
 end
@@ -112,19 +112,19 @@ end
 -- The accounts of budgets of a call: those it names behind `accounts_before` others, each account of one owner followed by its index. Definitions
 -- are arguments from `defined_at` on, or absent. `apart` makes copies, for a call that gives amounts back before the last check.
 local function accounts_at(keys, accounts_before, argv, defined_at, now, apart)
-  local accounts, count, is_same = group and not apart and accounts_again(argv, defined_at), 0, false
+  local accounts, count = group and not apart and accounts_again(argv, defined_at), 0
   if accounts then return accounts end
   local at, last = places_before + accounts_before + 2, places_before + account_count + 1
-  local first = at
+  local first, is_seen = at, false
   if shape then at, last = named_from + accounts_before, named_from + account_count - 1
   elseif not apart then
-    accounts, is_same = list_again(keys, at, last, argv, defined_at, now)
+    local list, is_same = list_again(keys, at, last, argv, defined_at, now)
     if is_same then
       kept_accounts = nil
-      return accounts
+      return list
     end
+    is_seen = list ~= nil
   end
-  local is_seen = accounts
   accounts = {}
   while at <= last do
     if count == BUDGET_ACCOUNTS_MAX then error({err = 'ERR a call takes from up to ' .. BUDGET_ACCOUNTS_MAX .. ' budget accounts'}) end
@@ -157,7 +157,7 @@ local function keep_accounts(accounts)
   for i = 1, #accounts do
     local account = accounts[i]
     local at, is_new = account[PLACE], account[IS_NEW]
-    account_of[at], moved_of[at] = account, true
+    account_of[at], moved_of[at], scope_of[at] = account, true, BUDGETED
     if is_new == MADE then account[IS_NEW] = false
     elseif is_new and account[DEFINITION] then
       local index = account[INDEX]
@@ -227,7 +227,7 @@ local function write_budget(account, raw, now)
     definition = false
   end
   if not definition then
-    account[PACKED] = false
+    account[PACKED] = UNKNOWN
     if not account[IS_NEW] then call('DEL', key) end
     return
   end
