@@ -133,7 +133,7 @@ def test_approximate_money_amount_is_rounded_to_a_few_digits(value: str, text: s
     assert formatting.round_money(value, "USD") == text
 
 
-def test_each_date_in_a_list_is_shown_as_a_time() -> None:
+def test_dates_and_times_of_lists_are_shown_as_times() -> None:
     dated = [
         (screen, name)
         for screen in SCREENS.values()
