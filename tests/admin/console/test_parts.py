@@ -133,7 +133,7 @@ def test_approximate_money_amount_is_rounded_to_a_few_digits(value: str, text: s
     assert formatting.round_money(value, "USD") == text
 
 
-def test_each_date_and_time_of_a_list_is_shown_as_one() -> None:
+def test_date_and_time_of_a_list_are_shown_together() -> None:
     dated = [
         (screen, name)
         for screen in SCREENS.values()
