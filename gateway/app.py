@@ -98,7 +98,7 @@ async def serve_calls(
     fences = HistoryGuards(str(uuid4()), time.monotonic, log)
     wires = _wires(settings, fences)
     wires.start()
-    if not await _begun(wires, settings, stop, log):
+    if not await _wait_for_redis(wires, settings, stop, log):
         await wires.close()
         return
     settlements, scripts = _settlement_log(settings, log), {verb: Histogram() for verb in SCRIPTS}
@@ -190,7 +190,7 @@ def _wires(settings: Settings, fences: HistoryGuards) -> RedisConnections:
     )  # fmt: skip
 
 
-async def _begun(wires: RedisConnections, settings: Settings, stop: asyncio.Event, log: Log) -> bool:
+async def _wait_for_redis(wires: RedisConnections, settings: Settings, stop: asyncio.Event, log: Log) -> bool:
     """Wait for Redis for at most `start_wait_s`, then start without it, so that a roll-out goes on.
 
     Return False if `stop` was set meanwhile. Raise StartError if Redis refuses this worker or would evict

@@ -41,7 +41,7 @@ def begin(
     untyped = func.count().filter(_here.asked_at.is_(None))
     many = select(_here.site, func.count(), untyped).where(_here.state == ASKED).group_by(_here.site)
     sites = connection.execute(many.order_by(untyped.desc())).all()
-    is_crowded = any(of == site and count >= each for of, count, _ in sites)
+    is_crowded = any(counted_site == site and count >= each for counted_site, count, _ in sites)
     is_full = is_crowded or sum(count for _, count, _ in sites) >= most
     if is_full and not _forget_oldest(connection, site if is_crowded else sites[0][0]):
         return None

@@ -51,7 +51,7 @@ from gateway.core.accounts.administration import (
 )
 from gateway.errors import AdminRefusal, Conflict, StepRefused, Unprocessable
 from persistence.entity import THROUGH, Entity, EntityWrite, WriteBatch, id_in, owners
-from persistence.error_mapping import TRY_AGAIN, lock_within, sqlstate, translated
+from persistence.error_mapping import TRY_AGAIN, lock_within, sqlstate, translate_error
 from persistence.registry import SUBJECTS
 from persistence.resources import audit, idempotency
 from persistence.tables import applied_row, organization
@@ -253,8 +253,8 @@ class ApplyTransaction:
     ) -> None:
         """Add the list `name` of parts to each row; raise `Unprocessable` if there are too many in all."""
         ids = bindparam("ids", [row["id"] for row in rows], ARRAY(BigInteger))
-        of = source.where(source.selected_columns["row_id"] == any_(ids)).limit(PARTS_MAX + 1)
-        there = (await self._connection.execute(of)).mappings().all()
+        query = source.where(source.selected_columns["row_id"] == any_(ids)).limit(PARTS_MAX + 1)
+        there = (await self._connection.execute(query)).mappings().all()
         if len(there) > PARTS_MAX:
             raise Unprocessable(
                 errors=((name, f"are more than {PARTS_MAX} in all: apply fewer objects at once"),)
@@ -302,9 +302,9 @@ class ApplyTransaction:
         except AdminRefusal as refused:
             raise StepRefused(step.number) from refused
         except SQLAlchemyError as error:
-            if sqlstate(error) in TRY_AGAIN or not isinstance(translated(error), AdminRefusal):
+            if sqlstate(error) in TRY_AGAIN or not isinstance(translate_error(error), AdminRefusal):
                 raise
-            raise StepRefused(step.number) from translated(error)
+            raise StepRefused(step.number) from translate_error(error)
 
     def _step(self, connection: Connection, step: ConfigWrite, batch: WriteBatch) -> Done:
         """Run one write of a plan; raise Conflict if its row has changed since."""

@@ -206,10 +206,10 @@ def _pass_on(change: EntityWrite, here: dict[str, int], invoice_id: int) -> list
     for block in change.connection.execute(_OPEN_NOW, here | {"count": TENANTS_A_STEP_MAX}).all():
         end = {"invoice_id": block.invoice_id, "action": UNBLOCK, "corrects_id": block.id}
         begin = {"invoice_id": invoice_id, "action": BLOCK, "control_write_id": block.control_write_id}
-        of = {"tenant_id": block.tenant_id, "days": block.days}
+        subject = {"tenant_id": block.tenant_id, "days": block.days}
         unpaid = f"Invoice {invoice_id} is not paid." if block.control_write_id else block.reason
         for said, reason in ((end, f"Invoice {invoice_id} blocks instead."), (begin, unpaid)):
-            steps.append(_add(change, here["organization"], {**said, **of, "reason": reason}))
+            steps.append(_add(change, here["organization"], {**said, **subject, "reason": reason}))
     return steps
 
 

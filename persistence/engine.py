@@ -30,7 +30,7 @@ from gateway.core.accounts.hourly_budget import count_rows
 from gateway.errors import StoreUnavailable
 from gateway.files import UrlFile, is_readable
 from persistence.address import CONNECT, dialect_url, plain_url
-from persistence.error_mapping import QUERY_CANCELED, complaint, quiet, sqlstate, translated, translating
+from persistence.error_mapping import QUERY_CANCELED, complaint, quiet, sqlstate, translate_error, translating
 from persistence.queries import SlowQueries, SlowQuery
 
 # Counted connections to PostgreSQL: busy ones, waiting requests, and failures.
@@ -441,7 +441,7 @@ class Replica:
             except StoreUnavailable:
                 self._leave()
             except (SQLAlchemyError, OSError) as error:
-                told = translated(error)
+                told = translate_error(error)
                 # A statement that is too slow here is too slow at the primary as well.
                 if sqlstate(error) == QUERY_CANCELED or not isinstance(told, StoreUnavailable):
                     raise told from error

@@ -126,13 +126,13 @@ def _led(table: Table, realm: Realm) -> ColumnElement[bool]:
     return true() if table in EVERYBODYS else false()
 
 
-def owners(table: Table, which: ColumnElement[bool]) -> Select[tuple[int | None]] | None:
-    """Return a query for the organizations that own the rows in `which`; None if the table has no owners."""
+def owners(table: Table, condition: ColumnElement[bool]) -> Select[tuple[int | None]] | None:
+    """Return a query for the organizations that own the rows in `condition`; None if the table has no owners."""
     if table is organization or OWNER in table.c:
-        return select(organization.c.id if table is organization else table.c[OWNER]).where(which)
+        return select(organization.c.id if table is organization else table.c[OWNER]).where(condition)
     for name, owner in THROUGH.items():
         if name in table.c:
-            return owners(owner, owner.c["id"].in_(select(table.c[name]).where(which)))
+            return owners(owner, owner.c["id"].in_(select(table.c[name]).where(condition)))
     return None
 
 
@@ -236,8 +236,8 @@ class EntityWrite:
 
     def fetch(self, row_id: int | None = None) -> Row:
         """Return a row of the entity by its id, by default the command's row."""
-        which = self.row_id if row_id is None else row_id
-        return fetch(self.connection, self.subject.within(self.realm), which)
+        selected_id = self.row_id if row_id is None else row_id
+        return fetch(self.connection, self.subject.within(self.realm), selected_id)
 
     def intend(
         self, accounts: Sequence[str], verb: str, payload: Row, *, organization_id: int | None
@@ -485,6 +485,7 @@ def fit_columns(table: Table, values: Row) -> dict[str, Any]:
 
 # Rows of a subject for lists: the page after a cursor, and the number of rows.
 def page_of_rows(connection: Connection, subject: Entity, query: Query) -> Page:
+    """Return a page of an entity's rows, and the place of its last row if more follow."""
     found = _matching(connection, subject, query)
     columns = [subject.table.c[name] for name in subject.order]
     if query.after is not None:
@@ -589,6 +590,7 @@ def create(change: EntityWrite) -> Row:
 
 
 def change_row(change: EntityWrite) -> Row:
+    """Change a row after all checks, and define it for the counters if needed."""
     subject = change.subject
     subject.check_values(change)
     lock(change)

@@ -160,7 +160,7 @@ def statements_within(connection: Connection, seconds: float) -> None:
     connection.execute(_STATEMENTS_WITHIN, {"within": f"{seconds * 1000:.0f}ms"})
 
 
-def translated(error: Exception) -> Exception:
+def translate_error(error: Exception) -> Exception:
     """Translate a database error into an error of the API; return other errors unchanged."""
     state = sqlstate(error)
     named = f" ({found})" if (found := columns(error)) else ""
@@ -200,7 +200,7 @@ async def translating(
         async with connecting as connection:
             yield connection
     except (SQLAlchemyError, OSError) as error:
-        raise translated(error) from error
+        raise translate_error(error) from error
 
 
 def of_writes(connection: Connection, intents: Sequence[str]) -> str | None:

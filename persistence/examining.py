@@ -114,7 +114,7 @@ def table_locks(url: str) -> list[TableLock]:
     """Return the locks of tables and rows that others wait for, the oldest first; raise `SchemaUnavailable`."""
     with looked_at(url) as connection:
         locks = connection.execute(_LOCKS, (LOCKED_S_MIN,)).fetchall()
-    return [TableLock(few(tables or [part]), *of) for tables, part, *of in locks]
+    return [TableLock(few(tables or [part]), *facts) for tables, part, *facts in locks]
 
 
 def set_aside(url: str) -> tuple[list[str], int]:

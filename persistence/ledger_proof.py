@@ -346,9 +346,9 @@ def leaves(connection: Connection, kind: str) -> Iterator[tuple[int, int, bytes,
         yield from cursor.execute(statement.encode())
 
 
-def leaves_between(connection: Connection, of: LedgerSegment) -> Iterator[tuple[int, bytes]]:
-    statement = _rows(of.kind, "r.{owner} = %(owner)s AND r.seq BETWEEN %(first)s AND %(last)s")
-    here = {"owner": of.owner_id, "first": of.first_seq, "last": of.last_seq}
+def leaves_between(connection: Connection, segment: LedgerSegment) -> Iterator[tuple[int, bytes]]:
+    statement = _rows(segment.kind, "r.{owner} = %(owner)s AND r.seq BETWEEN %(first)s AND %(last)s")
+    here = {"owner": segment.owner_id, "first": segment.first_seq, "last": segment.last_seq}
     for _, seq, leaf_ in connection.execute(statement.encode(), here):
         yield seq, leaf_
 

@@ -181,8 +181,8 @@ def find_person(connection: psycopg.Connection, user: str, organization: str | N
 
 def read_person(connection: psycopg.Connection, person: KeptPerson) -> Iterator[dict[str, Any]]:
     """Yield every stored row of a user as its table and JSON, without secrets."""
-    for table, (which, secrets) in KEPT.items():
-        statement = f"SELECT to_jsonb(r) - %(secrets)s::text[] AS row FROM {table} AS r WHERE {which}"
+    for table, (condition, secrets) in KEPT.items():
+        statement = f"SELECT to_jsonb(r) - %(secrets)s::text[] AS row FROM {table} AS r WHERE {condition}"
         with connection.cursor(f"kept_{table}", row_factory=dict_row) as cursor:
             cursor.itersize = ROWS_AT_ONCE
             cursor.execute(statement.encode(), person.parameters | {"secrets": list(secrets)})

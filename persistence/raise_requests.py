@@ -43,8 +43,8 @@ def create(change: EntityWrite) -> Row:
     """Store a request for a larger budget, by default until the end of the budget's interval."""
     require(change)
     values = change.command.values
-    which = live(budget, budget).where(budget.c.id == id_in(values, "budget_id"))
-    row = dict(change.connection.execute(which.with_for_update()).mappings().one())
+    query = live(budget, budget).where(budget.c.id == id_in(values, "budget_id"))
+    row = dict(change.connection.execute(query.with_for_update()).mappings().one())
     here, until = read_budget(row), values.get("until")
     if until is None:
         ends_ms = 0 if here.length_ms else window_of(here, ms_of(change.now))[1]

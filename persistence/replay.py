@@ -28,7 +28,7 @@ from gateway.core.accounts.budgets import MONEY, OF_GROUP, SESSION, USER, Budget
 from gateway.core.accounts.replay.calls import CallUsage, StoredCall
 from gateway.core.accounts.replay.fold import BudgetFold, BudgetOutcome, Replayed
 from gateway.core.accounts.tags import tag_in
-from gateway.core.billing.price_book import KINDS, PriceBook, unpriced
+from gateway.core.billing.price_book import KINDS, PriceBook, unpriced_names
 from gateway.core.times import ceil_ms, floor_ms, moment_of, ms_of, rfc3339
 from persistence.address import CONNECT, dialect_url
 from persistence.resources.prices import read_book
@@ -101,11 +101,11 @@ def replay(
     """Replay budgets over stored calls, within a transaction that only reads."""
     facts = _FactsNeeded(connection, asked)
     folded = BudgetFold(asked.budgets, floor_ms(asked.since), ceil_ms(asked.until), facts.price)
-    stored = facts.stored(_stored(connection, asked, facts))
+    stored = facts.stored(_stored_calls(connection, asked, facts))
     if archived is not None:
         facts.has_earlier = True
         before = archived(asked.organization_id, asked.since, asked.until)
-        stored = merge(facts.archived(connection, before), stored, key=attrgetter("at_ms"))
+        stored = merge(facts.archived_calls(connection, before), stored, key=attrgetter("at_ms"))
     for past in stored:
         folded.add(past)
     return ReplayAnswer(facts.currency, tuple(facts.assumes()), folded.result())
@@ -173,7 +173,7 @@ class _FactsNeeded:
             book = self._books[model] = read_book(self._connection, {model}, self._asked.since)
         vector = book.vector(model, self.currency, stored.at_ms)
         counts, tools, tier = stored.usage
-        if vector is None or unpriced(vector, tools, counts, tier):
+        if vector is None or unpriced_names(vector, tools, counts, tier):
             return None
         return cost_of(vector, counts, tools, tier)
 
@@ -181,7 +181,9 @@ class _FactsNeeded:
         """Return calls from rows of the journal: the fields of a call in order, then what its usage is made of."""
         return starmap(self._call if self.has_more else StoredCall, rows)
 
-    def archived(self, connection: Connection, rows: Iterator[Mapping[str, Any]]) -> Iterator[StoredCall]:
+    def archived_calls(
+        self, connection: Connection, rows: Iterator[Mapping[str, Any]]
+    ) -> Iterator[StoredCall]:
         """Yield calls from rows of an archive by column; the names of users are looked up."""
         names = dict[int, str]()
         for row in rows:
@@ -201,6 +203,7 @@ class _FactsNeeded:
             )  # fmt: skip
 
     def _call(self, *row: Any) -> StoredCall:
+        """Return the stored call of a row, with the facts that the replay needs."""
         *plain, tags, named = row[:PLAIN_FACTS]
         stored = StoredCall(*plain)
         if self.tags and tags:
@@ -229,9 +232,11 @@ class _GroupsNow:
     """
 
     def __init__(self, connection: Connection, ids: set[int]) -> None:
-        of = caller_group.c
+        columns = caller_group.c
         rows = connection.execute(
-            select(of.id, of.kind, of.members, of.claim).where(of.id.in_(ids), of.deleted_at.is_(None))
+            select(columns.id, columns.kind, columns.members, columns.claim).where(
+                columns.id.in_(ids), columns.deleted_at.is_(None)
+            )
         ).all()
         self._claimed = frozenset(row.id for row in rows if row.claim is not None)
         self._members: Mapping[tuple[str, str], list[int]] = defaultdict(list)
@@ -254,7 +259,7 @@ class _GroupsNow:
 _USER = text("SELECT external_id FROM app_user WHERE id = :id")
 
 
-def _stored(connection: Connection, asked: ReplayRequest, needed: _FactsNeeded) -> Iterator[_Facts]:
+def _stored_calls(connection: Connection, asked: ReplayRequest, needed: _FactsNeeded) -> Iterator[_Facts]:
     """Yield the rows of the journal's calls that were not refused, in the order of their time."""
     # PostgreSQL would else prefer the first rows early: those of all organizations in order.
     connection.execute(text("SET LOCAL cursor_tuple_fraction = 1"))

@@ -107,8 +107,8 @@ class Schedule:
                     connection, Command("invoices", verb, KEEPER, request_id, lambda row: row, row_id)
                 )
 
-            of = (store.letterhead, store.partition, change_of)
-            batch = schedule.InvoiceBatch(connection, now, self.grace_hours, finalize, *of)
+            terms = (store.letterhead, store.partition, change_of)
+            batch = schedule.InvoiceBatch(connection, now, self.grace_hours, finalize, *terms)
             schedule.make_scheduled(batch, organization_ids, wait=wait)
             return batch
 

@@ -40,7 +40,7 @@ from persistence.billing import charges, finance, invoice_documents
 from persistence.billing.invoice_usage import InvoiceUsage
 from persistence.engine import Replica, answered
 from persistence.entity import DEFAULT_RULES, EntityWrite, WriteBatch, WriteRules
-from persistence.error_mapping import TRY_AGAIN, of_writes, sqlstate, translated
+from persistence.error_mapping import TRY_AGAIN, of_writes, sqlstate, translate_error
 from persistence.font_coverage import FontCoverage
 from persistence.registry import SUBJECTS
 from persistence.resources import (
@@ -138,14 +138,16 @@ class Store:
         return self._as_caller_sees(resource, row)
 
     async def page(self, resource: str, query: Query) -> Page:
-        of = SUBJECTS[resource].within(self._within)
-        found = await self._read(lambda connection: entity.page_of_rows(connection, of, query))
+        subject = SUBJECTS[resource].within(self._within)
+        found = await self._read(lambda connection: entity.page_of_rows(connection, subject, query))
         return Page(tuple(self._as_caller_sees(resource, row) for row in found.rows), found.next_after)
 
     async def count(self, resource: str, query: Query, most: int, within_ms: int) -> int | None:
         """Count rows, at most `most` + 1; return None if that takes longer than `within_ms` milliseconds."""
-        of = SUBJECTS[resource].within(self._within)
-        return await self._read(lambda connection: entity.count_rows(connection, of, query, most, within_ms))
+        subject = SUBJECTS[resource].within(self._within)
+        return await self._read(
+            lambda connection: entity.count_rows(connection, subject, query, most, within_ms)
+        )
 
     async def write(self, command: Command) -> CommittedWrite | StoredReply:
         """Run one write in one transaction: rows, control writes, audit entry and idempotency key."""
@@ -211,7 +213,7 @@ class Store:
     async def used(self, asked: UsageQuery) -> Sequence[Row]:
         """Sum the calls of a usage query; at most `rows_max` rows."""
         mine = self._readable(asked)
-        return await self._read(lambda connection: usage.used(connection, mine))
+        return await self._read(lambda connection: usage.read_use(connection, mine))
 
     async def substitutions(self, asked: UsageQuery) -> Sequence[Row]:
         """Return what steps of budgets saved, by the models that answered and were asked for."""
@@ -258,22 +260,24 @@ class Store:
         """Return the stored document of an invoice; if `made` is given and none is stored, store `made`."""
         if self._within is not None:
             await self.get("invoice-heads", invoice_id)
-        which = (invoice_id, kind, status)
-        return await self.run(lambda connection: invoice_documents.read_document(connection, *which, made))
+        place = (invoice_id, kind, status)
+        return await self.run(lambda connection: invoice_documents.read_document(connection, *place, made))
 
     async def report(self, name: str, asked: ReportPeriod, after: int, rows_max: int) -> Sequence[Row]:
         """Return some rows of a finance report, without the first `after` rows."""
-        of = replace(asked, organization_id=self._owner(asked.organization_id))
-        return await self._read(lambda connection: finance.read_report(connection, name, of, after, rows_max))
+        period = replace(asked, organization_id=self._owner(asked.organization_id))
+        return await self._read(
+            lambda connection: finance.read_report(connection, name, period, after, rows_max)
+        )
 
     async def ledger(self, asked: ReportPeriod, after: LegPlace, rows_max: int) -> Sequence[Row]:
         """Return some legs of the journal entries of a period, in order, beyond the position `after`."""
-        of = replace(asked, organization_id=self._owner(asked.organization_id))
-        return await self._read(lambda connection: finance.ledger(connection, of, after, rows_max))
+        period = replace(asked, organization_id=self._owner(asked.organization_id))
+        return await self._read(lambda connection: finance.ledger(connection, period, after, rows_max))
 
     async def entries(self, asked: ReportPeriod) -> AsyncIterator[Sequence[Row]]:
-        of = replace(asked, organization_id=self._owner(asked.organization_id))
-        async for batch in finance.entries(await self._reading(), of):
+        period = replace(asked, organization_id=self._owner(asked.organization_id))
+        async for batch in finance.entries(await self._reading(), period):
             yield batch
 
     async def usage(self, invoice_id: int) -> AsyncIterator[bytes]:
@@ -379,9 +383,9 @@ class Store:
         return await self._answered(lambda connection: connection.run_sync(work))
 
     async def _answered(self, work: Callable[[AsyncConnection], Awaitable[T]], *, keep: bool = True) -> T:
-        return await answered(self._tried(work, keep=keep), partial(engines.alive, self._engine))
+        return await answered(self._run_with_retries(work, keep=keep), partial(engines.alive, self._engine))
 
-    async def _tried(self, work: Callable[[AsyncConnection], Awaitable[T]], *, keep: bool) -> T:
+    async def _run_with_retries(self, work: Callable[[AsyncConnection], Awaitable[T]], *, keep: bool) -> T:
         """Run `work` in a transaction, again after a conflict; without `keep` it is rolled back."""
         tries = looks = 0
         capable_of = frozenset[str]()
@@ -406,4 +410,4 @@ class Store:
                 capable_of |= {needed.name}
             except (SQLAlchemyError, OSError) as error:
                 if (tries := tries + 1) == TRIES_MAX or sqlstate(error) not in TRY_AGAIN:
-                    raise translated(error) from error
+                    raise translate_error(error) from error

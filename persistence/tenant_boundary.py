@@ -77,7 +77,7 @@ def _require_own(change: EntityWrite, realm: Realm) -> None:
 
 
 def _own(change: EntityWrite, name: str, owner: Table, within: int) -> None:
-    """Give a new row the organization or tenant `within`; raise Unprocessable if it names another."""
+    """Set the organization or tenant `within` in a new row; raise Unprocessable if it names another."""
     command = change.command
     if name in command.values:
         named = command.values[name]

@@ -26,7 +26,7 @@ import uvloop
 from gateway.app import serve_calls
 from gateway.core.network import DIRECT
 from gateway.local import ports
-from gateway.local.data_directory import opened
+from gateway.local.data_directory import open_directory
 from gateway.local.demo import seed, upstream
 from gateway.local.parent_pipe import ParentPipe
 from gateway.local.ports import ReservedPort
@@ -109,7 +109,7 @@ class Stage(Stack):
         self._thread.start()
         wait_until(lambda: self._begun.is_set() or self._failed, HUNG_S)
         self._raise()
-        with opened(self.data_dir) as data:
+        with open_directory(self.data_dir) as data:
             self.api_key = seed.seed(data, self.admin_url, self.admin_token, self.database_url)
         wait_until(self._answers, HUNG_S)
 

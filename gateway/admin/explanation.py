@@ -320,6 +320,7 @@ class Explanation:
         return ExplainedStep("hold", says)
 
     def _use(self) -> ExplainedStep:
+        """Return the step about the tokens, tools and units that the call used."""
         call, usage = self._call, self._call["usage"]
         facts = [f"{kind.replace('_', ' ')}: {usage[kind]:,} tokens" for kind in KINDS if usage.get(kind)]
         facts += [f"tool {name}: {uses:,}" for name, uses in (usage.get("tools") or {}).items()]

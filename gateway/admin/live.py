@@ -84,13 +84,15 @@ async def own_budgets(ports: AdminPorts, rows: Sequence[Row], whose: str) -> lis
     budgets = list[Row]()
     for row, name, page in zip(rows, names, stored, strict=True):
         uses = page.rows[0]["uses"] if page.rows else None
-        its = limits[row["id"]]
-        own = _figures({**row, **its}, at_ms, uses, live, name)
+        limit = limits[row["id"]]
+        own = _figures({**row, **limit}, at_ms, uses, live, name)
         if own["limit_by"] != BY_BUDGET:
-            of = its["raises" if own["limit_by"] == BY_RAISE else "overrides"].get(owner, _OF_A_GROUP)
-            own |= {"raised_to": None, "raised_until": of.until, "raise_reason": of.reason}
+            exception = limit["raises" if own["limit_by"] == BY_RAISE else "overrides"].get(
+                owner, _OF_A_GROUP
+            )
+            own |= {"raised_to": None, "raised_until": exception.until, "raise_reason": exception.reason}
             if own["limit_by"] == BY_RAISE:
-                own["raised_to"] = of.amount
+                own["raised_to"] = exception.amount
         budgets.append({**row, **own})
     return budgets
 
@@ -241,11 +243,11 @@ async def overlay(ports: AdminPorts, what: str, rows: Sequence[Row]) -> list[Row
 
 
 async def _quotas(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
-    return await _peeked(ports.counters.peek_tenants, rows, "tenant_id", _over, "is_current")
+    return await _read_present(ports.counters.peek_tenants, rows, "tenant_id", _over, "is_current")
 
 
 async def _balances(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
-    return await _peeked(
+    return await _read_present(
         ports.counters.peek_balances, rows, "organization_id",
         lambda row, balance: {**row, "credit_balance": balance}, "balance_is_current",
     )  # fmt: skip
@@ -262,6 +264,7 @@ async def _runs(ports: AdminPorts, rows: Sequence[Row]) -> list[Row]:
 
 
 def _live_run(row: Row, windows: Mapping[int, LiveWindow]) -> Row:
+    """Return a run's row with its present use and status, if the counters still have it."""
     number, unit = int(str(row["id"])), str(row["unit"])
     calls, amount = windows.get(number), windows.get(number + 1)
     if calls is None or amount is None:
@@ -284,7 +287,7 @@ LIVE: Mapping[str, Callable[[AdminPorts, Sequence[Row]], Awaitable[list[Row]]]] 
 }
 
 
-async def _peeked(
+async def _read_present(
     peek: Callable[[list[tuple[int, int]]], Awaitable[Mapping[int, Live | None]]],
     rows: Sequence[Row],
     owner: str,

@@ -256,6 +256,7 @@ class Operations:
         values: Row | None = None,
         answers: Resource | None = None,
     ) -> Command:
+        """Return the command for a request: `verb` on a row with these values."""
         render = (answers or self.resource).render
         return Command(
             self.resource.name, verb, self._actor, asked.request_id, render, row_id, values or {}, asked.claim

@@ -185,7 +185,9 @@ class Isolation:
         return _unavailable(error) or self._is_away(error)
 
     def figures(self) -> dict[str, object]:
-        return {"loop_failures": [[loop, of, count] for (loop, of), count in sorted(self._failed.items())]}
+        return {
+            "loop_failures": [[loop, kind, count] for (loop, kind), count in sorted(self._failed.items())]
+        }
 
 
 ITEMS_A_PAGE = 200

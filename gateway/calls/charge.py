@@ -20,7 +20,7 @@ from gateway.core.accounts.tags import Tags
 from gateway.core.accounts.weights import Weights
 from gateway.core.billing.hours import decimal_of
 from gateway.core.billing.money import whole_credits
-from gateway.core.billing.price_book import NO_COUNTS, WHOLES, Counts, charged, unpriced
+from gateway.core.billing.price_book import NO_COUNTS, WHOLES, Counts, charged, unpriced_names
 from gateway.core.billing.reported_cost import ReportedCost, are_apart
 from gateway.core.billing.unbilled import is_billed
 from gateway.core.billing.vector import CACHE_HOUR, Vector
@@ -144,7 +144,7 @@ def charge(look_up: PriceOf, ended_ms: int, use: MeteredUse, terms: UseTerms) ->
     `ended_ms` may be 0 if the prices do not change by the hour. If a model answered that the call did not name,
     `look_up` finds its price.
     """
-    use = _billed(use)
+    use = _billed_use(use)
     detail, counts, used = _with_measured(use), use.counts, use.used
     prices, tools = terms.prices, detail.tools
     ended_ms = ended_ms or prices.at_ms + use.duration_ms
@@ -171,7 +171,7 @@ def charge(look_up: PriceOf, ended_ms: int, use: MeteredUse, terms: UseTerms) ->
     elif price is not None:
         without = named_unpriced(
             [
-                *unpriced(price, tools, counts, detail.service_tier),
+                *unpriced_names(price, tools, counts, detail.service_tier),
                 *[part.model for part in parts if part.model and not part.is_own],
             ]
         )
@@ -181,7 +181,7 @@ def charge(look_up: PriceOf, ended_ms: int, use: MeteredUse, terms: UseTerms) ->
     facts = _facts_of(
         use, detail, cost, currency, price_id, without, rate, parts, hour, terms,
         None if terms.asked_prices is None
-        else _saved(use, detail, terms, cost=cost, currency=currency, ended_ms=ended_ms),
+        else _saved_cost(use, detail, terms, cost=cost, currency=currency, ended_ms=ended_ms),
     )  # fmt: skip
     settlement = release(terms)
     settlement.metadata = write_facts(facts if used else briefly(facts))
@@ -193,7 +193,7 @@ def charge(look_up: PriceOf, ended_ms: int, use: MeteredUse, terms: UseTerms) ->
             # Without a price in the currency of its budgets, a use charges no money to them.
             if cost is not None and currency == terms.currency:
                 settlement.money = min(cost, INTEGER_MAX)
-    counted = _counted(use, terms, settlement, cost, currency)
+    counted = _count_use(use, terms, settlement, cost, currency)
     stands_in = priced.stands_in and not told
     counted.lacks_price = without != "" or (use.total > 0 and (cost is None or stands_in))
     counted.says_more, counted.contradicted = detail.says_more, detail.contradicted
@@ -210,7 +210,7 @@ def _hour_of(
     return (prices.at_ms, "") if parts and any(part.vector.hours is not None for part in parts) else None
 
 
-def _billed(use: MeteredUse) -> MeteredUse:
+def _billed_use(use: MeteredUse) -> MeteredUse:
     """Return a use without the attempts that their vendor reports and does not bill."""
     detail, counts = use.detail, use.counts
     if not (use.used and detail.declined):
@@ -284,7 +284,7 @@ def charge_as_held(use: MeteredUse, terms: UseTerms, held: Held) -> ChargedUse:
     settlement.tokens = held.tokens if terms.service.counts_tokens else 0
     settlement.credits, settlement.units = held.credits, use.units
     settlement.money, settlement.budget_tokens = held.money, held.budget_tokens
-    counted = _counted(use, terms, settlement, cost, terms.currency)
+    counted = _count_use(use, terms, settlement, cost, terms.currency)
     counted.lacks_price = cost is None and use.total > 0
     return ChargedUse(facts, settlement, counted)
 
@@ -316,7 +316,7 @@ def _facts_of(  # noqa: PLR0917  # the values that no use says by itself
     )  # fmt: skip
 
 
-def _saved(
+def _saved_cost(
     use: MeteredUse, detail: Detail, terms: UseTerms, *, cost: int | None, currency: str, ended_ms: int
 ) -> int | None:
     """Return what a use would have cost more, with the same tokens, as the model that its caller named.
@@ -350,7 +350,7 @@ def _take(settlement: Settlement, use: MeteredUse, terms: UseTerms, cost: int | 
     settlement.quota_tokens = None if weights is None else weights.count(counts, use.total)
 
 
-def _counted(
+def _count_use(
     use: MeteredUse, terms: UseTerms, settlement: Settlement, cost: int | None, currency: str
 ) -> Counted:
     counts, service = use.counts, terms.service

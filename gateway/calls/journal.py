@@ -21,7 +21,7 @@ from gateway.core.billing.price_book import (
     folded,
     lines,
     read_price,
-    unpriced,
+    unpriced_names,
     vector_in,
 )
 from gateway.core.billing.vector import ModelPrice, Vector
@@ -151,7 +151,7 @@ class PricesThen:
         known = {self._cost(use, before), self._cost(use, without)}
         if cost is None or main is None or use.cost not in known:
             return Rating(use.cost, use.price_id, "", UNEXPLAINED)
-        lacking = unpriced(main.vector, use.tools, use.counts, use.service_tier)
+        lacking = unpriced_names(main.vector, use.tools, use.counts, use.service_tier)
         priced_ms, factor = use.hour.priced_ms, ""
         if main.vector.hours is not None:
             priced_ms = use.hour.ended_ms if main.vector.hours.by_end else use.hour.began_ms

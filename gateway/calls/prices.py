@@ -93,8 +93,8 @@ def check_parts(
         if part is None and call.spec.attempts:
             part = _unpriced_attempt(call, named)
     if part is not None:
-        of = " or ".join([price.model for price in named]) or ("" if later else "any model")
-        what = f"{part[0]} of {of}" if of else part[0]
+        models = " or ".join([price.model for price in named]) or ("" if later else "any model")
+        what = f"{part[0]} of {models}" if models else part[0]
         raise ModelNotPriced(_unpriced(what, asking, by_cost) + right, param=part[1] or None)
     return vectors
 

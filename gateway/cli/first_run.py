@@ -115,7 +115,7 @@ def init(given: Given, *, start: bool, environ: Mapping[str, str] = os.environ) 
         return
     facts = _running(place)
     if facts is None and not (place / TENANT_KEY).exists():
-        facts = _started(place)
+        facts = _start_up(place)
     if facts is None:
         typer.echo(f"Start it: {_render_command(_command(place))}")
         return
@@ -239,7 +239,7 @@ def _running(place: Path) -> Json | None:
     return noted if status_of(f"{running.url}/readyz") == 200 else None
 
 
-def _started(place: Path) -> Json:
+def _start_up(place: Path) -> Json:
     """Start `up` in the background, and wait until it serves; return the addresses."""
     log_path = place / LOG
     with waiting("Starting: databases, schema, keeper, gateway"):

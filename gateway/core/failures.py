@@ -79,6 +79,7 @@ class Failures:
 
 
 def site_of(address: str) -> str:
+    """Return the network that an address belongs to: an IPv4 address, or an IPv6 site."""
     try:
         parsed = ip_address(address.partition("%")[0])
     except ValueError:

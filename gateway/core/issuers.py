@@ -311,6 +311,7 @@ def _subjects(issuer: Issuer, claims: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _user(issuer: Issuer, claims: Mapping[str, Any]) -> str:
+    """Return the user in a token's claims, "" if the issuer names none."""
     if not issuer.user:
         return ""
     user = _value_at(claims, issuer.user)

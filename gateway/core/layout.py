@@ -181,6 +181,7 @@ class Layout:
 
 
 def _read(described: str) -> Iterator[LayoutField]:
+    """Yield the fields of a layout from their description, such as `number tokens=0@3`."""
     for group in described.split(","):
         kind, *names = group.split()
         if kind == "number":

@@ -136,6 +136,7 @@ class Patterns:
 
 
 def _fits(name: str, parts: list[str]) -> bool:
+    """Return whether a name has these parts in order, with anything between them."""
     first, *middle, last = parts
     if len(name) < len(first) + len(last) or not name.startswith(first) or not name.endswith(last):
         return False

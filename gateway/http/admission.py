@@ -16,7 +16,7 @@ from gateway.calls.claim import hold_request
 from gateway.calls.permit import check_batch_models
 from gateway.calls.ports import DirectoryPort
 from gateway.calls.terms import AdmissionTerms
-from gateway.core.accounts.batch_lines import batch_lines, model_of, uploaded
+from gateway.core.accounts.batch_lines import batch_lines, model_of, uploaded_batch
 from gateway.core.calls.call import (
     UNCOUNTED_BYTES_MAX,
     Body,
@@ -265,7 +265,7 @@ async def _check_upload(worker: Worker, head: CallHead, caller: Caller, body: by
     """Check the lines of a file for a batch that a form uploads, in turns of the organization."""
     routed = head.routed
     paths = BATCH_AT.get(routed.label)
-    content = await worker.bodies.read(caller.organization_id, partial(uploaded, routed.form, body))
+    content = await worker.bodies.read(caller.organization_id, partial(uploaded_batch, routed.form, body))
     if content is not None and paths is not None:
         lines = await worker.bodies.gather(caller.organization_id, batch_lines(content, paths.calls))
         call_of_all = CallRequest("none", routed.family, Body(), CallSpec(model_of(lines[0])))

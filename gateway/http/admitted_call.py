@@ -346,7 +346,7 @@ class AdmittedCall:
         if silent_s and charges and (status == 0 or 200 <= status < 300):
             usage = self._unseen(usage, silent_s)
         used = usage.units > 0 or usage.total > 0
-        charged = self._charged(usage, failed[0] or status, failed[1], used) if charges else None
+        charged = self._charge_of(usage, failed[0] or status, failed[1], used) if charges else None
         settlement = release(self._terms()) if charged is None else charged.settlement
         if charged is not None:
             used = settlement.charge
@@ -399,7 +399,7 @@ class AdmittedCall:
             self.head.said.columns, self._tags, self.groups, self.call.aim.substitution, self._asked_prices,
         )  # fmt: skip
 
-    def _charged(self, usage: TokenUsage, status: int, reason: str, used: bool) -> ChargedUse:
+    def _charge_of(self, usage: TokenUsage, status: int, reason: str, used: bool) -> ChargedUse:
         """Return the charge for this call's usage, with the HTTP status and the reason of the call's end.
 
         `used` is False if nothing is charged.
@@ -432,7 +432,7 @@ class AdmittedCall:
             units if done else None, tiers=call.tiers,
         )  # fmt: skip
         if detail.cost is not None:
-            use.reported = self._reported(detail.cost)
+            use.reported = self._reported_cost(detail.cost)
         ended_ms = 0
         if detail.declined or self.prices.hourly:
             use.at_ms = ended_ms = ports.refusals.now_ms()
@@ -441,7 +441,7 @@ class AdmittedCall:
             charged.settlement.frame = self.decision.frame
         return charged
 
-    def _reported(self, nano: int) -> ReportedCost:
+    def _reported_cost(self, nano: int) -> ReportedCost:
         """Return the provider's reported cost (`nano`, in nano-dollars) with the exchange rate at admission."""
         directory, upstream = self.worker.ports.directory, self.attempt.upstream
         currency, rate = directory.pays_in(self.caller), ""

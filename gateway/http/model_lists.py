@@ -9,7 +9,7 @@ from gateway.calls.terms import consider
 from gateway.core.calls.call import NO_FILTER, AnswerFilter, Body, CallRequest, CallSpec, NameCheck
 from gateway.core.calls.facts import aim_of
 from gateway.core.calls.models import ModelTable, named_by
-from gateway.core.families.family import Listing, narrowed
+from gateway.core.families.family import Listing, filter_models
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Caller, Family, Patterns, Service
 from gateway.errors import ModelNotAllowed, ModelNotPriced, ServiceNotIncluded, TooManyBudgets
@@ -48,7 +48,7 @@ def narrow(
     is_apart = owned is not None and owned.apart and not listing.prefix
     begins = rules.models if is_apart else ()
     checks = NameCheck(begins) if begins and not model else None
-    ours = _configured(worker, routed.family, caller, configured) if configured.rules else []
+    ours = _configured_models(worker, routed.family, caller, configured) if configured.rules else []
     if model:
         if not shows(model):
             raise ModelNotAllowed(f"This API key may not use the model {model}.")
@@ -60,7 +60,7 @@ def narrow(
         decides = bool(lists or services is not None or configured.rules)
         return AnswerFilter(
             narrow=lambda document: (
-                narrowed(document, listing, shows, checks)
+                filter_models(document, listing, shows, checks)
                 if decides or any(one.encode() in document.lower() for one in begins)
                 else iter((document,))  # the document names no model
             ),
@@ -69,7 +69,7 @@ def narrow(
     return NO_FILTER
 
 
-def _configured(worker: Worker, family: Family, caller: Caller, models: ModelTable) -> list[str]:
+def _configured_models(worker: Worker, family: Family, caller: Caller, models: ModelTable) -> list[str]:
     """Return the configured models of the caller's organization that answer in the requested list's API."""
     names: list[str] = []
     for name in models.names(caller.organization_id):

@@ -302,6 +302,7 @@ class AnswerWriter:
         return bool(said)
 
     def _send(self, data: bytes, last: bool) -> None:
+        """Write a part of the answer to the client, with the head before the first one."""
         if self._bare:
             data = b""
         exchange = self._exchange

@@ -62,7 +62,7 @@ def _usable(written: list[Any]) -> Iterator[VerifyingKey]:
             continue
         operations = one.get("key_ops", ["verify"])
         family = "RSA" if one.get("kty") == "RSA" else one.get("crv")
-        algorithms = [name for name, its in FAMILY_OF.items() if its == family]
+        algorithms = [name for name, algorithm_family in FAMILY_OF.items() if algorithm_family == family]
         only, key_id = one.get("alg"), one.get("kid")
         if not algorithms or not isinstance(operations, list) or "verify" not in operations:
             continue

@@ -147,6 +147,7 @@ class IssuerKeys:
         return self._reading
 
     async def _take(self) -> None:
+        """Read the issuer's keys in a thread, or keep the present ones if that fails."""
         try:
             keys = await asyncio.wait_for(in_thread(lambda: self._read(self.issuer)), 2 * FETCH_S_MAX)
         except (TollkeeperError, TimeoutError) as error:

@@ -218,11 +218,11 @@ class SignIns:
         """
         provider = self._provider_of(name)
         async with self._in_time():
-            return await self._redeemed(
+            return await self._redeem_code(
                 provider, code, issuer, verifier, nonce=nonce, place=(name, site_of(address))
             )
 
-    async def _redeemed(
+    async def _redeem_code(
         self,
         provider: IdentityProvider,
         code: str,
@@ -299,19 +299,21 @@ class SignIns:
         provider: IdentityProvider,
         endpoints: Endpoints,
         form: Mapping[str, str],
-        of: tuple[str, str] | None = None,
+        site: tuple[str, str] | None = None,
     ) -> Mapping[str, Any]:
-        """Return a provider's tokens; `of` is the person's site, with a maximum of running exchanges."""
+        """Return a provider's tokens; `site` is the person's site, with a maximum of running exchanges."""
         from gateway.issuers.fetching import TokensRefused  # noqa: PLC0415  # as above
 
         place = provider.name, form["grant_type"]
-        is_crowded = of is not None and self._redeeming[of] >= ASKED_BY_SITE_MAX
+        is_crowded = site is not None and self._redeeming[site] >= ASKED_BY_SITE_MAX
         if is_crowded or self._asking[place] >= ASKED_AT_ONCE_MAX:
             raise IssuerUnavailable("Too many people sign in just now.", retry_after_s=AGAIN_S)
-        asked = in_thread(lambda: self._ask(provider, endpoints, form), ended=lambda: self._ended(place, of))
+        asked = in_thread(
+            lambda: self._ask(provider, endpoints, form), ended=lambda: self._release_request(place, site)
+        )
         self._asking[place] += 1
-        if of is not None:
-            self._redeeming[of] += 1
+        if site is not None:
+            self._redeeming[site] += 1
         try:
             return await asked
         except TokensRefused as error:
@@ -323,17 +325,17 @@ class SignIns:
             self._say(provider, error.message)
             raise IssuerUnavailable(_AWAY, retry_after_s=AGAIN_S) from error
 
-    def _ended(self, place: tuple[str, str], of: tuple[str, str] | None) -> None:
+    def _release_request(self, place: tuple[str, str], site: tuple[str, str] | None) -> None:
         """Lower the numbers of running requests after one has finished.
 
-        `place` is the provider with the kind of request, `of` the provider with the person's network, if
+        `place` is the provider with the kind of request, `site` the provider with the person's network, if
         counted.
         """
         self._asking[place] -= 1
-        if of is not None:
-            self._redeeming[of] -= 1
-            if self._redeeming[of] == 0:
-                del self._redeeming[of]
+        if site is not None:
+            self._redeeming[site] -= 1
+            if self._redeeming[site] == 0:
+                del self._redeeming[site]
 
     @asynccontextmanager
     async def _in_time(self) -> AsyncIterator[None]:

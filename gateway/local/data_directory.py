@@ -91,7 +91,7 @@ class DataDirectory:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[DataDirectory]:
+def open_directory(path: Path) -> Iterator[DataDirectory]:
     """Create and lock a data directory; raise `StartError` if another `up` uses it."""
     path = path.absolute()
     # The unprivileged user of PostgreSQL needs to reach its cluster; secret files have mode 0600.

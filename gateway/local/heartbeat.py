@@ -74,7 +74,7 @@ class Heartbeat:
     def started(self) -> None:
         os.close(self.theirs)
 
-    async def lost(
+    async def wait_until_lost(
         self,
         first_s_max: float,
         silent_s_max: float,
@@ -110,6 +110,7 @@ class Heartbeat:
         return self._report if self._clock() - self._reported_at <= SILENT_S_MAX else b""
 
     def _hear(self) -> None:
+        """Read the child's beats: that it is ready, and its reports."""
         with contextlib.suppress(BlockingIOError):
             said = os.read(self._ours, BEATS_READ_MAX)
             self._beaten |= bool(said)

@@ -85,6 +85,7 @@ def _works_on(process: psutil.Process, name: str, directory: Path) -> bool | Non
 
 
 def _stop(processes: list[psutil.Process], say: Callable[[str], None], how: int = SIGTERM) -> None:
+    """Stop processes by a signal, and kill those that do not end in time."""
     for process in processes:
         say(f"stopping process {process.pid}, left over from a start that was killed")
         with contextlib.suppress(psutil.Error):

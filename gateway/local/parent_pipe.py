@@ -44,6 +44,7 @@ class ParentPipe:
                 told(self._waiting.popleft())
 
     def _watch(self, grace_s: float) -> None:
+        """Pass the parent's lines on; when the parent ends, stop this process within `grace_s`."""
         while line := self._lines.readline():
             with self._lock:
                 if self._told is not None:

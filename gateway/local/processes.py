@@ -198,7 +198,7 @@ class Child:
             await process.wait()
             return 0.0
         ending = asyncio.create_task(process.wait())
-        silent = asyncio.create_task(beats.lost(program.ready_max_s, program.silent_s_max))
+        silent = asyncio.create_task(beats.wait_until_lost(program.ready_max_s, program.silent_s_max))
         try:
             await asyncio.wait({ending, silent}, return_when=asyncio.FIRST_COMPLETED)
             if ending.done():
@@ -357,6 +357,7 @@ class ForkedProcess:
         self.send_signal(signal.SIGKILL)
 
     async def _until_over(self) -> None:
+        """Wait until the process has ended, and note its exit status."""
         loop, over, pidfd = asyncio.get_running_loop(), asyncio.Event(), os.pidfd_open(self.pid)
         loop.add_reader(pidfd, over.set)
         try:

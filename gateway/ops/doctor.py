@@ -181,9 +181,9 @@ def _called(settings: Settings) -> list[UpstreamTarget]:
 
 def _ports(settings: Settings, role: str) -> Iterator[Finding]:
     """Yield findings on the TLS certificates of our own ports."""
-    for port, of in (("gateway", "serve"), ("ops", "serve"), ("admin", "keeper")):
+    for port, port_role in (("gateway", "serve"), ("ops", "serve"), ("admin", "keeper")):
         files = settings.tls_files(port)
-        if files is None or role not in {of, "all"}:
+        if files is None or role not in {port_role, "all"}:
             continue
         try:
             found = load(files, PREFIX + PREFIXES[port].upper())
@@ -210,8 +210,10 @@ def _data_directory(settings: Settings, free_bytes_min: int = FREE_BYTES_MIN) ->
             there = there.parent
         if why := _why_unwritable(there):
             message = f"{place} cannot be written by this user ({why})"
-            which = "TOLLKEEPER_DATA_DIR, or TOLLKEEPER_SETTLEMENT_LOG_DIR,"
-            return Finding(False, "data directory", f"{message}: {which} must name a directory that can be")
+            variables = "TOLLKEEPER_DATA_DIR, or TOLLKEEPER_SETTLEMENT_LOG_DIR,"
+            return Finding(
+                False, "data directory", f"{message}: {variables} must name a directory that can be"
+            )
     full = " and ".join(full_disks(settings, free_bytes_min))
     if full:
         message = f"the disk of {full} has less than {free_bytes_min // 1024**2} MiB left"
@@ -478,8 +480,8 @@ def _of_maxima(settings: Settings, url: str) -> Iterator[Finding]:
     rules = binding_rules(url)
     for target in _called(settings) if rules else ():
         if _takes_any_maximum(target):
-            of = " and ".join(rules)
-            message = f"there are {of}, so calls without a maximum are sent with one; nobody says"
+            rule_list = " and ".join(rules)
+            message = f"there are {rule_list}, so calls without a maximum are sent with one; nobody says"
             yield Finding(
                 None,
                 f"upstream {target.name}",

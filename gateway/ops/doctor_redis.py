@@ -407,6 +407,7 @@ def _few(commands: list[str]) -> str:
 
 
 def _may(user: str, role: str, without: list[str], more: list[str]) -> Seen:
+    """Return the finding about what a user of Redis may do, and more than it needs."""
     ours = f"tollkeeper-{role} of deploy/users.acl"
     missed = {client.WITHOUT[one]: one.removesuffix(" OFF") for one in without}
     lacks = "".join(f"; this server has no {one}, {so}" for so, one in missed.items())
@@ -525,8 +526,8 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
     for finding in _services(settings, lists[keys.CATALOGUE]) if role != "keeper" else ():
         yield finding
     for subject, server in servers.items():
-        well, of, says = await redis_user_findings(server.address, role, ANSWER_MAX_S)
-        yield Finding(well, of if subject == "redis" else f"{of} at {subject.partition(' ')[2]}", says)
+        well, about, says = await redis_user_findings(server.address, role, ANSWER_MAX_S)
+        yield Finding(well, about if subject == "redis" else f"{about} at {subject.partition(' ')[2]}", says)
 
 
 def _of_accounts(settings: Settings, role: str, empty: Mapping[str, StoredEmptyAccount]) -> Iterator[Finding]:
@@ -734,8 +735,8 @@ def _server(settings: Settings, role: str, subject: str, shown: str, server: _Se
     elif settings.redis_url.startswith(("redis://", "redis+")) and any(asdict(settings.redis_files).values()):
         message = "there is a TOLLKEEPER_REDIS_*_FILE for TLS, but nothing is encrypted"
         yield Finding(False, subject, f"{message}: TOLLKEEPER_REDIS_URL must begin with rediss")
-    for well, of, says in durability_findings(info, server.fsync, server.asked_at):
-        yield Finding(well, subject if of == "redis" else of, says)
+    for well, about, says in durability_findings(info, server.fsync, server.asked_at):
+        yield Finding(well, subject if about == "redis" else about, says)
     if server.forgets:
         yield Finding(False, subject, server.forgets)
     if server.covers:

@@ -121,12 +121,12 @@ class Connector(TCPConnector):
         timeout: ClientTimeout,  # noqa: ASYNC109  # the parameter's name in aiohttp
     ) -> ResponseHandler:
         """Create a connection as aiohttp's connectors do; note its transport, which `abort` closes."""
-        made = await self._connected(req, traces, timeout)
+        made = await self._connect_host(req, traces, timeout)
         if self._is_for_one and made.transport is not None:
             self._made.append(made.transport)
         return made
 
-    async def _connected(
+    async def _connect_host(
         self, req: ClientRequest, traces: list[Any], timeout: ClientTimeout  # noqa: ASYNC109  # as above
     ) -> ResponseHandler:  # fmt: skip
         """Connect to a host, through the proxy for its URL if there is one."""
@@ -134,14 +134,14 @@ class Connector(TCPConnector):
         if proxy is None:
             return await super()._create_connection(req, traces, timeout)
         host, port = req.url.host or "", req.url.port or 0
-        to = await self._checked(host, port) if self._checks is not None else host
+        to = await self._checked_address(host, port) if self._checks is not None else host
         if not req.is_ssl():
             return await tunnelled(proxy, (to, port), self._factory(), None, None)
         if self._tls is None:
             self._tls = ssl.create_default_context()
         return await tunnelled(proxy, (to, port), self._factory(), self._tls, host.rstrip("."))
 
-    async def _checked(self, host: str, port: int) -> str:
+    async def _checked_address(self, host: str, port: int) -> str:
         """Return the address of a host, which was checked not to be private, for the request to the proxy.
 
         IPv4 is preferred, because more proxies support it.

@@ -140,6 +140,7 @@ class AdminProcess:
         return restarts_of([self._child] if self._child is not None else ())
 
     async def _held(self) -> ports.ReservedPort:
+        """Reserve the Admin API's port, and wait for an earlier process that still has it."""
         clock, settings = asyncio.get_running_loop().time, self._settings
         until = clock() + self._left_s_max
         while True:

@@ -379,6 +379,7 @@ class OpsConnections:
             writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one request; beyond the maximum, only `/livez` is answered."""
         head = await reader.readuntil(b"\r\n\r\n")
         self._silent.pop(writer, None)
         if self._answers >= self._answers_max and b" /livez" not in head[:16]:

@@ -54,7 +54,7 @@ from gateway.run.lifecycle import cancel, ended, stop_signal
 from gateway.run.people_process import Loading
 from gateway.run.process_vitals import ProcessVitals
 from gateway.run.program_list import ProgramList
-from gateway.run.reaching import reached, redis_reached
+from gateway.run.reaching import redis_reached, wait_until_reached
 from gateway.run.shard_loops import AllShardLoops, LoopContext
 from gateway.run.timed_loops import (
     billing_loops,
@@ -249,7 +249,7 @@ class Keeper:
             return False
         trouble = partial(engines.trouble, self._engine)
         hint = hints.postgresql_hint
-        if not await reached(
+        if not await wait_until_reached(
             "PostgreSQL", trouble, wait_s=settings.start_wait_s, stop=stop, log=log, hint=hint
         ):
             return False

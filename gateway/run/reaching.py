@@ -27,7 +27,7 @@ ASK_S_MAX = 10.0
 SAY_INTERVAL_S = 5.0
 
 
-async def reached(
+async def wait_until_reached(
     name: str,
     trouble: Callable[[], Awaitable[str]],
     *,
@@ -74,7 +74,9 @@ async def redis_reached(
         wires.refuse_eviction()
         return "" if there else wires.trouble or "no connection"
 
-    return await reached("Redis", trouble, wait_s=wait_s, stop=stop, log=log, hint=hints.redis_hint)
+    return await wait_until_reached(
+        "Redis", trouble, wait_s=wait_s, stop=stop, log=log, hint=hints.redis_hint
+    )
 
 
 async def catalogue_of(settings: Settings) -> Mapping[str, Service]:

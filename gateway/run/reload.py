@@ -119,6 +119,7 @@ def _asks_again(name: str, before: Mapping[str, Any], after: Mapping[str, Any]) 
 
 
 def _said_of(before: Settings, after: Settings) -> list[str]:
+    """Return what has changed from one settings to the other, without secrets."""
     pairs = zip(before.upstreams, after.upstreams, strict=True)
     upstreams = ", ".join(now.name for then, now in pairs if then != now)
     people = zip(before.sign_in.providers, after.sign_in.providers, strict=True)
@@ -222,12 +223,12 @@ async def keep_renewing(
         is_still, before = found == before, found
         is_new = found not in {taken, tried} or (bool(now.wrong) and loop.time() >= again)
         if is_asked or (path and is_still and is_new):
-            if await _renewed(now, listener, is_asked=is_asked):
+            if await _apply_settings(now, listener, is_asked=is_asked):
                 taken = found
             tried, again = found, loop.time() + again_s
 
 
-async def _renewed(now: Renewal, listener: SettingsListener, *, is_asked: bool) -> bool:
+async def _apply_settings(now: Renewal, listener: SettingsListener, *, is_asked: bool) -> bool:
     """Apply the settings as they are in the file now, all or none; return whether they are valid.
 
     `listener` is notified of changes, and once of each fault, or each time if the user asked (`is_asked`).
@@ -280,12 +281,13 @@ class SettingsUpdates:
 
     def hear(self, line: bytes) -> None:
         """Apply the settings in a line, which the sending process has checked."""
-        self._guarded(lambda: self._take(from_json(line)))
+        self._guard_renewal(lambda: self._take(from_json(line)))
 
     def take(self, settings: Settings) -> None:
-        self._guarded(lambda: self._take(settings))
+        self._guard_renewal(lambda: self._take(settings))
 
-    def _guarded(self, take: Callable[[], None]) -> None:
+    def _guard_renewal(self, take: Callable[[], None]) -> None:
+        """Apply renewed settings by `take`; log if they cannot be served."""
         self.is_stale = True
         try:
             take()

@@ -70,6 +70,7 @@ class Replays:
         return self._read(line, process.returncode)
 
     def _read(self, line: bytes, status: int | None) -> Row:
+        """Return the answer of a replay's process; raise its refusal, or how the process ended."""
         if status == -signal.SIGXCPU:
             raise Unprocessable(errors=(("from", _LONG),))
         if not line:

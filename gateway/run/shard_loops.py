@@ -174,7 +174,7 @@ class AllShardLoops:
     def reclaimed(self) -> list[tuple[str, int]]:
         """The numbers of holds reclaimed since the start, by kind."""
         there = [self._reclaimed_before, *(counts.reclaimer.reclaimed for counts in self._kept.values())]
-        return [(of, sum(counts[of] for counts in there)) for of in RECLAIMED_OF]
+        return [(kind, sum(counts[kind] for counts in there)) for kind in RECLAIMED_OF]
 
     def unstored(self) -> UnstoredRows | None:
         """Return why no rows of a server are stored, of the server for which that is so for longest."""
@@ -203,6 +203,7 @@ class AllShardLoops:
         self.look()
 
     def look(self) -> None:
+        """Stop the loops of servers that are gone, and start those of new ones."""
         wires = self._wires.wires
         for wire in [known_wire for known_wire in self._kept if known_wire not in wires]:
             gone = self._kept.pop(wire)

@@ -28,7 +28,7 @@ from gateway.core.network import DIRECT, Proxies
 from gateway.errors import SettingError, StartError, TollkeeperError
 from gateway.feature import features
 from gateway.local import leftovers, ports
-from gateway.local.data_directory import DataDirectory, opened
+from gateway.local.data_directory import DataDirectory, open_directory
 from gateway.local.demo import seed as demo
 from gateway.local.embedded import postgres, valkey
 from gateway.local.ports import JsonVoice, ReservedPort, Voice
@@ -126,7 +126,7 @@ async def _up(options: Options, voice: Voice) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, on_stop_signal)
     with ExitStack() as locks:
-        data = locks.enter_context(opened(Path(options.settings.data_dir)))
+        data = locks.enter_context(open_directory(Path(options.settings.data_dir)))
         supervisor = Supervisor(data, voice)
         try:
             await until_stopped(_start(supervisor, options, locks), stop)
@@ -592,7 +592,7 @@ async def _reachable(url: str, what: str, option: str) -> None:
 # The embedded PostgreSQL of a data directory, started alone for one command.
 @asynccontextmanager
 async def postgres_alone(data_dir: Path) -> AsyncIterator[str]:
-    with opened(data_dir) as data:
+    with open_directory(data_dir) as data:
         supervisor = Supervisor(data, Voice())
         try:
             yield await start_postgres(supervisor, data.secrets()["database_password"])

@@ -86,6 +86,7 @@ class TlsPort:
         self._log("the certificate is kept as it was", port=self._port, why=why, level="error")
 
     async def _read(self) -> str:
+        """Read the certificates again; return why the present ones are stale, or ""."""
         if self._gate is None:
             return ""
         certificates = self._gate.certificates

@@ -37,7 +37,7 @@ _READ_BY: Mapping[str, tuple[Callable[[str], object], str]] = {
 SECRET = re.compile(r"token|secret|pepper|password|credential|_key$|^key_", re.IGNORECASE)
 
 
-def checked(source: str, name: str, value: Any, hint: Any) -> Any:
+def check_value(source: str, name: str, value: Any, hint: Any) -> Any:
     """Return the value converted to its type. Raise `SettingError` with a message that begins with `source`."""
     if isinstance(value, str) and value != value.strip() and not has_lines(hint):
         right = wanted_of(name, hint)

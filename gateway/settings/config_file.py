@@ -71,7 +71,7 @@ from gateway.core.model import GENERIC, Family, Service
 from gateway.core.network import Proxies, without_password
 from gateway.errors import SettingError
 from gateway.files import require_regular
-from gateway.settings.documents import converted, parsed, read_file
+from gateway.settings.documents import convert_document, parse_yaml, read_file
 from gateway.settings.proxies import own_proxies
 from gateway.settings.secret_files import Environment, read_secret
 from gateway.settings.tls_files import authority_at
@@ -453,12 +453,12 @@ class ConfigFile(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def read_config(path: Path, environ: Mapping[str, str]) -> ConfigFile:
     """Read a YAML file and replace `${NAME}`. Raise `SettingError` with the path of a wrong field."""
-    return converted(read_document(path), environ, ConfigFile, str(path))
+    return convert_document(read_document(path), environ, ConfigFile, str(path))
 
 
 def read_document(path: Path) -> Any:
     """Return the document in a YAML file as it is written. Raise `SettingError` if there is none."""
-    document = parsed(read_file(path, CONFIG_BYTES_MAX), str(path))
+    document = parse_yaml(read_file(path, CONFIG_BYTES_MAX), str(path))
     if document is None:
         # A file may be empty while an editor saves it. Then every built-in route would be open.
         raise SettingError(f"{path}: is empty; {{}} stands for a file that says nothing")
@@ -697,8 +697,10 @@ def _capacity(written: _UpstreamCapacity, place: str) -> Capacity:
     return Capacity(limits, models, written.learned)
 
 
-def _limits(of: _Capacity) -> CapacityLimits:
-    return CapacityLimits(of.requests_per_minute or 0, of.tokens_per_minute or 0, of.concurrency or 0)
+def _limits(capacity: _Capacity) -> CapacityLimits:
+    return CapacityLimits(
+        capacity.requests_per_minute or 0, capacity.tokens_per_minute or 0, capacity.concurrency or 0
+    )
 
 
 def _own_path(written: _Upstream, place: str) -> tuple[str, tuple[tuple[str, str], ...]]:

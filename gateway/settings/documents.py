@@ -40,22 +40,22 @@ def read_file(path: Path, bytes_max: int) -> bytes:
     return text
 
 
-def converted(document: Any, environ: Mapping[str, str], shape: type[T], place: str) -> T:
+def convert_document(document: Any, environ: Mapping[str, str], shape: type[T], place: str) -> T:
     """Return a document converted to its type, with each `${NAME}` replaced.
 
     Raise `SettingError` with the path of the wrong field.
     """
-    document = substituted(document, environ, place)
+    document = substitute_variables(document, environ, place)
     if isinstance(document, dict):  # each of `settings` is checked by its type
         for where, text in texts_of({**document, "settings": None}, place):
             refuse_controls(where, text)
     try:
         return msgspec.convert(document, shape)
     except msgspec.ValidationError as error:
-        raise SettingError(f"{place}: {explained(str(error), document, shape)}") from error
+        raise SettingError(f"{place}: {explain_error(str(error), document, shape)}") from error
 
 
-def parsed(text: bytes, place: str) -> Any:
+def parse_yaml(text: bytes, place: str) -> Any:
     """Return the parsed YAML. Raise SettingError with the name `place` and the line if it is not valid."""
     from gateway.yaml_reader import UnreadableYaml, documents  # noqa: PLC0415  # no worker reads files
 
@@ -70,12 +70,12 @@ def parsed(text: bytes, place: str) -> Any:
     return found[0].value if found else None
 
 
-def substituted(value: Any, environ: Mapping[str, str], place: str) -> Any:
+def substitute_variables(value: Any, environ: Mapping[str, str], place: str) -> Any:
     """Return the document with `${NAME}` replaced in every string; SettingError for an unset variable."""
     if isinstance(value, dict):
-        return {key: substituted(item, environ, f"{place}: {key}") for key, item in value.items()}
+        return {key: substitute_variables(item, environ, f"{place}: {key}") for key, item in value.items()}
     if isinstance(value, list):
-        return [substituted(item, environ, f"{place}[{index}]") for index, item in enumerate(value)]
+        return [substitute_variables(item, environ, f"{place}[{index}]") for index, item in enumerate(value)]
     if not isinstance(value, str):
         return value
 
@@ -96,14 +96,14 @@ _NAME_ALONE = re.compile(r"(?<![^\s:/@=])\$\(?[A-Z][A-Z0-9_]+(?![\w$])")
 
 
 def unreplaced(document: Any, place: str) -> Iterator[str]:
-    """Yield a line for each text of a document with a `$NAME` that `substituted` takes as it stands."""
+    """Yield a line for each text of a document with a `$NAME` that `substitute_variables` takes as it stands."""
     for where, text in texts_of(document, place):
         if _NAME_ALONE.search(_VARIABLE.sub("", text)):
             message = "has a $ before a name, which is taken as it stands"
             yield f"{where} {message}: write ${{NAME}} for a variable, and $$ for a dollar sign"
 
 
-def explained(fault: str, document: Any, shape: Any) -> str:
+def explain_error(fault: str, document: Any, shape: Any) -> str:
     """Return msgspec's error about a document in words: the path of the wrong field, and valid values."""
     match = _FAULT.fullmatch(fault)
     said, place = (match["said"], match["place"] or "") if match else (fault, "")

@@ -39,8 +39,8 @@ from gateway.files import UrlFile
 from gateway.settings.checking import (
     check_ports,
     check_together,
+    check_value,
     check_workloads,
-    checked,
     is_service_link,
     name_of,
     render_value,
@@ -56,7 +56,7 @@ from gateway.settings.config_file import (
     table_of,
 )
 from gateway.settings.controls import refuse_controls
-from gateway.settings.documents import converted, unreplaced
+from gateway.settings.documents import convert_document, unreplaced
 from gateway.settings.feature_settings import FeatureSettings
 from gateway.settings.proxies import read_proxies, without_scheme
 from gateway.settings.secret_files import SUFFIX, Environment, both_set, read_secret
@@ -400,7 +400,7 @@ def load(environ: Mapping[str, str], config: Path | None = None, role: str = "")
     config = config or (Path(environ[CONFIG_NAME]) if environ.get(CONFIG_NAME) else None)
     environment = Environment(environ)
     document = read_document(config) if config else None
-    written = converted(document, environment, ConfigFile, str(config)) if config else None
+    written = convert_document(document, environment, ConfigFile, str(config)) if config else None
     files: dict[str, str] = {}
     of_file = written.settings.items() if written else ()
     theirs = [(name, f"{config}: settings.{name}", value) for name, value in of_file]
@@ -456,14 +456,14 @@ def _read(
             # Another text than a URL may be a password or a token in the wrong place.
             is_hidden = name in SECRETS and "://" not in str(value)
             text = "(hidden)" if is_hidden else render_value(name, value)
-            values[name] = checked(f"{place}={text}", name, value, TYPES[name])
+            values[name] = check_value(f"{place}={text}", name, value, TYPES[name])
     for name in values:
         files.pop(name, None)
     for name, place, path in by_file:
         if values.get(name):
             raise both_set(place.removesuffix(SUFFIX).removesuffix(SUFFIX.lower()), place)
         text = environment.read(place, path)
-        values[name] = checked(f"what {place}={path!r} holds", name, text, TYPES[name])
+        values[name] = check_value(f"what {place}={path!r} holds", name, text, TYPES[name])
         files[name] = path
     return values
 
@@ -471,7 +471,7 @@ def _read(
 def reread(name: str, path: str) -> str:
     """Return a secret read again from its file. Raise `SettingError` if it is invalid."""
     place = f"{PREFIX}{name.upper()}{SUFFIX}"
-    return str(checked(f"what {place}={path!r} holds", name, read_secret(place, path), TYPES[name]))
+    return str(check_value(f"what {place}={path!r} holds", name, read_secret(place, path), TYPES[name]))
 
 
 def to_json(settings: Settings) -> bytes:

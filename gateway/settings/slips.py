@@ -83,6 +83,7 @@ def _credentials(settings: Settings, role: str) -> Iterator[str]:
 
 
 def _without_effect(settings: Settings, role: str) -> Iterator[str]:
+    """Yield a sentence for each setting that has no effect without another one."""
     servers, usual = settings.redis_servers, type(settings)()
     if settings.redis_url and servers not in {1, settings.redis_url.rpartition("@")[2].count(",") + 1}:
         why = "it is how many servers `up` starts, where TOLLKEEPER_REDIS_URL is not set"

@@ -238,7 +238,7 @@ async def publish(directory: Path, snapshot: Callable[[], Snapshot], *, beside: 
     With `beside`, the process is not counted as a gateway worker.
     """
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = directory / f"{os.getpid()}-{_started(os.getpid())}{BESIDE if beside else ''}.json"
+    path = directory / f"{os.getpid()}-{_start_time(os.getpid())}{BESIDE if beside else ''}.json"
     growth = LastGrowth()
     try:
         while True:
@@ -257,7 +257,7 @@ def collect(directory: Path) -> dict[str, Any]:
     """
     try:
         with _locked(directory):
-            return _collected(directory)
+            return _collect_workers(directory)
     except FileNotFoundError:
         return {}
 
@@ -271,14 +271,14 @@ def merge(left: Snapshot, right: Snapshot) -> dict[str, Any]:
     if left.get("bounds", right.get("bounds")) != right.get("bounds", left.get("bounds")):
         left = {name: value for name, value in left.items() if not isinstance(value, dict)}
     return {
-        name: _added(name, left[name], right[name])
+        name: _merge_values(name, left[name], right[name])
         if name in left and name in right
         else left.get(name, right.get(name))
         for name in {**left, **right}
     }
 
 
-def _added(name: str, left: Any, right: Any) -> Any:
+def _merge_values(name: str, left: Any, right: Any) -> Any:
     """Return the merged value of one metric: sums, rows by label, or the newer value."""
     if name == "bounds":
         return right
@@ -298,7 +298,7 @@ def _added(name: str, left: Any, right: Any) -> Any:
     return left + right
 
 
-def _collected(directory: Path) -> dict[str, Any]:
+def _collect_workers(directory: Path) -> dict[str, Any]:
     """Return the metrics of all workers together; fold those of ended workers into one file."""
     total: dict[str, Any] = {}
     retired = _read(directory / RETIRED) or {}
@@ -306,7 +306,7 @@ def _collected(directory: Path) -> dict[str, Any]:
     oldest, workers = time.time(), 0
     for path in sorted(directory.glob("*-*.json"))[:FILES_MAX]:
         pid, _, started = path.stem.removesuffix(BESIDE).partition("-")
-        alive = pid.isdigit() and _started(int(pid)) == started
+        alive = pid.isdigit() and _start_time(int(pid)) == started
         found = _read(path)
         if found is None:
             continue
@@ -322,7 +322,7 @@ def _collected(directory: Path) -> dict[str, Any]:
             retired = merge(retired, counts)
             folded.append(path)
     if folded:
-        retired = _bounded(retired)
+        retired = _fold_models(retired)
         with contextlib.suppress(OSError):  # a full disk hides no numbers: they are added again next time
             _replace(directory / RETIRED, msgspec.json.encode(retired))
             for path in folded:
@@ -333,7 +333,7 @@ def _collected(directory: Path) -> dict[str, Any]:
     return merge(retired, total)
 
 
-def _bounded(retired: Snapshot) -> dict[str, Any]:
+def _fold_models(retired: Snapshot) -> dict[str, Any]:
     """Return the sums of ended workers, with the costs of at most `COSTS_MAX` models by name.
 
     The costs of the cheapest models are added up as `OTHER_MODELS`.
@@ -344,7 +344,7 @@ def _bounded(retired: Snapshot) -> dict[str, Any]:
     named = sorted([row for row in rows if row[1] != OTHER_MODELS], key=itemgetter(-1), reverse=True)
     beside = [row for row in rows if row[1] == OTHER_MODELS]
     beside += [[service, OTHER_MODELS, *more] for service, _, *more in named[COSTS_MAX:]]
-    return {**retired, "cost": _added("cost", named[:COSTS_MAX], beside)}
+    return {**retired, "cost": _merge_values("cost", named[:COSTS_MAX], beside)}
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -362,7 +362,7 @@ def _replace(path: Path, content: bytes) -> None:
     temporary.replace(path)
 
 
-def _started(pid: int) -> str:
+def _start_time(pid: int) -> str:
     """Return the start time of a process as an opaque text; empty if it does not exist."""
     try:
         # Field 22 of /proc/PID/stat; the program's name before it may hold spaces.

@@ -99,7 +99,7 @@ EXCEPT SELECT month FROM archived_month WHERE ledger = %(ledger)s
 
 
 @contextmanager
-def connected(url: str) -> Iterator[Connection]:
+def connect_as_owner(url: str) -> Iterator[Connection]:
     """Connect as the database's owner and lock the archive; raise `ArchiveFailed` if either is impossible."""
     try:
         if shares_sessions(url):
@@ -710,6 +710,7 @@ def _read_months(connection: Connection, ledger: MonthlyLedger) -> list[tuple[da
 
 
 def _move(connection: Connection, ledger: MonthlyLedger, month: date) -> int:
+    """Move a month's rows from the default partition to their own; return their number."""
     names, (since, until) = names_of(ledger, month), bounds_of(month)
     make(connection, names)
     columns = ", ".join(f'"{column.name}"' for column in ledger.table.columns)

@@ -315,6 +315,7 @@ def correcting_write(change: EntityWrite, call: Any, moves: Row) -> dict[str, ob
 
 
 def _give(change: EntityWrite, organization_id: int, amount: int) -> None:
+    """Add credits to an organization as a refund of the amended call."""
     account = f"organization:{organization_id}"
     [write_id] = change.intend([account], "credits", {"amount": amount}, organization_id=organization_id)
     values = change.command.values

@@ -137,8 +137,8 @@ def credit_charges(
         amounts = spread_amount(amount, [charge.amount for charge in behind])
         quantities = _credits_of(behind, sum(amounts, Decimal(0)))
     values = {"ids": [charge.id for charge in behind], "quantities": quantities, "amounts": amounts}
-    of = {"note": note_id, "line": line, "invoice": invoice_id, "position": position}
-    connection.execute(_CREDIT, of | values)
+    references = {"note": note_id, "line": line, "invoice": invoice_id, "position": position}
+    connection.execute(_CREDIT, references | values)
     return sum(amounts, Decimal(0))
 
 

@@ -190,7 +190,9 @@ def _read_cycles(batch: _Batch, begun: Sequence[_SentEvent]) -> None:
     batch.current = in_cycle(connection, batch.change.now, uses)
     over = [use for use in uses if use not in batch.current]
     batch.carried = carried(connection, [use for use in over if uses[use].carries])
-    batch.borne = is_borne(connection, [use for use, of in uses.items() if use in over or not of.has_plan])
+    batch.borne = is_borne(
+        connection, [use for use, tenant in uses.items() if use in over or not tenant.has_plan]
+    )
 
 
 def _ids(
@@ -205,7 +207,10 @@ def _ids(
 
 
 def refused(place: int, event: Mapping[str, Any], name: str, reason: str) -> Row:
-    source_and_id = {of: event.get(of) if isinstance(event.get(of), str) else None for of in ("source", "id")}
+    source_and_id = {
+        attribute: event.get(attribute) if isinstance(event.get(attribute), str) else None
+        for attribute in ("source", "id")
+    }
     return {"index": place, **source_and_id, "field": name, "reason": reason}
 
 
@@ -278,8 +283,8 @@ def _look_up(
     """Return the tenant that each subject means, or why it means none."""
     meant = {subject: _meant(subject) for subject in subjects}
     rows: dict[tuple[str, int | str], list[Any]] = {}
-    for (kind, of), statement in _BY.items():
-        values = {value for kinds, value in meant.values() if kind in kinds and isinstance(value, of)}
+    for (kind, type_), statement in _BY.items():
+        values = {value for kinds, value in meant.values() if kind in kinds and isinstance(value, type_)}
         if values:
             for row in connection.execute(statement, {"values": list(values), "within": within}):
                 rows.setdefault((kind, row.value), []).append(row)
@@ -322,6 +327,7 @@ def _one_of(
 
 
 def _service(batch: _Batch, tenant: _Tenant, key: str) -> Service:
+    """Return a service by its key, read once a batch; raise Unacceptable if events cannot use it."""
     wanted = (tenant.organization_id, key)
     if wanted not in batch.services:
         service = service_of(batch.connection, *wanted)

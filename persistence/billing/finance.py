@@ -408,6 +408,7 @@ def _taxes(connection: Connection, asked: ReportPeriod) -> list[Row]:
 
 
 def _documents(rows: Any) -> Iterator[list[Any]]:
+    """Yield the rows of each document together."""
     lines: list[Any] = []
     for row in rows:
         if lines and (lines[0].id, lines[0].at) != (row.id, row.at):

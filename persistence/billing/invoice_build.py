@@ -27,9 +27,9 @@ from gateway.core.billing.charges import (
     ChargeSplit,
     SupplyCharge,
     Wanted,
-    borne,
-    gathered,
+    gather_charges,
     left_out,
+    split_at_maxima,
 )
 from gateway.core.billing.document import (
     CORRECTED_MAX,
@@ -105,10 +105,17 @@ def copy_document(change: EntityWrite, row: Row) -> Document:
 
     The note's tax is converted by the rate of the invoice that it corrects. Its due date is not copied.
     """
-    of = organization.c
-    parts = (of.address, of.country, of.tax_number, of.contact, of.buyer_reference, of.endpoint_id)
-    statement = select(of.id, of.name, *parts)
-    known = change.connection.execute(statement.where(of.id == row["organization_id"])).one()
+    columns = organization.c
+    parts = (
+        columns.address,
+        columns.country,
+        columns.tax_number,
+        columns.contact,
+        columns.buyer_reference,
+        columns.endpoint_id,
+    )
+    statement = select(columns.id, columns.name, *parts)
+    known = change.connection.execute(statement.where(columns.id == row["organization_id"])).one()
     corrected = corrected_by(change.connection, row)
     copied = replace(
         document_of(change.letterhead, known, corrected),
@@ -259,10 +266,10 @@ def _corrects_rated(connection: Connection, drawn: DraftWithLines, tax: Decimal)
 
 def have_draft(connection: Connection, drawn: Sequence[DraftWithLines]) -> list[Final]:
     """Assign the charges on the drafts' lines to the drafts; then only `finish_final` is left to do."""
-    of = [item.draft.invoice_id for item in drawn]
+    ids = [item.draft.invoice_id for item in drawn]
     charges.bill(
         connection,
-        [(id_, *placed) for id_, item in zip(of, drawn, strict=True) for placed in item.bill.placed],
+        [(id_, *placed) for id_, item in zip(ids, drawn, strict=True) for placed in item.bill.placed],
     )
     owing = [item.draft.invoice_id for item in drawn if owes_credits(item)]
     if owing:
@@ -340,7 +347,10 @@ def _split_charges(
     connection: Connection, owed: Mapping[int, Sequence[SupplyCharge]], until: date, only: Wanted | None
 ) -> dict[int, ChargeSplit]:
     segments = charges.segments(connection, list(owed))
-    return {owner: borne(gathered(some, until, segments[owner], only)) for owner, some in owed.items()}
+    return {
+        owner: split_at_maxima(gather_charges(some, until, segments[owner], only))
+        for owner, some in owed.items()
+    }
 
 
 def _keep(
@@ -351,8 +361,10 @@ def _keep(
     Also store a text on the charges that are left to another invoice.
     """
     wanted = [
-        InvoiceCharges(of.organization_id, of.start, of.until, taken.get(of.organization_id, NOTHING).taken)
-        for of in drafts
+        InvoiceCharges(
+            draft.organization_id, draft.start, draft.until, taken.get(draft.organization_id, NOTHING).taken
+        )
+        for draft in drafts
     ]
     facts = read_facts(connection, wanted)
     left = {

@@ -27,10 +27,10 @@ def read_document(
     checksum does not match.
     """
     if made:
-        which = {"invoice_id": invoice_id, "format": kind, "status": status}
+        place = {"invoice_id": invoice_id, "format": kind, "status": status}
         if len(made) > DOCUMENT_BYTES_MAX:
             raise Conflict(f"The document is larger than {DOCUMENT_BYTES_MAX} bytes.")
-        values = {**which, "content": made, "sha256": hashlib.sha256(made).hexdigest()}
+        values = {**place, "content": made, "sha256": hashlib.sha256(made).hexdigest()}
         connection.execute(insert(invoice_document).values(values).on_conflict_do_nothing())
     here = invoice_document.c
     result = connection.execute(

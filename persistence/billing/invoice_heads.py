@@ -32,7 +32,7 @@ from persistence.tables import (
 
 # The query for invoices: with their lines, every amount in the decimals of its currency.
 def _branch(digits: int) -> str:
-    codes = " ".join(code for code, its in MINOR_DIGITS.items() if its == digits)
+    codes = " ".join(code for code, code_digits in MINOR_DIGITS.items() if code_digits == digits)
     return f"WHEN strpos('{codes}', {{currency}}) > 0 THEN {digits}"
 
 

@@ -20,8 +20,8 @@ from gateway.core.billing.charges import (
     USAGE,
     SupplyCharge,
     Wanted,
-    borne,
-    gathered,
+    gather_charges,
+    split_at_maxima,
 )
 from gateway.core.billing.document import EffectiveTax, Tax
 from gateway.core.billing.invoice import BillLine, Fee, InvoiceFacts, bill, is_back
@@ -178,9 +178,9 @@ def taxed_with(
     rows = connection.execute(_TAX_BILLED, {"organization": organization_id, "since": since})
     taxes: dict[object, Tax] = {}
     for row in rows:
-        of = (row.kind, row.source, row.source_id, row.tenant_id, row.service_id)
+        supply = (row.kind, row.source, row.source_id, row.tenant_id, row.service_id)
         tax = tax_of(row.tax_rate, row.tax_category, row.tax_reason)
-        taxes[*of, row.period_start, row.period_end] = tax
+        taxes[*supply, row.period_start, row.period_end] = tax
     return taxes
 
 
@@ -222,9 +222,9 @@ def line_of(row: Any) -> BillLine:
 
 
 def keep_lines(
-    connection: Connection, of: Mapping[int, Sequence[BillLine]], corrects: Sequence[int | None] = ()
+    connection: Connection, bills: Mapping[int, Sequence[BillLine]], corrects: Sequence[int | None] = ()
 ) -> dict[int, Decimal]:
-    """Store the lines in `of`, by invoice id, and return the total of each invoice.
+    """Store the lines in `bills`, by invoice id, and return the total of each invoice.
 
     For a credit note, `corrects` are the positions of the invoice lines that its lines refund.
     """
@@ -237,12 +237,14 @@ def keep_lines(
             "corrects_position": corrected, "period_start": line.start, "period_end": line.end,
             **{f"tax_{name}": getattr(line.tax, name, None) for name in ("rate", "category", "reason")},
         }
-        for invoice_id, lines in of.items()
+        for invoice_id, lines in bills.items()
         for position, (line, corrected) in enumerate(zip_longest(lines, corrects), 1)
     ]  # fmt: skip
     if rows:
         connection.execute(_KEEP, {name: [row[name] for row in rows] for name in _NAMES})
-    return {invoice_id: sum((line.amount for line in lines), Decimal(0)) for invoice_id, lines in of.items()}
+    return {
+        invoice_id: sum((line.amount for line in lines), Decimal(0)) for invoice_id, lines in bills.items()
+    }
 
 
 # The data of invoices besides their charges: names, and the amounts that earlier invoices billed.
@@ -313,19 +315,19 @@ def read_facts(connection: Connection, wanted: Sequence[InvoiceCharges]) -> dict
         "service": {charge.service_id for charge in every},
         "addition": {charge.source_id for charge in every if charge.source == ADDITION},
     }
-    names = {what: _names(connection, what, its) for what, its in named.items()}
+    names = {what: _names(connection, what, subject_ids) for what, subject_ids in named.items()}
     fees = _fees(connection, every)
-    rest, before = _carried(connection, ids), _units_before(connection, wanted)
+    rest, before = _carried_rounding(connection, ids), _units_before(connection, wanted)
     discounts = service_discounts.read_rates(connection, ids)
     rows = {row.id: row for row in connection.execute(_ORGANIZATIONS, _spans(wanted))}
     found = {}
-    for of, start, until, taken in wanted:
-        row, taxes = rows[of], dated.get(of, ())
+    for organization_id, start, until, taken in wanted:
+        row, taxes = rows[organization_id], dated.get(organization_id, ())
         facts = InvoiceFacts(
             currency=row.currency,
             tax_rate=row.tax_rate.normalize(),
             taxes=taxes,
-            taxed_before=taxed_with(connection, of, taken) if taxes else {},
+            taxed_before=taxed_with(connection, organization_id, taken) if taxes else {},
             until=until,
             charges=taken,
             credits_consumed=row.consumed,
@@ -333,12 +335,12 @@ def read_facts(connection: Connection, wanted: Sequence[InvoiceCharges]) -> dict
             tenants=names["tenant"],
             services=names["service"],
             remarks=names["addition"],
-            carried=rest.get(of, {}),
-            units_before=before.get(of, {}),
+            carried=rest.get(organization_id, {}),
+            units_before=before.get(organization_id, {}),
             since=start,
-            discounts=discounts.get(of, {}),
+            discounts=discounts.get(organization_id, {}),
         )
-        found[of] = InvoiceInputs(facts, row, row.since)
+        found[organization_id] = InvoiceInputs(facts, row, row.since)
     return found
 
 
@@ -347,7 +349,9 @@ def _spans(wanted: Iterable[InvoiceCharges]) -> dict[str, Any]:
     return {"organizations": ids, "starts": starts, "ends": ends}
 
 
-def _carried(connection: Connection, organization_ids: Sequence[int]) -> Mapping[int, Mapping[str, Decimal]]:
+def _carried_rounding(
+    connection: Connection, organization_ids: Sequence[int]
+) -> Mapping[int, Mapping[str, Decimal]]:
     """Return, by organization and basis (a kind of charge), the amount lost by rounding so far.
 
     It is the sum of exact amounts billed, less the sum of rounded ones.
@@ -430,7 +434,7 @@ def read_unbilled(
 def number_lines(connection: Connection, invoice: Any, today: date) -> NumberedLines:
     """Return the numbered lines and the charges of an invoice; a draft's are computed as of `today`."""
     if invoice.status == "draft" and invoice.corrects_id is None:
-        return _drawn(connection, invoice, today)
+        return _draw_lines(connection, invoice, today)
     here = {"invoice": invoice.id}
     lines = [NumberedLine(*row) for row in connection.execute(_LINES, here)]
     return NumberedLines(
@@ -438,13 +442,13 @@ def number_lines(connection: Connection, invoice: Any, today: date) -> NumberedL
     )
 
 
-def _drawn(connection: Connection, invoice: Any, today: date) -> NumberedLines:
+def _draw_lines(connection: Connection, invoice: Any, today: date) -> NumberedLines:
     """Return the lines that an invoice would have today, with their positions."""
     organization_id, start, until = invoice.organization_id, invoice.period_start, invoice.period_end
     only = only_of({"source": invoice.source, "source_id": invoice.source_id})
     open_ = read_unbilled(connection, [organization_id], until, today)[organization_id]
-    taken = borne(
-        gathered(open_, until, charges.segments(connection, [organization_id])[organization_id], only)
+    taken = split_at_maxima(
+        gather_charges(open_, until, charges.segments(connection, [organization_id])[organization_id], only)
     ).taken
     wanted = InvoiceCharges(organization_id, start, until, taken)
     facts = read_facts(connection, [wanted])[organization_id].facts

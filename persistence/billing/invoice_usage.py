@@ -429,9 +429,9 @@ class InvoiceUsage:
             values = _values(invoice, found)
             for kind, owner, of_account in accounts:
                 lines = dict(_cycles(found, owner))  # of a tenant's cycles that went beyond its plan
-                of = {"owner": owner, "cycles": list(lines), "cycle_lines": list(lines.values())}
+                lines_of_cycles = {"owner": owner, "cycles": list(lines), "cycle_lines": list(lines.values())}
                 for box in of_account:
-                    here = values | of | box._asdict()
+                    here = values | lines_of_cycles | box._asdict()
                     async for piece in self._rows(driver, kind, here, summed):
                         yield piece
             rest = list(remaining_usage_charges(invoice, found, summed))
@@ -486,6 +486,7 @@ def _mine(invoice: Any, kind: str, owner: int) -> Cover:
 
 
 def _cover(invoice: Any, kind: str, owner: int) -> Cover:
+    """Return what an invoice covers of an account, by time and by movements."""
     covers: Mapping[str, Any] = invoice.covers
     seqs = {
         "tokens": covers["tenants"].get(str(owner), 0),

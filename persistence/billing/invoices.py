@@ -113,6 +113,7 @@ def _require_near(change: EntityWrite, until: date) -> None:
 
 
 def _drafted(change: EntityWrite, organization_id: int, period: tuple[date, date]) -> Row:
+    """Create a draft for a period, with its lines; return its row."""
     currency = select(organization.c.currency).where(organization.c.id == organization_id).scalar_subquery()
     values = change.command.values
     made = insert(invoice).values(

@@ -255,8 +255,8 @@ def apply(change: EntityWrite) -> Row:
     row, invoice_id = held(change), id_in(change.command.values, "invoice_id")
     amount = Decimal(str(change.command.values["amount"]))
     _require_open(change, row, amount)
-    of = {"id": invoice_id, "organization": row["organization_id"], "currency": row["currency"]}
-    if change.connection.execute(_TO_APPLY, of).first() is None:
+    selection = {"id": invoice_id, "organization": row["organization_id"], "currency": row["currency"]}
+    if change.connection.execute(_TO_APPLY, selection).first() is None:
         wanted = f"must be a final invoice of the same organization in {row['currency']}"
         raise Unprocessable(errors=(("invoice_id", wanted),))
     require_payable(amount, rest_of(change.connection, invoice_id), str(row["currency"]))
@@ -512,8 +512,8 @@ def _returned_by_line(change: EntityWrite, row: Row, lines: Mapping[int, BillLin
 
 
 def _amended(connection: Connection, row: Row) -> dict[int, Decimal]:
-    of = {"id": row["id"], "organization": row["organization_id"]}
-    return {int(line.position): line.amount for line in connection.execute(_GIVEN_BY_AMENDMENTS, of)}
+    selection = {"id": row["id"], "organization": row["organization_id"]}
+    return {int(line.position): line.amount for line in connection.execute(_GIVEN_BY_AMENDMENTS, selection)}
 
 
 def give_back(change: EntityWrite, invoice_id: int) -> None:

@@ -369,13 +369,13 @@ def owed_early_use(
     else:
         those = {"tenants": list(early_use_report), "since": list(early_use_report.values())}
         looked = connection.execute(_TOLD, {**here, **those}).all()
-    return _owed(connection, organization_id, looked, {row.id for row in looked})
+    return _owed_results(connection, organization_id, looked, {row.id for row in looked})
 
 
 def moved_early_use(connection: Connection, organization_id: int, since: date) -> list[SettledEarlyUse]:
     """Return charged ended plans whose result differs now, because days or plans since a day were changed."""
     here = {"organization": organization_id, "since": midnight(since)}
-    return _owed(connection, organization_id, connection.execute(_MOVED, here).all(), set())
+    return _owed_results(connection, organization_id, connection.execute(_MOVED, here).all(), set())
 
 
 def settle_early_use(connection: Connection, ends: Sequence[SettledEarlyUse]) -> None:
@@ -388,7 +388,7 @@ def settle_early_use(connection: Connection, ends: Sequence[SettledEarlyUse]) ->
         connection.execute(_SETTLE, values)
 
 
-def _owed(
+def _owed_results(
     connection: Connection, organization_id: int, cycles: Sequence[Any], unread: set[int]
 ) -> list[SettledEarlyUse]:
     """Return the results of all ended plans that lie in these cycles.
@@ -410,17 +410,17 @@ def _owed(
                 ends.append((row, plan_turns.PlanTurns(row.used, row.began, row.debt)))
             else:  # not known yet, or settled before this was kept
                 before += row.amount or 0
-        found += _settled(ends, segments, before)
+        found += _settle_early_uses(ends, segments, before)
     return found
 
 
-def _settled(
+def _settle_early_uses(
     ends: Sequence[tuple[Any, plan_turns.PlanTurns]], segments: Sequence[PlanSegment], before: Decimal
 ) -> Iterator[SettledEarlyUse]:
     """Yield the ends of plans whose early use now costs another amount than was noted."""
     if not ends:
         return
-    (row, _), used = ends[-1], [_used(*end, segments) for end in ends]
+    (row, _), used = ends[-1], [_read_use(*end, segments) for end in ends]
     # The current plan, or the last one.
     runs, whole = segments[0], (row.paid_from, row.paid_from)
     for segment in segments:
@@ -442,7 +442,8 @@ def _settled(
             yield SettledEarlyUse(end.id, read, due, named)
 
 
-def _used(row: Any, read: plan_turns.PlanTurns, segments: Sequence[PlanSegment]) -> PlanUsage:
+def _read_use(row: Any, read: plan_turns.PlanTurns, segments: Sequence[PlanSegment]) -> PlanUsage:
+    """Return the use of a plan that has ended, with the debt that counts."""
     # Debt that nobody carried on belongs to a cycle that was over before the plan ended.
     counted = row.counted if read.debt is not None or not row.carries else 0
     # Older keepers did not store it.

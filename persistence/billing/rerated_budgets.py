@@ -45,16 +45,16 @@ def budget_writes(change: EntityWrite, rated: Iterable[tuple[Any, int]], reason:
     for call, cost in rated:
         if call.cost != cost:
             calls[call.organization_id].append((call, cost))
-    for budget_id, since, of in _running(change, list(calls)):
-        starts, form = _started(change, of.budget), of.budget.form
+    for budget_id, since, owned in _running(change, list(calls)):
+        starts, form = _started(change, owned.budget), owned.budget.form
         running = form.since(ms_of(change.now))
         taken: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
-        for call, cost in calls[of.organization_id]:
+        for call, cost in calls[owned.organization_id]:
             asked, came_ms = _attributes(call), ms_of(call.created_at)
-            if came_ms >= since and of.budget.matches(asked):
-                name = account_of(of.organization_id, of.budget, of.budget.value_of(asked))
+            if came_ms >= since and owned.budget.matches(asked):
+                name = account_of(owned.organization_id, owned.budget, owned.budget.value_of(asked))
                 uses = {starts[owner]: 0} if (owner := owner_in(name)) in starts else {}
-                start_ms = running if of.budget.window == CALENDAR else form.start_of(came_ms, uses)
+                start_ms = running if owned.budget.window == CALENDAR else form.start_of(came_ms, uses)
                 taken[start_ms][name] += call.cost - cost
         amounts = [
             (begun, name, max(-INTEGER_MAX, min(amount, INTEGER_MAX)))
@@ -67,7 +67,10 @@ def budget_writes(change: EntityWrite, rated: Iterable[tuple[Any, int]], reason:
                 "tenant_id": 0, "service_id": 0, "tokens": 0, "units": 0, "tiers": "", "attribution": "",
                 "reason": reason, "budget_id": budget_id, "start_ms": begun, "taken": some,
             }  # fmt: skip
-            account, partition = f"organization:{of.organization_id}", change.partition_of(of.organization_id)
+            account, partition = (
+                f"organization:{owned.organization_id}",
+                change.partition_of(owned.organization_id),
+            )
             yield write_of(partition, account, "amend", payload)
 
 
@@ -78,13 +81,13 @@ def _writes_of(amounts: Sequence[tuple[int, str, int]]) -> Iterator[tuple[int, d
             yield begun, dict(some)
 
 
-def _started(change: EntityWrite, of: Budget) -> dict[str, int]:
+def _started(change: EntityWrite, its_budget: Budget) -> dict[str, int]:
     """Return when the windows of owners began that run now, of a budget whose windows begin at first use."""
-    if of.window != FIRST_USE:
+    if its_budget.window != FIRST_USE:
         return {}
-    here, since = budget_use.c, moment_of(of.form.since(ms_of(change.now)))
+    here, since = budget_use.c, moment_of(its_budget.form.since(ms_of(change.now)))
     rows = change.connection.execute(
-        select(here.value, here.start).where(here.budget_id == of.id, here.start >= since)
+        select(here.value, here.start).where(here.budget_id == its_budget.id, here.start >= since)
     )
     return {value: ms_of(start) for value, start in rows}
 
@@ -106,15 +109,15 @@ def _running(change: EntityWrite, organization_ids: Sequence[int]) -> Iterator[t
     found_resets = change.connection.execute(_RESETS, {"accounts": accounts}) if rows else ()
     resets = {reset.budget_id: ms_of(reset.at) for reset in found_resets}
     for row in rows:
-        of = read_budget(dict(row))
-        if of.length_ms:  # its calls leave it by themselves, and a correction has no part of it
+        owned = read_budget(dict(row))
+        if owned.length_ms:  # its calls leave it by themselves, and a correction has no part of it
             continue
         try:
-            start, _ = window_of(of, ms_of(change.now))
+            start, _ = window_of(owned, ms_of(change.now))
         except (ZoneInfoNotFoundError, ValueError):  # its window is not known here
             continue
-        since = max(start, of.created_ms, resets.get(of.id, 0))
-        yield of.id, since, _OwnedBudget(row["organization_id"], of)
+        since = max(start, owned.created_ms, resets.get(owned.id, 0))
+        yield owned.id, since, _OwnedBudget(row["organization_id"], owned)
 
 
 def _attributes(call: Any) -> CallAttributes:

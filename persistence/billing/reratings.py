@@ -395,7 +395,7 @@ class _Rates:
         }  # fmt: skip
         return list(self.connection.execute(_PAGES[place.of_parts], sought).all())
 
-    def rated(self, calls: Iterable[Any]) -> Iterator[_RepricedCall]:
+    def rate_calls(self, calls: Iterable[Any]) -> Iterator[_RepricedCall]:
         """Yield those of the calls that the price applies to, each with its new cost and charge."""
         for call in calls:
             if call.is_billed:
@@ -457,11 +457,11 @@ def _write(change: EntityWrite, rates: _Rates, calls: Sequence[Any], actor: str)
 
     A call that the price leaves out keeps its cost, and its row gives the reason.
     """
-    rated, connection, row = list(rates.rated(calls)), change.connection, rates.row
+    rated, connection, row = list(rates.rate_calls(calls)), change.connection, rates.row
     if not rated:
         return
-    of = f"amends price {row['amends_id']}" if rates.amends else f"from {rfc3339(rates.since)}"
-    reason = f"price {row['id']} of {row['model']} {of}"
+    origin = f"amends price {row['amends_id']}" if rates.amends else f"from {rfc3339(rates.since)}"
+    reason = f"price {row['id']} of {row['model']} {origin}"
     _round_credits(rated)
     connection.execute(
         insert(rerating),

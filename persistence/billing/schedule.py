@@ -115,6 +115,7 @@ def due_of(
     *,
     finalize: bool,
 ) -> Sequence[Any]:
+    """Return the invoices of these organizations that are due now."""
     ids = list(organization_ids)
     here = {"organizations": ids, "count": DUE_OF_ONE_MAX * len(ids), "finalize": finalize}
     return connection.execute(_THESE, _at(now, grace_hours) | here).all()
@@ -223,7 +224,7 @@ def _months(batch: InvoiceBatch, due: Sequence[Any]) -> list[DraftWithLines]:
     for row in due:
         months[row.period_start, row.period_end, bool(row.ripe and batch.finalize)].append(row)
     finals: list[DraftWithLines] = []
-    for (start, until, final), rows in sorted(months.items(), key=lambda of: of[0]):
+    for (start, until, final), rows in sorted(months.items(), key=lambda month: month[0]):
         finals += _drawn(batch, _drafts(batch, start, until, rows), rows, final=final)
     return finals
 

@@ -385,11 +385,11 @@ def _subscription(change: EntityWrite, row: Mapping[str, Any]) -> Subscription:
     segments = tuple(segment_of(row) for row in rows)
     found = Subscription(segments, row["next_plan_id"], row["change_at"], row["cancel_at"])
     # Price changes of the plan that come after those already applied.
-    (name, times), of = COSTS[found.current.interval], _price.c
-    later = select(of.effective_from, of[name]).where(
-        of.plan_id == found.current.plan_id, of.number > row["reprices"]
+    (name, times), prices = COSTS[found.current.interval], _price.c
+    later = select(prices.effective_from, prices[name]).where(
+        prices.plan_id == found.current.plan_id, prices.number > row["reprices"]
     )
-    for day, cost in change.connection.execute(later.order_by(of.number)):
+    for day, cost in change.connection.execute(later.order_by(prices.number)):
         since = max(day, rules.plan_since(found))
         found = rules.agree_from(found, {rules.REPRICED: True}, since, Decimal(cost) * times)
     return found

@@ -360,8 +360,8 @@ async def budgets_of(
 ) -> dict[int, tuple[Budget, ...]]:
     rows = (await connection.execute(text(_BUDGETS), {"ids": list(organization_ids)})).mappings().all()
     return {
-        organization_id: tuple(read_budget(dict(row)) for row in its)
-        for organization_id, its in groupby(rows, lambda row: row["organization_id"])
+        organization_id: tuple(read_budget(dict(row)) for row in budget_rows)
+        for organization_id, budget_rows in groupby(rows, lambda row: row["organization_id"])
     }
 
 
@@ -485,11 +485,13 @@ async def of_accounts(
         elif kind == PRICES_ACCOUNT:
             definitions[kind] = (await prices(connection),)
         elif kind != CREDENTIALS_ACCOUNT:
-            definitions |= {f"{kind}:{name}": (each,) for name, each in await _named(connection, kind, names)}
+            definitions |= {
+                f"{kind}:{name}": (each,) for name, each in await _read_accounts(connection, kind, names)
+            }
     return definitions
 
 
-async def _named(connection: AsyncConnection, kind: str, names: Sequence[str]) -> Named:
+async def _read_accounts(connection: AsyncConnection, kind: str, names: Sequence[str]) -> Named:
     """Read the accounts of a kind; `names` are their ids as text, that of a user is `TENANT_ID:USER`."""
     if kind == "user":
         parts = [name.partition(":") for name in names]
@@ -502,8 +504,8 @@ async def _named(connection: AsyncConnection, kind: str, names: Sequence[str]) -
     if kind == "key":
         return [(str(each.key_id), each) for each in await keys(connection, "k.id = ANY(:ids)", ids)]
     if kind == "tenant":
-        its = [tenant.definition for tenant in await tenants(connection, "t.id = ANY(:ids)", ids)]
-        return [(str(each.tenant_id), each) for each in its]
+        definitions = [tenant.definition for tenant in await tenants(connection, "t.id = ANY(:ids)", ids)]
+        return [(str(each.tenant_id), each) for each in definitions]
     whole = [
         organization.definition for organization in await organizations(connection, "id = ANY(:ids)", ids)
     ]
@@ -605,9 +607,9 @@ class Pushes:
 
         With `partitions`, only accounts in these partitions, and accounts that belong to none.
         """
-        of = None if partitions is None else list(partitions)
+        partition_list = None if partitions is None else list(partitions)
         async with looking(self._engine) as connection:
-            rows = await connection.execute(_WAITING, {"n": count, "partitions": of})
+            rows = await connection.execute(_WAITING, {"n": count, "partitions": partition_list})
             return [str(row.account) for row in rows]
 
     @asynccontextmanager

@@ -12,15 +12,17 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from persistence.queries import query
 
 
-async def delete(engine: AsyncEngine, statement: TextClause, of: Mapping[str, object], at_once: int) -> int:
+async def delete(
+    engine: AsyncEngine, statement: TextClause, values: Mapping[str, object], at_once: int
+) -> int:
     """Delete rows by `statement`, at most `at_once` in each transaction, until none is left.
 
-    `of` are the statement's parameters besides the number `n`; return the number of deleted rows.
+    `values` are the statement's parameters besides the number `n`; return the number of deleted rows.
     """
     deleted = 0
     while True:
         async with engine.begin() as connection:
-            gone = int((await connection.execute(statement, {**of, "n": at_once})).rowcount)
+            gone = int((await connection.execute(statement, {**values, "n": at_once})).rowcount)
         deleted += gone
         if gone < at_once:
             return deleted

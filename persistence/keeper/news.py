@@ -187,7 +187,7 @@ def _accounts(uses: str, of_window: str, least: str) -> str:
     are left out: there is nothing to use up. `uses` are rows of use, `of_window` the condition of those in a
     budget's window.
     """
-    its = f"u.budget_id = b.id{of_window}"
+    of_budget = f"u.budget_id = b.id{of_window}"
     reaches = f"(u.used >= {least} OR coalesce(u.carried, 0) < 0)"
     return f"""
 SELECT b.*, w.start, w.ends, w.began, l."limit", u.value, u.name AS account, u.used,
@@ -195,12 +195,12 @@ SELECT b.*, w.start, w.ends, w.began, l."limit", u.value, u.name AS account, u.u
        coalesce(t.exceeded, false) AS exceeded, t.before_used, t.before_at, t.seen_used, t.seen_at,
        coalesce(t.came_at, '{{}}') AS came_at, t.looked_used
   FROM live AS b
- CROSS JOIN LATERAL (SELECT u.* FROM {uses} AS u WHERE {its} AND {reaches}
+ CROSS JOIN LATERAL (SELECT u.* FROM {uses} AS u WHERE {of_budget} AND {reaches}
                       UNION ALL
-                     SELECT u.* FROM budget_override AS o JOIN {uses} AS u ON {its} AND u.value = o.value
+                     SELECT u.* FROM budget_override AS o JOIN {uses} AS u ON {of_budget} AND u.value = o.value
                       WHERE o.budget_id = b.id AND o.amount * b.factor < b.usual AND NOT {reaches}
                       UNION ALL
-                     SELECT u.* FROM of_group AS o JOIN {uses} AS u ON {its} AND u.name = o.member
+                     SELECT u.* FROM of_group AS o JOIN {uses} AS u ON {of_budget} AND u.name = o.member
                        LEFT JOIN budget_override AS p ON p.budget_id = b.id AND p.value = u.value
                       WHERE o.budget_id = b.id AND o.amount * b.factor < b.usual AND NOT {reaches}
                         AND NOT coalesce(p.amount * b.factor < b.usual, false)
@@ -991,6 +991,7 @@ def _counts(row: Row[Any]) -> bool:
 
 
 def _result(delivery_id: int, outcome: DeliveryOutcome, retry_s: float | None) -> dict[str, Any]:
+    """Return the values to store for an attempt of a delivery."""
     undelivered = "failed" if retry_s is None else "pending"
     return {
         "id": delivery_id,

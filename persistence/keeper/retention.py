@@ -54,6 +54,7 @@ Since = datetime | None
 
 
 async def places(connection: AsyncConnection, request_ids: Sequence[str]) -> dict[str, Since]:
+    """Return the earliest time of each request's rows, None if its id has no time."""
     moments = {request_id: began(request_id) for request_id in request_ids}
     days = sorted({moment.date() for moment in moments.values() if moment is not None})
     rows = await connection.execute(_AHEAD, {"days": days}) if days else ()

@@ -158,13 +158,13 @@ class BudgetUses:
         async with translating(self._engine.connect()) as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ")
             mark = await connection.scalar(_MARK, {"partition": partition})
-            used, moved, carried = await _used(connection, list(windows), carrying)
+            used, moved, carried = await _read_window_use(connection, list(windows), carrying)
             values = {"organizations": list(organizations), "n": ASIDE_MAX}
             aside = [bytes(raw) for raw in await connection.scalars(_ASIDE, values)]
         return StoredBudgets((mark or "").encode(), used, aside, moved, carried)
 
 
-async def _used(
+async def _read_window_use(
     connection: AsyncConnection, windows: Sequence[WindowKey], carrying: Collection[int]
 ) -> tuple[dict[WindowKey, int], dict[WindowKey, int], dict[WindowKey, CarriedUse]]:
     """Return the stored use of budgets' windows, the ms when each last changed, and what each carries."""
@@ -327,7 +327,7 @@ class LedgerReader(BudgetUses):
                         found.setdefault(partition, set()).add(row.organization_id)
                 written = [row for row in changed if row.key_id is not None]
                 credentials |= self._standing(written, known, but_of=partitions)
-        return PartitionContents({one: sorted(its) for one, its in found.items()}, sorted(credentials))
+        return PartitionContents({one: sorted(ids) for one, ids in found.items()}, sorted(credentials))
 
     def _standing(
         self, keys: Sequence[Row[Any]], there: Container[int], *, but_of: Container[int]
@@ -367,7 +367,13 @@ class LedgerReader(BudgetUses):
 
         `organizations` are their ids by partition.
         """
-        ids = {"ids": [one for its in organizations.values() for one in its]}
+        ids = {
+            "ids": [
+                organization_id
+                for organization_ids in organizations.values()
+                for organization_id in organization_ids
+            ]
+        }
         async with self._at_one_moment() as (connection, version):
             applied = await connection.execute(_APPLIED, {"partitions": list(organizations)})
             found = {organization: LedgerState([], [], [], [], [], version) for organization in organizations}
@@ -594,6 +600,7 @@ class Accounts(BudgetUses):
         return owners
 
     async def owners_of(self, organization_ids: Sequence[int]) -> Sequence[Owner]:
+        """Return the owners of accounts in these organizations, without accounts if none is left."""
         owners = await self._owners(_THESE, {"ids": list(organization_ids), "n": len(organization_ids)})
         there = {owner.organization_id for owner in owners}
         return [
@@ -676,6 +683,7 @@ class Accounts(BudgetUses):
 async def _read(
     connection: AsyncConnection, kind: str, seqs: Mapping[str, int], *, deep: bool
 ) -> list[LedgerAccount]:
+    """Return the ledger's accounts of a kind; `deep` also sums up their rows."""
     if not seqs:
         return []
     heads, sums = _READS[kind]

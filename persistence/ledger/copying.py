@@ -144,6 +144,7 @@ def note_clock_ahead(connection: Connection[Any], events: Iterable[OutboxEntry])
 
 
 def _of_ids(events: Sequence[OutboxEntry]) -> Iterator[tuple[OutboxEntry, datetime]]:
+    """Yield entries whose id is of a later time than the entry allows, with that time."""
     if not events:
         return
     latest, earliest_ms = began(max(event.source for event in events)), min(event.at_ms for event in events)

@@ -223,6 +223,7 @@ def storable(event: OutboxEntry) -> bool:
 
 
 def _fault(head: Head, seq: int, event: OutboxEntry, *, repeated: bool) -> tuple[str, str] | None:
+    """Return kind and reason of the fault if an entry does not follow its account's head."""
     if event.organization_id != head.organization_id:
         return "conflict", f"belongs to organization {head.organization_id}, not {event.organization_id}"
     if seq > head.seq + 1:
@@ -238,6 +239,7 @@ def _fault(head: Head, seq: int, event: OutboxEntry, *, repeated: bool) -> tuple
 def _stop(
     out: SortedBatch, head: Head, placed: Placed, why: tuple[str, int, str], *, behind: str | None = None
 ) -> None:
+    """Stop an account at an entry that does not follow, and note the fault."""
     kind, seq, reason = why
     partition, (entry_id, _, event) = placed
     assert event is not None

@@ -305,7 +305,7 @@ def redrive(connection: Connection, letter: Row, sent: Row, partition_of: Callab
     Raise `Conflict` if it no longer fits its accounts, `Unprocessable` if it still cannot become a row. The
     caller must hold the flusher's lock of the partition.
     """
-    event = corrected(letter, sent)
+    event = correct_entry(letter, sent)
     plain = blocking(connection)
     partition = int(str(letter["partition"]))
     if partition_of(event.organization_id) != partition:
@@ -344,7 +344,7 @@ def refuse_charged(connection: Connection, request_id: str) -> None:
         raise Conflict(f"Request {request_id} is charged already: resolve it instead.")
 
 
-def corrected(letter: Row, sent: Row) -> OutboxEntry:
+def correct_entry(letter: Row, sent: Row) -> OutboxEntry:
     """Return the entry of a dead letter with the sent corrections: a whole new entry, or some fields."""
     raw = letter["raw"]
     assert isinstance(raw, bytes)

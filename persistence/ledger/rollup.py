@@ -83,6 +83,7 @@ def add_up(fresh: Iterable[Placed]) -> RollupDelta:
 
 
 def _add_granted(moves: RollupDelta, event: OutboxEntry) -> None:
+    """Note what an entry does to credits and cycles, and tenants whose tokens were below 0."""
     if event.flags & CREDITS:
         moves.credits[event.organization_id] = event
         moves.granted.add(event.organization_id)
@@ -95,6 +96,7 @@ def _add_granted(moves: RollupDelta, event: OutboxEntry) -> None:
 
 
 def _add_priced(moves: RollupDelta, bucket: Bucket, event: OutboxEntry) -> None:
+    """Add the units of an entry to the sums of its price, and of a late report."""
     supplied, is_back = supplied_day(event), event.units < 0
     is_told = is_back or supplied != bucket[1]
     told = max(supplied, report_day(event))

@@ -63,6 +63,7 @@ def count_stored(connection: Connection[Any], placed: Placed) -> int:
 
 
 def _claims(entries: Iterable[Placed], part: int) -> list[tuple[Placed, AccountMovement, Content]]:
+    """Return, for each entry, the movement of an account and the content that it claims."""
     claims = []
     for placed in entries:
         event = placed[1][2]

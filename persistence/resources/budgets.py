@@ -169,13 +169,13 @@ def change_budget(change: EntityWrite) -> Row:
     values = change.command.values
     alter(change, _changed(lock(change), values))
     if "amount" in values:
-        its = (budget_raise.c.budget_id == change.row_id, budget_raise.c.amount <= values["amount"])
+        covered = (budget_raise.c.budget_id == change.row_id, budget_raise.c.amount <= values["amount"])
         # A raise of an override may be below the budget's amount.
         overridden = exists().where(
             budget_override.c.budget_id == change.row_id,
             budget_override.c.value.startswith(OF_GROUP) | (budget_override.c.value == budget_raise.c.value),
         )
-        change.connection.execute(delete(budget_raise).where(*its, ~overridden))
+        change.connection.execute(delete(budget_raise).where(*covered, ~overridden))
     return _defined(change)
 
 
@@ -220,8 +220,8 @@ def wrong_raise_of(
         return tuple(wrong_raise(read_budget(row), amount, until, change.now))
     own = {"id": row["id"], "value": owner_of(str(who))}
     raises, overrides = [
-        {one.value: (one.amount, ms_of(one.until)) for one in change.connection.execute(of, own)}
-        for of in _OWN
+        {one.value: (one.amount, ms_of(one.until)) for one in change.connection.execute(query, own)}
+        for query in _OWN
     ]
     within = []
     for group in change.connection.execute(overrides_of_members([id_in(row, "id")], [str(who)])):
@@ -269,11 +269,13 @@ def _store_own(
     change: EntityWrite, row: Row, table: Table, own: Sequence[Row], replaced: ColumnElement[bool]
 ) -> None:
     """Store raises or overrides of single owners; `replaced` and those that are over are deleted."""
-    connection, of, (word, most, most_of_all) = change.connection, table.c, _MOST[table]
+    connection, columns, (word, most, most_of_all) = change.connection, table.c, _MOST[table]
     counting = {"organization": row["organization_id"], "budget_id": change.row_id, "now": change.now}
     lock_budgets(connection, id_in(row, "organization_id"))
     connection.execute(
-        delete(table).where(of["budget_id"] == change.row_id, (of["until"] <= change.now) | replaced)
+        delete(table).where(
+            columns["budget_id"] == change.row_id, (columns["until"] <= change.now) | replaced
+        )
     )
     count = connection.execute(text(_COUNT.format(table.name)), counting).one()
     if count.of_budget + len(own) > most or count.of_all + len(own) > most_of_all:
@@ -345,18 +347,27 @@ def _kind_of(change: EntityWrite, row: Row, who: str) -> str:
     if not who.startswith(OF_GROUP):
         return ""
     lock_budgets(change.connection, id_in(row, "organization_id"))
-    of = caller_group.c
-    its = (of.organization_id == row["organization_id"], cast(of.id, Text) == who.removeprefix(OF_GROUP))
-    return change.connection.scalar(live(caller_group, of.kind).where(*its)) or ""
+    columns = caller_group.c
+    is_group = (
+        columns.organization_id == row["organization_id"],
+        cast(columns.id, Text) == who.removeprefix(OF_GROUP),
+    )
+    return change.connection.scalar(live(caller_group, columns.kind).where(*is_group)) or ""
 
 
 def remove_override(change: EntityWrite) -> Row:
     """Remove the override of one owner; raise `NotFound` if none is in force."""
     row, who = lock(change), str(change.command.values["who"])
     change.before = None
-    of = budget_override.c
-    its = (of.budget_id == change.row_id, of.value == override_owner(who), OVERRIDE_IS_IN_FORCE)
-    removed = delete(budget_override).where(*its).returning(of.amount, of.until, of.reason)
+    columns = budget_override.c
+    is_owner = (
+        columns.budget_id == change.row_id,
+        columns.value == override_owner(who),
+        OVERRIDE_IS_IN_FORCE,
+    )
+    removed = (
+        delete(budget_override).where(*is_owner).returning(columns.amount, columns.until, columns.reason)
+    )
     own = change.connection.execute(removed).mappings().first()
     if own is None:
         raise NotFound

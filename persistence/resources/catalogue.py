@@ -45,7 +45,7 @@ def check_service(change: EntityWrite, row: Row) -> None:
 
 
 def check_negotiated(change: EntityWrite, row: Row) -> None:
-    for _, found in _negotiated(change, organization_service.c.id == row["id"]):
+    for _, found in _unusable_prices(change, organization_service.c.id == row["id"]):
         raise Unprocessable(errors=(found,))
 
 
@@ -56,21 +56,21 @@ def check_model_prices(change: EntityWrite, row: Row) -> None:
     _refuse_negotiated(change, (organization_service.c.business_model_id == row["id"]) | follows)
 
 
-def _refuse_negotiated(change: EntityWrite, which: ColumnElement[bool]) -> None:
-    for row_id, (_, why) in _negotiated(change, which):
+def _refuse_negotiated(change: EntityWrite, condition: ColumnElement[bool]) -> None:
+    for row_id, (_, why) in _unusable_prices(change, condition):
         raise Conflict(
             f"Change organization-services {row_id} first, which could not use its pricing: {why}."
         )
 
 
-def _services(change: EntityWrite, which: ColumnElement[bool]) -> Iterator[tuple[str, str]]:
-    """Yield the (field, message) of the error for each service in `which` whose price does not fit."""
+def _services(change: EntityWrite, condition: ColumnElement[bool]) -> Iterator[tuple[str, str]]:
+    """Yield the (field, message) of the error for each service in `condition` whose price does not fit."""
     if not _DECIDING & change.command.values.keys():
         return
     query = (
         select(service.c.service_type, service.c.pricing, _own.c.meter)
         .join(_own, _own.c.id == service.c.business_model_id)
-        .where(which, service.c.deleted_at.is_(None), service.c.pricing.is_not(None))
+        .where(condition, service.c.deleted_at.is_(None), service.c.pricing.is_not(None))
     )
     for kind, pricing, meter in change.connection.execute(query):
         found = misfit(meter, kind == "One-Time", read_pricing(pricing))
@@ -78,8 +78,10 @@ def _services(change: EntityWrite, which: ColumnElement[bool]) -> Iterator[tuple
             yield found
 
 
-def _negotiated(change: EntityWrite, which: ColumnElement[bool]) -> Iterator[tuple[int, tuple[str, str]]]:
-    """Yield, for each unusable negotiated price in `which`, its id and the (field, message) of the error."""
+def _unusable_prices(
+    change: EntityWrite, condition: ColumnElement[bool]
+) -> Iterator[tuple[int, tuple[str, str]]]:
+    """Yield, for each unusable negotiated price in `condition`, its id and the (field, message) of the error."""
     if not _DECIDING & change.command.values.keys():
         return
     query = (
@@ -96,7 +98,7 @@ def _negotiated(change: EntityWrite, which: ColumnElement[bool]) -> Iterator[tup
         .join(service, service.c.id == organization_service.c.service_id)
         .join(_own, _own.c.id == service.c.business_model_id)
         .outerjoin(_chosen, _chosen.c.id == organization_service.c.business_model_id)
-        .where(which)
+        .where(condition)
     )
     for row_id, kind, pricing, inherited, own, chosen, pays in change.connection.execute(query):
         meter = chosen or own

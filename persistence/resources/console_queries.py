@@ -145,8 +145,8 @@ class ConsoleQueries:
 
     async def invoice_lines(self, invoice_id: int, after: int, rows_max: int) -> Sequence[Row]:
         """Return up to `rows_max` lines of an invoice beyond a position, in order."""
-        which = await self._require_row(invoice, invoice_id)
-        rows = await self._rows(LINES, invoice=which, after=after, rows=rows_max)
+        invoice_row = await self._require_row(invoice, invoice_id)
+        rows = await self._rows(LINES, invoice=invoice_row, after=after, rows=rows_max)
         return [dict(row["line"]) for row in rows]  # type: ignore[call-overload]  # an object each
 
     async def budget_accounts(self, budget_id: int, start: datetime, rows_max: int) -> Sequence[Row]:
@@ -213,8 +213,8 @@ class ConsoleQueries:
 
     async def busiest(self, day: date, rows_max: int) -> Sequence[Row]:
         """Return the tenants with the most tokens on a UTC day, with the sums of all tenants (`all_…`)."""
-        of = self._within
-        own = {"within": of and of.organization_id, "tenant": of and of.tenant_id}
+        realm = self._within
+        own = {"within": realm and realm.organization_id, "tenant": realm and realm.tenant_id}
         return await self._rows(_BUSIEST, day=day, rows=rows_max, **own)
 
     def _own(self, table: Table) -> Sequence[ColumnElement[bool]]:

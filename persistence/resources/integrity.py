@@ -44,7 +44,7 @@ from persistence.engine import apart, looking
 from persistence.entity import Entity, EntityWrite, alter, lock, write_of
 from persistence.error_mapping import translating
 from persistence.ledger import statements
-from persistence.ledger.redrive import corrected, finish_control_write, redrive, refuse_charged
+from persistence.ledger.redrive import correct_entry, finish_control_write, redrive, refuse_charged
 from persistence.resources.audit import BY_PEOPLE, STAFF, person_of
 from persistence.tables import (
     admin_token,
@@ -290,8 +290,8 @@ def _accept_gap(connection: Connection, row: dict[str, Any], reason: str, by: Ro
 
 def _spend_row(connection: Connection, owner: int, at: datetime, here: dict[str, Any]) -> Insert:
     """Return the INSERT of a movement of spend that bills nothing, after storing its day."""
-    of = select(func.min(tenant.c.id)).where(tenant.c.organization_id == owner)
-    tenant_id = connection.execute(of).scalar_one()
+    first_tenant = select(func.min(tenant.c.id)).where(tenant.c.organization_id == owner)
+    tenant_id = connection.execute(first_tenant).scalar_one()
     day = {"tenant_id": tenant_id, "day": at.date(), "service_id": 0, "organization_id": owner}
     connection.execute(upsert(usage_daily).values(day).on_conflict_do_nothing())
     return insert(feature_usage).values(
@@ -322,7 +322,7 @@ def drive_again(change: EntityWrite) -> Row:
     if late := _late(letter):
         _charge_late(change, letter, *late)
         return _close(change, "redriven", change.command.values.get("reason"))
-    if change.within not in {None, corrected(letter, change.command.values).organization_id}:
+    if change.within not in {None, correct_entry(letter, change.command.values).organization_id}:
         raise Unprocessable(errors=(("raw", f"must be an entry of organization {change.within}"),))
     change.hold_flushes(letter["partition"])
     redrive(change.connection, letter, change.command.values, change.partition_of)

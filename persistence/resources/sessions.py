@@ -101,7 +101,7 @@ def create_session(change: EntityWrite) -> Row:
 
 def _note_groups(change: EntityWrite, organization_id: int, user: str, groups: Sequence[str]) -> None:
     """Store the groups that a user's sign-in named, and define the organization again if that changes its groups."""
-    connection, here, of = change.connection, signed_in_user.c, caller_group.c
+    connection, here, group_columns = change.connection, signed_in_user.c, caller_group.c
     own = (here.organization_id == organization_id, here.name == user)
     before = connection.scalar(select(here.claims).where(*own).with_for_update()) or []
     if changed := set(before) ^ set(groups):
@@ -109,7 +109,9 @@ def _note_groups(change: EntityWrite, organization_id: int, user: str, groups: S
         if groups:
             values = {"organization_id": organization_id, "name": user, "claims": list(groups)}
             connection.execute(upsert(signed_in_user).values(values).on_conflict_do_nothing())
-        claiming = live(caller_group).where(of.organization_id == organization_id, of.claim.in_(changed))
+        claiming = live(caller_group).where(
+            group_columns.organization_id == organization_id, group_columns.claim.in_(changed)
+        )
         if connection.execute(claiming.limit(1)).first() is not None:
             change.define(f"organization:{organization_id}", organization_id)
 

@@ -71,7 +71,7 @@ def declares_tags(verb: Verb) -> Verb:
     def do(change: EntityWrite) -> Row:
         names: Any = change.command.values.get("tags")
         if names is not None:
-            since = {} if change.command.id is None else _declared(change, names)
+            since = {} if change.command.id is None else _declared_since(change, names)
             now = rfc3339(change.now, "seconds")
             values = {**change.command.values, "tags_since": {name: since.get(name, now) for name in names}}
             change.command = replace(change.command, values=values)
@@ -80,11 +80,11 @@ def declares_tags(verb: Verb) -> Verb:
     return do
 
 
-def _declared(change: EntityWrite, names: Iterable[str]) -> dict[str, str]:
+def _declared_since(change: EntityWrite, names: Iterable[str]) -> dict[str, str]:
     """Return since when the tags of the command's organization are declared, if all but `names` may go."""
     lock_budgets(change.connection, change.row_id)
-    of = select(organization.c.tags_since).where(organization.c.id == change.row_id)
-    since: dict[str, str] = change.connection.execute(of).scalar() or {}
+    query = select(organization.c.tags_since).where(organization.c.id == change.row_id)
+    since: dict[str, str] = change.connection.execute(query).scalar() or {}
     gone = since.keys() - set(names)
     if gone:
         held = [
@@ -105,16 +105,16 @@ def _declared(change: EntityWrite, names: Iterable[str]) -> dict[str, str]:
 
 def undeclared(connection: Connection, organization_id: int, names: Iterable[str]) -> str:
     """Return why these names are no tags of an organization; empty if they are."""
-    of = select(organization.c.tags).where(organization.c.id == organization_id)
-    declared: list[str] = connection.execute(of).scalar() or []
+    query = select(organization.c.tags).where(organization.c.id == organization_id)
+    declared: list[str] = connection.execute(query).scalar() or []
     unknown = sorted(set(names).difference(declared))
     return f"its organization declares no tag {', '.join(unknown)}" if unknown else ""
 
 
 def _active_keys(chosen: Select[Any], organization_id: int) -> Select[Any]:
     """Narrow a selection from API keys to those of an organization that are not revoked."""
-    of = chosen.join(tenant, tenant.c.id == api_key.c.tenant_id)
-    return of.where(tenant.c.organization_id == organization_id, api_key.c.revoked_at.is_(None))
+    keys = chosen.join(tenant, tenant.c.id == api_key.c.tenant_id)
+    return keys.where(tenant.c.organization_id == organization_id, api_key.c.revoked_at.is_(None))
 
 
 def fixed_tags(connection: Connection, organization_id: int) -> list[Tags]:
@@ -146,8 +146,8 @@ def _wrong_key_tags(
     if why := undeclared(change.connection, owner, tags):
         yield "tags", why
         return
-    its = {name: key.get(name) for name in ("tenant_id", "user")}
-    mine = selector_of({**its, "api_key_id": key.get("id"), "tags": tags})
+    callers = {name: key.get(name) for name in ("tenant_id", "user")}
+    mine = selector_of({**callers, "api_key_id": key.get("id"), "tags": tags})
     groups = group_sets(change.connection, owner)
     for name, reason in too_many_by_tags(selectors_of(change.connection, owner), mine, groups):
         # The names of other budgets are not disclosed.

@@ -109,15 +109,15 @@ SELECT {
   JOIN organization AS o ON o.id = n.organization_id"""
 
 
-def used(connection: Connection, asked: UsageQuery) -> Sequence[Row]:
+def read_use(connection: Connection, asked: UsageQuery) -> Sequence[Row]:
     """Return the use of a query in the order of time, the highest cost first within an interval."""
     connection.execute(PLAIN)
     try:
         with connection.begin_nested():
-            found = _used(connection, asked, "usage_total")
+            found = _read_usage(connection, asked, "usage_total")
     except DataError:
         # The sum exceeds a bigint; `sum` returns numeric.
-        found = _used(connection, asked, "sum")
+        found = _read_usage(connection, asked, "sum")
     # Checked last, because hours may be dropped while they are summed.
     _refuse_dropped(connection, asked)
     return found
@@ -126,13 +126,13 @@ def used(connection: Connection, asked: UsageQuery) -> Sequence[Row]:
 def tags_since(connection: Connection, asked: UsageQuery) -> Mapping[str, str]:
     """Return since when calls have each tag of a query, in the organization that it filters by or in any."""
     since = func.jsonb_each_text(organization.c.tags_since).table_valued("key", "value", name="t")
-    of = select(since.c.key, func.min(since.c.value).label("since")).select_from(
+    query = select(since.c.key, func.min(since.c.value).label("since")).select_from(
         organization.join(since, true())
     )
-    of = of.where(since.c.key.in_([tag_in(name) for name in asked.tags])).group_by(since.c.key)
+    query = query.where(since.c.key.in_([tag_in(name) for name in asked.tags])).group_by(since.c.key)
     if "organization_id" in asked.filters:
-        of = of.where(organization.c.id == asked.filters["organization_id"])
-    return {row.key: row.since for row in connection.execute(of)}
+        query = query.where(organization.c.id == asked.filters["organization_id"])
+    return {row.key: row.since for row in connection.execute(query)}
 
 
 def _refuse_dropped(connection: Connection, asked: UsageQuery) -> None:
@@ -155,7 +155,7 @@ def _refuse_dropped(connection: Connection, asked: UsageQuery) -> None:
         raise Unprocessable("Some query parameters are wrong.", wrong)
 
 
-def _used(connection: Connection, asked: UsageQuery, total: str) -> Sequence[Row]:
+def _read_usage(connection: Connection, asked: UsageQuery, total: str) -> Sequence[Row]:
     """Return the rows of a usage query, read part by part until there are enough."""
     found: list[Row] = []
     parts, skip = in_parts(asked), asked.skip

@@ -101,7 +101,9 @@ def upgrade(
     while True:
         blocking = BlockerWatch(url)
         try:
-            return _upgraded(url, report, blocking, end_older=end_older, wait_s=wait_s, migrations=migrations)
+            return _upgrade_once(
+                url, report, blocking, end_older=end_older, wait_s=wait_s, migrations=migrations
+            )
         except SchemaInUse as error:
             by = f"by {blocking.who}" if blocking.who else f"by others ({error.message})"
             if time.monotonic() >= until:
@@ -115,7 +117,7 @@ def upgrade(
             tries += 1
 
 
-def _upgraded(
+def _upgrade_once(
     url: str,
     report: Callable[[str], object],
     blocking: BlockerWatch,
@@ -125,7 +127,7 @@ def _upgraded(
     migrations: Path,
 ) -> str:
     """Migrate the schema in one transaction, as `upgrade`; raise SchemaInUse if a table is locked."""
-    with _connected(url) as connection:
+    with _migration_connection(url) as connection:
         connection.execute(
             text("SELECT pg_advisory_xact_lock(:class, :key)"),
             {"class": SCHEMA_LOCK[0], "key": SCHEMA_LOCK[1]},
@@ -153,7 +155,7 @@ def _upgraded(
         else:
             with blocking.watched(connection):
                 # Lock them for this transaction, in one order. Afterwards nothing waits for a lock.
-                tables = altered(connection, scripts, at.version)
+                tables = altered_tables(connection, scripts, at.version)
                 connection.execute(text(f"SET LOCAL lock_timeout = {round(LOCK_S_MAX * 1000)}"))
                 if tables:
                     connection.execute(text(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE"))
@@ -196,7 +198,7 @@ def make(connection: Connection, files: Sequence[Path] = FILES) -> None:
         connection.exec_driver_sql(sql, execution_options={"no_parameters": True})
 
 
-def altered(connection: Connection, scripts: ScriptDirectory, version: str) -> list[str]:
+def altered_tables(connection: Connection, scripts: ScriptDirectory, version: str) -> list[str]:
     """Return the existing tables that migrations after `version` alter, by their `alters`.
 
     If a migration has no `alters`, all tables are returned.
@@ -270,7 +272,7 @@ def _version(connection: Connection) -> str | None:
 
 
 @contextmanager
-def _connected(url: str) -> Iterator[Connection]:
+def _migration_connection(url: str) -> Iterator[Connection]:
     """Yield a connection with one transaction; errors are reduced to their first line, without values."""
     engine = create_engine(
         dialect_url(url),

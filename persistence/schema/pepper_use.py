@@ -25,8 +25,8 @@ class PepperUse:
     tokens: int
 
     def __str__(self) -> str:
-        of = ((self.keys, "API key"), (self.tokens, "admin token"))
-        return " and ".join(f"{count} {noun}{'s' * (count != 1)}" for count, noun in of if count)
+        counts = ((self.keys, "API key"), (self.tokens, "admin token"))
+        return " and ".join(f"{count} {noun}{'s' * (count != 1)}" for count, noun in counts if count)
 
 
 def in_use(url: str) -> list[PepperUse]:

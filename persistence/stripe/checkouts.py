@@ -72,10 +72,10 @@ def take(change: EntityWrite) -> Row:
     value = change.command.values["told"]
     assert isinstance(value, CheckoutPayment)
     here = checkout.c
-    which = select(here.id).where(
+    query = select(here.id).where(
         here.key == uuid_of(value.key), here.organization_id == value.organization_id
     )
-    result = change.connection.execute(which).scalar()
+    result = change.connection.execute(query).scalar()
     if result is None:
         raise NotFound
     charges.hold(change.connection, value.organization_id)
@@ -94,14 +94,14 @@ def take(change: EntityWrite) -> Row:
 
 def _billed(change: EntityWrite, row: Row) -> tuple[int, Row]:
     """Create the credit addition, which is in force once paid, and its final invoice."""
-    of = {"organization_id": row["organization_id"]}
+    owner = {"organization_id": row["organization_id"]}
     given = {
-        **of, "credits_added": row["credits"], "unit_cost": row["unit_cost"], "invoicing": PREPAID,
+        **owner, "credits_added": row["credits"], "unit_cost": row["unit_cost"], "invoicing": PREPAID,
         "remark": REMARK,
     }  # fmt: skip
     asked = replace(change.command, resource="credit-additions", actor=COLLECTOR, id=None, values=given)
     made = add_credits(replace(change, subject=ADDITION_SUBJECT, command=asked, before=None))
-    billed = {**of, "source": "credit_addition", "source_id": made["id"]}
+    billed = {**owner, "source": "credit_addition", "source_id": made["id"]}
     asked = replace(asked, resource="invoices", values=billed)
     bill = invoices.bill_top_up(replace(change, subject=invoices.SUBJECT, command=asked, before=None))
     return id_in(made, "id"), bill

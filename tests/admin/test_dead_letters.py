@@ -16,7 +16,7 @@ import pytest
 from gateway.admin.http.bodies import check_body
 from gateway.admin.resources.registry import REPORTS
 from gateway.cli.admin.client import TIMEOUT_S, AdminClient, CommandFailed
-from gateway.cli.admin.program import decided
+from gateway.cli.admin.program import decide_all
 from gateway.core.accounts.administration import REQUEST_S_MAX
 from gateway.core.accounts.flush_batch import Batch
 from gateway.core.accounts.outbox import EventKind, decode
@@ -391,7 +391,7 @@ def test_cli_bulk_redrive_waits_longer_than_the_usual_request_timeout() -> None:
         pool.submit(server.serve_forever)
         api = AdminClient(f"http://127.0.0.1:{server.server_port}", "t", timeout_s=OTHERS_S)
         try:
-            deciding = pool.submit(decided, api, LETTERS)
+            deciding = pool.submit(decide_all, api, LETTERS)
             assert Busy.asked.wait(HUNG_S)
             with pytest.raises(CommandFailed):
                 api.post("letters", LETTERS)

@@ -20,7 +20,7 @@ import pytest
 from gateway.admin.http import bodies
 from gateway.admin.resources.budgets import BudgetCreate
 from gateway.background.flushing.flusher import Flusher
-from gateway.background.flushing.late import ended
+from gateway.background.flushing.late import resolve_late
 from gateway.background.timed.pusher import Pusher
 from gateway.core.accounts.definitions import ControlWrite
 from gateway.core.accounts.flush_batch import Batch, FlushReport, History, Judged
@@ -133,7 +133,7 @@ async def test_a_keeper_that_slept_through_a_rollback_posts_nothing_a_second_tim
         call.settle(tokens=300)
         await keeper.flush()
         shutil.copytree(server.folder / "appendonlydir", server.folder / "copy")
-        asleep = [ended(one, None)[0] for one in await other.keeping.late(10)]
+        asleep = [resolve_late(one, None)[0] for one in await other.keeping.late(10)]
         assert len(asleep) == 1
         assert await keeper.late_settlements.drain() == 1
         await keeper.flush()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gateway.calls.rating import served_tier
-from gateway.core.billing.price_book import KINDS, cost_nano, read_price, unpriced
+from gateway.core.billing.price_book import KINDS, cost_nano, read_price, unpriced_names
 from gateway.core.families.registry import OF_METER
 from gateway.errors import InvalidRequest
 from gateway.features.jobs.gateway import at_batch_price
@@ -33,7 +33,7 @@ def test_a_tier_that_was_asked_for_counts_where_the_answer_names_none(
 ) -> None:
     found = served_tier(VECTOR, asked, USED, {})
     assert found == tier
-    assert unpriced(VECTOR, {}, USED, found) == (
+    assert unpriced_names(VECTOR, {}, USED, found) == (
         [] if set(asked) <= {"auto", "default", "standard", "global", *TIERS}
         else [f"service_tier.{tier}"]
     )  # fmt: skip

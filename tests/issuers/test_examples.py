@@ -12,7 +12,7 @@ from gateway.core.issuers import Issuer, TokenSubject, known_as, read_claims, re
 from gateway.errors import InvalidApiKey
 from gateway.issuers.fetching import read_key_set
 from gateway.settings.config_file import ConfigFile, table_of
-from gateway.settings.documents import parsed
+from gateway.settings.documents import parse_yaml
 from tests.signing import jwks, token
 from tests.tree import ROOT
 
@@ -54,7 +54,7 @@ def examples(folder: Path) -> dict[str, Issuer]:
     found = {}
     for block in re.findall(r"```yaml\n(issuers:.*?)```", PAGE, re.DOTALL):
         text = re.sub(r"    ca_file: .*\n", "", block)
-        for each in table_of(msgspec.convert(parsed(text.encode(), str(folder)), ConfigFile), {}).issuers:
+        for each in table_of(msgspec.convert(parse_yaml(text.encode(), str(folder)), ConfigFile), {}).issuers:
             found[each.issuer] = each
     return found
 

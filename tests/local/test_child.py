@@ -217,7 +217,7 @@ async def test_time_in_which_the_listener_stood_still_does_not_count() -> None:
         return time.monotonic() + slept
 
     os.write(beats.theirs, b".")
-    listening = asyncio.create_task(beats.lost(60.0, 1.0, look_s=0.01, seconds=seconds))
+    listening = asyncio.create_task(beats.wait_until_lost(60.0, 1.0, look_s=0.01, seconds=seconds))
     await eventually(lambda: looks > 2)
     slept, before = 3600.0, looks
     await eventually(lambda: looks > before + 2)

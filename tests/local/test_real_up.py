@@ -24,7 +24,7 @@ import psycopg
 import pytest
 import redis
 
-from gateway.local.data_directory import DataDirectory, opened
+from gateway.local.data_directory import DataDirectory, open_directory
 from gateway.local.demo import seed as demo
 from gateway.local.embedded import postgres
 from tests.run.supervisor.conftest import ROOT
@@ -182,7 +182,7 @@ def test_a_directory_of_an_earlier_program_without_a_demo_gets_a_keeper_that_own
 ) -> None:
     alone = "ALTER ROLE tollkeeper PASSWORD '{}';\nCREATE DATABASE tollkeeper;\n"
     monkeypatch.setattr(postgres, "_owned", alone.format)
-    with opened(tmp_path / "data") as data:
+    with open_directory(tmp_path / "data") as data:
         postgres.initialise(data.postgres, "of-an-earlier-program", superuser="tollkeeper")
         data.remember(database_password="of-an-earlier-program")
     for _ in range(2):

@@ -401,7 +401,7 @@ def test_who_needs_a_session_says_so_and_doctor_too(
     asked = "let TOLLKEEPER_DATABASE_OWNER_URL name the server itself"
     with pytest.raises(BackupFailed, match=asked):
         back_up(url, Folder(tmp_path), datetime.now(UTC))
-    with pytest.raises(ArchiveFailed, match=asked), months.connected(url):
+    with pytest.raises(ArchiveFailed, match=asked), months.connect_as_owner(url):
         pass
     assert list(tmp_path.iterdir()) == []
     assert [one.well for one in doctor.pooler_findings(url, url)] == [True, False]

@@ -33,7 +33,7 @@ from gateway.core.billing.price_book import (
     choose,
     cost_nano,
     read_price,
-    unpriced,
+    unpriced_names,
 )
 from gateway.core.billing.sellers import MAKERS, Seller, seller_of
 from gateway.core.billing.vector import ModelPrice, Vector
@@ -287,7 +287,7 @@ def test_what_vendors_bill_beside_the_usual_is_charged(
     vector = PriceBook(prices()).vector(model, "USD", NOW_MS)
     assert vector is not None
     assert cost_nano(vector, counts(used), {}, tier) == round(dollars * 1_000)
-    assert unpriced(vector, {}, counts(used), tier) == []
+    assert unpriced_names(vector, {}, counts(used), tier) == []
 
 
 def test_a_cheaper_tier_has_no_kind_that_costs_more_than_usual_and_no_part_more_than_its_share() -> None:
@@ -326,7 +326,7 @@ def test_units_cost_what_hours_characters_and_prompts_do(
 ) -> None:
     vector = PriceBook(prices()).vector(model, "USD", NOW_MS)
     assert vector is not None
-    assert (cost_nano(vector, NO_COUNTS, used), unpriced(vector, used)) == (nano, [])
+    assert (cost_nano(vector, NO_COUNTS, used), unpriced_names(vector, used)) == (nano, [])
 
 
 @cache
@@ -443,7 +443,7 @@ def test_newer_models_cost_a_tenth_more_at_hosts_in_one_place(base_url: str, mod
 def test_a_model_without_a_cache_of_its_callers_has_no_price_of_one(model: str) -> None:
     vector = PriceBook(prices()).vector(model, "USD", NOW_MS)
     assert vector is not None
-    assert unpriced(vector, {"cache_hour": 1}) == ["cache_hour"]
+    assert unpriced_names(vector, {"cache_hour": 1}) == ["cache_hour"]
 
 
 def test_what_a_seller_bills_is_a_price_of_nobody_else() -> None:

@@ -28,7 +28,7 @@ from gateway.errors import CountersUnavailable, StartError
 from gateway.run.cached_lookup import CachedLookup
 from gateway.run.health import DiskWatch, RedisState, of_gateway, tell_of_redis
 from gateway.run.probes import Probe, unanswered
-from gateway.run.reaching import ASK_INTERVAL_S, catalogue_of, reached
+from gateway.run.reaching import ASK_INTERVAL_S, catalogue_of, wait_until_reached
 from gateway.settings.settings import Settings, load
 from tests.conftest import ValkeyServer, free_port
 from tests.waiting import eventually
@@ -207,7 +207,7 @@ async def test_what_answers_in_the_end_is_reached() -> None:
     async def trouble() -> str:
         return troubles.pop(0)
 
-    assert await reached("Redis", trouble, wait_s=60, stop=asyncio.Event(), log=log)
+    assert await wait_until_reached("Redis", trouble, wait_s=60, stop=asyncio.Event(), log=log)
     assert log.said == [("waiting for Redis", "refused")]
 
 
@@ -235,7 +235,7 @@ async def test_what_answers_at_once_is_not_mentioned() -> None:
     async def trouble() -> str:
         return ""
 
-    assert await reached("Redis", trouble, wait_s=1, stop=asyncio.Event(), log=log)
+    assert await wait_until_reached("Redis", trouble, wait_s=1, stop=asyncio.Event(), log=log)
     assert log.said == []
 
 
@@ -244,7 +244,7 @@ async def test_the_wait_ends_with_what_is_wrong() -> None:
         return "no such host"
 
     with pytest.raises(StartError, match=r"Redis cannot be reached, after 0\.1 s: no such host"):
-        await reached("Redis", trouble, wait_s=0.1, stop=asyncio.Event(), log=Log())
+        await wait_until_reached("Redis", trouble, wait_s=0.1, stop=asyncio.Event(), log=Log())
 
 
 async def test_an_answer_that_never_comes_is_bounded() -> None:
@@ -253,7 +253,7 @@ async def test_an_answer_that_never_comes_is_bounded() -> None:
         return ""
 
     with pytest.raises(StartError, match="no answer within"):
-        await reached("Redis", trouble, wait_s=0.1, stop=asyncio.Event(), log=Log())
+        await wait_until_reached("Redis", trouble, wait_s=0.1, stop=asyncio.Event(), log=Log())
 
 
 async def test_a_process_told_to_stop_waits_no_longer() -> None:
@@ -263,7 +263,7 @@ async def test_a_process_told_to_stop_waits_no_longer() -> None:
     async def trouble() -> str:
         return "refused"
 
-    assert not await reached("Redis", trouble, wait_s=3_600, stop=stop, log=Log())
+    assert not await wait_until_reached("Redis", trouble, wait_s=3_600, stop=stop, log=Log())
 
 
 async def test_a_last_look_that_takes_its_time_still_says_what_is_wrong() -> None:
@@ -274,7 +274,7 @@ async def test_a_last_look_that_takes_its_time_still_says_what_is_wrong() -> Non
         return "wrong password"
 
     with pytest.raises(StartError, match="wrong password"):
-        await reached("Redis", trouble, wait_s=ASK_INTERVAL_S * 2, stop=asyncio.Event(), log=Log())
+        await wait_until_reached("Redis", trouble, wait_s=ASK_INTERVAL_S * 2, stop=asyncio.Event(), log=Log())
 
 
 def test_a_migration_that_cannot_begin_says_of_which_setting_and_what_to_do(

@@ -158,7 +158,7 @@ async def test_a_worker_leaves_its_snapshot_and_a_last_one_when_it_ends(tmp_path
 
 def test_workers_that_run_are_counted_with_the_age_of_the_oldest_report(tmp_path: Path) -> None:
     assert "workers" not in tallies.collect(tmp_path)
-    report = tmp_path / f"{os.getpid()}-{tallies._started(os.getpid())}.json"
+    report = tmp_path / f"{os.getpid()}-{tallies._start_time(os.getpid())}.json"
     report.write_text(json.dumps(tally()))
     os.utime(report, (time.time() - 3600,) * 2)
     found = tallies.collect(tmp_path)

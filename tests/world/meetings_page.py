@@ -24,9 +24,10 @@ def write(rows: list[MeetingRow]) -> None:
     """Write the page with these rows, in place of earlier ones of the same programs."""
     kept = lines()
     for row in rows:
+        names = [f"**{row.name}** {row.version}, {row.date}"] + [f"**{row.name}**"] * (len(row.cells) - 1)
         kept[row.name] = [
-            f"| **{row.name}** {row.version}, {row.date} | {cell.done} | {cell.found} | {cell.verdict} |"
-            for cell in row.cells
+            f"| {name} | {cell.done} | {cell.found} | {cell.verdict} |"
+            for name, cell in zip(names, row.cells, strict=False)
         ]
     met = [line for name in MEETINGS for line in kept.get(name, ())]
     PAGE.write_text(HEAD + page.table(HEADS, met))

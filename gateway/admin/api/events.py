@@ -44,7 +44,7 @@ def mount_events(app: web.Application, ports: AdminPorts, root: str) -> None:
         sent = await _read(request)
         claim = claim_of(request, mine.actor, {"events": sent})
         asked = WriteRequest(request[REQUEST_ID], claim)
-        done = await Operations(mine, resource).take(asked, _sorted(sent), TAKEN)
+        done = await Operations(mine, resource).take(asked, _sort_events(sent), TAKEN)
         headers = {"Idempotent-Replayed": "true"} if done.replayed else None
         return answer(done.status, done.content, headers)
 
@@ -93,7 +93,7 @@ def _with_data(event: bodies.Body) -> bodies.Body:
     return {**{name: value for name, value in event.items() if name != "data_base64"}, "data": data}
 
 
-def _sorted(sent: list[object]) -> Row:
+def _sort_events(sent: list[object]) -> Row:
     """Return the valid events with their positions, and the positions and reasons of the rejected ones."""
     events: list[tuple[int, Row]] = []
     rejected: list[Row] = []

@@ -24,6 +24,7 @@ CALLS = RESOURCES["calls"]
 
 
 def mount_explanations(app: web.Application, ports: AdminPorts, root: str) -> None:
+    """Add the explanation of a call to the routes of `app`, below the path `root`."""
 
     async def show(request: web.Request) -> web.Response:
         mine = await admit(ports, request)

@@ -188,6 +188,7 @@ async def _legs(
 
 
 def _leg(asked: ReportPeriod, place: Place | None) -> LegPlace:
+    """Return where a page of the ledger begins: at `place`, or at the first entry of the period."""
     first = first_entry(asked)
     if place is None:
         return first
@@ -216,10 +217,10 @@ def period_of(mine: AdminPorts, name: str, asked: Mapping[str, Any]) -> ReportPe
     own, organization_id = mine.actor.organization_id, asked.get("organization_id")
     if own is not None and organization_id not in {None, own}:
         raise NotFound
-    of: dict[str, Any] = {"organization_id": own or organization_id, "currency": asked.get("currency")}
+    scope: dict[str, Any] = {"organization_id": own or organization_id, "currency": asked.get("currency")}
     today = datetime.now(UTC).date()
     if "at" in ASKED[name].model_fields:
-        return ReportPeriod(midnight((asked.get("at") or today) + timedelta(days=1)), **of)
+        return ReportPeriod(midnight((asked.get("at") or today) + timedelta(days=1)), **scope)
     last = asked.get("until") or f"{today:%Y-%m}"
     first = asked.get("since") or last
     months = _number(last) - _number(first) + 1
@@ -227,7 +228,7 @@ def period_of(mine: AdminPorts, name: str, asked: Mapping[str, Any]) -> ReportPe
         wanted = f"must be up to {MONTHS_MAX - 1} months before to, or the same"
         raise Unprocessable("Some query parameters are wrong.", (("from", wanted),))
     return ReportPeriod(
-        _first(_number(last) + 1), _first(_number(first)), by=asked.get("by") or DOCUMENT, **of
+        _first(_number(last) + 1), _first(_number(first)), by=asked.get("by") or DOCUMENT, **scope
     )
 
 

@@ -76,7 +76,7 @@ def mount_letters(app: web.Application, ports: AdminPorts, root: str) -> None:
         request[DEADLINE].reschedule(loop.time() + LETTERS_S_MAX + REQUEST_S_MAX)
         if claim is not None:
             claim = replace(claim, running_s_max=LETTERS_S_MAX + 2 * REQUEST_S_MAX)
-        found, replayed = await _decided(mine, request[REQUEST_ID], claim, values)
+        found, replayed = await _decide_letters(mine, request[REQUEST_ID], claim, values)
         return answer(200, found, {"Idempotent-Replayed": "true"} if replayed else None)
 
     app.router.add_get(f"{root}/letters", show)
@@ -90,7 +90,9 @@ async def _count(ports: AdminPorts, many: _BulkAction) -> int | None:
     return None if count is None else min(count, COUNTED_MAX)
 
 
-async def _decided(ports: AdminPorts, request_id: str, claim: Claim | None, values: Row) -> tuple[Row, bool]:
+async def _decide_letters(
+    ports: AdminPorts, request_id: str, claim: Claim | None, values: Row
+) -> tuple[Row, bool]:
     """Store dead letters or release accounts, as `values` say; return the result, and whether it is old.
 
     An old result is that of an earlier request with the same idempotency key.

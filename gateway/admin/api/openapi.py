@@ -284,7 +284,7 @@ def illustrate(paths: Mapping[str, Json], schemas: Mapping[str, Json]) -> None:
             for status in operation["responses"].values():
                 content = status.get("content", {}).get("application/json")
                 if content is not None:
-                    content["example"] = answered(content["schema"], schemas)
+                    content["example"] = example_answer(content["schema"], schemas)
 
 
 def body_of(title: str, schemas: Mapping[str, Json]) -> Json:
@@ -292,26 +292,26 @@ def body_of(title: str, schemas: Mapping[str, Json]) -> Json:
     return BODIES[title] if title in BODIES else schemas[title]["example"]
 
 
-def answered(schema: Json, schemas: Mapping[str, Json], name: str = "", said: object = None) -> object:
+def example_answer(schema: Json, schemas: Mapping[str, Json], name: str = "", said: object = None) -> object:
     """Return an example answer of a schema.
 
     `name` is the field that contains it; `said` is the value that the example request has for this field.
     """
     if "$ref" in schema:
         title = schema["$ref"].rpartition("/")[2]
-        return answered(schemas[title], schemas, name, _example_request(title, schemas) or said)
+        return example_answer(schemas[title], schemas, name, _example_request(title, schemas) or said)
     if "allOf" in schema:
-        return _merged([answered(part, schemas, name) for part in schema["allOf"]])
+        return _merged([example_answer(part, schemas, name) for part in schema["allOf"]])
     if "properties" in schema:
         known = said if isinstance(said, Mapping) else {}
         return {
-            field: answered(part, schemas, field, known.get(field))
+            field: example_answer(part, schemas, field, known.get(field))
             for field, part in schema["properties"].items()
         }
     if said is not None:
         return said
     if "anyOf" in schema:
-        return answered(schema["anyOf"][0], schemas, name)
+        return example_answer(schema["anyOf"][0], schemas, name)
     return _plain(schema, schemas, name)
 
 
@@ -331,7 +331,7 @@ def _plain(schema: Json, schemas: Mapping[str, Json], name: str) -> object:
         return schema["const"]
     kind = schema.get("type")
     if kind == "array":
-        return [answered(schema.get("items", {}), schemas, name.removesuffix("s"))]
+        return [example_answer(schema.get("items", {}), schemas, name.removesuffix("s"))]
     if kind == "string" and "format" in schema:
         return _FORMATS[schema["format"]]
     if kind == "string" or isinstance(kind, list):
@@ -581,17 +581,18 @@ def _list(resource: Resource) -> Json:
         *(parameter(name, filter_schema(filter_)) for name, filter_ in resource.filters.items()),
         *([OF_TAG] if resource.tagged else []),
     ]
-    return _paged(operation, resource.title)
+    return _answer_page(operation, resource.title)
 
 
 def _part(resource: Resource, part: SubResource, out: type[Out]) -> Json:
     summary = f"{part.summary}, {part.order}"
     operation = _operation(resource, part.name, summary, refusals=READ_REFUSALS)
     operation["parameters"] = list(PAGING)
-    return _paged(operation, out.__name__)
+    return _answer_page(operation, out.__name__)
 
 
 def _one_part(resource: Resource, part: SubResource, row: Json) -> Json:
+    """Return the OpenAPI path item to set or remove one part of a row."""
     assert part.named is not None
     [said] = query_parameters(part.named)
     path: Json = {"parameters": [row, {**said, "in": "path", "required": True}]}
@@ -605,7 +606,7 @@ def _one_part(resource: Resource, part: SubResource, row: Json) -> Json:
     return path
 
 
-def _paged(operation: Json, title: str) -> Json:
+def _answer_page(operation: Json, title: str) -> Json:
     operation["responses"]["200"]["content"]["application/json"]["schema"] = {
         "type": "object",
         "required": ["items", "next_cursor"],
@@ -628,6 +629,7 @@ def _create(resource: Resource) -> Json:
 
 
 def _take(resource: Resource, batch: BatchEndpoint) -> Json:
+    """Return the OpenAPI operation that takes a batch of objects."""
     operation = _operation(
         resource, batch.name, batch.summary, batch.body, title=batch.out.__name__, later=True
     )
@@ -656,12 +658,12 @@ _SAID = {
 }
 
 
-def _document(answered: Endpoint, file: DocumentEndpoint) -> Json:
+def _document(endpoint: Endpoint, file: DocumentEndpoint) -> Json:
     """Return the OpenAPI operation of a document of a resource or report."""
     schema: Json = {"type": "string", **({} if file.media.startswith("text/") else {"format": "binary"})}
     if file.media.endswith("json"):
         schema = {"type": "object"}
-    read = _operation(answered, file.suffix.strip("./"), file.summary, refusals=DOCUMENT_REFUSALS)
+    read = _operation(endpoint, file.suffix.strip("./"), file.summary, refusals=DOCUMENT_REFUSALS)
     read["responses"]["200"] = {"description": "The document.", "content": {file.media: {"schema": schema}}}
     if file.public:
         read |= {"security": [], "description": "Anybody may ask: it shows no data."}
@@ -674,7 +676,7 @@ def _document(answered: Endpoint, file: DocumentEndpoint) -> Json:
 
 
 def _operation(
-    answered: Endpoint,
+    endpoint: Endpoint,
     verb: str,
     summary: str,
     body: type[BaseModel] | None = None,
@@ -684,15 +686,15 @@ def _operation(
     refusals: Collection[str] = REFUSALS,
 ) -> Json:
     """Return an OpenAPI operation for the `verb` of a resource or report; `later` adds the answer 202."""
-    content = {"application/json": {"schema": {"$ref": _REF + (title or answered.title)}}}
+    content = {"application/json": {"schema": {"$ref": _REF + (title or endpoint.title)}}}
     responses: Json = {"200": {"description": "Done.", "content": content}}
     if later:
         responses["202"] = {"description": "Stored; applied once Redis is back.", "content": content}
     reads = refusals is not REFUSALS
-    roles = answered.access.read if reads else answered.access.writers(verb)
+    roles = endpoint.access.read if reads else endpoint.access.writers(verb)
     operation: Json = {
-        "operationId": f"{answered.name}.{verb}",
-        "tags": [answered.name],
+        "operationId": f"{endpoint.name}.{verb}",
+        "tags": [endpoint.name],
         "summary": summary,
         "description": f"For the roles {', '.join(role for role in ROLES if role in roles)}.",
         "responses": responses | {code: {"$ref": f"#/components/responses/{code}"} for code in refusals},
@@ -720,6 +722,7 @@ def render(described: Json) -> str:
 
 
 def type_of(schema: Json) -> str:
+    """Return the type of a schema in words."""
     if "anyOf" in schema:
         return " or ".join(type_of(choice) for choice in schema["anyOf"])
     if "$ref" in schema:

@@ -33,7 +33,7 @@ from gateway.core.billing.price_book import (
     at_moment,
     lines,
     money,
-    unpriced,
+    unpriced_names,
 )
 from gateway.core.billing.vector import IMAGES
 from gateway.core.times import floor_ms
@@ -67,7 +67,7 @@ def mount_quotes(app: web.Application, ports: AdminPorts, root: str) -> None:
             )
             more = f", and no exchange rate from {BASE_CURRENCY} to {currency}" if other else ""
             raise NotFound(f"{why}{more}. The list of prices has those that there are.")
-        return web.json_response(_quoted(asked, price, floor_ms(at)))
+        return web.json_response(_render_quote(asked, price, floor_ms(at)))
 
     app.router.add_get(f"{root}/prices/{QUOTE.name}", quote)
 
@@ -95,7 +95,7 @@ def _read_quote(sent: MultiMapping[str]) -> bodies.Body:
     return asked
 
 
-def _quoted(asked: Mapping[str, Any], price: PriceFound, at_ms: int) -> Row:
+def _render_quote(asked: Mapping[str, Any], price: PriceFound, at_ms: int) -> Row:
     """Return the answer to a quote: what the amounts `asked` cost by a price, with a line for each."""
     tier, vector, rate = asked.get("service_tier") or "", price.price.vector, price.rate
     if vector.hours is not None:
@@ -113,7 +113,7 @@ def _quoted(asked: Mapping[str, Any], price: PriceFound, at_ms: int) -> Row:
             "exchange_rate": None if rate is None else rate.rate,
             "cost": money(cost_of(vector, counts, tools, tier)),
             "lines": [line._asdict() for line in lines(vector, counts, tools, tier)],
-            "unpriced": unpriced(vector, tools, counts, tier),
+            "unpriced": unpriced_names(vector, tools, counts, tier),
             "hour_factor": None if vector.hours is None else decimal_of(vector.hours.factor),
         }
     ).model_dump(mode="json")

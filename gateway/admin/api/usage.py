@@ -78,7 +78,7 @@ def mount_usage(app: web.Application, ports: AdminPorts, root: str) -> None:
 
 def read(query: MultiMapping[str]) -> UsageQuery:
     """Return the usage query of a query string; raise `Unprocessable` with each error's field."""
-    return _query(_checked(UsageReportQuery, read_once(query)), ITEMS_MAX + 1)
+    return _query(_check_query(UsageReportQuery, read_once(query)), ITEMS_MAX + 1)
 
 
 def _page(query: MultiMapping[str]) -> tuple[UsageQuery, str]:
@@ -87,19 +87,20 @@ def _page(query: MultiMapping[str]) -> tuple[UsageQuery, str]:
     The query reads one row more than the page has, to detect another page.
     """
     sent = read_once(query)
-    asked = _checked(UsagePage, sent)
+    asked = _check_query(UsagePage, sent)
     limit, cursor = asked.pop("limit", ITEMS_DEFAULT), asked.pop("cursor", None)
     assert isinstance(limit, int)
     mark = fingerprint("usage", {name: sent[name] for name in sent if name not in PAGING}, descending=False)
     page = _query(asked, limit + 1)
-    return (_resumed(page, decode_cursor(str(cursor), mark)) if cursor is not None else page), mark
+    return (_resume_page(page, decode_cursor(str(cursor), mark)) if cursor is not None else page), mark
 
 
 def _place(page: UsageQuery) -> tuple[int, ...]:
     return int(page.since.timestamp()), int(page.until.timestamp()), page.skip
 
 
-def _resumed(page: UsageQuery, place: Place) -> UsageQuery:
+def _resume_page(page: UsageQuery, place: Place) -> UsageQuery:
+    """Return the query for the page at a cursor's `place`."""
     with suppress(ValueError, OverflowError, OSError):
         seconds, end, skip = map(int, place)
         since, until = datetime.fromtimestamp(seconds, UTC), datetime.fromtimestamp(end, UTC)
@@ -110,7 +111,7 @@ def _resumed(page: UsageQuery, place: Place) -> UsageQuery:
     raise _wrong("cursor", "is not a next_cursor of this report")
 
 
-def _checked(model: type[UsageReportQuery], sent: Mapping[str, str]) -> dict[str, object]:
+def _check_query(model: type[UsageReportQuery], sent: Mapping[str, str]) -> dict[str, object]:
     """Return the values of a usage query by name, with its filters by tags."""
     tags = {name: text for name, text in sent.items() if GROUP.fullmatch(name)}
     if len(tags) > TAGS_MAX:
@@ -316,6 +317,7 @@ def serve_file(app: web.Application, ports: AdminPorts, path: str, made: Begin, 
 
 
 async def _pieces(ports: AdminPorts, asked: UsageQuery, file: File) -> AsyncGenerator[bytes, None]:
+    """Yield a file of the usage report in pieces, one for each page of rows."""
     page = replace(asked, rows_max=PAGE_ROWS)
     rows = await ports.store.used(page)
     yield file.head() + await in_thread(file.some, rows)

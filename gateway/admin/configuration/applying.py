@@ -111,6 +111,7 @@ class Configurator:
         return WriteResult(status, {**content, "secrets": work.secrets})
 
     async def _transaction(self, wish: ApplyRequest, objects: ConfigObjects) -> _ApplyResult | StoredReply:
+        """Run a plan or an apply in one transaction, which only an apply commits."""
         keep = wish.digest is not None
         store = self._ports.store
         return await write_closed(
@@ -273,6 +274,7 @@ def _ended(plan: Plan, ran: Mapping[int, ConfigWriteResult]) -> list[Mark]:
 
 
 def _refusal(plan: Plan, refused: StepRefused) -> AdminRefusal:
+    """Return the error of a refused write with the place of its object in the document."""
     error = refused.__cause__
     assert isinstance(error, AdminRefusal)
     planned = next(change for change in plan.changes if change.number == refused.number)

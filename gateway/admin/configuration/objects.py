@@ -325,6 +325,7 @@ def _reference(target: Resource, value: object, depth: int = 1) -> Reference:
 
 
 def _parts(target: Resource, value: Mapping[str, object], depth: int) -> Iterator[tuple[str, object]]:
+    """Yield the values that make up a name of a row, references to other rows included."""
     for said, parts in value.items():
         name = words(target)[said]
         if name in references(target) and parts is not None:

@@ -491,5 +491,5 @@ def _identity(resource: Resource, row: Row) -> tuple[object, ...]:
     return tuple(row[name] for name in (*how.by, *([how.since] if how.since else [])))
 
 
-def _default(of: type[In], name: str) -> object:
-    return of.model_fields[name].get_default(call_default_factory=True)
+def _default(model_: type[In], name: str) -> object:
+    return model_.model_fields[name].get_default(call_default_factory=True)

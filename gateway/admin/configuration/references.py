@@ -165,8 +165,8 @@ class NameIndex:
         found = self._decided(target.name, name, found)
         if len(found) == 1:
             if (how.known_by_id or len(how.by) > len(wanted)) and not isinstance(found[0], NewRowId):
-                which = target.name, found[0]
-                self.referred[which] = self._whole_of[which] if how.known_by_id else None
+                referred_row = target.name, found[0]
+                self.referred[referred_row] = self._whole_of[referred_row] if how.known_by_id else None
             return found[0]
         if found:
             fields = ", ".join(word(target, name) for name in how.by)
@@ -447,6 +447,7 @@ class RowMatcher:
             self._ask(part.reference for part in wanted.part_names)
 
     async def match(self, resource: Resource) -> list[Pair]:
+        """Return the objects of a resource with their rows, [] if one of them is refused."""
         objects = self._objects.by_kind.get(resource.name, ())
         if not objects and resource.name not in self._asked:
             return []
@@ -455,7 +456,7 @@ class RowMatcher:
         before = await self._before(resource, whole)
         rows = await self._rows(resource, whole)
         claimed = await self._claimed(resource, whole)
-        pairs = await in_thread(self._paired, resource, whole, rows, before, claimed)
+        pairs = await in_thread(self._pair_with_rows, resource, whole, rows, before, claimed)
         return pairs if len(self._errors) == refused else []
 
     async def _before(self, resource: Resource, objects: Sequence[WantedObject]) -> NamedRows:
@@ -467,7 +468,7 @@ class RowMatcher:
         self.names.lost[resource.name].update(name[-1] for name in rows.lost)
         return rows
 
-    def _paired(
+    def _pair_with_rows(
         self,
         resource: Resource,
         whole: Sequence[WantedObject],
@@ -597,6 +598,7 @@ class RowMatcher:
         return [row for row in rows_read if not how.is_gone(row)]
 
     def _refuse_twice(self, resource: Resource, objects: Sequence[WantedObject]) -> None:
+        """Refuse objects that name the same row as an earlier one."""
         how = declared(resource)
         first: dict[Identity, WantedObject] = {}
         for wanted in objects:
@@ -608,6 +610,7 @@ class RowMatcher:
 
 
 def never_becomes(wanted: WantedObject, row: Row) -> list[str]:
+    """Return those fields of a wanted object that differ from its row and cannot be changed."""
     resource, how = wanted.resource, declared(wanted.resource)
     patch = resource.patch.model_fields if resource.patch is not None else {}
     values = values_of(wanted)

@@ -84,11 +84,11 @@ def without_nulls(resource: Resource, name: str, part: Any) -> Any:
     """Return a part of a list without nulls in fields that may be left out."""
     if not isinstance(part, dict):
         return part
-    [of] = get_args(model(resource).model_fields[name].annotation)
+    [part_model] = get_args(model(resource).model_fields[name].annotation)
     return {
         field: value
         for field, value in part.items()
-        if value is not None or of.model_fields[field].is_required()
+        if value is not None or part_model.model_fields[field].is_required()
     }
 
 

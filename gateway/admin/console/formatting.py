@@ -61,7 +61,7 @@ def number(value: object) -> str:
         return NOTHING_TO_SHOW
     if isinstance(value, float):
         return f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"
-    return f"{int(str(value)):,}".replace("-", "−")
+    return f"{Decimal(str(value)):,f}".replace("-", "−")
 
 
 def short(value: float) -> str:
@@ -393,6 +393,8 @@ MONEY = frozenset(
      "used", "held", "remaining", *MONEY_SUMS, *KINDS}
 )  # fmt: skip
 CODES = frozenset({"key", "prefix", "request_id", "entry_id", "raw", "account", "resource_id", "actor"})
+# Parts of one, which are shown in per cent.
+SHARES = {("tax-rates", "rate"), ("organization-services", "discount")}
 UNLIMITED = frozenset({"total_amount", "tokens_remaining", "spend_cap", "total_remaining"})
 LABELS = {
     "id": "No.",
@@ -528,7 +530,7 @@ def _of_value(screen: Screen, column: str, value: Any, row: Row) -> Cell:
         return Cell("mark", str(value).replace("_", " "), tone=status_tone(value))
     if column == "id":
         return Cell("number", str(value))
-    if isinstance(value, int):
+    if isinstance(value, int) or column == "quantity":
         return Cell("number", number(value))
     if column in TIMES or column.endswith(TIME_ENDINGS):
         text = moment(value) if "T" in str(value) else day(value)
@@ -548,7 +550,8 @@ def _of_value(screen: Screen, column: str, value: Any, row: Row) -> Cell:
         return Cell("text", ", ".join(value[:ITEMS_MAX]) + more) if value else empty
     if isinstance(value, dict | list):
         return Cell("document", document(value)) if value else Cell("none", NOTHING_TO_SHOW)
-    return Cell("code" if column in CODES else "text", str(value))
+    text = fact_of(value, "rate") if (screen.name, column) in SHARES else str(value)
+    return Cell("code" if column in CODES else "text", text)
 
 
 def _parts_of(value: Any) -> Iterator[str]:

@@ -176,7 +176,7 @@ def guard(
     """
 
     @web.middleware
-    async def guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
+    async def answer_guarded(request: web.Request, handler: Handler) -> web.StreamResponse:
         """Answer a request with the headers and the format that all answers have, and count it."""
         request[REQUEST_ID] = str(uuid4())
         began = time.monotonic()
@@ -199,7 +199,7 @@ def guard(
             response.headers.setdefault(name, value)
         return response
 
-    return guarded
+    return answer_guarded
 
 
 async def _answer(

@@ -60,6 +60,7 @@ class WorkSlots:
             self._give_back(whose)
 
     async def _take(self, whose: Whose) -> None:
+        """Acquire a slot, at once or after waiting; raise the refusal if none becomes free."""
         full = self._full(whose)
         if full is None:  # then nobody of this organization waits: all that could go have gone
             self.taken[whose] += 1

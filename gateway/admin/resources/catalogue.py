@@ -160,6 +160,7 @@ class Pricing(In):
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
+        """Raise ValueError unless exactly one kind of price is set, and tiers rise."""
         if sum(kind is not None for kind in (self.tiers, self.per_million, self.at_cost)) != 1:
             raise ValueError("must hold one of tiers, per_million and at_cost")
         if self.markup is not None and self.per_million is None:
@@ -544,8 +545,8 @@ def _tier_form(value: object) -> str:
 
 def _tiers_by_name(tiers: dict[str, Decimal | ServiceTier]) -> dict[str, Any]:
     return {
-        name: _exact(of) if isinstance(of, Decimal) else of.model_dump(mode="json", exclude_none=True)
-        for name, of in tiers.items()
+        name: _exact(tier) if isinstance(tier, Decimal) else tier.model_dump(mode="json", exclude_none=True)
+        for name, tier in tiers.items()
     }
 
 

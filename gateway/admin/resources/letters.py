@@ -41,7 +41,9 @@ class Letters(Out):
 
 
 def _without_others(what: str) -> dict[str, Any]:
-    return {"properties": {name: {"type": "null"} for name, of in sorted(_OF_ONE.items()) if of != what}}
+    return {
+        "properties": {name: {"type": "null"} for name, subject in sorted(_OF_ONE.items()) if subject != what}
+    }
 
 
 class LettersDecide(In):
@@ -70,7 +72,11 @@ class LettersDecide(In):
 
     @model_validator(mode="after")
     def of_what_is_decided(self) -> Self:
-        wrong = [name for name, of in _OF_ONE.items() if getattr(self, name) is not None and of != self.what]
+        wrong = [
+            name
+            for name, subject in _OF_ONE.items()
+            if getattr(self, name) is not None and subject != self.what
+        ]
         if wrong:
             raise ValueError(f"{', '.join(sorted(wrong))} must be left out: {self.what} has none")
         return self

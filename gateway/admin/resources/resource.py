@@ -314,9 +314,9 @@ def fields_of(resource: Endpoint, model: type[BaseModel]) -> tuple[FormField, ..
     for name, part in schema.get("properties", {}).items():
         shape, nullable = _shape(part, schema)
         if is_flat(name) and "properties" in shape:
-            for inner, its in shape["properties"].items():
-                kind, _ = _kind(inner, _shape(its, schema)[0], schema)
-                hint = its.get("description", "")
+            for inner, inner_shape in shape["properties"].items():
+                kind, _ = _kind(inner, _shape(inner_shape, schema)[0], schema)
+                hint = inner_shape.get("description", "")
                 form_fields.append(FormField(f"{name}.{inner}", kind, nullable=True, hint=hint))
             continue
         kind, choices = _kind(name, shape, schema)

@@ -416,6 +416,7 @@ class Flusher:
         return report
 
     async def _write(self, batch: Batch, epochs: Mapping[int, int]) -> FlushReport:
+        """Store a batch and observe it; read the epochs again if partitions were verified meanwhile."""
         if not batch:
             return FlushReport()
         started = time.monotonic()

@@ -66,7 +66,7 @@ class LateSettlements:
         if acknowledged := [movement for one in late for movement in one.acknowledged]:
             await self._ledger.remember(acknowledged)
         known = await self._ledger.charged(late)
-        endings = [ended(one, known.get(one.settlement.request_id)) for one in late]
+        endings = [resolve_late(one, known.get(one.settlement.request_id)) for one in late]
         unsure = await self._unsure([ending for ending, _ in endings if ending.verb is not Verb.DROP])
         for ending, refund in endings:
             if refund and ending not in unsure:
@@ -95,7 +95,7 @@ class LateSettlements:
                 await asyncio.wait_for(self._wanted.wait(), 0 if drained else self._interval_s)
 
 
-def ended(late: LateSettlement, charged: ChargedAmounts | None) -> tuple[LateResolution, int]:
+def resolve_late(late: LateSettlement, charged: ChargedAmounts | None) -> tuple[LateResolution, int]:
     """Return how a late settlement (after its hold was reclaimed) ends, and the credits to give back.
 
     `charged` is the ledger's charge of the call; with None the settlement is posted. A call charged by a

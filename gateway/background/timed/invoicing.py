@@ -120,7 +120,7 @@ class Invoicing:
         Store and log the organizations that were skipped.
         """
         left = dict(await self._close(sorted(final))) if final else {}
-        result = await self._tried(
+        result = await self._make_invoices(
             [organization_id for organization_id in organization_ids if organization_id not in left]
         )
         left |= result.left
@@ -152,7 +152,7 @@ class Invoicing:
             skip_reasons |= await self._close([organization_id])
         return skip_reasons
 
-    async def _tried(self, organization_ids: Sequence[int]) -> ScheduledResult:
+    async def _make_invoices(self, organization_ids: Sequence[int]) -> ScheduledResult:
         """Make the invoices of organizations together, or one by one if PostgreSQL refuses all of them."""
         if not organization_ids:
             return ScheduledResult((), {})
@@ -163,7 +163,7 @@ class Invoicing:
                 raise
             if len(organization_ids) == 1:
                 return ScheduledResult((), {organization_ids[0]: left_by(refusal)})
-        alone = [await self._tried([organization_id]) for organization_id in organization_ids]
+        alone = [await self._make_invoices([organization_id]) for organization_id in organization_ids]
         done = [organization_id for result in alone for organization_id in result.done]
         return ScheduledResult(
             done, {organization_id: why for result in alone for organization_id, why in result.left.items()}

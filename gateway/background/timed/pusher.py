@@ -92,6 +92,8 @@ class Pusher:
             return waiting.by_account.keys() - again, turn.left
 
     async def _push_each(self, turn: _PushResults, accounts: Sequence[str]) -> None:
+        """Push the writes of each account; note accounts that could not be pushed."""
+
         async def push(account: str) -> None:
             await self._push_one(turn, account)
 
@@ -103,6 +105,7 @@ class Pusher:
                 turn.left.append(account)
 
     async def _push_one(self, turn: _PushResults, account: str) -> None:
+        """Push the writes of one account in order; note applied and refused ones in `turn`."""
         for write in turn.by_account[account]:
             try:
                 if write.account == CREDENTIALS_ACCOUNT:

@@ -42,6 +42,7 @@ class PublishedLists:
     _seen: dict[str, int] = field(default_factory=dict, init=False)
 
     async def run(self) -> None:
+        """Look at intervals whether the lists in Redis are as they must be."""
         while True:
             try:
                 if self.may_write():

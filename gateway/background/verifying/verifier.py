@@ -79,12 +79,12 @@ def together(
     """
     some, count, bound = list[int](), 0, min(FIRST_ORGANIZATIONS_MAX, most)
     for partition in wanted:
-        its = len(organizations.get(partition, ()))
-        if some and count + its > bound:
+        size = len(organizations.get(partition, ()))
+        if some and count + size > bound:
             yield some
             some, count, bound = [], 0, most
         some.append(partition)
-        count += its
+        count += size
     if some:
         yield some
 
@@ -219,7 +219,7 @@ class Partitions:
         marker = await self._target.take_up_layout(partition, unverified_partition.marker, is_needed=newest)
         if marker is None:
             return None
-        lost = await self._lost(partition, truth, strays)
+        lost = await self._lost_state(partition, truth, strays)
         rebuilt = len(lost.organizations) + len(lost.tenants)
         if (rebuilt or lost.keys) and not await self._target.restore(partition, marker, lost):
             return None
@@ -245,7 +245,9 @@ class Partitions:
             partition, unverified_partition.epoch, rebuilt + budgets, len(pushed), len(ghosts), refused
         )
 
-    async def _lost(self, partition: int, truth: LedgerState, strays: OrphanEntries | None) -> LedgerState:
+    async def _lost_state(
+        self, partition: int, truth: LedgerState, strays: OrphanEntries | None
+    ) -> LedgerState:
         """Return the part of PostgreSQL's state `truth` that must be written to Redis completely.
 
         It has the accounts and keys that Redis lacks, that are older there, or that `strays` (entries added
@@ -411,7 +413,7 @@ class Verifier:
             if self._rewinds and epochs and not markers.verified:  # otherwise some may be older still
                 await self._rewinds.keep_promotion(run_id)
         strays = await self._rewinds.strays(list(epochs)) if self._rewinds else {}
-        since = await self._compared(markers, strays)
+        since = await self._compared_positions(markers, strays)
         self._stage("outboxes read", go_on=len(since), older=len(strays))
         found = {
             one: UnverifiedPartition(
@@ -425,7 +427,7 @@ class Verifier:
         ours = set(self._partitions()) - left.union(markers.others)
         wanted = [*epochs, *markers.closed] if said else sorted(ours)
         strangers = bool(self._admission_gate) and self._may_be_strange(markers, known)
-        async with self._opened(run_id, reports, everybodys.version, strangers=strangers) as defined:
+        async with self._open_partitions(run_id, reports, everybodys.version, strangers=strangers) as defined:
             done = await self._all(run_id, wanted, found, everybodys.version, defined)
             self._stage("compared", partitions=len(done))
         self._stage("open")
@@ -489,7 +491,7 @@ class Verifier:
             await self._source.note(markers.run_id, wrong)
         return {one: epoch for one, (_, epoch) in noted.items()}
 
-    async def _compared(self, markers: Markers, strays: Collection[int]) -> dict[int, int]:
+    async def _compared_positions(self, markers: Markers, strays: Collection[int]) -> dict[int, int]:
         """Return, by partition, the database position up to which Redis has all definitions.
 
         It contains only partitions whose data continues from the last comparison, which confirmed all of it;
@@ -516,7 +518,7 @@ class Verifier:
         return not self._admission_gate.watched and (emptied or bool(markers.closed))
 
     @asynccontextmanager
-    async def _opened(
+    async def _open_partitions(
         self, run_id: bytes, reports: Mapping[str, WorkerReport], catalogue: int, *, strangers: bool
     ) -> AsyncIterator[DefinedPartitions]:
         """Open partitions as soon as the block has defined them; at its end, wait until all are open."""
@@ -580,8 +582,8 @@ class Verifier:
             defined.partitions.add(partition)
 
         async def read(some: list[int]) -> None:
-            its = {partition: places.organizations.get(partition, ()) for partition in some}
-            truths = await self._source.truth(its)
+            organizations = {partition: places.organizations.get(partition, ()) for partition in some}
+            truths = await self._source.truth(organizations)
             await all_of(compare_one(partition, truth) for partition, truth in truths.items())
 
         await in_turns(together(wanted, places.organizations, self._organizations_max), read)

@@ -316,6 +316,7 @@ class CliCommand:
         return with_parts(body, dict) if self.does == "create" else body
 
     def _list(self, api: AdminClient, typed: Typed, body: Json) -> None:
+        """Print the rows of a list that the options select."""
         body |= tag_filters(body.pop("tags", None))
         query = {name: str(each).lower() if isinstance(each, bool) else each for name, each in body.items()}
         if self._open and not typed["every"]:
@@ -396,6 +397,8 @@ class WordsCommand(TyperCommand):
 
 
 def _shows(report: CliReport) -> Callable[..., None]:
+    """Return the command that prints a report."""
+
     def show(as_json: bool, **numbers: int) -> None:
         with output.admin() as api:
             output.report(api.get(report.name, **numbers), report.name.capitalize(), as_json=as_json)

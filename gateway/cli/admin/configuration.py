@@ -123,6 +123,7 @@ class SecretFiles:
         return waiting
 
     def _keep(self, secret: Json) -> Path:
+        """Write a secret to its file, whole or not at all."""
         path = self.path_of(secret)
         waiting = self._waiting.get(path) or self._make(path)
         with waiting.open("w", encoding="utf-8") as file:
@@ -212,6 +213,7 @@ class Sources:
         return _KIND.sub(self._of_kind, _AT.sub(self._of_object, message))
 
     def _of_object(self, match: re.Match[str]) -> str:
+        """Return where an error's field stands: file, document and line."""
         kind, index = match["kind"], int(match["index"])
         if kind not in self.places or index >= len(self.places[kind]):
             return match[0]

@@ -202,6 +202,7 @@ def release(
 
 
 def _decide(sent: dict[str, Any], org: str | None, tenant: str | None, *, as_json: bool) -> None:
+    """Send a decision on dead letters of an organization or tenant; print those left and exit with 1."""
     with admin() as api:
         for name, resource, given in (
             ("organization_id", "organizations", org), ("tenant_id", "tenants", tenant),
@@ -209,13 +210,13 @@ def _decide(sent: dict[str, Any], org: str | None, tenant: str | None, *, as_jso
             sent |= {name: api.id_of(resource, given)} if given is not None else {}
         sent = {name: value for name, value in sent.items() if value is not None}
         with waiting("Deciding"):
-            done, refused = decided(api, sent)
+            done, refused = decide_all(api, sent)
         report({"done": done, "items": refused}, "Left as they are", as_json=as_json)
         if refused:
             raise typer.Exit(1)
 
 
-def decided(api: AdminClient, sent: Json) -> tuple[int, list[Json]]:
+def decide_all(api: AdminClient, sent: Json) -> tuple[int, list[Json]]:
     """Send the decision `sent` on all dead letters repeatedly until no further one succeeds.
 
     Return the number of letters decided, and the refused ones.

@@ -97,6 +97,7 @@ def _replay_here(body: Json, archive: str, url: str) -> Json:
 
 
 async def _checked(body: Json, url: str) -> Json:
+    """Return the body of a replay, checked against the database."""
     from gateway.admin.replay import check_replay  # as above
     from gateway.core.accounts.administration import KEEPER
     from persistence import engine as engines

@@ -94,7 +94,7 @@ def usage(
             if parquet is not None:
                 parquet.write_bytes(api.download("usage.parquet", **asked))
                 return
-            _added(api, asked, as_csv, as_json)
+            _print_sums(api, asked, as_csv, as_json)
             return
         if not as_json:
             _await_stored(api)
@@ -128,7 +128,7 @@ def _await_stored(api: AdminClient) -> None:
         time.sleep(LOOK_S)
 
 
-def _added(api: AdminClient, asked: Json, as_csv: bool, as_json: bool) -> None:
+def _print_sums(api: AdminClient, asked: Json, as_csv: bool, as_json: bool) -> None:
     """Print the sums of calls by group, with the query parameters `asked`.
 
     A table shows names instead of ids.
@@ -209,7 +209,7 @@ def top(
 ) -> None:
     """Watch requests, tokens, refusals by tenant, latency and the outbox; q quits."""
     with admin() as api:
-        look, scrape = _measured(api, window, limit, None)
+        look, scrape = _measure_activity(api, window, limit, None)
         if once or not (console().is_terminal or as_json):
             print_json(look) if as_json else console().print(_render_look(look, api.url, console().width))
             return
@@ -217,8 +217,8 @@ def top(
             while True:
                 print_json(look)
                 time.sleep(interval)
-                look, scrape = _measured(api, window, limit, scrape)
-        _watch(api, interval, lambda earlier: _measured(api, window, limit, earlier), (look, scrape))
+                look, scrape = _measure_activity(api, window, limit, scrape)
+        _watch(api, interval, lambda earlier: _measure_activity(api, window, limit, earlier), (look, scrape))
 
 
 def _watch(
@@ -247,7 +247,9 @@ def _watch(
                 failed = failure.message
 
 
-def _measured(api: AdminClient, window: int, limit: int, earlier: Scrape | None) -> tuple[Json, Scrape]:
+def _measure_activity(
+    api: AdminClient, window: int, limit: int, earlier: Scrape | None
+) -> tuple[Json, Scrape]:
     """Measure the present activity; return it for display, and the scrape of the metrics.
 
     Latencies are those since the scrape `earlier`, or since the gateway's start if that is None.

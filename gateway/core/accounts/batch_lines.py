@@ -58,7 +58,7 @@ _decode_line, _encode_line = msgspec.json.Decoder(BatchLine).decode, msgspec.jso
 _model = msgspec.json.Decoder(_NamedModel).decode
 
 
-def uploaded(content_type: bytes, body: bytes) -> bytes | None:
+def uploaded_batch(content_type: bytes, body: bytes) -> bytes | None:
     """Return the file of an upload form with purpose `batch`; None for another purpose.
 
     Raise `InvalidRequest` for a form that is malformed or ambiguous.
@@ -97,7 +97,7 @@ def batch_lines(content: bytes, endpoints: Collection[str]) -> Iterator[BatchLin
         check_names(raw.strip(), _encode_line(line), 0)
         return line
 
-    return _checked(_numbered(content), read, endpoints, "file")
+    return _check_lines(_numbered(content), read, endpoints, "file")
 
 
 def inline_lines(calls: object, endpoint: str, field: str) -> Iterator[BatchLine]:
@@ -108,7 +108,7 @@ def inline_lines(calls: object, endpoint: str, field: str) -> Iterator[BatchLine
         return BatchLine(inline.custom_id, "POST", endpoint, msgspec.Raw(msgspec.json.encode(inline.params)))
 
     listed = calls if isinstance(calls, list) else []
-    return _checked(enumerate(listed, 1), read, (endpoint,), field)
+    return _check_lines(enumerate(listed, 1), read, (endpoint,), field)
 
 
 def calls_of(document: object, endpoint: str, field: str, model: str) -> Iterator[BatchLine]:
@@ -135,7 +135,7 @@ def calls_of(document: object, endpoint: str, field: str, model: str) -> Iterato
         check_model(place)
         place = _member(place, name)
     listed = enumerate(place if isinstance(place, list) else (), 1)
-    return _checked(((number, (number, call)) for number, call in listed), read, (endpoint,), field)
+    return _check_lines(((number, (number, call)) for number, call in listed), read, (endpoint,), field)
 
 
 def _member(place: object, name: str) -> object:
@@ -150,7 +150,7 @@ def _member(place: object, name: str) -> object:
     return there[names[0]] if names else None
 
 
-def _checked(
+def _check_lines(
     found: Iterable[tuple[int, T]], read: Callable[[T], BatchLine], endpoints: Collection[str], field: str
 ) -> Iterator[BatchLine]:
     """Yield the lines of a batch, read by `read`; raise InvalidRequest at the first line that is wrong."""

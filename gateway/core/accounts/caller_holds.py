@@ -142,6 +142,7 @@ class HeldCall(msgspec.Struct, array_like=True):
     reports_each: bool = False
 
     def request(self, model: str) -> CallRequest:
+        """Return the call to which a caller's hold belongs, with an empty body."""
         call = CallRequest(
             self.meter, Family(self.family), Body(),
             CallSpec(model, self.streamed, choices=self.choices, units=RequestedUnits(self.measured)),
@@ -347,7 +348,7 @@ def idempotency_key(lines: bytes) -> str:
     return values[0].decode()
 
 
-def answered(  # noqa: PLR0917  # an answer, and how it is read
+def use_in_answer(  # noqa: PLR0917  # an answer, and how it is read
     hold: CallerHold, status: int, content_type: bytes, coding: bytes, answer: bytes, bounds: UsageBounds
 ) -> SaidUse:
     """Return the use in an upstream's answer that a caller sends to settle a hold (reserved amount).

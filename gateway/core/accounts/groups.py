@@ -86,6 +86,7 @@ class Groups:
         return len(self._known)
 
     def _find(self, caller: Caller, user: str, project_id: int | None) -> Ids:
+        """Return the groups that a caller is in, by claims and by each kind of member."""
         members = {
             USER: user, OWN: caller.user, TENANT: str(caller.tenant_id), API_KEY: str(caller.key_id),
             PROJECT: "" if project_id is None else str(project_id),

@@ -263,7 +263,7 @@ def busiest(counts: Iterable[tuple[tuple[int, str], int]], most: int) -> tuple[B
     return everybody, [busy for busy in ranked if busy.tenant_id != NOBODY][:most]
 
 
-def bounded(counts: Counts, most: int) -> dict[tuple[int, str], int]:
+def bound_tenants(counts: Counts, most: int) -> dict[tuple[int, str], int]:
     """Return `counts` of the `most` tenants with most calls; those of all others are added to `NOBODY`."""
     calls: dict[int, int] = {}
     for (tenant_id, kind), count in counts.items():

@@ -104,6 +104,7 @@ def is_id(text: str) -> bool:
 
 
 def _amount(values: Mapping[str, str], unit: str) -> int:
+    """Return the maximum of a run in its unit, -1 for none; raise ValueError with what would be right."""
     if unit == TOKENS:
         return _whole(values, "max_tokens", INTEGER_MAX)
     if "max" not in values:

@@ -109,7 +109,7 @@ class AlertText(NamedTuple):
     facts: tuple[tuple[str, str], ...]
 
 
-def worded(event: str, data: Data) -> AlertText:
+def describe_event(event: str, data: Data) -> AlertText:
     """Describe an event in a title, a sentence and facts.
 
     Any field of `data` may be missing, because an older version may have stored the message.
@@ -164,7 +164,7 @@ Content = dict[str, Any]
 
 def body_of(delivery: Delivery) -> bytes:
     """Return the JSON body of a delivery in the form of its receiver. It is the same for every attempt."""
-    text = worded(delivery.event, delivery.data)
+    text = describe_event(delivery.event, delivery.data)
     content = _reader_of(delivery.url)(_ours(delivery, text), text)
     return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
@@ -320,7 +320,7 @@ class _MailPolicy(EmailPolicy):
 
 def mail_of(delivery: Delivery, sender: str, now: datetime) -> Mail:
     """Return the mail of an attempt. All attempts of a delivery have the same Message-ID."""
-    text = worded(delivery.event, delivery.data)
+    text = describe_event(delivery.event, delivery.data)
     recipients = recipients_of(delivery.url)
     message = EmailMessage(policy=_MailPolicy(linesep=SMTP.linesep, cte_type="7bit"))
     message["From"] = Address("Tollkeeper", addr_spec=sender)

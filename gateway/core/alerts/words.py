@@ -51,8 +51,8 @@ def resets_on(moment: object, time_zone: object = None) -> str:
 
 def _budget_of(data: Data) -> str:
     whom, scope = plain(data.get("account")), plain(data.get("each"))
-    of = f" of {scope} {whom}" if whom else ""
-    return f"“{who(data, 'budget')}”{of} ({who(data, 'organization')})"
+    owner = f" of {scope} {whom}" if whom else ""
+    return f"“{who(data, 'budget')}”{owner} ({who(data, 'organization')})"
 
 
 def _unit(data: Data) -> str:

@@ -80,8 +80,8 @@ class SupplyCharge:
     @property
     def supply(self) -> Supply:
         """The key of the charged supply; a charge and its corrections have the same key."""
-        of = (self.source, self.source_id, self.tenant_id, self.service_id)
-        return (self.kind, *of, self.start, self.end)
+        subject = (self.source, self.source_id, self.tenant_id, self.service_id)
+        return (self.kind, *subject, self.start, self.end)
 
 
 def day_fee(segment: PlanSegment, day: date) -> Decimal:
@@ -155,7 +155,7 @@ def due(charge: SupplyCharge, segments: Mapping[int, PlanSegment]) -> datetime:
     return midnight(max(first, min(segment.terms.trial_end or first, charge.day)) + ONE_DAY)
 
 
-def gathered(
+def gather_charges(
     charges: Sequence[SupplyCharge],
     until: date,
     segments: Mapping[int, PlanSegment],
@@ -286,7 +286,7 @@ class ChargeSplit(NamedTuple):
 NOTHING = ChargeSplit((), ())
 
 
-def borne(charges: Sequence[SupplyCharge]) -> ChargeSplit:
+def split_at_maxima(charges: Sequence[SupplyCharge]) -> ChargeSplit:
     """Split charges, in order, into those that fit within the maxima of one invoice and the rest."""
     taken, left = [], []
     room = dict.fromkeys((False, True), (Decimal(INVOICE_MAX), Decimal(INVOICE_UNITS_MAX)))

@@ -285,7 +285,7 @@ def bill(facts: InvoiceFacts) -> Bill:
     for draw, kind in _ORDER:
         for tax, taxed in _by_tax(facts, of_kind[kind]):
             for line, charges in draw(facts, taxed):
-                lines.append(replace(_rounded(line, carried, facts.currency), tax=tax))
+                lines.append(replace(_round_line(line, carried, facts.currency), tax=tax))
                 placed += [(charge, len(lines)) for charge in charges]
             if kind is USES:
                 facts = _behind(facts, taxed)
@@ -302,7 +302,7 @@ def _by_tax(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> list[tuple[
     supply_charges: dict[Tax, list[SupplyCharge]] = {}
     for charge in charges:
         supply_charges.setdefault(facts.tax_of(charge), []).append(charge)
-    return sorted(supply_charges.items(), key=lambda of: min(charge.start for charge in of[1]))
+    return sorted(supply_charges.items(), key=lambda group: min(charge.start for charge in group[1]))
 
 
 def _behind(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> InvoiceFacts:
@@ -315,7 +315,7 @@ def _behind(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> InvoiceFact
     return replace(facts, units_before=before)
 
 
-def _rounded(line: BillLine, carried: dict[str, Decimal], currency: str) -> BillLine:
+def _round_line(line: BillLine, carried: dict[str, Decimal], currency: str) -> BillLine:
     """Return a line with its amount rounded so that all lines of one basis add up to the rounded exact sum.
 
     `carried` has the rounding difference of each basis so far, and is updated. A line up to a minimum
@@ -365,6 +365,7 @@ def _tokens(  # noqa: PLR0917  # whose tokens, and how their line is written
 
 
 def _purchases(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Drawn]:
+    """Yield the lines for purchased credits, one for each purchase."""
     for of_one in by(charges, lambda charge: (charge.start, charge.source_id)):
         first, quantity = of_one[0], count_of(of_one)
         if not quantity:
@@ -417,7 +418,10 @@ def _uses(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Draw
         before = facts.units_before.get((first.service_id, month), 0)
         at, portions = (
             before,
-            sorted(portions, key=lambda of: (min(charge.place or 0 for charge in of), of[0].unit_price)),
+            sorted(
+                portions,
+                key=lambda portion: (min(charge.place or 0 for charge in portion), portion[0].unit_price),
+            ),
         )
         for portion in portions:
             units = count_of(portion)
@@ -508,7 +512,7 @@ def whole_note(lines: Lines, given: Amounts) -> dict[int, BillLine]:
     Raise `Conflict` if nothing is left.
     """
     note = {
-        position: _turned(line, line.amount - given.get(position, NOTHING))
+        position: _credit_line(line, line.amount - given.get(position, NOTHING))
         for position, line in lines.items()
         if line.kind != INFORMATION and (line.amount != given.get(position, NOTHING) or line.amount == 0)
     }
@@ -539,7 +543,7 @@ def partial_note(
             left = rounded(max(rest, NOTHING), currency)
             errors.append((f"lines.{position}", f"{left:f} is left of it, not {wanted:f}"))
         else:
-            note[position] = _turned(line, wanted)
+            note[position] = _credit_line(line, wanted)
     if errors:
         raise Unprocessable("This cannot be given back.", tuple(errors))
     return note | _tax(lines, given, note, currency)
@@ -547,7 +551,7 @@ def partial_note(
 
 def amended_back(lines: Lines, given: Amounts, amended: Amounts, currency: str) -> dict[int, Decimal]:
     """Return what amended prices gave back of an invoice, rounded, by line, with the lines of its tax."""
-    note = {at: _turned(lines[at], rounded(amount, currency)) for at, amount in amended.items()}
+    note = {at: _credit_line(lines[at], rounded(amount, currency)) for at, amount in amended.items()}
     return {at: -line.amount for at, line in (note | _tax(lines, given, note, currency)).items()}
 
 
@@ -574,11 +578,11 @@ def _tax(lines: Lines, given: Amounts, note: Lines, currency: str) -> dict[int, 
         due = rounded(EXACT.divide(EXACT.multiply(line.amount, back), billed), currency)
         amount = min(due, line.amount) - given.get(position, NOTHING)
         if amount > 0:
-            rates[position] = _turned(line, amount)
+            rates[position] = _credit_line(line, amount)
     return rates
 
 
-def _turned(line: BillLine, amount: Decimal) -> BillLine:
+def _credit_line(line: BillLine, amount: Decimal) -> BillLine:
     """Return a line of a credit note that gives back `amount` of an invoice line.
 
     For a part of the line, the quantity is -1 and the price is the amount. For a part of a discount it is 1.

@@ -92,6 +92,7 @@ def spread_credit(notes: Iterable[Left], dues: Iterable[Left]) -> list[tuple[int
 
 
 def _require(amount: Decimal, rest: Decimal, currency: str, left: str) -> None:
+    """Raise Unprocessable unless an amount is payable: above 0, at most `rest`, in whole minor units."""
     wrong = None
     if amount != rounded(amount, currency):
         wrong = f"has more decimals than {currency}"

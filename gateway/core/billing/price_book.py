@@ -220,7 +220,7 @@ class PriceBook:
                 ]
         if seller is not None and seller.factor != SAME:
             dated_vectors = [
-                (since_ms, _multiplied(vector, seller.factor, vector.currency, vector.rate))
+                (since_ms, _multiply_price(vector, seller.factor, vector.currency, vector.rate))
                 for since_ms, vector in dated_vectors
             ]
         if len(model) <= MODEL_CHARS_MAX:
@@ -240,7 +240,7 @@ def read_rate(row: Mapping[str, Any]) -> ExchangeRate:
 
 def converted(vector: Vector, rate: ExchangeRate) -> Vector:
     """Return a price converted to the currency of `rate`."""
-    return _multiplied(vector, _fraction(rate.rate), rate.currency, rate.rate)
+    return _multiply_price(vector, _fraction(rate.rate), rate.currency, rate.rate)
 
 
 def _in_place(price: ModelPrice, factor: Factor) -> ModelPrice:
@@ -248,10 +248,10 @@ def _in_place(price: ModelPrice, factor: Factor) -> ModelPrice:
     if not price.is_bundled:
         return price
     vector = price.vector
-    return price._replace(vector=_multiplied(vector, factor, vector.currency, vector.rate))
+    return price._replace(vector=_multiply_price(vector, factor, vector.currency, vector.rate))
 
 
-def _multiplied(vector: Vector, factor: Factor, currency: str, rate: str) -> Vector:
+def _multiply_price(vector: Vector, factor: Factor, currency: str, rate: str) -> Vector:
     """Return a price times a factor, rounded up for holds, exact for charges, in `currency` (by `rate`)."""
     exact, whole = vector, factor
     if vector.exact is not None:
@@ -268,7 +268,7 @@ def _multiplied(vector: Vector, factor: Factor, currency: str, rate: str) -> Vec
         rate,
         (exact, whole),
         {name: _times(price, factor) for name, price in vector.units.items()},
-        {tier: _multiplied(table, factor, currency, rate) for tier, table in vector.tiers.items()},
+        {tier: _multiply_price(table, factor, currency, rate) for tier, table in vector.tiers.items()},
         vector.lacks,
         vector.hours,
     )
@@ -616,7 +616,7 @@ def _billed_uses(vector: Vector, name: str, uses: int) -> tuple[str, int]:
     return name, uses
 
 
-def unpriced(
+def unpriced_names(
     vector: Vector, tools: Mapping[str, int], counts: Sequence[int] | None = None, tier: str = ""
 ) -> list[str]:
     """Return the names of used tools, units, kinds of tokens and the tier that a price does not cover.
@@ -652,7 +652,7 @@ def _unpriced_uses(vector: Vector, tools: Mapping[str, int], counts: Sequence[in
 
 
 def pictures_by_tokens(vector: Vector, units: Mapping[str, int]) -> bool:
-    return any(name.startswith(IMAGES) for name in unpriced(vector, units, NO_COUNTS))
+    return any(name.startswith(IMAGES) for name in unpriced_names(vector, units, NO_COUNTS))
 
 
 def prices_at(vector: Vector, read: int) -> tuple[int, ...]:
@@ -781,10 +781,10 @@ class HighestRates:
         "written",
     )  # fmt: skip
 
-    def __init__(self, of: Sequence[tuple[int, ...]]) -> None:
+    def __init__(self, vectors: Sequence[tuple[int, ...]]) -> None:
         self.text = self.caches = self.long_caches = self.blobs = self.written = self.sound = 0
         self.dear_caches = self.dear_blobs = self.dear_sound = False
-        for prices in of:
+        for prices in vectors:
             text, blobs, written = [
                 max([prices[kind] for kind in kinds]) for kinds in (_TEXT, _BLOBS, _WRITTEN)
             ]

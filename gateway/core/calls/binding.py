@@ -161,7 +161,7 @@ class Bindings:
         path = self._targets[reach.upstream].base_url.partition("://")[2].partition("/")[2]
         prefix = place_of(self._targets[reach.upstream].base_url)[1]
         every = all(any(reach.rest and reach.segments == prefix for reach in group) for group in reach.groups)
-        served = tuple(self._served(reach.host, prefix if every else None))
+        served = tuple(self._reserved_paths(reach.host, prefix if every else None))
         overlapping = () if self._rules.shared else tuple(dict.fromkeys(self._overlapping(reach)))
         return Binding(service, reach.upstream, "", overlapping, reach, f"/{path}" if path else "", served)
 
@@ -208,7 +208,7 @@ class Bindings:
             return None
         return reach_of(service.key, self._targets.get(name), name, paths.get(service.key, ()), service.paths)
 
-    def _served(self, host: str, root: Plain | None) -> Iterator[re.Pattern[str]]:
+    def _reserved_paths(self, host: str, root: Plain | None) -> Iterator[re.Pattern[str]]:
         """Yield patterns of the paths at a host that no service may serve: metered calls and stored objects.
 
         `root` is the base path of a service: below it the patterns match without an API version too.

@@ -79,7 +79,7 @@ def pages_of(texts: Sequence[str]) -> Iterator[int | None]:
     budget = _Budget(sum(map(len, texts)))
     for text in texts:
         try:
-            yield _Pages(_decoded(text), budget).count()
+            yield _Pages(_decode_text(text), budget).count()
         except (UnplainDocument, ValueError, zlib.error):
             yield None
 
@@ -98,7 +98,8 @@ class _Budget:
             raise UnplainDocument
 
 
-def _decoded(text: str) -> bytes:
+def _decode_text(text: str) -> bytes:
+    """Return the bytes of a PDF in base64; raise UnplainDocument if it is no plain one."""
     if len(text) > BASE64_BYTES_MAX:
         raise UnplainDocument
     parts = [text[at : at + _AT_ONCE] for at in range(0, len(text), _AT_ONCE)]
@@ -167,7 +168,7 @@ class _Pages:
             return
         if stream[1] is None:
             raise UnplainDocument
-        inside = self._unpacked(text, stream.end())
+        inside = self._unpack_stream(text, stream.end())
         if inside[:1] not in b"0123456789+-%":  # a list of numbers and offsets comes first
             return
         many, first = _only(_N, text), _only(_FIRST, text)
@@ -186,7 +187,7 @@ class _Pages:
                 self._budget.take(ends - begins)
                 self._note(int(pair[1]), _plain(inside[begins:ends]))
 
-    def _unpacked(self, text: bytes, begins: int) -> bytes:
+    def _unpack_stream(self, text: bytes, begins: int) -> bytes:
         """Return the bytes of a stream with the dictionary `text`, from the first that is no blank."""
         data = self._data
         ends = data.find(b"endstream", begins)

@@ -155,6 +155,7 @@ class FormReader:
         return self._go_on(rest, len(begins) - 2)
 
     def _read_head(self, rest: bytes, at: int) -> int:
+        """Read a part's head from `at` on; return the place of the first unread byte."""
         end = rest.find(b"\r\n\r\n", at, at + PART_HEAD_BYTES_MAX)
         if end >= 0:
             self._begin(rest[at:end])
@@ -287,6 +288,7 @@ class FormReader:
             self.fields[name] = self._typed(name, value)
 
     def _typed(self, name: str, value: str) -> object:
+        """Return the value of a field by its type: a flag, a number or a text."""
         if name in self.kind.flags:
             if value not in _FLAGS:
                 raise InvalidRequest(f"{name} must be true or false.", param=name)

@@ -90,6 +90,7 @@ def _decoded(text: str) -> bytes:
 
 
 def _length(data: bytes, frames: _Frames) -> Length:
+    """Return the length of a recording by its format; raise UnplainRecording for others."""
     for mark in _WITHIN:
         if data.find(mark, _MARKED_BYTES) >= 0 and mark not in data[:_MARKED_BYTES]:
             raise UnplainRecording  # a decoder that is asked for another format looks for its mark
@@ -193,6 +194,7 @@ _AAC_FRAME_ANY = re.compile(rb"\xff(?=[\xf0-\xff])")  # FFmpeg reads a file of A
 
 
 def _aac(data: bytes, frames: _Frames) -> float:
+    """Return the seconds in the frames of an AAC file."""
     seconds, before = 0.0, _AAC_RATES[0]
     pattern = _AAC_FRAME if data[1] & 6 else _AAC_FRAME_ANY
     for match in pattern.finditer(data, 0, len(data) - 6):

@@ -96,6 +96,7 @@ def _after(value: object, now_s: int) -> int | None:
 
 
 def _at(value: object) -> int | None:
+    """Return a time stamp as Unix seconds, rounded up; None if it is none."""
     match = _TIMESTAMP.fullmatch(value) if isinstance(value, str) else None
     if match is None:
         return None

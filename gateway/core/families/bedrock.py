@@ -149,6 +149,7 @@ def read_guardrail(body: Body, document: Document, params: PathParams, bounds: U
 
 
 def _read_checked(meter: Meter, document: bytes) -> None:
+    """Report the units of policies that a guardrail has checked."""
     usage = object_in(loose_document(document), "usage")
     if not usage or not 200 <= meter.status < 300:
         return
@@ -250,6 +251,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
 
 
 def _see(meter: Meter, piece: Document) -> None:
+    """Count the text or other content of a block's piece."""
     text = piece.get("text") or object_in(piece, "toolUse").get("input")
     text = text or object_in(piece, "reasoningContent").get("text")
     if isinstance(text, str):

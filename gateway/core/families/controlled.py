@@ -493,7 +493,7 @@ def _is_name(value: object) -> bool:
 def _add_models(value: object, param: str, names: list[str]) -> None:
     """Add the models that a field names, at most `MODELS_MAX`."""
     if value is not None:
-        names += [model_name(one, param) for one in _named(value, param)]
+        names += [model_name(one, param) for one in _named_models(value, param)]
         if len(names) > MODELS_MAX:
             raise InvalidRequest(f"{param} must name at most {MODELS_MAX} models.", param=param)
 
@@ -505,7 +505,7 @@ def stated_user(value: object) -> str:
     return ""
 
 
-def _named(value: object, param: str) -> Iterator[object]:
+def _named_models(value: object, param: str) -> Iterator[object]:
     """Yield the models in a name, a list of names, `{"model": name}` or `{name: [names]}`.
 
     Raise `InvalidRequest` for other values. An entry may have no other field: an upstream would use it

@@ -79,7 +79,7 @@ def names_of(what: str, *costs: str) -> frozenset[str]:
 
 def members_of_cost(api: str, cost: str) -> frozenset[str]:
     """Return the members of an API that have this cost."""
-    return frozenset(name for name, its in costs_of(f"{api} members").items() if its == cost)
+    return frozenset(name for name, member_cost in costs_of(f"{api} members").items() if member_cost == cost)
 
 
 # What the types of parts and the members of all APIs cost; a part that is a medium in one is a text in none.

@@ -688,7 +688,7 @@ def one_of(route: Route, params: Mapping[str, str]) -> str:
     return params.get(found[1], "") if found is not None else ""
 
 
-def narrowed(
+def filter_models(
     document: bytes, listing: Listing, shows: Callable[[str], bool], checks: NameCheck | None = None
 ) -> Iterator[bytes]:
     """Filter a list of models to the entries that `shows` accepts.

@@ -209,11 +209,11 @@ def _is_heard(kind: str, held: object) -> bool:
     """Return whether a part is sound, by its type or field name (`kind`), or by its stated media type."""
     if kind in _HEARD:
         return True
-    stated = list(_stated(held, _DEPTH_MAX))
+    stated = list(_stated_types(held, _DEPTH_MAX))
     return not all(map(_SEEN_TYPE.match, stated)) or (kind in _UNSURE and not stated)
 
 
-def _stated(held: object, depth: int) -> Iterator[str]:
+def _stated_types(held: object, depth: int) -> Iterator[str]:
     """Yield the media types that a value states, in a field or at the beginning of a `data:` URL.
 
     At most `depth` levels are searched.
@@ -224,11 +224,11 @@ def _stated(held: object, depth: int) -> Iterator[str]:
             yield url[1]
     elif isinstance(held, list):
         for inner in held if depth else ():
-            yield from _stated(inner, depth - 1)
+            yield from _stated_types(inner, depth - 1)
     elif isinstance(held, dict):
         types = [kind for name in _STATES if isinstance(kind := held.get(name), str) and "/" in kind]
         yield from types
         if depth and not (types and all(map(_TEXT_TYPE.match, types))):
             for name, inner in held.items():
                 if name not in _STATES and name not in _CAPTIONS:
-                    yield from _stated(inner, depth - 1)
+                    yield from _stated_types(inner, depth - 1)

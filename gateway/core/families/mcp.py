@@ -192,6 +192,7 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 
 
 def _end(meter: Meter, message: Document) -> None:
+    """Report the end of a call of a tool, unless the tool did not run; note its task."""
     code, result = object_in(message, "error").get("code"), object_in(message, "result")
     nothing_ran = isinstance(code, int) and code in _NOTHING_RAN and not meter.said.get(_EVENTS)
     if nothing_ran or _asks_first(result):
@@ -212,6 +213,7 @@ def _asks_first(result: Document) -> bool:
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
+    """Count a message of a stream: an event of the tool, or the end of the call."""
     message = loose_document(data)
     if "method" in message:
         meter.said[_EVENTS] = 1

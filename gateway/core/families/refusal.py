@@ -79,11 +79,13 @@ def _without_amounts(refusal: Refusal, refused: Refused) -> str:
 
 def render(refusal: Refusal, family: Family, request_id: str) -> tuple[list[Header], bytes]:
     """Return the headers and the body of a refusal, in the form in which the API `family` states errors."""
-    headers, document = described(refusal, family, request_id)
+    headers, document = describe_refusal(refusal, family, request_id)
     return headers, msgspec.json.encode(document)
 
 
-def described(refusal: Refusal, family: Family, request_id: str) -> tuple[list[Header], dict[str, object]]:
+def describe_refusal(
+    refusal: Refusal, family: Family, request_id: str
+) -> tuple[list[Header], dict[str, object]]:
     """Return the headers and the document of a refusal, as `render`."""
     shape = FAMILIES[family]
     headers = [(b"content-type", shape.content_type), (b"x-tollkeeper-reason", refusal.reason.encode())]

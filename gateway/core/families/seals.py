@@ -49,7 +49,7 @@ def can_open(seals: Mapping[str, str], body: bytes, models: tuple[str, str]) -> 
     if not any(name.encode() in body for name in seals):
         return True
     try:
-        openers = {seals[name] for name in _sealed(_decode(body), seals)}
+        openers = {seals[name] for name in _sealed_names(_decode(body), seals)}
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
     return not openers or (openers == {CLAUDE} and all(CLAUDE in model.lower() for model in models))
@@ -84,12 +84,12 @@ def sealed_member(seals: Mapping[str, str], body: bytes) -> str:
     if not named:
         return ""
     try:
-        return next(_sealed(_decode(body), seals), "")
+        return next(_sealed_names(_decode(body), seals), "")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return named
 
 
-def _sealed(document: object, names: Mapping[str, str]) -> Iterator[str]:
+def _sealed_names(document: object, names: Mapping[str, str]) -> Iterator[str]:
     """Yield those of `names` that a document has as a member with a text, or as a `type`."""
     waiting = [document]
     while waiting:

@@ -424,11 +424,11 @@ def as_they_should_be(  # noqa: PLR0917  # an organization, its known use, and t
             moved_ms = max(
                 (now_ms if key in waiting.used else stored.moved.get(key, 0) for key in own), default=0
             )
-            its = (
+            windows = (
                 define_windows(alike, now_ms, value) if value == OTHERS or have_own(alike, value) else packed
             )
             yield BudgetAccountUse(
-                f"{prefix}:{value}" if somebody else name, its, tuple(own), tuple(amounts), moved_ms,
+                f"{prefix}:{value}" if somebody else name, windows, tuple(own), tuple(amounts), moved_ms,
                 rolling, carried,
             )  # fmt: skip
 
@@ -479,7 +479,7 @@ def differing(
     return [
         account
         for account in accounts
-        if any(has < used if less_only else has != used for _, has, used in _compared(account, live))
+        if any(has < used if less_only else has != used for _, has, used in _compare_windows(account, live))
         or _lacks_carry(account, live, less_only=less_only)
     ]
 
@@ -492,7 +492,7 @@ def differences(
     Accounts of the budgets `may_lack` may be missing in Redis.
     """
     for account in accounts:
-        for window, has, used in _compared(account, live):
+        for window, has, used in _compare_windows(account, live):
             name = f"{BUDGET}{window.budget_id}" + (f":{window.value}" if window.value else "")
             if has == used:
                 if has == INTEGER_MAX:
@@ -507,7 +507,7 @@ def differences(
                 )
 
 
-def _compared(account: BudgetAccountUse, live: Live) -> Iterator[tuple[WindowKey, int, int]]:
+def _compare_windows(account: BudgetAccountUse, live: Live) -> Iterator[tuple[WindowKey, int, int]]:
     """Yield each window of an account with its use in Redis and its expected use.
 
     The use is 0 for a window that Redis lacks or has only an earlier one of. A window is skipped if Redis

@@ -178,6 +178,7 @@ class LooseContent:
         return name in self._left_out
 
     def _add(self, name: str, text: bytes) -> None:
+        """Count a text; it is data if its name and length say so."""
         if text in _EMPTY:
             return
         if is_data(name, len(text)):

@@ -167,6 +167,7 @@ class LinesMeter(StreamMeter):
         return b"" if self._oversized is not None else body + b"\n"
 
     def _read(self, event: bytes) -> bool:
+        """Count what one line of the stream reports."""
         data = event.strip()
         if not data or (self.phase == CLOSED and self.final):
             return False

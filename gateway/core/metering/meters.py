@@ -389,6 +389,7 @@ class WholeMeter(Meter):
             self.texts = [as_it_reads(text) for text in content.texts]
 
     def _keep(self, chunk: bytes) -> None:
+        """Store a part of the answer, shortened if the answer is too large."""
         self._kept_bytes += len(chunk)
         if self._shortened is not None:
             self._shortened.feed(chunk)
@@ -508,6 +509,7 @@ class EncodedMeter(Meter):
             self._step()
 
     def _step(self) -> None:
+        """Decode the next part of the answer and meter it; meter it as it is if it is invalid."""
         self.behind = False
         if self._decoder is None:
             self._unread(self._chunk)

@@ -209,6 +209,7 @@ class Tail:
         return self._brackets is not None and self._brackets.closed
 
     def _follow(self, chunk: bytes) -> None:
+        """Follow the brackets of a part, from the beginning if the end is far."""
         if self._brackets is not None:
             self._brackets.feed(chunk)
             return
@@ -341,6 +342,7 @@ class TextShortener:
         return end + 1
 
     def _keep(self, piece: bytes) -> None:
+        """Store a piece of the shortened document, only head and tail if it is too large."""
         if self._tail:
             self._tail = (self._tail + piece)[-WINDOW_BYTES:]
             self.text_bytes += len(piece)

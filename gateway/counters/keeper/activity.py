@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import cast
 
-from gateway.core.accounts.refusals import Counts, bounded
+from gateway.core.accounts.refusals import Counts, bound_tenants
 from gateway.core.wait import in_task
 from gateway.counters.redis import keys
 from gateway.counters.redis.cluster import RedisConnections
@@ -42,7 +42,7 @@ class Activity:
         wire = self._wires.of_key(name)
         waits = [
             wire.send(encode(b"HINCRBY", name, b"%d:%b" % (tenant_id, kind.encode()), b"%d" % count))
-            for (tenant_id, kind), count in bounded(counts, TENANTS_TOLD_MAX).items()
+            for (tenant_id, kind), count in bound_tenants(counts, TENANTS_TOLD_MAX).items()
         ]
         waits.append(wire.send(encode(b"EXPIRE", name, b"%d" % KEPT_S)))
         for wait in waits:

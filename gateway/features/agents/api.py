@@ -141,7 +141,7 @@ def mount_agents(
     the file with settings for agents, empty without such settings.
     """
     agents = Agents(ports, calls, console, limits)
-    router, heard = app.router, partial(_heard, ports)
+    router, heard = app.router, partial(_with_client_address, ports)
     router.add_get(METADATA_PATH, heard(agents.metadata))
     for path, handler in (
         (DEVICE_PATH, agents.authorize), (TOKEN_PATH, agents.token), (REVOKE_PATH, agents.revoke),
@@ -156,7 +156,7 @@ def mount_agents(
     app.cleanup_ctx.append(agents.sweeping)
 
 
-def _heard(ports: AdminPorts, handler: Any) -> Any:
+def _with_client_address(ports: AdminPorts, handler: Any) -> Any:
     """Wrap a handler: the request gets the client's address that a gateway states in a signed header."""
 
     async def answered(request: web.Request) -> web.Response:
@@ -246,7 +246,7 @@ class Agents:
         if grant == DEVICE_GRANT:
             return await self._sign_in_of(request, form.get("device_code", ""))
         if grant == "refresh_token":
-            return await self._refreshed(request, form.get("refresh_token", ""))
+            return await self._redeem_refresh_token(request, form.get("refresh_token", ""))
         raise OAuthRefusal("unsupported_grant_type")
 
     async def _sign_in_of(self, request: web.Request, code: str) -> Row:
@@ -264,7 +264,7 @@ class Agents:
             raise OAuthRefusal("expired_token")
         return self._tokens(row, 0, TOKEN_S)
 
-    async def _refreshed(self, request: web.Request, token: str) -> Row:
+    async def _redeem_refresh_token(self, request: web.Request, token: str) -> Row:
         """Redeem a refresh token for new tokens; end the sign-in of one that was used before."""
         row, generation = await self._holder(request, token)
         if row is None:
@@ -549,7 +549,7 @@ class Agents:
         Without an answer of the provider nothing changes.
         """
         try:
-            renewal = await self._vouched(row)
+            renewal = await self._renew_sign_in(row)
             await self._run(partial(stored.keep_renewal, row_id=row["id"], renewal=renewal))
         except SignInRefused:
             with suppress(TollkeeperError):  # otherwise after the next answer
@@ -557,7 +557,7 @@ class Agents:
         except TollkeeperError as error:
             _log.warning("a provider is not asked about an agent", extra={"why": error.message})
 
-    async def _vouched(self, row: Any) -> str:
+    async def _renew_sign_in(self, row: Any) -> str:
         """Renew the sign-in at the provider; return the next renewal secret, or raise `SignInRefused`."""
         sign_ins, person, keys = self._ports.sign_ins, _person(row), self._derive_digests("renewal", row)
         key = next((key for key in keys if _opens(row["renewal"], key)), "")

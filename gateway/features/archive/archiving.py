@@ -160,7 +160,8 @@ def _read(place: FileStore, name: str, month: date) -> list[ArchiveManifest]:
             )
         database = UUID(str(document["database"]))
         manifests = [
-            ArchiveManifest(database, month, _stored(place, name, month, file)) for file in document["files"]
+            ArchiveManifest(database, month, _stored_month(place, name, month, file))
+            for file in document["files"]
         ]
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError) as error:
         raise ArchiveFailed(f"{place.address(name)} is not a manifest of Tollkeeper") from error
@@ -179,7 +180,7 @@ def _file(stored: ArchivedMonth) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _stored(place: FileStore, name: str, month: date, facts: Any) -> ArchivedMonth:
+def _stored_month(place: FileStore, name: str, month: date, facts: Any) -> ArchivedMonth:
     """Return the month that the manifest `facts` describes; `ArchiveFailed` if ledger or file is wrong."""
     ledger, file = str(facts["ledger"]), str(facts["file"])
     if ledger not in BY_NAME:
@@ -376,7 +377,7 @@ def archive(
         ledger: (audit_before if ledger is AUDIT else before) or kept.before(ledger, today)
         for ledger in BY_NAME.values()
     }
-    with months.connected(url) as connection, translate_errors(place.url):
+    with months.connect_as_owner(url) as connection, translate_errors(place.url):
         database = months.identity(connection)
         done.moved += months.bring_in_rows(connection)
         due = _due(connection, until)

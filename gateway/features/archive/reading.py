@@ -186,6 +186,7 @@ def _of_month(
 
 
 def _condition(dataset: Any, ledger: MonthlyLedger, asked: RowFilter) -> Any:
+    """Return the filter of rows for PyArrow, None if all rows are wanted."""
     at = dataset.field(ledger.at.strip('"'))
     tests = [dataset.field(name) == value for name, value in asked.filters.items()]
     tests += [at >= asked.since] if asked.since is not None else []
@@ -260,7 +261,7 @@ class ArchiveProof:
 def prove(url: str, place: FileStore) -> ArchiveProof:
     """Compare the archived files with their manifests and with the rows still in the database."""
     proof = ArchiveProof()
-    with months.connected(url) as connection, translate_errors(place.url):
+    with months.connect_as_owner(url) as connection, translate_errors(place.url):
         stored = archived(connection)
         proof.elsewhere = sorted({one.url for one in stored} - {place.url})
         here = [one for one in stored if one.url == place.url]

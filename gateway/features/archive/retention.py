@@ -60,12 +60,12 @@ class Retention:
 
     def due(self, ledger: str, month: date) -> date | None:
         """Return the day from which a month of a ledger is archived, or None if all are retained."""
-        of, end = BY_NAME[ledger], end_of(month)
-        months = self._months(of)
+        monthly_ledger, end = BY_NAME[ledger], end_of(month)
+        months = self._months(monthly_ledger)
         if not months:
             return None
         day = _months_later(end, months)
-        if of is CALLS and self.calls_days:
+        if monthly_ledger is CALLS and self.calls_days:
             day = min(day, end + timedelta(days=self.calls_days))
         return max(day, end + timedelta(days=GRACE_DAYS))
 

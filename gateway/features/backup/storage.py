@@ -399,6 +399,7 @@ class _PiecesWriter:
         return PiecesBackup(self._place, self._name)
 
     def _send(self, content: bytes) -> None:
+        """Send a piece of the dump and compare the stored one; raise BackupFailed if they differ."""
         if len(self._pieces) == PIECES_MAX:
             raise BackupFailed(
                 f"the dump is larger than {PIECES_MAX * self._piece_bytes:,} bytes: back up by base backup"

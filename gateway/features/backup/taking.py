@@ -56,6 +56,7 @@ def program(name: str, major: int, places: Sequence[str] = PLACES) -> str:
 
 
 def _candidates(name: str, major: int, places: Sequence[str]) -> Iterator[Path]:
+    """Yield the places where a program of PostgreSQL may be."""
     for place in places:
         yield Path(place.format(major)) / name
     on_path = shutil.which(name)
@@ -111,7 +112,7 @@ def restore(url: str, source: Backup, *, ids_ahead: int) -> tuple[BackupManifest
     server_version = backups.refuse_unless_empty(url)
     arguments = ["--no-owner", "--no-privileges", "--exit-on-error", "--single-transaction", "--dbname="]
     with (
-        _started(url, [program("pg_restore", major_of(server_version)), *arguments]) as (stdin, _),
+        _run_program(url, [program("pg_restore", major_of(server_version)), *arguments]) as (stdin, _),
         suppress(BrokenPipeError),  # a program that ended early prints the reason itself
     ):
         for chunk in source.dump(manifest):
@@ -126,7 +127,7 @@ def _dump(url: str, moment: backups.Moment, growing: BackupWriter) -> tuple[int,
     """Write the dump of a snapshot; return its size and digest."""
     digest, size = hashlib.sha256(), 0
     arguments = [program("pg_dump", major_of(moment.server_version)), "--format=custom"]
-    with _started(url, [*arguments, f"--snapshot={moment.snapshot}"]) as (_, stdout):
+    with _run_program(url, [*arguments, f"--snapshot={moment.snapshot}"]) as (_, stdout):
         while chunk := stdout.read(CHUNK_BYTES):
             digest.update(chunk)
             size += len(chunk)
@@ -135,7 +136,7 @@ def _dump(url: str, moment: backups.Moment, growing: BackupWriter) -> tuple[int,
 
 
 @contextmanager
-def _started(url: str, arguments: list[str]) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+def _run_program(url: str, arguments: list[str]) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
     """Run a PostgreSQL program to its end, and lend its input and output.
 
     `BackupFailed` with its error message if it fails.

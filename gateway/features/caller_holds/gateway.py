@@ -32,13 +32,13 @@ from gateway.core.accounts.caller_holds import (
     HoldEnd,
     SaidUse,
     SettleBody,
-    answered,
     held_call,
     idempotency_key,
     money_of,
     read_body,
     read_deletion,
     unit_of,
+    use_in_answer,
     whole_in,
 )
 from gateway.core.accounts.limits import limit_headers
@@ -236,7 +236,7 @@ async def settle_by_answer(exchange: Exchange) -> None:
     def read_answer(hold: CallerHold, body: bytes) -> SaidUse:
         status = whole_in(params["status"], 100, 599, "status")
         kind, coding = (params[name].encode("latin-1") for name in ("content-type", "content-encoding"))
-        return answered(hold, status, kind, coding.lower(), body, worker.bounds)
+        return use_in_answer(hold, status, kind, coding.lower(), body, worker.bounds)
 
     await _settle_by(exchange, worker.limits.body_bytes_max, read_answer)
 

@@ -57,8 +57,8 @@ class LearnedLimits:
         if not reports:
             return CapacityLimits()
         requests, tokens = (
-            sum(of) * keys // len(of)
-            if all(of := [getattr(report, name) for report in reports.values()])
+            sum(reported) * keys // len(reported)
+            if all(reported := [getattr(report, name) for report in reports.values()])
             else 0
             for name in ("requests_per_minute", "tokens_per_minute")
         )

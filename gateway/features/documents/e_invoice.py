@@ -294,6 +294,7 @@ def _address(party: InvoiceParty) -> Terms:
 
 
 def _totals(invoice: Mapping[str, Any], taxes: Mapping[int, Tax], profile: Profile) -> Terms:
+    """Return the totals of an invoice as terms, by their numbers in EN 16931."""
     subtotal, tax, total = (_amount(invoice, invoice[name]) for name in ("subtotal", "tax", "total_amount"))
     prepaid = prepaid_of(invoice)
     return {
@@ -350,7 +351,7 @@ def _line(invoice: Mapping[str, Any], line: Mapping[str, Any], tax: Tax, profile
         "BT-151": rate[0],
         **_percent("BT-152", rate),
         "BT-153": legible(line["description"]),
-        **_supplied(invoice, line, profile),
+        **_supply_period(invoice, line, profile),
     }
 
 
@@ -362,7 +363,7 @@ def _price(line: Mapping[str, Any], profile: Profile) -> Terms:
     return {"BT-146": f"{abs(amount):f}", "BT-149": f"{abs(quantity):f}"}
 
 
-def _supplied(invoice: Mapping[str, Any], line: Mapping[str, Any], profile: Profile) -> Terms:
+def _supply_period(invoice: Mapping[str, Any], line: Mapping[str, Any], profile: Profile) -> Terms:
     """Return the first and the last day of a line's period as terms, if they are stored.
 
     For a network such as Peppol, they are left out unless they lie within the invoice's period

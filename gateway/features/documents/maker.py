@@ -106,7 +106,7 @@ class DocumentMaker:
             return await self._draft(mine, invoice_id, invoice)
         if (known := await mine.store.document(invoice_id, "pdf", status)) is not None:
             return known
-        return await self._awaited(
+        return await self._make_once(
             mine, (invoice_id, "pdf", status), partial(self._pdf, mine, invoice_id, invoice)
         )
 
@@ -123,21 +123,21 @@ class DocumentMaker:
         if (known := await mine.store.document(invoice_id, kind, "finalized")) is not None:
             return known
         make = partial(self._xml, mine, invoice_id, invoice, syntax, profile)
-        return await self._awaited(mine, (invoice_id, kind, "finalized"), make)
+        return await self._make_once(mine, (invoice_id, kind, "finalized"), make)
 
     async def _draft(self, mine: DocumentRequester, invoice_id: int, invoice: Row) -> bytes:
         """Return the PDF of a draft, cached by the contents of the draft."""
         text = json.dumps(invoice, sort_keys=True, default=str)
-        which = (invoice_id, "pdf", hashlib.sha256(text.encode()).hexdigest())
-        if which not in self._drafts:
+        key = (invoice_id, "pdf", hashlib.sha256(text.encode()).hexdigest())
+        if key not in self._drafts:
             make = partial(in_thread, self._renderer.pdf, invoice)
-            content = await self._awaited(mine, which, make)
+            content = await self._make_once(mine, key, make)
             if len(content) <= DRAFT_BYTES_MAX:
-                self._drafts[which] = content
+                self._drafts[key] = content
             while len(self._drafts) > DRAFTS_KEPT_MAX:
                 del self._drafts[next(iter(self._drafts))]
             return content
-        self._drafts[which] = content = self._drafts.pop(which)
+        self._drafts[key] = content = self._drafts.pop(key)
         return content
 
     async def stop(self, _: web.Application) -> None:
@@ -147,17 +147,17 @@ class DocumentMaker:
             task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
 
-    async def _awaited(
-        self, mine: DocumentRequester, which: Which, make: Callable[[], Coroutine[Any, Any, bytes]]
+    async def _make_once(
+        self, mine: DocumentRequester, key: Which, make: Callable[[], Coroutine[Any, Any, bytes]]
     ) -> bytes:
-        """Return the document `which`; `make` makes it in a task, unless a task is already doing so.
+        """Return the document `key`; `make` makes it in a task, unless a task is already doing so.
 
         Raise `Overloaded` if it is not ready in time.
         """
-        task = self._under_way.get(which)
+        task = self._under_way.get(key)
         if task is None:
-            task = self._under_way[which] = asyncio.create_task(self._make_in_slot(mine, make))
-            task.add_done_callback(partial(self._ended, which))
+            task = self._under_way[key] = asyncio.create_task(self._make_in_slot(mine, make))
+            task.add_done_callback(partial(self._ended, key))
         done, _ = await asyncio.wait({task}, timeout=self._wait_s)
         if not done:
             raise Overloaded("The document is being made: ask again in a while.", retry_after_s=RETRY_S)
@@ -170,8 +170,8 @@ class DocumentMaker:
         async with self._places.of(whose), self._making.of(whose):
             return await make()
 
-    def _ended(self, which: Which, task: asyncio.Task[bytes]) -> None:
-        del self._under_way[which]
+    def _ended(self, key: Which, task: asyncio.Task[bytes]) -> None:
+        del self._under_way[key]
         if not task.cancelled():
             # Waiting callers get the error. Without any, the next caller starts again.
             task.exception()

@@ -136,7 +136,7 @@ async def create_batch(exchange: Exchange) -> None:
         job = await _take_job(exchange, admitted, jobs)
     if fetches:
         _mark(admitted.call, job)
-    exchange.before_end = partial(_opened, exchange, admitted, job, jobs)
+    exchange.before_end = partial(_store_batch, exchange, admitted, job, jobs)
     await _forward_and_relay(exchange, admitted, job, jobs, partial(_given_back, ports, job, jobs))
 
 
@@ -162,7 +162,7 @@ async def run_later(exchange: Exchange, admitted: AdmittedCall) -> None:
     # Stored with its id, or once its result is unknown.
     job.tokens, job.credits = held.held_tokens, held.held_credits
     job.money, job.budget_tokens = held.money_held, held.budget_tokens_held
-    exchange.before_end = partial(_begun, exchange, admitted, job, jobs)
+    exchange.before_end = partial(_store_started, exchange, admitted, job, jobs)
     await _forward_and_relay(exchange, admitted, job, jobs, partial(jobs.drop, job))
 
 
@@ -231,7 +231,7 @@ def _job_of(admitted: AdmittedCall, paths: JobPaths) -> Job:
     )  # fmt: skip
 
 
-async def _begun(
+async def _store_started(
     driver: RequestDriver, admitted: AdmittedCall, job: Job, jobs: JobsPort, told: list[str]
 ) -> None:
     """Store the id of a started job before the client reads this id.
@@ -244,13 +244,15 @@ async def _begun(
     is_over = not told or meter is None or meter.usage().reported
     if not 200 <= status < 300 and not refuses(status) and (paths.listed or status in _BETWEEN):
         _leave_unknown(admitted, job, jobs)
-    elif 200 <= status < 300 and not is_over and await _noted(driver, admitted.attempt, job, jobs, told):
+    elif 200 <= status < 300 and not is_over and await _store_id(driver, admitted.attempt, job, jobs, told):
         _hand_over(admitted)
     else:
         begin(jobs.drop(job))  # no await between this and the charge of the call
 
 
-async def _noted(driver: RequestDriver, attempt: Attempt, job: Job, jobs: JobsPort, told: list[str]) -> bool:
+async def _store_id(
+    driver: RequestDriver, attempt: Attempt, job: Job, jobs: JobsPort, told: list[str]
+) -> bool:
     """Store a new job's id without interruption; return False if another job already has this id.
 
     `told` are the ids in the answer whose owner is still to be stored: a stored id is removed from it.
@@ -280,13 +282,13 @@ async def tell_job(exchange: Exchange) -> None:
         if job is not None and job.upstream != exchange.attempt.name:
             admitted.call.take_aim(aim_of(admitted.call, targets=(ModelTarget(job.upstream, ""),)))
         shows = routed.label in RESULTS
-        if (shows or routed.method == b"DELETE") and not await _looked(jobs, caller, id_, []):
+        if (shows or routed.method == b"DELETE") and not await _check_upstream(jobs, caller, id_, []):
             what = "has no results" if shows else "cannot be deleted: cancel it first, or wait"
             raise InvalidRequest(f"It is not over, so it {what}.")
         if job is not None and job.kind == RESPONSE and not await _is_over(routed, jobs, job):
             admitted.call.answer_filter = AnswerFilter(narrow=_progress)
         if not shows:
-            exchange.before_end = partial(_looked, jobs, caller, id_)
+            exchange.before_end = partial(_check_upstream, jobs, caller, id_)
         if paths is not None and paths.results and routed.method == b"GET":
             status, said = await _fetch_state(admitted, jobs, paths)
             await admitted.settle(status, True)
@@ -322,7 +324,7 @@ async def _fetch_state(admitted: AdmittedCall, jobs: JobsPort, paths: BatchPaths
     """Return status and body with the state of a batch; the link to its results points to this gateway."""
     routed = admitted.head.routed
     status, said = await jobs.ask(routed.upstream, routed.sent, paths.headers)
-    await _looked(jobs, admitted.caller, admitted.call.objects.named[0], [])
+    await _check_upstream(jobs, admitted.caller, admitted.call.objects.named[0], [])
     document = loose_document(said)
     if document.get("results_url"):
         document["results_url"] = paths.results.replace("{id}", quote(str(document.get("id")), safe=""))
@@ -351,7 +353,7 @@ def _mark(call: CallRequest, job: Job) -> None:
     call.body.changed = True
 
 
-async def _opened(
+async def _store_batch(
     driver: RequestDriver, admitted: AdmittedCall, job: Job, jobs: JobsPort, told: list[str]
 ) -> None:
     """Store the id of a created batch before the client reads this id, or release the batch's hold.
@@ -361,14 +363,14 @@ async def _opened(
     """
     attempt = admitted.attempt
     if 200 <= attempt.status < 300 and told:
-        if await _noted(driver, attempt, job, jobs, told):
+        if await _store_id(driver, attempt, job, jobs, told):
             return
     elif not refuses(attempt.status):
         return
     await _given_back(admitted.worker.ports, job, jobs)
 
 
-async def _looked(jobs: JobsPort, caller: Caller, id_: str, told: list[str]) -> bool:
+async def _check_upstream(jobs: JobsPort, caller: Caller, id_: str, told: list[str]) -> bool:
     """Check a job at its upstream; return whether the job is charged, or unknown.
 
     Otherwise clear `told`, the ids of results in the answer, so that nobody can read the results yet.
@@ -608,6 +610,7 @@ def _job(  # noqa: PLR0917  # whose it is, what it holds, at which prices
 def _call_of(
     route: Route, line: BatchLine, number: int, bounds: UsageBounds, params: Mapping[str, str]
 ) -> CallRequest:
+    """Return the call in a line of a batch; raise InvalidRequest naming the line."""
     try:
         call = read_call(route, params, bytes(line.body), bounds)
     except InvalidRequest as error:
@@ -715,7 +718,7 @@ def line_charges(  # noqa: PLR0917  # whose job it is, and its result
         id_ = id_of(line.custom_id or str(number), job.created_ms, of=of)
         charged = None
         if id_ not in there:  # a repeated line is charged once
-            charged = _charged(ports, job, service, route, line, id_, prices, ago_s, bounds, each)
+            charged = _charge_of_result(ports, job, service, route, line, id_, prices, ago_s, bounds, each)
             if charged is None and not line.free:
                 charged = _share(job, id_, service, line, ago_s)
         if charged is not None:
@@ -737,11 +740,11 @@ def call_charge(  # noqa: PLR0917  # whose job it is, and its result
     """
     line = BatchResult("", 200, "", body, free)
     prices = _prices_then(ports, job, service)
-    charged = _charged(ports, job, service, route, line, job.hold_id, prices, ago_s, bounds, each)
+    charged = _charge_of_result(ports, job, service, route, line, job.hold_id, prices, ago_s, bounds, each)
     return charged or (None if free else unread_charge(job, service, ago_s))
 
 
-def _charged(  # noqa: PLR0917  # as `line_charges`
+def _charge_of_result(  # noqa: PLR0917  # as `line_charges`
     ports: Ports, job: Job, service: Service, route: Route, line: BatchResult, id_: str, prices: CallPrices,
     ago_s: float, bounds: UsageBounds, each: bool,
 ) -> ChargedUse | None:  # fmt: skip

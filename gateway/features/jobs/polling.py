@@ -125,7 +125,7 @@ class Jobs:
     def fetch(
         self, upstream: str, path: str, bytes_max: int, arrive: Callable[[int], None]
     ) -> asyncio.Task[bytes]:
-        return asyncio.create_task(self._fetched(upstream, path, bytes_max, arrive))
+        return asyncio.create_task(self._fetch_lines(upstream, path, bytes_max, arrive))
 
     def ask(
         self, upstream: str, path: str, headers: tuple[tuple[str, str], ...]
@@ -184,7 +184,7 @@ class Jobs:
         async with self._asks:
             return await self._ask(upstream, path, headers)
 
-    async def _fetched(
+    async def _fetch_lines(
         self, upstream: str, path: str, bytes_max: int, arrive: Callable[[int], None]
     ) -> bytes:
         status, content = await self._ask(
@@ -274,6 +274,7 @@ class Jobs:
         return (await self._stored.now_ms(job) - job.created_ms) / 1000
 
     async def _look_up(self, job: Job) -> None:
+        """Check one job: release it, settle it, or read its state at the upstream."""
         await in_task(self._ports.directory.know(job.organization_id))
         if job.lines_until:
             await self._release(job)
@@ -337,7 +338,7 @@ class Jobs:
         """
         status, said = await self._ask(job.upstream, path, headers, bytes_max)
         if status in _GONE:
-            await self._missed(job, gone, is_sure=status == TOO_LONG)
+            await self._note_miss(job, gone, is_sure=status == TOO_LONG)
             return None
         if status != 200:
             raise UpstreamUnreachable(f"The upstream answers {status} where it was asked for a job.")
@@ -347,10 +348,10 @@ class Jobs:
         """Return whether `id_`, in the upstream's answer, is another job's; if so, count a miss of `job`."""
         if not id_ or id_.rpartition("/")[2] == job.id.rpartition("/")[2]:
             return False
-        await self._missed(job, "failed")
+        await self._note_miss(job, "failed")
         return True
 
-    async def _missed(self, job: Job, gone: str, is_sure: bool = False) -> None:
+    async def _note_miss(self, job: Job, gone: str, is_sure: bool = False) -> None:
         """Schedule another poll of a job that was not found.
 
         After the last poll, or now if `is_sure`, charge the held amount and end the job with the status

@@ -123,6 +123,7 @@ class StoredJobs:
             await self._keep(job)
 
     async def _resend(self, job: Job) -> None:
+        """Store a job again that Redis may have lost, as far as it has no newer state of it."""
         there = await self._stored(job.partition, job.hold_id)
         if not job.id:
             if there is None or there.status == OPENING:
@@ -200,6 +201,7 @@ class StoredJobs:
         return _read_ms(await in_task(self._wires.of(job.partition).send(encode(b"TIME"))))
 
     async def _drop(self, job: Job) -> bool:
+        """Delete a job, and remove it from the lists."""
         self._remembered.pop(job.hold_id, None)
         wire, hold_id = self._wires.of(job.partition), job.hold_id.encode()
         names = [keys.job(job.partition, one).encode() for one in (job.hold_id, job.id) if one]

@@ -79,12 +79,12 @@ def verify(
         waiting("Comparing rows with what was signed"),
         stored.reading(owner_url(config, database_url, data_dir)) as here,
     ):
-        result = verified(here, keys, kept, archive)
+        result = verify_ledgers(here, keys, kept, archive)
     _tell(result, as_json=as_json)
     raise typer.Exit(1 if result.wrong or not result.heads else 0)
 
 
-def verified(
+def verify_ledgers(
     here: stored.Connection, keys: Collection[bytes], kept: Mapping[int, str], archive: str | None = None
 ) -> LedgerVerification:
     """Compare all rows of the ledgers with the signed heads; return the result.

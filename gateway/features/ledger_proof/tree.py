@@ -93,6 +93,7 @@ def path(leaves: Sequence[bytes], index: int) -> list[tuple[str, str]]:
 
 
 def _levels(leaves: Sequence[bytes]) -> Iterator[Sequence[bytes]]:
+    """Yield the levels of a Merkle tree, from the leaves to the root."""
     level = leaves
     yield level
     while len(level) > 1:

@@ -108,9 +108,9 @@ def _trees(
     Segments that do not follow the account's previous one are added to `verification`.
     """
     trees, last = dict[int, tuple[int, bytes]](), dict[tuple[str, int], tuple[int, bytes]]()
-    for number, of in groupby(segments, key=attrgetter("head")):
+    for number, head_segments in groupby(segments, key=attrgetter("head")):
         leaves = list[bytes]()
-        for row in of:
+        for row in head_segments:
             account = (row.kind, row.owner_id)
             if last.get(account, (0, NONE)) != (row.number - 1, row.previous):
                 verification.say(
@@ -139,8 +139,8 @@ def check_rows(
     Segments and rows must be sorted by account and seq.
     """
     items: Iterable[LedgerSegment | ProvenRow] = heapq.merge(segments, *streams, key=_in_order)
-    for owner_id, of in groupby(items, key=attrgetter("owner_id")):
-        _check_account(f"{kind}:{owner_id}", of, verification)
+    for owner_id, owner_items in groupby(items, key=attrgetter("owner_id")):
+        _check_account(f"{kind}:{owner_id}", owner_items, verification)
 
 
 def _in_order(node: LedgerSegment | ProvenRow) -> tuple[int, int, int, int]:
@@ -211,7 +211,10 @@ def _check_segment(account: str, now: _Open, verification: LedgerVerification) -
     named = [
         fault for seq, due in late.items() for fault in _compared(account, seq, rows.get(seq, ()), due.root)
     ]
-    if all(len(of) == 1 for seq, of in rows.items() if seq not in late) and root(leaves) == segment.root:
+    if (
+        all(len(same_place) == 1 for seq, same_place in rows.items() if seq not in late)
+        and root(leaves) == segment.root
+    ):
         if b"".join(leaf[:MARK_BYTES] for leaf in leaves) != segment.marks:
             verification.say(account, segment.first_seq, f"the marks up to {segment.last_seq} were changed")
     else:

@@ -220,6 +220,7 @@ class _Translation:
         self._tags: list[str] = []
 
     def models(self) -> None:
+        """Translate models with their credentials, fallbacks and aliases."""
         for row in _rows(self._source.get("credential_list")):
             self._credentials[str(row.get("credential_name"))] = dict(row.get("credential_values") or {})
         for number, row in enumerate(_rows(self._source.get("model_list"))):
@@ -300,7 +301,7 @@ class _Translation:
         asked, named = str(params.get("model") or ""), params.pop("litellm_credential_name", None)
         params |= {**self._credentials.get(str(named), {}), **params}
         self._credentials_used.add(str(named))
-        provider, model = _called(asked, str(params.get("custom_llm_provider") or ""))
+        provider, model = _provider_and_model(asked, str(params.get("custom_llm_provider") or ""))
         known, base = PROVIDERS.get(provider), _text(params.get("api_base"))
         fault = _fault_of_target(known, provider, model, base)
         if named is not None and str(named) not in self._credentials:
@@ -394,6 +395,7 @@ class _Translation:
                     self._leave(f"{place}.fallbacks.{name}", why)
 
     def _aliases(self) -> None:
+        """Set for each alias of a model group the targets of its model."""
         settings = self._source.get("router_settings")
         aliases = settings.pop("model_group_alias", None) if isinstance(settings, dict) else None
         for alias, said in (aliases or {}).items():
@@ -465,11 +467,11 @@ class _Translation:
         return {name: value}
 
     def _own_budget(
-        self, source: Json, user: str, name: str, place: str, usual: Json | None, **of: Any
+        self, source: Json, user: str, name: str, place: str, usual: Json | None, **selectors: Any
     ) -> None:
         """Add the budget of one user: an override of `usual`, a budget of each user; else a budget of his own."""
         before = len(self._budgets)
-        self._budget(source, name, place, user=user, **of)
+        self._budget(source, name, place, user=user, **selectors)
         if len(self._budgets) == before or usual is None:
             return
         own = self._budgets[-1]
@@ -477,11 +479,11 @@ class _Translation:
             self._budgets.pop()
             usual.setdefault("overrides", []).append({"who": user, "amount": own["amount"]})
 
-    def _budgets_besides(self, source: Json, name: str, place: str, **of: Any) -> None:
+    def _budgets_besides(self, source: Json, name: str, place: str, **selectors: Any) -> None:
         """Add the other budgets of a team, key or user: those of several durations, and of single models."""
         for number, window in enumerate(_rows(source.get("budget_limits"))):
             named = f"{name}, {_respell(window).get('budget_duration')}"
-            self._budget(window, named, f"{place}.budget_limits[{number}]", **of)
+            self._budget(window, named, f"{place}.budget_limits[{number}]", **selectors)
             _without_facts(window)
         fallbacks = source.get("budget_fallbacks")
         chains = fallbacks if isinstance(fallbacks, dict) else {}
@@ -491,7 +493,7 @@ class _Translation:
             if not isinstance(limits[model], dict):
                 limits[model] = {"max_budget": limits[model]}
             steps = self._steps(model, chains, f"{place}.budget_fallbacks.{model}")
-            self._budget(_respell(limits[model]), f"{name}, {model}", at, model=model, **of, **steps)
+            self._budget(_respell(limits[model]), f"{name}, {model}", at, model=model, **selectors, **steps)
         for model in chains:
             why = "only a model_max_budget of this model, of the same key or user, leads to its fallbacks"
             self._leave(f"{place}.budget_fallbacks.{model}", why)
@@ -511,11 +513,11 @@ class _Translation:
 
     def _budget(
         self, source: Json, name: str, place: str,
-        names: tuple[str, str] = ("max_budget", "budget_duration"), **of: Any,
+        names: tuple[str, str] = ("max_budget", "budget_duration"), **selectors: Any,
     ) -> None:  # fmt: skip
         """Add a budget from a part of the source, whose fields `names` hold the amount and duration, if any.
 
-        `name` is the budget's name, and `of` selects the calls that it limits.
+        `name` is the budget's name, and `selectors` selects the calls that it limits.
         """
         amount_, duration = (source.get(name) for name in names)
         if amount_ is None:
@@ -541,7 +543,7 @@ class _Translation:
             source.pop(one, None)
         name = _free(name, self._budgets)
         row = {"name": name, "organization": self._owner, "unit": MONEY, "amount": f"{amount:f}"}
-        self._budgets.append({**row, **window, **of})
+        self._budgets.append({**row, **window, **selectors})
 
     def teams(self, teams: Any, keys: Any) -> None:
         """Add a tenant for each team of the list `teams`, and an API key for each key of the list `keys`.
@@ -579,7 +581,7 @@ class _Translation:
             made = [{"name": "first", "tenant": {**owner, "name": tenant["name"]}} for tenant in tenants]
         self._made.objects = {
             "organizations": [
-                {"name": self._owner} | self._listed() | ({"tags": self._tags} if self._tags else {})
+                {"name": self._owner} | self._model_list() | ({"tags": self._tags} if self._tags else {})
             ],
             "token-plans": [{"name": PLAN}],
             "tenants": tenants,
@@ -619,7 +621,7 @@ class _Translation:
                 _without_facts(table)
             _without_facts(row)
 
-    def _listed(self) -> Json:
+    def _model_list(self) -> Json:
         """Return the organization's list of models, which refuses unlisted names like LiteLLM."""
         names = list(self._targets)
         if self._any_model or not names:
@@ -642,9 +644,9 @@ class _Translation:
             self._leave(place, f"{name} {fault}: no key is made")
             return
         tenant = by_id[team_id] if team_id else self._everybody(tenants)
-        of = {"organization": self._owner, "name": tenant}
-        name = _free(name, [key for key in made if key["tenant"] == of])
-        key: Json = {"name": name, "tenant": of}
+        tenant_reference = {"organization": self._owner, "name": tenant}
+        name = _free(name, [key for key in made if key["tenant"] == tenant_reference])
+        key: Json = {"name": name, "tenant": tenant_reference}
         key |= self._models_of(row, place)
         key |= {"user": user} if (user := row.pop("user_id", None)) else {}
         key |= {"limits": limits} if (limits := _limits(row)) else {}
@@ -718,6 +720,7 @@ class _Translation:
         return EVERYBODY
 
     def done(self) -> Translated:
+        """Return the translation: the used upstreams, the models, and notes about the rest."""
         made = self._made
         self._note_rest(self._source, "")
         used = {each["upstream"] for targets in self._targets.values() for each in targets}
@@ -763,7 +766,7 @@ class _Translation:
             self._made.notes.append(text)
 
 
-def _called(asked: str, named: str) -> tuple[str, str]:
+def _provider_and_model(asked: str, named: str) -> tuple[str, str]:
     """Return the provider and model of a deployment's `model` setting `asked`, such as `openai/gpt-4o`.
 
     `named` is the provider by another setting, and has precedence. The provider is empty if none is known.
@@ -776,7 +779,7 @@ def _called(asked: str, named: str) -> tuple[str, str]:
         model = re.sub(rf"^(?:{_HINTS[provider]})+", "", model)
     if provider == "vertex_ai":
         publishers = {"gemini": provider, "claude": "vertex_ai-anthropic_models"}
-        provider = next((its for start, its in publishers.items() if model.startswith(start)), "")
+        provider = next((publisher for start, publisher in publishers.items() if model.startswith(start)), "")
     return provider, model
 
 
@@ -822,6 +825,7 @@ def _sign_in(upstream: Json, known: Provider, params: Json) -> None:
 
 
 def _leaves(rest: object, place: str) -> Iterator[str]:
+    """Yield the path of each value that is left in a document."""
     if isinstance(rest, dict):
         for name, value in rest.items():
             yield from _leaves(value, f"{place}.{name}" if place else str(name))

@@ -71,6 +71,7 @@ def _bucket(raw: bytes) -> tuple[datetime, datetime, list[msgspec.Raw]]:
 
 
 def _result(raw: bytes) -> ReportLine:
+    """Return the line of the report for a result of Anthropic's usage or cost report."""
     if _kinds.decode(raw).amount is not msgspec.UNSET:
         return _cost(_costs.decode(raw))
     result = _messages.decode(raw)

@@ -134,16 +134,16 @@ class ProviderApi:
         return f"{self.url}{path} answered {status}. --api must be the base URL, such as {self.of.url}."
 
 
-def provider_api(of: Format, url: str | None, environ: Mapping[str, str] = os.environ) -> ProviderApi:
+def provider_api(form: Format, url: str | None, environ: Mapping[str, str] = os.environ) -> ProviderApi:
     """Return the API of a provider, with its key from the environment."""
-    base = (url or of.url).rstrip("/").removesuffix("/v1")
+    base = (url or form.url).rstrip("/").removesuffix("/v1")
     parts = urlsplit(base)
     plain = parts.scheme == "http" and is_local(parts.hostname or "")
     if not parts.hostname or parts.query or parts.username or not (parts.scheme == "https" or plain):
         raise CommandFailed(
-            f"--api must be a base URL such as {of.url}, with https unless it is this machine."
+            f"--api must be a base URL such as {form.url}, with https unless it is this machine."
         )
-    return ProviderApi(of, base, _key(of, environ))
+    return ProviderApi(form, base, _key(form, environ))
 
 
 def spans(since: date, until: date) -> Iterator[tuple[date, date]]:
@@ -154,15 +154,15 @@ def spans(since: date, until: date) -> Iterator[tuple[date, date]]:
         since = last
 
 
-def _key(of: Format, environ: Mapping[str, str]) -> str:
+def _key(form: Format, environ: Mapping[str, str]) -> str:
     """Return the provider's API key, from its environment variable or the file that another one names."""
     from gateway.settings.secret_files import Environment  # help is shown without settings
 
-    name = of.key_variable
+    name = form.key_variable
     key = Environment(environ).get(name, "").strip()
     if not key:
         raise CommandFailed(
-            f"Name a FILE with the report, or set {name} (or {name}_FILE) to read it from {of.url}."
+            f"Name a FILE with the report, or set {name} (or {name}_FILE) to read it from {form.url}."
         )
     if len(key) > KEY_BYTES_MAX or not (key.isascii() and key.isprintable() and " " not in key):
         raise CommandFailed(f"{name} must be one word of at most {KEY_BYTES_MAX:,} ASCII characters.")
@@ -321,7 +321,7 @@ class ProviderOptions:
     tolerance: Sequence[str]
 
 
-def compared(api: AdminClient, asked: ProviderOptions) -> Comparison:
+def compare_usage(api: AdminClient, asked: ProviderOptions) -> Comparison:
     """Return the comparison of our usage and a provider's report; `CommandFailed` if it is impossible."""
     form = FORMATS[asked.provider]
     allowed = _tolerance(asked.tolerance)
@@ -337,7 +337,7 @@ def compared(api: AdminClient, asked: ProviderOptions) -> Comparison:
             ours = _ours(api, services.values(), since, until, costs="cost" in theirs.states)
             rows = comparison.compare_reports(ours, theirs, allowed, {})
             if lost := comparison.lost_rows(rows):
-                answered = _answered(api, lost, services.values(), since, until)
+                answered = _answering_models(api, lost, services.values(), since, until)
                 rows = comparison.compare_reports(ours, theirs, allowed, answered)
     except BadReport as error:
         raise CommandFailed(error.message) from error
@@ -425,7 +425,7 @@ def _line(item: Json, *, costs: bool) -> ReportLine:
     return ReportLine(item["model"] or "(no model)", amounts, item["currency"] if amounts.get("cost") else "")
 
 
-def _answered(
+def _answering_models(
     api: AdminClient, names: Collection[str], services: Collection[int], since: date, until: date
 ) -> dict[str, set[str]]:
     """Return, for each model in `names`, the models that answered its newest calls in the journal."""

@@ -55,7 +55,7 @@ def reconcile_provider(
         asked = comparing.ProviderOptions(
             provider.value, files or (), api, since, until, service or (), tolerance or ()
         )
-        comparison = comparing.compared(admin, asked)
+        comparison = comparing.compare_usage(admin, asked)
     if as_json:
         comparing.print_json(comparison)
     elif as_csv:

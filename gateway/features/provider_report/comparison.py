@@ -231,10 +231,10 @@ def compare_reports(
             f"Our costs are in {ours.currency}, theirs in {theirs.currency}: compare usage without costs, or "
             "price the calls in the provider's currency"
         )
-    mine, its = _by_day(ours), _by_day(theirs)
+    mine, reported = _by_day(ours), _by_day(theirs)
     rows = []
-    for day in sorted(mine.keys() | its.keys()):
-        here, there = mine.get(day, {}), its.get(day, {})
+    for day in sorted(mine.keys() | reported.keys()):
+        here, there = mine.get(day, {}), reported.get(day, {})
         for names in groups(here.keys() | there.keys(), answered):
             lines = _beside(day, names, here, there, answered)
             if lines.verdict is ComparisonResult.DIFFERS:
@@ -309,24 +309,25 @@ def _beside(
 
     The verdict is DIFFERS until the amounts are compared.
     """
-    mine, its = sorted(names & here.keys()), sorted(names & there.keys())
+    mine, reported = sorted(names & here.keys()), sorted(names & there.keys())
     verdict, by = ComparisonResult.DIFFERS, NameMatch.NAME
-    if not its:
+    if not reported:
         verdict = ComparisonResult.OURS_ONLY
     elif not mine:
         verdict = ComparisonResult.THEIRS_ONLY
-    elif mine != its:
+    elif mine != reported:
         by = (
             NameMatch.ANSWERED
-            if any(set(answered.get(name, ())) & set(its) for name in mine)
+            if any(set(answered.get(name, ())) & set(reported) for name in mine)
             else NameMatch.DATE
         )
     plainest = min(names, key=lambda name: (len(name), name))
-    ours, theirs = _sum(here[name] for name in mine), _sum(there[name] for name in its)
-    return DayComparison(day, plainest, verdict, by, tuple(mine), tuple(its), ours, theirs)
+    ours, theirs = _sum(here[name] for name in mine), _sum(there[name] for name in reported)
+    return DayComparison(day, plainest, verdict, by, tuple(mine), tuple(reported), ours, theirs)
 
 
 def _alike(ours: Mapping[str, Decimal], theirs: Mapping[str, Decimal], tolerance: Tolerance) -> bool:
+    """Return whether our amounts and a provider's are equal within the tolerance and our rounding."""
     # Our cost is rounded once for each call, to a whole nano-unit.
     rounded = {"cost": EXACT.multiply(ONE_NANO, max(ours.get("requests", ZERO), Decimal(1)))}
     return all(

@@ -127,6 +127,7 @@ def _is_whole(line: bytes) -> bool:
 
 
 def _add_bucket(report: ProviderReport, raw: bytes, place: ReportPosition, where: str) -> None:
+    """Add the results of a bucket to the report; raise the refusal of a bucket beyond one day."""
     start, end, results = place.read(where, lambda: place.of.bucket(raw))
     start, end = start.astimezone(UTC), end.astimezone(UTC)
     if not start < end <= start.replace(hour=0, minute=0, second=0, microsecond=0) + _DAY:
@@ -158,6 +159,7 @@ def _add_table(report: ProviderReport, text: str, place: ReportPosition) -> None
 
 
 def _table(head: list[str], place: ReportPosition) -> CsvExport:
+    """Return which of a provider's CSV exports has these columns."""
     if len(head) > COLUMNS_MAX or len(set(head)) < len(head):
         raise place.refused(", line 1", f"it must name at most {COLUMNS_MAX} columns, each once")
     table = next((table for table in place.of.tables if table.mark in head), None)
@@ -173,6 +175,7 @@ def _table(head: list[str], place: ReportPosition) -> CsvExport:
 def _add_row(
     report: ProviderReport, table: CsvExport, row: dict[str, str], place: ReportPosition, number: int
 ) -> None:
+    """Add a row of a CSV export to the report."""
     day, line = place.read(
         f", line {number}", lambda: table.read({name: cell.strip() for name, cell in row.items()})
     )

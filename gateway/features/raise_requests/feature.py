@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 
 def _links(settings: Settings) -> Mapping[str, Callable[[Delivery], str]]:
+    """Return what makes the link in a message about a requested raise."""
     if not settings.links_url:
         return {}
     from functools import partial  # of keepers alone

@@ -151,7 +151,7 @@ class RateLimitJudge:
             is_end = bool(place.rule.end) and place.rule.end in place.entries
             return await (self._end if is_end else self._begin)(asked.domain, place, descriptor)
 
-        return _answered(*await self._all(asked, ask, calls=True))
+        return _answer_envoy(*await self._all(asked, ask, calls=True))
 
     async def check(self, asked: RateLimitQuestion) -> bytes:
         """Answer Kuadrant's `CheckRateLimit`, which counts nothing."""
@@ -159,7 +159,7 @@ class RateLimitJudge:
         async def ask(place: _Place, _: Descriptor, __: int) -> _DescriptorHold:
             return await self._reported(place, 0, str(uuid4()))
 
-        return _answered(*await self._all(asked, ask))
+        return _answer_envoy(*await self._all(asked, ask))
 
     async def report(self, asked: RateLimitQuestion) -> bytes:
         """Answer Kuadrant's `Report`: charge the use if any amount is left."""
@@ -167,7 +167,7 @@ class RateLimitJudge:
         async def ask(place: _Place, descriptor: Descriptor, _: int) -> _DescriptorHold:
             return await self._reported(place, descriptor.hits, str(uuid4()))
 
-        return _answered(*await self._all(asked, ask, apart=True))
+        return _answer_envoy(*await self._all(asked, ask, apart=True))
 
     async def reserve(self, asked: RateLimitQuestion) -> bytes:
         """Answer Kuadrant's `Reserve`: hold for all descriptors or for none."""
@@ -175,7 +175,7 @@ class RateLimitJudge:
 
         async def ask(place: _Place, descriptor: Descriptor, _: int) -> _DescriptorHold:
             time_s = place.rule.ttl_s if ttl_s is None else ttl_s
-            held, __ = await self._held(place, asked.amount or 1, str(uuid4()), time_s)
+            held, __ = await self._acquire_hold(place, asked.amount or 1, str(uuid4()), time_s)
             held.looks = bool(held.id) and not asked.amount
             return held
 
@@ -265,7 +265,7 @@ class RateLimitJudge:
 
         holds = list(await asyncio.gather(*map(one_of, range(len(places)))))
         over = _is_over(holds)
-        await asyncio.gather(*(self._ended(hold, over and not apart) for hold in holds if hold.id))
+        await asyncio.gather(*(self._end_hold(hold, over and not apart) for hold in holds if hold.id))
         return holds, over
 
     def _place(self, domain: str, asked: Descriptor) -> _Place | _DescriptorHold:
@@ -284,7 +284,7 @@ class RateLimitJudge:
             return _DescriptorHold(refused("invalid_api_key", "The entry has no API key."))
         return _Place(rule, key, entries)
 
-    async def _held(
+    async def _acquire_hold(
         self, place: _Place, amount: int, once: str, ttl_s: int
     ) -> tuple[_DescriptorHold, HoldsReply | None]:
         """Acquire a hold that stays open for `ttl_s` seconds; return it with the gateway's answer.
@@ -301,7 +301,7 @@ class RateLimitJudge:
 
     async def _reported(self, place: _Place, used: int, once: str) -> _DescriptorHold:
         """Return a new hold to which a use without a hold is charged; `once` is its idempotency key."""
-        held, _ = await self._held(place, 1, once, SETTLED_TTL_S)
+        held, _ = await self._acquire_hold(place, 1, once, SETTLED_TTL_S)
         held.charge, held.looks = (_use(place.rule, used), False) if used else (None, True)
         return held
 
@@ -309,7 +309,9 @@ class RateLimitJudge:
         rule = place.rule
         amount = rule.hold or asked.hits or 1
         once = _call_id(domain, rule, place.entries) if rule.call else str(uuid4())
-        held, reply = await self._held(place, amount, once, rule.ttl_s if rule.call else SETTLED_TTL_S)
+        held, reply = await self._acquire_hold(
+            place, amount, once, rule.ttl_s if rule.call else SETTLED_TTL_S
+        )
         if reply is None or not held.id:
             return held
         if rule.call and reply.tries == 1 and "idempotent-replayed" in reply.headers:
@@ -324,7 +326,9 @@ class RateLimitJudge:
         It is a refusal if the call has not begun.
         """
         rule = place.rule
-        held, reply = await self._held(place, rule.hold, _call_id(domain, rule, place.entries), rule.ttl_s)
+        held, reply = await self._acquire_hold(
+            place, rule.hold, _call_id(domain, rule, place.entries), rule.ttl_s
+        )
         if reply is None:
             self._failed("the end of a call")
         if reply is None or not held.id:
@@ -354,7 +358,7 @@ class RateLimitJudge:
         taken = reply is None or reply.status >= 400 or isinstance(reply.document.get("id"), str)
         return reply if taken else None
 
-    async def _ended(self, hold: _DescriptorHold, over: bool) -> None:
+    async def _end_hold(self, hold: _DescriptorHold, over: bool) -> None:
         """Settle a hold by its charge, or release it. A hold without a charge stays open until it expires."""
         path = f"{HOLDS}/{hold.id}"
         if hold.looks or (over and not hold.is_end):
@@ -395,7 +399,7 @@ def _is_over(holds: list[_DescriptorHold]) -> bool:
     return any(rest) or (bool(quotas) and all(quotas))
 
 
-def _answered(holds: list[_DescriptorHold], over: bool) -> bytes:
+def _answer_envoy(holds: list[_DescriptorHold], over: bool) -> bytes:
     """Return the answer to Envoy by the first refusal, else by the descriptor with the least left."""
     verdicts = [hold.verdict for hold in holds]
     nearest = min(
@@ -449,6 +453,7 @@ def _use(rule: RateLimitRule, amount: int) -> dict[str, Any]:
 
 
 def _verdict(reply: HoldsReply) -> DescriptorVerdict:
+    """Return the verdict in an answer to a hold, with its headers for the client."""
     headers = tuple(
         (name, value)
         for name, value in reply.headers.items()

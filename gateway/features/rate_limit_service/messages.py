@@ -181,6 +181,7 @@ def _fields(raw: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _varint(raw: bytes, at: int) -> tuple[int, int]:
+    """Return the number at a place of a protobuf message, and the place behind it."""
     value = 0
     for place in range(_VARINT_BYTES_MAX):
         if at + place >= len(raw):

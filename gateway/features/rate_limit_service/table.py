@@ -15,7 +15,7 @@ import msgspec
 from gateway.core.accounts.caller_holds import TOKENS_MAX, TTL_S_MAX
 from gateway.core.failures import DELAY_S_MAX
 from gateway.errors import SettingError
-from gateway.settings.documents import converted, parsed, read_file
+from gateway.settings.documents import convert_document, parse_yaml, read_file
 
 TABLE_BYTES_MAX: Final = 1 << 20
 RULES_MAX: Final = 1_000
@@ -92,8 +92,8 @@ class RateLimitTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def read_table(path: Path, environ: Mapping[str, str]) -> RateLimitTable:
     """Parse the file; `SettingError` names the position of a fault."""
-    document = parsed(read_file(path, TABLE_BYTES_MAX), str(path))
-    table = converted(document, environ, RateLimitTable, str(path))
+    document = parse_yaml(read_file(path, TABLE_BYTES_MAX), str(path))
+    table = convert_document(document, environ, RateLimitTable, str(path))
     names = {rule.name for rule in table.rules}
     for number, rule in enumerate(table.rules):
         unknown = next((replace for replace in rule.replaces if replace not in names), "")

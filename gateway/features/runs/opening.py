@@ -97,7 +97,7 @@ class Runs:
             del self._known[key], self._waits[key]
             return None
         self._known.move_to_end(key)
-        return self._checked(run, asked)
+        return self._check_run(run, asked)
 
     async def find(self, caller: Caller, asked: RunRequest, policies: CallRunPolicies = ()) -> Run:
         """Return the run of a call; open it, within these policies, if it does not exist.
@@ -114,7 +114,7 @@ class Runs:
             there = await self._look(caller, asked.id)
             if there is None:
                 raise InvalidRequest(f"{FIELD} {wrong}.", param=FIELD)
-            return self._checked(there, asked)
+            return self._check_run(there, asked)
         parents: tuple[Run, ...] = ()
         if asked.parent_id:
             parent = await self._look(caller, asked.parent_id)
@@ -140,7 +140,7 @@ class Runs:
         if parent_of(packed) != (parents[0].id if parents else ""):  # which others may have opened meanwhile
             parents = await self._parents(caller, packed)
             _check_level(parents)
-        return self._checked(self._remembered(caller, packed, parents, code), asked)
+        return self._check_run(self._remember_run(caller, packed, parents, code), asked)
 
     def admitted(self, caller: Caller, run: Run) -> None:
         """Store an admitted call's run, and the run's parents, until they end; before, they expire soon."""
@@ -164,7 +164,7 @@ class Runs:
             raise RunNotFound
         _, packed = await self._ask(packing.RUN_END, caller, id_, packed=run.defined, entry=end_of(run))
         if packed:
-            self._remembered(caller, packed, run.parents, packing.RUN_THERE)
+            self._remember_run(caller, packed, run.parents, packing.RUN_THERE)
 
     async def tell(self, caller: Caller, id_: str) -> bytes:
         """Return a run of this caller's tenant as JSON; raise `RunNotFound` or `RateLimited`.
@@ -243,6 +243,7 @@ class Runs:
                 )
 
     def _send_again(self, run: Run) -> Wait[Reply]:
+        """Restore a run in Redis that has lost it."""
         caller = Caller(run.organization_id, run.tenant_id, 0, keys.partition_of(run.organization_id))
         wire = self._wires.of(caller.partition)
         return wire.send(
@@ -261,7 +262,7 @@ class Runs:
         code, packed = await self._ask(packing.RUN_LOOK, caller, id_)
         if code == packing.RUN_UNKNOWN:
             return None
-        return self._remembered(caller, packed, await self._parents(caller, packed), code)
+        return self._remember_run(caller, packed, await self._parents(caller, packed), code)
 
     async def _parents(self, caller: Caller, packed: bytes) -> tuple[Run, ...]:
         """Return the parents of a `packed` run, the nearest first; RunEnded if one does not exist any more.
@@ -282,7 +283,7 @@ class Runs:
             await wire.send(encode_script("run", *packing.run(wire.run_id, verb, caller, id_, **more)))  # type: ignore[arg-type]  # as it takes them
         )
 
-    def _remembered(self, caller: Caller, packed: bytes, parents: tuple[Run, ...], code: int) -> Run:
+    def _remember_run(self, caller: Caller, packed: bytes, parents: tuple[Run, ...], code: int) -> Run:
         """Return the run in a script's answer, and remember it; equal runs are one object."""
         run = stored_run(caller.organization_id, caller.tenant_id, packed, parents)
         key = caller.tenant_id, run.id
@@ -300,7 +301,8 @@ class Runs:
             self._waits.pop(gone, None)
         return run
 
-    def _checked(self, run: Run, asked: RunRequest) -> Run:
+    def _check_run(self, run: Run, asked: RunRequest) -> Run:
+        """Return the run if it may be used as asked; raise RunEnded or RunConflict."""
         now_ms = self._today() * 1000
         over = next((parent for parent in (run, *run.parents) if parent.is_over(now_ms)), None)
         if over is not None:

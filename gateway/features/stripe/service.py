@@ -244,12 +244,12 @@ class StripeInvoices:
         """Make one attempt, and return its outcome. Faults of Stripe are not raised."""
         try:
             async with asyncio.timeout(ATTEMPT_S_MAX):
-                return await self._api.settled(self._handed(handover, note))
+                return await self._api.settled(self._hand_document(handover, note))
         except TimeoutError:
             return HandoverOutcome(WAITING, f"not done within {ATTEMPT_S_MAX:g} seconds")
 
-    async def _handed(self, handover: HandoverStep, note: Note) -> HandoverOutcome:
-        """Bring a document to Stripe, or report why nothing has to be done."""
+    async def _hand_document(self, handover: HandoverStep, note: Note) -> HandoverOutcome:
+        """Hand a document to Stripe, or report why nothing has to be done."""
         try:
             if handover.kind == "invoice":
                 return await self._invoice(handover, note)
@@ -259,7 +259,7 @@ class StripeInvoices:
                 return HandoverOutcome(CANCELED, "what it is about was never handed over")
             if handover.kind == "void" and handover.paper.kind == "credit_note":
                 return await self._void_note(handover, handover.about)
-            return await self._ended(handover, handover.about)
+            return await self._end_invoice(handover, handover.about)
         except Unspeakable as error:
             raise Unfinished(str(error)) from error
 
@@ -277,7 +277,9 @@ class StripeInvoices:
             there = (await self._api.v1.invoices.create_async(asked, once(handover, "create"))).to_dict()
         await note(there["id"])
         if there["status"] == "draft":
-            there = await self._filled(handover, there, set() if is_new else await self._positions(there))
+            there = await self._add_missing_lines(
+                handover, there, set() if is_new else await self._positions(there)
+            )
         _compare(handover, there)
         if there["status"] == "void":
             raise Unfinished(f"somebody made {there['id']} void at Stripe")
@@ -295,8 +297,8 @@ class StripeInvoices:
                 return there
             # Somebody deleted the draft: search for it, and create it again.
         since = int((handover.created_at - SINCE).timestamp())
-        of = {"customer": handover.customer, "created": {"gte": since}}
-        return await find_made(handover, lambda page: self._api.v1.invoices.list_async(of | page))
+        query = {"customer": handover.customer, "created": {"gte": since}}
+        return await find_made(handover, lambda page: self._api.v1.invoices.list_async(query | page))
 
     def _draft(self, handover: HandoverStep) -> Params:
         """Return the parameters of Stripe's draft for an invoice."""
@@ -334,7 +336,7 @@ class StripeInvoices:
         lines = partial(self._api.v1.invoices.line_items.list_async, there["id"])
         return {(line.get("metadata") or {}).get(POSITION, "") async for line in every(lines)}
 
-    async def _filled(self, handover: HandoverStep, there: Object, has: set[str]) -> Object:
+    async def _add_missing_lines(self, handover: HandoverStep, there: Object, has: set[str]) -> Object:
         """Add the lines that the draft `there` at Stripe lacks (`has` are present), and return the draft."""
         currency = handover.paper.currency
         lines = [line for line in folded(handover.paper.lines) if str(line.position) not in has]
@@ -391,7 +393,7 @@ class StripeInvoices:
             await self._api.v1.credit_notes.void_credit_note_async(about, {}, once(handover, "void"))
         return HandoverOutcome(DONE, remote_id=about)
 
-    async def _ended(self, handover: HandoverStep, about: str) -> HandoverOutcome:
+    async def _end_invoice(self, handover: HandoverStep, about: str) -> HandoverOutcome:
         """End an invoice at Stripe as it ended here: void, paid elsewhere, or uncollectible."""
         there = (await self._api.v1.invoices.retrieve_async(about)).to_dict()
         invoices, key = self._api.v1.invoices, once(handover, handover.kind)
@@ -600,24 +602,24 @@ class StripeReturns:
 
     async def _given_back(self, payment: str) -> int:
         """Return the sum of a payment's refunds and lost disputes, in Stripe's units."""
-        of = {"payment_intent": payment}
+        query = {"payment_intent": payment}
         refunds = self._api.v1.refunds.list_async
         disputes = self._api.v1.disputes.list_async
         given = [
             int(refund["amount"])
-            async for refund in every(lambda page: refunds(of | page))
+            async for refund in every(lambda page: refunds(query | page))
             if refund["status"] not in _NOT_GIVEN
         ]
         given += [
             int(dispute["amount"])
-            async for dispute in every(lambda page: disputes(of | page))
+            async for dispute in every(lambda page: disputes(query | page))
             if dispute["status"] not in _WON
         ]
         return sum(given)
 
-    def _list_payments(self, of: Params) -> AsyncIterator[Object]:
+    def _list_payments(self, query: Params) -> AsyncIterator[Object]:
         listed = self._api.v1.invoice_payments.list_async
-        return every(lambda page: listed(of | page))
+        return every(lambda page: listed(query | page))
 
 
 def _by(payment: str) -> Params:

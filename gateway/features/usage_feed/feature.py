@@ -64,6 +64,7 @@ def _work(parts: KeeperParts) -> Work:
 
 
 async def _findings(settings: Settings) -> AsyncIterator[Finding]:
+    """Yield whether the service that takes the usage feed can be reached."""
     from gateway.core.calls.routes import UpstreamTarget  # of the doctor alone
     from gateway.ops.doctor import upstream_finding
 

@@ -93,14 +93,14 @@ class UsageEvents:
             if answer.status is not None and 200 <= answer.status < 300:
                 sent.taken.update(event.id for event in piece)
             elif answer.status in ABOUT_EVENTS:
-                pieces += self._refused(piece, answer, sent)
+                pieces += self._note_refused(piece, answer, sent)
             else:
                 sent.pause = Pause(
                     self._error_message(answer), retry_after_s(answer.retry_after, time.time()) or 0.0
                 )
         return sent
 
-    def _refused(
+    def _note_refused(
         self, piece: Sequence[FeedEvent], answer: Answer, sent: FeedResult
     ) -> list[Sequence[FeedEvent]]:
         """Note in `sent` which events of a refused batch were accepted or refused.

@@ -194,6 +194,7 @@ def _amount_of(row: Row) -> str | None:
 
 
 def _is_limit(row: Row) -> bool:
+    """Return whether a budget is one that the vendors' APIs can show as a spend limit."""
     interval = INTERVALS.get(str(row["interval"]))  # a window with a length is no period of theirs
     if interval is None or not interval.period or row["carry"] is not None:
         return False
@@ -259,6 +260,7 @@ def _only(sent: Mapping[str, object], *names: str) -> None:
 
 # Anthropic's: each has an id, and is set by its scope and period.
 async def _list(limits: _Limits, request: web.Request, _: Body) -> Shown:
+    """Return a page of spend limits as Anthropic's API has it."""
     _only(request.query, "limit", "page")
     text = request.query.get("limit", "20")
     if not (text.isascii() and text.isdigit() and len(text) < 5 and 1 <= int(text) <= LIMITS_MAX):
@@ -356,6 +358,7 @@ async def _show_one(limits: _Limits, request: web.Request, _: Body) -> Shown:
 
 
 async def _set_one(limits: _Limits, request: web.Request, sent: Body) -> Shown:
+    """Set the spend limit of the organization or a project as OpenAI's API has it."""
     _only(sent, "threshold_amount", "currency", "interval")
     currency = await limits.currency()
     if sent.get("currency") != currency:

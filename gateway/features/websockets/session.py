@@ -631,7 +631,7 @@ class LiveSocket(WebSocket):
         else:
             self._close(code or _BAD, refusal.told)
 
-    def _passed(self, events: list[str], answer: SocketAnswer) -> None:
+    def _note_passed(self, events: list[str], answer: SocketAnswer) -> None:
         """Note that events were sent to the client; `answer.over` means that the turn is over.
 
         A refused turn closes the socket, unless the client may send its message again later.

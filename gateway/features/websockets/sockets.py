@@ -21,7 +21,7 @@ from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, Tex
 
 from gateway.core.accounts.limits import Header
 from gateway.core.families.header_fields import KEY_PROTOCOLS, PROTOCOLS_FIELD
-from gateway.core.families.refusal import described
+from gateway.core.families.refusal import describe_refusal
 from gateway.core.families.registry import SHAPES
 from gateway.core.metering.reading import UNREADABLE
 from gateway.core.metering.stream import Splitter, data_of
@@ -251,7 +251,7 @@ class WebSocket(FrameReader):
             self._answer = None
         if written:
             self._transport.write(written)
-        self._passed(events, answer)
+        self._note_passed(events, answer)
         if answer.kept > self._limits.socket_event_bytes_max:
             self.close()
 
@@ -336,6 +336,7 @@ class WebSocket(FrameReader):
         return left
 
     def _take(self, event: Event) -> None:
+        """Handle an event of the client's socket: a message, a ping or its end."""
         if self._closed:
             if isinstance(event, CloseConnection):
                 self._transport.close()
@@ -379,7 +380,7 @@ class WebSocket(FrameReader):
         """Process a complete message."""
         raise NotImplementedError
 
-    def _passed(self, events: list[str], answer: SocketAnswer) -> None:
+    def _note_passed(self, events: list[str], answer: SocketAnswer) -> None:
         """Handle that `events` of an answer were sent; they are the last ones if `answer.over`."""
 
     def _return_bytes(self) -> None:
@@ -390,7 +391,7 @@ class WebSocket(FrameReader):
 
     def _refuse(self, refusal: Refusal, code: int = 0) -> None:
         """Send an error for a message that is no call; `code` closes the socket, 0 keeps it open."""
-        fields, document = described(refusal, self.family, "")
+        fields, document = describe_refusal(refusal, self.family, "")
         event = refused_turn(refusal.status, fields, document, b"").event
         self._transport.write(self._frames.send(TextMessage(data=event)))
         if code:
@@ -438,7 +439,7 @@ class ResponseSocket(WebSocket):
         self._connection.body.messages = self._messages
         self._connection.ask(self.opening, body)
 
-    def _passed(self, events: list[str], answer: SocketAnswer) -> None:
+    def _note_passed(self, events: list[str], answer: SocketAnswer) -> None:
         for one in events:
             self._messages.hear(one)
         if answer.over:
@@ -505,7 +506,7 @@ class SocketAnswer:
         """End the answer by a refusal, whose client gets these fields too."""
         self._take_parts()
         self.over, self.is_stream = True, False
-        own, document = described(refusal, self._socket.family, request_id)
+        own, document = describe_refusal(refusal, self._socket.family, request_id)
         self.refused = refused_turn(refusal.status, [*own, *fields], document, b"")
 
     def feed(self, data: bytes, last: bool) -> list[str]:

@@ -166,6 +166,7 @@ except ImportError:
 
 
 def _answer_of(found: _Answer) -> AnswerHead:
+    """Return the head of an answer from what the parser in C found."""
     _, status, text, length, chunked, dated, content_type, coding, request_id, plain_request_id, limits = (
         found
     )
@@ -468,7 +469,7 @@ class UpstreamSide:
         limits = self._limits
         found = None if _answer is None else _answer(data, limits.answer_head_bytes_max)
         if found is not None:
-            return self._begun(_answer_of(found), data, found[0])
+            return self._begin_final(_answer_of(found), data, found[0])
         at = data.find(HEAD_END)
         if at < 0 or at > limits.answer_head_bytes_max:
             if len(data) > limits.answer_head_bytes_max:
@@ -490,9 +491,9 @@ class UpstreamSide:
                 raise Malformed("an upgrade nobody asked for, or too many interim answers")
             self._says_close = self._says_close or not answer.keep_alive
             return self._head(data[at:]) if len(data) > at else b""
-        return self._begun(answer, data, at)
+        return self._begin_final(answer, data, at)
 
-    def _begun(self, answer: AnswerHead, data: bytes, at: int) -> bytes:
+    def _begin_final(self, answer: AnswerHead, data: bytes, at: int) -> bytes:
         """Process the head of a final (not 1xx) answer, which ends in `data` at position `at`.
 
         Return the payload of the bytes after the head.

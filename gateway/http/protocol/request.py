@@ -361,6 +361,7 @@ def _request_line(line: bytes) -> tuple[bytes, bytes, int]:
 
 
 def _judge(head: bytes) -> None:
+    """Raise MalformedRequest unless a second parser accepts the head, too."""
     ends: list[bool] = []
     parser: Any = httptools.HttpRequestParser(SimpleNamespace(on_headers_complete=lambda: ends.append(True)))
     try:
@@ -439,6 +440,7 @@ def _read_framing(head: RequestHead) -> None:
 
 
 def _read_connection(head: RequestHead) -> None:
+    """Set what the fields `connection`, `upgrade` and `expect` ask for."""
     options = _tokens(head.all(b"connection"))
     head.nominated = options - _CONNECTION_OPTIONS
     head.keep_alive = b"close" not in options and (head.minor == 1 or b"keep-alive" in options)

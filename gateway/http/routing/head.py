@@ -368,6 +368,7 @@ class HeadReader:
         return call
 
     def _route(self, reading: ParsedHead) -> RoutedHead:
+        """Return the routed head for the lines that decide the route, remembered by their bytes."""
         deciding = _joined(reading.deciding)
         routed = self._routed.find(deciding)
         if routed is not None and self._router.is_current(routed):

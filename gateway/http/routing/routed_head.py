@@ -39,11 +39,11 @@ from gateway.http.routing.routes import (
     meant_for,
     misplaced,
     owned_by,
+    refusal_of_forwarded,
     said_twice,
     spoken_in,
     take_key,
     take_type,
-    unauthorized,
     unknown_path,
     withheld,
 )
@@ -164,7 +164,7 @@ class HeadRouter:
         """Find the route of a request whose head was read."""
         # A copy, as the key in the query of a WebSocket is removed from it.
         head, match = self._table.match_as_spoken(replace(request) if request.upgrades else request)
-        routed = self._matched(head, match)
+        routed = self._route_match(head, match)
         if head.upgrades or is_live(routed.route):
             try:
                 check_upgrade(None if routed.asked else routed.route)
@@ -174,7 +174,7 @@ class HeadRouter:
                 routed.refusal, routed.fatal = bare(refusal), True
         return routed
 
-    def _matched(self, head: RequestHead, match: Match | None) -> RoutedHead:
+    def _route_match(self, head: RequestHead, match: Match | None) -> RoutedHead:
         """Return the routed head for a matching route, or with the refusal if no route matches."""
         path = head.path.decode("ascii")
         shares = is_shared(path)
@@ -215,9 +215,9 @@ class HeadRouter:
         charges = route
         if match.asked is not None and match.asked.route is not None:
             charges, asked_head = match.asked.route, asking(head)
-            routed.asked = self._matched(asked_head, match.asked)
+            routed.asked = self._route_match(asked_head, match.asked)
             routed.asked.label = route.path
-            refusal = unauthorized(asked_head, charges)
+            refusal = refusal_of_forwarded(asked_head, charges)
             if refusal is not None:
                 routed.asked.refusal = routed.asked.refusal or bare(refusal)
         routed.buffered = charges.meter not in UNREAD_METERS or route in READ_ROUTES

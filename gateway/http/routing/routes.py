@@ -532,7 +532,7 @@ def take_key(head: RequestHead, route: Route) -> bytes:
     return found if found.isascii() and b"\r" not in found and b"\n" not in found else b""
 
 
-def unauthorized(head: RequestHead, route: Route) -> Refusal | None:
+def refusal_of_forwarded(head: RequestHead, route: Route) -> Refusal | None:
     """Return the refusal of a call that another proxy forwards, if its authorization alone is not enough.
 
     Return None if it is. For such a call the gateway can neither remove a field nor read the answer.

@@ -294,6 +294,7 @@ class RequestDriver(Waiter):
             self._step(TypeError(f"a request waits for {awaited!r}, neither a Wait nor a future of asyncio"))
 
     def _end(self, error: BaseException | None) -> None:
+        """End the request; if it was given up, run what handles that first."""
         given_up = self._given_up
         if error is not None and given_up is not None:
             self._coroutine, self._given_up = given_up(self, error), None

@@ -102,6 +102,7 @@ class AcceptSharing:
         self._later = self._loop.call_later(self._waits_s_max, self._take)
 
     def _take(self) -> None:
+        """Accept the waiting connections that other workers have left."""
         self._later = None
         with suppress(OSError):  # no client waits any more, or no file descriptor is free
             for _ in range(TAKEN_MAX):
@@ -167,11 +168,12 @@ class Shutdown:
         self.closing = True
         for connection in list(self._connections):
             connection.shut()
-        if await self._emptied(grace_s - (self._seconds() - began)):
+        if await self._wait_until_empty(grace_s - (self._seconds() - began)):
             return True
         return await self._broken_off(limits)
 
     async def _quiet(self, within_s: float, limits: HttpLimits) -> None:
+        """Wait until no idle connection has had a call lately."""
         seconds, quiet_s = self._seconds, limits.quiet_s
         end = seconds() + within_s
         while seconds() < end:  # polled, as no event reports that nothing happens
@@ -206,7 +208,7 @@ class Shutdown:
                     and leaves.setdefault(connection, now + limits.linger_s) <= now
                 ):
                     connection.transport.abort()
-            if await self._emptied(min(limits.tick_s, end - now)):
+            if await self._wait_until_empty(min(limits.tick_s, end - now)):
                 return True
             if self._seconds() >= end:
                 break
@@ -214,7 +216,7 @@ class Shutdown:
             connection.transport.abort()
         return False
 
-    async def _emptied(self, within_s: float) -> bool:
+    async def _wait_until_empty(self, within_s: float) -> bool:
         """Wait until all connections and calls without clients end; return False after `within_s` seconds."""
         if self._connections or self._orphans:
             self._empty.clear()
@@ -532,14 +534,14 @@ class DataPlane:
     def exchange(self, connection: ClientConnection, head: CallHead) -> Exchange:
         """Create the exchange of a request, before its handler starts."""
         now = self._ports.seconds()
-        return Exchange(connection, head, self._ids.next_id(now), now, self._worker, self._ended)
+        return Exchange(connection, head, self._ids.next_id(now), now, self._worker, self._record_end)
 
     def tell(self, exchange: Exchange) -> None:
         routed = exchange.head.routed
         handle = self._open_socket if routed.opens is not None else self._handlers.get(routed.label, proxy)
         exchange.tell(handle(exchange), given_up)
 
-    def _ended(self, exchange: Exchange, error: BaseException | None) -> None:
+    def _record_end(self, exchange: Exchange, error: BaseException | None) -> None:
         """Record an ended request in the metrics and logs.
 
         After an unexpected `error`, answer the client, or break off an answer that has begun.

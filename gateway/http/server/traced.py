@@ -45,8 +45,8 @@ class TracedPlane(DataPlane):
             self._timed.traces[exchange.request_id] = trace
         return exchange
 
-    def _ended(self, exchange: Exchange, error: BaseException | None) -> None:
-        super()._ended(exchange, error)
+    def _record_end(self, exchange: Exchange, error: BaseException | None) -> None:
+        super()._record_end(exchange, error)
         trace = exchange.trace
         if trace is not None and trace.recorded:
             self._timed.traces.pop(exchange.request_id, None)

@@ -75,7 +75,7 @@ class UpstreamAddresses:
         """
         now = self._clock.now
         if not self._known or now - self._found_at > self._limits.upstream_resolve_s:
-            await self._renewed()
+            await self._wait_for_look_up()
         if not self._known:
             raise socket.gaierror(f"{self._host} has no address")
         self._next += 1
@@ -93,7 +93,7 @@ class UpstreamAddresses:
                 if address not in self._known:
                     del self.seen[address]
 
-    async def _renewed(self) -> None:
+    async def _wait_for_look_up(self) -> None:
         """Wait for the look-up of the host. Known addresses shorten the wait to a moment.
 
         After a failed look-up, known addresses are used without a wait.
@@ -122,13 +122,13 @@ class UpstreamAddresses:
             except Exception as error:  # noqa: BLE001  # passed to the event loop, which reports it
                 found = error
             with suppress(RuntimeError):  # the event loop is closed
-                loop.call_soon_threadsafe(self._answered, asking, found)
+                loop.call_soon_threadsafe(self._take_answer, asking, found)
 
         threading.Thread(target=ask, name="look-up", daemon=True).start()
         return asking
 
-    def _answered(self, asking: asyncio.Future[None], found: Sequence[str] | Exception) -> None:
-        """Take over the addresses of a look-up that has ended, or keep the known ones if it failed."""
+    def _take_answer(self, asking: asyncio.Future[None], found: Sequence[str] | Exception) -> None:
+        """Use the addresses of a look-up that has ended, or keep the known ones if it failed."""
         self._asking = None
         if isinstance(found, Exception) or not found:
             self._failing = True
@@ -144,6 +144,7 @@ class UpstreamAddresses:
             asking.set_result(None)
 
     def _take_over(self, found: tuple[str, ...]) -> None:
+        """Use new addresses of the host, and log a change of them."""
         now = self._clock.now
         before, self._known, self._found_at = self._known, found, now
         self._failing, self._failures = False, 0
@@ -201,7 +202,7 @@ async def dial(addresses: Sequence[str], port: int, delay_s: float) -> tuple[soc
         while waiting or running:
             if waiting:
                 address = waiting.pop(0)
-                running[asyncio.create_task(_connected(address, port))] = address
+                running[asyncio.create_task(_connect_address(address, port))] = address
             done, _ = await asyncio.wait(
                 running, timeout=delay_s if waiting else None, return_when=asyncio.FIRST_COMPLETED
             )
@@ -218,7 +219,7 @@ async def dial(addresses: Sequence[str], port: int, delay_s: float) -> tuple[soc
             task.add_done_callback(_drop)
 
 
-async def _connected(address: str, port: int) -> socket.socket:
+async def _connect_address(address: str, port: int) -> socket.socket:
     family, place = place_of(address, port)
     made = socket.socket(family, socket.SOCK_STREAM)
     try:

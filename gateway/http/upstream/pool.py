@@ -79,6 +79,7 @@ class DialAddress:
         return None if via is None else Tunnel(via, self._of_proxy, made["host"], made["port"])
 
     def _renew(self, seen: Seen) -> None:
+        """Read the certificates again, or keep the present ones if the files are invalid."""
         try:
             self._made, self._of_proxy = place_of(self._target), tls_with(self._target.via)
         except OSError as error:  # `ssl.SSLError` is an OSError: not PEM, or not a pair

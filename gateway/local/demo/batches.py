@@ -243,6 +243,7 @@ class Batches:
         return status, operation
 
     def _begin(self, asked: dict[str, Any]) -> dict[str, Any]:
+        """Store a new video, whose prompt can set its outcome."""
         wishes, now = dict(_WISH.findall(asked["prompt"])), time.time()
         video = {"size": "720x1280", **asked} | {
             "id": f"video_{uuid4().hex}", "object": "video", "status": "queued", "progress": 0, "error": None,
@@ -286,6 +287,7 @@ class Batches:
         return 200, self._make_batch(lines, asked.get("metadata") or {}, **more)
 
     def _make_batch(self, lines: list[dict[str, Any]], wishes: dict[str, Any], **more: Any) -> dict[str, Any]:
+        """Store a new batch of these lines; `wishes` can set its outcome."""
         now = time.time()
         batch = more | {
             "id": f"batch_{uuid4().hex}", "object": "batch", "status": "in_progress", "created_at": int(now),
@@ -307,6 +309,7 @@ class Batches:
         return batch.document
 
     def _finish(self, batch: _DemoBatch, work: Work, status: str, done: int) -> None:
+        """End a batch with the answers to its first `done` lines."""
         written = []
         for line in batch.lines[:done]:
             code, body = work(line["url"], json.dumps(line["body"]).encode())

@@ -91,7 +91,7 @@ async def read(head: bytes, reader: asyncio.StreamReader, writer: asyncio.Stream
     if headers.get("expect", "").lower() == "100-continue":
         writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     if headers.get("transfer-encoding", "").lower() == "chunked":
-        content = await _chunked(reader)
+        content = await _read_chunked(reader)
     else:
         length = int(headers.get("content-length", "0"))
         if length > BODY_BYTES_MAX:
@@ -100,7 +100,7 @@ async def read(head: bytes, reader: asyncio.StreamReader, writer: asyncio.Stream
     return DemoRequest(words[0], words[1], headers, raw, content)
 
 
-async def _chunked(reader: asyncio.StreamReader) -> bytes:
+async def _read_chunked(reader: asyncio.StreamReader) -> bytes:
     parts: list[bytes] = []
     total = 0
     while size := int((await reader.readline()).split(b";")[0], 16):
@@ -587,7 +587,7 @@ def _reply(asked: DemoRequest) -> Reply:
         error = {"message": "as you asked", "type": "demo_error", "code": None}
         return replace(_json({"error": error}, int(status)), headers=_fields(asked))
     try:
-        return _routed(asked)
+        return _route_request(asked)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         return _json({"error": {"message": str(error), "type": "invalid_request_error"}}, 400)
 
@@ -602,7 +602,7 @@ def _fields(asked: DemoRequest) -> tuple[tuple[str, str], ...]:
     return tuple((name, str(value)) for name, value in dictated if f"{name}{value}".isprintable())
 
 
-def _routed(asked: DemoRequest) -> Reply:
+def _route_request(asked: DemoRequest) -> Reply:
     """Return the demo upstream's answer to a request, by its path."""
     route, model, place = asked.path, "", MODEL.match(asked.path)
     if place and asked.method == "GET" and not place[3]:
@@ -610,7 +610,7 @@ def _routed(asked: DemoRequest) -> Reply:
     if place and place[2] and place[3]:
         model, route = place[2], place[3]
     if asked.method == "POST" and route in ANSWERS:
-        return _answered(asked, route, model)
+        return _answer_call(asked, route, model)
     if asked.method == "POST" and route in COUNTED:
         return _json({COUNTED[route]: tokens_in(prompt_of(asked.json()))})
     if asked.method == "POST" and model:
@@ -618,7 +618,7 @@ def _routed(asked: DemoRequest) -> Reply:
     return _echo(asked)
 
 
-def _answered(asked: DemoRequest, route: str, model: str) -> Reply:
+def _answer_call(asked: DemoRequest, route: str, model: str) -> Reply:
     name = ANSWERS[route]
     turn = read_turn(asked, model, speaks=not name.startswith("embedding"))
     if name not in STREAMS or not (asked.json().get("stream") or route == ":streamGenerateContent"):

@@ -138,6 +138,7 @@ def _borrowed(owner_uid: int | None, cluster: Path) -> UnprivilegedUser | None:
 
 
 def _inspect(cluster: Path) -> None:
+    """Raise StartError unless the directory is a whole cluster of this version."""
     version = cluster / "PG_VERSION"
     needed = (version, cluster / "global" / "pg_control", cluster / "base", cluster / "pg_wal")
     missing = next((path for path in needed if not path.exists()), None)
@@ -188,6 +189,7 @@ def _is_ready(cluster: Path, pid: int) -> bool:
 
 
 def _reason(text: str) -> str | None:
+    """Return the reason in a log of PostgreSQL, None if there is none."""
     found = re.findall(r"(?:FATAL|PANIC|initdb: error|error):\s+(.*)", text)
     if not found:
         return None

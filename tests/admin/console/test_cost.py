@@ -169,7 +169,7 @@ async def test_overview_page_says_first_how_many_budgets_are_used_up_and_names_t
     desk.hold(desk.account(), full, 12 * NANO, 0)
     desk.hold(desk.account(model="m"), half, 5 * NANO, 0)
     tiles = words_of(await overview_of(reader)).split("Budgets used up")[1].split("Refused,")[0]
-    assert tiles.split() == ["1", "of", "2,", "most", "full"]
+    assert tiles.split() == ["1", "of", "2:", "full"]
 
 
 async def test_overview_page_without_spend_shows_zero_and_links_to_a_90_day_range(

@@ -89,10 +89,10 @@ def test_use_of_a_budget_that_carries_is_of_amount_and_carried_together(
     ("value", "text"),
     [
         (0, "0"), (999, "999"), (10**12, "1,000,000,000,000"), (-5000, "−5,000"), (None, "—"),
-        (2**53, "9,007,199,254,740,992"),
+        (2**53, "9,007,199,254,740,992"), ("2500", "2,500"), ("1.50", "1.50"),
     ],
 )  # fmt: skip
-def test_numbers(value: int | None, text: str) -> None:
+def test_numbers(value: int | str | None, text: str) -> None:
     assert formatting.number(value) == text
 
 
@@ -133,7 +133,7 @@ def test_approximate_money_amount_is_rounded_to_a_few_digits(value: str, text: s
     assert formatting.round_money(value, "USD") == text
 
 
-def test_date_and_time_of_a_list_are_shown_together() -> None:
+def test_dates_and_times_of_lists_are_shown_as_times() -> None:
     dated = [
         (screen, name)
         for screen in SCREENS.values()
@@ -144,6 +144,7 @@ def test_date_and_time_of_a_list_are_shown_together() -> None:
     for screen, name in dated:
         shown = formatting.cell(screen, {name: "2999-01-02T03:04:05Z"}, name, {})
         assert (shown.kind, shown.text[:10]) == ("time", "2999-01-02"), (screen.name, name)
+    assert formatting.cell(SCREENS["tax-rates"], {"rate": "0.19"}, "rate", {}).text == "19 %"
     prices = SCREENS["prices"]
     ever = formatting.cell(prices, {"effective_from": "1970-01-01T00:00:00Z"}, "effective_from", {})
     assert (ever.kind, ever.text) == ("time", "always")

@@ -25,7 +25,7 @@ from gateway.core.accounts.call_facts import (
 )
 from gateway.core.accounts.flush_batch import FlushReport, control_id, fan_out
 from gateway.core.accounts.outbox import BUDGETED, HEAD, EventKind, EventNote, WindowKey, decode
-from gateway.core.accounts.refusals import NOBODY, bounded, busiest
+from gateway.core.accounts.refusals import NOBODY, bound_tenants, busiest
 from gateway.core.accounts.usage import SPANS, UsageQuery, hourly_parts, in_parts, pieces
 from gateway.core.billing.price_book import NO_COUNTS
 from tests.builders import BLANK, encode
@@ -199,10 +199,10 @@ def test_the_same_count_from_several_gateways_adds_up() -> None:
 
 
 def test_too_many_tenants_are_nobody_and_nothing_is_lost() -> None:
-    kept = bounded(COUNTS, 1)
+    kept = bound_tenants(COUNTS, 1)
     assert {tenant_id for tenant_id, _ in kept} == {8, NOBODY}
     assert busiest(kept.items(), 9)[0] == busiest(COUNTS.items(), 9)[0]
-    assert bounded(COUNTS, 4) == COUNTS
+    assert bound_tenants(COUNTS, 4) == COUNTS
 
 
 # --- facts ------------------------------------------------------------------------------

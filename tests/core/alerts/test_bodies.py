@@ -22,13 +22,13 @@ from gateway.core.alerts.messages import (
     Delivery,
     DeliveryOutcome,
     body_of,
+    describe_event,
     headers_of,
     is_mail,
     mail_of,
     recipient_refusal,
     recipients_of,
     signature,
-    worded,
 )
 from gateway.core.alerts.words import VALUE_CHARS_MAX, plain, spoken
 from gateway.core.text import hidden_in
@@ -212,7 +212,7 @@ def test_no_name_reaches_another_header(name: str, event: str) -> None:
         "from", "to", "subject", "date", "message-id", "auto-submitted", "x-tollkeeper-event", "content-type",
         "content-transfer-encoding", "mime-version",
     ]  # fmt: skip
-    said = worded(event, {"tenant": name, "budget": name, "organization": name}).title
+    said = describe_event(event, {"tenant": name, "budget": name, "organization": name}).title
     shown = " ".join(str(read["subject"]).split())
     assert shown == " ".join(f"[Tollkeeper] {said}".replace("=?", "= ?").split())
 
@@ -382,11 +382,11 @@ SUDDEN = {
     ],
 )
 def test_an_event_in_words(event: str, data: dict[str, Any], said: str) -> None:
-    assert ". ".join(worded(event, data)[:2]) == said
+    assert ". ".join(describe_event(event, data)[:2]) == said
 
 
 def test_facts_are_what_is_known() -> None:
-    said = worded("webhook.test", {"tenant_id": 3, "name": None, "is_blocked": True, "lines": [1]})
+    said = describe_event("webhook.test", {"tenant_id": 3, "name": None, "is_blocked": True, "lines": [1]})
     assert said.facts == (("is blocked", "true"), ("tenant id", "3"))
 
 
@@ -411,7 +411,7 @@ VALUES = st.none() | st.booleans() | st.integers() | st.text() | st.lists(st.tex
     ),
 )
 def test_whatever_is_in_a_message_can_be_said(event: str, data: dict[str, Any]) -> None:
-    said = worded(event, data)
+    said = describe_event(event, data)
     assert 0 < len(said.title) <= TITLE_CHARS_MAX
     assert len(said.facts) <= FACTS_MAX
     text = said.title + said.sentence + "".join(value for _, value in said.facts)

@@ -16,8 +16,8 @@ from gateway.core.billing.charges import (
     PRODUCT_MAX,
     PURCHASE,
     SupplyCharge,
-    borne,
     left_out,
+    split_at_maxima,
     too_dear,
     too_many,
 )
@@ -68,7 +68,7 @@ def test_what_costs_nothing_has_no_bound() -> None:
 )
 def test_an_invoice_bears_what_there_is_room_for_and_leaves_the_rest(rows: list[tuple[Decimal, int]]) -> None:
     every = [charge(amount, Decimal(many), at) for at, (amount, many) in enumerate(rows, 1)]
-    taken, left = borne(every)
+    taken, left = split_at_maxima(every)
     assert sorted([*taken, *left], key=lambda each: each.id) == every
     for is_back in (False, True):
         some = [each for each in taken if (each.amount < 0) == is_back]

@@ -23,7 +23,7 @@ from gateway.core.billing.charges import (
     day_fees,
     due,
     fee_charge,
-    gathered,
+    gather_charges,
     spread_amount,
 )
 from gateway.core.billing.document import EffectiveTax, Tax
@@ -194,12 +194,12 @@ def test_an_invoice_takes_what_was_supplied_and_gives_back_what_was_billed_ahead
     segment = replace(begin(1, "monthly", Decimal("30.00"), APRIL, date(2027, 4, 1)).current, id=1)
     april, may = list(day_fees(segment, APRIL, MAY)), list(day_fees(segment, MAY, date(2026, 6, 1)))
     back = [fee_charge(FEE, 1, each.day, -each.quantity, -each.amount) for each in may]
-    assert gathered([*april, *may], MAY, {}) == april
-    assert gathered([*april, *back], MAY, {}) == [*april, *back]
+    assert gather_charges([*april, *may], MAY, {}) == april
+    assert gather_charges([*april, *back], MAY, {}) == [*april, *back]
     # Of what no invoice had there is nothing to give back.
-    assert gathered([*april, *may, *back], MAY, {}) == april
+    assert gather_charges([*april, *may, *back], MAY, {}) == april
     # What is owed again of days that were given back is not left until those days come.
-    assert gathered([*april, *may], MAY, {1: replace(segment, end=MAY)}) == [*april, *may]
+    assert gather_charges([*april, *may], MAY, {1: replace(segment, end=MAY)}) == [*april, *may]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from gateway.core.billing.price_book import (
     lines,
     money,
     read_price,
-    unpriced,
+    unpriced_names,
 )
 from gateway.core.billing.vector import ExchangeRate, ModelPrice, Vector
 from tests.core.billing.prices import price_row
@@ -208,7 +208,7 @@ def by_hand(row: dict[str, Any], used: tuple[int, ...], tools: dict[str, int], t
 def test_a_tool_that_a_price_does_not_name_is_unpriced_but_for_those_that_cost_nothing() -> None:
     made = vector(price_row(tools={"web_search": "10", "shell": "0"}))
     used = {"web_search": 1, "shell": 1, "image_generation": 3, "google_maps": 1, "code_interpreter": 0}
-    assert unpriced(made, used | dict.fromkeys(FREE_TOOLS, 1)) == ["image_generation", "google_maps"]
+    assert unpriced_names(made, used | dict.fromkeys(FREE_TOOLS, 1)) == ["image_generation", "google_maps"]
 
 
 @pytest.mark.parametrize(
@@ -233,24 +233,28 @@ def test_cached_sound_costs_its_own_price(named: dict[str, str], tier: str, soun
     counts, tools = (273, 9_727, 0, 0, 100, 0, 0, 0, 0, 0), {"cache_audio": sound}
     assert cost_nano(made, counts, tools, tier) == nano
     assert sum(line.amount for line in lines(made, counts, tools, tier)) * 10**9 == nano
-    assert unpriced(made, tools, counts, tier) == []
+    assert unpriced_names(made, tools, counts, tier) == []
 
 
 def test_a_price_of_each_request_covers_its_searches() -> None:
-    assert unpriced(vector(price_row(input="1", output="1", request="0.014")), {"web_search": 2}) == []
-    assert unpriced(vector(price_row(input="1", output="1")), {"web_search": 2}) == ["web_search"]
+    assert unpriced_names(vector(price_row(input="1", output="1", request="0.014")), {"web_search": 2}) == []
+    assert unpriced_names(vector(price_row(input="1", output="1")), {"web_search": 2}) == ["web_search"]
 
 
 def test_kinds_and_tiers_that_a_price_does_not_name_are_unpriced() -> None:
     bare = vector(price_row(input="1", output="2", service_tiers={"flex": "0.5", "batch": {"input": "1"}}))
     counts = tuple(range(10))
-    assert unpriced(bare, {}, counts, "priority") == [
+    assert unpriced_names(bare, {}, counts, "priority") == [
         "audio_input", "audio_output", "image_output", "service_tier.priority"
     ]  # fmt: skip
-    assert unpriced(bare, {}, NO_COUNTS, "flex") == unpriced(bare, {}, NO_COUNTS, "batch") == []
-    assert all(unpriced(bare, {}, NO_COUNTS, tier) == [] for tier in ("", "default", "standard"))
+    assert unpriced_names(bare, {}, NO_COUNTS, "flex") == unpriced_names(bare, {}, NO_COUNTS, "batch") == []
+    assert all(unpriced_names(bare, {}, NO_COUNTS, tier) == [] for tier in ("", "default", "standard"))
     heard = vector(price_row(input="1", output="2", audio_input="1", audio_output="9", image_output="0"))
-    assert unpriced(heard, {}, counts) == unpriced(vector(price_row(input="0", output="0")), {}, counts) == []
+    assert (
+        unpriced_names(heard, {}, counts)
+        == unpriced_names(vector(price_row(input="0", output="0")), {}, counts)
+        == []
+    )
 
 
 @given(row=rows, used=some_counts, tier=st.sampled_from(TIERS))

@@ -15,7 +15,7 @@ from gateway.core.billing.price_book import (
     dearest_rate,
     lines,
     read_price,
-    unpriced,
+    unpriced_names,
 )
 from gateway.core.billing.vector import ExchangeRate, ModelPrice
 from gateway.counters.admission.stored import decode_prices, encode_prices
@@ -66,7 +66,7 @@ def test_units_cost_what_a_hand_makes_of_them(used: dict[str, int], cost: str) -
     nano = Fraction(cost) * 10**9
     assert cost_nano(vector, NO_COUNTS, used) == nano
     assert sum(Fraction(line.amount) for line in lines(vector, NO_COUNTS, used)) == Fraction(cost)
-    assert unpriced(vector, used) == []
+    assert unpriced_names(vector, used) == []
     krone = converted(vector, ExchangeRate("DKK", "USD", "6.87", 0))
     half_up = Fraction(cost) * Fraction("6.87") * 10**9 + Fraction(1, 2)
     assert cost_nano(krone, NO_COUNTS, used) == half_up.numerator // half_up.denominator
@@ -79,7 +79,7 @@ def test_a_picture_of_an_unlisted_size_costs_as_the_dearest_that_is_like_it(name
     vector, used = price().vector, {name: 2}
     assert cost_nano(vector, NO_COUNTS, used) == 2 * Fraction(cost) * 10**9
     assert sum(Fraction(line.amount) for line in lines(vector, NO_COUNTS, used)) == 2 * Fraction(cost)
-    assert unpriced(vector, used) == [name]
+    assert unpriced_names(vector, used) == [name]
     assert cost_nano(read_price(price_row(input="1")).vector, NO_COUNTS, used) == 0
 
 
@@ -102,25 +102,25 @@ def test_a_tool_with_a_price_of_its_own_has_that_one() -> None:
 
 def test_what_no_price_covers_is_named_and_never_silently_free() -> None:
     used = {"images.512x512/high": 1, "character": 5, "page": 1, "image_generation": 1, "web_fetch": 3}
-    assert unpriced(price().vector, used) == ["images.512x512/high", "image_generation"]
+    assert unpriced_names(price().vector, used) == ["images.512x512/high", "image_generation"]
     bare = read_price(price_row(input="1")).vector
-    assert unpriced(bare, used) == ["images.512x512/high", "character", "page", "image_generation"]
+    assert unpriced_names(bare, used) == ["images.512x512/high", "character", "page", "image_generation"]
 
 
 def test_pictures_are_paid_by_their_tokens_where_an_answer_has_any() -> None:
     used, text = {"images.auto/auto": 10}, price_row(input="1", output="2")
-    assert unpriced(read_price(text).vector, used) == ["images.auto/auto"]  # of text alone
-    assert unpriced(read_price(text | {"image_input": "3"}).vector, used) == []
+    assert unpriced_names(read_price(text).vector, used) == ["images.auto/auto"]  # of text alone
+    assert unpriced_names(read_price(text | {"image_input": "3"}).vector, used) == []
     vector = read_price(text | {"image_output": "2"}).vector
-    assert unpriced(vector, used) == []
-    assert unpriced(vector, used, (26, *NO_COUNTS[1:])) == ["images.auto/auto"]
-    assert unpriced(vector, used, (26, 0, 0, 0, 4_160, *NO_COUNTS[5:])) == []
+    assert unpriced_names(vector, used) == []
+    assert unpriced_names(vector, used, (26, *NO_COUNTS[1:])) == ["images.auto/auto"]
+    assert unpriced_names(vector, used, (26, 0, 0, 0, 4_160, *NO_COUNTS[5:])) == []
 
 
 def test_sound_is_paid_by_its_tokens_where_a_call_has_any() -> None:
     used, vector = {"audio_second": 3}, read_price(price_row(input="1", audio_input="2")).vector
-    assert unpriced(vector, used) == unpriced(vector, used, (1, *NO_COUNTS[1:])) == []
-    assert unpriced(vector, used, NO_COUNTS) == ["audio_second"]
+    assert unpriced_names(vector, used) == unpriced_names(vector, used, (1, *NO_COUNTS[1:])) == []
+    assert unpriced_names(vector, used, NO_COUNTS) == ["audio_second"]
 
 
 class _Before(msgspec.Struct):

@@ -17,7 +17,7 @@ from gateway.ops.storage import FileStore
 from gateway.settings.settings import Settings
 from persistence import engine as engines
 from persistence.archive import months as archive_rows
-from persistence.archive.months import BY_NAME, behind, connected
+from persistence.archive.months import BY_NAME, behind, connect_as_owner
 from tests import connections
 from tests.features.archive.aging import Aging, clones, held, old
 from tests.persistence.migrated import template
@@ -93,7 +93,7 @@ async def test_interrupted_move_of_rows_from_the_default_partition_is_rolled_bac
 async def test_default_partition_is_emptied_only_for_ledgers_within_the_row_limit(
     old: Aging, gone: dict[str, int]
 ) -> None:
-    with connected(old.url) as connection:
+    with connect_as_owner(old.url) as connection:
         moved = archive_rows.bring_in_rows(connection, min(gone.values()))
     few = {name: rows for name, rows in gone.items() if rows == min(gone.values())}
     assert {one.ledger: one.rows for one in moved} == few

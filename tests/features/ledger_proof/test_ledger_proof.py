@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from gateway.background.loops import Isolation
 from gateway.cli.main import run
 from gateway.errors import LedgerProofFailed, StartError
-from gateway.features.ledger_proof.command import proven, verified
+from gateway.features.ledger_proof.command import proven, verify_ledgers
 from gateway.features.ledger_proof.feature import FEATURE
 from gateway.features.ledger_proof.keys import is_signed, read_key, read_public
 from gateway.features.ledger_proof.tree import (
@@ -183,7 +183,7 @@ def compared(url: str, *forgery: str, kept: dict[int, str] | None = None) -> Led
         connection.execute("SET session_replication_role = replica")
         for one in forgery:
             assert connection.execute(one.encode()).rowcount > 0, one
-        found = verified(connection, KEYS, kept or {})
+        found = verify_ledgers(connection, KEYS, kept or {})
         connection.rollback()
         return found
 

@@ -278,7 +278,7 @@ async def test_hours_that_go_while_they_are_read_are_not_told_as_none(
     migrated: str, writer: LedgerWriter, pool: AsyncEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await writer.write(batch_of(filled(migrated)))
-    read = usage._used
+    read = usage._read_usage
 
     def slowly(*asked: Any) -> Any:
         for span in partitions.HOURS:

@@ -78,16 +78,16 @@ def test_those_that_say_nothing_lock_all_there_is_and_the_others_what_they_say(
 ) -> None:
     scripts = ScriptDirectory(str(tomorrow))
     with create_engine(engine.dialect_url(cloned)).connect() as connection:
-        assert migrate.altered(connection, scripts, NEEDED) == ["partition_state", "tenant"]
+        assert migrate.altered_tables(connection, scripts, NEEDED) == ["partition_state", "tenant"]
         last = tomorrow / "versions" / "v9999_tomorrow.py"
         last.write_text(last.read_text().replace("alters", "changes"))
-        everything = migrate.altered(connection, ScriptDirectory(str(tomorrow)), NEEDED)
+        everything = migrate.altered_tables(connection, ScriptDirectory(str(tomorrow)), NEEDED)
         assert everything == sorted(everything)
         assert {"tenant", "token_ledger", "alembic_version"} <= set(everything)
         assert not [one for one in everything if one.startswith("token_ledger_")], (
             "a partition comes with its table"
         )
-        assert migrate.altered(connection, scripts, "9999") == []
+        assert migrate.altered_tables(connection, scripts, "9999") == []
 
 
 def test_who_holds_what_is_altered_is_named(cloned: str, tomorrow: Path) -> None:

@@ -149,6 +149,7 @@ class RollingWindows(Windows[RollingHistory]):
         self._end_ms, self._part, self._oldest = 0, b"", b""
 
     def roll(self, history: RollingHistory, at_ms: int, owner: object) -> None:
+        """Drop the parts of a history that have left the window at `at_ms`."""
         if at_ms >= self._end_ms:
             part = at_ms // self._part_ms
             self._end_ms = (part + 1) * self._part_ms
@@ -202,6 +203,7 @@ class CarryingWindows(Windows[CarryingHistory]):
         self._ends = list[int]()
 
     def roll(self, history: CarryingHistory, at_ms: int, owner: object) -> None:
+        """Begin a new window, with what the last one carries."""
         ends = self._ends
         while not ends or at_ms >= ends[-1]:
             ends.append(window_bounds(*self._interval, ends[-1] if ends else at_ms)[1])
@@ -219,6 +221,7 @@ class CarryingWindows(Windows[CarryingHistory]):
         history.add(amount)
 
     def least_amount(self, history: CarryingHistory) -> int:
+        """Return the least amount that, with what it carries, had been enough in each window so far."""
         if history.first < 0 or not history.used:
             return history.least
         number, total = history.index - history.first + 1, history.total + history.used

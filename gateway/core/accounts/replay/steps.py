@@ -123,6 +123,7 @@ class Steps:
         return session.aim if session is not None and call.at_ms - session.last_ms <= _KEPT_MS else None
 
     def _keep(self, call: StoredCall, aim: StepAim) -> None:
+        """Remember the aim of a session's call, and forget sessions without a call for an hour."""
         if not call.session or call.session_is_trace:
             return  # each call may have a trace of its own
         name = call.session, folded(call.model)

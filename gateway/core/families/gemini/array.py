@@ -146,6 +146,7 @@ class ArrayMeter(Meter):
             self._safe = end
 
     def _keep(self, part: bytes) -> None:
+        """Store a part of the present element, shortened if the element is too large."""
         self._kept_bytes += len(part)
         if self._kept_bytes <= self.bounds.event_bytes_max:
             self._element.append(part)

@@ -209,6 +209,7 @@ _SPOKEN: Final = frozenset({"response_modalities", "response_format"})
 
 
 def _no_media(document: Document, names: FieldNames) -> bool:
+    """Return whether a call certainly contains nothing but text and functions."""
     if not _KEPT.isdisjoint(document):
         return False
     tools = document.get("tools")
@@ -352,6 +353,7 @@ def _created_ids(document: Document) -> Iterator[str]:
 
 
 def _add(name: str, inside: object, holder: Document, place: str, ids: BodyIds) -> bool:
+    """Add the ids that a field names to `ids`; return whether the field is known."""
     folded = name.lower().replace("_", "")
     if folded in _NAMES:
         ids.named.append(_normal(id_in(inside, name)))

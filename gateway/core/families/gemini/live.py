@@ -177,7 +177,7 @@ class GeminiLiveSession:
             if stated is None:
                 raise InvalidRequest("setup.model must be a model, such as models/gemini-live-2.5-flash.")
             self.model = model_name(stated[1])
-            self._output_max = _stated(said)
+            self._output_max = _stated_maximum(said)
         self._tools += tools
         self.tools += _billed(tools)
         # Input that comes before the answer begins belongs to the same answer.
@@ -189,7 +189,7 @@ class GeminiLiveSession:
         self._asked += asked
         self._unasked = self._unasked and not asks
         if kind == _INPUT:
-            tokens, characters = _streamed(said)
+            tokens, characters = _streamed_use(said)
             tokens += self.texts.begin(size - characters) if "text" in said else 1 + self.texts.begin(0)
         else:
             media = media_in(said, PARTS)
@@ -268,7 +268,7 @@ def _billed(tools: Sequence[Document]) -> int:
     return sum([any(cost not in FREE for _, cost in kinds_of(tool, costs)) for tool in tools])
 
 
-def _stated(setup: Document) -> int | None:
+def _stated_maximum(setup: Document) -> int | None:
     """Return the maximum of output tokens that a setup states; raise `InvalidRequest` if it states several."""
     places = [object_in(setup, name) for name in _CONFIGS if setup.get(name)]
     stated = [place for place in places for name in _MAXIMA if place.get(name) is not None]
@@ -283,7 +283,7 @@ def _stated(setup: Document) -> int | None:
     return maximum(stated[0], name, OUTPUT_TOKENS_MAX, "setup.generationConfig.")
 
 
-def _streamed(message: Document) -> tuple[int, int]:
+def _streamed_use(message: Document) -> tuple[int, int]:
     """Return the tokens of the media in a `realtimeInput`, and their characters."""
     tokens = characters = 0
     for name, usual in _STREAMS.items():

@@ -301,7 +301,7 @@ class RealtimeSession:
                 f"A connection may name {MODELS_MAX} models of transcripts.", param="session"
             )
         refuse_inside(message, _OTHERS, "")
-        stated = self._stated(message, str(kind))
+        stated = self._stated_maximum(message, str(kind))
         self._take(message, str(kind), size, written)
         self._maxima |= stated
         self.models = tuple(found)
@@ -390,7 +390,7 @@ class RealtimeSession:
         session = {"type": "realtime", _MAXIMA[0]: most}
         return [msgspec.json.encode({"type": _UPDATE, "event_id": name, "session": session}), message]
 
-    def _stated(self, message: Document, kind: str) -> dict[str, int | None]:
+    def _stated_maximum(self, message: Document, kind: str) -> dict[str, int | None]:
         """Return the maximum of output that a message states, by its kind; empty if its kind states none.
 
         Raise `InvalidRequest` for another value than a number or `inf`, and above what the present turn holds.
