@@ -149,7 +149,7 @@ class PriceBook:
     force.
     """
 
-    __slots__ = ("_exact", "_found", "_lengths", "_models_max", "_prefixes", "_rates")
+    __slots__ = ("_exact", "_found_vectors", "_lengths", "_models_max", "_prefixes", "_rates")
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class PriceBook:
             into.setdefault(place[1].model, []).append(place)
         self._lengths = sorted({len(prefix) for prefix in self._prefixes})
         # By model, currency and seller: (since, price), the preferred first.
-        self._found: dict[tuple[str, str, Seller | None], list[tuple[int, Vector]]] = {}
+        self._found_vectors: dict[tuple[str, str, Seller | None], list[tuple[int, Vector]]] = {}
         self._models_max = models_max
         self._rates = sorted(rates, key=_rate_rank)
 
@@ -175,7 +175,7 @@ class PriceBook:
 
         A price that changes by the hour is that of its hour at that time.
         """
-        found = self._found.get((model, currency, seller))
+        found = self._found_vectors.get((model, currency, seller))
         if found is None:
             found = self._look(model, currency, seller)
         for since_ms, vector in found:
@@ -224,9 +224,9 @@ class PriceBook:
                 for since_ms, vector in dated_vectors
             ]
         if len(model) <= MODEL_CHARS_MAX:
-            if len(self._found) >= self._models_max:
-                self._found.clear()
-            self._found[model, currency, seller] = dated_vectors
+            if len(self._found_vectors) >= self._models_max:
+                self._found_vectors.clear()
+            self._found_vectors[model, currency, seller] = dated_vectors
         return dated_vectors
 
 

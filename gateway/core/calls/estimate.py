@@ -100,10 +100,10 @@ KeyName = tuple[int, str, str, bool]  # key, service, model, streamed or not
 class _Quantile(LruEntry):
     """A quantile of the last `RECENT` samples. While there are few, the first value counts too."""
 
-    __slots__ = ("_at", "_first", "_samples", "_told", "level")
+    __slots__ = ("_at", "_first", "_reported_level", "_samples", "level")
 
     def __init__(self, first: float) -> None:
-        self.level = self._first = self._told = first
+        self.level = self._first = self._reported_level = first
         self._samples = array("d")
         self._at = 0
 
@@ -128,9 +128,9 @@ class _Quantile(LruEntry):
 
     def has_moved(self) -> bool:
         """Return whether the estimate differs much from that last sent to workers; if so, note it as sent."""
-        if abs(self.level - self._told) <= TOLD_BEYOND * self._told:
+        if abs(self.level - self._reported_level) <= TOLD_BEYOND * self._reported_level:
             return False
-        self._told = self.level
+        self._reported_level = self.level
         return True
 
 

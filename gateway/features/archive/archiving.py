@@ -307,20 +307,20 @@ class _Pieces(io.RawIOBase):
     """Pieces of bytes as a readable file."""
 
     def __init__(self, first: bytes, rest: Iterator[bytes]) -> None:
-        self._left = first
-        self._rest = rest
+        self._unread = first
+        self._pieces = rest
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._left:
-            piece = next(self._rest, None)
+        while not self._unread:
+            piece = next(self._pieces, None)
             if piece is None:
                 return 0
-            self._left = piece
-        size = min(len(buffer), len(self._left))
-        buffer[:size], self._left = self._left[:size], self._left[size:]
+            self._unread = piece
+        size = min(len(buffer), len(self._unread))
+        buffer[:size], self._unread = self._unread[:size], self._unread[size:]
         return size
 
 

@@ -636,7 +636,7 @@ class StripeCheckout:
     """Creates the page where a purchase is paid. `most` is the largest purchase, before tax."""
 
     def __init__(self, api: StripeApi, most: int, console_url: str) -> None:
-        self._api, self._back = api, f"{console_url}/account"
+        self._api, self._return_url = api, f"{console_url}/account"
         self.most = Decimal(most)
 
     def least(self, currency: str) -> Decimal:
@@ -662,8 +662,8 @@ class StripeCheckout:
             }],
             "metadata": marks,
             "payment_intent_data": {"metadata": marks},
-            "success_url": f"{self._back}?done=bought",
-            "cancel_url": self._back,
+            "success_url": f"{self._return_url}?done=bought",
+            "cancel_url": self._return_url,
         }  # fmt: skip
         if customer is not None:
             asked["customer"] = customer

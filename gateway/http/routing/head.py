@@ -218,13 +218,15 @@ class HeadReader:
         self._proofs: LruParseCache[bytes, HeaderCredential] = LruParseCache(
             3 * tenth, PROOF_BYTES_MAX, 2, 384 + OTHER_DIGEST_BYTES * len(earlier)
         )
-        self._said: LruParseCache[bytes, HeaderAttribution] = LruParseCache(2 * tenth, HEAD_BYTES_MAX, 5, 512)
+        self._attributions: LruParseCache[bytes, HeaderAttribution] = LruParseCache(
+            2 * tenth, HEAD_BYTES_MAX, 5, 512
+        )
         if pool is not None:
             pool.join("heads", self._heads)
             pool.join("header_lines", self._lines)
             pool.join("routed_heads", self._routed)
             pool.join("credentials", self._proofs)
-            pool.join("attributions", self._said)
+            pool.join("attributions", self._attributions)
         self.known = self._heads.known
 
     def read(self, head: bytes) -> CallHead:
@@ -285,7 +287,7 @@ class HeadReader:
         if news.proof is not None:
             self._proofs.keep(news.proving, news.proof)
         if news.said is not None:
-            self._said.keep(news.said_as, news.said)
+            self._attributions.keep(news.said_as, news.said)
         if news.rest:
             known = CallHead(call.routed)
             known.cors, known.passed, known.others = call.cors, call.passed, call.others
@@ -302,7 +304,7 @@ class HeadReader:
             return None
         proof = self._proofs.find(_with(proving, routed.key) if routed.key else proving)
         if saying:
-            found = self._said.find(_said_as(routed.family, saying))
+            found = self._attributions.find(_said_as(routed.family, saying))
             if found is None:
                 return None
             said = found
@@ -399,7 +401,7 @@ class HeadReader:
         """Return the attribution in these header lines, remembered by their bytes."""
         # The meaning of these lines depends on the API.
         said_as = _said_as(family, reading.saying)
-        header_attribution = self._said.find(said_as)
+        header_attribution = self._attributions.find(said_as)
         if header_attribution is not None:
             return header_attribution
         try:
