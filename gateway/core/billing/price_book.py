@@ -207,7 +207,7 @@ class PriceBook:
             )
             if in_place == SAME:
                 return ordered_prices
-            return [_in_place(price, in_place) for price in ordered_prices]
+            return [_regional_price(price, in_place) for price in ordered_prices]
 
         dated_vectors = [(price.effective_ms, price.vector) for price in ordered(currency)]
         # Each price once by every rate that may convert it: the first in force counts.
@@ -243,7 +243,7 @@ def converted(vector: Vector, rate: ExchangeRate) -> Vector:
     return _multiply_price(vector, _fraction(rate.rate), rate.currency, rate.rate)
 
 
-def _in_place(price: ModelPrice, factor: Factor) -> ModelPrice:
+def _regional_price(price: ModelPrice, factor: Factor) -> ModelPrice:
     """Return a bundled price times the `factor` of a regional host; an operator's own price unchanged."""
     if not price.is_bundled:
         return price

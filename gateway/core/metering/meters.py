@@ -170,7 +170,7 @@ class GenericMeter(Meter):
         if self._pointer:
             value = _read(self._document.document)
             self.unread = value is _NO_DOCUMENT and self._has_body
-            found = integer(_at(value, self._pointer))
+            found = integer(_value_at(value, self._pointer))
             if found is None or found < 0:
                 self.marked = True
                 if self.unread:
@@ -258,7 +258,7 @@ def _read(document: bytes) -> object:
         return _NO_DOCUMENT
 
 
-def _at(value: object, pointer: str) -> object:
+def _value_at(value: object, pointer: str) -> object:
     """Return the value at a JSON pointer (RFC 6901), or None if there is none."""
     for step in pointer.split("/")[1:]:
         name = step.replace("~1", "/").replace("~0", "~")

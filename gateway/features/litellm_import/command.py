@@ -319,7 +319,7 @@ class _Translation:
         elif base and known.family == "openai" and not provider.startswith("ollama"):
             _cut_version(upstream)
         if provider == "azure":
-            self._as_azure(upstream, params)
+            self._complete_azure(upstream, params)
         headers = {
             str(name).lower(): _text(value)
             for name, value in dict(params.pop("extra_headers", None) or {}).items()
@@ -332,7 +332,7 @@ class _Translation:
             upstream["keys"] = [key]
         return {"upstream": self._upstream(provider, upstream), "model": model}
 
-    def _as_azure(self, upstream: Json, params: Json) -> None:
+    def _complete_azure(self, upstream: Json, params: Json) -> None:
         """Complete an Azure upstream: the API's version in the query, or only a path for the v1 API."""
         version = params.pop("api_version", None)
         upstream["headers"] = {"api-key": "{key}"}

@@ -302,7 +302,7 @@ class HeadReader:
         routed, said = known.routed, NOTHING
         if known.free < CUT_LINES_MAX and _count(proving) + _count(saying) + bool(trace) > known.free:
             return None
-        proof = self._proofs.find(_with(proving, routed.key) if routed.key else proving)
+        proof = self._proofs.find(_add_line(proving, routed.key) if routed.key else proving)
         if saying:
             found = self._attributions.find(_said_as(routed.family, saying))
             if found is None:
@@ -315,7 +315,7 @@ class HeadReader:
         if trace:
             if FIELD not in routed.dropped:
                 call.passed = b"%b%b\r\n" % (known.passed, trace)
-            call.attribution = _of_trace(said, trace_id)
+            call.attribution = _add_trace(said, trace_id)
         return call
 
     def _sort(self, lines: list[bytes], reading: ParsedHead) -> bool:
@@ -339,9 +339,9 @@ class HeadReader:
             if role & DECIDES:
                 reading.deciding.append(line)
             elif role & PROVES:
-                reading.proving = _with(reading.proving, line)
+                reading.proving = _add_line(reading.proving, line)
             elif role & SAYS:
-                reading.saying = _with(reading.saying, line)
+                reading.saying = _add_line(reading.saying, line)
             elif role & TRACES:
                 reading.traces.append(line)
             elif role & AMBIGUOUS:
@@ -354,7 +354,7 @@ class HeadReader:
             call = CallHead(routed)
         else:
             if routed.key:
-                reading.proving = _with(reading.proving, routed.key)
+                reading.proving = _add_line(reading.proving, routed.key)
             said = self._say(reading, routed.family) if reading.saying else NOTHING
             call = CallHead(routed, self._prove(reading), said)
             if reading.traces or self._traced:
@@ -420,7 +420,7 @@ class HeadReader:
             reading.passing.append(traces[0])
         else:
             trace_id = self._take_spans(call, reading)
-        call.attribution = _of_trace(attribution, trace_id)
+        call.attribution = _add_trace(attribution, trace_id)
 
     def _take_spans(self, call: CallHead, reading: ParsedHead) -> str:
         """Return the trace id of unusual trace lines; if traces are recorded, store the client's span."""
@@ -464,7 +464,7 @@ class SocketOpening:
         return self._head
 
 
-def _of_trace(attribution: HeaderAttribution, trace_id: str) -> Attribution:
+def _add_trace(attribution: HeaderAttribution, trace_id: str) -> Attribution:
     """Return the attribution that header fields state; the trace id replaces a missing session id."""
     known = attribution.attribution
     if not trace_id or known.session or attribution.refusal is not None:
@@ -488,7 +488,7 @@ def _joined(lines: list[bytes]) -> bytes:
     return lines[0] if len(lines) == 1 else b"\r\n".join(lines)
 
 
-def _with(text: bytes, line: bytes) -> bytes:
+def _add_line(text: bytes, line: bytes) -> bytes:
     """Return a text of lines with one line added."""
     return b"%b\r\n%b" % (text, line) if text else line
 
@@ -508,7 +508,7 @@ def _judge(line: bytes, reading: ParsedHead) -> int:
     if role & VARIES:
         said = run_in_baggage(line) if role & SAYS else b""
         if said:  # the run is the same in each of its calls
-            reading.saying = _with(reading.saying, said)
+            reading.saying = _add_line(reading.saying, said)
         return role & ~SAYS
     if len(reading.new) < NEW_LINES_MAX:
         reading.new.append((line, HeaderLine(role)))
