@@ -1,6 +1,6 @@
 """All that is checked without servers: style, types, layers, Lua, the rules of the house: `make check`.
 
-Commits that do not have the form of CONTRIBUTING.md are named, and refuse nothing: a message cannot be mended later.
+Commits that do not have the form of CONTRIBUTING.md are named while no remote has them, and refuse nothing.
 
 Each program runs whatever the others say, beside them. What it says of a tree that it passed is remembered by the
 contents of all files, so a tree that is unchanged is not read a second time.
@@ -51,8 +51,9 @@ def commit_faults(subject: str, body: str, files: int) -> Iterator[str]:
 
 
 def wrong_commits() -> Iterator[str]:
-    """Yield each commit after `COMMITS_FROM` that lacks something; none where git does not know that one."""
-    log = ("git", "log", "--no-merges", "--numstat", "--format=%x01%h%x00%s%x00%b%x00", f"{COMMITS_FROM}..")
+    """Yield each commit that lacks something after `COMMITS_FROM`, and that no remote has: its message can be mended."""
+    form = "--format=%x01%h%x00%s%x00%b%x00"
+    log = ("git", "log", "--no-merges", "--numstat", form, f"{COMMITS_FROM}..", "--not", "--remotes")
     run = subprocess.run(log, cwd=ROOT, capture_output=True, text=True, check=False)
     for entry in run.stdout.split("\x01")[1:]:
         name, subject, body, files = entry.split("\0")

@@ -10,13 +10,12 @@ from __future__ import annotations
 import argparse
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from tests.tree import ROOT
+from tests.tree import ROOT, changed_files
 
 # Folders of the product that their mirror in tests/ leaves out.
 LEFT_OUT = frozenset({"gateway", "lib"})
@@ -62,13 +61,6 @@ def find_tests(files: Iterable[str], root: Path = ROOT) -> list[str]:
             for name, rank in (near or {name: 2 for name in ranks if name.startswith(folder)}).items():
                 ranked[name] = min(rank, ranked.get(name, rank))
     return sorted(ranked, key=lambda name: (ranked[name], name))
-
-
-def changed_files(root: Path = ROOT) -> list[str]:
-    """Return the files that differ from the last commit, new ones too."""
-    command = ["git", "status", "--porcelain", "--untracked-files=all", "--no-renames"]
-    status = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
-    return [line[3:] for line in status.splitlines()]
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ import pytest
 from gateway.counters.redis.scripts import VERBS
 from tests.house import SourceFile, by_file
 from tests.numbers import imports
-from tests.tree import ROOT, named, offenders, texts
+from tests.tree import ROOT, at_most, named, offenders, texts
 
 PRODUCT = ("gateway/", "persistence/")
 FUNCTION_LINES_MAX = 100  # as long as its thought; its complexity is bounded by ruff
@@ -80,8 +80,7 @@ EMPTY_NAMES = frozenset({"util", "utils", "helper", "helpers", "manager", "base"
 
 
 def test_modules_have_one_subject() -> None:
-    several = modules_of_several_subjects()
-    assert len(several) <= SEVERAL_GROUPS_MAX, "split one of these by its subjects: " + ", ".join(several)
+    at_most(SEVERAL_GROUPS_MAX, modules_of_several_subjects(), "split one of these by its subjects")
 
 
 def test_module_of_three_subjects_states_its_reason() -> None:

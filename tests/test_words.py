@@ -10,13 +10,12 @@ import ast
 import io
 import re
 import tokenize
-from collections import Counter
 from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 
 from tests.house import SourceFile, by_file
-from tests.tree import named, offenders, texts
+from tests.tree import at_most, named, offenders, texts
 
 BE = "is|was|are|were|has|have|had|comes|came|stands|stood|cannot|may|can"
 DO = f"{BE}|does|do|did|could|needs|makes|made|keeps|stays|must|would|will|happens|differs|waits"
@@ -90,8 +89,7 @@ OTHERWISE_MAX = 12
 
 
 def test_docstrings_of_functions_begin_with_a_verb() -> None:
-    otherwise = docstrings_without_verb()
-    assert len(otherwise) <= OTHERWISE_MAX, "\n".join(otherwise)
+    at_most(OTHERWISE_MAX, docstrings_without_verb(), "begin with a verb")
 
 
 @by_file(".py", below=("gateway/", "persistence/"))
@@ -114,8 +112,7 @@ BARE_MAX = 1_095
 
 
 def test_variables_are_nouns() -> None:
-    bare = bare_names()
-    assert len(bare) <= BARE_MAX, f"{len(bare)}: a name for what it holds, at one of {bare[:20]}"
+    at_most(BARE_MAX, bare_names(), "name each for its value")
 
 
 @by_file(".py", below=("gateway/", "persistence/"))
@@ -181,9 +178,20 @@ PRONOUNS_MAX = {
 
 
 def test_names_of_tests_have_a_subject() -> None:
-    counts = Counter(line.partition(":")[0] for line in names_of_tests_with_pronouns())
-    more = {folder: count for folder, count in counts.items() if count > PRONOUNS_MAX.get(folder, 0)}
-    assert not more, f"name what is tested: {more}"
+    places = names_of_tests_with_pronouns()
+    for folder in {folder_of(place) for place in places}:
+        of_folder = [place for place in places if folder_of(place) == folder]
+        at_most(
+            PRONOUNS_MAX.get(folder, 0),
+            of_folder,
+            "name what is tested, without " + ", ".join(sorted(PRONOUNS)),
+        )
+
+
+def folder_of(place: str) -> str:
+    """Return the folder below `tests/` of a file, `.` for none."""
+    folder, _, file = place.removeprefix("tests/").partition("/")
+    return folder if file else "."
 
 
 @by_file(".py", below=("tests/",))
@@ -191,7 +199,7 @@ def names_of_tests_with_pronouns(file: SourceFile) -> Iterator[str]:
     for node in file.nodes:
         is_test = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_")
         if is_test and PRONOUNS & set(node.name.split("_")):
-            yield f"{file.name.split('/')[1] if file.name.count('/') > 1 else '.'}: {file.name} {node.name}"
+            yield f"{file.name}: {node.name}"
 
 
 def test_phrases_are_plain() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import subprocess
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -10,6 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("gateway", "persistence", "lua", "tests", "docs", "deploy", ".ci")
+PLACES_SHOWN_MAX = 20  # where none of them stands in a changed file
 GENERATED = frozenset(
     {"requirements.lock", "requirements-dev.lock", "gateway/run/bundled_prices.json", "LICENSE"}
 )
@@ -50,6 +52,21 @@ def without_collector() -> Iterator[None]:
     finally:
         gc.freeze()
         gc.enable()
+
+
+def changed_files(root: Path = ROOT) -> list[str]:
+    """Return the files that differ from the last commit, new ones too."""
+    command = ["git", "status", "--porcelain", "--untracked-files=all", "--no-renames"]
+    status = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout
+    return [line[3:] for line in status.splitlines()]
+
+
+def at_most(most: int, places: Iterable[str], advice: str) -> None:
+    """Fail where more than `most` places break a rule, and name those in files that differ from the last commit."""
+    whole = sorted(places)
+    changed = tuple(changed_files()) if len(whole) > most else ()
+    shown = [place for place in whole if place.startswith(changed)] or whole[:PLACES_SHOWN_MAX]
+    assert len(whole) <= most, f"{len(whole)} for {most} at most: {advice}\n" + "\n".join(shown)
 
 
 def offenders(found: Iterable[str]) -> None:

@@ -50,9 +50,10 @@ local function remembered(name, raw, place)
   end
 end
 
--- What the present part moved. PART_ALONE: its only call has moved nothing except a tenant, an organization, a key and a user.
+-- What the present part moved. PART_ALONE: its only call has moved nothing except a tenant, an organization, a key, a user, and these accounts
+-- of budgets.
 local PART_CLOSED, PART_OPEN, PART_ALONE = 0, 1, 2
-local part_is = PART_CLOSED
+local part_is, moved_alone = PART_CLOSED, nil
 -- How far the fields of a tenant's and an organization's account moved, at most. A key and a user move only their heads.
 local FAR_HEAD, FAR_HELD, FAR_LEDGER, ACTIVATED, BUDGETED = 1, 2, 3, 5, 6
 local tenant_far, organization_far = FAR_HELD, FAR_HEAD

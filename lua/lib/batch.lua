@@ -1,7 +1,7 @@
 -- batch: many calls in one function call: which keys and arguments are whose, a part for each partition, an answer for each call, and all
 -- writes at once.
 -- needs: accounts bucket budget_accounts entry state
--- sets: account_count account_of at_key at_organization at_tenant at_user event_count gone_count group keys_before last_accounts made_of makes member_count moved_of named_from organization_far own_before part_is places_before raw_of reset_of shape shared_now tenant_far write_count write_of written_as
+-- sets: account_count account_of at_key at_organization at_tenant at_user event_count gone_count group keys_before last_accounts made_of makes member_count moved_alone moved_of named_from organization_far own_before part_is places_before raw_of reset_of shape shared_now tenant_far write_count write_of written_as
 -- Whether the writes that may fail are done.
 local is_writing = false
 
@@ -119,10 +119,13 @@ local function look_up(keys, before, last)
   raw_of = call('MGET', values(keys, before + 1, last))
 end
 
+-- The group, key and user whose accounts are marked as moved.
+local marked_group, marked_key, marked_user
+
 -- Begins a part after this many keys and places; its accounts are opened when they are needed. Nothing of the previous part is left,
 -- unless it failed. `tenant_moves` says how far its tenants move at least, without a reset.
 local function enter_part(own, before, tenant_moves)
-  own_before, places_before, event_count, member_count, write_before, last_accounts, shape = own, before, 0, 0, write_count, nil, nil
+  own_before, places_before, event_count, member_count, write_before, last_accounts, shape, group, marked_group = own, before, 0, 0, write_count, nil, nil, nil, nil
   if part_is ~= PART_CLOSED then
     account_of, moved_of, reset_of = {}, {}, {}
     forget()
@@ -178,7 +181,7 @@ local function packed_of(raw, account, scope)
 end
 
 -- Like `leave_part`, for a part whose only call has moved nothing but these (PART_ALONE), in the order tenant, organization, key,
--- user, without a loop.
+-- user, budgets.
 local function leave_call(keys)
   local accounts, raws, writes, count, at = account_of, raw_of, write_of, write_count, places_before + 2
   local place, tenant, organization, api_key, user = at + keys_before, accounts[at], accounts[at + 1], accounts[at + 2], accounts[at + 3]
@@ -193,11 +196,25 @@ local function leave_call(keys)
     writes[count + 1], writes[count + 2] = keys[place + 2], packed_head(raws[at + 2], api_key, KEY_SIZE + 1)
     count = count + 2
   end
-  if user then
+  if user and scope_of[at + 3] == SCOPE_USER then -- of a call without a user an account of budgets may be there
     local packed = packed_head(raws[at + 3], user, USER_SIZE + 1)
     if keep_user(keys[place + 3], packed, user, shared_now) then
       writes[count + 1], writes[count + 2] = keys[place + 3], packed
       count = count + 2
+    end
+  end
+  local budgeted = moved_alone
+  for i = 1, budgeted and #budgeted or 0 do
+    local account = budgeted[i]
+    account_of[account[PLACE]] = nil
+    if account[IS_EACH] or not account[DEFINITION] then
+      left_count = left_count + 1
+      left_of[left_count], layout_of[left_count] = account, written_as
+    else
+      local name, packed = account[KEY_NAME], packed_budget(account)
+      account[IS_NEW], account[PACKED], count = false, packed, count + 2
+      if opened_of[name] ~= account then remember(name, account, packed, PACKED) end
+      writes[count - 1], writes[count] = name, packed
     end
   end
   if written_as ~= TODAY then all_as_written(writes, write_before + 1, count) end
@@ -256,19 +273,23 @@ local function place_in_order(count)
   account_count, shape, named_from, group = count, nil, nil, nil
 end
 
--- Places the accounts of a call, by the shape if its part has many; calls of one `group` name the same.
+-- Places the accounts of a call by the shape, if its part has many; calls of one `group` name the same.
 local function place_call(i, packed)
-  if group == group_of[i] and shape then return end
   at_key, at_user, at_tenant, at_organization = scope_places[1][i], scope_places[2][i], scope_places[3][i], scope_places[4][i]
   account_count, shape, named_from, group = own_of[i], packed, first_of[i], group_of[i]
 end
 
--- Marks what the present call moved.
+-- Marks what the present call moved; calls of one group mostly move the same.
 local function mark_moved(api_key, user, at_activation, accounts)
-  if not (shape or at_activation or accounts) then
-    part_is = PART_ALONE
+  if group and group == marked_group and api_key == marked_key and user == marked_user and not at_activation then
+    if accounts then keep_accounts(accounts) end
     return
   end
+  if not (shape or at_activation) then
+    part_is, moved_alone = PART_ALONE, accounts
+    return
+  end
+  marked_group, marked_key, marked_user = group, api_key, user
   moved_of[at_tenant], moved_of[at_organization], moved_of[at_key] = true, true, api_key
   if user then moved_of[at_user] = true end
   if at_activation then moved_of[at_activation] = true end
@@ -298,7 +319,7 @@ local function run_part(script, keys, argv, part, before, done, answers)
   enter_part((part - 1) * (script.shared - 1), before, script.moves)
   script.begin(many)
   for i = done + 1, done + calls_of[part] do
-    if many then place_call(i, argv[1]) else place_in_order(own_of[i]) end
+    if not many then place_in_order(own_of[i]) elseif not group or group ~= group_of[i] then place_call(i, argv[1]) end
     answers[i] = run(keys, keys[holds + i], holds - keys_before + i, argv, argument_of[i], count_of[i])
   end
   script.finish(keys)

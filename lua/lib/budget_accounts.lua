@@ -73,14 +73,59 @@ local function accounts_again(argv, defined_at)
   return last_accounts
 end
 
+-- The lists of accounts of calls that were alone in their part, by the key of their last account or its index; SEEN where one such call
+-- came. A list has the definitions of its accounts (`known`), their number of keys, and the first end of a window: it holds while these are the same.
+-- What follows from the accounts alone is kept with their list, too: `form`, `named` and `told`.
+local LISTS_MAX, SEEN = 256, 0
+local lists, list_count = {}, 0
+
+local kept_accounts, is_kept_again -- of the calls of a part
+local function list_again(keys, at, last, argv, defined_at, now)
+  local list = lists[keys[last + keys_before]]
+  if not list or list == SEEN or list.key_count ~= last - at or now >= list.first_end then return list end
+  local known, opened, raws, before = list.known, opened_of, raw_of, keys_before
+  for i = 1, #known do
+    local account, definition = list[i], known[i]
+    if opened[keys[at + before]] ~= account or account[PACKED] ~= raws[at] or account[DEFINITION] ~= definition
+      or (defined_at and argv[defined_at + i - 1] ~= definition[LIVE]) then return list end
+    account[PLACE], at = at, at + (account[IS_EACH] and 2 or 1)
+  end
+  return list, true
+end
+
+local function keep_list(name, list, key_count, is_seen)
+  if lists[name] == nil then
+    if list_count == LISTS_MAX then lists, list_count = {}, 0 end
+    list_count = list_count + 1
+  end
+  lists[name] = SEEN
+  if not is_seen then return end
+  local first_end, known = HUGE, {}
+  for i, account in ipairs(list) do
+    local definition = account[DEFINITION]
+    if not definition or account[IS_NEW] then return end
+    known[i], first_end = definition, min(first_end, definition[FIRST_END])
+  end
+  list.known, list.key_count, list.first_end, lists[name] = known, key_count, first_end, list
+end
+
 -- The accounts of budgets of a call: those it names behind `accounts_before` others, each account of one owner followed by its index. Definitions
 -- are arguments from `defined_at` on, or absent. `apart` makes copies, for a call that gives amounts back before the last check.
 local function accounts_at(keys, accounts_before, argv, defined_at, now, apart)
   local accounts, count = group and not apart and accounts_again(argv, defined_at), 0
   if accounts then return accounts end
-  accounts = {}
   local at, last = places_before + accounts_before + 2, places_before + account_count + 1
-  if shape then at, last = named_from + accounts_before, named_from + account_count - 1 end
+  local first, is_seen = at, false
+  if shape then at, last = named_from + accounts_before, named_from + account_count - 1
+  elseif not apart then
+    local list, is_same = list_again(keys, at, last, argv, defined_at, now)
+    if is_same then
+      kept_accounts = nil
+      return list
+    end
+    is_seen = list ~= nil
+  end
+  accounts = {}
   while at <= last do
     if count == BUDGET_ACCOUNTS_MAX then error({err = 'ERR a call takes from up to ' .. BUDGET_ACCOUNTS_MAX .. ' budget accounts'}) end
     local place = shape and places_before + byte(shape, at) or at
@@ -99,12 +144,12 @@ local function accounts_at(keys, accounts_before, argv, defined_at, now, apart)
     count = count + 1
     accounts[count] = account
   end
+  if not (shape or apart) then keep_list(keys[last + keys_before], accounts, last - first, is_seen) end
   last_accounts, last_group, last_defined_at = not apart and accounts, group, defined_at
   return accounts
 end
 
 -- Keeps a call's changed accounts for the next call; for the same accounts, the second call clears `is_new`.
-local kept_accounts, is_kept_again
 local function keep_accounts(accounts)
   if accounts ~= kept_accounts then kept_accounts, is_kept_again = accounts, false
   elseif is_kept_again then return
@@ -112,7 +157,7 @@ local function keep_accounts(accounts)
   for i = 1, #accounts do
     local account = accounts[i]
     local at, is_new = account[PLACE], account[IS_NEW]
-    account_of[at], moved_of[at] = account, true
+    account_of[at], moved_of[at], scope_of[at] = account, true, BUDGETED
     if is_new == MADE then account[IS_NEW] = false
     elseif is_new and account[DEFINITION] then
       local index = account[INDEX]
@@ -123,10 +168,10 @@ local function keep_accounts(accounts)
 end
 
 local name_parts = {}
--- The names of accounts in a hold, each with all its windows; the last result is cached.
-local named_accounts, named_last
+-- The names of accounts in a hold, each with all its windows.
 local function held_as(accounts)
-  if accounts == named_accounts then return named_last end
+  local list_name = accounts.named
+  if list_name then return list_name end
   local count = #accounts
   for i = 1, count do
     local account = accounts[i]
@@ -138,8 +183,9 @@ local function held_as(accounts)
     end
     name_parts[i] = named
   end
-  named_accounts, named_last = accounts, concat(name_parts, '', 1, count)
-  return named_last
+  list_name = concat(name_parts, '', 1, count)
+  accounts.named = list_name
+  return list_name
 end
 
 -- How long such an account is stored after its last window; how many expired ones one write removes from the index.
@@ -181,7 +227,7 @@ local function write_budget(account, raw, now)
     definition = false
   end
   if not definition then
-    account[PACKED] = false
+    account[PACKED] = UNKNOWN
     if not account[IS_NEW] then call('DEL', key) end
     return
   end

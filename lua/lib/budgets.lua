@@ -268,12 +268,12 @@ local function written_out(lines, accounts)
 end
 
 -- The functions for a call's accounts (`hold`, `settle`), with the account and place of each window by its number; false if they are not
--- all plain, one is new, or the cache has no place. The last form is cached.
+-- all plain, one is new, or the cache has no place.
 local written_forms, forms_count, forms_missed = {}, 0, 0
-local formed_accounts, formed
 local function form_of(accounts)
-  if accounts == formed_accounts then return formed end
-  local form = written_forms
+  local form = accounts.form
+  if form ~= nil then return form end
+  form = written_forms
   for i = 1, #accounts do
     local account = accounts[i]
     local definition = account[DEFINITION]
@@ -298,8 +298,9 @@ local function form_of(accounts)
     form.hold = #form.place_of <= WRITTEN_WINDOWS_MAX and written_out(HOLD_LINES, accounts)
     form.settle = form.hold and written_out(SETTLE_LINES, accounts)
   end
-  formed_accounts, formed = accounts, form.hold and form
-  return formed
+  form = form.hold and form
+  accounts.form = form
+  return form
 end
 
 -- Decides and holds at once, for a call that nothing else refuses later. Returns whether it did, then as `hold_windows`.
@@ -375,14 +376,15 @@ local function windows_at_admission(definition, admission, now, first, last, val
   return concat(parts)
 end
 
--- The windows of accounts in an entry, if none of them is gone, and all count by now; the last result is cached.
+-- The windows of accounts in an entry, if none of them is gone, and all count by now.
 local told_parts = {}
-local told_accounts, told_last
 local function windows_of_accounts(accounts)
-  if accounts == told_accounts then return told_last end
+  local told = accounts.told
+  if told then return told end
   for i = 1, #accounts do told_parts[i] = windows_in_entry(accounts[i], accounts[i][DEFINITION]) end
-  told_accounts, told_last = accounts, concat(told_parts, '', 1, #accounts)
-  return told_last
+  told = concat(told_parts, '', 1, #accounts)
+  accounts.told = told
+  return told
 end
 
 -- Counts a use in every window, and in windows that are gone if the call held there; returns the windows, for an entry. Of a past use
@@ -435,7 +437,7 @@ local function pay_windows(accounts, held_windows, used_at, now, packed_hold, re
       end
       if passed then
         widen_windows(account, opened_windows(definition, meters), passed, money, admission, now)
-        formed_accounts = nil
+        accounts.form = nil
       end
       if special and definition[WAITS] then empty_windows(account[DEFINITION], account[METERS]) end
     end

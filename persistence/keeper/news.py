@@ -71,7 +71,7 @@ from persistence.keeper import events
 from persistence.keeper.occasions import News, Notice, create_messages, data_of, message_query, wanted
 from persistence.queries import query
 
-# News of budgets: reached thresholds, each second, and forecasts of their end, each minute.
+# News of budgets: reached thresholds, each second; forecasts of their end, and intervals that ended, each minute.
 #
 # The use is read as the flusher stored it, a second or two after the calls, without cost for calls or Redis.
 # Reported news is stored next to it, so that a window is reported once, by any keeper and after any restart.
@@ -88,9 +88,14 @@ ROUNDED: Final = 1 - 1e-12
 _AHEAD: Final = TOTAL_AHEAD_MS * MILLISECOND
 
 _WANTED = wanted(EVENTS, "b.organization_id")
-_CALENDARS = query("news.calendars", "Select the calendars of budgets that webhooks want", f"""
+_CALENDARS_OF = f"""
 SELECT DISTINCT b."interval", b.time_zone, b.anchor_day FROM budget AS b
- WHERE b.deleted_at IS NULL AND b."window" = '{CALENDAR}' AND {_WANTED} LIMIT {CALENDARS_MAX}""")  # fmt: skip
+ WHERE b.deleted_at IS NULL AND b."window" = '{CALENDAR}' AND {{wanted}} LIMIT {CALENDARS_MAX}"""
+_CALENDARS = query(
+    "news.calendars",
+    "Select the calendars of budgets that webhooks want",
+    _CALENDARS_OF.format(wanted=_WANTED),
+)
 _LENGTHS = query("news.lengths", "Select the lengths of windows of budgets that webhooks want", f"""
 SELECT DISTINCT b.length FROM budget AS b
  WHERE b.deleted_at IS NULL AND b."window" = :window AND {_WANTED} LIMIT {CALENDARS_MAX}""")  # fmt: skip
@@ -138,6 +143,11 @@ _ALL_SUMS = """, sums AS MATERIALIZED (
      CROSS JOIN LATERAL (SELECT u.value, max(u.name) AS name, sum(u.used) AS used FROM budget_use AS u
                           WHERE u.budget_id = b.id AND u.start >= b.since GROUP BY u.value OFFSET 0) AS u
 )"""
+
+
+def _render_amount(amount: str) -> str:
+    """Return the SQL of an amount of a budget `b` as events show it: money as a text."""
+    return f"CASE b.unit WHEN 'money' THEN to_jsonb(trim_scale({amount} / 1000000000)::text) ELSE to_jsonb({amount}) END"
 
 
 def _live(windows: str, keys: str) -> str:
@@ -313,6 +323,36 @@ DELETE FROM budget_told AS t USING (
  WHERE b.id = t.budget_id AND CASE b."window" WHEN '{ROLLING}'
        THEN NOT EXISTS (SELECT FROM {_PARTS.format(account="t")})
        ELSE t.start < b.since END""")  # fmt: skip
+# Intervals that have ended, with their use and the amount in force at their end. A budget that was changed since then may
+# have had another calendar: its interval is reported if it was used.
+RESET: Final = "budget.reset"
+# How long after an interval's end its last calls are waited for.
+STORED: Final = timedelta(minutes=1)
+_WANTED_RESET = wanted((RESET,), "b.organization_id")
+_RESET_CALENDARS = query("news.reset_calendars", "Select the calendars of budgets whose resets webhooks want",
+    _CALENDARS_OF.format(wanted=_WANTED_RESET))  # fmt: skip
+_RESET_DATA = data_of(
+    RESET,
+    budget_id="b.id", budget="b.name", organization_id="b.organization_id", organization="o.name", unit="b.unit",
+    currency="CASE b.unit WHEN 'money' THEN o.currency END", used=_render_amount("coalesce(u.used, 0)"),
+    amount=_render_amount("""greatest(0, trunc(CASE WHEN b.raised_until >= c.start THEN b.raised_to ELSE b.amount END * f.factor)
+        + coalesce(CASE WHEN b.carry IS NOT NULL THEN u.carried END, 0))"""),
+    interval='b."interval"', time_zone="b.time_zone", window_start="c.shown_start", resets_at="c.shown_next",
+)  # fmt: skip
+_RESETS = message_query("resets", "Create messages about intervals of budgets that have ended", f"""
+WITH news AS (
+    SELECT '{RESET}' AS event, format('{RESET}:%s:%s', b.id, c.shown_start) AS occasion, {_RESET_DATA} AS data
+      FROM unnest(cast(:intervals AS text[]), cast(:zones AS text[]), cast(:anchors AS integer[]),
+                  cast(:before AS timestamptz[]), cast(:starts AS timestamptz[]), cast(:shown_starts AS text[]),
+                  cast(:shown_nexts AS text[]))
+        AS c ("interval", time_zone, anchor_day, before, start, shown_start, shown_next)
+      JOIN budget AS b USING ("interval", time_zone, anchor_day)
+      JOIN organization AS o ON o.id = b.organization_id
+     CROSS JOIN LATERAL (SELECT CASE b.unit WHEN 'money' THEN 1000000000 ELSE 1 END AS factor) AS f
+      LEFT JOIN budget_use AS u ON (u.budget_id, u.start, u.value) = (b.id, c.before, '')
+     WHERE b.deleted_at IS NULL AND b."window" = '{CALENDAR}' AND b.mode = 'enforce' AND b.each IS NULL
+       AND b.created_at < c.start AND (b.updated_at < c.start OR u.used IS NOT NULL) AND {_WANTED_RESET}
+)""")  # fmt: skip
 
 Found = Row[Any]
 Windows = Callable[[AsyncConnection, datetime], Awaitable[dict[str, object]]]
@@ -393,6 +433,26 @@ async def foresee_budgets(engine: AsyncEngine, now: datetime) -> None:
         await connection.execute(_FORGET, await _calendars(connection, now - OVER))
         for kind in (ROLLING, FIRST_USE):
             await connection.execute(_FORGET_LENGTHS, await _lengths(connection, now, kind=kind, over=OVER))
+
+
+async def tell_resets(engine: AsyncEngine, now: datetime) -> None:
+    """Report intervals of budgets that have ended lately, once all use of them is stored."""
+    stored = ms_of(now - STORED)
+    ended = []
+    async with engine.begin() as connection:
+        for interval, zone, anchor in (await connection.execute(_RESET_CALENDARS)).all():
+            # A time zone that no longer exists must not stop the others.
+            with suppress(KeyError, ValueError):
+                start_ms, next_ms, _ = window_bounds(interval, zone, anchor, stored)
+                if next_ms and start_ms > ms_of(now - STORED - OVER):
+                    before_ms, _, _ = window_bounds(interval, zone, anchor, start_ms - 1)
+                    ended.append((
+                        interval, zone, anchor, moment_of(before_ms), moment_of(start_ms),
+                        _render_moment(start_ms), _render_moment(next_ms),
+                    ))  # fmt: skip
+        if ended:
+            names = ("intervals", "zones", "anchors", "before", "starts", "shown_starts", "shown_nexts")
+            await connection.execute(_RESETS, _columns(names, ended))
 
 
 async def _store_fall(connection: AsyncConnection, accounts: Sequence[Found]) -> None:
@@ -782,6 +842,7 @@ class Notices:
 
     async def foresee(self, now: datetime) -> None:
         await foresee_budgets(self._engine, now)
+        await tell_resets(self._engine, now)
         await look_for_sudden_use(self._engine, now)
 
 

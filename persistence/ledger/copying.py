@@ -20,7 +20,7 @@ from persistence.keeper.retention import times_of
 from persistence.ledger import budget_moves, rows, statements, usage_rollup
 from persistence.ledger.guard import CREDITS, TOKENS, USAGE, Placed, event_of
 from persistence.ledger.listeners import listeners
-from persistence.ledger.rows import CALL_COLUMNS, call_row, correction, facts_of, journal_of, reclaimed_facts
+from persistence.ledger.rows import call_row, correction, facts_of, journal_of, reclaimed_facts
 
 # Users named by requests: created when first seen, cached by this process.
 #
@@ -221,7 +221,7 @@ class Copies:
                 rows.POSTING_COLUMNS,
                 lambda event: rows.posting_row(event, additions.get(event.source.lower())),
             ),
-            "call": (CALL_COLUMNS, lambda event: call_row(event, user(event))),
+            "call": (", ".join(statements.CALL_COLUMNS), lambda event: call_row(event, user(event))),
         }
         written = {table: placed for table, placed in self._by_table.items() if placed}
         for table, placed in written.items():

@@ -327,14 +327,7 @@ def json_field(document: bytes) -> bytes:
 # The failure of a call whose gateway died.
 RECLAIMED = "reclaimed"
 
-CALL_COLUMNS = (
-    "organization_id, tenant_id, api_key_id, created_at, tokens, credits, units, status, duration_ms,"
-    f" streamed, estimated, {', '.join(KINDS)}, request_id, service_id, user_id, content_id, project_id,"
-    " feature_version, session, route, model, response_model, service_tier, tools, cost, currency, price_id,"
-    " first_token_ms, upstream_request_id, unknown_usage, reason, unpriced, exchange_rate, run_id,"
-    " priced_at, hour_factor, tags, groups, model_asked, substituted_by, saved"
-)
-FIELDS = CALL_COLUMNS.count(",") + 1
+FIELDS = len(statements.CALL_COLUMNS)
 
 _FIXED = Struct(">h" + "iq" * 9 + "iB" * 2 + "iq" * len(KINDS)).pack
 

@@ -7,7 +7,7 @@ writers cannot deadlock.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from gateway.core.accounts.budgets import OTHERS
 from gateway.core.accounts.usage import NO_PROJECT
@@ -334,21 +334,27 @@ SUMS_OF_CALL = f"""
        request_id::text, (extract(epoch FROM created_at) * 1000)::bigint"""
 # Its row is locked.
 CALL_SUMS = f"SELECT {SUMS_OF_CALL} FROM call WHERE {_CALL} FOR UPDATE"
-# The real use of a call, once known: credits and charged units are differences.
+# The columns of a new row of `call`, in the order of `rows.call_row`.
+CALL_COLUMNS: Final = (
+    "organization_id", "tenant_id", "api_key_id", "created_at", "tokens", "credits", "units", "status", "duration_ms",
+    "streamed", "estimated", *KINDS, "request_id", "service_id", "user_id", "content_id", "project_id",
+    "feature_version", "session", "route", "model", "response_model", "service_tier", "tools", "cost", "currency",
+    "price_id", "first_token_ms", "upstream_request_id", "unknown_usage", "reason", "unpriced", "exchange_rate", "run_id",
+    "priced_at", "hour_factor", "tags", "groups", "model_asked", "substituted_by", "saved",
+)  # fmt: skip
+# Whose call it is, and when it was: a correction leaves these.
+_KEPT: Final = {
+    "organization_id", "tenant_id", "api_key_id", "created_at", "request_id", "service_id", "user_id", "run_id",
+}  # fmt: skip
+# Those that are not set to a parameter of their name.
+_CORRECTED: Final = {
+    "credits": "credits + %(credits)s", "units": "CASE WHEN %(more_units)s THEN units ELSE 0 END + %(units)s",
+    **{name: f"%({name})s::jsonb" for name in ("tools", "tags", "groups", "substituted_by")},
+}  # fmt: skip
+# The real use of a call, once known, by the parameters of `rows.correction`: credits and charged units are differences.
 CORRECT_CALL = f"""
-UPDATE call SET {", ".join(f"{kind} = %({kind})s" for kind in KINDS)},
-       tokens = %(tokens)s, credits = credits + %(credits)s, status = %(status)s,
-       units = CASE WHEN %(more_units)s THEN units ELSE 0 END + %(units)s,
-       duration_ms = %(duration_ms)s, streamed = %(streamed)s, estimated = %(estimated)s, model = %(model)s,
-       reason = %(reason)s, content_id = %(content_id)s, project_id = %(project_id)s, session = %(session)s,
-       feature_version = %(feature_version)s, route = %(route)s, service_tier = %(service_tier)s,
-       tools = %(tools)s::jsonb, first_token_ms = %(first_token_ms)s, unknown_usage = %(unknown_usage)s,
-       upstream_request_id = %(upstream_request_id)s, unpriced = %(unpriced)s,
-       response_model = %(response_model)s, cost = %(cost)s, currency = %(currency)s, price_id = %(price_id)s,
-       exchange_rate = %(exchange_rate)s, priced_at = %(priced_at)s, hour_factor = %(hour_factor)s,
-       tags = %(tags)s::jsonb,
-       groups = %(groups)s::jsonb, model_asked = %(model_asked)s, substituted_by = %(substituted_by)s::jsonb,
-       saved = %(saved)s
+UPDATE call SET
+       {", ".join(f"{name} = {_CORRECTED.get(name, f'%({name})s')}" for name in CALL_COLUMNS if name not in _KEPT)}
  WHERE {_CALL} RETURNING {SUMS_OF_CALL}"""
 REFUND_CALL = f"""
 UPDATE call SET credits = credits - %(amount)s

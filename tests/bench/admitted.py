@@ -21,7 +21,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from tests.bench.contenders import NOT_HERE
 from tests.bench.limited import COST_NANO, DELAY_S, INPUT, KINDS, OUTPUT, Kind, Limited, demo_upstream, kill
 from tests.bench.machine import BenchError, Placement, install_tools
 from tests.bench.page import PAGE, publish
@@ -153,7 +152,7 @@ async def _status(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, me
 
 
 def as_markdown(rounds: Sequence[Round], missing: dict[str, str], calls: int, worth: int) -> str:
-    """The table, least and most of the rounds; what was measured, and what is not here."""
+    """The table, least and most of the rounds; what was measured."""
     times = max(Counter(one.contender for one in rounds).values(), default=0)
     head = (
         f"{calls} calls at one instant against a limit worth {worth}. Each call states a maximum, uses "
@@ -181,7 +180,6 @@ def as_markdown(rounds: Sequence[Round], missing: dict[str, str], calls: int, wo
         lines.append("| " + " | ".join(cells) + " |")
     notes = [f"- {KINDS[one.contender].title}: **{one.failed} calls failed**" for one in rounds if one.failed]
     notes += [f"- left out: {KINDS[name].title}: {why}" for name, why in missing.items()]
-    notes += [f"- not here: {what}: {why}" for what, why in NOT_HERE.items()]
     return "\n".join([head, "", *lines, "", *notes]) + "\n"
 
 

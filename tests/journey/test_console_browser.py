@@ -116,8 +116,8 @@ def run_script(stack: Stack, browser: str, script: Path, name: str, **asked: Any
 # Each task of five people, with the clicks and the typed fields that it takes after signing in.
 TASKS = {
     ("platform admin", "a team in an organization"): (3, 2),
-    ("platform admin", "a key for an engineer"): (3, 3),
-    ("platform admin", "each user 20 dollars a day"): (4, 2),
+    ("platform admin", "a key for an engineer"): (2, 3),
+    ("platform admin", "each user 20 dollars a day"): (3, 2),
     ("platform admin", "why was this refused"): (0, 1),
     ("platform admin", "spend of one organization"): (0, 1),
     ("engineer", "what is left"): (0, 0),
@@ -127,18 +127,18 @@ TASKS = {
     ("engineer", "rotate"): (1, 0),
     ("team lead", "who spends"): (1, 0),
     ("team lead", "decide a raise request"): (1, 0),
-    ("team lead", "each of us 5 a day"): (4, 1),
-    ("team lead", "a new key"): (3, 1),
-    ("team lead", "refused calls of the team"): (3, 0),
-    ("platform admin", "a raise request waits"): (4, 0),
-    ("finance", "invoice a customer"): (4, 1),
+    ("team lead", "each of us 5 a day"): (3, 1),
+    ("team lead", "a new key"): (2, 1),
+    ("team lead", "refused calls of the team"): (2, 0),
+    ("platform admin", "a raise request waits"): (3, 0),
+    ("finance", "invoice a customer"): (3, 1),
     ("finance", "invoice all of a month"): (4, 0),
-    ("finance", "record money that came in"): (5, 2),
+    ("finance", "record money that came in"): (4, 2),
     ("finance", "give a line back"): (5, 0),
     ("finance", "revenue, tax and entries of last month"): (7, 0),
     ("customer", "balance and grants"): (1, 0),
     ("customer", "buy credits"): (1, 0),
-    ("customer", "make a key"): (3, 2),
+    ("customer", "make a key"): (2, 2),
     ("customer", "use by model"): (1, 0),
     ("customer", "an invoice's file"): (1, 0),
 }
@@ -153,7 +153,7 @@ def test_five_people_do_their_tasks(
     assert counted == TASKS
     said = {what: text for _, what, _, _, text in found["tasks"]}
     assert said["a key for an engineer"].startswith("tk_")
-    assert said["a raise request waits"] == "Approved: the budget is raised."
+    assert said["a raise request waits"] == "Approved: the amount is raised."
 
 
 def test_what_is_typed_wrongly_anywhere_is_said_in_its_place(
@@ -227,7 +227,7 @@ def test_a_person_at_the_console(stack: Stack, browser: str, script: Path) -> No
     assert (found["live"], found["searched"], found["listed"], found["menu"]) == (True, True, True, True)
     assert "greater than or equal to 1" in found["refused"]
     assert (found["left"], found["bar"]) == ("$12.50", 1)
-    assert found["raised"] == "Raised to $20.00 until 2999-01-31 00:00:00: a fair"
+    assert found["raised"] == "Raised to $20.00 until 2999-01-31 00:00: a fair"
     assert (found["explored"], found["redrawn"]) == (True, True)
     assert found["path"].startswith("/api-keys/")
     assert found["file"].startswith("/usage.csv?")

@@ -20,39 +20,35 @@ PAGES = {
 }  # fmt: skip
 HEAD = f"""# Clients it was tried with
 
-Each row is a real program that asked one thing through a whole Tollkeeper, in each case of a fixed table.
-`make world` plays them and writes this page. It installs each in a folder of its own, counts its requests,
-and reads what it shows. In all cases the [journal of calls](../calls.md) had a row for each request that
-came with a key, and refused ones cost nothing.
+Each row is a real program that asked one thing through a whole Tollkeeper, in each case of a table.
+`make world` plays them and writes this page. In all cases the [journal of calls](../calls.md) had a row for
+each request that came with a key, and refused ones cost nothing.
 
 A cell says how many requests a client sent, within how many seconds, and how it ended:
 
-- **shown**: what refused it could be read, word for word; **silent**: it could not;
-- **exit 1**: how it ended; **goes on**: it had not ended {CASE_S_MAX:.0f} seconds behind its first
-  request, and was stopped.
+- **shown**: the refusal could be read, word for word; **silent**: it could not;
+- **exit 1**: its exit status; **goes on**: it was stopped {CASE_S_MAX:.0f} seconds after its first request.
 
-The upstream failed as its vendor does in the last six cases. Refusals before them are Tollkeeper's own: a
-budget of money is spent that resets tomorrow, or never, or a tenant's tokens are. `retry_after_max_s` bounds
-what is told in two of them.
-
-[What to set](../budgets.md#how-a-spent-amount-is-told) for which of them follows from that.
+In the last six cases the upstream failed as its vendor does. Earlier refusals are Tollkeeper's own, of a spent
+budget of money or a tenant's tokens; `retry_after_max_s` bounds `Retry-After` in two of them.
+[What to set](../budgets.md#how-a-spent-amount-is-told) follows from that.
 
 """
 SENT = ("Client", "API", "Requests", "Its maximum", "Streams", "Asks for use", "Names its session")
 AGENTS, SDKS = "## Coding agents", "## SDKs and frameworks"
 SENDS = "## What they send"
 STEPPING = "## Budgets with steps"
-STEPS_HEAD = """Each agent works behind a [budget with a step](../steps.md) at 80 %: its model goes as a cheaper one of the
-same vendor. The upstream seals what its models think, and answers 400 to a seal of another model, as vendors do.
-One session begins before the step and goes on behind it, others begin later. **asked** and **cheaper** are the
+STEPS_HEAD = """Each agent has a [budget with a step](../steps.md) at 80 %: its model goes as a cheaper one of the
+same vendor. The upstream seals its models' thoughts, and answers 400 to a seal of another model, as vendors do.
+One session begins before the step and goes on after it, others begin later. **asked** and **cheaper** are the
 models that the upstream got; a refusal ends in the words *begin a new session*. gemini-cli and opencode by chat
 seal nothing here, and gemini-cli names no session, so each of its calls is judged alone.
 """
 TURNED = ("Client", "A tool is asked for", "60 kB are said")
 TURNING = "## Tools and long prompts"
-TURNS_HEAD = """In one case the model asks for a tool that the client offers: the client runs it, and says its
-result. In the other 60 kB are said at once. A cell has the longest request, and the tokens that the upstream
-reported for all, words of messages: the rows of these calls have as many. **goes on**: after two minutes.
+TURNS_HEAD = """In one case the model asks for a tool, which the client runs. In the other 60 kB are sent at once. A cell has the
+longest request, and the tokens that the upstream reported for all: the rows of these calls have as many.
+**goes on**: after two minutes.
 """
 TIME, STOPPED = re.compile(r" in \d+ s| of up to .*? tokens"), re.compile(r"^\d+.*goes on")
 

@@ -186,8 +186,8 @@ def stored(release: Release) -> tuple[Rule, ...]:
     loses = "it loses what scripts wrote: keep the first line of `deploy/users.acl`"
     return (
         Rule(
-            "Each script writes all it can; the server ends or is killed, and writes its file again",
-            "every key, stream and end of life is there again",
+            "Each script writes; the server restarts, and rewrites its file",
+            "every key is there again",
             restarted(*(f"all_is_there_again[{release.name}-{how}]" for how in hows)),
         ),
         Rule(

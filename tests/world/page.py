@@ -15,20 +15,19 @@ if TYPE_CHECKING:
 PAGE = ROOT / "docs" / "compatibility.md"
 HEAD = """# Engines it was tried with
 
-Each row is a real program with a small random model, run behind Tollkeeper with its file of
-[`deploy/providers`](../deploy/providers). Its own counters were read before and after each call, and
-compared with the [row of the call](calls.md). `make world` plays the programs and writes this page.
+Each row is a real program with a small random model, behind Tollkeeper with its file of
+[`deploy/providers`](../deploy/providers). Its own counters were compared with the [row of each call](calls.md).
+`make world` plays the programs and writes this page.
 
-A cell says what the program does when it is asked alone, and in brackets what became of the same call here:
+A cell says what the program does alone, and in brackets the result of the same call here:
 
-- **right**: its row has what the program counted, to the token;
-- **flagged**: its row says `"estimated": true`, and has at least what passed;
+- **right**: the row has the program's count, to the token;
+- **flagged**: the row says `"estimated": true`, and counts at least the text that passed;
 - **refused**: the call failed and cost nothing;
-- **as reported**: its row has what the program reports, which are characters: [what to
+- **as reported**: the row has the characters that the program reports: [what to
   set](howto/vllm.md#where-other-servers-differ).
 
-The last column has drawn calls: one to four choices, lists of prompts, streams, clients that leave,
-cached prompts.
+Drawn calls have one to four choices, lists of prompts, streams, clients that leave, and cached prompts.
 
 """
 

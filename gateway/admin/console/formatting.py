@@ -61,7 +61,7 @@ def number(value: object) -> str:
         return NOTHING_TO_SHOW
     if isinstance(value, float):
         return f"{value:,.1f}" if abs(value) < 1000 else f"{value:,.0f}"
-    return f"{int(str(value)):,}".replace("-", "−")
+    return f"{Decimal(str(value)):,f}".replace("-", "−")
 
 
 def short(value: float) -> str:
@@ -85,13 +85,13 @@ def money(value: object, currency: str = "") -> str:
 def money_parts(value: object, currency: str = "", places: int = 0) -> tuple[str, str, str]:
     """Return an exact amount in three parts: prominent digits, further decimals, and the currency's code.
 
-    A text keeps its decimals, a computed amount has as many as it needs. Decimals are padded with zeros to
-    `places`, so that amounts align in columns.
+    An amount with a currency's sign has cents at least. Decimals are padded with zeros to `places`, so that
+    amounts align in columns.
     """
     amount = value.normalize() if isinstance(value, Decimal) else Decimal(str(value))
     whole, _, part = f"{abs(amount):f}".partition(".")
     minus, symbol = "−" if amount < 0 else "", SYMBOLS.get(currency, "")
-    part = part.ljust(max(places, CENTS if symbol and (part or isinstance(value, Decimal)) else 0), "0")
+    part = part.ljust(max(places, CENTS if symbol else 0), "0")
     zeros = len(part) - len(part.lstrip("0"))
     glance = CENTS if int(whole) or zeros == len(part) else max(CENTS, zeros + SMALL_DIGITS)
     head = f"{minus}{symbol}{int(whole):,}" + (f".{part[:glance]}" if part else "")
@@ -103,7 +103,7 @@ def plain(value: object) -> str:
     return f"{Decimal(str(value)).normalize():f}"
 
 
-def about_url(value: object, currency: str = "") -> str:
+def round_money(value: object, currency: str = "") -> str:
     """Format an amount rounded to cents, or an amount below one to its first significant digits."""
     amount = Decimal(str(value))
     places = CENTS
@@ -262,8 +262,9 @@ def amount(budget: Row, value: object) -> str:
     if value is None:
         return NO_LIMIT
     if budget["unit"] == IN_MONEY:
-        return about_url(value, str(budget["currency"]))
-    return f"{number(value)} {budget['unit']}"
+        return round_money(value, str(budget["currency"]))
+    unit = str(budget["unit"])
+    return f"{number(value)} {unit.removesuffix('s') if number(value) == '1' else unit}"
 
 
 def bare(budget: Row, value: object) -> str:
@@ -287,7 +288,7 @@ def window_title(budget: Row) -> str:
 def resets_text(budget: Row) -> str:
     """Return when a budget resets, and how much of a rolling window is free at the next moments."""
     if budget["resets_at"]:
-        return moment(budget["resets_at"])
+        return minute(budget["resets_at"])
     frees = cast("Sequence[Mapping[str, object]]", budget.get("frees") or ())
     if frees:
         return ", ".join(
@@ -334,6 +335,10 @@ def budget_state_of(budget: Row) -> str:
     return "nearly used up" if use.tone == "warn" else "within"
 
 
+# What a budget without a selector applies to.
+WHOLE = "the whole organization"
+
+
 def budget_selector(budget: Row, names: Mapping[tuple[str, int], str], targets: Mapping[str, str]) -> str:
     """Return the calls that a budget applies to, in words.
 
@@ -351,7 +356,7 @@ def budget_selector(budget: Row, names: Mapping[tuple[str, int], str], targets: 
     parts += [f"tag {name} {value}" for name, value in tags.items()]
     if budget["each"]:
         parts.append(f"each {budget['each']}")
-    return ", ".join(parts) or "everything"
+    return ", ".join(parts) or WHOLE
 
 
 # Resources of owners that are ids, by `each`.
@@ -369,7 +374,10 @@ def each_in_words(kind: object, *, many: bool = False) -> str:
 
 Names = Mapping[tuple[str, int], str]
 
-TIMES = frozenset({"timestamp", "last_reset", "effective_from", "raised_until"})
+TIMES = frozenset({"timestamp", "last_reset", "effective_from", "effective_to", "until", "at"})
+TIME_ENDINGS = ("_at", "_until", "_on", "_date", "_start", "_end")
+# The time from which what always holds is in force.
+_EVER = "1970-01-01"
 MARKS = frozenset(
     {
         "status", "payment_status", "state", "category", "kind", "role", "transaction_type", "direction",
@@ -385,6 +393,8 @@ MONEY = frozenset(
      "used", "held", "remaining", *MONEY_SUMS, *KINDS}
 )  # fmt: skip
 CODES = frozenset({"key", "prefix", "request_id", "entry_id", "raw", "account", "resource_id", "actor"})
+# Parts of one, which are shown in per cent.
+SHARES = {("tax-rates", "rate"), ("organization-services", "discount")}
 UNLIMITED = frozenset({"total_amount", "tokens_remaining", "spend_cap", "total_remaining"})
 LABELS = {
     "id": "No.",
@@ -399,6 +409,10 @@ LABELS = {
     "credits_remaining": "Left",
     "negotiated_credits": "Credits",
     "corrects": "Invoices corrected",
+    "frees": "Gives back",
+    "is_current": "Live",
+    "invoicing_left_reason": "Not invoiced because",
+    "retry_after_max_s": "Longest Retry-After, seconds",
 }
 # Fields that name an actor, and the resources of actors.
 ACTORS = frozenset({"actor", "requested_by", "decided_by"})
@@ -413,12 +427,14 @@ class Cell:
     """A value of a row for a table.
 
     `kind` is text, number, time, mark, code, document, quota, use or none; `tone` is the colour of a mark.
+    `money` are the parts of an amount of money, which is a number.
     """
 
     kind: str
     text: str
     href: str = ""
     tone: str = ""
+    money: tuple[str, str, str] | None = None
 
 
 def label_of(column: str) -> str:
@@ -508,16 +524,18 @@ def _of_value(screen: Screen, column: str, value: Any, row: Row) -> Cell:
     if isinstance(value, bool):
         return Cell("mark", "yes" if value else "no", tone="good" if value else "plain")
     if column in MONEY and isinstance(value, str):
-        return Cell("number", money(value, str(row.get("currency") or "")))
+        parts = money_parts(value, str(row.get("currency") or ""))
+        return Cell("number", "".join(parts), money=parts)
     if column in MARKS:
         return Cell("mark", str(value).replace("_", " "), tone=status_tone(value))
     if column == "id":
         return Cell("number", str(value))
-    if isinstance(value, int):
+    if isinstance(value, int) or column == "quantity":
         return Cell("number", number(value))
-    if column in TIMES or column.endswith("_at"):
+    if column in TIMES or column.endswith(TIME_ENDINGS):
         text = moment(value) if "T" in str(value) else day(value)
-        in_order = not screen.has_page and column in {"timestamp", "created_at"}
+        text = "always" if text.startswith(_EVER) else text
+        in_order = column in {"timestamp", "created_at"} and (screen.spans_time or not screen.has_page)
         return Cell("time", text if in_order else text[:MINUTE_CHARS])
     if column.endswith("limits"):
         return Cell("text", limits_in_words(value))
@@ -531,8 +549,9 @@ def _of_value(screen: Screen, column: str, value: Any, row: Row) -> Cell:
         empty = Cell("text", "everything") if column == "events" else Cell("none", NOTHING_TO_SHOW)
         return Cell("text", ", ".join(value[:ITEMS_MAX]) + more) if value else empty
     if isinstance(value, dict | list):
-        return Cell("document", document(value))
-    return Cell("code" if column in CODES else "text", str(value))
+        return Cell("document", document(value)) if value else Cell("none", NOTHING_TO_SHOW)
+    text = fact_of(value, "rate") if (screen.name, column) in SHARES else str(value)
+    return Cell("code" if column in CODES else "text", text)
 
 
 def _parts_of(value: Any) -> Iterator[str]:
@@ -605,7 +624,7 @@ class Chart:
         return money(amount, self.currency) if self.currency else number(amount)
 
     def glance(self, amount: Amount) -> str:
-        return about_url(amount, self.currency) if self.currency else short(float(amount))
+        return round_money(amount, self.currency) if self.currency else short(float(amount))
 
     def label(self, column: Column) -> str:
         if self.interval == "hour":

@@ -138,7 +138,7 @@ class Pages:
         self._environment.filters.update(
             number=formatting.number, short=formatting.short, money=formatting.money,
             moment=formatting.moment, day=formatting.day, money_parts=formatting.money_parts,
-            about=formatting.about_url, plain=formatting.plain, minute=formatting.minute,
+            about=formatting.round_money, plain=formatting.plain, minute=formatting.minute,
             span=formatting.time_span, limits=formatting.limits_in_words, document=formatting.document,
             words=words, label=formatting.label_of, tone=formatting.status_tone, fact=formatting.fact_of,
             limit_of=formatting.limit_text, per=render_window, window=formatting.window_title,

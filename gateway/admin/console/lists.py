@@ -203,11 +203,15 @@ async def page_of(
     declared = await declared_tags(desk, request.query) if screen.resource.tagged else []
     known = (*screen.filters, *stated)
     is_filtered = any(request.query.get(name) for name in (*known, "from", "to"))
+    actor = desk.ports.actor
+    # All rows that a person may see have these.
+    alike = {name for name in ("organization_id", "tenant_id") if getattr(actor, name) is not None}
+    controls = _controls(screen, request, choices, errors, dict.fromkeys((*declared, *stated)))
     return {
         "screen": screen,
         "labels": [label_of(name) for name in screen.columns],
         "lines": await lines_of(desk, screen, list_page.rows),
-        "controls": _controls(screen, request, choices, errors, dict.fromkeys((*declared, *stated))),
+        "controls": [control for control in controls if control.value or control.name not in alike],
         "errors": {name if text == NO_FILTER else label_of(name): text for name, text in errors.items()},
         "next": _address(request, **list_page.next) if list_page.next else "",
         "is_first": not request.query.keys() & {"cursor", "page"},

@@ -14,6 +14,7 @@ from typing import Any, cast
 from pydantic import ValidationError
 
 from gateway.admin.console.formatting import (
+    WHOLE,
     amount,
     budget_selector,
     each_in_words,
@@ -51,7 +52,7 @@ def sentence_of(budget: Row, of: str) -> str:
     """Return the sentence of a budget: its limit and the effect of reaching it; `of` is its selector."""
     scope = budget.get("each")
     who = f"Each {each_in_words(scope)}" if scope else "All calls together"
-    whose = "" if of in {"everything", f"each {scope}"} else f" of {of.removesuffix(f', each {scope}')}"
+    whose = "" if of in {WHOLE, f"each {scope}"} else f" of {of.removesuffix(f', each {scope}')}"
     until = _END_OF.get(str(budget.get("window", CALENDAR)), f"the next {budget['interval']} begins")
     if budget["interval"] == TOTAL:
         until = "somebody raises or resets it"

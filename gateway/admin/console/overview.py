@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -77,28 +77,41 @@ OUTBOX_LATE_S = 60
 
 
 class OpenRows(NamedTuple):
-    """Rows that wait for a person's decision: their list, the filter that finds them, and their name."""
+    """Rows that wait for a person's decision: their list, the filter that finds them, and a name of one of them.
+
+    The name of several has an s after its first word.
+    """
 
     list: str
     field: str
     value: str | bool
-    title: str
+    name: str
+
+    def title(self, count: int) -> str:
+        """Return a number of these rows in words."""
+        first, _, rest = self.name.partition(" ")
+        return f"{_counted(count)} {first}{'s' if count != 1 else ''} {rest}"
 
     @property
     def address(self) -> str:
         return f"/{self.list}?{self.field}={str(self.value).lower()}"
 
 
+def _counted(count: int) -> str:
+    return f"more than {TROUBLE_COUNTED_MAX}" if count > TROUBLE_COUNTED_MAX else str(count)
+
+
 TROUBLE = (
-    OpenRows("dead-letters", "resolved", False, "calls that could not be stored"),
-    OpenRows("quarantine", "released", False, "accounts in quarantine"),
-    OpenRows("webhook-deliveries", "state", "failed", "alerts that could not be delivered"),
-    OpenRows("raise-requests", "status", "open", "requests for more of a budget"),
+    OpenRows("dead-letters", "resolved", False, "call that could not be stored"),
+    OpenRows("quarantine", "released", False, "account in quarantine"),
+    OpenRows("webhook-deliveries", "state", "failed", "alert that could not be delivered"),
+    OpenRows("raise-requests", "status", "open", "request for more of a budget"),
 )
 
 
-async def _waiting(desk: ConsoleShell, lists: Sequence[OpenRows]) -> list[tuple[OpenRows, str]]:
-    """Return those `lists` with problems that have rows, each with the number of its rows as a text."""
+async def _waiting(desk: ConsoleShell, names: Collection[str]) -> list[tuple[OpenRows, int]]:
+    """Return what waits for a person in the lists with these names, each with the number of its rows."""
+    lists = [rows for rows in TROUBLE if rows.list in names]
     counts = await asyncio.gather(
         *(
             desk.operations[rows.list].count(
@@ -109,11 +122,15 @@ async def _waiting(desk: ConsoleShell, lists: Sequence[OpenRows]) -> list[tuple[
             for rows in lists
         )
     )
-    return [
-        (rows, f"more than {TROUBLE_COUNTED_MAX}" if count > TROUBLE_COUNTED_MAX else str(count))
-        for rows, count in zip(lists, counts, strict=True)
-        if count
-    ]
+    return [(rows, count) for rows, count in zip(lists, counts, strict=True) if count]
+
+
+def _menu_lists(desk: ConsoleShell) -> tuple[set[str], set[str]]:
+    """Return the names of the viewer's lists: those that the menu begins with, and those below *More*."""
+    parts = menu(desk.ports.actor, desk.ports.off).values()
+    return {name for part in parts for name, _, _ in part.shown}, {
+        name for part in parts for name, _, _ in part.more
+    }
 
 
 # The fields that filter spend, with their resources.
@@ -266,12 +283,16 @@ class Overview:
         }
 
     async def _trouble(self, desk: ConsoleShell) -> list[tuple[str, str]] | None:
-        """Return faults, each with the address of its page; None for a viewer of a single organization."""
+        """Return faults and what waits for the viewer, each with the address of its page.
+
+        Faults of gateways are for staff alone. None where others have nothing to do.
+        """
+        shown, folded = _menu_lists(desk)
+        waiting = await _waiting(desk, shown | folded)
+        open_rows = [(rows.title(count), rows.address) for rows, count in waiting]
         if desk.ports.actor.realm is not None:
-            return None
-        (_, dependencies), now, waiting = await asyncio.gather(
-            self._ports.ready(), self._live.now(), _waiting(desk, TROUBLE)
-        )
+            return open_rows or None
+        (_, dependencies), now = await asyncio.gather(self._ports.ready(), self._live.now())
         facts = now["facts"]
         troubles = [
             (f"{name} is away", "/health")
@@ -282,19 +303,18 @@ class Overview:
             troubles.append(("calls wait to be stored", "/health"))
         if facts.get("drift_tokens") or facts.get("drift_credits"):
             troubles.append(("counters and ledger differ", "/reconciliation"))
-        return troubles + [(f"{number} {rows.title}", rows.address) for rows, number in waiting]
+        return troubles + open_rows
 
     async def waiting(self, desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:
         """`GET /waiting`: the numbers of open rows for the lists in the viewer's menu."""
-        parts = menu(signed.actor, desk.ports.off).values()
-        shown = {name for part in parts for name, _, _ in part.shown}
-        folded = {name for part in parts for name, _, _ in part.more}
+        shown, folded = _menu_lists(desk)
         try:
-            waiting = await _waiting(desk, [rows for rows in TROUBLE if rows.list in shown | folded])
+            waiting = await _waiting(desk, shown | folded)
         except StoreUnavailable:
             waiting = []  # pages that need the store report this themselves
-        hidden = [rows.title for rows, _ in waiting if rows.list in folded]
-        return desk.answer(request, signed, "waiting.html", waiting=waiting, hidden=hidden)
+        hidden = [rows.title(count) for rows, count in waiting if rows.list in folded]
+        entries = [(rows.list, _counted(count), rows.title(count)) for rows, count in waiting]
+        return desk.answer(request, signed, "waiting.html", waiting=entries, hidden=hidden)
 
     def _page_values(self, desk: ConsoleShell, asked: OverviewQuery, spend: object) -> dict[str, Any]:
         budgets, actor = SCREENS["budgets"].resource, desk.ports.actor
@@ -362,7 +382,9 @@ async def _spend(desk: ConsoleShell, asked: OverviewQuery) -> dict[str, Any]:
         "chart": chart,
         "requests": sum(int(str(row["requests"])) for row in totals),
         "refused": sum(int(str(row["refused"])) for row in totals),
-        "budgets": budgets,
+        "budgets": budgets[:BUDGETS_SHOWN],
+        "budgets_read": len(budgets),
+        "used_up": sum(budget.use is not None and budget.use.tone == "bad" for budget in budgets),
         "failed": failed,
     }
 
@@ -431,6 +453,7 @@ def _part(row: Row, group: str, measure: str, sums: Mapping[str, Any]) -> dict[s
 
 
 async def _tightest(desk: ConsoleShell, asked: OverviewQuery) -> list[TightBudget]:
+    """Return the budgets that were read, those with least left first."""
     own = {name: int(text) for name, text in asked.asked.items() if name != "range"}
     rows, _ = await desk.operations["budgets"].list(query(BUDGETS_READ_MAX, newest_first=False, **own))
     screen = SCREENS["budgets"]
@@ -448,7 +471,7 @@ async def _tightest(desk: ConsoleShell, asked: OverviewQuery) -> list[TightBudge
         for row in rows
         if row["each"] is None
     ]
-    return sorted(used, key=lambda budget: -budget.use.used_share if budget.use else 1.0)[:BUDGETS_SHOWN]
+    return sorted(used, key=lambda budget: -budget.use.used_share if budget.use else 1.0)
 
 
 async def _failed(ports: AdminPorts, asked: OverviewQuery) -> tuple[list[RefusalCount], bool] | None:

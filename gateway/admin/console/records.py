@@ -74,6 +74,8 @@ TITLES = {
     ("invoices", "uncollectible"): "Make uncollectible",
 }
 TICKED = {("invoices", "credit-note")}
+# Actions for which most people open a row: their forms are open where they are offered.
+EXPECTED = {("invoices", "payments"), ("raise-requests", "approve")}
 # Visible fields beyond the list's columns: without its user a key counts for nobody.
 IN_SIGHT = {"api-keys": {"user"}}
 # Forms whose fields beyond the list's columns are always folded.
@@ -420,7 +422,10 @@ class Records:
             form = replace(form, fields=[replace(field, kind="ticks") for field in form.fields])
         confirmed = action.confirmed or CONFIRMED.get((self._screen.name, action.name), "")
         dangerous = action.name in DANGEROUS
-        return replace(form, note=f"{action.summary}.", is_dangerous=dangerous, confirmed=confirmed)
+        is_open = (self._screen.name, action.name) in EXPECTED
+        return replace(
+            form, note=f"{action.summary}.", is_dangerous=dangerous, confirmed=confirmed, is_open=is_open
+        )
 
     def _form(self, action: str, title: str, submit: str, model: type[In] | None, verb: str) -> PageForm:
         resource = self._screen.resource

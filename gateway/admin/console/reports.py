@@ -43,7 +43,6 @@ MEASURES = ("cost", "tokens", "requests")
 TIMES_MAX = 1_000
 # The values of the roll-ups for calls without a project or model.
 _NOBODY: Mapping[str, object] = {"project_id": NO_PROJECT, "model": ""}
-_NONE = {"user": "no user", "project": "no project", "model": "no model", "service": "no service"}
 # The groups whose rows have a page.
 PAGES = {name: REFERS[name] for name in GROUPS.values() if name in REFERS}
 _ONE_DAY = timedelta(days=1)
@@ -112,7 +111,7 @@ def name_of(row: Row, groups: Sequence[str]) -> str:
 def part_name(row: Row, group: str) -> str:
     value, tag = row[column_of(group)], tag_in(group)
     if value is None:
-        return _NONE.get(group, f"no {tag or group.replace('_', ' ')}")
+        return f"no {tag or group.replace('_', ' ').replace('api', 'API')}"
     named = str(value) if group == "model" or tag else row.get(group)
     return str(named) if named is not None else f"{group.replace('_', ' ')} {value}"
 

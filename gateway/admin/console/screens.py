@@ -46,7 +46,8 @@ class Screen:
     """The presentation of a resource, and its heading in the menu.
 
     The menu shows it to the roles in `first_for`; for the others it is folded under *More*.
-    `columns` are fields of its rows, the first one links to the row's page. `only` are the offered filters,
+    `columns` are fields of its rows, the first one links to the row's page. `empty` says what would fill the
+    list. `only` are the offered filters,
     by default the resource's. `next_step` is the text and address of the button on an empty list without a
     form. The form of a new row begins with its `sentence`. With `is_staffs`, people of one organization see
     it in the menu only if they may change something there. `besides` are parameters of the page that shows
@@ -58,7 +59,7 @@ class Screen:
     title: str
     one: str
     columns: tuple[str, ...]
-    empty: str = "There are none yet."
+    empty: str
     only: tuple[str, ...] = ()
     newest_first: bool = True
     has_page: bool = True
@@ -81,7 +82,7 @@ class Screen:
 
 
 # The headings of the menu, in this order; people see those with entries for them.
-HEADINGS = ("Spend", "Access", "Catalogue", "Billing", "Reports", "Records", "Health")
+HEADINGS = ("Spend", "Access", "Catalogue", "Billing", "Reports", "Records", "Operation")
 # The most entries that a menu shows before *More*.
 FIRST_MAX = 12
 
@@ -91,7 +92,7 @@ SCREENS = {
         Screen(
             "Spend", "calls", "Calls", "call",
             ("created_at", "tenant_id", "user_id", "model", "tokens", "cost", "status", "request_id"),
-            empty="No call yet.",
+            empty="No call yet. Each request with an API key is a row.",
             spans_time=True,
             next_step=("See the API keys", "/api-keys"),
             first_for=(ADMIN, OPERATOR, MEMBER, READONLY),
@@ -114,7 +115,7 @@ SCREENS = {
                 }, "calendar"),
                 Slot("length", "length", "5h"),
             ),
-            first_for=(ADMIN, OPERATOR, MEMBER, READONLY),
+            first_for=ROLES,
         ),
         Screen(
             "Access", "groups", "Groups", "group",
@@ -139,12 +140,13 @@ SCREENS = {
         Screen(
             "Access", "users", "Users", "user",
             ("external_id", "name", "organization_id", "limits", "created_at"),
+            empty="No user yet. Calls and API keys that name one make it.",
             first_for=(ADMIN, OPERATOR, READONLY),
         ),
         Screen(
             "Access", "api-keys", "API keys", "API key",
             ("name", "tenant_id", "prefix", "state", "last_used_at", "expires_at", "created_at"),
-            empty="No key yet.",
+            empty="No API key yet. Programs call with one.",
             first_for=(ADMIN, OPERATOR, MEMBER, READONLY),
         ),
         Screen(
@@ -157,12 +159,13 @@ SCREENS = {
             "Access", "audit-log", "Audit log", "change",
             ("created_at", "actor", "person", "issuer", "token", "role", "action", "resource", "resource_id",
              "after"),
-            empty="No change yet.",
+            empty="No change yet. Each change by a person or program is a row.",
             has_page=False, spans_time=True,
         ),
         Screen(
             "Catalogue", "services", "Services", "service",
             ("name", "key", "business_model_id", "service_type", "credits", "counts_tokens"),
+            empty="No service yet. A service is what calls are counted and sold as.",
             newest_first=False,
         ),
         Screen(
@@ -177,7 +180,7 @@ SCREENS = {
         Screen(
             "Catalogue", "subscription-plans", "Subscription plans", "subscription plan",
             ("name", "monthly_cost", "annual_cost", "feature_access", "token_plan_id"),
-            empty="No subscription plan yet.",
+            empty="No subscription plan yet. A plan has a fee by month or year, and what it includes.",
         ),
         Screen(
             "Catalogue", "prices", "Prices", "price",
@@ -200,7 +203,8 @@ SCREENS = {
         ),
         Screen(
             "Catalogue", "business-models", "Business models", "business model",
-            ("name", "display_name", "meter", "description"), newest_first=False,
+            ("name", "display_name", "meter", "description"),
+            empty="No business model yet. It says what a service is paid by.", newest_first=False,
             is_staffs=True,
         ),
         Screen(
@@ -219,13 +223,13 @@ SCREENS = {
             "Billing", "credit-additions", "Credits", "grant",
             ("id", "organization_id", "credits_added", "credits_remaining", "category", "expires_at",
              "timestamp"),
-            empty="No credits were given yet.", spans_time=True,
+            empty="No credits yet. Pay-Per-Use services are paid with credits.", spans_time=True,
             first_for=(BILLING,),
         ),
         Screen(
             "Billing", "organization-subscriptions", "Subscriptions", "subscription",
             ("id", "organization_id", "plan_id", "status", "billing_interval", "start_date", "end_date"),
-            empty="No subscription yet.",
+            empty="No subscription yet. It bills an organization the fee of a plan.",
             first_for=(BILLING,),
         ),
         Screen(
@@ -259,7 +263,7 @@ SCREENS = {
             "Records", "charges", "Charges", "charge",
             ("period_start", "organization_id", "kind", "quantity", "unit_price", "amount", "currency",
              "reason", "invoice_id"),
-            empty="No charge yet.",
+            empty="No charge yet. Invoices are made of charges: use, fees and credits.",
             spans_time=True,
             next_step=("See the invoices", "/invoices"),
         ),
@@ -275,13 +279,13 @@ SCREENS = {
                 "created_at", "organization_id", "request_id", "direction", "tokens", "credits", "units",
                 "amount", "reason",
             ),
-            empty="No amendment yet.",
+            empty="No amendment yet. It corrects what a call was charged.",
             next_step=("See the calls", "/calls"),
         ),
         Screen(
             "Records", "reratings", "Re-rated calls", "re-rated call",
             ("created_at", "organization_id", "request_id", "cost_before", "cost_after", "charged", "reason"),
-            empty="No call was re-rated yet.",
+            empty="No call was re-rated yet. A price for the past rates its calls again.",
             next_step=("See the calls", "/calls"),
         ),
         Screen(
@@ -300,28 +304,28 @@ SCREENS = {
             next_step=("See the calls", "/calls"),
         ),
         Screen(
-            "Health", "quarantine", "Quarantine", "quarantined account",
+            "Operation", "quarantine", "Quarantine", "quarantined account",
             ("account", "kind", "reason", "state", "created_at"),
             empty="No account is in quarantine. All is well.",
-            next_step=("See the drift", "/reconciliation"),
+            next_step=("See the reconciliation", "/reconciliation"),
             is_staffs=True,
         ),
         Screen(
-            "Health", "dead-letters", "Dead letters", "dead letter",
+            "Operation", "dead-letters", "Dead letters", "dead letter",
             ("id", "reason", "organization_id", "tenant_id", "state", "created_at"),
             empty="No dead letter. All is well.",
-            next_step=("See the drift", "/reconciliation"),
+            next_step=("See the reconciliation", "/reconciliation"),
             is_staffs=True,
         ),
         Screen(
-            "Health", "webhooks", "Webhooks", "webhook",
+            "Operation", "webhooks", "Webhooks", "webhook",
             ("url", "events", "enabled", "last_delivery", "created_at"),
-            empty="No webhook yet.",
+            empty="No webhook yet. It is told of alerts, such as a budget that is used up.",
         ),
         Screen(
-            "Health", "webhook-deliveries", "Deliveries", "delivery",
+            "Operation", "webhook-deliveries", "Deliveries", "delivery",
             ("id", "webhook_id", "event", "state", "attempts", "response_status", "created_at"),
-            empty="No message was sent yet.",
+            empty="No message was sent yet. Each one to a webhook is a row.",
             next_step=("See the webhooks", "/webhooks"),
         ),
         *(Screen(**fields_) for feature in features() for fields_ in feature.screens),
@@ -386,16 +390,21 @@ PAGES = (
         )
     ),
     MenuPage(
-        "Health",
+        "Operation",
         "health",
-        "Now",
+        "Health",
         "/health",
         lambda actor: actor.organization_id is None,
         (ADMIN, OPERATOR, READONLY),
     ),
-    MenuPage("Health", "programs", "Gateways", "/programs", _reader_of("programs"), ()),
+    MenuPage("Operation", "programs", "Programs", "/programs", _reader_of("programs"), ()),
     MenuPage(
-        "Health", "reconciliation", "Drift", "/reconciliation", _reader_of("reconciliation"), (OPERATOR,)
+        "Operation",
+        "reconciliation",
+        "Reconciliation",
+        "/reconciliation",
+        _reader_of("reconciliation"),
+        (OPERATOR,),
     ),
 )
 
@@ -408,7 +417,11 @@ class MenuPart(NamedTuple):
 
 
 def menu(actor: Actor, off: Collection[str] = ()) -> Mapping[str, MenuPart]:
-    """Return an actor's menu by heading, without lists that are `off`: those of features not configured."""
+    """Return an actor's menu by heading, without lists that are `off`: those of features not configured.
+
+    The list that has only the actor's own organization or tenant is folded.
+    """
+    own_row = "tenants" if actor.tenant_id is not None else "organizations" if is_customer(actor) else ""
     parts = {heading: MenuPart([], []) for heading in HEADINGS}
     for page in PAGES:
         if page.is_for(actor):
@@ -417,9 +430,8 @@ def menu(actor: Actor, off: Collection[str] = ()) -> Mapping[str, MenuPart]:
             )
     for screen in SCREENS.values():
         if screen.name not in off and _is_for(actor, screen):
-            parts[screen.heading][actor.role not in screen.first_for].append(
-                (screen.name, screen.title, f"/{screen.name}")
-            )
+            is_folded = actor.role not in screen.first_for or screen.name == own_row
+            parts[screen.heading][is_folded].append((screen.name, screen.title, f"/{screen.name}"))
     return {heading: part for heading, part in parts.items() if part.shown or part.more}
 
 

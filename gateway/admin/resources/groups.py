@@ -50,7 +50,7 @@ class GroupCreate(In):
     members: Members = Field(
         default=[],
         description="Users by the callers' own names; tenants, API keys and projects by their ids. A key with "
-        "user_header accept may name any user, so a member as well.",
+        "`user_header` accept may name any user, so a member as well.",
     )
     claim: Text | None = optional(
         "Of users: a name of a group of sign-in or of an issuer's tokens. Who comes with it is a member too."

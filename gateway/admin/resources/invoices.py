@@ -43,7 +43,7 @@ class InvoiceCreate(In):
 
     organization_id: Id
     period_start: Day | None = optional("The first day; required without `source`.")
-    period_end: Day | None = optional("The day after the last; with period_start.")
+    period_end: Day | None = optional("The day after the last; with `period_start`.")
     source: Source | None = optional(
         "A one-off invoice: what this alone owes and no invoice has, as `charges` name it. It "
         "needs no period, and no other invoice makes way for it."

@@ -186,9 +186,8 @@ CALL_RESOURCES = (
         named_by="request_id",
         order="by created_at, then id, ascending",
         filters=filters(
-            "request_id:uuid organization_id tenant_id api_key_id user_id service_id "
-            "project_id:count model:text response_model:text session:text reason:text "
-            "content_id:count group_id"
+            "request_id:uuid organization_id tenant_id api_key_id user_id reason:text service_id "
+            "project_id:count model:text response_model:text session:text content_id:count group_id"
         ),
         tagged=True,
         questions=(EXPLANATION,),

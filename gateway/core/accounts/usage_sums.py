@@ -19,7 +19,7 @@ class UsageSum(NamedTuple):
     """A sum of calls. `read` is its position in the amounts of a new call, `sql` reads the same of a row of `call`.
 
     `says` describes the field of the report. `on_page` and `in_table` show it in the console, and in the table
-    of `tollkeeper usage`.
+    of `tollkeeper usage`. A sum `in_money` is of nano-units.
     """
 
     name: str
@@ -28,6 +28,7 @@ class UsageSum(NamedTuple):
     says: str = ""
     on_page: bool = False
     in_table: bool = False
+    in_money: bool = False
 
 
 # In the order of reports.
@@ -52,7 +53,7 @@ USAGE_SUMS: Final = (
     UsageSum("tokens", TOKENS, "tokens", on_page=True, in_table=True),
     UsageSum("credits", CREDITS, "credits"),
     UsageSum("units", UNITS, "units"),
-    UsageSum("cost", COST, "coalesce(cost, 0)", on_page=True, in_table=True),
+    UsageSum("cost", COST, "coalesce(cost, 0)", on_page=True, in_table=True, in_money=True),
     UsageSum(
         "estimated", ESTIMATED, "estimated::integer",
         "Calls whose use was counted, not reported.",
@@ -65,10 +66,10 @@ USAGE_SUMS: Final = (
     UsageSum(
         "saved", SAVED, "coalesce(saved, 0)",
         "What calls would have cost more as the models they asked for, where steps of budgets sent them as others.",
+        in_money=True,
     ),
 )  # fmt: skip
-# Those in money.
-MONEY_SUMS: Final = ("cost", "saved")
+MONEY_SUMS: Final = tuple(usage_sum.name for usage_sum in USAGE_SUMS if usage_sum.in_money)
 SUMS: Final = tuple(usage_sum.name for usage_sum in USAGE_SUMS)
 # Returns all sums of a call, from its amounts.
 read_sums: Final[Callable[[Sequence[int]], tuple[int, ...]]] = itemgetter(

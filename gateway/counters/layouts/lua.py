@@ -53,7 +53,7 @@ _FIELD = re.compile(r"(?<![.\w])(?P<record>(?:[a-z]+_)*(?P<layout>[a-z]+))\.(?P<
 # Tables with fields that are no opened layouts: libraries, scripts, and the JSON values of `share` and `note`.
 _TABLES = frozenset({
     "facts", "math", "redis", "string", "struct", "table", "cjson", "cmsgpack", "capacity", "limits", "share",
-    "asked", "other", "left", "wide", "payment", "rings", "carries", "script", "form",
+    "asked", "other", "left", "wide", "payment", "rings", "carries", "script", "form", "list", "accounts",
 })  # fmt: skip
 _CLOSED_BY = {"(": ")", "{": "}", "[": "]"}
 # The fields of an account before this one are its definition.

@@ -159,7 +159,17 @@ async def test_overview_page_warns_of_unreachable_redis_and_of_calls_that_could_
     )
     said = words_of(await admin.open("/"), "trouble")
     assert "redis is away" in said
-    assert "1 calls that could not be stored" in said
+    assert "1 call that could not be stored" in said
+
+
+async def test_overview_page_says_first_how_many_budgets_are_used_up_and_names_the_fullest(
+    desk: Desk, reader: Person
+) -> None:
+    full, half = await desk.make(name="full", amount="10"), await desk.make(amount="10", model="m")
+    desk.hold(desk.account(), full, 12 * NANO, 0)
+    desk.hold(desk.account(model="m"), half, 5 * NANO, 0)
+    tiles = words_of(await overview_of(reader)).split("Budgets used up")[1].split("Refused,")[0]
+    assert tiles.split() == ["1", "of", "2:", "full"]
 
 
 async def test_overview_page_without_spend_shows_zero_and_links_to_a_90_day_range(
@@ -206,7 +216,7 @@ async def test_budget_list_shows_use_limit_state_and_scope_of_each_budget(desk: 
     assert "$20.00 each" in said
     for state in ("within", "used up", "passed", "each user"):
         assert state in said
-    for of in ("everything", "model gpt-5*", "user ada", "tenant Search, each user"):
+    for of in ("the whole organization", "model gpt-5*", "user ada", "tenant Search, each user"):
         assert of in said
     assert 'aria-label="50.0 % used, 10.0 % held"' in page.text
 
@@ -424,8 +434,12 @@ async def test_call_page_shows_cost_per_kind_of_token_and_tool(api: Api, reader:
 async def test_call_page_says_when_a_call_has_no_price_or_was_refused(api: Api, reader: Person) -> None:
     tenant = await api.make("tenants", name="Search")
     own = {"organization": tenant["organization_id"], "tenant": tenant["id"]}
-    unpriced = await reader.open(f"/calls/{call(api, str(uuid4()), **own, model='mine', output=5, tokens=5)}")
+    reported = {"model": "mine", "output": 5, "tokens": 5, "units": 1, "api_key_id": 0}
+    unpriced = await reader.open(f"/calls/{call(api, str(uuid4()), **own, **reported)}")
     assert "No price was in force" in unpriced.text
+    assert "/api-keys/None" not in unpriced.text
+    assert " 1 unit " in words_of(unpriced)
+    assert re.search("Without a value: [^.]*API key", words_of(unpriced))
     refused = await reader.open(
         f"/calls/{call(api, str(uuid4()), **own, status=429, reason='quota_exceeded')}"
     )

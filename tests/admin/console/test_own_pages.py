@@ -254,8 +254,11 @@ async def test_user_may_request_a_raise_only_of_budgets_that_limit_calls_of_that
     assert 'title="2 requests for more of a budget"' in (await staff.open("/waiting")).text
     elsewhere = (await team.api.make("organizations", name="elsewhere"))["id"]
     token = await team.api.make("admin-tokens", name="else", role="operator", organization_id=elsewhere)
+    for address in ("/waiting", "/"):
+        assert "for more of" not in (await (await signed_in(team.api, token["token"])).open(address)).text
+    own = await team.api.make("admin-tokens", name="own", role="admin", organization_id=team.organization)
     assert (
-        "requests for more" not in (await (await signed_in(team.api, token["token"])).open("/waiting")).text
+        "2 requests for more of a budget" in (await (await signed_in(team.api, own["token"])).open("/")).text
     )
     assert (await (await team.holder()).open("/waiting")).status == 403
 

@@ -314,7 +314,7 @@ async def test_invoice_of_230_lines_is_shown_in_pages_of_at_most_100_lines(api: 
         following = re.search(r'href="([^"]*after=\d+)"', page.text)
         address = following[1] if following else ""
     assert found == [str(n) for n in range(1, 231)]
-    assert '<span class="number">0.50</span>' in page.text
+    assert '<span class="number">$0.50</span>' in page.text
     assert "Overage" not in (await admin.open("/invoices")).text
     for other in ("9" * 9, "-1", "x", "9" * 40):
         assert (await admin.open(f"/invoices/{invoice}?after={other}")).status == 200

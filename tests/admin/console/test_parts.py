@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import pytest
 from multidict import MultiDict
 
+from gateway.admin import console
 from gateway.admin.console import formatting, forms
 from gateway.admin.console.reports import Live
 from gateway.admin.console.screens import FIRST_MAX, HEADINGS, PAGES, SCREENS, menu, screens_off
@@ -49,7 +52,7 @@ SOON = datetime.now(UTC).replace(microsecond=0) + timedelta(hours=1)
         ),
         (
             {"window": "calendar", "interval": "total", "carried": "3.00", "resets_at": "2999-01-02T03:04:05Z"},
-            ("in all", "In all", "2999-01-02 03:04:05", "$3.00 more from before"),
+            ("in all", "In all", "2999-01-02 03:04", "$3.00 more from before"),
         ),
         (
             {"window": "calendar", "interval": "day", "carried": "0.00"}, ("a day", "This day", "never", ""),
@@ -86,10 +89,10 @@ def test_use_of_a_budget_that_carries_is_of_amount_and_carried_together(
     ("value", "text"),
     [
         (0, "0"), (999, "999"), (10**12, "1,000,000,000,000"), (-5000, "−5,000"), (None, "—"),
-        (2**53, "9,007,199,254,740,992"),
+        (2**53, "9,007,199,254,740,992"), ("2500", "2,500"), ("1.50", "1.50"),
     ],
 )  # fmt: skip
-def test_numbers(value: int | None, text: str) -> None:
+def test_numbers(value: int | str | None, text: str) -> None:
     assert formatting.number(value) == text
 
 
@@ -110,7 +113,7 @@ def test_large_number_is_shortened_to_three_digits_and_a_unit(value: float, text
     [
         ("0.00", "USD", "$0.00"), ("1234567.5", "", "1,234,567.5"), ("-0.50", "EUR", "−€0.50"),
         ("0.000354", "USD", "$0.000354"), ("12.345678901", "USD", "$12.345678901"), ("0.1", "USD", "$0.10"),
-        ("1E-9", "GBP", "£0.000000001"), ("3", "USD", "$3"), ("7.5", "CHF", "7.5 CHF"),
+        ("1E-9", "GBP", "£0.000000001"), ("3", "USD", "$3.00"), ("7.5", "CHF", "7.5 CHF"),
         ("1000000000000.01", "JPY", "1,000,000,000,000.01 JPY"), (None, "", "—"),
         ("0.000001", "", "0.000001"),
     ],
@@ -127,7 +130,24 @@ def test_money(value: str | None, currency: str, text: str) -> None:
     ],
 )  # fmt: skip
 def test_approximate_money_amount_is_rounded_to_a_few_digits(value: str, text: str) -> None:
-    assert formatting.about_url(value, "USD") == text
+    assert formatting.round_money(value, "USD") == text
+
+
+def test_dates_and_times_of_lists_are_shown_as_times() -> None:
+    dated = [
+        (screen, name)
+        for screen in SCREENS.values()
+        for name, field in screen.resource.out.model_fields.items()
+        if "datetime." in str(field.annotation)
+    ]
+    assert len(dated) > 50
+    for screen, name in dated:
+        shown = formatting.cell(screen, {name: "2999-01-02T03:04:05Z"}, name, {})
+        assert (shown.kind, shown.text[:10]) == ("time", "2999-01-02"), (screen.name, name)
+    assert formatting.cell(SCREENS["tax-rates"], {"rate": "0.19"}, "rate", {}).text == "19 %"
+    prices = SCREENS["prices"]
+    ever = formatting.cell(prices, {"effective_from": "1970-01-01T00:00:00Z"}, "effective_from", {})
+    assert (ever.kind, ever.text) == ("time", "always")
 
 
 def test_money_amounts_in_a_table_column_are_split_for_aligned_decimals() -> None:
@@ -194,7 +214,7 @@ def test_menu_of_an_organization_token_hides_lists_meant_for_staff(role: str) ->
         "services", "subscription-plans", "prices", "organization-services",
     }  # fmt: skip
     health = {"quarantine", "dead-letters"} if role in {"admin", "operator"} else set()
-    theirs = menu(replace(customer, is_ours=True))["Health"]
+    theirs = menu(replace(customer, is_ours=True))["Operation"]
     assert {name for name, _, _ in theirs.more} == {"webhooks", "webhook-deliveries", *health}
 
 
@@ -214,11 +234,30 @@ def test_menu_begins_with_the_work_of_a_role() -> None:
         role: {name for part in menu(Actor("token:1", role)).values() for name, _, _ in part.shown}
         for role in ROLES
     }
-    assert shown["billing"] >= {"invoices", "payments", "organization-subscriptions", "unbilled"}
+    assert shown["billing"] >= {"budgets", "invoices", "payments", "organization-subscriptions", "unbilled"}
     assert shown["operator"] >= {"budgets", "raise-requests", "api-keys", "reconciliation"}
     assert shown["member"] >= {"api-keys", "calls", "models"}
     assert shown["admin"] >= {"organizations", "tenants", "prices", "models"}
     assert shown["readonly"] == shown["admin"]
+
+
+def test_menu_folds_the_list_that_has_only_the_own_organization_or_tenant() -> None:
+    for own, reach in (("organizations", {}), ("tenants", {"tenant_id": 7})):
+        parts = menu(Actor("token:1", "operator", organization_id=5, **reach))["Access"]
+        assert own in {name for name, _, _ in parts.more}
+        assert "api-keys" in {name for name, _, _ in parts.shown}
+
+
+def test_pages_without_a_list_are_called_in_the_menu_as_on_themselves() -> None:
+    pages = Path(console.__file__).parent / "templates"
+    headings = {
+        path.stem: found[1]
+        for path in pages.glob("*.html")
+        if (found := re.search(r"<h1>([^<{]+)</h1>", path.read_text()))
+    }
+    called = {page.name: page.title for page in PAGES if page.name in headings}
+    assert len(called) >= 6
+    assert called == {name: headings[name] for name in called}
 
 
 def test_every_empty_list_has_a_next_step() -> None:

@@ -349,6 +349,14 @@ SUDDEN = {
             ),
         ),
         (
+            "budget.reset",
+            BUDGET | {"account": None},
+            (
+                "A budget has reset: “Team A” (Acme). In the interval that has ended, 81.5 of 100 EUR of the"
+                f" budget “Team A” (Acme) were used. {AGAIN}"
+            ),
+        ),
+        (
             "usage.sudden",
             SUDDEN,
             (

@@ -511,6 +511,42 @@ async def test_end_of_windows_with_a_length_is_foreseen_once(desk: Desk) -> None
     assert len(await desk.foresee(NOW + timedelta(hours=4))) == 2
 
 
+async def test_reset_is_reported_once_an_interval_with_use_and_amount_at_its_end(desk: Desk) -> None:
+    start = datetime(2026, 11, 30, 23, tzinfo=UTC)  # in Berlin
+    desk.use(desk.budget(amount=12.5, carry='{"max": 5}'), 81_500_000_000)
+    raised = desk.budget(unit="tokens", raised_to=200, raised_until=start, amount=100, name="Raised")
+    desk.use(raised, 150)
+    desk.use(raised, 7, start)
+    desk.do("UPDATE budget_use SET carried = 2500000000 WHERE used > 10^9")
+    desk.do("UPDATE budget SET updated_at = %s", EPOCH)
+    for now in (59, 60, 120, 3_599):  # the last calls of an interval are waited for
+        await keeper_news.tell_resets(desk.pool, start + timedelta(seconds=now))
+        assert len(desk.told()) == (0 if now < 60 else 2)
+    first, second = sorted((data for _, data in desk.told()), key=lambda data: data["budget_id"])
+    assert (first["used"], first["amount"], first["currency"]) == ("81.5", "15", "EUR")
+    assert (second["used"], second["amount"], second["currency"]) == (150, 200, None)
+    assert (second["window_start"], second["resets_at"]) == ("2026-11-30T23:00:00Z", "2026-12-31T23:00:00Z")
+
+
+async def test_only_ended_intervals_of_an_enforced_amount_are_reported_as_reset(desk: Desk) -> None:
+    start = datetime(2026, 11, 30, 23, tzinfo=UTC)
+    others = (
+        {"mode": "audit"}, {"each": "user"}, {"interval": "total"}, {"interval": "year"},
+        {"interval": None, "window": "rolling", "length": "5h"}, {"created_at": start}, {"time_zone": "Gone/Away"},
+    )  # fmt: skip
+    for number, fields in enumerate(others):
+        desk.budget(name=f"b{number}", **fields)
+    desk.do("UPDATE budget SET updated_at = %s", EPOCH)
+    desk.budget(name="of another calendar until now")
+    changed = desk.budget(name="changed since")
+    desk.use(changed, 5)
+    await keeper_news.tell_resets(desk.pool, start + timedelta(minutes=1))
+    assert [data["budget"] for _, data in desk.told()] == ["changed since"]
+    desk.do("""UPDATE webhook SET events = '["budget.exceeded"]'""")
+    await keeper_news.tell_resets(desk.pool, start + timedelta(minutes=1))
+    assert len(desk.told()) == 1
+
+
 async def test_two_keepers_tell_once(desk: Desk, migrated: str) -> None:
     budget = desk.budget(each="user")
     for user in range(50):

@@ -52,4 +52,16 @@ EVENTS = (
         produced_by=_MADE,
         words={"exhausted_at": _exhausted_at},
     ),
+    Event(
+        name="budget.reset",
+        title="A budget has reset: {budget}",
+        sentence="In the interval that has ended, {so_much} of the budget {budget} were used.{again}",
+        fields=(
+            "budget_id budget:text organization_id organization:text unit:text currency:text? used:amount"
+            " amount:amount interval:text time_zone:text window_start:time resets_at:time"
+        ),
+        when="an interval of a budget has [ended](../webhooks.md#resets) that enforces, without `each`",
+        once="an interval",
+        produced_by=_MADE,
+    ),
 )
