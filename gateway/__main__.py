@@ -88,7 +88,7 @@ def _worker(role: str) -> int:
     from gateway.run import coarse_loop
 
     faulthandler.register(signal.SIGUSR2)  # prints where each thread is, without values
-    run_to_end(coarse_loop.run, _to_its_end(_read_settings_and_run(run)))
+    run_to_end(coarse_loop.run, _run_to_end(_read_settings_and_run(run)))
     return 0
 
 
@@ -150,7 +150,7 @@ async def _read_settings_and_run(run: Callable[[Settings, ParentPipe], Coroutine
     beating.cancel()
 
 
-async def _to_its_end(work: Coroutine[None, None, None]) -> None:
+async def _run_to_end(work: Coroutine[None, None, None]) -> None:
     """Run `work`. If it fails, report the error and exit the process at once with status 1."""
     import traceback
 

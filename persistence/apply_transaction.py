@@ -148,7 +148,7 @@ class ApplyTransaction:
         self._connection = connection
         self._within = within
         self._begins = begins
-        self._made: dict[int, int] = {}
+        self._new_ids: dict[int, int] = {}
         self.intents: tuple[Intent, ...] = ()
 
     async def hold(self, wait_s: int = LOCK_WAIT_S) -> None:
@@ -280,7 +280,7 @@ class ApplyTransaction:
             entries.append(audit.audit_entry_of(change, row))
             row_id = id_in(row, "id")
             ran[step.number] = ConfigWriteResult(row_id)
-            self._made.setdefault(step.number, row_id)
+            self._new_ids.setdefault(step.number, row_id)
         if change is not None:
             audit.keep_audit(connection, entries)
             change.batch = None
@@ -326,16 +326,16 @@ class ApplyTransaction:
     def _settled(self, step: ConfigWrite) -> Command:
         """Return the command of a step with ids of created rows, its own among them."""
         command = step.command
-        row_id = self._made[step.number] if command.id is None and command.verb != CREATE else command.id
-        return replace(command, id=row_id, values=settled(command.values, self._made))
+        row_id = self._new_ids[step.number] if command.id is None and command.verb != CREATE else command.id
+        return replace(command, id=row_id, values=settled(command.values, self._new_ids))
 
     def _resolve_mark(self, mark: Mark) -> list[object] | None:
         if mark.said is None:
             return None
-        return [self._made[each.number] if isinstance(each, NewRowId) else each for each in mark.said]
+        return [self._new_ids[each.number] if isinstance(each, NewRowId) else each for each in mark.said]
 
     def _id(self, mark: Mark) -> int:
-        return self._made[mark.row_id.number] if isinstance(mark.row_id, NewRowId) else mark.row_id
+        return self._new_ids[mark.row_id.number] if isinstance(mark.row_id, NewRowId) else mark.row_id
 
 
 def _one_of(column: ColumnElement[Any], values: Collection[object], *, folded: bool) -> ColumnElement[bool]:

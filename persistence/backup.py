@@ -249,7 +249,7 @@ def database_beside(url: str) -> Iterator[str]:
                 connection.execute(created)
             except psycopg.errors.InsufficientPrivilege as error:
                 raise BackupFailed(_NO_CREATEDB) from error
-            yield _in(url, name)
+            yield _database_url(url, name)
         finally:
             # The other connection did nothing for as long as it took: something between may have cut it.
             with _connected(url, autocommit=True) as fresh:
@@ -267,7 +267,7 @@ def _drop_abandoned(connection: psycopg.Connection[tuple[object, ...]], prefix: 
             connection.execute(sql.SQL("DROP DATABASE IF EXISTS {}").format(sql.Identifier(str(name))))
 
 
-def _in(url: str, name: str) -> str:
+def _database_url(url: str, name: str) -> str:
     """Return the address of the database `name` on the server of `url`."""
     address = make_url(dialect_url(url)).difference_update_query(["dbname"]).set(database=name)
     return plain_url(address.render_as_string(hide_password=False))

@@ -99,7 +99,7 @@ def owned(table: Table, realm: Realm) -> ColumnElement[bool]:
             key = () if realm.api_key_id is None else (call.c.api_key_id == realm.api_key_id,)
             return and_(call.c[OWNER] == realm.organization_id, call.c[TENANT] == realm.tenant_id, *key)
         if realm.api_key_id is not None and table not in EVERYBODYS:
-            return _of_key(table, realm.api_key_id)
+            return _key_condition(table, realm.api_key_id)
         if TENANT in table.c:
             return table.c[TENANT] == realm.tenant_id
         return false() if table is organization else _led(table, realm)
@@ -110,7 +110,7 @@ def owned(table: Table, realm: Realm) -> ColumnElement[bool]:
     return _led(table, realm)
 
 
-def _of_key(table: Table, key_id: int) -> ColumnElement[bool]:
+def _key_condition(table: Table, key_id: int) -> ColumnElement[bool]:
     """Return the SQL condition for rows of an API key; among keys, also for the key that replaces it."""
     if table is api_key:
         successor = api_key.alias()

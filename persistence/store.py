@@ -77,7 +77,7 @@ async def unlisted(capability: str) -> str:
     return f"{CAPABILITIES[capability].what} wait: nobody knows here which programs run."
 
 
-def _in_transaction(
+def _make_transactional(
     work: Callable[Concatenate[Connection, P], T],
 ) -> Callable[Concatenate[Store, P], Coroutine[Any, Any, T]]:
     """Return a method of the store that runs this function in a transaction of its own."""
@@ -205,10 +205,10 @@ class Store:
         await self._wrote()
         return done
 
-    refuse_other = _in_transaction(idempotency.refuse_other)
-    finish = _in_transaction(idempotency.keep_first_answer)
-    refusal = _in_transaction(of_writes)
-    price_of = _in_transaction(prices.find_price)
+    refuse_other = _make_transactional(idempotency.refuse_other)
+    finish = _make_transactional(idempotency.keep_first_answer)
+    refusal = _make_transactional(of_writes)
+    price_of = _make_transactional(prices.find_price)
 
     async def used(self, asked: UsageQuery) -> Sequence[Row]:
         """Sum the calls of a usage query; at most `rows_max` rows."""
@@ -289,15 +289,15 @@ class Store:
 
     # Who may come in, and who is signed in.
 
-    staff_token = _in_transaction(admin_tokens.find_admin_token)
-    key_holder = _in_transaction(api_keys.find_key_holder)
-    mail_consent = _in_transaction(webhooks.consent_by)
-    consent_to_mail = _in_transaction(webhooks.consent)
-    has_ended_token = _in_transaction(admin_tokens.admin_token_has_ended)
-    use_sign_in = _in_transaction(sessions.use_sign_in)
-    console_session = _in_transaction(sessions.find_session)
-    ask_of_session = _in_transaction(sessions.ask_session)
-    keep_renewal = _in_transaction(sessions.keep_renewal)
+    staff_token = _make_transactional(admin_tokens.find_admin_token)
+    key_holder = _make_transactional(api_keys.find_key_holder)
+    mail_consent = _make_transactional(webhooks.consent_by)
+    consent_to_mail = _make_transactional(webhooks.consent)
+    has_ended_token = _make_transactional(admin_tokens.admin_token_has_ended)
+    use_sign_in = _make_transactional(sessions.use_sign_in)
+    console_session = _make_transactional(sessions.find_session)
+    ask_of_session = _make_transactional(sessions.ask_session)
+    keep_renewal = _make_transactional(sessions.keep_renewal)
 
     async def _keep_ids_ahead(self, connection: AsyncConnection, *, creates: bool) -> None:
         """Begin a transaction of writes; the counters are asked once its server has answered.

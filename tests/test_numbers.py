@@ -75,7 +75,9 @@ def test_a_request_walks_through_few_files() -> None:
 
 def test_one_place_makes_the_facts_of_a_use_and_one_its_price() -> None:
     assert [place.partition(":")[0] for place in numbers.makers_of_facts()] == ["gateway/calls/charge.py"]
-    assert numbers.makers_of_prices() == ["gateway/calls/rating.py"]
+    assert numbers.makers_of_prices() == ["gateway/calls/rating.py"], (
+        "elsewhere a cost is asked of `cost_of` there"
+    )
 
 
 def test_admission_has_a_single_maker_and_few_stays() -> None:

@@ -141,6 +141,24 @@ def functions_of_one_word(file: SourceFile) -> Iterator[str]:
                 yield f"{file.name}:{node.lineno}: {node.name}"
 
 
+# Functions whose name is one participle, or begins with a preposition: this number may only fall.
+VAGUE = re.compile(
+    r"_*(?:(?!feed|need|embed)[a-z]+ed|(?:of|by|in|at|to|with|from|for|on|as|no|not)(?:_\w+)?)"
+)
+VAGUE_MAX = 703
+
+
+def test_functions_are_named_by_verbs() -> None:
+    at_most(VAGUE_MAX, vague_functions(), "name each by a verb and its noun")
+
+
+@by_file(".py", below=("gateway/", "persistence/"))
+def vague_functions(file: SourceFile) -> Iterator[str]:
+    for node in file.nodes:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and VAGUE.fullmatch(node.name):
+            yield f"{file.name}:{node.lineno}: {node.name}"
+
+
 # Words in the name of a test that stand for its subject, and do not say it.
 PRONOUNS = frozenset(
     {

@@ -145,7 +145,7 @@ def charge(look_up: PriceOf, ended_ms: int, use: MeteredUse, terms: UseTerms) ->
     `look_up` finds its price.
     """
     use = _billed_use(use)
-    detail, counts, used = _with_measured(use), use.counts, use.used
+    detail, counts, used = _add_measured(use), use.counts, use.used
     prices, tools = terms.prices, detail.tools
     ended_ms = ended_ms or prices.at_ms + use.duration_ms
     prices = prices.of_hour(ended_ms) if prices.hourly else prices
@@ -156,13 +156,13 @@ def charge(look_up: PriceOf, ended_ms: int, use: MeteredUse, terms: UseTerms) ->
     if price is not None:
         currency, price_id, rate = price.currency, price.price_id, price.rate
         if use.tiers:
-            detail = _at_asked_tier(use, price, detail)
+            detail = _add_asked_tier(use, price, detail)
         if detail.beside:
             parts = parts_of(look_up, terms.caller, prices, price, detail, counts, ended_ms)
         if not told:
             cost = cost_of(price, counts, tools, detail.service_tier, parts) if used else 0
     said = use.reported if used and not told else None
-    reported, apart = (None, None) if said is None else _by_report(said, use, price, cost)
+    reported, apart = (None, None) if said is None else _reported_charge(said, use, price, cost)
     if reported is not None:
         parts, told, price_id = NO_PARTS, True, 0
         cost, currency, rate = reported
@@ -230,7 +230,7 @@ def _billed_use(use: MeteredUse) -> MeteredUse:
     return replace(use, counts=counts, total=max(0, use.total - free))
 
 
-def _with_measured(use: MeteredUse) -> Detail:
+def _add_measured(use: MeteredUse) -> Detail:
     """Return the detail of an answer; if it reports no uses of tools, add those that the gateway measured."""
     detail = use.detail
     if use.measured and use.used and not detail.tools:
@@ -241,7 +241,7 @@ def _with_measured(use: MeteredUse) -> Detail:
     return detail
 
 
-def _at_asked_tier(use: MeteredUse, price: Vector, detail: Detail) -> Detail:
+def _add_asked_tier(use: MeteredUse, price: Vector, detail: Detail) -> Detail:
     """Return the detail of an answer; if it reports no service tier, add the tier that the request named.
 
     The tier is added only if that does not lower the price.
@@ -254,7 +254,7 @@ def _at_asked_tier(use: MeteredUse, price: Vector, detail: Detail) -> Detail:
     return detail
 
 
-def _by_report(
+def _reported_charge(
     said: ReportedCost, use: MeteredUse, price: Vector | None, book: int | None
 ) -> tuple[tuple[int, str, str] | None, tuple[int, int] | None]:
     """Return the charge by the provider's reported cost, and the costs that differ.

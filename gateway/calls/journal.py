@@ -137,7 +137,7 @@ class PricesThen:
         charged += [(price_id, (model,)) for model, price_id, _ in use.beside]
         before = [self._by_id.get(price_id) for price_id, _ in charged]
         in_force = [
-            self._in_force(was, names, use.at_ms, about)
+            self._prices_at(was, names, use.at_ms, about)
             for was, (_, names) in zip(before, charged, strict=True)
         ]
         now = [price for price, _ in in_force]
@@ -158,7 +158,7 @@ class PricesThen:
             factor = decimal_of(factor_at(main.vector.hours, priced_ms))
         return Rating(cost, main.vector.price_id, named_unpriced(lacking), "", priced_ms, factor)
 
-    def _in_force(
+    def _prices_at(
         self, was: ModelPrice | None, names: tuple[str, ...], at_ms: int, about: ModelPrice
     ) -> tuple[ModelPrice | None, ModelPrice | None]:
         """Return the price in force at `at_ms`, with and without the price `about`.

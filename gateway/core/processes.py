@@ -73,7 +73,12 @@ class TakeUp:
     """
 
     def __init__(self, own: Program, silent_s: float, programs_max: int, layout: int = LAYOUT) -> None:
-        self._own, self._silent_s, self._programs_max, self._layout = own, silent_s, programs_max, layout
+        self._own_program, self._silent_s, self._programs_max, self._layout = (
+            own,
+            silent_s,
+            programs_max,
+            layout,
+        )
         self._since: float | None = None
         self.why_not = "nobody has looked yet"
 
@@ -95,7 +100,7 @@ class TakeUp:
     def _trouble(self, seen: Sequence[ProgramReport] | None, workers: int) -> str:
         """Return why the newest layout must not be taken up now, or ""."""
         there = [process.program for process in seen or ()]
-        if self._own not in there:
+        if self._own_program not in there:
             return "the list of programs is not kept"
         if len(there) >= self._programs_max:
             return "not all programs stand in their list"

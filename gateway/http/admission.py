@@ -70,7 +70,7 @@ def cached_caller(exchange: Exchange) -> Caller | None:
     check_route(head.routed, ports.directory)
     refusal = head.routed.query_refusal or head.proof.refusal  # written out: the hot path
     if refusal is not None:
-        head = exchange.head = _by_certificate(head, worker, exchange.connection.transport, refusal)
+        head = exchange.head = _key_by_certificate(head, worker, exchange.connection.transport, refusal)
     proof = head.proof
     caller = ports.tokens.cached(proof.digest) if proof.token else ports.directory.cached(proof.digest)
     exchange.caller = caller
@@ -342,7 +342,7 @@ async def _identify_by_any(directory: DirectoryPort, proof: HeaderCredential) ->
 #
 # Sources: SPIFFE's X.509-SVID (the one URI of a certificate is the id); RFC 5280, 4.2.1.6. The certificate
 # was verified in the handshake, by the authorities that settings name.
-def _by_certificate(head: CallHead, worker: Worker, transport: Any, refusal: Refusal) -> CallHead:
+def _key_by_certificate(head: CallHead, worker: Worker, transport: Any, refusal: Refusal) -> CallHead:
     """Return a request's head with a key that belongs to the client certificate or the upload's URL.
 
     Raise `refusal` if the request has neither, or has a credential of its own.

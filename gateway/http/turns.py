@@ -30,21 +30,21 @@ TURN_S_MAX = 0.001
 class FairQueue:
     """A queue for work on answers: try `take_now`; if it returns False, queue with `wait_for`."""
 
-    __slots__ = ("_left", "_loop", "_scheduled", "_seconds", "_waiting")
+    __slots__ = ("_bytes_left", "_loop", "_scheduled", "_seconds", "_waiting")
 
     def __init__(self, loop: asyncio.AbstractEventLoop, seconds: Callable[[], float]) -> None:
         self._loop = loop
         self._seconds = seconds
-        self._left = AT_ONCE_BYTES_MAX
+        self._bytes_left = AT_ONCE_BYTES_MAX
         self._waiting: deque[Callable[[], None]] = deque()
         self._scheduled = False
 
     def take_now(self, size: int) -> bool:
         """Return whether `size` bytes may be processed now, without waiting for a turn, and count them."""
-        left = self._left - size
+        left = self._bytes_left - size
         if left < 0 or self._waiting:
             return False
-        self._left = left
+        self._bytes_left = left
         return True
 
     def wait_for(self, go_on: Callable[[], None]) -> None:
@@ -64,7 +64,7 @@ class FairQueue:
         if waiting:
             self._loop.call_soon(self._turn)
         else:
-            self._left = AT_ONCE_BYTES_MAX
+            self._bytes_left = AT_ONCE_BYTES_MAX
             self._scheduled = False
 
 
@@ -85,14 +85,14 @@ class LargeBodies:
         self._loop = loop
         self._seconds = seconds
         self._waiting: dict[int, deque[_FairWaiter]] = {}
-        self._taken = False
+        self._is_taken = False
         self.turns = 0
 
     async def read(self, organization_id: int, read: Callable[[], T]) -> T:
         """Run `read` in the parser's thread when it is the organization's turn, and return its result."""
         one = _FairWaiter(read, self._loop.create_future())
         self._waiting.setdefault(organization_id, deque()).append(one)
-        if not self._taken:
+        if not self._is_taken:
             self._next()
         try:
             result: T = await one.result
@@ -124,15 +124,15 @@ class LargeBodies:
 
     def _next(self) -> None:
         """Start to parse the first waiting body of the next organization, which then becomes the last."""
-        self._taken = False
-        while self._waiting and not self._taken:
+        self._is_taken = False
+        while self._waiting and not self._is_taken:
             organization_id = next(iter(self._waiting))
             waiting = self._waiting.pop(organization_id)
             one = waiting.popleft()
             if waiting:
                 self._waiting[organization_id] = waiting
             if one.read is not None:
-                self._taken = True
+                self._is_taken = True
                 self.turns += 1
                 doing = self._loop.run_in_executor(_READER, one.read)
                 doing.add_done_callback(partial(self._done, one, self._seconds()))

@@ -58,7 +58,7 @@ def to_sign_in(
         "code_challenge": challenge,
         "code_challenge_method": "S256",
     }
-    return _with(endpoints.authorization, query)
+    return _add_query(endpoints.authorization, query)
 
 
 def to_sign_out(
@@ -71,10 +71,10 @@ def to_sign_out(
     if not endpoints.end_session or not provider.end_session:
         return ""
     query = {"client_id": provider.client_id, "post_logout_redirect_uri": back, "state": state}
-    return _with(endpoints.end_session, {"id_token_hint": id_token} | query if id_token else query)
+    return _add_query(endpoints.end_session, {"id_token_hint": id_token} | query if id_token else query)
 
 
-def _with(address: str, query: Mapping[str, str]) -> str:
+def _add_query(address: str, query: Mapping[str, str]) -> str:
     return f"{address}{'&' if urlsplit(address).query else '?'}{urlencode(query)}"
 
 
@@ -217,7 +217,7 @@ class SignIns:
         IP address from which the code came.
         """
         provider = self._provider_of(name)
-        async with self._in_time():
+        async with self._limit_time():
             return await self._redeem_code(
                 provider, code, issuer, verifier, nonce=nonce, place=(name, site_of(address))
             )
@@ -260,7 +260,7 @@ class SignIns:
         except ValueError as error:
             raise SignInRefused("The session is another's.") from error
         form = {"grant_type": "refresh_token", "refresh_token": renewal}
-        async with self._in_time():
+        async with self._limit_time():
             tokens = await self._tokens(provider, await self._endpoints(provider.name), form)
             # A provider need not say again who it is (OpenID Connect Core 1.0, 12.2).
             person = await self._person(provider, tokens, None) if "id_token" in tokens else None
@@ -338,7 +338,7 @@ class SignIns:
                 del self._redeeming[site]
 
     @asynccontextmanager
-    async def _in_time(self) -> AsyncIterator[None]:
+    async def _limit_time(self) -> AsyncIterator[None]:
         """Raise `IssuerUnavailable` if the requests to a provider inside the block take too long."""
         try:
             async with asyncio.timeout(self._answered_s_max):

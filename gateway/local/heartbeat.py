@@ -68,7 +68,7 @@ class Heartbeat:
         self._beaten = self._ready = False
         self._clock = clock
         # The beginning of a report; the last whole one, and when it came.
-        self._begun = self._report = b""
+        self._line_start = self._report = b""
         self._reported_at = clock()
 
     def started(self) -> None:
@@ -114,8 +114,8 @@ class Heartbeat:
         with contextlib.suppress(BlockingIOError):
             said = os.read(self._ours, BEATS_READ_MAX)
             self._beaten |= bool(said)
-            *lines, last = (self._begun + said).split(b"\n")
-            self._begun = last if last.startswith(b"{") else b""
+            *lines, last = (self._line_start + said).split(b"\n")
+            self._line_start = last if last.startswith(b"{") else b""
             for line in (*lines, last):
                 if not line.startswith(b"{"):
                     self._ready |= READY in line

@@ -25,7 +25,7 @@ class ParentPipe:
         # Not `sys.stdin`: a thread that still reads it would block the interpreter's exit.
         self._lines = os.fdopen(os.dup(descriptor), "rb")
         self._lock = threading.Lock()
-        self._told: Callable[[bytes], object] | None = None
+        self._on_line: Callable[[bytes], object] | None = None
         self._waiting: deque[bytes] = deque(maxlen=WAITING_LINES_MAX)
 
     def first(self) -> bytes:
@@ -39,7 +39,7 @@ class ParentPipe:
     def listen(self, told: Callable[[bytes], object]) -> None:
         """Call `told` from another thread with each line that the supervisor sends, stored lines first."""
         with self._lock:
-            self._told = told
+            self._on_line = told
             while self._waiting:
                 told(self._waiting.popleft())
 
@@ -47,8 +47,8 @@ class ParentPipe:
         """Pass the parent's lines on; when the parent ends, stop this process within `grace_s`."""
         while line := self._lines.readline():
             with self._lock:
-                if self._told is not None:
-                    self._told(line)
+                if self._on_line is not None:
+                    self._on_line(line)
                 else:
                     self._waiting.append(line)
         os.kill(os.getpid(), signal.SIGTERM)

@@ -228,7 +228,7 @@ class Voice:
         print(self._result(facts, first_call), flush=True)  # noqa: T201  # standard output is the result
 
     def _result(self, facts: dict[str, Any], first_call: str) -> str:
-        return _for_a_person(facts, first_call)
+        return _lines_for_person(facts, first_call)
 
 
 class JsonVoice(Voice):
@@ -255,7 +255,7 @@ def _news(line: str) -> None:
     print(line, file=sys.stderr, flush=True)  # noqa: T201  # standard error is where news go
 
 
-def _for_a_person(facts: dict[str, Any], first_call: str) -> str:
+def _lines_for_person(facts: dict[str, Any], first_call: str) -> str:
     """Return the addresses and keys as lines for a person."""
     key = facts["api_key"]
     lines = [

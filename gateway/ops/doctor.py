@@ -101,9 +101,9 @@ CONNECTIONS_FEW = 1_000
 
 async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Finding]:
     """Yield findings on what a process of this role (`serve`, `keeper`, or `all`) needs."""
-    for finding in _of_settings(settings, role):
+    for finding in _examine_settings(settings, role):
         yield finding
-    for finding in await listed("data directory", _of_this_machine, settings, role):
+    for finding in await listed("data directory", _examine_machine, settings, role):
         yield finding
     if settings.redis_url:
         async for finding in examine_redis(settings, role):
@@ -120,17 +120,17 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
             yield Finding(
                 False, "postgresql", "TOLLKEEPER_DATABASE_URL is not set (serve needs none: --for serve)"
             )
-        async for finding in _of_features(settings):
+        async for finding in _examine_features(settings):
             yield finding
     for target in _called(settings) if role != "keeper" else ():
         yield await _upstream_in_use(target)
-    for finding in await listed("data directory", _of_workers, settings) if role != "keeper" else ():
+    for finding in await listed("data directory", _examine_workers, settings) if role != "keeper" else ():
         yield finding
     async for finding in _issuers(settings, role):
         yield finding
 
 
-def _of_settings(settings: Settings, role: str) -> Iterator[Finding]:
+def _examine_settings(settings: Settings, role: str) -> Iterator[Finding]:
     """Yield findings on needed settings, on slips, and on installed extras."""
     routes = f"{len(settings.routes)} routes, {len(settings.upstreams)} upstreams"
     yield Finding(True, "settings", f"read and valid: {routes}")
@@ -163,7 +163,7 @@ def _open_secrets(settings: Settings) -> Iterator[str]:
                 yield f"the file of a secret {path}: {message}: chmod 600"
 
 
-def _of_this_machine(settings: Settings, role: str) -> Iterator[Finding]:
+def _examine_machine(settings: Settings, role: str) -> Iterator[Finding]:
     yield _data_directory(settings)
     if role != "keeper":
         yield _open_files(settings)
@@ -277,13 +277,13 @@ async def listed(subject: str, ask: Callable[..., Iterable[Finding]], *given: ob
         return [Finding(False, subject, f"{error.message}; {hint}")]
 
 
-async def _of_features(settings: Settings) -> AsyncIterator[Finding]:
+async def _examine_features(settings: Settings) -> AsyncIterator[Finding]:
     """Yield the findings of features, and last on the locks for which these, or others, had to wait."""
     for feature in features():
         async for finding in feature.findings(settings):
             yield finding
     with suppress(SchemaUnavailable, TimeoutError):  # a server that is away is named above
-        for finding in await _answered(lambda: [*_of_locks(settings.database_url)]):
+        for finding in await _answered(lambda: [*_examine_locks(settings.database_url)]):
             yield finding
 
 
@@ -313,7 +313,7 @@ async def _issuer(issuer: Issuer, named: str = "", read: Read = read_keys) -> Fi
     return Finding(True, subject, f"{len(found.keys)} keys were read, for {', '.join(usable)}")
 
 
-def _of_workers(settings: Settings) -> Iterator[Finding]:
+def _examine_workers(settings: Settings) -> Iterator[Finding]:
     """Yield findings on what this machine's workers counted: withheld header fields, and faults of holds."""
     names: dict[str, list[str]] = {}
     counted: Mapping[str, Any] = {}
@@ -423,10 +423,10 @@ async def _postgresql(settings: Settings, role: str) -> AsyncIterator[Finding]:
     lone = role == "keeper" and not any(feature.archives_calls(settings) for feature in features())
     owner_url = settings.database_owner_url if lone else settings.owner_url
     looks: list[tuple[str, Callable[..., Iterable[Finding]], tuple[object, ...]]] = [
-        ("postgresql user", _of_users, (url, settings.owner_url)),
+        ("postgresql user", _examine_users, (url, settings.owner_url)),
         ("postgresql pooler", pooler_findings, (url, owner_url)),
-        ("rows", _of_set_aside, (url,)),
-        ("postgresql", _of_maxima, (settings, url)),
+        ("rows", _examine_set_aside, (url,)),
+        ("postgresql", _examine_maxima, (settings, url)),
     ]
     if settings.key_pepper:
         looks.append(("pepper", of_credentials, (url, peppers_of(settings))))
@@ -438,12 +438,12 @@ async def _postgresql(settings: Settings, role: str) -> AsyncIterator[Finding]:
         yield Finding(*await replica_findings(url, settings.database_read_url, shown, BLOCKING_S_MAX))
 
 
-def _of_users(url: str, owner_url: str) -> Iterator[Finding]:
+def _examine_users(url: str, owner_url: str) -> Iterator[Finding]:
     for seen in doctor_redis.postgresql_user_findings(url, owner_url):
         yield Finding(*seen)
 
 
-def _of_set_aside(url: str) -> Iterator[Finding]:
+def _examine_set_aside(url: str) -> Iterator[Finding]:
     """Yield findings on accounts in quarantine, and on dead letters."""
     from persistence.examining import few, set_aside  # heavy to load
 
@@ -459,7 +459,7 @@ def _of_set_aside(url: str) -> Iterator[Finding]:
         yield Finding(True, "rows", "no account is in quarantine, and there is no dead letter")
 
 
-def _of_locks(url: str) -> Iterator[Finding]:
+def _examine_locks(url: str) -> Iterator[Finding]:
     if not url:
         return
     from persistence.examining import table_locks  # heavy to load
@@ -473,7 +473,7 @@ def _of_locks(url: str) -> Iterator[Finding]:
         yield Finding(False, "postgresql", f"{what} by {by}{how_long}: {mends}")
 
 
-def _of_maxima(settings: Settings, url: str) -> Iterator[Finding]:
+def _examine_maxima(settings: Settings, url: str) -> Iterator[Finding]:
     """Yield upstreams without a known maximum of output, if the gateway adds one to calls."""
     from persistence.schema.roles import binding_rules  # heavy to load
 

@@ -501,7 +501,7 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
         connected = {_name_of(wires, wire): wire for wire in wires.wires if wire.connected}
         servers = {name: await _ask_server(one, address) for name, one in connected.items()}
         lists = {name: await _read(wires, name.encode()) for name in _LISTS}
-        of_keepers = await _of_keepers(settings, role, wires, connected, servers)
+        of_keepers = await _examine_keepers(settings, role, wires, connected, servers)
         empty = await read_empty_accounts(wires)
     except (TollkeeperError, OSError, TimeoutError) as error:
         # An outage names no server, and one was named above.
@@ -521,7 +521,7 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
         yield finding
     ran_before = any(server.confirmed for server in servers.values())
     of_lists = _missing(lists) if ran_before else ()
-    for finding in (*_of_accounts(settings, role, empty), *of_lists, *of_keepers):
+    for finding in (*_examine_accounts(settings, role, empty), *of_lists, *of_keepers):
         yield finding
     for finding in _services(settings, lists[keys.CATALOGUE]) if role != "keeper" else ():
         yield finding
@@ -530,7 +530,9 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
         yield Finding(well, about if subject == "redis" else f"{about} at {subject.partition(' ')[2]}", says)
 
 
-def _of_accounts(settings: Settings, role: str, empty: Mapping[str, StoredEmptyAccount]) -> Iterator[Finding]:
+def _examine_accounts(
+    settings: Settings, role: str, empty: Mapping[str, StoredEmptyAccount]
+) -> Iterator[Finding]:
     """Yield a finding on each account of an upstream that is out of money or quota.
 
     One whose credential no gateway here has any more is only named; a keeper does not know credentials.
@@ -570,7 +572,7 @@ def _missing(lists: Mapping[str, Reply | CountersRefused]) -> Iterator[Finding]:
         yield Finding(False, "redis", f"{message}; {hint}")
 
 
-async def _of_keepers(
+async def _examine_keepers(
     settings: Settings,
     role: str,
     wires: RedisConnections,

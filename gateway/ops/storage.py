@@ -67,7 +67,7 @@ class FileStore:
         self._selector = fs.FileSelector
         self._is_local = self._files.type_name == LOCAL
         self.file_bytes_max = None if self._is_local else stored_bytes_max
-        self._made: set[str] = set()
+        self._made_folders: set[str] = set()
 
     @staticmethod
     def parted(url: str) -> tuple[str, str]:
@@ -93,9 +93,9 @@ class FileStore:
         path = self._path(name)
         folder = path.rpartition("/")[0]
         with translate_errors(self.url):
-            if folder not in self._made:
+            if folder not in self._made_folders:
                 self._files.create_dir(folder, recursive=True)
-                self._made.add(folder)
+                self._made_folders.add(folder)
             with self._files.open_output_stream(path) as sink:
                 yield sink
             self._keep(path)

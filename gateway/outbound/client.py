@@ -105,11 +105,11 @@ class Connector(TCPConnector):
         )
         self._proxies, self._checks, self._tls = proxies, checks, context
         # For a single exchange: its event loop may end right after it.
-        self._is_for_one, self._made = is_for_one, list[asyncio.Transport]()
+        self._is_for_one, self._transports = is_for_one, list[asyncio.Transport]()
 
     async def abort(self) -> None:
         """Close every connection before this returns, as the event loop may end afterwards."""
-        for one in self._made:
+        for one in self._transports:
             one.abort()
         for _ in range(LAYERS):
             await asyncio.sleep(0)
@@ -123,7 +123,7 @@ class Connector(TCPConnector):
         """Create a connection as aiohttp's connectors do; note its transport, which `abort` closes."""
         made = await self._connect_host(req, traces, timeout)
         if self._is_for_one and made.transport is not None:
-            self._made.append(made.transport)
+            self._transports.append(made.transport)
         return made
 
     async def _connect_host(

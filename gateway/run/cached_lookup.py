@@ -20,13 +20,13 @@ class CachedLookup(Generic[T]):
     ) -> None:  # fmt: skip
         self._look, self._fresh_s, self._clock = look, fresh_s, clock
         self._turn = asyncio.Lock()
-        self._found: tuple[float, T] | None = None
+        self._answer: tuple[float, T] | None = None
 
     async def now(self) -> T:
         """Return the cached result, or that of a new look-up; raise its error, which is not cached."""
         async with self._turn:
-            if self._found is None or self._clock() - self._found[0] >= self._fresh_s:
-                self._found = None
+            if self._answer is None or self._clock() - self._answer[0] >= self._fresh_s:
+                self._answer = None
                 found = await self._look()
-                self._found = self._clock(), found
-            return self._found[1]
+                self._answer = self._clock(), found
+            return self._answer[1]

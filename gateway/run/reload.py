@@ -140,14 +140,15 @@ def with_credentials(settings: Settings, written: Settings) -> Settings:
     """
     theirs = {target.name: target for target in written.upstreams}
     upstreams = (
-        _with_credentials(upstream, theirs.get(upstream.name, upstream)) for upstream in settings.upstreams
+        _replace_credentials(upstream, theirs.get(upstream.name, upstream)) for upstream in settings.upstreams
     )
     keys = dict(written.workloads)
     workloads = ((uri, keys.get(uri, key)) for uri, key in settings.workloads)
     issuers = (replace(issuer, proxies=written.proxies) for issuer in settings.issuers)
     people = {provider.name: provider for provider in written.sign_in.providers}
     providers = (
-        _with_secret(provider, people.get(provider.name, provider)) for provider in settings.sign_in.providers
+        _replace_secret(provider, people.get(provider.name, provider))
+        for provider in settings.sign_in.providers
     )
     providers = (
         replace(provider, issuer=replace(provider.issuer, proxies=written.proxies)) for provider in providers
@@ -160,7 +161,7 @@ def with_credentials(settings: Settings, written: Settings) -> Settings:
     )  # fmt: skip
 
 
-def _with_secret(running: IdentityProvider, written: IdentityProvider) -> IdentityProvider:
+def _replace_secret(running: IdentityProvider, written: IdentityProvider) -> IdentityProvider:
     """Return the `running` provider with the client secret of `written`, the same provider read again.
 
     If the issuer or client id differs, return it unchanged.
@@ -169,7 +170,7 @@ def _with_secret(running: IdentityProvider, written: IdentityProvider) -> Identi
     return replace(running, client_secret=written.client_secret) if is_same else running
 
 
-def _with_credentials(running: UpstreamTarget, written: UpstreamTarget) -> UpstreamTarget:
+def _replace_credentials(running: UpstreamTarget, written: UpstreamTarget) -> UpstreamTarget:
     is_same = (running.base_url, _own_proxy(running)) == (written.base_url, _own_proxy(written))
     via, proxies = (written.via, written.proxies) if is_same else (running.via, running.proxies)
     headers, told, keys = written.headers, written.told, written.keys

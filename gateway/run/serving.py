@@ -61,7 +61,7 @@ def plain_options(words: list[str]) -> dict[str, str] | None:
 def serve(config: Path | None, **options: str | int | None) -> None:
     """Run the gateway until it is stopped; `SettingError` for an invalid setting."""
     find_home()
-    read = partial(_of_a_gateway, config, **options)
+    read = partial(_gateway_settings, config, **options)
     settings = read()
     settings.require("redis_url", "key_pepper")
     logs.configure(settings.log_level)
@@ -72,7 +72,7 @@ def serve(config: Path | None, **options: str | int | None) -> None:
     run_to_end(asyncio.run, _serve(Renewal(settings, read), voice))
 
 
-def _of_a_gateway(config: Path | None, **options: str | int | None) -> Settings:
+def _gateway_settings(config: Path | None, **options: str | int | None) -> Settings:
     """Return a gateway's valid settings; read services from Redis only if needed to check their prices."""
     settings = resolved(config, "serve", **options)
     try:

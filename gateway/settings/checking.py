@@ -100,7 +100,7 @@ def unknown(place: str, name: str, value: str, names: tuple[str, ...], prefix: s
         written = "in capitals" if prefix else "in lower case, without the prefix"
         right = f"did you mean {prefix}{plain.upper() if prefix else plain}? It is written {written}"
         return SettingError(f"{place}={render_value(plain, value)} is not a setting; {right}")
-    close = _of_words(name, names) or get_close_matches(name, names, n=1, cutoff=0.6)
+    close = _match_words(name, names) or get_close_matches(name, names, n=1, cutoff=0.6)
     nearest = close or get_close_matches(name, names, n=NEAREST_MAX, cutoff=0.0)
     spelled = [prefix + (name.upper() if prefix else name) for name in nearest]
     hint = f"did you mean {spelled[0]}?"
@@ -110,7 +110,7 @@ def unknown(place: str, name: str, value: str, names: tuple[str, ...], prefix: s
     return SettingError(f"{place}={render_value(secret, value)} is not a setting; {hint}")
 
 
-def _of_words(name: str, names: tuple[str, ...]) -> list[str]:
+def _match_words(name: str, names: tuple[str, ...]) -> list[str]:
     """Return a list of the best setting in `names` that contains all words of `name`; [] if none does.
 
     Gateway settings are preferred, then short names.

@@ -314,7 +314,7 @@ class RouteConfig(NamedTuple):
         upstreams.setdefault("services", UpstreamTarget("services", base_url, proxies=proxies))
         services = replace(self.services, shared="services")
         return self._replace(
-            routes=_with_services(self.routes), upstreams=tuple(upstreams.values()), services=services
+            routes=_add_services(self.routes), upstreams=tuple(upstreams.values()), services=services
         )
 
     def through(self, proxies: Proxies) -> RouteConfig:
@@ -478,7 +478,7 @@ def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteConfig:
         _check_each_once(routes)
         routes += DEFAULT_ROUTES if config.include_default_routes else ()
     if config.services:
-        routes = _with_services(routes)
+        routes = _add_services(routes)
     paths_there = {route.path for route in routes}
     for target in upstreams.values():
         if target.family:
@@ -558,7 +558,7 @@ def _check_own_paths(
             )
 
 
-def _with_services(routes: tuple[Route, ...]) -> tuple[Route, ...]:
+def _add_services(routes: tuple[Route, ...]) -> tuple[Route, ...]:
     there = any("{service_key}" in route.path for route in routes)
     return routes if there else (*routes, SERVICES_ROUTE)
 
@@ -593,7 +593,7 @@ def _target(name: str, written: _Upstream, environ: Mapping[str, str]) -> Upstre
     _check_files(place, written)
     _check_auth(place, written)
     path, query = _own_path(written, place)
-    headers, keys = _with_keys(written, place, environ)
+    headers, keys = _split_keys(written, place, environ)
     base_url = base_url_of(written.base_url, f"{place}.base_url")
     if written.family == mcp.NAME and not path:  # its whole address: all messages go there
         parts = urlsplit(written.base_url)
@@ -722,7 +722,7 @@ def _own_path(written: _Upstream, place: str) -> tuple[str, tuple[tuple[str, str
 Fields: TypeAlias = tuple[tuple[str, str], ...]
 
 
-def _with_keys(
+def _split_keys(
     written: _Upstream, place: str, environ: Mapping[str, str]
 ) -> tuple[Fields, tuple[Fields, ...]]:
     """Return the header fields that all calls to an upstream have, and for each key the fields with that key.

@@ -108,7 +108,7 @@ def explain_error(fault: str, document: Any, shape: Any) -> str:
     match = _FAULT.fullmatch(fault)
     said, place = (match["said"], match["place"] or "") if match else (fault, "")
     field = re.search(r"unknown field `(.*)`|missing required field `(.*)`", said)
-    where, kind = _at(place, document, shape, field[1] if field else None)
+    where, kind = _resolve_place(place, document, shape, field[1] if field else None)
     if field and field[1]:
         return f"{_joined(where, field[1])} is not known; {_near(field[1], _fields(kind))}"
     if field:
@@ -122,7 +122,7 @@ def explain_error(fault: str, document: Any, shape: Any) -> str:
     return f"{where or 'the whole file'}: {said[:1].lower()}{said[1:]}"
 
 
-def _at(place: str, document: Any, shape: Any, unknown: str | None) -> tuple[str, Any]:
+def _resolve_place(place: str, document: Any, shape: Any, unknown: str | None) -> tuple[str, Any]:
     """Convert msgspec's path `place` to the names in the file; return it and the type expected there.
 
     msgspec does not name the item of a mapping. It is found by the field `unknown`, if only one item has

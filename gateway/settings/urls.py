@@ -80,7 +80,7 @@ def fault(form: UrlForm, url: str) -> str:
     sample = form.sample
     escaped = "with @ : / ? # % of a user or password written as %40 %3A %2F %3F %23 %25"
     if scheme in _OF_POSTGRES:
-        url = _with_one_host(url)
+        url = _choose_host(url)
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -103,7 +103,7 @@ def fault(form: UrlForm, url: str) -> str:
     return ""
 
 
-def _with_one_host(url: str) -> str:
+def _choose_host(url: str) -> str:
     """Return a URL of several hosts with a single one: the first that has a wrong port, else the first."""
     scheme, _, rest = url.partition("://")
     authority, slash, tail = rest.partition("/")

@@ -416,7 +416,7 @@ class TlsGate:
         self._loop = asyncio.get_running_loop()
         self._shaking: dict[TlsSession, asyncio.TimerHandle] = {}
         self._due: deque[TlsSession] = deque()
-        self._left = STEPS_A_TURN
+        self._steps_left = STEPS_A_TURN
         self._scheduled = False
 
     def bound(self, handshake_s: float, handshakes_max: int) -> None:
@@ -460,8 +460,8 @@ class TlsGate:
     def is_due(self, session: TlsSession) -> bool:
         """Return whether a handshake may continue now; otherwise queue it after the earlier ones."""
         self._schedule()
-        if self._left > 0 and not self._due:
-            self._left -= 1
+        if self._steps_left > 0 and not self._due:
+            self._steps_left -= 1
             return True
         self._due.append(session)
         return False
@@ -483,7 +483,7 @@ class TlsGate:
         self._scheduled = False
         for _ in range(min(STEPS_A_TURN, len(self._due))):
             self._due.popleft().go_on()
-        self._left = STEPS_A_TURN
+        self._steps_left = STEPS_A_TURN
         if self._due:
-            self._left = 0
+            self._steps_left = 0
             self._schedule()

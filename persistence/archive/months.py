@@ -216,7 +216,7 @@ MOVES = {
 def why_open(connection: Connection, ledger: MonthlyLedger, month: date) -> list[str]:
     """Return the reasons why a month of a ledger is not closed; empty if the month is closed."""
     said = what_waits(connection, ledger, month)
-    return said + _of_ledger(connection, ledger, ledger.partition(month)) if ledger.kind else said
+    return said + _reasons_to_stay(connection, ledger, ledger.partition(month)) if ledger.kind else said
 
 
 def what_waits(connection: Connection, ledger: MonthlyLedger, month: date) -> list[str]:
@@ -230,7 +230,7 @@ def what_waits(connection: Connection, ledger: MonthlyLedger, month: date) -> li
     return said
 
 
-def _of_ledger(connection: Connection, ledger: MonthlyLedger, partition: str) -> list[str]:
+def _reasons_to_stay(connection: Connection, ledger: MonthlyLedger, partition: str) -> list[str]:
     """Return why a partition of a ledger cannot be archived yet."""
     delta, balance = MOVES[ledger.kind]
     names = {"kind": ledger.kind, "owner": ledger.owner, "partition": partition, "delta": delta}

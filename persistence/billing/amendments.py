@@ -138,7 +138,7 @@ def create(change: EntityWrite) -> Row:
     call, moved = amended.call, _checked(values, amended)
     if amended.sign < 0:
         overage_prices.refuse_too_much_overage(connection, call.tenant_id, moved["tokens"], moved["credits"])
-    late, quota = _of_quota(change, amended, moved["tokens"])
+    late, quota = _quota_changes(change, amended, moved["tokens"])
     row = insert(amendment).values(
         request_id=UUID(str(values["request_id"])), organization_id=call.organization_id,
         tenant_id=call.tenant_id, service_id=call.service_id, used_at=amended.used_at, **moved,
@@ -220,7 +220,7 @@ def _foreign(asked: dict[str, int], nano: int, amended: CallEffects) -> list[tup
     return errors
 
 
-def _of_quota(change: EntityWrite, amended: CallEffects, moved: int) -> tuple[int, int]:
+def _quota_changes(change: EntityWrite, amended: CallEffects, moved: int) -> tuple[int, int]:
     """Return by how many tokens an amendment changes the debt of an ended cycle, and today's quota.
 
     `moved` is the number of amended tokens.

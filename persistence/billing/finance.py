@@ -377,7 +377,7 @@ def _plain(statement: Any) -> Reader:
     return read
 
 
-def _by_month(statement: Any) -> Reader:
+def _sum_by_month(statement: Any) -> Reader:
     def read(connection: Connection, asked: ReportPeriod) -> list[Row]:
         rows = connection.execute(statement, _values(asked)).mappings()
         return [{**row, "month": row["month"] and row["month"].date()} for row in rows]
@@ -393,7 +393,7 @@ def _taxes(connection: Connection, asked: ReportPeriod) -> list[Row]:
     since, until = asked.since.date(), asked.until.date()
     for lines in _documents(connection.execute(_BY_SUPPLY if by_supply else _BY_DOCUMENT, _values(asked))):
         head = lines[0]
-        for rate, month, net, tax in _of_document(lines, head.currency):
+        for rate, month, net, tax in _taxes_of_document(lines, head.currency):
             if not since <= month < until:
                 continue
             place = (month, head.organization_id, head.currency, rate)
@@ -419,7 +419,9 @@ def _documents(rows: Any) -> Iterator[list[Any]]:
         yield lines
 
 
-def _of_document(lines: Sequence[Any], currency: str) -> Iterator[tuple[Decimal, date, Decimal, Decimal]]:
+def _taxes_of_document(
+    lines: Sequence[Any], currency: str
+) -> Iterator[tuple[Decimal, date, Decimal, Decimal]]:
     """Yield rate, month, net and tax of a document, once for each rate and month."""
     nets: dict[Decimal, dict[date, Decimal]] = defaultdict(lambda: defaultdict(Decimal))
     taxes: dict[Decimal, Decimal] = defaultdict(Decimal)
@@ -437,9 +439,9 @@ def _of_document(lines: Sequence[Any], currency: str) -> Iterator[tuple[Decimal,
 
 _REPORTS: dict[str, Reader] = {
     "receivables": _plain(_RECEIVABLES),
-    "unbilled": _by_month(_UNBILLED),
+    "unbilled": _sum_by_month(_UNBILLED),
     "balances": _plain(_BALANCES),
-    "deferred-revenue": _by_month(_DEFERRED),
-    "revenue": _by_month(text(REVENUE)),
+    "deferred-revenue": _sum_by_month(_DEFERRED),
+    "revenue": _sum_by_month(text(REVENUE)),
     "taxes": _taxes,
 }

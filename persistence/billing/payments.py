@@ -146,10 +146,10 @@ def apply_oldest(
     if own:
         notes = change.connection.execute(_OPEN, here).all()
     asked = here | {"past_due": past_due, "today": change.today, "also": list(also)}
-    dues = _by_currency(change.connection.execute(_DUE, asked), "due")
+    dues = _sum_by_currency(change.connection.execute(_DUE, asked), "due")
     spread = [
         part
-        for currency, some in _by_currency(notes, "open").items()
+        for currency, some in _sum_by_currency(notes, "open").items()
         for part in spread_credit(some, dues[currency])
     ]
     add_open_credit(change, OLDEST, spread)
@@ -188,7 +188,7 @@ def _note_used_up(change: EntityWrite, note_ids: Sequence[int], *, used_up: bool
         change.connection.execute(_USED_UP, {"notes": list(note_ids), "used_up": used_up})
 
 
-def _by_currency(rows: Iterable[Any], amount: str) -> dict[str, list[Left]]:
+def _sum_by_currency(rows: Iterable[Any], amount: str) -> dict[str, list[Left]]:
     found = defaultdict[str, list[Left]](list)
     for row in rows:
         found[row.currency].append((row.id, getattr(row, amount)))

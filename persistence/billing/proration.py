@@ -145,13 +145,13 @@ def subscription_fees(
     found = []
     for organization_id, segment, at, upto in open_:
         for fee in day_fees(segment, at, upto):
-            rest, number = _not_yet(fee, segment, seen)
+            rest, number = _uncharged_fee(fee, segment, seen)
             if rest is not None:
                 found.append(NamedCharge(organization_id, fact_of(fee, number), rest))
     return moved, found
 
 
-def _not_yet(
+def _uncharged_fee(
     fee: SupplyCharge, segment: PlanSegment, seen: dict[tuple[int, str, date], Any]
 ) -> tuple[SupplyCharge | None, int]:
     """Return the part of a day's fee that is not charged yet, or None, and its number of charges so far.

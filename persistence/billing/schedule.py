@@ -273,7 +273,7 @@ def _drawn(
     here = (batch.connection, batch.letterhead, _today(batch), drafts)
     if final:
         return _complete(batch, invoice_build.take_charges(*here), rows)
-    _note(batch, "create", _with_lines(batch, invoice_build.draw_draft(*here), set()))
+    _note(batch, "create", _keep_with_lines(batch, invoice_build.draw_draft(*here), set()))
     return []
 
 
@@ -297,7 +297,7 @@ def _drafts(batch: InvoiceBatch, start: date, until: date, rows: Sequence[Any]) 
     return sorted(drafts, key=lambda draft: draft.organization_id)
 
 
-def _with_lines(
+def _keep_with_lines(
     batch: InvoiceBatch, drawn: Sequence[DraftWithLines], known: Collection[int]
 ) -> list[DraftWithLines]:
     """Return the drafts that have lines; delete the others, with an audit entry for each id in `known`."""
@@ -318,7 +318,7 @@ def _complete(
     """Return the drafts that may become final, and store why the others are skipped."""
     final, known, today = [], {row.draft_id for row in rows}, _today(batch)
     rates = read_rates(batch.connection, batch.letterhead, today)
-    for draft in _with_lines(batch, drawn, known):
+    for draft in _keep_with_lines(batch, drawn, known):
         try:
             complete = invoice_build.require_final(batch.connection, batch.letterhead, today, rates, draft)
         except Unprocessable as refusal:

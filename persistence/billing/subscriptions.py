@@ -213,7 +213,7 @@ def agree_terms(change: EntityWrite) -> Row:
             set_={"said": subscription_term.c.said.op("||")(here.excluded.said), "in_force": False},
         )
     )
-    return _store_subscription(change, row, _by_terms(change, subscription))
+    return _store_subscription(change, row, _apply_terms(change, subscription))
 
 
 def cancel(change: EntityWrite) -> Row:
@@ -240,11 +240,11 @@ def advance(change: EntityWrite) -> Row:
     subscription = _subscription(change, row)
     if subscription.change_at is not None:
         # Until that day the terms apply to the previous plan.
-        subscription = _by_terms(change, subscription, min(change.today, subscription.change_at - ONE_DAY))
+        subscription = _apply_terms(change, subscription, min(change.today, subscription.change_at - ONE_DAY))
     if subscription.next_plan_id is not None:
         cost = _cost(change, subscription.next_plan_id, subscription.current.interval)
         subscription = rules.advance(subscription, cost, change.today)
-    return _store_subscription(change, row, _by_terms(change, subscription))
+    return _store_subscription(change, row, _apply_terms(change, subscription))
 
 
 def tell(change: EntityWrite, plan: Row) -> None:
@@ -395,7 +395,7 @@ def _subscription(change: EntityWrite, row: Mapping[str, Any]) -> Subscription:
     return found
 
 
-def _by_terms(change: EntityWrite, subscription: Subscription, until: date | None = None) -> Subscription:
+def _apply_terms(change: EntityWrite, subscription: Subscription, until: date | None = None) -> Subscription:
     """Return the subscription with all terms applied whose day has come by `until` (default: today).
 
     Later terms override fields of earlier ones.

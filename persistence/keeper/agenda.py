@@ -87,7 +87,7 @@ class AgendaReader:
         self._engine, self._resets_since, self._clock, self._seconds = engine, resets_since, clock, seconds
         # The number of checks that found something written, or that looked ahead.
         self.written = 0
-        self._seen: Writes | None = None
+        self._last_writes: Writes | None = None
         # The time of the last look ahead, by both clocks, and whether it found nothing.
         self._ahead: tuple[datetime, float, bool] | None = None
 
@@ -95,12 +95,12 @@ class AgendaReader:
         """Return the names of the keeper's loops that have work to do."""
         async with looking(self._engine) as connection:
             seen = Writes(*(await connection.execute(_LOOK)).one())
-            if self._seen is None or seen.has_more(self._seen):
-                self._seen, self._ahead = None, None  # until the query has succeeded
+            if self._last_writes is None or seen.has_more(self._last_writes):
+                self._last_writes, self._ahead = None, None  # until the query has succeeded
                 found = await self._ask(connection)
-                self._seen, self.written = seen, self.written + 1
+                self._last_writes, self.written = seen, self.written + 1
                 return found
-            self._seen = seen
+            self._last_writes = seen
             if self._ahead is None or not self._is_good(*self._ahead):
                 began = self._clock(), self._seconds()
                 self._ahead = *began, not await self._ask(connection, AHEAD_S)

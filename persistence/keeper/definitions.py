@@ -588,7 +588,7 @@ class Pushes:
         self._engine = engine
         self._free = asyncio.Semaphore(at_once_max)
         # Accounts that this process is pushing; `_let_go` signals the end of a push.
-        self._taken: set[str] = set()
+        self._taken_accounts: set[str] = set()
         self._let_go = asyncio.Event()
 
     async def newest(self, known: NewestWrite | None) -> tuple[NewestWrite | None, bool]:
@@ -630,16 +630,16 @@ class Pushes:
                         yield await _waiting(connection, locked)
                         return
             finally:
-                self._taken.difference_update(mine)
+                self._taken_accounts.difference_update(mine)
                 self._let_go.set()
             await asyncio.sleep(BUSY_S)
 
     async def _take(self, accounts: Sequence[str]) -> list[str]:
-        while self._taken.issuperset(accounts):
+        while self._taken_accounts.issuperset(accounts):
             self._let_go.clear()
             await self._let_go.wait()
-        mine = [account for account in accounts if account not in self._taken]
-        self._taken.update(mine)
+        mine = [account for account in accounts if account not in self._taken_accounts]
+        self._taken_accounts.update(mine)
         return mine
 
 

@@ -292,7 +292,7 @@ class LedgerReader(BudgetUses):
         self._credentials_max, self._changes_max = credentials_max, changes_max
 
     async def everybodys(self) -> GlobalDefinitions:
-        async with self._at_one_moment() as (connection, version):
+        async with self._read_one_moment() as (connection, version):
             catalogue, prices = await definitions.catalogue(connection), await definitions.prices(connection)
             position = int((await connection.execute(_POSITION)).scalar_one())
         return GlobalDefinitions(catalogue, prices, version, position)
@@ -374,7 +374,7 @@ class LedgerReader(BudgetUses):
                 for organization_id in organization_ids
             ]
         }
-        async with self._at_one_moment() as (connection, version):
+        async with self._read_one_moment() as (connection, version):
             applied = await connection.execute(_APPLIED, {"partitions": list(organizations)})
             found = {organization: LedgerState([], [], [], [], [], version) for organization in organizations}
             for row in applied:
@@ -399,7 +399,7 @@ class LedgerReader(BudgetUses):
             return await definitions.keys(connection, "k.id = ANY(:ids)", {"ids": list(keys)})
 
     @asynccontextmanager
-    async def _at_one_moment(self) -> AsyncIterator[tuple[AsyncConnection, int]]:
+    async def _read_one_moment(self) -> AsyncIterator[tuple[AsyncConnection, int]]:
         """Yield a connection that sees one moment of the database, and the version of the data then."""
         async with self._engine.connect() as connection:
             await connection.execution_options(isolation_level="REPEATABLE READ")

@@ -136,14 +136,14 @@ def note_clock_ahead(connection: Connection[Any], events: Iterable[OutboxEntry])
         for event in told
         if event.facts is not None and event.facts.used_ms > event.at_ms + AHEAD_MAX_MS
     ]
-    for event, moment in [*_of_ids(some), *of_events]:
+    for event, moment in [*_entries_by_id(some), *of_events]:
         found[moment.date()] = min(event.at_ms, found.get(moment.date(), event.at_ms))
     if found:
         days = sorted(found)
         connection.execute(_NOTE, (days, [moment_of(found[day]) for day in days]))
 
 
-def _of_ids(events: Sequence[OutboxEntry]) -> Iterator[tuple[OutboxEntry, datetime]]:
+def _entries_by_id(events: Sequence[OutboxEntry]) -> Iterator[tuple[OutboxEntry, datetime]]:
     """Yield entries whose id is of a later time than the entry allows, with that time."""
     if not events:
         return

@@ -103,7 +103,7 @@ def start_of(unit: str) -> str:
     return _STARTS.get(unit, f"date_trunc('{unit}', start, 'UTC')")
 
 
-def _of_span(span: str, whole: Sequence[str] = (), tags: str = "") -> str:
+def _sum_span(span: str, whole: Sequence[str] = (), tags: str = "") -> str:
     """Return SQL for the sums of a batch's hours by a longer span; with `tags`, of calls that have some."""
     none = {name: f"{NO_PROJECT if name == 'project_id' else 0} AS {name}" for name in whole}
     own = {name: none.get(name, name) for name in UNTAGGED}
@@ -128,13 +128,13 @@ ON CONFLICT (span, {", ".join(key)}) DO UPDATE SET
 
 # Adds `hours` to every span. Tags of a call are together too long for a key: their hash stands there.
 ADD_HOURS = _added(
-    "usage_rollup", UNTAGGED, UNTAGGED, [_of_span(span, level.whole) for span, level in SPANS.items()]
+    "usage_rollup", UNTAGGED, UNTAGGED, [_sum_span(span, level.whole) for span, level in SPANS.items()]
 )
 _TAGGED = "WHERE tags <> '{}'"
 _HASH = "sha256(convert_to(tags::text, 'UTF8')), tags,"
 ADD_TAGS = _added(
     "usage_tag", (*UNTAGGED, "tags_hash"), (*UNTAGGED, "tags_hash", "tags"),
-    [_of_span(span, tags=_HASH) for span in TAG_SPANS],
+    [_sum_span(span, tags=_HASH) for span in TAG_SPANS],
 )  # fmt: skip
 _NAMED = "organization_id, day, kind, name"
 _KEPT = "(organization_id, day, {}, {}) IN (SELECT * FROM kept)"

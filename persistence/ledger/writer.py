@@ -223,7 +223,7 @@ class LedgerWriter:
             connection.execute(statements.BOUND, [f"{seconds}s" for seconds in timeouts])
             locked = {p for (p,) in connection.execute(statements.LOCK, (sorted(batch),))}
             outdated = _outdated(connection, sorted(locked), history)
-            left = outdated | _to_judge_again(connection, locked, history)
+            left = outdated | _partitions_to_judge(connection, locked, history)
             mine = {p: entries for p, entries in batch.items() if p in locked and p not in left}
             sorted_, faults = self._sort(connection, mine, refused)
             users = self._users.resolve(connection, [*sorted_.fresh, *sorted_.noted])
@@ -330,7 +330,9 @@ def _outdated(connection: Connection[Any], locked: list[int], history: History |
     return frozenset(p for p, run_id, epoch in found if run_id != here or epoch != epochs.get(p))
 
 
-def _to_judge_again(connection: Connection[Any], locked: set[int], history: History | None) -> frozenset[int]:
+def _partitions_to_judge(
+    connection: Connection[Any], locked: set[int], history: History | None
+) -> frozenset[int]:
     """Return the partitions whose waiting entries must be checked before this batch is stored.
 
     Something by which entries are checked has changed since `history`.

@@ -112,7 +112,7 @@ def delete_admin_token(change: EntityWrite) -> Row:
     return row
 
 
-def _by_equals(verb: Verb) -> Verb:
+def _guard_ours(verb: Verb) -> Verb:
     """Return the verb with a check for tokens that staff marked as `ours`, such as a change of their name.
 
     Callers of an organization cannot change the end of such a token, and other fields only with an `ours`
@@ -138,9 +138,9 @@ ADMIN_TOKEN_SUBJECT = Entity(
     source=select(admin_token).where(_IS_THERE),
     verbs={
         "create": create_admin_token,
-        "change": _by_equals(_of_no_team),
-        "revoke": _by_equals(entity.revoke),
-        "delete": _by_equals(delete_admin_token),
+        "change": _guard_ours(_of_no_team),
+        "revoke": _guard_ours(entity.revoke),
+        "delete": _guard_ours(delete_admin_token),
     },
     refers={"user_id": app_user, "organization_id": organization, "tenant_id": tenant},
     check_row=check_user,

@@ -46,7 +46,7 @@ def _where(column: ColumnElement[str], among_turns: frozenset[str]) -> Condition
     return condition
 
 
-def _of_request(table: Table, at: str) -> Condition:
+def _request_filter(table: Table, at: str) -> Condition:
     """Return a filter by request id; `at` is the column of time by which earlier months are skipped."""
     return lambda value: and_(table.c.request_id == value, not_before(table.c[at], str(value).lower()))
 
@@ -62,7 +62,7 @@ TOKEN_LEDGER = Entity(
             token_ledger.c.transaction_type, frozenset({"recharge", "reset", "adjust"})
         ),
         "direction": _where(token_ledger.c.direction, frozenset({"IN"})),
-        "request_id": _of_request(token_ledger, "created_at"),
+        "request_id": _request_filter(token_ledger, "created_at"),
     },
 )
 CREDIT_TRANSACTIONS = Entity(
@@ -71,7 +71,7 @@ CREDIT_TRANSACTIONS = Entity(
         credit_transaction,
         (credit_transaction.c.credits_used - money(credit_transaction.c.carried)).label("credits_exact"),
     ),
-    conditions={"request_id": _of_request(credit_transaction, "timestamp")},
+    conditions={"request_id": _request_filter(credit_transaction, "timestamp")},
     time="timestamp",
     order=("organization_id", "seq"),
 )
@@ -81,7 +81,7 @@ FEATURE_USAGE = Entity(
         *(column for column in feature_usage.c if column.name != "unit_prices"),
         case((feature_usage.c.in_money, money(feature_usage.c.usage_amount))).label("cost"),
     ),
-    conditions={"request_id": _of_request(feature_usage, "timestamp")},
+    conditions={"request_id": _request_filter(feature_usage, "timestamp")},
     time="timestamp",
     order=("organization_id", "seq"),
 )
@@ -171,7 +171,7 @@ CALLS = Entity(
         ),
     ),
     conditions={
-        "request_id": _of_request(call, "created_at"),
+        "request_id": _request_filter(call, "created_at"),
         "group_id": lambda value: call.c.groups.contains([value]),
     },
     implied={

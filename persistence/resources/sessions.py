@@ -85,7 +85,7 @@ def create_session(change: EntityWrite) -> Row:
     owner = row["organization_id"]
     latest = select(_sessions_here.id).order_by(_sessions_here.id.desc())
     own, share = (
-        latest.where(_of_same(row)),
+        latest.where(_same_person(row)),
         latest.where(_sessions_here.organization_id.is_not_distinct_from(owner)),
     )
     share_max = SESSIONS_OF_STAFF_MAX if owner is None else SESSIONS_OF_ORGANIZATION_MAX
@@ -147,7 +147,7 @@ def use_sign_in(connection: Connection, state: str) -> bool:
     return connection.execute(once.returning(_used.state)).first() is not None
 
 
-def _of_same(row: Row) -> ColumnElement[bool]:
+def _same_person(row: Row) -> ColumnElement[bool]:
     """Return the SQL condition for console sessions of the same person as `row`.
 
     If no person is known, it is for sessions of the same token.

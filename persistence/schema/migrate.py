@@ -216,7 +216,7 @@ class BlockerWatch:
 
     def __init__(self, url: str) -> None:
         self.who = ""
-        self._url, self._over = plain_url(url), threading.Event()
+        self._url, self._is_over = plain_url(url), threading.Event()
 
     @contextmanager
     def watched(self, connection: Connection) -> Iterator[None]:
@@ -228,7 +228,7 @@ class BlockerWatch:
         try:
             yield
         finally:
-            self._over.set()
+            self._is_over.set()
             looking.join(CONNECT_TIMEOUT_S)
 
     def _look(self, pid: int) -> None:
@@ -238,7 +238,7 @@ class BlockerWatch:
                 self._url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, prepare_threshold=None
             ) as connection,
         ):
-            while not self._over.wait(LOOKS_AGAIN_S):
+            while not self._is_over.wait(LOOKS_AGAIN_S):
                 if rows := connection.execute(BLOCKING, (pid,)).fetchall():
                     self.who = "; ".join(row[0] for row in rows[:PLACES_TOLD_MAX])
 

@@ -122,7 +122,7 @@ def ended(change: EntityWrite) -> Row:
     if row["kind"] == "credit_note" and values["state"] == DONE:
         note_id, about_id, remote = id_in(row, "invoice_id"), id_in(row, "about_id"), str(values["remote"])
         if about_id == note_id:
-            _to_balance(change, row, f"{REFERENCE}{remote}")
+            _record_on_balance(change, row, f"{REFERENCE}{remote}")
         elif credited > 0:
             # Credit for a paid part went to the customer's balance: it is subtracted from the invoice's
             # payments.
@@ -238,7 +238,7 @@ def _run_command(change: EntityWrite, verb: Any, invoice_id: int, values: Row) -
     return None
 
 
-def _to_balance(change: EntityWrite, row: Row, reference: str) -> None:
+def _record_on_balance(change: EntityWrite, row: Row, reference: str) -> None:
     """Record that a note without an invoice went to the customer's balance at Stripe: it is used up here."""
     note_id = id_in(row, "invoice_id")
     stands = change.connection.execute(_STANDS, {"id": note_id}).one()

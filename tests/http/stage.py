@@ -373,7 +373,9 @@ class Stage:
     def upstream_connections(self) -> int:
         """Upstream connections open or being opened now."""
         plane = self.plane
-        return sum(upstream.connections for upstream in [*plane._upstreams.values(), *plane._left])
+        return sum(
+            upstream.connections for upstream in [*plane._upstreams.values(), *plane._removed_upstreams]
+        )
 
     async def client(self) -> Client:
         tls = OVER.get()

@@ -318,7 +318,7 @@ async def test_reading_takes_no_more_than_its_share_of_the_time(monkeypatch: pyt
     monkeypatch.setattr(loop, "call_later", lambda s, *what: rests.append(s) or later(0, *what))
     for _ in range(2):
         await bodies.read(1, str)
-        await eventually(lambda: not bodies._taken)
+        await eventually(lambda: not bodies._is_taken)
     assert rests[0] == pytest.approx(0.02 * (1 / TIME_SHARE - 1))
     assert REST_S_MAX in rests
 

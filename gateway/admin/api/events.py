@@ -82,7 +82,7 @@ def _binary(request: web.Request, data: object) -> dict[str, object]:
     return {**attributes, "datacontenttype": PLAIN, "data": data}
 
 
-def _with_data(event: bodies.Body) -> bodies.Body:
+def _decode_data(event: bodies.Body) -> bodies.Body:
     """Return an event with `data_base64` replaced by the JSON that it encodes, as `data`."""
     if "data_base64" not in event or "data" in event:
         return event
@@ -102,7 +102,7 @@ def _sort_events(sent: list[object]) -> Row:
             rejected.append(_refused(place, {}, "", "must be a JSON object"))
             continue
         try:
-            events.append((place, bodies.check_body(CloudEvent, _with_data(item))))
+            events.append((place, bodies.check_body(CloudEvent, _decode_data(item))))
         except Unprocessable as error:
             name, reason = error.errors[0]
             rejected.append(_refused(place, item, name, reason))

@@ -162,7 +162,7 @@ async def _rows(
     after = 0
     if place is not None:
         if len(place) != 1 or not isinstance(place[0], int) or place[0] < 0:
-            raise _of_another()
+            raise _wrong_cursor()
         after = place[0]
     rows = await store.report(name, asked, after, limit + 1)
     return rows, (after + limit,) if len(rows) > limit else None
@@ -197,7 +197,7 @@ def _leg(asked: ReportPeriod, place: Place | None) -> LegPlace:
         moment = datetime.fromisoformat(str(at)).astimezone(UTC)
         if moment >= first.at:
             return LegPlace(moment, str(source), int(number), bool(is_credit), str(account))
-    raise _of_another()
+    raise _wrong_cursor()
 
 
 def first_entry(asked: ReportPeriod) -> LegPlace:
@@ -206,7 +206,7 @@ def first_entry(asked: ReportPeriod) -> LegPlace:
     return LegPlace(asked.since)
 
 
-def _of_another() -> Unprocessable:
+def _wrong_cursor() -> Unprocessable:
     return Unprocessable(
         "Some query parameters are wrong.", (("cursor", "is not a next_cursor of this report"),)
     )

@@ -56,7 +56,7 @@ class UploadSlots:
     """The slots for uploads of configurations, by organization."""
 
     def __init__(self) -> None:
-        self._there = WorkSlots(
+        self._arriving = WorkSlots(
             ConcurrencyLimits(STAFF.at_once_max, ORGANIZATION.at_once_max, ORGANIZATIONS_THERE_MAX)
         )
         self._working = WorkSlots(
@@ -66,7 +66,7 @@ class UploadSlots:
     @asynccontextmanager
     async def acquire(self, actor: Actor) -> AsyncIterator[UploadLimits]:
         """Acquire an upload slot for the context and yield its limits; raise `Overloaded` if none is free."""
-        async with self._there.of(actor.organization_id):
+        async with self._arriving.of(actor.organization_id):
             yield share_of(actor)
 
     def working(self, actor: Actor) -> AbstractAsyncContextManager[None]:

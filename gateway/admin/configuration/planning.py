@@ -100,7 +100,7 @@ class Planner:
         self._changes: list[PlannedRow] = []
         self._new_marks: list[Mark] = []
         self._forgotten: list[Mark] = []
-        self._taken: list[Taken] = []
+        self._taken_rows: list[Taken] = []
         self._met: set[tuple[str, object]] = set()
         self._dated: dict[tuple[str, Identity], DateOrder] = {}
         self._unchanged = 0
@@ -129,7 +129,7 @@ class Planner:
         await name_all(self._session, self._changes)
         digest = await in_thread(_digest, self._changes, [*self._new_marks, *self._forgotten])
         return Plan(
-            self._changes, self._unchanged, self._new_marks, self._forgotten, self._taken, digest
+            self._changes, self._unchanged, self._new_marks, self._forgotten, self._taken_rows, digest
         )  # fmt: skip
 
     def _compare_all(self, pairs: Sequence[Pair]) -> None:
@@ -171,7 +171,7 @@ class Planner:
         if mark != self._marks.get((kind, row_id)):
             self._new_marks.append(mark)
         if before is None and not isinstance(row_id, NewRowId):
-            self._taken.append((wanted, row_id))
+            self._taken_rows.append((wanted, row_id))
         passed = [self._marks.get((kind, mark)) for mark in pair.passed]
         self._forgotten += [mark for mark in passed if mark is not None]
 

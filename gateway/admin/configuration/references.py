@@ -53,14 +53,14 @@ class NameIndex:
         # Ids of the objects' rows, and names of lost rows, by kind.
         self.said: dict[str, set[object]] = defaultdict(set)
         self.lost: dict[str, set[object]] = defaultdict(set)
-        self._own = own
+        self._own_organization = own
         self._errors = errors
         self._marks = marks
         self._unknown: list[tuple[int, str, object]] = []
         # Rows by the last part of their names and by full names; names given by files; the full name of each
         # row.
         self._named: dict[str, dict[object, list[object]]] = defaultdict(lambda: defaultdict(list))
-        self._whole: dict[str, dict[Identity, list[object]]] = defaultdict(lambda: defaultdict(list))
+        self._ids_by_name: dict[str, dict[Identity, list[object]]] = defaultdict(lambda: defaultdict(list))
         self._called: set[tuple[str, object, object]] = set()
         self._whole_of: dict[Which, Identity] = {}
         # A cache of the rows that a name means: thousands of rows may have it, and thousands of objects use
@@ -76,13 +76,13 @@ class NameIndex:
         last, whole = by[how.by[-1]], tuple(by[name] for name in how.by)
         if called:
             self._whole_of[kind, row_id] = whole
-            is_known = row_id in self._whole[kind].get(whole, ())
+            is_known = row_id in self._ids_by_name[kind].get(whole, ())
             self._called |= {(kind, last, row_id), (kind, whole, row_id)}
             if is_known:
                 return
         self._whole_of.setdefault((kind, row_id), whole)
         self._named[kind][last].append(row_id)
-        self._whole[kind][whole].append(row_id)
+        self._ids_by_name[kind][whole].append(row_id)
 
     def suggest(self) -> None:
         """Add a similar known name to the errors of the first unknown names."""
@@ -98,8 +98,8 @@ class NameIndex:
         if len(self._errors) >= ERRORS_MAX:
             return False
         ids = references(wanted.resource)
-        if self._own is not None and OWNER in ids and wanted.names.get(OWNER) is None:
-            wanted.ids[OWNER] = self._own
+        if self._own_organization is not None and OWNER in ids and wanted.names.get(OWNER) is None:
+            wanted.ids[OWNER] = self._own_organization
         for name in ids:
             reference = wanted.names.get(name)
             if reference is None:
@@ -160,7 +160,7 @@ class NameIndex:
         name, found = reference.name, named
         if wanted.keys() >= {*how.by}:
             name = tuple(wanted[name] for name in how.by)
-            found = self._whole[target.name].get(name, ())
+            found = self._ids_by_name[target.name].get(name, ())
         noun = target.name.removesuffix("s")
         found = self._decided(target.name, name, found)
         if len(found) == 1:
@@ -441,7 +441,7 @@ class RowMatcher:
         self._objects = objects
         self._errors = errors
         self._rows_max = rows_max
-        self._asked: dict[str, set[object]] = defaultdict(set)
+        self._asked_names: dict[str, set[object]] = defaultdict(set)
         for wanted in (item for some in objects.by_kind.values() for item in some):
             self._ask(wanted.names.values())
             self._ask(part.reference for part in wanted.part_names)
@@ -449,7 +449,7 @@ class RowMatcher:
     async def match(self, resource: Resource) -> list[Pair]:
         """Return the objects of a resource with their rows, [] if one of them is refused."""
         objects = self._objects.by_kind.get(resource.name, ())
-        if not objects and resource.name not in self._asked:
+        if not objects and resource.name not in self._asked_names:
             return []
         refused = len(self._errors)
         whole = await in_thread(lambda: [wanted for wanted in objects if self.names.resolve(wanted)])
@@ -463,7 +463,7 @@ class RowMatcher:
         if not declared(resource).known_by_id:
             return NamedRows()
         names = {identity_of(resource, values_of(wanted)) for wanted in objects}
-        asked = self._asked.get(resource.name, set())
+        asked = self._asked_names.get(resource.name, set())
         rows = await remember(self._session, resource, self._marks_of[resource.name], names, asked)
         self.names.lost[resource.name].update(name[-1] for name in rows.lost)
         return rows
@@ -559,7 +559,7 @@ class RowMatcher:
     def _ask(self, names: Iterable[object]) -> None:
         for name in names:
             if isinstance(name, Reference):
-                self._asked[name.target.name].add(name.name)
+                self._asked_names[name.target.name].add(name.name)
                 self._ask(name.says.values())
 
     async def _rows(self, resource: Resource, objects: Sequence[WantedObject]) -> list[Row]:
@@ -567,7 +567,7 @@ class RowMatcher:
         how = declared(resource)
         last, ids = how.by[-1], references(resource)
         key = how.by[0] if last in ids else last
-        asked = self._asked.get(resource.name, set())
+        asked = self._asked_names.get(resource.name, set())
         values = [values_of(item) for item in objects]
         if how.folded:
             names = {folded(str(name)) for name in asked.union(value[key] for value in values)}

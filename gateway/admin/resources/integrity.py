@@ -181,7 +181,7 @@ def _decode_dead_entry(raw: bytes) -> dict[str, Any] | None:
         return None
     values = {field.name: getattr(event, field.name) for field in fields(event)}
     facts = event.facts
-    return {name: _as_json(value) for name, value in values.items() if name not in _READ} | {
+    return {name: _representable(value) for name, value in values.items() if name not in _READ} | {
         "metadata": _read(lambda: json.loads(event.metadata) if event.metadata else None),
         "facts": _read(lambda: facts and json.loads(encode(asdict(facts)))),
         "priced": _read(lambda: _priced(event.priced) if event.priced else None),
@@ -199,12 +199,12 @@ def _priced(packed: bytes) -> dict[str, Any]:
 
 def _read(read: Callable[[], object]) -> object:
     try:
-        return _as_json(read())
+        return _representable(read())
     except (ValueError, OverflowError, ArithmeticError, RecursionError):
         return UNREADABLE
 
 
-def _as_json(value: object) -> object:
+def _representable(value: object) -> object:
     """Return a value if JSON can represent it; otherwise `UNREADABLE` (NaN, half a character, too deep)."""
     try:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()

@@ -331,7 +331,7 @@ def fields_of(resource: Endpoint, model: type[BaseModel]) -> tuple[FormField, ..
                 choices=choices,
                 refers=resource.target(name),
                 default="" if default in (None, [], {}) else _text(default),
-                of_texts=_of_texts(shape),
+                of_texts=_holds_texts(shape),
             )
         )
     return tuple(form_fields)
@@ -378,7 +378,7 @@ def _kind(name: str, shape: Json, schema: Json) -> tuple[str, tuple[str, ...]]:
     return ("long" if shape.get("maxLength", 0) > LONG_TEXT_CHARS else "text"), ()
 
 
-def _of_texts(shape: Json) -> bool:
+def _holds_texts(shape: Json) -> bool:
     inner = shape.get("additionalProperties")
     named = {**shape.get("properties", {}), **shape.get("patternProperties", {})}
     parts: Sequence[Json] = [inner] if isinstance(inner, Mapping) else list(named.values())

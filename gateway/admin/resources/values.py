@@ -467,10 +467,10 @@ EndpointId = Annotated[
 
 
 # Maximum prices of a unit and of a token, since multiples of them are counted and billed.
-def _at_most(most: int) -> AfterValidator:
+def _maximum(most: int) -> AfterValidator:
     return must(lambda price: price <= most, f"be at most {most}")
 
 
 # The counters sum the cost of units in millionths.
-UnitPrice = Annotated[Money, _at_most(INTEGER_MAX // MICRO)]
-TokenUnitPrice = Annotated[Money, _at_most(TOKEN_PRICE_MAX)]
+UnitPrice = Annotated[Money, _maximum(INTEGER_MAX // MICRO)]
+TokenUnitPrice = Annotated[Money, _maximum(TOKEN_PRICE_MAX)]

@@ -102,7 +102,7 @@ class _WaitingRange:
 
 class WaitingEntries:
     def __init__(self) -> None:
-        self._found: dict[int, _WaitingRange] = {}
+        self._ranges: dict[int, _WaitingRange] = {}
 
     def note_waiting(self, there: Collection[Owner], now: Mapping[int, Judged]) -> None:
         """Store which owners (partition and organization id) have waiting entries now.
@@ -110,12 +110,12 @@ class WaitingEntries:
         `now` is each partition's state, on which it depends whether an entry must wait. If it has changed
         since entries were checked, they are checked again.
         """
-        for partition in self._found.keys() - {partition for partition, _ in there}:
-            del self._found[partition]
+        for partition in self._ranges.keys() - {partition for partition, _ in there}:
+            del self._ranges[partition]
         for partition, organization_id in there:
-            one = self._found.get(partition)
+            one = self._ranges.get(partition)
             if one is None or one.judged != now[partition]:
-                one = self._found[partition] = _WaitingRange(now[partition])
+                one = self._ranges[partition] = _WaitingRange(now[partition])
             one.after.setdefault(organization_id, b"")
 
     def to_recheck(self) -> dict[Owner, bytes]:
@@ -125,7 +125,7 @@ class WaitingEntries:
         """
         return {
             (partition, organization_id): after
-            for partition, one in self._found.items()
+            for partition, one in self._ranges.items()
             for organization_id, after in one.after.items()
             if after is not None
         }
@@ -134,12 +134,12 @@ class WaitingEntries:
         return frozenset(
             partition
             for partition, organization_id in there
-            if partition not in self._found
-            or self._found[partition].after.get(organization_id, b"") is not None
+            if partition not in self._ranges
+            or self._ranges[partition].after.get(organization_id, b"") is not None
         )
 
     def checked_against(self) -> dict[int, Judged]:
-        return {partition: one.judged for partition, one in self._found.items()}
+        return {partition: one.judged for partition, one in self._ranges.items()}
 
     def note_checked(self, behind: Mapping[Owner, bytes | None], report: FlushReport) -> None:
         """Store the id of the last waiting entry checked of each owner in `behind`; None means that all were.
@@ -148,7 +148,7 @@ class WaitingEntries:
         """
         for (partition, organization_id), after in behind.items():
             if partition not in report.left_over:
-                one = self._found[partition]
+                one = self._ranges[partition]
                 one.after[organization_id] = after
                 one.judged = report.judged.get(partition, one.judged)
 
@@ -156,12 +156,12 @@ class WaitingEntries:
         """Mark the owners whose entries this flush moved to the waiting list as checked."""
         for partition, organization_id in report.parked:
             judged = report.judged[partition]
-            one = self._found.setdefault(partition, _WaitingRange(judged))
+            one = self._ranges.setdefault(partition, _WaitingRange(judged))
             one.judged, one.after[organization_id] = judged, None
 
     def forget(self) -> None:
         """Discard the results of all checks, so that every waiting entry is checked again."""
-        self._found.clear()
+        self._ranges.clear()
 
 
 def too_many(waiting: Mapping[Owner, int], report: FlushReport, entries_max: int) -> dict[int, list[int]]:

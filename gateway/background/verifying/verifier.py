@@ -344,7 +344,7 @@ class Verifier:
         clock: Callable[[], float] = time.monotonic,
         say: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
-        self._isolation, self._left = isolation or Isolation(), 0
+        self._isolation, self._failed_partitions = isolation or Isolation(), 0
         self._source = source
         self._target = target
         self._observe = observe
@@ -374,7 +374,7 @@ class Verifier:
         """
         if (run_id := self._target.run_id) and run_id in (self._vouched, self._watched):
             return self._watch_s
-        return LEFT_S if self._left else INTERVAL_S
+        return LEFT_S if self._failed_partitions else INTERVAL_S
 
     async def verify(self) -> list[VerificationResult]:
         """Verify the unverified partitions; raise CountersUnavailable if Redis goes away meanwhile."""
@@ -386,7 +386,7 @@ class Verifier:
         run_id = markers.run_id  # if the history is renamed meanwhile, all of this is repeated
         if not run_id:
             raise CountersUnavailable
-        self._left = len(markers.others)
+        self._failed_partitions = len(markers.others)
         if markers.others and not (markers.verified or markers.unverified):
             self._vouched = b""
             return []
@@ -434,7 +434,7 @@ class Verifier:
         if whole_of := {one.partition: one.epoch for one in done if not one.refused}:
             await self._source.note_compared(run_id, whole_of, everybodys.position)
         await self._notice_rewind(anew=True)  # data that was exchanged meanwhile is verified again
-        whole = len(done) == len(markers.unverified) and not self._left
+        whole = len(done) == len(markers.unverified) and not self._failed_partitions
         if whole and self._target.run_id == run_id:
             if not said or markers.unverified:
                 await self._target.all_verified(run_id)
@@ -567,7 +567,7 @@ class Verifier:
             except Exception as error:
                 if self._isolation.is_everybodys(error):
                     raise
-                self._left += 1
+                self._failed_partitions += 1
                 self._isolation.item_failed("verifier", str(partition), error)
 
         async def compared(partition: int, truth: LedgerState) -> None:

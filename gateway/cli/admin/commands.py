@@ -200,7 +200,7 @@ class CliCommand:
             with output.admin() as api:
                 self.run(replace(api, called=called), typed)
 
-        return _with_signature(command, self.summary, takes)
+        return _set_signature(command, self.summary, takes)
 
     @property
     def _sources(self) -> Sequence[ListSource]:
@@ -408,10 +408,10 @@ def _shows(report: CliReport) -> Callable[..., None]:
         option = typer.Option(help=each.hint, min=each.least, max=each.most)
         takes[name] = (Annotated[int, option], each.default)
     takes["as_json"] = (AsJson, False)
-    return _with_signature(show, f"{report.summary}.", takes)
+    return _set_signature(show, f"{report.summary}.", takes)
 
 
-def _with_signature(
+def _set_signature(
     command: Callable[..., None], summary: str, takes: Mapping[str, tuple[Any, Any]]
 ) -> Callable[..., None]:
     """Set the signature that typer reads: each parameter's type and default; return the command."""

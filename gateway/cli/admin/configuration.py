@@ -210,9 +210,9 @@ class Sources:
 
     def located(self, message: str) -> str:
         """Return a message of the Admin API with positions in files for its objects."""
-        return _KIND.sub(self._of_kind, _AT.sub(self._of_object, message))
+        return _KIND.sub(self._kind_place, _AT.sub(self._object_place, message))
 
-    def _of_object(self, match: re.Match[str]) -> str:
+    def _object_place(self, match: re.Match[str]) -> str:
         """Return where an error's field stands: file, document and line."""
         kind, index = match["kind"], int(match["index"])
         if kind not in self.places or index >= len(self.places[kind]):
@@ -224,7 +224,7 @@ class Sources:
         rest = f", {name}{match['rest']}" if name else ""
         return f"{place.document.file}, document {place.document.number}, line {line}, {kind}{rest}"
 
-    def _of_kind(self, match: re.Match[str]) -> str:
+    def _kind_place(self, match: re.Match[str]) -> str:
         document = self.kinds.get(match["kind"])
         if document is None:
             return match[0]

@@ -70,7 +70,7 @@ def too_many(
         yield "name", f"there are {WINDOWS_MAX} budgets of just these calls: there cannot be more"
     else:
         together = sets_of_groups(groups)
-        for mine in _by_tags([*others.values(), new], fixed):
+        for mine in _selectors_by_tags([*others.values(), new], fixed):
             if new in mine and (met := may_meet_more(mine, new, together=together)):
                 yield "organization_id", _names_met(others, met)
                 return
@@ -101,7 +101,7 @@ def too_many_of_groups(budgets: Mapping[str, Selector], groups: GroupSets, fixed
     `budgets` are selectors by name, and `fixed` the tags of the organization's API keys.
     """
     together = sets_of_groups(groups)
-    for mine in _by_tags(budgets.values(), fixed):
+    for mine in _selectors_by_tags(budgets.values(), fixed):
         if met := _most_met(mine, together, BUDGET_ACCOUNTS_MAX, LOOKS_MAX):
             return _names_met(budgets, met)
     return ""
@@ -113,7 +113,7 @@ def _names_met(selectors: Mapping[str, Selector], met: Collection[Selector]) -> 
     return f"a call could then meet budgets of more than {most} different selectors, with: {names}"
 
 
-def _by_tags(selectors: Collection[Selector], fixed: Iterable[Tags]) -> Iterator[list[Selector]]:
+def _selectors_by_tags(selectors: Collection[Selector], fixed: Iterable[Tags]) -> Iterator[list[Selector]]:
     """Yield the selectors that calls without tags may match, and those for the tags of each API key.
 
     Tags that callers say are no reason to refuse a budget: their calls are refused.

@@ -144,7 +144,7 @@ class Refusals:
         self._rows: list[RefusedCall] = []
         self._rows_bytes = 0
         self._minute = 0
-        self._told: dict[int, int] = {}
+        self._kept_counts: dict[int, int] = {}
         self.untold = self.uncounted = 0
 
     def now_ms(self) -> int:
@@ -193,7 +193,7 @@ class Refusals:
 
     def _keep(self, call: RefusedCall) -> None:
         """Store a refused call for the journal, unless its organization or the journal has too many."""
-        minute, told = call.at_ms // MINUTE_MS, self._told
+        minute, told = call.at_ms // MINUTE_MS, self._kept_counts
         if minute != self._minute:
             self._minute = minute
             told.clear()

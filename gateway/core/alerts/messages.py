@@ -196,14 +196,14 @@ def _slack(ours: Content, text: AlertText) -> Content:
     if text.sentence:
         blocks.append({"type": "section", "text": _plain_text(text.sentence)})
     fields = [_plain_text(f"{name}\n{value}") for name, value in text.facts]
-    blocks += ({"type": "section", "fields": some} for some in _in_parts(fields))
+    blocks += ({"type": "section", "fields": some} for some in _split_fields(fields))
     if link := _link_of(ours["data"], text):
         button = {"type": "button", "text": _plain_text(LINK_TEXT), "url": link}
         blocks.append({"type": "actions", "elements": [button]})
     return {"text": _escaped(ours["text"]), "blocks": blocks, "tollkeeper": ours}
 
 
-def _in_parts(fields: list[Content]) -> Iterable[list[Content]]:
+def _split_fields(fields: list[Content]) -> Iterable[list[Content]]:
     return (fields[at : at + FIELDS_MAX] for at in range(0, len(fields), FIELDS_MAX))
 
 

@@ -123,13 +123,13 @@ def remembered(samples: Samples, window: RunningWindow, now_ms: int) -> Samples:
     """
     now = UsageSample(window.used, now_ms)
     if samples.seen is None or window.used < max(samples.seen.used, samples.looked_used or 0):
-        return _with_parts(Samples(None, now), window, now_ms)
+        return _add_latest_parts(Samples(None, now), window, now_ms)
     if now_ms - samples.seen.at_ms >= window.look_back_ms:
         samples = samples._replace(before=samples.seen, seen=now)
-    return _with_parts(samples, window, now_ms)
+    return _add_latest_parts(samples, window, now_ms)
 
 
-def _with_parts(samples: Samples, window: RunningWindow, now_ms: int) -> Samples:
+def _add_latest_parts(samples: Samples, window: RunningWindow, now_ms: int) -> Samples:
     """Return samples with the twentieth of the window in which use came since the last look."""
     came = samples.came_ms
     if len(came) >= PARTS_LEAST or window.used <= (samples.looked_used or 0):

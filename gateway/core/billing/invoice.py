@@ -283,7 +283,7 @@ def bill(facts: InvoiceFacts) -> Bill:
     for charge in facts.charges:
         of_kind[charge.charge_kind].append(charge)
     for draw, kind in _ORDER:
-        for tax, taxed in _by_tax(facts, of_kind[kind]):
+        for tax, taxed in _group_by_tax(facts, of_kind[kind]):
             for line, charges in draw(facts, taxed):
                 lines.append(replace(_round_line(line, carried, facts.currency), tax=tax))
                 placed += [(charge, len(lines)) for charge in charges]
@@ -295,7 +295,9 @@ def bill(facts: InvoiceFacts) -> Bill:
     return Bill(tuple(lines), tuple(placed))
 
 
-def _by_tax(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> list[tuple[Tax, Sequence[SupplyCharge]]]:
+def _group_by_tax(
+    facts: InvoiceFacts, charges: Sequence[SupplyCharge]
+) -> list[tuple[Tax, Sequence[SupplyCharge]]]:
     """Group charges by tax, ordered by time. Without charges, return only the tax of the last day."""
     if not charges:
         return [(facts.tax_on(facts.until - ONE_DAY), ())]
@@ -309,7 +311,7 @@ def _behind(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> InvoiceFact
     """Return the facts for lines after these charges: `units_before` includes the units of the charges."""
     before = dict(facts.units_before)
     for charge in charges:
-        if not _in_money(charge):
+        if not _is_in_money(charge):
             month = (charge.service_id, charge.day.replace(day=1))
             before[month] = before.get(month, 0) + int(charge.quantity)
     return replace(facts, units_before=before)
@@ -401,7 +403,7 @@ def _uses(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Draw
     Use that is charged at cost is one tier.
     """
     for of_month in by(
-        charges, lambda charge: (charge.day.replace(day=1), charge.service_id or 0, _in_money(charge))
+        charges, lambda charge: (charge.day.replace(day=1), charge.service_id or 0, _is_in_money(charge))
     ):
         first = of_month[0]
         month = first.day.replace(day=1)
@@ -411,9 +413,9 @@ def _uses(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> Iterator[Draw
             portion for portion in by(of_month, lambda charge: charge.unit_price) if count_of(portion)
         ]
         late = _late(facts, of_month)
-        if _in_money(first):
+        if _is_in_money(first):
             for portion in portions:
-                yield drawn(_at_cost(portion, description, late), portion, f"usage:{first.service_id}")
+                yield drawn(_line_at_cost(portion, description, late), portion, f"usage:{first.service_id}")
             continue
         before = facts.units_before.get((first.service_id, month), 0)
         at, portions = (
@@ -453,11 +455,11 @@ def _late(facts: InvoiceFacts, charges: Sequence[SupplyCharge]) -> str:
     units = count_of(charge for charge in charges if charge.day < facts.since)
     if units <= 0 or charges[0].day.replace(day=1) != facts.since.replace(day=1):
         return ""
-    amount = f"{EXACT.normalize(units * ONE_NANO):f}" if _in_money(charges[0]) else f"{units:,}"
+    amount = f"{EXACT.normalize(units * ONE_NANO):f}" if _is_in_money(charges[0]) else f"{units:,}"
     return f", {amount} of it used before {written(facts.since)}"
 
 
-def _at_cost(charges: Sequence[SupplyCharge], description: str, late: str) -> BillLine:
+def _line_at_cost(charges: Sequence[SupplyCharge], description: str, late: str) -> BillLine:
     """Return the invoice line for use that is charged at its cost; `late` is a note to append."""
     exact = sum_of(charges)
     sign = -QUANTITY_ONE if exact < 0 else QUANTITY_ONE
@@ -490,7 +492,7 @@ _ORDER: tuple[tuple[Draw, ChargeKind | None], ...] = (
 )
 
 
-def _in_money(charge: SupplyCharge) -> bool:
+def _is_in_money(charge: SupplyCharge) -> bool:
     return charge.unit_price == IN_MONEY[0].unit_price
 
 

@@ -149,7 +149,7 @@ class PriceBook:
     force.
     """
 
-    __slots__ = ("_exact", "_found", "_lengths", "_models_max", "_prefixes", "_rates")
+    __slots__ = ("_exact", "_found_vectors", "_lengths", "_models_max", "_prefixes", "_rates")
 
     def __init__(
         self,
@@ -166,7 +166,7 @@ class PriceBook:
             into.setdefault(place[1].model, []).append(place)
         self._lengths = sorted({len(prefix) for prefix in self._prefixes})
         # By model, currency and seller: (since, price), the preferred first.
-        self._found: dict[tuple[str, str, Seller | None], list[tuple[int, Vector]]] = {}
+        self._found_vectors: dict[tuple[str, str, Seller | None], list[tuple[int, Vector]]] = {}
         self._models_max = models_max
         self._rates = sorted(rates, key=_rate_rank)
 
@@ -175,7 +175,7 @@ class PriceBook:
 
         A price that changes by the hour is that of its hour at that time.
         """
-        found = self._found.get((model, currency, seller))
+        found = self._found_vectors.get((model, currency, seller))
         if found is None:
             found = self._look(model, currency, seller)
         for since_ms, vector in found:
@@ -207,7 +207,7 @@ class PriceBook:
             )
             if in_place == SAME:
                 return ordered_prices
-            return [_in_place(price, in_place) for price in ordered_prices]
+            return [_regional_price(price, in_place) for price in ordered_prices]
 
         dated_vectors = [(price.effective_ms, price.vector) for price in ordered(currency)]
         # Each price once by every rate that may convert it: the first in force counts.
@@ -224,9 +224,9 @@ class PriceBook:
                 for since_ms, vector in dated_vectors
             ]
         if len(model) <= MODEL_CHARS_MAX:
-            if len(self._found) >= self._models_max:
-                self._found.clear()
-            self._found[model, currency, seller] = dated_vectors
+            if len(self._found_vectors) >= self._models_max:
+                self._found_vectors.clear()
+            self._found_vectors[model, currency, seller] = dated_vectors
         return dated_vectors
 
 
@@ -243,7 +243,7 @@ def converted(vector: Vector, rate: ExchangeRate) -> Vector:
     return _multiply_price(vector, _fraction(rate.rate), rate.currency, rate.rate)
 
 
-def _in_place(price: ModelPrice, factor: Factor) -> ModelPrice:
+def _regional_price(price: ModelPrice, factor: Factor) -> ModelPrice:
     """Return a bundled price times the `factor` of a regional host; an operator's own price unchanged."""
     if not price.is_bundled:
         return price

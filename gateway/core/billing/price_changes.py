@@ -66,7 +66,7 @@ def changes(listed: Iterable[Row], kept: Iterable[Row], at: datetime) -> Iterato
     for name, timeline in wanted.items():
         yield from _catch_up(timeline, there.get(name, {}), at)
     for name, timeline in there.items():
-        last = _in_force(timeline, at)
+        last = _row_in_force(timeline, at)
         if name not in wanted and last is not None:
             yield PriceChange("gone", last, at, last)
 
@@ -76,12 +76,12 @@ def _catch_up(wanted: Timeline, kept: Timeline, at: datetime) -> Iterator[PriceC
     kind: Literal["new", "changed"] = "changed" if kept else "new"
     there = dict(kept)
     for moment in (at, *sorted(start for start in {*wanted, *kept} if start > at)):
-        row, since = _in_force(wanted, moment), moment
+        row, since = _row_in_force(wanted, moment), moment
         if row is None:
             continue
         while since in there and amounts_in(there[since]) != amounts_in(row):
             since += A_MOMENT
-        before = _in_force(there, since)
+        before = _row_in_force(there, since)
         if before is None or amounts_in(before) != amounts_in(row):
             there[since] = row
             yield PriceChange(kind, row, since, before)
@@ -95,7 +95,7 @@ def _timelines(rows: Iterable[Row]) -> dict[Name, Timeline]:
     return timelines
 
 
-def _in_force(timeline: Timeline, at: datetime) -> Row | None:
+def _row_in_force(timeline: Timeline, at: datetime) -> Row | None:
     since = max((moment for moment in timeline if moment <= at), default=None)
     return None if since is None else timeline[since]
 

@@ -63,7 +63,7 @@ def seller_of(prices: str, factor: str, family: str, base_url: str) -> Seller | 
     The seller selects the price list. A stated `factor` replaces the surcharge of a regional host.
     """
     host = (urlsplit(base_url).hostname or "").lower()
-    name = prices or _FAMILIES.get(family, "") or _of_host(host)
+    name = prices or _FAMILIES.get(family, "") or _seller_of_host(host)
     times = Fraction(Decimal(factor)).as_integer_ratio() if factor else SAME
     in_place = not factor and _IN_PLACE.fullmatch(host) is not None
     return Seller(name, times, in_place) if name or times != SAME else None
@@ -83,7 +83,7 @@ def _version_of(model: str) -> tuple[int, int]:
     return (int(match[1]), int(match[2] or 0)) if match else (0, 0)
 
 
-def _of_host(host: str) -> str:
+def _seller_of_host(host: str) -> str:
     fitting = (name for end, name in _HOSTS.items() if host == end or host.endswith((f".{end}", f"-{end}")))
     return next(fitting, "")
 

@@ -160,7 +160,7 @@ def agree_from(
     """
     segments: list[PlanSegment] = []
     for segment in subscription.segments:
-        behind = _with(segment, values, cost)
+        behind = _change_segment(segment, values, cost)
         if segment.end <= day or segment.plan_id != subscription.current.plan_id or behind == segment:
             segments.append(segment)
             continue
@@ -182,7 +182,7 @@ def plan_since(subscription: Subscription) -> date:
 
 def change_now(subscription: Subscription, plan_id: int, cost: Decimal, today: date) -> Subscription:
     """Return the subscription with another plan from today on, and without a pending change of plan."""
-    _in_force(subscription, today)
+    _segment_in_force(subscription, today)
     return _split(subscription, plan_id, cost, max(today, subscription.current.start))
 
 
@@ -234,7 +234,7 @@ def status(start: date, end: date, today: date) -> str:
     return "future" if today < start else "active"
 
 
-def _with(segment: PlanSegment, values: Mapping[str, object], cost: Decimal) -> PlanSegment:
+def _change_segment(segment: PlanSegment, values: Mapping[str, object], cost: Decimal) -> PlanSegment:
     """Return a segment with the changed terms, quantity and fee in `values`; `cost` is the plan's price."""
     terms, negotiated, unit_cost = segment.terms, segment.negotiated, segment.unit_cost
     if "discount" in values:
@@ -269,11 +269,11 @@ def _ended(subscription: Subscription, at: date) -> tuple[PlanSegment, ...]:
 
 def _period_end(subscription: Subscription, today: date) -> date:
     """Return the end of the current cycle; `Conflict` if the subscription is over."""
-    _in_force(subscription, today)
+    _segment_in_force(subscription, today)
     current = subscription.current
     return cycle_of(current.anchor, current.interval, max(today, current.start))[1]
 
 
-def _in_force(subscription: Subscription, today: date) -> None:
+def _segment_in_force(subscription: Subscription, today: date) -> None:
     if subscription.end <= today:
         raise Conflict(f"The subscription ended on {subscription.end}.")

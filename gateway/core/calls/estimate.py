@@ -100,10 +100,10 @@ KeyName = tuple[int, str, str, bool]  # key, service, model, streamed or not
 class _Quantile(LruEntry):
     """A quantile of the last `RECENT` samples. While there are few, the first value counts too."""
 
-    __slots__ = ("_at", "_first", "_samples", "_told", "level")
+    __slots__ = ("_at", "_first", "_reported_level", "_samples", "level")
 
     def __init__(self, first: float) -> None:
-        self.level = self._first = self._told = first
+        self.level = self._first = self._reported_level = first
         self._samples = array("d")
         self._at = 0
 
@@ -128,9 +128,9 @@ class _Quantile(LruEntry):
 
     def has_moved(self) -> bool:
         """Return whether the estimate differs much from that last sent to workers; if so, note it as sent."""
-        if abs(self.level - self._told) <= TOLD_BEYOND * self._told:
+        if abs(self.level - self._reported_level) <= TOLD_BEYOND * self._reported_level:
             return False
-        self._told = self.level
+        self._reported_level = self.level
         return True
 
 
@@ -470,7 +470,7 @@ def _within(call: CallRequest, ceiling: int) -> int:
 @lru_cache(1024)
 def model_bounds(model: str) -> tuple[int, int]:
     """Return the most tokens that a model answers with and reads, by its family's tables; 0 if they have none."""
-    return _by_name(model, MODEL_CEILINGS, 0), _by_name(model, _CONTEXTS, 0)
+    return _value_of_prefix(model, MODEL_CEILINGS, 0), _value_of_prefix(model, _CONTEXTS, 0)
 
 
 def usual_most_text(call: CallRequest, tokenizer: str) -> int:
@@ -594,7 +594,11 @@ def _media_beyond(call: CallRequest) -> int:
     costs = [_media_costs(call.family, model) for model in _answering(call)]
     picture, text = max([cost.picture for cost in costs]), max([cost.page_text for cost in costs])
     most, second = max([cost.context for cost in costs]), max([cost.second for cost in costs])
-    patches = [_by_name(model, _PATCHES, _NO_PATCH) for model in _answering(call)] if call.media.sizes else []
+    patches = (
+        [_value_of_prefix(model, _PATCHES, _NO_PATCH) for model in _answering(call)]
+        if call.media.sizes
+        else []
+    )
     configured = [upstream.context for upstream in call.aim.facts]
     if configured and None not in configured:
         most = max([context or 0 for context in configured])
@@ -646,11 +650,11 @@ def _media_costs(family: Family, model: str) -> _ModelCosts:
         if len(_costs) >= MODELS_REMEMBERED_MAX:
             _costs.clear()
         costs = _costs[family, model] = _ModelCosts(
-            _by_name(model, _PICTURES, _PICTURES_UNKNOWN[family]),
-            _by_name(model, _PAGE_TEXT, PAGE_TEXT_TOKENS),
-            _by_name(model, _CONTEXTS, CONTEXT_MAX),
-            _by_name(model, _SECONDS, SECOND_TOKENS),
-            _by_name(model, _TOOL_PROMPTS, _TOOL_PROMPTS_UNKNOWN[family]),
+            _value_of_prefix(model, _PICTURES, _PICTURES_UNKNOWN[family]),
+            _value_of_prefix(model, _PAGE_TEXT, PAGE_TEXT_TOKENS),
+            _value_of_prefix(model, _CONTEXTS, CONTEXT_MAX),
+            _value_of_prefix(model, _SECONDS, SECOND_TOKENS),
+            _value_of_prefix(model, _TOOL_PROMPTS, _TOOL_PROMPTS_UNKNOWN[family]),
         )
     return costs
 
@@ -660,7 +664,7 @@ _costs: Final[dict[tuple[Family, str], _ModelCosts]] = {}
 _GOES_ON: Final = r"(?<=\d)\d{1,2}(?!\d)"
 
 
-def _by_name(model: str, table: dict[str, _Value], usual: _Value) -> _Value:
+def _value_of_prefix(model: str, table: dict[str, _Value], usual: _Value) -> _Value:
     """Return the value of the longest prefix in a table with which a model's name begins.
 
     Providers put their own name, a region or an account in front. A prefix that ends within a version, such

@@ -96,21 +96,21 @@ class FormReader:
     over: bool = False
     closed: bool = False
     _state: int = _START
-    _rest: bytes = b""
-    _passed: int = 0
+    _unread: bytes = b""
+    _read_bytes: int = 0
     _parts: int = 0
     _name: str = ""
     _text: list[bytes] = field(default_factory=list)
     _file: FormFile | None = None
     _ascii: bool = False
-    _stated: int = -1
+    _stated_size: int = -1
     _size: int = 0
     _waits: bool = False
     _content_at: int = 0
 
     def feed(self, data: bytes) -> None:
         """Parse the next bytes; `InvalidRequest` names a fault."""
-        rest, at, self._waits = self._rest + data if self._rest else data, 0, False
+        rest, at, self._waits = self._unread + data if self._unread else data, 0, False
         while not self._waits:
             if self._state == _CONTENT:
                 at = self._read_content(rest, at)
@@ -122,8 +122,8 @@ class FormReader:
                 self._waits = True
             else:
                 raise InvalidRequest("The form ends, and something follows.")
-        self._rest = rest[at:]
-        self._passed += at
+        self._unread = rest[at:]
+        self._read_bytes += at
 
     def expect_file_to_end(self, length: int, beginning: int) -> None:
         """Accept no more parts: the current one must be the file, and reach to the end of the form.
@@ -159,7 +159,7 @@ class FormReader:
         end = rest.find(b"\r\n\r\n", at, at + PART_HEAD_BYTES_MAX)
         if end >= 0:
             self._begin(rest[at:end])
-            self._content_at = self._passed + end + 4
+            self._content_at = self._read_bytes + end + 4
             return end + 4
         if len(rest) - at >= PART_HEAD_BYTES_MAX:
             raise InvalidRequest(f"The head of a part is longer than {PART_HEAD_BYTES_MAX} bytes.")
@@ -179,7 +179,7 @@ class FormReader:
         if place < at + 2 or rest[place - 2 : place] != b"\r\n":
             raise _marked()
         self._take(rest, at, place - 2)
-        self._end(self._passed + place - 2)
+        self._end(self._read_bytes + place - 2)
         return self._go_on(rest, place + len(mark))
 
     def _go_on(self, rest: bytes, at: int) -> int:
@@ -241,7 +241,7 @@ class FormReader:
             right = "a plain type" if is_file else "text/plain in UTF-8"
             raise InvalidRequest(f"The Content-Type of {name} must be {right}.", param=name)
         self._ascii = kind is not None and b"8859" in kind
-        self._stated, self._size, self._text = int(stated), 0, []
+        self._stated_size, self._size, self._text = int(stated), 0, []
         self._file = FormFile(name) if is_file else None
         self._state = _CONTENT
 
@@ -264,7 +264,7 @@ class FormReader:
     def _end(self, at: int) -> None:
         """End the current part, at byte `at` of the form, and store its file or text."""
         name, file = self._name, self._file
-        if self._stated not in {-1, self._size}:
+        if self._stated_size not in {-1, self._size}:
             raise InvalidRequest(f"The Content-Length of {name} is not its length.", param=name)
         if file is not None:
             if not self.closed:

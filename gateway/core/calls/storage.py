@@ -79,7 +79,7 @@ def _end(document: Mapping[str, Any], now_s: int) -> int | None:
     name, *others = stated
     if others:
         raise InvalidRequest(f"{name} and {others[0]} say the same: state one.", param=others[0])
-    until_s = _after(document[name], now_s) if name == "ttl" else _at(document[name])
+    until_s = _after(document[name], now_s) if name == "ttl" else _read_timestamp(document[name])
     if until_s is None:
         form = '"3600s"' if name == "ttl" else '"2027-01-01T00:00:00Z"'
         raise InvalidRequest(f"{name} must be a text such as {form}.", param=name)
@@ -95,7 +95,7 @@ def _after(value: object, now_s: int) -> int | None:
     return now_s + int(whole) + (fraction.strip("0") != "")
 
 
-def _at(value: object) -> int | None:
+def _read_timestamp(value: object) -> int | None:
     """Return a time stamp as Unix seconds, rounded up; None if it is none."""
     match = _TIMESTAMP.fullmatch(value) if isinstance(value, str) else None
     if match is None:

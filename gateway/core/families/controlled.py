@@ -383,7 +383,7 @@ def models_stored(document: Document, readers: ListReaders, prefix: str) -> tupl
     """
     models = [*models_beside(document, readers=readers)]
     if document.get("model") is not None:
-        models.append(model_name(_of_object(document["model"])))
+        models.append(model_name(_name_in_object(document["model"])))
     return tuple(dict.fromkeys([model.removeprefix(prefix) for model in models]))
 
 
@@ -480,13 +480,13 @@ def _add_nested(value: object, path: str, found: list[str], depth: int, *, stric
                 _add_nested(inside, f"{path}.{name}", found, depth - 1, strict=strict)
 
 
-def _of_object(value: object) -> object:
+def _name_in_object(value: object) -> object:
     """Return the name in an object that is a model with settings of its own."""
     return value["id"] if isinstance(value, dict) and isinstance(value.get("id"), str) else value
 
 
 def _is_name(value: object) -> bool:
-    value = _of_object(value)
+    value = _name_in_object(value)
     return isinstance(value, str) and bool(value)
 
 
@@ -511,7 +511,7 @@ def _named_models(value: object, param: str) -> Iterator[object]:
     Raise `InvalidRequest` for other values. An entry may have no other field: an upstream would use it
     instead of the call's own field.
     """
-    value = _of_object(value)
+    value = _name_in_object(value)
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list):
         raise _mistyped(param, "a list of names of models")

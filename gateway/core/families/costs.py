@@ -97,7 +97,7 @@ def medium_of(kind: str, unknown: str = "") -> str:
 _NONE: Final[Mapping[str, str]] = {}
 
 
-def _by_api(what: str) -> dict[str, dict[str, str]]:
+def _costs_by_api(what: str) -> dict[str, dict[str, str]]:
     """Return the cost of each name in the sections of this kind, by API, with those of another that it is like."""
     costs = {
         section.partition(" ")[0]: costs_of(section.removesuffix(f" {BY_HAND}"))
@@ -110,10 +110,10 @@ def _by_api(what: str) -> dict[str, dict[str, str]]:
     return costs
 
 
-_TOOLS: Final = _by_api("tools")
+_TOOLS: Final = _costs_by_api("tools")
 _TOKENS: Final = {
     api: {name: int(cost) for name, cost in rows.items() if cost != LIKE}
-    for api, rows in _by_api("tokens").items()
+    for api, rows in _costs_by_api("tokens").items()
 }
 _NO_TOKENS: Final[Mapping[str, int]] = {}
 
@@ -128,7 +128,7 @@ def tool_tokens(api: str) -> Mapping[str, int]:
     return _TOKENS.get(api, _NO_TOKENS)
 
 
-_OPTIONS: Final = _by_api("options")
+_OPTIONS: Final = _costs_by_api("options")
 OPTIONS: Final = frozenset(name for rows in _OPTIONS.values() for name in rows)
 # Members of an option that say whether it is on, and values that say no.
 _SWITCHES: Final = ("enable", "enabled")

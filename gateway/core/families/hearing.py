@@ -84,24 +84,24 @@ def may_hear(document: Document) -> bool:
     """Return whether a call may contain sound for its model. A part of unknown kind counts as sound."""
     for name, parts in document.items():
         depth = _DEPTHS.get(name)
-        if depth is not None and _in_parts(parts, depth):
+        if depth is not None and _may_parts_sound(parts, depth):
             return True
         if name in _SETTINGS:
             for entry in parts if isinstance(parts, list) else (parts,):
-                if isinstance(entry, dict) and _in_settings(entry):
+                if isinstance(entry, dict) and _may_settings_sound(entry):
                     return True
     return False
 
 
-def _in_settings(settings: Document) -> bool:
+def _may_settings_sound(settings: Document) -> bool:
     """Return whether one call of a list, or a stored prompt with variables, may contain sound."""
     variables = settings.get("variables")
-    if isinstance(variables, dict) and _in_parts(list(variables.values()), _PART_DEPTH):
+    if isinstance(variables, dict) and _may_parts_sound(list(variables.values()), _PART_DEPTH):
         return True
-    return any(_in_parts(settings.get(name), _PART_DEPTH) for name in _INSIDE)
+    return any(_may_parts_sound(settings.get(name), _PART_DEPTH) for name in _INSIDE)
 
 
-def _in_parts(parts: object, depth: int) -> bool:
+def _may_parts_sound(parts: object, depth: int) -> bool:
     """Return whether messages, items or parts may contain sound.
 
     A value nested more than `depth` deep is not searched, and counts as sound.
@@ -126,7 +126,7 @@ def _is_inside_heard(held: object, depth: int) -> bool:
 
     A deeper value is not searched, and counts as sound.
     """
-    return isinstance(held, dict | list) and (depth == 0 or _in_parts(held, depth - 1))
+    return isinstance(held, dict | list) and (depth == 0 or _may_parts_sound(held, depth - 1))
 
 
 def _is_plain(part: Document) -> bool:

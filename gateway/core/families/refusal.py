@@ -200,17 +200,17 @@ def _budget_exceeded(refused: Refused) -> Refusal:
     if window is not None and is_run(window.budget_id):
         if counts_calls(window.budget_id) and refused.used >= ENDED_CALLS:
             return errors.RunEnded(f"The run {window.name} has ended.", retry_helps=False)
-        message = f"{_of_budget(refused)}. {_resets(refused)}"
+        message = f"{_describe_budget(refused)}. {_resets(refused)}"
         return errors.RunExceeded(message, retry_helps=False)
     wait = _wait_s(refused)
     return errors.BudgetExceeded(
-        f"{_of_budget(refused)}. {_resets(refused)}",
+        f"{_describe_budget(refused)}. {_resets(refused)}",
         retry_after_s=wait,
         retry_helps=wait is not None and wait < RETRY_HELPS_S,
     )
 
 
-def _of_budget(refused: Refused) -> str:
+def _describe_budget(refused: Refused) -> str:
     """Return what is left of a budget and what a request needs: `Budget "x": $0.0043 of $0.01 left; …`."""
     window = refused.budget
     if window is None:
@@ -242,7 +242,7 @@ def _quota_held(refused: Refused) -> Refusal:
     """Return the refusal of a call for which held amounts leave too little."""
     if refused.kind == LimitKind.BUDGET:
         return errors.QuotaHeld(
-            f"{_of_budget(refused)}. Calls in flight hold the rest until they end. Try again in 1 s.",
+            f"{_describe_budget(refused)}. Calls in flight hold the rest until they end. Try again in 1 s.",
             retry_after_s=1,
             retry_helps=True,
         )

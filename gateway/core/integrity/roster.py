@@ -37,13 +37,13 @@ class Roster:
     """The workers that one keeper knows to be alive. Times are seconds of a monotonic clock."""
 
     def __init__(self) -> None:
-        self._heard: dict[str, _LastReport] = {}
+        self._last_reports: dict[str, _LastReport] = {}
         self._silent_at: dict[str, float] = {}
 
     @property
     def worker_slots(self) -> frozenset[str]:
         """The slots of workers that are believed alive: after a loss in Redis the keeper waits for these."""
-        return frozenset(self._heard)
+        return frozenset(self._last_reports)
 
     def absent(self, now: float) -> frozenset[str]:
         """Return the slots whose workers stopped reporting recently.
@@ -58,8 +58,8 @@ class Roster:
         They count as alive at first, and have until `SILENT_S_MAX` seconds from `now` to report.
         """
         for worker_slot in worker_slots:
-            beat = self._heard[worker_slot].beat if worker_slot in self._heard else -1
-            self._heard[worker_slot] = _LastReport(beat, now, present=False)
+            beat = self._last_reports[worker_slot].beat if worker_slot in self._last_reports else -1
+            self._last_reports[worker_slot] = _LastReport(beat, now, present=False)
 
     def hear(self, reports: Mapping[str, WorkerReport], now: float) -> list[str]:
         """Record the reports of workers, while no data of Redis is lost.
@@ -67,14 +67,14 @@ class Roster:
         Return the slots whose workers stopped reporting though they did not sign off.
         """
         for worker_slot, report in reports.items():
-            known = self._heard.get(worker_slot)
+            known = self._last_reports.get(worker_slot)
             if known is None or known.beat != report.beat:
-                self._heard[worker_slot] = _LastReport(report.beat, now, present=True)
-        silent = {slot for slot, report in self._heard.items() if now - report.at > SILENT_S_MAX}
-        left = {slot for slot, report in self._heard.items() if report.present and slot not in reports}
+                self._last_reports[worker_slot] = _LastReport(report.beat, now, present=True)
+        silent = {slot for slot, report in self._last_reports.items() if now - report.at > SILENT_S_MAX}
+        left = {slot for slot, report in self._last_reports.items() if report.present and slot not in reports}
         for worker_slot in silent | left:
-            del self._heard[worker_slot]
-        absent = self.absent(now) - self._heard.keys()
+            del self._last_reports[worker_slot]
+        absent = self.absent(now) - self._last_reports.keys()
         self._silent_at = {slot: self._silent_at[slot] for slot in absent} | dict.fromkeys(silent, now)
         return sorted(silent & reports.keys())
 

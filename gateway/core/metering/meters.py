@@ -110,19 +110,19 @@ _CARRIED_BYTES = 128  # enough for a name and its number, which may come in two 
 class _Largest:
     """The largest number in a document under the last name of a JSON pointer, at any depth."""
 
-    __slots__ = ("_name", "_rest", "found")
+    __slots__ = ("_name", "_unread", "found")
 
     def __init__(self, pointer: str) -> None:
         name = pointer.rpartition("/")[2].replace("~1", "/").replace("~0", "~")
         self._name = re.compile(rb'"%b"[ \t\r\n]*+:[ \t\r\n]*+([0-9]{1,19})' % re.escape(name.encode()))
-        self._rest = b""
+        self._unread = b""
         self.found = 0
 
     def feed(self, chunk: bytes) -> None:
-        text = self._rest + chunk
+        text = self._unread + chunk
         for match in self._name.finditer(text):
             self.found = max(self.found, int(match[1]))
-        self._rest = text[-_CARRIED_BYTES:]
+        self._unread = text[-_CARRIED_BYTES:]
 
 
 class GenericMeter(Meter):
@@ -131,14 +131,14 @@ class GenericMeter(Meter):
     For a document too long to read, the largest number under the configured name is charged.
     """
 
-    __slots__ = ("_document", "_largest", "_passed", "_pointer", "_tail", "_units")
+    __slots__ = ("_document", "_has_body", "_largest", "_pointer", "_tail", "_units")
 
     def __init__(
         self, call: CallRequest, status: int, bounds: UsageBounds, stated: bytes, tail: Tail | None
     ) -> None:
         Meter.__init__(self, call, status, bounds)
         self._tail = tail
-        self._passed = False
+        self._has_body = False
         self._units = 1 if 200 <= status < 300 else 0
         self._pointer = ""
         if stated:
@@ -148,7 +148,7 @@ class GenericMeter(Meter):
             self._document, self._largest = TextShortener(bounds.kept_bytes_max), _Largest(self._pointer)
 
     def feed(self, chunk: bytes) -> bytes:
-        self._passed = True
+        self._has_body = True
         if self._pointer:
             self._document.feed(chunk)
             self._largest.feed(chunk)
@@ -169,8 +169,8 @@ class GenericMeter(Meter):
         self.ended = True
         if self._pointer:
             value = _read(self._document.document)
-            self.unread = value is _NO_DOCUMENT and self._passed
-            found = integer(_at(value, self._pointer))
+            self.unread = value is _NO_DOCUMENT and self._has_body
+            found = integer(_value_at(value, self._pointer))
             if found is None or found < 0:
                 self.marked = True
                 if self.unread:
@@ -187,7 +187,7 @@ class GenericMeter(Meter):
     @property
     def produced(self) -> bool:
         """Whether any of a successful answer was passed on, or the upstream stated an amount."""
-        return self.reported or (200 <= self.status < 300 and (self._passed or self.ended))
+        return self.reported or (200 <= self.status < 300 and (self._has_body or self.ended))
 
     @property
     def known(self) -> bool:
@@ -258,7 +258,7 @@ def _read(document: bytes) -> object:
         return _NO_DOCUMENT
 
 
-def _at(value: object, pointer: str) -> object:
+def _value_at(value: object, pointer: str) -> object:
     """Return the value at a JSON pointer (RFC 6901), or None if there is none."""
     for step in pointer.split("/")[1:]:
         name = step.replace("~1", "/").replace("~0", "~")

@@ -235,11 +235,11 @@ class _Fit:
         """Return a value in its documented type, or None if it is null or cannot be read."""
         if raw is None or bytes(raw) == b"null" or kind is Any:
             return None
-        value = self._of_kind(kind, bytes(raw))
+        value = self._read_kind(kind, bytes(raw))
         self.wrong = self.wrong or (value is None and kind is not str)
         return value
 
-    def _of_kind(self, kind: Any, raw: bytes) -> Any:
+    def _read_kind(self, kind: Any, raw: bytes) -> Any:
         """Return a value of the type `kind` from JSON, None or NO_COUNT if it has another type."""
         if kind is int:
             number = _read(msgspec.json.decode, raw)

@@ -128,11 +128,11 @@ _TEXT_END = re.compile(rb'(?:[^"\\]++|\\.)*+"', re.DOTALL)
 class Brackets:
     """Track whether all brackets of a JSON document are closed, while it comes in pieces (RFC 8259)."""
 
-    __slots__ = ("_depth", "_escaped", "_in_text", "_seen")
+    __slots__ = ("_depth", "_escaped", "_has_opened", "_in_text")
 
     def __init__(self) -> None:
         self._depth = 0
-        self._in_text = self._escaped = self._seen = False
+        self._in_text = self._escaped = self._has_opened = False
 
     def feed(self, piece: bytes) -> None:
         """Count the brackets of the next `piece` of a document that are not inside a text."""
@@ -150,13 +150,13 @@ class Brackets:
         self._in_text = bool(quote)  # the text continues in the next piece
         self._escaped = self._escaped and self._in_text
         opened = rest.count(b"{") + rest.count(b"[")
-        self._seen = self._seen or opened > 0
+        self._has_opened = self._has_opened or opened > 0
         self._depth += opened - rest.count(b"}") - rest.count(b"]")
 
     @property
     def closed(self) -> bool:
         """Whether a document began with a bracket, and all its brackets are closed."""
-        return self._seen and self._depth <= 0 and not self._in_text
+        return self._has_opened and self._depth <= 0 and not self._in_text
 
 
 def is_open(document: bytes) -> bool:
@@ -258,9 +258,9 @@ class TextShortener:
         "_head",
         "_kept",
         "_name",
-        "_rest",
         "_tail",
         "_text",
+        "_unread",
         "_within",
         "kept",
         "text_bytes",
@@ -270,15 +270,15 @@ class TextShortener:
         self._bytes_max = bytes_max
         self._kept: list[bytes] = []
         self.kept = self.text_bytes = 0
-        self._head = self._tail = self._name = self._rest = b""
+        self._head = self._tail = self._name = self._unread = b""
         # An incomplete text: its bytes so far unless it is too long, and their number.
         self._text = b""
         self._within = -1
 
     def feed(self, part: bytes) -> None:
         """Add the next `part` of a document, its long texts shortened."""
-        if self._rest:
-            part, self._rest = self._rest + part, b""
+        if self._unread:
+            part, self._unread = self._unread + part, b""
         kept: list[bytes] = []
         at, size = 0, len(part)
         while at < size:
@@ -334,7 +334,7 @@ class TextShortener:
         if end == len(part):
             return end
         if part[end] == 0x5C:  # the escaped character comes in the next piece
-            self._rest = part[end:]
+            self._unread = part[end:]
             return len(part)
         kept.append(b'""' if self._within > TEXT_BYTES_MAX else b'"' + self._text + b'"')
         self._text, self._within = b"", -1
@@ -450,7 +450,7 @@ class StreamMeter(Meter):
     """Meter of a stream of server-sent events, each read once it is complete."""
 
     __slots__ = (
-        "_behind",
+        "_bytes_behind_end",
         "_dialect",
         "_differs",
         "_first",
@@ -475,7 +475,7 @@ class StreamMeter(Meter):
         self._oversized: Tail | None = None
         self._shortened = TextShortener(bounds.event_bytes_max)
         self._held: list[bytes] = []
-        self._held_bytes = self._behind = self._unread = self._trials = 0
+        self._held_bytes = self._bytes_behind_end = self._unread = self._trials = 0
         # Known events: their beginning, variable parts with the bytes behind each, and the key of their size.
         self._first = b""
         self._differs: list[tuple[str, bytes]] = []
@@ -725,12 +725,12 @@ class StreamMeter(Meter):
     def _hold(self, event: bytes, left_out: bool) -> None:
         """Hold an event back until the stream's end is known; `left_out` ones are not passed whole."""
         if self._held_bytes:
-            self._behind += len(event)
+            self._bytes_behind_end += len(event)
         self._held_bytes += len(event)
         kept = self._beside(event) if left_out else event
         if kept:
             self._held.append(kept)
-        if self._behind > BEHIND_END_BYTES_MAX:
+        if self._bytes_behind_end > BEHIND_END_BYTES_MAX:
             if self.phase == CLOSED:
                 self.surplus = True
                 self._held = []
@@ -741,7 +741,7 @@ class StreamMeter(Meter):
         """Pass on the bytes held back, because the stream goes on after them."""
         passed += self._held
         self._held = []
-        self._held_bytes = self._behind = 0
+        self._held_bytes = self._bytes_behind_end = 0
 
     def _pass_unread(self, part: bytes, passed: list[bytes]) -> None:
         """Pass part of an event that is too long to store. A shortened copy of it is read at its end."""

@@ -84,24 +84,24 @@ def write_manifest(place: FileStore, manifest: ArchiveManifest) -> None:
 
 def read_manifest(place: FileStore, month: date, ledger: str) -> ArchiveManifest | None:
     """Return the manifest of a ledger's month, or None if the archive has none."""
-    for name in (name_of(month, ledger), _of_all(month)):
+    for name in (name_of(month, ledger), _open_month(month)):
         manifests = _read(place, name, month)
         for manifest in manifests:
             if manifest.file.ledger == ledger:
                 return manifest
-        if manifests and name != _of_all(month):
+        if manifests and name != _open_month(month):
             raise ArchiveFailed(f"{place.address(name)} is not of {ledger}")
     return None
 
 
 def divide_months(place: FileStore, month: date) -> None:
     """Replace the manifest of a month of all ledgers, as in older archives, by one for each ledger."""
-    manifests = _read(place, _of_all(month), month)
+    manifests = _read(place, _open_month(month), month)
     for manifest in manifests:
         if not place.has(name_of(month, manifest.file.ledger)):
             write_manifest(place, manifest)
     if manifests:
-        place.remove(_of_all(month))
+        place.remove(_open_month(month))
 
 
 def months_in(place: FileStore, ledger: str) -> list[date]:
@@ -134,7 +134,7 @@ def databases_in(place: FileStore) -> Iterator[tuple[date, UUID]]:
                 yield month, manifest.database
 
 
-def _of_all(month: date) -> str:
+def _open_month(month: date) -> str:
     return f"{FOLDER}/{month:%Y-%m}.json"
 
 
@@ -307,20 +307,20 @@ class _Pieces(io.RawIOBase):
     """Pieces of bytes as a readable file."""
 
     def __init__(self, first: bytes, rest: Iterator[bytes]) -> None:
-        self._left = first
-        self._rest = rest
+        self._unread = first
+        self._pieces = rest
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        while not self._left:
-            piece = next(self._rest, None)
+        while not self._unread:
+            piece = next(self._pieces, None)
             if piece is None:
                 return 0
-            self._left = piece
-        size = min(len(buffer), len(self._left))
-        buffer[:size], self._left = self._left[:size], self._left[size:]
+            self._unread = piece
+        size = min(len(buffer), len(self._unread))
+        buffer[:size], self._unread = self._unread[:size], self._unread[size:]
         return size
 
 

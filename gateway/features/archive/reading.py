@@ -83,7 +83,7 @@ def rows(
         raise ArchiveFailed(f"an archive has no {unknown[0]} of {name}: ask by another")
     shown = []
     for row, file in islice(_selected_rows(place, ledger, asked, said), asked.limit):
-        with translate_errors(place.url), _of_a_ledger(place, file):
+        with translate_errors(place.url), _translate_reading(place, file):
             shown.append(render(_render_row(row, ledger)))
     return shown
 
@@ -102,7 +102,7 @@ def _selected_rows(
             raise ArchiveFailed(f"{place.url} is no archive: there is no manifest of any ledger")
         months = [month for month in there if _touches(month, asked)]
         files = [_file(place, ledger, month) for month in (reversed(months) if asked.newest else months)]
-        parts = [_of_month(place, file, ledger, asked) for file in files if file is not None]
+        parts = [_rows_of_month(place, file, ledger, asked) for file in files if file is not None]
         in_order: Iterable[_Found] = chain.from_iterable(parts)
         if ledger.kind and ledger.owner in asked.filters:
             in_order = heapq.merge(*parts, key=lambda one: int(one[0]["seq"]), reverse=asked.newest)
@@ -144,7 +144,7 @@ def _file(place: FileStore, ledger: MonthlyLedger, month: date) -> ArchivedMonth
 
 
 @contextmanager
-def _of_a_ledger(place: FileStore, file: ArchivedMonth) -> Iterator[None]:
+def _translate_reading(place: FileStore, file: ArchivedMonth) -> Iterator[None]:
     """Turn errors of reading an archived file, within this context, into a one-line `ArchiveFailed`."""
     try:
         yield
@@ -153,7 +153,7 @@ def _of_a_ledger(place: FileStore, file: ArchivedMonth) -> Iterator[None]:
         raise ArchiveFailed(f"{place.address(file.file)} is not of {file.ledger}: {said}") from error
 
 
-def _of_month(
+def _rows_of_month(
     place: FileStore, file: ArchivedMonth, ledger: MonthlyLedger, asked: RowFilter
 ) -> Iterator[_Found]:
     """Yield the selected rows of a month in order, one row group of the file at a time."""
@@ -169,7 +169,7 @@ def _of_month(
             [column.name for column in ledger.table.columns if not column.nullable],
         )
         schema = archiving.schema_of(columns)
-        with _of_a_ledger(place, file):
+        with _translate_reading(place, file):
             fragment = place.fragment(file.file, dataset.ParquetFileFormat())
             if reason := archiving.unlike_parquet(fragment.physical_schema, columns, needed):
                 raise ValueError(f"it {reason}")
@@ -177,7 +177,7 @@ def _of_month(
                 raise ValueError(f"it has {fragment.metadata.num_rows} rows, by its manifest {file.rows}")
             groups = fragment.split_by_row_group(wanted, schema=schema)
         for group in reversed(groups) if asked.newest else groups:
-            with _of_a_ledger(place, file):
+            with _translate_reading(place, file):
                 table = group.to_table(schema=schema, filter=wanted, use_threads=False)
                 if lacking := [name for name in needed if table.column(name).null_count]:
                     raise ValueError(f"a row of it has no {lacking[0]}")

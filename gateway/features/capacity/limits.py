@@ -31,21 +31,21 @@ def account_of(
 class LearnedLimits:
     """The limits that an upstream's answers state, by model and key; the last statement counts."""
 
-    __slots__ = ("_said",)
+    __slots__ = ("_reports",)
 
     def __init__(self) -> None:
-        self._said: dict[str, dict[int, CapacityLimits]] = {}
+        self._reports: dict[str, dict[int, CapacityLimits]] = {}
 
     def note(self, model: str, key: int, requests: int, tokens: int) -> None:
         """Store the requests and tokens a minute that an answer states as limits; 0 means not stated.
 
         `key` is the position of the credential that the call used.
         """
-        reports = self._said.get(model)
+        reports = self._reports.get(model)
         if reports is None:
-            if len(self._said) >= MODELS_MAX:
+            if len(self._reports) >= MODELS_MAX:
                 return
-            reports = self._said[model] = {}
+            reports = self._reports[model] = {}
         reports[key] = CapacityLimits(min(requests, PER_MINUTE_MAX), min(tokens, PER_MINUTE_MAX))
 
     def of(self, model: str, keys: int) -> CapacityLimits:
@@ -53,7 +53,7 @@ class LearnedLimits:
 
         A credential whose limits are unknown counts as the average of the others.
         """
-        reports = self._said.get(model)
+        reports = self._reports.get(model)
         if not reports:
             return CapacityLimits()
         requests, tokens = (

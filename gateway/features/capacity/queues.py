@@ -373,8 +373,8 @@ class CapacityQueue:
         Some of these requests are always for calls of batches.
         """
         interactive, batch = self._waiting
-        calls = list(islice(_by_turns(interactive), ASKS_MAX - BATCH_ASKS))
-        calls += islice(_by_turns(batch), ASKS_MAX - len(calls))
+        calls = list(islice(_take_turns(interactive), ASKS_MAX - BATCH_ASKS))
+        calls += islice(_take_turns(batch), ASKS_MAX - len(calls))
         return calls
 
     def _asks(self, calls: list[WaitingCall]) -> list[CapacityAsk]:
@@ -406,7 +406,7 @@ _UNLIMITED: Final = CapacityLimits()
 _NOT_THERE: Final = object()
 
 
-def _by_turns(calls: dict[str, deque[WaitingCall]]) -> Iterator[WaitingCall]:
+def _take_turns(calls: dict[str, deque[WaitingCall]]) -> Iterator[WaitingCall]:
     """Yield the first waiting call of each share, then the second, and so on.
 
     A share is an organization's part of the capacity. Of more than `ASKS_MAX` shares, some are left out, and

@@ -788,15 +788,15 @@ def _share(job: Job, id_: str, service: Service, line: BatchResult, ago_s: float
         job, tokens=share(job.tokens), credits=share(job.credits), units=share(job.units),
         money=share(job.money), budget_tokens=share(job.budget_tokens), held=share(job.held),
     )  # fmt: skip
-    return _as_held(one, id_, service, line, ago_s)
+    return _charge_as_held(one, id_, service, line, ago_s)
 
 
 def unread_charge(job: Job, service: Service, ago_s: float) -> ChargedUse:
     """Return the charge of a job with an unreadable result: its whole hold, marked estimated."""
-    return _as_held(job, job.hold_id, service, _MISSING, ago_s)
+    return _charge_as_held(job, job.hold_id, service, _MISSING, ago_s)
 
 
-def _as_held(job: Job, id_: str, service: Service, line: BatchResult, ago_s: float) -> ChargedUse:
+def _charge_as_held(job: Job, id_: str, service: Service, line: BatchResult, ago_s: float) -> ChargedUse:
     detail = Detail()
     detail.service_tier = SERVICE_TIER if job.kind == BATCH else ""
     use = _use(job, GENERIC, line, ago_s, detail)

@@ -101,7 +101,7 @@ def verify_ledgers(
     for kind, ledgers in LEDGERS.items():
         rows = (ProvenRow(*one[:3], beyond=one[3]) for one in stored.leaves(here, kind))
         gone = [
-            _of_file(file, ledger, archive, verification)
+            _rows_of_file(file, ledger, archive, verification)
             for ledger in ledgers
             for file in files
             if file.ledger == ledger.name
@@ -177,7 +177,7 @@ def _tell(verification: LedgerVerification, *, as_json: bool) -> None:
 _Named = tuple[int, int, str]
 
 
-def _of_file(
+def _rows_of_file(
     file: stored.ArchivedFile, ledger: SignedLedger, archive: str | None, verification: LedgerVerification
 ) -> Iterator[ProvenRow]:
     """Yield the rows of an archived file; report a missing, changed or unreadable file."""

@@ -138,12 +138,12 @@ def check_rows(
 
     Segments and rows must be sorted by account and seq.
     """
-    items: Iterable[LedgerSegment | ProvenRow] = heapq.merge(segments, *streams, key=_in_order)
+    items: Iterable[LedgerSegment | ProvenRow] = heapq.merge(segments, *streams, key=_order_key)
     for owner_id, owner_items in groupby(items, key=attrgetter("owner_id")):
         _check_account(f"{kind}:{owner_id}", owner_items, verification)
 
 
-def _in_order(node: LedgerSegment | ProvenRow) -> tuple[int, int, int, int]:
+def _order_key(node: LedgerSegment | ProvenRow) -> tuple[int, int, int, int]:
     """Return a sort key by which a segment comes before its rows.
 
     Of two segments for the same rows, the later one comes second.

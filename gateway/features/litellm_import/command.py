@@ -207,7 +207,7 @@ def translate(
 class _Translation:
     def __init__(self, source: Json, organization: str, directory: Path, now: datetime) -> None:
         self._source, self._owner, self._directory, self._now = source, organization, directory, now
-        self._made = Translated()
+        self._result = Translated()
         self._credentials: dict[str, Json] = {}
         self._credentials_used: set[str] = set()
         # Names of models by LiteLLM's access group; whether unlisted names are allowed, too.
@@ -319,7 +319,7 @@ class _Translation:
         elif base and known.family == "openai" and not provider.startswith("ollama"):
             _cut_version(upstream)
         if provider == "azure":
-            self._as_azure(upstream, params)
+            self._complete_azure(upstream, params)
         headers = {
             str(name).lower(): _text(value)
             for name, value in dict(params.pop("extra_headers", None) or {}).items()
@@ -332,7 +332,7 @@ class _Translation:
             upstream["keys"] = [key]
         return {"upstream": self._upstream(provider, upstream), "model": model}
 
-    def _as_azure(self, upstream: Json, params: Json) -> None:
+    def _complete_azure(self, upstream: Json, params: Json) -> None:
         """Complete an Azure upstream: the API's version in the query, or only a path for the v1 API."""
         version = params.pop("api_version", None)
         upstream["headers"] = {"api-key": "{key}"}
@@ -366,7 +366,7 @@ class _Translation:
             return {"env": text.removeprefix(ENVIRON)}
         if not text:
             return {"env": known.variable} if known.variable else {}
-        secrets = self._made.secrets
+        secrets = self._result.secrets
         file = next((file for file, kept in secrets.items() if kept == text), "")
         file = file or f"{provider.replace('_', '-')}-{len(secrets) + 1}"
         secrets[file] = text
@@ -579,7 +579,7 @@ class _Translation:
         if keys is None:
             owner = {"organization": self._owner}
             made = [{"name": "first", "tenant": {**owner, "name": tenant["name"]}} for tenant in tenants]
-        self._made.objects = {
+        self._result.objects = {
             "organizations": [
                 {"name": self._owner} | self._model_list() | ({"tags": self._tags} if self._tags else {})
             ],
@@ -721,7 +721,7 @@ class _Translation:
 
     def done(self) -> Translated:
         """Return the translation: the used upstreams, the models, and notes about the rest."""
-        made = self._made
+        made = self._result
         self._note_rest(self._source, "")
         used = {each["upstream"] for targets in self._targets.values() for each in targets}
         upstreams = {name: upstream for name, upstream in self._upstreams.items() if name in used}
@@ -749,12 +749,12 @@ class _Translation:
                 )
 
     def _leave(self, place: str, why: str) -> None:
-        self._made.left.append((place, why))
+        self._result.left.append((place, why))
 
     def _note_rest(self, rest: object, place: str) -> None:
         """List every setting in `rest`, which is left of a part of the source, as not translated."""
         for leaf in _leaves(rest, place):
-            known = {left for left, _ in self._made.left}
+            known = {left for left, _ in self._result.left}
             if leaf not in known:
                 why = next(
                     (why for pattern, why in _WHY if re.fullmatch(pattern, leaf)), "it has no counterpart"
@@ -762,8 +762,8 @@ class _Translation:
                 self._leave(leaf, why)
 
     def _note(self, text: str) -> None:
-        if text not in self._made.notes:
-            self._made.notes.append(text)
+        if text not in self._result.notes:
+            self._result.notes.append(text)
 
 
 def _provider_and_model(asked: str, named: str) -> tuple[str, str]:

@@ -231,7 +231,7 @@ def compare_reports(
             f"Our costs are in {ours.currency}, theirs in {theirs.currency}: compare usage without costs, or "
             "price the calls in the provider's currency"
         )
-    mine, reported = _by_day(ours), _by_day(theirs)
+    mine, reported = _models_by_day(ours), _models_by_day(theirs)
     rows = []
     for day in sorted(mine.keys() | reported.keys()):
         here, there = mine.get(day, {}), reported.get(day, {})
@@ -289,7 +289,7 @@ def read_tolerance(texts: Iterable[str]) -> Tolerance:
     return Tolerance(percent, amount)
 
 
-def _by_day(report: ProviderReport) -> dict[date, dict[str, Amounts]]:
+def _models_by_day(report: ProviderReport) -> dict[date, dict[str, Amounts]]:
     """Return the models with usage on each day of a report. Failed calls alone are no usage."""
     days: dict[date, dict[str, Amounts]] = {}
     for (day, model), amounts in report.rows.items():

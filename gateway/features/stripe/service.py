@@ -354,7 +354,7 @@ class StripeInvoices:
         """Create a credit note at Stripe, or add to the balance if its invoice is not there."""
         currency, amount = handover.paper.currency, -handover.paper.total
         if handover.about is None:
-            return await self._to_balance(handover, -to_stripe(amount, currency))
+            return await self._credit_balance(handover, -to_stripe(amount, currency))
         there = await find_made(
             handover, lambda page: self._api.v1.credit_notes.list_async({"invoice": handover.about} | page)
         )
@@ -367,7 +367,7 @@ class StripeInvoices:
         credited = from_stripe(int(there.get("post_payment_amount") or 0), currency)
         return HandoverOutcome(DONE, remote_id=there["id"], url=there.get("pdf"), credited=credited)
 
-    async def _to_balance(self, handover: HandoverStep, amount: int) -> HandoverOutcome:
+    async def _credit_balance(self, handover: HandoverStep, amount: int) -> HandoverOutcome:
         """Credit an amount to the customer's balance at Stripe, which the next invoice uses.
 
         A refund that concerns several invoices cannot be a credit note of one.
@@ -387,7 +387,9 @@ class StripeInvoices:
 
     async def _void_note(self, handover: HandoverStep, about: str) -> HandoverOutcome:
         if about.startswith("cbtxn_"):
-            return await self._to_balance(handover, to_stripe(-handover.paper.total, handover.paper.currency))
+            return await self._credit_balance(
+                handover, to_stripe(-handover.paper.total, handover.paper.currency)
+            )
         there = (await self._api.v1.credit_notes.retrieve_async(about)).to_dict()
         if there["status"] != "void":
             await self._api.v1.credit_notes.void_credit_note_async(about, {}, once(handover, "void"))
@@ -636,7 +638,7 @@ class StripeCheckout:
     """Creates the page where a purchase is paid. `most` is the largest purchase, before tax."""
 
     def __init__(self, api: StripeApi, most: int, console_url: str) -> None:
-        self._api, self._back = api, f"{console_url}/account"
+        self._api, self._return_url = api, f"{console_url}/account"
         self.most = Decimal(most)
 
     def least(self, currency: str) -> Decimal:
@@ -662,8 +664,8 @@ class StripeCheckout:
             }],
             "metadata": marks,
             "payment_intent_data": {"metadata": marks},
-            "success_url": f"{self._back}?done=bought",
-            "cancel_url": self._back,
+            "success_url": f"{self._return_url}?done=bought",
+            "cancel_url": self._return_url,
         }  # fmt: skip
         if customer is not None:
             asked["customer"] = customer

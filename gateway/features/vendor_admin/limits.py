@@ -270,7 +270,7 @@ async def _list(limits: _Limits, request: web.Request, _: Body) -> Shown:
         raise _wrong("page", "must be the next_page of an answer")
     known, currency = [*reversed(await limits.all())], await limits.currency()
     end = int(start) + int(text)
-    shown = [_of_anthropic(limit, currency) for limit in known[int(start) : end]]
+    shown = [_render_anthropic(limit, currency) for limit in known[int(start) : end]]
     return {"data": shown, "next_page": str(end) if end < len(known) else None}
 
 
@@ -293,20 +293,20 @@ async def _set(limits: _Limits, request: web.Request, sent: Body) -> Shown:
         amount = NO_AMOUNT if cents is None else _money("amount", cents)
         row = await limits.set(_write(request), amount, interval, **scope)
         limit = _SpendLimit(row, _amount_of(row))
-    return _of_anthropic(limit, await limits.currency())
+    return _render_anthropic(limit, await limits.currency())
 
 
 async def _show(limits: _Limits, request: web.Request, _: Body) -> Shown:
-    return _of_anthropic(await _by_id(limits, request), await limits.currency())
+    return _render_anthropic(await _limit_by_id(limits, request), await limits.currency())
 
 
 async def _delete(limits: _Limits, request: web.Request, _: Body) -> Shown:
-    limit = await _by_id(limits, request)
+    limit = await _limit_by_id(limits, request)
     await limits.delete(_write(request), limit)
     return {"id": limit.id, "type": "spend_limit_deleted"}
 
 
-async def _by_id(limits: _Limits, request: web.Request) -> _SpendLimit:
+async def _limit_by_id(limits: _Limits, request: web.Request) -> _SpendLimit:
     for limit in await limits.all():
         if limit.id == request.match_info["id"]:
             return limit
@@ -332,7 +332,7 @@ def _scope(scope: object) -> tuple[dict[str, object], str]:
     )
 
 
-def _of_anthropic(limit: _SpendLimit, currency: str) -> Shown:
+def _render_anthropic(limit: _SpendLimit, currency: str) -> Shown:
     made = limit.budget["created_at"]
     return {
         "type": "spend_limit", "id": limit.id, "amount": None if limit.amount is None else _cents(limit.amount),
@@ -354,7 +354,7 @@ async def _the_one(limits: _Limits, request: web.Request) -> Row:
 
 
 async def _show_one(limits: _Limits, request: web.Request, _: Body) -> Shown:
-    return _of_openai(request, await _the_one(limits, request), await limits.currency())
+    return _render_openai(request, await _the_one(limits, request), await limits.currency())
 
 
 async def _set_one(limits: _Limits, request: web.Request, sent: Body) -> Shown:
@@ -366,7 +366,7 @@ async def _set_one(limits: _Limits, request: web.Request, sent: Body) -> Shown:
     if sent.get("interval") != "month":
         raise _wrong("interval", "must be month")
     amount = _money("threshold_amount", sent.get("threshold_amount"))
-    return _of_openai(
+    return _render_openai(
         request, await limits.set(_write(request), amount, "month", **_project(request)), currency
     )
 
@@ -380,7 +380,7 @@ def _object(request: web.Request) -> str:
     return "project.spend_limit" if "id" in request.match_info else "organization.spend_limit"
 
 
-def _of_openai(request: web.Request, row: Row, currency: str) -> Shown:
+def _render_openai(request: web.Request, row: Row, currency: str) -> Shown:
     used = Decimal(str(row.get("used") or 0))
     status = "enforcing" if used >= Decimal(str(row["amount"])) else "inactive"
     return {

@@ -129,13 +129,13 @@ class LiveSocket(WebSocket):
         self._covered = 0
         # The models and the number of tools that the present turn was admitted with.
         self._admits: tuple[tuple[str, ...], int] = (), 0
-        self._asked: list[bytes] = []
+        self._asked_messages: list[bytes] = []
         # Bytes of messages that are buffered until the upstream has them.
         self._owed = 0
         self._kept = b""  # a message that waits for the end of an answer, and its fields that matter for that
         self._kept_asks: Document = {}
         # Events of the upstream that wait, and how many of them end a turn.
-        self._heard: deque[LiveEvent] = deque()
+        self._heard_events: deque[LiveEvent] = deque()
         self._ends_heard = 0
         self._ends: tuple[int, str] | None = None
         self._seen_at = self._asked_at = self._loop.time()
@@ -163,15 +163,17 @@ class LiveSocket(WebSocket):
                     open_as(self, exchange)
                     exchange.opened = False  # the answer, a stream of events, has not begun
                 self._upstream.begin()
-                if self._asked:  # the upstream has a name of its own for the model
+                if self._asked_messages:  # the upstream has a name of its own for the model
                     target = admitted.worker.upstreams[admitted.attempt.name].target
-                    self._asked[0] = self._session.sent_as(self._asked[0], admitted.attempt.model, target)
+                    self._asked_messages[0] = self._session.sent_as(
+                        self._asked_messages[0], admitted.attempt.model, target
+                    )
             else:
                 await self._choose_target(admitted)
             self._admitted, call = admitted, admitted.call
             if call.bound:
                 self._session.output_max, self._covered = call.output_max, self._covered + beyond
-            if exchange.gone or ((self._ends is not None or self._spent) and not self._heard):
+            if exchange.gone or ((self._ends is not None or self._spent) and not self._heard_events):
                 self._take_back()
                 if self._session.pending:  # its events will not be read
                     exchange.status = 200
@@ -179,7 +181,7 @@ class LiveSocket(WebSocket):
                     self._charge_rest(admitted.attempt, admitted.call)
                 raise ClientGone
             link = self._begin_turn(admitted)
-            if self._asked and self._admits != (self._session.models, self._session.tools):
+            if self._asked_messages and self._admits != (self._session.models, self._session.tools):
                 self._loop.call_soon(self._pass_judged)  # once the answer is relayed, as it may end at once
             else:
                 self._pass()
@@ -205,7 +207,7 @@ class LiveSocket(WebSocket):
             self._admits = session.models, session.tools
             return await admit(exchange, caller)
         except Refusal:
-            if self._asked or before is None or not self._is_owed:
+            if self._asked_messages or before is None or not self._is_owed:
                 raise
         self._refused = True
         exchange.caller, call = before.caller, exchange.call or before.call
@@ -281,7 +283,7 @@ class LiveSocket(WebSocket):
     @property
     def _is_due(self) -> bool:
         """Whether this turn only charges output that the upstream already makes, and sends no new message."""
-        return self._is_owed and not self._asked
+        return self._is_owed and not self._asked_messages
 
     def _ask_for_turn(self) -> None:
         """Begin another turn, with the head that opened the socket."""
@@ -393,7 +395,7 @@ class LiveSocket(WebSocket):
 
     def go_on(self, reason: int) -> None:
         """Resume reading messages, if no other reason for the pause remains."""
-        if not (self._asked or self._kept) and (reason == SLOW or not self.reading.paused & SLOW):
+        if not (self._asked_messages or self._kept) and (reason == SLOW or not self.reading.paused & SLOW):
             self.keep(-self._owed)
             self._owed = 0
         if self.reading.paused & reason:
@@ -469,7 +471,7 @@ class LiveSocket(WebSocket):
         except Refusal as refusal:
             self._refuse(refusal)
             return
-        self._asked.append(written)
+        self._asked_messages.append(written)
         self._owe(len(body))
         if session.needs > needs or session.pending:
             self._asked_at = self._loop.time()
@@ -489,7 +491,12 @@ class LiveSocket(WebSocket):
         """
         charge, more = self._admitted, self._uncovered()
         held = partial(self._loop.call_soon, self._pass_held, self._link, step)
-        if self._asked and charge is not None and more > 0 and not charge.request_more(more, step, held):
+        if (
+            self._asked_messages
+            and charge is not None
+            and more > 0
+            and not charge.request_more(more, step, held)
+        ):
             self.hold(WAITING)
         else:
             self._send()
@@ -529,7 +536,7 @@ class LiveSocket(WebSocket):
         Before that it is asked for without the `step`. Nothing is done if the turn of `link` is over.
         """
         charge = self._admitted
-        if link is None or link is not self._link or charge is None or not self._asked:
+        if link is None or link is not self._link or charge is None or not self._asked_messages:
             return
         more = self._uncovered()
         if charge.request_more(more, 0, None):
@@ -544,8 +551,8 @@ class LiveSocket(WebSocket):
 
     def _take_back(self) -> None:
         """Drop the message that waits to be sent to the upstream."""
-        if self._asked:
-            self._asked = []
+        if self._asked_messages:
+            self._asked_messages = []
             self._session.take_back()
 
     def _owe(self, size: int) -> None:
@@ -602,7 +609,7 @@ class LiveSocket(WebSocket):
 
     def _send(self) -> None:
         """Send the waiting message to the upstream."""
-        asked, self._asked = self._asked, []
+        asked, self._asked_messages = self._asked_messages, []
         exchange, upstream = self._connection.exchange, self._upstream
         if exchange is not None and exchange.call is not None:
             self._count_input(exchange.call)
@@ -615,14 +622,14 @@ class LiveSocket(WebSocket):
     def _ask_kept(self) -> None:
         """Process the client's buffered message once the client has got all events before it."""
         ending = self._ends is not None or (self._link is None and self._turning)
-        if not self._kept or ending or self._heard or self.is_closing():
+        if not self._kept or ending or self._heard_events or self.is_closing():
             return
         if self._session.waits(self._kept_asks):
             return
         body, self._kept = self._kept, b""
         self._owe(-len(body))
         self._ask_checked(body, read_document(body))
-        if not self._asked:
+        if not self._asked_messages:
             self.go_on(WAITING)
 
     def _refuse(self, refusal: Refusal, code: int = 0) -> None:
@@ -640,8 +647,10 @@ class LiveSocket(WebSocket):
             self._turning = False
             refused, by_event = answer.refused, self.refuses_by_event
             if refused is not None:
-                passes_by = refused.status in _LATER and by_event and not self.is_closing() and self._asked
-                if self._asked:
+                passes_by = (
+                    refused.status in _LATER and by_event and not self.is_closing() and self._asked_messages
+                )
+                if self._asked_messages:
                     self._take_back()
                 else:
                     self._session.forget()
@@ -689,7 +698,9 @@ class LiveSocket(WebSocket):
         if idle or not connection.reusable:
             self._end_turn(_AWAY)
             return
-        if loop.time() - self._asked_at > limits.socket_unasked_s and not (self._asked or self._heard):
+        if loop.time() - self._asked_at > limits.socket_unasked_s and not (
+            self._asked_messages or self._heard_events
+        ):
             self._give_back()
 
     # the upstream's side
@@ -698,7 +709,7 @@ class LiveSocket(WebSocket):
         """Process an event of the upstream; without a client, stop reading at the limits for draining."""
         self._seen_at = self._loop.time()
         heard = self._session.hear(event)
-        self._heard.append(heard)
+        self._heard_events.append(heard)
         self._ends_heard += heard.ends
         if self._gone and not self._spent:
             self._drained += len(event)
@@ -731,7 +742,7 @@ class LiveSocket(WebSocket):
             return
         if self._spent and self._link is not None:
             self._end_drain()
-        if self._heard:
+        if self._heard_events:
             upstream.reading.pause(_WAITING)
         else:
             upstream.reading.resume(_WAITING)
@@ -745,20 +756,20 @@ class LiveSocket(WebSocket):
                 self._leave_connection(None)
         elif idle and self._refused:
             self._close(_REFUSED)
-        elif self._ends is not None and not self._heard:
+        elif self._ends is not None and not self._heard_events:
             self._end_turn(*self._ends)
-        elif (self._heard or self._asked or self._session.pending) and self._link is None:
+        elif (self._heard_events or self._asked_messages or self._session.pending) and self._link is None:
             self._ask_for_turn()  # pending output is a call, even before its first event
 
     def _pass_heard(self) -> None:
         """Pass the upstream's events on: to the running call, or to the client between calls."""
         closed = self.is_closing()
-        while self._heard:
-            event, is_free, ends, model = self._heard[0]
+        while self._heard_events:
+            event, is_free, ends, model = self._heard_events[0]
             link = self._link
             if link is None and (self._turning or (not is_free and (not closed or self._is_owed))):
                 break
-            self._heard.popleft()
+            self._heard_events.popleft()
             self._ends_heard -= ends
             if link is not None:
                 if ends:

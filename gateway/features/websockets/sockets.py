@@ -100,21 +100,21 @@ def open_as(socket: WebSocket, exchange: Exchange) -> None:
 class MessageBucket:
     """The messages that a client may send: `rate` a second, in bursts of `BURST_S` seconds."""
 
-    __slots__ = ("_at", "_left", "_most", "_rate")
+    __slots__ = ("_at", "_most", "_rate", "_tokens")
 
     def __init__(self, rate: int, now: float) -> None:
         self._rate, self._at = rate, now
-        self._left = self._most = rate * BURST_S
+        self._tokens = self._most = rate * BURST_S
 
     def take(self, now: float) -> float:
         """Count a message, and return for how many seconds the next one has to wait."""
-        self._left = min(self._most, self._left + (now - self._at) * self._rate) - 1
+        self._tokens = min(self._most, self._tokens + (now - self._at) * self._rate) - 1
         self._at = now
-        return max(0.0, (1 - self._left) / self._rate)
+        return max(0.0, (1 - self._tokens) / self._rate)
 
     def spend(self, size: int) -> None:
         """Count a message of `size` bytes, whose text is counted, as one more for each `COUNTED_BYTES`."""
-        self._left -= size // COUNTED_BYTES
+        self._tokens -= size // COUNTED_BYTES
 
 
 class FrameReader(asyncio.Protocol):

@@ -327,8 +327,19 @@ class UpstreamSide:
     """
 
     __slots__ = (
-        "_answers_head", "_buffer", "_chunked", "_interim", "_left", "_limits", "_promised", "_says_close",
-        "answer", "answering", "request", "surplus", "upgrades",
+        "_answers_head",
+        "_buffer",
+        "_bytes_due",
+        "_chunked",
+        "_interim",
+        "_limits",
+        "_promised",
+        "_says_close",
+        "answer",
+        "answering",
+        "request",
+        "surplus",
+        "upgrades",
     )  # fmt: skip
 
     def __init__(self, limits: HttpLimits) -> None:
@@ -338,7 +349,7 @@ class UpstreamSide:
         self._buffer = b""
         self._interim = 0
         self._promised: int | None = 0  # bytes of the request's body that are still owed; None: chunks
-        self._left: int | None = 0  # bytes of the answer's body that are still due; None: up to the end
+        self._bytes_due: int | None = 0  # bytes of the answer's body that are still due; None: up to the end
         self._chunked: ChunkedBody | None = None
         self.answer: AnswerHead | None = None
         self.request = self.answering = IDLE
@@ -442,7 +453,7 @@ class UpstreamSide:
         `clean` is False if the connection broke.
         """
         self._says_close = True
-        if clean and self.answering == BODY and self._left is None and self._chunked is None:
+        if clean and self.answering == BODY and self._bytes_due is None and self._chunked is None:
             self._complete()
             return True
         return False
@@ -482,7 +493,7 @@ class UpstreamSide:
         answer = read_answer_head(data[:at])
         status = answer.status
         if status == 101 and self.upgrades:
-            self.answer, self._left = answer, None
+            self.answer, self._bytes_due = answer, None
             self.answering = ANSWER[self.answering][HEAD]
             return data[at:]
         if status < 200:
@@ -503,13 +514,13 @@ class UpstreamSide:
         self.answer = answer
         self.answering = ANSWER[self.answering][HEAD]
         if self._answers_head or status in NO_BODY:
-            self._left = 0
+            self._bytes_due = 0
             # Some upstreams send a body here, perhaps late: the connection must not be reused.
             self._says_close = self._says_close or self._answers_head or answer.chunked or bool(answer.length)
         elif answer.chunked:
             self._chunked = ChunkedBody(limits, _UNCOUNTED)
         else:
-            self._left = answer.length
+            self._bytes_due = answer.length
         return self._body(data[at:])
 
     def _body(self, data: bytes) -> bytes:
@@ -520,14 +531,14 @@ class UpstreamSide:
             if chunked.done:
                 self.surplus = bool(chunked.rest)
                 self._complete()
-        elif self._left is not None:
-            left = self._left - len(data)
+        elif self._bytes_due is not None:
+            left = self._bytes_due - len(data)
             if left <= 0:
                 self._complete()
                 if left < 0:
                     self.surplus = True
                     data = data[:left]
-            self._left = left
+            self._bytes_due = left
         return data
 
     def _complete(self) -> None:

@@ -41,14 +41,23 @@ class ChunkedBody:
     `small_max`, plus one for each `SMALL_CHUNK_BYTES` of payload.
     """
 
-    __slots__ = ("_extension_max", "_left", "_line_max", "_pending", "_small", "_trailer_max", "done", "rest")
+    __slots__ = (
+        "_bytes_due",
+        "_extension_max",
+        "_line_max",
+        "_pending",
+        "_small",
+        "_trailer_max",
+        "done",
+        "rest",
+    )
 
     def __init__(self, limits: HttpLimits, small_max: int) -> None:
         self._line_max = limits.chunk_line_bytes_max
         self._extension_max = limits.chunk_extension_bytes_max
         self._trailer_max = limits.trailer_bytes_max
         self._small = small_max
-        self._left = _AT_SIZE
+        self._bytes_due = _AT_SIZE
         self._pending = b""
         self.done = False
         self.rest = b""
@@ -58,22 +67,22 @@ class ChunkedBody:
         if self._pending:
             data = self._pending + data
             self._pending = b""
-        elif self._left == _AT_SIZE:
+        elif self._bytes_due == _AT_SIZE:
             begins = self._whole(data)
             if begins:
                 return data[begins:-2]
         parts: list[bytes] = []
         at, size = 0, len(data)
         while at < size and not self.done:
-            if self._left > 0:
-                end = at + self._left
+            if self._bytes_due > 0:
+                end = at + self._bytes_due
                 if end > size:
                     parts.append(data[at:])
-                    self._left = end - size
+                    self._bytes_due = end - size
                     break
                 parts.append(data[at:end])
                 at = end
-                self._left = _AT_CHUNK_END
+                self._bytes_due = _AT_CHUNK_END
             else:
                 at = self._line(data, at)
         return parts[0] if len(parts) == 1 else b"".join(parts)
@@ -106,12 +115,12 @@ class ChunkedBody:
             return len(data)
         if end < at or data[end : end + 1] != b"\r":
             raise Malformed("a line of a chunk's frame ends without CR")
-        if self._left == _AT_CHUNK_END:
+        if self._bytes_due == _AT_CHUNK_END:
             if end != at:
                 raise Malformed("a chunk is longer than its size")
-            self._left = _AT_SIZE
-        elif self._left == _AT_SIZE:
-            self._left = self._size(data[at:end]) or _AT_TRAILER
+            self._bytes_due = _AT_SIZE
+        elif self._bytes_due == _AT_SIZE:
+            self._bytes_due = self._size(data[at:end]) or _AT_TRAILER
         elif end == at:
             self.done = True
             self.rest = data[end + 2 :]
@@ -126,7 +135,7 @@ class ChunkedBody:
         if (
             len(line) > self._line_max
             or b"\r" in line[:-1]
-            or (self._left == _AT_CHUNK_END and line[:1] != b"\r")
+            or (self._bytes_due == _AT_CHUNK_END and line[:1] != b"\r")
         ):
             raise Malformed("a chunk's frame is too long or broken")
         return line

@@ -495,14 +495,14 @@ class ClientSide:
     arrive.
     """
 
-    __slots__ = ("_chunked", "_left", "_limits", "_scanned", "fresh", "state", "waiting")
+    __slots__ = ("_bytes_due", "_chunked", "_limits", "_scanned", "fresh", "state", "waiting")
 
     def __init__(self, limits: HttpLimits) -> None:
         self._limits = limits
         self.waiting = b""
         self._scanned = 0
         self.fresh = False
-        self._left = 0
+        self._bytes_due = 0
         self._chunked: ChunkedBody | None = None
         self.state = IDLE
 
@@ -510,7 +510,7 @@ class ClientSide:
     def droppable(self) -> bool:
         """Whether the unread rest of the present request is small enough to read and ignore."""
         if self.state == BODY:
-            return self._chunked is None and self._left <= self._limits.discarded_bytes_max
+            return self._chunked is None and self._bytes_due <= self._limits.discarded_bytes_max
         return self.state == WHOLE
 
     def receive(self, data: bytes) -> bytes:
@@ -562,7 +562,7 @@ class ClientSide:
                     return data
                 self.waiting = data[length:]
                 return data[:length]
-            self._left = length
+            self._bytes_due = length
         else:
             self._chunked = ChunkedBody(self._limits, self._limits.small_chunks_max)
         self.state = INCOMING[self.state][BEGUN]
@@ -613,14 +613,14 @@ class ClientSide:
                 self.waiting, self._chunked = chunked.rest, None
                 self.state = INCOMING[self.state][ENDED]
             return data
-        left = self._left - len(data)
+        left = self._bytes_due - len(data)
         if left <= 0:
             if left < 0:
                 self.waiting = data[left:]
                 data = data[:left]
             left = 0
             self.state = INCOMING[self.state][ENDED]
-        self._left = left
+        self._bytes_due = left
         return data
 
     def _forget(self) -> None:

@@ -218,13 +218,15 @@ class HeadReader:
         self._proofs: LruParseCache[bytes, HeaderCredential] = LruParseCache(
             3 * tenth, PROOF_BYTES_MAX, 2, 384 + OTHER_DIGEST_BYTES * len(earlier)
         )
-        self._said: LruParseCache[bytes, HeaderAttribution] = LruParseCache(2 * tenth, HEAD_BYTES_MAX, 5, 512)
+        self._attributions: LruParseCache[bytes, HeaderAttribution] = LruParseCache(
+            2 * tenth, HEAD_BYTES_MAX, 5, 512
+        )
         if pool is not None:
             pool.join("heads", self._heads)
             pool.join("header_lines", self._lines)
             pool.join("routed_heads", self._routed)
             pool.join("credentials", self._proofs)
-            pool.join("attributions", self._said)
+            pool.join("attributions", self._attributions)
         self.known = self._heads.known
 
     def read(self, head: bytes) -> CallHead:
@@ -285,7 +287,7 @@ class HeadReader:
         if news.proof is not None:
             self._proofs.keep(news.proving, news.proof)
         if news.said is not None:
-            self._said.keep(news.said_as, news.said)
+            self._attributions.keep(news.said_as, news.said)
         if news.rest:
             known = CallHead(call.routed)
             known.cors, known.passed, known.others = call.cors, call.passed, call.others
@@ -300,9 +302,9 @@ class HeadReader:
         routed, said = known.routed, NOTHING
         if known.free < CUT_LINES_MAX and _count(proving) + _count(saying) + bool(trace) > known.free:
             return None
-        proof = self._proofs.find(_with(proving, routed.key) if routed.key else proving)
+        proof = self._proofs.find(_add_line(proving, routed.key) if routed.key else proving)
         if saying:
-            found = self._said.find(_said_as(routed.family, saying))
+            found = self._attributions.find(_said_as(routed.family, saying))
             if found is None:
                 return None
             said = found
@@ -313,7 +315,7 @@ class HeadReader:
         if trace:
             if FIELD not in routed.dropped:
                 call.passed = b"%b%b\r\n" % (known.passed, trace)
-            call.attribution = _of_trace(said, trace_id)
+            call.attribution = _add_trace(said, trace_id)
         return call
 
     def _sort(self, lines: list[bytes], reading: ParsedHead) -> bool:
@@ -337,9 +339,9 @@ class HeadReader:
             if role & DECIDES:
                 reading.deciding.append(line)
             elif role & PROVES:
-                reading.proving = _with(reading.proving, line)
+                reading.proving = _add_line(reading.proving, line)
             elif role & SAYS:
-                reading.saying = _with(reading.saying, line)
+                reading.saying = _add_line(reading.saying, line)
             elif role & TRACES:
                 reading.traces.append(line)
             elif role & AMBIGUOUS:
@@ -352,7 +354,7 @@ class HeadReader:
             call = CallHead(routed)
         else:
             if routed.key:
-                reading.proving = _with(reading.proving, routed.key)
+                reading.proving = _add_line(reading.proving, routed.key)
             said = self._say(reading, routed.family) if reading.saying else NOTHING
             call = CallHead(routed, self._prove(reading), said)
             if reading.traces or self._traced:
@@ -399,7 +401,7 @@ class HeadReader:
         """Return the attribution in these header lines, remembered by their bytes."""
         # The meaning of these lines depends on the API.
         said_as = _said_as(family, reading.saying)
-        header_attribution = self._said.find(said_as)
+        header_attribution = self._attributions.find(said_as)
         if header_attribution is not None:
             return header_attribution
         try:
@@ -418,7 +420,7 @@ class HeadReader:
             reading.passing.append(traces[0])
         else:
             trace_id = self._take_spans(call, reading)
-        call.attribution = _of_trace(attribution, trace_id)
+        call.attribution = _add_trace(attribution, trace_id)
 
     def _take_spans(self, call: CallHead, reading: ParsedHead) -> str:
         """Return the trace id of unusual trace lines; if traces are recorded, store the client's span."""
@@ -462,7 +464,7 @@ class SocketOpening:
         return self._head
 
 
-def _of_trace(attribution: HeaderAttribution, trace_id: str) -> Attribution:
+def _add_trace(attribution: HeaderAttribution, trace_id: str) -> Attribution:
     """Return the attribution that header fields state; the trace id replaces a missing session id."""
     known = attribution.attribution
     if not trace_id or known.session or attribution.refusal is not None:
@@ -486,7 +488,7 @@ def _joined(lines: list[bytes]) -> bytes:
     return lines[0] if len(lines) == 1 else b"\r\n".join(lines)
 
 
-def _with(text: bytes, line: bytes) -> bytes:
+def _add_line(text: bytes, line: bytes) -> bytes:
     """Return a text of lines with one line added."""
     return b"%b\r\n%b" % (text, line) if text else line
 
@@ -506,7 +508,7 @@ def _judge(line: bytes, reading: ParsedHead) -> int:
     if role & VARIES:
         said = run_in_baggage(line) if role & SAYS else b""
         if said:  # the run is the same in each of its calls
-            reading.saying = _with(reading.saying, said)
+            reading.saying = _add_line(reading.saying, said)
         return role & ~SAYS
     if len(reading.new) < NEW_LINES_MAX:
         reading.new.append((line, HeaderLine(role)))

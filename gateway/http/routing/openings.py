@@ -56,7 +56,7 @@ def opening_of(  # noqa: PLR0917  # a request, where it goes, and how its answer
         lines = [b"%b: %b" % field for field in ours.items()]  # last, so that none can override them
         if is_rewritten(route) and not form:
             lines.append(JSON_TYPE)
-        plain.append(_with_coding(lines, b"identity"))
+        plain.append(_set_coding(lines, b"identity"))
         closings.append(plain[-1] if is_read else _ended(lines))
     dropped = frozenset(name for name in names if field_kind(name).role & PASSES)
     return UpstreamOpening(begun, closings, plain, dropped)
@@ -84,7 +84,7 @@ def _named_query(route: Route, query: str, model: str) -> str:
     )
 
 
-def _with_coding(lines: list[bytes], coding: bytes) -> bytes:
+def _set_coding(lines: list[bytes], coding: bytes) -> bytes:
     """Return these lines with `coding` as the only accepted content coding."""
     others = [line for line in lines if not line.lower().startswith(b"accept-encoding:")]
     return _ended([*others, b"accept-encoding: " + coding])

@@ -40,7 +40,7 @@ class WorkerBindings:
         self._catalogue: Mapping[str, Service] | None = None
         self._bindings = binding.Bindings(*self._configured, {}, models.upstreams())
         self._known: dict[tuple[str, str], Binding | None] = {}
-        self._told: set[tuple[str, ...]] = set()
+        self._logged: set[tuple[str, ...]] = set()
         self._services: dict[str, tuple[str, ...]] = {}
         self._reading = [route for route in routes if route.meter in SHAPES]
         for route in routes:
@@ -88,6 +88,6 @@ class WorkerBindings:
 
     def _tell_once(self, event: str, service: str, **other: str) -> None:
         message = (event, service, *other.values())
-        if len(self._told) < TOLD_MAX and message not in self._told:
-            self._told.add(message)
+        if len(self._logged) < TOLD_MAX and message not in self._logged:
+            self._logged.add(message)
             self._log(event, service=service, level="error", **other)

@@ -86,19 +86,19 @@ class AcceptSharing:
         self, there: socket.socket, made: Made, loop: asyncio.AbstractEventLoop,
         waits_s_max: float = WAITS_S_MAX,
     ) -> None:  # fmt: skip
-        self._there, self._made, self._loop, self._waits_s_max = there, made, loop, waits_s_max
+        self._listener, self._protocol_factory, self._loop, self._waits_s_max = there, made, loop, waits_s_max
         self._later: asyncio.TimerHandle | None = None
-        self._taken: set[asyncio.Task[Any]] = set()
+        self._begun_tasks: set[asyncio.Task[Any]] = set()
         loop.add_reader(there, self._wait)
 
     def close(self) -> None:
         if self._later is not None:
             self._later.cancel()
-        self._loop.remove_reader(self._there)
-        self._there.close()
+        self._loop.remove_reader(self._listener)
+        self._listener.close()
 
     def _wait(self) -> None:
-        self._loop.remove_reader(self._there)
+        self._loop.remove_reader(self._listener)
         self._later = self._loop.call_later(self._waits_s_max, self._take)
 
     def _take(self) -> None:
@@ -106,16 +106,16 @@ class AcceptSharing:
         self._later = None
         with suppress(OSError):  # no client waits any more, or no file descriptor is free
             for _ in range(TAKEN_MAX):
-                client, _ = self._there.accept()
+                client, _ = self._listener.accept()
                 client.setblocking(False)
                 task = self._loop.create_task(self._begin(client))
-                self._taken.add(task)
-                task.add_done_callback(self._taken.discard)
-        self._loop.add_reader(self._there, self._wait)
+                self._begun_tasks.add(task)
+                task.add_done_callback(self._begun_tasks.discard)
+        self._loop.add_reader(self._listener, self._wait)
 
     async def _begin(self, client: socket.socket) -> None:
         try:
-            await self._loop.connect_accepted_socket(self._made, client)
+            await self._loop.connect_accepted_socket(self._protocol_factory, client)
         except OSError:  # the client is gone
             client.close()
 
@@ -308,7 +308,7 @@ class DataPlane:
         self._faults = FaultLog(ports.log, ports.seconds)
         self._pepper = pepper
         self._upstreams: dict[str, Upstream] = {}
-        self._left: list[Upstream] = []
+        self._removed_upstreams: list[Upstream] = []
         self.renew(routes, targets, limits, services, bounds, origins, workloads, models=models)
         self._ids = RequestIds(os.urandom, time.time)
         self._connections: set[ClientConnection] = set()
@@ -376,7 +376,7 @@ class DataPlane:
         for name, upstream in self._upstreams.items():
             if upstreams.get(name) is not upstream:
                 upstream.leave()
-                self._left.append(upstream)
+                self._removed_upstreams.append(upstream)
         self.buffers.renew(limits)
         self.sockets.bound_by_share(limits.sockets_max, limits.sockets_share)
         self.sockets_keep.bound_by_share(limits.sockets_kept_bytes_max, limits.sockets_share)
@@ -495,7 +495,7 @@ class DataPlane:
             self._ports.log("drain_incomplete", calls=self.calls, level="warning")
         if self.limiter is not None:
             await self.limiter.finish()
-        for upstream in [*self._upstreams.values(), *self._left]:
+        for upstream in [*self._upstreams.values(), *self._removed_upstreams]:
             upstream.close()
         self.clock.stop()
 
@@ -577,7 +577,9 @@ class DataPlane:
                 connection.exchange.check(now, watched)
         for exchange in list(self._orphans):
             exchange.check(now, watched)
-        for upstream in [*self._upstreams.values(), *self._left]:
+        for upstream in [*self._upstreams.values(), *self._removed_upstreams]:
             upstream.check(now)
-        if self._left:  # a removed upstream is dropped after its last call
-            self._left = [upstream for upstream in self._left if upstream.connections]
+        if self._removed_upstreams:  # a removed upstream is dropped after its last call
+            self._removed_upstreams = [
+                upstream for upstream in self._removed_upstreams if upstream.connections
+            ]

@@ -50,8 +50,20 @@ class UpstreamAddresses:
     """
 
     __slots__ = (
-        "_asked_at", "_asking", "_clock", "_failed", "_failing", "_failures", "_found_at", "_host",
-        "_known", "_limits", "_look_up", "_next", "_told", "seen",
+        "_asked_at",
+        "_asking",
+        "_clock",
+        "_failed",
+        "_failing",
+        "_failures",
+        "_found_at",
+        "_host",
+        "_known",
+        "_limits",
+        "_log",
+        "_look_up",
+        "_next",
+        "seen",
     )  # fmt: skip
 
     def __init__(  # noqa: PLR0917  # what it is made of, in the order it is used
@@ -59,7 +71,7 @@ class UpstreamAddresses:
         failed: Callable[[], None],
     ) -> None:  # fmt: skip
         self._host, self._clock, self._limits = host, clock, limits
-        self._look_up, self._told, self._failed = look_up, told, failed
+        self._look_up, self._log, self._failed = look_up, told, failed
         self._known: tuple[str, ...] = _literal(host)
         self._found_at = math.inf if self._known else -math.inf  # an address is never looked up
         self._asked_at = -math.inf
@@ -137,7 +149,7 @@ class UpstreamAddresses:
             if is_worth_a_line(self._failures):
                 why = str(found) if isinstance(found, Exception) else "no address"
                 kept = list(self._known)
-                self._told("upstream_lookup_failed", host=self._host, why=why, kept=kept, level="warning")
+                self._log("upstream_lookup_failed", host=self._host, why=why, kept=kept, level="warning")
         else:
             self._take_over(tuple(dict.fromkeys(found))[:ADDRESSES_MAX])
         if not asking.done():
@@ -154,7 +166,7 @@ class UpstreamAddresses:
         for address in list(self.seen)[: max(0, len(self.seen) - SEEN_MAX)]:
             del self.seen[address]
         if before and set(before) != set(found):
-            self._told("upstream_addresses", host=self._host, addresses=list(found), before=list(before))
+            self._log("upstream_addresses", host=self._host, addresses=list(found), before=list(before))
 
 
 def in_turns(addresses: Sequence[str], turn: int) -> list[str]:

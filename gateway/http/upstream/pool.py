@@ -52,44 +52,44 @@ class DialAddress:
     """
 
     def __init__(self, target: UpstreamTarget, told: Callable[..., None]) -> None:
-        self._target, self._told = target, told
+        self._target, self._log = target, told
         via = target.via
         files = (target.ca_file, target.cert_file, target.key_file, via.ca_file if via is not None else None)
         self._files = tuple(file for file in files if file)
-        self._seen = stat_files(self._files)
-        self._made, self._of_proxy = place_of(target), tls_with(via)
+        self._file_states = stat_files(self._files)
+        self._dialled_place, self._of_proxy = place_of(target), tls_with(via)
         self._look_at = 0.0
         self._why = ""
-        self.host = via.host if via is not None else str(self._made["host"])
-        self.port = via.port if via is not None else int(self._made["port"])
-        self.secured = self._made["ssl"] is not None
+        self.host = via.host if via is not None else str(self._dialled_place["host"])
+        self.port = via.port if via is not None else int(self._dialled_place["port"])
+        self.secured = self._dialled_place["ssl"] is not None
 
     def at(self, now: float) -> dict[str, Any]:
         """Return the arguments of a connection for asyncio; `now` is the time in seconds of any clock."""
         if self._files and now >= self._look_at:
             self._look_at = now + LOOK_S
             found = stat_files(self._files)
-            if found != self._seen:
+            if found != self._file_states:
                 self._renew(found)
-        return self._made
+        return self._dialled_place
 
     def tunnel(self) -> Tunnel | None:
         """Return a tunnel for one connection; None if there is no proxy."""
-        via, made = self._target.via, self._made
+        via, made = self._target.via, self._dialled_place
         return None if via is None else Tunnel(via, self._of_proxy, made["host"], made["port"])
 
     def _renew(self, seen: Seen) -> None:
         """Read the certificates again, or keep the present ones if the files are invalid."""
         try:
-            self._made, self._of_proxy = place_of(self._target), tls_with(self._target.via)
+            self._dialled_place, self._of_proxy = place_of(self._target), tls_with(self._target.via)
         except OSError as error:  # `ssl.SSLError` is an OSError: not PEM, or not a pair
             why = "not PEM, or not a pair" if isinstance(error, ssl.SSLError) else str(error.strerror)
             if why != self._why:
-                self._told("upstream_certificate_kept", why=why, level="error")
+                self._log("upstream_certificate_kept", why=why, level="error")
             self._why = why
             return
-        self._seen, self._why = seen, ""
-        self._told("upstream_certificate_renewed")
+        self._file_states, self._why = seen, ""
+        self._log("upstream_certificate_renewed")
 
 
 def place_of(target: UpstreamTarget) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class Upstream:
     """
 
     __slots__ = (
-        "_clock", "_connecting", "_idle", "_left", "_limits", "_links", "_names", "_place", "_shares",
+        "_clock", "_connecting", "_idle", "_is_removed", "_limits", "_links", "_names", "_place", "_shares",
         "_tally", "_turns", "accounts", "certificate_end", "contexts", "limiter", "listed", "name",
         "other_fields", "signer", "target",
     )  # fmt: skip
@@ -149,7 +149,7 @@ class Upstream:
         self.signer: CloudSigner | None = signer_of(target)
         self.contexts: dict[str, int] = {}
         self.listed = target.facts is not None and target.facts.listed
-        self._left = False
+        self._is_removed = False
         self._shares = FairShares()
         self._shares.bound_by_share(limits.upstream_connections_max, limits.upstream_connections_share)
         self.certificate_end: float | None = None
@@ -250,7 +250,7 @@ class Upstream:
         self._shares.release(organization_id)
         if link is None:
             return
-        room = not self._left and len(self._idle) < self._limits.upstream_idle_connections_max
+        room = not self._is_removed and len(self._idle) < self._limits.upstream_idle_connections_max
         room = room and link.address in self._names.seen
         if room and link.release(self._clock.now):
             self._idle.append(link)
@@ -271,7 +271,7 @@ class Upstream:
 
     def leave(self) -> None:
         """Close the idle connections of a removed target now, and the others after their call."""
-        self._left = True
+        self._is_removed = True
         for link in self._idle[:]:
             link.abandon()
         self._idle.clear()

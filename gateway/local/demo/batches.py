@@ -100,9 +100,9 @@ class Batches:
         if method == "POST" and not id_:
             calls = json.loads(content)["requests"]
             lines = [{**call, "url": "/v1/messages", "body": call["params"]} for call in calls]
-            return 200, _as_messages(self._make_batch(lines, calls[0]["params"].get("metadata") or {}))
+            return 200, _render_messages(self._make_batch(lines, calls[0]["params"].get("metadata") or {}))
         if not id_:
-            there = [_as_messages(self._now(batch, work)) for batch in self.batches.values()]
+            there = [_render_messages(self._now(batch, work)) for batch in self.batches.values()]
             return 200, _page(there, query, "after_id")
         batch = self.batches.get(id_)
         if batch is None:
@@ -112,7 +112,7 @@ class Batches:
             del self.batches[id_]
             return 200, {"id": id_, "type": "message_batch_deleted"}
         if more != "results":
-            return 200, _as_messages(document)
+            return 200, _render_messages(document)
         if document["status"] == "in_progress":
             return _missing()
         done = map(json.loads, self.files.get(document["output_file_id"] or "", b"").splitlines())
@@ -138,7 +138,7 @@ class Batches:
             if not asked.get("background"):
                 return None
             line = {"custom_id": "", "url": "/v1/responses", "body": asked | {"background": False}}
-            return 200, _as_response(self._make_batch([line], asked.get("metadata") or {}))
+            return 200, _render_response(self._make_batch([line], asked.get("metadata") or {}))
         batch = self.batches.get(f"batch_{id_.removeprefix('resp_')}")
         if batch is None:
             return None
@@ -147,7 +147,7 @@ class Batches:
             return 200, {"id": id_, "object": "response", "deleted": True}
         document = self._now(batch, work, more)
         done = self.files.get(document["output_file_id"] or "")
-        return 200, (json.loads(done)["response"]["body"] if done else {}) | _as_response(document)
+        return 200, (json.loads(done)["response"]["body"] if done else {}) | _render_response(document)
 
     def _video(
         self, method: str, id_: str, more: str | None, query: dict[str, list[str]], content: bytes
@@ -194,23 +194,23 @@ class Batches:
             calls = batch["inputConfig"]["requests"]["requests"]
             url = f"/v1beta/models/{model}:generateContent"
             lines = [{"custom_id": "", "url": url, "body": call["request"]} for call in calls]
-            return 200, self._as_operation(
+            return 200, self._render_operation(
                 self._make_batch(lines, dict(_WISH.findall(batch.get("displayName", ""))))
             )
         if id_ is None:
             size = int(query.get("pageSize", ["20"])[0])
             there = [self._now(batch, work) for batch in [*self.batches.values()][::-1][:size]]
-            return 200, {"operations": [self._as_operation(document) for document in there]}
+            return 200, {"operations": [self._render_operation(document) for document in there]}
         known = self.batches.get(f"batch_{id_}")
         if known is None:
             return _missing()
-        operation = self._as_operation(self._now(known, work, more))
+        operation = self._render_operation(self._now(known, work, more))
         if method == "DELETE":
             del self.batches[f"batch_{id_}"]
             return 200, {}
         return 200, operation
 
-    def _as_operation(self, document: dict[str, Any]) -> dict[str, Any]:
+    def _render_operation(self, document: dict[str, Any]) -> dict[str, Any]:
         """Return a batch in the format of Gemini's API."""
         total, done, over = *map(document["request_counts"].get, ("total", "completed")), document["status"]
         state = {"in_progress": "RUNNING", "completed": "SUCCEEDED"}.get(over, over.upper())
@@ -345,12 +345,12 @@ def _page(there: list[dict[str, Any]], query: dict[str, list[str]], after: str) 
     return {"data": data, "has_more": begins + limit < len(newest)}
 
 
-def _as_response(document: dict[str, Any]) -> dict[str, Any]:
+def _render_response(document: dict[str, Any]) -> dict[str, Any]:
     id_ = document["id"].replace("batch_", "resp_")
     return {"id": id_, "object": "response", "status": document["status"], "background": True}
 
 
-def _as_messages(document: dict[str, Any]) -> dict[str, Any]:
+def _render_messages(document: dict[str, Any]) -> dict[str, Any]:
     """Return a batch in the format of Anthropic's API."""
     total, done, over = *map(document["request_counts"].get, ("total", "completed")), document["status"]
     counts = dict.fromkeys(("processing", "succeeded", "errored", "canceled", "expired"), 0)

@@ -203,7 +203,12 @@ def read_turn(asked: DemoRequest, model: str, *, speaks: bool) -> DemoExchange:
     If the model does not speak (`speaks` is False), such as for embeddings, the answer has no output.
     """
     body, prompt, dictates = asked.json(), prompt_of(asked.json()), asked.headers.get
-    said = ["You", " said", ":", *re.findall(r"\s*\S+", " " + (_last_text(_of_people(prompt)) or "nothing"))]
+    said = [
+        "You",
+        " said",
+        ":",
+        *re.findall(r"\s*\S+", " " + (_last_text(_messages_of_people(prompt)) or "nothing")),
+    ]
     words = min(asked.number("x-demo-words") or 0, WORDS_MAX)
     said = [" and"] * words or said
     stated = _output_max(body)
@@ -285,7 +290,7 @@ def _output_max(body: dict[str, Any]) -> int | None:
     return next((int(each) for each in stated if isinstance(each, int) and each > 0), None)
 
 
-def _of_people(prompt: Any) -> Any:
+def _messages_of_people(prompt: Any) -> Any:
     """Return the messages except those of the roles system and developer; all if no other is left."""
     if not isinstance(prompt, list):
         return prompt
@@ -533,7 +538,7 @@ async def _answer(
         model = asked.query.get("model", [""])[0]
         reply = _json({"calls": [turn.render() for turn in calls if model in ("", turn.values["model"])]})
     else:
-        reply = _of_batches(calls, batches, asked) or _reply(asked)
+        reply = _answer_batches(calls, batches, asked) or _reply(asked)
     keep = asked.headers.get("connection", "").lower() != "close"
     gzip = asked.headers.get("x-demo-encoding") == "gzip"
     body = zipped(reply.body) if gzip else reply.body
@@ -558,7 +563,7 @@ async def _answer(
     return complete and keep
 
 
-def _of_batches(calls: deque[DemoExchange], batches: Batches, asked: DemoRequest) -> Reply | None:
+def _answer_batches(calls: deque[DemoExchange], batches: Batches, asked: DemoRequest) -> Reply | None:
     """Return the answer to a request about files, batches or videos, or None for another request.
 
     The calls of a batch are added to `calls`.

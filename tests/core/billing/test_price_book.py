@@ -90,7 +90,7 @@ def test_no_more_models_are_remembered_than_the_bound() -> None:
     for number in range(10):
         assert book.vector(f"gpt-{number}", "USD", NOON_MS) is not None
         assert book.vector("x" * 1000 + str(number), "USD", NOON_MS) is None
-        assert len(book._found) <= 3
+        assert len(book._found_vectors) <= 3
 
 
 names = st.text("ab", max_size=4)

@@ -108,10 +108,10 @@ async def test_socket_handles_a_single_message_in_each_turn_of_the_event_loop() 
         [connection] = stage.plane._connections
         there: Any = connection.transport
         there.data_received(frames(COMMIT, 50))
-        counts = [len(there._session._asked)]
+        counts = [len(there._session._open_requests)]
         while counts[-1] < 50:
             await asyncio.sleep(0)
-            counts.append(len(there._session._asked))
+            counts.append(len(there._session._open_requests))
         assert max(after - before for before, after in pairwise(counts)) == 1
         assert counts[0] == 1
 

@@ -228,7 +228,7 @@ def kept(reader: HeadReader) -> dict[str, int]:
     return {
         "heads": reader._heads.held, "lines": reader._lines.held,
         "routed": reader._routed.held, "proofs": reader._proofs.held,
-        "said": reader._said.held,
+        "said": reader._attributions.held,
     }  # fmt: skip
 
 

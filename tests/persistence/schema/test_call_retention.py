@@ -285,7 +285,7 @@ async def test_hours_that_go_while_they_are_read_are_not_told_as_none(
             rows_of(migrated, "SELECT drop_months(%s, now() - interval '40 days')", [span])
         return read(*asked)
 
-    monkeypatch.setattr(usage, "_used", slowly)
+    monkeypatch.setattr(usage, "_read_usage", slowly)
     with pytest.raises(Unprocessable):
         await reported(pool, TODAY - 100 * DAY, TODAY + DAY, "hour", TEAMS)
 

@@ -123,7 +123,7 @@ class _Meter:
     """
 
     __slots__ = (
-        "_groups", "_groups_overridden", "_met", "_own", "_owners_listed_max", "_owners_max", "amount", "budget", "days", "divergences", "enforce", "first_refused",
+        "_groups", "_groups_overridden", "_met", "_own_names", "_owners_listed_max", "_owners_max", "amount", "budget", "days", "divergences", "enforce", "first_refused",
         "has_steps", "histories", "is_plain", "owner", "place", "refused", "refused_by_day", "refused_cost", "refused_owners",
         "saved", "strangers", "substituted", "unit", "used_by_day", "windows",
     )  # fmt: skip
@@ -144,7 +144,7 @@ class _Meter:
         self.refused = self.refused_cost = self.substituted = self.saved = 0
         self.used_by_day, self.refused_by_day = [0] * len(days.dates), [0] * len(days.dates)
         self._groups_overridden = frozenset(budget.overridden_groups)
-        self._own, self._groups = dict[object, str](), dict[object, tuple[int, ...]]()
+        self._own_names, self._groups = dict[object, str](), dict[object, tuple[int, ...]]()
 
     def meet(self, owner: object) -> AccountHistory:
         """Return the history of an owner whom a call as asked meets first; raise `Unprocessable` if it is one too many."""
@@ -170,7 +170,7 @@ class _Meter:
         if not self.is_plain and self.budget.each:
             name = owner_of(str(owner))
             if name in self.budget.overrides or name in self.budget.raises:
-                self._own[owner] = name
+                self._own_names[owner] = name
         history: AccountHistory = self.windows.open()
         return history
 
@@ -190,14 +190,14 @@ class _Meter:
             return self.amount
         if self._groups_overridden:
             if not self._groups_overridden.isdisjoint(call.groups):
-                self._own.setdefault(owner, owner_of(str(owner)))
-            if owner in self._own:
+                self._own_names.setdefault(owner, owner_of(str(owner)))
+            if owner in self._own_names:
                 self._groups[owner] = call.groups
         return self._limit_later(owner, call.at_ms)
 
     def _limit_later(self, owner: object, at_ms: int) -> int | None:
         """Return the limit of an owner at a time, in the groups of its last call."""
-        name = self._own.get(owner)
+        name = self._own_names.get(owner)
         if name is None:
             return self.budget.limit_at(at_ms)
         return self.budget.limit_of(name, at_ms, self._groups.get(owner, ())).amount
@@ -266,7 +266,7 @@ class _Meter:
         """Yield the least amount of each owner without an override, or of the one account without `each`."""
         for owner, history in self.histories.items():
             if (
-                owner not in self._own
+                owner not in self._own_names
                 and owner not in self.strangers
                 and (owner != NOBODY or not self.budget.each)
             ):

@@ -224,7 +224,7 @@ def report(meter: Meter, raw: bytes, final: bool) -> None:
     total, cached = usage.total_token_count, usage.cached_content_token_count or 0
     if cached > used >= 0:  # cached tokens cannot exceed the prompt
         used += cached
-    total = _with_carried(
+    total = _carry_numbers(
         total, used + output, (0 if written else output) + (used - (tools or 0) if prompt is None else 0)
     )
     if total is None:
@@ -247,7 +247,7 @@ def report(meter: Meter, raw: bytes, final: bool) -> None:
     meter.report(used, output, cached, thoughts, total, final=final)
 
 
-def _with_carried(total: int | None, parts: int, carried: int) -> int | None:
+def _carry_numbers(total: int | None, parts: int, carried: int) -> int | None:
     """Return the total of a report with the numbers that an earlier one told alone, at most the sum of `parts`."""
     if total is None or carried <= 0 or total >= parts:
         return total
@@ -263,15 +263,26 @@ def _note(detail: Detail, usage: _GeminiUsage) -> None:
         usage.cache_tokens_details, usage.candidates_tokens_details,
     )  # fmt: skip
     if cached is not None:
-        detail.used_tool(CACHE_AUDIO, _of(cached, _AUDIO))
+        detail.used_tool(CACHE_AUDIO, _sum_of_modalities(cached, _AUDIO))
     if read is not None or tools is not None:
-        detail.audio_input = _of(read, _AUDIO) + _of(tools, _AUDIO) - _of(cached, _AUDIO)
-        detail.image_input = _of(read, _IMAGES) + _of(tools, _IMAGES) - _of(cached, _IMAGES)
+        detail.audio_input = (
+            _sum_of_modalities(read, _AUDIO)
+            + _sum_of_modalities(tools, _AUDIO)
+            - _sum_of_modalities(cached, _AUDIO)
+        )
+        detail.image_input = (
+            _sum_of_modalities(read, _IMAGES)
+            + _sum_of_modalities(tools, _IMAGES)
+            - _sum_of_modalities(cached, _IMAGES)
+        )
     if written is not None:
-        detail.audio_output, detail.image_output = _of(written, _AUDIO), _of(written, _IMAGES)
+        detail.audio_output, detail.image_output = (
+            _sum_of_modalities(written, _AUDIO),
+            _sum_of_modalities(written, _IMAGES),
+        )
 
 
-def _of(details: list[_Modality] | None, modalities: frozenset[str]) -> int:
+def _sum_of_modalities(details: list[_Modality] | None, modalities: frozenset[str]) -> int:
     return sum(detail.token_count or 0 for detail in details or () if detail.modality in modalities)
 
 

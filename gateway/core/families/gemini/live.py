@@ -121,8 +121,10 @@ class GeminiLiveSession:
         self.output_max: int | None = None
         self._output_max: int | None = None  # of an answer, as the setup says
         self.tools, self._tools = 0, list[Document]()
-        self._asked = 0  # answers under way
-        self._said = self._said_before = 0  # tokens of the client in all, and before the present answer
+        self._answers_due = 0  # answers under way
+        self._client_tokens = self._said_before = (
+            0  # tokens of the client in all, and before the present answer
+        )
         self._unasked = False  # whether there is live input that no message has asked about
         self._last = 0, 0, 0, False  # tokens, answers and tools of the last message; `_unasked` before it
         self._begun = self._reported = self._over = False
@@ -130,17 +132,17 @@ class GeminiLiveSession:
     @property
     def pending(self) -> bool:
         """Whether the client asked for an answer that the model has not finished."""
-        return self._asked > 0
+        return self._answers_due > 0
 
     @property
     def needs(self) -> int:
         """The input tokens of all answers under way. Each of them reads the whole context."""
-        return self.tokens * max(1, self._asked)
+        return self.tokens * max(1, self._answers_due)
 
     @property
     def beyond(self) -> int:
         """The input tokens that the texts of all answers under way may have beyond `needs`."""
-        return self.texts.there * max(1, self._asked)
+        return self.texts.there * max(1, self._answers_due)
 
     def waits(self, message: Document) -> bool:
         """Return False: messages are forwarded at once."""
@@ -181,12 +183,12 @@ class GeminiLiveSession:
         self._tools += tools
         self.tools += _billed(tools)
         # Input that comes before the answer begins belongs to the same answer.
-        joins = kind == _INPUT and self._asked > 0 and not self._begun
+        joins = kind == _INPUT and self._answers_due > 0 and not self._begun
         before, streams = self._unasked, kind == _INPUT and any(name in said for name in _STREAMS)
         self._unasked, self.has_media = before or streams, self.has_media or streams
         asks = _asks(kind, said, self._unasked)
-        asked = int(asks and not joins and self._asked < ANSWERS_MAX)
-        self._asked += asked
+        asked = int(asks and not joins and self._answers_due < ANSWERS_MAX)
+        self._answers_due += asked
         self._unasked = self._unasked and not asks
         if kind == _INPUT:
             tokens, characters = _streamed_use(said)
@@ -198,43 +200,43 @@ class GeminiLiveSession:
             self.has_media = self.has_media or seen > 0
         self._last = tokens, asked, len(tools), before
         self.tokens += tokens
-        self._said += tokens
+        self._client_tokens += tokens
         return False
 
     def take_back(self) -> None:
         """Undo the counts of the last message, which is not sent."""
         (tokens, asked, tools, self._unasked), self._last = self._last, (0, 0, 0, self._unasked)
-        self.tokens, self._said = max(0, self.tokens - tokens), self._said - tokens
+        self.tokens, self._client_tokens = max(0, self.tokens - tokens), self._client_tokens - tokens
         self.texts.take_back()
-        self._asked = max(0, self._asked - asked)
+        self._answers_due = max(0, self._answers_due - asked)
         kept = len(self._tools) - tools
         self.tools -= _billed(self._tools[kept:])
         del self._tools[kept:]
 
     def forget(self) -> None:
         """Note that all answers that the client asked for are charged, and none is awaited."""
-        self._asked = 0
+        self._answers_due = 0
 
     def hear(self, event: bytes) -> LiveEvent:
         """Process a message of the upstream."""
         said = loose_document(event)
         content, usage = object_in(said, "serverContent"), object_in(said, "usageMetadata")
         if content.get("modelTurn") is not None and not self._begun:
-            self._begun, self._said_before, self._beyond_before = True, self._said, self.texts.said
-            self._asked = self._asked or 1  # it may speak by itself
+            self._begun, self._said_before, self._beyond_before = True, self._client_tokens, self.texts.said
+            self._answers_due = self._answers_due or 1  # it may speak by itself
         if usage:
             self._reported = True
             told = integer(usage.get("promptTokenCount")), integer(usage.get("responseTokenCount"))
             read = sum(one for one in told if one)
             if read:
-                since = self._said - self._said_before
+                since = self._client_tokens - self._said_before
                 self.tokens = read + since if self._begun else max(self.tokens, read)
                 if self._begun:
                     self.texts.report(self._beyond_before)
         self._over = self._over or _is_over(said, content)
         ends = self._reported and self._over
         if ends:
-            self._asked = max(0, self._asked - 1)
+            self._answers_due = max(0, self._answers_due - 1)
             self._begun = self._reported = self._over = False
         return LiveEvent(event, bool(said) and said.keys() <= _FREE, ends)
 

@@ -208,7 +208,7 @@ class RealtimeSession:
         # The maximum of a response that the session has, and the largest of those asked for; None for none.
         self._maxima: dict[str, int | None] = dict.fromkeys(_PLACES)
         self._number = 0
-        self._asked = _OpenRequests()
+        self._open_requests = _OpenRequests()
         self.texts = TextExcess()
         # The client's tokens before each response, and what its texts may have beyond them.
         self._responses: dict[str, tuple[int, int]] = {}
@@ -224,13 +224,13 @@ class RealtimeSession:
     @property
     def pending(self) -> bool:
         """Whether a response or a transcript is under way."""
-        return bool(self._busy or self._asked.tokens or self._transcripts)
+        return bool(self._busy or self._open_requests.tokens or self._transcripts)
 
     @property
     def needs(self) -> int:
         """The input tokens of all responses under way, and the tokens of sound to transcribe."""
         sound = self._sound if self._transcribes else 0
-        return self.tokens * self._answers + self._transcripts.tokens + self._asked.tokens + sound
+        return self.tokens * self._answers + self._transcripts.tokens + self._open_requests.tokens + sound
 
     @property
     def beyond(self) -> int:
@@ -239,15 +239,15 @@ class RealtimeSession:
 
     @property
     def _answers(self) -> int:
-        return max(1, self._asked.creates + len(self._responses))
+        return max(1, self._open_requests.creates + len(self._responses))
 
     @property
     def _transcribes(self) -> bool:
-        return self._configured or self._asked.writes > 0
+        return self._configured or self._open_requests.writes > 0
 
     @property
     def _busy(self) -> bool:
-        return bool(self._responses) or self._asked.creates > 0
+        return bool(self._responses) or self._open_requests.creates > 0
 
     @property
     def _before(self) -> tuple[int, int]:
@@ -256,7 +256,7 @@ class RealtimeSession:
     def waits(self, message: Document) -> bool:
         """Return whether a message must wait: for the end of a response, or because too many are open."""
         kind = message.get("type")
-        return (kind == _CREATE and self._busy) or (kind in _OPENING and len(self._asked) >= OPEN_MAX)
+        return (kind == _CREATE and self._busy) or (kind in _OPENING and len(self._open_requests) >= OPEN_MAX)
 
     def document(self) -> Document:
         """Return the body of the next turn's call, which may read and produce sound."""
@@ -329,7 +329,7 @@ class RealtimeSession:
             self._number += 1
             name = f"{_OURS}{self._number}:"
             owed = self._sound + 1 if kind == _COMMIT and self._transcribes else 0
-            self._asked.add(name, _OpenRequest(kind, self._before, owed, writers))
+            self._open_requests.add(name, _OpenRequest(kind, self._before, owed, writers))
         if kind == _CREATE:
             response = object_in(message, "response")
             self._partial = self._partial or "input" in response or response.get("conversation") == "none"
@@ -357,7 +357,7 @@ class RealtimeSession:
     def take_back(self) -> None:
         """Undo the counts of the last message, which is not sent."""
         last, self._last = self._last, _LastMessage("", 0, 0, self.models)
-        asked = self._asked.end(last.name)
+        asked = self._open_requests.end(last.name)
         self._sound = max(0, self._sound - last.sound) + (0 if asked is None else asked.tokens)
         self.tokens, self._said = max(0, self.tokens - last.tokens), self._said - last.tokens
         self.texts.take_back()
@@ -386,7 +386,7 @@ class RealtimeSession:
             return [message]
         self._number += 1
         name, self._maxima[_UPDATE] = f"{_OURS}{self._number}:", most
-        self._asked.add(name, _OpenRequest(_UPDATE, self._before))
+        self._open_requests.add(name, _OpenRequest(_UPDATE, self._before))
         session = {"type": "realtime", _MAXIMA[0]: most}
         return [msgspec.json.encode({"type": _UPDATE, "event_id": name, "session": session}), message]
 
@@ -416,7 +416,7 @@ class RealtimeSession:
 
     def forget(self) -> None:
         """Note that all open requests are charged."""
-        self._asked, self._transcripts = _OpenRequests(), _Transcripts()
+        self._open_requests, self._transcripts = _OpenRequests(), _Transcripts()
         self._responses.clear()
 
     def hear(self, event: bytes) -> LiveEvent:
@@ -429,11 +429,11 @@ class RealtimeSession:
         if kind == _ERROR:
             event = self._hear_error(event)
         elif kind == _CREATED:
-            asked = self._asked.end_first(_CREATE)
+            asked = self._open_requests.end_first(_CREATE)
             name = object_in(loose_document(event), "response").get("id")
             self._responses[str(name)] = self._before if asked is None else asked.said
         elif kind == _COMMITTED:
-            asked = self._asked.end_first(_COMMIT)
+            asked = self._open_requests.end_first(_COMMIT)
             tokens, self._sound = (self._sound, 0) if asked is None else (asked.tokens, self._sound)
             if self._transcribes or tokens:
                 self._transcripts.begin(str(read.item_id), tokens, self._writer)
@@ -456,14 +456,14 @@ class RealtimeSession:
         if not isinstance(name, str) or not name.startswith(_OURS):
             return event
         ours, _, theirs = name.partition(":")
-        self._asked.end(f"{ours}:")
+        self._open_requests.end(f"{ours}:")
         error["event_id"] = theirs or None
         return msgspec.json.encode(document)
 
     def _hear_session(self, kind: str, session: Document) -> None:
         """Note which model transcribes the session's sound, as an event of type `kind` about it says."""
         named = _transcribers(session)
-        asked = self._asked.end_first(_UPDATE) if kind == _UPDATED else None
+        asked = self._open_requests.end_first(_UPDATE) if kind == _UPDATED else None
         writers = {model for model in named if model in self.models} or (asked.writers if asked else ())
         if writers:
             self._writer = next(iter(writers)) if len(writers) == 1 else ""

@@ -182,28 +182,37 @@ class ChoiceReports:
     """
 
     __slots__ = (
-        "_alone", "_behind", "_covered", "_each", "_ended", "_largest", "_last", "_own", "_seen", "_whole",
+        "_choice_reports",
+        "_covered",
+        "_each",
+        "_ended_choices",
+        "_largest",
+        "_last",
+        "_last_report",
+        "_other_reports",
+        "_reported_at_end",
+        "_reporting_choices",
     )  # fmt: skip
 
     def __init__(self, each: int) -> None:
         self._each = each
-        self._seen: set[int] = set()
-        self._ended: set[int] = set()
+        self._reporting_choices: set[int] = set()
+        self._ended_choices: set[int] = set()
         self._last = self._largest = 0
         # Reports in events with a choice; other reports by the choice that ended before; the last of these.
-        self._own, self._alone = _Sum(), _Sum()
-        self._whole: Numbers = 0, 0, 0, 0
+        self._choice_reports, self._other_reports = _Sum(), _Sum()
+        self._last_report: Numbers = 0, 0, 0, 0
         # Choices whose own report came at their end; the size of events with content and a report.
-        self._behind: set[int] = set()
+        self._reported_at_end: set[int] = set()
         self._covered = 0
 
     def see(self, meter: Meter, index: int, ends: bool) -> None:
         """Note that an event has text of choice `index`; `ends` says that the choice is complete."""
-        if index not in self._seen:
-            self._seen.add(index)
+        if index not in self._reporting_choices:
+            self._reporting_choices.add(index)
             self._check(meter)
         if ends:
-            self._ended.add(index)
+            self._ended_choices.add(index)
             self._last = index
 
     def report(self, meter: Meter, index: int, numbers: Numbers, content: int) -> None:
@@ -211,16 +220,16 @@ class ChoiceReports:
 
         `content` is the size of the text in the same event.
         """
-        own, alone = self._own, self._alone
+        own, alone = self._choice_reports, self._other_reports
         if index < 0:
             alone.put(self._last, self._last // self._each, numbers)
-            self._whole = numbers
+            self._last_report = numbers
         else:
             own.put(index, index // self._each, numbers)
             self._covered += content
-            if index in self._ended:
-                self._behind.add(index)
-        whole = self._whole
+            if index in self._ended_choices:
+                self._reported_at_end.add(index)
+        whole = self._last_report
         if len(alone) > 1:
             whole = alone.read, alone.written, alone.cached, alone.reasoning
         # The sum of several reports is bounded by the call or its model. A single report is not.
@@ -228,13 +237,13 @@ class ChoiceReports:
         most = max(self._largest, meter.output_most)
         used, output = max(whole[0], own.read), min(max(whole[1], own.written), most)
         counted = output >= meter.content_events
-        of_one = meter.call.aim.reports_each and 0 < len(alone) < len(self._seen)
+        of_one = meter.call.aim.reports_each and 0 < len(alone) < len(self._reporting_choices)
         tells_all = not of_one and (len(alone) > 1 or (counted and whole[1] >= own.written))
         meter.reported_part = 1.0 if tells_all else meter.call.spec.first_part
         final = counted and (
-            len(self._behind) >= len(self._seen)
+            len(self._reported_at_end) >= len(self._reporting_choices)
             or (not of_one and self._covered == meter.content_events)
-            or len(alone) >= len(self._seen)
+            or len(alone) >= len(self._reporting_choices)
             or (len(alone) == 1 and tells_all)
         )
         cached = whole[2] if whole[0] >= own.read else own.cached
@@ -244,9 +253,9 @@ class ChoiceReports:
 
     def _check(self, meter: Meter) -> None:
         """Mark the output as uncounted if fewer choices have a report of their own than have text."""
-        reports = len(self._alone) or len(self._own)
-        of_all = len(self._alone) == 1 and not meter.call.aim.reports_each
-        meter.uncounted = 0 < reports < len(self._seen) and not of_all
+        reports = len(self._other_reports) or len(self._choice_reports)
+        of_all = len(self._other_reports) == 1 and not meter.call.aim.reports_each
+        meter.uncounted = 0 < reports < len(self._reporting_choices) and not of_all
 
 
 def report_all(meter: Meter, document: dict[str, object], numbers: Numbers) -> Numbers:

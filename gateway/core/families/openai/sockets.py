@@ -50,23 +50,23 @@ class ResponseMessages:
         # The id of the stored response that the last one continues at its upstream.
         self._before: object = None
         self._asked_before: object = None
-        self._said = self._asked = b""
+        self._conversation = self._input = b""
         self._items: list[Document] = []
-        self._left = 0
+        self._bytes_left = 0
 
     @property
     def size(self) -> int:
         """The bytes stored so that the next message can continue the conversation."""
-        return len(self._said) + (REMEMBERED_BYTES_MAX - self._left if self._asked else 0)
+        return len(self._conversation) + (REMEMBERED_BYTES_MAX - self._bytes_left if self._input else 0)
 
     def forget(self) -> None:
         """Forget the last response. A client that continues it must send the whole conversation again."""
-        self._id, self._said = "", b""
+        self._id, self._conversation = "", b""
         self.end()
 
     def end(self) -> None:
         """End the current answer. Unless it was complete, no later message can continue it."""
-        self._asked, self._items = b"", []
+        self._input, self._items = b"", []
 
     def read(self, document: Document) -> None:
         """Turn a message into the body of a streamed call, with the remembered conversation in its input.
@@ -85,23 +85,23 @@ class ResponseMessages:
             document[_BEFORE] = self._before
             if self._before is None:
                 del document[_BEFORE]
-            document["input"] = [*msgspec.json.decode(self._said), *_items(document.get("input"))]
+            document["input"] = [*msgspec.json.decode(self._conversation), *_items(document.get("input"))]
         if document.get("store") is False:
             self._asked_before = document.get(_BEFORE)
             asked = msgspec.json.encode(_items(document.get("input")))
-            self._left = REMEMBERED_BYTES_MAX - len(asked)
-            self._asked = asked if self._left >= 0 else b""
+            self._bytes_left = REMEMBERED_BYTES_MAX - len(asked)
+            self._input = asked if self._bytes_left >= 0 else b""
 
     def hear(self, event: str) -> None:
         """Record an event of the current answer, so that a later message can continue the answer."""
-        if not self._asked or not any(one in event[:_TYPE_CHARACTERS] for one in (_ITEM, *_ENDS)):
+        if not self._input or not any(one in event[:_TYPE_CHARACTERS] for one in (_ITEM, *_ENDS)):
             return
-        self._left -= len(event)
+        self._bytes_left -= len(event)
         try:
             said = _event(event)
         except UNREADABLE:
-            self._left = -1
-        if self._left < 0:  # a part alone is of no use
+            self._bytes_left = -1
+        if self._bytes_left < 0:  # a part alone is of no use
             self.end()
             return
         if said.type == _ITEM and said.item is not None:
@@ -110,8 +110,8 @@ class ResponseMessages:
             return
         items = [one for item in self._items if (one := _again(item))]
         answer = msgspec.json.encode(items)
-        inner = b",".join(part for part in (self._asked[1:-1], answer[1:-1]) if part)
-        self._id, self._before, self._said = said.response.id, self._asked_before, b"[" + inner + b"]"
+        inner = b",".join(part for part in (self._input[1:-1], answer[1:-1]) if part)
+        self._id, self._before, self._conversation = said.response.id, self._asked_before, b"[" + inner + b"]"
         self.end()
 
 
