@@ -48,6 +48,14 @@ class Shared(Cast):
         """The URL that lists these servers."""
         return valkey.url(ports, self.address.password)
 
+    def asked(self, path: str) -> str:
+        """Return what the gateway's admin port answers."""
+        return plain_http.get(f"{self.stack.admin_url}{path}", timeout=HUNG_S).text
+
+    def reasons(self) -> Any:
+        """Return why the gateway is not ready for each partition."""
+        return json.loads(self.asked("/readyz")).get("reasons", {})
+
 
 @pytest.fixture(scope="module")
 def cast(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shared]:
@@ -86,32 +94,26 @@ def test_each_place_names_two_servers_that_hang(cast: Shared) -> None:
     names = [f"127.0.0.1:{port}" for _, port in cast.address.shards]
     hang = f"{names[0]}, {names[2]}: does not answer in time"
 
-    def asked(path: str) -> str:
-        return plain_http.get(f"{cast.stack.admin_url}{path}", timeout=HUNG_S).text
-
     def loggers(why: str) -> set[str]:
         lines = [
             json.loads(line) for line in cast.stack.log.read_text().splitlines() if "redis is away" in line
         ]
         return {line["logger"] for line in lines if line["why"] == why}
 
-    def reasons() -> Any:
-        return json.loads(asked("/readyz")).get("reasons", {})
-
     for server in (0, 2):
         os.kill(cast.process_of(server), signal.SIGSTOP)
     try:
-        wait_until(lambda: reasons().get("every_partition") == hang)
+        wait_until(lambda: cast.reasons().get("every_partition") == hang)
         samples = [
             f'tollkeeper_redis_away{{server="{name}"}} {away}'
             for name, away in zip(names, (1.0, 0.0, 1.0), strict=True)
         ]
-        wait_until(lambda: all(sample in asked("/metrics") for sample in samples))
+        wait_until(lambda: all(sample in cast.asked("/metrics") for sample in samples))
         wait_until(lambda: loggers(hang) == {"tollkeeper.gateway", "tollkeeper.keeper"})
     finally:
         for server in (0, 2):
             os.kill(cast.process_of(server), signal.SIGCONT)
-    wait_until(lambda: not reasons(), HUNG_S)
+    wait_until(lambda: not cast.reasons(), HUNG_S)
 
 
 def test_doctor_sees_each_server_and_refuses_another_order(cast: Shared) -> None:
@@ -140,5 +142,6 @@ def test_the_number_of_servers_is_that_of_the_directory(cast: Shared) -> None:
     with pytest.raises(AssertionError, match=r"TOLLKEEPER_REDIS_SERVERS is 2, and .* has 3"):
         Stack(cast.data, TOLLKEEPER_REDIS_SERVERS="2")
     cast.stack.start()
+    wait_until(lambda: not cast.reasons(), HUNG_S)  # each server is verified by itself
     assert cast.call(tenant) == 200
     cast.is_exact(tenant)

@@ -114,8 +114,8 @@ async def test_credit_note_form_credits_the_ticked_invoice_lines_by_the_typed_am
 async def test_subscription_billed_in_arrears_is_shown_as_waiting_with_the_day_of_billing(
     api: Api, admin: Person
 ) -> None:
-    today = datetime.now(UTC).date()
-    this = today.replace(day=min(today.day, 28))  # a cycle that does not end tomorrow
+    yesterday = datetime.now(UTC).date() - timedelta(days=1)  # what begins today has supplied nothing yet
+    this = yesterday.replace(day=min(yesterday.day, 28))  # a cycle that does not end tomorrow
     following = (this + timedelta(days=31)).replace(day=this.day)
     owner = await subscribed(api, "Arrears", this, "arrears")
     period = {"period_start": str(this), "period_end": str(following - timedelta(days=1))}
