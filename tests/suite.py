@@ -46,6 +46,7 @@ LONG = {
 }  # fmt: skip
 # Files and folders of the second tier: the longest first, since each is done by one process.
 VERIFY = (
+    "tests/model/test_scripts_at_length.py",
     "tests/contract/test_compiled.py",
     "tests/faults/test_rows_staged.py",
     "tests/faults/test_rows_real.py",
@@ -71,7 +72,6 @@ VERIFY = (
     "tests/features/provider_report/test_command.py",
     "tests/local/test_commands.py",
     "tests/local/test_real_up.py",
-    "tests/model/test_scripts_at_length.py",
     "tests/model/test_whole.py",
     "tests/persistence/billing/test_work.py",
     "tests/run/supervisor",
