@@ -28,12 +28,22 @@ local OPENED_MAX, PACKED = 256, 12
 local opened_of, opened_count, opened_before = {}, 0, {}
 local packed_at = {KEY_SIZE + 1, USER_SIZE + 1, TENANT_SIZE + 1, ORGANIZATION_SIZE + 1}
 
-local function forget() opened_of, opened_count, opened_before = {}, 0, {} end
+-- The lists of budget accounts of calls that were alone in their part (lib/budget_accounts.lua), and their number. They hold for opened accounts
+-- alone, so they go with these: else they would keep sixteen accounts each.
+local lists, list_count = {}, 0
+
+local function forget()
+  opened_of, opened_count, opened_before = {}, 0, {}
+  lists, list_count = {}, 0
+end
 
 local function remember(name, account, packed, place)
   account[place] = packed
   if opened_of[name] == nil then
-    if opened_count == OPENED_MAX then opened_before, opened_of, opened_count = opened_of, {}, 0 end
+    if opened_count == OPENED_MAX then
+      opened_before, opened_of, opened_count = opened_of, {}, 0
+      lists, list_count = {}, 0
+    end
     opened_count = opened_count + 1
   end
   opened_of[name] = account

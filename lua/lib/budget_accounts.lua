@@ -1,6 +1,6 @@
 -- budget_accounts: an account of budgets as a list of windows, for any owner: opened, brought up to now, named in a hold, written.
 -- needs: accounts carries state windows
--- sets: account_of last_accounts made_of makes moved_of scope_of
+-- sets: account_of last_accounts list_count lists made_of makes moved_of scope_of
 -- Its state is a header, its present definition, then the used and held amount of each window, of each wide one the parts below a
 -- whole unit, and of each that rolls its parts.
 -- In a key: the colon before an owner, its index, and the index at which the account's name begins.
@@ -73,11 +73,10 @@ local function accounts_again(argv, defined_at)
   return last_accounts
 end
 
--- The lists of accounts of calls that were alone in their part, by the key of their last account or its index; SEEN where one such call
--- came. A list has the definitions of its accounts (`known`), their number of keys, and the first end of a window: it holds while these are the same.
+-- `lists` has them by the key of their last account or its index; SEEN where one call that was alone in its part came. A list has the definitions
+-- of its accounts (`known`), their number of keys, and the first end of a window: it holds while these are the same.
 -- What follows from the accounts alone is kept with their list, too: `form`, `named` and `told`.
 local LISTS_MAX, SEEN = 256, 0
-local lists, list_count = {}, 0
 
 local kept_accounts, is_kept_again -- of the calls of a part
 local function list_again(keys, at, last, argv, defined_at, now)

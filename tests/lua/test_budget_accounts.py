@@ -4,23 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import redis
 
 from gateway.core.accounts.budget_balances import LiveWindow
-from gateway.core.accounts.budgets import OTHERS, Budget, account_of
+from gateway.core.accounts.budgets import BUDGET_ACCOUNTS_MAX, OTHERS, Budget, account_of
 from gateway.core.accounts.outbox import EventKind, WindowKey
 from gateway.core.model import SettleResult, Verdict
 from gateway.counters.layouts import packing, states
 from gateway.counters.layouts.packing import live_windows, replaced
 from gateway.counters.layouts.states import WindowState, pack_windows
-from gateway.counters.redis import keys
-from tests.builders import Granted, World, new_id
+from gateway.counters.redis import keys, scripts
+from tests.builders import UNITS, Granted, World, new_id
+from tests.lua.clocks import ClockWorld, read
 from tests.lua.uses import tell
 from tests.lua.windows import NAME, OTHER_NAME, account, fill_places, window
 
 HOUR, DAY = 3_600_000, 86_400_000
+KEEPS, LISTS = "  lists[name] = SEEN\n", "test:lists"
+OPENED_MAX, BEGIN = 256, 4_102_488_000_000
+
+
+class ListedWorld(ClockWorld):
+    """Its library says how many lists of accounts it keeps."""
+
+    library = staticmethod(
+        cache(
+            lambda: scripts.assemble(
+                lambda name: read(name).replace(KEEPS, f"{KEEPS}  call('SET', '{LISTS}', list_count)\n")
+            )
+        )
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -269,6 +285,24 @@ def test_accounts_before_the_last_ones_are_not_remembered(world: World) -> None:
         [told] = world.events()[count:]
         assert (told.source, told.money) == ("", used)
     assert reset(world, NAME, write_id="0" * 36).code == 2
+
+
+def test_calls_of_units_that_come_alone_all_hold_in_their_budget(world: World) -> None:
+    here = account(window(1, 100))
+    for calls in range(1, 6):
+        world.reserve(service=UNITS, budgets=(here,), money=10)
+        assert [one.held for one in world.windows(NAME)] == [10 * calls]
+
+
+def test_lists_are_kept_for_opened_accounts_alone(valkey: str) -> None:
+    """What is kept of others is bounded by the number of opened accounts, not by that of lists."""
+    world = ListedWorld(valkey, BEGIN)
+    world.plan(None)
+    for turn in range(2 * OPENED_MAX // BUDGET_ACCOUNTS_MAX):
+        many = [account(window(1, 100), name=f"{turn:08x}{at:08x}") for at in range(BUDGET_ACCOUNTS_MAX)]
+        world.reserve(budgets=tuple(many), money=1)
+        assert int(world.get(LISTS)) <= OPENED_MAX // BUDGET_ACCOUNTS_MAX + 1
+    world.client.close()
 
 
 # --- use that was before ------------------------------------------------------------------------

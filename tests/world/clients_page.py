@@ -29,8 +29,8 @@ A cell says how many requests a client sent, within how many seconds, and how it
 - **shown**: the refusal could be read, word for word; **silent**: it could not;
 - **exit 1**: its exit status; **goes on**: it was stopped {CASE_S_MAX:.0f} seconds after its first request.
 
-In the last six cases the upstream failed as its vendor does. Earlier refusals are Tollkeeper's own, of a spent
-budget of money or a tenant's tokens; `retry_after_max_s` bounds `Retry-After` in two of them.
+In the last six cases the upstream failed as its vendor does. In the earlier cases Tollkeeper itself refuses,
+since a budget of money or a tenant's tokens are spent; `retry_after_max_s` bounds `Retry-After` in two of them.
 [What to set](../budgets.md#how-a-spent-amount-is-told) follows from that.
 
 """
