@@ -6,7 +6,7 @@ import json
 import pkgutil
 import secrets
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -440,16 +440,14 @@ async def tell_resets(engine: AsyncEngine, now: datetime) -> None:
     stored = ms_of(now - STORED)
     ended = []
     async with engine.begin() as connection:
-        for interval, zone, anchor in (await connection.execute(_RESET_CALENDARS)).all():
-            # A time zone that no longer exists must not stop the others.
-            with suppress(KeyError, ValueError):
-                start_ms, next_ms, _ = window_bounds(interval, zone, anchor, stored)
-                if next_ms and start_ms > ms_of(now - STORED - OVER):
-                    before_ms, _, _ = window_bounds(interval, zone, anchor, start_ms - 1)
-                    ended.append((
-                        interval, zone, anchor, moment_of(before_ms), moment_of(start_ms),
-                        _render_moment(start_ms), _render_moment(next_ms),
-                    ))  # fmt: skip
+        calendars = (await connection.execute(_RESET_CALENDARS)).all()
+        for interval, zone, anchor, start_ms, next_ms in _intervals(calendars, stored):
+            if next_ms and start_ms > ms_of(now - STORED - OVER):
+                before_ms, _, _ = window_bounds(interval, zone, anchor, start_ms - 1)
+                ended.append((
+                    interval, zone, anchor, moment_of(before_ms), moment_of(start_ms),
+                    _render_moment(start_ms), _render_moment(next_ms),
+                ))  # fmt: skip
         if ended:
             names = ("intervals", "zones", "anchors", "before", "starts", "shown_starts", "shown_nexts")
             await connection.execute(_RESETS, _columns(names, ended))
@@ -515,6 +513,16 @@ async def _each_page(
         after = {"id": last.id, "start": last.start, "value": last.value}
 
 
+def _intervals(calendars: Sequence[Found], *moments: int) -> Iterator[tuple[str, str, int, int, int]]:
+    """Yield each calendar with begin and end of its interval at each of these moments, in ms; an end of 0 is never."""
+    for interval, zone, anchor in calendars:
+        # A time zone that no longer exists must not stop the others.
+        with suppress(KeyError, ValueError):
+            for moment in moments:
+                start_ms, next_ms, _ = window_bounds(interval, zone, anchor, moment)
+                yield interval, zone, anchor, start_ms, next_ms
+
+
 async def _calendars(
     connection: AsyncConnection, now: datetime, *, over: timedelta = timedelta()
 ) -> dict[str, object]:
@@ -522,13 +530,11 @@ async def _calendars(
 
     There is one for each calendar (interval, zone and first day) of the budgets that a webhook wants.
     """
-    windows = {}
-    for interval, zone, anchor in (await connection.execute(_CALENDARS)).all():
-        for moment in {now, now - over}:
-            # A time zone that no longer exists must not stop the others.
-            with suppress(KeyError, ValueError):
-                start_ms, next_ms, _ = window_bounds(interval, zone, anchor, ms_of(moment))
-                windows[interval, zone, anchor, start_ms] = next_ms
+    calendars = (await connection.execute(_CALENDARS)).all()
+    windows = {
+        (interval, zone, anchor, start_ms): next_ms
+        for interval, zone, anchor, start_ms, next_ms in _intervals(calendars, ms_of(now), ms_of(now - over))
+    }
     rows = [
         (
             interval,
