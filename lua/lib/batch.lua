@@ -119,13 +119,10 @@ local function look_up(keys, before, last)
   raw_of = call('MGET', values(keys, before + 1, last))
 end
 
--- The group, key and user whose accounts are marked as moved.
-local marked_group, marked_key, marked_user
-
 -- Begins a part after this many keys and places; its accounts are opened when they are needed. Nothing of the previous part is left,
 -- unless it failed. `tenant_moves` says how far its tenants move at least, without a reset.
 local function enter_part(own, before, tenant_moves)
-  own_before, places_before, event_count, member_count, write_before, last_accounts, shape, group, marked_group = own, before, 0, 0, write_count, nil, nil, nil, nil
+  own_before, places_before, event_count, member_count, write_before, last_accounts, shape, group = own, before, 0, 0, write_count, nil, nil, nil
   if part_is ~= PART_CLOSED then
     account_of, moved_of, reset_of = {}, {}, {}
     forget()
@@ -180,6 +177,19 @@ local function packed_of(raw, account, scope)
   return packed_head(raw, account, packed_at[scope])
 end
 
+-- The moved account of budgets, packed; nil if it is written by itself (`write_all`): one of an owner, or one that goes.
+local function leave_budget(account)
+  if account[IS_EACH] or not account[DEFINITION] then
+    left_count = left_count + 1
+    left_of[left_count], layout_of[left_count] = account, written_as
+    return nil
+  end
+  local packed = packed_budget(account)
+  account[IS_NEW] = false
+  remember(account[KEY_NAME], account, packed, PACKED)
+  return packed
+end
+
 -- Like `leave_part`, for a part whose only call has moved nothing but these (PART_ALONE), in the order tenant, organization, key,
 -- user, budgets.
 local function leave_call(keys)
@@ -206,15 +216,11 @@ local function leave_call(keys)
   local budgeted = moved_alone
   for i = 1, budgeted and #budgeted or 0 do
     local account = budgeted[i]
+    local packed = leave_budget(account)
     account_of[account[PLACE]] = nil
-    if account[IS_EACH] or not account[DEFINITION] then
-      left_count = left_count + 1
-      left_of[left_count], layout_of[left_count] = account, written_as
-    else
-      local name, packed = account[KEY_NAME], packed_budget(account)
-      account[IS_NEW], account[PACKED], count = false, packed, count + 2
-      if opened_of[name] ~= account then remember(name, account, packed, PACKED) end
-      writes[count - 1], writes[count] = name, packed
+    if packed then
+      writes[count + 1], writes[count + 2] = account[KEY_NAME], packed
+      count = count + 2
     end
   end
   if written_as ~= TODAY then all_as_written(writes, write_before + 1, count) end
@@ -237,13 +243,7 @@ local function leave_part(keys, places)
         remember(name, account, packed, packed_at[scope])
         if scope == SCOPE_USER then packed = keep_user(name, packed, account, shared_now) end
       elseif scope == ACTIVATED then packed = ACTIVATION.written(account)
-      elseif account[IS_EACH] or not account[DEFINITION] then
-        left_count = left_count + 1
-        left_of[left_count], layout_of[left_count] = account, written_as
-      else
-        packed, account[IS_NEW] = packed_budget(account), false
-        remember(name, account, packed, PACKED)
-      end
+      else packed = leave_budget(account) end
       if packed then
         write_of[count + 1], write_of[count + 2] = name, packed
         count = count + 2
@@ -279,17 +279,12 @@ local function place_call(i, packed)
   account_count, shape, named_from, group = own_of[i], packed, first_of[i], group_of[i]
 end
 
--- Marks what the present call moved; calls of one group mostly move the same.
+-- Marks what the present call moved.
 local function mark_moved(api_key, user, at_activation, accounts)
-  if group and group == marked_group and api_key == marked_key and user == marked_user and not at_activation then
-    if accounts then keep_accounts(accounts) end
-    return
-  end
   if not (shape or at_activation) then
     part_is, moved_alone = PART_ALONE, accounts
     return
   end
-  marked_group, marked_key, marked_user = group, api_key, user
   moved_of[at_tenant], moved_of[at_organization], moved_of[at_key] = true, true, api_key
   if user then moved_of[at_user] = true end
   if at_activation then moved_of[at_activation] = true end

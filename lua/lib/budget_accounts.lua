@@ -73,12 +73,15 @@ local function accounts_again(argv, defined_at)
   return last_accounts
 end
 
+-- The accounts that a part's calls keep (`keep_accounts`), and whether its second call has them, too.
+local kept_accounts, is_kept_again
+
 -- `lists` has them by the key of their last account or its index; SEEN where one call that was alone in its part came. A list has the definitions
 -- of its accounts (`known`), their number of keys, and the first end of a window: it holds while these are the same.
 -- What follows from the accounts alone is kept with their list, too: `form`, `named` and `told`.
 local LISTS_MAX, SEEN = 256, 0
 
-local kept_accounts, is_kept_again -- of the calls of a part
+-- The list under a call's last key, and whether it holds for the call; SEEN or nil without one.
 local function list_again(keys, at, last, argv, defined_at, now)
   local list = lists[keys[last + keys_before]]
   if not list or list == SEEN or list.key_count ~= last - at or now >= list.first_end then return list end
@@ -92,6 +95,7 @@ local function list_again(keys, at, last, argv, defined_at, now)
   return list, true
 end
 
+-- Keeps a call's list for the next one, if its last key `is_seen` before, and all its accounts were stored then.
 local function keep_list(name, list, key_count, is_seen)
   if lists[name] == nil then
     if list_count == LISTS_MAX then lists, list_count = {}, 0 end
@@ -169,8 +173,8 @@ end
 local name_parts = {}
 -- The names of accounts in a hold, each with all its windows.
 local function held_as(accounts)
-  local list_name = accounts.named
-  if list_name then return list_name end
+  local names = accounts.named
+  if names then return names end
   local count = #accounts
   for i = 1, count do
     local account = accounts[i]
@@ -182,9 +186,9 @@ local function held_as(accounts)
     end
     name_parts[i] = named
   end
-  list_name = concat(name_parts, '', 1, count)
-  accounts.named = list_name
-  return list_name
+  names = concat(name_parts, '', 1, count)
+  accounts.named = names
+  return names
 end
 
 -- How long such an account is stored after its last window; how many expired ones one write removes from the index.
