@@ -513,7 +513,7 @@ async def _each_page(
         after = {"id": last.id, "start": last.start, "value": last.value}
 
 
-def _intervals(calendars: Sequence[Found], *moments: int) -> Iterator[tuple[str, str, int, int, int]]:
+def _intervals(calendars: Iterable[Any], *moments: int) -> Iterator[tuple[str, str, int, int, int]]:
     """Yield each calendar with begin and end of its interval at each of these moments, in ms; an end of 0 is never."""
     for interval, zone, anchor in calendars:
         # A time zone that no longer exists must not stop the others.
