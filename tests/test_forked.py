@@ -79,3 +79,9 @@ def test_a_test_that_is_too_dear_is_named_unless_it_has_a_reason() -> None:
     }
     [said] = forked.too_dear(costs, 2.0, {"a.py::test_slow": 3.0}, {"a.py::test_excused"})
     assert said.startswith("a.py::test_dear[x] costs 9.0 CPU s, at most 6.0 here")
+
+
+def test_each_test_that_is_excused_for_its_cost_exists() -> None:
+    for test in forked.DEAR:
+        file, _, name = test.partition("::")
+        assert f"def {name}(" in (ROOT / file).read_text(), test

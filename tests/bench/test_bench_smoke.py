@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -127,6 +128,8 @@ def test_a_process_that_is_gone_is_an_error_and_costs_nothing_never(process: sub
     core = min(os.sched_getaffinity(0))
     pin([process.pid], core)
     check_running([process.pid], core)
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
     assert cpu_s([process.pid]) == families_cpu_s([process.pid]) > 0
     with pytest.raises(
         BenchError, match=f"process {process.pid} may run on cores .*, not on {core + 1} alone"
