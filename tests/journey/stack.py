@@ -125,6 +125,13 @@ class Stack:
         changes: list[Body] = plan["changes"]
         return changes
 
+    def amend(self, price: Body, reason: str, **fields: Any) -> Body:
+        """Amend a price; the price in its place, in force or soon."""
+        status, made = self.admin("POST", f"/prices/{price['id']}/amend", {**fields, "reason": reason})
+        assert status in {200, 202}, made
+        amended: Body = made
+        return amended
+
     def act(self, tenant_id: int, action: str, **fields: Any) -> Body:
         """An action on a tenant; its quota as it is then."""
         status, body = self.admin("POST", f"/tenants/{tenant_id}/{action}", fields or None)
