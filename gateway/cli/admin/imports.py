@@ -7,7 +7,7 @@ word: what is not translated is in `left`.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,9 +61,8 @@ def leaves(rest: object, place: str) -> Iterator[str]:
         yield place
 
 
-def free_name(name: str, rows: list[Json]) -> str:
-    """Return the name, with a number appended if one of the rows has it."""
-    taken = {row["name"] for row in rows}
+def free_name(name: str, taken: Collection[str]) -> str:
+    """Return the name, with a number appended if it is taken."""
     numbered = (name if number == 1 else f"{name} {number}" for number in range(1, len(taken) + 2))
     return next(name_ for name_ in numbered if name_ not in taken)
 
@@ -78,7 +77,7 @@ def deliver(made: Translated, to: Path, *, as_json: bool) -> None:
         left = [{"place": place, "why": why} for place, why in made.left]
         print_json({"directory": str(directory), "left_out": left, "notes": made.notes})
         return
-    counts = {"models": len(made.config["models"]), "upstreams": len(made.config["upstreams"])}
+    counts = {name: len(made.config[name]) for name in ("models", "upstreams") if made.config}
     counts |= {name: len(rows) for name, rows in made.objects.items()}
     typer.echo(f"Written to {to}: " + ", ".join(f"{count} {name}" for name, count in counts.items()) + ".")
     for note in made.notes:
@@ -86,7 +85,8 @@ def deliver(made: Translated, to: Path, *, as_json: bool) -> None:
     typer.echo(f"Left out: {len(made.left)} settings." if made.left else "Nothing is left out.")
     for place, why in made.left:
         typer.echo(visible(f"  {place}: {why}"))
-    say(f"Start it:  tollkeeper up --no-demo --config {to / CONFIG}")
+    if made.config:
+        say(f"Start it:  tollkeeper up --no-demo --config {to / CONFIG}")
     say(f"Then:      tollkeeper apply -f {to / OBJECTS} --secrets-dir secrets")
 
 
@@ -122,7 +122,8 @@ def write_files(directory: Path, made: Translated) -> None:
             descriptor = os.open(directory / KEYS / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
             with os.fdopen(descriptor, "w", encoding="utf-8") as file:
                 file.write(f"{secret}\n")
-        (directory / CONFIG).write_text(written(made.config), encoding="utf-8")
+        if made.config:
+            (directory / CONFIG).write_text(written(made.config), encoding="utf-8")
         (directory / OBJECTS).write_text(written(made.objects), encoding="utf-8")
     except OSError as error:
         raise CommandFailed(f"{error.filename} cannot be written: {error.strerror}.") from error

@@ -536,7 +536,7 @@ class _Translation:
             )
         for one in names:
             source.pop(one, None)
-        name = free_name(name, self._budgets)
+        name = free_name(name, {budget["name"] for budget in self._budgets})
         row = {"name": name, "organization": self._owner, "unit": MONEY, "amount": f"{amount:f}"}
         self._budgets.append({**row, **window, **selectors})
 
@@ -640,7 +640,7 @@ class _Translation:
             return
         tenant = by_id[team_id] if team_id else self._everybody(tenants)
         tenant_reference = {"organization": self._owner, "name": tenant}
-        name = free_name(name, [key for key in made if key["tenant"] == tenant_reference])
+        name = free_name(name, {key["name"] for key in made if key["tenant"] == tenant_reference})
         key: Json = {"name": name, "tenant": tenant_reference}
         key |= self._models_of(row, place)
         key |= {"user": user} if (user := row.pop("user_id", None)) else {}
@@ -703,7 +703,7 @@ class _Translation:
     def _tenant(self, team: Json, place: str, tenants: list[Json]) -> str:
         name = str(team.pop("team_alias", None) or team.get("team_id") or EVERYBODY)
         team.pop("team_id", None)
-        name = free_name(name, tenants)
+        name = free_name(name, {tenant["name"] for tenant in tenants})
         team.pop("blocked", None)
         row: Json = {"name": name, "organization": self._owner, "plan": PLAN} | self._models_of(team, place)
         tenants.append(row | ({"limits": limits} if (limits := _limits(team)) else {}))
