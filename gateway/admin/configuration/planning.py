@@ -285,12 +285,9 @@ class Planner:
         Rows that refer to others go first. Kinds with deferred objects are left out.
         """
         waiting = {wanted.resource.name for wanted, _ in self._matching.names.left}
+        undescribed = [mark for key, mark in self._marks.items() if mark.made and key not in self._met]
         for resource in reversed([kind for name, kind in KINDS.items() if name not in waiting]):
-            mine = {
-                mark.row_id: mark
-                for key, mark in self._marks.items()
-                if mark.resource == resource.name and mark.made and key not in self._met
-            }
+            mine = {mark.row_id: mark for mark in undescribed if mark.resource == resource.name}
             rows = await self._session.find(resource.name, {"id": list(mine)}, len(mine)) if mine else ()
             there = [row for row in rows if not declared(resource).is_gone(row)]
             gone, several = {row["id"] for row in there}, await self._several(resource, there)

@@ -32,11 +32,12 @@ def declared(resource: Resource) -> ConfigDeclaration:
 def model(resource: Resource) -> type[In]:
     """Return the model of an object: that of a new row, with the parts that are no fields of the row."""
     assert resource.create is not None
+    parts = declared(resource).parts
+    further = parts.keys() - resource.create.model_fields.keys()
     fields: dict[str, Any] = {
-        part.name: (list[part.form_of(part.put)], Field(default=[], max_length=how.most))  # type: ignore[misc]  # made here
+        part.name: (list[part.form_of(part.put)], Field(default=[], max_length=parts[part.name].most))  # type: ignore[misc]  # made here
         for part in resource.parts
-        if (how := declared(resource).parts.get(part.name)) is not None and part.put is not None
-        if part.name not in resource.create.model_fields
+        if part.name in further and part.put is not None
     }
     if not fields:
         return resource.create
