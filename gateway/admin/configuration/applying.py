@@ -185,7 +185,8 @@ class Configurator:
         kinds = [KINDS[kind] for kind in wish.objects if kind in KINDS]
         if wish.digest is None or not kinds:
             return
-        for resource in KINDS.values() if wish.prune else kinds:
+        written = KINDS.values() if wish.prune else kinds
+        for resource in written:
             how = declared(resource)
             verbs = {CREATE, resource.patch_verb, *how.actions.values(), resource.settle_first or DELETE}
             if any(may_write(self._ports.actor, resource, verb) for verb in verbs):

@@ -119,7 +119,8 @@ class Planner:
         # Store the row that a name meant, so that the name keeps this meaning.
         for (kind, row_id), field in self._matching.names.referred.items():
             before = self._marks.get((kind, row_id))
-            if (kind, row_id) in self._met or (before is not None and (before.said or field is None)):
+            is_named = before is not None and (before.said or field is None)
+            if is_named or (kind, row_id) in self._met:
                 continue
             fields, made = ((), False) if before is None else (before.fields, before.made)
             self._new_marks.append(Mark(kind, int(str(row_id)), fields, made, field))

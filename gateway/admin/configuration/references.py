@@ -305,7 +305,9 @@ async def _rows(session: ApplyTransaction, changes: Sequence[PlannedRow]) -> Map
     rows: dict[Which, Row] = {}
     for kind, resource in reversed(list(KINDS.items())):
         ids = wanted[kind]
-        for row in await session.find(kind, {"id": ids}, len(ids)) if ids else ():
+        if not ids:
+            continue
+        for row in await session.find(kind, {"id": ids}, len(ids)):
             rows[kind, row["id"]] = row
             want(resource, row)
     return rows

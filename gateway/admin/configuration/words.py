@@ -75,10 +75,13 @@ def named_parts(resource: Resource, row: Row, name: str, parts: Sequence[Any]) -
 
 def with_keys(key: str, parts: Sequence[Any], keys: Mapping[int, object]) -> list[Any]:
     """Return parts with other keys in the field `key`, "" for the parts themselves; `keys` are by place."""
-    return [
-        part if index not in keys else {**part, key: keys[index]} if key else keys[index]
-        for index, part in enumerate(parts)
-    ]
+
+    def with_key(index: int, part: Any) -> Any:
+        if index not in keys:
+            return part
+        return {**part, key: keys[index]} if key else keys[index]
+
+    return [with_key(index, part) for index, part in enumerate(parts)]
 
 
 def without_nulls(resource: Resource, name: str, part: Any) -> Any:
