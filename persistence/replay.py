@@ -41,7 +41,7 @@ BOOKS_MAX: Final = 1_000
 GROUPS_NOW, SUBSTITUTES_ACCEPT, STEPS_AS_SENT = "groups_now", "substitutes_accept", "steps_as_sent"
 TRACES_BY_FORM = "traces_by_form"
 TAGS_SINCE, CALLS_SINCE = "tags_since:", "calls_since:"
-# Columns of a call of which one is above 0 if it used anything.
+# Columns of a call. If it used anything, one is above 0.
 USED_BY: Final = ("units", "tokens", "cost")
 # The facts of a call before those of its usage.
 PLAIN_FACTS: Final = StoredCall._fields.index("usage")

@@ -109,7 +109,7 @@ async def desk(api: Api) -> Desk:
     return Desk(api, first["organization_id"], (first["id"], second["id"]), (keys[0]["id"], keys[1]["id"]))
 
 
-async def test_call_that_used_nothing_is_no_request(desk: Desk) -> None:
+async def test_failed_call_without_use_is_no_request(desk: Desk) -> None:
     nothing = {"tokens": 0, "status": 500}
     desk.store(
         desk.call(0, 0, **nothing), desk.call(1, 0, **nothing) | {"cost": None}, desk.call(2, 0, tokens=1),
