@@ -6,6 +6,7 @@ which could limit less than the policy does.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -28,9 +29,14 @@ T = TypeVar("T")
 # Most characters of a source's name in a name of ours, which has 200.
 NAME_CHARS_MAX = 150
 
+# Fields that name an object, where these are not its name alone.
+_IDENTITY = {"users": ("external_id",), "api-keys": ("name", "tenant")}
+
 Org = Annotated[str, typer.Option(help="The organization that the budgets belong to.")]
+# Files with the pages of a list.
+Pages = list[Path] | None
 Names = Annotated[
-    list[Path] | None,
+    Pages,
     typer.Option(help="Lists of workspaces, members or keys, as JSON files: names in place of their ids."),
 ]
 
@@ -46,10 +52,10 @@ class NotTranslated(Exception):
 class Organization:
     """The objects of an organization by kind and name, and what no object stands for. Amounts are US dollars."""
 
-    def __init__(self, name: str, names: Sequence[Path]) -> None:
-        self.name, self._made, self._taken = name, Translated(), set[str]()
+    def __init__(self, name: str, names: Pages) -> None:
+        self.name, self._made, self._taken = name, Translated(), defaultdict[str, set[str]](set)
         self._rows: dict[str, dict[str, Json]] = {}
-        self._names: dict[str, str] = {}
+        self._names, self._tenants = dict[str, str](), dict[str, str]()
         for _, row in self.rows(names):
             shown = row.get("email") or row.get("name")
             self._names |= {str(row[by]): str(shown) for by in ("id", "slug") if by in row and shown}
@@ -58,13 +64,13 @@ class Organization:
         except NotTranslated as fault:
             raise CommandFailed(f"--org {fault.why}") from fault
 
-    def rows(self, paths: Sequence[Path], total: str = "") -> list[tuple[str, Json]]:
+    def rows(self, pages: Pages, total: str = "") -> list[tuple[str, Json]]:
         """Return the rows of a list with the place of each; the field `total` of its pages has their number.
 
         Raise `CommandFailed` if a file is no page of a list, or if a page is missing.
         """
         rows, most = dict[str, tuple[str, Json]](), 0
-        for path in paths:
+        for path in pages or ():
             answer = read_answer(path)
             data = answer.get("data") if isinstance(answer, dict) else None
             if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
@@ -76,7 +82,7 @@ class Organization:
                 rows.setdefault(str(row.get("id") or place), (place, row))
         if len(rows) < most:
             fault = f"{total} is {most}, and there are {len(rows)} here"
-            raise CommandFailed(f"{paths[0]}: {fault}. Save the other pages too, and name all files.")
+            raise CommandFailed(f"{path}: {fault}. Save the other pages too, and name all files.")
         return list(rows.values())
 
     @contextmanager
@@ -102,10 +108,10 @@ class Organization:
         """Return the name of the workspace, member or key with this id, the id if no list names it."""
         return self._names.get(row_id, row_id)
 
-    def free(self, name: str) -> str:
-        """Return a name that no other budget or group has."""
-        name = free_name(name[:NAME_CHARS_MAX], self._taken)
-        self._taken.add(name)
+    def free(self, kind: str, name: str) -> str:
+        """Return a name that no other object of a kind has."""
+        name = free_name(name[:NAME_CHARS_MAX], self._taken[kind])
+        self._taken[kind].add(name)
         return name
 
     def own(self, **fields: Any) -> Json:
@@ -115,20 +121,23 @@ class Organization:
         return {"name": name, "organization": self.name, "plan": PLAN, **fields}
 
     def key(self, name: str, tenant: str, **fields: Any) -> Json:
-        return {"name": name, "tenant": {"organization": self.name, "name": tenant}, **fields}
+        """Return an API key, of its first tenant if it was named before."""
+        owner = {"organization": self.name, "name": self._tenants.setdefault(name, tenant)}
+        return {"name": name, "tenant": owner, **fields}
 
     def group(self, name: str, kind: str, members: Sequence[str]) -> Json:
-        return {"name": name, "organization": self.name, "kind": kind, "members": [*dict.fromkeys(members)]}
+        name, members = self.free("groups", name), [*dict.fromkeys(members)]
+        return {"name": name, "organization": self.name, "kind": kind, "members": members}
 
-    def budget(self, name: str, unit: str, amount: object, **fields: Any) -> Json:
-        return {"name": name, "organization": self.name, "unit": unit, "amount": amount, **fields}
+    def budget(self, name: str, **fields: Any) -> Json:
+        return {"name": self.free("budgets", name), "organization": self.name, **fields}
 
     def add(self, **objects: Sequence[Json]) -> None:
         """Add objects by kind; raise `NotTranslated`, and add none, if `tollkeeper apply` refuses one."""
         rows: dict[str, dict[str, Json]] = {}
         for kind, wanted in objects.items():
             for row in wanted:
-                which = str([row.get(field) for field in ("name", "external_id", "tenant")])
+                which = str([row.get(field) for field in _IDENTITY.get(kind, ("name",))])
                 of_kind = rows.setdefault(kind, {})
                 known = of_kind.get(which) or self._rows.get(kind, {}).get(which)
                 of_kind[which] = _merged(known, row) if known else row

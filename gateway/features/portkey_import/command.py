@@ -15,7 +15,16 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli.admin.budget_import import Names, NotTranslated, Org, Organization, amount_of, choice, title
+from gateway.cli.admin.budget_import import (
+    Names,
+    NotTranslated,
+    Org,
+    Organization,
+    Pages,
+    amount_of,
+    choice,
+    title,
+)
 from gateway.cli.admin.client import Json
 from gateway.cli.admin.imports import EVERYBODY, deliver
 from gateway.cli.admin.output import AsJson
@@ -59,8 +68,8 @@ def translate(made: Organization, policy: Json) -> None:
     objects, common = defaultdict[str, list[Json]](list), Json(each=each) if each else Json()
     for key in fixed.keys() - {*alone}:
         members = [_select(made, objects, key, value, home)[GROUPS[key]] for value in fixed[key]]
-        common["group"] = made.free(name)
-        objects["groups"].append(made.group(common["group"], GROUPS[key], members))
+        objects["groups"].append(group := made.group(name, GROUPS[key], members))
+        common["group"] = group["name"]
     every = [*product(*([(key, value) for value in fixed[key]] for key in alone))]
     for chosen in every:
         selectors = dict(common)
@@ -74,15 +83,16 @@ def translate(made: Organization, policy: Json) -> None:
             objects[kind].append(row)
         else:
             values = ", ".join(value for _, value in chosen) if len(every) > 1 else ""
-            budget = made.budget(made.free(f"{name}: {values}" if values else name), **terms, **selectors)
-            objects["budgets"].append(budget)
+            objects["budgets"].append(
+                made.budget(f"{name}: {values}" if values else name, **terms, **selectors)
+            )
     made.add(**objects)
 
 
 def _calls(policy: Json) -> tuple[dict[str, list[str]], list[str], str | None]:
     """Return the values of conditions by their keys, the keys whose values have an amount each, and `each`.
 
-    The values of another key share an amount.
+    The values of another key share an amount. API keys come last, as they decide the tenant.
     """
     values, grouped = _conditions(policy), {entry["key"] for entry in _entries(policy, "group_by", "key")}
     organisations = values.pop(ORGANISATION, [])
@@ -99,7 +109,7 @@ def _calls(policy: Json) -> tuple[dict[str, list[str]], list[str], str | None]:
         raise NotTranslated(
             "group_by", f"{', '.join(each)}: conditions must name the values of all but one, and of models"
         )
-    alone = [key for key, options in fixed.items() if key in grouped | same or len(options) == 1]
+    alone = [key for key in sorted(fixed, reverse=True) if key in grouped | same or len(fixed[key]) == 1]
     if len(fixed) > len(alone) + 1 or not GROUPS.keys() >= fixed.keys() - {*alone}:
         raise NotTranslated(
             "conditions", "several values share an amount: only keys, or workspaces, can do so"
@@ -173,9 +183,9 @@ def _select(made: Organization, objects: dict[str, list[Json]], key: str, value:
         return {"tenant": tenant}
     if key == API_KEY:
         made.note("API keys are new ones: policies have no values of keys.")
-        objects["tenants"].append(made.tenant(home))
-        objects["api-keys"].append(made.key(name := made.named(value), home))
-        return {"tenant": home, "api_key": name}
+        objects["api-keys"].append(row := made.key(made.named(value), home))
+        objects["tenants"].append(made.tenant(row["tenant"]["name"]))
+        return {"tenant": row["tenant"]["name"], "api_key": row["name"]}
     if key == MODEL:
         return {"model": value.partition("/")[2] if value.startswith("@") else value}
     if key == PERSON:
@@ -208,17 +218,15 @@ def portkey(
         list[Path], typer.Argument(help="Answers of GET /v1/policies/usage-limits, as JSON files.")
     ],
     *,
-    rate_limits: Annotated[
-        list[Path] | None, typer.Option(help="Answers of GET /v1/policies/rate-limits.")
-    ] = None,
+    rate_limits: Annotated[Pages, typer.Option(help="Answers of GET /v1/policies/rate-limits.")] = None,
     to: Annotated[Path, typer.Option(help="A new directory for the files.")] = Path("from-portkey"),
     org: Org = "Company",
     names: Names = None,
     as_json: AsJson = False,
 ) -> None:
     """Translate policies of Portkey, and name each one, and each field, that is left out."""
-    made = Organization(org, names or ())
-    for place, policy in made.rows(policies, "total") + made.rows(rate_limits or (), "total"):
+    made = Organization(org, names)
+    for place, policy in made.rows(policies, "total") + made.rows(rate_limits, "total"):
         with made.taking(place, policy, *KNOWN):
             translate(made, policy)
     made.note("Use so far is not taken over: each budget begins at 0.")
