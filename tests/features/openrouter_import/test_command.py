@@ -5,11 +5,13 @@ The types of @openrouter/sdk 1.3.19 of 22 August 2026 read the samples without a
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +20,7 @@ from gateway.cli.admin.budget_import import Organization
 from gateway.features.openrouter_import.command import translate_all
 from tests.admin.conftest import Api
 from tests.admin.test_cli import Run, from_json, run
+from tests.tree import ROOT
 
 __all__ = ["run"]  # a fixture
 
@@ -76,6 +79,21 @@ async def test_guardrails_imported_from_openrouter_are_applied_as_budgets_overri
     users = (await from_json(run, "user", "list"))["items"]
     assert {row["external_id"]: row["models"] for row in users if row["models"]} == {EVE: [MINI], MIA: [MINI]}
     assert (await run("diff", "-f", objects)).exit_code == 0
+
+
+async def test_example_of_the_page_about_openrouter_is_what_the_command_writes(
+    run: Run, tmp_path: Path
+) -> None:
+    text = (ROOT / "docs/howto/from-openrouter.md").read_text()
+    for name, answer in re.findall(r"cat > (\S+) <<'JSON'\n(.*?)\nJSON\n", text, re.DOTALL):
+        (tmp_path / name).write_text(answer)
+    options = ("--members", str(tmp_path / "members.json"), "--default", "Production Guardrail")
+    to = ("--org", "Over from OpenRouter", "--to", str(tmp_path / "new"))
+    done = await run("import", "openrouter", str(tmp_path / "guardrails.json"), *options, *to)
+    assert (done.exit_code, "Nothing is left out." in done.output) == (0, True)
+    made = yaml.safe_load((tmp_path / "new" / "objects.yaml").read_text())
+    shown = yaml.safe_load("groups:" + text.partition("```yaml\ngroups:")[2].partition("```")[0])
+    assert (made["groups"], made["budgets"][:1]) == (shown["groups"], shown["budgets"])
 
 
 async def test_openrouter_import_names_each_guardrail_and_field_that_is_left_out(

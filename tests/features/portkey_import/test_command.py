@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -20,6 +21,7 @@ from gateway.cli.admin.budget_import import NotTranslated, Organization
 from gateway.features.portkey_import.command import KNOWN, translate
 from tests.admin.conftest import Api
 from tests.admin.test_cli import Run, from_json, run
+from tests.tree import ROOT
 
 __all__ = ["run"]  # a fixture
 
@@ -84,6 +86,16 @@ async def test_policies_imported_from_portkey_are_applied_as_the_budgets_that_a_
     [group] = listed["group"]
     assert {names["tenant", member] for member in group["members"]} == {"Assistants", "Batch"}
     assert (await run("diff", "-f", objects)).exit_code == 0
+
+
+async def test_example_of_the_page_about_portkey_is_what_the_command_writes(run: Run, tmp_path: Path) -> None:
+    text = (ROOT / "docs/howto/from-portkey.md").read_text()
+    (tmp_path / "page.json").write_text(text.partition("<<'JSON'\n")[2].partition("\nJSON\n")[0])
+    to = ("--org", "Over from Portkey", "--to", str(tmp_path / "new"))
+    assert (await run("import", "portkey", str(tmp_path / "page.json"), *to)).exit_code == 0
+    made = yaml.safe_load((tmp_path / "new" / "objects.yaml").read_text())
+    shown = yaml.safe_load("budgets:" + text.partition("```yaml\nbudgets:")[2].partition("```")[0])
+    assert [row for row in made["budgets"] if row["name"] != "Each user"] == shown["budgets"]
 
 
 async def test_portkey_import_names_each_policy_and_field_that_is_left_out(run: Run, tmp_path: Path) -> None:
