@@ -20,9 +20,9 @@ from gateway.cli.admin.budget_import import (
     Org,
     Organization,
     Pages,
-    amount_of,
-    choice,
-    title,
+    choose,
+    read_amount,
+    title_of,
 )
 from gateway.cli.admin.client import CommandFailed, Json
 from gateway.cli.admin.imports import EVERYBODY, deliver
@@ -58,30 +58,30 @@ def translate_all(
     usual: dict[str, Json] = {}
     for place, row in rows:
         if row in chosen:
-            with made.taking(place, row, *KNOWN):
+            with made.translating(place, row, *KNOWN):
                 usual = translate_default(made, row)
     if len({str(row.get("workspace_id")) for _, row in rows}) > 1:
         usual = {}  # others count in all workspaces, the default one in its own
     for place, row in rows:
         if row not in chosen:
-            with made.taking(place, row, *KNOWN):
+            with made.translating(place, row, *KNOWN):
                 guardrail = str(row.get("id"))
-                users = [made.named(assigned["user_id"]) for assigned in users_of.get(guardrail, ())]
+                users = [made.name_of(assigned["user_id"]) for assigned in users_of.get(guardrail, ())]
                 names = {key["key_hash"]: key.get("key_name") for key in keys_of.get(guardrail, ())}
-                keys = [made.free("api-keys", str(name or key)) for key, name in names.items()]
+                keys = [made.take_name("api-keys", str(name or key)) for key, name in names.items()]
                 translate(made, row, users, keys, usual)
 
 
 def translate_default(made: Organization, guardrail: Json) -> dict[str, Json]:
     """Add the default guardrail of a workspace; return its budgets, of each user and each key of its tenant."""
-    money, models = _money(made, guardrail), _models(made, guardrail)
-    tenant = _tenant(made, guardrail)
+    money, models = _read_money(made, guardrail), _read_models(made, guardrail)
+    tenant = _tenant_of(made, guardrail)
     budgets = {
-        each: made.budget(f"{title(guardrail)}, each {each}", **money, tenant=tenant, each=each)
-        for each in KINDS
+        owner: made.make_budget(f"{title_of(guardrail)}, each {owner}", **money, tenant=tenant, each=owner)
+        for owner in KINDS
         if money
     }
-    made.add(tenants=[made.tenant(tenant, **models)], budgets=[*budgets.values()])
+    made.add(tenants=[made.make_tenant(tenant, **models)], budgets=[*budgets.values()])
     return budgets
 
 
@@ -92,43 +92,45 @@ def translate(
 
     If the usual budget, by `each`, has the same interval, the smaller amount is an override for the group.
     """
-    money, models = _money(made, guardrail), _models(made, guardrail)
+    money, models = _read_money(made, guardrail), _read_models(made, guardrail)
     if not users and not keys:
         raise NotTranslated("", "nobody is assigned to it: name it with --default if it is a workspace's own")
     objects = defaultdict[str, list[Json]](list)
-    for each, members in ((USER, users), (KEY, keys)):
+    for owner, members in ((USER, users), (KEY, keys)):
         if not members or not money:
             continue
-        group = made.group(f"{title(guardrail)}, each {each}", KINDS[each], members)
+        group = made.make_group(f"{title_of(guardrail)}, each {owner}", KINDS[owner], members)
         objects["groups"].append(group)
-        budget = usual.get(each, {})
+        budget = usual.get(owner, {})
         if budget.get("interval") == money["interval"]:
             amount = min(money["amount"], budget["amount"], key=Decimal)
             overrides = [{"who": f"{OF_GROUP}{group['name']}", "amount": amount}]
             objects["budgets"].append({"name": budget["name"], "overrides": overrides})
         else:
-            objects["budgets"].append(made.budget(group["name"], **money, group=group["name"], each=each))
+            objects["budgets"].append(
+                made.make_budget(group["name"], **money, group=group["name"], each=owner)
+            )
     if keys:
         made.note("API keys are new ones: OpenRouter tells no values of keys.")
-        tenant = _tenant(made, guardrail)
-        objects["tenants"].append(made.tenant(tenant))
-        objects["api-keys"] += [made.key(name, tenant, **models) for name in keys]
+        tenant = _tenant_of(made, guardrail)
+        objects["tenants"].append(made.make_tenant(tenant))
+        objects["api-keys"] += [made.make_key(name, tenant, **models) for name in keys]
     if models:
         objects["users"] += [{"external_id": user, "organization": made.name, **models} for user in users]
     made.add(**objects)
 
 
-def _money(made: Organization, guardrail: Json) -> Json:
+def _read_money(made: Organization, guardrail: Json) -> Json:
     """Return the fields of a budget; {} for any amount."""
-    limit, interval = guardrail.get("limit_usd"), choice(guardrail, "reset_interval", RESETS)
+    limit, interval = guardrail.get("limit_usd"), choose(guardrail, "reset_interval", RESETS)
     if limit is None:
         return {}
     if not guardrail.get("include_byok_in_budgets"):
         made.note("All calls count, also those that OpenRouter counts with include_byok_in_budgets alone.")
-    return {"unit": MONEY, "amount": amount_of(limit, MONEY, "limit_usd"), "interval": interval}
+    return {"unit": MONEY, "amount": read_amount(limit, MONEY, "limit_usd"), "interval": interval}
 
 
-def _models(made: Organization, guardrail: Json) -> Json:
+def _read_models(made: Organization, guardrail: Json) -> Json:
     """Return the list of models, as a field; {} for any model."""
     models = guardrail.get("allowed_models") or []
     if not isinstance(models, list) or not all(isinstance(model, str) for model in models):
@@ -140,15 +142,15 @@ def _models(made: Organization, guardrail: Json) -> Json:
     return {"models": models} if models else {}
 
 
-def _tenant(made: Organization, guardrail: Json) -> str:
-    return made.named(str(guardrail.get("workspace_id") or EVERYBODY))
+def _tenant_of(made: Organization, guardrail: Json) -> str:
+    return made.name_of(str(guardrail.get("workspace_id") or EVERYBODY))
 
 
-def _assigned(made: Organization, pages: Pages, field: str, known: Collection[str]) -> Assigned:
+def _read_assignments(made: Organization, pages: Pages, field: str, known: Collection[str]) -> Assigned:
     """Return the assignments of the `known` guardrails by their ids; `field` says whom each is about."""
     assigned = defaultdict[str, list[Json]](list)
-    for place, row in made.rows(pages, "total_count"):
-        with made.taking(place, row, *KNOWN_OF_ASSIGNMENTS):
+    for place, row in made.read_rows(pages, "total_count"):
+        with made.translating(place, row, *KNOWN_OF_ASSIGNMENTS):
             guardrail, who = row.get("guardrail_id"), row.get(field)
             if not isinstance(guardrail, str) or guardrail not in known:
                 raise NotTranslated("guardrail_id", "must be the id of a guardrail in these files")
@@ -175,9 +177,12 @@ def openrouter(
 ) -> None:
     """Translate guardrails of OpenRouter, and name each one, and each field, that is left out."""
     made = Organization(org, names)
-    rows = made.rows(guardrails, "total_count")
+    rows = made.read_rows(guardrails, "total_count")
     ids = {str(row.get("id")) for _, row in rows}
-    users_of, keys_of = _assigned(made, members, "user_id", ids), _assigned(made, keys, "key_hash", ids)
+    users_of, keys_of = (
+        _read_assignments(made, members, "user_id", ids),
+        _read_assignments(made, keys, "key_hash", ids),
+    )
     translate_all(made, rows, users_of, keys_of, default)
     made.note("Use so far is not taken over: each budget begins at 0.")
-    deliver(made.done(), to, as_json=as_json)
+    deliver(made.finish(), to, as_json=as_json)

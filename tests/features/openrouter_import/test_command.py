@@ -81,9 +81,7 @@ async def test_guardrails_imported_from_openrouter_are_applied_as_budgets_overri
     assert (await run("diff", "-f", objects)).exit_code == 0
 
 
-async def test_example_of_the_page_about_openrouter_is_what_the_command_writes(
-    run: Run, tmp_path: Path
-) -> None:
+async def test_openrouter_import_writes_the_objects_that_its_page_shows(run: Run, tmp_path: Path) -> None:
     text = (ROOT / "docs/howto/from-openrouter.md").read_text()
     for name, answer in re.findall(r"cat > (\S+) <<'JSON'\n(.*?)\nJSON\n", text, re.DOTALL):
         (tmp_path / name).write_text(answer)
@@ -171,7 +169,7 @@ def test_users_and_keys_have_the_same_smallest_amounts_and_common_models_as_at_o
         for row in guardrails
     ]
     translate_all(made, rows, assigned["user_id"], assigned["key_hash"], "g0" if has_default else None)
-    objects = made.done().objects
+    objects = made.finish().objects
     read(objects, datetime.now(UTC))
     lists = {
         "user": {row["external_id"]: row for row in objects.get("users", [])},
@@ -194,7 +192,7 @@ def test_users_and_keys_have_the_same_smallest_amounts_and_common_models_as_at_o
                 if "models" in row
             ]
             assert set.intersection({MINI, OPUS}, *found) == set.intersection({MINI, OPUS}, *models)
-    left = {place for place, _ in made.done().left}
+    left = {place for place, _ in made.finish().left}
     assert left == {
         row["id"]
         for row in guardrails

@@ -88,7 +88,7 @@ async def test_policies_imported_from_portkey_are_applied_as_the_budgets_that_a_
     assert (await run("diff", "-f", objects)).exit_code == 0
 
 
-async def test_example_of_the_page_about_portkey_is_what_the_command_writes(run: Run, tmp_path: Path) -> None:
+async def test_portkey_import_writes_the_objects_that_its_page_shows(run: Run, tmp_path: Path) -> None:
     text = (ROOT / "docs/howto/from-portkey.md").read_text()
     (tmp_path / "page.json").write_text(text.partition("<<'JSON'\n")[2].partition("\nJSON\n")[0])
     to = ("--org", "Over from Portkey", "--to", str(tmp_path / "new"))
@@ -153,7 +153,7 @@ def accounts_of_ours(objects: dict[str, list[dict[str, Any]]], call: dict[str, s
 
 
 @given(POLICIES)
-def test_a_policy_limits_the_same_calls_together_at_portkey_and_here_or_is_left_out(
+def test_an_imported_policy_limits_the_same_calls_together_as_at_portkey(
     policy: dict[str, Any],
 ) -> None:
     values = {row["key"]: row["value"] for row in policy["conditions"] if row["value"] != "*"}
@@ -163,9 +163,9 @@ def test_a_policy_limits_the_same_calls_together_at_portkey_and_here_or_is_left_
     try:
         translate(made, policy)
     except NotTranslated:
-        assert "budgets" not in made.done().objects
+        assert "budgets" not in made.finish().objects
         return
-    objects = made.done().objects
+    objects = made.finish().objects
     theirs, ours = (
         [account_of_portkey(policy, call) for call in CALLS],
         [accounts_of_ours(objects, call) for call in CALLS],
@@ -212,11 +212,11 @@ WRONG = st.fixed_dictionaries(
 @given(st.lists(WRONG, max_size=4))
 def test_every_policy_is_in_files_that_apply_reads_or_in_the_report(policies: list[dict[str, Any]]) -> None:
     made = Organization("Company", None)
-    before = {kind: len(rows) for kind, rows in made.done().objects.items()}
+    before = {kind: len(rows) for kind, rows in made.finish().objects.items()}
     for number, policy in enumerate(policies):
-        with made.taking(f"[{number}]", policy | {"name": f"P{number}"}, "name", *KNOWN):
+        with made.translating(f"[{number}]", policy | {"name": f"P{number}"}, "name", *KNOWN):
             translate(made, policy | {"name": f"P{number}"})
-    done = made.done()
+    done = made.finish()
     read(done.objects, datetime.now(UTC))
     assert before.keys() <= done.objects.keys()
     budgets = {budget["name"].partition(":")[0] for budget in done.objects.get("budgets", [])}
@@ -249,7 +249,7 @@ def test_every_policy_is_in_files_that_apply_reads_or_in_the_report(policies: li
         ('{"data": []}', ("--to", "/"), "name a new directory with --to"),
     ],
 )
-async def test_portkey_import_refuses_a_file_that_is_no_whole_list_and_writes_nothing(
+async def test_portkey_import_refuses_an_incomplete_list_and_writes_no_files(
     run: Run, tmp_path: Path, text: str, options: tuple[str, ...], fault: str
 ) -> None:
     (tmp_path / "policies.json").write_text(text)
