@@ -122,11 +122,18 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
             )
         async for finding in _examine_features(settings):
             yield finding
-    for target in _called(settings) if role != "keeper" else ():
-        yield await _upstream_in_use(target)
-    for finding in await listed("data directory", _examine_workers, settings) if role != "keeper" else ():
-        yield finding
+    if role != "keeper":
+        async for finding in _examine_serving(settings):
+            yield finding
     async for finding in _issuers(settings, role):
+        yield finding
+
+
+async def _examine_serving(settings: Settings) -> AsyncIterator[Finding]:
+    """Yield findings on what serves calls: upstreams, and workers that run."""
+    for target in _called(settings):
+        yield await _upstream_in_use(target)
+    for finding in await listed("data directory", _examine_workers, settings):
         yield finding
 
 
@@ -134,7 +141,8 @@ def _examine_settings(settings: Settings, role: str) -> Iterator[Finding]:
     """Yield findings on needed settings, on slips, and on installed extras."""
     routes = f"{len(settings.routes)} routes, {len(settings.upstreams)} upstreams"
     yield Finding(True, "settings", f"read and valid: {routes}")
-    for name in ("key_pepper",) if role == "serve" else ("admin_token", "key_pepper"):
+    needed = ("key_pepper",) if role == "serve" else ("admin_token", "key_pepper")
+    for name in needed:
         if not getattr(settings, name):
             message = f"TOLLKEEPER_{name.upper()} is not set: 16 to 512 visible characters, such as "
             yield Finding(False, "settings", message + "`openssl rand -base64 33` makes")
@@ -196,7 +204,8 @@ def _ports(settings: Settings, role: str) -> Iterator[Finding]:
             message = f"an authority of its clients ended on {_day(clients_end)}: put a new one into {place}"
             yield Finding(False, f"{port} port", message)
         over = end is not None and end < time.time()
-        until = f"{'was' if over else 'is'} valid until {_day(end)}" if end else "is there"
+        is_valid = "was valid" if over else "is valid"
+        until = f"{is_valid} until {_day(end)}" if end else "is there"
         asks = ", and clients need one too" if files.authority else ""
         renew = ": put a new one there, it is in use within seconds" if over else ""
         yield Finding(not over, f"{port} port", f"its certificate {until}{asks}{renew}")
@@ -291,9 +300,11 @@ async def _issuers(settings: Settings, role: str) -> AsyncIterator[Finding]:
     """Yield findings on whether the identity providers of callers and of console users answer."""
     if not is_installed("oidc"):
         return
-    for issuer in settings.issuers if role != "keeper" else ():
+    issuers = settings.issuers if role != "keeper" else ()
+    providers = settings.sign_in.providers if role != "serve" else ()
+    for issuer in issuers:
         yield await _issuer(issuer)
-    for provider in settings.sign_in.providers if role != "serve" else ():
+    for provider in providers:
         yield await _issuer(provider.issuer, f"sign-in by {provider.name}", read_provider)
 
 
@@ -478,7 +489,9 @@ def _examine_maxima(settings: Settings, url: str) -> Iterator[Finding]:
     from persistence.schema.roles import binding_rules  # heavy to load
 
     rules = binding_rules(url)
-    for target in _called(settings) if rules else ():
+    if not rules:
+        return
+    for target in _called(settings):
         if _takes_any_maximum(target):
             rule_list = " and ".join(rules)
             message = f"there are {rule_list}, so calls without a maximum are sent with one; nobody says"

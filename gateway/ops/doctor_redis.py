@@ -521,9 +521,8 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
         yield finding
     ran_before = any(server.confirmed for server in servers.values())
     of_lists = _missing(lists) if ran_before else ()
-    for finding in (*_examine_accounts(settings, role, empty), *of_lists, *of_keepers):
-        yield finding
-    for finding in _services(settings, lists[keys.CATALOGUE]) if role != "keeper" else ():
+    of_services = _services(settings, lists[keys.CATALOGUE]) if role != "keeper" else ()
+    for finding in (*_examine_accounts(settings, role, empty), *of_lists, *of_keepers, *of_services):
         yield finding
     for subject, server in servers.items():
         well, about, says = await redis_user_findings(server.address, role, ANSWER_MAX_S)

@@ -347,7 +347,8 @@ def regain_early_use(
     terms = terms_of(then, taken.anchor)
     day, ends = token_cycle(terms, anchor, at)
     # A plan that bills its excess charges these tokens itself.
-    tokens = ALL if terms.policy == BILL else ALL - 1 if terms.total is None else terms.total
+    included = ALL - 1 if terms.total is None else terms.total
+    tokens = ALL if terms.policy == BILL else included
     connection.execute(_REGAIN, {"tenant": taken.tenant_id, "day": day, "ends": ends, "tokens": tokens})
 
 

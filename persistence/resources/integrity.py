@@ -39,6 +39,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from gateway.core.accounts.administration import Actor, Row
 from gateway.core.accounts.holds import read_letter
 from gateway.core.integrity.reconciliation import DifferenceKind, Item, ReconciliationSummary, Rollback
+from gateway.core.times import to_second
 from gateway.errors import Conflict, StoreUnavailable, Unprocessable
 from persistence.engine import apart, looking
 from persistence.entity import Entity, EntityWrite, alter, lock, write_of
@@ -197,7 +198,7 @@ def release(change: EntityWrite) -> Row:
     """
     row = lock(change)
     if row["released_at"] is not None:
-        raise Conflict(f"It was released at {row['released_at']}.")
+        raise Conflict(f"It was released at {to_second(row['released_at'])} UTC.")
     connection, values = change.connection, change.command.values
     account, accept = str(row["account"]), bool(values.get("accept"))
     if accept and row["kind"] not in ACCEPTABLE:
@@ -362,7 +363,7 @@ def _charge_late(change: EntityWrite, letter: Row, request_id: str, record: byte
 def _open(change: EntityWrite) -> Row:
     letter = lock(change)
     if letter["resolved_at"] is not None:
-        raise Conflict(f"It was {letter['resolution']} at {letter['resolved_at']}.")
+        raise Conflict(f"It was {letter['resolution']} at {to_second(letter['resolved_at'])} UTC.")
     return letter
 
 

@@ -119,7 +119,8 @@ class Planner:
         # Store the row that a name meant, so that the name keeps this meaning.
         for (kind, row_id), field in self._matching.names.referred.items():
             before = self._marks.get((kind, row_id))
-            if (kind, row_id) in self._met or (before is not None and (before.said or field is None)):
+            is_named = before is not None and (before.said or field is None)
+            if is_named or (kind, row_id) in self._met:
                 continue
             fields, made = ((), False) if before is None else (before.fields, before.made)
             self._new_marks.append(Mark(kind, int(str(row_id)), fields, made, field))
@@ -285,12 +286,9 @@ class Planner:
         Rows that refer to others go first. Kinds with deferred objects are left out.
         """
         waiting = {wanted.resource.name for wanted, _ in self._matching.names.left}
+        undescribed = [mark for key, mark in self._marks.items() if mark.made and key not in self._met]
         for resource in reversed([kind for name, kind in KINDS.items() if name not in waiting]):
-            mine = {
-                mark.row_id: mark
-                for key, mark in self._marks.items()
-                if mark.resource == resource.name and mark.made and key not in self._met
-            }
+            mine = {mark.row_id: mark for mark in undescribed if mark.resource == resource.name}
             rows = await self._session.find(resource.name, {"id": list(mine)}, len(mine)) if mine else ()
             there = [row for row in rows if not declared(resource).is_gone(row)]
             gone, several = {row["id"] for row in there}, await self._several(resource, there)

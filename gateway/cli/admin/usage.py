@@ -315,7 +315,9 @@ def _render_look(look: Json, url: str, columns: int, failed: str = "", *, keys: 
     table = Table(expand=True)
     table.add_column("tenant", no_wrap=True, overflow="ellipsis", ratio=2)
     rates = ("requests/s", "tokens/s", "refused/s")
-    for name in rates if columns >= NARROW_COLUMNS else (rate.removesuffix("/s") for rate in rates):
+    if columns < NARROW_COLUMNS:
+        rates = ("requests", "tokens", "refused")
+    for name in rates:
         table.add_column(name if columns >= CRAMPED_COLUMNS else name[:3], justify="right", no_wrap=True)
     if columns >= NARROW_COLUMNS:
         table.add_column("refused for", no_wrap=True, overflow="ellipsis", ratio=2)

@@ -83,6 +83,12 @@ class ServicePaths:
             for theirs in other.groups
         )
 
+    def takes_all_below(self, prefix: Plain) -> bool:
+        """Return whether each group allows all paths below `prefix`."""
+        return all(
+            any(pattern.rest and pattern.segments == prefix for pattern in group) for group in self.groups
+        )
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Binding:
@@ -154,16 +160,17 @@ class Bindings:
         reach = self._reach(service, route_upstream)
         if reach is None:
             return Binding(service, why=f"The service {key} has no upstream of its own.")
-        if reach.upstream not in self._targets:
+        target = self._targets.get(reach.upstream)
+        if target is None:
             return Binding(service, why=f"The upstream of the service {key} is not configured here.")
-        if self._targets[reach.upstream].path:
+        if target.path:
             return Binding(service, why=f"The upstream of the service {key} has paths of its own alone.")
-        path = self._targets[reach.upstream].base_url.partition("://")[2].partition("/")[2]
-        prefix = place_of(self._targets[reach.upstream].base_url)[1]
-        every = all(any(reach.rest and reach.segments == prefix for reach in group) for group in reach.groups)
-        served = tuple(self._reserved_paths(reach.host, prefix if every else None))
+        path = target.base_url.partition("://")[2].partition("/")[2]
+        base_path = f"/{path}" if path else ""
+        prefix = place_of(target.base_url)[1]
+        reserved = tuple(self._reserved_paths(reach.host, prefix if reach.takes_all_below(prefix) else None))
         overlapping = () if self._rules.shared else tuple(dict.fromkeys(self._overlapping(reach)))
-        return Binding(service, reach.upstream, "", overlapping, reach, f"/{path}" if path else "", served)
+        return Binding(service, reach.upstream, "", overlapping, reach, base_path, reserved)
 
     def conflicts(self) -> Iterator[tuple[str, str, str]]:
         """Yield pairs of services that reach the same paths at different prices, with the upstream's name."""

@@ -329,7 +329,9 @@ def template_expression(template: str, prefix: Plain) -> re.Pattern[str]:
     """
     names = [segment for segment in template.replace("...", "…").split("/") if segment]
     parts: list[str] = []
-    for name in names if not any("…" in name for name in names) else ():
+    if any("…" in name for name in names):
+        names = []
+    for name in names:
         literals = PARAMETER.split(name)[:: 1 + PARAMETER.groups]
         parts.append("[^/]+".join(re.escape(literal.casefold()) for literal in literals))
     tail = parts[1:] if parts and VERSION.fullmatch(parts[0]) else parts
@@ -486,9 +488,9 @@ def own_path(target: UpstreamTarget, route: Route, path: str, model: str) -> str
     if not target.path:
         return path
     action, version = _ACTION.search(route.path), _VERSIONED.search(path)
-    operation = (
-        action[1] if action is not None else path[version.end() :] if version is not None else path[1:]
-    )
+    operation = path[1:] if version is None else path[version.end() :]
+    if action is not None:
+        operation = action[1]
     words = {
         "model": quote(model, safe="@"), "operation": operation, "path": path[1:],
         "region": quote(target.region, safe=""), "project": quote(target.project, safe=""),

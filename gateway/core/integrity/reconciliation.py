@@ -525,7 +525,9 @@ def _compare_windows(account: BudgetAccountUse, live: Live) -> Iterator[tuple[Wi
             most = ENDED_CALLS if counts_calls(window.budget_id) else INTEGER_MAX
             yield window, there.used, INTEGER_MAX if there.used == INTEGER_MAX and used >= most else used
     for budget_id, since in account.since.items():
-        for start_ms, has in balances[budget_id].uses.items() if budget_id in balances else ():
+        if budget_id not in balances:
+            continue
+        for start_ms, has in balances[budget_id].uses.items():
             window = WindowKey(budget_id, start_ms, owner_in(account.name))
             if start_ms >= since and has and window not in account.windows:
                 yield window, has, 0

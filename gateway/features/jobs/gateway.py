@@ -767,7 +767,8 @@ def _charge_of_result(  # noqa: PLR0917  # as `line_charges`
         call.media = Media(tokens=tokens)
     usage, detail = meter.usage(), meter.detail
     passes = job.kind == RESPONSE and not line.free and usage.total > max(job.tokens, job.budget_tokens) > 0
-    if not passes and (not usage.reported or not (usage.total or job.kind == VIDEO)):
+    has_use = usage.reported and (usage.total > 0 or job.kind == VIDEO)
+    if not passes and not has_use:
         return None
     if job.kind == BATCH:
         detail.service_tier = tier_at(SERVICE_TIER, place_of(detail.service_tier))

@@ -351,7 +351,8 @@ def _places(asked: ProviderOptions) -> tuple[Sequence[str], str | None]:
     `CommandFailed` if both are given.
     """
     urls = [name for name in asked.files if name.startswith(("http://", "https://"))]
-    if (asked.files and asked.url) or (urls and len(asked.files) > 1):
+    has_another = len(asked.files) > 1
+    if (asked.files and asked.url) or (urls and has_another):
         raise CommandFailed("Name files or one API, not both.")
     return ((), urls[0]) if urls else (asked.files, asked.url)
 

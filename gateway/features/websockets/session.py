@@ -828,8 +828,9 @@ class UpstreamSocket(FrameReader):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Release the connection, and end the client's socket after the frames that were read."""
-        for event in () if self._closed else self._frames.events():
-            self._take(event)
+        if not self._closed:
+            for event in self._frames.events():
+                self._take(event)
         self._closed = True
         self.reading.close()
         self._released()
