@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import cache, partial
 from importlib import import_module
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, Row, TextClause
@@ -150,6 +150,16 @@ def _render_amount(amount: str) -> str:
     return f"CASE b.unit WHEN 'money' THEN to_jsonb(trim_scale({amount} / 1000000000)::text) ELSE to_jsonb({amount}) END"
 
 
+_FACTOR = "CROSS JOIN LATERAL (SELECT CASE b.unit WHEN 'money' THEN 1000000000 ELSE 1 END AS factor) AS f"
+# What an account `u` of a budget `b` has from earlier intervals.
+_CARRIED = "coalesce(CASE WHEN b.carry IS NOT NULL THEN u.carried END, 0)"
+
+
+def _in_force(raise_counts: str) -> str:
+    """Return the SQL of the amount of a budget `b` with a factor `f`: the raised one while `raise_counts`."""
+    return f"trunc(CASE WHEN {raise_counts} THEN b.raised_to ELSE b.amount END * f.factor)"
+
+
 def _live(windows: str, keys: str) -> str:
     """Return the SQL of all wanted budgets in their windows, which are joined by these columns.
 
@@ -164,9 +174,8 @@ WITH calendar AS ({windows}
       FROM calendar AS c
       JOIN budget AS b USING ({keys})
       JOIN organization AS o ON o.id = b.organization_id
-     CROSS JOIN LATERAL (SELECT CASE b.unit WHEN 'money' THEN 1000000000 ELSE 1 END AS factor) AS f
-     CROSS JOIN LATERAL (SELECT trunc(CASE WHEN b.raised_until > :now THEN b.raised_to ELSE b.amount END
-                               * f.factor) AS usual) AS l
+     {_FACTOR}
+     CROSS JOIN LATERAL (SELECT {_in_force("b.raised_until > :now")} AS usual) AS l
      CROSS JOIN LATERAL (SELECT array_agg(x::float8 * {ROUNDED}) AS parts
                            FROM jsonb_array_elements_text(b.thresholds) AS x) AS p
      WHERE b.deleted_at IS NULL AND b.id >= :id AND {_WANTED}
@@ -215,7 +224,7 @@ SELECT b.*, w.start, w.ends, w.began, l."limit", u.value, u.name AS account, u.u
  CROSS JOIN LATERAL (SELECT CASE WHEN o.value IS NULL AND g.member IS NULL
                                  THEN greatest(b.usual, trunc(r.amount * b.factor))
                                  ELSE trunc(coalesce(r.amount, o.amount, g.amount) * b.factor) END
-                            + coalesce(CASE WHEN b.carry IS NOT NULL THEN u.carried END, 0) AS "limit") AS l
+                            + {_CARRIED} AS "limit") AS l
   LEFT JOIN budget_told AS t ON t.budget_id = b.id AND t.start = w.start AND t.value = u.value
  WHERE (b.id, w.start, u.value) > (:id, :start, :value) AND l."limit" > 0"""
 
@@ -335,8 +344,8 @@ _RESET_DATA = data_of(
     RESET,
     budget_id="b.id", budget="b.name", organization_id="b.organization_id", organization="o.name", unit="b.unit",
     currency="CASE b.unit WHEN 'money' THEN o.currency END", used=_render_amount("coalesce(u.used, 0)"),
-    amount=_render_amount("""greatest(0, trunc(CASE WHEN b.raised_until >= c.start THEN b.raised_to ELSE b.amount END * f.factor)
-        + coalesce(CASE WHEN b.carry IS NOT NULL THEN u.carried END, 0))"""),
+    # A raise up to the end itself was in force there.
+    amount=_render_amount(f"greatest(0, {_in_force('b.raised_until >= c.start')} + {_CARRIED})"),
     interval='b."interval"', time_zone="b.time_zone", window_start="c.shown_start", resets_at="c.shown_next",
 )  # fmt: skip
 _RESETS = message_query("resets", "Create messages about intervals of budgets that have ended", f"""
@@ -348,7 +357,7 @@ WITH news AS (
         AS c ("interval", time_zone, anchor_day, before, start, shown_start, shown_next)
       JOIN budget AS b USING ("interval", time_zone, anchor_day)
       JOIN organization AS o ON o.id = b.organization_id
-     CROSS JOIN LATERAL (SELECT CASE b.unit WHEN 'money' THEN 1000000000 ELSE 1 END AS factor) AS f
+     {_FACTOR}
       LEFT JOIN budget_use AS u ON (u.budget_id, u.start, u.value) = (b.id, c.before, '')
      WHERE b.deleted_at IS NULL AND b."window" = '{CALENDAR}' AND b.mode = 'enforce' AND b.each IS NULL
        AND b.created_at < c.start AND (b.updated_at < c.start OR u.used IS NOT NULL) AND {_WANTED_RESET}
@@ -441,12 +450,12 @@ async def tell_resets(engine: AsyncEngine, now: datetime) -> None:
     ended = []
     async with engine.begin() as connection:
         calendars = (await connection.execute(_RESET_CALENDARS)).all()
-        for interval, zone, anchor, start_ms, next_ms in _intervals(calendars, stored):
-            if next_ms and start_ms > ms_of(now - STORED - OVER):
-                before_ms, _, _ = window_bounds(interval, zone, anchor, start_ms - 1)
+        for interval in _intervals(calendars, stored):
+            if interval.next_ms and interval.start_ms > ms_of(now - STORED - OVER):
+                before_ms, _, _ = window_bounds(*interval.calendar, interval.start_ms - 1)
                 ended.append((
-                    interval, zone, anchor, moment_of(before_ms), moment_of(start_ms),
-                    _render_moment(start_ms), _render_moment(next_ms),
+                    *interval.calendar, moment_of(before_ms), moment_of(interval.start_ms),
+                    _render_moment(interval.start_ms), _render_moment(interval.next_ms),
                 ))  # fmt: skip
         if ended:
             names = ("intervals", "zones", "anchors", "before", "starts", "shown_starts", "shown_nexts")
@@ -513,14 +522,22 @@ async def _each_page(
         after = {"id": last.id, "start": last.start, "value": last.value}
 
 
-def _intervals(calendars: Iterable[Any], *moments: int) -> Iterator[tuple[str, str, int, int, int]]:
-    """Yield each calendar with begin and end of its interval at each of these moments, in ms; an end of 0 is never."""
-    for interval, zone, anchor in calendars:
+class CalendarInterval(NamedTuple):
+    """An interval of a calendar (length, time zone and first day); a next one at 0 never begins."""
+
+    calendar: tuple[str, str, int]
+    start_ms: int
+    next_ms: int
+
+
+def _intervals(calendars: Iterable[Any], *moments: int) -> Iterator[CalendarInterval]:
+    """Yield the interval of each calendar at each of these moments, in ms."""
+    for length, zone, anchor in calendars:
         # A time zone that no longer exists must not stop the others.
         with suppress(KeyError, ValueError):
             for moment in moments:
-                start_ms, next_ms, _ = window_bounds(interval, zone, anchor, moment)
-                yield interval, zone, anchor, start_ms, next_ms
+                start_ms, next_ms, _ = window_bounds(length, zone, anchor, moment)
+                yield CalendarInterval((length, zone, anchor), start_ms, next_ms)
 
 
 async def _calendars(
@@ -531,20 +548,14 @@ async def _calendars(
     There is one for each calendar (interval, zone and first day) of the budgets that a webhook wants.
     """
     calendars = (await connection.execute(_CALENDARS)).all()
-    windows = {
-        (interval, zone, anchor, start_ms): next_ms
-        for interval, zone, anchor, start_ms, next_ms in _intervals(calendars, ms_of(now), ms_of(now - over))
-    }
     rows = [
         (
-            interval,
-            zone,
-            anchor,
-            moment_of(start_ms),
-            moment_of(next_ms) if next_ms else None,
-            INTERVALS[interval].look_back_ms * MILLISECOND,
+            *interval.calendar,
+            moment_of(interval.start_ms),
+            moment_of(interval.next_ms) if interval.next_ms else None,
+            INTERVALS[interval.calendar[0]].look_back_ms * MILLISECOND,
         )
-        for (interval, zone, anchor, start_ms), next_ms in windows.items()
+        for interval in dict.fromkeys(_intervals(calendars, ms_of(now), ms_of(now - over)))
     ]
     return _columns(("intervals", "zones", "anchors", "starts", "nexts", "looks_back"), rows)
 
@@ -769,9 +780,6 @@ _PRUNE = query("news.prune", "Delete old messages of webhooks", """
 DELETE FROM webhook_delivery
  WHERE state <> 'pending' AND created_at < now() - make_interval(days =>
        coalesce((cast(:kept_days AS jsonb)->>event)::integer, :days))""")  # fmt: skip
-_TOLD_EMPTY = query("news.told_empty", "Select the reported empty accounts of upstreams", """
-SELECT DISTINCT occasion FROM webhook_delivery
- WHERE event = 'upstream.empty' AND created_at > now() - interval '1 hour'""")  # fmt: skip
 _UNANSWERED = query("news.unanswered", "Delete consents to mail that were never given", """
 DELETE FROM mail_consent
  WHERE given_at IS NULL AND coalesce(expires_at, asked_at + make_interval(days => :days)) < now()""")  # fmt: skip
@@ -799,6 +807,19 @@ def _kept_days() -> str:
     return json.dumps({event.name: event.kept_days for event in all_events().values()})
 
 
+class EmptyUpstreamAccount(NamedTuple):
+    """An account of an upstream that is out of money, with the status that said so, since Unix ms `since_ms`."""
+
+    digest: str
+    upstream: str
+    status: int
+    since_ms: int
+
+    @property
+    def occasion(self) -> str:
+        return f"upstream.empty:{self.digest}:{self.since_ms}"
+
+
 class Notices:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -821,30 +842,19 @@ class Notices:
             await connection.execute(_PRUNE, {"days": KEPT_DAYS, "kept_days": _kept_days()})
             await connection.execute(_UNANSWERED, {"days": KEPT_DAYS})
 
-    async def tell_empty(
-        self, accounts: Iterable[tuple[str, str, int, int]]
-    ) -> set[tuple[str, str, int, int]]:
-        """Report empty accounts of upstreams: the digest, the upstream, its status, and since when, in ms.
-
-        Return those that are reported. An account that was reported within the hour, and answered since, waits.
-        """
+    async def tell_empty(self, accounts: Iterable[EmptyUpstreamAccount]) -> None:
+        """Report empty accounts of upstreams, each once until it answers well."""
         async with self._engine.begin() as connection:
-            recent = {*(await connection.execute(_TOLD_EMPTY)).scalars()}
-            waiting = {occasion.split(":")[1] for occasion in recent}
-            occasions = {f"upstream.empty:{account[0]}:{account[3]}": account for account in accounts}
-            due = {
-                occasion: account
-                for occasion, account in occasions.items()
-                if account[0] not in waiting or occasion in recent
-            }
             await create_messages(connection, [
                 News(
-                    "upstream.empty", occasion,
-                    {"upstream": upstream, "status": status, "since": rfc3339(moment_of(since_ms))},
+                    "upstream.empty", account.occasion,
+                    {
+                        "upstream": account.upstream, "status": account.status,
+                        "since": rfc3339(moment_of(account.since_ms)),
+                    },
                 )
-                for occasion, (_, upstream, status, since_ms) in due.items()
+                for account in accounts
             ])  # fmt: skip
-        return {*due.values()}
 
     async def foresee(self, now: datetime) -> None:
         await foresee_budgets(self._engine, now)

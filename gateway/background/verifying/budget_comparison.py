@@ -20,6 +20,7 @@ from gateway.core.integrity.reconciliation import (
     carrying,
     differences,
     forgettable,
+    terms_differing,
     waiting_in,
     windows_at,
 )
@@ -56,6 +57,8 @@ class BudgetComparison:
             checked += len(budgets)
             pending += len(budgets) if items is None else 0
             found += items or ()
+            if any(budget.overrides or budget.has_groups for budget in budgets):
+                found += await self._untold(organization_id)
         return ReconciliationSummary(checked, pending, tuple(found))
 
     async def _differing(self, organization_id: int, budgets: Sequence[Budget]) -> list[Item] | None:
@@ -77,6 +80,23 @@ class BudgetComparison:
             await self.target.take_up_budgets(self.partition_of(organization_id), gone, now_ms)
         return items
 
+    async def _untold(self, organization_id: int) -> Sequence[Item]:
+        """Return the budgets whose overrides or groups several looks found to be others in Redis."""
+        items: Sequence[Item] = ()
+        for look in range(LOOKS_MAX):
+            if look:
+                await asyncio.sleep(self.look_again_s)
+            pushed = await self.source.pushed_terms(organization_id)
+            stored = await self.target.terms_of(organization_id)
+            if pushed is None or stored is None:
+                return ()
+            found = list(terms_differing(*pushed, stored, await self.target.now_ms()))
+            before = {item.account for item in (items if look else found)}
+            items = [item for item in found if item.account in before]
+            if not items:
+                break
+        return items
+
     async def _look(
         self, organization_id: int, budgets: Sequence[Budget]
     ) -> tuple[list[Item], list[BudgetAccountUse]] | None:
@@ -90,12 +110,8 @@ class BudgetComparison:
         may_lack = forgettable(budgets)
         known = list(as_they_should_be(organization_id, budgets, stored, WaitingUses(), now_ms))
         named = {account.name: account for account in known}
-        kept = [
-            name
-            for name, use in named.items()
-            if ":" in name and ends_of(use.defined).never and any(use.used)
-        ]
-        gone = await self.target.keep_budgets(partition, kept)
+        unending = [name for name, use in named.items() if _must_last(use)]
+        gone = await self.target.keep_budgets(partition, unending)
         names = list(islice(dict.fromkeys([*gone, *named]), ACCOUNTS_MAX))
         if not names:
             return [], []
@@ -110,3 +126,8 @@ class BudgetComparison:
         wanted = set(names)
         items = list(differences((account for account in accounts if account.name in wanted), live, may_lack))
         return items, [named[name] for name in gone if name in wanted and name not in live]
+
+
+def _must_last(use: BudgetAccountUse) -> bool:
+    """Return whether an account of a member of a budget has used some of it, and its window never ends."""
+    return ":" in use.name and ends_of(use.defined).never and any(use.used)

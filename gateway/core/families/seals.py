@@ -65,7 +65,9 @@ def bound_by(call: CallRequest, seals: Mapping[str, str]) -> str:
     `seals` are the sealed members of its family.
     """
     document = call.body.document
-    for path in () if document is None or _BEGINNINGS.isdisjoint(document) else _BOUND:
+    may_bind = document is not None and not _BEGINNINGS.isdisjoint(document)
+    paths = _BOUND if may_bind else ()
+    for path in paths:
         value: object = document
         for name in path:
             value = value.get(name) if isinstance(value, dict) else None
