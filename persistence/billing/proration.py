@@ -549,4 +549,6 @@ def _least(segment: PlanSegment, first: date, over: date, whole: int) -> Decimal
     begins = max(first, segment.start, min(segment.terms.trial_end or first, over))
     days = (min(over, segment.end) - begins).days
     least = segment.terms.minimum_commitment
-    return Decimal(0) if least is None or days <= 0 else part_of(least, (begins - first).days, days, whole)
+    if least is None or days <= 0:
+        return Decimal(0)
+    return part_of(least, (begins - first).days, days, whole)

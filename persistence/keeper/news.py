@@ -780,9 +780,6 @@ _PRUNE = query("news.prune", "Delete old messages of webhooks", """
 DELETE FROM webhook_delivery
  WHERE state <> 'pending' AND created_at < now() - make_interval(days =>
        coalesce((cast(:kept_days AS jsonb)->>event)::integer, :days))""")  # fmt: skip
-_TOLD_EMPTY = query("news.told_empty", "Select the reported empty accounts of upstreams", """
-SELECT DISTINCT occasion FROM webhook_delivery
- WHERE event = 'upstream.empty' AND created_at > now() - interval '1 hour'""")  # fmt: skip
 _UNANSWERED = query("news.unanswered", "Delete consents to mail that were never given", """
 DELETE FROM mail_consent
  WHERE given_at IS NULL AND coalesce(expires_at, asked_at + make_interval(days => :days)) < now()""")  # fmt: skip
@@ -845,17 +842,9 @@ class Notices:
             await connection.execute(_PRUNE, {"days": KEPT_DAYS, "kept_days": _kept_days()})
             await connection.execute(_UNANSWERED, {"days": KEPT_DAYS})
 
-    async def tell_empty(self, accounts: Iterable[EmptyUpstreamAccount]) -> set[EmptyUpstreamAccount]:
-        """Report empty accounts of upstreams.
-
-        Return those that are reported. An account that was reported within the hour, and answered since, waits.
-        """
+    async def tell_empty(self, accounts: Iterable[EmptyUpstreamAccount]) -> None:
+        """Report empty accounts of upstreams, each once until it answers well."""
         async with self._engine.begin() as connection:
-            recent = {*(await connection.execute(_TOLD_EMPTY)).scalars()}
-            waiting = {occasion.split(":")[1] for occasion in recent}
-            due = [
-                account for account in accounts if account.digest not in waiting or account.occasion in recent
-            ]
             await create_messages(connection, [
                 News(
                     "upstream.empty", account.occasion,
@@ -864,9 +853,8 @@ class Notices:
                         "since": rfc3339(moment_of(account.since_ms)),
                     },
                 )
-                for account in due
+                for account in accounts
             ])  # fmt: skip
-        return {*due}
 
     async def foresee(self, now: datetime) -> None:
         await foresee_budgets(self._engine, now)

@@ -46,6 +46,7 @@ from persistence.entity import Entity, EntityWrite, alter, lock, write_of
 from persistence.error_mapping import translating
 from persistence.ledger import statements
 from persistence.ledger.redrive import correct_entry, finish_control_write, redrive, refuse_charged
+from persistence.queries import naming, query
 from persistence.resources.audit import BY_PEOPLE, STAFF, person_of
 from persistence.tables import (
     admin_token,
@@ -109,14 +110,21 @@ _HEADS: Mapping[str, tuple[ColumnElement[Any], ...]] = {
     "credits": (_its.id, _its.credit_last_seq, _its.credit_balance, _its.credit_epoch),
     "spend": (_its.id, _its.spend_last_seq, _its.spent, _its.spend_epoch),
 }
-_BLOCKED = text("""
+_BLOCKED = query(
+    "integrity.blocked",
+    "Store whether a tenant is blocked",
+    """
 UPDATE tenant_quota AS q SET is_blocked = q.manual_block
        OR (p.id IS NOT NULL AND coalesce(q.tokens_remaining, 1) <= 0 AND p.overage_policy <> 'bill')
   FROM tenant_quota AS k LEFT JOIN token_plan AS p ON p.id = k.plan_id
- WHERE q.tenant_id = k.tenant_id AND q.tenant_id = :tenant""")
+ WHERE q.tenant_id = k.tenant_id AND q.tenant_id = :tenant""",
+)
 
 # The effect of `tenant block`; a person undoes it by `unblock` once the account may continue.
-_REFUSE = text("""
+_REFUSE = query(
+    "integrity.refuse",
+    "Block tenants for their backlog",
+    """
 INSERT INTO control_write (id, partition, account, verb, payload)
 SELECT gen_random_uuid(), :partition, 'tenant:' || t.id, 'block',
        '{"reason": "too many entries wait behind an account in quarantine", "cause": "backlog"}'::jsonb
@@ -126,7 +134,8 @@ SELECT gen_random_uuid(), :partition, 'tenant:' || t.id, 'block',
                                   WHERE w.account = 'tenant:' || t.id AND w.verb IN ('block', 'unblock')
                                     AND w.state <> 'refused'
                                   ORDER BY w.position DESC LIMIT 1)
-RETURNING account""")
+RETURNING account""",
+)
 
 
 class Quarantines:
@@ -139,29 +148,30 @@ class Quarantines:
         """Return, by partition, the newest stored entry's id, the epoch, and whether PostgreSQL lost rows."""
         state = partition_state.c
         async with looking(self._engine) as connection:
-            rows = await connection.execute(
-                select(state.partition, state.last_entry_id, state.epoch, state.older)
-            )
+            statement = select(state.partition, state.last_entry_id, state.epoch, state.older)
+            named = naming("integrity.marks", "Select the newest stored entry of each partition")
+            rows = await connection.execute(statement, execution_options=named)
             return {row.partition: ((row.last_entry_id or "").encode(), row.epoch, row.older) for row in rows}
 
     async def fell_back(self, partitions: Sequence[int]) -> None:
         """Store that PostgreSQL has lost stored rows of these partitions."""
         rows = [{"partition": partition, "older": True} for partition in sorted(partitions)]
         noted = upsert(partition_state).values(rows)
+        noted = noted.on_conflict_do_update(index_elements=["partition"], set_={"older": True})
+        named = naming("integrity.fell_back", "Store that partitions have lost rows")
         async with self._engine.begin() as connection:
-            await connection.execute(
-                noted.on_conflict_do_update(index_elements=["partition"], set_={"older": True})
-            )
+            await connection.execute(noted, execution_options=named)
 
     async def catch_up(self, partition: int, entry_id: bytes) -> None:
         """Store that a partition was compared up to an entry, and no longer lacks rows."""
         state = partition_state.c
         async with self._engine.begin() as connection:
             if entry_id:
-                await connection.exec_driver_sql(statements.MARK, ([partition], [entry_id.decode()]))
-            await connection.execute(
-                update(partition_state).where(state.partition == partition).values(older=False)
-            )
+                named = naming("integrity.mark", "Store the newest entry of a partition")
+                await connection.exec_driver_sql(statements.MARK, ([partition], [entry_id.decode()]), named)
+            named = naming("integrity.catch_up", "Store that a partition lacks no rows")
+            caught_up = update(partition_state).where(state.partition == partition).values(older=False)
+            await connection.execute(caught_up, execution_options=named)
 
     async def stop(self, rollbacks: Sequence[Rollback]) -> list[str]:
         """Stop the accounts in `rollbacks` (quarantine); return those that were not stopped before."""
@@ -169,8 +179,9 @@ class Quarantines:
         if not rows:
             return []
         made = upsert(quarantine).values(rows).on_conflict_do_nothing().returning(_c.account)
+        named = naming("integrity.stop", "Stop accounts")
         async with self._engine.begin() as connection:
-            return sorted(await connection.scalars(made))
+            return sorted(await connection.scalars(made, execution_options=named))
 
     async def refuse(self, tenants: Mapping[int, Sequence[int]]) -> list[str]:
         """Block those of the tenants that are not blocked yet, given by partition; return their accounts."""
@@ -182,13 +193,18 @@ class Quarantines:
         return sorted(blocked)
 
     async def stopped_accounts(self) -> set[str]:
+        named, statement = (
+            naming("integrity.stopped", "Select stopped accounts"),
+            select(_c.account).where(_OPEN),
+        )
         async with looking(self._engine) as connection:
-            return set(await connection.scalars(select(_c.account).where(_OPEN)))
+            return set(await connection.scalars(statement, execution_options=named))
 
     async def stopped(self) -> int:
         async with looking(self._engine) as connection:
-            found = await connection.scalar(select(func.count()).select_from(quarantine).where(_OPEN))
-            return int(found or 0)
+            statement = select(func.count()).select_from(quarantine).where(_OPEN)
+            named = naming("integrity.count_stopped", "Count stopped accounts")
+            return int(await connection.scalar(statement, execution_options=named) or 0)
 
 
 def release(change: EntityWrite) -> Row:
@@ -432,6 +448,12 @@ VALUES (:account, :seq, :difference, :write)
 ON CONFLICT (account, seq) DO UPDATE SET difference = known_drift.difference + excluded.difference""")
 
 
+def _adjustment(correction: int) -> dict[str, object]:
+    """Return the payload of an `adjust` that moves a tenant's tokens by so many."""
+    direction = "IN" if correction >= 0 else "OUT"
+    return {"amount": abs(correction), "direction": direction, "reason": "reconciliation"}
+
+
 class ReconciliationResults:
     def __init__(self, engine: AsyncEngine, partition_of: Callable[[int], int]) -> None:
         self._engine = engine
@@ -481,7 +503,8 @@ class ReconciliationResults:
             select(reconciliation.c.started_at).where(all_asked).order_by(reconciliation.c.id.desc()).limit(1)
         )
         async with translating(self._engine.connect()) as connection:
-            return await connection.scalar(newest)
+            named = naming("reconciliations.last_deep", "Select when all rows were last compared")
+            return await connection.scalar(newest, execution_options=named)
 
     async def repair(self, item: Item) -> None:
         """Store a drift (a difference from the ledger) and the control write that corrects it.
@@ -497,24 +520,16 @@ class ReconciliationResults:
                 await _file(connection, item, None)
                 return
             write_id, owner = uuid4(), int(number)
-            account, verb = f"organization:{owner}", "credits"
-            payload: dict[str, object] = {"amount": item.correction}
+            write: dict[str, object] = {
+                "account": f"organization:{owner}", "verb": "credits", "payload": {"amount": item.correction},
+            }  # fmt: skip
             if kind == "tenant":
-                result = await connection.execute(
-                    select(tenant.c.organization_id).where(tenant.c.id == owner)
-                )
-                owner, account, verb = int(result.scalar_one()), item.account, "adjust"
-                direction = "IN" if item.correction >= 0 else "OUT"
-                payload = {
-                    "amount": abs(item.correction), "direction": direction, "reason": "reconciliation"
-                }  # fmt: skip
+                of_tenant = select(tenant.c.organization_id).where(tenant.c.id == owner)
+                owner = int((await connection.execute(of_tenant)).scalar_one())
+                write = {"account": item.account, "verb": "adjust", "payload": _adjustment(item.correction)}
             await _file(connection, item, write_id)
-            await connection.execute(
-                insert(control_write).values(
-                    id=write_id, partition=self._partition_of(owner), account=account, verb=verb,
-                    payload=payload,
-                )
-            )  # fmt: skip
+            values = {"id": write_id, "partition": self._partition_of(owner), **write}
+            await connection.execute(insert(control_write).values(**values))
 
 
 async def _file(connection: AsyncConnection, item: Item, write_id: UUID | None) -> None:

@@ -230,12 +230,12 @@ class Partitions:
             await self._rewinds.drop(partition, strays)
         # A Redis that was rolled back has holds that were settled since: they must not be charged twice.
         if ghosts := await self._source.settled(await self._target.held(partition)):
-            moved = await self._target.release_holds(partition, marker, unverified_partition.epoch, ghosts)
-            if moved is None:
+            marker = await self._target.release_holds(partition, marker, unverified_partition.epoch, ghosts)
+            if marker is None:
                 return None
-            marker = moved
-        went_on = strays is not None
-        budgets = await self._budgets.rebuild(partition, marker, truth.organizations, went_on=went_on)
+        budgets = await self._budgets.rebuild(
+            partition, marker, truth.organizations, went_on=strays is not None
+        )
         if budgets is None:
             return None
         if pushed := await self._target.forgotten(partition, truth.applied):

@@ -221,29 +221,31 @@ class Bindings:
         `root` is the base path of a service: below it the patterns match without an API version too.
         It is None if the service states its own paths.
         """
-        metered = kept = host in self._places_of_models
-        for route in self._routes:
-            name = self._file[0].get(route.service, route.upstream)
-            if route.family == GENERIC or name not in self._targets:
-                continue
-            there, prefix = place_of(self._targets[name].base_url)
-            if there != host:
-                continue
-            if route.meter not in UNREAD_METERS:
-                metered = True
-                yield template_expression(route.path, prefix)
-                own = self._targets[name].path
-                if own and "{" not in own:
-                    yield re.compile(re.escape(render_path(prefix + (plain(own) or ()))) + ".*", re.DOTALL)
-            kept = kept or route.objects != "shared"
-        if metered:
+        routes = list(self._routes_at(host))
+        metered = [(route, target) for route, target in routes if route.meter not in UNREAD_METERS]
+        words: list[str] = []
+        for route, target in metered:
+            prefix = place_of(target.base_url)[1]
+            yield template_expression(route.path, prefix)
+            if target.path and "{" not in target.path:
+                own_path = render_path(prefix + (plain(target.path) or ()))
+                yield re.compile(re.escape(own_path) + ".*", re.DOTALL)
+        if metered or host in self._places_of_models:
             yield _METERED
-        if kept:
+            words += [_WORDS, _OF_SERVERS]
+        if host in self._places_of_models or any(route.objects != "shared" for route, _ in routes):
             yield _KEPT
-        words = [*((_WORDS, _OF_SERVERS) if metered else ()), *((_KINDS,) if kept else ())]
+            words.append(_KINDS)
         if root is not None and words:
             front = "".join(f"/{re.escape(segment)}" for segment in root)
             yield re.compile(rf"(?:{front})?/(?:{'|'.join(words)}){_BELOW}", re.DOTALL)
+
+    def _routes_at(self, host: str) -> Iterator[tuple[Route, UpstreamTarget]]:
+        """Yield the routes of API families that lead to a host, each with its upstream."""
+        for route in self._routes:
+            target = self._targets.get(self._file[0].get(route.service, route.upstream))
+            if route.family != GENERIC and target is not None and place_of(target.base_url)[0] == host:
+                yield route, target
 
 
 def reach_of(key: str, target: UpstreamTarget | None, name: str, *groups: tuple[str, ...]) -> ServicePaths:

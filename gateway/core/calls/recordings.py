@@ -353,7 +353,7 @@ def _wav(data: bytes, frames: _Frames) -> Length:
     if not per_second:
         raise UnplainRecording
     if bits == 16:
-        return Length(len(data) / SOUND_BYTES_PER_SECOND_MIN, False)
+        return Length(len(data) / SOUND_BYTES_PER_SECOND_MIN, exact=False)
     return Length((len(data) - starts) / per_second)
 
 

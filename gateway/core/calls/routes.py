@@ -284,7 +284,7 @@ class Pattern:
         return more == 0 or (other.rest if more > 0 else self.rest)
 
 
-EVERY_PATH = Pattern(".*", (), True)
+EVERY_PATH = Pattern(".*", (), rest=True)
 
 
 @lru_cache(READINGS_MAX)
@@ -317,7 +317,7 @@ def of_template(template: str) -> Pattern:
     if any("…" in name for name in names):
         return EVERY_PATH  # only the rest is sent on
     plainly = tuple(ANY if "{" in name else part for name in names for part in _plain_part(name))
-    return Pattern(".*", plainly, True)
+    return Pattern(".*", plainly, rest=True)
 
 
 def template_expression(template: str, prefix: Plain) -> re.Pattern[str]:

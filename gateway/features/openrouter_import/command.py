@@ -7,14 +7,23 @@ everybody in it, and what others allow beyond it has no effect. Fields are those
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated
 
 import typer
 
-from gateway.cli.admin.budget_import import Names, NotTranslated, Org, Organization, amount_of, choice, title
+from gateway.cli.admin.budget_import import (
+    Names,
+    NotTranslated,
+    Org,
+    Organization,
+    Pages,
+    choose,
+    read_amount,
+    title_of,
+)
 from gateway.cli.admin.client import CommandFailed, Json
 from gateway.cli.admin.imports import EVERYBODY, deliver
 from gateway.cli.admin.output import AsJson
@@ -34,98 +43,121 @@ KNOWN_OF_ASSIGNMENTS = (
     "id", "guardrail_id", "user_id", "organization_id", "key_hash", "key_name", "key_label", "assigned_by", "created_at",
 )  # fmt: skip
 
-
-class Terms(NamedTuple):
-    """What a guardrail allows: so much money in each interval, None for any amount, and models."""
-
-    amount: str | None
-    interval: str
-    models: Json
+# Rows of a list with their places; assignments by the ids of guardrails.
+Rows = Sequence[tuple[str, Json]]
+Assigned = Mapping[str, list[Json]]
 
 
-def _terms(made: Organization, guardrail: Json) -> Terms:
-    models, limit = guardrail.get("allowed_models") or [], guardrail.get("limit_usd")
-    if not isinstance(models, list) or not all(isinstance(model, str) for model in models):
-        raise NotTranslated("allowed_models", "must be a list of texts")
-    if not models and limit is None:
-        raise NotTranslated("", "it has neither limit_usd nor allowed_models")
-    if models:
-        made.note("Names of models are OpenRouter's, often with a date: add those that your callers use.")
-    if limit is not None and not guardrail.get("include_byok_in_budgets"):
-        made.note("All calls count, also those that OpenRouter counts with include_byok_in_budgets alone.")
-    amount = None if limit is None else amount_of(limit, MONEY, "limit_usd")
-    return Terms(amount, choice(guardrail, "reset_interval", RESETS), {"models": models} if models else {})
+def translate_all(
+    made: Organization, rows: Rows, users_of: Assigned, keys_of: Assigned, default: str | None
+) -> None:
+    """Add all guardrails. `default` is the name or id of the default one, if it is known."""
+    chosen = [row for _, row in rows if default in (row.get("id"), row.get("name"))] if default else []
+    if default and len(chosen) != 1:
+        raise CommandFailed(f"--default {default}: must be the id of one guardrail, or a name of one alone.")
+    usual: dict[str, Json] = {}
+    for place, row in rows:
+        if row in chosen:
+            with made.translating(place, row, *KNOWN):
+                usual = translate_default(made, row)
+    if len({str(row.get("workspace_id")) for _, row in rows}) > 1:
+        usual = {}  # others count in all workspaces, the default one in its own
+    for place, row in rows:
+        if row not in chosen:
+            with made.translating(place, row, *KNOWN):
+                guardrail = str(row.get("id"))
+                users = [made.name_of(assigned["user_id"]) for assigned in users_of.get(guardrail, ())]
+                names = {key["key_hash"]: key.get("key_name") for key in keys_of.get(guardrail, ())}
+                keys = [made.take_name("api-keys", str(name or key)) for key, name in names.items()]
+                translate(made, row, users, keys, usual)
 
 
-def translate_default(made: Organization, guardrail: Json) -> tuple[Terms, dict[str, str]]:
-    """Add the default guardrail of a workspace, for each user and each key of its tenant.
-
-    Return its terms, and the names of its budgets by `each`.
-    """
-    terms, tenant = _terms(made, guardrail), made.named(str(guardrail.get("workspace_id") or EVERYBODY))
-    budgets = (
-        {}
-        if terms.amount is None
-        else {each: made.free(f"{title(guardrail)}, each {each}") for each in KINDS}
-    )
-    rows = [
-        made.budget(name, MONEY, terms.amount, interval=terms.interval, tenant=tenant, each=each)
-        for each, name in budgets.items()
-    ]
-    made.add(tenants=[made.tenant(tenant, **terms.models)], budgets=rows)
-    return terms, budgets
+def translate_default(made: Organization, guardrail: Json) -> dict[str, Json]:
+    """Add the default guardrail of a workspace; return its budgets, of each user and each key of its tenant."""
+    money, models = _read_money(made, guardrail), _read_models(made, guardrail)
+    tenant = _tenant_of(made, guardrail)
+    budgets = {
+        owner: made.make_budget(f"{title_of(guardrail)}, each {owner}", **money, tenant=tenant, each=owner)
+        for owner in KINDS
+        if money
+    }
+    made.add(tenants=[made.make_tenant(tenant, **models)], budgets=[*budgets.values()])
+    return budgets
 
 
 def translate(
-    made: Organization, guardrail: Json, users: Sequence[str], keys: Sequence[str],
-    default: tuple[Terms, dict[str, str]] | None,
-) -> None:  # fmt: skip
+    made: Organization, guardrail: Json, users: Sequence[str], keys: Sequence[str], usual: Mapping[str, Json]
+) -> None:
     """Add a guardrail of users and of keys, a group each.
 
-    Where the default guardrail has the same interval, the smaller amount is an override for the group.
+    If the usual budget, by `each`, has the same interval, the smaller amount is an override for the group.
     """
-    terms, tenant = _terms(made, guardrail), made.named(str(guardrail.get("workspace_id") or EVERYBODY))
+    money, models = _read_money(made, guardrail), _read_models(made, guardrail)
     if not users and not keys:
         raise NotTranslated("", "nobody is assigned to it: name it with --default if it is a workspace's own")
     objects = defaultdict[str, list[Json]](list)
-    for each, members in ((USER, users), (KEY, keys)):
-        if not members or terms.amount is None:
+    for owner, members in ((USER, users), (KEY, keys)):
+        if not members or not money:
             continue
-        name = made.free(f"{title(guardrail)}, each {each}")
-        row = made.budget(name, MONEY, terms.amount, interval=terms.interval, group=name, each=each)
-        if default and each in default[1] and terms.interval == default[0].interval:
-            amount = min(terms.amount, str(default[0].amount), key=Decimal)
-            row = {"name": default[1][each], "overrides": [{"who": f"{OF_GROUP}{name}", "amount": amount}]}
-        objects["groups"].append(made.group(name, KINDS[each], members))
-        objects["budgets"].append(row)
+        group = made.make_group(f"{title_of(guardrail)}, each {owner}", KINDS[owner], members)
+        objects["groups"].append(group)
+        budget = usual.get(owner, {})
+        if budget.get("interval") == money["interval"]:
+            amount = min(money["amount"], budget["amount"], key=Decimal)
+            overrides = [{"who": f"{OF_GROUP}{group['name']}", "amount": amount}]
+            objects["budgets"].append({"name": budget["name"], "overrides": overrides})
+        else:
+            objects["budgets"].append(
+                made.make_budget(group["name"], **money, group=group["name"], each=owner)
+            )
     if keys:
         made.note("API keys are new ones: OpenRouter tells no values of keys.")
-        objects["tenants"].append(made.tenant(tenant))
-        objects["api-keys"] += [made.key(name, tenant, **terms.models) for name in keys]
-    if terms.models:
-        objects["users"] += [
-            {"external_id": user, "organization": made.name, **terms.models} for user in users
-        ]
+        tenant = _tenant_of(made, guardrail)
+        objects["tenants"].append(made.make_tenant(tenant))
+        objects["api-keys"] += [made.make_key(name, tenant, **models) for name in keys]
+    if models:
+        objects["users"] += [{"external_id": user, "organization": made.name, **models} for user in users]
     made.add(**objects)
 
 
-def _assigned(
-    made: Organization, paths: Sequence[Path], field: str, known: Collection[str]
-) -> dict[str, list[Json]]:
+def _read_money(made: Organization, guardrail: Json) -> Json:
+    """Return the fields of a budget; {} for any amount."""
+    limit, interval = guardrail.get("limit_usd"), choose(guardrail, "reset_interval", RESETS)
+    if limit is None:
+        return {}
+    if not guardrail.get("include_byok_in_budgets"):
+        made.note("All calls count, also those that OpenRouter counts with include_byok_in_budgets alone.")
+    return {"unit": MONEY, "amount": read_amount(limit, MONEY, "limit_usd"), "interval": interval}
+
+
+def _read_models(made: Organization, guardrail: Json) -> Json:
+    """Return the list of models, as a field; {} for any model."""
+    models = guardrail.get("allowed_models") or []
+    if not isinstance(models, list) or not all(isinstance(model, str) for model in models):
+        raise NotTranslated("allowed_models", "must be a list of texts")
+    if models:
+        made.note("Names of models are OpenRouter's, often with a date: add those that your callers use.")
+    elif guardrail.get("limit_usd") is None:
+        raise NotTranslated("", "it has neither limit_usd nor allowed_models")
+    return {"models": models} if models else {}
+
+
+def _tenant_of(made: Organization, guardrail: Json) -> str:
+    return made.name_of(str(guardrail.get("workspace_id") or EVERYBODY))
+
+
+def _read_assignments(made: Organization, pages: Pages, field: str, known: Collection[str]) -> Assigned:
     """Return the assignments of the `known` guardrails by their ids; `field` says whom each is about."""
     assigned = defaultdict[str, list[Json]](list)
-    for place, row in made.rows(paths, "total_count"):
-        with made.taking(place, row, *KNOWN_OF_ASSIGNMENTS):
+    for place, row in made.read_rows(pages, "total_count"):
+        with made.translating(place, row, *KNOWN_OF_ASSIGNMENTS):
             guardrail, who = row.get("guardrail_id"), row.get(field)
             if not isinstance(guardrail, str) or guardrail not in known:
-                raise NotTranslated("guardrail_id", f"{guardrail}: there is no such guardrail here")
+                raise NotTranslated("guardrail_id", "must be the id of a guardrail in these files")
             if not isinstance(who, str) or not who:
                 raise NotTranslated(field, "must be a text")
             assigned[guardrail].append(row)
     return assigned
-
-
-Pages = list[Path] | None
 
 
 def openrouter(
@@ -144,32 +176,13 @@ def openrouter(
     as_json: AsJson = False,
 ) -> None:
     """Translate guardrails of OpenRouter, and name each one, and each field, that is left out."""
-    made = Organization(org, names or ())
-    listed = made.rows(guardrails, "total_count")
-    known = {str(row.get("id")) for _, row in listed}
-    users_of = _assigned(made, members or (), "user_id", known)
-    keys_of = _assigned(made, keys or (), "key_hash", known)
-    chosen = (
-        [item for item in listed if default in (item[1].get("id"), item[1].get("name"))] if default else []
+    made = Organization(org, names)
+    rows = made.read_rows(guardrails, "total_count")
+    ids = {str(row.get("id")) for _, row in rows}
+    users_of, keys_of = (
+        _read_assignments(made, members, "user_id", ids),
+        _read_assignments(made, keys, "key_hash", ids),
     )
-    if default and len(chosen) != 1:
-        raise CommandFailed(
-            f"--default {default}: must be the id of one guardrail, or a name that only one has."
-        )
-    everybody = None
-    for place, row in chosen:
-        with made.taking(place, row, *KNOWN):
-            everybody = translate_default(made, row)
-    if len({str(row.get("workspace_id")) for _, row in listed}) > 1:
-        everybody = None  # guardrails count in all workspaces, the default one in its own
-    for place, row in listed:
-        if (place, row) not in chosen:
-            with made.taking(place, row, *KNOWN):
-                users = [made.named(assigned["user_id"]) for assigned in users_of[str(row.get("id"))]]
-                hashes = {assigned["key_hash"]: assigned for assigned in keys_of[str(row.get("id"))]}
-                names_of_keys = [
-                    made.free(str(key.get("key_name") or key_hash)) for key_hash, key in hashes.items()
-                ]
-                translate(made, row, users, names_of_keys, everybody)
+    translate_all(made, rows, users_of, keys_of, default)
     made.note("Use so far is not taken over: each budget begins at 0.")
-    deliver(made.done(), to, as_json=as_json)
+    deliver(made.finish(), to, as_json=as_json)
