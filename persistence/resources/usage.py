@@ -87,20 +87,15 @@ _NAMES = {
     "service": (service, service.c.key),
     "group": (caller_group, caller_group.c.name),
 }
+# Columns of calls that the roll-ups have in another form.
+_AS_ROLLED_UP = {
+    "start": "to_timestamp(start / 1000) AS start",
+    "currency": "coalesce(nullif(n.currency, ''), o.currency) AS currency",
+    TAGS: "n.tags::jsonb AS tags",
+}
 # Calls of a time in the form of the roll-ups, once for each of their groups.
 _OF_CALLS = f"""
-SELECT {
-    ", ".join(
-        "to_timestamp(start / 1000) AS start"
-        if name == "start"
-        else "coalesce(nullif(n.currency, ''), o.currency) AS currency"
-        if name == "currency"
-        else "n.tags::jsonb AS tags"
-        if name == TAGS
-        else f"n.{name}"
-        for name in (*DIMENSIONS, *SUMS, BY_CALL)
-    )
-}
+SELECT {", ".join(_AS_ROLLED_UP.get(name, f"n.{name}") for name in (*DIMENSIONS, *SUMS, BY_CALL))}
   FROM (SELECT {
     SUMS_OF_CALL
 }, member::bigint FROM call CROSS JOIN LATERAL jsonb_array_elements_text(groups) AS m (member)

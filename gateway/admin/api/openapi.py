@@ -83,13 +83,14 @@ def query_parameters(model: type[BaseModel]) -> list[Json]:
     """Return the OpenAPI parameters of a query model; none is nullable, as absent ones are left out."""
     asked = model.model_json_schema()
     return [
-        parameter(name, _describe_schema(schema), schema.get("description"))
+        parameter(name, _without_null(schema), schema.get("description"))
         | {"required": name in asked.get("required", ())}
         for name, schema in asked["properties"].items()
     ]
 
 
-def _describe_schema(schema: Json) -> Json:
+def _without_null(schema: Json) -> Json:
+    """Return the schema of a field that may be null as that of its value; others unchanged."""
     choices = [choice for choice in schema.get("anyOf", ()) if choice.get("type") != "null"]
     if len(choices) != 1:
         return schema

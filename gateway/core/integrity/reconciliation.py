@@ -100,6 +100,17 @@ class LedgerAccount:
     stopped: str = ""
 
 
+class PartitionMark(NamedTuple):
+    """The newest stored entry of a partition, its epoch, and whether PostgreSQL is older than it was."""
+
+    entry_id: bytes = b""
+    epoch: int = 0
+    is_older: bool = False
+
+
+NO_MARK = PartitionMark()
+
+
 @dataclass(frozen=True, slots=True)
 class Rollback:
     """An account that lost its movements from `stored_seq` up to the position `place`."""

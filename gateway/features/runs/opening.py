@@ -182,7 +182,7 @@ class Runs:
         now_ms, documents = int(self._today() * 1000), list[dict[str, object]]()
         runs = (*chain, *below)
         names = [keys.budget_account(caller.partition, member.account.name) for member in runs]
-        for member, raw in zip(runs, await self._values(caller, names), strict=True):
+        for member, raw in zip(runs, await self._read_values(caller, names), strict=True):
             documents.append(_render_run(member, live_windows(raw) if raw else {}, now_ms))
         shown = documents[0] | {"parents": documents[1 : len(chain)], "children": [], "has_more": has_more}
         by_id = {run.id: shown}
@@ -204,7 +204,7 @@ class Runs:
                     raise CountersUnavailable
                 ids += [cast("bytes", child).decode() for child in children][:left]
             names = [keys.run(p, account_of(run.organization_id, run.tenant_id, id_)) for id_ in ids]
-            stored = await self._values(caller, names)
+            stored = await self._read_values(caller, names)
             above = {parent.id for parent in level}
             runs = [stored_run(run.organization_id, run.tenant_id, packed) for packed in stored if packed]
             level = [child for child in runs if child.parent_id in above]
@@ -213,7 +213,8 @@ class Runs:
                 return found[:TREE_MAX], True
         return found, False
 
-    async def _values(self, caller: Caller, names: Sequence[str]) -> list[bytes | None]:
+    async def _read_values(self, caller: Caller, names: Sequence[str]) -> list[bytes | None]:
+        """Return the values of keys in Redis, None for a missing one."""
         if not names:
             return []
         wire = self._wires.of(caller.partition)
