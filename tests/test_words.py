@@ -108,7 +108,7 @@ def docstrings_without_verb(file: SourceFile) -> Iterator[str]:
 # Names that say nothing of what they hold.
 BARE = {"one", "found", "said", "told", "each"}
 # Variables and parameters of these names: this number may only fall.
-BARE_MAX = 1_073
+BARE_MAX = 1_071
 
 
 def test_variables_are_nouns() -> None:
