@@ -11,7 +11,7 @@ from secrets import token_hex
 import psycopg
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
-from sqlalchemy import make_url, text
+from sqlalchemy import make_url
 
 from gateway.errors import BackupFailed, StartError
 from persistence.address import CONNECT_TIMEOUT_S, dialect_url, plain_url
@@ -19,6 +19,7 @@ from persistence.engine import ASK_OWNER, Engine, create
 from persistence.error_mapping import complaint
 from persistence.ledger import checkpoints
 from persistence.poolers import shares_sessions
+from persistence.queries import query
 from persistence.schema import database as schema
 from persistence.schema import standing
 from persistence.tables import metadata
@@ -276,10 +277,10 @@ def _database_url(url: str, name: str) -> str:
 
 # Metrics of backups.
 
-_BACKED_UP = text("""
+_BACKED_UP = query("backup.backed_up", "Select when backups were made and proven", """
 SELECT extract(epoch FROM max(taken_at)) AS taken, extract(epoch FROM max(proved_at)) AS proved,
        extract(epoch FROM now() - (SELECT min(created_at) FROM organization)) AS alone
-  FROM backup_run""")
+  FROM backup_run""")  # fmt: skip
 
 
 async def backed_up(engine: Engine) -> dict[str, object]:

@@ -31,7 +31,7 @@ from gateway.errors import StoreUnavailable
 from gateway.files import UrlFile, is_readable
 from persistence.address import CONNECT, dialect_url, plain_url
 from persistence.error_mapping import QUERY_CANCELED, complaint, quiet, sqlstate, translate_error, translating
-from persistence.queries import SlowQueries, SlowQuery
+from persistence.queries import SlowQueries, SlowQuery, query
 
 # Counted connections to PostgreSQL: busy ones, waiting requests, and failures.
 
@@ -236,6 +236,8 @@ async def apart(engine: AsyncEngine) -> AsyncIterator[AsyncConnection]:
 
 
 # The server is a standby, for example after a failover behind an address of several hosts.
+_ANSWERS = query("engine.answers", "Select whether PostgreSQL answers", "SELECT 1")
+_READ_ONLY = query("engine.read_only", "Select whether PostgreSQL only reads", "SHOW transaction_read_only")
 READS_ONLY = "it reads only: it is a standby, or default_transaction_read_only is on"
 
 
@@ -248,7 +250,7 @@ async def reads_only(engine: AsyncEngine) -> bool:
     """Return whether PostgreSQL reports that it is read-only; False if it does not answer."""
     try:
         async with engine.connect() as connection:
-            return bool(await connection.scalar(text("SHOW transaction_read_only")) == "on")
+            return bool(await connection.scalar(_READ_ONLY) == "on")
     except (SQLAlchemyError, OSError):
         return False
 
@@ -257,7 +259,7 @@ async def trouble(engine: AsyncEngine) -> str:
     """Return the error of a test query to PostgreSQL, or "" if the server answers."""
     try:
         async with engine.connect() as connection:
-            await connection.execute(text("SELECT 1"))
+            await connection.execute(_ANSWERS)
     except (SQLAlchemyError, OSError) as error:
         return complaint(error)
     return ""

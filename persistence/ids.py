@@ -9,10 +9,11 @@ has Redis forget the credentials of rows that are gone, since nobody could list 
 
 from __future__ import annotations
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from gateway.core.accounts.definitions import CATALOGUE_ACCOUNT, CREDENTIALS_ACCOUNT
 from gateway.core.integrity.recovery import NewestWrite
+from persistence.queries import query
 
 # Tables with rows that Redis knows by their ids.
 KNOWN_TO_REDIS = ("organization", "tenant", "api_key", "budget", "service", "token_plan", "price")
@@ -23,18 +24,19 @@ UNKNOWN = (
     "wait until Redis answers."
 )
 
-_KNOWN = text("SELECT EXISTS (SELECT FROM control_write WHERE id = cast(:id AS uuid))")
+_KNOWN = query("ids.known", "Select whether a control write is stored",
+    "SELECT EXISTS (SELECT FROM control_write WHERE id = cast(:id AS uuid))")  # fmt: skip
 # Advisory lock class 7816: one transaction at a time moves the sequences.
-_LOCK = text("SELECT pg_advisory_xact_lock(7816, 1)")
-_MOVE = text("SELECT move_ids_past(:known)")
-_STORE_AGAIN = text(f"""
+_LOCK = query("ids.lock", "Wait to move the ids of rows", "SELECT pg_advisory_xact_lock(7816, 1)")
+_MOVE = query("ids.move", "Move the ids of rows past those in Redis", "SELECT move_ids_past(:known)")
+_STORE_AGAIN = query("ids.store_again", "Store a lost control write again", f"""
 INSERT INTO control_write (id, account, verb)
 VALUES (cast(:id AS uuid), '{CATALOGUE_ACCOUNT}', 'define'),
-       (gen_random_uuid(), '{CREDENTIALS_ACCOUNT}', 'define')""")
+       (gen_random_uuid(), '{CREDENTIALS_ACCOUNT}', 'define')""")  # fmt: skip
 _HIGHEST = ", ".join(f"(SELECT max(id) FROM {name})" for name in KNOWN_TO_REDIS)
-_NEWEST = text(f"""
+_NEWEST = query("ids.newest", "Select the newest control write, and the highest id in Redis", f"""
 SELECT position, id::text, coalesce(greatest({_HIGHEST}), 0)
-  FROM control_write ORDER BY position DESC LIMIT 1""")
+  FROM control_write ORDER BY position DESC LIMIT 1""")  # fmt: skip
 
 
 def keep_ahead(connection: Connection, known: NewestWrite | None) -> bool:

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 USUAL_S: Final = 1.0
 # Seconds in which a query is reported once at most; other slow runs are counted until then.
 REPORT_EACH_S: Final = 60.0
-_OPTION: Final = "tollkeeper_query"
+OPTION: Final = "tollkeeper_query"
 
 
 class QueryName(NamedTuple):
@@ -35,12 +35,17 @@ UNNAMED: Final = QueryName("unnamed", "A query without a name")
 
 def query(name: str, sentence: str, sql: str, *, usual_s: float = USUAL_S) -> TextClause:
     """Return SQL as a statement with a name, such as `news.prune`, and a sentence on what it does."""
-    return text(sql).execution_options(**{_OPTION: QueryName(name, sentence, usual_s)})
+    return text(sql).execution_options(**naming(name, sentence, usual_s=usual_s))
+
+
+def naming(name: str, sentence: str, *, usual_s: float = USUAL_S) -> dict[str, Any]:
+    """Return the execution options that name a statement which is not SQL as text."""
+    return {OPTION: QueryName(name, sentence, usual_s)}
 
 
 def name_of(statement: TextClause) -> QueryName:
     """Return the name of a statement, which is `UNNAMED` if it has none."""
-    name: QueryName = statement.get_execution_options().get(_OPTION, UNNAMED)
+    name: QueryName = statement.get_execution_options().get(OPTION, UNNAMED)
     return name
 
 
@@ -65,7 +70,7 @@ class SlowQueries:
 
     def _end(self, _: Any, __: Any, ___: str, ____: Any, context: Any, _____: bool) -> None:
         if context is not None:
-            name = context.execution_options.get(_OPTION, UNNAMED)
+            name = context.execution_options.get(OPTION, UNNAMED)
             self._note(name, self._clock() - context.tollkeeper_began)
 
     def _note(self, name: QueryName, seconds: float) -> None:

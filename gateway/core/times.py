@@ -34,6 +34,12 @@ def rfc3339(moment: datetime, timespec: str = "auto") -> str:
     return moment.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
 
 
+def to_second(moment: object) -> str:
+    """Format a time, RFC 3339 or a datetime, for people, in UTC: `2026-01-31 10:00:00`."""
+    at = moment if isinstance(moment, datetime) else datetime.fromisoformat(str(moment))
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+
+
 def moment_of(at_ms: int) -> datetime:
     return EPOCH + at_ms * MILLISECOND
 

@@ -248,8 +248,8 @@ def empty_accounts_loop(
             for digest, answer in stored
         }
         if empty - known:
-            known |= await notices.tell_empty(sorted(empty - known))
-        known &= empty
+            await notices.tell_empty(sorted(empty - known))
+        known = empty
 
     return Loop("empty accounts", 5.0, (call(look),), quiet=(CountersUnavailable,))
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
-from sqlalchemy import BigInteger, Boolean, Column, DateTime, Table, text
+from sqlalchemy import BigInteger, Boolean, Column, DateTime, Table
 
 from gateway.errors import ArchiveFailed
 from persistence.address import CONNECT, plain_url
@@ -24,6 +24,7 @@ from persistence.error_mapping import complaint
 from persistence.examining import looked_at
 from persistence.ledger.checkpoints import INVARIANTS, MORE, VIOLATIONS_MAX
 from persistence.poolers import shares_sessions
+from persistence.queries import query
 from persistence.schema import standing
 from persistence.schema.partitions import UNBILLED, end_of, first_of, named
 from persistence.tables import audit_log, call, credit_transaction, feature_usage, token_ledger
@@ -261,7 +262,7 @@ _OUTSIDE = " UNION ALL ".join(
 )
 # The oldest unarchived month of each ledger, if this database was ever archived; also months without a
 # partition, whose rows are in the default one.
-_OLDEST = text(rf"""
+_OLDEST = query("archive.oldest", "Select the oldest month of each ledger that is not archived", rf"""
 SELECT ledger, min(month) AS month
   FROM (SELECT p.relname::text AS ledger,
                make_date(left(right(c.relname, 7), 4)::integer, right(c.relname, 2)::integer, 1) AS month
@@ -273,7 +274,7 @@ SELECT ledger, min(month) AS month
         SELECT ledger, (month AT TIME ZONE 'UTC')::date FROM ({_OUTSIDE}) AS outside (ledger, month)
          WHERE month IS NOT NULL
         EXCEPT SELECT ledger, month FROM archived_month) AS open
- WHERE EXISTS (SELECT FROM archive_identity) GROUP BY 1""")
+ WHERE EXISTS (SELECT FROM archive_identity) GROUP BY 1""")  # fmt: skip
 
 # Returns the day on which a month of a ledger is due for archiving, or None.
 Due = Callable[[str, date], date | None]

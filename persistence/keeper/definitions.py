@@ -19,7 +19,7 @@ from typing import Any
 from uuid import uuid4
 
 import msgspec
-from sqlalchemy import RowMapping, text
+from sqlalchemy import RowMapping
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.budget_amounts import read_budget
@@ -151,22 +151,22 @@ _OF_KEY = (
     "tenant_id", "organization_id", "digest", "user_header", "unsettled", "priority", "of_tokens", "created",
 )  # fmt: skip
 _OF_SERVICE = ("id", "key", "meter", "counts_tokens", "counts_none", "credits")
-_SERVICES = """
+_SERVICES = query("definitions.services", "Select the services of the catalogue", """
 SELECT s.id, s.key, s.credits, s.service_type, s.counts_tokens, s.counts_none, s.pricing, s.upstream,
        s.paths, b.meter
   FROM service AS s JOIN business_model AS b ON b.id = s.business_model_id
- WHERE s.deleted_at IS NULL ORDER BY s.id"""
+ WHERE s.deleted_at IS NULL ORDER BY s.id""")  # fmt: skip
 
-_WEIGHTS = """
-SELECT id, weights FROM token_plan WHERE weights <> '{}' AND deleted_at IS NULL ORDER BY id"""
+_WEIGHTS = query("definitions.weights", "Select the weights of plans", """
+SELECT id, weights FROM token_plan WHERE weights <> '{}' AND deleted_at IS NULL ORDER BY id""")  # fmt: skip
 
-_MODELS = """
-SELECT id, name, targets, fallback, organization_id, output_max, context FROM model ORDER BY id"""
+_MODELS = query("definitions.models", "Select the rules of models", """
+SELECT id, name, targets, fallback, organization_id, output_max, context FROM model ORDER BY id""")  # fmt: skip
 
-_SHARES = """
-SELECT id, upstream, model, organization_id, tenant_id, weight, guaranteed, priority FROM share ORDER BY id"""
+_SHARES = query("definitions.shares", "Select the shares of upstreams", """
+SELECT id, upstream, model, organization_id, tenant_id, weight, guaranteed, priority FROM share ORDER BY id""")  # fmt: skip
 
-_BUDGETS = """
+_BUDGETS = query("definitions.budgets", "Select the budgets of organizations, with raises and overrides", """
 SELECT budget.*, r.raises, o.overrides FROM budget
  CROSS JOIN LATERAL (
     SELECT jsonb_object_agg(value, jsonb_build_array(amount::text, floor(extract(epoch FROM until) * 1000)))
@@ -175,11 +175,11 @@ SELECT budget.*, r.raises, o.overrides FROM budget
     SELECT jsonb_object_agg(value, jsonb_build_array(amount::text, floor(extract(epoch FROM until) * 1000)))
            AS overrides FROM budget_override
      WHERE budget_id = budget.id AND coalesce(until > now(), true)) AS o
- WHERE organization_id = ANY(:ids) AND deleted_at IS NULL ORDER BY organization_id, id"""
+ WHERE organization_id = ANY(:ids) AND deleted_at IS NULL ORDER BY organization_id, id""")  # fmt: skip
 
 
 # A row of the table is made as `row_of` in `gateway/core/accounts/groups.py` makes it.
-_GROUPS = f"""
+_GROUPS = query("definitions.groups", "Select the groups of organizations, with their members", f"""
 WITH live AS (SELECT * FROM caller_group WHERE organization_id = ANY(:ids) AND deleted_at IS NULL),
 members AS (
     SELECT organization_id, kind, substring(sha256(convert_to(kind || ':' || member, 'UTF8')) FOR {DIGEST_BYTES})
@@ -195,16 +195,16 @@ SELECT organization_id AS id,
        (SELECT jsonb_object_agg(claim, ids) FROM (
                SELECT claim, jsonb_agg(id ORDER BY id) AS ids FROM live AS l
                 WHERE l.organization_id = live.organization_id AND claim IS NOT NULL GROUP BY claim) AS c) AS claims
-  FROM live GROUP BY organization_id"""
+  FROM live GROUP BY organization_id""")  # fmt: skip
 
 
 async def organizations(
     connection: AsyncConnection, where: str, values: Mapping[str, Any]
 ) -> list[OrganizationAccount]:
     """Return the definitions and balances of the organizations that the SQL condition `where` selects."""
-    rows = await _rows(connection, _ORGANIZATIONS, where, values)
+    rows = await _rows(connection, "organizations", _ORGANIZATIONS, where, values)
     ids = [row["id"] for row in rows]
-    budgets, groups = await budgets_of(connection, ids), await _groups_of(connection, ids)
+    budgets, groups = await budgets_of(connection, ids), await groups_of(connection, ids)
     return [
         OrganizationAccount(
             definition=OrganizationDefinition(
@@ -265,7 +265,7 @@ async def tenants(connection: AsyncConnection, where: str, values: Mapping[str, 
             granted=row["tokens_granted"] or 0,
             forgives=bool(row["forgives"]),
         )
-        for row in await _rows(connection, _TENANTS, where, values)
+        for row in await _rows(connection, "tenants", _TENANTS, where, values)
     ]
 
 
@@ -284,14 +284,14 @@ async def keys(connection: AsyncConnection, where: str, values: Mapping[str, Any
             spent=_spent_answer(row),
             tags=tuple(sorted((row["tags"] or {}).items())),
         )
-        for row in await _rows(connection, _KEYS, where, {**values, "given_up": GIVEN_UP})
+        for row in await _rows(connection, "keys", _KEYS, where, {**values, "given_up": GIVEN_UP})
     ]
 
 
 async def users(connection: AsyncConnection, where: str, values: Mapping[str, Any]) -> list[UserDefinition]:
     return [
         UserDefinition(row["tenant_id"], row["organization_id"], row["external_id"], _limits(row["limits"]))
-        for row in await _rows(connection, _USERS, where, values)
+        for row in await _rows(connection, "users", _USERS, where, values)
     ]
 
 
@@ -300,8 +300,8 @@ async def catalogue(connection: AsyncConnection) -> CatalogueDefinition:
 
     Weights belong to plans and models: how much a kind of token counts.
     """
-    rows = (await connection.execute(text(_SERVICES))).mappings().all()
-    weighing = (await connection.execute(text(_WEIGHTS))).mappings().all()
+    rows = (await connection.execute(_SERVICES)).mappings().all()
+    weighing = (await connection.execute(_WEIGHTS)).mappings().all()
     return CatalogueDefinition(
         tuple(
             Service(
@@ -314,8 +314,8 @@ async def catalogue(connection: AsyncConnection) -> CatalogueDefinition:
             for row in rows
         ),
         {row["id"]: millionths(row["weights"]) for row in weighing},
-        tuple(_model(row) for row in (await connection.execute(text(_MODELS))).mappings()),
-        tuple(_share(row) for row in (await connection.execute(text(_SHARES))).mappings()),
+        tuple(_model(row) for row in (await connection.execute(_MODELS)).mappings()),
+        tuple(_share(row) for row in (await connection.execute(_SHARES)).mappings()),
     )
 
 
@@ -358,7 +358,7 @@ async def prices(connection: AsyncConnection) -> PricesDefinition:
 async def budgets_of(
     connection: AsyncConnection, organization_ids: Sequence[int]
 ) -> dict[int, tuple[Budget, ...]]:
-    rows = (await connection.execute(text(_BUDGETS), {"ids": list(organization_ids)})).mappings().all()
+    rows = (await connection.execute(_BUDGETS, {"ids": list(organization_ids)})).mappings().all()
     return {
         organization_id: tuple(read_budget(dict(row)) for row in budget_rows)
         for organization_id, budget_rows in groupby(rows, lambda row: row["organization_id"])
@@ -366,9 +366,10 @@ async def budgets_of(
 
 
 async def _rows(
-    connection: AsyncConnection, query: str, where: str, values: Mapping[str, Any]
+    connection: AsyncConnection, kind: str, sql: str, where: str, values: Mapping[str, Any]
 ) -> Sequence[RowMapping]:
-    return (await connection.execute(text(query.format(where=where)), values)).mappings().all()
+    statement = query(f"definitions.{kind}", f"Select the definitions of {kind}", sql.format(where=where))
+    return (await connection.execute(statement, values)).mappings().all()
 
 
 @lru_cache(LIMITS_KEPT)
@@ -381,11 +382,9 @@ def _plain_terms(currency: str, *, subscribed: bool, listed: bool) -> Organizati
     return OrganizationTerms(currency=currency, subscribed=subscribed, listed=listed)
 
 
-async def _groups_of(
-    connection: AsyncConnection, organization_ids: Sequence[int]
-) -> Mapping[int, GroupTerms]:
+async def groups_of(connection: AsyncConnection, organization_ids: Sequence[int]) -> Mapping[int, GroupTerms]:
     """Read the groups of organizations that have any with members or claims."""
-    rows = (await connection.execute(text(_GROUPS), {"ids": organization_ids})).mappings()
+    rows = (await connection.execute(_GROUPS, {"ids": organization_ids})).mappings()
     return {
         row["id"]: GroupTerms(
             tuple(row["kinds"] or ()), bytes(row["table"] or b""),

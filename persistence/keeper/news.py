@@ -150,6 +150,16 @@ def _render_amount(amount: str) -> str:
     return f"CASE b.unit WHEN 'money' THEN to_jsonb(trim_scale({amount} / 1000000000)::text) ELSE to_jsonb({amount}) END"
 
 
+_FACTOR = "CROSS JOIN LATERAL (SELECT CASE b.unit WHEN 'money' THEN 1000000000 ELSE 1 END AS factor) AS f"
+# What an account `u` of a budget `b` has from earlier intervals.
+_CARRIED = "coalesce(CASE WHEN b.carry IS NOT NULL THEN u.carried END, 0)"
+
+
+def _in_force(raise_counts: str) -> str:
+    """Return the SQL of the amount of a budget `b` with a factor `f`: the raised one while `raise_counts`."""
+    return f"trunc(CASE WHEN {raise_counts} THEN b.raised_to ELSE b.amount END * f.factor)"
+
+
 def _live(windows: str, keys: str) -> str:
     """Return the SQL of all wanted budgets in their windows, which are joined by these columns.
 
@@ -164,9 +174,8 @@ WITH calendar AS ({windows}
       FROM calendar AS c
       JOIN budget AS b USING ({keys})
       JOIN organization AS o ON o.id = b.organization_id
-     CROSS JOIN LATERAL (SELECT CASE b.unit WHEN 'money' THEN 1000000000 ELSE 1 END AS factor) AS f
-     CROSS JOIN LATERAL (SELECT trunc(CASE WHEN b.raised_until > :now THEN b.raised_to ELSE b.amount END
-                               * f.factor) AS usual) AS l
+     {_FACTOR}
+     CROSS JOIN LATERAL (SELECT {_in_force("b.raised_until > :now")} AS usual) AS l
      CROSS JOIN LATERAL (SELECT array_agg(x::float8 * {ROUNDED}) AS parts
                            FROM jsonb_array_elements_text(b.thresholds) AS x) AS p
      WHERE b.deleted_at IS NULL AND b.id >= :id AND {_WANTED}
@@ -215,7 +224,7 @@ SELECT b.*, w.start, w.ends, w.began, l."limit", u.value, u.name AS account, u.u
  CROSS JOIN LATERAL (SELECT CASE WHEN o.value IS NULL AND g.member IS NULL
                                  THEN greatest(b.usual, trunc(r.amount * b.factor))
                                  ELSE trunc(coalesce(r.amount, o.amount, g.amount) * b.factor) END
-                            + coalesce(CASE WHEN b.carry IS NOT NULL THEN u.carried END, 0) AS "limit") AS l
+                            + {_CARRIED} AS "limit") AS l
   LEFT JOIN budget_told AS t ON t.budget_id = b.id AND t.start = w.start AND t.value = u.value
  WHERE (b.id, w.start, u.value) > (:id, :start, :value) AND l."limit" > 0"""
 
@@ -335,8 +344,8 @@ _RESET_DATA = data_of(
     RESET,
     budget_id="b.id", budget="b.name", organization_id="b.organization_id", organization="o.name", unit="b.unit",
     currency="CASE b.unit WHEN 'money' THEN o.currency END", used=_render_amount("coalesce(u.used, 0)"),
-    amount=_render_amount("""greatest(0, trunc(CASE WHEN b.raised_until >= c.start THEN b.raised_to ELSE b.amount END * f.factor)
-        + coalesce(CASE WHEN b.carry IS NOT NULL THEN u.carried END, 0))"""),
+    # A raise up to the end itself was in force there.
+    amount=_render_amount(f"greatest(0, {_in_force('b.raised_until >= c.start')} + {_CARRIED})"),
     interval='b."interval"', time_zone="b.time_zone", window_start="c.shown_start", resets_at="c.shown_next",
 )  # fmt: skip
 _RESETS = message_query("resets", "Create messages about intervals of budgets that have ended", f"""
@@ -348,7 +357,7 @@ WITH news AS (
         AS c ("interval", time_zone, anchor_day, before, start, shown_start, shown_next)
       JOIN budget AS b USING ("interval", time_zone, anchor_day)
       JOIN organization AS o ON o.id = b.organization_id
-     CROSS JOIN LATERAL (SELECT CASE b.unit WHEN 'money' THEN 1000000000 ELSE 1 END AS factor) AS f
+     {_FACTOR}
       LEFT JOIN budget_use AS u ON (u.budget_id, u.start, u.value) = (b.id, c.before, '')
      WHERE b.deleted_at IS NULL AND b."window" = '{CALENDAR}' AND b.mode = 'enforce' AND b.each IS NULL
        AND b.created_at < c.start AND (b.updated_at < c.start OR u.used IS NOT NULL) AND {_WANTED_RESET}
@@ -771,9 +780,6 @@ _PRUNE = query("news.prune", "Delete old messages of webhooks", """
 DELETE FROM webhook_delivery
  WHERE state <> 'pending' AND created_at < now() - make_interval(days =>
        coalesce((cast(:kept_days AS jsonb)->>event)::integer, :days))""")  # fmt: skip
-_TOLD_EMPTY = query("news.told_empty", "Select the reported empty accounts of upstreams", """
-SELECT DISTINCT occasion FROM webhook_delivery
- WHERE event = 'upstream.empty' AND created_at > now() - interval '1 hour'""")  # fmt: skip
 _UNANSWERED = query("news.unanswered", "Delete consents to mail that were never given", """
 DELETE FROM mail_consent
  WHERE given_at IS NULL AND coalesce(expires_at, asked_at + make_interval(days => :days)) < now()""")  # fmt: skip
@@ -836,17 +842,9 @@ class Notices:
             await connection.execute(_PRUNE, {"days": KEPT_DAYS, "kept_days": _kept_days()})
             await connection.execute(_UNANSWERED, {"days": KEPT_DAYS})
 
-    async def tell_empty(self, accounts: Iterable[EmptyUpstreamAccount]) -> set[EmptyUpstreamAccount]:
-        """Report empty accounts of upstreams.
-
-        Return those that are reported. An account that was reported within the hour, and answered since, waits.
-        """
+    async def tell_empty(self, accounts: Iterable[EmptyUpstreamAccount]) -> None:
+        """Report empty accounts of upstreams, each once until it answers well."""
         async with self._engine.begin() as connection:
-            recent = {*(await connection.execute(_TOLD_EMPTY)).scalars()}
-            waiting = {occasion.split(":")[1] for occasion in recent}
-            due = [
-                account for account in accounts if account.digest not in waiting or account.occasion in recent
-            ]
             await create_messages(connection, [
                 News(
                     "upstream.empty", account.occasion,
@@ -855,9 +853,8 @@ class Notices:
                         "since": rfc3339(moment_of(account.since_ms)),
                     },
                 )
-                for account in due
+                for account in accounts
             ])  # fmt: skip
-        return {*due}
 
     async def foresee(self, now: datetime) -> None:
         await foresee_budgets(self._engine, now)

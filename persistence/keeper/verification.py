@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.budgets import EACH_UNUSED_DAYS, Budget
 from gateway.core.accounts.definitions import AccountDefinition, KeyDefinition
+from gateway.core.accounts.groups import NO_GROUPS, GroupTerms
 from gateway.core.accounts.outbox import WindowKey
 from gateway.core.accounts.runs import Run, read_stored
 from gateway.core.accounts.windows import read_end_limit
@@ -39,7 +40,7 @@ from gateway.core.model import INTEGER_MAX, PARTITIONS
 from persistence.engine import apart, looking
 from persistence.error_mapping import QUERY_CANCELED, sqlstate, translating
 from persistence.keeper import definitions, forgetting, retention
-from persistence.keeper.definitions import budgets_of
+from persistence.keeper.definitions import budgets_of, groups_of
 from persistence.keeper.retention import SINCE
 from persistence.ledger.checkpoints import closed, disproved, sums, violations
 from persistence.ledger.rows import is_uuid
@@ -121,6 +122,8 @@ DELETE FROM run WHERE id = ANY(ARRAY(SELECT id FROM gone))""")  # fmt: skip
 _FORGET_JOBS = query("verification.forget_jobs", "Delete expired jobs", """
 DELETE FROM job WHERE ctid = ANY(ARRAY(
     SELECT ctid FROM job WHERE expires_at < now() - make_interval(days => :days) LIMIT :n))""")  # fmt: skip
+_UNTOLD = query("verification.untold", "Select whether control writes of an account wait",
+    "SELECT EXISTS (SELECT FROM control_write WHERE account = :account AND state = 'pending')")  # fmt: skip
 _MARK = query("verification.mark", "Select the last stored entry of a partition",
     "SELECT last_entry_id FROM partition_state WHERE partition = :partition")  # fmt: skip
 _ASIDE = query("verification.aside", "Select open dead letters of organizations", """
@@ -136,6 +139,20 @@ class BudgetUses:
     async def budgets(self, organizations: Sequence[int]) -> Mapping[int, Sequence[Budget]]:
         async with translating(self._engine.connect()) as connection:
             return await budgets_of(connection, organizations)
+
+    async def pushed_terms(self, organization_id: int) -> tuple[Sequence[Budget], GroupTerms] | None:
+        """Return the budgets of an organization that have overrides or go by groups, and its groups.
+
+        None while a write waits that tells Redis of them.
+        """
+        async with translating(self._engine.connect()) as connection:
+            await connection.execution_options(isolation_level="REPEATABLE READ")
+            if await connection.scalar(_UNTOLD, {"account": f"organization:{organization_id}"}):
+                return None
+            budgets = (await budgets_of(connection, [organization_id])).get(organization_id, ())
+            groups = await groups_of(connection, [organization_id])
+        told = [budget for budget in budgets if budget.overrides or budget.has_groups]
+        return told, groups.get(organization_id, NO_GROUPS)
 
     async def runs(self, organizations: Sequence[int]) -> list[Run]:
         """Return the runs that calls may name, and those that expired in the last day, the oldest first.

@@ -45,12 +45,14 @@ from gateway.core.integrity.reconciliation import (
     ReconciliationSummary,
     Rollback,
 )
+from gateway.core.times import to_second
 from gateway.errors import Conflict, StoreUnavailable, Unprocessable
 from persistence.engine import apart, looking
 from persistence.entity import Entity, EntityWrite, alter, lock, write_of
 from persistence.error_mapping import translating
 from persistence.ledger import statements
 from persistence.ledger.redrive import correct_entry, finish_control_write, redrive, refuse_charged
+from persistence.queries import naming, query
 from persistence.resources.audit import BY_PEOPLE, STAFF, person_of
 from persistence.tables import (
     admin_token,
@@ -114,14 +116,21 @@ _HEADS: Mapping[str, tuple[ColumnElement[Any], ...]] = {
     "credits": (_its.id, _its.credit_last_seq, _its.credit_balance, _its.credit_epoch),
     "spend": (_its.id, _its.spend_last_seq, _its.spent, _its.spend_epoch),
 }
-_BLOCKED = text("""
+_BLOCKED = query(
+    "integrity.blocked",
+    "Store whether a tenant is blocked",
+    """
 UPDATE tenant_quota AS q SET is_blocked = q.manual_block
        OR (p.id IS NOT NULL AND coalesce(q.tokens_remaining, 1) <= 0 AND p.overage_policy <> 'bill')
   FROM tenant_quota AS k LEFT JOIN token_plan AS p ON p.id = k.plan_id
- WHERE q.tenant_id = k.tenant_id AND q.tenant_id = :tenant""")
+ WHERE q.tenant_id = k.tenant_id AND q.tenant_id = :tenant""",
+)
 
 # The effect of `tenant block`; a person undoes it by `unblock` once the account may continue.
-_REFUSE = text("""
+_REFUSE = query(
+    "integrity.refuse",
+    "Block tenants for their backlog",
+    """
 INSERT INTO control_write (id, partition, account, verb, payload)
 SELECT gen_random_uuid(), :partition, 'tenant:' || t.id, 'block',
        '{"reason": "too many entries wait behind an account in quarantine", "cause": "backlog"}'::jsonb
@@ -131,7 +140,8 @@ SELECT gen_random_uuid(), :partition, 'tenant:' || t.id, 'block',
                                   WHERE w.account = 'tenant:' || t.id AND w.verb IN ('block', 'unblock')
                                     AND w.state <> 'refused'
                                   ORDER BY w.position DESC LIMIT 1)
-RETURNING account""")
+RETURNING account""",
+)
 
 
 class Quarantines:
@@ -144,9 +154,9 @@ class Quarantines:
         """Return the marks of partitions."""
         state = partition_state.c
         async with looking(self._engine) as connection:
-            rows = await connection.execute(
-                select(state.partition, state.last_entry_id, state.epoch, state.older)
-            )
+            statement = select(state.partition, state.last_entry_id, state.epoch, state.older)
+            named = naming("integrity.marks", "Select the newest stored entry of each partition")
+            rows = await connection.execute(statement, execution_options=named)
             return {
                 row.partition: PartitionMark((row.last_entry_id or "").encode(), row.epoch, row.older)
                 for row in rows
@@ -156,20 +166,21 @@ class Quarantines:
         """Store that PostgreSQL has lost stored rows of these partitions."""
         rows = [{"partition": partition, "older": True} for partition in sorted(partitions)]
         noted = upsert(partition_state).values(rows)
+        noted = noted.on_conflict_do_update(index_elements=["partition"], set_={"older": True})
+        named = naming("integrity.fell_back", "Store that partitions have lost rows")
         async with self._engine.begin() as connection:
-            await connection.execute(
-                noted.on_conflict_do_update(index_elements=["partition"], set_={"older": True})
-            )
+            await connection.execute(noted, execution_options=named)
 
     async def catch_up(self, partition: int, entry_id: bytes) -> None:
         """Store that a partition was compared up to an entry, and no longer lacks rows."""
         state = partition_state.c
         async with self._engine.begin() as connection:
             if entry_id:
-                await connection.exec_driver_sql(statements.MARK, ([partition], [entry_id.decode()]))
-            await connection.execute(
-                update(partition_state).where(state.partition == partition).values(older=False)
-            )
+                named = naming("integrity.mark", "Store the newest entry of a partition")
+                await connection.exec_driver_sql(statements.MARK, ([partition], [entry_id.decode()]), named)
+            named = naming("integrity.catch_up", "Store that a partition lacks no rows")
+            caught_up = update(partition_state).where(state.partition == partition).values(older=False)
+            await connection.execute(caught_up, execution_options=named)
 
     async def stop(self, rollbacks: Sequence[Rollback]) -> list[str]:
         """Stop the accounts in `rollbacks` (quarantine); return those that were not stopped before."""
@@ -177,8 +188,9 @@ class Quarantines:
         if not rows:
             return []
         made = upsert(quarantine).values(rows).on_conflict_do_nothing().returning(_c.account)
+        named = naming("integrity.stop", "Stop accounts")
         async with self._engine.begin() as connection:
-            return sorted(await connection.scalars(made))
+            return sorted(await connection.scalars(made, execution_options=named))
 
     async def refuse(self, tenants: Mapping[int, Sequence[int]]) -> list[str]:
         """Block those of the tenants that are not blocked yet, given by partition; return their accounts."""
@@ -190,13 +202,18 @@ class Quarantines:
         return sorted(blocked)
 
     async def stopped_accounts(self) -> set[str]:
+        named, statement = (
+            naming("integrity.stopped", "Select stopped accounts"),
+            select(_c.account).where(_OPEN),
+        )
         async with looking(self._engine) as connection:
-            return set(await connection.scalars(select(_c.account).where(_OPEN)))
+            return set(await connection.scalars(statement, execution_options=named))
 
     async def stopped(self) -> int:
         async with looking(self._engine) as connection:
-            found = await connection.scalar(select(func.count()).select_from(quarantine).where(_OPEN))
-            return int(found or 0)
+            statement = select(func.count()).select_from(quarantine).where(_OPEN)
+            named = naming("integrity.count_stopped", "Count stopped accounts")
+            return int(await connection.scalar(statement, execution_options=named) or 0)
 
 
 def release(change: EntityWrite) -> Row:
@@ -206,7 +223,7 @@ def release(change: EntityWrite) -> Row:
     """
     row = lock(change)
     if row["released_at"] is not None:
-        raise Conflict(f"It was released at {row['released_at']}.")
+        raise Conflict(f"It was released at {to_second(row['released_at'])} UTC.")
     connection, values = change.connection, change.command.values
     account, accept = str(row["account"]), bool(values.get("accept"))
     if accept and row["kind"] not in ACCEPTABLE:
@@ -371,7 +388,7 @@ def _charge_late(change: EntityWrite, letter: Row, request_id: str, record: byte
 def _open(change: EntityWrite) -> Row:
     letter = lock(change)
     if letter["resolved_at"] is not None:
-        raise Conflict(f"It was {letter['resolution']} at {letter['resolved_at']}.")
+        raise Conflict(f"It was {letter['resolution']} at {to_second(letter['resolved_at'])} UTC.")
     return letter
 
 
@@ -495,7 +512,8 @@ class ReconciliationResults:
             select(reconciliation.c.started_at).where(all_asked).order_by(reconciliation.c.id.desc()).limit(1)
         )
         async with translating(self._engine.connect()) as connection:
-            return await connection.scalar(newest)
+            named = naming("reconciliations.last_deep", "Select when all rows were last compared")
+            return await connection.scalar(newest, execution_options=named)
 
     async def repair(self, item: Item) -> None:
         """Store a drift (a difference from the ledger) and the control write that corrects it.

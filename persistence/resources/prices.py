@@ -22,7 +22,6 @@ from sqlalchemy import (
     literal,
     or_,
     select,
-    text,
 )
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -49,6 +48,7 @@ from gateway.core.times import floor_ms
 from gateway.errors import Conflict, Unprocessable
 from persistence import entity
 from persistence.entity import Entity, EntityWrite, live
+from persistence.queries import naming, query
 from persistence.tables import control_write, exchange_rate, organization, price
 
 # Every gateway loads all of them; the bundled list has some 1,300.
@@ -57,13 +57,19 @@ IN_FORCE_MAX = 20_000
 KEPT = timedelta(days=1)
 
 # Advisory lock class 7805: writers of prices, so that no two prices are for the same.
-LOCK_PRICES = text("SELECT pg_advisory_xact_lock(7805, 0)")
+LOCK_PRICES = query("prices.lock", "Wait to write prices", "SELECT pg_advisory_xact_lock(7805, 0)")
 _COLUMNS = ", ".join(column.name for column in price.c if column.name not in {"id", "created_at"})
-_PUT_IN = text(
+_PUT_IN = query(
+    "prices.put_in", "Store the bundled prices in a new database",
     f"INSERT INTO price ({_COLUMNS}) SELECT {_COLUMNS}"  # its own columns
-    " FROM jsonb_populate_recordset(NULL::price, cast(:rows AS jsonb))"
+    " FROM jsonb_populate_recordset(NULL::price, cast(:rows AS jsonb))",
+)  # fmt: skip
+_ANY_BUNDLED = (
+    select(price.c.id)
+    .where(price.c.source == BUNDLED)
+    .limit(1)
+    .execution_options(**naming("prices.any_bundled", "Select whether bundled prices are stored"))
 )
-_ANY_BUNDLED = select(price.c.id).where(price.c.source == BUNDLED).limit(1)
 _DEFINE = {"account": PRICES_ACCOUNT, "verb": "define", "payload": {}}
 _prices_here = price.c
 _amending = price.alias("amending")
@@ -138,7 +144,8 @@ def _kind(values: Row) -> tuple[object, ...]:
 
 def in_force(now: datetime) -> Select[Any]:
     """Return a query for prices that are in force, were a day ago, or will be."""
-    return _superseded_later_than(now - KEPT)[1]
+    statement = _superseded_later_than(now - KEPT)[1]
+    return statement.execution_options(**naming("prices.in_force", "Select the prices that are in force"))
 
 
 def rates_in_force(connection: Connection, at: datetime) -> tuple[ExchangeRate, ...]:
@@ -148,7 +155,10 @@ def rates_in_force(connection: Connection, at: datetime) -> tuple[ExchangeRate, 
     )
     each = select(exchange_rate, following.label("following")).subquery()
     statement = select(each).where(or_(each.c.following.is_(None), each.c.following > at))
-    return tuple(read_rate(dict(row)) for row in connection.execute(statement).mappings())
+    rates = connection.execute(
+        statement, execution_options=naming("prices.rates", "Select exchange rates in force")
+    )
+    return tuple(read_rate(dict(row)) for row in rates.mappings())
 
 
 def find_price(
@@ -220,7 +230,10 @@ class PriceTable:
             if (await connection.execute(_ANY_BUNDLED)).first() is not None:
                 return 0
             await connection.execute(_PUT_IN, {"rows": document})
-            await connection.execute(insert(control_write).values(id=uuid4(), **_DEFINE))
+            define = insert(control_write).values(id=uuid4(), **_DEFINE)
+            await connection.execute(
+                define, execution_options=naming("prices.define", "Add the control write of prices")
+            )
         return len(rows)
 
 

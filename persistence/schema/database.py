@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.errors import StartError
 from persistence.engine import looking
+from persistence.queries import query
 from persistence.schema.standing import (
     KNOWN,
     SERVER,
@@ -25,13 +25,17 @@ from persistence.schema.standing import (
     why_unusable,
 )
 
+_SERVER = query("schema.server", "Select whether the database can be used", SERVER)
+_THERE = query("schema.there", "Select whether the database has a schema", THERE)
+_STATUS = query("schema.status", "Select the version of the schema", STATUS)
+
 
 async def status(engine: AsyncEngine) -> SchemaStatus:
     async with looking(engine) as connection:
-        unusable = why_unusable(*(await connection.execute(text(SERVER))).one())
-        if not await connection.scalar(text(THERE)):
+        unusable = why_unusable(*(await connection.execute(_SERVER)).one())
+        if not await connection.scalar(_THERE):
             return SchemaStatus(None, unusable=unusable)
-        result = (await connection.execute(text(STATUS))).one_or_none()
+        result = (await connection.execute(_STATUS)).one_or_none()
         return SchemaStatus(*(result or (None,)))._replace(unusable=unusable)
 
 

@@ -10,29 +10,31 @@ from collections.abc import Callable, Sequence
 from datetime import date, timedelta
 from typing import Any
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from persistence.queries import naming, query
 from persistence.schema.standing import (
     ENSURE_PARTITIONS,
     MONTHS_AHEAD,
 )
 
-DROP = text("""
+DROP = query("partitions.drop", "Drop old months of a ledger", """
 SELECT drop_months(:ledger, least(now() - make_interval(days => :days),
-                                  cast(:until AS date)::timestamp AT TIME ZONE 'UTC'))""")
+                                  cast(:until AS date)::timestamp AT TIME ZONE 'UTC'))""")  # fmt: skip
 # The roll-ups of single hours: of all groups, and of teams.
 HOURS = ("usage_rollup_hour", "usage_rollup_team_hour")
 # Hours of calls with tags are no partitions.
-FORGET_TAGS = text(
+FORGET_TAGS = query(
+    "partitions.forget_tags", "Delete old hours of calls with tags",
     "DELETE FROM usage_tag WHERE span = 'hour'"
-    " AND start < (SELECT since FROM kept_since WHERE ledger = 'usage_rollup_hour')"
-)
+    " AND start < (SELECT since FROM kept_since WHERE ledger = 'usage_rollup_hour')",
+)  # fmt: skip
 # Only corrections of calls need these names, so they are deleted with the calls of their day.
-FORGET_NAMES = text(
+FORGET_NAMES = query(
+    "partitions.forget_names", "Delete names of deleted calls",
     "DELETE FROM usage_name"
-    " WHERE day < (SELECT (since AT TIME ZONE 'UTC')::date FROM kept_since WHERE ledger = 'call')"
-)
+    " WHERE day < (SELECT (since AT TIME ZONE 'UTC')::date FROM kept_since WHERE ledger = 'call')",
+)  # fmt: skip
 
 # The number of rows of each kind that a message names; the rest is counted.
 NAMED_MAX = 5
@@ -75,7 +77,7 @@ def end_of(month: date) -> date:
 async def why_unbilled(connection: AsyncConnection, end: date) -> str:
     """Return a message if use before the day `end` is on no invoice yet, or "" if all is billed."""
     for what, statement in UNBILLED.items():
-        result = await connection.exec_driver_sql(first_of(statement), {"end": end})
+        result = await connection.exec_driver_sql(first_of(statement), {"end": end}, _OF_UNBILLED)
         if said := named(what, [tuple(row) for row in result]):
             return said[0]
     return ""
@@ -93,15 +95,18 @@ def named(what: str, found: Sequence[tuple[Any, ...]]) -> list[str]:
 
 
 # Months of calls that ended a number of days ago, at least 31; and whether any were archived.
-_OLD_CALLS = text(r"""
+_OLD_CALLS = query("partitions.old_calls", "Select months of calls that are old enough to be dropped", r"""
 SELECT month FROM (
     SELECT make_date(left(right(c.relname, 7), 4)::integer, right(c.relname, 2)::integer, 1) AS month
       FROM pg_inherits AS i JOIN pg_class AS c ON c.oid = i.inhrelid
      WHERE i.inhparent = 'call'::regclass AND c.relname ~ '_y\d{4}m\d{2}$') AS months
  WHERE month < date_trunc('month', now() - make_interval(days => greatest(:days, 31)), 'UTC')
                AT TIME ZONE 'UTC'
- ORDER BY month""")
-_ARCHIVED = text("SELECT EXISTS (SELECT FROM archived_month WHERE ledger = 'call')")
+ ORDER BY month""")  # fmt: skip
+_ARCHIVED = query("partitions.archived", "Select whether calls were ever archived",
+    "SELECT EXISTS (SELECT FROM archived_month WHERE ledger = 'call')")  # fmt: skip
+_OF_ENSURE = naming("partitions.ensure", "Create the partitions of the next months")
+_OF_UNBILLED = naming("partitions.unbilled", "Select use of a month that is on no invoice")
 _NO_ARCHIVE = "it is in no archive, and earlier ones are"
 
 
@@ -114,7 +119,7 @@ async def ensure_partitions(engine: AsyncEngine, *, by: str, months_ahead: int =
     while True:
         async with engine.begin() as connection:
             values = {"months_ahead": months_ahead, "by": by}
-            result = await connection.exec_driver_sql(ENSURE_PARTITIONS, values)
+            result = await connection.exec_driver_sql(ENSURE_PARTITIONS, values, _OF_ENSURE)
             new = [str(name) for name in result.scalars()]
         made += new
         if not new or by != "day":

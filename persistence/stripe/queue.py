@@ -10,7 +10,6 @@ from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
-from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import KEEPER, Command
@@ -27,9 +26,10 @@ from gateway.features.stripe.handover import (
 )
 from persistence.keeper.forgetting import delete
 from persistence.keeper.retention import DELETED_ROWS_AT_ONCE
+from persistence.queries import query
 from persistence.store import Store
 
-_CLAIM = text("""
+_CLAIM = query("stripe.claim", "Claim due hand-overs to Stripe", """
 WITH due AS MATERIALIZED (
     SELECT h.id FROM handover AS h
      WHERE h.state = 'waiting' AND h.next_attempt_at <= now()
@@ -44,28 +44,28 @@ RETURNING h.*, i.number, i.kind AS paper, i.status, i.currency, i.total_amount, 
           i.period_start, i.period_end, i.due_date,
           (SELECT t.remote FROM handover AS t
             WHERE t.invoice_id = CASE h.kind WHEN 'credit_note' THEN h.about_id ELSE h.invoice_id END
-              AND t.kind IN ('invoice', 'credit_note') AND t.id <> h.id AND t.state = 'done') AS about""")
-_LINES = text("""
+              AND t.kind IN ('invoice', 'credit_note') AND t.id <> h.id AND t.state = 'done') AS about""")  # fmt: skip
+_LINES = query("stripe.lines", "Select the lines of an invoice for Stripe", """
 SELECT position, kind, description, amount, period_start, period_end FROM invoice_line
- WHERE invoice_id = :id ORDER BY position""")
-_NOTE = text("""
+ WHERE invoice_id = :id ORDER BY position""")  # fmt: skip
+_NOTE = query("stripe.note", "Store what Stripe calls an invoice", """
 UPDATE handover SET remote = :remote
- WHERE id = :id AND state = 'waiting' AND attempts = :attempt AND remote IS DISTINCT FROM :remote""")
-_LATER = text("""
+ WHERE id = :id AND state = 'waiting' AND attempts = :attempt AND remote IS DISTINCT FROM :remote""")  # fmt: skip
+_LATER = query("stripe.later", "Store when a hand-over to Stripe is tried again", """
 UPDATE handover
    SET error = :error, version = version + :anew, next_attempt_at = now() + make_interval(secs => :retry)
- WHERE id = :id AND state = 'waiting' AND attempts = :attempt""")
+ WHERE id = :id AND state = 'waiting' AND attempts = :attempt""")  # fmt: skip
 
-_FORGET = text("""
+_FORGET = query("stripe.forget", "Delete old events of Stripe", """
 DELETE FROM handover_event WHERE id = ANY(ARRAY(
-       SELECT id FROM handover_event WHERE created_at < now() - make_interval(days => :days) LIMIT :n))""")
-_HANDOVERS = text("""
+       SELECT id FROM handover_event WHERE created_at < now() - make_interval(days => :days) LIMIT :n))""")  # fmt: skip
+_HANDOVERS = query("stripe.handovers", "Count hand-overs to Stripe that wait or failed", """
 SELECT count(*) FILTER (WHERE state = 'waiting') AS waiting,
        count(*) FILTER (WHERE state = 'failed') AS failed,
        coalesce(extract(epoch FROM now() - min(created_at) FILTER (WHERE state = 'waiting')), 0) AS oldest,
        (SELECT count(*) FROM handover_event
          WHERE remains IS NOT NULL AND created_at > now() - interval '1 day') AS remaining
-  FROM handover WHERE state IN ('waiting', 'failed')""")
+  FROM handover WHERE state IN ('waiting', 'failed')""")  # fmt: skip
 
 
 class HandoverQueue:

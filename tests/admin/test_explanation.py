@@ -148,7 +148,7 @@ async def test_call_explanation_says_which_limit_is_by_an_override_or_a_raise(
     assert (await api.post(f"budgets/{each['id']}/raise", raised)).status == 200
     ann = await said("ann")
     assert ": 5 of 5 requests a day are left" in ann
-    assert ann.endswith(", by a raise until 2999-01-31T00:00:00Z.")
+    assert ann.endswith(", by a raise until 2999-01-31 00:00:00 UTC.")
 
 
 @pytest.mark.parametrize(

@@ -240,11 +240,11 @@ def test_a_person_at_the_console(stack: Stack, browser: str, script: Path) -> No
     assert stack.chat(found["rotated"]).status_code == 200
 
 
-# Teams, each with a model and the tokens of one of its calls on a usual day.
+# Teams, each with a model, the tokens of one of its calls on a usual day, and what it may spend in all.
 TEAMS = (
-    ("Search", "gpt-4o", 2_100_000),
-    ("Support", "gpt-4o-mini", 8_400_000),
-    ("Coding", "gpt-4.1", 1_700_000),
+    ("Search", "gpt-4o", 2_100_000, "1200"),
+    ("Support", "gpt-4o-mini", 8_400_000, "100"),
+    ("Coding", "gpt-4.1", 1_700_000, "600"),
 )
 
 
@@ -253,9 +253,12 @@ def test_the_overview_shows_a_month(stack: Stack, browser: str, script: Path) ->
     whose = stack.make("organizations", name="Northwind")["id"]
     plan = stack.make("token-plans", name="Overview plan", total_amount=10**12)
     now = datetime.now(UTC)
-    for team, model, tokens in TEAMS:
+    for team, model, tokens, amount in TEAMS:
         tenant = stack.make("tenants", name=team, organization_id=whose, plan_id=plan["id"])["id"]
-        days = [day for day in range(31) if (now - timedelta(days=day)).month == now.month]
+        stack.make(
+            "budgets", name=team, organization_id=whose, tenant_id=tenant, unit="money", interval="total",
+            amount=amount,
+        )  # fmt: skip
         told = [
             {
                 "specversion": "1.0", "type": "use", "source": "overview", "id": f"{team}-{day}-{part}",
@@ -266,7 +269,7 @@ def test_the_overview_shows_a_month(stack: Stack, browser: str, script: Path) ->
                               "output": tokens // (4 + part)},
                 },
             }
-            for day in days for part in range(3)
+            for day in range(30) for part in range(3)
         ]  # fmt: skip
         status, answer = stack.admin("POST", "/events", told)
         assert (status, answer["rejected"]) == (200, []), answer
@@ -280,5 +283,5 @@ def test_the_overview_shows_a_month(stack: Stack, browser: str, script: Path) ->
     ran = subprocess.run(words, cwd=script.parent, capture_output=True, timeout=HUNG_S, check=False)
     assert ran.returncode == 0, ran.stderr.decode()[-3000:]
     said = json.loads(ran.stdout)["text"]
-    assert all(team in said for team, _, _ in TEAMS)
+    assert all(team in said for team, *_ in TEAMS)
     assert all((folder / f"overview-{scheme}.png").stat().st_size > 20_000 for scheme in ("light", "dark"))

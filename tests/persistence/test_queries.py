@@ -79,7 +79,8 @@ def test_log_of_a_slow_query_has_its_name_and_sentence() -> None:
 
 # What the loops of a keeper run, besides the packages of `persistence/keeper/`.
 LOOPS = (
-    "billing.charges", "billing.credit_balances", "billing.invoice_build", "billing.invoice_lines",
+    "archive.months", "backup", "engine", "ids", "resources.prices", "schema.database", "schema.partitions",
+    "stripe.queue", "billing.charges", "billing.credit_balances", "billing.invoice_build", "billing.invoice_lines",
     "billing.payments", "billing.plans", "billing.proration", "billing.rerated_budgets", "billing.reratings",
     "billing.schedule", "billing.service_discounts", "billing.subscriptions", "billing.top_ups", "dunning",
     "jobs", "ledger.checkpoints", "ledger.redrive", "usage_feed.queue",

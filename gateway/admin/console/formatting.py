@@ -24,6 +24,7 @@ from gateway.core.accounts.usage_sums import MONEY_SUMS
 from gateway.core.accounts.window_words import describe_length, render_window
 from gateway.core.accounts.windows import FIRST_USE, ROLLING
 from gateway.core.billing.price_book import KINDS
+from gateway.core.times import to_second
 
 NOTHING_TO_SHOW = "—"
 # The tone (colour) of a mark by the word that it shows.
@@ -120,10 +121,7 @@ def percent(part: float, whole: float) -> float:
 
 def moment(value: object) -> str:
     """Format a time (RFC 3339 or a datetime) to the second, in UTC."""
-    if value is None:
-        return NOTHING_TO_SHOW
-    at = value if isinstance(value, datetime) else datetime.fromisoformat(str(value))
-    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
+    return NOTHING_TO_SHOW if value is None else to_second(value)
 
 
 def minute(value: object) -> str:

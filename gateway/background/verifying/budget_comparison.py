@@ -20,6 +20,7 @@ from gateway.core.integrity.reconciliation import (
     carrying,
     differences,
     forgettable,
+    terms_differing,
     waiting_in,
     windows_at,
 )
@@ -56,6 +57,8 @@ class BudgetComparison:
             checked += len(budgets)
             pending += len(budgets) if items is None else 0
             found += items or ()
+            if any(budget.overrides or budget.has_groups for budget in budgets):
+                found += await self._untold(organization_id)
         return ReconciliationSummary(checked, pending, tuple(found))
 
     async def _differing(self, organization_id: int, budgets: Sequence[Budget]) -> list[Item] | None:
@@ -75,6 +78,23 @@ class BudgetComparison:
         if items and gone:
             now_ms = await self.target.now_ms()
             await self.target.take_up_budgets(self.partition_of(organization_id), gone, now_ms)
+        return items
+
+    async def _untold(self, organization_id: int) -> Sequence[Item]:
+        """Return the budgets whose overrides or groups several looks found to be others in Redis."""
+        items: Sequence[Item] = ()
+        for look in range(LOOKS_MAX):
+            if look:
+                await asyncio.sleep(self.look_again_s)
+            pushed = await self.source.pushed_terms(organization_id)
+            stored = await self.target.terms_of(organization_id)
+            if pushed is None or stored is None:
+                return ()
+            found = list(terms_differing(*pushed, stored, await self.target.now_ms()))
+            before = {item.account for item in (items if look else found)}
+            items = [item for item in found if item.account in before]
+            if not items:
+                break
         return items
 
     async def _look(

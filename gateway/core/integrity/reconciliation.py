@@ -7,7 +7,7 @@ account that only moved meanwhile is never reported.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from gateway.core.accounts.budgets import (
     OTHERS,
     TOKENS,
     Budget,
+    PersonalOverride,
     account_of,
     accounts_of,
     define_windows,
@@ -25,6 +26,8 @@ from gateway.core.accounts.budgets import (
     is_forgotten_unused,
     owner_in,
 )
+from gateway.core.accounts.definitions import OrganizationTerms
+from gateway.core.accounts.groups import DIGEST_BYTES, ROW_BYTES, GroupTerms
 from gateway.core.accounts.outbox import (
     AccountPosition,
     EventKind,
@@ -537,6 +540,47 @@ def differences(
                     0,
                     f"its rows come to {used}, the counters have {has}",
                 )
+
+
+def terms_differing(
+    budgets: Iterable[Budget], groups: GroupTerms, stored: OrganizationTerms, now_ms: int
+) -> Iterator[Item]:
+    """Yield the budgets whose overrides, or whose groups' members, are others in Redis (`stored`) than they must be."""
+    there = {budget.id: budget for budget in stored.budgets}
+    members, present = _members(groups), _members(stored.groups)
+    for budget in budgets:
+        has = there.get(budget.id, replace(budget, overrides={}, group_id=0))
+        overrides, has_overrides = (_overrides_at(each, now_ms) for each in (budget, has))
+        groups_of = {budget.group_id, has.group_id, *budget.overridden_groups} - {0}
+        more, less = (
+            sum(len(one.get(group, _NOBODY) - other.get(group, _NOBODY)) for group in groups_of)
+            for one, other in ((present, members), (members, present))
+        )
+        details = ["its group is another one"] if has.group_id != budget.group_id else []
+        details += ["its overrides are others"] if has_overrides != overrides else []
+        details += [f"its groups have {more} members more and {less} fewer"] if more or less else []
+        if details:
+            detail = f"in the counters {', '.join(details)}"
+            yield Item(f"{BUDGET}{budget.id}", DifferenceKind.DRIFT, more - less, 0, detail)
+
+
+_NOBODY: frozenset[object] = frozenset()
+
+
+def _members(groups: GroupTerms) -> Mapping[int, frozenset[object]]:
+    """Return the members of groups by id: parts of rows of the table, and claims."""
+    members = dict[int, set[object]]()
+    for at in range(0, len(groups.table), ROW_BYTES):
+        digest, group = groups.table[at : at + DIGEST_BYTES], groups.table[at + DIGEST_BYTES : at + ROW_BYTES]
+        members.setdefault(int.from_bytes(group), set()).add(digest)
+    for claim, ids in groups.claims.items():
+        for group in ids:
+            members.setdefault(group, set()).add(claim)
+    return {group: frozenset(its) for group, its in members.items()}
+
+
+def _overrides_at(budget: Budget, now_ms: int) -> Mapping[str, PersonalOverride]:
+    return {owner: own for owner, own in budget.overrides.items() if own.is_in_force(now_ms)}
 
 
 def _compare_windows(account: BudgetAccountUse, live: Live) -> Iterator[tuple[WindowKey, int, int]]:

@@ -6,11 +6,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
 from gateway.core.accounts.budgets import FLAG_MONEY, FLAG_TOKENS, ends_of
+from gateway.core.accounts.definitions import OrganizationTerms
 from gateway.core.accounts.runs import TTL_S_MAX, Run, account_of, packed_run
 from gateway.core.integrity.reconciliation import BudgetAccountUse, Live
 from gateway.core.model import INTEGER_MAX
 from gateway.core.text import batched
 from gateway.core.times import DAY_MS
+from gateway.counters.admission.stored import decode_terms
 from gateway.counters.keeper.client import APPLIED, entries_behind, entries_in
 from gateway.counters.keeper.control_writes import ControlClient
 from gateway.counters.keeper.rebuild import load_call
@@ -38,6 +40,14 @@ class BudgetAccounts(ControlClient):
         """Return stored budget accounts by name and budget, and the names of those of another version."""
         keys_of = [keys.budget_account(partition, name) for name in names]
         return self._live(partition, names, await self.states(keys_of))
+
+    async def terms_of(self, organization_id: int) -> OrganizationTerms | None:
+        """Return the stored terms of an organization, without any if they are missing; None if they are unreadable."""
+        name = keys.organization_terms(organization_id)
+        raw = await self.ask(b"GET", name.encode())
+        with self.left_alone.reading("account", name):
+            return decode_terms(raw) if isinstance(raw, bytes) else OrganizationTerms()
+        return None
 
     async def somebodys_budgets(self, partition: int, name: str) -> list[str]:
         """Return the names of all accounts that have the same budgets as `name`, one for each owner."""

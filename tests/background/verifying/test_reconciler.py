@@ -16,10 +16,13 @@ import pytest
 from gateway.background.timed.invoicing import AccountCloser
 from gateway.background.verifying.reconciler import KEEP_S, Reconciler
 from gateway.core.accounts.administration import Realm
+from gateway.core.accounts.definitions import OrganizationTerms
+from gateway.core.accounts.groups import ROW_BYTES, GroupTerms
 from gateway.core.accounts.outbox import decode
 from gateway.core.integrity.reconciliation import DifferenceKind, Item, LedgerAccount
 from gateway.core.layout import LAYOUT
 from gateway.core.model import Service
+from gateway.counters.admission.stored import decode_terms, encode_terms
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
 from gateway.errors import CallsOpen, Conflict, CountersUnavailable, NotStoredYet, Overloaded
@@ -535,3 +538,54 @@ def broken_turns(url: str) -> list[tuple[bool]]:
             "SELECT pg_terminate_backend(l.pid) FROM pg_locks l JOIN pg_database d ON d.oid = l.database "
             "WHERE l.locktype = 'advisory' AND l.classid = 7813 AND d.datname = current_database()"
         ).fetchall()
+
+
+@pytest.mark.parametrize(
+    ("damage", "differing"),
+    [
+        (lambda terms: None, {"pool": -2, "each": -2}),
+        (lambda terms: replace(terms, groups=GroupTerms(terms.groups.kinds)), {"pool": -2, "each": -2}),
+        (lambda terms: replace(terms, groups=replace(terms.groups, table=terms.groups.table[ROW_BYTES:])),
+         {"pool": -1, "each": -1}),
+        (lambda terms: replace(terms, budgets=tuple(replace(each, overrides={}) for each in terms.budgets)), {"each": 0}),
+        (lambda terms: replace(terms, budgets=tuple(replace(each, group_id=0) for each in terms.budgets)), {"pool": 0}),
+        (lambda terms: terms, {}),
+    ],
+)  # fmt: skip
+async def test_members_of_a_pool_and_overrides_that_redis_has_otherwise_are_drift(
+    backend: Backend,
+    damage: Callable[[OrganizationTerms], OrganizationTerms | None],
+    differing: dict[str, int],
+) -> None:
+    world = await busy(backend)
+    of = {"organization_id": world.caller.organization_id, "unit": "requests", "interval": "day", "amount": 9}
+    group = await backend.made(
+        "groups", organization_id=of["organization_id"], name="lab", kind="user", members=["ann", "bob"]
+    )
+    budgets = {
+        "pool": await backend.made("budgets", **of, name="pool", group_id=group),
+        "each": await backend.made("budgets", **of, name="each", each="user"),
+        "plain": await backend.made("budgets", **of, name="plain"),
+    }
+    backend.rows(
+        "INSERT INTO budget_override (budget_id, value, name, amount) VALUES (%s, %s, 'lab', 7) RETURNING value",
+        budgets["each"], f"group:{group}",
+    )  # fmt: skip
+    reconciler = reconciler_of(backend)
+    await reconciler.sample()
+    assert reconciler.latest.items == ()  # a write waits that tells Redis
+    await backend.push()
+    name = keys.organization_terms(world.caller.organization_id)
+    raw = world.get(name)
+    assert raw is not None
+    damaged = damage(decode_terms(raw))
+    if damaged is None:
+        world.client.delete(name)
+    else:
+        world.client.set(name, encode_terms(2**40, damaged))
+    await reconciler.sample()
+    items = {item.account: (item.kind, item.difference) for item in reconciler.latest.items}
+    assert items == {
+        f"budget:{budgets[budget]}": (DifferenceKind.DRIFT, difference)
+        for budget, difference in differing.items()
+    }

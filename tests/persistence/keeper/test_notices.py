@@ -181,22 +181,6 @@ async def test_staff_hear_once_of_an_empty_account_until_a_good_answer(
     ]  # fmt: skip
 
 
-async def test_staff_hear_of_an_account_once_an_hour_at_most(migrated: str, notices: Notices) -> None:
-    hook(migrated, '["upstream.empty"]')
-    first, again = [
-        EmptyUpstreamAccount("0123456789abcdef", "deepseek", 402, since_ms) for since_ms in (1, 2)
-    ]
-    other = EmptyUpstreamAccount("fedcba9876543210", "deepseek", 402, 3)
-    assert await notices.tell_empty([first]) == {first}
-    assert await notices.tell_empty([first, again, other]) == {first, other}
-    with connected(migrated) as connection:
-        connection.execute("UPDATE webhook_delivery SET created_at = now() - interval '1 hour'")
-    assert await notices.tell_empty([again]) == {again}
-    assert rows_of(migrated, "SELECT occasion FROM webhook_delivery ORDER BY id") == [
-        (f"upstream.empty:{account.digest}:{account.since_ms}",) for account in (first, other, again)
-    ]
-
-
 async def test_who_did_not_answer_is_forgotten_with_the_link(migrated: str, notices: Notices) -> None:
     hook(migrated)
     [account] = settle_in(migrated, 100)
