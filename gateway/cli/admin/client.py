@@ -60,6 +60,8 @@ SHORT: Mapping[str, str] = {
 OPEN: Mapping[str, str] = {"dead-letters": "resolved", "quarantine": "released"}
 # Resources with names whose ids are values of a budget's `each`.
 OWNERS: Mapping[str | None, str] = {"tenant": "tenants"}
+# Resources whose ids are the members of a group, by its kind.
+MEMBERS: Mapping[str | None, str] = {"tenant": "tenants", "api_key": "api-keys"}
 # Resources shown together with a row of the same id.
 BESIDE: Mapping[str, tuple[str, str]] = {"tenants": ("quota", "tenant-quotas")}
 
