@@ -574,8 +574,8 @@ def _members(groups: GroupTerms) -> Mapping[int, frozenset[object]]:
         digest, group = groups.table[at : at + DIGEST_BYTES], groups.table[at + DIGEST_BYTES : at + ROW_BYTES]
         members.setdefault(int.from_bytes(group), set()).add(digest)
     for claim, ids in groups.claims.items():
-        for group in ids:
-            members.setdefault(group, set()).add(claim)
+        for group_id in ids:
+            members.setdefault(group_id, set()).add(claim)
     return {group: frozenset(its) for group, its in members.items()}
 
 
