@@ -302,7 +302,7 @@ def example_answer(schema: Json, schemas: Mapping[str, Json], name: str = "", sa
         title = schema["$ref"].rpartition("/")[2]
         return example_answer(schemas[title], schemas, name, _example_request(title, schemas) or said)
     if "allOf" in schema:
-        return _merged([example_answer(part, schemas, name) for part in schema["allOf"]])
+        return _merge_parts([example_answer(part, schemas, name) for part in schema["allOf"]])
     if "properties" in schema:
         known = said if isinstance(said, Mapping) else {}
         return {
@@ -340,7 +340,7 @@ def _plain(schema: Json, schemas: Mapping[str, Json], name: str) -> object:
     return schema.get("minimum", _KINDS.get(str(kind), {}))
 
 
-def _merged(parts: list[Any]) -> Json:
+def _merge_parts(parts: list[Any]) -> Json:
     merged: Json = {}
     for part in parts:
         merged |= part
