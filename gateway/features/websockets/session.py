@@ -846,7 +846,7 @@ class UpstreamSocket(FrameReader):
         """Resume the client after the upstream has caught up."""
         self._client.go_on(SLOW)
 
-    def _take_next(self) -> bool:
+    def _go_on(self) -> bool:
         """Take the next event that has arrived; return False if the upstream must be read first."""
         event = None if self._closed else next(self._frames.events(), None)
         if event is None:
