@@ -105,7 +105,9 @@ def is_same_place(one: str, other: str) -> bool:
 def _place(url: str) -> tuple[object, ...]:
     parts = urlsplit(url)
     options = [
-        pair for pair in parse_qsl(parts.query, True) if pair[0] not in ("username", "user", "password")
+        pair
+        for pair in parse_qsl(parts.query, keep_blank_values=True)
+        if pair[0] not in ("username", "user", "password")
     ]
     return parts.scheme, parts.netloc.rpartition("@")[2], parts.path, options
 

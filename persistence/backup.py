@@ -109,8 +109,9 @@ def move_ids_ahead(url: str, ahead: int) -> None:
     Ids that were assigned after the backup are then not used twice: counters and credentials may still refer
     to them.
     """
+    tables = NUMBERED if ahead else ()
     with _connected(url) as connection:
-        for table in NUMBERED if ahead else ():
+        for table in tables:
             connection.execute(_AHEAD, {"table": table, "ahead": ahead})
 
 

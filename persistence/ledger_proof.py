@@ -30,6 +30,7 @@ from gateway.features.ledger_proof.tree import (
     LedgerHead,
     LedgerKey,
     LedgerSegment,
+    ProvenRow,
     SignedLedger,
     cut,
     root,
@@ -334,16 +335,14 @@ def _segments(
         yield from cursor.execute(statement.encode(), values)
 
 
-def leaves(connection: Connection, kind: str) -> Iterator[tuple[int, int, bytes, bool]]:
-    """Yield all rows of a kind of account: owner, sequence number, hash, whether it should not exist.
-
-    A row should not exist if its number is beyond the account's stored last one.
-    """
+def read_rows(connection: Connection, kind: str) -> Iterator[ProvenRow]:
+    """Yield all rows of a kind of account, in order."""
     statement = _STREAM.format(rows=_rows(kind, "true"))
     statement += f" LEFT JOIN ({_STANDS[kind]}) AS s ON s.id = r.owner_id ORDER BY 1, 2"
     with connection.cursor("ledger_rows") as cursor:
         cursor.itersize = ROWS_AT_ONCE
-        yield from cursor.execute(statement.encode())
+        for owner_id, seq, leaf_, is_beyond in cursor.execute(statement.encode()):
+            yield ProvenRow(owner_id, seq, leaf_, beyond=is_beyond)
 
 
 def leaves_between(connection: Connection, segment: LedgerSegment) -> Iterator[tuple[int, bytes]]:
@@ -353,8 +352,9 @@ def leaves_between(connection: Connection, segment: LedgerSegment) -> Iterator[t
         yield seq, leaf_
 
 
-def rows_of_request(connection: Connection, request_id: str) -> Iterator[tuple[str, int, int, str]]:
-    """Yield the rows of a request: kind of account, owner, sequence number and the hashed text."""
+def texts_of_request(connection: Connection, request_id: str) -> dict[tuple[str, int, int], str]:
+    """Return the hashed texts of a request's rows by kind of account, owner and sequence number."""
+    texts = {}
     for kind, ledgers in LEDGERS.items():
         for ledger in ledgers:
             if "request_id" in ledger.columns:
@@ -362,8 +362,9 @@ def rows_of_request(connection: Connection, request_id: str) -> Iterator[tuple[s
                     f"SELECT r.{ledger.owner}, r.seq, {text_in_sql(ledger, 'r')} FROM {ledger.name} AS r"
                     " WHERE request_id = %s::text::uuid ORDER BY seq"
                 )
-                for owner_id, seq, said in connection.execute(statement.encode(), (request_id,)).fetchall():
-                    yield kind, owner_id, seq, said
+                for owner_id, seq, hashed in connection.execute(statement.encode(), (request_id,)).fetchall():
+                    texts[kind, owner_id, seq] = hashed
+    return texts
 
 
 def archived_files(connection: Connection) -> list[ArchivedFile]:

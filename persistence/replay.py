@@ -41,6 +41,8 @@ BOOKS_MAX: Final = 1_000
 GROUPS_NOW, SUBSTITUTES_ACCEPT, STEPS_AS_SENT = "groups_now", "substitutes_accept", "steps_as_sent"
 TRACES_BY_FORM = "traces_by_form"
 TAGS_SINCE, CALLS_SINCE = "tags_since:", "calls_since:"
+# Columns of a call. If it used anything, one is above 0.
+USED_BY: Final = ("units", "tokens", "cost")
 # The facts of a call before those of its usage.
 PLAIN_FACTS: Final = StoredCall._fields.index("usage")
 # A row of the query below.
@@ -197,7 +199,8 @@ class _FactsNeeded:
                 floor_ms(row["created_at"]), (row["cost"] or 0) if row["currency"] == self.currency else 0,
                 row["tokens"], row["tenant_id"], row["api_key_id"], row["service_id"] or 0,
                 names.get(user_id, ""), row["project_id"], row.get("model_asked") or row["model"] or "",
-                row["response_model"] or "", row["session"] or "", row.get("tags"), row.get("groups"),
+                row["response_model"] or "", row["session"] or "", int(any(row[name] for name in USED_BY)),
+                row.get("tags"), row.get("groups"),
                 *[row[kind] for kind in KINDS], row["tools"], row["service_tier"] or "",
                 row.get("model_asked") and row["model"],
             )  # fmt: skip
@@ -286,6 +289,7 @@ def _query(asked: ReplayRequest, needed: _FactsNeeded) -> tuple[bytes, Mapping[s
         "c.project_id",
         "coalesce(c.model_asked, c.model, ''), coalesce(c.response_model, '')" if needed.model else "'', ''",
         "coalesce(c.session, '')" if needed.session else "''",
+        f"(greatest({', '.join(f'c.{name}' for name in USED_BY)}) > 0)::int",
     ]
     if needed.has_more:
         columns += ["c.tags" if needed.tags else "NULL", "c.groups" if needed.groups else "NULL"]

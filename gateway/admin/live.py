@@ -22,7 +22,7 @@ from gateway.core.accounts.budgets import BY_BUDGET, BY_RAISE, OTHERS, account_o
 from gateway.core.accounts.plans import LiveQuota
 from gateway.core.accounts.runs import ENDED, EXHAUSTED, OPEN
 from gateway.core.accounts.runs import account_of as run_account
-from gateway.core.accounts.windows import ROLLING, EndLimit
+from gateway.core.accounts.windows import ROLLING, read_end_limit
 from gateway.core.times import EPOCH, moment_of, ms_of
 from gateway.errors import Conflict, StoreUnavailable, TollkeeperError
 
@@ -177,7 +177,7 @@ def _figures(row: Row, at_ms: int, stored: object, live: LiveBudgets, name: str)
         _, _, carried, at_end, changed = max(uses, key=itemgetter(0))
         known = StoredUse(
             {start: int(used) for start, used, *_ in uses}, None if carried is None else int(carried),
-            None if changed is None else EndLimit(None if at_end is None else int(at_end), changed),
+            read_end_limit(at_end, changed),
         )  # fmt: skip
     owner = owner_in(name)
     of_groups = cast("Mapping[str, Sequence[int]]", row.get("of_groups") or {})

@@ -45,7 +45,8 @@ def read_url(url: str) -> MailServer:
     host, credentials = parts.hostname or "", (unquote(parts.username or ""), unquote(parts.password or ""))
     address = literal(host)
     is_here = host == "localhost" if address is None else address.is_loopback
-    tls = "first" if parts.scheme == "smtps" else "none" if is_here else "starttls"
+    plain_port_tls = "none" if is_here else "starttls"
+    tls = "first" if parts.scheme == "smtps" else plain_port_tls
     return MailServer(host, parts.port or PORTS[parts.scheme], tls, *credentials)
 
 

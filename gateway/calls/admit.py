@@ -76,22 +76,25 @@ async def admit(
             terms = await open_run(ports.calls, asked, terms, opening)
             if own is not None:
                 claim, request = own.claim(terms)
-        if own is None:
-            use = prepare(ports, asked, entrance, terms)
-        else:
+        steps: tuple[MatchedStep, ...] = (
+            matched_steps(terms.budgets.steps, call.spec.model)
+            if own is None and terms.budgets is not None and terms.budgets.steps and asked.kind.takes_steps
+            else ()
+        )
+        if own is not None:
             use = PreparedUse(asked, entrance, terms, claim, request, False)
+        elif not steps:
+            use = prepare(ports, asked, entrance, terms)
     except Refusal:
         await entrance.hold_by_head()
         raise
-    request = use.request
-    request.raises = request.raises or entrance.is_held
     entrance.shield()
-    steps: tuple[MatchedStep, ...] = ()
-    if terms.budgets is not None and terms.budgets.steps and asked.kind.takes_steps and own is None:
-        steps = matched_steps(terms.budgets.steps, call.spec.model)
     if steps:
-        use, admitted = await reserve_by_steps(ports, use, steps)
+        reservation = await reserve_by_steps(ports, asked, entrance, terms, steps)
+        use, admitted = reservation.use, reservation.admitted
     else:
+        request = use.request
+        request.raises = request.raises or entrance.is_held
         answer = await ports.calls.counters.reserve(request)
         admitted = check_admitted(ports, asked.caller, terms.budgets, answer)
     if terms.run is not None:

@@ -35,7 +35,7 @@ def aim_at(ports: AdmissionPorts, asked: UseRequest, rule: ModelRule | None) -> 
     is_known = is_known and any(facts is not None for facts in known)
     return aim_of(
         call, tuple([facts or NO_FACTS for facts in known]) if is_known else _NOTHING, targets,
-        rule.fallback, is_repeatable(call),
+        rule.fallback, len(targets) > 1 and is_repeatable(call),
     )  # fmt: skip
 
 

@@ -42,13 +42,13 @@ def why_refused(answer: Refused, budgets: CallBudgets | None) -> str:
     """Return why limits refused a call as another model."""
     window = answer.budget
     if not is_short(answer) or window is None or budgets is None:
-        return from_refused(answer).message.rstrip(".")
+        return from_refused(answer).message
     budgets.name_in(window)
     return f'the budget "{window.name}" has too little left for that too'
 
 
 def explain_refusal(refusal: Refusal, substitute: str, why: str) -> None:
     """Add to the message of a refusal why the call was not sent as the substitute."""
-    message = f"{refusal.message} It was not sent as {substitute}: {why}."
+    message = f"{refusal.message} It was not sent as {substitute}: {why.rstrip('.')}."
     if not is_read_as_status(refusal.status, message):
         refusal.args = (message,)

@@ -24,7 +24,15 @@ from gateway.core.billing.price_book import NO_COUNTS, WHOLES, Counts, charged, 
 from gateway.core.billing.reported_cost import ReportedCost, are_apart
 from gateway.core.billing.unbilled import is_billed
 from gateway.core.billing.vector import CACHE_HOUR, Vector
-from gateway.core.calls.tariff import CONSUMPTION, UNPRICED, CallPrices, PriceOf, charge_of, factor_of
+from gateway.core.calls.tariff import (
+    CONSUMPTION,
+    UNPRICED,
+    CallPrices,
+    PriceOf,
+    charge_of,
+    factor_of,
+    of_hour,
+)
 from gateway.core.metering.meter import Detail
 from gateway.core.model import INTEGER_MAX, Caller, Service, Settlement
 
@@ -326,7 +334,7 @@ def _saved_cost(
     asked = terms.asked_prices
     if terms.substitution is None or asked is None or not asked.named or cost is None or not use.used:
         return None
-    price = asked.of_hour(ended_ms).named[0].vector
+    price = of_hour(asked.named[0].vector, asked.at_ms, ended_ms)
     if price is None or price.currency != currency:
         return None
     return cost_of(price, use.counts, detail.tools, detail.service_tier) - cost

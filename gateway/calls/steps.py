@@ -12,21 +12,20 @@ asked, without steps. `gateway/core/accounts/steps.py` has the arithmetic.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Final
 
 from gateway.calls.aim import aim_at
 from gateway.calls.answers import check_admitted, explain_refusal, is_short, why_refused
-from gateway.calls.claim import PreparedUse, prepare
+from gateway.calls.claim import Entrance, PreparedUse, prepare
 from gateway.calls.permit import check_model_access, check_objects, named_objects
 from gateway.calls.ports import AdmissionPorts
-from gateway.calls.terms import price_terms
+from gateway.calls.terms import AdmissionTerms, price_terms
 from gateway.core.accounts.call_budgets import CallBudgets
 from gateway.core.accounts.steps import (
     STEP_JUDGES,
     STEP_REQUIRES,
     STEP_STOPS,
-    STEP_TELLS,
     MatchedStep,
     ReachedKey,
     SessionModel,
@@ -66,19 +65,50 @@ class StepReservation(Value, frozen=True):
     binds_session: bool
 
 
-async def reserve_by_steps(
-    ports: AdmissionPorts, use: PreparedUse, steps: tuple[MatchedStep, ...]
-) -> tuple[PreparedUse, Admitted]:
-    """Reserve the hold of a use, or of the same as a substitute by one of its `steps`; return what is admitted.
+class _SteppedUse:
+    """A use with steps. What it would hold as asked is computed once it is needed: most substitutes are held without."""
 
-    A session stays with what its first call went as while that fits, and what a substitute sealed in any case. A call
-    that cannot be sent so is judged alone: it changes nothing for the others. Raise the `Refusal` of the use as it
-    was asked, which says why it did not go as the substitute.
+    __slots__ = ("_as_asked", "_ports", "asked", "entrance", "terms")
+
+    def __init__(
+        self, ports: AdmissionPorts, asked: UseRequest, entrance: Entrance, terms: AdmissionTerms
+    ) -> None:
+        self._ports, self.asked, self.entrance, self.terms = ports, asked, entrance, terms
+        self._as_asked: PreparedUse | None = None
+
+    def as_asked(self) -> PreparedUse:
+        """Return the use as its caller asked for it."""
+        use = self._as_asked
+        if use is None:
+            use = self._as_asked = prepare(self._ports, self.asked, self.entrance, self.terms)
+            use.request.raises = self.entrance.is_held
+        return use
+
+
+def reserve_by_steps(
+    ports: AdmissionPorts, asked: UseRequest, entrance: Entrance, terms: AdmissionTerms,
+    steps: tuple[MatchedStep, ...],
+) -> Awaitable[StepReservation]:  # fmt: skip
+    """Reserve the hold of a use, or of the same as a substitute by one of its `steps`.
+
+    Raise the `Refusal` of the use as it was asked, which says why it did not go as the substitute.
+    """
+    use, attribution = _SteppedUse(ports, asked, entrance, terms), asked.attribution
+    if not attribution.session or attribution.is_trace:  # each call may have a trace of its own
+        return _reserve_or_substitute(ports, use, steps, stays=False)
+    return _reserve_in_session(ports, use, steps, attribution.session)
+
+
+async def _reserve_in_session(
+    ports: AdmissionPorts, use: _SteppedUse, steps: tuple[MatchedStep, ...], session: str
+) -> StepReservation:
+    """Reserve a use of a `session`.
+
+    It stays with what the session's first call went as while that fits, and what a substitute sealed in any case. A
+    call that cannot be sent so is judged alone: it changes nothing for the others.
     """
     caller, call, sessions = use.asked.caller, use.asked.call, ports.calls.sessions
-    attribution = use.asked.attribution
-    session = "" if attribution.is_trace else attribution.session  # each call may have a trace of its own
-    kept = await sessions.find(caller, session, call.spec.model) if session else None
+    kept = await sessions.find(caller, session, call.spec.model)
     reservation: StepReservation | None = None
     alone = False
     if kept is not None and kept.model:
@@ -96,13 +126,13 @@ async def reserve_by_steps(
         kept = SessionModel()
         if by is not None:
             kept = SessionModel(reservation.use.asked.call.spec.model, by.budget_id, by.budget)
-    if session and kept is not None:
+    if kept is not None:
         sessions.keep(caller, session, call.spec.model, kept)
-    return reservation.use, reservation.admitted
+    return reservation
 
 
 async def _prepare_as_kept(
-    ports: AdmissionPorts, use: PreparedUse, kept: SessionModel, sealed: str
+    ports: AdmissionPorts, use: _SteppedUse, kept: SessionModel, sealed: str
 ) -> PreparedUse | None:
     """Return a use as the model that its session is `kept` with; None if it cannot be sent so.
 
@@ -127,7 +157,7 @@ async def _prepare_as_kept(
 
 
 async def _reserve_as_kept(
-    ports: AdmissionPorts, use: PreparedUse, steps: tuple[MatchedStep, ...], other: PreparedUse, sealed: str
+    ports: AdmissionPorts, use: _SteppedUse, steps: tuple[MatchedStep, ...], other: PreparedUse, sealed: str
 ) -> StepReservation | None:
     """Reserve a use as the `other` one of its session's model; None if its steps are to be judged instead.
 
@@ -136,11 +166,12 @@ async def _reserve_as_kept(
     """
     reserve, caller = ports.calls.counters.reserve, use.asked.caller
     if not sealed and any(step.switches for step in steps):
-        use.request.steps = tuple([judged_by(step, STEP_JUDGES) for step in steps])
-        answer = await reserve(use.request)
-        use.request.steps = ()
+        as_asked = use.as_asked()
+        as_asked.request.steps = judged_by(steps, STEP_JUDGES)
+        answer = await reserve(as_asked.request)
+        as_asked.request.steps = ()
         if isinstance(answer, Admitted):  # by a lease, which judges no step
-            return StepReservation(use, check_admitted(ports, caller, use.terms.budgets, answer), False)
+            return StepReservation(as_asked, check_admitted(ports, caller, use.terms.budgets, answer), False)
         reached = zip(steps, answer.reached, strict=False)
         if not answer.reached or any(step.switches and byte for step, byte in reached):
             return None
@@ -156,25 +187,26 @@ async def _reserve_as_kept(
 
 
 async def _reserve_or_substitute(
-    ports: AdmissionPorts, use: PreparedUse, steps: tuple[MatchedStep, ...], *, stays: bool
+    ports: AdmissionPorts, use: _SteppedUse, steps: tuple[MatchedStep, ...], *, stays: bool
 ) -> StepReservation:
     """Reserve a use as it was asked, or as the substitute of a reached step.
 
     A use that `stays` with its model is substituted by steps that switch sessions alone.
     """
-    if not stays and (before := await _reserve_as_before(ports, use, steps)) is not None:
-        return before
-    reserve, request, caller = ports.calls.counters.reserve, use.request, use.asked.caller
-    judged = tuple(
-        [judged_by(step, STEP_TELLS if stays and not step.switches else STEP_STOPS) for step in steps]
-    )
+    reached_key = _reached_key(use, steps)
+    if not stays and reached_key in ports.calls.reached:
+        before = await _reserve_as_before(ports, use, steps, reached_key)
+        if before is not None:
+            return before
+    reserve, as_asked, caller = ports.calls.counters.reserve, use.as_asked(), use.asked.caller
+    request, judged = as_asked.request, judged_by(steps, STEP_STOPS, stays)
     name = why = tried = ""
     for _ in range(JUDGED_TIMES):
         request.steps = judged
         answer = await reserve(request)
         request.steps = ()
         if isinstance(answer, Admitted):
-            return StepReservation(use, check_admitted(ports, caller, use.terms.budgets, answer), True)
+            return StepReservation(as_asked, check_admitted(ports, caller, use.terms.budgets, answer), True)
         is_reached = answer.verdict is Verdict.STEP_REACHED
         if not (is_reached or is_short(answer)):
             break
@@ -182,7 +214,7 @@ async def _reserve_or_substitute(
         if is_reached:
             reached = tuple([step for step, byte in zip(steps, answer.reached, strict=True) if byte])
             if reached == steps:
-                ports.calls.reached.add(_reached_key(use, steps))
+                ports.calls.reached.add(reached_key)
         other, name, unfit = await _weigh(ports, use, reached)
         if other is None or name == tried:
             why = unfit or why
@@ -193,18 +225,18 @@ async def _reserve_or_substitute(
         why, tried = why_refused(second, other.terms.budgets), name
         if not is_short(second):
             break
-    return StepReservation(use, await _reserve_as_asked(ports, use, answer, name, why), False)
+    return StepReservation(as_asked, await _reserve_as_asked(ports, use, answer, name, why), False)
 
 
 async def _reserve_as_asked(
-    ports: AdmissionPorts, use: PreparedUse, answer: Admitted | Refused, name: str, why: str
+    ports: AdmissionPorts, use: _SteppedUse, answer: Admitted | Refused, name: str, why: str
 ) -> Admitted:
     """Reserve a use as it was asked, unless the `answer` to it is a limit's; raise the `Refusal`, which says `why`.
 
     `name` is the substitute that it did not go as.
     """
     if answer.verdict is Verdict.STEP_REACHED:
-        answer = await ports.calls.counters.reserve(use.request)
+        answer = await ports.calls.counters.reserve(use.as_asked().request)
     try:
         return check_admitted(ports, use.asked.caller, use.terms.budgets, answer)
     except Refusal as refusal:
@@ -213,36 +245,35 @@ async def _reserve_as_asked(
         raise
 
 
-def _reached_key(use: PreparedUse, steps: tuple[MatchedStep, ...]) -> ReachedKey:
-    return steps, use.request.names, use.asked.caller.organization_id
+def _reached_key(use: _SteppedUse, steps: tuple[MatchedStep, ...]) -> ReachedKey:
+    budgets = use.terms.budgets
+    assert budgets is not None
+    return steps, budgets.names, use.asked.caller.organization_id
 
 
 async def _reserve_as_before(
-    ports: AdmissionPorts, use: PreparedUse, steps: tuple[MatchedStep, ...]
+    ports: AdmissionPorts, use: _SteppedUse, steps: tuple[MatchedStep, ...], reached_key: ReachedKey
 ) -> StepReservation | None:
-    """Reserve a use as a substitute at once, if all `steps` of such uses were reached a moment ago; else return None.
+    """Reserve a use, all of whose `steps` were reached a moment ago, as a substitute at once; else return None.
 
     It is admitted only where they are all reached still, by the same script call: then each of them counts, whether the
     use as asked would fit or not.
     """
-    reached, key = ports.calls.reached, _reached_key(use, steps)
-    if key not in reached:
-        return None
     other, _, _ = await _weigh(ports, use, steps)
     budgets = None if other is None else other.terms.budgets
     if other is None or budgets is None or {step.budget_id for step in steps}.difference(dict(budgets.steps)):
         return None  # its own budgets do not tell
-    other.request.steps = tuple([judged_by(step, STEP_REQUIRES) for step in steps])
+    other.request.steps = judged_by(steps, STEP_REQUIRES)
     answer = await ports.calls.counters.reserve(other.request)
     other.request.steps = ()
     if isinstance(answer, Admitted):
         return StepReservation(other, check_admitted(ports, use.asked.caller, budgets, answer), True)
-    reached.discard(key)
+    ports.calls.reached.discard(reached_key)
     return None
 
 
 async def _weigh(
-    ports: AdmissionPorts, use: PreparedUse, reached: Sequence[MatchedStep]
+    ports: AdmissionPorts, use: _SteppedUse, reached: Sequence[MatchedStep]
 ) -> tuple[PreparedUse | None, str, str]:
     """Return the use as the substitute that would hold least, of those that may go; its name; and why none may go."""
     names, why = substitutes_of(reached), why_fixed(use.asked) or why_bound(use.asked.call)
@@ -250,7 +281,7 @@ async def _weigh(
         return None, names[0], why
     budgets = use.terms.budgets
     assert budgets is not None
-    prepared, reasons, weights = dict[str, PreparedUse](), dict[str, str](), dict[str, tuple[int, ...]]()
+    prepared, reasons = dict[str, PreparedUse](), dict[str, str]()
     for name in names:
         try:
             other = await _prepare_as(ports, use, name)
@@ -259,12 +290,15 @@ async def _weigh(
             reasons[name] = refusal.message
         if not reasons.get(name):
             prepared[name] = other
-            weights[name] = _weight_of(other, budgets)
-    taken = taken_step(
-        [Weighed(step, weights[step.substitute]) for step in reached if step.substitute in weights]
-    )
-    if taken is None:
+    if not prepared:
         return None, names[0], reasons[names[0]]
+    taken: MatchedStep | None = reached[0]  # the order of steps decides between those of one substitute
+    if len(names) > 1:
+        weights = {name: _weight_of(other, budgets) for name, other in prepared.items()}
+        taken = taken_step(
+            [Weighed(step, weights[step.substitute]) for step in reached if step.substitute in weights]
+        )
+    assert taken is not None
     name = budgets.by_id[taken.budget_id].name
     other = _substituted(prepared[taken.substitute], use.asked.call.spec.model, taken.budget_id, name)
     return other, taken.substitute, ""
@@ -296,7 +330,7 @@ def _weight_of(use: PreparedUse, budgets: CallBudgets) -> tuple[int, ...]:
     return money, claim.credits, request.budget_tokens, request.need
 
 
-async def _prepare_as(ports: AdmissionPorts, use: PreparedUse, name: str) -> PreparedUse:
+async def _prepare_as(ports: AdmissionPorts, use: _SteppedUse, name: str) -> PreparedUse:
     """Return a use as its caller would have made it with the model `name`; raise the `Refusal` that this would have met."""
     caller, before = use.asked.caller, use.asked.call
     call = before.as_model(name)
@@ -313,7 +347,7 @@ async def _prepare_as(ports: AdmissionPorts, use: PreparedUse, name: str) -> Pre
     if ports.breaker.entries:
         use.entrance.check_paused(call)
     other = prepare(ports, asked, use.entrance, terms)
-    other.request.raises = use.request.raises
+    other.request.raises = use.entrance.is_held
     return other
 
 

@@ -178,14 +178,16 @@ def read_plainly() -> None:
             with suppress(ValueError):
                 if kind is UUID:
                     return UUID(value)
-                if kind is int and max(int(value), param.min or 0) == min(int(value), param.max or MOST):
+                if kind is int and (param.min or 0) <= int(value) <= (param.max or MOST):
                     return int(value)
             return by_models(param).coerce(value, param=param, ctx=ctx)
 
     parameters: tuple[Any, ...] = (typer.core.TyperOption, typer.core.TyperArgument)
     by_models: Any = getattr(parameters[0], "get_runtime_param", None)
     plain = PlainValue()
-    for kind in parameters if by_models is not None else ():
+    if by_models is None:
+        return
+    for kind in parameters:
         kind.get_runtime_param = lambda _: plain
 
 

@@ -60,7 +60,8 @@ class EmptyAccounts:
     def note(self, account: str, upstream: str, status: int, now: float) -> bool:
         """Note that an account of `upstream` said by `status` that it is empty; return whether that is news."""
         entry = self.entries.get(account)
-        if (entry is not None and entry.until > now) or (entry is None and len(self.entries) >= ENTRIES_MAX):
+        is_ignored = len(self.entries) >= ENTRIES_MAX if entry is None else entry.until > now
+        if is_ignored:
             return False
         since = now if entry is None else entry.since
         self.entries[account] = EmptyAccount(since, now + LEFT_ALONE_S)

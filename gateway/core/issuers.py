@@ -327,7 +327,8 @@ def _texts(claims: Mapping[str, Any], pointer: str) -> list[str]:
     value = _value_at(claims, pointer)
     values = value if isinstance(value, list) else [value]
     texts = [str(item) if type(item) is int else item for item in values]
-    return [text for text in texts if isinstance(text, str) and text and text.isprintable()]
+    printable = [text for text in texts if isinstance(text, str) and text.isprintable()]
+    return [text for text in printable if text]
 
 
 def _value_at(claims: Mapping[str, Any], pointer: str) -> Any:

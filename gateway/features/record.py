@@ -118,6 +118,8 @@ class Feature:
     admin_commands: Callable[[typer.Typer], None] = lambda _: None
     # Its sections of administration commands, by name. Only a section that is asked for is made.
     admin_sections: Mapping[str, Callable[[], typer.Typer]] = field(default_factory=dict)
+    # Add its commands to the section `import`.
+    imports: Callable[[typer.Typer], None] = lambda _: None
     # Other sources of the command line's lists.
     list_sources: Callable[[], Sequence[ListSource]] = tuple
     # Whether the settings let it take old calls away from PostgreSQL.

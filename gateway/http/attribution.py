@@ -184,8 +184,10 @@ def _metadata(values: Values) -> tuple[bytes, Tags]:
 
 def _within(value: object, depth: int) -> bool:
     """Return whether a value nests at most `depth` levels; readers of the value have a bounded stack."""
-    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else None
-    return parts is None or (depth > 0 and all(_within(part, depth - 1) for part in parts))
+    if not isinstance(value, dict | list):
+        return True
+    parts = value.values() if isinstance(value, dict) else value
+    return depth > 0 and all(_within(part, depth - 1) for part in parts)
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

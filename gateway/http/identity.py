@@ -24,7 +24,9 @@ _CREDENTIAL = re.compile(rb"[\x21-\x7e]{1,512}")
 
 def check_query_names(query: bytes) -> None:
     """Raise `InvalidRequest` if a query parameter has the name of a credential."""
-    for pair in _SEPARATOR.split(query[1:]) if query else ():
+    if not query:
+        return
+    for pair in _SEPARATOR.split(query[1:]):
         name = pair.partition(b"=")[0]
         if _plain(name) in _QUERY_NAMES:
             raise InvalidRequest(

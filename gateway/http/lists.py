@@ -56,7 +56,7 @@ async def list_objects(exchange: Exchange) -> None:
         query = urlencode(asked | {lists.size: str(PAGE_OBJECTS)} | place) + lists.asks.get(path, "")
         status, body = await ports.jobs.ask(exchange.head.routed.upstream, f"{path}?{query}", lists.headers)
         if status != 200:
-            await admitted.settle(status, True)
+            await admitted.settle(status, complete=True)
             own_answer(exchange, status, _JSON, body)
             return
         document = loose_document(body)
@@ -85,7 +85,7 @@ async def list_objects(exchange: Exchange) -> None:
         content = {**kept, "first_id": first, "last_id": last, "data": owned, "has_more": more}
     else:
         content = {kind: owned, **({"nextPageToken": last} if more else {})}
-    await admitted.settle(200, True)
+    await admitted.settle(200, complete=True)
     own_answer(exchange, 200, _JSON, write_document(content))
 
 

@@ -151,7 +151,7 @@ def _bound(family: socket.AddressFamily, place: str, port: int, *, ends_there: b
         if ends_there:  # earlier connections of this port may still be closing; a free port has none
             made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        made.setblocking(False)
+        made.setblocking(False)  # noqa: FBT003  # as `socket` names it
         _bind(made, place, port)
     except OSError:
         made.close()

@@ -36,7 +36,16 @@ from gateway.issuers.keys import Read, read_keys
 from gateway.issuers.sign_in import read_provider
 from gateway.local import heartbeat
 from gateway.ops import doctor_redis, hints
-from gateway.ops.doctor_redis import ANSWER_MAX_S, Finding, clock_against, examine_redis, of_credentials
+from gateway.ops.doctor_redis import (
+    ANSWER_MAX_S,
+    FAILED,
+    PASSED,
+    UNKNOWN,
+    Finding,
+    clock_against,
+    examine_redis,
+    of_credentials,
+)
 from gateway.outbound.cloud import signer_of
 from gateway.run.health import FREE_BYTES_MIN, full_disks
 from gateway.run.model_lists import ask_models
@@ -63,16 +72,16 @@ def pooler_findings(url: str, owner_url: str) -> Iterator[Finding]:
 
     shared = is_seen_to_share(url)
     if shared is None:
-        yield Finding(None, "postgresql pooler", _NOT_TWICE)
+        yield Finding(UNKNOWN, "postgresql pooler", _NOT_TWICE)
     elif shared:
         yield Finding(
-            True, "postgresql pooler", "shares sessions (transaction mode), and a keeper needs none"
+            PASSED, "postgresql pooler", "shares sessions (transaction mode), and a keeper needs none"
         )
     owners = is_seen_to_share(owner_url) if owner_url not in ("", url) else shared
     if owner_url and owners:
-        yield Finding(False, "backup and archive", ASK_OWNER)
+        yield Finding(FAILED, "backup and archive", ASK_OWNER)
     elif owner_url and owners is None:
-        yield Finding(None, "backup and archive", _NOT_TWICE)
+        yield Finding(UNKNOWN, "backup and archive", _NOT_TWICE)
 
 
 # Findings about the read replica.
@@ -110,7 +119,7 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
             yield finding
     else:
         yield Finding(
-            False, "redis", f"TOLLKEEPER_REDIS_URL is not set: {wanted_of('redis_url', TYPES['redis_url'])}"
+            FAILED, "redis", f"TOLLKEEPER_REDIS_URL is not set: {wanted_of('redis_url', TYPES['redis_url'])}"
         )
     if role != "serve":
         if settings.database_url:
@@ -118,32 +127,40 @@ async def examine(settings: Settings, role: str = "all") -> AsyncIterator[Findin
                 yield finding
         else:
             yield Finding(
-                False, "postgresql", "TOLLKEEPER_DATABASE_URL is not set (serve needs none: --for serve)"
+                FAILED, "postgresql", "TOLLKEEPER_DATABASE_URL is not set (serve needs none: --for serve)"
             )
         async for finding in _examine_features(settings):
             yield finding
-    for target in _called(settings) if role != "keeper" else ():
-        yield await _upstream_in_use(target)
-    for finding in await listed("data directory", _examine_workers, settings) if role != "keeper" else ():
-        yield finding
+    if role != "keeper":
+        async for finding in _examine_serving(settings):
+            yield finding
     async for finding in _issuers(settings, role):
+        yield finding
+
+
+async def _examine_serving(settings: Settings) -> AsyncIterator[Finding]:
+    """Yield findings on what serves calls: upstreams, and workers that run."""
+    for target in _called(settings):
+        yield await _upstream_in_use(target)
+    for finding in await listed("data directory", _examine_workers, settings):
         yield finding
 
 
 def _examine_settings(settings: Settings, role: str) -> Iterator[Finding]:
     """Yield findings on needed settings, on slips, and on installed extras."""
     routes = f"{len(settings.routes)} routes, {len(settings.upstreams)} upstreams"
-    yield Finding(True, "settings", f"read and valid: {routes}")
-    for name in ("key_pepper",) if role == "serve" else ("admin_token", "key_pepper"):
+    yield Finding(PASSED, "settings", f"read and valid: {routes}")
+    needed = ("key_pepper",) if role == "serve" else ("admin_token", "key_pepper")
+    for name in needed:
         if not getattr(settings, name):
             message = f"TOLLKEEPER_{name.upper()} is not set: 16 to 512 visible characters, such as "
-            yield Finding(False, "settings", message + "`openssl rand -base64 33` makes")
+            yield Finding(FAILED, "settings", message + "`openssl rand -base64 33` makes")
     try:
         check_ports(settings.values(), role, PREFIX)
     except SettingError as error:
-        yield Finding(False, "settings", error.message)
+        yield Finding(FAILED, "settings", error.message)
     for line in (*slips(settings, role), *_open_secrets(settings)):
-        yield Finding(None, "settings", line)
+        yield Finding(UNKNOWN, "settings", line)
     for extra, name in settings.extras(role).items():
         lacks = "" if is_installed(extra) else f"{name} is set, and its libraries are not installed: "
         yield Finding(not lacks, extra, lacks + install(extra) if lacks else "its libraries are installed")
@@ -188,15 +205,16 @@ def _ports(settings: Settings, role: str) -> Iterator[Finding]:
         try:
             found = load(files, PREFIX + PREFIXES[port].upper())
         except SettingError as error:
-            yield Finding(False, f"{port} port", error.message)
+            yield Finding(FAILED, f"{port} port", error.message)
             continue
         end, clients_end = found.ends, found.clients_end
         if clients_end is not None and clients_end < time.time():
             place = f"{PREFIX}{PREFIXES[port].upper()}CLIENT_CA_FILE"
             message = f"an authority of its clients ended on {_day(clients_end)}: put a new one into {place}"
-            yield Finding(False, f"{port} port", message)
+            yield Finding(FAILED, f"{port} port", message)
         over = end is not None and end < time.time()
-        until = f"{'was' if over else 'is'} valid until {_day(end)}" if end else "is there"
+        is_valid = "was valid" if over else "is valid"
+        until = f"{is_valid} until {_day(end)}" if end else "is there"
         asks = ", and clients need one too" if files.authority else ""
         renew = ": put a new one there, it is in use within seconds" if over else ""
         yield Finding(not over, f"{port} port", f"its certificate {until}{asks}{renew}")
@@ -212,13 +230,13 @@ def _data_directory(settings: Settings, free_bytes_min: int = FREE_BYTES_MIN) ->
             message = f"{place} cannot be written by this user ({why})"
             variables = "TOLLKEEPER_DATA_DIR, or TOLLKEEPER_SETTLEMENT_LOG_DIR,"
             return Finding(
-                False, "data directory", f"{message}: {variables} must name a directory that can be"
+                FAILED, "data directory", f"{message}: {variables} must name a directory that can be"
             )
     full = " and ".join(full_disks(settings, free_bytes_min))
     if full:
         message = f"the disk of {full} has less than {free_bytes_min // 1024**2} MiB left"
-        return Finding(False, "data directory", f"{message}: make room, or what Redis does not take is lost")
-    return Finding(True, "data directory", f"{settings.data_dir} can be written")
+        return Finding(FAILED, "data directory", f"{message}: make room, or what Redis does not take is lost")
+    return Finding(PASSED, "data directory", f"{settings.data_dir} can be written")
 
 
 def _open_files(settings: Settings, files_max: int | None = None) -> Finding:
@@ -228,7 +246,7 @@ def _open_files(settings: Settings, files_max: int | None = None) -> Finding:
         return Finding(enough, "open files", few)
     most = settings.http.connections_max
     message = f"a process may have {files_max or heartbeat.open_files_limit():,} open files"
-    return Finding(True, "open files", f"{message}, enough for {most:,} connections of a gateway worker")
+    return Finding(PASSED, "open files", f"{message}, enough for {most:,} connections of a gateway worker")
 
 
 def _why_unwritable(place: Path) -> str:
@@ -271,10 +289,10 @@ async def listed(subject: str, ask: Callable[..., Iterable[Finding]], *given: ob
     try:
         return await _answered(lambda: [*ask(*given)])
     except TimeoutError:
-        return [Finding(False, subject, f"gives no answer within {BLOCKING_S_MAX:g} s")]
+        return [Finding(FAILED, subject, f"gives no answer within {BLOCKING_S_MAX:g} s")]
     except SchemaUnavailable as error:
         hint = hints.postgresql_hint(error.message, error.sqlstate)
-        return [Finding(False, subject, f"{error.message}; {hint}")]
+        return [Finding(FAILED, subject, f"{error.message}; {hint}")]
 
 
 async def _examine_features(settings: Settings) -> AsyncIterator[Finding]:
@@ -291,9 +309,11 @@ async def _issuers(settings: Settings, role: str) -> AsyncIterator[Finding]:
     """Yield findings on whether the identity providers of callers and of console users answer."""
     if not is_installed("oidc"):
         return
-    for issuer in settings.issuers if role != "keeper" else ():
+    issuers = settings.issuers if role != "keeper" else ()
+    providers = settings.sign_in.providers if role != "serve" else ()
+    for issuer in issuers:
         yield await _issuer(issuer)
-    for provider in settings.sign_in.providers if role != "serve" else ():
+    for provider in providers:
         yield await _issuer(provider.issuer, f"sign-in by {provider.name}", read_provider)
 
 
@@ -305,12 +325,12 @@ async def _issuer(issuer: Issuer, named: str = "", read: Read = read_keys) -> Fi
     except (UnreadableKeys, TimeoutError) as error:
         why = str(error) or f"no answer within {BLOCKING_S_MAX:g} s"
         message = f"its keys cannot be read, so its tokens are refused: {why}"
-        return Finding(False, subject, f"{message}; {hints.issuer_hint(why)}")
+        return Finding(FAILED, subject, f"{message}; {hints.issuer_hint(why)}")
     usable = [name for name in issuer.algorithms if any(key.fits(name) for key in found.keys)]
     if not usable:
         message = f"none of its {len(found.keys)} keys is for {', '.join(issuer.algorithms)}"
-        return Finding(False, subject, f"{message}: put what it signs by into `algorithms`")
-    return Finding(True, subject, f"{len(found.keys)} keys were read, for {', '.join(usable)}")
+        return Finding(FAILED, subject, f"{message}: put what it signs by into `algorithms`")
+    return Finding(PASSED, subject, f"{len(found.keys)} keys were read, for {', '.join(usable)}")
 
 
 def _examine_workers(settings: Settings) -> Iterator[Finding]:
@@ -322,20 +342,20 @@ def _examine_workers(settings: Settings) -> Iterator[Finding]:
     results = {result: count for result, count in counted.get("settlements_unmatched", ()) if count}
     for result, fault in FAULTS.items():
         if count := results.get(result.name.lower()):
-            yield Finding(None, "redis", f"{fault}: {count:,} times; {hints.UNMATCHED}")
+            yield Finding(UNKNOWN, "redis", f"{fault}: {count:,} times; {hints.UNMATCHED}")
     for upstream, name, _ in counted.get(WITHHELD_NAMES, ()):
         names.setdefault(upstream, []).append(name)
     for upstream, fields in sorted(names.items()):
         message = f"it did not get these header fields of calls: {', '.join(sorted(fields))}"
         wants = "; name those that it needs in its `headers_pass`"
-        yield Finding(True, f"upstream {upstream}", message + wants)
+        yield Finding(PASSED, f"upstream {upstream}", message + wants)
 
 
 async def _upstream_in_use(target: UpstreamTarget) -> Finding:
     """Return the finding on an upstream; a built-in one without a credential is not contacted."""
     if replace(target, via=None, proxies=None) in default_table({}).upstreams:
         message = "built in, and without a credential, so it was not looked at"
-        return Finding(True, f"upstream {target.name}", message)
+        return Finding(PASSED, f"upstream {target.name}", message)
     return await upstream_finding(target)
 
 
@@ -346,11 +366,11 @@ async def upstream_finding(target: UpstreamTarget, named: str = "") -> Finding:
         end = await reach(target, ANSWER_MAX_S)
     except ssl.SSLCertVerificationError as error:
         message = f"its certificate cannot be verified: {error.verify_message}"
-        return Finding(False, subject, f"{target.base_url}: {message}; {hints.upstream_hint(message)}")
+        return Finding(FAILED, subject, f"{target.base_url}: {message}; {hints.upstream_hint(message)}")
     except (OSError, TimeoutError) as error:
         why = str(error).strip() or f"no answer within {ANSWER_MAX_S:g} s"
         message = f"{target.base_url} does not accept connections ({why})"
-        return Finding(False, subject, f"{message}; {hints.upstream_hint(why)}")
+        return Finding(FAILED, subject, f"{message}; {hints.upstream_hint(why)}")
     signer = signer_of(target)
     if signer is not None:
         late = f"no answer within {BLOCKING_S_MAX:g} s"
@@ -359,7 +379,7 @@ async def upstream_finding(target: UpstreamTarget, named: str = "") -> Finding:
             late = ""
         if why := late or signer.why:
             message = f"its credentials by auth: {target.auth} cannot be had, so its calls are refused"
-            return Finding(False, subject, f"{message}: {why}")
+            return Finding(FAILED, subject, f"{message}: {why}")
     taken, key = await _keys_of(target) if not named else (True, "")
     until = f", its certificate is valid until {_day(end)}" if end else ""
     through = f" through the proxy {target.via}" if target.via is not None else ""
@@ -409,16 +429,16 @@ async def _postgresql(settings: Settings, role: str) -> AsyncIterator[Finding]:
         refuse_other(found)
         end = await _answered(certificate_end, url)
     except StartError as error:
-        yield Finding(False, "postgresql", f"{shown}: {error.message}")
+        yield Finding(FAILED, "postgresql", f"{shown}: {error.message}")
         return
     except Exception as error:  # noqa: BLE001  # the driver's message is the finding
         first = (str(error).strip().splitlines() or [f"no answer within {BLOCKING_S_MAX:g} s"])[0]
         code = error.sqlstate if isinstance(error, SchemaUnavailable) else ""
-        yield Finding(False, "postgresql", f"{shown}: {first}; {hints.postgresql_hint(first, code)}")
+        yield Finding(FAILED, "postgresql", f"{shown}: {first}; {hints.postgresql_hint(first, code)}")
         return
     until = f", its certificate is valid until {_day(end)}" if end else ""
     newer = f", newer than this program's {NEEDED}, which runs on it" if found.is_newer() else ""
-    yield Finding(True, "postgresql", f"{shown} has schema version {found.version}{newer}{until}")
+    yield Finding(PASSED, "postgresql", f"{shown} has schema version {found.version}{newer}{until}")
     # A keeper without other processes needs no owner, unless it archives.
     lone = role == "keeper" and not any(feature.archives_calls(settings) for feature in features())
     owner_url = settings.database_owner_url if lone else settings.owner_url
@@ -452,11 +472,11 @@ def _examine_set_aside(url: str) -> Iterator[Finding]:
         message = (
             f"accounts in quarantine: {len(accounts):,} ({few(accounts)}), and what they use becomes no rows"
         )
-        yield Finding(False, "rows", f"{message}; {hints.QUARANTINE}")
+        yield Finding(FAILED, "rows", f"{message}; {hints.QUARANTINE}")
     if letters:
-        yield Finding(False, "rows", f"dead letters, which are no rows: {letters:,}; {hints.LETTERS}")
+        yield Finding(FAILED, "rows", f"dead letters, which are no rows: {letters:,}; {hints.LETTERS}")
     if not accounts and not letters:
-        yield Finding(True, "rows", "no account is in quarantine, and there is no dead letter")
+        yield Finding(PASSED, "rows", "no account is in quarantine, and there is no dead letter")
 
 
 def _examine_locks(url: str) -> Iterator[Finding]:
@@ -470,7 +490,7 @@ def _examine_locks(url: str) -> Iterator[Finding]:
         mends = hints.PREPARED if pid is None else hints.LOCKED.format(pid)
         rows = f"rows of {tables} are held" if tables else "rows are held"
         what = rows if of_rows else f"{tables} is locked"
-        yield Finding(False, "postgresql", f"{what} by {by}{how_long}: {mends}")
+        yield Finding(FAILED, "postgresql", f"{what} by {by}{how_long}: {mends}")
 
 
 def _examine_maxima(settings: Settings, url: str) -> Iterator[Finding]:
@@ -478,12 +498,14 @@ def _examine_maxima(settings: Settings, url: str) -> Iterator[Finding]:
     from persistence.schema.roles import binding_rules  # heavy to load
 
     rules = binding_rules(url)
-    for target in _called(settings) if rules else ():
+    if not rules:
+        return
+    for target in _called(settings):
         if _takes_any_maximum(target):
             rule_list = " and ".join(rules)
             message = f"there are {rule_list}, so calls without a maximum are sent with one; nobody says"
             yield Finding(
-                None,
+                UNKNOWN,
                 f"upstream {target.name}",
                 f"{message} how much it takes: state `context` (a number, or `listed`) or `output_max` of it",
             )

@@ -174,9 +174,12 @@ def clock_against(name: str, theirs: float, ours: float) -> Found:
     return False, "clock", f"{message}: see that both follow a time server (timedatectl, chronyc tracking)"
 
 
+PASSED, FAILED, UNKNOWN = True, False, None
+
+
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one check; `well` is None if it could not be made."""
+    """The result of one check: `well` is `PASSED` or `FAILED`, or `UNKNOWN` if it could not be made."""
 
     well: bool | None
     subject: str
@@ -243,7 +246,9 @@ async def _replica_findings(address: Address, place: Place, *, configured: bool)
 def _findings(place: Place, said: _ReplicaStatus) -> Iterator[Finding]:
     subject = f"redis replica {place[0]}:{place[1]}"
     if said.trouble:
-        yield Finding(None, subject, f"could not be looked at, so look at its configuration: {said.trouble}")
+        yield Finding(
+            UNKNOWN, subject, f"could not be looked at, so look at its configuration: {said.trouble}"
+        )
         return
     for well, _, says in replica_durability(said.info, said.fsync):
         yield Finding(well, subject, says)
@@ -276,21 +281,21 @@ def of_rows(
     if unstored is not None and any(count for count, _ in rows.values()):
         hint = hints.postgresql_hint(unstored.why, unstored.code) if "PostgreSQL" in unstored.why else ""
         hint = hint or hints.redis_hint(unstored.why)
-        yield Finding(False, _ROWS, f"{unstored}; {hint}")
+        yield Finding(FAILED, _ROWS, f"{unstored}; {hint}")
     for server, (count, age_s) in rows.items():
         where = f" at {server.partition(' ')[2]}" if server != "redis" else ""
         if age_s < ROWS_AGE_S_MAX:
-            yield Finding(True, _ROWS, f"{count:,} wait{where}, none for long")
+            yield Finding(PASSED, _ROWS, f"{count:,} wait{where}, none for long")
             continue
         message = f"{count:,} wait{where}, the oldest for {age_s:,.0f} s"
         if heard is None and role == _KEEPER:
-            yield Finding(True, _ROWS, f"{message}: the keeper that starts here stores them")
+            yield Finding(PASSED, _ROWS, f"{message}: the keeper that starts here stores them")
         else:
-            yield Finding(False, _ROWS, f"{message}; {hints.ROWS}")
+            yield Finding(FAILED, _ROWS, f"{message}; {hints.ROWS}")
 
 
 _UNHEARD = Finding(
-    None, _KEEPER, "whether one runs is not told to this user: give it what deploy/users.acl says"
+    UNKNOWN, _KEEPER, "whether one runs is not told to this user: give it what deploy/users.acl says"
 )
 
 
@@ -304,23 +309,23 @@ def of_keeper(settings: Settings, role: str, heard: KeeperInfo | None, ran_befor
             return
         message = f"none was there in the last {PRESENCE_KEPT_S} s"
         if role == _KEEPER:
-            yield Finding(True, _KEEPER, f"{message}: the one that starts here will be")
+            yield Finding(PASSED, _KEEPER, f"{message}: the one that starts here will be")
             return
         why = "so use becomes no rows, and no change is in force"
-        yield Finding(False, _KEEPER, f"{message}, {why}: run tollkeeper keeper, or look at its log")
+        yield Finding(FAILED, _KEEPER, f"{message}, {why}: run tollkeeper keeper, or look at its log")
         return
-    yield Finding(True, _KEEPER, f"one of version {heard.version} is there")
+    yield Finding(PASSED, _KEEPER, f"one of version {heard.version} is there")
     if heard.unreadable:
         message = f"accounts in Redis that it cannot read, whose calls are refused: {heard.unreadable}"
-        yield Finding(False, _KEEPER, f"{message}; {_UNREADABLE}")
+        yield Finding(FAILED, _KEEPER, f"{message}; {_UNREADABLE}")
     if not settings.key_pepper:
         return
     ours, theirs = peppers_of(settings).ids, heard.peppers[0]
     if theirs in ours:
-        yield Finding(True, _PEPPER, f"{ours[0]}; the keeper's, {theirs}, is taken")
+        yield Finding(PASSED, _PEPPER, f"{ours[0]}; the keeper's, {theirs}, is taken")
     else:
         message = f"it is {ours[0]}, and the keeper has {theirs}: keys that are made there are unknown here"
-        yield Finding(False, _PEPPER, f"{message}; put the keeper's into {_NAMES}")
+        yield Finding(FAILED, _PEPPER, f"{message}; put the keeper's into {_NAMES}")
 
 
 def of_credentials(url: str, peppers: Peppers) -> Iterator[Finding]:
@@ -333,19 +338,19 @@ def of_credentials(url: str, peppers: Peppers) -> Iterator[Finding]:
     try:
         found = in_use(url)
     except TollkeeperError as error:
-        yield Finding(False, _PEPPER, f"{error}; {_hint(error)}")
+        yield Finding(FAILED, _PEPPER, f"{error}; {_hint(error)}")
         return
     current, *earlier = peppers.ids
     for one in found:
         if one.pepper in earlier:
-            yield Finding(True, _PEPPER, f"the earlier {one.pepper} is needed for {one}")
+            yield Finding(PASSED, _PEPPER, f"the earlier {one.pepper} is needed for {one}")
         elif one.pepper not in {None, current}:
             message = f"of {one.pepper}, which is not taken: {one}"
-            yield Finding(False, _PEPPER, f"{message}: put it into {_NAMES}")
+            yield Finding(FAILED, _PEPPER, f"{message}: put it into {_NAMES}")
     used = {one.pepper for one in found}
     if None not in used:
         for unused in (each for each in earlier if each not in used):
-            yield Finding(True, _PEPPER, f"nothing is of the earlier {unused} any more: it can go")
+            yield Finding(PASSED, _PEPPER, f"nothing is of the earlier {unused} any more: it can go")
 
 
 # Checks whether the users of Redis and PostgreSQL have the rights that a process needs, or more.
@@ -497,7 +502,7 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
         await wires.open()
         if not await wires.connected_within(ANSWER_MAX_S):
             trouble = wires.trouble
-            yield Finding(False, "redis", f"{shown}: {trouble}; {hints.redis_hint(trouble)}")
+            yield Finding(FAILED, "redis", f"{shown}: {trouble}; {hints.redis_hint(trouble)}")
         connected = {_name_of(wires, wire): wire for wire in wires.wires if wire.connected}
         servers = {name: await _ask_server(one, address) for name, one in connected.items()}
         lists = {name: await _read(wires, name.encode()) for name in _LISTS}
@@ -507,7 +512,7 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
         # An outage names no server, and one was named above.
         if not trouble or str(error) != CountersUnavailable().told:
             why = _reason(error) or f"no answer within {ANSWER_MAX_S:g} s"
-            yield Finding(False, "redis", f"{shown}: {why}; {hints.redis_hint(why)}")
+            yield Finding(FAILED, "redis", f"{shown}: {why}; {hints.redis_hint(why)}")
         return
     finally:
         if wires is not None:
@@ -521,9 +526,8 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
         yield finding
     ran_before = any(server.confirmed for server in servers.values())
     of_lists = _missing(lists) if ran_before else ()
-    for finding in (*_examine_accounts(settings, role, empty), *of_lists, *of_keepers):
-        yield finding
-    for finding in _services(settings, lists[keys.CATALOGUE]) if role != "keeper" else ():
+    of_services = _services(settings, lists[keys.CATALOGUE]) if role != "keeper" else ()
+    for finding in (*_examine_accounts(settings, role, empty), *of_lists, *of_keepers, *of_services):
         yield finding
     for subject, server in servers.items():
         well, about, says = await redis_user_findings(server.address, role, ANSWER_MAX_S)
@@ -569,7 +573,7 @@ def _missing(lists: Mapping[str, Reply | CountersRefused]) -> Iterator[Finding]:
             f"{', '.join(names)}: {why.rstrip('.')}, so gateways that start refuse calls or know no prices"
         )
         hint = "run tollkeeper keeper, which writes this again within seconds, or look at its log"
-        yield Finding(False, "redis", f"{message}; {hint}")
+        yield Finding(FAILED, "redis", f"{message}; {hint}")
 
 
 async def _examine_keepers(
@@ -673,7 +677,7 @@ async def _replicas(
     if not (address.sentinels or address.members):
         return []
     found = [
-        Finding(True, subject, _ALONE)
+        Finding(PASSED, subject, _ALONE)
         for subject, server in servers.items()
         if server.info.get("connected_slaves") == "0"
     ]
@@ -706,21 +710,21 @@ def _cluster(shown: str, shards: Shards) -> Finding:
     shared = isinstance(shards, FixedShards)
     there = f"{shown} is {f'{count} servers' if shared else f'a cluster of {count} primaries'}"
     if not lacking:
-        return Finding(True, "redis", there)
+        return Finding(PASSED, "redis", there)
     message = f"{there}, none with the slots of {len(lacking)} partitions"
-    return Finding(False, "redis", f"{message}: give each slot to a primary (CLUSTER SHARDS)")
+    return Finding(FAILED, "redis", f"{message}: give each slot to a primary (CLUSTER SHARDS)")
 
 
 def _slots(servers: Mapping[str, _Server]) -> Iterator[Finding]:
     """Yield findings on slots that are moved key by key, and on keys that a move has left behind."""
     for subject, server in servers.items():
         for slot in server.moving:
-            yield Finding(False, subject, f"slot {slot}: {WHY_MOVING}")
+            yield Finding(FAILED, subject, f"slot {slot}: {WHY_MOVING}")
     moving = {slot for server in servers.values() for slot in server.moving}
     for subject, server in servers.items():
         for slot in server.strays.keys() - moving:
             strays = f"it has {server.strays[slot]} keys of slot {slot}, which is another primary's"
-            yield Finding(False, subject, f"{strays}: {_BRING}")
+            yield Finding(FAILED, subject, f"{strays}: {_BRING}")
 
 
 def _server(settings: Settings, role: str, subject: str, shown: str, server: _Server) -> Iterator[Finding]:
@@ -733,14 +737,14 @@ def _server(settings: Settings, role: str, subject: str, shown: str, server: _Se
     )
     if server.certificate_end is not None:
         until = f"{datetime.fromtimestamp(server.certificate_end, UTC):%Y-%m-%d}"
-        yield Finding(True, subject, f"its certificate is valid until {until}")
+        yield Finding(PASSED, subject, f"its certificate is valid until {until}")
     elif settings.redis_url.startswith(("redis://", "redis+")) and any(asdict(settings.redis_files).values()):
         message = "there is a TOLLKEEPER_REDIS_*_FILE for TLS, but nothing is encrypted"
-        yield Finding(False, subject, f"{message}: TOLLKEEPER_REDIS_URL must begin with rediss")
+        yield Finding(FAILED, subject, f"{message}: TOLLKEEPER_REDIS_URL must begin with rediss")
     for well, about, says in durability_findings(info, server.fsync, server.asked_at):
         yield Finding(well, subject if about == "redis" else about, says)
     if server.forgets:
-        yield Finding(False, subject, server.forgets)
+        yield Finding(FAILED, subject, server.forgets)
     if server.covers:
         alone = server.covers == "no"
         hint = "CONFIG SET cluster-require-full-coverage no, or a primary that is away stops all of them"
@@ -748,12 +752,12 @@ def _server(settings: Settings, role: str, subject: str, shown: str, server: _Se
         yield Finding(alone, subject, message if alone else f"{message}: {hint}")
     elif server.address.members:
         message = "cluster-require-full-coverage is not told to this user: see that it is no"
-        yield Finding(None, subject, message)
+        yield Finding(UNKNOWN, subject, message)
     if server.loaded or role == "serve":
         loaded = "are loaded" if server.loaded else "are not loaded: start a keeper first, it brings them"
         yield Finding(server.loaded, subject, f"{len(VERBS)} scripts {loaded}")
     else:
-        yield Finding(True, subject, f"{len(VERBS)} scripts are not loaded yet: the keeper brings them")
+        yield Finding(PASSED, subject, f"{len(VERBS)} scripts are not loaded yet: the keeper brings them")
     here = history(info.get("run_id", "").encode(), server.named)
     yield verification(subject, server.confirmed, here)
 
@@ -772,17 +776,17 @@ def _services(settings: Settings, catalogue: object) -> Iterator[Finding]:
     try:
         settings.table.check_services(services)
     except SettingError as error:
-        yield Finding(False, "settings", error.message)
+        yield Finding(FAILED, "settings", error.message)
     bound = Bindings(settings.routes, targets, settings.services, services)
     for key, name in bound.unplaced():
         yield Finding(
-            False, f"service {key}", f"its upstream {name} is not one of {', '.join(sorted(targets))}"
+            FAILED, f"service {key}", f"its upstream {name} is not one of {', '.join(sorted(targets))}"
         )
     for one, other, name in bound.conflicts():
         message = (
             f"shares paths of the upstream {name} with {other}, which has another price: both are refused"
         )
-        yield Finding(False, f"service {one}", f"{message}; give each paths of its own, such as /v1/sms/*")
+        yield Finding(FAILED, f"service {one}", f"{message}; give each paths of its own, such as /v1/sms/*")
 
 
 def verification(subject: str, confirmed: bytes, here: bytes) -> Finding:
@@ -791,11 +795,11 @@ def verification(subject: str, confirmed: bytes, here: bytes) -> Finding:
     `confirmed` is the id that the keeper has stored, and `here` that of the server now.
     """
     if not confirmed:
-        return Finding(True, subject, "no keeper has verified it yet; the first one that starts will")
+        return Finding(PASSED, subject, "no keeper has verified it yet; the first one that starts will")
     if confirmed == here:
-        return Finding(True, subject, "a keeper has verified it since its last start")
+        return Finding(PASSED, subject, "a keeper has verified it since its last start")
     message = "not verified since its last start, or since its data was replaced, so calls are refused"
-    return Finding(False, subject, f"{message}: run the keeper")
+    return Finding(FAILED, subject, f"{message}: run the keeper")
 
 
 async def _info(wire: RedisConnection) -> dict[str, str]:

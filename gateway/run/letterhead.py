@@ -41,13 +41,14 @@ def letterhead(settings: Settings) -> Letterhead:
     seller, wanted = _seller(settings), settings.invoice_tax_currency
     if wanted and wanted not in MINOR_DIGITS:
         raise wrong("invoice_tax_currency", wanted, "the three letters of a currency (ISO 4217)")
+    own_currency = TAX_CURRENCIES.get(seller.country or "") if seller else None
     return Letterhead(
         seller=seller,
         notes=_lines(settings.invoice_notes),
         addresses=_addresses(settings.invoice_addresses),
         due_days=settings.invoice_due_days,
         iban=_iban(settings.invoice_iban),
-        accounting_currency=wanted or (TAX_CURRENCIES.get(seller.country or "") if seller else None),
+        accounting_currency=wanted or own_currency,
         requires_rate=bool(wanted),
     )
 

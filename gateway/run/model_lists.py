@@ -55,12 +55,15 @@ def contexts_in(document: bytes) -> dict[str, int]:
     return {
         model["id"]: model[_CONTEXT]
         for model in (models[:MODELS_MAX] if isinstance(models, list) else ())
-        if isinstance(model, dict) and isinstance(model.get("id"), str) and _is_count(model.get(_CONTEXT))
+        if isinstance(model, dict) and _has_context(model)
     }
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def _has_context(model: Mapping[str, object]) -> bool:
+    """Return whether a model of a list has an id, and a length that is a whole number over 0."""
+    length = model.get(_CONTEXT)
+    is_count = isinstance(length, int) and not isinstance(length, bool) and length > 0
+    return is_count and isinstance(model.get("id"), str)
 
 
 async def keep_listed(upstreams: Callable[[], Iterable[Upstream]], log: Log) -> None:

@@ -22,7 +22,7 @@ from persistence.billing import charges, payments, reratings, subscriptions, top
 from persistence.engine import Connection
 from persistence.entity import keeper_command
 from persistence.keeper.definitions import ClockReports
-from persistence.keeper.news import Notices
+from persistence.keeper.news import EmptyUpstreamAccount, Notices
 from persistence.keeper.sweeps import Sweeps
 from persistence.ledger.checkpoints import Checkpoints
 from persistence.schedule import Schedule
@@ -238,15 +238,18 @@ def empty_accounts_loop(
     notices: Notices, read: Callable[[], Awaitable[Mapping[str, StoredEmptyAccount]]]
 ) -> Loop:
     """Return the loop that reports accounts of upstreams that are out of money, once until they answer again."""
-    known = set[tuple[str, str, int, int]]()  # those that are reported
+    known = set[EmptyUpstreamAccount]()  # those that are reported
 
     async def look() -> None:
         nonlocal known
         stored = (await read()).items()
-        empty = {(account, answer.upstream, answer.status, answer.since_ms) for account, answer in stored}
+        empty = {
+            EmptyUpstreamAccount(digest, answer.upstream, answer.status, answer.since_ms)
+            for digest, answer in stored
+        }
         if empty - known:
-            known |= await notices.tell_empty(sorted(empty - known))
-        known &= empty
+            await notices.tell_empty(sorted(empty - known))
+        known = empty
 
     return Loop("empty accounts", 5.0, (call(look),), quiet=(CountersUnavailable,))
 

@@ -70,8 +70,9 @@ class TlsPort:
     def _say_ends(self) -> None:
         """Log certificates that have expired or will soon, with the setting that names each."""
         gate = self._gate
-        for whose, end in gate.ends() if gate is not None else ():
-            assert gate is not None
+        if gate is None:
+            return
+        for whose, end in gate.ends():
             left_s = end - gate.wall()
             if left_s < SOON_S:
                 setting = "CLIENT_CA_FILE" if whose.endswith("clients") else "CERT_FILE"

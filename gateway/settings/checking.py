@@ -106,7 +106,8 @@ def unknown(place: str, name: str, value: str, names: tuple[str, ...], prefix: s
     hint = f"did you mean {spelled[0]}?"
     if not close:
         hint = f"the nearest are {', '.join(spelled)}, and docs/settings.md has all of them"
-    secret = name if SECRET.search(name) else (close[0] if close else name)
+    meant = close[0] if close else name
+    secret = name if SECRET.search(name) else meant
     return SettingError(f"{place}={render_value(secret, value)} is not a setting; {hint}")
 
 

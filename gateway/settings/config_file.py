@@ -819,6 +819,7 @@ def _check_each_once(routes: tuple[Route, ...]) -> None:
     served: dict[tuple[str, str], Route] = {}
     for route in routes:
         path = PARAMETER.sub(lambda parameter: f"{{{parameter[1]}{parameter[3] or ''}}}", route.path)
-        for method in METHODS if route.methods == ANY_METHODS else route.methods:
+        methods = METHODS if route.methods == ANY_METHODS else route.methods
+        for method in methods:
             if served.setdefault((path, method), route) is not route:
                 raise SettingError(f"routes {route.path}: {method} of this path is there twice")

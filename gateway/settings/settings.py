@@ -448,15 +448,16 @@ def _read(
     for name, place, value in rows:
         refuse_controls(place, value, lines=name in LINES)
         secret = name.removesuffix(SUFFIX.lower())
-        if name not in NAMES and secret in SECRETS and name != secret:
-            by_file += [(secret, place, str(value))] if value else []
-        elif name not in NAMES:
-            raise unknown(place, name, str(value), NAMES, prefix)
-        else:
+        is_path = name not in NAMES and secret in SECRETS and name != secret
+        if is_path and value:
+            by_file.append((secret, place, str(value)))
+        elif name in NAMES:
             # Another text than a URL may be a password or a token in the wrong place.
             is_hidden = name in SECRETS and "://" not in str(value)
             text = "(hidden)" if is_hidden else render_value(name, value)
             values[name] = check_value(f"{place}={text}", name, value, TYPES[name])
+        elif not is_path:
+            raise unknown(place, name, str(value), NAMES, prefix)
     for name in values:
         files.pop(name, None)
     for name, place, path in by_file:

@@ -5,7 +5,7 @@ One list, for the start and for `doctor`. No header or proxy is shown: it may ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -35,10 +35,15 @@ def slips(settings: Settings, role: str) -> Iterator[str]:
         yield from check(settings, role)
 
 
+def _called_by(role: str, settings: Settings) -> Sequence[UpstreamTarget]:
+    """Return the upstreams that a process of a role calls: a keeper calls none."""
+    return () if role == "keeper" else settings.upstreams
+
+
 def _base_urls(settings: Settings, role: str) -> Iterator[str]:
     """Yield the base URLs that end in what the paths of their calls begin with."""
     names: dict[tuple[str, str], list[str]] = {}
-    for target in settings.upstreams if role != "keeper" else ():
+    for target in _called_by(role, settings):
         last = urlsplit(target.base_url).path.rpartition("/")[2]
         if last and any(path.startswith(f"/{last}/") for path in _paths(settings, target)):
             names.setdefault((target.base_url, last), []).append(target.name)
@@ -60,17 +65,16 @@ def _paths(settings: Settings, target: UpstreamTarget) -> list[str]:
 def _routes(settings: Settings, target: UpstreamTarget) -> list[Route]:
     """Return the routes whose calls may go to an upstream: its own, and those of models in its API."""
     models = any(made.upstream == target.name for model in settings.models for made in model.targets)
-    return [
-        route
-        for route in settings.routes
-        if route.upstream == target.name
-        or (route.family != GENERIC and (target.family == route.family or (models and not target.family)))
-    ]
+
+    def speaks(family: Family) -> bool:
+        return family != GENERIC and (target.family == family or (models and not target.family))
+
+    return [route for route in settings.routes if route.upstream == target.name or speaks(route.family)]
 
 
 def _credentials(settings: Settings, role: str) -> Iterator[str]:
     """Yield the upstreams whose `authorization` has no scheme, if they speak an API whose keys have one."""
-    for target in settings.upstreams if role != "keeper" else ():
+    for target in _called_by(role, settings):
         fields = (*target.headers, *(field for key in target.keys for field in key))
         if all(name != "authorization" or " " in value for name, value in fields):
             continue
@@ -96,7 +100,9 @@ def _without_effect(settings: Settings, role: str) -> Iterator[str]:
 
 def _missing_files(settings: Settings, role: str) -> Iterator[str]:
     """Yield the files that a keeper first opens when it needs them; it starts without."""
-    for name in _OPENED_LATER if role in KEEPERS else ():
+    if role not in KEEPERS:
+        return
+    for name in _OPENED_LATER:
         path = settings.value(name)
         if path and not Path(path).is_file():
             yield f"{_variable(name)}={path!r} is no file: expected the path of one"

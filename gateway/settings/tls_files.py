@@ -30,7 +30,7 @@ def check_pairs(values: Mapping[str, Any], begin: str) -> None:
     """
     for prefix in PREFIXES.values():
         certificate, key, authority = (f"{prefix}{name}_file" for name in ("cert", "key", "client_ca"))
-        there = key if values.get(key) else authority if values.get(authority) else ""
+        there = next((name for name in (key, authority) if values.get(name)), "")
         if there and not values.get(certificate):
             reason = f"{begin}{certificate.upper()} is not set, but {begin}{there.upper()} is"
             raise SettingError(f"{reason}: expected a PEM file of the certificate")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import msgspec
 
@@ -83,12 +83,17 @@ def fault(form: UrlForm, url: str) -> str:
         url = _choose_host(url)
     try:
         parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
+        port = parts.port
     except ValueError:
         return f"{sample}, with a port from 1 to {PORT_MAX}, and {escaped}"
     if port == 0:
         return f"a port from 1 to {PORT_MAX}"
-    database = parts.path.strip("/")
+    return _fault_behind(form, parts, escaped)
+
+
+def _fault_behind(form: UrlForm, parts: SplitResult, escaped: str) -> str:
+    """Return what would be right if a URL of this form lacks its host, or has other parts behind it; else ""."""
+    sample, host, database = form.sample, parts.hostname, parts.path.strip("/")
     if form.rest == "number" and (not host or not (database or "0").isdecimal()):
         return f"{sample}, the database being a number, {escaped}"
     if form.rest == "number" and (parts.query or parts.fragment):

@@ -77,7 +77,8 @@ def _encoder(accept: str) -> tuple[Callable[[Collector], bytes], str]:
 def _numbers(fact: Fact, value: Any) -> Metric:
     make = CounterMetricFamily if fact.kind == "counter" else GaugeMetricFamily
     family = make(PREFIX + fact.name, fact.help, labels=fact.labels)
-    for *labels, number in value if isinstance(value, list | tuple) else [[value]]:
+    rows = value if isinstance(value, list | tuple) else [[value]]
+    for *labels, number in rows:
         if len(labels) == len(fact.labels):
             family.add_metric([str(label) for label in labels], number)
     return family

@@ -207,9 +207,9 @@ class Exporter:
         while True:
             status, told_s, why = self._post(body, deadline)
             if 200 <= status < 300:
-                self._note(True, "")
+                self._note(reachable=True, why="")
                 return True
-            self._note(False, why)
+            self._note(reachable=False, why=why)
             wait_s = told_s if told_s is not None else pause * (0.5 + random())  # noqa: S311  # spreads retries
             pause *= 2
             if status not in REPEATED_STATUSES | {0} or time.monotonic() + wait_s > deadline:

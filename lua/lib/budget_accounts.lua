@@ -76,14 +76,21 @@ end
 -- The accounts that a part's calls keep (`keep_accounts`), and whether its second call has them, too.
 local kept_accounts, is_kept_again
 
--- `lists` has them by the key of their last account or its index; SEEN where one call that was alone in its part came. A list has the definitions
+-- `lists` has them by the key of their last account (`list_name`); SEEN where one call that was alone in its part came. A list has the definitions
 -- of its accounts (`known`), their number of keys, and the first end of a window: it holds while these are the same.
 -- What follows from the accounts alone is kept with their list, too: `form`, `named` and `told`.
 local LISTS_MAX, SEEN = 256, 0
 
--- The list under a call's last key, and whether it holds for the call; SEEN or nil without one.
-local function list_again(keys, at, last, argv, defined_at, now)
-  local list = lists[keys[last + keys_before]]
+-- The name of a call's list: the key of its last account, behind which is its index if it is one owner's. So owners that take turns have
+-- a list each.
+local function list_name(keys, last)
+  local name = keys[last + keys_before - 1]
+  return byte(name, COLON_AT) == COLON and name or keys[last + keys_before]
+end
+
+-- The list of this name, and whether it holds for the call; SEEN or nil without one.
+local function list_again(name, keys, at, last, argv, defined_at, now)
+  local list = lists[name]
   if not list or list == SEEN or list.key_count ~= last - at or now >= list.first_end then return list end
   local known, opened, raws, before = list.known, opened_of, raw_of, keys_before
   for i = 1, #known do
@@ -95,7 +102,7 @@ local function list_again(keys, at, last, argv, defined_at, now)
   return list, true
 end
 
--- Keeps a call's list for the next one, if its last key `is_seen` before, and all its accounts were stored then.
+-- Keeps a call's list for the next one, if its name `is_seen` before, and all its accounts were stored then.
 local function keep_list(name, list, key_count, is_seen)
   if lists[name] == nil then
     if list_count == LISTS_MAX then lists, list_count = {}, 0 end
@@ -118,10 +125,11 @@ local function accounts_at(keys, accounts_before, argv, defined_at, now, apart)
   local accounts, count = group and not apart and accounts_again(argv, defined_at), 0
   if accounts then return accounts end
   local at, last = places_before + accounts_before + 2, places_before + account_count + 1
-  local first, is_seen = at, false
+  local first, is_seen, name = at, false, nil
   if shape then at, last = named_from + accounts_before, named_from + account_count - 1
   elseif not apart then
-    local list, is_same = list_again(keys, at, last, argv, defined_at, now)
+    name = list_name(keys, last)
+    local list, is_same = list_again(name, keys, at, last, argv, defined_at, now)
     if is_same then
       kept_accounts = nil
       return list
@@ -147,7 +155,7 @@ local function accounts_at(keys, accounts_before, argv, defined_at, now, apart)
     count = count + 1
     accounts[count] = account
   end
-  if not (shape or apart) then keep_list(keys[last + keys_before], accounts, last - first, is_seen) end
+  if name then keep_list(name, accounts, last - first, is_seen) end
   last_accounts, last_group, last_defined_at = not apart and accounts, group, defined_at
   return accounts
 end

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
@@ -669,19 +669,28 @@ def bring_in_rows(connection: Connection, rows_max: int = ROWS_MAX) -> list[Part
     return [moved for ledger in BY_NAME.values() for moved in _bring_in(connection, ledger, rows_max)]
 
 
-def months_outside(url: str, rows_max: int = ROWS_TOLD_MAX) -> list[tuple[str, date, date, int]]:
-    """Return the ledgers with rows outside of monthly partitions: name, first month, last month, rows.
+class RowsOutside(NamedTuple):
+    """Rows of a ledger that are in no monthly partition: their first month, last month and number."""
+
+    ledger: str
+    first: date
+    last: date
+    rows: int
+
+
+def months_outside(url: str, rows_max: int = ROWS_TOLD_MAX) -> list[RowsOutside]:
+    """Return the ledgers that have rows outside of monthly partitions, and these rows.
 
     At most `rows_max` rows of a ledger are counted. Raise `SchemaUnavailable` if PostgreSQL does not say so.
     """
-    found = []
+    outside = []
     with looked_at(url) as connection:
         for name, ledger in BY_NAME.items():
-            asked = _TOLD.format(ledger=name, at=ledger.at, most=rows_max)
-            first, last, rows = connection.execute(asked.encode()).fetchall()[0]
+            statement = _TOLD.format(ledger=name, at=ledger.at, most=rows_max)
+            first, last, rows = connection.execute(statement.encode()).fetchall()[0]
             if rows:
-                found.append((name, first, last, int(rows)))
-    return found
+                outside.append(RowsOutside(name, first, last, int(rows)))
+    return outside
 
 
 def _bring_in(connection: Connection, ledger: MonthlyLedger, room: int) -> list[PartitionedMonth]:

@@ -304,7 +304,7 @@ _READ = {
     name: query(f"charges.read_{name}", "Select facts that are not charged yet", select)
     for name, select in _OF.items()
 }
-_WRITE = [
+_WRITE_OVERAGES, _WRITE_PURCHASES = [
     query(f"charges.write_{name}", "Charge facts that are not charged yet", insert_of(_OF[name]))
     for name in ("overages", "purchases")
 ]
@@ -380,7 +380,7 @@ def accrue(
     statements_within(connection, STATEMENT_OF_MANY_S_MAX if len(organization_ids) > 1 else STATEMENT_S_MAX)
     here = _parameters(connection, organization_ids, running)
     credit_balances.catch_up_allocations(connection, organization_ids)
-    for statement in (*_WRITE, _WRITE_USES, _WRITE_DEBTS):
+    for statement in (_WRITE_OVERAGES, _WRITE_PURCHASES, _WRITE_USES, _WRITE_DEBTS):
         connection.execute(statement, here)
     rows = proration.fee_rows_of(connection, organization_ids)
     _write_fees(connection, rows, until, today)
@@ -412,7 +412,7 @@ def accrue_early_use(
     These are tokens beyond the plan, and tokens used in advance. `early_use_reports` has the reports by organization. The
     caller must hold the locks that `accrue` requires.
     """
-    connection.execute(_WRITE[0], _parameters(connection, list(early_use_reports), NOTHING_THAT_RUNS))
+    connection.execute(_WRITE_OVERAGES, _parameters(connection, list(early_use_reports), NOTHING_THAT_RUNS))
     for organization_id in sorted(early_use_reports):
         ends = proration.owed_early_use(connection, organization_id, early_use_reports[organization_id])
         _settle_ends(connection, organization_id, ends)

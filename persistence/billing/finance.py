@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from datetime import date, timedelta
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -393,16 +393,16 @@ def _taxes(connection: Connection, asked: ReportPeriod) -> list[Row]:
     since, until = asked.since.date(), asked.until.date()
     for lines in _documents(connection.execute(_BY_SUPPLY if by_supply else _BY_DOCUMENT, _values(asked))):
         head = lines[0]
-        for rate, month, net, tax in _taxes_of_document(lines, head.currency):
-            if not since <= month < until:
+        for taxed in _taxes_of_document(lines, head.currency):
+            if not since <= taxed.month < until:
                 continue
-            place = (month, head.organization_id, head.currency, rate)
+            place = (taxed.month, head.organization_id, head.currency, taxed.rate)
             sums = found.setdefault(place, {
-                "month": month, "organization_id": head.organization_id, "organization": head.organization,
-                "currency": head.currency, "rate": rate, "net": Decimal(0), "tax": Decimal(0), "documents": 0,
+                "month": taxed.month, "organization_id": head.organization_id, "organization": head.organization,
+                "currency": head.currency, "rate": taxed.rate, "net": Decimal(0), "tax": Decimal(0), "documents": 0,
             })  # fmt: skip
-            sums["net"] += head.sign * net
-            sums["tax"] += head.sign * tax
+            sums["net"] += head.sign * taxed.net
+            sums["tax"] += head.sign * taxed.tax
             sums["documents"] += 1
     return [found[place] for place in sorted(found)]
 
@@ -419,10 +419,15 @@ def _documents(rows: Any) -> Iterator[list[Any]]:
         yield lines
 
 
-def _taxes_of_document(
-    lines: Sequence[Any], currency: str
-) -> Iterator[tuple[Decimal, date, Decimal, Decimal]]:
-    """Yield rate, month, net and tax of a document, once for each rate and month."""
+class TaxedMonth(NamedTuple):
+    rate: Decimal
+    month: date
+    net: Decimal
+    tax: Decimal
+
+
+def _taxes_of_document(lines: Sequence[Any], currency: str) -> Iterator[TaxedMonth]:
+    """Yield the net amounts and taxes of a document, once for each rate and month."""
     nets: dict[Decimal, dict[date, Decimal]] = defaultdict(lambda: defaultdict(Decimal))
     taxes: dict[Decimal, Decimal] = defaultdict(Decimal)
     for line in lines:
@@ -434,7 +439,7 @@ def _taxes_of_document(
     for rate in sorted({*nets, *taxes}):
         months = nets.get(rate) or {lines[-1].supplied.replace(day=1): Decimal(0)}
         for month, tax in tax_by_month(taxes[rate], months, currency).items():
-            yield rate, month, months[month], tax
+            yield TaxedMonth(rate, month, months[month], tax)
 
 
 _REPORTS: dict[str, Reader] = {

@@ -24,9 +24,9 @@ from gateway.core.billing.charges import (
     DEBT,
     NOTHING,
     ONE_DAY,
+    ChargeSelection,
     ChargeSplit,
     SupplyCharge,
-    Wanted,
     gather_charges,
     left_out,
     split_at_maxima,
@@ -166,7 +166,7 @@ class Draft(NamedTuple):
     organization_id: int
     start: date
     until: date
-    only: Wanted | None = None
+    only: ChargeSelection | None = None
 
 
 class DraftWithLines(NamedTuple):
@@ -189,7 +189,7 @@ class Final(NamedTuple):
 
 
 def of_source(
-    connection: Connection, organization_ids: Sequence[int], until: date, today: date, only: Wanted
+    connection: Connection, organization_ids: Sequence[int], until: date, today: date, only: ChargeSelection
 ) -> dict[int, ChargeSplit]:
     """Return the unbilled charges of the source `only`, such as one top-up, by organization.
 
@@ -338,13 +338,16 @@ def owes_credits(drawn: DraftWithLines) -> bool:
     return any(charge.source == DEBT for charge, _ in drawn.bill.placed)
 
 
-def _alike(drafts: Sequence[Draft]) -> tuple[list[int], date, Wanted | None]:
+def _alike(drafts: Sequence[Draft]) -> tuple[list[int], date, ChargeSelection | None]:
     [(until, only)] = {(draft.until, draft.only) for draft in drafts}
     return [draft.organization_id for draft in drafts], until, only
 
 
 def _split_charges(
-    connection: Connection, owed: Mapping[int, Sequence[SupplyCharge]], until: date, only: Wanted | None
+    connection: Connection,
+    owed: Mapping[int, Sequence[SupplyCharge]],
+    until: date,
+    only: ChargeSelection | None,
 ) -> dict[int, ChargeSplit]:
     segments = charges.segments(connection, list(owed))
     return {

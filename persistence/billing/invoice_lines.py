@@ -18,8 +18,8 @@ from gateway.core.billing.charge_kinds import ADDITION, SEGMENT
 from gateway.core.billing.charges import (
     REDUCTIONS,
     USAGE,
+    ChargeSelection,
     SupplyCharge,
-    Wanted,
     gather_charges,
     split_at_maxima,
 )
@@ -120,10 +120,12 @@ def refuse_second_draft(change: EntityWrite, organization_id: int) -> None:
         raise Conflict(f"Draft {draft} is of this source: finalize or delete it.")
 
 
-def only_of(row: Row) -> Wanted | None:
+def only_of(row: Row) -> ChargeSelection | None:
     """Return the source of charges, such as a top-up, of a one-off invoice; None for a period's invoice."""
     source, source_id = row.get("source"), row.get("source_id")
-    return None if source is None else (str(source), None if source_id is None else int(str(source_id)))
+    if source is None:
+        return None
+    return ChargeSelection(str(source), None if source_id is None else int(str(source_id)))
 
 
 _today: ColumnClause[date] = literal_column("(now() AT TIME ZONE 'UTC')::date")

@@ -300,20 +300,21 @@ def usage_charge_rows(connection: Connection, invoice: Any, placed: NumberedLine
     for charge, position in placed.charges:
         if position is not None:
             of_line[position].append(charge)
+    is_regular = invoice.corrects_id is None and invoice.source is None
     rows: list[Row] = []
     for line in placed.lines:
         charges = of_line[line.position]
         rows += [
             _charge(invoice, line, charge, tenants, services.get(charge.service_id))
             for charge in charges
-            if charge.kind != USAGE or invoice.corrects_id is not None or invoice.source is not None
+            if charge.kind != USAGE or not is_regular
         ]
         rest = line.amount - sum((charge.amount for charge in charges), Decimal(0))
         if rest:
             kind = ROUNDING if charges else line.kind
             rows.append(_row(invoice, line, kind, rest))
     late = {**here, "id": invoice.id, "final": invoice.finalized_at}
-    if invoice.corrects_id is None and invoice.source is None:
+    if is_regular:
         rows += [_late(row) for row in connection.execute(_LATE, late)]
     return rows
 

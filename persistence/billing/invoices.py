@@ -90,20 +90,20 @@ def _create_one_off(change: EntityWrite) -> Row:
     values = change.command.values
     organization_id = id_in(values, "organization_id")
     charges.hold(change.connection, organization_id)
-    said = values.get("period_end") is not None
-    until = day_in(values, "period_end") if said else change.today + ONE_DAY
+    has_end = values.get("period_end") is not None
+    until = day_in(values, "period_end") if has_end else change.today + ONE_DAY
     invoice_lines.refuse_second_draft(change, organization_id)
     _require_near(change, until)
     only = only_of(values)
     assert only is not None, "it is of a source"
-    found = invoice_build.of_source(change.connection, [organization_id], until, change.today, only)
-    taken, left = found.get(organization_id, NOTHING)
+    splits = invoice_build.of_source(change.connection, [organization_id], until, change.today, only)
+    taken, left = splits.get(organization_id, NOTHING)
     if not taken:
         currency = select(organization.c.currency).where(organization.c.id == organization_id)
         why = left_out(left, str(change.connection.execute(currency).scalar_one()))
         raise Conflict(why or invoice_lines.NOTHING_OWED)
     start, ends = invoice_build.days_of(taken)
-    return _drafted(change, organization_id, (start, max(ends, until) if said else ends))
+    return _drafted(change, organization_id, (start, max(ends, until) if has_end else ends))
 
 
 def _require_near(change: EntityWrite, until: date) -> None:

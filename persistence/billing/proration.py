@@ -347,7 +347,8 @@ def regain_early_use(
     terms = terms_of(then, taken.anchor)
     day, ends = token_cycle(terms, anchor, at)
     # A plan that bills its excess charges these tokens itself.
-    tokens = ALL if terms.policy == BILL else ALL - 1 if terms.total is None else terms.total
+    included = ALL - 1 if terms.total is None else terms.total
+    tokens = ALL if terms.policy == BILL else included
     connection.execute(_REGAIN, {"tenant": taken.tenant_id, "day": day, "ends": ends, "tokens": tokens})
 
 
@@ -548,4 +549,6 @@ def _least(segment: PlanSegment, first: date, over: date, whole: int) -> Decimal
     begins = max(first, segment.start, min(segment.terms.trial_end or first, over))
     days = (min(over, segment.end) - begins).days
     least = segment.terms.minimum_commitment
-    return Decimal(0) if least is None or days <= 0 else part_of(least, (begins - first).days, days, whole)
+    if least is None or days <= 0:
+        return Decimal(0)
+    return part_of(least, (begins - first).days, days, whole)

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from gateway.core.billing.charges import ONE_DAY, Wanted
+from gateway.core.billing.charges import ONE_DAY, ChargeSelection
 from gateway.core.billing.document import Letterhead, UnseenLetters
 from gateway.core.billing.invoice_schedule import CONFLICT, REFUSED, SkipReason, left_by
 from gateway.core.billing.payments import PAID
@@ -165,7 +165,7 @@ _REMOVE = query("schedule.remove", "Delete drafts",
     "DELETE FROM invoice WHERE id = ANY(cast(:ids AS bigint[]))")  # fmt: skip
 
 # The source whose charges in advance get an invoice of their own.
-AHEAD: Wanted = ("subscription_segment", None)
+AHEAD = ChargeSelection("subscription_segment", None)
 
 # The first day, the day after the last one, and whether the invoice becomes final.
 Month = tuple[date, date, bool]
@@ -259,7 +259,7 @@ def _new_fees(batch: InvoiceBatch, organization_ids: Sequence[int]) -> list[Draf
     days = {owner: invoice_build.days_of(some) for owner, some in owed.items()}
     made = batch.connection.execute(_NEW_AHEAD, {
         "organizations": list(days), "starts": [start for start, _ in days.values()],
-        "ends": [until for _, until in days.values()], "source": AHEAD[0],
+        "ends": [until for _, until in days.values()], "source": AHEAD.source,
     })  # fmt: skip
     return [Draft(row.id, row.organization_id, row.period_start, row.period_end, AHEAD) for row in made]
 

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from functools import cache, partial
 from importlib import import_module
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, Row, TextClause
@@ -450,12 +450,12 @@ async def tell_resets(engine: AsyncEngine, now: datetime) -> None:
     ended = []
     async with engine.begin() as connection:
         calendars = (await connection.execute(_RESET_CALENDARS)).all()
-        for interval, zone, anchor, start_ms, next_ms in _intervals(calendars, stored):
-            if next_ms and start_ms > ms_of(now - STORED - OVER):
-                before_ms, _, _ = window_bounds(interval, zone, anchor, start_ms - 1)
+        for interval in _intervals(calendars, stored):
+            if interval.next_ms and interval.start_ms > ms_of(now - STORED - OVER):
+                before_ms, _, _ = window_bounds(*interval.calendar, interval.start_ms - 1)
                 ended.append((
-                    interval, zone, anchor, moment_of(before_ms), moment_of(start_ms),
-                    _render_moment(start_ms), _render_moment(next_ms),
+                    *interval.calendar, moment_of(before_ms), moment_of(interval.start_ms),
+                    _render_moment(interval.start_ms), _render_moment(interval.next_ms),
                 ))  # fmt: skip
         if ended:
             names = ("intervals", "zones", "anchors", "before", "starts", "shown_starts", "shown_nexts")
@@ -522,14 +522,22 @@ async def _each_page(
         after = {"id": last.id, "start": last.start, "value": last.value}
 
 
-def _intervals(calendars: Iterable[Any], *moments: int) -> Iterator[tuple[str, str, int, int, int]]:
-    """Yield each calendar with begin and end of its interval at each of these moments, in ms; an end of 0 is never."""
-    for interval, zone, anchor in calendars:
+class CalendarInterval(NamedTuple):
+    """An interval of a calendar (length, time zone and first day); a next one at 0 never begins."""
+
+    calendar: tuple[str, str, int]
+    start_ms: int
+    next_ms: int
+
+
+def _intervals(calendars: Iterable[Any], *moments: int) -> Iterator[CalendarInterval]:
+    """Yield the interval of each calendar at each of these moments, in ms."""
+    for length, zone, anchor in calendars:
         # A time zone that no longer exists must not stop the others.
         with suppress(KeyError, ValueError):
             for moment in moments:
-                start_ms, next_ms, _ = window_bounds(interval, zone, anchor, moment)
-                yield interval, zone, anchor, start_ms, next_ms
+                start_ms, next_ms, _ = window_bounds(length, zone, anchor, moment)
+                yield CalendarInterval((length, zone, anchor), start_ms, next_ms)
 
 
 async def _calendars(
@@ -540,20 +548,14 @@ async def _calendars(
     There is one for each calendar (interval, zone and first day) of the budgets that a webhook wants.
     """
     calendars = (await connection.execute(_CALENDARS)).all()
-    windows = {
-        (interval, zone, anchor, start_ms): next_ms
-        for interval, zone, anchor, start_ms, next_ms in _intervals(calendars, ms_of(now), ms_of(now - over))
-    }
     rows = [
         (
-            interval,
-            zone,
-            anchor,
-            moment_of(start_ms),
-            moment_of(next_ms) if next_ms else None,
-            INTERVALS[interval].look_back_ms * MILLISECOND,
+            *interval.calendar,
+            moment_of(interval.start_ms),
+            moment_of(interval.next_ms) if interval.next_ms else None,
+            INTERVALS[interval.calendar[0]].look_back_ms * MILLISECOND,
         )
-        for (interval, zone, anchor, start_ms), next_ms in windows.items()
+        for interval in dict.fromkeys(_intervals(calendars, ms_of(now), ms_of(now - over)))
     ]
     return _columns(("intervals", "zones", "anchors", "starts", "nexts", "looks_back"), rows)
 
@@ -778,9 +780,6 @@ _PRUNE = query("news.prune", "Delete old messages of webhooks", """
 DELETE FROM webhook_delivery
  WHERE state <> 'pending' AND created_at < now() - make_interval(days =>
        coalesce((cast(:kept_days AS jsonb)->>event)::integer, :days))""")  # fmt: skip
-_TOLD_EMPTY = query("news.told_empty", "Select the reported empty accounts of upstreams", """
-SELECT DISTINCT occasion FROM webhook_delivery
- WHERE event = 'upstream.empty' AND created_at > now() - interval '1 hour'""")  # fmt: skip
 _UNANSWERED = query("news.unanswered", "Delete consents to mail that were never given", """
 DELETE FROM mail_consent
  WHERE given_at IS NULL AND coalesce(expires_at, asked_at + make_interval(days => :days)) < now()""")  # fmt: skip
@@ -808,6 +807,19 @@ def _kept_days() -> str:
     return json.dumps({event.name: event.kept_days for event in all_events().values()})
 
 
+class EmptyUpstreamAccount(NamedTuple):
+    """An account of an upstream that is out of money, with the status that said so, since Unix ms `since_ms`."""
+
+    digest: str
+    upstream: str
+    status: int
+    since_ms: int
+
+    @property
+    def occasion(self) -> str:
+        return f"upstream.empty:{self.digest}:{self.since_ms}"
+
+
 class Notices:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
@@ -830,30 +842,19 @@ class Notices:
             await connection.execute(_PRUNE, {"days": KEPT_DAYS, "kept_days": _kept_days()})
             await connection.execute(_UNANSWERED, {"days": KEPT_DAYS})
 
-    async def tell_empty(
-        self, accounts: Iterable[tuple[str, str, int, int]]
-    ) -> set[tuple[str, str, int, int]]:
-        """Report empty accounts of upstreams: the digest, the upstream, its status, and since when, in ms.
-
-        Return those that are reported. An account that was reported within the hour, and answered since, waits.
-        """
+    async def tell_empty(self, accounts: Iterable[EmptyUpstreamAccount]) -> None:
+        """Report empty accounts of upstreams, each once until it answers well."""
         async with self._engine.begin() as connection:
-            recent = {*(await connection.execute(_TOLD_EMPTY)).scalars()}
-            waiting = {occasion.split(":")[1] for occasion in recent}
-            occasions = {f"upstream.empty:{account[0]}:{account[3]}": account for account in accounts}
-            due = {
-                occasion: account
-                for occasion, account in occasions.items()
-                if account[0] not in waiting or occasion in recent
-            }
             await create_messages(connection, [
                 News(
-                    "upstream.empty", occasion,
-                    {"upstream": upstream, "status": status, "since": rfc3339(moment_of(since_ms))},
+                    "upstream.empty", account.occasion,
+                    {
+                        "upstream": account.upstream, "status": account.status,
+                        "since": rfc3339(moment_of(account.since_ms)),
+                    },
                 )
-                for occasion, (_, upstream, status, since_ms) in due.items()
+                for account in accounts
             ])  # fmt: skip
-        return {*due.values()}
 
     async def foresee(self, now: datetime) -> None:
         await foresee_budgets(self._engine, now)

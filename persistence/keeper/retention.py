@@ -128,12 +128,13 @@ async def maybe_gone(connection: AsyncConnection, times: Mapping[str, Since]) ->
     gateway: its rows may be missing in a ledger, but not in the journal of calls.
     """
     movements, calls = (await connection.execute(_KEPT)).one()
-    return [
-        request_id
-        for request_id, since in times.items()
-        if (since is None and movements is not None)
-        or (since is not None and calls is not None and since < calls)
-    ]
+
+    def may_lack_rows(since: datetime | None) -> bool:
+        if since is None:
+            return movements is not None
+        return calls is not None and since < calls
+
+    return [request_id for request_id, since in times.items() if may_lack_rows(since)]
 
 
 async def ended_before(connection: AsyncConnection, deadlines: Mapping[str, int]) -> list[str]:

@@ -20,7 +20,7 @@ from gateway.core.accounts.definitions import AccountDefinition, KeyDefinition
 from gateway.core.accounts.groups import NO_GROUPS, GroupTerms
 from gateway.core.accounts.outbox import WindowKey
 from gateway.core.accounts.runs import Run, read_stored
-from gateway.core.accounts.windows import EndLimit
+from gateway.core.accounts.windows import read_end_limit
 from gateway.core.integrity.reconciliation import (
     CarriedUse,
     DifferenceKind,
@@ -198,8 +198,7 @@ async def _read_window_use(
             window = WindowKey(budget_id, start_ms, value)
             used[window], moved[window] = int(amount), moved_ms
             if carries is not None:
-                at_end = None if changed is None else EndLimit(None if limit is None else int(limit), changed)
-                carried[window] = CarriedUse(int(carries), at_end)
+                carried[window] = CarriedUse(int(carries), read_end_limit(limit, changed))
     return used, moved, carried
 
 

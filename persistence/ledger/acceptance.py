@@ -67,8 +67,10 @@ def file_breaks(connection: Connection[Any], fresh: Sequence[Placed], accepted: 
 
     This happens after an entry of the account was set aside, as accepted by a person.
     """
+    if not accepted:
+        return
     done: set[str] = set()
-    for placed in fresh if accepted else ():
+    for placed in fresh:
         event = event_of(placed)
         for place in places_before(event):
             if place.account in done or place.account not in accepted or place.seq == 0:

@@ -90,11 +90,13 @@ def _turns(placed: Sequence[Placed]) -> Iterator[tuple[bool, list[Move]]]:
     The flag says whether a group consists of resets. Calls of a group add up, even beyond the maximum of a
     sum; calls after a reset must follow it, or a full sum could not count them.
     """
-    events = [event_of(place) for place in placed]
+    events = [event_of(entry) for entry in placed]
     resets = {window for event in events if _sets_back(event) for window in event.budgets}
     turns: dict[int, list[Move]] = {}
     turn_of: dict[WindowKey, int] = {}
-    for event in map(event_of, sorted(placed, key=_place)) if resets else events:
+    if resets:
+        events = [event_of(entry) for entry in sorted(placed, key=_place)]
+    for event in events:
         if resets.isdisjoint(event.budgets):
             turns.setdefault(0, []).append((event.budgets, event))
             continue

@@ -274,11 +274,7 @@ class Copies:
 
     def _price_reclaimed(self, connection: Connection[Any]) -> None:
         """Set the cost of reclaimed calls (expired without a settlement) to the money charged for them."""
-        events = [
-            event
-            for _, (_, _, event) in self._by_table["call"]
-            if event is not None and event.note == RECLAIMED and event.money > 0 and event.facts is None
-        ]
+        events = [event for _, (_, _, event) in self._by_table["call"] if event and _lacks_cost(event)]
         if events:
             owners = sorted({event.organization_id for event in events})
             currencies = dict(connection.execute(statements.CURRENCIES, (owners,)).fetchall())
@@ -295,6 +291,11 @@ class Copies:
         if table is None or not 0 < number <= len(self._by_table[table]):
             return None
         return self._by_table[table][number - 1], _ACCOUNTS[table]
+
+
+def _lacks_cost(event: OutboxEntry) -> bool:
+    """Return whether an entry reclaims a call whose costs are unknown, for money."""
+    return event.note == RECLAIMED and event.money > 0 and event.facts is None
 
 
 def _with(fresh: Sequence[Placed], part: int) -> list[Placed]:

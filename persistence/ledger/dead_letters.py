@@ -50,8 +50,10 @@ def set_aside(
 
     `unreadable` are the reasons by entry.
     """
+    if not unreadable:
+        return 0
     kept = 0
-    for placed in fresh if unreadable else ():
+    for placed in fresh:
         partition, (entry_id, _, _) = placed
         reason = unreadable.get((partition, entry_id))
         if reason is not None:

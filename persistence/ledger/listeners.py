@@ -50,7 +50,9 @@ def listeners() -> tuple[LedgerListener, ...]:
 
 def tell_changes(connection: Connection, reason: Reason, changes: Iterable[Change]) -> None:
     moved = list(changes)
-    for listener in listeners() if moved else ():
+    if not moved:
+        return
+    for listener in listeners():
         listener.changed(connection, reason, moved)
 
 

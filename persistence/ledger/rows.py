@@ -430,17 +430,15 @@ def stored_text(value: str) -> str:
 
 def amounts_of(event: OutboxEntry, facts: CallFacts) -> tuple[int, int, int]:
     """Return the tokens that a call used, and the credits and units charged; a call at cost is one unit."""
-    flags = event.flags
     tokens, units = facts.total, facts.units
     if event.facts is None:
-        told = None
+        reclaimed_tokens = None
         if event.note == EventNote.RECLAIMED:
-            told, units = reclaimed_in(event.metadata)
-        if flags & TOKENS:
-            tokens = event.amount if told is None else told
-    if _moves_units(event):
-        units = event.units
-    return tokens, event.credits if flags & CREDITS else 0, units
+            reclaimed_tokens, units = reclaimed_in(event.metadata)
+        if event.flags & TOKENS:
+            tokens = event.amount if reclaimed_tokens is None else reclaimed_tokens
+    charged_credits = event.credits if event.flags & CREDITS else 0
+    return tokens, charged_credits, event.units if _moves_units(event) else units
 
 
 def _moves_units(event: OutboxEntry) -> bool:

@@ -120,13 +120,20 @@ def _misspent(meter: str, pricing: Any, inherited: Any, pays: str) -> tuple[str,
 
 
 def _misfit_of(meter: str, kind: str, pricing: Any, inherited: Any) -> tuple[str, str] | None:
+    """Return the (field, message) of the error if a business model cannot use a negotiated price, else None.
+
+    If the price is not stated (`pricing` is None), the service's own is checked, where it is used.
+    """
+    is_one_time = kind == "One-Time"
     if pricing is not None:
-        return misfit(meter, kind == "One-Time", read_pricing(pricing))
+        return misfit(meter, is_one_time, read_pricing(pricing))
     own = read_pricing(inherited)
-    if meter not in {CONSUMPTION, PAY_PER_USE} or (meter == CONSUMPTION and own.tiers):
-        return None  # the service's own is not used then
-    found = misfit(meter, kind == "One-Time", own)
-    return None if found is None else ("pricing", f"must be stated: the service's own {found[0]} {found[1]}")
+    uses_own = meter == PAY_PER_USE or (meter == CONSUMPTION and not own.tiers)
+    error = misfit(meter, is_one_time, own) if uses_own else None
+    if error is None:
+        return None
+    field, message = error
+    return "pricing", f"must be stated: the service's own {field} {message}"
 
 
 ALWAYS_THERE = frozenset({"Consumption", "Subscription", "Pay-Per-Use"})

@@ -448,6 +448,12 @@ VALUES (:account, :seq, :difference, :write)
 ON CONFLICT (account, seq) DO UPDATE SET difference = known_drift.difference + excluded.difference""")
 
 
+def _adjustment(correction: int) -> dict[str, object]:
+    """Return the payload of an `adjust` that moves a tenant's tokens by so many."""
+    direction = "IN" if correction >= 0 else "OUT"
+    return {"amount": abs(correction), "direction": direction, "reason": "reconciliation"}
+
+
 class ReconciliationResults:
     def __init__(self, engine: AsyncEngine, partition_of: Callable[[int], int]) -> None:
         self._engine = engine
@@ -514,24 +520,16 @@ class ReconciliationResults:
                 await _file(connection, item, None)
                 return
             write_id, owner = uuid4(), int(number)
-            account, verb = f"organization:{owner}", "credits"
-            payload: dict[str, object] = {"amount": item.correction}
+            write: dict[str, object] = {
+                "account": f"organization:{owner}", "verb": "credits", "payload": {"amount": item.correction},
+            }  # fmt: skip
             if kind == "tenant":
-                result = await connection.execute(
-                    select(tenant.c.organization_id).where(tenant.c.id == owner)
-                )
-                owner, account, verb = int(result.scalar_one()), item.account, "adjust"
-                direction = "IN" if item.correction >= 0 else "OUT"
-                payload = {
-                    "amount": abs(item.correction), "direction": direction, "reason": "reconciliation"
-                }  # fmt: skip
+                of_tenant = select(tenant.c.organization_id).where(tenant.c.id == owner)
+                owner = int((await connection.execute(of_tenant)).scalar_one())
+                write = {"account": item.account, "verb": "adjust", "payload": _adjustment(item.correction)}
             await _file(connection, item, write_id)
-            await connection.execute(
-                insert(control_write).values(
-                    id=write_id, partition=self._partition_of(owner), account=account, verb=verb,
-                    payload=payload,
-                )
-            )  # fmt: skip
+            values = {"id": write_id, "partition": self._partition_of(owner), **write}
+            await connection.execute(insert(control_write).values(**values))
 
 
 async def _file(connection: AsyncConnection, item: Item, write_id: UUID | None) -> None:

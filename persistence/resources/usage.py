@@ -141,7 +141,9 @@ def _refuse_dropped(connection: Connection, asked: UsageQuery) -> None:
     if not asking:
         return
     # Hours of calls with tags are kept as long as those of all groups.
-    span = "call" if asked.by_call else f"usage_rollup_{'hour' if asked.tags else span_of(asked, 'hour')}"
+    span = "call"
+    if not asked.by_call:
+        span = f"usage_rollup_{'hour' if asked.tags else span_of(asked, 'hour')}"
     since = connection.scalar(select(kept_since.c.since).where(kept_since.c.ledger == span))
     if since is None:
         return

@@ -60,7 +60,7 @@ def create(change: EntityWrite) -> Row:
         raise Conflict(f"{OPEN_MAX} purchases were begun within a day and not paid: pay one, or go on later.")
     made = {"credits": count, "unit_cost": price, "currency": owner["currency"]}
     with change.connection.begin_nested() as trial:
-        _, bill = _billed(replace(change, intents=[]), {**made, "organization_id": owner_id})
+        _, bill = _add_and_bill(replace(change, intents=[]), {**made, "organization_id": owner_id})
         trial.rollback()
     kept = {**made, "amount": bill["total_amount"], "requested_by": change.command.actor.scope}
     change.command = replace(change.command, values={**kept, "organization_id": owner_id})
@@ -84,7 +84,7 @@ def take(change: EntityWrite) -> Row:
     if (value.amount, value.currency) != (row["amount"], row["currency"]):
         raise NotFound
     if row["credit_addition_id"] is None:
-        addition_id, bill = _billed(change, row)
+        addition_id, bill = _add_and_bill(change, row)
         remains = _record_payment(change, id_in(bill, "id"), value)
         kept = {"credit_addition_id": addition_id, "remote": value.session, "remains": remains}
         done = update(checkout).where(here.id == result).values(**kept, paid_at=change.now)
@@ -92,19 +92,19 @@ def take(change: EntityWrite) -> Row:
     return change.fetch(result)
 
 
-def _billed(change: EntityWrite, row: Row) -> tuple[int, Row]:
-    """Create the credit addition, which is in force once paid, and its final invoice."""
+def _add_and_bill(change: EntityWrite, row: Row) -> tuple[int, Row]:
+    """Create a credit addition, which is in force once paid, and its final invoice; return its id and the invoice."""
     owner = {"organization_id": row["organization_id"]}
-    given = {
+    terms = {
         **owner, "credits_added": row["credits"], "unit_cost": row["unit_cost"], "invoicing": PREPAID,
         "remark": REMARK,
     }  # fmt: skip
-    asked = replace(change.command, resource="credit-additions", actor=COLLECTOR, id=None, values=given)
-    made = add_credits(replace(change, subject=ADDITION_SUBJECT, command=asked, before=None))
-    billed = {**owner, "source": "credit_addition", "source_id": made["id"]}
-    asked = replace(asked, resource="invoices", values=billed)
-    bill = invoices.bill_top_up(replace(change, subject=invoices.SUBJECT, command=asked, before=None))
-    return id_in(made, "id"), bill
+    to_add = replace(change.command, resource="credit-additions", actor=COLLECTOR, id=None, values=terms)
+    addition = add_credits(replace(change, subject=ADDITION_SUBJECT, command=to_add, before=None))
+    source = {**owner, "source": "credit_addition", "source_id": addition["id"]}
+    to_bill = replace(to_add, resource="invoices", values=source)
+    invoice = invoices.bill_top_up(replace(change, subject=invoices.SUBJECT, command=to_bill, before=None))
+    return id_in(addition, "id"), invoice
 
 
 def _record_payment(change: EntityWrite, invoice_id: int, payment: CheckoutPayment) -> str | None:

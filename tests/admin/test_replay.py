@@ -109,6 +109,16 @@ async def desk(api: Api) -> Desk:
     return Desk(api, first["organization_id"], (first["id"], second["id"]), (keys[0]["id"], keys[1]["id"]))
 
 
+async def test_failed_call_without_use_is_no_request(desk: Desk) -> None:
+    nothing = {"tokens": 0, "status": 500}
+    desk.store(
+        desk.call(0, 0, **nothing), desk.call(1, 0, **nothing) | {"cost": None}, desk.call(2, 0, tokens=1),
+        desk.call(3, 1, **nothing), desk.call(4, 0, **{**nothing, "units": 1}), desk.call(5, 0, **nothing),
+    )  # fmt: skip
+    found = await desk.replay(desk.budget(unit="requests", amount=2))
+    assert (found["calls"], found["refused"], found["items"][0]["least_amount"]) == (6, 1, 3)
+
+
 async def test_replay_refuses_calls_beyond_the_amount_and_names_their_owners(desk: Desk) -> None:
     ada, bob = desk.users("ada", "bob")
     desk.store(

@@ -280,10 +280,13 @@ async def test_usage_report_has_tags_of_calls_beside_their_groups(
     assert {(item["tag:feature"], item["group_id"]): item["requests"] for item in items} == wanted
 
 
-async def test_usage_report_and_calls_are_filtered_by_group(api: Api, calls: list[dict[str, Any]]) -> None:
+@in_turn("name", ["group_id", "group"])
+async def test_usage_report_and_calls_are_filtered_by_group(
+    api: Api, calls: list[dict[str, Any]], name: str
+) -> None:
     within = expected([call for call in calls if 9 in call["groups"]], STARTS["none"], "tenant_id")
     assert within
-    items = (await api.get(f"usage?{SPAN}&group_by=tenant&group_id=9")).json["items"]
+    items = (await api.get(f"usage?{SPAN}&group_by=tenant&{name}=9")).json["items"]
     assert {(BEGAN, item["tenant_id"]): item["requests"] for item in items} == {
         key: sums["requests"] for key, sums in within.items()
     }

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from html import escape
 from statistics import median
 
-from tests.bench.scenes import SCENES
+from tests.bench.scenes import HOT, SCENES
 
 DIRECT, OURS, OTHER = "direct", "tollkeeper", "other"
 TITLES = {
@@ -76,7 +76,7 @@ class Window:
         return self.gateway_us + self.redis_us
 
     def _us(self, cpu_s: float) -> float:
-        return 1e6 * cpu_s / self.requests / (SCENES[self.scene].events or 1)
+        return 1e6 * cpu_s / self.requests / (HOT[self.scene].events or 1)
 
 
 @dataclass(slots=True)

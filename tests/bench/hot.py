@@ -22,7 +22,7 @@ from tests.bench import instructions
 from tests.bench import stage as staging
 from tests.bench.load import saturate
 from tests.bench.machine import BenchError, check_running
-from tests.bench.scenes import SCENES
+from tests.bench.scenes import HOT
 from tests.bench.stage import Contender, Stage, window
 from tests.bench.tollkeeper import tollkeeper
 
@@ -52,7 +52,7 @@ IDLE_S = 5.0
 def main() -> int:
     """Profile the worker and print what it found."""
     parser = staging.parser("hot", __doc__)
-    parser.add_argument("--scene", choices=SCENES, default="money")
+    parser.add_argument("--scene", choices=HOT, default="money")
     parser.add_argument("--seconds", type=int, default=3)
     parser.add_argument("--callees", action="store_true", help="also by function with what it calls (slow)")
     parser.add_argument("--bare", action="store_true", help="no profile, only what a request costs")
@@ -67,7 +67,7 @@ def main() -> int:
         inside = instructions.inside(name) if options.instructions else INSIDE.format(folder=name)
         (stage.folder / "sitecustomize.py").write_text(inside, encoding="utf-8")
         os.environ["PYTHONPATH"] = name
-        one = tollkeeper(stage, [SCENES[options.scene]])
+        one = tollkeeper(stage, [HOT[options.scene]])
         stage.prefer(options.nice)
         _profile(stage, one, options)
 
@@ -104,7 +104,7 @@ def _profile(stage: Stage, one: Contender, options: argparse.Namespace) -> None:
 
 def _count(stage: Stage, one: Contender, options: argparse.Namespace) -> None:
     """Count the worker's instructions under load, once each caller has called."""
-    worker, scene = one.gateway[0], SCENES[options.scene]
+    worker, scene = one.gateway[0], HOT[options.scene]
 
     def calls(least: int) -> int:
         made = 0
@@ -160,7 +160,7 @@ def _perf(  # noqa: PLR0917  # what is measured, and how it is shown
 
 
 def _load(stage: Stage, one: Contender, options: argparse.Namespace, seconds: float) -> str:
-    found = window(stage, one, seconds, scene=SCENES[options.scene], connections=options.connections)
+    found = window(stage, one, seconds, scene=HOT[options.scene], connections=options.connections)
     return (
         f"{found.requests / found.seconds:,.0f} req/s, gateway {found.gateway_us:.1f} µs, "
         f"Redis {found.redis_us:.1f} µs a request, {found.errors} errors"

@@ -17,7 +17,7 @@ class Scene:
     """What is called.
 
     `account` is of ours: `ledger` has a quota; `limits` has limits of key, user, tenant and organization
-    besides; `money` has a budget in money of each as well. Ratios are to `peers` in the same round, or to
+    besides; `money` has a budget in money of each as well; one of `STEPS` has these steps in each budget. Ratios are to `peers` in the same round, or to
     those of the scene `beside`, which are sent the same. Where it is `flushing` our keeper goes on meanwhile.
     """
 
@@ -49,3 +49,12 @@ SCENES: Mapping[str, Scene] = {
         Scene("stream", "quota and ledger, an event of a stream of 400", peers=EVERYONE[:3], events=EVENTS),
     )
 }  # fmt: skip
+
+# Steps of each budget of an account that otherwise is that of `money`.
+STEPS: Mapping[str, list[dict[str, object]]] = {
+    "other steps": [{"at": 0, "models": {"claude-*": "claude-haiku-4-5"}}],
+    "steps": [{"at": 1, "models": {"gpt-4o-*": "gpt-4.1-nano"}}],
+    "substituted": [{"at": 0, "models": {"gpt-4o-*": "gpt-4.1-nano"}}],
+}
+# Besides: what `hot` looks at alone.
+HOT: Mapping[str, Scene] = {**SCENES, **{account: Scene(account, account, account) for account in STEPS}}

@@ -30,7 +30,7 @@ from gateway.counters.redis import keys
 from tests.bench.figures import OTHER, OURS
 from tests.bench.load import Traffic
 from tests.bench.machine import START_S_MAX, BenchError, Placement, family, pin, signal_all, stop
-from tests.bench.scenes import Scene
+from tests.bench.scenes import STEPS, Scene
 from tests.bench.stage import Contender, Stage, python_path
 from tests.waiting import readable
 
@@ -228,19 +228,19 @@ def _keys(running: Deployment, plan_id: int, account: str, organizations: int) -
         tenant = running.admin("POST", "/tenants", wish | ({"user_limits": LIMITS} if limited else {}))
         if limited:
             running.admin("PATCH", f"/organizations/{tenant['organization_id']}", limited)
-        if account == "money":
-            _budgets(running, tenant)
+        if account == "money" or account in STEPS:
+            _budgets(running, tenant, STEPS.get(account, []))
         key = running.admin("POST", "/api-keys", {"tenant_id": tenant["id"], "name": "bench", **limited})
         found.append(key["key"])
     return tuple(found)
 
 
-def _budgets(running: Deployment, tenant: dict[str, Any]) -> None:
-    """Budgets in money of an organization, its tenant, and each of its users and keys."""
+def _budgets(running: Deployment, tenant: dict[str, Any], steps: list[dict[str, object]]) -> None:
+    """Budgets in money, with these steps, of an organization, its tenant, and each of its users and keys."""
     organization_id = tenant["organization_id"]
     for name, selector in BUDGETS.items():
         wish = {"organization_id": organization_id, "name": name, "unit": "money", "amount": "1000000",
-                "interval": "month", **selector}  # fmt: skip
+                "interval": "month", "mode": "enforce", "steps": steps, **selector}  # fmt: skip
         if name == "tenant":
             wish["tenant_id"] = tenant["id"]
         running.admin("POST", "/budgets", wish)

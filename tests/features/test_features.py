@@ -56,11 +56,21 @@ assert from_json(to_json(settings)).values() == settings.values()
 made = {name: text for name, text in pages().items() if name.endswith(".md")}
 print(json.dumps({"capabilities": [*CAPABILITIES], "settings": [*NAMES], "pages": made}))
 """
-# Features that a house without Envoy, LiteLLM, a provider's invoices or live audio takes away first.
-TAKEN_AWAY = ("litellm_import", "provider_report", "rate_limit_service", "vendor_admin", "websockets")
+# Features that a house without Envoy, another gateway before, a provider's invoices or live audio takes away first.
+TAKEN_AWAY = (
+    "litellm_import",
+    "openrouter_import",
+    "portkey_import",
+    "provider_report",
+    "rate_limit_service",
+    "vendor_admin",
+    "websockets",
+)
 # Headings of their commands in the reference.
 COMMANDS_OF = {
     "litellm_import": "### tollkeeper import litellm",
+    "openrouter_import": "### tollkeeper import openrouter",
+    "portkey_import": "### tollkeeper import portkey",
     "provider_report": "## tollkeeper reconcile-provider",
     "rate_limit_service": "## tollkeeper rls",
 }
@@ -142,7 +152,7 @@ def test_program_still_loads_when_the_code_of_a_feature_is_deleted(name: str, tm
     ]
 
 
-def test_rest_starts_and_is_documented_without_five_features(tmp_path: Path) -> None:
+def test_rest_starts_and_is_documented_without_seven_features(tmp_path: Path) -> None:
     whole, rest = (
         json.loads(output_without(tmp_path / str(len(taken)), taken, STARTED)) for taken in ((), TAKEN_AWAY)
     )

@@ -15,7 +15,7 @@ from gateway.core.model import Settlement
 from tests.http.fakes import AUTH, CHAT, CHAT_STREAM, answer, post, told
 from tests.http.leaving import BODIES, CHUNKED, NEVER_RELEASED, SENT, is_told, leave, requests_of
 from tests.http.stage import Client, Close, Stage, staged
-from tests.waiting import eventually
+from tests.waiting import HUNG_S, eventually
 
 HONEST = b"honest"
 LEFT = b"POST /services/search/left HTTP/1.1\r\nhost: x\r\n" + AUTH
@@ -156,7 +156,7 @@ def _only(stage: Stage) -> Settlement:
 
 @pytest.mark.parametrize("end", [b"zz\r\n", b"\n", b"stall"])
 async def test_a_body_broken_off_on_purpose_pays_as_one_that_was_left(end: bytes) -> None:
-    async with staged(collected_bytes_max=0, body_s=0.3) as stage:
+    async with staged(collected_bytes_max=0, body_s=0.3 if end == b"stall" else HUNG_S) as stage:
         upstream = Upstream("never")
         stage.upstream.handler = upstream.serve
         client = await stage.client()

@@ -121,9 +121,16 @@ class Stack:
         assert status == 200, plan
         if plan["changes"]:
             status, done = self.admin("POST", "/configuration", written | {"digest": plan["digest"]})
-            assert status == 200, done
+            assert status in {200, 202}, done  # in force, or soon
         changes: list[Body] = plan["changes"]
         return changes
+
+    def amend(self, price: Body, reason: str, **fields: Any) -> Body:
+        """Amend a price; the price in its place, in force or soon."""
+        status, made = self.admin("POST", f"/prices/{price['id']}/amend", {**fields, "reason": reason})
+        assert status in {200, 202}, made
+        amended: Body = made
+        return amended
 
     def act(self, tenant_id: int, action: str, **fields: Any) -> Body:
         """An action on a tenant; its quota as it is then."""

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from gateway.cli.admin.configuration import documents
-from gateway.features.litellm_import.command import CONFIG, ENVIRON, _write, translate
+from gateway.cli.admin.imports import CONFIG, write_files
+from gateway.features.litellm_import.command import ENVIRON, translate
 from gateway.settings.config_file import read_config, table_of
 from tests.journey.clients import python_of_clients
 
@@ -53,7 +54,7 @@ def is_in(value: Any, text: str) -> bool:
 def silent(source: Any, directory: Path) -> list[str]:
     """Places of the source that are neither taken over nor named; the files that are made are read."""
     made = translate(source, "Company", directory, datetime.now(UTC))
-    _write(directory, made)
+    write_files(directory, made)
     table_of(read_config(directory / CONFIG, AnyVariable()), AnyVariable())
     left = "|".join(re.escape(place) for place, _ in made.left)
     text = json.dumps([made.config, made.objects, made.secrets])

@@ -9,7 +9,9 @@ from tests.stage import Stage
 def test_a_quota_for_one_call_admits_one_of_five_hundred(stage: Stage) -> None:
     crowd = against_quota(stage)
     assert crowd.overshoot <= SIZE
-    assert crowd.outcomes == {(200, ""): 1, (429, "quota_held"): CALLS - 1}
+    # Those that come once the admitted call was settled meet a quota that is used up.
+    assert crowd.outcomes.keys() <= {(200, ""), (429, "quota_held"), (429, "quota_exceeded")}
+    assert (crowd.outcomes[200, ""], sum(crowd.outcomes.values())) == (1, CALLS)
 
 
 def test_calls_without_a_maximum_never_use_more_than_they_hold(other_stage: Stage) -> None:

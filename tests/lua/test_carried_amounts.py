@@ -194,6 +194,21 @@ def test_interval_with_only_a_released_call_leaves_its_amount(world: CarryWorld)
     assert world.shown() == world.uses(1) == 100
 
 
+@pytest.mark.parametrize(("hours", "right"), [(0, 94), (1, 99)])
+def test_carry_that_is_set_later_counts_from_the_next_call_on(
+    world: CarryWorld, hours: int, right: int
+) -> None:
+    world.change(carry=None)
+    world.uses(5)
+    world.change(carry=Carry(1000))
+    world.passes(hours * HOUR_MS)
+    assert world.shown() == world.uses(1) == 0
+    world.passes(HOUR_MS)
+    assert world.shown() == right
+    world.rebuilds()
+    assert world.shown() == world.uses(1) == right
+
+
 def test_smaller_maximum_and_no_debt_count_from_the_next_call_on(world: CarryWorld) -> None:
     world.uses(5)
     world.passes(HOUR_MS)

@@ -53,7 +53,7 @@ ITEMS_MAX = 10_000
 
 PAGING = ("limit", "cursor")
 _DAY = timedelta(days=1)
-_NUMBERS = {"limit", *(name for name in (*DIMENSIONS, *GROUPS.values()) if name.endswith("_id"))}
+_NUMBERS = {"limit", "group", *(name for name in (*DIMENSIONS, *GROUPS.values()) if name.endswith("_id"))}
 
 
 def mount_usage(app: web.Application, ports: AdminPorts, root: str) -> None:

@@ -154,7 +154,9 @@ class Configurator:
             raise _refusal(plan, refused) from refused
         work.is_done, work.intents = True, session.intents
         work.stayed = {number: step.stays for number, step in ran.items() if step.stays}
-        await session.note(self._owner, wish.name, plan.marks, [*plan.forgotten, *_ended(plan, ran)])
+        await session.note(
+            self._owner, wish.name, plan.marks, [*plan.forgotten, *_marks_of_deleted(plan, ran)]
+        )
         work.is_applied = wish.digest is not None
         if self._claim is not None:
             await session.keep(self._claim, await in_thread(_render_outcome, work))
@@ -183,7 +185,8 @@ class Configurator:
         kinds = [KINDS[kind] for kind in wish.objects if kind in KINDS]
         if wish.digest is None or not kinds:
             return
-        for resource in KINDS.values() if wish.prune else kinds:
+        written = KINDS.values() if wish.prune else kinds
+        for resource in written:
             how = declared(resource)
             verbs = {CREATE, resource.patch_verb, *how.actions.values(), resource.settle_first or DELETE}
             if any(may_write(self._ports.actor, resource, verb) for verb in verbs):
@@ -264,13 +267,14 @@ def _render_outcome(work: _ApplyResult) -> dict[str, object]:
     }
 
 
-def _ended(plan: Plan, ran: Mapping[int, ConfigWriteResult]) -> list[Mark]:
+def _marks_of_deleted(plan: Plan, ran: Mapping[int, ConfigWriteResult]) -> list[Mark]:
+    """Return marks of the rows that the writes of a plan deleted."""
+    deletions = [planned for planned in plan.changes if planned.verb == DELETE and planned.writes]
     return [
         Mark(planned.resource.name, planned.row_id, (), made=True)
-        for planned in plan.changes
-        if planned.verb == DELETE and planned.row_id is not None and planned.writes
-        and not ran[planned.number].stays
-    ]  # fmt: skip
+        for planned in deletions
+        if planned.row_id is not None and not ran[planned.number].stays
+    ]
 
 
 def _refusal(plan: Plan, refused: StepRefused) -> AdminRefusal:

@@ -193,25 +193,8 @@ def _object(
         errors.append((at, f"holds more than {most} values"))
         return None
     here: Errors = []
-    ids, known = references(resource), words(resource)
-    names: dict[str, Reference | None] = {}
-    values: bodies.Body = {}
-    for said, value in item.items():
-        name = known.get(said)
-        if name is None:
-            here.append((shorten_name(said), _unknown(resource, shorten_name(said))))
-            if len(here) >= ERRORS_MAX:
-                break
-        elif name not in ids:
-            values[name] = value
-        elif value is None:
-            names[name] = values[name] = None
-        else:
-            values[name] = _SOME_ID
-            try:
-                names[name] = _reference(KINDS[ids[name]], value)
-            except ValueError as error:
-                here.append((said, str(error)))
+    ids = references(resource)
+    values, names = _read_fields(resource, item, here)
     part_names = [name for field in how.parts for name in _part_names(resource, field, values, here)]
     if own is not None and OWNER in ids and values.get(OWNER) is None:
         values[OWNER] = _SOME_ID
@@ -266,6 +249,35 @@ def _part_names(resource: Resource, field: str, values: bodies.Body, errors: Err
         placeholders[index] = f"{prefix}{_SOME_ID}" if how.key else _SOME_ID
     values[field] = with_keys(how.key, parts, placeholders)
     return part_names
+
+
+def _read_fields(
+    resource: Resource, item: Mapping[str, Any], errors: Errors
+) -> tuple[bodies.Body, dict[str, Reference | None]]:
+    """Return the values of an item's fields, with `_SOME_ID` where it refers to an object, and these references.
+
+    Faults are added to `errors`.
+    """
+    ids, known = references(resource), words(resource)
+    names: dict[str, Reference | None] = {}
+    values: bodies.Body = {}
+    for key, value in item.items():
+        name = known.get(key)
+        if name is None:
+            errors.append((shorten_name(key), _unknown(resource, shorten_name(key))))
+            if len(errors) >= ERRORS_MAX:
+                break
+        elif name not in ids:
+            values[name] = value
+        elif value is None:
+            names[name] = values[name] = None
+        else:
+            values[name] = _SOME_ID
+            try:
+                names[name] = _reference(KINDS[ids[name]], value)
+            except ValueError as error:
+                errors.append((key, str(error)))
+    return values, names
 
 
 def _ended(resource: Resource, field: str, values: Row, now: datetime) -> Iterator[int]:

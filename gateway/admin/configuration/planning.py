@@ -6,7 +6,7 @@ Equal plans have equal digests: exactly the shown plan is executed, or the reque
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
@@ -119,7 +119,8 @@ class Planner:
         # Store the row that a name meant, so that the name keeps this meaning.
         for (kind, row_id), field in self._matching.names.referred.items():
             before = self._marks.get((kind, row_id))
-            if (kind, row_id) in self._met or (before is not None and (before.said or field is None)):
+            is_named = before is not None and (before.said or field is None)
+            if is_named or (kind, row_id) in self._met:
                 continue
             fields, made = ((), False) if before is None else (before.fields, before.made)
             self._new_marks.append(Mark(kind, int(str(row_id)), fields, made, field))
@@ -223,26 +224,37 @@ class Planner:
                 stays = f"its {word(resource, name)} is another by now, and it stays with the earlier one"
             elif name not in how.begins and name in wanted.fields:
                 self._refuse(wanted, name, _stays(resource, row, name, value))
-        if stays:
-            differ.clear()
-            self._changes.append(self._planned(resource.patch_verb, wanted, int(str(row["id"]))))
-            self._changes[-1].stays = stays
-            return
-        if not differ:
-            self._unchanged += 1
-            return
         planned = self._planned(resource.patch_verb, wanted, int(str(row["id"])))
+        if stays:
+            planned.stays = stays
+            self._changes.append(planned)
+        elif differ:
+            planned.writes = self._writes_of(resource, differ)
+            self._show_changes(planned, wanted, row, differ)
+            self._changes.append(planned)
+        else:
+            self._unchanged += 1
+
+    def _writes_of(self, resource: Resource, differ: Row) -> list[tuple[str, Row]]:
+        """Return the writes that change these fields: a patch, and an action for fields that it may not change."""
+        how, patch = declared(resource), resource.patch.model_fields if resource.patch is not None else {}
         changed = {name: value for name, value in differ.items() if name in patch}
         acted: dict[str, dict[str, object]] = {}
         for name in [field for field in differ if field not in patch]:
             action = how.actions[name]
             dated: dict[str, object] = {how.dated[action]: self._now.date()} if action in how.dated else {}
             acted.setdefault(action, dated)[how.words.get(name, name)] = differ[name]
-        planned.writes = [(resource.patch_verb, changed)] if changed else []
-        planned.writes += acted.items()
-        planned.before = {name: row.get(name) for name in differ}
+        writes: list[tuple[str, Row]] = [(resource.patch_verb, changed)] if changed else []
+        return [*writes, *acted.items()]
+
+    def _show_changes(
+        self, planned: PlannedRow, wanted: WantedObject, row: Row, names: Collection[str]
+    ) -> None:
+        """Add the values of changed fields, before and after, to a planned row."""
+        resource, how = wanted.resource, declared(wanted.resource)
+        planned.before = {name: row.get(name) for name in names}
         before, after = resource.render(row), wanted.as_json()
-        for name in differ:
+        for name in names:
             field = word(resource, name)
             if name in references(resource):
                 planned.fields[field] = (None, wanted.said.get(field))
@@ -253,7 +265,6 @@ class Planner:
                 planned.fields[name] = (parts, wanted.said.get(name, []))
             else:
                 planned.fields[field] = (before[name], after[name])
-        self._changes.append(planned)
 
     def _latest(self, wanted: WantedObject, rows: Sequence[Row]) -> Row | None:
         """Return the row in force that equals the object; None if a new row must be created."""
@@ -285,12 +296,9 @@ class Planner:
         Rows that refer to others go first. Kinds with deferred objects are left out.
         """
         waiting = {wanted.resource.name for wanted, _ in self._matching.names.left}
+        undescribed = [mark for key, mark in self._marks.items() if mark.made and key not in self._met]
         for resource in reversed([kind for name, kind in KINDS.items() if name not in waiting]):
-            mine = {
-                mark.row_id: mark
-                for key, mark in self._marks.items()
-                if mark.resource == resource.name and mark.made and key not in self._met
-            }
+            mine = {mark.row_id: mark for mark in undescribed if mark.resource == resource.name}
             rows = await self._session.find(resource.name, {"id": list(mine)}, len(mine)) if mine else ()
             there = [row for row in rows if not declared(resource).is_gone(row)]
             gone, several = {row["id"] for row in there}, await self._several(resource, there)

@@ -305,7 +305,9 @@ async def _rows(session: ApplyTransaction, changes: Sequence[PlannedRow]) -> Map
     rows: dict[Which, Row] = {}
     for kind, resource in reversed(list(KINDS.items())):
         ids = wanted[kind]
-        for row in await session.find(kind, {"id": ids}, len(ids)) if ids else ():
+        if not ids:
+            continue
+        for row in await session.find(kind, {"id": ids}, len(ids)):
             rows[kind, row["id"]] = row
             want(resource, row)
     return rows
@@ -342,7 +344,7 @@ async def remember(
 
     `names` are full names; `last` are last parts of names.
     """
-    mine = [mark for mark in marks if mark.said is None or mark.said in names or mark.said[-1] in last]
+    mine = [mark for mark in marks if _may_have_name(mark, names, last)]
     there = await _read(session, resource, [_id(mark) for mark in mine])
     follows, known, wanted = declared(resource).followed_by, dict(there), list(there.values())
     for _ in range(FOLLOWED_MAX if follows else 0):
@@ -352,6 +354,11 @@ async def remember(
         if not wanted:
             break
     return _sorted_out(resource, mine, known)
+
+
+def _may_have_name(mark: Mark, names: Collection[Identity], last: Collection[object]) -> bool:
+    """Return whether a mark may be of a row with one of these full names, or last parts of names."""
+    return mark.said is None or mark.said in names or mark.said[-1] in last
 
 
 def _sorted_out(resource: Resource, marks: Sequence[Mark], known: Mapping[object, Row]) -> NamedRows:
@@ -613,13 +620,12 @@ def never_becomes(wanted: WantedObject, row: Row) -> list[str]:
     """Return those fields of a wanted object that differ from its row and cannot be changed."""
     resource, how = wanted.resource, declared(wanted.resource)
     patch = resource.patch.model_fields if resource.patch is not None else {}
-    values = values_of(wanted)
+    values, changeable = values_of(wanted), {*patch, *how.actions, *how.begins}
     return [
         name
         for name in wanted.fields
-        if name not in patch and name not in how.actions and name not in how.begins
-        and not same(values[name], stored(resource, row, name))
-    ]  # fmt: skip
+        if name not in changeable and not same(values[name], stored(resource, row, name))
+    ]
 
 
 def _stored_values(values: Iterable[object]) -> set[object]:

@@ -32,11 +32,12 @@ def declared(resource: Resource) -> ConfigDeclaration:
 def model(resource: Resource) -> type[In]:
     """Return the model of an object: that of a new row, with the parts that are no fields of the row."""
     assert resource.create is not None
+    parts = declared(resource).parts
+    further = parts.keys() - resource.create.model_fields.keys()
     fields: dict[str, Any] = {
-        part.name: (list[part.form_of(part.put)], Field(default=[], max_length=how.most))  # type: ignore[misc]  # made here
+        part.name: (list[part.form_of(part.put)], Field(default=[], max_length=parts[part.name].most))  # type: ignore[misc]  # made here
         for part in resource.parts
-        if (how := declared(resource).parts.get(part.name)) is not None and part.put is not None
-        if part.name not in resource.create.model_fields
+        if part.name in further and part.put is not None
     }
     if not fields:
         return resource.create
@@ -74,10 +75,13 @@ def named_parts(resource: Resource, row: Row, name: str, parts: Sequence[Any]) -
 
 def with_keys(key: str, parts: Sequence[Any], keys: Mapping[int, object]) -> list[Any]:
     """Return parts with other keys in the field `key`, "" for the parts themselves; `keys` are by place."""
-    return [
-        part if index not in keys else {**part, key: keys[index]} if key else keys[index]
-        for index, part in enumerate(parts)
-    ]
+
+    def with_key(index: int, part: Any) -> Any:
+        if index not in keys:
+            return part
+        return {**part, key: keys[index]} if key else keys[index]
+
+    return [with_key(index, part) for index, part in enumerate(parts)]
 
 
 def without_nulls(resource: Resource, name: str, part: Any) -> Any:

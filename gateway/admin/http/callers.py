@@ -119,7 +119,9 @@ async def known_token(ports: AdminPorts, token: str) -> tuple[Actor, str]:
     actor = _built_in(ports, first)
     if actor is not None:
         return actor, first
-    for digest in (first, *earlier) if _NAMED.fullmatch(token) else ():
+    if not _NAMED.fullmatch(token):
+        raise Unauthorized
+    for digest in (first, *earlier):
         actor = await ports.store.staff_token(digest)
         if actor is not None:
             return actor, digest

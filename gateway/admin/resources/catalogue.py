@@ -602,7 +602,8 @@ def _hours_as_stored(hours: list[PriceHour] | None) -> list[dict[str, Any]] | No
 
 def _check_hours(hours: list[PriceHour]) -> list[PriceHour]:
     price = read_hours({"hours": _hours_as_stored(hours)})
-    for first, second in () if price is None else overlaps(price.spans):
+    assert price is not None
+    for first, second in overlaps(price.spans):
         raise ValueError(f"must not overlap: hours[{first}] and hours[{second}] have a time in common")
     return hours
 

@@ -187,7 +187,9 @@ def set_amounts(names: Sequence[str], body: Mapping[str, Any], unit: str) -> dic
 def _part_of(body: Mapping[str, Any], name: str) -> Any:
     outer, _, inner = name.partition(".")
     value = body.get(outer)
-    return value.get(inner) if inner and isinstance(value, Mapping) else None if inner else value
+    if not inner:
+        return value
+    return value.get(inner) if isinstance(value, Mapping) else None
 
 
 def _parts(form: re.Pattern[str], text: str) -> tuple[str, int]:

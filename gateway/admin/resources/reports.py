@@ -8,7 +8,7 @@ from datetime import date, datetime, timedelta
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema, create_model
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, WithJsonSchema, create_model
 
 from gateway.admin.resources import configuration, letters, programs
 from gateway.admin.resources.form_fields import IntegerParameter
@@ -387,7 +387,11 @@ class UsageReportQuery(In):
     service_id: Id | None = None
     model: Text | None = None
     currency: Currency | None = None
-    group_id: Id | None = None
+    group_id: Id | None = Field(
+        default=None,
+        validation_alias=AliasChoices("group_id", "group"),
+        description="Calls whose caller was in this group; `group` is the same.",
+    )
 
 
 class UsagePage(UsageReportQuery, PageQuery):

@@ -110,12 +110,8 @@ class BudgetComparison:
         may_lack = forgettable(budgets)
         known = list(as_they_should_be(organization_id, budgets, stored, WaitingUses(), now_ms))
         named = {account.name: account for account in known}
-        kept = [
-            name
-            for name, use in named.items()
-            if ":" in name and ends_of(use.defined).never and any(use.used)
-        ]
-        gone = await self.target.keep_budgets(partition, kept)
+        unending = [name for name, use in named.items() if _must_last(use)]
+        gone = await self.target.keep_budgets(partition, unending)
         names = list(islice(dict.fromkeys([*gone, *named]), ACCOUNTS_MAX))
         if not names:
             return [], []
@@ -130,3 +126,8 @@ class BudgetComparison:
         wanted = set(names)
         items = list(differences((account for account in accounts if account.name in wanted), live, may_lack))
         return items, [named[name] for name in gone if name in wanted and name not in live]
+
+
+def _must_last(use: BudgetAccountUse) -> bool:
+    """Return whether an account of a member of a budget has used some of it, and its window never ends."""
+    return ":" in use.name and ends_of(use.defined).never and any(use.used)

@@ -165,10 +165,13 @@ class SupersededPartitions:
         self._since = {
             partition: self._since.get(partition, now)
             for partition, epoch in markers.verified.items()
-            if partition in noted
-            and noted[partition][1] >= epoch
-            and noted[partition] != (markers.run_id, epoch)
+            if _is_elsewhere(noted.get(partition), (markers.run_id, epoch))
         }
+
+
+def _is_elsewhere(noted: tuple[bytes, int] | None, marked: tuple[bytes, int]) -> bool:
+    """Return whether PostgreSQL notes another run id or a later epoch (`noted`) than a partition's marker has."""
+    return noted is not None and noted[1] >= marked[1] and noted != marked
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,12 +230,12 @@ class Partitions:
             await self._rewinds.drop(partition, strays)
         # A Redis that was rolled back has holds that were settled since: they must not be charged twice.
         if ghosts := await self._source.settled(await self._target.held(partition)):
-            moved = await self._target.release_holds(partition, marker, unverified_partition.epoch, ghosts)
-            if moved is None:
+            marker = await self._target.release_holds(partition, marker, unverified_partition.epoch, ghosts)
+            if marker is None:
                 return None
-            marker = moved
-        went_on = strays is not None
-        budgets = await self._budgets.rebuild(partition, marker, truth.organizations, went_on=went_on)
+        budgets = await self._budgets.rebuild(
+            partition, marker, truth.organizations, went_on=strays is not None
+        )
         if budgets is None:
             return None
         if pushed := await self._target.forgotten(partition, truth.applied):
@@ -499,13 +502,19 @@ class Verifier:
         """
         if self._rewinds is None:
             return {}
-        said, last = await self._target.last_verified(), await self._source.compared()
+        last_run_id, compared = await self._target.last_verified(), await self._source.compared()
+
+        def continues(partition: int, epoch: int) -> bool:
+            last, before = compared[partition], markers.before[partition]
+            is_confirmed = (last.run_id, last.epoch) == (last_run_id, epoch)
+            return is_confirmed and before == last_run_id != markers.run_id
+
+        candidates = compared.keys() - set(strays)
         return {
-            one: last[one].position
-            for one, _, epoch in markers.unverified
-            if one in last and one not in strays and markers.before[one] != markers.run_id
-            and (last[one].run_id, last[one].epoch) == (said, epoch) == (markers.before[one], epoch)
-        }  # fmt: skip
+            partition: compared[partition].position
+            for partition, _, epoch in markers.unverified
+            if partition in candidates and continues(partition, epoch)
+        }
 
     def _may_be_strange(self, markers: Markers, known: Mapping[int, int]) -> bool:
         """Return whether gateway workers may exist that no report names.

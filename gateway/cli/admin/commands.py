@@ -229,14 +229,7 @@ class CliCommand:
         row_id = api.id_of(name, typed["row"])
         where = f"{name}/{row_id}"
         if self.does == "show":
-            found = api.get(where)
-            if name in client.BESIDE:
-                word, beside = client.BESIDE[name]
-                more = api.get(f"{beside}/{row_id}")
-                found = {**found, word: more} if as_json else {**found, **more}
-            if not as_json:
-                [found] = with_names(api, self.resource, [found], tuple(found))
-            output.row(found, as_json=as_json)
+            self._show(api, row_id, as_json=as_json)
         elif self.does == "delete":
             api.delete(where)
             output.deleted(row_id, as_json=as_json)
@@ -253,6 +246,18 @@ class CliCommand:
             body = with_amounts(self.fields, body, lambda: api.get(where))
             body = (with_owner if self.part is None else with_group)(api, where, body)
             self._act(api, where, body, as_json=as_json)
+
+    def _show(self, api: AdminClient, row_id: int, *, as_json: bool) -> None:
+        """Print a row, with the rows of another resource that belong to it."""
+        name = self.resource.name
+        row = api.get(f"{name}/{row_id}")
+        if name in client.BESIDE:
+            word, beside = client.BESIDE[name]
+            more = api.get(f"{beside}/{row_id}")
+            row = {**row, word: more} if as_json else {**row, **more}
+        if not as_json:
+            [row] = with_names(api, self.resource, [row], tuple(row))
+        output.row(row, as_json=as_json)
 
     def _act(self, api: AdminClient, where: str, body: Json, *, as_json: bool) -> None:
         """Call an action of a row, or set or delete one of its parts, and print the answer."""
@@ -289,17 +294,7 @@ class CliCommand:
 
         Raise `CommandFailed` if one is missing or unexpected.
         """
-        given = {
-            field.name: typed[field.control]
-            for field in self.fields
-            if typed[field.control] not in (None, [])
-        }
-        given |= {field.name: "none" for field in self.fields if typed.get(_USUAL + field.control)}
-        left = [name for name in self.positional if name not in given]
-        words = [word.strip() for word in typed.get("words") or []]
-        if len(words) > len(left):
-            raise CommandFailed(f"Unexpected argument {words[len(left)]!r}. Try --help.")
-        given |= dict(zip(left, words, strict=False))
+        given = self._typed_values(typed)
         if self.does == "create":
             given = client.defaults(self.resource.name, given) | given
         missing = [field.name for field in self.fields if field.required and field.name not in given]
@@ -314,6 +309,20 @@ class CliCommand:
                 sent = value(api, field, given[field.name])
                 body |= {outer: {**body.get(outer, {}), inner: sent}} if inner else {outer: sent}
         return with_parts(body, dict) if self.does == "create" else body
+
+    def _typed_values(self, typed: Typed) -> Json:
+        """Return the values of options by field, then of arguments for the positional fields without an option."""
+        values = {
+            field.name: typed[field.control]
+            for field in self.fields
+            if typed[field.control] not in (None, [])
+        }
+        values |= {field.name: "none" for field in self.fields if typed.get(_USUAL + field.control)}
+        free_names = [name for name in self.positional if name not in values]
+        words = [word.strip() for word in typed.get("words") or []]
+        if len(words) > len(free_names):
+            raise CommandFailed(f"Unexpected argument {words[len(free_names)]!r}. Try --help.")
+        return values | dict(zip(free_names, words, strict=False))
 
     def _list(self, api: AdminClient, typed: Typed, body: Json) -> None:
         """Print the rows of a list that the options select."""

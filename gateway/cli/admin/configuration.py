@@ -488,13 +488,15 @@ def _files(names: list[str], *, failed: int) -> Iterator[tuple[AdminClient, Sour
 
 
 def _with_secrets(plan: Json) -> list[Json]:
-    return [
-        change
-        for change in plan["changes"]
-        if change["change"] == "create"
-        and (secret := described.resource(change["resource"]).secret) is not None
-        and secret.is_made({name: field["after"] for name, field in change["fields"].items()})
-    ]
+    """Return the changes of a plan that create a row with a secret."""
+    created = [change for change in plan["changes"] if change["change"] == "create"]
+    return [change for change in created if _makes_secret(change)]
+
+
+def _makes_secret(change: Json) -> bool:
+    secret = described.resource(change["resource"]).secret
+    values = {name: field["after"] for name, field in change["fields"].items()}
+    return secret is not None and secret.is_made(values)
 
 
 # Configuration in files: `apply`, `diff` and `export`.

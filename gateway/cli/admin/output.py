@@ -60,7 +60,7 @@ def rows(items: Sequence[Json], columns: Sequence[str], *, as_json: bool, title:
         print_json({"items": list(items)})
         return
     if not items:
-        console().print(f"{title or 'Nothing'}: none yet." if title else "None yet.")
+        console().print(f"{title}: none yet." if title else "None yet.")
         return
     from rich.table import Table
 

@@ -130,15 +130,14 @@ def _one_of_run(api: AdminClient, owner: int, period: tuple[str, str], *, draft:
     Unless `draft`, the invoice is finalized. Return None if there is nothing to bill: the empty draft is
     deleted, and uses no number.
     """
-    known = [
-        invoice
-        for invoice in api.items("invoices", INVOICES_MAX, organization_id=owner)
-        if invoice["corrects_id"] is None
-        and (invoice["period_start"], invoice["period_end"]) == period
-        and invoice["status"] != "void"
-    ]
-    invoice = known[0] if known else _create(api, owner, period)
-    if known and invoice["status"] == "draft":
+
+    def is_of_period(invoice: Json) -> bool:
+        is_valid = invoice["corrects_id"] is None and invoice["status"] != "void"
+        return is_valid and (invoice["period_start"], invoice["period_end"]) == period
+
+    existing = next(filter(is_of_period, api.items("invoices", INVOICES_MAX, organization_id=owner)), None)
+    invoice = existing or _create(api, owner, period)
+    if existing and invoice["status"] == "draft":
         invoice = api.post(f"invoices/{invoice['id']}/recompute")
     if invoice["status"] == "draft" and not invoice["lines"]:
         api.delete(f"invoices/{invoice['id']}")

@@ -74,48 +74,52 @@ def usage(
     as_json: AsJson = False,
 ) -> None:
     """Show what was used and what it cost; without --by and its like, quotas and the latest ledger rows."""
-    with admin() as found:
-        api = replace(found, called=CALLED)
+    with admin() as client:
+        api = replace(client, called=CALLED)
         tenant_id = api.id_of("tenants", tenant) if tenant else None
-        asked: Json = {
+        query: Json = {
             "group_by": by, "from_": since, "to": until, "interval": interval, "tenant_id": tenant_id,
         }  # fmt: skip
-        narrowed = tag_filters(value_of(api, _TAGS, tags) if tags else None)
+        query |= tag_filters(value_of(api, _TAGS, tags) if tags else None)
         if group:
-            narrowed["group_id"] = api.id_of("groups", group)
-        asked |= narrowed
-        if as_focus and parquet is not None:
-            parquet.write_bytes(api.download("usage/focus.parquet", **asked))
-            return
+            query["group_id"] = api.id_of("groups", group)
         if as_focus:
-            typer.echo(api.download("usage/focus.csv", **asked), nl=False)
-            return
-        if as_csv or any(option is not None for option in (by, since, until, interval, parquet, group, tags)):
-            if parquet is not None:
-                parquet.write_bytes(api.download("usage.parquet", **asked))
-                return
-            _print_sums(api, asked, as_csv, as_json)
-            return
-        if not as_json:
-            _await_stored(api)
-        quotas = api.items("tenant-quotas", limit, tenant_id=tenant_id)
-        names = api.names("tenants", {quota["tenant_id"] for quota in quotas}, limit)
-        for quota in quotas:
-            quota["tenant"] = names.get(quota["tenant_id"], "")
-        latest = _latest(api, quotas, recent)
-        if as_json:
-            rows(
-                [{**quota, "ledger": latest.get(quota["tenant_id"], [])} for quota in quotas],
-                (),
-                as_json=True,
-            )
-            return
-        rows(quotas, COLUMNS, as_json=False, title="Quotas")
-        movements = [
-            {**row, "tenant": names.get(row["tenant_id"], "")} for part in latest.values() for row in part
-        ]
-        movements.sort(key=lambda row: str(row["created_at"]), reverse=True)
-        rows(movements[:recent], RECENT, as_json=False, title="Latest movements")
+            _write_focus(api, query, parquet)
+        elif parquet is not None:
+            parquet.write_bytes(api.download("usage.parquet", **query))
+        elif as_csv or any(option is not None for option in (by, since, until, interval, group, tags)):
+            _print_sums(api, query, as_csv, as_json)
+        else:
+            _show_quotas(api, tenant_id, limit, recent, as_json=as_json)
+
+
+def _write_focus(api: AdminClient, query: Json, parquet: Path | None) -> None:
+    """Write charges as FOCUS to a Parquet file; without one print them as CSV."""
+    if parquet is not None:
+        parquet.write_bytes(api.download("usage/focus.parquet", **query))
+    else:
+        typer.echo(api.download("usage/focus.csv", **query), nl=False)
+
+
+def _show_quotas(api: AdminClient, tenant_id: int | None, limit: int, recent: int, *, as_json: bool) -> None:
+    """Print the quotas of tenants, at most `limit`, and their `recent` latest ledger rows."""
+    if not as_json:
+        _await_stored(api)
+    quotas = api.items("tenant-quotas", limit, tenant_id=tenant_id)
+    names = api.names("tenants", {quota["tenant_id"] for quota in quotas}, limit)
+    for quota in quotas:
+        quota["tenant"] = names.get(quota["tenant_id"], "")
+    latest = _latest(api, quotas, recent)
+    if as_json:
+        items = [{**quota, "ledger": latest.get(quota["tenant_id"], [])} for quota in quotas]
+        rows(items, (), as_json=True)
+        return
+    rows(quotas, COLUMNS, as_json=False, title="Quotas")
+    movements = [
+        {**row, "tenant": names.get(row["tenant_id"], "")} for part in latest.values() for row in part
+    ]
+    movements.sort(key=lambda row: str(row["created_at"]), reverse=True)
+    rows(movements[:recent], RECENT, as_json=False, title="Latest movements")
 
 
 def _await_stored(api: AdminClient) -> None:
@@ -137,7 +141,8 @@ def _print_sums(api: AdminClient, asked: Json, as_csv: bool, as_json: bool) -> N
         typer.echo(api.download("usage.csv", **asked), nl=False)
         return
     items = api.items("usage", ITEMS_MAX, **asked)
-    told = [name for name in (items[0] if items else ()) if name not in SUMS and name not in ADDED]
+    columns = items[0] if items else ()
+    told = [name for name in columns if name not in SUMS and name not in ADDED]
     groups = [name for name in told if not name.endswith("_id") or name.removesuffix("_id") not in told]
     rows(items, [*(name for name in groups if name != "start" or asked["interval"]), *ADDED], as_json=as_json)
 
@@ -315,7 +320,9 @@ def _render_look(look: Json, url: str, columns: int, failed: str = "", *, keys: 
     table = Table(expand=True)
     table.add_column("tenant", no_wrap=True, overflow="ellipsis", ratio=2)
     rates = ("requests/s", "tokens/s", "refused/s")
-    for name in rates if columns >= NARROW_COLUMNS else (rate.removesuffix("/s") for rate in rates):
+    if columns < NARROW_COLUMNS:
+        rates = ("requests", "tokens", "refused")
+    for name in rates:
         table.add_column(name if columns >= CRAMPED_COLUMNS else name[:3], justify="right", no_wrap=True)
     if columns >= NARROW_COLUMNS:
         table.add_column("refused for", no_wrap=True, overflow="ellipsis", ratio=2)

@@ -214,7 +214,8 @@ _UNDONE: Final = frozenset({"errored", "canceled", "expired"})
 
 def results(content: bytes | Sequence[bytes]) -> Iterator[BatchResult]:
     """Yield the parsed lines of a batch's result."""
-    for _, raw in _numbered(content) if isinstance(content, bytes) else enumerate(content):
+    lines = (raw for _, raw in _numbered(content)) if isinstance(content, bytes) else content
+    for raw in lines:
         line = _members_of(raw)
         response, result = _members_of(line.get("response", b"")), _members_of(line.get("result", b""))
         status = integer(_value(response.get("status_code", b""))) or 200

@@ -112,16 +112,17 @@ def carried_to(
 ) -> int:
     """Return what the interval at a time carries, by the last one that was used.
 
-    `groups` are those of the owner, None if nobody knows them.
+    An interval whose calls did not know that the budget carries leaves nothing. `groups` are those of the owner,
+    None if nobody knows them.
     """
     carry, form, uses, carried = budget.carry_of(owner), budget.form, known.uses, known.carried
     # A gateway whose clock was ahead did not know when the running interval began: its uses begin at 0.
-    begun = [start for start, used in uses.items() if start and (used or carried is not None)]
-    if carry is None or not begun or not isinstance(form, CalendarWindow):
+    begun = [start for start in uses if start]
+    if carry is None or carried is None or not begun or not isinstance(form, CalendarWindow):
         return 0
     last = max(begun)
     present = end_limit(budget, at_ms, owner, known.at_end, groups)
-    interval = LastInterval(last, carried or 0, uses[last], known.at_end or present)
+    interval = LastInterval(last, carried, uses[last], known.at_end or present)
     return form.carry_to(at_ms, carry, interval, present)
 
 

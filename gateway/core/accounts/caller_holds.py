@@ -302,9 +302,8 @@ def read_body(kind: type[_B], body: bytes) -> _B:
         return msgspec.convert(document, kind)
     except msgspec.ValidationError as error:
         message = str(error)
-        where = _WHERE.search(message)
-        unknown = re.search(r"(?:unknown|required) field `([^`]*)`", message)
-        param = unknown[1] if unknown is not None else where[1] if where is not None else None
+        place = re.search(r"(?:unknown|required) field `([^`]*)`", message) or _WHERE.search(message)
+        param = None if place is None else place[1]
         raise InvalidRequest(
             f"{_WHERE.sub('', message)}{f', in {param}' if param else ''}.", param=param
         ) from error

@@ -193,18 +193,18 @@ class Refusals:
 
     def _keep(self, call: RefusedCall) -> None:
         """Store a refused call for the journal, unless its organization or the journal has too many."""
-        minute, told = call.at_ms // MINUTE_MS, self._kept_counts
+        minute, owner = call.at_ms // MINUTE_MS, call.organization_id
         if minute != self._minute:
             self._minute = minute
-            told.clear()
-        owner = call.organization_id
+            self._kept_counts.clear()
         texts = (call.model, call.user, call.session, call.attribution, call.run, *call.tags.values())
         size = ROW_BYTES + 4 * sum(map(len, texts)) + GROUP_BYTES * len(call.groups)
-        within = told.get(owner, 0) < self._rows_a_minute_max and len(self._rows) < self._rows_max
-        if not within or self._rows_bytes + size > ROWS_BYTES_MAX:
+        kept_count = self._kept_counts.get(owner, 0)
+        has_room = len(self._rows) < self._rows_max and self._rows_bytes + size <= ROWS_BYTES_MAX
+        if not has_room or kept_count >= self._rows_a_minute_max:
             self.untold += 1
             return
-        told[owner] = told.get(owner, 0) + 1
+        self._kept_counts[owner] = kept_count + 1
         self._rows.append(call)
         self._rows_bytes += size
 

@@ -28,6 +28,8 @@ STEP_PARTS: Final = 1_000_000
 STEP_TELLS, STEP_STOPS, STEP_JUDGES, STEP_REQUIRES = 0, 1, 2, 3
 # Most uses that a worker remembers to have had all their steps reached.
 REACHED_MAX: Final = 1_000
+# Most budgets and models whose matching steps a worker remembers.
+MATCHES_MAX: Final = 4_096
 # Most steps of all its budgets that are judged for a call, and most models of these that are weighed.
 JUDGED_MAX: Final = 100
 WEIGHED_MAX: Final = 20
@@ -94,7 +96,7 @@ class SessionModel(NamedTuple):
 BudgetSteps = tuple[tuple[int, tuple[Step, ...]], ...]
 
 
-@lru_cache(4096)
+@lru_cache(MATCHES_MAX)
 def matched_steps(steps: BudgetSteps, model: str) -> tuple[MatchedStep, ...]:
     """Return the steps that match a model, at most `JUDGED_MAX`: by the id of the budget, the greatest `at` first."""
     matched = [
@@ -139,9 +141,17 @@ def is_reached(parts: int, used_and_held: int, limit: int) -> bool:
     return used_and_held * STEP_PARTS >= parts * limit
 
 
-def judged_by(step: MatchedStep, binds: int) -> tuple[int, int, int]:
-    """Return a step as a request for a hold has it: its budget, its part, and what it does, as `STEP_…`."""
-    return step.budget_id, step.parts, binds
+@lru_cache(MATCHES_MAX)
+def judged_by(
+    steps: tuple[MatchedStep, ...], binds: int, stays: bool = False
+) -> tuple[tuple[int, int, int], ...]:
+    """Return steps as a request for a hold has them: the budget of each, its part, and what it does, as `STEP_…`.
+
+    With `stays`, those that keep sessions tell alone.
+    """
+    return tuple([
+        (step.budget_id, step.parts, binds if step.switches or not stays else STEP_TELLS) for step in steps
+    ])  # fmt: skip
 
 
 class Weighed(NamedTuple):

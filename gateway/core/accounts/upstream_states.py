@@ -162,7 +162,9 @@ class CallState(msgspec.Struct):
         """The final status to store for a background call; empty while it is running."""
         if self.done:
             return "completed" if bytes(self.error) == b"null" else "failed"
-        return "completed" if self.status == "incomplete" else self.status if self.status in ENDED else ""
+        if self.status == "incomplete":
+            return "completed"
+        return self.status if self.status in ENDED else ""
 
 
 class BatchList(msgspec.Struct):

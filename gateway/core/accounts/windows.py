@@ -128,28 +128,38 @@ class CalendarWindow:
     def carry_to(self, at_ms: int, carry: Carry, last: LastInterval, present: EndLimit) -> int:
         """Return what the interval at a time carries, by the last one that was used.
 
-        The limit at that one's end is as its last call knew it, unless amounts changed later in the same interval:
-        then it is the `present` one. An interval without calls leaves the present limit, or the smaller of both if
-        it ended before amounts changed. The rule is that of `lua/lib/carries.lua`.
+        If amounts changed meanwhile, the `present` limit holds from the interval of the change on. The rule is that
+        of `lua/lib/carries.lua`.
         """
         number, known = self.number(last.start_ms), last.at_end
-        intervals, smaller = self.number(self.since(at_ms)) - number, least(known.amount, present.amount)
-        is_changed = present.changed != known.changed
+        intervals = self.number(self.since(at_ms)) - number
         if intervals > 0:
-            earlier, at_end = intervals - 1, known
-            if is_changed:
-                earlier = min(earlier, max(0, int(present.changed) - number - 1))
-                at_end = present if present.changed < number + 1 else known
-            left = carry.leave(last.carried - last.used, at_end.amount)
-            left = carry.leave(left, smaller, earlier)
-            return carry.leave(left, present.amount, intervals - 1 - earlier)
-        if not known.changed < present.changed < number or smaller is None:
+            return _carry_over(carry, last, present, number, intervals)
+        smaller = least(known.amount, present.amount)
+        if smaller is None or not known.changed < present.changed < number:
             return carry.within(last.carried)
-        # It began with what a limit left that was lower by then, as did each interval since.
+        # The interval began with what a limit left that was lower by then, as did each interval since.
+        if known.amount is None:
+            return carry.within(min(last.carried, 0))
         ended = number - int(present.changed)
-        return carry.within(
-            min(last.carried, 0) if known.amount is None else last.carried + ended * (smaller - known.amount)
-        )
+        return carry.within(last.carried + ended * (smaller - known.amount))
+
+
+def _carry_over(carry: Carry, last: LastInterval, present: EndLimit, number: int, intervals: int) -> int:
+    """Return what is carried from the last used interval, which has a `number`, over so many `intervals`.
+
+    The limit at its end is as its last call knew it, unless amounts changed later in the same interval: then it is
+    the `present` one. An interval without calls leaves the present limit, or the smaller of both if it ended before
+    amounts changed.
+    """
+    known, unused = last.at_end, intervals - 1
+    before_change, at_end = unused, known
+    if present.changed != known.changed:
+        before_change = min(unused, max(0, int(present.changed) - number - 1))
+        at_end = present if present.changed < number + 1 else known
+    left = carry.leave(last.carried - last.used, at_end.amount)
+    left = carry.leave(left, least(known.amount, present.amount), before_change)
+    return carry.leave(left, present.amount, unused - before_change)
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,6 +273,13 @@ class LastInterval(NamedTuple):
     carried: int
     used: int
     at_end: EndLimit
+
+
+def read_end_limit(amount: object, changed: float | None) -> EndLimit | None:
+    """Return the limit that a stored row has; None for one that is not stored, without a place `changed`."""
+    if changed is None:
+        return None
+    return EndLimit(None if amount is None else int(str(amount)), changed)
 
 
 def least(limit: int | None, other: int | None) -> int | None:

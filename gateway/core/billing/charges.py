@@ -43,8 +43,16 @@ REASONS = ("fact", "returned", "void", "reissued", "credited", "credit_void")
 ONE_DAY = timedelta(days=1)
 # A kind, its source and the id of its row, a tenant, a service, a start and an end.
 Supply = tuple[str, str, int | None, int | None, int | None, datetime, datetime]
-# A source, or a kind of charge, and the id of its row; None means all rows.
-Wanted = tuple[str, int | None]
+
+
+class ChargeSelection(NamedTuple):
+    """A source, or a kind of charge, and the id of its row; None means all rows."""
+
+    source: str
+    row_id: int | None
+
+    def includes(self, charge: SupplyCharge) -> bool:
+        return self.source in {charge.source, charge.kind} and self.row_id in {None, charge.source_id}
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +167,7 @@ def gather_charges(
     charges: Sequence[SupplyCharge],
     until: date,
     segments: Mapping[int, PlanSegment],
-    only: Wanted | None = None,
+    only: ChargeSelection | None = None,
 ) -> list[SupplyCharge]:
     """Return the charges that an invoice up to `until` includes, from those without an invoice yet.
 
@@ -168,29 +176,24 @@ def gather_charges(
     together with the fee that replaces it: never earlier, and never in an invoice for one segment. `only`
     selects the charges of one source or kind, or of one row of the source.
     """
-    if only is not None:
-        charges = [
-            charge
-            for charge in charges
-            if only[0] in {charge.source, charge.kind} and only[1] in {None, charge.source_id}
-        ]
-    ends, alone = midnight(until), only is not None and only[1] is not None
-    replaced = [_replacement(charge, segments) is not None for charge in charges]
-    waits = [
-        due(charge, segments) > ends or (is_replaced and alone)
-        for charge, is_replaced in zip(charges, replaced, strict=True)
-    ]
+    end, is_one_row = midnight(until), only is not None and only.row_id is not None
+    selected = charges if only is None else [charge for charge in charges if only.includes(charge)]
+    replaced = {charge for charge in selected if _replacement(charge, segments) is not None}
+    waiting = {
+        charge for charge in selected if due(charge, segments) > end or (is_one_row and charge in replaced)
+    }
     later: defaultdict[object, Decimal] = defaultdict(Decimal)
-    for charge, is_later in zip(charges, waits, strict=True):
-        if is_later:
+    for charge in selected:
+        if charge in waiting:
             later[charge.supply] += -charge.amount if charge.charge_kind.is_reduction else charge.amount
-    return [
-        charge
-        for charge, is_later, is_replaced in zip(charges, waits, replaced, strict=True)
-        if not is_later
-        or (later[charge.supply] < 0 and not is_replaced)
-        or (later[charge.supply] > 0 and _is_lost(charge, segments))
-    ]
+
+    def is_included(charge: SupplyCharge) -> bool:
+        rest = later[charge.supply]
+        is_refund = rest < 0 and charge not in replaced
+        is_debt = rest > 0 and _is_lost(charge, segments)
+        return charge not in waiting or is_refund or is_debt
+
+    return [charge for charge in selected if is_included(charge)]
 
 
 def _segment(charge: SupplyCharge, segments: Mapping[int, PlanSegment]) -> PlanSegment | None:

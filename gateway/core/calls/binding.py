@@ -83,6 +83,12 @@ class ServicePaths:
             for theirs in other.groups
         )
 
+    def takes_all_below(self, prefix: Plain) -> bool:
+        """Return whether each group allows all paths below `prefix`."""
+        return all(
+            any(pattern.rest and pattern.segments == prefix for pattern in group) for group in self.groups
+        )
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Binding:
@@ -154,16 +160,17 @@ class Bindings:
         reach = self._reach(service, route_upstream)
         if reach is None:
             return Binding(service, why=f"The service {key} has no upstream of its own.")
-        if reach.upstream not in self._targets:
+        target = self._targets.get(reach.upstream)
+        if target is None:
             return Binding(service, why=f"The upstream of the service {key} is not configured here.")
-        if self._targets[reach.upstream].path:
+        if target.path:
             return Binding(service, why=f"The upstream of the service {key} has paths of its own alone.")
-        path = self._targets[reach.upstream].base_url.partition("://")[2].partition("/")[2]
-        prefix = place_of(self._targets[reach.upstream].base_url)[1]
-        every = all(any(reach.rest and reach.segments == prefix for reach in group) for group in reach.groups)
-        served = tuple(self._reserved_paths(reach.host, prefix if every else None))
+        path = target.base_url.partition("://")[2].partition("/")[2]
+        base_path = f"/{path}" if path else ""
+        prefix = place_of(target.base_url)[1]
+        reserved = tuple(self._reserved_paths(reach.host, prefix if reach.takes_all_below(prefix) else None))
         overlapping = () if self._rules.shared else tuple(dict.fromkeys(self._overlapping(reach)))
-        return Binding(service, reach.upstream, "", overlapping, reach, f"/{path}" if path else "", served)
+        return Binding(service, reach.upstream, "", overlapping, reach, base_path, reserved)
 
     def conflicts(self) -> Iterator[tuple[str, str, str]]:
         """Yield pairs of services that reach the same paths at different prices, with the upstream's name."""
@@ -214,29 +221,31 @@ class Bindings:
         `root` is the base path of a service: below it the patterns match without an API version too.
         It is None if the service states its own paths.
         """
-        metered = kept = host in self._places_of_models
-        for route in self._routes:
-            name = self._file[0].get(route.service, route.upstream)
-            if route.family == GENERIC or name not in self._targets:
-                continue
-            there, prefix = place_of(self._targets[name].base_url)
-            if there != host:
-                continue
-            if route.meter not in UNREAD_METERS:
-                metered = True
-                yield template_expression(route.path, prefix)
-                own = self._targets[name].path
-                if own and "{" not in own:
-                    yield re.compile(re.escape(render_path(prefix + (plain(own) or ()))) + ".*", re.DOTALL)
-            kept = kept or route.objects != "shared"
-        if metered:
+        routes = list(self._routes_at(host))
+        metered = [(route, target) for route, target in routes if route.meter not in UNREAD_METERS]
+        words: list[str] = []
+        for route, target in metered:
+            prefix = place_of(target.base_url)[1]
+            yield template_expression(route.path, prefix)
+            if target.path and "{" not in target.path:
+                own_path = render_path(prefix + (plain(target.path) or ()))
+                yield re.compile(re.escape(own_path) + ".*", re.DOTALL)
+        if metered or host in self._places_of_models:
             yield _METERED
-        if kept:
+            words += [_WORDS, _OF_SERVERS]
+        if host in self._places_of_models or any(route.objects != "shared" for route, _ in routes):
             yield _KEPT
-        words = [*((_WORDS, _OF_SERVERS) if metered else ()), *((_KINDS,) if kept else ())]
+            words.append(_KINDS)
         if root is not None and words:
             front = "".join(f"/{re.escape(segment)}" for segment in root)
             yield re.compile(rf"(?:{front})?/(?:{'|'.join(words)}){_BELOW}", re.DOTALL)
+
+    def _routes_at(self, host: str) -> Iterator[tuple[Route, UpstreamTarget]]:
+        """Yield the routes of API families that lead to a host, each with its upstream."""
+        for route in self._routes:
+            target = self._targets.get(self._file[0].get(route.service, route.upstream))
+            if route.family != GENERIC and target is not None and place_of(target.base_url)[0] == host:
+                yield route, target
 
 
 def reach_of(key: str, target: UpstreamTarget | None, name: str, *groups: tuple[str, ...]) -> ServicePaths:

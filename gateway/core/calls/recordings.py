@@ -133,8 +133,9 @@ def _mp3_frames() -> Iterator[tuple[int, tuple[int, float]]]:
     """Yield the second and third byte of each head, without its flags, with the frame's bytes and seconds."""
     for bits, (row, divisor) in _VERSIONS.items():
         for layer in (1, 2, 3):
-            samples = 384 if layer == 1 else 576 if (row, layer) == (2, 3) else 1_152
-            unit = 4 if layer == 1 else 1
+            samples, unit = (384, 4) if layer == 1 else (1_152, 1)
+            if (row, layer) == (2, 3):
+                samples = 576
             for kbits_at, kbits in enumerate(_KBITS[row, layer], 1):
                 for rate_at, full in enumerate((44_100, 48_000, 32_000)):
                     rate = full // divisor
@@ -257,7 +258,9 @@ def _flac_block(head: bytes) -> tuple[int, int] | None:
     own = stated * {12: 1_000, 13: 1, 14: 10}[by_rate] if by_rate >= 12 else (0, *_FLAC_RATES)[by_rate]
     if by_size in {6, 7}:
         return _number(head[size_at:rate_at]) + 1, own
-    return (192 if by_size == 1 else 576 << by_size - 2 if by_size < 6 else 256 << by_size - 8), own
+    if by_size == 1:
+        return 192, own
+    return (576 << by_size - 2 if by_size < 6 else 256 << by_size - 8), own
 
 
 def flac_claim(begins: bytes) -> tuple[float, int]:
@@ -350,7 +353,7 @@ def _wav(data: bytes, frames: _Frames) -> Length:
     if not per_second:
         raise UnplainRecording
     if bits == 16:
-        return Length(len(data) / SOUND_BYTES_PER_SECOND_MIN, False)
+        return Length(len(data) / SOUND_BYTES_PER_SECOND_MIN, exact=False)
     return Length((len(data) - starts) / per_second)
 
 
@@ -624,11 +627,8 @@ def _elements(data: bytes, frames: _Frames) -> Iterator[tuple[int, int, int]]:
         kind = _number(data[at : at + width])
         size, begins = _vint(data, at + width)
         is_endless = size == (1 << 7 * (begins - at - width)) - 1
-        if (
-            width > 4
-            or (is_endless and kind not in _HOLDING)
-            or (not is_endless and begins + size > len(data))
-        ):
+        is_whole = kind in _HOLDING if is_endless else begins + size <= len(data)
+        if width > 4 or not is_whole:
             raise UnplainRecording
         yield kind, begins, begins if is_endless else begins + size
         at = begins if kind in _HOLDING else begins + size

@@ -284,7 +284,7 @@ class Pattern:
         return more == 0 or (other.rest if more > 0 else self.rest)
 
 
-EVERY_PATH = Pattern(".*", (), True)
+EVERY_PATH = Pattern(".*", (), rest=True)
 
 
 @lru_cache(READINGS_MAX)
@@ -317,7 +317,7 @@ def of_template(template: str) -> Pattern:
     if any("…" in name for name in names):
         return EVERY_PATH  # only the rest is sent on
     plainly = tuple(ANY if "{" in name else part for name in names for part in _plain_part(name))
-    return Pattern(".*", plainly, True)
+    return Pattern(".*", plainly, rest=True)
 
 
 def template_expression(template: str, prefix: Plain) -> re.Pattern[str]:
@@ -329,7 +329,9 @@ def template_expression(template: str, prefix: Plain) -> re.Pattern[str]:
     """
     names = [segment for segment in template.replace("...", "…").split("/") if segment]
     parts: list[str] = []
-    for name in names if not any("…" in name for name in names) else ():
+    if any("…" in name for name in names):
+        names = []
+    for name in names:
         literals = PARAMETER.split(name)[:: 1 + PARAMETER.groups]
         parts.append("[^/]+".join(re.escape(literal.casefold()) for literal in literals))
     tail = parts[1:] if parts and VERSION.fullmatch(parts[0]) else parts
@@ -486,9 +488,9 @@ def own_path(target: UpstreamTarget, route: Route, path: str, model: str) -> str
     if not target.path:
         return path
     action, version = _ACTION.search(route.path), _VERSIONED.search(path)
-    operation = (
-        action[1] if action is not None else path[version.end() :] if version is not None else path[1:]
-    )
+    operation = path[1:] if version is None else path[version.end() :]
+    if action is not None:
+        operation = action[1]
     words = {
         "model": quote(model, safe="@"), "operation": operation, "path": path[1:],
         "region": quote(target.region, safe=""), "project": quote(target.project, safe=""),

@@ -95,8 +95,8 @@ def _read_error(body: bytes) -> object:
 
 
 def _has(error: object, sign: CreditSign) -> bool:
-    value = error
-    for name in sign.path.split(".") if sign.path else ():
+    value, path = error, sign.path.split(".") if sign.path else ()
+    for name in path:
         value = value.get(name) if isinstance(value, dict) else None
     return isinstance(value, str) and sign.pattern.fullmatch(value) is not None
 

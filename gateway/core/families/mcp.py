@@ -72,6 +72,8 @@ _BY_HEAD: Final = "2026-07-28"
 
 # JSON-RPC 2.0, 5.1; the last one is MCP's own.
 _INVALID, _NO_METHOD, _REFUSED, _MISMATCH = -32600, -32601, -32000, -32020
+# By the parameter that a refusal names.
+_CODES = {"method": _NO_METHOD, METHOD: _MISMATCH, NAMED: _MISMATCH, VERSION: _MISMATCH}
 
 
 def routes_of(server: str) -> tuple[Route, ...]:
@@ -228,8 +230,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
 def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
     """Return a refusal as a JSON-RPC error. The function `render` sets the id of its request later."""
     param = refusal.param or ""
-    code = _INVALID if refusal.status == 400 else _REFUSED
-    code = _NO_METHOD if param == "method" else _MISMATCH if param in {METHOD, NAMED, VERSION} else code
+    code = _CODES.get(param) or (_INVALID if refusal.status == 400 else _REFUSED)
     data: dict[str, object] = {"reason": refusal.reason, "request_id": request_id}
     if param:
         data["param"] = param

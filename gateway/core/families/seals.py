@@ -6,7 +6,9 @@ keeps may belong to the model that made them; those of the prefixes in `PLAIN_OB
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -38,6 +40,8 @@ _BOUND: Final = tuple([tuple(path.split(".")) for path in (
 _BEGINNINGS: Final = frozenset(path[0] for path in _BOUND)
 # Ids of objects that belong to no model: files, vector stores, containers, skills.
 PLAIN_OBJECTS: Final = ("file-", "file_", "files/", "vs_", "cntr_", "container_", "skill_")
+# Families whose sealed members are remembered as a pattern.
+PATTERNS_MAX: Final = 32
 _decode = msgspec.json.Decoder().decode
 
 
@@ -61,7 +65,9 @@ def bound_by(call: CallRequest, seals: Mapping[str, str]) -> str:
     `seals` are the sealed members of its family.
     """
     document = call.body.document
-    for path in () if document is None or _BEGINNINGS.isdisjoint(document) else _BOUND:
+    may_bind = document is not None and not _BEGINNINGS.isdisjoint(document)
+    paths = _BOUND if may_bind else ()
+    for path in paths:
         value: object = document
         for name in path:
             value = value.get(name) if isinstance(value, dict) else None
@@ -80,13 +86,19 @@ def sealed_member(seals: Mapping[str, str], body: bytes) -> str:
     No page of a provider says that another of its models opens what one sealed: they answer 400 (public threads
     vybestack/llxprt-code 2335, openai/codex 17541). A body that cannot be read counts as sealed.
     """
-    named = next((name for name in seals if name.encode() in body), "")
-    if not named:
+    named = _pattern_of(tuple(seals)).search(body) if seals else None
+    if named is None:
         return ""
     try:
         return next(_sealed_names(_decode(body), seals), "")
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return named
+        return named[1].decode()
+
+
+@lru_cache(PATTERNS_MAX)
+def _pattern_of(names: tuple[str, ...]) -> re.Pattern[bytes]:
+    """Return a pattern of these members as JSON and forms write them, which looks only where a quote stands."""
+    return re.compile(rb'"(%b)"' % b"|".join([re.escape(name.encode()) for name in names]))
 
 
 def _sealed_names(document: object, names: Mapping[str, str]) -> Iterator[str]:

@@ -393,7 +393,8 @@ def as_they_should_be(  # noqa: PLR0917  # an organization, its known use, and t
     `stored` is the use in PostgreSQL and `waiting` that in entries not stored yet. `there` are the names of
     accounts in Redis. A window with waiting entries has moved now.
     """
-    owners, since = _owners(stored, waiting), dict(key[:2] for key in windows_at(budgets, now_ms))
+    since = dict(key[:2] for key in windows_at(budgets, now_ms))
+    known = _KnownUse(stored, waiting, _owners(stored, waiting), since, now_ms)
     live = [name.partition(":") for name in there]
     for alike in accounts_of(budgets):
         packed = define_windows(alike, now_ms)
@@ -401,39 +402,59 @@ def as_they_should_be(  # noqa: PLR0917  # an organization, its known use, and t
         prefix, _, somebody = name.partition(":")
         values = [""]
         if somebody:
-            values = [
-                value
-                for budget in alike
-                for value, keys in owners.get(budget.id, {}).items()
-                if budget.carry is not None or any(key.start_ms >= since[budget.id] for key in keys)
-            ]
-            values += [value for like, _, value in live if like == prefix]
-        rolling = {budget.id: since[budget.id] for budget in alike if budget.window != CALENDAR}
+            values = [*known.active_owners(alike), *(value for like, _, value in live if like == prefix)]
         for value in dict.fromkeys(values):
-            own, amounts, carried = list[WindowKey](), list[int](), dict[int, PresentCarry]()
-            for budget in alike:
-                uses = {
-                    key.start_ms: stored.used.get(key, 0) + waiting.used.get(key, 0)
-                    for key in owners.get(budget.id, {}).get(value, ())
-                }
-                begun = since[budget.id]
-                starts = sorted(at for at in uses if at >= begun) if budget.id in rolling else [begun]
-                own += [WindowKey(budget.id, start, value) for start in starts]
-                amounts += [_counted(budget.unit, uses.get(start, 0)) for start in starts]
-                if budget.carry_of(value) is not None and uses:
-                    key = WindowKey(budget.id, max(uses), value)
-                    counted = waiting.carried.get(key, stored.carried.get(key))
-                    carried[budget.id] = _carry_now(budget, now_ms, value, uses, counted)
-            moved_ms = max(
-                (now_ms if key in waiting.used else stored.moved.get(key, 0) for key in own), default=0
-            )
-            windows = (
-                define_windows(alike, now_ms, value) if value == OTHERS or have_own(alike, value) else packed
-            )
-            yield BudgetAccountUse(
-                f"{prefix}:{value}" if somebody else name, windows, tuple(own), tuple(amounts), moved_ms,
-                rolling, carried,
-            )  # fmt: skip
+            has_own_windows = value == OTHERS or have_own(alike, value)
+            windows = define_windows(alike, now_ms, value) if has_own_windows else packed
+            yield known.use_of(alike, value, f"{prefix}:{value}" if somebody else name, windows)
+
+
+@dataclass(frozen=True, slots=True)
+class _KnownUse:
+    """The use of an organization's budgets at a time, and since when it counts, by budget.
+
+    `owners` are the used windows by budget and owner.
+    """
+
+    stored: StoredBudgets
+    waiting: WaitingUses
+    owners: Mapping[int, Mapping[str, Sequence[WindowKey]]]
+    since: Mapping[int, int]
+    now_ms: int
+
+    def active_owners(self, budgets: Iterable[Budget]) -> list[str]:
+        """Return the owners whose use of a budget counts now, and all of one that carries over."""
+        return [
+            owner
+            for budget in budgets
+            for owner, keys in self.owners.get(budget.id, {}).items()
+            if budget.carry is not None or any(key.start_ms >= self.since[budget.id] for key in keys)
+        ]
+
+    def use_of(self, budgets: Sequence[Budget], owner: str, name: str, defined: bytes) -> BudgetAccountUse:
+        """Return the expected state of an owner's account in these budgets, by its name and definition."""
+        rolling = {budget.id: self.since[budget.id] for budget in budgets if budget.window != CALENDAR}
+        own, amounts, carried = list[WindowKey](), list[int](), dict[int, PresentCarry]()
+        for budget in budgets:
+            uses = {
+                key.start_ms: self.stored.used.get(key, 0) + self.waiting.used.get(key, 0)
+                for key in self.owners.get(budget.id, {}).get(owner, ())
+            }
+            begun = self.since[budget.id]
+            starts = sorted(at for at in uses if at >= begun) if budget.id in rolling else [begun]
+            own += [WindowKey(budget.id, start, owner) for start in starts]
+            amounts += [_counted(budget.unit, uses.get(start, 0)) for start in starts]
+            if budget.carry_of(owner) is not None and uses:
+                key = WindowKey(budget.id, max(uses), owner)
+                counted = self.waiting.carried.get(key, self.stored.carried.get(key))
+                carried[budget.id] = _carry_now(budget, self.now_ms, owner, uses, counted)
+        return BudgetAccountUse(
+            name, defined, tuple(own), tuple(amounts), max(map(self._moved_ms, own), default=0), rolling,
+            carried,
+        )  # fmt: skip
+
+    def _moved_ms(self, window: WindowKey) -> int:
+        return self.now_ms if window in self.waiting.used else self.stored.moved.get(window, 0)
 
 
 def _carry_now(
@@ -442,10 +463,10 @@ def _carry_now(
     """Return what a budget's window carries now: as it was told in this interval, else by its last interval."""
     amount, at_end = carried_use or CarriedUse(0)
     if carried_use is not None and max(uses) == budget.form.since(now_ms):
-        return PresentCarry(amount, True, at_end)
+        return PresentCarry(amount, told=True, at_end=at_end)
     known = StoredUse(uses, None if carried_use is None else amount, at_end)
     end = end_limit(budget, now_ms, value, at_end, None) if budget.overridden_groups else None
-    return PresentCarry(carried_to(budget, now_ms, known, value, None), False, end)
+    return PresentCarry(carried_to(budget, now_ms, known, value, None), told=False, at_end=end)
 
 
 def _owners(stored: StoredBudgets, waiting: WaitingUses) -> dict[int, dict[str, list[WindowKey]]]:
@@ -571,7 +592,9 @@ def _compare_windows(account: BudgetAccountUse, live: Live) -> Iterator[tuple[Wi
             most = ENDED_CALLS if counts_calls(window.budget_id) else INTEGER_MAX
             yield window, there.used, INTEGER_MAX if there.used == INTEGER_MAX and used >= most else used
     for budget_id, since in account.since.items():
-        for start_ms, has in balances[budget_id].uses.items() if budget_id in balances else ():
+        if budget_id not in balances:
+            continue
+        for start_ms, has in balances[budget_id].uses.items():
             window = WindowKey(budget_id, start_ms, owner_in(account.name))
             if start_ms >= since and has and window not in account.windows:
                 yield window, has, 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 from gateway.core.accounts import runs
 from gateway.core.accounts.budget_balances import LiveWindow
@@ -24,6 +25,7 @@ from gateway.core.accounts.definitions import (
 )
 from gateway.core.accounts.outbox import BUDGETED, CARRIED, ENTRY, PRICED
 from gateway.core.accounts.plans import TERMS, PlanTerms, Term
+from gateway.core.accounts.steps import MATCHES_MAX
 from gateway.core.billing.money import NANO, TIER
 from gateway.core.joined import numbers
 from gateway.core.layout import EARLIER, KINDS, LAYOUT, Layout, UnknownLayout
@@ -206,6 +208,7 @@ def budgets_need(request: HoldRequest) -> tuple[bytes, ...]:
     return packed + pack_steps(request.steps), *(one.defined for one in request.budgets)
 
 
+@lru_cache(MATCHES_MAX)
 def pack_steps(steps: tuple[tuple[int, int, int], ...]) -> bytes:
     """Return the steps of a request, packed."""
     return b"".join([STEP.pack(*step) for step in steps])

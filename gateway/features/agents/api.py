@@ -316,13 +316,16 @@ class Agents:
         if _REFRESH.fullmatch(token):
             row, _ = await self._holder(request, token)
         else:
-            row = await self._of_key(token)
+            row = await self._find_key_row(token)
         if row is not None:
             await self._end(request, row, "signed out")
         return {}
 
-    async def _of_key(self, key: str) -> Any:
-        for digest in self._ports.peppers.digests(key) if key.startswith(API_KEY) else ():
+    async def _find_key_row(self, key: str) -> Any:
+        """Return the sign-in of an API key; None for a text that is none."""
+        if not key.startswith(API_KEY):
+            return None
+        for digest in self._ports.peppers.digests(key):
             holder = await self._ports.store.key_holder(digest)
             if holder is not None and holder.api_key_id is not None:
                 return await self._run(partial(stored.of_key, api_key_id=holder.api_key_id))

@@ -141,7 +141,9 @@ def _percent(budget: Mapping[str, Any]) -> int:
 
 
 def _severity(percent: int) -> str:
-    return "critical" if percent >= 95 else "warning" if percent >= 75 else "normal"
+    if percent >= 95:
+        return "critical"
+    return "warning" if percent >= 75 else "normal"
 
 
 def _hundredths(amount: str) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gateway.errors import SchemaUnavailable
-from gateway.ops.doctor_redis import Finding
+from gateway.ops.doctor_redis import FAILED, UNKNOWN, Finding
 from persistence.archive.months import ROWS_TOLD_MAX, months_outside
 from persistence.error_mapping import LOCK_NOT_AVAILABLE, QUERY_CANCELED
 
@@ -20,10 +20,10 @@ def months_findings(url: str) -> list[Finding]:
         if error.sqlstate not in {LOCK_NOT_AVAILABLE, QUERY_CANCELED}:  # another finding says it
             return []
         message = f"whether rows have no partition of their month could not be asked: {error.message}"
-        return [Finding(None, "postgresql", message)]
+        return [Finding(UNKNOWN, "postgresql", message)]
     for ledger, first, last, rows in outside:
         many = f"{rows:,}" if rows < ROWS_TOLD_MAX else f"{rows:,} or more"
         months = f"{first:%Y-%m}" if first == last else f"{first:%Y-%m} to {last:%Y-%m}"
         said = f"{ledger}_default has rows of months without a partition, {many} of {months}"
-        findings.append(Finding(False, "postgresql", f"{said}: {_NO_KEEPER_CAN}; {_ARCHIVE}"))
+        findings.append(Finding(FAILED, subject="postgresql", says=f"{said}: {_NO_KEEPER_CAN}; {_ARCHIVE}"))
     return findings

@@ -158,7 +158,7 @@ def _rows_of_month(
 ) -> Iterator[_Found]:
     """Yield the selected rows of a month in order, one row group of the file at a time."""
     dataset: Any = importlib.import_module("pyarrow.dataset")
-    wanted = _condition(dataset, ledger, asked)
+    wanted, order = _condition(dataset, ledger, asked), -1 if asked.newest else 1
     with translate_errors(place.url):
         if place.digest(file.file) != (file.bytes, file.sha256):
             raise ArchiveFailed(
@@ -175,14 +175,14 @@ def _rows_of_month(
                 raise ValueError(f"it {reason}")
             if fragment.metadata.num_rows != file.rows:
                 raise ValueError(f"it has {fragment.metadata.num_rows} rows, by its manifest {file.rows}")
-            groups = fragment.split_by_row_group(wanted, schema=schema)
-        for group in reversed(groups) if asked.newest else groups:
+            groups = fragment.split_by_row_group(wanted, schema=schema)[::order]
+        for group in groups:
             with _translate_reading(place, file):
                 table = group.to_table(schema=schema, filter=wanted, use_threads=False)
                 if lacking := [name for name in needed if table.column(name).null_count]:
                     raise ValueError(f"a row of it has no {lacking[0]}")
-                found = table.to_pylist()
-            yield from ((row, file) for row in (reversed(found) if asked.newest else found))
+                rows = table.to_pylist()[::order]
+            yield from ((row, file) for row in rows)
 
 
 def _condition(dataset: Any, ledger: MonthlyLedger, asked: RowFilter) -> Any:

@@ -156,12 +156,14 @@ async def authorize(exchange: Exchange) -> None:
     with exchange.uninterrupted():
         if not routed.metered:  # it costs nothing
             free = await reserve_before_body(exchange, caller)
-            await free.settle(0, False, False, (0, ""))
+            await free.settle(0, complete=False, abandoned=False, failed=(0, ""))
             exchange.admitted = None
             call = read(worker, head, received, caller, b"")
             if routed.listing is not None:
                 call.answer_filter = narrow(worker, head, caller, call, routed.listing)
-            await check_listed(worker.admission, CallEntrance(exchange, caller, None).request_of(call, False))
+            await check_listed(
+                worker.admission, CallEntrance(exchange, caller, None).request_of(call, is_called=False)
+            )
             if call.answer_filter.narrow is not None or call.answer_filter.listing:
                 raise ModelNotAllowed("Nobody here narrows this list of models: ask for one by its name.")
         else:
@@ -363,7 +365,11 @@ async def _take_hold(
         route, use, unit = (
             await _use(worker, id_, head.attribution, caller, body)
             if authorized is None
-            else (head.routed.route, entrance.request_of(authorized, False), _unit(authorized, body))
+            else (
+                head.routed.route,
+                entrance.request_of(authorized, is_called=False),
+                _unit(authorized, body),
+            )
         )
     except Refusal:
         await reserve_before_body(exchange, caller)
@@ -379,7 +385,7 @@ async def _take_hold(
         asked = own.need if unit == TOKENS else request.units
     if exchange.admitted is not None:  # the new hold replaces the amounts held before its body was read
         if id_ != exchange.request_id:
-            await exchange.admitted.settle(0, False, False, (0, ""))
+            await exchange.admitted.settle(0, complete=False, abandoned=False, failed=(0, ""))
             exchange.shield()
         exchange.admitted = None
     hold = CallerHold(
@@ -590,7 +596,7 @@ async def _more(
     _, prices, budgets, _ = consider(ports, caller, attribution, call, service, opened, bool(hold.budgets))
     amount = more if isinstance(more, str) else None
     _, request, asked = _make_request(
-        caller, hold.id, hold.user, service, call, estimate, prices, budgets, amount, True
+        caller, hold.id, hold.user, service, call, estimate, prices, budgets, amount, raises=True
     )
     held, tokens = hold.held, request.need if hold.weights is None else hold.weights.at_most(request.need, 0)
     wanted = HeldAmounts(
@@ -641,7 +647,9 @@ def _prices_then(ports: Ports, hold: CallerHold) -> CallPrices:
     """Return the prices of a hold at its `priced_ms`. The highest of its models' prices counts by default."""
     at_ms, named = _named_then(ports.directory, hold)
     vectors = charging_prices(hold.service, hold.names(), named)
-    return CallPrices((dearest(vectors),) if len(vectors) > 1 else vectors, named, at_ms, hold.own, True)
+    return CallPrices(
+        (dearest(vectors),) if len(vectors) > 1 else vectors, named, at_ms, hold.own, hourly=True
+    )
 
 
 async def _settle(ports: Ports, hold: CallerHold, end: HoldEnd) -> None:

@@ -346,7 +346,7 @@ class CapacityQueue:
             if self.limits.concurrency:  # an unconfirmed call may still be counted, later
                 self._going[one.id] = None
             if one.until == 0.0:  # the client has left
-                self.end(one, by, 0, False)
+                self.end(one, by, 0, forwarded=False)
             else:
                 self._remove(one)
         now = self._queues.ports.seconds()

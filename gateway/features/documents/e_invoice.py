@@ -147,11 +147,11 @@ def _taxes(invoice: Mapping[str, Any]) -> dict[int, Tax]:
     # Older lines have no stored tax: they all have the tax in the document's own line.
     old = [_OLD_TAX.match(line["description"]) for line in invoice["lines"] if line["kind"] == "tax"]
     rate = next((Decimal(match[1]) / 100 for match in old if match), _ZERO)
-    taxes = {}
+    taxes, untaxed = {}, ZERO if vat else OUTSIDE_SCOPE
     for line in invoice["lines"]:
         kept = line["tax_rate"]
         tax = Tax(rate if kept is None else Decimal(kept), line["tax_category"], line["tax_reason"])
-        category = tax.category or (STANDARD if tax.rate else ZERO if vat else OUTSIDE_SCOPE)
+        category = tax.category or (STANDARD if tax.rate else untaxed)
         taxes[line["position"]] = Tax(tax.rate, category, tax.reason or REASONS.get(category))
     return taxes
 

@@ -30,39 +30,35 @@ from gateway.features.finance.focus import (
 def mount_focus(app: web.Application, ports: AdminPorts, root: str, admitted: Admit) -> None:
     """Serve usage reports in FOCUS, a standard for cloud costs; `admitted` authenticates a request."""
 
-    def asked_of(query: MultiMapping[str]) -> tuple[UsageQuery, tuple[str, ...], Callable[[Row], Row]]:
-        """Return the usage query of a FOCUS request, its version's columns, and what renders a row."""
-        if fixed := tuple((name, "is given by FOCUS") for name in ("interval", "group_by") if name in query):
-            raise Unprocessable("Some query parameters are wrong.", fixed)
-        others = MultiDict(query)
-        version = others.pop("version", next(iter(VERSIONS)))
-        if version not in VERSIONS:
-            wrong = ("version", f"must be one of {', '.join(VERSIONS)}")
-            raise Unprocessable("Some query parameters are wrong.", (wrong,))
-        asked = replace(read(others), interval=FOCUS_INTERVAL, groups=(*FOCUS_GROUPED_BY, TAGS))
+    def renderer(usage: UsageQuery) -> Callable[[Row], Row]:
         seller = ports.store.letterhead.seller
-
-        def charge(row: Row) -> Row:
-            return focus_charge(
-                row,
-                since=asked.since,
-                until=asked.until,
-                seller="" if seller is None else seller.name,
-            )
-
-        return asked, VERSIONS[version], charge
+        name = "" if seller is None else seller.name
+        return lambda row: focus_charge(row, since=usage.since, until=usage.until, seller=name)
 
     async def as_csv(_: AdminPorts, query: MultiMapping[str]) -> tuple[UsageQuery, File]:
-        asked, columns, charge = asked_of(query)
-        return asked, CsvFile("focus.csv", columns, charge, used_only=True)
+        usage, columns = read_focus_query(query)
+        return usage, CsvFile("focus.csv", columns, renderer(usage), used_only=True)
 
     async def as_parquet(_: AdminPorts, query: MultiMapping[str]) -> tuple[UsageQuery, File]:
-        asked, columns, charge = asked_of(query)
+        usage, columns = read_focus_query(query)
         file = await Parquet.of("focus.parquet", columns, FOCUS_QUANTITIES, times=FOCUS_TIMES, counts=False)
-        return asked, _Charges(file, charge)
+        return usage, _Charges(file, renderer(usage))
 
     serve_file(app, ports, f"{root}/usage/focus.csv", as_csv, admitted)
     serve_file(app, ports, f"{root}/usage/focus.parquet", as_parquet, admitted)
+
+
+def read_focus_query(query: MultiMapping[str]) -> tuple[UsageQuery, tuple[str, ...]]:
+    """Return the usage query of a FOCUS request, and the columns of its version; raise `Unprocessable`."""
+    if fixed := tuple((name, "is given by FOCUS") for name in ("interval", "group_by") if name in query):
+        raise Unprocessable("Some query parameters are wrong.", fixed)
+    others = MultiDict(query)
+    version = others.pop("version", next(iter(VERSIONS)))
+    if version not in VERSIONS:
+        wrong = ("version", f"must be one of {', '.join(VERSIONS)}")
+        raise Unprocessable("Some query parameters are wrong.", (wrong,))
+    usage = replace(read(others), interval=FOCUS_INTERVAL, groups=(*FOCUS_GROUPED_BY, TAGS))
+    return usage, VERSIONS[version]
 
 
 class _Charges:

@@ -108,7 +108,7 @@ _SUMMED: Final = (
     "budget_tokens", "budget_tokens_most",
 )  # fmt: skip
 # The result of a line that is missing.
-_MISSING: Final = BatchResult("", 0, "", b"", False)
+_MISSING: Final = BatchResult("", 0, "", b"", free=False)
 # A line accesses the objects that its body names.
 _NAMES: Final = ObjectAccess((), None)
 
@@ -291,7 +291,7 @@ async def tell_job(exchange: Exchange) -> None:
             exchange.before_end = partial(_check_upstream, jobs, caller, id_)
         if paths is not None and paths.results and routed.method == b"GET":
             status, said = await _fetch_state(admitted, jobs, paths)
-            await admitted.settle(status, True)
+            await admitted.settle(status, complete=True)
             own_answer(exchange, status, _JSON, said)
             return
     answer = await forward(exchange, admitted)
@@ -492,7 +492,7 @@ class _BatchEntrance:
         """Return the claim of the first line, and a hold of one input token for each line."""
         use, (service, prices, budgets, _) = self._first, terms
         claim, _ = hold_request(
-            use.caller, use.id, use.user, service, use.call, NO_ESTIMATE, prices, budgets, 1, False
+            use.caller, use.id, use.user, service, use.call, NO_ESTIMATE, prices, budgets, 1, raises=False
         )
         least = self._lines if service.counts_tokens else 0
         request = HoldRequest(
@@ -633,7 +633,7 @@ def _add(  # noqa: PLR0917  # a call, and what holds it
     caller, service = request.caller, request.service
     estimate = worker.ports.estimator.hold(call, caller.organization_id, service.key)
     claim, one = hold_request(
-        caller, request.request_id, request.user, service, call, estimate, prices, budgets, 1, False
+        caller, request.request_id, request.user, service, call, estimate, prices, budgets, 1, raises=False
     )
     share = replace(
         decision, held_tokens=one.ceiling, held_credits=one.credits, money_held=one.money,
@@ -767,7 +767,8 @@ def _charge_of_result(  # noqa: PLR0917  # as `line_charges`
         call.media = Media(tokens=tokens)
     usage, detail = meter.usage(), meter.detail
     passes = job.kind == RESPONSE and not line.free and usage.total > max(job.tokens, job.budget_tokens) > 0
-    if not passes and (not usage.reported or not (usage.total or job.kind == VIDEO)):
+    has_use = usage.reported and (usage.total > 0 or job.kind == VIDEO)
+    if not passes and not has_use:
         return None
     if job.kind == BATCH:
         detail.service_tier = tier_at(SERVICE_TIER, place_of(detail.service_tier))
@@ -808,7 +809,7 @@ def _charge_as_held(job: Job, id_: str, service: Service, line: BatchResult, ago
 def _use(job: Job, family: str, line: BatchResult, ago_s: float, detail: Detail) -> MeteredUse:
     """Return the `MeteredUse` of a job or of one of its lines, without amounts yet."""
     return MeteredUse(
-        True, NO_COUNTS, 0, 0, False, detail, job.model, job.endpoint, family, line.status,
+        used=True, counts=NO_COUNTS, total=0, units=0, estimated=False, detail=detail, model=job.model, route=job.endpoint, family=family, status=line.status,
         duration_ms=max(0, int(1000 * ago_s)), session=job.session, upstream_id=line.request_id,
         metadata=msgspec.Raw(job.metadata.encode()) if job.metadata else NONE, sent=job.sent,
         tiers=job.tiers,
@@ -829,4 +830,4 @@ def _prices_then(ports: Ports, job: Job, service: Service) -> CallPrices:
     targets = (ModelTarget(job.upstream, job.sent),) if job.sent else ()
     call.take_aim(aim_of(call, targets=targets, upstream=job.upstream))
     named = named_prices(ports.directory, job.caller, call, job.own, at_ms)
-    return CallPrices(charging_prices(service, call, named), named, at_ms, job.own, True)
+    return CallPrices(charging_prices(service, call, named), named, at_ms, job.own, hourly=True)

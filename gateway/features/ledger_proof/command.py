@@ -22,13 +22,14 @@ from gateway.features.ledger_proof.tree import (
     NO_MARK,
     NONE,
     LedgerSegment,
+    ProvenRow,
     SignedLedger,
     leaf,
     path,
     root,
     row_text,
 )
-from gateway.features.ledger_proof.verifying import LedgerVerification, ProvenRow, check_heads, check_rows
+from gateway.features.ledger_proof.verifying import LedgerVerification, check_heads, check_rows
 from gateway.ops.storage import FileStore, translate_errors
 
 if TYPE_CHECKING:
@@ -99,14 +100,15 @@ def verify_ledgers(
         stored.heads(here), stored.segments_by_head(here), keys, verification, verifies=is_signed, kept=kept
     )
     for kind, ledgers in LEDGERS.items():
-        rows = (ProvenRow(*one[:3], beyond=one[3]) for one in stored.leaves(here, kind))
         gone = [
             _rows_of_file(file, ledger, archive, verification)
             for ledger in ledgers
             for file in files
             if file.ledger == ledger.name
         ]
-        check_rows(kind, stored.segments_by_place(here, kind), [rows, *gone], verification)
+        check_rows(
+            kind, stored.segments_by_place(here, kind), [stored.read_rows(here, kind), *gone], verification
+        )
     return verification
 
 
@@ -242,7 +244,7 @@ def proven(here: stored.Connection, request_id: str, archive: str | None = None)
     """Return the rows of a call, and the proof path from each to a signed head."""
     from persistence import ledger_proof as stored  # of the commands that read it alone
 
-    named = {row[:3]: row[3] for row in stored.rows_of_request(here, request_id)}
+    named = stored.texts_of_request(here, request_id)
     for kind in LEDGERS:
         for owner_id, seq, text in _archived_rows(here, kind, archive, request_id=request_id):
             named[kind, owner_id, seq] = text

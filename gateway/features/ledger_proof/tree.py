@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 FORMAT: Final = 1
 # Seqs of one segment at most: a proof reads the rows of one segment.
@@ -139,6 +139,19 @@ class LedgerSegment:
     def mark(self, seq: int) -> bytes:
         at = (seq - self.first_seq) * MARK_BYTES
         return self.marks[at : at + MARK_BYTES]
+
+
+class ProvenRow(NamedTuple):
+    """A row as it was found: its account, its seq, its leaf, and where it was found.
+
+    `beyond`: its seq is higher than that of its account.
+    """
+
+    owner_id: int
+    seq: int
+    leaf: bytes
+    where: str = "the database"
+    beyond: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,24 +20,10 @@ from gateway.features.ledger_proof.tree import (
     NONE,
     LedgerHead,
     LedgerSegment,
+    ProvenRow,
     root,
     text_of_head,
 )
-
-DATABASE = "the database"
-
-
-class ProvenRow(NamedTuple):
-    """A row as it was found: its account, its seq, its leaf, and where it was found.
-
-    `beyond`: its seq is higher than that of its account.
-    """
-
-    owner_id: int
-    seq: int
-    leaf: bytes
-    where: str = DATABASE
-    beyond: bool = False
 
 
 class LedgerForgery(NamedTuple):

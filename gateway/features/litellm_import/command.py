@@ -7,11 +7,10 @@ command itself. Credentials are referenced, or written to separate files.
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
@@ -20,8 +19,19 @@ from typing import Annotated, Any
 import typer
 
 from gateway.cli.admin.client import CommandFailed, Json
-from gateway.cli.admin.configuration import documents, written
-from gateway.cli.admin.output import AsJson, print_json, say
+from gateway.cli.admin.configuration import documents
+from gateway.cli.admin.imports import (
+    EVERYBODY,
+    KEYS,
+    PLAN,
+    Translated,
+    deliver,
+    free_name,
+    leaves,
+    read_answer,
+    read_source,
+)
+from gateway.cli.admin.output import AsJson
 from gateway.core.accounts import tags as tag_names
 from gateway.core.accounts.budget_amounts import wrong_amount
 from gateway.core.accounts.budgets import MONEY, USER
@@ -30,14 +40,10 @@ from gateway.core.accounts.windows import FIRST_USE, read_length
 from gateway.core.billing.price_book import folded
 from gateway.core.calls.routes import TARGETS_MAX
 from gateway.core.families.registry import ALL
-from gateway.core.text import read_json, visible
 from gateway.core.times import rfc3339
 
-CONFIG, OBJECTS, KEYS = "tollkeeper.yaml", "objects.yaml", "keys"
-BYTES_MAX = 4 * 2**20
 # Maximum of models in one list.
 LIST_MAX = 100
-PLAN, EVERYBODY = "Tokens without a limit", "Everybody"
 ENVIRON = "os.environ/"
 
 
@@ -161,17 +167,6 @@ _WHY = (
     (r".*(?:soft_budget|budget_alert).*", "give a budget thresholds, and a webhook"),
     (r".*budget_id", "make the budget that it names: tollkeeper budget create"),
 )  # fmt: skip
-
-
-@dataclass(slots=True)
-class Translated:
-    """The result: a configuration file, objects to apply, secrets by file name, and omissions."""
-
-    config: Json = field(default_factory=dict)
-    objects: Json = field(default_factory=dict)
-    secrets: dict[str, str] = field(default_factory=dict)
-    left: list[tuple[str, str]] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -541,7 +536,7 @@ class _Translation:
             )
         for one in names:
             source.pop(one, None)
-        name = _free(name, self._budgets)
+        name = free_name(name, {budget["name"] for budget in self._budgets})
         row = {"name": name, "organization": self._owner, "unit": MONEY, "amount": f"{amount:f}"}
         self._budgets.append({**row, **window, **selectors})
 
@@ -645,7 +640,7 @@ class _Translation:
             return
         tenant = by_id[team_id] if team_id else self._everybody(tenants)
         tenant_reference = {"organization": self._owner, "name": tenant}
-        name = _free(name, [key for key in made if key["tenant"] == tenant_reference])
+        name = free_name(name, {key["name"] for key in made if key["tenant"] == tenant_reference})
         key: Json = {"name": name, "tenant": tenant_reference}
         key |= self._models_of(row, place)
         key |= {"user": user} if (user := row.pop("user_id", None)) else {}
@@ -708,7 +703,7 @@ class _Translation:
     def _tenant(self, team: Json, place: str, tenants: list[Json]) -> str:
         name = str(team.pop("team_alias", None) or team.get("team_id") or EVERYBODY)
         team.pop("team_id", None)
-        name = _free(name, tenants)
+        name = free_name(name, {tenant["name"] for tenant in tenants})
         team.pop("blocked", None)
         row: Json = {"name": name, "organization": self._owner, "plan": PLAN} | self._models_of(team, place)
         tenants.append(row | ({"limits": limits} if (limits := _limits(team)) else {}))
@@ -753,7 +748,7 @@ class _Translation:
 
     def _note_rest(self, rest: object, place: str) -> None:
         """List every setting in `rest`, which is left of a part of the source, as not translated."""
-        for leaf in _leaves(rest, place):
+        for leaf in leaves(rest, place):
             known = {left for left, _ in self._result.left}
             if leaf not in known:
                 why = next(
@@ -824,25 +819,6 @@ def _sign_in(upstream: Json, known: Provider, params: Json) -> None:
         upstream["auth"] = known.auth
 
 
-def _leaves(rest: object, place: str) -> Iterator[str]:
-    """Yield the path of each value that is left in a document."""
-    if isinstance(rest, dict):
-        for name, value in rest.items():
-            yield from _leaves(value, f"{place}.{name}" if place else str(name))
-    elif isinstance(rest, list) and any(isinstance(item, dict | list) for item in rest):
-        for number, item in enumerate(rest):
-            yield from _leaves(item, f"{place}[{number}]")
-    elif rest not in (None, "", []):
-        yield place
-
-
-def _free(name: str, rows: list[Json]) -> str:
-    """Return the name, with a number appended if one of the rows has it."""
-    taken = {row["name"] for row in rows}
-    numbered = (name if number == 1 else f"{name} {number}" for number in range(1, len(taken) + 2))
-    return next(name_ for name_ in numbered if name_ not in taken)
-
-
 def _window(duration: object) -> Json:
     """Return the fields of a budget for a duration of LiteLLM, None for one without end; {} where none is."""
     spelled = _DURATIONS.get(str(duration), str(duration))
@@ -904,18 +880,6 @@ def _list(value: Any) -> list[Any]:
 Source = Annotated[Path, typer.Argument(metavar="CONFIG", help="LiteLLM's config.yaml.", show_default=False)]
 
 
-def import_section() -> typer.Typer:
-    """Return the commands that translate configurations of other gateways."""
-    made = typer.Typer(no_args_is_help=True, help="Take over another gateway's configuration.")
-
-    @made.callback()
-    def about() -> None:
-        """Take over another gateway's configuration."""
-
-    made.command("litellm")(litellm)
-    return made
-
-
 def litellm(
     source: Source,
     *,
@@ -930,64 +894,9 @@ def litellm(
     as_json: AsJson = False,
 ) -> None:
     """Translate a configuration of LiteLLM, and name each setting that is left out."""
-    documents_ = [document.value for document in documents(_read(source), str(source))]
+    documents_ = [document.value for document in documents(read_source(source), str(source))]
     if len(documents_) != 1 or not isinstance(documents_[0], dict):
         raise CommandFailed(f"{source} must be one document with a model_list.")
-    if to.exists():
-        raise CommandFailed(f"{to} is there already: name a new directory with --to.")
-    directory = to.absolute()
-    lists = Lists(*map(_list_of, (teams, keys, users, tags)))
-    made = translate(documents_[0], org, directory, datetime.now(UTC), lists)
-    _write(directory, made)
-    if as_json:
-        left = [{"place": place, "why": why} for place, why in made.left]
-        print_json({"directory": str(directory), "left_out": left, "notes": made.notes})
-        return
-    counts = {"models": len(made.config["models"]), "upstreams": len(made.config["upstreams"])}
-    counts |= {name: len(rows) for name, rows in made.objects.items()}
-    typer.echo(f"Written to {to}: " + ", ".join(f"{count} {name}" for name, count in counts.items()) + ".")
-    for note in made.notes:
-        typer.echo(f"Note: {note}")
-    typer.echo(f"Left out: {len(made.left)} settings." if made.left else "Nothing is left out.")
-    for place, why in made.left:
-        typer.echo(visible(f"  {place}: {why}"))
-    say(f"Start it:  tollkeeper up --no-demo --config {to / CONFIG}")
-    say(f"Then:      tollkeeper apply -f {to / OBJECTS} --secrets-dir secrets")
-
-
-def _read(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            text = file.read(BYTES_MAX + 1)
-    except OSError as error:
-        raise CommandFailed(f"{path} cannot be read: {error.strerror}.") from error
-    if len(text) > BYTES_MAX:
-        raise CommandFailed(f"{path} has more than {BYTES_MAX} bytes.")
-    try:
-        return text.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise CommandFailed(f"{path} is not UTF-8 text (at byte {error.start}).") from error
-
-
-def _list_of(path: Path | None) -> Any:
-    if path is None:
-        return None
-    try:
-        return read_json(_read(path))
-    except ValueError as error:
-        raise CommandFailed(f"{path} is no JSON: {error}.") from error
-
-
-def _write(directory: Path, made: Translated) -> None:
-    """Write all files; those with secrets are readable by their owner only."""
-    try:
-        directory.mkdir(mode=0o700, parents=True)
-        for name, secret in made.secrets.items():
-            (directory / KEYS).mkdir(mode=0o700, exist_ok=True)
-            descriptor = os.open(directory / KEYS / name, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-                file.write(f"{secret}\n")
-        (directory / CONFIG).write_text(written(made.config), encoding="utf-8")
-        (directory / OBJECTS).write_text(written(made.objects), encoding="utf-8")
-    except OSError as error:
-        raise CommandFailed(f"{error.filename} cannot be written: {error.strerror}.") from error
+    lists = Lists(*map(read_answer, (teams, keys, users, tags)))
+    made = translate(documents_[0], org, to.absolute(), datetime.now(UTC), lists)
+    deliver(made, to, as_json=as_json)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from gateway.features.record import Feature, lazy
+from gateway.features.record import Feature, commands, lazy
 
 FEATURE = Feature(
     name="litellm_import",
-    admin_sections={"import": lazy("gateway.features.litellm_import.command:import_section")},
+    admin_sections={"import": lazy("gateway.cli.admin.imports:import_section")},
+    imports=commands("gateway.features.litellm_import.command:litellm"),
 )

@@ -79,17 +79,21 @@ class ProviderApi:
         pages = 0
         for path, parameters in self.of.questions:
             for first, last in spans(since, until):
-                query, page = {**parameters, **self.of.span(first, last)}, ""
-                seen: set[str] = set()
-                while page or not seen:
-                    if page in seen or pages >= self.pages_max:
-                        why = f"has more than {self.pages_max:,} pages, or one twice: ask for less time"
-                        raise CommandFailed(f"{self.url}{path} {why}.")
-                    seen.add(page)
-                    pages += 1
-                    raw = self._page(path, {**query, **({"page": page} if page else {})})
-                    page = add_page(report, raw, ReportPosition(f"{self.url}{path}, page {pages}", self.of))
+                pages = self._add_pages(report, path, {**parameters, **self.of.span(first, last)}, pages)
         return report
+
+    def _add_pages(self, report: ProviderReport, path: str, query: Mapping[str, str], pages: int) -> int:
+        """Add all pages of an answer to `report`; return the number of pages read, with `pages` before."""
+        page, seen = "", set[str]()
+        while page or not seen:
+            if page in seen or pages >= self.pages_max:
+                why = f"has more than {self.pages_max:,} pages, or one twice: ask for less time"
+                raise CommandFailed(f"{self.url}{path} {why}.")
+            seen.add(page)
+            pages += 1
+            raw = self._page(path, {**query, "page": page} if page else query)
+            page = add_page(report, raw, ReportPosition(f"{self.url}{path}, page {pages}", self.of))
+        return pages
 
     def _page(self, path: str, query: Mapping[str, str]) -> bytes:
         """Return a page of the provider's API; try again after a pause if it is busy."""
@@ -351,7 +355,8 @@ def _places(asked: ProviderOptions) -> tuple[Sequence[str], str | None]:
     `CommandFailed` if both are given.
     """
     urls = [name for name in asked.files if name.startswith(("http://", "https://"))]
-    if (asked.files and asked.url) or (urls and len(asked.files) > 1):
+    has_another = len(asked.files) > 1
+    if (asked.files and asked.url) or (urls and has_another):
         raise CommandFailed("Name files or one API, not both.")
     return ((), urls[0]) if urls else (asked.files, asked.url)
 

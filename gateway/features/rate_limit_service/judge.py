@@ -122,10 +122,10 @@ def refused(reason: str, detail: str = "") -> DescriptorVerdict:
     headers = [("x-tollkeeper-reason", reason)]
     if reason == _UNAVAILABLE:
         headers.append(("retry-after", "1"))
-    return DescriptorVerdict(True, None, tuple(headers), detail.encode())
+    return DescriptorVerdict(over=True, remaining=None, headers=tuple(headers), body=detail.encode())
 
 
-_PASSED: Final = DescriptorVerdict(False)
+_PASSED: Final = DescriptorVerdict(over=False)
 
 
 class RateLimitJudge:
@@ -461,6 +461,10 @@ def _verdict(reply: HoldsReply) -> DescriptorVerdict:
     )
     if reply.status < 400:  # a hold was taken
         remaining = reply.document.get("remaining")
-        return DescriptorVerdict(False, remaining if isinstance(remaining, int) else None, headers)
+        return DescriptorVerdict(
+            over=False, remaining=remaining if isinstance(remaining, int) else None, headers=headers
+        )
     kind = ("content-type", reply.headers.get("content-type", "text/plain"))
-    return DescriptorVerdict(True, 0 if reply.status == 429 else None, (*headers, kind), reply.body)
+    return DescriptorVerdict(
+        over=True, remaining=0 if reply.status == 429 else None, headers=(*headers, kind), body=reply.body
+    )

@@ -144,7 +144,9 @@ class Runs:
 
     def admitted(self, caller: Caller, run: Run) -> None:
         """Store an admitted call's run, and the run's parents, until they end; before, they expire soon."""
-        for parent in reversed((run, *run.parents)) if self._waits else ():
+        if not self._waits:
+            return
+        for parent in reversed((run, *run.parents)):
             if (parent.tenant_id, parent.id) in self._waits:
                 self._waits[parent.tenant_id, parent.id] = math.inf
                 begin(self._keep(caller, parent))

@@ -197,7 +197,9 @@ class Unspeakable(ValueError):
 def to_stripe(amount: Decimal, currency: str) -> int:
     """Return an amount in Stripe's units; `Unspeakable` if Stripe cannot represent it."""
     number = amount.scaleb(_digits(currency))
-    step = 10 if _digits(currency) == 3 else 100 if currency in _IN_HUNDREDTHS else 1
+    step = 100 if currency in _IN_HUNDREDTHS else 1
+    if _digits(currency) == 3:
+        step = 10
     if number % step:
         raise Unspeakable(f"Stripe has no amounts such as {currency} {amount.normalize():f}")
     return int(number)

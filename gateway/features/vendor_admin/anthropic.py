@@ -15,7 +15,7 @@ from gateway.core.accounts.administration import Row
 from gateway.core.billing.money import EXACT
 from gateway.core.families.anthropic import ERROR_TYPES
 from gateway.core.times import rfc3339
-from gateway.features.vendor_admin.report import VendorQuery, VendorReport, summed
+from gateway.features.vendor_admin.report import VendorQuery, VendorReport, message_of, summed
 
 ROOT: Final = "/v1/organizations"
 _GROUPS = {"model": "model", "api_key_id": "api_key", "workspace_id": "tenant"}
@@ -78,7 +78,7 @@ def _page(buckets: list[dict[str, Any]], following: str | None) -> dict[str, Any
 def refusal(problem: Mapping[str, Any]) -> dict[str, Any]:
     other = "invalid_request_error" if problem["status"] < 500 else "api_error"
     kind = ERROR_TYPES.get(problem["status"], other)
-    return {"type": "error", "error": {"type": kind, "message": problem["detail"]}}
+    return {"type": "error", "error": {"type": kind, "message": message_of(problem)}}
 
 
 def _moment(text: str) -> datetime:

@@ -7,7 +7,7 @@ hour or a day, a page has some of these, and `page` requests the next ones. Each
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, cast
@@ -74,14 +74,7 @@ def read_query(report: VendorReport, sent: MultiMapping[str], now: datetime) -> 
     """Parse a whole query; `Unprocessable` names the parameter and a valid value."""
     behind = "[]" if report.bracketed else ""
     lists = {name + behind: name for name in ("group_by", *report.filters)}
-    single = {report.since, report.until, "bucket_width", "limit", "page"}
-    for name in sent:
-        plain = name.removesuffix("[]")
-        if name not in single and plain + behind not in lists:
-            known = ", ".join(sorted({*single, *lists}))
-            raise _wrong(name, f"is no parameter of this report: expected {known}")
-        if name in single and len(sent.getall(name)) > 1:
-            raise _wrong(name, "must be there once")
+    _check_names(sent, {report.since, report.until, "bucket_width", "limit", "page"}, lists, behind)
     values = {plain: _list(sent, plain) for plain in lists.values()}
     width = sent.get("bucket_width", "1d")
     if width not in WIDTHS or (report.daily and width != "1d"):
@@ -100,8 +93,23 @@ def read_query(report: VendorReport, sent: MultiMapping[str], now: datetime) -> 
         known = ", ".join(report.groups)
         raise _wrong(f"group_by{behind}", f"must not have {unknown[0]}: expected some of {known}")
     filters = {name: frozenset(value) for name, value in values.items() if value}
-    asked = VendorQuery(since, until, interval, length, _limit(sent, usual, most), groups, filters)
-    return replace(asked, since=_begin(asked, sent["page"])) if "page" in sent else asked
+    query = VendorQuery(since, until, interval, length, _limit(sent, usual, most), groups, filters)
+    return replace(query, since=_begin(query, sent["page"])) if "page" in sent else query
+
+
+def _check_names(
+    sent: MultiMapping[str], single: Collection[str], lists: Collection[str], behind: str
+) -> None:
+    """Raise `Unprocessable` for a parameter that is unknown, or in `single` and sent twice.
+
+    The names in `lists` end in `behind`.
+    """
+    for name in sent:
+        if name not in single and name.removesuffix("[]") + behind not in lists:
+            known = ", ".join(sorted({*single, *lists}))
+            raise _wrong(name, f"is no parameter of this report: expected {known}")
+        if name in single and len(sent.getall(name)) > 1:
+            raise _wrong(name, "must be there once")
 
 
 def _list(sent: MultiMapping[str], name: str) -> list[str]:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Final
 
 from gateway.core.accounts.administration import Row
-from gateway.features.vendor_admin.report import VendorQuery, VendorReport, summed
+from gateway.features.vendor_admin.report import VendorQuery, VendorReport, message_of, summed
 
 ROOT: Final = "/v1/organization"
 _GROUPS = {"model": "model", "api_key_id": "api_key", "project_id": "tenant", "user_id": "user"}
@@ -74,7 +74,7 @@ def refusal(problem: Mapping[str, Any]) -> dict[str, Any]:
     param = next((wrong["field"] for wrong in problem.get("errors", ())), None)
     kind = "invalid_request_error" if problem["status"] < 500 else "server_error"
     code = "invalid_api_key" if problem["status"] == 401 else None
-    return {"error": {"message": problem["detail"], "type": kind, "param": param, "code": code}}
+    return {"error": {"message": message_of(problem), "type": kind, "param": param, "code": code}}
 
 
 def _moment(text: str) -> datetime:

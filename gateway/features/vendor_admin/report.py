@@ -100,6 +100,13 @@ def _credentials(request: web.Request) -> list[str]:
     return list(tokens.values())
 
 
+def message_of(problem: Mapping[str, Any]) -> str:
+    """Return the message of a problem, with the wrong fields if it does not name them itself."""
+    wrong = [(fault["field"], fault["message"]) for fault in problem.get("errors", ())]
+    faults = [f"{field}: {message}" for field, message in wrong if message not in problem["detail"]]
+    return " ".join([problem["detail"], "; ".join(faults)]).strip()
+
+
 def handler(
     ports: AdminPorts,
     shape: Shape,

@@ -265,7 +265,7 @@ class LiveSocket(WebSocket):
         upstream = admitted.worker.upstreams.get(attempt.name)
         limiter = None if upstream is None else upstream.limiter
         if limiter is not None and admitted.charges and not self._is_due:
-            await limiter.take(admitted, upstream, True)
+            await limiter.take(admitted, upstream, waits=True)
 
     def _begin_turn(self, admitted: AdmittedCall) -> Link:
         """Create the link (connection to the upstream) of a turn, with a meter.
@@ -317,7 +317,7 @@ class LiveSocket(WebSocket):
         charge, link = self._admitted, self._link
         if charge is not None and link is not None:
             self._link = charge.meter = None
-            link.add_event(b"", True)
+            link.add_event(b"", last=True)
 
     # the client's side
 
@@ -384,10 +384,11 @@ class LiveSocket(WebSocket):
 
     def close(self) -> None:
         """Close the socket with the reason of its end."""
-        usual, self._turning = _AWAY if self._answer is None else _BROKEN, False
-        self._over = True  # the connection has ended
+        usual_code = _AWAY if self._answer is None else _BROKEN
+        self._turning, self._over = False, True
         self._session.forget()
-        self._close(*(self._ends or (usual, "")))
+        code, why = self._ends or (usual_code, "")
+        self._close(code, why)
 
     def hold(self, reason: int) -> None:
         """Stop reading messages of the client. `reason` is a flag; reading resumes once no flag is left."""
@@ -828,8 +829,9 @@ class UpstreamSocket(FrameReader):
 
     def connection_lost(self, error: Exception | None) -> None:
         """Release the connection, and end the client's socket after the frames that were read."""
-        for event in () if self._closed else self._frames.events():
-            self._take(event)
+        if not self._closed:
+            for event in self._frames.events():
+                self._take(event)
         self._closed = True
         self.reading.close()
         self._released()

@@ -223,6 +223,7 @@ def read_turn(asked: DemoRequest, model: str, *, speaks: bool) -> DemoExchange:
         counts = [int(each) for each in usage.split(",")]
     used = dict(zip(COUNTS, counts + [0] * (5 - len(counts)), strict=True))
     used["output"] *= speaks
+    text_stop = "length" if len(said) > len(pieces) == stated else "end"
     values = used | {
         "id": hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()[:24],
         "model": model or str(body.get("model", "demo-small")),
@@ -242,7 +243,7 @@ def read_turn(asked: DemoRequest, model: str, *, speaks: bool) -> DemoExchange:
         "end": end,
         "broken": bool(end),
         "failing": end == "error",
-        "stop": "tool" if tool else "length" if len(said) > len(pieces) == stated else "end",
+        "stop": "tool" if tool else text_stop,
         "status": "in_progress",
         "reports": usage != UNREPORTED,
         "asked": bool((body.get("stream_options") or {}).get("include_usage")),
@@ -652,10 +653,14 @@ def _array(events: Iterable[tuple[str, str]]) -> Iterator[bytes]:
 
 
 def _models(asked: DemoRequest, *, gemini: bool, name: str | None) -> Reply:
-    maker = "gemini" if gemini else "anthropic" if "anthropic-version" in asked.headers else "openai"
+    maker = "anthropic" if "anthropic-version" in asked.headers else "openai"
+    if gemini:
+        maker = "gemini"
     models = {"model": MODELS if name is None else (name,)}
     listed = fill_answer(WHOLE[f"models_{maker}"], {}, models)
-    return _json(listed if name is None else listed["models" if gemini else "data"][0])
+    if name is None:
+        return _json(listed)
+    return _json(listed["models" if gemini else "data"][0])
 
 
 def _echo(asked: DemoRequest) -> Reply:

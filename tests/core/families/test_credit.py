@@ -48,6 +48,7 @@ def error(**members: object) -> bytes:
         ("anthropic", 400, error(type="invalid_request_error", message=CREDIT)),
         ("anthropic", 400, error(message="Your credit balance is too low")),
         ("anthropic", 400, error(message="Your credit balance is too low to access the Claude API.")),
+        ("anthropic", 400, error(message="Your credit balance is too low for this request.")),
         ("anthropic", 400, error(message="You have reached your specified API usage limits. You will regain access "
                                          "on 2026-12-01 at 00:00 UTC.")),
         ("anthropic", 400, error(message="You have reached your specified workspace API usage limits.")),

@@ -27,12 +27,13 @@ from gateway.features.ledger_proof.tree import (
     LedgerHead,
     LedgerKey,
     LedgerSegment,
+    ProvenRow,
     cut,
     leaf,
     root,
     text_of_head,
 )
-from gateway.features.ledger_proof.verifying import LedgerVerification, ProvenRow, check_heads, check_rows
+from gateway.features.ledger_proof.verifying import LedgerVerification, check_heads, check_rows
 from gateway.run.keeper_parts import KeeperParts
 from gateway.run.keeper_settings import KeeperSettings
 from gateway.settings.settings import Settings

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from gateway.cli.admin.configuration import written
-from gateway.features.litellm_import.command import Lists, Translated, translate
+from gateway.cli.admin.imports import Translated
+from gateway.features.litellm_import.command import Lists, translate
 from gateway.settings.config_file import read_config, table_of
 from tests.admin.conftest import Api
 from tests.admin.test_cli import Run, from_json, run

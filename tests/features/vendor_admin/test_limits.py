@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from itertools import product
 from typing import Any
 
 import anthropic
@@ -193,6 +194,27 @@ async def test_invalid_spend_limit_is_refused_with_the_field_named(
     assert refused.status == 422
     assert f"The field {field} " in refused.json["error"]["message"]
     assert await budgets(world) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (ANTHROPIC, {"amount": "1", "scope": {"type": "organization"}, "period": "weekly"}),
+        (OPENAI, {"threshold_amount": 5, "currency": "USD", "interval": "month"}),
+    ],
+)
+async def test_spend_limit_that_a_budgets_rule_refuses_says_which(
+    world: World, path: str, body: dict[str, Any]
+) -> None:
+    selectors = product((None, world.alphas["tenants"]), (None, "ada"), (None, 7), (None, "m1"))
+    for number, (tenant, user, project, model) in enumerate(selectors):
+        await world.alpha.make(
+            "budgets", name=f"b{number}", unit="money", amount="5", interval="day", each="key", model=model,
+            organization_id=world.alphas["organizations"], tenant_id=tenant, user=user, project_id=project,
+        )  # fmt: skip
+    refused = await world.alpha.call("POST", path, body)
+    assert refused.status == 422
+    assert "budgets of more than 16 different selectors, with: b0" in refused.json["error"]["message"]
 
 
 async def test_spend_limit_request_accepts_the_same_token_in_two_headers_but_not_two_tokens(

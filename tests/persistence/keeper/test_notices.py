@@ -10,7 +10,7 @@ import pytest
 from gateway.background.timed.deliveries import WebhookDeliveries
 from gateway.core.alerts.messages import Delivery, DeliveryOutcome, Mail
 from persistence import engine
-from persistence.keeper.news import Deliveries, Notices
+from persistence.keeper.news import Deliveries, EmptyUpstreamAccount, Notices
 from persistence.ledger.writer import LedgerWriter
 from tests.connections import connected
 from tests.persistence.credits import give
@@ -162,7 +162,7 @@ async def test_staff_hear_once_of_an_empty_account_until_a_good_answer(
     with connected(migrated) as connection:
         connection.execute("UPDATE webhook SET organization_id = %s", [account.organization_id])
     hook(migrated, '["upstream.empty"]')
-    first = ("0123456789abcdef", "deepseek", 402, 1_796_000_000_000)
+    first = EmptyUpstreamAccount("0123456789abcdef", "deepseek", 402, 1_796_000_000_000)
     await notices.tell_empty([first])
     await notices.tell_empty([first])
     with connected(migrated) as connection:
@@ -170,28 +170,15 @@ async def test_staff_hear_once_of_an_empty_account_until_a_good_answer(
             "UPDATE webhook_delivery SET state = 'delivered', created_at = now() - interval '31 days'"
         )
     await notices.forget()
-    await notices.tell_empty([first, ("fedcba9876543210", "deepseek", 429, 1_796_000_000_500)])
-    await notices.tell_empty([("0123456789abcdef", "deepseek", 402, 1_796_000_900_000)])
+    other = EmptyUpstreamAccount("fedcba9876543210", "deepseek", 429, 1_796_000_000_500)
+    await notices.tell_empty([first, other])
+    await notices.tell_empty([first._replace(since_ms=1_796_000_900_000)])
     assert rows_of(migrated, "SELECT organization_id, payload FROM webhook_delivery JOIN webhook AS w"
                    " ON w.id = webhook_id ORDER BY webhook_delivery.id") == [
         (None, {"upstream": "deepseek", "status": 402, "since": "2026-11-30T00:53:20Z"}),
         (None, {"upstream": "deepseek", "status": 429, "since": "2026-11-30T00:53:20.500000Z"}),
         (None, {"upstream": "deepseek", "status": 402, "since": "2026-11-30T01:08:20Z"}),
     ]  # fmt: skip
-
-
-async def test_staff_hear_of_an_account_once_an_hour_at_most(migrated: str, notices: Notices) -> None:
-    hook(migrated, '["upstream.empty"]')
-    first, again = [("0123456789abcdef", "deepseek", 402, since_ms) for since_ms in (1, 2)]
-    other = ("fedcba9876543210", "deepseek", 402, 3)
-    assert await notices.tell_empty([first]) == {first}
-    assert await notices.tell_empty([first, again, other]) == {first, other}
-    with connected(migrated) as connection:
-        connection.execute("UPDATE webhook_delivery SET created_at = now() - interval '1 hour'")
-    assert await notices.tell_empty([again]) == {again}
-    assert rows_of(migrated, "SELECT occasion FROM webhook_delivery ORDER BY id") == [
-        (f"upstream.empty:{account}:{since_ms}",) for account, _, _, since_ms in (first, other, again)
-    ]
 
 
 async def test_who_did_not_answer_is_forgotten_with_the_link(migrated: str, notices: Notices) -> None:

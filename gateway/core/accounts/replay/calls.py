@@ -25,7 +25,8 @@ _TRACE = re.compile("[0-9a-f]{32}")
 class StoredCall(NamedTuple):
     """A call that was not refused: when it came (Unix ms), whose it was, and what it used.
 
-    `cost` is in nano-units. `model` is the one that the caller named. Facts that no budget depends on are empty.
+    `cost` is in nano-units. `model` is the one that the caller named. `requests` is 0 of a call that failed before it used
+    anything. Facts that no budget depends on are empty.
     """
 
     at_ms: int
@@ -39,6 +40,7 @@ class StoredCall(NamedTuple):
     model: str = ""
     response_model: str = ""
     session: str = ""
+    requests: int = 1
     tags: Tags = ()
     groups: tuple[int, ...] = ()
     usage: CallUsage = NO_USAGE

@@ -341,7 +341,7 @@ class BudgetFold:
 
     def _try(self, call: StoredCall, model: str, cost: int) -> _Trial:
         """Return the shares of a call, sent as `model` at a cost, without taking them."""
-        trial, at_ms, amounts = _Trial([], [], []), call.at_ms, (cost, call.tokens, 1)
+        trial, at_ms, amounts = _Trial([], [], []), call.at_ms, (cost, call.tokens, call.requests)
         for meter in self._select(call, model):
             owner = meter.owner(call)
             history = meter.histories.get(owner)

@@ -16,7 +16,7 @@ EVENTS = (
             "an account of an upstream is [out of money or quota](../models.md#accounts-out-of-money)."
             " Webhooks of organizations do not hear of it"
         ),
-        once="an account, until it answered well, and at most once an hour",
+        once="an account, until it answered well",
         produced_by="persistence/keeper/news.py",
         kept_days=KEPT_LONG_DAYS,
         words={"since": lambda data: spoken(data.get("since"))},

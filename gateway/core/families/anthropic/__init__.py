@@ -224,10 +224,10 @@ FAMILY = ApiFamily(
     # platform.claude.com, errors and rate limits, 2026-11-30; the first message recorded 2026-04-10.
     credit=(
         *OF_ALL, *RECHARGE,
-        # Recorded at api.anthropic.com from 2025-07-23 to 2026-09-14: the first one goes on " to access the Anthropic
+        # Recorded at api.anthropic.com from 2025-07-23 to 2026-09-14: the first one continues " to access the Anthropic
         # API. Please go to …", the second one ". You will regain access on …".
         begins(
-            400, "message", r"Your credit balance is too low(?= to access |\.|\Z)",
+            400, "message", r"Your credit balance is too low(?=[ .]|\Z)",
             r"You have reached your specified (?:workspace )?API usage limits(?=\.|\Z)",
         ),
         *equals(429, "details.error_code", "enforced_spend_limit_reached"),

@@ -135,7 +135,7 @@ def _read_whole(meter: Meter, document: bytes) -> None:
     try:
         read = decoded(_whole, document)
     except UNREADABLE:
-        _report_loose(meter, loose_document(document), True)
+        _report_loose(meter, loose_document(document), final=True)
         return
     meter.failed = read.type == "error"
     meter.detail.answered_by(read.model)
@@ -146,7 +146,7 @@ def _read_whole(meter: Meter, document: bytes) -> None:
         if read.stop_reason == REFUSAL:
             refuse(meter, whole.get("stop_details"))
     if usage:
-        _report(meter, usage, True)
+        _report(meter, usage, final=True)
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
@@ -156,7 +156,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     except UNREADABLE:
         count_text(meter, data)
         event = loose_document(data)
-        _report_loose(meter, event, True)
+        _report_loose(meter, event, final=True)
         if event.get("type") in ENDING.events:
             meter.close()
         return False
@@ -168,9 +168,9 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     if read.message is not None:
         meter.detail.answered_by(read.message.model)
         if is_there(read.message.usage):
-            _report(meter, bytes(read.message.usage), False)
+            _report(meter, bytes(read.message.usage), final=False)
     if is_there(read.usage):
-        _report(meter, bytes(read.usage), True)
+        _report(meter, bytes(read.usage), final=True)
     _see_end(meter, read, data)
     if read.message is not None and meter.call.objects.keeps == KEPT_LINKED:
         meter.told += ids_of(object_in(loose_document(data), "message").get("id"))
@@ -227,25 +227,7 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
     for name, times in (usage.server_tool_use or {}).items():
         if not detail.used_tool(name.removesuffix("_requests"), times):
             detail.keep(raw)
-    read = usage.cache_read_input_tokens
-    cached = meter.cached if read is None else read
-    if usage.input_tokens is None:
-        used = meter.input
-    else:
-        created, kept = usage.cache_creation_input_tokens, usage.cache_creation
-        short, hour = detail.cache_write, detail.cache_write_1h
-        if kept is not None:
-            hour = kept.ephemeral_1h_input_tokens or 0
-            if created is None:
-                created = hour + (kept.ephemeral_5m_input_tokens or 0)
-        if created is not None:
-            short = created - hour
-        used = usage.input_tokens + short + hour + cached
-        if min(usage.input_tokens, created or 0, hour, cached) < 0:
-            used = NO_COUNT  # an invalid number must not lower the others
-        elif used < meter.input:  # the input never falls
-            used, cached, short, hour = meter.input, meter.cached, detail.cache_write, detail.cache_write_1h
-        detail.cache_write, detail.cache_write_1h = short, hour
+    used, cached = _take_input(meter, usage)
     output = meter.output if usage.output_tokens is None else usage.output_tokens
     thought = usage.output_tokens_details
     reasoning = meter.reasoning if thought is None else thought.thinking_tokens or 0
@@ -253,6 +235,32 @@ def _report(meter: Meter, raw: bytes, final: bool) -> None:
     # The last report has the output; the input was in it or in the first one.
     no_input = lacking or (not used and usage.input_tokens is None)
     meter.partial = not final or usage.output_tokens is None or no_input
+
+
+def _take_input(meter: Meter, usage: _MessageUsage) -> tuple[int, int]:
+    """Return the input tokens, and those of them read from a cache; note those written to a cache.
+
+    The input never falls. An invalid report has `NO_COUNT` tokens.
+    """
+    detail, read = meter.detail, usage.cache_read_input_tokens
+    cached = meter.cached if read is None else read
+    if usage.input_tokens is None:
+        return meter.input, cached
+    created, kept = usage.cache_creation_input_tokens, usage.cache_creation
+    short, hour = detail.cache_write, detail.cache_write_1h
+    if kept is not None:
+        hour = kept.ephemeral_1h_input_tokens or 0
+        if created is None:
+            created = hour + (kept.ephemeral_5m_input_tokens or 0)
+    if created is not None:
+        short = created - hour
+    used = usage.input_tokens + short + hour + cached
+    if min(usage.input_tokens, created or 0, hour, cached) < 0:
+        used = NO_COUNT  # an invalid number must not lower the others
+    elif used < meter.input:
+        return meter.input, meter.cached
+    detail.cache_write, detail.cache_write_1h = short, hour
+    return used, cached
 
 
 def _read(meter: Meter, raw: bytes) -> _MessageUsage | None:

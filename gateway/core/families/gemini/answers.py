@@ -54,10 +54,11 @@ def retry_delay(document: bytes) -> float:
     """Return the seconds to wait before the next try by the body of a 429 answer; 0 if not stated."""
     try:
         read = _refusals(document)
+        answers = read if isinstance(read, list) else [read]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return 0.0
-    for one in read if isinstance(read, list) else [read]:
-        for detail in one.error.details or ():
+    for answer in answers:
+        for detail in answer.error.details or ():
             match = _SECONDS.fullmatch(detail.retry_delay) if isinstance(detail.retry_delay, str) else None
             if match is not None:
                 return float(match[1])
@@ -339,7 +340,8 @@ def _read_video(meter: Meter, document: bytes) -> None:
     made = object_in(object_in(answer, "response"), "generateVideoResponse")
     samples, asked = made.get("generatedSamples"), meter.call.spec.choices
     held = (meter.call.spec.units.likely or {}).get("video_second", 0)
-    number = min(len(samples), asked) if isinstance(samples, list) else 0 if made else asked
+    count = 0 if made else asked
+    number = min(len(samples), asked) if isinstance(samples, list) else count
     meter.detail.used_tool("video_second", held // asked * number)
     meter.report_units()
 

@@ -164,7 +164,7 @@ def read_speech(body: Body, document: Document, params: PathParams, bounds: Usag
     said = document.get("input")
     if not isinstance(said, str) or not said:
         raise InvalidRequest("input must be a text.", param="input")
-    return CallSpec(model, True, 0, units=RequestedUnits({"character": len(said)}))
+    return CallSpec(model, streamed=True, output_max=0, units=RequestedUnits({"character": len(said)}))
 
 
 def read_video(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:

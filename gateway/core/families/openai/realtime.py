@@ -424,7 +424,7 @@ class RealtimeSession:
         try:
             read = decoded(_event, event)
         except UNREADABLE:
-            return LiveEvent(event, False, False)
+            return LiveEvent(event, is_free=False, ends=False)
         kind, model = read.type, ""
         if kind == _ERROR:
             event = self._hear_error(event)

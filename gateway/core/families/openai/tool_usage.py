@@ -104,13 +104,13 @@ def _counts(told: _Tokens) -> Counts:
     reasoning = max(0, told.reasoning_tokens or 0)
     cached = min(max(0, told.cached_tokens or 0), read)
     seen, within = told.input_tokens_details, told.cached_tokens_details
-    images = (
-        0
-        if seen is None
-        else (seen.image_tokens or 0) - (0 if within is None else within.cached_image_tokens or 0)
-    )
+    images = 0 if seen is None else seen.image_tokens or 0
+    if seen is not None and within is not None:
+        images -= within.cached_image_tokens or 0
     made = told.output_tokens_details
-    drawn = 0 if told.model else written if made is None else made.image_tokens or 0
+    drawn = written if made is None else made.image_tokens or 0
+    if told.model:
+        drawn = 0
     return (
         read - cached, cached, 0, 0, written, min(reasoning, written), 0, 0,
         min(max(0, images), read - cached), min(max(0, drawn), written),

@@ -55,7 +55,7 @@ def applies(budget: Budget, call: StoredCall, model: str = "") -> bool:
 
 
 def amount(budget: Budget, call: StoredCall, cost: int) -> int:
-    return {"money": cost, "tokens": call.tokens, "requests": 1}[budget.unit]
+    return {"money": cost, "tokens": call.tokens, "requests": call.requests}[budget.unit]
 
 
 def limit(budget: Budget, who: str, at_ms: int, groups: Sequence[int]) -> int | None:

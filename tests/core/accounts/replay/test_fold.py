@@ -43,7 +43,7 @@ def drawn_calls(random: Random) -> list[StoredCall]:
             random.randrange(3_000), random.choice((1, 1, 2)), random.choice((7, 8, 0)), 0,
             random.choice(("ada", "bob", "eve", "")), random.choice((None, 0, 5)),
             random.choice(("Opus-4", "opus-4-1", "haiku")), random.choice(("", "opus-4-x")),
-            random.choice(("s", "t", "")), "", random.choice(((), (("team", "a"),), (("team", "b"), ("x", "1")))),
+            random.choice(("s", "t", "")), random.choice((0, 1, 1)), random.choice(((), (("team", "a"),), (("team", "b"), ("x", "1")))),
             random.choice(((), (3,), (3, 4))),
         )
         for at in moments

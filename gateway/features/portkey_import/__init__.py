@@ -1,0 +1,1 @@
+"""`tollkeeper import portkey`: another gateway's policies as budgets of ours."""

@@ -1,0 +1,259 @@
+"""`tollkeeper import portkey`: each policy is in the files, with the calls that it limits, or in the report.
+
+The samples have the fields and the kinds of examples of Portkey's OpenAPI of 12 June 2026, and lists of values,
+models and unknown fields besides.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from gateway.admin.configuration.objects import read
+from gateway.cli.admin.budget_import import NotTranslated, Organization
+from gateway.features.portkey_import.command import KNOWN, translate
+from tests.admin.conftest import Api
+from tests.admin.test_cli import Run, from_json, run
+from tests.tree import ROOT
+
+__all__ = ["run"]  # a fixture
+
+SAMPLES = Path(__file__).parent / "samples"
+IMPORT = (
+    "import", "portkey", str(SAMPLES / "usage_limits.json"), "--rate-limits", str(SAMPLES / "rate_limits.json"),
+    "--names", str(SAMPLES / "workspaces.json"),
+)  # fmt: skip
+# By name: unit, amount, interval or window and length, each, tenant, key, user, tags, model, group, thresholds.
+BUDGETS = {
+    "Keys of assistants": ("money", "1000", "month", "key", "Assistants", None, {}, None, None, [0.8, 1]),
+    "Each user": ("money", "49.99", "week", "user", None, None, {}, None, None, [0.5, 0.8, 1]),
+    "Two features, each user: search": (
+        "tokens", 1000000, "first_use 14d", "user", None, None, {"feature": "search"}, None, None, [0.5, 0.8, 1],
+    ),
+    "Two features, each user: summary": (
+        "tokens", 1000000, "first_use 14d", "user", None, None, {"feature": "summary"}, None, None, [0.5, 0.8, 1],
+    ),
+    "Both workspaces together": (
+        "money", "5000", "month", None, None, None, {}, None, "Both workspaces together", [0.5, 0.8, 1],
+    ),
+    "The night's key": (
+        "money", "12.50", "total", None, "5b1d8a2e-3c47-4f6f-8a55-9e0b7d3c6f21",
+        "f47ac10b-0000-4372-a567-0e02b2c3d479", {}, "gpt-4o*", None, [0.5, 0.8, 1],
+    ),
+    "a0000008-58cc-4372-a567-0e02b2c3d479": (
+        "tokens", 300, "month", None, None, None, {"team": "red"}, None, None, [0.5, 0.8, 1],
+    ),
+    "Tokens of users, an hour": (
+        "tokens", 10000, "rolling 1h", "tag:user_id", "Assistants", None, {}, None, None, [0.5, 0.8, 1],
+    ),
+    "Calls of the night's key": (
+        "requests", 500, "rolling 1d", None, "5b1d8a2e-3c47-4f6f-8a55-9e0b7d3c6f21",
+        "f47ac10b-0000-4372-a567-0e02b2c3d479", {}, None, None, [0.5, 0.8, 1],
+    ),
+}  # fmt: skip
+
+
+async def test_policies_imported_from_portkey_are_applied_as_the_budgets_that_a_person_would_make(
+    run: Run, api: Api, tmp_path: Path
+) -> None:
+    done = await run(*IMPORT, "--to", str(tmp_path / "new"))
+    assert done.exit_code == 0, done.output
+    objects = str(tmp_path / "new" / "objects.yaml")
+    applied = await run("apply", "-f", objects, "--secrets-dir", str(tmp_path / "secrets"))
+    assert applied.exit_code == 0, (applied.output, applied.exception)
+    listed = {
+        kind: (await from_json(run, kind, "list"))["items"] for kind in ("tenant", "key", "group", "budget")
+    }
+    names = {(kind, row["id"]): row["name"] for kind, rows in listed.items() for row in rows}
+    assert {
+        row["name"]: (
+            row["unit"], row["amount"], row["interval"] or f"{row['window']} {row['length']}", row["each"],
+            names.get(("tenant", row["tenant_id"])), names.get(("key", row["api_key_id"])), row["tags"],
+            row["model"], names.get(("group", row["group_id"])), row["thresholds"],
+        )
+        for row in listed["budget"]
+    } == BUDGETS  # fmt: skip
+    tenants = {row["name"]: row for row in listed["tenant"]}
+    assert tenants["Assistants"]["limits"] == {"requests_per_minute": 100}
+    assert tenants["Assistants"]["user_limits"] == {"tokens_per_minute": 20000}
+    [group] = listed["group"]
+    assert {names["tenant", member] for member in group["members"]} == {"Assistants", "Batch"}
+    assert (await run("diff", "-f", objects)).exit_code == 0
+
+
+async def test_portkey_import_writes_the_objects_that_its_page_shows(run: Run, tmp_path: Path) -> None:
+    text = (ROOT / "docs/howto/from-portkey.md").read_text()
+    (tmp_path / "page.json").write_text(text.partition("<<'JSON'\n")[2].partition("\nJSON\n")[0])
+    to = ("--org", "Over from Portkey", "--to", str(tmp_path / "new"))
+    assert (await run("import", "portkey", str(tmp_path / "page.json"), *to)).exit_code == 0
+    made = yaml.safe_load((tmp_path / "new" / "objects.yaml").read_text())
+    shown = yaml.safe_load("budgets:" + text.partition("```yaml\nbudgets:")[2].partition("```")[0])
+    assert [row for row in made["budgets"] if row["name"] != "Each user"] == shown["budgets"]
+
+
+async def test_portkey_import_names_each_policy_and_field_that_is_left_out(run: Run, tmp_path: Path) -> None:
+    made = await from_json(run, *IMPORT, "--to", str(tmp_path / "new"))
+    assert {row["place"]: row["why"].partition(":")[0] for row in made["left_out"]} == {
+        "usage_limits.json: data[5].group_by": "Each key and user",
+        "usage_limits.json: data[6].status": "Before the move",
+        "usage_limits.json: data[7].exclude_cached": "a0000008-58cc-4372-a567-0e02b2c3d479",
+        "rate_limits.json: data[4].unit": "Each key, a minute",
+    }
+
+
+# Calls with a value of all that policies know. A key is of one workspace.
+HOMES = {"k1": "w1", "k2": "w1", "k3": "w2"}
+CALLS = [
+    {"api_key": key, "workspace_id": home, "organisation_id": "o", "model": model, "metadata._user": user, "metadata.feature": feature}
+    for (key, home), model, user, feature in product(HOMES.items(), ("m1", "m2"), ("u1", "u2"), ("f1", "f2"))
+]  # fmt: skip
+VALUES = {key: sorted({call[key] for call in CALLS}) for key in CALLS[0]}
+CONDITIONS = st.sampled_from(sorted(VALUES)).flatmap(
+    lambda key: st.fixed_dictionaries({
+        "key": st.just(key),
+        "value": st.just("*") | st.lists(st.sampled_from([*VALUES[key], "other"]), min_size=1, unique=True),
+    })
+)  # fmt: skip
+POLICIES = st.fixed_dictionaries({
+    "name": st.just("P"), "organisation_id": st.just("o"), "workspace_id": st.just("w1"), "type": st.just("tokens"), "credit_limit": st.just(7),
+    "conditions": st.lists(CONDITIONS, max_size=3),
+    "group_by": st.lists(st.sampled_from(sorted(VALUES)).map(lambda key: {"key": key}), max_size=3),
+})  # fmt: skip
+
+
+def account_of_portkey(policy: dict[str, Any], call: dict[str, str]) -> object:
+    """Return the account that Portkey counts a call in: one for each combination of the values grouped by."""
+    for condition in policy["conditions"]:
+        if condition["value"] != "*" and call[condition["key"]] not in condition["value"]:
+            return None
+    return tuple(call[group["key"]] for group in policy["group_by"])
+
+
+def accounts_of_ours(objects: dict[str, list[dict[str, Any]]], call: dict[str, str]) -> list[object]:
+    """Return the accounts of budgets that take from a call."""
+    ours = {"tenant": call["workspace_id"], "api_key": call["api_key"], "user": call["metadata._user"]}
+    ours |= {"key": ours["api_key"], "tag:feature": call["metadata.feature"], "model": call["model"]}
+    groups = {row["name"]: row for row in objects.get("groups", [])}
+    accounts: list[object] = []
+    for budget in objects["budgets"]:
+        group = groups.get(budget.get("group", ""))
+        names = ("api_key" if "api_key" in budget else "tenant", "user", "model")
+        chosen = all(budget[name] == ours[name] for name in names if name in budget)
+        chosen &= budget.get("tags", {}).get("feature", call["metadata.feature"]) == call["metadata.feature"]
+        if chosen and (group is None or ours[group["kind"]] in group["members"]):
+            accounts.append((budget["name"], ours[budget["each"]] if budget.get("each") else None))
+    return accounts
+
+
+@given(POLICIES)
+def test_an_imported_policy_limits_the_same_calls_together_as_at_portkey(
+    policy: dict[str, Any],
+) -> None:
+    values = {row["key"]: row["value"] for row in policy["conditions"] if row["value"] != "*"}
+    homes = {HOMES.get(key) for key in values.get("api_key", ())}
+    assume(homes <= {*values.get("workspace_id", homes)})  # a policy's keys are of its workspaces
+    made = Organization("Company", None)
+    try:
+        translate(made, policy)
+    except NotTranslated:
+        assert "budgets" not in made.finish().objects
+        return
+    objects = made.finish().objects
+    theirs, ours = (
+        [account_of_portkey(policy, call) for call in CALLS],
+        [accounts_of_ours(objects, call) for call in CALLS],
+    )
+    assert [account is not None for account in theirs] == [len(accounts) == 1 for accounts in ours]
+    for (a, b), (c, d) in combinations([*zip(theirs, ours, strict=True)], 2):
+        assert a is None or c is None or (a == c) == (b == d)
+
+
+ANY = st.sampled_from(
+    [
+        None,
+        "",
+        "*",
+        "x",
+        "monthly",
+        0,
+        -1,
+        7,
+        0.5,
+        1e308,
+        float("nan"),
+        True,
+        [],
+        [None],
+        ["a"],
+        {},
+        {"key": "a"},
+    ]
+)
+ENTRIES = st.lists(
+    st.fixed_dictionaries({"key": st.sampled_from([*VALUES, "metadata.", "config"]) | ANY, "value": ANY}),
+    max_size=2,
+)
+WRONG = st.fixed_dictionaries(
+    {"type": st.sampled_from(["cost", "tokens", "requests"]) | ANY, "conditions": ENTRIES | ANY, "group_by": ENTRIES | ANY},
+    optional={
+        "credit_limit": st.just(9) | ANY, "alert_threshold": ANY, "periodic_reset": ANY, "periodic_reset_days": ANY,
+        "unit": st.sampled_from(["rpm", "rph"]) | ANY, "value": st.just(9) | ANY, "status": ANY, "workspace_id": ANY, "more": ANY,
+    },
+)  # fmt: skip
+
+
+@given(st.lists(WRONG, max_size=4))
+def test_every_policy_is_in_files_that_apply_reads_or_in_the_report(policies: list[dict[str, Any]]) -> None:
+    made = Organization("Company", None)
+    before = {kind: len(rows) for kind, rows in made.finish().objects.items()}
+    for number, policy in enumerate(policies):
+        with made.translating(f"[{number}]", policy | {"name": f"P{number}"}, "name", *KNOWN):
+            translate(made, policy | {"name": f"P{number}"})
+    done = made.finish()
+    read(done.objects, datetime.now(UTC))
+    assert before.keys() <= done.objects.keys()
+    budgets = {budget["name"].partition(":")[0] for budget in done.objects.get("budgets", [])}
+    limited = {
+        row["name"] if "name" in row else row["external_id"]
+        for rows in done.objects.values()
+        for row in rows
+        if "limits" in row
+    }
+    for number, policy in enumerate(policies):
+        left = [
+            why
+            for place, why in done.left
+            if place.startswith(f"[{number}]") and why.startswith(f"P{number}: ")
+        ]
+        assert left or f"P{number}" in budgets or (policy.get("unit") == "rpm" and limited), policy
+        assert "more" not in policy or policy["more"] in (None, "", [], {}) or left
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "fault"),
+    [
+        ("{", (), "is no JSON"),
+        ("[]", (), "data must be a list of objects"),
+        ('{"data": [1]}', (), "data must be a list of objects"),
+        ('{"data": [], "total": 2}', (), "total is 2, and there are 0 here"),
+        (" " * (4 * 2**20 + 1), (), "more than 4194304 bytes"),
+        ('{"data": []}', ("--org", "two\nlines"), "--org organizations.0.name: must be one line"),
+        ('{"data": []}', ("--names", "/nowhere.json"), "/nowhere.json cannot be read"),
+        ('{"data": []}', ("--to", "/"), "name a new directory with --to"),
+    ],
+)
+async def test_portkey_import_refuses_an_incomplete_list_and_writes_no_files(
+    run: Run, tmp_path: Path, text: str, options: tuple[str, ...], fault: str
+) -> None:
+    (tmp_path / "policies.json").write_text(text)
+    to = ("--to", str(tmp_path / "new"))
+    done = await run("import", "portkey", str(tmp_path / "policies.json"), *to, *options)
+    assert (done.exit_code != 0, fault in str(done.exception)) == (True, True), done.exception
+    assert not (tmp_path / "new").exists()
