@@ -571,8 +571,10 @@ def _members(groups: GroupTerms) -> Mapping[int, frozenset[object]]:
     """Return the members of groups by id: parts of rows of the table, and claims."""
     members = dict[int, set[object]]()
     for at in range(0, len(groups.table), ROW_BYTES):
-        digest, group = groups.table[at : at + DIGEST_BYTES], groups.table[at + DIGEST_BYTES : at + ROW_BYTES]
-        members.setdefault(int.from_bytes(group), set()).add(digest)
+        end = at + DIGEST_BYTES
+        members.setdefault(int.from_bytes(groups.table[end : at + ROW_BYTES]), set()).add(
+            groups.table[at:end]
+        )
     for claim, ids in groups.claims.items():
         for group_id in ids:
             members.setdefault(group_id, set()).add(claim)
