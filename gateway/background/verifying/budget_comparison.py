@@ -87,10 +87,10 @@ class BudgetComparison:
             if look:
                 await asyncio.sleep(self.look_again_s)
             pushed = await self.source.pushed_terms(organization_id)
-            stored = await self.target.terms_of(organization_id)
-            if pushed is None or stored is None:
+            if pushed is None:
                 return ()
-            found = list(terms_differing(*pushed, stored, await self.target.now_ms()))
+            stored, now_ms = await self.target.terms_of(organization_id), await self.target.now_ms()
+            found = list(terms_differing(*pushed, stored, now_ms))
             before = {item.account for item in (items if look else found)}
             items = [item for item in found if item.account in before]
             if not items:

@@ -41,13 +41,14 @@ class BudgetAccounts(ControlClient):
         keys_of = [keys.budget_account(partition, name) for name in names]
         return self._live(partition, names, await self.states(keys_of))
 
-    async def terms_of(self, organization_id: int) -> OrganizationTerms | None:
-        """Return the stored terms of an organization, without any if they are missing; None if they are unreadable."""
-        name = keys.organization_terms(organization_id)
+    async def terms_of(self, organization_id: int) -> OrganizationTerms:
+        """Return the stored terms of an organization; none of them if they are missing or unreadable."""
+        name, terms = keys.organization_terms(organization_id), OrganizationTerms()
         raw = await self.ask(b"GET", name.encode())
-        with self.left_alone.reading("account", name):
-            return decode_terms(raw) if isinstance(raw, bytes) else OrganizationTerms()
-        return None
+        if isinstance(raw, bytes):
+            with self.left_alone.reading("account", name):
+                terms = decode_terms(raw)
+        return terms
 
     async def somebodys_budgets(self, partition: int, name: str) -> list[str]:
         """Return the names of all accounts that have the same budgets as `name`, one for each owner."""
