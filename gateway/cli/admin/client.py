@@ -314,10 +314,11 @@ def is_local(host: str) -> bool:
 
 
 def _noted_beside(environ: Mapping[str, str]) -> dict[str, str]:
-    return _noted(Path(environ.get("TOLLKEEPER_DATA_DIR") or DATA_DIR) / "up.json")
+    return _read_notes(Path(environ.get("TOLLKEEPER_DATA_DIR") or DATA_DIR) / "up.json")
 
 
-def _noted(path: Path) -> dict[str, str]:
+def _read_notes(path: Path) -> dict[str, str]:
+    """Return the texts of a JSON file by name; none if there is no file."""
     try:
         noted = read_json(path.read_text())
     except FileNotFoundError:

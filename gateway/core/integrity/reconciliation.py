@@ -103,6 +103,17 @@ class LedgerAccount:
     stopped: str = ""
 
 
+class PartitionMark(NamedTuple):
+    """The newest stored entry of a partition, its epoch, and whether PostgreSQL is older than it was."""
+
+    entry_id: bytes = b""
+    epoch: int = 0
+    is_older: bool = False
+
+
+NO_MARK = PartitionMark()
+
+
 @dataclass(frozen=True, slots=True)
 class Rollback:
     """An account that lost its movements from `stored_seq` up to the position `place`."""
@@ -563,8 +574,8 @@ def _members(groups: GroupTerms) -> Mapping[int, frozenset[object]]:
         digest, group = groups.table[at : at + DIGEST_BYTES], groups.table[at + DIGEST_BYTES : at + ROW_BYTES]
         members.setdefault(int.from_bytes(group), set()).add(digest)
     for claim, ids in groups.claims.items():
-        for group in ids:
-            members.setdefault(group, set()).add(claim)
+        for group_id in ids:
+            members.setdefault(group_id, set()).add(claim)
     return {group: frozenset(its) for group, its in members.items()}
 
 

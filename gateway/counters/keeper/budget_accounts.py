@@ -44,10 +44,10 @@ class BudgetAccounts(ControlClient):
     async def terms_of(self, organization_id: int) -> OrganizationTerms | None:
         """Return the stored terms of an organization, without any if they are missing; None if they are unreadable."""
         name = keys.organization_terms(organization_id)
-        raw = await self.ask(b"GET", name.encode())
+        raw, readable = await self.ask(b"GET", name.encode()), list[OrganizationTerms]()
         with self.left_alone.reading("account", name):
-            return decode_terms(raw) if isinstance(raw, bytes) else OrganizationTerms()
-        return None
+            readable.append(decode_terms(raw) if isinstance(raw, bytes) else OrganizationTerms())
+        return readable[0] if readable else None
 
     async def somebodys_budgets(self, partition: int, name: str) -> list[str]:
         """Return the names of all accounts that have the same budgets as `name`, one for each owner."""
