@@ -39,63 +39,66 @@ class Reason(NamedTuple):
 REASONS: Final = (
     Reason(
         "page",
-        "OpenAI's pages of these models say 2.50 and 1.25 for what they hear: "
-        "developers.openai.com/api/docs/models, gpt-4o-transcribe and gpt-4o-mini-transcribe, as "
-        "stored in November 2026. The second's price counts.",
+        "OpenAI's pages of these models state 2.50 and 1.25 for audio input: "
+        "developers.openai.com/api/docs/models, gpt-4o-transcribe and gpt-4o-mini-transcribe, as stored "
+        "in November 2026. The second list's price counts.",
         (("openai", "gpt-4o-transcribe"), ("openai", "gpt-4o-mini-transcribe")),
         counts="second",
     ),
     Reason(
         "retired",
         "DeepSeek has retired these names. Its page of 2025, "
-        "api-docs.deepseek.com/quick_start/pricing-details-usd, has the first's prices, and its "
-        "page of today, api-docs.deepseek.com/quick_start/pricing, as stored in October 2026, has "
-        "none. The dearer of each kind counts.",
+        "api-docs.deepseek.com/quick_start/pricing-details-usd, has the first list's prices; its present "
+        "page, api-docs.deepseek.com/quick_start/pricing, as stored in October 2026, does not list the "
+        "names. For each kind the dearer price counts.",
         (("deepseek", "deepseek-chat"), ("deepseek", "deepseek-reasoner")),
     ),
     Reason(
         "alias",
-        "The name stands for Mistral Medium 3.5 since May 2026, which costs 1.50 and 7.50 "
-        "(mistral.ai/pricing, as github.com/braintrustdata/braintrust-proxy/issues/802 quotes it). "
-        "The first knows that of its other names.",
+        "Since May 2026 the name means Mistral Medium 3.5, which costs 1.50 and 7.50 (mistral.ai/pricing, "
+        "as github.com/braintrustdata/braintrust-proxy/issues/802 quotes it). The first list has these "
+        "prices under the model's other names.",
         (("mistral", "mistral-medium"),),
     ),
     Reason(
         "old alias",
-        "The first has the price of the model that the name stood for once, and the second that of "
-        "a later one. No page that was read says which one answers today, so the dearer counts.",
+        "The first list has the price of the model that once had this name, the second list the price of "
+        "a later model. No page that was read says which model answers today, so the dearer price counts.",
         (("mistral", "mistral-large-latest"),),
     ),
     Reason(
         "recorded",
-        "Mistral's list said 2 and 5 when answers of this name were recorded (tests/recorded/prices.py). "
-        "The first's price counts.",
+        "Mistral's list stated 2 and 5 when answers of this name were recorded "
+        "(tests/recorded/prices.py). The first list's price counts.",
         (("mistral", "magistral-medium-latest"),),
         counts="first",
     ),
     Reason(
         "place",
-        "A name of Bedrock without a place answers in one region. From Claude 4.5 on that costs a tenth more "
-        "than `global.`, which the second's row is of. Source: docs.claude.com, Claude on Vertex AI and on "
-        "Amazon Bedrock, as stored in 2025.",
+        "A name of Bedrock without a region prefix answers in one region. From Claude 4.5 on, this costs "
+        "a tenth more than `global.`, to which the second list's price belongs. Source: docs.claude.com, "
+        "Claude on Vertex AI and on Amazon Bedrock, as stored in 2025.",
     ),
     Reason(
         "zone",
-        "The second has Azure's retail price of one region, prices.azure.com, a tenth above that of "
-        "a global deployment. No call says which one it reached, so the dearer counts.",
+        "The second list has Azure's retail price of one region, prices.azure.com, a tenth above the "
+        "price of a global deployment. A call does not show which deployment it reached, so the dearer "
+        "price counts.",
     ),
     Reason(
         "rounded",
-        "They are within half a cent a million tokens, to which one of them rounds. The dearer counts.",
+        "The prices differ by at most half a cent a million tokens, to which one of the lists rounds. The "
+        "dearer price counts.",
     ),
     Reason(
         "dated",
-        "The first says since when its price is in force, the second does not, so the first's counts.",
+        "The first list states since when its price is in force, the second does not, so the first list's "
+        "price counts.",
     ),
     Reason(
         "dearer",
-        "Neither says since when its price is in force, and no page of the vendor decides. Of each "
-        "kind the dearer counts: nobody pays less than one of the lists says.",
+        "Neither list states since when its price is in force, and no page of the vendor decides. For "
+        "each kind the dearer price counts, so nobody pays less than in one of the lists.",
     ),
 )
 
@@ -126,10 +129,10 @@ def written(bundle: Bundle, alone: Bundle) -> str:
         "# Differences of two price lists",
         "",
         f"`make prices` writes this file. It compares {bundle.library} with {library} as of",
-        f"{AS_OF:%-d %B %Y}. Names of makers and sellers that both know: {shared}. What the first",
-        "does not know of them, the second adds where both say the same of `input` and `output`. Names that",
-        f"only the second knows are its own: {added}. All that differs is below, in dollars a",
-        "million tokens. An operator's own price stands above both.",
+        f"{AS_OF:%-d %B %Y}. Both lists contain {shared} names of makers and sellers. If both have the same",
+        "`input` and `output` for a name, the second list adds kinds that the first lacks.",
+        f"Only the second list contains {added} further names. All differences are below, in dollars a",
+        "million tokens. An operator's own price takes precedence over both.",
         "",
         *[f"- **{one.key}**: {one.text}" for one in REASONS if one.key in named],
         "",
@@ -144,7 +147,7 @@ def written(bundle: Bundle, alone: Bundle) -> str:
         for one in found
     ]
     titles = ("Provider", "Name", "What", "genai-prices", "litellm", "List", "Why")
-    announced = ["", "## Announced", "", "Prices of the list that begin later.", ""]
+    announced = ["", "## Announced", "", "These prices of the list begin later.", ""]
     here, makers = _in_force(bundle), ("", *MAKERS)
     nowhere: dict[str, list[str]] = {}
     for one in read_unpriced():
@@ -155,7 +158,7 @@ def written(bundle: Bundle, alone: Bundle) -> str:
         *_table(titles, lines), *announced,
         *_table(("Provider", "Name", "From", "Input", "Output"), later),
         "", "## Without a price", "",
-        "Names that neither list prices in anything that is counted here: they need a price of yours.", "",
+        "Neither list has a usable price for these names: they need a price of yours.", "",
         *_table(("Provider", "Names"), [(provider, ", ".join(names)) for provider, names in nowhere.items()]),
     ]  # fmt: skip
     return "\n".join([*head, *tables, ""])

@@ -59,14 +59,14 @@ def main(arguments: list[str] | None = None) -> int:
 
         return run(words)
     except TollkeeperError as error:
-        return _failed(error.message)
+        return _print_failure(error.message)
     except ImportError as error:
         if LIBRARY_MISSING not in str(error):
             raise
-        return _failed(f"a shared library is missing on this machine: {error}")
+        return _print_failure(f"a shared library is missing on this machine: {error}")
     except OSError as error:
         # A full disk, an address in use, a file of another user: a traceback would not explain more.
-        return _failed(str(error))
+        return _print_failure(str(error))
     except KeyboardInterrupt:
         return 130
 
@@ -157,7 +157,7 @@ async def _run_to_end(work: Coroutine[None, None, None]) -> None:
     try:
         await work
     except TollkeeperError as error:
-        os._exit(_failed(error.message))
+        os._exit(_print_failure(error.message))
     except Exception:  # noqa: BLE001  # the supervisor starts a new one
         traceback.print_exc()
         sys.stderr.flush()
@@ -177,7 +177,7 @@ def _demo_upstream(port: int) -> int:
     return 0
 
 
-def _failed(sentence: str) -> int:
+def _print_failure(sentence: str) -> int:
     print(f"tollkeeper: {' '.join(sentence.split())}", file=sys.stderr, flush=True)  # noqa: T201  # the answer
     return 1
 

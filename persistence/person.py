@@ -213,6 +213,7 @@ def delete_person(
 
 
 def _changes_signed_rows(connection: psycopg.Connection, person: KeptPerson) -> bool:
+    """Return whether a person's data stand in rows that heads of the ledger proof signed."""
     if connection.execute(_SIGNED).fetchone() is None:
         return False
     statements = (f"SELECT FROM {ledger} WHERE {_SAID} LIMIT 1" for ledger in _LEDGERS)

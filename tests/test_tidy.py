@@ -140,6 +140,44 @@ def long_functions(file: SourceFile) -> Iterator[str]:
                 yield f"{file.name}:{node.lineno} {node.name}: {lines} lines"
 
 
+# --- shapes -----------------------------------------------------------------------------
+
+# A result of more values is a record, and a comprehension of more conditions names one.
+VALUES_MAX, CONDITIONS_MAX = 3, 2
+# Such results and comprehensions, choices within choices, loops over a choice. The number only falls.
+UNNAMED_SHAPES_MAX = 58
+
+
+def test_results_conditions_and_choices_have_names() -> None:
+    at_most(UNNAMED_SHAPES_MAX, unnamed_shapes(), "name the values, one of the conditions, or a choice")
+
+
+@by_file(".py", below=PRODUCT)
+def unnamed_shapes(file: SourceFile) -> Iterator[str]:
+    for node in file.nodes:
+        match node:
+            case ast.FunctionDef(returns=ast.expr()) | ast.AsyncFunctionDef(returns=ast.expr()):
+                if any(values_of(part) > VALUES_MAX for part in ast.walk(node.returns)):
+                    yield f"{file.name}:{node.lineno} {node.name}: a result"
+            case ast.comprehension() if sum(map(conditions_of, node.ifs)) > CONDITIONS_MAX:
+                yield f"{file.name}:{node.target.lineno}: conditions"
+            case ast.IfExp() if any(isinstance(part, ast.IfExp) for part in (node.body, node.orelse)):
+                yield f"{file.name}:{node.lineno}: a choice within a choice"
+            case ast.For(iter=ast.IfExp()) | ast.AsyncFor(iter=ast.IfExp()):
+                yield f"{file.name}:{node.lineno}: a loop over a choice"
+
+
+def values_of(part: ast.AST) -> int:
+    match part:
+        case ast.Subscript(value=ast.Name(id="tuple"), slice=ast.Tuple(elts=values)):
+            return len(values)
+    return 0
+
+
+def conditions_of(condition: ast.expr) -> int:
+    return len(condition.values) if isinstance(condition, ast.BoolOp) else 1
+
+
 # --- words ------------------------------------------------------------------------------
 
 

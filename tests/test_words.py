@@ -108,7 +108,7 @@ def docstrings_without_verb(file: SourceFile) -> Iterator[str]:
 # Names that say nothing of what they hold.
 BARE = {"one", "found", "said", "told", "each"}
 # Variables and parameters of these names: this number may only fall.
-BARE_MAX = 1_095
+BARE_MAX = 1_072
 
 
 def test_variables_are_nouns() -> None:
@@ -145,7 +145,7 @@ def functions_of_one_word(file: SourceFile) -> Iterator[str]:
 VAGUE = re.compile(
     r"_*(?:(?!feed|need|embed)[a-z]+ed|(?:of|by|in|at|to|with|from|for|on|as|no|not)(?:_\w+)?)"
 )
-VAGUE_MAX = 703
+VAGUE_MAX = 693
 
 
 def test_functions_are_named_by_verbs() -> None:

@@ -358,8 +358,9 @@ class Explanation:
         return ExplainedStep("price", says if facts else f"{says[:-1]}.", facts)
 
     async def _settlement(self) -> ExplainedStep:
+        """Return the step that shows the rows by which a call was charged."""
         facts = [
-            _movement(resource, row, self._call["currency"])
+            _render_movement(resource, row, self._call["currency"])
             for resource in ("token-ledger", "credit-transactions", "feature-usage")
             for row in await self._movements(resource)
         ]
@@ -401,7 +402,8 @@ async def _budget(ports: AdminPorts, row: Row, asked: CallAttributes) -> str:
 _BY = {BY_RAISE: "a raise", BY_OVERRIDE: "an override", BY_GROUP: "an override of a group"}
 
 
-def _movement(resource: str, row: Json, currency: str | None) -> str:
+def _render_movement(resource: str, row: Json, currency: str | None) -> str:
+    """Return a row of a ledger as text for people."""
     if resource == "token-ledger":
         left = "unlimited" if row["total_remaining"] is None else f"{row['total_remaining']:,} left"
         return f"tokens: {row['transaction_type']} {row['amount']:,} {row['direction']}, {left}"

@@ -76,7 +76,7 @@ class _SteppedUse:
         self._ports, self.asked, self.entrance, self.terms = ports, asked, entrance, terms
         self._as_asked: PreparedUse | None = None
 
-    def as_asked(self) -> PreparedUse:
+    def prepare_as_asked(self) -> PreparedUse:
         """Return the use as its caller asked for it."""
         use = self._as_asked
         if use is None:
@@ -166,7 +166,7 @@ async def _reserve_as_kept(
     """
     reserve, caller = ports.calls.counters.reserve, use.asked.caller
     if not sealed and any(step.switches for step in steps):
-        as_asked = use.as_asked()
+        as_asked = use.prepare_as_asked()
         as_asked.request.steps = judged_by(steps, STEP_JUDGES)
         answer = await reserve(as_asked.request)
         as_asked.request.steps = ()
@@ -198,7 +198,7 @@ async def _reserve_or_substitute(
         before = await _reserve_as_before(ports, use, steps, reached_key)
         if before is not None:
             return before
-    reserve, as_asked, caller = ports.calls.counters.reserve, use.as_asked(), use.asked.caller
+    reserve, as_asked, caller = ports.calls.counters.reserve, use.prepare_as_asked(), use.asked.caller
     request, judged = as_asked.request, judged_by(steps, STEP_STOPS, stays)
     name = why = tried = ""
     for _ in range(JUDGED_TIMES):
@@ -236,7 +236,7 @@ async def _reserve_as_asked(
     `name` is the substitute that it did not go as.
     """
     if answer.verdict is Verdict.STEP_REACHED:
-        answer = await ports.calls.counters.reserve(use.as_asked().request)
+        answer = await ports.calls.counters.reserve(use.prepare_as_asked().request)
     try:
         return check_admitted(ports, use.asked.caller, use.terms.budgets, answer)
     except Refusal as refusal:

@@ -192,6 +192,7 @@ def read_exempt(text: str) -> tuple[str, ...]:
 
 
 def _is_readable(entry: str) -> bool:
+    """Return whether an entry of NO_PROXY is an address, a network, a name or `*`."""
     host, port = _split(entry)
     if port is not None and not 0 < port <= PORT_MAX:
         return False

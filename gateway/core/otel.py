@@ -62,12 +62,12 @@ def read_tracing(environ: Mapping[str, str]) -> Tracing | None:
     _choice("OTEL_TRACES_EXPORTER", exporter, "otlp", "none")
     _choice(*_traces_first(environ, "PROTOCOL"), "http/protobuf")
     follows, ratio = _sampler(environ)
-    queue = round(_number(environ, "OTEL_BSP_MAX_QUEUE_SIZE", 2_048, 1, 1_000_000))
-    batch = round(_number(environ, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512, 1, 100_000))
+    queue = round(_read_number(environ, "OTEL_BSP_MAX_QUEUE_SIZE", 2_048, 1, 1_000_000))
+    batch = round(_read_number(environ, "OTEL_BSP_MAX_EXPORT_BATCH_SIZE", 512, 1, 100_000))
     return Tracing(
         endpoint=_endpoint(environ),
         headers=_pairs(*_traces_first(environ, "HEADERS"), fields=True),
-        timeout_s=_number(environ, _traces_first(environ, "TIMEOUT")[0], 10_000, 1, 600_000) / 1000,
+        timeout_s=_read_number(environ, _traces_first(environ, "TIMEOUT")[0], 10_000, 1, 600_000) / 1000,
         gzip=_choice(*_traces_first(environ, "COMPRESSION"), "gzip", "none") == "gzip",
         ca_file=_traces_first(environ, "CERTIFICATE")[1],
         client_certificate=_traces_first(environ, "CLIENT_CERTIFICATE")[1],
@@ -77,7 +77,7 @@ def read_tracing(environ: Mapping[str, str]) -> Tracing | None:
         ratio=ratio,
         queue_spans_max=queue,
         batch_spans_max=min(batch, queue),
-        delay_s=_number(environ, "OTEL_BSP_SCHEDULE_DELAY", 5_000, 1, 600_000) / 1000,
+        delay_s=_read_number(environ, "OTEL_BSP_SCHEDULE_DELAY", 5_000, 1, 600_000) / 1000,
     )
 
 
@@ -117,7 +117,7 @@ def _sampler(environ: Mapping[str, str]) -> tuple[bool, float]:
     if name not in SAMPLERS:
         raise _invalid("OTEL_TRACES_SAMPLER", name, "one of " + ", ".join(SAMPLERS))
     follows, ratio = SAMPLERS[name]
-    return follows, _number(environ, "OTEL_TRACES_SAMPLER_ARG", 1, 0, 1) if ratio is None else ratio
+    return follows, _read_number(environ, "OTEL_TRACES_SAMPLER_ARG", 1, 0, 1) if ratio is None else ratio
 
 
 def _resource(environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
@@ -141,7 +141,8 @@ def _pairs(name: str, text: str, *, fields: bool = False) -> tuple[tuple[str, st
     return tuple(pairs)
 
 
-def _number(environ: Mapping[str, str], name: str, otherwise: float, least: float, most: float) -> float:
+def _read_number(environ: Mapping[str, str], name: str, otherwise: float, least: float, most: float) -> float:
+    """Return the number in a variable, or `otherwise` without one; raise if it is out of bounds."""
     text = environ.get(name)
     if not text:
         return otherwise

@@ -60,11 +60,12 @@ _SEPARATES = re.compile(r"[\",;|\t\r\n]|^\s|\s$")
 def csv(columns: tuple[str, ...], rows: Iterable[Mapping[str, object]], *, head: bool = False) -> bytes:
     """Return the columns of rows as CSV, with a line of names first if `head` is set."""
     lines = [",".join(columns)] if head else []
-    lines += [",".join(_cell(row[name]) for name in columns) for row in rows]
+    lines += [",".join(_render_cell(row[name]) for name in columns) for row in rows]
     return "".join(f"{line}\r\n" for line in lines).encode()
 
 
-def _cell(value: object) -> str:
+def _render_cell(value: object) -> str:
+    """Return a cell of CSV, quoted where needed; a text that a spreadsheet would execute begins with an apostrophe."""
     if value is None:
         return ""
     text = str(value)

@@ -108,7 +108,7 @@ def clock_of(time_zone: str, at_ms: int) -> ZoneOffset:
 
     Raise ZoneInfoNotFoundError if the zone is unknown.
     """
-    return _clock(time_zone, (at_ms - APART_MS) // HOUR_MS)
+    return _read_clock(time_zone, (at_ms - APART_MS) // HOUR_MS)
 
 
 def offset_at(zone: ZoneInfo, at_ms: int) -> int:
@@ -130,7 +130,8 @@ def is_zone(name: str) -> bool:
 
 
 @lru_cache(_ZONES_KEPT)
-def _clock(time_zone: str, hour: int) -> ZoneOffset:
+def _read_clock(time_zone: str, hour: int) -> ZoneOffset:
+    """Return the offset of a time zone at an hour, and its next turn within `_AHEAD_MS`."""
     zone, since = ZoneInfo(time_zone), hour * HOUR_MS
     offset = offset_at(zone, since)
     for until in range(since + _STEP_MS, since + _AHEAD_MS, _STEP_MS):

@@ -37,15 +37,15 @@ def read_attribution(values: Values, family: Family) -> tuple[Attribution, str]:
     if BAGGAGE_FIELD not in values and not any(name.startswith(OURS_PREFIX) for name in values):
         session = _their_session(values, family)
         return Attribution(session=session) if session else _NOTHING, ""
-    user = _text(values, "user", USER_CHARACTERS_MAX)
-    content_id = _integer(values, "content-id")
-    project_id = _integer(values, "project-id")
-    feature_version = _text(values, "feature-version", FEATURE_VERSION_CHARACTERS_MAX)
+    user = _read_text(values, "user", USER_CHARACTERS_MAX)
+    content_id = _read_integer(values, "content-id")
+    project_id = _read_integer(values, "project-id")
+    feature_version = _read_text(values, "feature-version", FEATURE_VERSION_CHARACTERS_MAX)
     metadata, tags = _metadata(values)
-    session = _text(values, "session", SESSION_CHARACTERS_MAX) or _their_session(values, family)
+    session = _read_text(values, "session", SESSION_CHARACTERS_MAX) or _their_session(values, family)
     parts = (content_id, project_id, feature_version or None)
     columns = ["" if part is None else str(part) for part in parts]
-    run, priority = _run(values), _text(values, "priority", PRIORITY_CHARACTERS_MAX)
+    run, priority = _read_run(values), _read_text(values, "priority", PRIORITY_CHARACTERS_MAX)
     if priority and priority not in PRIORITIES:
         name = "x-tollkeeper-priority"
         raise InvalidRequest(f"{name} must be {' or '.join(PRIORITIES)}.", param=name)
@@ -55,7 +55,8 @@ def read_attribution(values: Values, family: Family) -> tuple[Attribution, str]:
     return attribution, "\t".join(columns) if any(columns) else ""
 
 
-def _run(values: Values) -> RunRequest | None:
+def _read_run(values: Values) -> RunRequest | None:
+    """Return the run that a field names, or the baggage; raise `InvalidRequest`."""
     name, value = _read_field(values, "run")
     if value is None:
         return _run_of_baggage(values.get(BAGGAGE_FIELD, []))
@@ -125,7 +126,8 @@ def _read_field(values: Values, suffix: str) -> tuple[str, bytes | None]:
     return name, lines[0] if lines else None
 
 
-def _text(values: Values, suffix: str, characters_max: int) -> str:
+def _read_text(values: Values, suffix: str, characters_max: int) -> str:
+    """Return the text in a field, empty without one; raise `InvalidRequest`."""
     name, value = _read_field(values, suffix)
     if not value:
         return ""
@@ -150,7 +152,8 @@ def _their_session(values: Values, family: Family) -> str:
     return ""
 
 
-def _integer(values: Values, suffix: str) -> int | None:
+def _read_integer(values: Values, suffix: str) -> int | None:
+    """Return the whole number in a field, None without one; raise `InvalidRequest`."""
     name, value = _read_field(values, suffix)
     if value is None:
         return None

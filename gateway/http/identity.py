@@ -24,14 +24,12 @@ _CREDENTIAL = re.compile(rb"[\x21-\x7e]{1,512}")
 
 def check_query_names(query: bytes) -> None:
     """Raise `InvalidRequest` if a query parameter has the name of a credential."""
-    if not query:
-        return
-    for pair in _SEPARATOR.split(query[1:]):
+    pairs = _SEPARATOR.split(query[1:]) if query else ()
+    for pair in pairs:
         name = pair.partition(b"=")[0]
         if _plain(name) in _QUERY_NAMES:
-            raise InvalidRequest(
-                "A credential in the query ends up in logs; send it in a header field.", param=name.decode()
-            )
+            message = "A credential in the query ends up in logs; send it in a header field."
+            raise InvalidRequest(message, param=name.decode())
 
 
 def credential_of(values: Values, tokens: bool = False) -> tuple[bytes, bool]:

@@ -184,7 +184,7 @@ class SignIns:
 
     async def address(self, name: str, *, state: str, nonce: str, challenge: str) -> str:
         """Return the URL for signing in at a provider; `challenge` is that of PKCE, by S256 (RFC 7636)."""
-        provider, endpoints = self._provider_of(name), await self._endpoints(name)
+        provider, endpoints = self._provider_of(name), await self._find_endpoints(name)
         back = self._comes_back(name)
         return to_sign_in(provider, endpoints, back, state=state, nonce=nonce, challenge=challenge)
 
@@ -202,7 +202,7 @@ class SignIns:
         try:
             id_token = opened(sealed, cookie, ID_TOKEN) if sealed else ""
             async with asyncio.timeout(SIGN_OUT_S_MAX):
-                endpoints = await self._endpoints(name)
+                endpoints = await self._find_endpoints(name)
             back = f"{self.console_url}/sign-out/{name}/back"
             return to_sign_out(self._provider_of(name), endpoints, back, state=state, id_token=id_token)
         except (TollkeeperError, TimeoutError, ValueError):
@@ -233,7 +233,7 @@ class SignIns:
         place: tuple[str, str],
     ) -> Arrival:
         """Redeem a code for tokens; return who has arrived, with what renews and ends the session."""
-        endpoints = await self._endpoints(provider.name)
+        endpoints = await self._find_endpoints(provider.name)
         if issuer != provider.issuer.issuer and (issuer is not None or endpoints.names_itself):
             raise SignInRefused("The answer is of another provider than was asked.")
         form = {
@@ -261,7 +261,7 @@ class SignIns:
             raise SignInRefused("The session is another's.") from error
         form = {"grant_type": "refresh_token", "refresh_token": renewal}
         async with self._limit_time():
-            tokens = await self._tokens(provider, await self._endpoints(provider.name), form)
+            tokens = await self._tokens(provider, await self._find_endpoints(provider.name), form)
             # A provider need not say again who it is (OpenID Connect Core 1.0, 12.2).
             person = await self._person(provider, tokens, None) if "id_token" in tokens else None
         return Arrival(person, _renewal(tokens) or renewal)
@@ -346,7 +346,8 @@ class SignIns:
         except TimeoutError as error:
             raise IssuerUnavailable(_AWAY, retry_after_s=AGAIN_S) from error
 
-    async def _endpoints(self, name: str) -> Endpoints:
+    async def _find_endpoints(self, name: str) -> Endpoints:
+        """Return the endpoints of a provider; raise `IssuerUnavailable` if it does not answer."""
         try:
             endpoints = (await self._keys_of(name).at_hand()).endpoints
         except NotFound:

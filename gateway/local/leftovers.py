@@ -35,7 +35,7 @@ def stop_leftovers(data: DataDirectory, say: Callable[[str], None]) -> None:
     `say` prints which process is stopped.
     """
     processes = data.read("processes.json")
-    ours = [found for note in processes.get("programs", []) if (found := _same(note))]
+    ours = [found for note in processes.get("programs", []) if (found := _find_process(note))]
     _stop(ours, say)
     for folder in data.path.glob(f"{data.redis.name}*"):
         valkey = _named(folder / "valkey.pid")
@@ -51,7 +51,8 @@ def stop_leftovers(data: DataDirectory, say: Callable[[str], None]) -> None:
             lock.unlink()
 
 
-def _same(note: Any) -> psutil.Process | None:
+def _find_process(note: Any) -> psutil.Process | None:
+    """Return the process that a note names; None if it has ended."""
     try:
         process = psutil.Process(int(note["pid"]))
         if abs(process.create_time() - float(note["started"])) < SAME_START_S:

@@ -83,7 +83,7 @@ def held_port(host: str, port: int, what: str, workers: int = 1) -> ReservedPort
                         _bind(probe, place, port)
                         probe.listen(1)
                 for _ in range(workers):
-                    listeners.append(_bound(family, place, number, ends_there=bool(port)))
+                    listeners.append(_bind_socket(family, place, number, ends_there=bool(port)))
                     number = listeners[-1].getsockname()[1]
             except OSError as error:
                 if error.errno not in ABSENT:
@@ -145,7 +145,8 @@ def _addresses(host: str) -> list[tuple[socket.AddressFamily, str]]:
     return list(dict.fromkeys((family, str(place[0])) for family, *_, place in places))
 
 
-def _bound(family: socket.AddressFamily, place: str, port: int, *, ends_there: bool) -> socket.socket:
+def _bind_socket(family: socket.AddressFamily, place: str, port: int, *, ends_there: bool) -> socket.socket:
+    """Return a socket that is bound to a place and a port."""
     made = socket.socket(family, socket.SOCK_STREAM)
     try:
         if ends_there:  # earlier connections of this port may still be closing; a free port has none

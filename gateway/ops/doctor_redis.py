@@ -386,7 +386,7 @@ async def redis_user_findings(address: Address, role: str, answer_max_s: float) 
         if absent := [one for one in lacking.by_server if one not in client.WITHOUT]:
             message = f"this server has not what a {ours} needs ({_few(absent)})"
             return False, _REDIS, f"{user}: {message}: {hints.redis_hint('unknown command')}"
-        return _may(user, ours, lacking.by_server, await _more(wire, beyond))
+        return _may(user, ours, lacking.by_server, await _accepted_rights(wire, beyond))
     except (TollkeeperError, OSError) as error:
         return False, _REDIS, f"{user}: {_reason(error)}; {hints.redis_hint(str(error))}"
     finally:
@@ -397,7 +397,8 @@ def _reason(error: Exception) -> str:
     return str(error).rstrip(":. ")
 
 
-async def _more(wire: RedisConnection, beyond: tuple[str, ...]) -> list[str]:
+async def _accepted_rights(wire: RedisConnection, beyond: tuple[str, ...]) -> list[str]:
+    """Return the commands that the user of a connection may run, up to the first refused one."""
     more: list[str] = []
     for each in beyond:
         if await client.refused_rights(wire, each):
@@ -518,7 +519,7 @@ async def examine_redis(settings: Settings, role: str) -> AsyncIterator[Finding]
         if wires is not None:
             await wires.close()
     if isinstance(wires, Shards):
-        yield _cluster(shown, wires)
+        yield _examine_cluster(shown, wires)
     for subject, server in servers.items():
         for finding in _server(settings, role, subject, shown, server):
             yield finding
@@ -704,7 +705,8 @@ async def _if_allowed(wire: RedisConnection, name: str) -> Reply:
     return None
 
 
-def _cluster(shown: str, shards: Shards) -> Finding:
+def _examine_cluster(shown: str, shards: Shards) -> Finding:
+    """Return the finding on whether each partition has a server."""
     lacking = [partition for partition in shards.partitions if not shards.of(partition).part.partitions]
     count = len(shards.wires)
     shared = isinstance(shards, FixedShards)

@@ -5,10 +5,15 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 FRESH_S = 1.0
 T = TypeVar("T")
+
+
+class _CachedAnswer(NamedTuple, Generic[T]):
+    at: float
+    value: T
 
 
 class CachedLookup(Generic[T]):
@@ -20,13 +25,13 @@ class CachedLookup(Generic[T]):
     ) -> None:  # fmt: skip
         self._look, self._fresh_s, self._clock = look, fresh_s, clock
         self._turn = asyncio.Lock()
-        self._answer: tuple[float, T] | None = None
+        self._answer: _CachedAnswer[T] | None = None
 
     async def now(self) -> T:
         """Return the cached result, or that of a new look-up; raise its error, which is not cached."""
         async with self._turn:
-            if self._answer is None or self._clock() - self._answer[0] >= self._fresh_s:
+            if self._answer is None or self._clock() - self._answer.at >= self._fresh_s:
                 self._answer = None
-                found = await self._look()
-                self._answer = self._clock(), found
-            return self._answer[1]
+                value = await self._look()
+                self._answer = _CachedAnswer(self._clock(), value)
+            return self._answer.value

@@ -386,18 +386,19 @@ class OpsConnections:
             return
         self._answers += 1
         try:
-            writer.write(await _answer(self._ops, head))
+            writer.write(await _make_answer(self._ops, head))
             await writer.drain()
         finally:
             self._answers -= 1
 
 
-async def _answer(ops: Ops, head: bytes) -> bytes:
+async def _make_answer(ops: Ops, head: bytes) -> bytes:
+    """Return the whole answer to a request for the state of a process."""
     first, *lines = head.decode("latin-1").split("\r\n")
     method, _, rest = first.partition(" ")
     path = rest.partition(" ")[0].partition("?")[0]
     fields = {name.strip().lower(): value for name, _, value in (line.partition(":") for line in lines)}
-    status, body, content_type = await _content(ops, method, path, fields.get("accept", "").strip())
+    status, body, content_type = await _find_content(ops, method, path, fields.get("accept", "").strip())
     allow = "Allow: GET, HEAD\r\n" if status == 405 else ""
     message = (
         f"HTTP/1.1 {status} {REASONS[status]}\r\n{allow}Content-Type: {content_type}\r\n"
@@ -406,7 +407,8 @@ async def _answer(ops: Ops, head: bytes) -> bytes:
     return message.encode() + (b"" if method == "HEAD" else body)
 
 
-async def _content(ops: Ops, method: str, path: str, accept: str) -> tuple[int, bytes, str]:
+async def _find_content(ops: Ops, method: str, path: str, accept: str) -> tuple[int, bytes, str]:
+    """Return status, body and type of the content at a path."""
     if path not in {"/livez", "/readyz", "/metrics"}:
         return 404, b'{"status":"not found"}', "application/json"
     if method not in {"GET", "HEAD"}:
@@ -453,11 +455,12 @@ def of_process(snapshot: Mapping[str, Any], disk: DiskWatch) -> Found:
     return {
         DISK: not disk.full or f"the disk of {', '.join(disk.full)} is full",
         OPEN_FILES: has_free_files(snapshot) or "hardly any file is left that a process may open",
-        CLOCK: _clock(snapshot.get("clock_offset_seconds", ())),
+        CLOCK: _check_clock(snapshot.get("clock_offset_seconds", ())),
     }
 
 
-def _clock(offsets: Iterable[tuple[str, float]]) -> bool | str:
+def _check_clock(offsets: Iterable[tuple[str, float]]) -> bool | str:
+    """Return True if this machine's clock agrees with others, else the differences as text."""
     said = [
         f"the clock is {abs(off_s):,.0f} s {'ahead of' if off_s > 0 else 'behind'} that of {name}"
         for name, off_s in offsets

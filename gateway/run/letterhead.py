@@ -38,14 +38,14 @@ _IBAN = re.compile(r"[A-Z]{2}[0-9]{2}[A-Z0-9]{11,30}", re.ASCII)
 
 def letterhead(settings: Settings) -> Letterhead:
     """Return the sender of invoices and the payment terms; `SettingError` for an invalid setting."""
-    seller, wanted = _seller(settings), settings.invoice_tax_currency
+    seller, wanted = _read_seller(settings), settings.invoice_tax_currency
     if wanted and wanted not in MINOR_DIGITS:
         raise wrong("invoice_tax_currency", wanted, "the three letters of a currency (ISO 4217)")
     own_currency = TAX_CURRENCIES.get(seller.country or "") if seller else None
     return Letterhead(
         seller=seller,
         notes=_lines(settings.invoice_notes),
-        addresses=_addresses(settings.invoice_addresses),
+        addresses=_read_addresses(settings.invoice_addresses),
         due_days=settings.invoice_due_days,
         iban=_iban(settings.invoice_iban),
         accounting_currency=wanted or own_currency,
@@ -53,7 +53,8 @@ def letterhead(settings: Settings) -> Letterhead:
     )
 
 
-def _seller(settings: Settings) -> InvoiceParty | None:
+def _read_seller(settings: Settings) -> InvoiceParty | None:
+    """Return the sender of invoices that settings name, if any."""
     name, *address = _lines(settings.invoice_issuer) or ("",)
     country = settings.invoice_country
     if country and country not in countries():
@@ -117,7 +118,8 @@ def _lines(text: str) -> tuple[str, ...]:
     return tuple(line.strip() for line in text.replace("\\n", "\n").splitlines() if line.strip())
 
 
-def _addresses(place: str) -> Mapping[str, Sequence[str]]:
+def _read_addresses(place: str) -> Mapping[str, Sequence[str]]:
+    """Return the lines of addresses by organization, as a file has them."""
     if not place:
         return {}
     try:

@@ -107,7 +107,7 @@ def billing_loops(
             batches(
                 sql(lambda connection, *page: charges.charges_due(connection, today(), *page)),
                 partial(charge, store, today), count=page, place=int,
-                split=partial(_by_partition, store.partition),
+                split=partial(_split_by_partition, store.partition),
             ),
         )),
         # Open credit first: an organization that owes nothing because of it is not overdue.
@@ -264,7 +264,8 @@ def invoicing_loops(
     return (Loop("invoicing", 60.0, (call(invoicing.turn),)),)
 
 
-def _by_partition(partition_of: Callable[[int], int], page: Sequence[int]) -> Iterator[Sequence[int]]:
+def _split_by_partition(partition_of: Callable[[int], int], page: Sequence[int]) -> Iterator[Sequence[int]]:
+    """Yield the organizations of a page in batches, each of one partition."""
     shares = defaultdict[int, list[int]](list)
     for organization_id in page:
         shares[partition_of(organization_id)].append(organization_id)

@@ -8,7 +8,7 @@ file. Values are never shown, since a header of an upstream may be a credential.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -471,32 +471,14 @@ def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteConfig:
     upstreams = {target.name: target for target in default.upstreams}
     for name, written in config.upstreams.items():
         upstreams[name] = _target(name, written, environ)
-    if config.routes is None:
-        routes: tuple[Route, ...] = DEFAULT_ROUTES
-    else:
-        routes = tuple(_route(written) for written in config.routes)
-        _check_each_once(routes)
-        routes += DEFAULT_ROUTES if config.include_default_routes else ()
-    if config.services:
-        routes = _add_services(routes)
-    paths_there = {route.path for route in routes}
-    for target in upstreams.values():
-        if target.family:
-            brought = FAMILIES[Family(target.family)].brings(target.name)
-            routes += tuple(one for one in brought if one.path not in paths_there)
-            paths_there |= {one.path for one in brought}
+    routes = _routes_of(config, upstreams.values())
     services = tuple((key, service.upstream) for key, service in config.services.items())
     used = [(f"routes {route.path}", route.upstream) for route in routes if route is not SERVICES_ROUTE]
     for place, name in [*used, *((f"services.{key}", name) for key, name in services)]:
         if name not in upstreams:
             raise SettingError(f"{place}: upstream {name!r} is not one of {', '.join(sorted(upstreams))}")
     paths = tuple((key, service.paths) for key, service in config.services.items() if service.paths)
-    for key, patterns in dict(paths).items():
-        for number, text in enumerate(patterns):
-            try:
-                read_pattern(text)
-            except ValueError as error:
-                raise SettingError(f"services.{key}.paths[{number}]: {text!r} {error}") from error
+    _check_patterns(dict(paths))
     unread = frozenset(key for key, service in config.services.items() if service.models)
     rules = ServiceRules(services, paths, unread=unread)
     workloads, issuers = tuple(config.workloads.items()), issuers_of(config.issuers)
@@ -504,6 +486,34 @@ def table_of(config: ConfigFile, environ: Mapping[str, str]) -> RouteConfig:
     _check_own_paths(routes, services, upstreams)
     models = models_of(config.models, upstreams)
     return RouteConfig(routes, tuple(upstreams.values()), rules, workloads, issuers, sign_in, models)
+
+
+def _routes_of(config: ConfigFile, upstreams: Iterable[UpstreamTarget]) -> tuple[Route, ...]:
+    """Return the routes of a file, or the built-in ones, and those that families of upstreams have besides."""
+    routes: tuple[Route, ...] = DEFAULT_ROUTES
+    if config.routes is not None:
+        routes = tuple(_route(written) for written in config.routes)
+        _check_each_once(routes)
+        routes += DEFAULT_ROUTES if config.include_default_routes else ()
+    if config.services:
+        routes = _add_services(routes)
+    paths = {route.path for route in routes}
+    for target in upstreams:
+        if target.family:
+            brought = FAMILIES[Family(target.family)].brings(target.name)
+            routes += tuple(route for route in brought if route.path not in paths)
+            paths |= {route.path for route in brought}
+    return routes
+
+
+def _check_patterns(paths: Mapping[str, Sequence[str]]) -> None:
+    """Raise `SettingError` for a path of a service, by its key, that is no pattern."""
+    for key, patterns in paths.items():
+        for number, text in enumerate(patterns):
+            try:
+                read_pattern(text)
+            except ValueError as error:
+                raise SettingError(f"services.{key}.paths[{number}]: {text!r} {error}") from error
 
 
 def models_of(written: Iterable[_Model], upstreams: Mapping[str, UpstreamTarget]) -> tuple[ModelRule, ...]:

@@ -112,7 +112,7 @@ def _milliseconds(settings: Settings, role: str) -> Iterator[str]:
     """Yield the times that are so long that milliseconds may be meant, those of upstreams included."""
     values, usual = settings.values(), type(settings)().values()
     times = [(_variable(name), values[name], usual[name]) for name in sorted(SECONDS)]
-    for target in settings.upstreams if role != "keeper" else ():
+    for target in _called_by(role, settings):
         for name in ("first_byte_s", "idle_s"):
             own = getattr(target, name) or 0.0
             times.append((f"upstreams.{target.name}.{name}", own, usual[f"upstream_{name}"]))

@@ -98,7 +98,7 @@ class JsonLines(logging.Formatter):
         extra = {name: value for name, value in record.__dict__.items() if name not in STANDARD}
         extra.pop("facts", None)
         for name, value in (extra | (facts if isinstance(facts, dict) else {})).items():
-            line.setdefault(name, _clean(name, value))
+            line.setdefault(name, _clean_value(name, value))
         if record.exc_info and record.exc_info[1] is not None:
             error = record.exc_info[1]
             while isinstance(error, BaseExceptionGroup):  # the first of its errors says more
@@ -109,13 +109,14 @@ class JsonLines(logging.Formatter):
         return visible_json(msgspec.json.encode(line).decode())
 
 
-def _clean(name: str, value: object) -> object:
+def _clean_value(name: str, value: object) -> object:
+    """Return a value without secrets, cut to its maximum, to be logged under a name."""
     if SECRET_NAME.search(name):
         return HIDDEN
     if value is None or isinstance(value, bool | int | float):
         return value
     if isinstance(value, list | tuple):
-        return [_clean("", item) for item in value[:100]]
+        return [_clean_value("", item) for item in value[:100]]
     if isinstance(value, dict):
-        return {str(key): _clean(str(key), item) for key, item in list(value.items())[:100]}
+        return {str(key): _clean_value(str(key), item) for key, item in list(value.items())[:100]}
     return redacted(str(value))[:TEXT_CHARACTERS_MAX]

@@ -56,7 +56,7 @@ def encoded_span(
         b"\x2a", varint(len(name)), name,
         b"\x30", varint(span.kind),
         pack("<BQBQ", 0x39, _nanoseconds(span.started, ahead_s), 0x41, _nanoseconds(span.ended, ahead_s)),
-        *[_block(b"\x4a", _pair(key, value)) for key, value in attributes.items()],
+        *[_block(b"\x4a", _encode_pair(key, value)) for key, value in attributes.items()],
         _STATUS_ERROR if span.error else b"",
         pack("<HI", 0x0185, SAMPLED | (_REMOTE_PARENT if remote_parent else _LOCAL_PARENT)),
     ))  # fmt: skip
@@ -65,7 +65,9 @@ def encoded_span(
 
 def encoded_resource(attributes: Mapping[str, Value]) -> bytes:
     """Return the resource of the spans, encoded as a field of `ResourceSpans`."""
-    return _block(b"\x0a", b"".join(_block(b"\x0a", _pair(key, value)) for key, value in attributes.items()))
+    return _block(
+        b"\x0a", b"".join(_block(b"\x0a", _encode_pair(key, value)) for key, value in attributes.items())
+    )
 
 
 def encoded_request(resource: bytes, scope: str, version: str, spans: Iterable[bytes]) -> bytes:
@@ -76,7 +78,8 @@ def encoded_request(resource: bytes, scope: str, version: str, spans: Iterable[b
     return _block(b"\x0a", resource + of_scope + schema)
 
 
-def _pair(key: str, value: Value) -> bytes:
+def _encode_pair(key: str, value: Value) -> bytes:
+    """Return an attribute as a `KeyValue` of OTLP."""
     if isinstance(value, bool):
         told = b"\x10\x01" if value else b"\x10\x00"
     elif isinstance(value, int):
@@ -138,8 +141,8 @@ class Exporter:
         })  # fmt: skip
         parts = urlsplit(tracing.endpoint)
         self._target = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
-        self._context = _context(tracing) if parts.scheme == "https" else None
-        self._place = (parts.hostname or "", parts.port or (443 if self._context else 80))
+        self._make_context = _make_context(tracing) if parts.scheme == "https" else None
+        self._place = (parts.hostname or "", parts.port or (443 if self._make_context else 80))
         self._connection: http.client.HTTPConnection | None = None
         self._waiting: list[bytes] = []
         self._lock = threading.Lock()
@@ -244,8 +247,8 @@ class Exporter:
             self._renew_context()
             self._connection = (
                 http.client.HTTPConnection(host, port)
-                if self._context is None
-                else http.client.HTTPSConnection(host, port, context=self._context)
+                if self._make_context is None
+                else http.client.HTTPSConnection(host, port, context=self._make_context)
             )
         self._connection.timeout = timeout_s
         if self._connection.sock is not None:
@@ -254,11 +257,11 @@ class Exporter:
 
     def _renew_context(self) -> None:
         """Reload the TLS files. An unusable file changes nothing, and is logged once."""
-        if self._context is None:
+        if self._make_context is None:
             return
         why = ""
         try:
-            self._context = _context(self._tracing)
+            self._make_context = _make_context(self._tracing)
         except StartError as error:
             why = error.message
         if why and why != self._unusable:
@@ -281,7 +284,8 @@ class Exporter:
                 self._log("traces are not collected", why=why, level="warning")
 
 
-def _context(tracing: Tracing) -> ssl.SSLContext:
+def _make_context(tracing: Tracing) -> ssl.SSLContext:
+    """Return the TLS context for the collector; raise `StartError`."""
     try:
         require_regular(tracing.ca_file, tracing.client_certificate, tracing.client_key)
         context = ssl.create_default_context(cafile=tracing.ca_file or None)

@@ -81,8 +81,8 @@ local kept_accounts, is_kept_again
 -- What follows from the accounts alone is kept with their list, too: `form`, `named` and `told`.
 local LISTS_MAX, SEEN = 256, 0
 
--- The name of a call's list: the key of its last account, behind which is its index if it is one owner's. So owners that take turns have
--- a list each.
+-- The name of a call's list: the key of its last account. The index of an owner's account is no name, so owners that take turns have a list
+-- each.
 local function list_name(keys, last)
   local name = keys[last + keys_before - 1]
   return byte(name, COLON_AT) == COLON and name or keys[last + keys_before]

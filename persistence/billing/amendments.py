@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
 from sqlalchemy import Connection, case, insert, select, text
@@ -250,22 +250,26 @@ def _quota_changes(change: EntityWrite, amended: CallEffects, moved: int) -> tup
     return 0, part
 
 
-def _parts(
-    connection: Connection, amended: CallEffects, units: int
-) -> list[tuple[int, tuple[PriceTier, ...]]]:
+class PricedUnits(NamedTuple):
+    units: int
+    tiers: tuple[PriceTier, ...]
+
+
+def _price_units(connection: Connection, amended: CallEffects, units: int) -> list[PricedUnits]:
     """Return the amended units of a call with their prices; a refund begins with the units used last."""
     if not units or amended.in_money:
-        return [(units, IN_MONEY if units else ())]
-    if not amended.units.units:  # the price of now
-        return [(units, amended.service.pricing.ladder if amended.service is not None else ())]
-    found: list[tuple[int, tuple[PriceTier, ...]]] = []
+        return [PricedUnits(units, IN_MONEY if units else ())]
+    if not amended.units.units:
+        present = amended.service.pricing.ladder if amended.service is not None else ()
+        return [PricedUnits(units, present)]
+    parts: list[PricedUnits] = []
     for many, unit_price in reversed(_used_at(connection, amended)):
         moved = min(many, units) if amended.sign > 0 else units
-        found.append((moved, (PriceTier(None, unit_price),)))
+        parts.append(PricedUnits(moved, (PriceTier(None, unit_price),)))
         units -= moved
         if not units:
             break
-    return found
+    return parts
 
 
 def _used_at(connection: Connection, amended: CallEffects) -> list[tuple[int, Decimal]]:
@@ -285,7 +289,7 @@ def _used_at(connection: Connection, amended: CallEffects) -> list[tuple[int, De
 def _settle(change: EntityWrite, amended: CallEffects, moved: dict[str, int]) -> None:
     """Store the control writes that move the counters by the amendment."""
     values, writes = change.command.values, []
-    for units, tiers in _parts(change.connection, amended, moved["units"]):
+    for units, tiers in _price_units(change.connection, amended, moved["units"]):
         if spend_micro(tiers, 0, units) > INTEGER_MAX:
             raise Unprocessable(errors=(("units", "cost more than one amendment may move"),))
         moves = {

@@ -451,7 +451,7 @@ def open_charges(
         supply_charges[named.organization_id].append(named.charge)
     for owner in proration.waiting_early_uses(connection, organization_ids):
         supply_charges[owner] += [
-            end.named[1] for end in proration.owed_early_use(connection, owner) if end.named
+            end.named.charge for end in proration.owed_early_use(connection, owner) if end.named
         ]
     rates = service_discounts.read_rates(connection, organization_ids)
     for named in service_discounts.owed_discounts(connection, rates, supply_charges):

@@ -267,8 +267,13 @@ _SETTLE = query("proration.settle", "Store the result of an ended plan", """
 UPDATE plan_end SET used = :used, began = :began, debt = cast(:debt AS bigint), quantity = :quantity,
        amount = :amount, charges = charges + :charges WHERE id = :id""")  # fmt: skip
 
+
 # The name of a fact, and its charge.
-EarlyCharge = tuple[str, SupplyCharge]
+class EarlyCharge(NamedTuple):
+    fact: str
+    charge: SupplyCharge
+
+
 # Tenants with late reports, and the first day of that use.
 EarlyUseReport = Mapping[int, datetime]
 
@@ -439,7 +444,9 @@ def _settle_early_uses(
         noted = (end.used, end.began, end.debt, end.quantity, end.amount)
         if (*read, due.tokens, due.amount) != noted:
             tokens, amount = due.tokens - (end.quantity or 0), due.amount - (end.amount or 0)
-            named = (_fact(end), _charge(end, EarlyUse(tokens, amount, due.unit_price))) if amount else None
+            named = None
+            if amount:
+                named = EarlyCharge(_fact(end), _charge(end, EarlyUse(tokens, amount, due.unit_price)))
             yield SettledEarlyUse(end.id, read, due, named)
 
 

@@ -329,11 +329,9 @@ def forget_bill(connection: Connection, price_id: int, organization_id: int) -> 
 def _rate_late(change: EntityWrite, rates: _Rates, left: Any) -> None:
     """Rate calls that were stored since; forget the price once none can come any more."""
     newest, count = _newest(change), 0
-    after = _CallPosition(max(0, left.after_id - _IDS_APART))
-    for place, since in (
-        (after, rates.since),
-        (after._replace(of_parts=True), max(rates.since, left.looked_at - timedelta(hours=1))),
-    ):
+    whole = _CallPosition(max(0, left.after_id - _IDS_APART))
+    parts, parts_since = whole._replace(of_parts=True), max(rates.since, left.looked_at - timedelta(hours=1))
+    for place, since in ((whole, rates.since), (parts, parts_since)):
         calls = rates.open(place, since=since)
         count += len(calls)
         _write(change, rates, calls, left.actor)
@@ -478,7 +476,7 @@ def _write(change: EntityWrite, rates: _Rates, calls: Sequence[Any], actor: str)
     )  # fmt: skip
     change.intend_all(
         [
-            correcting_write(change, repriced.call, _moves(repriced, reason))
+            correcting_write(change, repriced.call, _make_payload(repriced, reason))
             for repriced in rated
             if repriced.more or repriced.credits > 0
         ]
@@ -495,7 +493,8 @@ def _write(change: EntityWrite, rates: _Rates, calls: Sequence[Any], actor: str)
         connection.execute(upsert(rerating_bill).on_conflict_do_nothing(), due)
 
 
-def _moves(repriced: _RepricedCall, reason: str) -> dict[str, object]:
+def _make_payload(repriced: _RepricedCall, reason: str) -> dict[str, object]:
+    """Return the payload of the control write that corrects a call's price."""
     moves: dict[str, object] = {
         "tokens": 0, "units": -repriced.more, "tiers": pack_tiers(IN_MONEY if repriced.more else ()).hex(),
         "corrects": repriced.call.request_id, "reason": reason,

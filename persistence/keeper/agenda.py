@@ -70,6 +70,18 @@ class Writes(NamedTuple):
         )
 
 
+class LookAhead(NamedTuple):
+    """A look at the work of the next `AHEAD_S`: when it was made, by both clocks, and whether it found some."""
+
+    at: datetime
+    seconds: float
+    found: bool
+
+    def is_valid(self, now: datetime, seconds: float) -> bool:
+        """Return whether less than `AHEAD_S` have passed since, by both clocks."""
+        return seconds - self.seconds < AHEAD_S and 0 <= (now - self.at).total_seconds() < AHEAD_S
+
+
 class AgendaReader:
     """Reads which loops of a keeper have work. `resets_since` returns the time from which resets are due.
 
@@ -88,8 +100,7 @@ class AgendaReader:
         # The number of checks that found something written, or that looked ahead.
         self.written = 0
         self._last_writes: Writes | None = None
-        # The time of the last look ahead, by both clocks, and whether it found nothing.
-        self._ahead: tuple[datetime, float, bool] | None = None
+        self._ahead: LookAhead | None = None
 
     async def read(self) -> Collection[str]:
         """Return the names of the keeper's loops that have work to do."""
@@ -97,22 +108,15 @@ class AgendaReader:
             seen = Writes(*(await connection.execute(_LOOK)).one())
             if self._last_writes is None or seen.has_more(self._last_writes):
                 self._last_writes, self._ahead = None, None  # until the query has succeeded
-                found = await self._ask(connection)
+                names = await self._ask(connection)
                 self._last_writes, self.written = seen, self.written + 1
-                return found
+                return names
             self._last_writes = seen
-            if self._ahead is None or not self._is_good(*self._ahead):
-                began = self._clock(), self._seconds()
-                self._ahead = *began, not await self._ask(connection, AHEAD_S)
+            if self._ahead is None or not self._ahead.is_valid(self._clock(), self._seconds()):
+                at, seconds = self._clock(), self._seconds()
+                self._ahead = LookAhead(at, seconds, bool(await self._ask(connection, AHEAD_S)))
                 self.written += 1
-            return frozenset() if self._ahead[2] else await self._ask(connection)
-
-    def _is_good(self, at: datetime, seconds: float, _: bool) -> bool:
-        """Return whether the last look at future work is still valid: less than `AHEAD_S` have passed since.
-
-        It is checked by the time `at` and by `seconds` of the monotonic clock.
-        """
-        return self._seconds() - seconds < AHEAD_S and 0 <= (self._clock() - at).total_seconds() < AHEAD_S
+            return await self._ask(connection) if self._ahead.found else frozenset()
 
     async def _ask(self, connection: AsyncConnection, ahead_s: float = 0.0) -> frozenset[str]:
         """Return the names of the keeper's loops with work that is due within `ahead_s` seconds."""

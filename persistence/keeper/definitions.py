@@ -280,7 +280,7 @@ async def keys(connection: AsyncConnection, where: str, values: Mapping[str, Any
             models=None if row["models"] is None else frozenset(row["models"]),
             revoked=row["revoked_at"] is not None,
             expires_ms=ms_of(row["expires_at"]),
-            runs=_run_policy(row["runs"]),
+            runs=_read_run_policy(row["runs"]),
             spent=_spent_answer(row),
             tags=tuple(sorted((row["tags"] or {}).items())),
         )
@@ -398,7 +398,7 @@ def _organization_terms(
     row: RowMapping, budgets: tuple[Budget, ...], groups: GroupTerms
 ) -> OrganizationTerms:
     """Return an organization's terms; organizations with plain terms share one value."""
-    lists, runs, spent = _model_lists(row), _run_policies(row), _spent_answer(row)
+    lists, runs, spent = _read_model_lists(row), _run_policies(row), _spent_answer(row)
     plain = lists is NO_LISTS and runs is NO_POLICIES and spent is UNSAID and not row["tags"]
     if plain and groups == NO_GROUPS and not (row["negotiated"] or row["subscription"] or budgets):
         return _plain_terms(row["currency"], subscribed=row["subscribed"], listed=row["listed"])
@@ -423,7 +423,8 @@ def _organization_terms(
     )
 
 
-def _model_lists(row: RowMapping) -> ModelLists:
+def _read_model_lists(row: RowMapping) -> ModelLists:
+    """Return the lists of allowed models of an organization, its tenants and its users."""
     own, tenants, users = row["models"], row["tenant_models"] or {}, row["user_models"] or {}
     if own is None and not tenants and not users:
         return NO_LISTS
@@ -443,11 +444,12 @@ def _run_policies(row: RowMapping) -> RunPolicies:
     own, tenants = row["runs"], row["tenant_runs"]
     if own is None and not tenants:
         return NO_POLICIES
-    each = {int(id_): _run_policy(tenant) for id_, tenant in (tenants or {}).items()}
-    return RunPolicies(_run_policy(own), {id_: one for id_, one in each.items() if one is not None})
+    each = {int(id_): _read_run_policy(tenant) for id_, tenant in (tenants or {}).items()}
+    return RunPolicies(_read_run_policy(own), {id_: one for id_, one in each.items() if one is not None})
 
 
-def _run_policy(document: Mapping[str, Any] | None) -> RunPolicy | None:
+def _read_run_policy(document: Mapping[str, Any] | None) -> RunPolicy | None:
+    """Return the policy for runs in a stored document; its amount in units of 10^-9."""
     if document is None:
         return None
     amount = int(Decimal(document["max"]).scaleb(9)) if "max" in document else 0

@@ -20,7 +20,7 @@ _BLOCKED, _MANUAL = int(EventFlag.BLOCKED), int(EventFlag.MANUAL_BLOCK)
 
 def move(connection: Connection[Any], moves: RollupDelta) -> None:
     """Update accounts and roll-ups by the entries that are stored for the first time."""
-    quotas = [_quota(id_, event, moves.resets.get(id_)) for id_, event in sorted(moves.quotas.items())]
+    quotas = [_quota_row(id_, event, moves.resets.get(id_)) for id_, event in sorted(moves.quotas.items())]
     paid = [(id_, e.balance, e.ahead, e.epoch, e.credit_seq) for id_, e in sorted(moves.credits.items())]
     spends = [(id_, e.spent, e.epoch, e.spend_seq, e.at_ms) for id_, e in sorted(moves.spends.items())]
     activated = sorted((e.organization_id, e.service_id, e.source, e.at_ms) for e in moves.activations)
@@ -85,7 +85,8 @@ def finish(connection: Connection[Any], control_ids: Sequence[str], renewed: Ite
         connection.execute(statements.RENEW_TOTALS, (sorted(changed),))
 
 
-def _quota(tenant_id: int, event: OutboxEntry, reset_ms: int | None) -> tuple[Any, ...]:
+def _quota_row(tenant_id: int, event: OutboxEntry, reset_ms: int | None) -> tuple[Any, ...]:
+    """Return the row of a tenant's quota after a movement."""
     unlimited = event.flags & _UNLIMITED
     return (
         tenant_id, event.used, None if unlimited else event.remaining, event.remaining if unlimited else 0,

@@ -89,6 +89,7 @@ class Users:
         self._known.update(found)
 
     def _within_limit(self, connection: Connection[Any], unknown: Sequence[Name]) -> list[Name]:
+        """Return the names of unknown users that may still be stored today, by organization."""
         organizations = sorted({organization for organization, _ in unknown})
         today = Counter(dict(connection.execute(statements.NEW_TODAY, (organizations,)).fetchall()))
         met: list[Name] = []

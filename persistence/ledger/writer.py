@@ -348,6 +348,7 @@ def _judged(connection: Connection[Any], partitions: Iterable[int]) -> dict[int,
 
 
 def _dead_letter_reason(placed: Placed, refused: BatchFailures) -> str:
+    """Return why an entry cannot be stored."""
     partition, (entry_id, packed, event) = placed
     if event is None:
         try:

@@ -38,7 +38,13 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.administration import Actor, Row
 from gateway.core.accounts.holds import read_letter
-from gateway.core.integrity.reconciliation import DifferenceKind, Item, ReconciliationSummary, Rollback
+from gateway.core.integrity.reconciliation import (
+    DifferenceKind,
+    Item,
+    PartitionMark,
+    ReconciliationSummary,
+    Rollback,
+)
 from gateway.core.times import to_second
 from gateway.errors import Conflict, StoreUnavailable, Unprocessable
 from persistence.engine import apart, looking
@@ -144,14 +150,17 @@ class Quarantines:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    async def marks(self) -> dict[int, tuple[bytes, int, bool]]:
-        """Return, by partition, the newest stored entry's id, the epoch, and whether PostgreSQL lost rows."""
+    async def marks(self) -> dict[int, PartitionMark]:
+        """Return the marks of partitions."""
         state = partition_state.c
         async with looking(self._engine) as connection:
             statement = select(state.partition, state.last_entry_id, state.epoch, state.older)
             named = naming("integrity.marks", "Select the newest stored entry of each partition")
             rows = await connection.execute(statement, execution_options=named)
-            return {row.partition: ((row.last_entry_id or "").encode(), row.epoch, row.older) for row in rows}
+            return {
+                row.partition: PartitionMark((row.last_entry_id or "").encode(), row.epoch, row.older)
+                for row in rows
+            }
 
     async def fell_back(self, partitions: Sequence[int]) -> None:
         """Store that PostgreSQL has lost stored rows of these partitions."""

@@ -87,20 +87,15 @@ _NAMES = {
     "service": (service, service.c.key),
     "group": (caller_group, caller_group.c.name),
 }
+# Columns of calls that the roll-ups have in another form.
+_AS_ROLLED_UP = {
+    "start": "to_timestamp(start / 1000) AS start",
+    "currency": "coalesce(nullif(n.currency, ''), o.currency) AS currency",
+    TAGS: "n.tags::jsonb AS tags",
+}
 # Calls of a time in the form of the roll-ups, once for each of their groups.
 _OF_CALLS = f"""
-SELECT {
-    ", ".join(
-        "to_timestamp(start / 1000) AS start"
-        if name == "start"
-        else "coalesce(nullif(n.currency, ''), o.currency) AS currency"
-        if name == "currency"
-        else "n.tags::jsonb AS tags"
-        if name == TAGS
-        else f"n.{name}"
-        for name in (*DIMENSIONS, *SUMS, BY_CALL)
-    )
-}
+SELECT {", ".join(_AS_ROLLED_UP.get(name, f"n.{name}") for name in (*DIMENSIONS, *SUMS, BY_CALL))}
   FROM (SELECT {
     SUMS_OF_CALL
 }, member::bigint FROM call CROSS JOIN LATERAL jsonb_array_elements_text(groups) AS m (member)
@@ -250,21 +245,27 @@ def _rows(asked: UsageQuery, apart: Sequence[str]) -> Subquery:
     """
     if asked.by_call:
         return _rows_of_calls(asked, apart)
-    found = []
-    for piece in pieces(asked):
-        # Labelled, since a column's name in GROUP BY would mean the column.
-        for source in _sources(asked, piece):
-            columns = source.columns
-            began = _began(asked.interval, piece, columns.start).label("began")
-            value = partial(_column, source)
-            sums = [(-columns[name]).label(name) if source.is_off else columns[name] for name in SUMS]
-            found.append(
-                select(*(began if name == "began" else value(name).label(name) for name in apart), *sums).where(
-                    columns.span == source.span, columns.start >= piece.since, columns.start < piece.until,
-                    *(value(name) == wanted for name, wanted in asked.filters.items()), *_among(asked, value),
-                )
-            )  # fmt: skip
-    return union_all(*found).subquery("rows")
+    selects = [
+        _rows_of_source(asked, apart, piece, source)
+        for piece in pieces(asked)
+        for source in _sources(asked, piece)
+    ]
+    return union_all(*selects).subquery("rows")
+
+
+def _rows_of_source(
+    asked: UsageQuery, apart: Sequence[str], piece: ReportPiece, source: _Source
+) -> Select[Any]:
+    """Return the SELECT of a roll-up's rows in a piece of the requested time."""
+    columns, value = source.columns, partial(_column, source)
+    # Labelled, since a column's name in GROUP BY would mean the column.
+    began = _began(asked.interval, piece, columns.start).label("began")
+    parts = [began if name == "began" else value(name).label(name) for name in apart]
+    sums = [(-columns[name]).label(name) if source.is_off else columns[name] for name in SUMS]
+    return select(*parts, *sums).where(
+        columns.span == source.span, columns.start >= piece.since, columns.start < piece.until,
+        *(value(name) == wanted for name, wanted in asked.filters.items()), *_among(asked, value),
+    )  # fmt: skip
 
 
 class _Source(NamedTuple):

@@ -36,12 +36,13 @@ _ASKING = text("SELECT pg_advisory_xact_lock(7814)")
 def check_url(change: EntityWrite) -> None:
     """Raise `Unprocessable` if the URL may not be called, or no mail can be sent to it."""
     url = change.command.values.get("url")
-    refused = _refusal(str(url), change) if url is not None else None
+    refused = _refuse_url(str(url), change) if url is not None else None
     if refused is not None:
         raise Unprocessable(errors=(("url", refused),))
 
 
-def _refusal(url: str, change: EntityWrite) -> str | None:
+def _refuse_url(url: str, change: EntityWrite) -> str | None:
+    """Return why a webhook may not have this URL; None if it may."""
     if not messages.is_mail(url):
         return network.address_refusal(url, private=change.rules.private_addresses)
     if not change.rules.mail_allowed:

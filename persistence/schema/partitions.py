@@ -163,6 +163,7 @@ async def drop_hours(engine: AsyncEngine, days: int) -> list[str]:
 async def _first_that_stays(
     connection: AsyncConnection, days: int, *, are_archived: bool
 ) -> tuple[date, str] | None:
+    """Return the first month that may not be removed yet, and why; None if all may."""
     months = list((await connection.execute(_OLD_CALLS, {"days": days})).scalars())
     if months and are_archived and (await connection.execute(_ARCHIVED)).scalar_one():
         return months[0], _NO_ARCHIVE

@@ -20,35 +20,35 @@ PAGES = {
 }  # fmt: skip
 HEAD = f"""# Clients it was tried with
 
-Each row is a real program that asked one thing through a whole Tollkeeper, in each case of a table.
-`make world` plays them and writes this page. In all cases the [journal of calls](../calls.md) had a row for
-each request that came with a key, and refused ones cost nothing.
+Each row is a real program that sent one prompt through a whole Tollkeeper, in each case of a table.
+`make world` runs these programs and writes this page. In all cases the [journal of calls](../calls.md) had a row
+for each request with a key, and refused requests cost nothing.
 
-A cell says how many requests a client sent, within how many seconds, and how it ended:
+A cell states the number of requests that a client sent, their time in seconds, and the client's end:
 
 - **shown**: the refusal could be read, word for word; **silent**: it could not;
-- **exit 1**: its exit status; **goes on**: it was stopped {CASE_S_MAX:.0f} seconds after its first request.
+- **exit 1**: the client's exit status; **goes on**: it was stopped {CASE_S_MAX:.0f} seconds after its first request.
 
 In the last six cases the upstream failed as its vendor does. In the earlier cases Tollkeeper itself refuses,
-since a budget of money or a tenant's tokens are spent; `retry_after_max_s` bounds `Retry-After` in two of them.
-[What to set](../budgets.md#how-a-spent-amount-is-told) follows from that.
+since a budget of money or a tenant's tokens are spent; `retry_after_max_s` limits `Retry-After` in two of them.
+[What to set](../budgets.md#how-a-spent-amount-is-told) follows from these results.
 
 """
 SENT = ("Client", "API", "Requests", "Its maximum", "Streams", "Asks for use", "Names its session")
 AGENTS, SDKS = "## Coding agents", "## SDKs and frameworks"
 SENDS = "## What they send"
 STEPPING = "## Budgets with steps"
-STEPS_HEAD = """Each agent has a [budget with a step](../steps.md) at 80 %: its model goes as a cheaper one of the
+STEPS_HEAD = """Each agent has a [budget with a step](../steps.md) at 80 % that replaces its model by a cheaper model of the
 same vendor. The upstream seals its models' thoughts, and answers 400 to a seal of another model, as vendors do.
 One session begins before the step and goes on after it, others begin later. **asked** and **cheaper** are the
-models that the upstream got; a refusal ends in the words *begin a new session*. gemini-cli and opencode by chat
-seal nothing here, and gemini-cli names no session, so each of its calls is judged alone.
+models that the upstream got; a refusal ends with the words *begin a new session*. Calls of gemini-cli and of
+opencode by chat contain no seals here. gemini-cli names no session, so each of its calls is judged alone.
 """
 TURNED = ("Client", "A tool is asked for", "60 kB are said")
 TURNING = "## Tools and long prompts"
-TURNS_HEAD = """In one case the model asks for a tool, which the client runs. In the other 60 kB are sent at once. A cell has the
-longest request, and the tokens that the upstream reported for all: the rows of these calls have as many.
-**goes on**: after two minutes.
+TURNS_HEAD = """In one case the model asks for a tool, which the client runs. In the other 60 kB are sent at once. A cell states the
+longest request, and the sum of tokens that the upstream reported; the rows of these calls have the same sum.
+**goes on**: the client was stopped after two minutes.
 """
 TIME, STOPPED = re.compile(r" in \d+ s| of up to .*? tokens"), re.compile(r"^\d+.*goes on")
 

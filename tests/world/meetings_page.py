@@ -10,10 +10,10 @@ from tests.world.meetings import MEETINGS
 PAGE = ROOT / "docs" / "meetings.md"
 HEAD = """# Programs it meets
 
-Each row is a real program in front of Tollkeeper, behind it, or reading its data. `make world` plays
-them, and writes this page.
+Each row is a real program that calls Tollkeeper, is called by it, or reads its data. `make world` runs
+these programs, and writes this page.
 
-- **right**: Tollkeeper and the program say the same;
+- **right**: Tollkeeper and the program agree;
 - **what to set**: it works with the setting that the row names.
 
 """

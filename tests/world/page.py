@@ -15,17 +15,18 @@ if TYPE_CHECKING:
 PAGE = ROOT / "docs" / "compatibility.md"
 HEAD = """# Engines it was tried with
 
-Each row is a real program with a small random model, behind Tollkeeper with its file of
-[`deploy/providers`](../deploy/providers). Its own counters were compared with the [row of each call](calls.md).
+Each row is a real program with a small random model, called through Tollkeeper with the program's file in
+[`deploy/providers`](../deploy/providers). The program's own counters were compared with the
+[row of each call](calls.md).
 `make world` plays the programs and writes this page.
 
-A cell says what the program does alone, and in brackets the result of the same call here:
+A cell states the behaviour of the program alone, and in brackets the result of the same call through Tollkeeper:
 
 - **right**: the row has the program's count, to the token;
-- **flagged**: the row says `"estimated": true`, and counts at least the text that passed;
+- **flagged**: the row has `"estimated": true`, and counts at least the text of the answer;
 - **refused**: the call failed and cost nothing;
-- **as reported**: the row has the characters that the program reports: [what to
-  set](howto/vllm.md#where-other-servers-differ).
+- **as reported**: the row counts the characters that the program reports as tokens ([what to
+  set](howto/vllm.md#where-other-servers-differ)).
 
 Drawn calls have one to four choices, lists of prompts, streams, clients that leave, and cached prompts.
 
@@ -34,8 +35,8 @@ Drawn calls have one to four choices, lists of prompts, streams, clients that le
 
 CHANGED = """## What changed
 
-Programs that were played in two versions: each cell that differs, by the version. Chance decides how long a
-text is, and how much of it is made when its client has left: a difference in these alone is none.
+These programs were tried in two versions; the table lists each cell that differs between them. The length of a
+text, and the part made after its client has left, are random: differences only in these are not listed.
 
 """
 DRAWN_NUMBER = re.compile(r"\b(?:1[7-9]|[2-9]\d|\d{3,})\b")

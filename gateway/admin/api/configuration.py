@@ -66,7 +66,7 @@ def mount_configuration(app: web.Application, ports: AdminPorts, root: str) -> N
                 _take_time(request, share)
                 wish, claim = await in_thread(_wish, request, mine.actor, raw, share)
                 del raw
-                doing = _answered(
+                doing = _apply_and_answer(
                     Configurator(mine, request[REQUEST_ID], _now, claim, objects_max=share.objects_max), wish
                 )
                 # A plan changes nothing, so it may be cancelled. A running apply is never cancelled.
@@ -106,7 +106,7 @@ def _wish(
     return wish, claim and replace(claim, running_s_max=share.work_s_max + REQUEST_S_MAX)
 
 
-async def _answered(configurator: Configurator, wish: ApplyRequest) -> web.Response:
+async def _apply_and_answer(configurator: Configurator, wish: ApplyRequest) -> web.Response:
     done = await configurator.do(wish)
     headers = {"Idempotent-Replayed": "true"} if done.replayed else None
     return await in_thread(answer, done.status, done.content, headers)

@@ -99,17 +99,17 @@ def _sort_events(sent: list[object]) -> Row:
     rejected: list[Row] = []
     for place, item in enumerate(sent):
         if not isinstance(item, dict):
-            rejected.append(_refused(place, {}, "", "must be a JSON object"))
+            rejected.append(_refused_event(place, {}, "", "must be a JSON object"))
             continue
         try:
             events.append((place, bodies.check_body(CloudEvent, _decode_data(item))))
         except Unprocessable as error:
             name, reason = error.errors[0]
-            rejected.append(_refused(place, item, name, reason))
+            rejected.append(_refused_event(place, item, name, reason))
     return {"events": events, "rejected": rejected}
 
 
-def _refused(place: int, event: bodies.Body, name: str, reason: str) -> Row:
+def _refused_event(place: int, event: bodies.Body, name: str, reason: str) -> Row:
     return {
         "index": place, "source": _shorten_name(event.get("source")), "id": _shorten_name(event.get("id")), "field": name,
         "reason": reason,

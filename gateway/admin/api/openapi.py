@@ -83,13 +83,14 @@ def query_parameters(model: type[BaseModel]) -> list[Json]:
     """Return the OpenAPI parameters of a query model; none is nullable, as absent ones are left out."""
     asked = model.model_json_schema()
     return [
-        parameter(name, _describe_schema(schema), schema.get("description"))
+        parameter(name, _without_null(schema), schema.get("description"))
         | {"required": name in asked.get("required", ())}
         for name, schema in asked["properties"].items()
     ]
 
 
-def _describe_schema(schema: Json) -> Json:
+def _without_null(schema: Json) -> Json:
+    """Return the schema of a field that may be null as that of its value; others unchanged."""
     choices = [choice for choice in schema.get("anyOf", ()) if choice.get("type") != "null"]
     if len(choices) != 1:
         return schema
@@ -301,7 +302,7 @@ def example_answer(schema: Json, schemas: Mapping[str, Json], name: str = "", sa
         title = schema["$ref"].rpartition("/")[2]
         return example_answer(schemas[title], schemas, name, _example_request(title, schemas) or said)
     if "allOf" in schema:
-        return _merged([example_answer(part, schemas, name) for part in schema["allOf"]])
+        return _merge_parts([example_answer(part, schemas, name) for part in schema["allOf"]])
     if "properties" in schema:
         known = said if isinstance(said, Mapping) else {}
         return {
@@ -339,7 +340,7 @@ def _plain(schema: Json, schemas: Mapping[str, Json], name: str) -> object:
     return schema.get("minimum", _KINDS.get(str(kind), {}))
 
 
-def _merged(parts: list[Any]) -> Json:
+def _merge_parts(parts: list[Any]) -> Json:
     merged: Json = {}
     for part in parts:
         merged |= part

@@ -166,7 +166,7 @@ class Configurator:
         """Plan while other applies to the same organizations are locked out, until the transaction ends."""
         await session.hold()
         plan = await self._plan(session, wish, objects)
-        if await session.hold_touched(await in_thread(_touched, plan)):
+        if await session.hold_touched(await in_thread(_list_writes, plan)):
             plan = await self._plan(session, wish, objects)  # another apply has committed meanwhile
         return plan
 
@@ -232,7 +232,7 @@ class Configurator:
         return steps
 
 
-def _touched(plan: Plan) -> list[tuple[str, int | None, Row]]:
+def _list_writes(plan: Plan) -> list[tuple[str, int | None, Row]]:
     """Return the planned writes as kind, row id and values."""
     return [
         (planned.resource.name, planned.row_id, {**planned.by, **values})

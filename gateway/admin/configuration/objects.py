@@ -214,7 +214,7 @@ def _object(
         return None
     plain = row.model_dump(exclude_unset=True)
     given = {name: value for name, value in plain.items() if name in values and name not in ids}
-    ended = {(field, index) for field in how.parts for index in _ended(resource, field, given, now)}
+    ended = {(field, index) for field in how.parts for index in _ended_parts(resource, field, given, now)}
     return WantedObject(resource, index, number, item, row, given, names, part_names, ended)
 
 
@@ -280,7 +280,7 @@ def _read_fields(
     return values, names
 
 
-def _ended(resource: Resource, field: str, values: Row, now: datetime) -> Iterator[int]:
+def _ended_parts(resource: Resource, field: str, values: Row, now: datetime) -> Iterator[int]:
     """Yield the places of the parts in a list whose time has passed."""
     until, parts = declared(resource).parts[field].ends, values.get(field)
     if until and isinstance(parts, list):

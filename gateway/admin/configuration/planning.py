@@ -401,28 +401,17 @@ class _Export:
         """Return the rows of a resource as objects of a document; skip and report rows that share a name."""
         how = declared(resource)
         if how.followed_by:
-            for row in rows:  # a row that stands in another's place has a greater id
-                mark = self._marks.get((resource.name, row["id"]))
-                if mark is not None and row[how.followed_by] is not None:
-                    self._marks[resource.name, row[how.followed_by]] = mark
+            self._hand_marks_on(resource, rows)
         there = [row for row in rows if not how.is_gone(row)]
         if how.repeats:
             there = list({_identity(resource, row): row for row in there}.values())
-        same_name: dict[tuple[object, ...], list[Row]] = defaultdict(list)
-        for row in there:
-            same_name[_identity(resource, row)].append(row)
-        # Computed once for each name, as thousands of rows may share it.
-        alone = {
-            some[0]["id"]
-            for some in (meant(resource.name, rows, self._marks) for rows in same_name.values())
-            if len(some) == 1
-        }
+        named_ids = self._named_ids(resource, there)
         there = [row for row in there if how.is_kept(row)]
         self._names[resource.name] = Counter(row[how.by[-1]] for row in there)
         kept: dict[object, Row] = {}
         objects = []
         for row in there:
-            if row["id"] not in alone:
+            if row["id"] not in named_ids:
                 self._leave(resource, row, "others have the same name: rename all but one")
                 continue
             values = self._object(resource, row)
@@ -431,6 +420,25 @@ class _Export:
                 objects.append(values)
         self._rows[resource.name] = kept
         return objects
+
+    def _hand_marks_on(self, resource: Resource, rows: Sequence[Row]) -> None:
+        """Give the marks of replaced rows to the rows that replaced them."""
+        follows = declared(resource).followed_by
+        for row in rows:  # a row that stands in another's place has a greater id
+            mark = self._marks.get((resource.name, row["id"]))
+            if mark is not None and row[follows] is not None:
+                self._marks[resource.name, row[follows]] = mark
+
+    def _named_ids(self, resource: Resource, rows: Sequence[Row]) -> set[object]:
+        """Return the ids of rows that a name means, alone or by a mark.
+
+        They are computed once for each name, as thousands of rows may share it.
+        """
+        same_name: dict[tuple[object, ...], list[Row]] = defaultdict(list)
+        for row in rows:
+            same_name[_identity(resource, row)].append(row)
+        groups = [meant(resource.name, group, self._marks) for group in same_name.values()]
+        return {group[0]["id"] for group in groups if len(group) == 1}
 
     def _object(self, resource: Resource, row: Row) -> Row | None:
         """Return a row as an object of a file: without defaults, and with names instead of ids."""

@@ -182,10 +182,11 @@ class NameIndex:
             return ids
         known = self._known.get((kind, name))
         if known is None:
-            known = self._known[kind, name] = self._among(kind, name, ids)
+            known = self._known[kind, name] = self._narrow_ids(kind, name, ids)
         return known
 
-    def _among(self, kind: str, name: object, ids: Sequence[object]) -> Sequence[object]:
+    def _narrow_ids(self, kind: str, name: object, ids: Sequence[object]) -> Sequence[object]:
+        """Return those of several ids that files mean by a name: named here, else named before, else marked."""
         for chosen in (
             [id_ for id_ in ids if id_ in self.said[kind]],
             [id_ for id_ in ids if (kind, name, id_) in self._called],
@@ -346,13 +347,13 @@ async def remember(
     """
     mine = [mark for mark in marks if _may_have_name(mark, names, last)]
     there = await _read(session, resource, [_id(mark) for mark in mine])
-    follows, known, wanted = declared(resource).followed_by, dict(there), list(there.values())
-    for _ in range(FOLLOWED_MAX if follows else 0):
-        wanted = [*(await _read(session, resource, [row[follows] for row in wanted])).values()]
-        wanted = [row for row in wanted if row["id"] not in known]
-        known |= {row["id"]: row for row in wanted}
-        if not wanted:
+    follows, known, latest = declared(resource).followed_by, dict(there), list(there.values())
+    for _ in range(FOLLOWED_MAX):
+        if not follows or not latest:
             break
+        followers = await _read(session, resource, [row[follows] for row in latest])
+        latest = [row for row in followers.values() if row["id"] not in known]
+        known |= {row["id"]: row for row in latest}
     return _sorted_out(resource, mine, known)
 
 
@@ -460,13 +461,14 @@ class RowMatcher:
             return []
         refused = len(self._errors)
         whole = await in_thread(lambda: [wanted for wanted in objects if self.names.resolve(wanted)])
-        before = await self._before(resource, whole)
+        before = await self._read_earlier_rows(resource, whole)
         rows = await self._rows(resource, whole)
         claimed = await self._claimed(resource, whole)
         pairs = await in_thread(self._pair_with_rows, resource, whole, rows, before, claimed)
         return pairs if len(self._errors) == refused else []
 
-    async def _before(self, resource: Resource, objects: Sequence[WantedObject]) -> NamedRows:
+    async def _read_earlier_rows(self, resource: Resource, objects: Sequence[WantedObject]) -> NamedRows:
+        """Return the rows that earlier applies had for the names of these objects."""
         if not declared(resource).known_by_id:
             return NamedRows()
         names = {identity_of(resource, values_of(wanted)) for wanted in objects}

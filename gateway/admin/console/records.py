@@ -40,7 +40,7 @@ from gateway.admin.resources.values import In
 from gateway.calls.journal import itemize
 from gateway.core.accounts.administration import CHANGE, CREATE, DELETE, OWNER, Row, refused_write, settable
 from gateway.core.accounts.budget_selectors import SELECTING
-from gateway.core.accounts.budgets import ALL_OTHERS
+from gateway.core.accounts.budgets import ALL_OTHERS, OF_GROUP
 from gateway.core.accounts.tags import TAG
 from gateway.core.accounts.usage import GROUPS, UsageQuery, end_of
 from gateway.core.billing.finance import ReportPeriod
@@ -640,12 +640,20 @@ async def overrides_of(desk: ConsoleShell, row: Row, most: int = ACCOUNTS_SHOWN)
     if row["each"] is None:
         return {"overrides": (), "overrides_more": 0}
     page = await live.budget_overrides(desk.ports, row, query(most, newest_first=False))
-    called = await owner_names(desk, row, [own["name"] for own in page.rows])
+    owners = [str(own["name"]) for own in page.rows]
+    called = {**await owner_names(desk, row, owners), **await _group_names(desk, owners)}
     shown = [
         (own["who"], called.get(str(own["who"]), ""), formatting.amount(row, own["amount"]), own)
         for own in map(OVERRIDES.render, page.rows)
     ]
     return {"overrides": shown, "overrides_more": most if page.next_after is not None else 0}
+
+
+async def _group_names(desk: ConsoleShell, owners: Sequence[str]) -> Mapping[str, str]:
+    """Return the words for those owners of overrides that are groups."""
+    groups = {int(who.removeprefix(OF_GROUP)) for who in owners if who.startswith(OF_GROUP)}
+    names = await desk.names({"groups": groups})
+    return {f"{OF_GROUP}{row_id}": f"each of {name}" for (_, row_id), name in names.items()}
 
 
 async def owner_names(desk: ConsoleShell, row: Row, owners: Sequence[object]) -> Mapping[str, str]:

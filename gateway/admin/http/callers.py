@@ -165,6 +165,7 @@ async def actor_of_digest(ports: AdminPorts, digest: str) -> Actor:
 
 
 def _built_in(ports: AdminPorts, digest: str) -> Actor | None:
+    """Return the actor of a token that settings name; None for another one."""
     # Digests have one length and hide the tokens': comparing them leaks neither.
     actor = None
     for role, token in ((ADMIN, ports.built_in.admin), (READONLY, ports.built_in.readonly)):

@@ -184,11 +184,12 @@ def _decode_dead_entry(raw: bytes) -> dict[str, Any] | None:
     return {name: _representable(value) for name, value in values.items() if name not in _READ} | {
         "metadata": _read(lambda: json.loads(event.metadata) if event.metadata else None),
         "facts": _read(lambda: facts and json.loads(encode(asdict(facts)))),
-        "priced": _read(lambda: _priced(event.priced) if event.priced else None),
+        "priced": _read(lambda: _read_priced(event.priced) if event.priced else None),
     }
 
 
-def _priced(packed: bytes) -> dict[str, Any]:
+def _read_priced(packed: bytes) -> dict[str, Any]:
+    """Return the units and tiers with which a movement was priced, as JSON."""
     (before,) = PRICED.struct.unpack_from(packed)
     tiers = [(tier.up_to, f"{tier.unit_price:f}") for tier in read_tiers(packed[PRICED.size :])]
     return {

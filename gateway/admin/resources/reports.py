@@ -60,7 +60,8 @@ def _month(text: str, before: timedelta = timedelta()) -> str:
     return text
 
 
-def _codes(text: str) -> str:
+def _check_codes(text: str) -> str:
+    """Raise `ValueError` for a text that is no list of accounts and their codes."""
     for pair in text.split(","):
         name, _, code = pair.partition(":")
         if name not in ACCOUNTS or _CODE.fullmatch(code) is None:
@@ -114,7 +115,7 @@ class TaxQuery(MonthsQuery):
 class LedgerQuery(MonthsQuery):
     """The query of the journal: whole months, with codes for accounts."""
 
-    accounts: Annotated[Text, AfterValidator(_codes)] | None = optional(
+    accounts: Annotated[Text, AfterValidator(_check_codes)] | None = optional(
         "Codes of accounts, such as `receivables:1200,bank:1800`."
     )
 
@@ -338,7 +339,8 @@ class Reconciliation(Out):
     finished_at: Instant | None
 
 
-def _groups(text: str) -> str:
+def _check_groups(text: str) -> str:
+    """Raise `ValueError` for a text that is no list of groups and tags of the usage report."""
     names = text.split(",")
     unknown = [name for name in names if name not in GROUPS and TAG_GROUP.fullmatch(name) is None]
     if unknown or len(set(names)) < len(names):
@@ -375,7 +377,7 @@ class UsageReportQuery(In):
         description="A day, or a time: not included, but for its hour. By default the end of today, in UTC.",
     )
     interval: Literal["hour", "day", "month", "none"] = Field(default="none", description="In UTC.")
-    group_by: Annotated[Text, AfterValidator(_groups)] | None = optional(
+    group_by: Annotated[Text, AfterValidator(_check_groups)] | None = optional(
         f"Some of {', '.join(GROUPS)} and {TAG}NAME, with commas between. A filter by a tag is"
         f" {TAG}NAME=VALUE; no value is none."
     )

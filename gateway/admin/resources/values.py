@@ -145,7 +145,8 @@ def _instant(value: object) -> object:
     return read_instant(value)
 
 
-def _day(value: object) -> object:
+def _read_day(value: object) -> object:
+    """Return a day that is sent as a date, or as its midnight in UTC; raise `ValueError`."""
     if isinstance(value, date) and not isinstance(value, datetime):
         return value
     if isinstance(value, str) and _DATE.fullmatch(value):
@@ -179,7 +180,8 @@ def _factor(most: int, digits: int) -> AfterValidator:
     return must(lambda value: 0 < value <= most and value == round(value, digits), be)
 
 
-def _legible(text: str) -> str:
+def _check_legible(text: str) -> str:
+    """Return a text that people can read; raise `ValueError` for a blank one, or for hidden characters."""
     hidden = hidden_in(text)
     if hidden:
         raise ValueError(f"must not hold control or invisible characters, such as its {hidden}")
@@ -193,7 +195,7 @@ def _legible(text: str) -> str:
 def _one_line(text: str) -> str:
     if _BREAK.search(text):
         raise ValueError("must be one line, without tabs")
-    return _legible(text)
+    return _check_legible(text)
 
 
 def _pattern(text: str) -> str:
@@ -253,7 +255,7 @@ AnchorDay = Annotated[int, Field(strict=True, ge=1, le=31)]
 Flag = Annotated[bool, Field(strict=True)]
 Text = Annotated[str, Field(strict=True, min_length=1, max_length=TEXT_CHARS_MAX), AfterValidator(_one_line)]
 Zone = Annotated[Text, must(is_zone, "be a name of the IANA's, such as Europe/Berlin")]
-LongText = Annotated[str, Field(strict=True, max_length=LONG_TEXT_CHARS_MAX), AfterValidator(_legible)]
+LongText = Annotated[str, Field(strict=True, max_length=LONG_TEXT_CHARS_MAX), AfterValidator(_check_legible)]
 # A row's metadata. A keeper older than its gateways stored the packed facts of a call.
 Metadata = Annotated[dict[str, Any], BeforeValidator(_answer_value)]
 ServiceKey = Annotated[str, Field(strict=True), _word("a-z0-9", "a-z, 0-9")]
@@ -336,7 +338,7 @@ Fraction = Annotated[
 ]
 Day = Annotated[
     date,
-    BeforeValidator(_day),
+    BeforeValidator(_read_day),
     PlainSerializer(date.isoformat, when_used="json"),
     WithJsonSchema({"type": "string", "format": "date", "examples": ["2026-01-31"]}),
 ]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import count
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from gateway.background.loops import Isolation, Loop, call
 from gateway.core.accounts.flush_batch import stream_place
@@ -24,7 +24,7 @@ from gateway.core.accounts.outbox import AccountPosition
 from gateway.core.accounts.refusals import RefusedBatch
 from gateway.core.billing.money import NANO, whole_credits
 from gateway.core.calls.tariff import CONSUMPTION, PAY_PER_USE
-from gateway.core.integrity.reconciliation import Owner, Rollback
+from gateway.core.integrity.reconciliation import NO_MARK, Owner, Rollback
 from gateway.core.integrity.recovery import AccountHead
 from gateway.core.model import PARTITIONS, Settlement
 from gateway.core.text import batched
@@ -204,6 +204,14 @@ class OlderDataCheck(Protocol):
         """Check whether Redis fell back to older data; with `anew`, do not rely on a recent check."""
 
 
+class _RollbackCheck(NamedTuple):
+    """When a check was made, and how many entries were removed and rows written before it."""
+
+    removals: int
+    written: int
+    at: float
+
+
 class Rollbacks:
     """Checks whether PostgreSQL was restored: after removals from the outbox here, or writes of other
     keepers.
@@ -228,7 +236,7 @@ class Rollbacks:
         clock: Callable[[], float] = time.monotonic,
         written: Callable[[], int] | None = None,
     ) -> None:
-        self._clock, self._looked = clock, (-1, -1, 0.0)
+        self._clock, self._last_check = clock, _RollbackCheck(-1, -1, 0.0)
         self._written = written or count().__next__
         self._first, self._partitions = first, partitions
         self._owners_a_batch = owners_a_batch
@@ -245,12 +253,12 @@ class Rollbacks:
 
         The check is skipped unless entries were removed from the outbox, or rows written, since the last one.
         """
-        removals, written, now = self._outbox.removals, self._written(), self._clock()
-        before, seen, at = self._looked
-        if removals == before and (written == seen or now - at < QUIET_LOOK_S):
+        check, last = _RollbackCheck(self._outbox.removals, self._written(), self._clock()), self._last_check
+        is_quiet = check.written == last.written or check.at - last.at < QUIET_LOOK_S
+        if is_quiet and check.removals == last.removals:
             return []
         stopped = await self.stop_accounts(anew=False)
-        self._looked = (removals, written, now)
+        self._last_check = check
         return stopped
 
     async def stop_accounts(self, *, anew: bool = True) -> list[str]:
@@ -264,19 +272,22 @@ class Rollbacks:
         deleted = await self._outbox.deleted(anew=anew)
         marks = await self._marks.marks()
         stopped: list[str] = []
-        unknown: tuple[bytes, int, bool] = (b"", 0, False)
-        stored = {p: stream_place(marks.get(p, unknown)[0]) for p in deleted}
-        noticed = [p for p, newest in deleted.items() if stream_place(newest) > stored[p]]
+        noticed = [
+            partition
+            for partition, newest in deleted.items()
+            if stream_place(newest) > stream_place(marks.get(partition, NO_MARK).entry_id)
+        ]
         if noticed:
             await self._marks.fell_back(noticed)
-        older = {p for p, (_, _, older) in marks.items() if older}.intersection(self._partitions())
-        partitions = older.union(noticed)
+        older = {partition for partition, mark in marks.items() if mark.is_older}
+        partitions = older.intersection(self._partitions()).union(noticed)
         owners = await self._owners(partitions)
         for partition in sorted(partitions):
-            mark, epoch, _ = marks.get(partition, unknown)
-            if (found := await self._compare(partition, epoch, owners.get(partition, ()))) is not None:
-                stopped += await self._marks.stop(found)
-                await self._marks.catch_up(partition, deleted.get(partition, mark))
+            mark = marks.get(partition, NO_MARK)
+            rollbacks = await self._compare(partition, mark.epoch, owners.get(partition, ()))
+            if rollbacks is not None:
+                stopped += await self._marks.stop(rollbacks)
+                await self._marks.catch_up(partition, deleted.get(partition, mark.entry_id))
         if stopped:
             self._observe(stopped)
         self.quarantined = await self._marks.stopped()

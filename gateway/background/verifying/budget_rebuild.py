@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from gateway.core.accounts.budgets import account_of, accounts_of
+from gateway.core.accounts.budgets import Budget, account_of, accounts_of
 from gateway.core.accounts.definitions import OrganizationAccount
 from gateway.core.accounts.outbox import WindowKey
 from gateway.core.integrity.reconciliation import (
@@ -47,10 +47,10 @@ class BudgetRebuild:
         only with `went_on`, that is if Redis continued with older data. Otherwise, or if too many entries
         wait, they are left unchanged, since PostgreSQL may be the older one.
         """
-        here = [organization.definition for organization in organizations]
-        defined = [definition for definition in here if definition.terms.budgets]
+        definitions = [organization.definition for organization in organizations]
+        defined = [definition for definition in definitions if definition.terms.budgets]
         # Most partitions have no organizations: a query for each would be most of a verification.
-        ids = [definition.organization_id for definition in here]
+        ids = [definition.organization_id for definition in definitions]
         runs = await self._source.runs(ids) if ids else []
         if not defined and not runs:
             return 0
@@ -67,26 +67,37 @@ class BudgetRebuild:
         waiting = waiting_in(packed, [*budgets, *of_runs])
         accounts = [run_as_it_should_be(run, stored.used, waiting.used) for run in runs]
         holds = await self._target.held_of_budgets(partition)
-        wrong = await self._wrong(partition, accounts, less_only=less_only)
-        if wrong and not await self._target.restore_budgets(partition, marker, wrong, now_ms, holds):
+
+        async def restore(expected: Sequence[BudgetAccountUse]) -> int | None:
+            """Rewrite the wrong ones of some accounts; return their number, None if `marker` changed."""
+            wrong = await self._wrong(partition, expected, less_only=less_only)
+            if wrong and not await self._target.restore_budgets(partition, marker, wrong, now_ms, holds):
+                return None
+            return len(wrong)
+
+        written = await restore(accounts)
+        if written is None:
             return None
-        written = len(wrong)
         for definition in defined:
             owner, owned = definition.organization_id, definition.terms.budgets
-            names = [
-                name
-                for alike in accounts_of(owned)
-                if alike[0].each
-                for name in await self._target.somebodys_budgets(partition, account_of(owner, alike[0]))
-            ]
-            every = as_they_should_be(owner, owned, stored, waiting, now_ms, names)
-            for some in batched(every, REBUILT_AT_ONCE):
-                wrong = await self._wrong(partition, some, less_only=less_only)
-                written += len(wrong)
-                if wrong and not await self._target.restore_budgets(partition, marker, wrong, now_ms, holds):
+            names = await self._read_names(partition, owner, owned)
+            expected_uses = as_they_should_be(owner, owned, stored, waiting, now_ms, names)
+            for some in batched(expected_uses, REBUILT_AT_ONCE):
+                count = await restore(some)
+                if count is None:
                     return None
+                written += count
         await self._target.restore_runs(partition, runs)
         return written
+
+    async def _read_names(self, partition: int, owner: int, budgets: Sequence[Budget]) -> list[str]:
+        """Return the names of accounts in Redis of members of an organization's budgets."""
+        return [
+            name
+            for alike in accounts_of(budgets)
+            if alike[0].each
+            for name in await self._target.somebodys_budgets(partition, account_of(owner, alike[0]))
+        ]
 
     async def _wrong(
         self, partition: int, accounts: Sequence[BudgetAccountUse], *, less_only: bool

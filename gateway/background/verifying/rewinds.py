@@ -93,4 +93,5 @@ class Rewinds:
         await self._marks.catch_up(partition, await self._streams.drop(strays))
 
     async def _stored(self) -> dict[int, bytes]:
-        return {partition: mark for partition, (mark, _, _) in (await self._marks.marks()).items() if mark}
+        marks = await self._marks.marks()
+        return {partition: mark.entry_id for partition, mark in marks.items() if mark.entry_id}

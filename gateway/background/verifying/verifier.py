@@ -359,7 +359,9 @@ class Verifier:
         self._watch_s, self._clock, self._say = watch_s, clock, say
         self._overtaken = overtaken or SupersededPartitions()
         self._begun_at: float | None = None
-        self._caught_up: tuple[tuple[bytes, Mapping[int, int]], float] = (b"", {}), 0.0
+        # The verified partitions of the last time the keeper caught up, and that time.
+        self._caught_up: tuple[bytes, Mapping[int, int]] = b"", {}
+        self._caught_up_at = 0.0
         self._each = Partitions(source, target, rewinds, self._isolation)
         self._free = asyncio.Semaphore(PARTITIONS_AT_ONCE_MAX)
 
@@ -399,9 +401,9 @@ class Verifier:
             if self._admission_gate:
                 await self._admission_gate.watch(reports)
             stands, now = (run_id, markers.verified), self._clock()
-            if stands != self._caught_up[0] or now - self._caught_up[1] >= CAUGHT_UP_S_MAX:
+            if stands != self._caught_up or now - self._caught_up_at >= CAUGHT_UP_S_MAX:
                 await self._catch_up(markers)
-                self._caught_up = stands, now
+                self._caught_up, self._caught_up_at = stands, now
             self._watched = run_id
             return []
         self._vouched = b""

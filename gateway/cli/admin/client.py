@@ -60,6 +60,8 @@ SHORT: Mapping[str, str] = {
 OPEN: Mapping[str, str] = {"dead-letters": "resolved", "quarantine": "released"}
 # Resources with names whose ids are values of a budget's `each`.
 OWNERS: Mapping[str | None, str] = {"tenant": "tenants"}
+# Resources whose ids are the members of a group, by its kind.
+MEMBERS: Mapping[str | None, str] = {"tenant": "tenants", "api_key": "api-keys"}
 # Resources shown together with a row of the same id.
 BESIDE: Mapping[str, tuple[str, str]] = {"tenants": ("quota", "tenant-quotas")}
 
@@ -312,10 +314,11 @@ def is_local(host: str) -> bool:
 
 
 def _noted_beside(environ: Mapping[str, str]) -> dict[str, str]:
-    return _noted(Path(environ.get("TOLLKEEPER_DATA_DIR") or DATA_DIR) / "up.json")
+    return _read_notes(Path(environ.get("TOLLKEEPER_DATA_DIR") or DATA_DIR) / "up.json")
 
 
-def _noted(path: Path) -> dict[str, str]:
+def _read_notes(path: Path) -> dict[str, str]:
+    """Return the texts of a JSON file by name; none if there is no file."""
     try:
         noted = read_json(path.read_text())
     except FileNotFoundError:

@@ -222,7 +222,7 @@ class CliCommand:
             return
         if self.does == "create":
             secret = self.resource.secret
-            body = with_amounts(self.fields, body, dict)
+            body = with_members(api, with_amounts(self.fields, body, dict), body)
             note = secret.note if secret is not None and secret.is_made(body) else None
             output.row(api.post(name, body), as_json=as_json, note=note)
             return
@@ -238,6 +238,8 @@ class CliCommand:
                 raise CommandFailed("Nothing to change: name at least one option; --help lists them.")
             changes = with_parts(body, lambda: api.get(where))
             changes = with_amounts(self.fields, changes, lambda: api.get(where))
+            if changes.get("members"):
+                changes = with_members(api, changes, api.get(where))
             output.row(api.patch(where, changes), as_json=as_json)
         elif self._lists:
             rows = api.items(f"{where}/{self.does}", typed["limit"])
@@ -245,6 +247,8 @@ class CliCommand:
         else:
             body = with_amounts(self.fields, body, lambda: api.get(where))
             body = (with_owner if self.part is None else with_group)(api, where, body)
+            if "member" in body:
+                [body["member"]] = with_members(api, {"members": [body["member"]]}, api.get(where))["members"]
             self._act(api, where, body, as_json=as_json)
 
     def _show(self, api: AdminClient, row_id: int, *, as_json: bool) -> None:
@@ -493,6 +497,15 @@ def with_group(api: AdminClient, where: str, body: Json) -> Json:
         return with_owner(api, where, body)
     organization_id = api.get(where)["organization_id"]
     return {**body, "who": f"{OF_GROUP}{api.id_of('groups', name, organization_id)}"}
+
+
+def with_members(api: AdminClient, body: Json, group: Json) -> Json:
+    """Return a body with the ids of the members that it names, if the members of such a group are ids."""
+    resource = client.MEMBERS.get(group.get("kind"))
+    if resource is None or not isinstance(body.get("members"), list):
+        return body
+    ids = [api.id_of(resource, str(member), group.get("organization_id")) for member in body["members"]]
+    return body | {"members": ids}
 
 
 def in_query(body: Json) -> Json:

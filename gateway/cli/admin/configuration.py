@@ -299,7 +299,7 @@ def print_plan(plan: Json, wanted: Sources, *, as_json: bool) -> None:
         return
     out = console()
     for change in plan["changes"][:SHOWN_MAX]:
-        out.print(_line(change), highlight=False, soft_wrap=True)
+        out.print(_render_change(change), highlight=False, soft_wrap=True)
     more = len(plan["changes"]) - SHOWN_MAX
     if more > 0:
         out.print(f"and {more:,} more", highlight=False)
@@ -309,7 +309,7 @@ def print_plan(plan: Json, wanted: Sources, *, as_json: bool) -> None:
     more = plan["taken_count"] - len(plan["taken"])
     if more > 0:
         out.print(f"and takes {more:,} more", highlight=False)
-    out.print(_summary(plan), highlight=False)
+    out.print(_summarize(plan), highlight=False)
     if plan["changes"] and not plan["tried"] and not plan["applied"]:
         say("It was compared, not tried: what PostgreSQL or its rules refuse shows when it is applied.")
 
@@ -328,7 +328,8 @@ def print_done(result: Json, *, as_json: bool) -> None:
         say("Stored; not all of it is in force yet: gateways are told within seconds, once Redis answers.")
 
 
-def _line(each: Json) -> str:
+def _render_change(each: Json) -> str:
+    """Return a planned change and its fields as lines for a terminal."""
     colour, mark = MARKS.get(each["change"], CHANGED)
     lines = [f"[{colour}]{mark}[/] {escape(each['resource'])} {escape(each['name'])}"]
     for name, change in each["fields"].items():
@@ -350,7 +351,8 @@ def _value(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def _summary(plan: Json) -> str:
+def _summarize(plan: Json) -> str:
+    """Return the counts of a plan's changes in a sentence."""
     counts = Counter(map(_kind_of, plan["changes"]))
     gone = f", {plan['forgotten']:,} that apply made are gone already" if plan["forgotten"] else ""
     if not counts:

@@ -309,7 +309,7 @@ def diff(
     from gateway.run.bundled_prices import read_bundle
 
     with admin() as api:
-        at = _moment(since)
+        at = _read_moment(since)
         with waiting("Reading the list"):
             bundle = read_bundle()
             if left_out:
@@ -382,7 +382,8 @@ def _read(row: Json) -> Json:
     return {**row, "effective_from": datetime.fromisoformat(row["effective_from"])}
 
 
-def _moment(since: str | None) -> datetime:
+def _read_moment(since: str | None) -> datetime:
+    """Return the time of `--from`; now without one."""
     if since is None:
         return datetime.now(UTC).replace(microsecond=0)
     try:

@@ -47,7 +47,7 @@ def replay(
     """Replay budgets over the calls of a time: which would have been refused, and whose."""
     moments = {name: moment for name, moment in (("from", since), ("to", until)) if moment is not None}
     with failing(), waiting("Replaying calls"):
-        body = {**_read(file), **moments}
+        body = {**_read_body(file), **moments}
         if archive is None:
             api = find()
             answer = with_(api, timeout_s=api.timeout_s + _seconds_max()).post("budgets/replay", body)
@@ -64,7 +64,8 @@ def _words(suggestions: Json | None) -> str:
     return ", ".join(f"{part} %: {amount}" for part, amount in (suggestions or {}).items())
 
 
-def _read(file: Path) -> Json:
+def _read_body(file: Path) -> Json:
+    """Return the JSON object in a file; "-" is standard input."""
     try:
         body = json.loads(sys.stdin.read() if str(file) == "-" else file.read_text("utf-8"))
     except (OSError, ValueError) as error:

@@ -441,13 +441,14 @@ class ConfigWriteResult:
 
 def settled(values: Row, made: Mapping[int, int]) -> Row:
     """Return `values` with each `NewRowId` replaced by the id of the created row, in lists of parts as well."""
-    return {name: _settled(value, made) for name, value in values.items()}
+    return {name: _resolve_ids(value, made) for name, value in values.items()}
 
 
-def _settled(value: object, made: Mapping[int, int]) -> object:
+def _resolve_ids(value: object, made: Mapping[int, int]) -> object:
+    """Return a value of a row with the ids of new rows in it, by the number of each in `made`."""
     if isinstance(value, NewRowId):
         row_id = made[value.number]
         return row_id if value.prefix is None else f"{value.prefix}{row_id}"
     if isinstance(value, list):
-        return [settled(part, made) if isinstance(part, dict) else _settled(part, made) for part in value]
+        return [settled(part, made) if isinstance(part, dict) else _resolve_ids(part, made) for part in value]
     return value

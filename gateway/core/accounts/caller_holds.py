@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -291,8 +291,15 @@ read_deletion = msgspec.json.Decoder(HoldDeletion).decode
 
 
 _B = TypeVar("_B", HoldBody, ExtendBody, SettleBody)
-# The use, further details of the answer, whether the use is estimated, and ids of objects that it created.
-SaidUse = tuple[SettleBody, Detail | None, bool, Sequence[str]]
+
+
+class StatedUse(NamedTuple):
+    """The use to settle a hold by, with details of the answer if it has one, and ids of objects that it created."""
+
+    body: SettleBody
+    detail: Detail | None = None
+    is_estimated: bool = False
+    created: Sequence[str] = ()
 
 
 def read_body(kind: type[_B], body: bytes) -> _B:
@@ -349,7 +356,7 @@ def idempotency_key(lines: bytes) -> str:
 
 def use_in_answer(  # noqa: PLR0917  # an answer, and how it is read
     hold: CallerHold, status: int, content_type: bytes, coding: bytes, answer: bytes, bounds: UsageBounds
-) -> SaidUse:
+) -> StatedUse:
     """Return the use in an upstream's answer that a caller sends to settle a hold (reserved amount).
 
     The answer is metered like one that the gateway forwards; with a content `coding` such as gzip it is
@@ -372,7 +379,7 @@ def use_in_answer(  # noqa: PLR0917  # an answer, and how it is read
         used["service_tier"] = detail.service_tier[:TIER_CHARACTERS_MAX]
     units = None if call.has_input or status >= 400 else usage.units
     made = [id_ for id_ in dict.fromkeys(meter.told) if id_ not in meter.known_ids]
-    return SettleBody(used, units=units, status=status), detail, usage.estimated, made
+    return StatedUse(SettleBody(used, units=units, status=status), detail, usage.estimated, made)
 
 
 def usage_of(answer: Mapping[str, Any]) -> tuple[Counts, dict[str, int], str]:

@@ -98,6 +98,7 @@ class Groups:
         return tuple(sorted(ids))
 
     def _groups_of(self, digest: bytes) -> Iterable[int]:
+        """Yield the groups of the member with this digest, by a binary search of the table."""
         table = self._terms.table
         rows = range(0, len(table), ROW_BYTES)
         place = bisect_left(rows, digest, key=lambda at: table[at : at + DIGEST_BYTES])

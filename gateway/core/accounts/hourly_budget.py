@@ -68,7 +68,7 @@ class Hours:
             hour = self._known[organization_id] = HourlyUse(now)
             while len(self._known) > self._known_max:
                 del self._known[next(iter(self._known))]
-        if spent := self._spent(hour):
+        if spent := self._exhausted_part(hour):
             left_s = hour.began + HOUR_S - now
             until = datetime.fromtimestamp(hour.began + HOUR_S, UTC)
             raise HourSpent(
@@ -78,7 +78,8 @@ class Hours:
             )
         return hour
 
-    def _spent(self, hour: HourlyUse) -> str:
+    def _exhausted_part(self, hour: HourlyUse) -> str:
+        """Return the part of the budget that an hour has used up, as text; empty if none."""
         budget = self._budget
         if hour.cpu_s >= budget.cpu_s:
             return f"{budget.cpu_s:g} s of CPU"

@@ -102,14 +102,17 @@ def _row_in_force(timeline: Timeline, at: datetime) -> Row | None:
 
 def amounts_in(row: Row) -> dict[str, object]:
     """Return the set fields of a price row in a normal form, in which equal prices compare equal."""
-    return {name: _exact(row[name]) for name in AMOUNTS if row.get(name) not in (None, {}, [], BEGIN)}
+    return {
+        name: _parse_decimals(row[name]) for name in AMOUNTS if row.get(name) not in (None, {}, [], BEGIN)
+    }
 
 
-def _exact(value: object) -> object:
+def _parse_decimals(value: object) -> object:
+    """Return a JSON value with its numbers, also those in texts, as `Decimal`."""
     if isinstance(value, Mapping):
-        return {name: _exact(part) for name, part in value.items()}
+        return {name: _parse_decimals(part) for name, part in value.items()}
     if isinstance(value, list):
-        return [_exact(part) for part in value]
+        return [_parse_decimals(part) for part in value]
     if isinstance(value, str) and _NUMBER.fullmatch(value) is None:
         return value
     return Decimal(value) if isinstance(value, str | int) else value

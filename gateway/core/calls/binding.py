@@ -197,10 +197,11 @@ class Bindings:
             bindings = [
                 binding for binding in bound if binding is not None and binding.upstream in self._targets
             ]
-            self._reaches = (*bindings, *self._by_routes())
+            self._reaches = (*bindings, *self._paths_of_routes())
         return self._reaches
 
-    def _by_routes(self) -> Iterator[ServicePaths]:
+    def _paths_of_routes(self) -> Iterator[ServicePaths]:
+        """Yield the paths that services reach by routes of their own."""
         for route in self._routes:
             if route.service and route.meter == "generic":
                 name = self._file[0].get(route.service, route.upstream)

@@ -146,6 +146,7 @@ class FormReader:
             raise InvalidRequest("The form does not end by its boundary.")
 
     def _read_start(self, rest: bytes) -> int:
+        """Read the first mark of a form; return the place behind it, or 0 to wait for more bytes."""
         begins = b"--" + self.mark + b"\r\n"
         if not rest.startswith(begins[: len(rest)]):
             raise _marked()

@@ -72,7 +72,7 @@ def lengths_of(recordings: Sequence[str | bytes | memoryview]) -> Iterator[Lengt
     frames = _Frames()
     for recording in recordings:
         try:
-            data = _decoded(recording) if isinstance(recording, str) else bytes(recording)
+            data = _decode(recording) if isinstance(recording, str) else bytes(recording)
             length = _length(data, frames)
         except (UnplainRecording, ValueError, struct.error, LookupError, OverflowError):
             yield None
@@ -80,7 +80,8 @@ def lengths_of(recordings: Sequence[str | bytes | memoryview]) -> Iterator[Lengt
             yield Length(min(length.seconds, SECONDS_MAX), length.exact)
 
 
-def _decoded(text: str) -> bytes:
+def _decode(text: str) -> bytes:
+    """Return the bytes of a Base64 text, decoded in parts; raise `UnplainRecording` for a strange one."""
     if len(text) > BASE64_BYTES_MAX:
         raise UnplainRecording
     parts = [text[at : at + _AT_ONCE] for at in range(0, len(text), _AT_ONCE)]
@@ -349,6 +350,7 @@ _AIFF_PLAIN: Final = frozenset({b"NONE", b"sowt", b"twos", b"in24", b"in32"})
 
 
 def _wav(data: bytes, frames: _Frames) -> Length:
+    """Return the length of a WAV file by its bytes and their rate."""
     per_second, starts, bits = wav_head(data[:_HEAD_BYTES_MAX])
     if not per_second:
         raise UnplainRecording

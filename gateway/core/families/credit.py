@@ -102,6 +102,7 @@ def _has(error: object, sign: CreditSign) -> bool:
 
 
 def _is_of_call(error: object) -> bool:
+    """Return whether an error is about one call that is too large, and not about the account."""
     if not isinstance(error, dict):
         return False
     message, metadata = error.get("message"), error.get("metadata")

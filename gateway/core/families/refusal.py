@@ -182,6 +182,7 @@ def _rate_limited(refused: Refused) -> Refusal:
 
 
 def _quota_exceeded(refused: Refused) -> Refusal:
+    """Return the refusal of a call for which a tenant's cycle has too few tokens."""
     wait = _wait_s(refused)
     # Not all is used: the plan admits strictly, or the cycle before left a debt.
     few = "" if refused.used >= refused.limit else "Too few are left for this request. "

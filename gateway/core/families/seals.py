@@ -86,7 +86,7 @@ def sealed_member(seals: Mapping[str, str], body: bytes) -> str:
     No page of a provider says that another of its models opens what one sealed: they answer 400 (public threads
     vybestack/llxprt-code 2335, openai/codex 17541). A body that cannot be read counts as sealed.
     """
-    named = _pattern_of(tuple(seals)).search(body) if seals else None
+    named = _compile_pattern(tuple(seals)).search(body) if seals else None
     if named is None:
         return ""
     try:
@@ -96,8 +96,8 @@ def sealed_member(seals: Mapping[str, str], body: bytes) -> str:
 
 
 @lru_cache(PATTERNS_MAX)
-def _pattern_of(names: tuple[str, ...]) -> re.Pattern[bytes]:
-    """Return a pattern of these members as JSON and forms write them, which looks only where a quote stands."""
+def _compile_pattern(names: tuple[str, ...]) -> re.Pattern[bytes]:
+    """Return a pattern that finds these members as JSON and forms write them, which looks only where a quote stands."""
     return re.compile(rb'"(%b)"' % b"|".join([re.escape(name.encode()) for name in names]))
 
 

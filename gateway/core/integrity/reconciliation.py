@@ -103,6 +103,17 @@ class LedgerAccount:
     stopped: str = ""
 
 
+class PartitionMark(NamedTuple):
+    """The newest stored entry of a partition, its epoch, and whether PostgreSQL is older than it was."""
+
+    entry_id: bytes = b""
+    epoch: int = 0
+    is_older: bool = False
+
+
+NO_MARK = PartitionMark()
+
+
 @dataclass(frozen=True, slots=True)
 class Rollback:
     """An account that lost its movements from `stored_seq` up to the position `place`."""
@@ -565,8 +576,8 @@ def _members(groups: GroupTerms) -> Mapping[int, frozenset[object]]:
             groups.table[at:end]
         )
     for claim, ids in groups.claims.items():
-        for group in ids:
-            members.setdefault(group, set()).add(claim)
+        for group_id in ids:
+            members.setdefault(group_id, set()).add(claim)
     return {group: frozenset(its) for group, its in members.items()}
 
 

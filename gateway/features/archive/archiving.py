@@ -273,11 +273,15 @@ def figures(source: Any, columns: Mapping[str, str]) -> tuple[int, dict[str, Fig
         for name, kind in columns.items():
             cells = table.column(name)
             count, sum_ = sums[name]
-            sums[name] = count + len(cells) - cells.null_count, sum_ + _sum(arrow, compute, cells, kind)
+            sums[name] = (
+                count + len(cells) - cells.null_count,
+                sum_ + _sum_column(arrow, compute, cells, kind),
+            )
     return rows, sums
 
 
-def _sum(arrow: Any, compute: Any, cells: Any, kind: str) -> int:
+def _sum_column(arrow: Any, compute: Any, cells: Any, kind: str) -> int:
+    """Return the sum of a column: of its numbers, or of digests of its texts."""
     if kind == TEXT:
         # Each distinct text is digested once.
         counted = compute.value_counts(cells.drop_null())

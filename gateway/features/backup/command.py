@@ -171,7 +171,7 @@ def _backups(to: str, *, several: bool) -> Backups:
         return Bucket(to)
     from gateway.features.backup.storage import Folder
 
-    folder = Folder(_path(to))
+    folder = Folder(_read_path(to))
     if several and folder.is_file:
         raise StartError(f"this is of a directory of backups, or of a bucket: {to} is neither")
     return folder
@@ -185,14 +185,15 @@ def _backup(source: str) -> Backup:
         return named(source)
     from gateway.features.backup.storage import TarBackup
 
-    return TarBackup(_path(source))
+    return TarBackup(_read_path(source))
 
 
 def _is_bucket(address: str) -> bool:
     return "://" in address and not address.startswith(FILE)
 
 
-def _path(address: str) -> Path:
+def _read_path(address: str) -> Path:
+    """Return the path in an address: a path or a `file:` URL."""
     if not address.startswith(FILE):
         return Path(address)
     path = address.removeprefix(FILE)

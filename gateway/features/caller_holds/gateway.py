@@ -30,8 +30,8 @@ from gateway.core.accounts.caller_holds import (
     HeldAmounts,
     HoldBody,
     HoldEnd,
-    SaidUse,
     SettleBody,
+    StatedUse,
     held_call,
     idempotency_key,
     money_of,
@@ -228,14 +228,14 @@ async def extend_hold(exchange: Exchange) -> None:
 
 async def settle_hold(exchange: Exchange) -> None:
     """Settle a hold once by the usage that its caller states. A repeated request gets the same answer."""
-    await _settle_by(exchange, BODY_BYTES_MAX, lambda _, body: (read_body(SettleBody, body), None, False, ()))
+    await _settle_by(exchange, BODY_BYTES_MAX, lambda _, body: StatedUse(read_body(SettleBody, body)))
 
 
 async def settle_by_answer(exchange: Exchange) -> None:
     """Settle a hold by the upstream's answer, which is metered like a proxied answer."""
     params, worker = exchange.head.routed.params, exchange.worker
 
-    def read_answer(hold: CallerHold, body: bytes) -> SaidUse:
+    def read_answer(hold: CallerHold, body: bytes) -> StatedUse:
         status = whole_in(params["status"], 100, 599, "status")
         kind, coding = (params[name].encode("latin-1") for name in ("content-type", "content-encoding"))
         return use_in_answer(hold, status, kind, coding.lower(), body, worker.bounds)
@@ -244,7 +244,7 @@ async def settle_by_answer(exchange: Exchange) -> None:
 
 
 async def _settle_by(
-    exchange: Exchange, bytes_max: int, read_use: Callable[[CallerHold, bytes], SaidUse]
+    exchange: Exchange, bytes_max: int, read_use: Callable[[CallerHold, bytes], StatedUse]
 ) -> None:
     """Settle a hold by the usage that `read_use` finds in the body of an exchange."""
     caller = cached_caller(exchange) or await identify(exchange)
@@ -252,16 +252,17 @@ async def _settle_by(
     with exchange.uninterrupted():
         body = await exchange.whole_body(caller, bytes_max)
         hold = await ports.holds.find(caller, exchange.head.routed.params["id"])
-        said, detail, estimated, made = read_use(hold, body)
+        use = read_use(hold, body)
         end = await ports.holds.end_of(hold)
         if end is None:
             prices = _prices_then(ports, hold)
             label = exchange.head.routed.label if hold.call is None else hold.call.route
             end = end_settled(
-                hold, said, detail, prices, ports.directory.price, label, ports.holds.now_ms(), estimated,
+                hold, use.body, use.detail, prices, ports.directory.price, label, ports.holds.now_ms(),
+                use.is_estimated,
             )  # fmt: skip
-            if made:
-                await ports.objects.keep(hold.caller, made, KEPT_ANSWERS)
+            if use.created:
+                await ports.objects.keep(hold.caller, use.created, KEPT_ANSWERS)
             end = await ports.holds.decide(hold, end)
         if end.released:
             if not end.applied and not await _given_back(ports, hold, end):

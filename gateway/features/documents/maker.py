@@ -107,7 +107,7 @@ class DocumentMaker:
         if (known := await mine.store.document(invoice_id, "pdf", status)) is not None:
             return known
         return await self._make_once(
-            mine, (invoice_id, "pdf", status), partial(self._pdf, mine, invoice_id, invoice)
+            mine, (invoice_id, "pdf", status), partial(self._make_pdf, mine, invoice_id, invoice)
         )
 
     async def xml(
@@ -176,7 +176,8 @@ class DocumentMaker:
             # Waiting callers get the error. Without any, the next caller starts again.
             task.exception()
 
-    async def _pdf(self, mine: DocumentRequester, invoice_id: int, invoice: Row) -> bytes:
+    async def _make_pdf(self, mine: DocumentRequester, invoice_id: int, invoice: Row) -> bytes:
+        """Return an invoice as PDF; a final one has its XML inside, if it fits the norm."""
         status = str(invoice["status"])
         try:
             content = await self._xml(mine, invoice_id, invoice) if status == "finalized" else b""

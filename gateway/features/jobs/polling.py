@@ -222,7 +222,7 @@ class Jobs:
         try:
             status, _, said = await ask(
                 "GET", target.base_url + path, headers, None, proxies=lambda: proxies,
-                context=self._context(target), connect_s=CONNECT_S, within_s=within_s,
+                context=self._make_context(target), connect_s=CONNECT_S, within_s=within_s,
                 bytes_max=bytes_max, arrive=arrive,
             )  # fmt: skip
         except TooLarge:
@@ -231,7 +231,8 @@ class Jobs:
             raise UpstreamUnreachable from error
         return status, said
 
-    def _context(self, target: UpstreamTarget) -> ssl.SSLContext | None:
+    def _make_context(self, target: UpstreamTarget) -> ssl.SSLContext | None:
+        """Return the TLS context for an upstream; None for one without TLS."""
         if not target.base_url.startswith("https"):
             return None
         context = https_with(target.ca_file)

@@ -75,7 +75,10 @@ def verify(
     """Compare every row of the database and the archive with what was signed, and name what differs."""
     from persistence import ledger_proof as stored  # of the commands that read it alone
 
-    keys, kept = _keys(key, config, database_url, data_dir), dict(_parse_head(head_) for head_ in head or ())
+    keys, kept = (
+        _read_keys(key, config, database_url, data_dir),
+        dict(_parse_head(head_) for head_ in head or ()),
+    )
     with (
         waiting("Comparing rows with what was signed"),
         stored.reading(owner_url(config, database_url, data_dir)) as here,
@@ -128,13 +131,14 @@ def key(
     *, key: KeyFiles = None, config: Config = None, data_dir: DataDir = None, database_url: Database = None
 ) -> None:
     """Print the public keys that heads are verified by, in hexadecimal: publish them."""
-    for public in _keys(key, config, database_url, data_dir):
+    for public in _read_keys(key, config, database_url, data_dir):
         typer.echo(public.hex())
 
 
-def _keys(
+def _read_keys(
     files: list[Path] | None, config: Path | None, database_url: str | None, data_dir: Path | None
 ) -> list[bytes]:
+    """Return the public keys that are named by files, or by the setting."""
     named = [str(file) for file in files or ()]
     if not named:
         named = [settings_of(config, database_url, data_dir).select(LedgerProofSettings).ledger_key_file]

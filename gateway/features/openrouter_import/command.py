@@ -111,7 +111,9 @@ def translate(
                 made.make_budget(group["name"], **money, group=group["name"], each=owner)
             )
     if keys:
-        made.note("API keys are new ones: OpenRouter tells no values of keys.")
+        made.note(
+            "API keys are new ones. Give each key its user: a member's guardrail counts calls of all its keys."
+        )
         tenant = _tenant_of(made, guardrail)
         objects["tenants"].append(made.make_tenant(tenant))
         objects["api-keys"] += [made.make_key(name, tenant, **models) for name in keys]

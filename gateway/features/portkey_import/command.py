@@ -195,20 +195,19 @@ def _select(made: Organization, objects: dict[str, list[Json]], key: str, value:
 
 def _give_limits(made: Organization, selectors: Json, limits: Json) -> tuple[str, Json]:
     """Return the object, with its kind, that has limits for the calls of these selectors."""
-    match selectors:
-        case {"api_key": name, "tenant": tenant, **rest} if not rest:
-            return "api-keys", made.make_key(name, tenant, limits=limits)
-        case {"tenant": tenant, "each": "user", **rest} if not rest:
-            return "tenants", made.make_tenant(tenant, user_limits=limits)
-        case {"tenant": tenant, **rest} if not rest:
-            return "tenants", made.make_tenant(tenant, limits=limits)
-        case {"user": user, **rest} if not rest:
-            return "users", {"external_id": user, "organization": made.name, "limits": limits}
-    if selectors:
-        raise NotTranslated(
-            "unit", "a minute's rate is of one key, user or workspace, each user of one, or all"
-        )
-    return "organizations", made.make_organization(limits=limits)
+    match sorted(selectors):
+        case []:
+            return "organizations", made.make_organization(limits=limits)
+        case ["tenant"]:
+            return "tenants", made.make_tenant(selectors["tenant"], limits=limits)
+        case ["each", "tenant"] if selectors["each"] == USER:
+            return "tenants", made.make_tenant(selectors["tenant"], user_limits=limits)
+        case ["api_key", "tenant"]:
+            return "api-keys", made.make_key(selectors["api_key"], selectors["tenant"], limits=limits)
+        case ["user"]:
+            row = {"external_id": selectors["user"], "organization": made.name, "limits": limits}
+            return "users", row
+    raise NotTranslated("unit", "a minute's rate is of one key, user or workspace, each user of one, or all")
 
 
 def portkey(

@@ -115,9 +115,10 @@ class ProviderApi:
         request = Request(f"{self.url}{path}?{urlencode(query)}", headers=headers)  # noqa: S310  # checked scheme
         until = self.clock() + PAGE_S_MAX
         with _opener(self.url).open(request, timeout=SILENT_S_MAX) as answer:
-            return self._body(answer, path, until)
+            return self._read_body(answer, path, until)
 
-    def _body(self, answer: HTTPResponse, path: str, until: float) -> bytes:
+    def _read_body(self, answer: HTTPResponse, path: str, until: float) -> bytes:
+        """Return the body of an answer; raise `CommandFailed` if it is too long or too slow."""
         body = bytearray()
         while chunk := answer.read1(_CHUNK_BYTES):
             body += chunk
@@ -221,8 +222,8 @@ def print_json(found: Comparison) -> None:
             "currency": found.theirs.currency or None,
             "compared": fields,
             "verdicts": counted(found.rows),
-            "items": [_object(row, fields) for row in found.rows],
-            "total": _object(total(found.rows, fields), fields),
+            "items": [_as_json(row, fields) for row in found.rows],
+            "total": _as_json(total(found.rows, fields), fields),
         }
     )
 
@@ -245,7 +246,8 @@ def print_table(found: Comparison) -> None:
     output.say(", ".join(verdicts) or "Neither side has anything.")
 
 
-def _object(row: DayComparison, fields: Sequence[str]) -> Json:
+def _as_json(row: DayComparison, fields: Sequence[str]) -> Json:
+    """Return the comparison of a day as JSON: both counts, their difference and percent by field."""
     return {
         **_head(row),
         "our_models": list(row.our_names),

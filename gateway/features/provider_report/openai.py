@@ -85,8 +85,8 @@ def _result(raw: bytes) -> ReportLine:
             raise ValueError(f"amount.value {error}") from error
         return _cost(result.line_item, value, result.amount.currency)
     if isinstance(result, _Embeddings):
-        return _usage(result.model, result.num_model_requests, result.input_tokens)
-    return _usage(
+        return _usage_line(result.model, result.num_model_requests, result.input_tokens)
+    return _usage_line(
         result.model,
         result.num_model_requests,
         result.input_tokens,
@@ -96,9 +96,10 @@ def _result(raw: bytes) -> ReportLine:
     )
 
 
-def _usage(
+def _usage_line(
     model: str, requests: int, read: int, *, cached: int = 0, written: int = 0, output: int = 0
 ) -> ReportLine:
+    """Return the usage of a model as a line; raise `ValueError` if parts exceed the input."""
     if cached + written > read:
         raise ValueError("input_tokens must not be less than those of it that were cached or written")
     counts = {
@@ -115,7 +116,8 @@ def _cost(line_item: str, value: Decimal, currency: str) -> ReportLine:
 
 
 # --- CSV, as the dashboard exports it; a day without anything is a row of nothing but its time -------------
-def _usage_row(row: Mapping[str, str]) -> tuple[date, ReportLine | None]:
+def _read_usage_row(row: Mapping[str, str]) -> tuple[date, ReportLine | None]:
+    """Return the day and the usage in a row of an export; None for an empty row."""
     day = cell(row, "start_time", _day)
     if not row["model"] and not row["num_model_requests"]:
         return day, None
@@ -124,10 +126,11 @@ def _usage_row(row: Mapping[str, str]) -> tuple[date, ReportLine | None]:
     more = ("input_cached_tokens", "input_cache_write_tokens", "output_tokens")
     cached, written, output = (cell(row, name, count) if row.get(name) else 0 for name in more)
     requests, read = cell(row, "num_model_requests", count), cell(row, "input_tokens", count)
-    return day, _usage(row["model"], requests, read, cached=cached, written=written, output=output)
+    return day, _usage_line(row["model"], requests, read, cached=cached, written=written, output=output)
 
 
-def _cost_row(row: Mapping[str, str]) -> tuple[date, ReportLine | None]:
+def _read_cost_row(row: Mapping[str, str]) -> tuple[date, ReportLine | None]:
+    """Return the day and the cost in a row of an export; None for an empty row."""
     day = cell(row, "start_time", _day)
     if not row["amount_value"]:
         return day, None
@@ -158,13 +161,15 @@ FORMAT = Format(
     bucket=_bucket,
     result=_result,
     tables=(
-        CsvExport("amount_value", ("start_time", "amount_value", "amount_currency", "line_item"), _cost_row),
+        CsvExport(
+            "amount_value", ("start_time", "amount_value", "amount_currency", "line_item"), _read_cost_row
+        ),
         CsvExport(
             "output_tokens",
             ("start_time", "model", "num_model_requests", "input_tokens", "input_cached_tokens"),
-            _usage_row,
+            _read_usage_row,
         ),
-        CsvExport("num_model_requests", ("start_time", "model", "input_tokens"), _usage_row),
+        CsvExport("num_model_requests", ("start_time", "model", "input_tokens"), _read_usage_row),
     ),
     url="https://api.openai.com",
     key_variable="OPENAI_ADMIN_KEY",

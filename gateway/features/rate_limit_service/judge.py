@@ -149,7 +149,7 @@ class RateLimitJudge:
 
         async def ask(place: _Place, descriptor: Descriptor, _: int) -> _DescriptorHold:
             is_end = bool(place.rule.end) and place.rule.end in place.entries
-            return await (self._end if is_end else self._begin)(asked.domain, place, descriptor)
+            return await (self._end if is_end else self._begin_hold)(asked.domain, place, descriptor)
 
         return _answer_envoy(*await self._all(asked, ask, calls=True))
 
@@ -305,7 +305,8 @@ class RateLimitJudge:
         held.charge, held.looks = (_use(place.rule, used), False) if used else (None, True)
         return held
 
-    async def _begin(self, domain: str, place: _Place, asked: Descriptor) -> _DescriptorHold:
+    async def _begin_hold(self, domain: str, place: _Place, asked: Descriptor) -> _DescriptorHold:
+        """Take a hold for a descriptor; return it, with the use to charge at its end."""
         rule = place.rule
         amount = rule.hold or asked.hits or 1
         once = _call_id(domain, rule, place.entries) if rule.call else str(uuid4())

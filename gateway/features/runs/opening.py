@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import partial
 from typing import Final, cast
 
@@ -182,7 +182,7 @@ class Runs:
         now_ms, documents = int(self._today() * 1000), list[dict[str, object]]()
         runs = (*chain, *below)
         names = [keys.budget_account(caller.partition, member.account.name) for member in runs]
-        for member, raw in zip(runs, await self._values(caller, names), strict=True):
+        for member, raw in zip(runs, await self._read_values(caller, names), strict=True):
             documents.append(_render_run(member, live_windows(raw) if raw else {}, now_ms))
         shown = documents[0] | {"parents": documents[1 : len(chain)], "children": [], "has_more": has_more}
         by_id = {run.id: shown}
@@ -193,27 +193,33 @@ class Runs:
 
     async def _below(self, caller: Caller, run: Run) -> tuple[list[Run], bool]:
         """Return the runs below a run, the nearest levels first, and whether there are more."""
-        p, level, found = caller.partition, [run], list[Run]()
+        partition, level, below = caller.partition, [run], list[Run]()
         while level:
-            ids = list[str]()
-            for parent in level:
-                left = TREE_MAX + 1 - len(found) - len(ids)
-                name = keys.children(p, parent.account.name).encode()
-                children = await self._wires.of(p).send(encode(b"ZRANGE", name, b"0", b"%d" % left))
-                if not isinstance(children, list):
-                    raise CountersUnavailable
-                ids += [cast("bytes", child).decode() for child in children][:left]
-            names = [keys.run(p, account_of(run.organization_id, run.tenant_id, id_)) for id_ in ids]
-            stored = await self._values(caller, names)
+            ids = await self._child_ids(partition, level, TREE_MAX + 1 - len(below))
+            names = [keys.run(partition, account_of(run.organization_id, run.tenant_id, id_)) for id_ in ids]
+            stored = await self._read_values(caller, names)
             above = {parent.id for parent in level}
             runs = [stored_run(run.organization_id, run.tenant_id, packed) for packed in stored if packed]
             level = [child for child in runs if child.parent_id in above]
-            found += level
-            if len(found) > TREE_MAX:
-                return found[:TREE_MAX], True
-        return found, False
+            below += level
+            if len(below) > TREE_MAX:
+                return below[:TREE_MAX], True
+        return below, False
 
-    async def _values(self, caller: Caller, names: Sequence[str]) -> list[bytes | None]:
+    async def _child_ids(self, partition: int, parents: Iterable[Run], ids_max: int) -> list[str]:
+        """Return the ids of the children of some runs, at most `ids_max`."""
+        ids = list[str]()
+        for parent in parents:
+            left = ids_max - len(ids)
+            name = keys.children(partition, parent.account.name).encode()
+            children = await self._wires.of(partition).send(encode(b"ZRANGE", name, b"0", b"%d" % left))
+            if not isinstance(children, list):
+                raise CountersUnavailable
+            ids += [cast("bytes", child).decode() for child in children][:left]
+        return ids
+
+    async def _read_values(self, caller: Caller, names: Sequence[str]) -> list[bytes | None]:
+        """Return the values of keys in Redis, None for a missing one."""
         if not names:
             return []
         wire = self._wires.of(caller.partition)

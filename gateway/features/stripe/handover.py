@@ -103,13 +103,14 @@ def folded(lines: Sequence[PayableLine], most: int = LINES_MAX) -> tuple[Payable
     """
     told = [line for line in lines if line.amount] or list(lines)
     if len(told) > most:
-        told = _summed(told, (line.description for line in told))
+        told = _sum_by_name(told, (line.description for line in told))
     if len(told) > most:
-        told = _summed(told, (line.kind for line in told))
+        told = _sum_by_name(told, (line.kind for line in told))
     return tuple(told)
 
 
-def _summed(lines: Sequence[PayableLine], names: Iterable[str]) -> list[PayableLine]:
+def _sum_by_name(lines: Sequence[PayableLine], names: Iterable[str]) -> list[PayableLine]:
+    """Return the lines added up by name, each at the position of its first one."""
     payable_lines: dict[str, PayableLine] = {}
     for line, name in zip(lines, names, strict=True):
         first = payable_lines.get(name)

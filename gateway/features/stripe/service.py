@@ -388,6 +388,7 @@ class StripeInvoices:
         return HandoverOutcome(DONE, remote_id=there["id"])
 
     async def _void_note(self, handover: HandoverStep, about: str) -> HandoverOutcome:
+        """Void a credit note at Stripe, or take back the credit that stands for it."""
         if about.startswith("cbtxn_"):
             return await self._credit_balance(
                 handover, to_stripe(-handover.paper.total, handover.paper.currency)

@@ -49,7 +49,8 @@ def _usage(rows: Sequence[Row], asked: VendorQuery, *, embeds: bool) -> list[dic
     return results
 
 
-def _costs(rows: Sequence[Row], asked: VendorQuery) -> list[dict[str, Any]]:
+def _render_costs(rows: Sequence[Row], asked: VendorQuery) -> list[dict[str, Any]]:
+    """Return the costs of a bucket in OpenAI's form, by group and currency."""
     return [
         {
             "object": "organization.costs.result",
@@ -92,7 +93,7 @@ REPORTS = (
         for name in ("completions", EMBEDDINGS)
     ),
     VendorReport(
-        "/v1/organization/costs", _COST_GROUPS, _COST_FILTERS, _costs, _bucket, refusal, _moment,
+        "/v1/organization/costs", _COST_GROUPS, _COST_FILTERS, _render_costs, _bucket, refusal, _moment,
         "start_time", "end_time", _page, daily=True,
     ),
 )  # fmt: skip

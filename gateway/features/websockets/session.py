@@ -847,6 +847,7 @@ class UpstreamSocket(FrameReader):
         self._client.go_on(SLOW)
 
     def _go_on(self) -> bool:
+        """Take the next event that has arrived; return False if the upstream must be read first."""
         event = None if self._closed else next(self._frames.events(), None)
         if event is None:
             self.reading.resume(TURN)

@@ -67,7 +67,7 @@ def seed(
     kept = data.secrets()
     place = hashlib.sha256(database.encode()).hexdigest()
     if kept.get("demo_api_key") and kept.get("demo_database") == place:
-        return _key_again(data, _Admin(opener, admin_url, admin_token, kept["demo_run"]))
+        return _renew_key(data, _Admin(opener, admin_url, admin_token, kept["demo_run"]))
     if not kept.get("demo_run") or kept.get("demo_database") != place:
         data.remember(
             demo_run=str(uuid4()), demo_database=place, demo_api_key="", demo_key_id="", demo_tenant_id=""
@@ -95,7 +95,8 @@ def seed(
     return _keep(data, made)
 
 
-def _key_again(data: DataDirectory, admin: _Admin) -> str:
+def _renew_key(data: DataDirectory, admin: _Admin) -> str:
+    """Return the demo's API key, another one if it was revoked; empty without its tenant."""
     kept = data.secrets()
     if not kept.get("demo_key_id") or _works(admin.read_row("api-keys", kept["demo_key_id"])):
         return kept["demo_api_key"]

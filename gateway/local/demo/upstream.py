@@ -299,6 +299,7 @@ def _messages_of_people(prompt: Any) -> Any:
 
 
 def _last_text(value: Any) -> str:
+    """Return the last text within a value of a request; empty without one."""
     if isinstance(value, str):
         return value
     if isinstance(value, list) and value:

@@ -347,6 +347,20 @@ async def test_override_of_a_single_key_is_given_shown_with_its_reason_and_remov
     assert "$5.00 of $20.00" in words_of(await admin.open(where), "use")
 
 
+async def test_override_of_a_group_is_shown_by_its_name(desk: Desk, admin: Person) -> None:
+    made = await desk.make(each="key", amount="20", interval="day")
+    group = await desk.api.make(
+        "groups", organization_id=made["organization_id"], name="Platform", kind="api_key", members=[desk.key]
+    )
+    where = f"/budgets/{made['id']}"
+    assert (
+        await admin.fill(where, f"{where}/override", who=f"group:{group['id']}", amount="50")
+    ).status == 303
+    page = await admin.open(where)
+    assert "each of Platform" in words_of(page, "overrides")
+    assert "each of Platform may use $50.00" in words_of(page)
+
+
 async def test_budget_is_created_changed_raised_and_deleted_through_console_forms(
     desk: Desk, admin: Person
 ) -> None:

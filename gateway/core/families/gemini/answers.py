@@ -54,15 +54,12 @@ def retry_delay(document: bytes) -> float:
     """Return the seconds to wait before the next try by the body of a 429 answer; 0 if not stated."""
     try:
         read = _refusals(document)
-        answers = read if isinstance(read, list) else [read]
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return 0.0
-    for answer in answers:
-        for detail in answer.error.details or ():
-            match = _SECONDS.fullmatch(detail.retry_delay) if isinstance(detail.retry_delay, str) else None
-            if match is not None:
-                return float(match[1])
-    return 0.0
+    errors = [answer.error for answer in read] if isinstance(read, list) else [read.error]
+    delays = [detail.retry_delay for error in errors for detail in error.details or ()]
+    matches = [_SECONDS.fullmatch(delay) for delay in delays if isinstance(delay, str)]
+    return next((float(match[1]) for match in matches if match), 0.0)
 
 
 class _Modality(UsageShape, rename="camel"):
@@ -339,9 +336,8 @@ def _read_video(meter: Meter, document: bytes) -> None:
         return
     made = object_in(object_in(answer, "response"), "generateVideoResponse")
     samples, asked = made.get("generatedSamples"), meter.call.spec.choices
-    held = (meter.call.spec.units.likely or {}).get("video_second", 0)
-    count = 0 if made else asked
-    number = min(len(samples), asked) if isinstance(samples, list) else count
+    held, unlisted = (meter.call.spec.units.likely or {}).get("video_second", 0), 0 if made else asked
+    number = min(len(samples), asked) if isinstance(samples, list) else unlisted
     meter.detail.used_tool("video_second", held // asked * number)
     meter.report_units()
 

@@ -93,7 +93,7 @@ def read_images(body: Body, document: Document, params: PathParams, bounds: Usag
     user = stated_user(document.get("user"))
     pictures = choices(document, "n", bounds.choices_max)
     size, quality = _PLAIN_USUAL if model.lower().startswith(_PLAIN) else (AUTO, AUTO)
-    size, quality = _word(document, "size", size), _word(document, "quality", quality)
+    size, quality = _read_word(document, "size", size), _read_word(document, "quality", quality)
     return CallSpec(
         model, streamed, None, pictures, user, RequestedUnits({f"{IMAGES}{size}/{quality}": pictures}),
         reports=model.lower().startswith(_REPORTING),
@@ -230,7 +230,8 @@ def _read_ocr(meter: Meter, document: bytes) -> None:
         meter.report_units()
 
 
-def _word(document: Document, name: str, usual: str) -> str:
+def _read_word(document: Document, name: str, usual: str) -> str:
+    """Return the word in a field in lower case, or the `usual` one; raise `InvalidRequest`."""
     value = document.get(name)
     if value is None:
         return usual

@@ -434,7 +434,10 @@ class RealtimeSession:
             self._responses[str(name)] = self._before if asked is None else asked.said
         elif kind == _COMMITTED:
             asked = self._open_requests.end_first(_COMMIT)
-            tokens, self._sound = (self._sound, 0) if asked is None else (asked.tokens, self._sound)
+            if asked is None:
+                tokens, self._sound = self._sound, 0
+            else:
+                tokens = asked.tokens
             if self._transcribes or tokens:
                 self._transcripts.begin(str(read.item_id), tokens, self._writer)
         elif kind == _CLEARED:
