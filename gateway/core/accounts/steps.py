@@ -35,11 +35,11 @@ JUDGED_MAX: Final = 100
 WEIGHED_MAX: Final = 20
 
 
-class Step(Value, frozen=True):
+class Step(Value, frozen=True, cache_hash=True):
     """One step: once used and held amounts are `at` of the limit or more, `models` are replaced.
 
     `models` are pairs of a pattern and the name of the substitute. With `switches` running sessions change
-    their model too.
+    their model too. Its hash is stored, as every call looks matches up by its steps.
     """
 
     at: float

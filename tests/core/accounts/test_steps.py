@@ -37,6 +37,25 @@ def test_a_whole_name_goes_before_the_longest_beginning(model: str, substitute: 
     assert Step(0.5, models[::-1]).substitute_of(model) == substitute
 
 
+class HashedName(str):
+    """A name that counts how often it was hashed."""
+
+    __slots__ = ()
+    count = 0
+
+    def __hash__(self) -> int:
+        HashedName.count += 1
+        return super().__hash__()
+
+
+def test_a_known_match_is_found_without_the_models_of_its_steps() -> None:
+    steps = ((1, (Step(0.5, ((HashedName("dear*"), "cheap"),)),)),)
+    known = matched_steps(steps, "dear")
+    count = HashedName.count
+    assert matched_steps(steps, "dear") is known
+    assert HashedName.count == count > 0
+
+
 def test_a_model_is_no_substitute_of_itself() -> None:
     assert Step(0.5, (("*", "Cheap"),)).substitute_of("cheap") == ""
     assert Step(0.5, (("dear", "cheap"),)).substitute_of("dearer") == ""
