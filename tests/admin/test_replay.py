@@ -17,6 +17,8 @@ from sqlalchemy import create_engine
 from sqlalchemy.pool import NullPool
 
 from gateway.core.billing.price_book import KINDS
+from gateway.local.processes import command
+from gateway.run.replay_process import NICENESS
 from persistence.address import dialect_url
 from persistence.replay import ReplayRequest, budget_of, render, replay
 from tests.admin.conftest import Api
@@ -406,3 +408,26 @@ def replaying() -> list[int]:
 
 def said(moment: datetime, microseconds: int = 0) -> str:
     return (moment + timedelta(microseconds=microseconds)).isoformat().replace("+00:00", "Z")
+
+
+async def test_replay_puts_others_first_within_its_session_and_beyond() -> None:
+    """Its PostgreSQL never answers, so it lasts until it is killed."""
+    silent = await asyncio.start_server(lambda *_: None, "127.0.0.1", 0)
+    url = "postgresql://nobody@{}:{}/nothing".format(*silent.sockets[0].getsockname())
+    process = await asyncio.create_subprocess_exec(
+        *command("replay", "--worker"), stdin=PIPE, stdout=PIPE, start_new_session=True
+    )
+    assert process.stdin is not None
+    asked = {
+        "organization_id": 1, "tenant_id": None, "since": PERIOD["from"], "until": PERIOD["to"], "url": url, "budgets": [],
+    }  # fmt: skip
+    process.stdin.write(json.dumps(asked).encode() + b"\n")
+    session = Path(f"/proc/{process.pid}/autogroup")
+    try:
+        await eventually(lambda: psutil.Process(process.pid).nice() == NICENESS)
+        if session.exists():
+            await eventually(lambda: session.read_text().endswith(f" nice {NICENESS}\n"))
+    finally:
+        process.kill()
+        await process.wait()
+        silent.close()
