@@ -68,7 +68,7 @@ class StepReservation(Value, frozen=True):
 class _SteppedUse:
     """A use with steps. What it would hold as asked is computed once it is needed: most substitutes are held without.
 
-    So is what binds it to its model, as a large body takes long to search.
+    What binds it to its model is computed once too, as a large body takes long to search.
     """
 
     __slots__ = ("_as_asked", "_bound", "_ports", "asked", "entrance", "terms")

@@ -86,7 +86,7 @@ class Organization:
                 first, known = rows.setdefault(str(row.get("id") or place), (place, row))
                 if total and known != row:
                     raise CommandFailed(
-                        f"{place}.id: {first} has the same id and other fields. Save all pages anew."
+                        f"{place}.id: {first} has the same id and other fields. Save all pages at one time."
                     )
         if len(rows) < most:
             fault = f"{total} is {most}, and there are {len(rows)} here"
