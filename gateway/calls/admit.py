@@ -16,7 +16,7 @@ from gateway.calls.permit import check_objects, named_objects
 from gateway.calls.ports import AdmissionPorts
 from gateway.calls.steps import reserve_by_steps
 from gateway.calls.terms import AdmissionTerms, find_terms, open_run
-from gateway.core.accounts.steps import MatchedStep, matched_steps
+from gateway.core.accounts.steps import MatchedStep
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.claims import CallClaim
 from gateway.core.calls.tariff import CallPrices
@@ -77,7 +77,7 @@ async def admit(
             if own is not None:
                 claim, request = own.claim(terms)
         steps: tuple[MatchedStep, ...] = (
-            matched_steps(terms.budgets.steps, call.spec.model)
+            ports.calls.matches.find(terms.budgets.version, terms.budgets.steps, call.spec.model)
             if own is None and terms.budgets is not None and terms.budgets.steps and asked.kind.takes_steps
             else ()
         )

@@ -66,15 +66,27 @@ class StepReservation(Value, frozen=True):
 
 
 class _SteppedUse:
-    """A use with steps. What it would hold as asked is computed once it is needed: most substitutes are held without."""
+    """A use with steps. What it would hold as asked is computed once it is needed: most substitutes are held without.
 
-    __slots__ = ("_as_asked", "_ports", "asked", "entrance", "terms")
+    What binds it to its model is computed once too, as a large body takes long to search.
+    """
+
+    __slots__ = ("_as_asked", "_bound", "_ports", "asked", "entrance", "terms")
 
     def __init__(
         self, ports: AdmissionPorts, asked: UseRequest, entrance: Entrance, terms: AdmissionTerms
     ) -> None:
         self._ports, self.asked, self.entrance, self.terms = ports, asked, entrance, terms
         self._as_asked: PreparedUse | None = None
+        self._bound: str | None = None
+
+    def why_bound(self) -> str:
+        """Return why only the model that made what its call carries can read it; empty if others can too."""
+        if self._bound is None:
+            call = self.asked.call
+            bound = bound_by(call, FAMILIES[call.family].seals)
+            self._bound = f"{bound}: {BEGIN_ANEW}" if bound else ""
+        return self._bound
 
     def prepare_as_asked(self) -> PreparedUse:
         """Return the use as its caller asked for it."""
@@ -112,7 +124,7 @@ async def _reserve_in_session(
     reservation: StepReservation | None = None
     alone = False
     if kept is not None and kept.model:
-        sealed = why_bound(call)
+        sealed = use.why_bound()
         if sealed or not all(step.switches for step in steps):
             other = await _prepare_as_kept(ports, use, kept, sealed)
             alone = other is None
@@ -276,7 +288,7 @@ async def _weigh(
     ports: AdmissionPorts, use: _SteppedUse, reached: Sequence[MatchedStep]
 ) -> tuple[PreparedUse | None, str, str]:
     """Return the use as the substitute that would hold least, of those that may go; its name; and why none may go."""
-    names, why = substitutes_of(reached), why_fixed(use.asked) or why_bound(use.asked.call)
+    names, why = substitutes_of(reached), why_fixed(use.asked) or use.why_bound()
     if why:
         return None, names[0], why
     budgets = use.terms.budgets
@@ -368,12 +380,6 @@ def why_fixed(asked: UseRequest) -> str:
         return "its body is sent as it comes"
     is_named = asked.by_path or call.body.has_place_of(call.spec.model)
     return "" if is_named else "its model is named where it cannot be replaced"
-
-
-def why_bound(call: CallRequest) -> str:
-    """Return why only the model that made what a call carries can read it; empty if others can too."""
-    why = bound_by(call, FAMILIES[call.family].seals)
-    return f"{why}: {BEGIN_ANEW}" if why else ""
 
 
 def why_unfit(call: CallRequest, before: CallRequest, prices: CallPrices, asked_prices: CallPrices) -> str:

@@ -91,7 +91,10 @@ class EmptyAccounts:
         return True, False
 
     def ask_again(self, account: str, now: float) -> None:
-        """Allow the next call to ask an account, since the last question had an answer about something else."""
+        """Allow the next call to ask the account at once: the last answer said nothing about its money.
+
+        Other workers are told.
+        """
         entry = self.entries.get(account)
         if entry is not None:
             self.entries[account] = entry._replace(until=now)

@@ -112,7 +112,7 @@ class Child:
             os.dup2(theirs.fileno(), sys.stdin.fileno())
             for one in (ours, theirs):
                 one.close()
-            self._deafen()
+            self._close_heartbeat()
             os.environ |= self.program.environment | beats
             return False
         theirs.close()
@@ -150,13 +150,13 @@ class Child:
             await _written(self._process, line)
 
     async def stop(self) -> None:
-        """Stop the process in order within its maximum time, then kill it."""
+        """End the restarts, then the process: by its signal, or killed after its maximum time; close its heartbeat."""
         if self._keeper is not None:
             self._keeper.cancel()
             await asyncio.wait({self._keeper})
         if self._process is not None:
             await self._end(self._process, self.program.stop_max_s)
-        self._deafen()
+        self._close_heartbeat()
 
     async def _keep(self, process: Process) -> None:
         """Start the process again each time that it ends or hangs, with growing pauses."""
@@ -254,11 +254,11 @@ class Child:
         """
         if self.program.silent_s_max is None:
             return {}
-        self._deafen()
+        self._close_heartbeat()
         self._heartbeat = Heartbeat()
         return {heartbeat.HEARTBEAT_VARIABLE: str(self._heartbeat.theirs)}
 
-    def _deafen(self) -> None:
+    def _close_heartbeat(self) -> None:
         beats, self._heartbeat = self._heartbeat, None
         if beats is not None:
             beats.close()

@@ -629,12 +629,15 @@ def admin_url_of(settings: Settings) -> str:
 def opener_of(settings: Settings, port: str) -> OpenerDirector:
     """Return a URL opener for a port of ours, which trusts only the certificate that the settings name."""
     files = settings.tls_files(port)
+    no_proxy = ProxyHandler({})  # our ports are on this machine: a proxy of the environment is not asked
     if files is None:
-        return build_opener(ProxyHandler({}))
-    shown = [os.environ.get(name, "") for name in SHOWN] if files.authority else ["", ""]
-    trusted = f"{PREFIX}{PREFIXES[port].upper()}CERT_FILE"
-    tls = pinned(TlsFiles(files.certificate, *shown), f"{PREFIX}ADMIN_", trusted)
-    return build_opener(ProxyHandler({}), HTTPSHandler(context=tls))
+        return build_opener(no_proxy)
+    # A port with an authority of clients asks for a certificate; no other port needs to see ours.
+    client_files = [os.environ.get(name, "") for name in SHOWN] if files.authority else ["", ""]
+    trusted_setting = f"{PREFIX}{PREFIXES[port].upper()}CERT_FILE"
+    # Errors on the client's files name the settings in SHOWN, whichever the port.
+    tls = pinned(TlsFiles(files.certificate, *client_files), f"{PREFIX}ADMIN_", trusted_setting)
+    return build_opener(no_proxy, HTTPSHandler(context=tls))
 
 
 def ca_file_of(settings: Settings) -> dict[str, str]:

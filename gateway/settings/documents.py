@@ -122,27 +122,33 @@ def explain_error(fault: str, document: Any, shape: Any) -> str:
     return f"{where or 'the whole file'}: {said[:1].lower()}{said[1:]}"
 
 
-def _resolve_place(place: str, document: Any, shape: Any, unknown: str | None) -> tuple[str, Any]:
+def _resolve_place(place: str, document: Any, shape: Any, unknown_field: str | None) -> tuple[str, Any]:
     """Convert msgspec's path `place` to the names in the file; return it and the type expected there.
 
-    msgspec does not name the item of a mapping. It is found by the field `unknown`, if only one item has
-    that.
+    msgspec does not name the item of a mapping, so several places may be meant: those whose items have the
+    field `unknown_field`, if any has. The first three are returned, joined by "or".
     """
-    ways: list[tuple[str, Any]] = [("", document)]
+    candidates: list[tuple[str, Any]] = [("", document)]
     for step in _STEP.finditer(place):
         shape = _plain(shape)
         if step["name"]:
             shape = get_type_hints(shape, include_extras=True)[step["name"]]
-            ways = [(_joined(way, step["name"]), _item(part, step["name"])) for way, part in ways]
+            name = step["name"]
+            candidates = [(_joined(path, name), _item(part, name)) for path, part in candidates]
         elif step["index"]:
-            shape = get_args(shape)[0]
-            ways = [(f"{way}[{step['index']}]", _item(part, int(step["index"]))) for way, part in ways]
-        else:
+            shape, index = get_args(shape)[0], int(step["index"])
+            candidates = [(f"{path}[{index}]", _item(part, index)) for path, part in candidates]
+        else:  # `[...]` is msgspec's text for an item of a mapping: each item is a candidate
             shape = get_args(shape)[1]
-            ways = [(_joined(way, str(key)), value) for way, part in ways for key, value in _items(part)]
-    if unknown is not None:
-        ways = [way for way in ways if isinstance(way[1], dict) and unknown in way[1]] or ways
-    return " or ".join(way for way, _ in ways[:3]), _plain(shape)
+            candidates = [
+                (_joined(path, str(key)), item) for path, part in candidates for key, item in _items(part)
+            ]
+    if unknown_field is not None:
+        having = [
+            (path, part) for path, part in candidates if isinstance(part, dict) and unknown_field in part
+        ]
+        candidates = having or candidates
+    return " or ".join(path for path, _ in candidates[:3]), _plain(shape)
 
 
 def _plain(shape: Any) -> Any:

@@ -78,11 +78,14 @@ def _parts(covers: Sequence[Cover], wanted: Cover) -> list[tuple[int, int]]:
 
 
 def _free(taken: Sequence[Part], upto: int) -> list[tuple[int, int]]:
-    """Return the ranges of sequence numbers up to `upto` outside of `taken`, whose parts are in order."""
+    """Return the ranges of sequence numbers up to `upto` outside of `taken`, whose parts are in order.
+
+    Each range is above its first number, up to its second.
+    """
     found, at = [], 0
     for after, end, _ in taken:
         if after > at:
             found.append((at, min(after, upto)))
         at = max(at, end)
     found.append((at, upto))
-    return [(after, end) for after, end in found if after < end <= upto]
+    return [(after, end) for after, end in found if after < end]

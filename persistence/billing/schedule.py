@@ -246,22 +246,31 @@ def _fees(batch: InvoiceBatch, due: Sequence[Any]) -> list[DraftWithLines]:
 
 
 def _new_fees(batch: InvoiceBatch, organization_ids: Sequence[int]) -> list[Draft]:
-    """Create drafts for organizations that now owe a fee in advance."""
+    """Create drafts for those of these organizations that now owe a fee in advance.
+
+    Those that are due for a fee and have nothing to bill are added to `batch.left`.
+    """
     if not organization_ids:
         return []
     today = _today(batch)
-    of_all = invoice_build.of_source(batch.connection, organization_ids, today + ONE_DAY, today, AHEAD)
-    owed = {owner: split.taken for owner, split in of_all.items() if split.taken}
-    if nothing := [organization_id for organization_id in organization_ids if organization_id not in owed]:
-        at = (batch.connection, batch.now, nothing, batch.grace_hours)
-        due = {row.organization_id for row in due_of(*at, finalize=False) if row.source}
-        batch.left |= dict.fromkeys(due, SkipReason(CONFLICT, NOTHING_OWED))
+    charges = invoice_build.of_source(batch.connection, organization_ids, today + ONE_DAY, today, AHEAD)
+    owed = {owner: split.taken for owner, split in charges.items() if split.taken}
+    _skip_unowed_fees(batch, [owner for owner in organization_ids if owner not in owed])
     days = {owner: invoice_build.days_of(some) for owner, some in owed.items()}
     made = batch.connection.execute(_NEW_AHEAD, {
         "organizations": list(days), "starts": [start for start, _ in days.values()],
         "ends": [until for _, until in days.values()], "source": AHEAD.source,
     })  # fmt: skip
     return [Draft(row.id, row.organization_id, row.period_start, row.period_end, AHEAD) for row in made]
+
+
+def _skip_unowed_fees(batch: InvoiceBatch, organization_ids: Sequence[int]) -> None:
+    """Add to `batch.left` those of these organizations that are due for a fee in advance, as owing nothing."""
+    if not organization_ids:
+        return
+    rows = due_of(batch.connection, batch.now, organization_ids, batch.grace_hours, finalize=False)
+    due = [row.organization_id for row in rows if row.source]
+    batch.left |= dict.fromkeys(due, SkipReason(CONFLICT, NOTHING_OWED))
 
 
 def _drawn(

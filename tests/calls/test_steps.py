@@ -6,7 +6,7 @@ import asyncio
 import json
 import random
 import re
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -23,6 +23,7 @@ from gateway.core.billing.price_book import KINDS
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.routes import ModelRule, Route
 from gateway.core.families import anthropic, gemini, openai
+from gateway.core.families.seals import sealed_member
 from gateway.core.model import (
     Admitted,
     BudgetAccount,
@@ -299,6 +300,24 @@ async def test_admission_keeps_a_sealed_conversation_with_its_model_while_that_f
         assert named.encode() in refused.body
         assert b"begin a new session" in refused.body
         assert b"cheap" in refused.body
+
+
+async def test_admission_searches_a_body_for_seals_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searched = list[bytes]()
+
+    def search(seals: Mapping[str, str], body: bytes) -> str:
+        searched.append(body)
+        return sealed_member(seals, body)
+
+    monkeypatch.setattr("gateway.core.families.seals.sealed_member", search)
+    path, sealed, _ = SEALED[0]
+    async with gate(world, routes=APIS) as there:
+        there.use(90_000_000)
+        await there.ask(path=path)
+        await there.ask(path=path, **sealed)
+        assert (there.sent, len(searched)) == (["cheap", "dear"], 2)
 
 
 # What names a seal and is none: a caller's own words, arguments and schemas.

@@ -112,7 +112,8 @@ def _resume_page(page: UsageQuery, place: Place) -> UsageQuery:
 
 
 def _check_query(model: type[UsageReportQuery], sent: Mapping[str, str]) -> dict[str, object]:
-    """Return the values of a usage query by name, with its filters by tags."""
+    """Return the values of a usage query by name, with its filters by tags; raise `Unprocessable` if invalid."""
+    # Tags have any names, so no model lists these filters: what fits `tag:NAME` is one.
     tags = {name: text for name, text in sent.items() if GROUP.fullmatch(name)}
     if len(tags) > TAGS_MAX:
         raise _wrong(next(iter(tags)), f"is one of more than {TAGS_MAX} tags, which no call has")
@@ -121,12 +122,9 @@ def _check_query(model: type[UsageReportQuery], sent: Mapping[str, str]) -> dict
         for name, text in sent.items()
         if name not in tags
     }
-    return {
-        **bodies.check_body(
-            model, values | {name: with_plus(sent[name]) for name in ("from", "to") if name in sent}
-        ),
-        **tags,
-    }
+    # A plus sign that was not escaped arrives as a space, such as that of a time's offset.
+    times = {name: with_plus(sent[name]) for name in ("from", "to") if name in sent}
+    return {**bodies.check_body(model, values | times), **tags}
 
 
 def _query(asked: dict[str, object], rows_max: int) -> UsageQuery:

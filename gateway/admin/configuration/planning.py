@@ -161,20 +161,26 @@ class Planner:
             self._note(pair, row_id)
 
     def _note(self, pair: Pair, row_id: int | NewRowId) -> None:
-        """Store that the configuration describes a row as this object; delete marks of rows it replaced."""
+        """Note that the configuration describes a row as the pair's object.
+
+        The row, and rows that it replaced, are not pruned; its mark is stored if it changed; a stored row
+        without a mark counts as taken; marks of replaced rows are deleted.
+        """
         wanted, kind, before = pair.wanted, pair.wanted.resource.name, pair.mark
-        self._met |= {(kind, row_id), *((kind, row_id_) for row_id_ in pair.passed)}
+        self._met |= {(kind, row_id), *((kind, old_id) for old_id in pair.passed)}
         identity = None
         if declared(wanted.resource).known_by_id:
             identity = identity_of(wanted.resource, values_of(wanted))
+        # Only rows that an apply created are pruned later.
         made = isinstance(row_id, NewRowId) or (before is not None and before.made)
         mark = Mark(kind, row_id, wanted.fields, made, identity)
         if mark != self._marks.get((kind, row_id)):
             self._new_marks.append(mark)
+        # A row that exists, and that no file described before: the answer lists those.
         if before is None and not isinstance(row_id, NewRowId):
             self._taken_rows.append((wanted, row_id))
-        passed = [self._marks.get((kind, mark)) for mark in pair.passed]
-        self._forgotten += [mark for mark in passed if mark is not None]
+        old_marks = [self._marks.get((kind, old_id)) for old_id in pair.passed]
+        self._forgotten += [old_mark for old_mark in old_marks if old_mark is not None]
 
     def _leave(self) -> None:
         """Add to the plan, for each deferred object, a change that is not executed, with the reason.

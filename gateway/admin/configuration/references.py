@@ -455,17 +455,20 @@ class RowMatcher:
             self._ask(part.reference for part in wanted.part_names)
 
     async def match(self, resource: Resource) -> list[Pair]:
-        """Return the objects of a resource with their rows, [] if one of them is refused."""
+        """Return the objects of a resource with their rows, [] if one of them is refused.
+
+        Rows and objects are also registered under their names, for the references of later kinds.
+        """
         objects = self._objects.by_kind.get(resource.name, ())
         if not objects and resource.name not in self._asked_names:
             return []
-        refused = len(self._errors)
-        whole = await in_thread(lambda: [wanted for wanted in objects if self.names.resolve(wanted)])
-        before = await self._read_earlier_rows(resource, whole)
-        rows = await self._rows(resource, whole)
-        claimed = await self._claimed(resource, whole)
-        pairs = await in_thread(self._pair_with_rows, resource, whole, rows, before, claimed)
-        return pairs if len(self._errors) == refused else []
+        errors_before = len(self._errors)
+        resolved = await in_thread(lambda: [wanted for wanted in objects if self.names.resolve(wanted)])
+        earlier_rows = await self._read_earlier_rows(resource, resolved)
+        rows = await self._rows(resource, resolved)
+        claimed = await self._claimed(resource, resolved)
+        pairs = await in_thread(self._pair_with_rows, resource, resolved, rows, earlier_rows, claimed)
+        return pairs if len(self._errors) == errors_before else []
 
     async def _read_earlier_rows(self, resource: Resource, objects: Sequence[WantedObject]) -> NamedRows:
         """Return the rows that earlier applies had for the names of these objects."""

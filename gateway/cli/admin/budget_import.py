@@ -70,7 +70,8 @@ class Organization:
     def read_rows(self, pages: Pages, total: str = "") -> list[tuple[str, Json]]:
         """Return the rows of a list with the place of each; the field `total` of its pages has their number.
 
-        Raise `CommandFailed` if a file is no page of a list, or if a page is missing.
+        Raise `CommandFailed` if a file is no page of a list, if a page is missing, or if two rows of such pages share
+        an id and differ.
         """
         rows, most = dict[str, tuple[str, Json]](), 0
         for path in pages or ():
@@ -82,7 +83,11 @@ class Organization:
             most = max(most, count if isinstance(count, int) else 0)
             for number, row in enumerate(data):
                 place = f"{path.name}: data[{number}]"
-                rows.setdefault(str(row.get("id") or place), (place, row))
+                first, known = rows.setdefault(str(row.get("id") or place), (place, row))
+                if total and known != row:
+                    raise CommandFailed(
+                        f"{place}.id: {first} has the same id and other fields. Save all pages at one time."
+                    )
         if len(rows) < most:
             fault = f"{total} is {most}, and there are {len(rows)} here"
             raise CommandFailed(f"{path}: {fault}. Save the other pages too, and name all files.")

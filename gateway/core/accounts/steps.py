@@ -8,11 +8,12 @@ Of the reached steps the one at which the call would hold least is taken.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from decimal import ROUND_CEILING, Decimal
 from functools import lru_cache
 from typing import Final, NamedTuple
 
+from gateway.core.lru import LruCache, LruValue
 from gateway.core.value import Value
 
 KEEP, SWITCH = SESSIONS = ("keep", "switch")
@@ -28,7 +29,12 @@ STEP_PARTS: Final = 1_000_000
 STEP_TELLS, STEP_STOPS, STEP_JUDGES, STEP_REQUIRES = 0, 1, 2, 3
 # Most uses that a worker remembers to have had all their steps reached.
 REACHED_MAX: Final = 1_000
-# Most budgets and models whose matching steps a worker remembers.
+# Bytes of the matching steps that a worker remembers, by budgets and model; bytes of an entry, and of each step in it
+# (measured), without the names.
+MATCHES_BYTES_MAX: Final = 16 * 1024 * 1024
+ENTRY_BYTES: Final = 768
+MATCH_BYTES: Final = 192
+# Most lists of matching steps that a worker remembers as they are judged and packed.
 MATCHES_MAX: Final = 4_096
 # Most steps of all its budgets that are judged for a call, and most models of these that are weighed.
 JUDGED_MAX: Final = 100
@@ -96,7 +102,6 @@ class SessionModel(NamedTuple):
 BudgetSteps = tuple[tuple[int, tuple[Step, ...]], ...]
 
 
-@lru_cache(MATCHES_MAX)
 def matched_steps(steps: BudgetSteps, model: str) -> tuple[MatchedStep, ...]:
     """Return the steps that match a model, at most `JUDGED_MAX`: by the id of the budget, the greatest `at` first."""
     matched = [
@@ -107,6 +112,31 @@ def matched_steps(steps: BudgetSteps, model: str) -> tuple[MatchedStep, ...]:
     ]
     matched.sort(key=lambda step: (step.budget_id, -step.parts))
     return tuple(matched[:JUDGED_MAX])
+
+
+class StepMatches:
+    """The steps that match models, as a worker remembers them: by a version of an organization's budgets, and by ids.
+
+    So no entry holds patterns of an earlier version, and looking one up takes the same time for steps of any length.
+    """
+
+    __slots__ = ("_matches",)
+
+    def __init__(self, most: int = MATCHES_BYTES_MAX) -> None:
+        self._matches: LruCache[tuple[Hashable, tuple[int, ...], str], LruValue[tuple[MatchedStep, ...]]] = (
+            LruCache(most)
+        )
+
+    def find(self, version: Hashable, steps: BudgetSteps, model: str) -> tuple[MatchedStep, ...]:
+        """Return `matched_steps` of the budgets in this version, which is equal to itself alone."""
+        key = version, tuple([budget_id for budget_id, _ in steps]), model
+        known = self._matches.find(key)
+        if known is None:
+            known = LruValue(matched_steps(steps, model))
+            names = len(model) + sum([len(step.substitute) for step in known.value])
+            size = ENTRY_BYTES + 40 * len(steps) + MATCH_BYTES * len(known.value) + 4 * names
+            self._matches.put(key, known, size)
+        return known.value
 
 
 # The steps of a use, the names of its budgets' accounts, and its organization.

@@ -303,12 +303,13 @@ def answering(  # noqa: PLR0917  # what it names, what answered, what was used a
     named: Sequence[PriceMatch], answered: str, counts: Sequence[int], tools: Mapping[str, int], tier: str,
     sent: str = "",
 ) -> PriceMatch:  # fmt: skip
-    """Return the price of the model that answered, of the models `named` by a call.
+    """Return the price of the model that answered, of the models `named` by a call, the requested one first.
 
     `answered` is the name in the answer: the longest matching name counts. `sent` is the name that the
-    requested model has at the upstream. If the answer is ambiguous, the requested model counts if it is
-    the only one, else the one with the highest cost, so that neither an upstream nor a caller can lower
-    the price.
+    requested model has at the upstream. The call used `counts`, its tokens by `KINDS`, and `tools`, uses by
+    name, in the service tier `tier`. If the answer is ambiguous, the requested model counts if it is the
+    only one, else the one with the highest cost, so that neither an upstream nor a caller can lower the
+    price.
     """
     asked, *others = named
     if not others:
@@ -319,7 +320,9 @@ def answering(  # noqa: PLR0917  # what it names, what answered, what was used a
         longest = max(fitting, key=lambda price: len(price.model))
         if not sent or longest is asked or not is_model(answered, sent):
             return longest
+        # The requested model is sent under a name that fits as well: the answer may be of either.
         possible = (asked, longest)
+    # Costs in other currencies than the first price's cannot be compared: they are passed over.
     currency, found, most = "", asked, -1
     for price in possible:
         if price.vector is not None and currency in {"", price.vector.currency}:

@@ -197,7 +197,7 @@ class CallerCache(Catalogue):
 
     async def know(self, organization_id: int) -> None:
         """Load an organization's terms into the cache, for work without a call, as settling jobs."""
-        if self._holds(organization_id):
+        if self._terms_are_valid(organization_id):
             return
         asked_at, terms = self._clock(), self._ask_terms(organization_id)
         try:
@@ -261,7 +261,7 @@ class CallerCache(Catalogue):
         # A known caller is queried together with its terms: one round trip. The first time takes two.
         name, asked_at = keys.identity(digest).encode(), self._clock()
         asked, terms = self._changes.read(name), None
-        if known is not None and not self._holds(known.organization_id):
+        if known is not None and not self._terms_are_valid(known.organization_id):
             terms = self._ask_terms(known.organization_id)
         try:
             raw, since = await asked.answer()
@@ -286,7 +286,7 @@ class CallerCache(Catalogue):
             if terms is not None and known is not None and known.organization_id != caller.organization_id:
                 terms.leave()
                 terms = None
-            if terms is None and not self._holds(caller.organization_id):
+            if terms is None and not self._terms_are_valid(caller.organization_id):
                 terms = self._ask_terms(caller.organization_id)
             if terms is not None:
                 self._learn(caller.organization_id, *await terms.answer(), asked_at)
@@ -343,7 +343,7 @@ class CallerCache(Catalogue):
         wire = self._wires.of(caller.partition)
         if not wire.available or wire is self._wires.of_key(keys.identity(digest).encode()):
             return None
-        if not self._holds(caller.organization_id):
+        if not self._terms_are_valid(caller.organization_id):
             try:
                 answer, since = await self._ask_terms(caller.organization_id).answer()
             except CountersUnavailable:
@@ -363,8 +363,12 @@ class CallerCache(Catalogue):
         self._allowances.note_caller(known.caller)
         return known.caller
 
-    def _holds(self, organization_id: int) -> bool:
-        """Return whether the cached terms of an organization are still valid."""
+    def _terms_are_valid(self, organization_id: int) -> bool:
+        """Return whether the cached terms of an organization are still valid.
+
+        They are read again when `AGAIN_S` old, even without a reported change. Until then they are valid
+        for `IDENTITY_S` after the last message of their server, which would have reported a change.
+        """
         terms, now = self._terms.find(organization_id), self._clock()
         if terms is None or terms.read_at + AGAIN_S < now:
             return False

@@ -213,14 +213,15 @@ def _places(parts: SplitResult, port: int, wanted: str) -> tuple[tuple[str, int]
 
 
 def _by_sentinels(parts: SplitResult, tls: RedisTls | None) -> Address:
+    """Return the address of the primary that the URL's sentinels know; they tell its host later."""
     sentinels = _places(parts, SENTINEL_PORT, f"1 to {PLACES_MAX} sentinels")
     name, _, database = parts.path.strip("/").partition("/")
     if not name or not (database or "0").isdigit():
         raise SettingError(f"{_PREFIX}URL must end in the primary's name, and a database number or nothing")
     user, password, sentinel_user, sentinel_password = _logins(parts)
     return Address(
-        "", 0, "", int(database or "0"), user, password, tls,
-        sentinels, unquote(name), sentinel_user, sentinel_password,
+        "", 0, database=int(database or "0"), username=user, password=password, tls=tls, sentinels=sentinels,
+        primary_name=unquote(name), sentinel_username=sentinel_user, sentinel_password=sentinel_password,
     )  # fmt: skip
 
 

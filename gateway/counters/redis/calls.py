@@ -104,7 +104,7 @@ class VerbEncoding:
         """Return the beginning of a single call with this many accounts and arguments, cached."""
         counts = accounts, arguments
         if counts not in self._openings:
-            head = self.head(self.shared_count + accounts + 1, arguments)
+            head = self.head(self.shared_count + accounts + 1, arguments)  # the last key is the call's hold
             self._openings[counts] = head + self.own
         return self._openings[counts]
 

@@ -58,6 +58,8 @@ def translate(made: Organization, policy: Json) -> None:
     """Add what one policy becomes; raise `NotTranslated` with the field that has no counterpart."""
     if policy.get("status", "active") != "active":
         raise NotTranslated("status", "only active policies are taken over")
+    if policy.get("unit") and policy.get("credit_limit") is not None:
+        raise NotTranslated("credit_limit", "must not stand beside unit: a policy has a rate or an amount")
     terms = _read_rate(policy) if policy.get("unit") else _read_usage(made, policy)
     fixed, alone, owner = _read_calls(policy)
     workspaces = fixed.get(WORKSPACE, [])

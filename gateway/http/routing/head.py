@@ -239,7 +239,9 @@ class HeadReader:
         known = self._heads.find(rest)
         if known is not None:
             current = self._router.is_current(known.routed)
-            call = self._find_call(known, cut) if current and not (trace and self._traced) else None
+            call = None
+            if current and not (trace and self._traced):
+                call = self._find_call(known, proving, saying, trace, trace_id)
             if call is not None:
                 return call
             rest = b"" if current else rest
@@ -296,26 +298,30 @@ class HeadReader:
                 known.passed = call.passed.removesuffix(news.trace + b"\r\n")
             self._heads.keep(news.rest, known)
 
-    def _find_call(self, known: CallHead, cut: HeadCut) -> CallHead | None:
-        """Return a call's head from cached parts; None if a part is not cached (the trace need not be)."""
-        _, _, _, proving, saying, trace, trace_id, _ = cut
-        routed, said = known.routed, NOTHING
+    def _find_call(
+        self, known: CallHead, proving: bytes, saying: bytes, trace: bytes, trace_id: str
+    ) -> CallHead | None:
+        """Return a call's head from cached parts and the lines cut from it; None if a part is not cached.
+
+        The trace line is never cached: it is forwarded unless the route drops it, and its id is added to the
+        attribution.
+        """
+        routed = known.routed
+        # No head has more cut lines than CUT_LINES_MAX: they are counted only if `free` may be too few for them.
         if known.free < CUT_LINES_MAX and _count(proving) + _count(saying) + bool(trace) > known.free:
             return None
         proof = self._proofs.find(_add_line(proving, routed.key) if routed.key else proving)
-        if saying:
-            found = self._attributions.find(_said_as(routed.family, saying))
-            if found is None:
-                return None
-            said = found
         if proof is None:
             return None
-        call = CallHead(routed, proof, said)
+        attribution = self._attributions.find(_said_as(routed.family, saying)) if saying else NOTHING
+        if attribution is None:
+            return None
+        call = CallHead(routed, proof, attribution)
         call.cors, call.passed, call.others = known.cors, known.passed, known.others
         if trace:
             if FIELD not in routed.dropped:
                 call.passed = b"%b%b\r\n" % (known.passed, trace)
-            call.attribution = _add_trace(said, trace_id)
+            call.attribution = _add_trace(attribution, trace_id)
         return call
 
     def _sort(self, lines: list[bytes], reading: ParsedHead) -> bool:

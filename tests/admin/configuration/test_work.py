@@ -343,7 +343,7 @@ def waiting_for_a_turn(connection: psycopg.Connection[object]) -> int:
 def looked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """Of which kinds, and among how many rows of one name, the one that is meant was looked for."""
     found: list[tuple[str, int]] = []
-    meant, among = planning.meant, NameIndex._among
+    meant, narrow_ids = planning.meant, NameIndex._narrow_ids
 
     def counted(kind: str, rows: Sequence[Row], marks: Mapping[Which, Mark]) -> Sequence[Row]:
         if len(rows) > 1:
@@ -352,10 +352,10 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
     def counted_too(names: NameIndex, kind: str, name: object, rows: Sequence[object]) -> Sequence[object]:
         found.append((kind, len(rows)))
-        return among(names, kind, name, rows)
+        return narrow_ids(names, kind, name, rows)
 
     monkeypatch.setattr(planning, "meant", counted)
-    monkeypatch.setattr(NameIndex, "_among", counted_too)
+    monkeypatch.setattr(NameIndex, "_narrow_ids", counted_too)
     return found
 
 

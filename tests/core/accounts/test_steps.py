@@ -7,11 +7,13 @@ from fractions import Fraction
 import pytest
 
 from gateway.core.accounts.steps import (
+    ENTRY_BYTES,
     JUDGED_MAX,
     STEP_PARTS,
     WEIGHED_MAX,
     MatchedStep,
     Step,
+    StepMatches,
     Weighed,
     matched_steps,
     substitutes_of,
@@ -35,6 +37,21 @@ def test_a_whole_name_goes_before_the_longest_beginning(model: str, substitute: 
     )
     assert Step(0.5, models).substitute_of(model) == substitute
     assert Step(0.5, models[::-1]).substitute_of(model) == substitute
+
+
+def test_matches_are_remembered_by_the_version_of_budgets_within_their_bytes() -> None:
+    matches, versions = StepMatches(4 * ENTRY_BYTES), [object(), object()]
+    low, high = [((1, (Step(at, (("dear*", "cheap"),)),)),) for at in (0.5, 0.9)]
+    known = matches.find(versions[0], low, "dear")
+    assert matches.find(versions[0], low, "dear") is known == matched_steps(low, "dear")
+    assert matches.find(versions[1], high, "dear") == matched_steps(high, "dear")
+    assert matches.find(versions[0], (*low, (2, low[0][1])), "dear") == (
+        *known,
+        MatchedStep(2, 500_000, "cheap", False),
+    )
+    for number in range(4):
+        assert matches.find(versions[0], low, f"dear-{number}") == known
+    assert matches.find(versions[0], low, "dear") is not known
 
 
 def test_a_model_is_no_substitute_of_itself() -> None:

@@ -236,6 +236,12 @@ def test_every_policy_is_in_files_that_apply_reads_or_in_the_report(policies: li
         assert "more" not in policy or policy["more"] in (None, "", [], {}) or left
 
 
+def test_a_policy_with_a_rate_and_an_amount_is_reported() -> None:
+    amount = {"name": "P", "type": "requests", "conditions": [], "group_by": [], "credit_limit": 5}
+    with pytest.raises(NotTranslated, match="credit_limit"):
+        translate(Organization("Company", None), {**amount, "unit": "rpm", "value": 3})
+
+
 @pytest.mark.parametrize(
     ("text", "options", "fault"),
     [
@@ -243,6 +249,11 @@ def test_every_policy_is_in_files_that_apply_reads_or_in_the_report(policies: li
         ("[]", (), "data must be a list of objects"),
         ('{"data": [1]}', (), "data must be a list of objects"),
         ('{"data": [], "total": 2}', (), "total is 2, and there are 0 here"),
+        (
+            '{"data": [{"id": "a", "name": "b"}, {"id": "a", "name": "c"}]}',
+            (),
+            "data[1].id: policies.json: data[0] has the same",
+        ),
         (" " * (4 * 2**20 + 1), (), "more than 4194304 bytes"),
         ('{"data": []}', ("--org", "two\nlines"), "--org organizations.0.name: must be one line"),
         ('{"data": []}', ("--names", "/nowhere.json"), "/nowhere.json cannot be read"),
