@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 import tomllib
-from importlib.metadata import packages_distributions
+from importlib.metadata import packages_distributions, version
 from pathlib import Path
 
 import pytest
@@ -35,6 +35,10 @@ for package in (gateway, persistence):
             lacking.append(error.name)
 print(json.dumps(lacking))
 """
+
+
+def test_version_is_that_of_the_installed_distribution() -> None:
+    assert extras.version() == version(extras.DISTRIBUTION)
 
 
 @pytest.fixture(scope="module")

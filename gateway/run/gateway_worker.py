@@ -42,8 +42,6 @@ from gateway.counters.redis.calls import Frames
 from gateway.counters.redis.cluster import RedisConnections, Shards
 from gateway.counters.redis.connection import RedisConnection
 from gateway.counters.settlement_log.log import SettlementLog
-from gateway.errors import MissingExtra
-from gateway.extras import loading
 from gateway.http.server.server import DataPlane
 from gateway.issuers.callers import DigestLookup, TokenCallers
 from gateway.issuers.keys import AllKeys
@@ -145,9 +143,8 @@ def token_callers(settings: Settings, directory: DigestLookup, log: Callable[...
 def load_tokenizer() -> Tokenizer | None:
     """Return a function from a model's name to its tokenizer; None if the package is not installed."""
     try:
-        with loading("tokenizer"):
-            package: Any = import_module("bpe_openai")
-    except MissingExtra:
+        package: Any = import_module("bpe_openai")
+    except ModuleNotFoundError:
         return None
 
     @lru_cache
