@@ -141,8 +141,8 @@ class Exporter:
         })  # fmt: skip
         parts = urlsplit(tracing.endpoint)
         self._target = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
-        self._make_context = _make_context(tracing) if parts.scheme == "https" else None
-        self._place = (parts.hostname or "", parts.port or (443 if self._make_context else 80))
+        self._context = _make_context(tracing) if parts.scheme == "https" else None
+        self._place = (parts.hostname or "", parts.port or (443 if self._context else 80))
         self._connection: http.client.HTTPConnection | None = None
         self._waiting: list[bytes] = []
         self._lock = threading.Lock()
@@ -247,8 +247,8 @@ class Exporter:
             self._renew_context()
             self._connection = (
                 http.client.HTTPConnection(host, port)
-                if self._make_context is None
-                else http.client.HTTPSConnection(host, port, context=self._make_context)
+                if self._context is None
+                else http.client.HTTPSConnection(host, port, context=self._context)
             )
         self._connection.timeout = timeout_s
         if self._connection.sock is not None:
@@ -257,11 +257,11 @@ class Exporter:
 
     def _renew_context(self) -> None:
         """Reload the TLS files. An unusable file changes nothing, and is logged once."""
-        if self._make_context is None:
+        if self._context is None:
             return
         why = ""
         try:
-            self._make_context = _make_context(self._tracing)
+            self._context = _make_context(self._tracing)
         except StartError as error:
             why = error.message
         if why and why != self._unusable:
