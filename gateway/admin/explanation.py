@@ -28,7 +28,7 @@ from gateway.core.accounts.budgets import BY_GROUP, BY_OVERRIDE, BY_RAISE, CallA
 from gateway.core.accounts.window_words import render_window
 from gateway.core.billing.price_book import KINDS, TOKENS_A_PRICE, USES_A_PRICE
 from gateway.core.families.mcp import PREFIX
-from gateway.core.times import to_second
+from gateway.core.times import in_utc
 from gateway.errors import Forbidden, NotFound
 
 Json = dict[str, Any]  # a row as the Admin API answers it
@@ -181,7 +181,7 @@ class Explanation:
         says = (
             f"{call['route'] or 'an event'}{model}{stream}: {call['status']} after {call['duration_ms']} ms"
         )
-        facts = [f"at {to_second(call['created_at'])} UTC"]
+        facts = [f"at {in_utc(call['created_at'])}"]
         if call["upstream_request_id"]:
             facts.append(f"the upstream calls it {call['upstream_request_id']}")
         return ExplainedStep("request", f"{says}.", facts)
@@ -219,7 +219,7 @@ class Explanation:
         if self._key.get("user_header") == "require":
             facts.append("the key must name a user for each call")
         if self._key.get("revoked_at"):
-            facts.append(f"the key was revoked at {to_second(self._key['revoked_at'])} UTC")
+            facts.append(f"the key was revoked at {in_utc(self._key['revoked_at'])}")
         if (cause := self._quota.get("block_cause")) is not None:
             facts.append(_BLOCKED[cause])
         return ExplainedStep("caller", ", ".join(said) + ".", facts)
@@ -255,7 +255,7 @@ class Explanation:
         left = quota["tokens_remaining"]
         says = f"plan {plan['name']}: " + ("unlimited" if left is None else f"{left:,} tokens are left now")
         resets = quota["next_reset_at"]
-        return ExplainedStep("tokens", says + (f"; it resets at {to_second(resets)} UTC." if resets else "."))
+        return ExplainedStep("tokens", says + (f"; it resets at {in_utc(resets)}." if resets else "."))
 
     def _balance(self) -> ExplainedStep | None:
         """Return the step of the organization's credits and spend cap; None if neither applies."""
@@ -315,7 +315,7 @@ class Explanation:
         if by.get("kind") == "run" and by["name"] != name:
             facts.append(f"the run {by['name']} refused this call")
         return ExplainedStep(
-            "run", f"{name}: {row['status']}, expires at {to_second(row['expires_at'])} UTC.", facts
+            "run", f"{name}: {row['status']}, expires at {in_utc(row['expires_at'])}.", facts
         )
 
     def _hold(self) -> ExplainedStep:
@@ -354,7 +354,9 @@ class Explanation:
         facts += [f"{tool} was used, and has no price: the cost is without it" for tool in call["unpriced"]]
         if not adds_up:
             facts.append("these lines are not all of the cost: tokens of other models have their own prices")
-        says = f"{cost} by price {row['id']} of {row['model']}, in force since {to_second(row['effective_from'])} UTC:"
+        says = (
+            f"{cost} by price {row['id']} of {row['model']}, in force since {in_utc(row['effective_from'])}:"
+        )
         return ExplainedStep("price", says if facts else f"{says[:-1]}.", facts)
 
     async def _settlement(self) -> ExplainedStep:
@@ -386,14 +388,14 @@ async def _budget(ports: AdminPorts, row: Row, asked: CallAttributes) -> str:
     unit = figures["currency"] if figures["unit"] == "money" else figures["unit"]
     left, used, held = (_plain(figures[name] or 0) for name in ("remaining", "used", "held"))
     by = BY_RAISE if figures["raised_to"] is not None else figures["limit_by"]
-    until = f" until {to_second(figures['raised_until'])} UTC" if figures["raised_until"] else ""
+    until = f" until {in_utc(figures['raised_until'])}" if figures["raised_until"] else ""
     own = f", by {_BY[by]}{until}" if by in _BY else ""
     if figures["limit"] is None:
         rest = f"no limit ({used} {unit} used"
     else:
         rest = f"{left} of {_plain(figures['limit'])} {unit} {render_window(figures)} are left ({used} used"
     held = "" if held == "0" else f", {held} held by calls in flight"
-    resets = f", resets at {to_second(figures['resets_at'])} UTC" if figures["resets_at"] else ""
+    resets = f", resets at {in_utc(figures['resets_at'])}" if figures["resets_at"] else ""
     only = "" if figures["mode"] == "enforce" else " It only counts: it refuses nothing."
     return f'"{figures["name"]}"{whose}: {rest}{held}){resets}{own}.{only}'
 

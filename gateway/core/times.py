@@ -40,6 +40,11 @@ def to_second(moment: object) -> str:
     return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
+def in_utc(moment: object) -> str:
+    """Format a time as `to_second` does, with its zone: `2026-01-31 10:00:00 UTC`."""
+    return f"{to_second(moment)} UTC"
+
+
 def moment_of(at_ms: int) -> datetime:
     return EPOCH + at_ms * MILLISECOND
 

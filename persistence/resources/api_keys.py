@@ -8,7 +8,7 @@ from sqlalchemy import Connection, func, insert, or_, select
 
 from gateway.core.accounts.administration import KEY_HOLDER, MEMBER, OVERLAP_S, Actor, Row
 from gateway.core.accounts.budgets import KEY
-from gateway.core.times import to_second
+from gateway.core.times import in_utc
 from gateway.errors import Conflict, Unprocessable
 from persistence import entity
 from persistence.entity import THIS, Entity, EntityWrite, add, alter, live, lock, require
@@ -114,7 +114,7 @@ def _refuse_multiplying(change: EntityWrite, old: Row) -> None:
     ends = change.connection.execute(before.with_only_columns(func.max(api_key.c.expires_at))).scalar()
     if ends is not None and ends > change.now:
         raise Conflict(
-            f"This key stands in the place of one that works until {to_second(ends)} UTC."
+            f"This key stands in the place of one that works until {in_utc(ends)}."
             " Rotate it then, or ask who manages keys."
         )
     each = live(budget).where(budget.c.each == KEY, budget.c.organization_id == change.within).limit(1)
@@ -132,7 +132,7 @@ def change_key(change: EntityWrite) -> Row:
         ends, wanted = old["expires_at"], values["expires_at"]
         if isinstance(ends, datetime) and not (isinstance(wanted, datetime) and wanted <= ends):
             message = f"Key {old['replaced_by_id']} stands in its place, and this one ends"
-            raise Conflict(f"{message} at {to_second(ends)} UTC: no later end can be set.")
+            raise Conflict(f"{message} at {in_utc(ends)}: no later end can be set.")
     if {"tags", "user"} & values.keys():
         check_key_tags(change, {**old, **values})
     return entity.change_row(change)

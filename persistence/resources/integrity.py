@@ -45,7 +45,7 @@ from gateway.core.integrity.reconciliation import (
     ReconciliationSummary,
     Rollback,
 )
-from gateway.core.times import to_second
+from gateway.core.times import in_utc
 from gateway.errors import Conflict, StoreUnavailable, Unprocessable
 from persistence.engine import apart, looking
 from persistence.entity import Entity, EntityWrite, alter, lock, write_of
@@ -202,10 +202,8 @@ class Quarantines:
         return sorted(blocked)
 
     async def stopped_accounts(self) -> set[str]:
-        named, statement = (
-            naming("integrity.stopped", "Select stopped accounts"),
-            select(_c.account).where(_OPEN),
-        )
+        named = naming("integrity.stopped", "Select stopped accounts")
+        statement = select(_c.account).where(_OPEN)
         async with looking(self._engine) as connection:
             return set(await connection.scalars(statement, execution_options=named))
 
@@ -223,7 +221,7 @@ def release(change: EntityWrite) -> Row:
     """
     row = lock(change)
     if row["released_at"] is not None:
-        raise Conflict(f"It was released at {to_second(row['released_at'])} UTC.")
+        raise Conflict(f"It was released at {in_utc(row['released_at'])}.")
     connection, values = change.connection, change.command.values
     account, accept = str(row["account"]), bool(values.get("accept"))
     if accept and row["kind"] not in ACCEPTABLE:
@@ -388,7 +386,7 @@ def _charge_late(change: EntityWrite, letter: Row, request_id: str, record: byte
 def _open(change: EntityWrite) -> Row:
     letter = lock(change)
     if letter["resolved_at"] is not None:
-        raise Conflict(f"It was {letter['resolution']} at {to_second(letter['resolved_at'])} UTC.")
+        raise Conflict(f"It was {letter['resolution']} at {in_utc(letter['resolved_at'])}.")
     return letter
 
 
