@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -63,18 +63,17 @@ class BudgetComparison:
 
     async def _differing(self, organization_id: int, budgets: Sequence[Budget]) -> list[Item] | None:
         """Return differences found by several comparisons; None if something moved during each of them."""
-        items: list[Item] | None = None
-        for look in range(LOOKS_MAX):
-            if look:
-                await asyncio.sleep(self.look_again_s)
+        gone: Sequence[BudgetAccountUse] = ()
+
+        async def look() -> list[Item] | None:
+            nonlocal gone
             found = await self._look(organization_id, budgets)
             if found is None:
-                continue
-            again, gone = found
-            before = {item.account for item in (again if items is None else items)}
-            items = [item for item in again if item.account in before]
-            if all(item.kind in NO_FAULTS for item in items):
-                break
+                return None
+            items, gone = found
+            return items
+
+        items = await self._confirm(look)
         if items and gone:
             now_ms = await self.target.now_ms()
             await self.target.take_up_budgets(self.partition_of(organization_id), gone, now_ms)
@@ -82,18 +81,31 @@ class BudgetComparison:
 
     async def _untold(self, organization_id: int) -> Sequence[Item]:
         """Return the budgets whose overrides or groups several looks found to be others in Redis."""
-        items: Sequence[Item] = ()
-        for look in range(LOOKS_MAX):
-            if look:
-                await asyncio.sleep(self.look_again_s)
+
+        async def look() -> list[Item]:
             pushed = await self.source.pushed_terms(organization_id)
             if pushed is None:
-                return ()
+                return []
             stored, now_ms = await self.target.terms_of(organization_id), await self.target.now_ms()
-            found = list(terms_differing(*pushed, stored, now_ms))
-            before = {item.account for item in (items if look else found)}
+            return list(terms_differing(*pushed, stored, now_ms))
+
+        return await self._confirm(look) or ()
+
+    async def _confirm(self, look: Callable[[], Awaitable[list[Item] | None]]) -> list[Item] | None:
+        """Return the differences that each of several looks found; None if each look was in vain.
+
+        It looks again until only those are left that are no faults.
+        """
+        items: list[Item] | None = None
+        for number in range(LOOKS_MAX):
+            if number:
+                await asyncio.sleep(self.look_again_s)
+            found = await look()
+            if found is None:
+                continue
+            before = {item.account for item in (found if items is None else items)}
             items = [item for item in found if item.account in before]
-            if not items:
+            if all(item.kind in NO_FAULTS for item in items):
                 break
         return items
 

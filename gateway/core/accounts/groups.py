@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from bisect import bisect_left
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -51,6 +52,23 @@ Ids = tuple[int, ...]
 def row_of(kind: str, member: str, group_id: int) -> bytes:
     """Return the row of a member in the table, as `persistence/keeper/definitions.py` makes it in SQL."""
     return _digest(kind, member) + group_id.to_bytes(8)
+
+
+def members_of(terms: GroupTerms) -> Mapping[int, frozenset[object]]:
+    """Return the members of groups by id: digests of the table's rows, and claims."""
+    members = defaultdict[int, set[object]](set)
+    for at in range(0, len(terms.table), ROW_BYTES):
+        digest, group_id = _read_row(terms.table, at)
+        members[group_id].add(digest)
+    for claim, ids in terms.claims.items():
+        for group_id in ids:
+            members[group_id].add(claim)
+    return {group_id: frozenset(its) for group_id, its in members.items()}
+
+
+def _read_row(table: bytes, at: int) -> tuple[bytes, int]:
+    """Return the digest of the member, and the group, in the row that begins at `at`."""
+    return table[at : at + DIGEST_BYTES], int.from_bytes(table[at + DIGEST_BYTES : at + ROW_BYTES])
 
 
 def _digest(kind: str, member: str) -> bytes:
@@ -103,6 +121,7 @@ class Groups:
         rows = range(0, len(table), ROW_BYTES)
         place = bisect_left(rows, digest, key=lambda at: table[at : at + DIGEST_BYTES])
         for at in rows[place:]:
-            if table[at : at + DIGEST_BYTES] != digest:
+            member, group_id = _read_row(table, at)
+            if member != digest:
                 return
-            yield int.from_bytes(table[at + DIGEST_BYTES : at + ROW_BYTES])
+            yield group_id

@@ -27,7 +27,7 @@ from gateway.core.accounts.budgets import (
     owner_in,
 )
 from gateway.core.accounts.definitions import OrganizationTerms
-from gateway.core.accounts.groups import DIGEST_BYTES, ROW_BYTES, GroupTerms
+from gateway.core.accounts.groups import GroupTerms, members_of
 from gateway.core.accounts.outbox import (
     AccountPosition,
     EventKind,
@@ -547,7 +547,7 @@ def terms_differing(
 ) -> Iterator[Item]:
     """Yield the budgets whose overrides, or whose groups' members, are others in Redis (`stored`) than they must be."""
     there = {budget.id: budget for budget in stored.budgets}
-    members, present = _members(groups), _members(stored.groups)
+    members, present = members_of(groups), members_of(stored.groups)
     for budget in budgets:
         has = there.get(budget.id, replace(budget, overrides={}, group_id=0))
         overrides, has_overrides = (_overrides_at(each, now_ms) for each in (budget, has))
@@ -565,20 +565,6 @@ def terms_differing(
 
 
 _NOBODY: frozenset[object] = frozenset()
-
-
-def _members(groups: GroupTerms) -> Mapping[int, frozenset[object]]:
-    """Return the members of groups by id: parts of rows of the table, and claims."""
-    members = dict[int, set[object]]()
-    for at in range(0, len(groups.table), ROW_BYTES):
-        end = at + DIGEST_BYTES
-        members.setdefault(int.from_bytes(groups.table[end : at + ROW_BYTES]), set()).add(
-            groups.table[at:end]
-        )
-    for claim, ids in groups.claims.items():
-        for group_id in ids:
-            members.setdefault(group_id, set()).add(claim)
-    return {group: frozenset(its) for group, its in members.items()}
 
 
 def _overrides_at(budget: Budget, now_ms: int) -> Mapping[str, PersonalOverride]:
