@@ -222,7 +222,8 @@ class CliCommand:
             return
         if self.does == "create":
             secret = self.resource.secret
-            body = with_members(api, with_amounts(self.fields, body, dict), body)
+            body = with_amounts(self.fields, body, dict)
+            body = with_members(api, body, lambda: body)
             note = secret.note if secret is not None and secret.is_made(body) else None
             output.row(api.post(name, body), as_json=as_json, note=note)
             return
@@ -238,8 +239,7 @@ class CliCommand:
                 raise CommandFailed("Nothing to change: name at least one option; --help lists them.")
             changes = with_parts(body, lambda: api.get(where))
             changes = with_amounts(self.fields, changes, lambda: api.get(where))
-            if changes.get("members"):
-                changes = with_members(api, changes, api.get(where))
+            changes = with_members(api, changes, lambda: api.get(where))
             output.row(api.patch(where, changes), as_json=as_json)
         elif self._lists:
             rows = api.items(f"{where}/{self.does}", typed["limit"])
@@ -247,8 +247,7 @@ class CliCommand:
         else:
             body = with_amounts(self.fields, body, lambda: api.get(where))
             body = (with_owner if self.part is None else with_group)(api, where, body)
-            if "member" in body:
-                [body["member"]] = with_members(api, {"members": [body["member"]]}, api.get(where))["members"]
+            body = with_members(api, body, lambda: api.get(where))
             self._act(api, where, body, as_json=as_json)
 
     def _show(self, api: AdminClient, row_id: int, *, as_json: bool) -> None:
@@ -499,13 +498,25 @@ def with_group(api: AdminClient, where: str, body: Json) -> Json:
     return {**body, "who": f"{OF_GROUP}{api.id_of('groups', name, organization_id)}"}
 
 
-def with_members(api: AdminClient, body: Json, group: Json) -> Json:
-    """Return a body with the ids of the members that it names, if the members of such a group are ids."""
+def with_members(api: AdminClient, body: Json, known: Callable[[], Json]) -> Json:
+    """Return a body with the ids of the members of a group that it names, where such members are ids.
+
+    `known` reads the group, and is called only if the body has members.
+    """
+    fields = [name for name in ("member", "members") if body.get(name)]
+    group = known() if fields else {}
     resource = client.MEMBERS.get(group.get("kind"))
-    if resource is None or not isinstance(body.get("members"), list):
+    if resource is None:
         return body
-    ids = [api.id_of(resource, str(member), group.get("organization_id")) for member in body["members"]]
-    return body | {"members": ids}
+
+    def id_of(member: object) -> int:
+        return api.id_of(resource, str(member), group["organization_id"])
+
+    named = {name: body[name] for name in fields}
+    return body | {
+        name: [id_of(member) for member in value] if isinstance(value, list) else id_of(value)
+        for name, value in named.items()
+    }
 
 
 def in_query(body: Json) -> Json:
