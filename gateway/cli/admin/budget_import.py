@@ -1,7 +1,7 @@
 """The objects of one organization that an import of another gateway's budgets makes, policy by policy.
 
-A policy becomes objects that `tollkeeper apply` accepts, or is reported with the reason: never a part of it alone,
-which could limit less than the policy does.
+Each policy is translated whole, into objects that `tollkeeper apply` accepts, or is reported with the reason. A part
+of a policy could limit less than the policy does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import typer
 from gateway.admin.configuration.objects import OBJECTS_MAX, read
 from gateway.admin.configuration.words import KINDS
 from gateway.cli.admin.client import CommandFailed, Json
-from gateway.cli.admin.imports import PLAN, Translated, free_name, read_answer
+from gateway.cli.admin.imports import EVERYBODY, PLAN, Translated, deliver, free_name, read_answer
 from gateway.core.accounts.budget_amounts import wrong_amount, wrong_window
 from gateway.core.accounts.budgets import MONEY
 from gateway.core.accounts.groups import GROUPS_MAX
@@ -112,9 +112,9 @@ class Organization:
         if text not in self._made.notes:
             self._made.notes.append(text)
 
-    def name_of(self, row_id: str) -> str:
-        """Return the name of the workspace, member or key with this id, the id if no list names it."""
-        return self._names.get(row_id, row_id)
+    def name_of(self, row_id: object) -> str:
+        """Return the name of the workspace, member or key with this id: the id if no list names it, or `EVERYBODY`."""
+        return self._names.get(str(row_id), str(row_id)) if row_id else EVERYBODY
 
     def take_name(self, kind: str, name: str) -> str:
         """Return a name that no other object of a kind has."""
@@ -160,6 +160,11 @@ class Organization:
         if sum(map(len, everything.values())) > OBJECTS_MAX or len(everything.get("groups", ())) > GROUPS_MAX:
             raise NotTranslated("", f"there may be {OBJECTS_MAX} objects, {GROUPS_MAX} of them groups")
         self._rows = everything
+
+    def deliver(self, to: Path, *, as_json: bool) -> None:
+        """Write the files of the translation to a new directory, and print what it left out."""
+        self.note("Use so far is not taken over: each budget begins at 0.")
+        deliver(self.finish(), to, as_json=as_json)
 
     def finish(self) -> Translated:
         """Return the translation, with its objects in the order in which rows can be made."""

@@ -25,7 +25,6 @@ from gateway.cli.admin.budget_import import (
     title_of,
 )
 from gateway.cli.admin.client import CommandFailed, Json
-from gateway.cli.admin.imports import EVERYBODY, deliver
 from gateway.cli.admin.output import AsJson
 from gateway.core.accounts import groups
 from gateway.core.accounts.budgets import KEY, MONEY, OF_GROUP, USER
@@ -52,30 +51,28 @@ def translate_all(
     made: Organization, rows: Rows, users_of: Assigned, keys_of: Assigned, default: str | None
 ) -> None:
     """Add all guardrails. `default` is the name or id of the default one, if it is known."""
-    chosen = [row for _, row in rows if default in (row.get("id"), row.get("name"))] if default else []
+    chosen = [pair for pair in rows if default and default in (pair[1].get("id"), pair[1].get("name"))]
     if default and len(chosen) != 1:
         raise CommandFailed(f"--default {default}: must be the id of one guardrail, or a name of one alone.")
     usual: dict[str, Json] = {}
-    for place, row in rows:
-        if row in chosen:
-            with made.translating(place, row, *KNOWN):
-                usual = translate_default(made, row)
+    for place, row in chosen:
+        with made.translating(place, row, *KNOWN):
+            usual = translate_default(made, row)
     if len({str(row.get("workspace_id")) for _, row in rows}) > 1:
         usual = {}  # others count in all workspaces, the default one in its own
-    for place, row in rows:
-        if row not in chosen:
-            with made.translating(place, row, *KNOWN):
-                guardrail = str(row.get("id"))
-                users = [made.name_of(assigned["user_id"]) for assigned in users_of.get(guardrail, ())]
-                names = {key["key_hash"]: key.get("key_name") for key in keys_of.get(guardrail, ())}
-                keys = [made.take_name("api-keys", str(name or key)) for key, name in names.items()]
-                translate(made, row, users, keys, usual)
+    for place, row in [pair for pair in rows if pair not in chosen]:
+        with made.translating(place, row, *KNOWN):
+            guardrail = str(row.get("id"))
+            users = [made.name_of(assigned["user_id"]) for assigned in users_of.get(guardrail, ())]
+            names = {key["key_hash"]: key.get("key_name") for key in keys_of.get(guardrail, ())}
+            keys = [made.take_name("api-keys", str(name or key)) for key, name in names.items()]
+            translate(made, row, users, keys, usual)
 
 
 def translate_default(made: Organization, guardrail: Json) -> dict[str, Json]:
     """Add the default guardrail of a workspace; return its budgets, of each user and each key of its tenant."""
     money, models = _read_money(made, guardrail), _read_models(made, guardrail)
-    tenant = _tenant_of(made, guardrail)
+    tenant = made.name_of(guardrail.get("workspace_id"))
     budgets = {
         owner: made.make_budget(f"{title_of(guardrail)}, each {owner}", **money, tenant=tenant, each=owner)
         for owner in KINDS
@@ -114,7 +111,7 @@ def translate(
         made.note(
             "API keys are new ones. Give each key its user: a member's guardrail counts calls of all its keys."
         )
-        tenant = _tenant_of(made, guardrail)
+        tenant = made.name_of(guardrail.get("workspace_id"))
         objects["tenants"].append(made.make_tenant(tenant))
         objects["api-keys"] += [made.make_key(name, tenant, **models) for name in keys]
     if models:
@@ -142,10 +139,6 @@ def _read_models(made: Organization, guardrail: Json) -> Json:
     elif guardrail.get("limit_usd") is None:
         raise NotTranslated("", "it has neither limit_usd nor allowed_models")
     return {"models": models} if models else {}
-
-
-def _tenant_of(made: Organization, guardrail: Json) -> str:
-    return made.name_of(str(guardrail.get("workspace_id") or EVERYBODY))
 
 
 def _read_assignments(made: Organization, pages: Pages, field: str, known: Collection[str]) -> Assigned:
@@ -181,10 +174,7 @@ def openrouter(
     made = Organization(org, names)
     rows = made.read_rows(guardrails, "total_count")
     ids = {str(row.get("id")) for _, row in rows}
-    users_of, keys_of = (
-        _read_assignments(made, members, "user_id", ids),
-        _read_assignments(made, keys, "key_hash", ids),
-    )
+    users_of = _read_assignments(made, members, "user_id", ids)
+    keys_of = _read_assignments(made, keys, "key_hash", ids)
     translate_all(made, rows, users_of, keys_of, default)
-    made.note("Use so far is not taken over: each budget begins at 0.")
-    deliver(made.finish(), to, as_json=as_json)
+    made.deliver(to, as_json=as_json)

@@ -26,7 +26,6 @@ from gateway.cli.admin.budget_import import (
     title_of,
 )
 from gateway.cli.admin.client import Json
-from gateway.cli.admin.imports import EVERYBODY, deliver
 from gateway.cli.admin.output import AsJson
 from gateway.core.accounts import groups
 from gateway.core.accounts.budgets import KEY, MONEY, REQUESTS, TENANT, TOKENS, USER
@@ -65,7 +64,7 @@ def translate(made: Organization, policy: Json) -> None:
     workspaces = fixed.get(WORKSPACE, [])
     if API_KEY in fixed and len(workspaces) > 1:
         raise NotTranslated("conditions", f"{WORKSPACE}: must be one beside {API_KEY}")
-    home = made.name_of(str((workspaces or [policy.get(WORKSPACE) or EVERYBODY])[0]))
+    home = made.name_of(workspaces[0] if workspaces else policy.get(WORKSPACE))
     name = title_of(policy)
     objects, common = defaultdict[str, list[Json]](list), Json(each=owner) if owner else Json()
     for key in fixed.keys() - {*alone}:
@@ -228,5 +227,4 @@ def portkey(
     for place, policy in made.read_rows(policies, "total") + made.read_rows(rate_limits, "total"):
         with made.translating(place, policy, *KNOWN):
             translate(made, policy)
-    made.note("Use so far is not taken over: each budget begins at 0.")
-    deliver(made.finish(), to, as_json=as_json)
+    made.deliver(to, as_json=as_json)

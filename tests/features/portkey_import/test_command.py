@@ -175,27 +175,9 @@ def test_an_imported_policy_limits_the_same_calls_together_as_at_portkey(
         assert a is None or c is None or (a == c) == (b == d)
 
 
-ANY = st.sampled_from(
-    [
-        None,
-        "",
-        "*",
-        "x",
-        "monthly",
-        0,
-        -1,
-        7,
-        0.5,
-        1e308,
-        float("nan"),
-        True,
-        [],
-        [None],
-        ["a"],
-        {},
-        {"key": "a"},
-    ]
-)
+ANY = st.sampled_from([
+    None, "", "*", "x", "monthly", 0, -1, 7, 0.5, 1e308, float("nan"), True, [], [None], ["a"], {}, {"key": "a"},
+])  # fmt: skip
 ENTRIES = st.lists(
     st.fixed_dictionaries({"key": st.sampled_from([*VALUES, "metadata.", "config"]) | ANY, "value": ANY}),
     max_size=2,
