@@ -178,22 +178,26 @@ def gather_charges(
     """
     end, is_one_row = midnight(until), only is not None and only.row_id is not None
     selected = charges if only is None else [charge for charge in charges if only.includes(charge)]
-    replaced = {charge for charge in selected if _replacement(charge, segments) is not None}
-    waiting = {
-        charge for charge in selected if due(charge, segments) > end or (is_one_row and charge in replaced)
-    }
+    replaced = [_replacement(charge, segments) is not None for charge in selected]
+    waits = [
+        due(charge, segments) > end or (is_one_row and is_replaced)
+        for charge, is_replaced in zip(selected, replaced, strict=True)
+    ]
     later: defaultdict[object, Decimal] = defaultdict(Decimal)
-    for charge in selected:
-        if charge in waiting:
+    for charge, is_later in zip(selected, waits, strict=True):
+        if is_later:
             later[charge.supply] += -charge.amount if charge.charge_kind.is_reduction else charge.amount
 
-    def is_included(charge: SupplyCharge) -> bool:
+    def is_settled_now(charge: SupplyCharge, is_replaced: bool) -> bool:
+        """Return whether a charge that waits is included all the same: as a refund, or as a debt that would be lost."""
         rest = later[charge.supply]
-        is_refund = rest < 0 and charge not in replaced
-        is_debt = rest > 0 and _is_lost(charge, segments)
-        return charge not in waiting or is_refund or is_debt
+        return (rest < 0 and not is_replaced) or (rest > 0 and _is_lost(charge, segments))
 
-    return [charge for charge in selected if is_included(charge)]
+    return [
+        charge
+        for charge, is_later, is_replaced in zip(selected, waits, replaced, strict=True)
+        if not is_later or is_settled_now(charge, is_replaced)
+    ]
 
 
 def _segment(charge: SupplyCharge, segments: Mapping[int, PlanSegment]) -> PlanSegment | None:
