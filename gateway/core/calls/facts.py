@@ -56,17 +56,7 @@ def aim_of(  # noqa: PLR0917  # as `Aim`
     said, meter, shape = call.said, call.meter, SHAPES.get(call.meter)
     stated, default, least = said.output_max, said.output_default, 1
     if not facts or shape is None or call.body.document is None:
-        return Aim(
-            said,
-            targets,
-            fallback,
-            repeats,
-            upstream,
-            (),
-            reports_each=False,
-            output_max=stated,
-            output_default=default,
-        )
+        return Aim(said, targets, fallback, repeats, upstream, (), False, stated, default)
     reports_each = any(fact.choices == "each" for fact in facts)
     if shape.maximum:
         least = max([fact.output_min.of(meter) or 1 for fact in facts])

@@ -25,5 +25,5 @@ def months_findings(url: str) -> list[Finding]:
         many = f"{rows:,}" if rows < ROWS_TOLD_MAX else f"{rows:,} or more"
         months = f"{first:%Y-%m}" if first == last else f"{first:%Y-%m} to {last:%Y-%m}"
         said = f"{ledger}_default has rows of months without a partition, {many} of {months}"
-        findings.append(Finding(FAILED, subject="postgresql", says=f"{said}: {_NO_KEEPER_CAN}; {_ARCHIVE}"))
+        findings.append(Finding(FAILED, "postgresql", f"{said}: {_NO_KEEPER_CAN}; {_ARCHIVE}"))
     return findings

@@ -75,10 +75,8 @@ def verify(
     """Compare every row of the database and the archive with what was signed, and name what differs."""
     from persistence import ledger_proof as stored  # of the commands that read it alone
 
-    keys, kept = (
-        _read_keys(key, config, database_url, data_dir),
-        dict(_parse_head(head_) for head_ in head or ()),
-    )
+    keys = _read_keys(key, config, database_url, data_dir)
+    kept = dict(_parse_head(head_) for head_ in head or ())
     with (
         waiting("Comparing rows with what was signed"),
         stored.reading(owner_url(config, database_url, data_dir)) as here,
