@@ -1,10 +1,12 @@
 """Any life of windows that roll, begin at first use or carry over is what a list of all its uses comes to.
 
-The model has no ring and no sums: it lists every use with the moment of its admission, and adds up anew.
+The model has no ring and no sums: it lists every use with the moment of its admission, and adds up anew. Lengths are
+drawn, since an hour or a day is also the length of an interval by the calendar.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
@@ -14,9 +16,9 @@ from hypothesis import strategies as st
 
 from gateway.core.accounts.budgets import Budget, account_of, define_windows
 from gateway.core.accounts.outbox import EventKind, money_moved, sign_of
-from gateway.core.accounts.windows import FIRST_USE, ROLLING, Carry
+from gateway.core.accounts.windows import FIRST_USE, LENGTH_MAX_MS, ROLLING, Carry
 from gateway.core.model import BudgetAccount, SettleResult, Verdict
-from gateway.core.times import DAY_MS, HOUR_MS
+from gateway.core.times import DAY_MS, HOUR_MS, MINUTE_MS
 from gateway.counters.layouts import packing
 from gateway.counters.layouts.states import pack_windows
 from gateway.counters.redis import keys
@@ -27,13 +29,18 @@ from tests.search import examples
 BEGIN = 4_102_488_000_000 // DAY_MS * DAY_MS
 LARGE = 10**25
 ROLLS = Budget(1, "rolls", "money", 100, "", window=ROLLING, length_ms=5 * HOUR_MS)
-WIDE = Budget(2, "wide", "money", LARGE, "", window=ROLLING, length_ms=90 * 60_000)
+WIDE = Budget(2, "wide", "money", LARGE, "", window=ROLLING, length_ms=90 * MINUTE_MS)
 BEGINS = Budget(3, "begins", "money", 120, "", window=FIRST_USE, length_ms=3 * HOUR_MS)
 TOKENS = Budget(4, "tokens", "tokens", 50, "", window=ROLLING, length_ms=HOUR_MS)
 CARRIES = Budget(5, "carries", "money", 80, "hour", carry=Carry(150))
 OWES = Budget(6, "owes", "tokens", 40, "hour", carry=Carry(30, debt=True))
-BUDGETS = ROLLS, WIDE, BEGINS, TOKENS, CARRIES, OWES
+STARTS = Budget(7, "starts", "tokens", 60, "", window=FIRST_USE, length_ms=DAY_MS)
+BUDGETS = ROLLS, WIDE, BEGINS, TOKENS, CARRIES, OWES, STARTS
 NAME = account_of(1, ROLLS)
+USUAL_MS = 5 * MINUTE_MS, 59 * MINUTE_MS, HOUR_MS, 5 * HOUR_MS, DAY_MS, 7 * DAY_MS, LENGTH_MAX_MS
+LENGTHS = st.sampled_from(USUAL_MS) | st.integers(5, LENGTH_MAX_MS // MINUTE_MS).map(
+    lambda minutes: minutes * MINUTE_MS
+)
 
 
 @dataclass
@@ -115,10 +122,15 @@ class Model:
 class Life:
     """The models, and the scripts beside them."""
 
-    def __init__(self, world: ClockWorld) -> None:
-        self.world, self.models = world, [Model(budget, budget.amount) for budget in BUDGETS]
+    def __init__(self, world: ClockWorld, lengths: Sequence[int]) -> None:
+        self.world, drawn = world, iter(lengths)
+        budgets = [
+            replace(budget, length_ms=next(drawn)) if budget.length_ms else budget for budget in BUDGETS
+        ]
+        self.models = [Model(budget, budget.amount) for budget in budgets]
         self.open: list[tuple[Call, int, int, int]] = []
-        self.told: dict[tuple[int, int], int] = {}
+        # The use of windows that do not roll, by budget and start: only a reset lowers it.
+        self.used: dict[tuple[int, int], int] = {}
 
     def account(self) -> BudgetAccount:
         now = [replace(model.budget, amount=model.limit) for model in self.models]
@@ -166,6 +178,7 @@ class Life:
         ))  # fmt: skip
         for use in [use for use in model.uses if model.counts(use)]:
             use.amount = 0
+        self.used = {place: used for place, used in self.used.items() if place[0] != model.budget.id}
 
     def changes(self, which: int, limit: int) -> None:
         self.models[which].limit = limit
@@ -189,6 +202,9 @@ class Life:
                 assert window.carry.carried == model.carried(), model
             if model.budget.window == FIRST_USE:
                 assert window.start == (model.began or 0)
+            if model.budget.window != ROLLING:
+                assert window.used >= self.used.get((window.budget_id, window.start), 0), model
+                self.used[window.budget_id, window.start] = window.used
 
     def entries(self) -> None:
         """What entries say adds up to the uses, by the starts at which they count; what is carried was told."""
@@ -218,7 +234,7 @@ STEPS = st.lists(
         st.tuples(st.just("reserves"), AMOUNTS, st.integers(0, 30)),
         st.tuples(st.just("settles"), st.integers(0, 9), st.one_of(AMOUNTS, st.just(10**17)), st.integers(0, 60)),
         st.tuples(st.just("passes"), st.one_of(
-            st.integers(0, HOUR_MS), st.integers(0, 8 * HOUR_MS), st.integers(-9 * HOUR_MS, 0),
+            st.integers(0, HOUR_MS), st.integers(0, 8 * HOUR_MS), st.integers(0, 8 * DAY_MS), st.integers(-9 * HOUR_MS, 0),
         )),
         st.tuples(st.just("resets"), st.integers(0, len(BUDGETS) - 1)),
         st.tuples(st.just("changes"), st.sampled_from([0, 2, 4, 5]), st.integers(10, 300)),
@@ -230,12 +246,14 @@ STEPS = st.lists(
 
 
 @settings(max_examples=examples(300), deadline=None)
-@given(steps=STEPS)
-def test_history_of_windows_equals_the_sums_of_all_uses(valkey: str, steps: list[tuple[object, ...]]) -> None:
+@given(lengths=st.tuples(*[LENGTHS for budget in BUDGETS if budget.length_ms]), steps=STEPS)
+def test_history_of_windows_equals_the_sums_of_all_uses(
+    valkey: str, lengths: tuple[int, ...], steps: list[tuple[object, ...]]
+) -> None:
     redis.Redis.from_url(valkey).flushdb()
     world = ClockWorld(valkey, BEGIN)
     world.plan(None)
-    life = Life(world)
+    life = Life(world, lengths)
     for verb, *arguments in steps:
         if verb == "passes":
             world.set_clock(max(BEGIN, world.at_ms + int(str(arguments[0]))))
