@@ -7,15 +7,22 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import select
 import ssl
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 # Most bytes of a file with a secret, such as a URL with a password.
 SECRET_BYTES_MAX = 64 * 1024
+_UNREADABLE = (
+    "write its servers as host:port, an IPv6 address in brackets, ports from 1 to 65535, and @ : / ? # % of a user or"
+    " password as %40 %3A %2F %3F %23 %25"
+)
+# Scheme, login and servers of a URL, and the rest of it.
+_SERVERS = re.compile(r"([^:/?#]*://)([^/?#]*@)?([^/?#]*)(.*)", re.DOTALL)
 # Inode, size and time of files; None for a missing one.
 Seen = tuple[tuple[int, int, int] | None, ...]
 
@@ -97,19 +104,36 @@ class UrlFile:
         return self._url
 
 
+def split_servers(url: str) -> tuple[SplitResult, tuple[tuple[str, int | None], ...]]:
+    """Split a URL that may name several servers; return its parts without servers, and their hosts and ports.
+
+    Raise `ValueError`, whose message has nothing of the URL, if it cannot be split. `urlsplit` reads one server:
+    since CVE-2025-0938 was mended, it refuses brackets behind other text.
+    """
+    found = _SERVERS.fullmatch(url)
+    scheme, login, servers, rest = found.groups("") if found else ("", "", "", url)
+    try:
+        places = [urlsplit(f"//{server}") for server in servers.split(",")]
+        return urlsplit(f"{scheme}{login}{rest}"), tuple(
+            (place.hostname or "", place.port) for place in places
+        )
+    except ValueError:
+        raise ValueError(_UNREADABLE) from None
+
+
 def is_same_place(one: str, other: str) -> bool:
     """Return whether two URLs lead to the same server. Raise `ValueError` if one is invalid."""
     return _place(one) == _place(other)
 
 
 def _place(url: str) -> tuple[object, ...]:
-    parts = urlsplit(url)
+    parts, servers = split_servers(url)
     options = [
         pair
         for pair in parse_qsl(parts.query, keep_blank_values=True)
         if pair[0] not in ("username", "user", "password")
     ]
-    return parts.scheme, parts.netloc.rpartition("@")[2], parts.path, options
+    return parts.scheme, servers, parts.path, options
 
 
 def _require_regular(status: os.stat_result, path: str | os.PathLike[str]) -> None:

@@ -8,14 +8,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, unquote
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.core.calls.routes import UpstreamTarget
 from gateway.core.certificates import TlsFiles
 from gateway.core.issuers import Issuer
+from gateway.core.network import authority
 from gateway.counters.redis import address
-from gateway.files import UrlFile, https_with, is_same_place, read_regular, require_regular
+from gateway.files import UrlFile, https_with, is_same_place, read_regular, require_regular, split_servers
 from gateway.http.upstream.pool import place_of
 from gateway.issuers import fetching
 from gateway.settings.config_file import read_config
@@ -85,10 +89,49 @@ def test_a_regular_file_behind_a_link_is_read_so_far_and_no_further(tmp_path: Pa
         ("redis+sentinel://:p@h:1,i:2/m?password=x", "redis+sentinel://:q@h:1,i:2/m?password=y", True),
         ("postgresql://a:b@h/d?sslmode=require", "postgresql://a:%40@h/d?sslmode=require", True),
         ("postgresql://a:b@h/d?sslmode=require", "postgresql://a:b@h/d?sslmode=disable", False),
+        ("redis+cluster://a:b@h:1,[::1]:2", "redis+cluster://c:d@h:1,[::1]:2", True),
+        ("redis+cluster://a:b@h:1,[::1]:2", "redis+cluster://a:b@h:1,[::2]:2", False),
     ],
 )
 def test_a_place_is_the_same_whoever_asks_there(one: str, other: str, same: bool) -> None:
     assert is_same_place(one, other) is same
+
+
+HOSTS = st.one_of(
+    st.from_regex(r"[a-z][a-z0-9-]{0,9}(\.[a-z]{2,5})?", fullmatch=True),
+    st.ip_addresses(v=4).map(str), st.ip_addresses(v=6).map(str),
+)  # fmt: skip
+SERVERS = st.lists(st.tuples(HOSTS, st.none() | st.integers(0, 65_535)), min_size=1, max_size=16)
+
+
+@given(st.sampled_from(["redis+sentinel", "rediss+cluster", "postgresql"]), st.text(max_size=9), SERVERS)
+def test_url_of_drawn_servers_is_split_into_them(
+    scheme: str, password: str, servers: list[tuple[str, int | None]]
+) -> None:
+    places = [
+        authority(host, port) if port is not None else authority(host, 1)[:-2] for host, port in servers
+    ]
+    parts, found = split_servers(
+        f"{scheme}://me:{quote(password, safe='')}@{','.join(places)}/main/4?username=u"
+    )
+    assert found == tuple(servers)
+    assert (parts.scheme, parts.username, unquote(parts.password or "")) == (scheme, "me", password)
+    assert (parts.path, parts.query) == ("/main/4", "username=u")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "redis://me:secret@[",
+        "redis://me:secret@one:x",
+        "redis://me:secret@one,[::1",
+        "redis://me:\uff0fsecret@one",
+    ],
+)
+def test_url_that_cannot_be_split_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(ValueError, match="host:port") as refused:
+        split_servers(url)
+    assert "secret" not in str(refused.value)
 
 
 def test_a_url_is_read_from_its_file_each_time_while_that_names_the_same_place(tmp_path: Path) -> None:

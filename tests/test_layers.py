@@ -64,6 +64,18 @@ def test_no_door_knows_a_vendor(door: str) -> None:
 
 
 @pytest.mark.parametrize(
+    "where", ["gateway/counters/", "gateway/run/", "gateway/settings/urls.py", "persistence/"]
+)
+def test_urls_of_several_servers_are_split_by_split_servers_alone(where: str) -> None:
+    split = re.compile(r"\burl(split|parse)\b")
+    offenders(
+        f"{name}: {found.group()}, where gateway.files.split_servers reads several servers on any Python"
+        for name in texts()
+        if name.startswith(where) and name.endswith(".py") and (found := split.search(texts()[name]))
+    )
+
+
+@pytest.mark.parametrize(
     ("process", "others"),
     [
         (

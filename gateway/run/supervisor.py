@@ -18,15 +18,15 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 from urllib.request import HTTPSHandler, OpenerDirector, ProxyHandler, build_opener
 
 from gateway.background.flushing.flusher import HELD_S
 from gateway.core.calls.routes import EVERYBODY
 from gateway.core.certificates import TlsFiles
-from gateway.core.network import DIRECT, Proxies
+from gateway.core.network import DIRECT, Proxies, authority
 from gateway.errors import SettingError, StartError, TollkeeperError
 from gateway.feature import features
+from gateway.files import split_servers
 from gateway.local import leftovers, ports
 from gateway.local.data_directory import DataDirectory, open_directory
 from gateway.local.demo import seed as demo
@@ -575,17 +575,18 @@ async def _reachable(url: str, what: str, option: str) -> None:
 
     The message names the server `what` and the `option` that has the URL.
     """
-    parts = urlsplit(url)
-    if parts.scheme == "unix" or not parts.hostname:
-        return
+    try:
+        parts, servers = split_servers(url)
+    except ValueError as error:
+        raise StartError(f"the URL of {what} ({option}) cannot be read: {error}") from error
     usual = DEFAULT_PORTS.get(parts.scheme.partition("+")[0], 0)
-    places = [urlsplit(f"//{one}") for one in parts.netloc.rpartition("@")[2].split(",")]
+    places = [(host, port or usual) for host, port in servers if host]
+    if parts.scheme == "unix" or not places:
+        return
     for place in places:
-        if place.hostname and await ports.port_answers(
-            place.hostname, place.port or usual, EXTERNAL_WAIT_S / len(places)
-        ):
+        if await ports.port_answers(*place, EXTERNAL_WAIT_S / len(places)):
             return
-    shown = ", ".join(f"{place.hostname}:{place.port or usual}" for place in places)
+    shown = ", ".join(authority(*place) for place in places)
     raise StartError(f"{what} at {shown} ({option}) does not answer")
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult
 
 import msgspec
 
+from gateway.files import split_servers
 from gateway.settings.value_types import IS_SECRET, metas_of
 
 
@@ -57,8 +57,6 @@ FeedUrl = Annotated[str, msgspec.Meta(extra={"url": UrlForm(("https", "http", "f
 # The URL of an origin alone.
 OriginUrl = Annotated[str, msgspec.Meta(extra={"url": UrlForm(("https", "http"), _SERVICE, "origin")})]
 PORT_MAX = 65_535
-# The port: the text after a host that is no IPv6 address, or after the brackets of one.
-_PORT = re.compile(r"(?:^[^:]*|\]):(.*)$")
 
 
 def wanted(form: UrlForm) -> str:
@@ -79,21 +77,18 @@ def fault(form: UrlForm, url: str) -> str:
         return ""
     sample = form.sample
     escaped = "with @ : / ? # % of a user or password written as %40 %3A %2F %3F %23 %25"
-    if scheme in _OF_POSTGRES:
-        url = _choose_host(url)
     try:
-        parts = urlsplit(url)
-        port = parts.port
+        parts, servers = split_servers(url)
     except ValueError:
         return f"{sample}, with a port from 1 to {PORT_MAX}, and {escaped}"
-    if port == 0:
+    if any(port == 0 for _, port in servers):
         return f"a port from 1 to {PORT_MAX}"
-    return _fault_behind(form, parts, escaped)
+    return _fault_behind(form, parts, servers[0][0] if len(servers) == 1 else "", escaped)
 
 
-def _fault_behind(form: UrlForm, parts: SplitResult, escaped: str) -> str:
-    """Return what would be right if a URL of this form lacks its host, or has other parts behind it; else ""."""
-    sample, host, database = form.sample, parts.hostname, parts.path.strip("/")
+def _fault_behind(form: UrlForm, parts: SplitResult, host: str, escaped: str) -> str:
+    """Return what would be right if a URL of this form lacks its one host, or has other parts behind it; else ""."""
+    sample, database = form.sample, parts.path.strip("/")
     if form.rest == "number" and (not host or not (database or "0").isdecimal()):
         return f"{sample}, the database being a number, {escaped}"
     if form.rest == "number" and (parts.query or parts.fragment):
@@ -106,13 +101,3 @@ def _fault_behind(form: UrlForm, parts: SplitResult, escaped: str) -> str:
     if form.rest != "number" and "@" in database:
         return f"{sample}, {escaped}"
     return ""
-
-
-def _choose_host(url: str) -> str:
-    """Return a URL of several hosts with a single one: the first that has a wrong port, else the first."""
-    scheme, _, rest = url.partition("://")
-    authority, slash, tail = rest.partition("/")
-    user, at, hosts = authority.rpartition("@")
-    ports = ((host, _PORT.search(host)) for host in hosts.split(","))
-    wrong = (host for host, at in ports if at and not (at[1].isdecimal() and 0 < int(at[1]) <= PORT_MAX))
-    return f"{scheme}://{user}{at}{next(wrong, hosts.partition(',')[0])}{slash}{tail}"

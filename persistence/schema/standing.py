@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import psycopg
 from psycopg import sql
@@ -224,9 +224,8 @@ def admit_writer(url: str, password: str) -> str:
         digest = connection.pgconn.encrypt_password(password.encode(), user.encode(), b"scram-sha-256")
         statement = sql.SQL("ALTER ROLE {} LOGIN PASSWORD {}").format(sql.Identifier(user), digest.decode())
         connection.execute(statement)
-    parts = urlsplit(plain_url(url))
-    host = parts.netloc.rpartition("@")[2]
-    return parts._replace(netloc=f"{quote(user, safe='')}:{quote(password, safe='')}@{host}").geturl()
+    place = re.sub(r"^postgresql://([^/?#]*@)?", "", plain_url(url))
+    return f"postgresql://{quote(user, safe='')}:{quote(password, safe='')}@{place}"
 
 
 def writer_of(connection: psycopg.Connection[tuple[object, ...]]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, S
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
-from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qsl, unquote
 
 import hiredis
 
@@ -20,7 +20,7 @@ from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.keys import SHARD, Place, marker, shard_map
 from gateway.counters.redis.scripts import library
 from gateway.errors import CountersRefused, CountersUnavailable, SettingError
-from gateway.files import Seen, UrlFile, require_regular, stat_files
+from gateway.files import Seen, UrlFile, require_regular, split_servers, stat_files
 
 # TLS to Redis: certificate files are read again when they change.
 #
@@ -86,6 +86,8 @@ SILENT = "does not answer in time"
 # The message for a connection that ended before any answer.
 NO_REDIS = "what answers there is no Redis, or closed the connection"
 _PREFIX = "TOLLKEEPER_REDIS_"
+# Hosts and ports of a URL, as `split_servers` returns them.
+Servers = tuple[tuple[str, int | None], ...]
 # The parameters allowed in the query of a URL, by the end of its scheme.
 _QUERIES = {"unix": ("db",), "+sentinel": ("username", "password")}
 
@@ -117,7 +119,7 @@ class Address:
         """Return the same address with the login that the URL's file has now."""
         if self.file is None:
             return self
-        user, password, sentinel_user, sentinel_password = _logins(urlsplit(self.file.url()))
+        user, password, sentinel_user, sentinel_password = _logins(split_servers(self.file.url())[0])
         return replace(
             self, username=user, password=password,
             sentinel_username=sentinel_user, sentinel_password=sentinel_password,
@@ -140,7 +142,7 @@ def parse_url(
     if isinstance(url, UrlFile):
         return replace(parse_url(url.url(), files), file=url)
     try:
-        parts = urlsplit(url)
+        parts, servers = split_servers(url)
     except ValueError as error:
         raise SettingError(f"{_PREFIX}URL cannot be read: {error}") from error
     # SettingError for parts that would be ignored: the writer means something by them, such as a database
@@ -152,14 +154,15 @@ def parse_url(
     lists = {"cluster": _by_members, "sentinel": _by_sentinels, "shards": _by_shards}
     first, _, kind = parts.scheme.partition("+")
     if kind in lists and first in ("redis", "rediss"):
-        return lists[kind](parts, RedisTls(files) if first == "rediss" else None)
+        return lists[kind](parts, servers, RedisTls(files) if first == "rediss" else None)
     user, password, *_ = _logins(parts)
+    host, port = servers[0] if len(servers) == 1 else ("", None)
     if parts.scheme == "unix":
         database = dict(parse_qsl(parts.query)).get("db", "0")
-        if parts.path in ("", "/") or parts.hostname or not database.isdecimal():
+        if parts.path in ("", "/") or host or not database.isdecimal():
             raise SettingError(f"{_PREFIX}URL must be unix:///path or unix:///path?db=0, the path a socket's")
         return Address("", 0, parts.path, int(database), user, password)
-    if parts.scheme not in ("redis", "rediss") or not parts.hostname:
+    if parts.scheme not in ("redis", "rediss") or not host:
         raise SettingError(
             f"{_PREFIX}URL must be redis://, rediss://, redis+sentinel://, redis+cluster://, redis+shards://"
             " or unix:// and name a host"
@@ -168,7 +171,7 @@ def parse_url(
     if not database.isdigit():
         raise SettingError(f"{_PREFIX}URL must end in a database number or nothing")
     tls = RedisTls(files) if parts.scheme == "rediss" else None
-    return Address(parts.hostname, parts.port or DEFAULT_PORT, "", int(database), user, password, tls)
+    return Address(host, port or DEFAULT_PORT, "", int(database), user, password, tls)
 
 
 def _logins(parts: SplitResult) -> tuple[str, str, str, str]:
@@ -178,15 +181,15 @@ def _logins(parts: SplitResult) -> tuple[str, str, str, str]:
     return user, password, theirs.get("username", ""), theirs.get("password", "")
 
 
-def _by_members(parts: SplitResult, tls: RedisTls | None) -> Address:
-    members = _places(parts, DEFAULT_PORT, f"1 to {PLACES_MAX} members of a cluster")
+def _by_members(parts: SplitResult, servers: Servers, tls: RedisTls | None) -> Address:
+    members = _places(servers, DEFAULT_PORT, f"1 to {PLACES_MAX} members of a cluster")
     if parts.path.strip("/") not in ("", "0") or parts.query:
         raise SettingError(f"{_PREFIX}URL must end behind the members: a cluster has one database alone")
     return Address("", 0, "", 0, *_logins(parts)[:2], tls, members=members)
 
 
-def _by_shards(parts: SplitResult, tls: RedisTls | None) -> Address:
-    shards = _places(parts, DEFAULT_PORT, f"2 to {PLACES_MAX} different servers")
+def _by_shards(parts: SplitResult, servers: Servers, tls: RedisTls | None) -> Address:
+    shards = _places(servers, DEFAULT_PORT, f"2 to {PLACES_MAX} different servers")
     database = parts.path.strip("/") or "0"
     if len({*shards}) < max(2, len(shards)) or not database.isdigit():
         raise SettingError(
@@ -196,25 +199,20 @@ def _by_shards(parts: SplitResult, tls: RedisTls | None) -> Address:
     return Address("", 0, "", int(database), *_logins(parts)[:2], tls, shards=shards)
 
 
-def _places(parts: SplitResult, port: int, wanted: str) -> tuple[tuple[str, int], ...]:
+def _places(servers: Servers, port: int, wanted: str) -> tuple[tuple[str, int], ...]:
     """Return the hosts and ports of a URL that lists several servers.
 
     `port` is the default; SettingError, which describes the servers as `wanted`, if the list is invalid.
     """
-    hosts = parts.netloc.rpartition("@")[2]
-    try:
-        found = [urlsplit(f"//{place}") for place in hosts.split(",")]
-        places = tuple((place.hostname or "", port if place.port is None else place.port) for place in found)
-    except ValueError:
-        places = ()
+    places = tuple((host, port if said is None else said) for host, said in servers)
     if not places or not all(host and at for host, at in places) or len(places) > PLACES_MAX:
         raise SettingError(f"{_PREFIX}URL must name {wanted} as host:port,host:port")
     return places
 
 
-def _by_sentinels(parts: SplitResult, tls: RedisTls | None) -> Address:
+def _by_sentinels(parts: SplitResult, servers: Servers, tls: RedisTls | None) -> Address:
     """Return the address of the primary that the URL's sentinels know; they tell its host later."""
-    sentinels = _places(parts, SENTINEL_PORT, f"1 to {PLACES_MAX} sentinels")
+    sentinels = _places(servers, SENTINEL_PORT, f"1 to {PLACES_MAX} sentinels")
     name, _, database = parts.path.strip("/").partition("/")
     if not name or not (database or "0").isdigit():
         raise SettingError(f"{_PREFIX}URL must end in the primary's name, and a database number or nothing")

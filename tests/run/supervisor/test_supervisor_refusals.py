@@ -99,8 +99,8 @@ def test_a_server_of_ones_own_that_does_not_answer(start: Starter) -> None:
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         port = nobody.getsockname()[1]
-        line = start(redis_url=f"redis://127.0.0.1:{port}/0").refused()
-        assert f"Redis at 127.0.0.1:{port} (--redis-url) does not answer" in line
+        line = start(redis_url=f"redis+cluster://127.0.0.1:{port},[::1]:{port}").refused()
+        assert f"Redis at 127.0.0.1:{port}, [::1]:{port} (--redis-url) does not answer" in line
         line = start(database_url=f"postgresql://u:secret@127.0.0.1:{port}/d").refused()
         assert f"PostgreSQL at 127.0.0.1:{port} (--database-url) does not answer" in line
         assert "secret" not in line
