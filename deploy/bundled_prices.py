@@ -2,7 +2,9 @@
 """Write the bundled price list: all prices that `genai-prices` knows, in US dollars.
 
 A second table (`second_prices.py`) adds what this library lacks: service tiers, prices of audio, full names
-of models. Where both have a price without a date and the two differ, the higher one counts.
+of models. Where both have a price without a date and the two differ, the higher one counts. Prices of our own
+(`own_prices.json`), from the vendors' pages, are read last. A seller whose price stands to that of the model's
+maker in one ratio keeps this ratio at the maker's later dates.
 
     make prices
 
@@ -36,7 +38,7 @@ from genai_prices import types
 from genai_prices.data import providers
 
 from deploy import price_differences
-from deploy.price_differences import preferred_source
+from deploy.price_differences import AS_OF, preferred_source, read_own, sold, times
 from deploy.second_prices import read_table
 from gateway.core.billing.money import ENDLESS
 from gateway.core.billing.price_book import (
@@ -52,6 +54,7 @@ from gateway.core.billing.price_book import (
     in_table,
     read_price,
 )
+from gateway.core.billing.price_changes import row_in_force
 from gateway.core.billing.sellers import Seller
 from gateway.core.metering.refusals import VIOLATION
 from gateway.run.bundled_prices import EPOCH, LIST, Bundle, Row
@@ -136,7 +139,53 @@ def made(*, alone: bool = False) -> Bundle:
             if fees is not None and "input" in row:
                 row["tools"] = {**row.get("tools", {}), **fees}
         _add_peaks(bundle)
+        _add_own(bundle)
+        bundle.rows.extend([*_later_dates(bundle.rows)])
     return bundle
+
+
+def _add_own(bundle: Bundle) -> None:
+    """Put our own prices in the place of all that the libraries say of these names."""
+    entries = read_own()
+    named = {(EXACT_NAME, one["provider"], one["model"]) for one in entries}
+    kept = [row for row in bundle.rows if (row["match"], row["provider"], row["model"]) not in named]
+    own = [
+        {
+            "provider": one["provider"], "model": one["model"], "match": EXACT_NAME, "currency": BASE_CURRENCY,
+            "effective_from": datetime.fromisoformat(one["from"]).replace(tzinfo=UTC), "source": BUNDLED,
+            **one["prices"],
+        }
+        for one in entries if "prices" in one
+    ]  # fmt: skip
+    bundle.rows[:] = [*kept, *own]
+    bundle.left_out.extend(
+        [f"{one['provider']} {one['model']}: {one['without']}" for one in entries if "without" in one]
+    )
+
+
+def _later_dates(known: Sequence[Row]) -> Iterator[Row]:
+    """Yield the later prices that makers announce and sellers lack.
+
+    The seller's prices of today stand to the maker's in one ratio, which lasts. A seller with a later price
+    of its own has none of the maker's.
+    """
+    for _, prices, _, makers in sold(known):
+        now, ours = row_in_force(makers, AS_OF), row_in_force(prices, AS_OF)
+        if now is None or ours is None or max(prices) > AS_OF:
+            continue
+        if not all(Decimal(row.get(kind, 0)) for row in (now, ours) for kind in ("input", "output")):
+            continue
+        ratio = Decimal(ours["input"]) / Decimal(now["input"])
+        usual = times(now, ratio)
+        if not _is_same(usual, ours):
+            continue
+        for since in sorted(moment for moment in makers if moment > AS_OF):
+            becomes = times(makers[since], ratio)
+            row = {
+                name: becomes.get(name) if said == usual.get(name) else said for name, said in ours.items()
+            }
+            row["effective_from"] = since
+            yield {name: said for name, said in row.items() if said is not None}
 
 
 def _add_peaks(bundle: Bundle) -> None:

@@ -7,18 +7,24 @@ sources.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from deploy.second_prices import read_table, read_unpriced
 from gateway.core.billing.price_book import EXACT_NAME, KINDS, PREFIX
+from gateway.core.billing.price_changes import Name, Timeline, row_in_force, timelines
 from gateway.core.billing.sellers import MAKERS
 from gateway.run.bundled_prices import Bundle, Row
 
 FILE: Final = Path(__file__).with_name("price-differences.md")
+# Prices from the vendors' pages, of models that neither source has.
+OWN: Final = Path(__file__).with_name("own_prices.json")
 # When both sources were read: the prices in force at this time are compared.
 AS_OF: Final = datetime(2026, 11, 28, tzinfo=UTC)
 # A price of a cent a million tokens, rounded.
@@ -103,6 +109,51 @@ REASONS: Final = (
 )
 
 
+# Makers of models that anybody may run and sell, and a word in the names of such models of other makers.
+OPEN: Final = frozenset({"deepseek", "minimax", "mistral", "moonshotai", "zai", "zhipuai"})
+OPEN_MODELS: Final = "gpt-oss"
+# Names of sellers that mean another model there than at its maker, by its prices.
+MEANS: Final = {("openrouter", "~google/gemini-pro-latest"): "gemini-4-argon"}
+_PLACE_AND_MAKER: Final = re.compile(r"(?:[a-z]+(?:-gov)?\.)+")
+# Why a seller's price is below its maker's. An empty name means all names of the seller.
+BELOW: Final = (
+    Reason(
+        "discount",
+        "In the first list this seller's prices are parts of the makers' prices.",
+        (("quicksilverpro", ""),),
+    ),
+    Reason(
+        "older",
+        "At its maker the name now means a newer and dearer model. The seller still has the older one.",
+        (
+            ("google-vertex", "mistral-medium-3"), ("google-vertex", "mistralai/mistral-medium-3"),
+            ("openrouter", "mistralai/mistral-medium-3"),
+        ),
+    ),
+    Reason(
+        "two prices",
+        "For the maker's name the two lists differ and the dearer price counts. The seller has one price, "
+        "the lower of both.",
+        (("azure", "grok-code-fast-1"), ("openrouter", "x-ai/grok-code-fast-1")),
+    ),
+    Reason(
+        "own price",
+        "The list of this seller has its own, lower price for this model.",
+        (
+            ("aws", "us-gov.xai.grok-4.7"), ("azure", "ada"), ("azure", "babbage"), ("azure", "davinci"),
+            ("azure", "gpt-4o-mini-tts"), ("azure", "grok-3-mini"), ("azure", "text-davinci-002"),
+            ("google-vertex", "codestral-2501"), ("openrouter", "openai/gpt-3.5-turbo-0613"),
+        ),
+    ),
+    Reason(
+        "batch",
+        "The seller's name for batches. The maker has no such price of batches in the list, so its usual "
+        "price is compared.",
+    ),
+    Reason("open", "Anybody may run this model, so its sellers set their own prices."),
+)  # fmt: skip
+
+
 class Difference(NamedTuple):
     """One price of a name that differs: in the list, in both sources, and the reason of the choice."""
 
@@ -115,6 +166,13 @@ class Difference(NamedTuple):
     reason: str
 
 
+@cache
+def read_own() -> Sequence[Row]:
+    """Return the entries of the own prices: each with its page, the day it was read, and prices or a reason."""
+    found: Sequence[Row] = json.loads(OWN.read_bytes())
+    return found
+
+
 def written(bundle: Bundle, alone: Bundle) -> str:
     """Return the text of the file of differences: the reasons, and a line for each price that differs.
 
@@ -124,6 +182,7 @@ def written(bundle: Bundle, alone: Bundle) -> str:
     found = list(differences(bundle, alone))
     named = {one.reason for one in found}
     names = [{(row["provider"], row["model"]) for row in one.rows} for one in (bundle, alone)]
+    names[1] |= {(one["provider"], one["model"]) for one in read_own()}
     added, shared = len(names[0] - names[1]), len([*shared_prices(bundle, alone)])
     head = [
         "# Differences of two price lists",
@@ -147,6 +206,16 @@ def written(bundle: Bundle, alone: Bundle) -> str:
         for one in found
     ]
     titles = ("Provider", "Name", "What", "genai-prices", "litellm", "List", "Why")
+    below = [
+        (one.provider, f"`{one.name}`", ", ".join([f"{what} {ours}" for what, (ours, _) in one.prices.items()]),
+         ", ".join([theirs for _, theirs in one.prices.values()]), one.reason)
+        for one in below_makers(bundle.rows)
+    ]  # fmt: skip
+    why_below = {line[-1] for line in below}
+    own = [
+        (one["provider"], f"`{one['model']}`", one["from"], one["page"], one["read"])
+        for one in read_own() if "prices" in one
+    ]  # fmt: skip
     announced = ["", "## Announced", "", "These prices of the list begin later.", ""]
     here, makers = _in_force(bundle), ("", *MAKERS)
     nowhere: dict[str, list[str]] = {}
@@ -157,6 +226,13 @@ def written(bundle: Bundle, alone: Bundle) -> str:
     tables = [
         *_table(titles, lines), *announced,
         *_table(("Provider", "Name", "From", "Input", "Output"), later),
+        "", "## Own prices", "",
+        "Neither list has these prices. They are in `deploy/own_prices.json`, with all kinds and tiers.", "",
+        *_table(("Provider", "Name", "From", "Page", "Read"), own),
+        "", "## Sellers below their makers", "",
+        f"These prices are below the maker's, on {AS_OF:%-d %B %Y} or on a later date of the list.", "",
+        *[f"- **{one.key}**: {one.text}" for one in BELOW if one.key in why_below], "",
+        *_table(("Seller", "Name", "Seller's", "Maker's", "Why"), below),
         "", "## Without a price", "",
         "Neither list has a usable price for these names: they need a price of yours.", "",
         *_table(("Provider", "Names"), [(provider, ", ".join(names)) for provider, names in nowhere.items()]),
@@ -211,6 +287,71 @@ def _reason(provider: str, name: str, first: Decimal, second: Decimal) -> str:
     return "rounded" if abs(first - second) <= HALF_CENT else "dearer"
 
 
+class Sold(NamedTuple):
+    """The prices by date that a seller has for a name, and those that the model's maker has."""
+
+    name: Name
+    prices: Timeline
+    maker: str
+    makers: Timeline
+
+
+def sold(rows: Iterable[Row]) -> Iterator[Sold]:
+    """Yield each name that a seller prices and whose maker prices the same model."""
+    named = timelines(rows)
+    made: dict[tuple[str, str], Name] = {}
+    for name in named:
+        if _makes(*name[:2]):
+            made.setdefault((name[2], name[1]), name)
+    for name, prices in named.items():
+        provider, model, *_ = name
+        if _makes(provider, model):
+            continue
+        model = MEANS.get((provider, model), model.rpartition("/")[2])
+        model = _PLACE_AND_MAKER.sub("", model) if provider == "aws" else model.partition(":")[0]
+        begins = [(PREFIX, model[:end]) for end in range(len(model), 0, -1)]
+        theirs = next((made[one] for one in [(EXACT_NAME, model), *begins] if one in made), None)
+        if theirs is not None:
+            yield Sold(name, prices, theirs[0], named[theirs])
+
+
+def _makes(provider: str, name: str) -> bool:
+    """Return whether the provider makes its model of this name. Perplexity also sells those of others."""
+    return provider in MAKERS and (provider != "perplexity" or "sonar" in name)
+
+
+class Below(NamedTuple):
+    """Prices of a seller's name that are lower than its maker's, and the reason; "" without one."""
+
+    provider: str
+    name: str
+    # By kind and tier, the price of each of both.
+    prices: Mapping[str, tuple[str, str]]
+    reason: str
+
+
+def below_makers(rows: Iterable[Row]) -> Iterator[Below]:
+    """Yield each name that costs less at a seller than at its maker, at `AS_OF` or a later date."""
+    for name, prices, maker, makers in sold(rows):
+        provider, model, *_ = name
+        tier = model.rpartition(":")[2]
+        found: dict[str, tuple[str, str]] = {}
+        for moment in (AS_OF, *sorted(since for since in {*prices, *makers} if since > AS_OF)):
+            most = dict(_prices(row_in_force(makers, moment) or {}))
+            for what, price in _prices(row_in_force(prices, moment) or {}):
+                theirs = most.get(f"{tier}, {what}", most.get(what, price))
+                if Decimal(price) < Decimal(theirs):
+                    found.setdefault(what, (price, theirs))
+        if found:
+            yield Below(provider, model, found, _reason_below(provider, model, maker))
+
+
+def _reason_below(provider: str, name: str, maker: str) -> str:
+    named = (one.key for one in BELOW if {(provider, name), (provider, "")} & {*one.names})
+    is_open = maker in OPEN or OPEN_MODELS in name
+    return next(named, "batch" if name.endswith(":batch") else "open" if is_open else "")
+
+
 def _in_force(bundle: Bundle) -> Mapping[tuple[str, str, str], Row]:
     rows = [row for row in bundle.rows if row["effective_from"] <= AS_OF]
     return {(row["match"], row["provider"], row["model"]): row for row in rows}
@@ -228,7 +369,7 @@ def _prices(row: Row) -> Iterator[tuple[str, str]]:
     """Yield each price of a row with a label of tier, kind and context step. Factors become prices."""
     yield from _of_kinds("", row)
     for tier, said in row.get("service_tiers", {}).items():
-        yield from _of_kinds(f"{tier}, ", said if isinstance(said, dict) else _times(row, Decimal(said)))
+        yield from _of_kinds(f"{tier}, ", said if isinstance(said, dict) else times(row, Decimal(said)))
 
 
 def _of_kinds(where: str, row: Row) -> Iterator[tuple[str, str]]:
@@ -239,12 +380,13 @@ def _of_kinds(where: str, row: Row) -> Iterator[tuple[str, str]]:
         yield from _of_kinds(f"{where}above {step['above']:,}, ", step)
 
 
-def _times(row: Row, factor: Decimal) -> dict[str, Any]:
+def times(row: Row, factor: Decimal) -> dict[str, Any]:
+    """Return the prices of a row's kinds times a factor, as texts."""
     found: dict[str, Any] = {
         kind: f"{(Decimal(row[kind]) * factor).normalize():f}" for kind in KINDS if kind in row
     }
     if "context_tiers" in row:
         found["context_tiers"] = [
-            {"above": one["above"], **_times(one, factor)} for one in row["context_tiers"]
+            {"above": one["above"], **times(one, factor)} for one in row["context_tiers"]
         ]
     return found

@@ -62,11 +62,11 @@ def changes(listed: Iterable[Row], kept: Iterable[Row], at: datetime) -> Iterato
 
     A price that is no longer listed is yielded as gone, and stays stored.
     """
-    wanted, there = _timelines(listed), _timelines(kept)
+    wanted, there = timelines(listed), timelines(kept)
     for name, timeline in wanted.items():
         yield from _catch_up(timeline, there.get(name, {}), at)
     for name, timeline in there.items():
-        last = _row_in_force(timeline, at)
+        last = row_in_force(timeline, at)
         if name not in wanted and last is not None:
             yield PriceChange("gone", last, at, last)
 
@@ -76,26 +76,28 @@ def _catch_up(wanted: Timeline, kept: Timeline, at: datetime) -> Iterator[PriceC
     kind: Literal["new", "changed"] = "changed" if kept else "new"
     there = dict(kept)
     for moment in (at, *sorted(start for start in {*wanted, *kept} if start > at)):
-        row, since = _row_in_force(wanted, moment), moment
+        row, since = row_in_force(wanted, moment), moment
         if row is None:
             continue
         while since in there and amounts_in(there[since]) != amounts_in(row):
             since += A_MOMENT
-        before = _row_in_force(there, since)
+        before = row_in_force(there, since)
         if before is None or amounts_in(before) != amounts_in(row):
             there[since] = row
             yield PriceChange(kind, row, since, before)
 
 
-def _timelines(rows: Iterable[Row]) -> dict[Name, Timeline]:
-    timelines: dict[Name, Timeline] = {}
+def timelines(rows: Iterable[Row]) -> dict[Name, Timeline]:
+    """Return the rows of each name by the time from which they are in force."""
+    found: dict[Name, Timeline] = {}
     for row in rows:
         name = folded(row["provider"] or ""), folded(row["model"]), row["match"], row["currency"]
-        timelines.setdefault(name, {})[row["effective_from"]] = row
-    return timelines
+        found.setdefault(name, {})[row["effective_from"]] = row
+    return found
 
 
-def _row_in_force(timeline: Timeline, at: datetime) -> Row | None:
+def row_in_force(timeline: Timeline, at: datetime) -> Row | None:
+    """Return the row of `timeline` that is in force at a time, or None."""
     since = max((moment for moment in timeline if moment <= at), default=None)
     return None if since is None else timeline[since]
 
