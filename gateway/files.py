@@ -110,8 +110,8 @@ def split_servers(url: str) -> tuple[SplitResult, tuple[tuple[str, int | None], 
     Raise `ValueError`, whose message has nothing of the URL, if it cannot be split. `urlsplit` reads one server:
     since CVE-2025-0938 was mended, it refuses brackets behind other text.
     """
-    found = _SERVERS.fullmatch(url)
-    scheme, login, servers, rest = found.groups("") if found else ("", "", "", url)
+    match = _SERVERS.fullmatch(url)
+    scheme, login, servers, rest = match.groups("") if match else ("", "", "", url)
     try:
         places = [urlsplit(f"//{server}") for server in servers.split(",")]
         return urlsplit(f"{scheme}{login}{rest}"), tuple(

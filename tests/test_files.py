@@ -105,7 +105,7 @@ SERVERS = st.lists(st.tuples(HOSTS, st.none() | st.integers(0, 65_535)), min_siz
 
 
 @given(st.sampled_from(["redis+sentinel", "rediss+cluster", "postgresql"]), st.text(max_size=9), SERVERS)
-def test_url_of_drawn_servers_is_split_into_them(
+def test_url_of_drawn_servers_is_split(
     scheme: str, password: str, servers: list[tuple[str, int | None]]
 ) -> None:
     places = [

@@ -29,7 +29,8 @@ class Admission(NamedTuple):
     """An admitted use: its terms, its claim of each limit, and the hold that was reserved for it.
 
     `binds`: the hold may be the limit of the use. `call` is the one to send, which a step of a budget may have aimed
-    at another model than its caller named: then `asked_prices` are those of that one.
+    at another model than its caller named: then `asked_prices` are those of that one, and if it is `sealed`, only that
+    model can read it.
     """
 
     terms: AdmissionTerms
@@ -39,6 +40,7 @@ class Admission(NamedTuple):
     binds: bool
     call: CallRequest
     asked_prices: CallPrices | None = None
+    sealed: bool = False
 
 
 class OwnClaim(Protocol):
@@ -89,9 +91,10 @@ async def admit(
         await entrance.hold_by_head()
         raise
     entrance.shield()
+    sealed = False
     if steps:
         reservation = await reserve_by_steps(ports, asked, entrance, terms, steps)
-        use, admitted = reservation.use, reservation.admitted
+        use, admitted, sealed = reservation.use, reservation.admitted, reservation.is_sealed
     else:
         request = use.request
         request.raises = request.raises or entrance.is_held
@@ -100,4 +103,6 @@ async def admit(
     if terms.run is not None:
         ports.calls.runs.admitted(asked.caller, terms.run)
     asked_prices = None if use.asked.call is call else terms.prices
-    return Admission(use.terms, use.claim, use.request, admitted, use.binds, use.asked.call, asked_prices)
+    return Admission(
+        use.terms, use.claim, use.request, admitted, use.binds, use.asked.call, asked_prices, sealed
+    )

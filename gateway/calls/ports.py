@@ -12,7 +12,7 @@ from gateway.core.accounts.refusals import Refusals
 from gateway.core.accounts.run_policies import CallRunPolicies
 from gateway.core.accounts.runs import FIELD, Run
 from gateway.core.accounts.spent_answers import SpentAnswer
-from gateway.core.accounts.steps import ReachedUses, SessionModel, StepMatches
+from gateway.core.accounts.steps import ReachedUses, RefusedSubstitutes, SessionModel, StepMatches
 from gateway.core.accounts.tags import Tags
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
@@ -280,6 +280,7 @@ class CallPorts:
     sessions: ModelSessionsPort = field(default_factory=NoModelSessions, kw_only=True)
     reached: ReachedUses = field(default_factory=ReachedUses, kw_only=True)
     matches: StepMatches = field(default_factory=StepMatches, kw_only=True)
+    refused: RefusedSubstitutes = field(default_factory=RefusedSubstitutes, kw_only=True)
     refuse_unpriced: bool = field(default=False, kw_only=True)
 
 

@@ -29,6 +29,7 @@ from gateway.core.accounts.steps import (
     MatchedStep,
     ReachedKey,
     SessionModel,
+    StepOwner,
     Substitution,
     Weighed,
     judged_by,
@@ -44,7 +45,7 @@ from gateway.core.calls.use_request import UseRequest
 from gateway.core.families.model_differences import refused_part
 from gateway.core.families.registry import FAMILIES, SHAPES
 from gateway.core.families.seals import bound_by
-from gateway.core.model import Admitted, Refused, Verdict
+from gateway.core.model import Admitted, Attribution, Caller, Refused, Verdict
 from gateway.core.value import Value
 from gateway.errors import InvalidRequest, Refusal
 
@@ -57,12 +58,13 @@ class StepReservation(Value, frozen=True):
     """A use with steps that is admitted, as it was asked or as a substitute.
 
     `binds_session`: new calls of its session go the same way. They do not where it went as asked because no substitute
-    could be sent.
+    could be sent. `is_sealed`: only the substitute can read it.
     """
 
     use: PreparedUse
     admitted: Admitted
     binds_session: bool
+    is_sealed: bool = False
 
 
 class _SteppedUse:
@@ -150,12 +152,15 @@ async def _prepare_as_kept(
 
     Raise a `Refusal` instead where it is `sealed` (why, in words): no other model than this one could read it.
     """
-    call, why = use.asked.call, why_fixed(use.asked)
+    call, why = (
+        use.asked.call,
+        why_fixed(use.asked) or _why_refused_before(ports, use, kept.budget_id, kept.model),
+    )
     refusal: Refusal | None = None
     try:
         if not why:
             other = await _prepare_as(ports, use, kept.model)
-            why = why_unfit(other.asked.call, call, other.terms.prices, use.terms.prices)
+            why = why_unfit(other.asked, call, other.terms.prices, use.terms.prices)
             if not why:
                 return _substituted(other, call.spec.model, kept.budget_id, kept.budget)
     except Refusal as error:
@@ -191,7 +196,8 @@ async def _reserve_as_kept(
     if isinstance(answer, Refused) and is_short(answer) and not sealed:
         return None
     try:
-        return StepReservation(other, check_admitted(ports, caller, other.terms.budgets, answer), True)
+        admitted = check_admitted(ports, caller, other.terms.budgets, answer)
+        return StepReservation(other, admitted, True, bool(sealed))
     except Refusal as refusal:
         if isinstance(answer, Refused) and is_short(answer):
             explain_refusal(refusal, use.asked.call.spec.model, sealed)
@@ -288,6 +294,11 @@ async def _weigh(
     ports: AdmissionPorts, use: _SteppedUse, reached: Sequence[MatchedStep]
 ) -> tuple[PreparedUse | None, str, str]:
     """Return the use as the substitute that would hold least, of those that may go; its name; and why none may go."""
+    if ports.calls.refused:
+        before = [_why_refused_before(ports, use, step.budget_id, step.substitute) for step in reached]
+        if all(before):
+            return None, reached[0].substitute, before[0]
+        reached = [step for step, why in zip(reached, before, strict=True) if not why]
     names, why = substitutes_of(reached), why_fixed(use.asked) or use.why_bound()
     if why:
         return None, names[0], why
@@ -297,7 +308,7 @@ async def _weigh(
     for name in names:
         try:
             other = await _prepare_as(ports, use, name)
-            reasons[name] = why_unfit(other.asked.call, use.asked.call, other.terms.prices, use.terms.prices)
+            reasons[name] = why_unfit(other.asked, use.asked.call, other.terms.prices, use.terms.prices)
         except Refusal as refusal:
             reasons[name] = refusal.message
         if not reasons.get(name):
@@ -314,6 +325,22 @@ async def _weigh(
     name = budgets.by_id[taken.budget_id].name
     other = _substituted(prepared[taken.substitute], use.asked.call.spec.model, taken.budget_id, name)
     return other, taken.substitute, ""
+
+
+def step_owner(caller: Caller, attribution: Attribution) -> StepOwner:
+    """Return the owner of the calls that go as asked once a substitute refused one: its session, else its key."""
+    session = "" if attribution.is_trace else attribution.session
+    return caller.tenant_id, session, 0 if session else caller.key_id
+
+
+def _why_refused_before(ports: AdmissionPorts, use: _SteppedUse, budget_id: int, substitute: str) -> str:
+    """Return why a use does not go as a substitute whose API refused such a call before; empty if it may."""
+    now_ms = ports.calls.refusals.now_ms()
+    owner = step_owner(use.asked.caller, use.asked.attribution)
+    part = ports.calls.refused.find(owner, budget_id, substitute, now_ms)
+    if part is None or not part.is_in(use.asked.call.body.document):
+        return ""
+    return f"it refused such a call ({', '.join(filter(None, part)) or 'without a code'})"
 
 
 def _substituted(use: PreparedUse, model_asked: str, budget_id: int, budget: str) -> PreparedUse:
@@ -382,14 +409,15 @@ def why_fixed(asked: UseRequest) -> str:
     return "" if is_named else "its model is named where it cannot be replaced"
 
 
-def why_unfit(call: CallRequest, before: CallRequest, prices: CallPrices, asked_prices: CallPrices) -> str:
-    """Return why a call cannot be sent as it is aimed, as another model than `before`; empty if it can."""
+def why_unfit(asked: UseRequest, before: CallRequest, prices: CallPrices, asked_prices: CallPrices) -> str:
+    """Return why the call of a use cannot be sent as it is aimed, as another model than `before`; empty if it can."""
+    call = asked.call
     models = tuple([target.model for target in call.aim.targets]) or (call.spec.model,)
     if any(price.vector is None for price in prices.named) and any(
         price.vector is not None for price in asked_prices.named
     ):
         return "it has no price"
-    part = refused_part(FAMILIES[call.family].differences, call, before.spec.model, models)
+    part = refused_part(FAMILIES[call.family].differences, call, before.spec.model, models, asked.passed)
     if part:
         return f"it does not take {part}"
     output = before.said.output_max

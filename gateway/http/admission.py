@@ -29,7 +29,15 @@ from gateway.core.calls.estimate import NO_ESTIMATE
 from gateway.core.calls.forms import FormReader, boundary_of
 from gateway.core.calls.parsing import find_tools, measure_media, read_call, read_form
 from gateway.core.calls.tariff import NO_PRICES
-from gateway.core.calls.use_request import AUTHORIZED, CALL, FREE_AUTHORIZED, FREE_CALL, TURN, UseRequest
+from gateway.core.calls.use_request import (
+    AUTHORIZED,
+    CALL,
+    FREE_AUTHORIZED,
+    FREE_CALL,
+    TURN,
+    KindOfUse,
+    UseRequest,
+)
 from gateway.core.credentials import WORKLOAD
 from gateway.core.families.controlled import models_counted, models_stored
 from gateway.core.families.objects import read_objects
@@ -103,10 +111,12 @@ async def identify(exchange: Exchange) -> Caller:
     return caller
 
 
-async def admit(exchange: Exchange, caller: Caller, job_params: Mapping[str, str] = NO_WORDS) -> AdmittedCall:
+async def admit(
+    exchange: Exchange, caller: Caller, job_params: Mapping[str, str] = NO_WORDS, kind: KindOfUse = CALL
+) -> AdmittedCall:
     """Read a call, find its prices, and reserve a hold on every limit; raise a `Refusal` if this fails.
 
-    `job_params` are path parameters from the job that the path names.
+    `job_params` are path parameters from the job that the path names. `kind` is that of a usual call.
     """
     worker, head, connection = exchange.worker, exchange.head, exchange.connection
     ports, routed, received = worker.ports, head.routed, connection.body
@@ -148,7 +158,7 @@ async def admit(exchange: Exchange, caller: Caller, job_params: Mapping[str, str
         if held is None:
             await reserve_before_body(exchange, caller)
         raise
-    entrance = CallEntrance(exchange, caller, held)
+    entrance = CallEntrance(exchange, caller, held, kind)
     try:
         admission = await admit_use(worker.admission, entrance.request_of(call), entrance)
     except TooManyBudgets:
@@ -161,23 +171,28 @@ async def admit(exchange: Exchange, caller: Caller, job_params: Mapping[str, str
         call = exchange.call = admission.call
         note_target(exchange.attempt, call)
     service, prices, budgets, _ = admission.terms
-    return AdmittedCall(exchange, caller, service, call, entrance.held, prices, budgets, admission)
+    admitted = AdmittedCall(exchange, caller, service, call, entrance.held, prices, budgets, admission)
+    if admission.asked_prices is not None and not admission.sealed:
+        admitted.asked_body = body
+    return admitted
 
 
 class CallEntrance:
     """The door by which a call comes in: over a connection, perhaps `held` by its head before."""
 
-    __slots__ = ("_caller", "_exchange", "held", "is_held", "shield")
+    __slots__ = ("_caller", "_exchange", "_usual", "held", "is_held", "shield")
 
-    def __init__(self, exchange: Exchange, caller: Caller, held: AdmittedCall | None) -> None:
-        self._exchange, self._caller = exchange, caller
+    def __init__(
+        self, exchange: Exchange, caller: Caller, held: AdmittedCall | None, usual: KindOfUse = CALL
+    ) -> None:
+        self._exchange, self._caller, self._usual = exchange, caller, usual
         self.held, self.is_held, self.shield = held, held is not None, exchange.shield
 
     def request_of(self, call: CallRequest, is_called: bool = True) -> UseRequest:
         """Return the request for the use of a call; `is_called`: it is called from here."""
         exchange, head, routed = self._exchange, self._exchange.head, self._exchange.head.routed
         is_free = call.spec.mcp.free or not routed.metered
-        usual = CALL if routed.opens is None else TURN
+        usual = self._usual if routed.opens is None else TURN
         kinds = (usual, FREE_CALL) if is_called else (AUTHORIZED, FREE_AUTHORIZED)
         overlapping = () if is_free or routed.binding is None else routed.binding.overlapping
         return UseRequest(
@@ -185,7 +200,7 @@ class CallEntrance:
             self._caller.acts_for(head.attribution.user, call.spec.user), head.attribution, call,
             routed.service_key if routed.metered else "", exchange.attempt.name, routed.owned,
             "this route does not read which one" if routed.any_model else "", overlapping, routed.listed,
-            exchange.connection.body.long, routed.units, "model" in routed.params,
+            exchange.connection.body.long, routed.units, "model" in routed.params, head.passed,
         )  # fmt: skip
 
     def check_paused(self, call: CallRequest) -> None:

@@ -82,12 +82,13 @@ class AdmittedCall:
     `budgets` are those of the moment of admission. `take` sets `claim` and `decision`; `meter` exists once an
     answer is metered. `due` is True between `take` and `settle`. `upstream_id` is the upstream's own id
     of the call. `first_token` is the time in seconds at which a stream produced its first output, 0 before. A
-    call that `raises` another one replaces its hold, which was taken by the head alone.
+    call that `raises` another one replaces its hold, which was taken by the head alone. `asked_body` is the body of a
+    call that is sent as another model, which may be sent again as its caller asked.
     """
 
     __slots__ = (
         "_accounts", "_asked_prices", "_covered", "_exchange", "_money_rate", "_observed", "_raises", "_rate", "_request", "_tags",
-        "attempt", "binds", "budgets", "call", "caller", "claim", "decision", "due", "first_token", "groups",
+        "asked_body", "attempt", "binds", "budgets", "call", "caller", "claim", "decision", "due", "first_token", "groups",
         "head", "meter", "prices", "request_id", "room", "service", "upstream_id", "user", "worker",
     )  # fmt: skip
 
@@ -129,6 +130,7 @@ class AdmittedCall:
         self.upstream_id = b""
         self.first_token = 0.0
         self.due = False
+        self.asked_body = b""
         if admission is not None:
             self.take(admission)
 
@@ -139,7 +141,7 @@ class AdmittedCall:
         """
         worker, head, budgets = self.worker, self.head, self.budgets
         call, caller, vectors = self.call, self.caller, self.prices.vectors
-        _, claim, request, decision, self.binds, _, self._asked_prices = admission
+        _, claim, request, decision, self.binds, _, self._asked_prices, _ = admission
         self.user = request.user
         if worker.ports.directory.grouped:
             self.groups = worker.ports.directory.groups(caller, head.attribution, call)

@@ -454,7 +454,7 @@ async def _hear_credit(admitted: AdmittedCall, upstream: Upstream, link: Link, a
     )
     if not may_show_credit(signs, answer.status):
         return ""
-    subject = read_credit(signs, answer.status, await _short_body(link, answer))
+    subject = read_credit(signs, answer.status, await short_body(link, answer))
     account = _account(admitted, upstream, attempt.key)
     if subject != ACCOUNT or not account:
         return subject
@@ -466,7 +466,7 @@ async def _hear_credit(admitted: AdmittedCall, upstream: Upstream, link: Link, a
     return subject
 
 
-async def _short_body(link: Link, answer: AnswerHead) -> bytes:
+async def short_body(link: Link, answer: AnswerHead) -> bytes:
     """Return the body of a short answer, which stays to be read; empty if it is long, slow, compressed or cut."""
     if answer.content_encoding or (answer.length or 0) > ERROR_BYTES_MAX:
         return b""

@@ -13,6 +13,7 @@ from gateway.core.wait import OVER
 from gateway.errors import UnknownRoute
 from gateway.http.admission import admit, cached_caller, identify
 from gateway.http.forward import forward
+from gateway.http.refused_substitute import ask_as_asked
 from gateway.http.relay import own_answer, relay
 from gateway.http.server.exchange import Exchange
 
@@ -31,6 +32,8 @@ async def proxy(exchange: Exchange) -> None:
         await exchange.worker.ports.run_later(exchange, admitted)
         return
     answer = await forward(exchange, admitted)
+    if admitted.asked_body:
+        admitted, answer = await ask_as_asked(exchange, admitted, answer)
     await relay(exchange, admitted, answer)
     await OVER
 

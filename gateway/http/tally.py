@@ -108,6 +108,8 @@ class Tally:
     cooled_calls: dict[str, int] = field(default_factory=dict)
     # By upstream and cause: calls that went to another target.
     fallbacks: dict[tuple[str, str], int] = field(default_factory=dict)
+    # By model: calls that it refused as the substitute of a step, and that were sent as asked; of the first models.
+    steps_refused: dict[str, int] = field(default_factory=dict)
     # By upstream: header fields of calls that it did not get; by upstream and name, of the first names.
     fields_withheld: dict[str, int] = field(default_factory=dict)
     withheld_names: dict[tuple[str, str], int] = field(default_factory=dict)
@@ -161,6 +163,12 @@ class Tally:
         """Count a call that went to the next target after this upstream failed."""
         series = upstream, cause
         self.fallbacks[series] = self.fallbacks.get(series, 0) + 1
+
+    def substitute_refused(self, model: str) -> None:
+        """Count a call that a model refused as the substitute of a step; models beyond the maximum count together."""
+        counts = self.steps_refused
+        name = model if model in counts or len(counts) < NAMES_MAX else OTHER_MODELS
+        counts[name] = counts.get(name, 0) + 1
 
     def withheld(self, upstream: str, name: str) -> None:
         """Count a header field that an upstream did not get; names beyond the maximum are not stored."""
@@ -271,6 +279,7 @@ class Tally:
             "upstream_cooling_seconds": list(self.cooling_seconds.items()),
             "upstream_cooled_calls": list(self.cooled_calls.items()),
             "upstream_fallbacks": [(*series, count) for series, count in self.fallbacks.items()],
+            "steps_refused": list(self.steps_refused.items()),
             "upstream_failures": [(*series, count) for series, count in self.upstream_failures.items()],
             "upstream_answers": [
                 (name, status, count)

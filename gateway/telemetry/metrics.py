@@ -58,6 +58,7 @@ _FACTS: Mapping[str, Mapping[str, str]] = {
         "upstream_cooled_calls upstream": "Calls refused while their upstream is left alone.",
         "upstream_fallbacks upstream cause":
             "Calls of a model for which another upstream was asked, since this one failed.",
+        "steps_refused model": "Calls that a step of a budget sent as a model that refused them, sent again as asked.",
         "upstream_connections": "Connections made to upstreams.",
         "worker_restarts why": "Gateway workers started again by their supervisor.",
         "client_disconnects": "Clients that hung up before their answer was complete.",

@@ -147,7 +147,7 @@ local function roll_windows(windows, now, defined)
     if window.ring then over = rings.roll(window, now)
     elseif over and kind_of_window(window.flags) == FLAG_FIRST_USE then window.start, window.next, window.used, window.used_rest = 0, 0, 0, 0 end
     local waits, passed = window.ring or defined and window.carry, 0
-    -- What comes after an hour of the calendar is known; `after` of a window that waits, or never ends, is a length.
+    -- The hour after the next one is known. In a window that waits, or never ends, `after` is a length.
     local follows = not waits and window.next > 0 and window.after - window.next == HOUR_MS and HOUR_MS or nil
     if follows and now >= window.after then
       passed = floor((now - window.next) / HOUR_MS)

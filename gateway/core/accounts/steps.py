@@ -8,7 +8,7 @@ Of the reached steps the one at which the call would hold least is taken.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from decimal import ROUND_CEILING, Decimal
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -29,6 +29,10 @@ STEP_PARTS: Final = 1_000_000
 STEP_TELLS, STEP_STOPS, STEP_JUDGES, STEP_REQUIRES = 0, 1, 2, 3
 # Most uses that a worker remembers to have had all their steps reached.
 REACHED_MAX: Final = 1_000
+# Most substitutes that a worker remembers as refused by their API, and how long (ms): by session, and by key without one.
+REFUSED_MAX: Final = 1_000
+REFUSED_SESSION_MS: Final = SESSION_KEPT_S * 1_000
+REFUSED_KEY_MS: Final = 300_000
 # Bytes of the matching steps that a worker remembers, by budgets and model; bytes of an entry, and of each step in it
 # (measured), without the names.
 MATCHES_BYTES_MAX: Final = 16 * 1024 * 1024
@@ -164,6 +168,50 @@ class ReachedUses:
     def discard(self, key: ReachedKey) -> None:
         """Remove a use."""
         self._keys.pop(key, None)
+
+
+# The owner of calls that a substitute refused: tenant, session if they name one, else key.
+StepOwner = tuple[int, str, int]
+
+
+class RefusedPart(NamedTuple):
+    """The part of a call that an API refused, as its error says: a `code`, and the parameter, each perhaps empty."""
+
+    code: str = ""
+    param: str = ""
+
+    def is_in(self, document: Mapping[str, object] | None) -> bool:
+        """Return whether a body has the parameter; True where the error names none that a body can lack."""
+        name = self.param.replace("[", ".").partition(".")[0]
+        return not name or document is None or name in document
+
+
+class RefusedSubstitutes:
+    """Substitutes whose API refused a call that its caller's model then answered; the first is forgotten first."""
+
+    __slots__ = ("_most", "_refused")
+
+    def __init__(self, most: int = REFUSED_MAX) -> None:
+        self._refused: dict[tuple[StepOwner, int, str], tuple[RefusedPart, int]] = {}
+        self._most = most
+
+    def __len__(self) -> int:
+        return len(self._refused)
+
+    def note(
+        self, owner: StepOwner, by: Substitution, substitute: str, part: RefusedPart, now_ms: int
+    ) -> None:
+        """Remember that a substitute of a budget's step refused a `part` of an owner's call."""
+        key = owner, by.budget_id, substitute
+        self._refused.pop(key, None)
+        if len(self._refused) >= self._most:
+            del self._refused[next(iter(self._refused))]
+        self._refused[key] = part, now_ms + (REFUSED_SESSION_MS if owner[1] else REFUSED_KEY_MS)
+
+    def find(self, owner: StepOwner, budget_id: int, substitute: str, now_ms: int) -> RefusedPart | None:
+        """Return the part that a substitute refused; None if nothing is remembered."""
+        part, until_ms = self._refused.get((owner, budget_id, substitute), (None, 0))
+        return part if now_ms < until_ms else None
 
 
 def is_reached(parts: int, used_and_held: int, limit: int) -> bool:

@@ -38,6 +38,7 @@ class KindOfUse(Value, frozen=True):
 
 
 CALL: Final = KindOfUse(takes_steps=True)
+AS_ASKED: Final = KindOfUse()  # a call whose substitute was refused by its API
 TURN: Final = KindOfUse()  # of a socket, which was opened for its model
 FREE_CALL: Final = KindOfUse("", is_free=True)
 AUTHORIZED, FREE_AUTHORIZED = TURN._replace(is_called=False), FREE_CALL._replace(is_called=False)
@@ -53,7 +54,8 @@ class UseRequest(Value, frozen=True):
     its route names. `owned` says how its API keeps objects, `listed` is a model that the path of a list
     names. Its service may share paths with those of `overlapping`. If a list allows some models alone, a use
     without a model is refused with the words `without_model`; empty admits it. A body that is sent `once`
-    has no second target. `by_path`: its path names the model, in the place of its route.
+    has no second target. `by_path`: its path names the model, in the place of its route. `passed` are the lines of its
+    head that its upstream gets.
     """
 
     kind: KindOfUse
@@ -71,3 +73,4 @@ class UseRequest(Value, frozen=True):
     once: bool = False
     units: int = 1
     by_path: bool = False
+    passed: bytes = b""

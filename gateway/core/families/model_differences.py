@@ -7,10 +7,13 @@ is taken by all of them, so that a step of a budget decides for models that nobo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Final, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, NamedTuple, TypeGuard
+
+import msgspec
 
 from gateway.core.accounts.budgets import is_of
+from gateway.core.accounts.steps import RefusedPart
 from gateway.core.billing.price_book import MODEL_CHARS_MAX
 from gateway.core.calls.call import CallRequest
 
@@ -18,7 +21,9 @@ from gateway.core.calls.call import CallRequest
 class Difference(NamedTuple):
     """What models by these patterns refuse: a member of the body by its path, with one of `values` if there are any.
 
-    All of them take the value `plain`. Or `carries` says of a call whether it has it. `what` names it for people.
+    The path goes through each element of a list, and `values` may be among those of one. All models take the value
+    `plain`. With a `header` it is one of `values` among the words of that field. Or `carries` says of a call whether
+    it has it. `what` names it for people.
     """
 
     what: str
@@ -27,11 +32,15 @@ class Difference(NamedTuple):
     values: frozenset[str] = frozenset()
     plain: object = None
     carries: Callable[[CallRequest], bool] | None = None
+    header: bytes = b""
 
 
 Differences = tuple[Difference, ...]
 MODELS_REMEMBERED_MAX: Final = 1_024  # pairs of a model and its substitute, whose rows are remembered
 _HOSTED: Final = re.compile(r"^(?:.*[/:.])?[a-z-]+\.(?=[a-z])")
+# The parameter of an error, and its code as vendors name it.
+_MEMBERS: Final = ("param", "code", "type", "status")
+_WORD: Final = re.compile(r"[\w.\[\]-]{1,64}", re.ASCII)
 _RENAMED: Final = ("max_tokens",)  # unless its upstreams have their own name for it, by which it is sent
 
 
@@ -61,10 +70,41 @@ def levels_refused(
     ])  # fmt: skip
 
 
-def refused_part(differences: Differences, call: CallRequest, before: str, models: tuple[str, ...]) -> str:
+def number_outside(least: int, most: int, *paths: str) -> Callable[[CallRequest], bool]:
+    """Return whether the number at one of `paths`, with points, is above 0 and outside of these bounds."""
+
+    def is_outside(call: CallRequest) -> bool:
+        numbers = [_value_at(call.body.document, path.split(".")) for path in paths]
+        return any(
+            isinstance(number, int) and number > 0 and not least <= number <= most for number in numbers
+        )
+
+    return is_outside
+
+
+def read_refused(answer: bytes) -> RefusedPart:
+    """Return the part of a call that the body of an API's error names; empty where it names none."""
+    try:
+        document = msgspec.json.decode(answer)
+    except msgspec.DecodeError:
+        return RefusedPart()
+    error = document.get("error") if isinstance(document, dict) else None
+    error = error if isinstance(error, dict) else {}
+    param, *codes = [value if _is_word(value) else "" for value in map(error.get, _MEMBERS)]
+    return RefusedPart(next(filter(None, codes), ""), param)
+
+
+def _is_word(value: object) -> TypeGuard[str]:
+    """Return whether a value is a code or a parameter that logs and messages may show."""
+    return isinstance(value, str) and _WORD.fullmatch(value) is not None
+
+
+def refused_part(
+    differences: Differences, call: CallRequest, before: str, models: tuple[str, ...], passed: bytes = b""
+) -> str:
     """Return what a call has that one of `models` refuses and the model `before` takes; empty if there is nothing.
 
-    `differences` are those of its family.
+    `differences` are those of its family, `passed` the lines of its head that its upstream gets.
     """
     key = id(differences), before, models
     known = _known.get(key)
@@ -75,7 +115,7 @@ def refused_part(differences: Differences, call: CallRequest, before: str, model
                 _known.clear()
             _known[key] = known
     for row in known[1]:
-        if (value := _carried(row, call)) is not None:
+        if (value := _carried(row, call, passed)) is not None:
             return f"{row.what} {value}" if row.values else row.what
     return ""
 
@@ -100,15 +140,29 @@ def _plain_name(model: str) -> str:
     return _HOSTED.sub("", model, 1)
 
 
-def _carried(row: Difference, call: CallRequest) -> object:
+def _carried(row: Difference, call: CallRequest, passed: bytes) -> object:
     """Return the value of the part of a call that a row names; None if it has none."""
+    if row.header:
+        lines = [line.partition(b":") for line in passed.lower().splitlines()]
+        words = b",".join([value for name, _, value in lines if name == row.header]).decode("latin-1")
+        return next((word for word in map(str.strip, words.split(",")) if word in row.values), None)
     if row.carries is not None:
         return row.carries(call) or None
     if row.path == _RENAMED and call.aim.facts and all(facts.maximum for facts in call.aim.facts):
         return None
-    value: object = call.body.document
-    for name in row.path:
-        value = value.get(name) if isinstance(value, dict) else None
+    value = _value_at(call.body.document, row.path)
     if row.values:
-        return value if isinstance(value, str) and value in row.values else None
+        values = value if isinstance(value, list) else (value,)
+        return next((one for one in values if isinstance(one, str) and one in row.values), None)
     return None if value == row.plain else value
+
+
+def _value_at(document: object, path: Sequence[str]) -> object:
+    """Return the value at a path of a document; of elements of a list those that have it; None if there is none."""
+    value = document
+    for name in path:
+        if isinstance(value, list):
+            value = [one[name] for one in value if isinstance(one, dict) and name in one] or None
+        else:
+            value = value.get(name) if isinstance(value, dict) else None
+    return value

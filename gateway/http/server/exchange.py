@@ -184,7 +184,8 @@ class Worker:
     `bounds` are the maxima that meters believe. `heads` reads heads with its cache. `buffers` counts bytes
     for slow connections, `bodies` queues large bodies. `workloads` has digests of keys by the URI of a client
     certificate. `models` are the configured models. `sockets` counts WebSockets, and `sockets_keep` the bytes
-    that they store; `frames` queues what they send. `admission` is what admissions ask.
+    that they store; `frames` queues what they send. `admission` is what admissions ask. `rename` replaces a
+    request id by another one, a new one if that is empty, and returns it.
     """
 
     ports: Ports
@@ -201,6 +202,7 @@ class Worker:
     sockets_keep: FairShares
     frames: FairQueue
     admission: AdmissionPorts
+    rename: Callable[[str, str], str]
 
     def produced(self, started: float) -> float:
         """Record the time to the first output of a stream requested at `started`; return the present time."""
@@ -417,6 +419,14 @@ class Exchange(RequestDriver):
             self.connection.cut(self.until_close)
         else:
             self.connection.finish(self.keep_alive)
+
+    def send_again(self, request_id: str) -> None:
+        """Start another attempt, under another request id."""
+        self.request_id, self.attempt = request_id, Attempt(self.head.routed.upstream)
+
+    def hand_on(self, hold: AdmittedHold, call: CallRequest, attempt: Attempt, request_id: str) -> None:
+        """Return to an attempt before the last one, whose answer the client gets."""
+        self.admitted, self.call, self.attempt, self.request_id = hold, call, attempt, request_id
 
     def cut(self, reason: str, *, broken: bool = True) -> None:
         """End this exchange with a reason; `broken` closes its connection."""

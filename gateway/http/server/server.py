@@ -408,6 +408,7 @@ class DataPlane:
                 ports.circuit_breaker,
                 ports.tally.budget_refused,
             ),
+            self.rename,
         )
 
     @property
@@ -535,6 +536,10 @@ class DataPlane:
         """Create the exchange of a request, before its handler starts."""
         now = self._ports.seconds()
         return Exchange(connection, head, self._ids.next_id(now), now, self._worker, self._record_end)
+
+    def rename(self, before: str, request_id: str = "") -> str:
+        """Return the id of a request instead of the one `before`: `request_id`, or a new one if that is empty."""
+        return request_id or self._ids.next_id(self._ports.seconds())
 
     def tell(self, exchange: Exchange) -> None:
         routed = exchange.head.routed

@@ -45,6 +45,12 @@ class TracedPlane(DataPlane):
             self._timed.traces[exchange.request_id] = trace
         return exchange
 
+    def rename(self, before: str, request_id: str = "") -> str:
+        trace, request_id = self._timed.traces.pop(before, None), super().rename(before, request_id)
+        if trace is not None:
+            self._timed.traces[request_id] = trace
+        return request_id
+
     def _record_end(self, exchange: Exchange, error: BaseException | None) -> None:
         super()._record_end(exchange, error)
         trace = exchange.trace

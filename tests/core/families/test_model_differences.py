@@ -60,6 +60,40 @@ REFUSED: list[tuple[str, str, str, dict[str, Any], str]] = [
     ("gemini", "gemini-3-pro-preview", "gemini-2.5-flash", {"generationConfig": {"thinkingConfig": {"thinkingLevel": "low"}}}, "thinkingLevel"),
     ("gemini", "gemini-2.5-pro", "gemini-2.0-flash", {"generation_config": {"thinking_config": {"thinking_budget": 9}}}, "thinking_config"),
     ("gemini", "gemini-2.5-pro", "gemini-2.5-flash", {"generationConfig": {"thinkingConfig": {"thinkingBudget": 9}}}, ""),
+    ("openai", "gpt-4.1", "gpt-6-luna", {"max_tokens": 50}, "max_tokens"),
+    ("openai", "gpt-5.2", "gpt-6-astra", {"reasoning": {"effort": "none"}}, "the effort none"),
+    ("openai", "gpt-5.5", "gpt-6.1-sol", {"reasoning_effort": "none"}, "the effort none"),
+    ("openai", "gpt-5.5", "gpt-6.1-sol", {"reasoning_effort": "max"}, ""),
+    ("openai", "gpt-5.2", "gpt-6-astra", {"temperature": 0.2}, "temperature"),
+    ("openai", "gpt-5.2", "gpt-5.6-luna", {"reasoning_effort": "low", "tools": [{"type": "function"}]}, "functions beside reasoning_effort"),
+    ("openai", "gpt-5.2", "gpt-5.6-luna", {"tools": [{"type": "function"}]}, ""),
+    ("openai", "gpt-5.2", "gpt-4o-mini", {"prompt_cache_retention": "24h"}, "prompt_cache_retention 24h"),
+    ("openai", "gpt-5.2", "gpt-4o-mini", {"prompt_cache_retention": "in_memory"}, ""),
+    ("openai", "gpt-5.2", "gpt-4.1-mini", {"include": ["reasoning.encrypted_content"]}, "a member of include reasoning.encrypted_content"),
+    ("openai", "gpt-5.2", "gpt-4.1-mini", {"include": ["message.output_text.logprobs"]}, ""),
+    ("anthropic", "claude-opus-4-6", "claude-haiku-5-5", {"top_k": 5}, "top_k"),
+    ("anthropic", "claude-opus-4-6", "claude-haiku-5-5", {"temperature": 0.5}, "temperature"),
+    ("anthropic", "claude-opus-4-6", "claude-haiku-5-5", {"thinking": {"type": "enabled"}}, "thinking of type enabled"),
+    ("anthropic", "claude-opus-4-6", "claude-haiku-5-5", {"thinking": {"type": "adaptive"}, "output_config": {"effort": "medium"}}, ""),
+    ("anthropic", "claude-opus-4-5", "claude-haiku-5-5", {"messages": ASSISTANT}, "the beginning of its answer"),
+    (
+        "anthropic", "claude-opus-4-6", "claude-haiku-4-5",
+        {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}, {"type": "compact_20260112"}]}},
+        "the edit of its context compact_20260112",
+    ),
+    ("anthropic", "claude-opus-4-6", "claude-haiku-4-5", {"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}}, ""),
+    ("bedrock", "anthropic.claude-opus-4-6-v1", "anthropic.claude-haiku-4-5-20251001-v1:0", {"anthropic_beta": ["context-1m-2025-08-07"]}, "the beta context-1m-2025-08-07"),
+    (
+        "bedrock", "anthropic.claude-opus-4-6-v1", "anthropic.claude-haiku-4-5-20251001-v1:0",
+        {"additionalModelRequestFields": {"anthropic_beta": ["a", "context-1m-2025-08-07"]}}, "the beta context-1m-2025-08-07",
+    ),
+    ("gemini", "gemini-2.5-pro", "gemini-2.5-flash", {"generationConfig": {"thinkingConfig": {"thinkingBudget": 32_768}}}, "the thinkingBudget"),
+    ("gemini", "gemini-2.5-pro", "gemini-2.5-flash", {"generationConfig": {"thinkingConfig": {"thinkingBudget": 24_576}}}, ""),
+    ("gemini", "gemini-2.5-pro", "gemini-2.5-flash-lite", {"generation_config": {"thinking_config": {"thinking_budget": 128}}}, "the thinkingBudget"),
+    ("gemini", "gemini-2.5-pro", "gemini-2.5-flash-lite", {"generationConfig": {"thinkingConfig": {"thinkingBudget": -1}}}, ""),
+    ("gemini", "gemini-3-pro-preview", "gemini-2.5-flash", {"tools": [{"googleSearch": {}}, {"functionDeclarations": []}]}, "search or a schema beside functions"),
+    ("gemini", "gemini-3-pro-preview", "gemini-2.5-flash", {"tools": [{"functionDeclarations": []}], "generationConfig": {"responseSchema": {"type": "OBJECT"}}}, "search or a schema beside functions"),
+    ("gemini", "gemini-3-pro-preview", "gemini-2.5-flash", {"tools": [{"googleSearch": {}}]}, ""),
     ("gemini", "gemini-2.5-pro", "gemma-3-27b-it", {"systemInstruction": {"parts": []}}, "systemInstruction"),
 ]  # fmt: skip
 
@@ -73,6 +107,35 @@ def test_a_part_is_refused_where_the_table_of_its_api_says_so(
     rows = FAMILIES[Family(family)].differences
     assert refused_part(rows, call, asked, (substitute,)) == part
     assert not refused_part(rows, call, substitute, (substitute,))
+
+
+@pytest.mark.parametrize(
+    ("substitute", "lines", "part"),
+    [
+        (
+            "claude-haiku-4-5",
+            b"Anthropic-Beta: claude-code-20250219, context-1m-2025-08-07\r\n",
+            "the beta context-1m-2025-08-07",
+        ),
+        (
+            "claude-haiku-4-5",
+            b"anthropic-beta: a\r\nanthropic-beta: compact-2026-01-12\r\n",
+            "the beta compact-2026-01-12",
+        ),
+        (
+            "claude-haiku-4-5",
+            b"anthropic-beta: interleaved-thinking-2025-05-14\r\nuser-agent: context-1m-2025-08-07\r\n",
+            "",
+        ),
+        ("claude-sonnet-4-5", b"anthropic-beta: context-1m-2025-08-07\r\n", ""),
+    ],
+)
+def test_words_of_a_header_are_refused_where_the_table_says_so(
+    substitute: str, lines: bytes, part: str
+) -> None:
+    call = CallRequest("none", Family("anthropic"), Body(b"{}", document={}, names=names_in({})))
+    rows = FAMILIES[Family("anthropic")].differences
+    assert refused_part(rows, call, "claude-opus-4-6", (substitute,), lines) == part
 
 
 @pytest.mark.parametrize(

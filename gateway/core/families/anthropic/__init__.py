@@ -137,7 +137,19 @@ _BUDGETED: Final = (
 )  # fmt: skip
 _EFFORTLESS: Final = (*_UNTHINKING, *[name for name in _BUDGETED if name != "claude-opus-4-5*"])
 _ALWAYS_THINKING: Final = ("claude-opus-4-7*", "claude-fable*", "claude-mythos*")
-SINCE_4_7: Final = (*_ALWAYS_THINKING, "claude-opus-4-8*", "claude-opus-5*", "claude-sonnet-5*")
+# Haiku 5.5: platform.claude.com/docs, its guide to the migration to Haiku 5.5, 2026-12-01: samplings, thinking of type `enabled`
+# and prefill each return an error.
+SINCE_4_7: Final = (
+    *_ALWAYS_THINKING,
+    "claude-opus-4-8*",
+    "claude-opus-5*",
+    "claude-sonnet-5*",
+    "claude-haiku-5*",
+)
+# Models before Opus 4.6 and Sonnet 4.6, whose release notes (2026-01-12) name compaction.
+_BEFORE_4_6: Final = (*_UNTHINKING, *_BUDGETED)
+# Models without the context of a million tokens (OmniRoute PR10481, 2026-08-15; docs of `context-1m-2025-08-07`).
+_SHORT: Final = tuple([name for name in _BEFORE_4_6 if not name.startswith("claude-sonnet-4")])
 _EFFORTS: Final = {
     "low medium high": "claude-opus-4-5*", "low medium high max": "claude-opus-4-6* claude-sonnet-4-6*",
 }  # fmt: skip
@@ -156,7 +168,7 @@ DIFFERENCES: Final = (
         "thinking of type", ("thinking.type",), "adaptive enabled disabled",
         {
             "disabled": " ".join(_UNTHINKING), "enabled disabled": " ".join(_BUDGETED),
-            "adaptive disabled": "claude-opus-4-8* claude-opus-5* claude-sonnet-5*",
+            "adaptive disabled": "claude-opus-4-8* claude-opus-5* claude-sonnet-5* claude-haiku-5*",
             "adaptive": " ".join(_ALWAYS_THINKING),
         },
     ),
@@ -170,6 +182,12 @@ DIFFERENCES: Final = (
         "speed", ("speed",), (*_UNTHINKING, *_BUDGETED, "claude-sonnet*", "claude-haiku*", "claude-fable*", "claude-mythos*"),
         frozenset({"fast"}),
     ),
+    *[
+        Difference("the beta", path, models, frozenset({word}), header=header)
+        for path, header in (((), b"anthropic-beta"), (("anthropic_beta",), b""))  # at Bedrock in the body
+        for word, models in (("context-1m-2025-08-07", _SHORT), ("compact-2026-01-12", _BEFORE_4_6))
+    ],
+    Difference("the edit of its context", ("context_management", "edits", "type"), _BEFORE_4_6, frozenset({"compact_20260112"})),
     # platform.claude.com/docs/en/api/errors, "Prefill not supported", by anthropic 2.10.0.
     Difference("the beginning of its answer", (), ("claude-opus-4-6*", *SINCE_4_7), carries=_has_prefill),
 )  # fmt: skip

@@ -8,9 +8,9 @@ from functools import partial
 from typing import Final
 
 from gateway.core.accounts.spent_answers import SPENT, show_id
-from gateway.core.calls.call import MediaPart, MediaPlaces
+from gateway.core.calls.call import CallRequest, MediaPart, MediaPlaces
 from gateway.core.calls.routes import Route
-from gateway.core.families.controlled import object_at
+from gateway.core.families.controlled import elements, object_at
 from gateway.core.families.credit import OF_ALL, PREPAID
 from gateway.core.families.family import (
     KEPT_ANSWERS,
@@ -26,7 +26,7 @@ from gateway.core.families.family import (
 from gateway.core.families.gemini import answers, calls, interactions, live
 from gateway.core.families.gemini.array import ArrayMeter
 from gateway.core.families.gemini.calls import BATCHES, EXCLUSIONS, OBJECTS
-from gateway.core.families.model_differences import Difference, has_tools
+from gateway.core.families.model_differences import Difference, has_tools, number_outside
 from gateway.core.families.openai.calls import read_stored, unit
 from gateway.core.families.seals import NOBODY
 from gateway.core.model import Family
@@ -159,6 +159,28 @@ def _refusal(refusal: Refusal, request_id: str) -> dict[str, object]:
 # ai.google.dev/gemini-api/docs/thinking, "Thinking levels and budgets", 2026-11-30, and models.dev (f3fc6922, 2026-07-02).
 # Gemma 3: 400 by BerriAI/litellm#10313 (tools, 2025-04) and CherryHQ/cherry-studio#3242 (2025-03-12).
 _GEMMA_3: Final = ("gemma-3*",)
+_BUDGETS: Final = (
+    "generationConfig.thinkingConfig.thinkingBudget",
+    "generation_config.thinking_config.thinking_budget",
+)
+_CONFIGS: Final = ("generationConfig", "generation_config")
+_SCHEMAS: Final = (
+    "responseSchema", "response_schema", "responseJsonSchema", "response_json_schema",
+)  # fmt: skip
+
+
+def _has_functions_beside(call: CallRequest) -> bool:
+    """Return whether a call has functions of its own, and Google's search or the schema of its answer beside them."""
+    document = call.body.document or {}
+    names = {name for tool in elements(document, "tools") for name in tool}
+    if not names & {"functionDeclarations", "function_declarations"}:
+        return False
+    configs = [config for name in _CONFIGS if isinstance(config := document.get(name), dict)]
+    return bool(names & {"googleSearch", "google_search"}) or any(
+        config.get(name) for config in configs for name in _SCHEMAS
+    )
+
+
 _DIFFERENCES: Final = (
     *[
         Difference(path[-1], path, (*_GEMMA_3, *models))
@@ -172,6 +194,16 @@ _DIFFERENCES: Final = (
             ((config, level), ("gemini-2*",)),  # of an interaction
         )
     ],
+    # ai.google.dev/gemini-api/docs/thinking, "Thinking budgets": the range of each model; 0 and -1 are no numbers of it.
+    *[
+        Difference("the thinkingBudget", (), (models,), carries=number_outside(least, most, *_BUDGETS))
+        for models, least, most in (
+            ("gemini-2.5-pro*", 128, 32_768), ("gemini-2.5-flash-lite*", 512, 24_576), ("gemini-2.5-flash", 1, 24_576),
+            ("gemini-2.5-flash-preview*", 1, 24_576),
+        )
+    ],
+    # celeste-python#197, symfony/ai#803, googleapis/python-genai#867: not before Gemini 3 (2026-12-01).
+    Difference("search or a schema beside functions", (), ("gemini-2*",), carries=_has_functions_beside),
     *[Difference(name, (name,), _GEMMA_3) for name in ("systemInstruction", "system_instruction")],
     Difference("tools", (), (*_GEMMA_3, "gemini-2.5-flash-image*", "gemini-3.1-flash-image*"), carries=has_tools),
 )  # fmt: skip

@@ -10,7 +10,7 @@ from gateway.core.calls.alphabets import CL100K, O200K
 from gateway.core.calls.call import BLOB_TOKENS, CallRequest, MediaPart, MediaPlaces
 from gateway.core.calls.recordings import SOUND_TOKENS_PER_SECOND
 from gateway.core.calls.routes import Route
-from gateway.core.families.controlled import object_at
+from gateway.core.families.controlled import elements, object_at
 from gateway.core.families.credit import OF_ALL, PREPAID, RECHARGE, begins, equals
 from gateway.core.families.family import (
     ApiFamily,
@@ -341,11 +341,12 @@ _GPT_5: Final = (
     "gpt-5", "gpt-5-2*", "gpt-5-mini*", "gpt-5-nano*", "gpt-5-pro*", "gpt-5-codex*", "gpt-5-search*",
 )  # fmt: skip
 _O_SERIES: Final = ("o1*", "o3*", "o4*")
-_REASONING: Final = (*_O_SERIES, *_GPT_5, "gpt-5.*")
+# GPT-6 as GPT-5: BerriAI/litellm PR39607 (2026-12-01).
+_REASONING: Final = (*_O_SERIES, *_GPT_5, "gpt-5.*", "gpt-6*")
 # Those of them that cannot do without: others take samplings with the effort `none`, their default.
 _ALWAYS_REASONING: Final = (
     *_O_SERIES, *_GPT_5, "gpt-5.1-chat*", "gpt-5.1-codex*", "gpt-5.2-chat*", "gpt-5.2-codex*", "gpt-5.2-pro*",
-    "gpt-5.3-codex*", "gpt-5.4-pro*", "gpt-5.5-pro*",
+    "gpt-5.3-codex*", "gpt-5.4-pro*", "gpt-5.5-pro*", "gpt-6*",
 )  # fmt: skip
 _UNREASONING: Final = ("gpt-3.5*", "gpt-4*", "chatgpt-4o*", "gpt-5-chat*", "gpt-5-search*", "gpt-audio*")
 _BLIND: Final = (
@@ -367,12 +368,22 @@ _EFFORTS: Final = {
     "none low medium high": "gpt-5.1 gpt-5.1-2*",
     "low medium high xhigh": "gpt-5.1-codex-max* gpt-5.2-codex* gpt-5.3-codex*",
     "medium high xhigh": "gpt-5.2-pro* gpt-5.4-pro* gpt-5.5-pro*",
+    # developers.openai.com, pages of the models, 2026-11-30: GPT-6.2 rejects `none`, and 6.1 takes `low` to `max`; of
+    # gpt-6-astra CopilotKit PR7191.
+    "low medium high xhigh max": "gpt-6-astra* gpt-6.1* gpt-6.2*",
     "none low medium high xhigh": "gpt-5.2 gpt-5.2-2* gpt-5.4 gpt-5.4-2* gpt-5.4-mini* gpt-5.4-nano* gpt-5.5 gpt-5.5-2*",
 }
 
 
 def _draws(call: CallRequest) -> bool:
     return call.meter in {"openai_images", "openai_image_edits"}
+
+
+def _has_functions_and_effort(call: CallRequest) -> bool:
+    """Return whether a chat has functions and says how much to reason."""
+    document = call.body.document or {}
+    has_effort = document.get("reasoning_effort") not in {None, "none"}
+    return has_effort and any(tool.get("type") == "function" for tool in elements(document, "tools"))
 
 
 def _is_endless(call: CallRequest) -> bool:
@@ -407,6 +418,16 @@ _DIFFERENCES: Final = (
         Difference("the format", path, _SCHEMALESS, frozenset({"json_schema"}))
         for path in (("response_format", "type"), ("text", "format", "type"))
     ],
+    # developers.openai.com, guide to prompt caching: not of small models. home-assistant/core#161256 and
+    # OpenHands PR1345 (gpt-4o-mini, -4.1-mini), SparkyFitness PR2199 (gpt-5.6-luna, 2026-08-21).
+    Difference(
+        "prompt_cache_retention", ("prompt_cache_retention",), ("gpt-4o*", "gpt-4.1-mini*", "gpt-4.1-nano*", "gpt-5.6-luna*"),
+        frozenset({"24h"}),
+    ),
+    # hermes-agent PR24234 (2026-05-12).
+    Difference("a member of include", ("include",), _UNREASONING, frozenset({"reasoning.encrypted_content"})),
+    # Vane#1173 (2026-07-20).
+    Difference("functions beside reasoning_effort", (), ("gpt-5.6-luna*",), carries=_has_functions_and_effort),
     Difference("pictures", (), _BLIND, carries=has_pictures),
     Difference("sound", (), _DEAF, carries=has_sound),
     Difference("tools", (), ("gpt-5-chat*", "gpt-5-search*"), carries=has_tools),
