@@ -54,10 +54,10 @@ from gateway.core.billing.price_book import (
     in_table,
     read_price,
 )
-from gateway.core.billing.price_changes import row_in_force
+from gateway.core.billing.price_changes import UNDATED, row_in_force
 from gateway.core.billing.sellers import Seller
 from gateway.core.metering.refusals import VIOLATION
-from gateway.run.bundled_prices import EPOCH, LIST, Bundle, Row
+from gateway.run.bundled_prices import LIST, Bundle, Row
 
 Moment = tuple[datetime, types.ModelPrice, Mapping[str, types.ModelPrice]]
 
@@ -215,7 +215,7 @@ OFF_PEAK: Final[Mapping[tuple[str, datetime], Mapping[str, str]]] = {
     ("deepseek-v4-flash", datetime(2026, 9, 10, tzinfo=UTC)): {
         "input": "0.15", "cache_read": "0.003", "output": "0.6",
     },
-    ("deepseek-flash", EPOCH): {"input": "0.15", "cache_read": "0.003", "output": "0.6"},
+    ("deepseek-flash", UNDATED): {"input": "0.15", "cache_read": "0.003", "output": "0.6"},
     ("deepseek-v4-pro", datetime(2026, 8, 17, tzinfo=UTC)): {
         "input": "0.66", "cache_read": "0.022", "output": "1.98",
     },
@@ -255,7 +255,7 @@ def _unknown_names(known: Sequence[Row]) -> Iterator[Row]:
                 yield {
                     "provider": provider, "model": name,
                     "match": PREFIX if name.startswith("ft:") else EXACT_NAME, "currency": BASE_CURRENCY,
-                    "effective_from": EPOCH, "source": BUNDLED, **_complete(provider, name, added, True),
+                    "effective_from": UNDATED, "source": BUNDLED, **_complete(provider, name, added, True),
                 }  # fmt: skip
 
 
@@ -287,7 +287,7 @@ def _covers(row: Row, tier: str | Row, of: Row) -> bool:
 
 def written(bundle: Bundle) -> str:
     """Return the JSON text of the file: one row a line, without fields that have the usual value."""
-    usual = {"currency": BASE_CURRENCY, "source": BUNDLED, "effective_from": EPOCH}
+    usual = {"currency": BASE_CURRENCY, "source": BUNDLED, "effective_from": UNDATED}
     rows = ({key: value for key, value in row.items() if usual.get(key) != value} for row in bundle.rows)
     as_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), default=datetime.isoformat).encode
     parts = {"left_out": map(as_json, bundle.left_out), "rows": map(as_json, rows)}
@@ -571,7 +571,7 @@ def _moments(model: types.ModelInfo, told: Any) -> Iterator[Moment]:
     for each in (*lasting, *(model.price_variants or ())):
         if each.constraint is not None:
             days.add(each.constraint.start_date)
-    for since in (EPOCH, *(datetime(day.year, day.month, day.day, tzinfo=UTC) for day in sorted(days))):
+    for since in (UNDATED, *(datetime(day.year, day.month, day.day, tzinfo=UTC) for day in sorted(days))):
         variants = {tier: model.get_prices(since, when) for tier, when in contexts.items()}
         yield since, model.get_prices(since), variants
 

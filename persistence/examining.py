@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import psycopg
+from psycopg.rows import dict_row
 
 from gateway.core.certificates import UnreadableCertificate
 from gateway.errors import SchemaUnavailable
@@ -68,6 +69,16 @@ NAMED_MAX = 3
 _STOPPED = """
 SELECT DISTINCT account FROM quarantine WHERE released_at IS NULL ORDER BY account"""
 _LETTERS = "SELECT count(*) FROM dead_letter WHERE resolved_at IS NULL"
+
+
+# The bundled prices that no later one has replaced.
+_BUNDLED = """
+SELECT * FROM (
+    SELECT *, lead(effective_from) OVER (
+               PARTITION BY lower(provider COLLATE "C"), lower(model COLLATE "C"), match, currency
+                   ORDER BY effective_from) AS following
+      FROM price WHERE source = 'bundled') AS p
+ WHERE following IS NULL OR following > now()"""
 
 
 class TableLock(NamedTuple):
@@ -130,3 +141,9 @@ def few(names: list[str]) -> str:
     """Return the first `NAMED_MAX` names, and the number of the others."""
     more = len(names) - NAMED_MAX
     return ", ".join(names[:NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
+
+
+def bundled_prices(url: str) -> list[dict[str, Any]]:
+    """Return the stored prices of the bundled list that are in force or will be."""
+    with looked_at(url) as connection, connection.cursor(row_factory=dict_row) as cursor:
+        return cursor.execute(_BUNDLED).fetchall()

@@ -47,6 +47,7 @@ from gateway.ops.doctor_redis import (
     of_credentials,
 )
 from gateway.outbound.cloud import signer_of
+from gateway.run.bundled_prices import missing_here
 from gateway.run.health import FREE_BYTES_MIN, full_disks
 from gateway.run.model_lists import ask_models
 from gateway.run.process_vitals import few_files, limits_here
@@ -446,6 +447,7 @@ async def _postgresql(settings: Settings, role: str) -> AsyncIterator[Finding]:
         ("postgresql user", _examine_users, (url, settings.owner_url)),
         ("postgresql pooler", pooler_findings, (url, owner_url)),
         ("rows", _examine_set_aside, (url,)),
+        ("prices", _examine_prices, (url,)),
         ("postgresql", _examine_maxima, (settings, url)),
     ]
     if settings.key_pepper:
@@ -477,6 +479,11 @@ def _examine_set_aside(url: str) -> Iterator[Finding]:
         yield Finding(FAILED, "rows", f"dead letters, which are no rows: {letters:,}; {hints.LETTERS}")
     if not accounts and not letters:
         yield Finding(PASSED, "rows", "no account is in quarantine, and there is no dead letter")
+
+
+def _examine_prices(url: str) -> Iterator[Finding]:
+    if says := missing_here(url):
+        yield Finding(UNKNOWN, "prices", says)
 
 
 def _examine_locks(url: str) -> Iterator[Finding]:

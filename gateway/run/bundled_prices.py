@@ -6,17 +6,13 @@ It is read only on demand: a gateway does not need it.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from gateway.core.billing.price_book import BASE_CURRENCY, BUNDLED
+from gateway.core.billing.price_changes import UNDATED, Row, missing
 
-Row = Mapping[str, Any]
-
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 LIST = Path(__file__).with_suffix(".json")
 
 
@@ -33,6 +29,17 @@ def read_bundle() -> Bundle:
     document = json.loads(LIST.read_bytes())
     rows: list[Row] = []
     for row in document["rows"]:
-        since = datetime.fromisoformat(row["effective_from"]) if "effective_from" in row else EPOCH
+        since = datetime.fromisoformat(row["effective_from"]) if "effective_from" in row else UNDATED
         rows.append({"currency": BASE_CURRENCY, "source": BUNDLED, **row, "effective_from": since})
     return Bundle(document["library"], rows, document["left_out"])
+
+
+def missing_here(url: str) -> str:
+    """Return what to say of the list's prices that this database lacks; "" if it has all, or no list yet.
+
+    Raise `SchemaUnavailable` if PostgreSQL does not answer in time.
+    """
+    from persistence.examining import bundled_prices  # noqa: PLC0415  # heavy to load
+
+    kept = bundled_prices(url)
+    return missing(read_bundle().rows, kept, datetime.now(UTC)) if kept else ""

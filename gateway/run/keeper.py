@@ -220,7 +220,8 @@ class Keeper:
             accounts, ReconciliationResults(self._engine, partition_of)
         )
         self._losses = LossCounter(Losses(self._engine), (moved,), self._log, at_rest=self._servers.at_rest)
-        self._price_list = PriceList(PriceTable(self._engine), self._read_price_list, self._priced)
+        table = PriceTable(self._engine)
+        self._price_list = PriceList(table, self._read_price_list, self._priced, self._compare_prices)
         self._redis_state = RedisState(self._wires, self._log)
         self.programs = ProgramList(self._wires, self._counters, self._engine)
         parts = KeeperParts(
@@ -383,6 +384,12 @@ class Keeper:
 
     def _priced(self, added: int) -> None:
         self._log("bundled prices put in", prices=added)
+
+    def _compare_prices(self) -> None:
+        from gateway.run.bundled_prices import missing_here  # noqa: PLC0415  # once in a life
+
+        if says := missing_here(self._settings.database_url):
+            self._log("prices are missing", why=says, level="warning")
 
     async def _count_waiting(self) -> None:
         self._waiting = await self._servers.waiting()

@@ -369,6 +369,41 @@ async def test_cli_prices_diff_compares_stored_prices_with_the_bundled_list_and_
     assert [each["change"] for each in await differences(run)] == ["gone"]
 
 
+async def test_cli_prices_diff_apply_supersedes_stored_prices_and_changes_no_stored_or_own_price(
+    run: Run, api: Api
+) -> None:
+    """Vertex as an earlier release stored it: 2 and 10 without a later date. Since 1 December it is 4 and 20."""
+    sold = ("--provider", "google-vertex")
+    stored = await from_json(
+        run, "price", "create", "gemini-4-argon", "USD", *sold, "--input", "2", "--output", "10",
+        "--source", "bundled", "--from", "2026-11-01T00:00:00Z",
+    )  # fmt: skip
+    own = await from_json(run, "price", "create", "gemini-3.6-flash", "USD", *sold, "--input", "9")
+    before = {price["id"]: price for price in (stored, own)}
+    at = ("--from", "2026-11-28T00:00:00Z")
+    found = [each for each in (await from_json(run, "prices", "diff", *sold, *at))["items"]
+             if (each["model"], each["change"]) == ("gemini-4-argon", "changed")]  # fmt: skip
+    rises = [each for each in found if "input" in each["says"]]
+    assert [(each["effective_from"], each["says"]["input"]["after"]) for each in rises] == [
+        ("2026-12-01T00:00:00Z", "4")
+    ]
+    await from_json(run, "prices", "diff", *sold, *at, "--apply")
+
+    async def cost(model: str, day: str) -> str:
+        quote = await from_json(
+            run, "price", "quote", model, *sold, "--input", "1000000", "--at", f"{day}T12:00:00Z"
+        )
+        return str(quote["cost"])
+
+    assert [await cost("gemini-4-argon", day) for day in ("2026-11-30", "2026-12-01")] == ["2", "4"]
+    assert [await cost("gemini-3.8-flash", day) for day in ("2026-12-31", "2027-01-01")] == ["0.75", "1.5"]
+    assert await cost("gemini-3.6-flash", "2099-01-01") == "9"
+    for id_, price in before.items():
+        assert (await api.get(f"prices/{id_}")).json == price
+    [entry] = (await api.get("audit-log?resource=prices&action=create&limit=1")).json["items"]
+    assert entry["after"]["source"] == "bundled"
+
+
 async def test_cli_prices_diff_lists_prices_that_cannot_be_taken_from_the_bundled_price_list(
     run: Run,
 ) -> None:

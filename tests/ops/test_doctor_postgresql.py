@@ -17,8 +17,10 @@ from gateway.core.calls.routes import ModelRule, ModelTarget, UpstreamFacts, Ups
 from gateway.errors import StartError
 from gateway.ops import doctor, hints
 from gateway.run import schema
+from gateway.run.bundled_prices import read_bundle
 from gateway.settings.settings import load
 from persistence import engine as engines
+from persistence.resources.prices import PriceTable
 from persistence.schema import migrate, privileges
 from tests.databases import own_database
 from tests.faults.proxy import Proxy, Trap, Way
@@ -141,6 +143,36 @@ async def test_an_upstream_of_unknown_context_is_named_where_holds_bind_calls(
     assert await told() == []
     execute(url, "INSERT INTO token_plan (name, admission) VALUES ('s', 'strict')")
     assert await told() == ["upstream own", "upstream other"]
+
+
+async def test_doctor_counts_listed_prices_that_a_database_lacks_and_dates_a_rise(
+    keepers: tuple[str, str],
+) -> None:
+    """Of a database as an earlier release filled it: a model is missing, and a rise at a seller."""
+    _, url = keepers
+
+    async def said() -> list[tuple[bool | None, str]]:
+        settings = load({}).with_values(database_url=url)
+        found = [one async for one in doctor._postgresql(settings, "keeper")]
+        return [(one.well, one.says) for one in found if one.subject == "prices"]
+
+    assert await said() == [], "no keeper has put the list in yet"
+    lacks = {("gpt-6.2-astra", 11, 17), ("gemini-4-argon", 12, 1)}
+    rows = [
+        row for row in read_bundle().rows
+        if row["provider"] not in {"openai", "google-vertex"}
+        or (row["model"], row["effective_from"].month, row["effective_from"].day) not in lacks
+    ]  # fmt: skip
+    assert len(read_bundle().rows) - len(rows) == 2
+    engine = engines.create(url)
+    await PriceTable(engine).put_in_bundled(rows)
+    await engine.dispose()
+    message = "the bundled list has 2 prices that are not here, 1 of them dearer since 2026-12-01"
+    expected = [(None, f"{message}: tollkeeper prices diff")]
+    assert await said() == expected
+    own = "INSERT INTO price (provider, model, match, currency, effective_from, source, input, hours_at)"
+    execute(url, f"{own} VALUES ('openai', 'gpt-6.2-astra', 'exact', 'USD', now(), 'operator', 8, 'begin')")
+    assert await said() == expected, "a price of the operator's own is none of the list's"
 
 
 @pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])

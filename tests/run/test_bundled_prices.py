@@ -483,7 +483,7 @@ def test_a_seller_follows_the_dates_of_its_maker_and_models_of_november_have_the
     assert cost_nano(vector, counts({"input": 1_000, "output": 1_000})) == int(Decimal(dollars) * NANO)
 
 
-def test_a_seller_keeps_what_it_prices_apart_from_its_maker_when_the_maker_becomes_dearer() -> None:
+def test_a_seller_keeps_own_kinds_of_price_when_the_maker_becomes_dearer() -> None:
     """OpenRouter's own price of writes to a cache, 0.1875 a million; Google has none."""
     moment_ms = datetime(2026, 12, 1, tzinfo=UTC).timestamp() * 1000
     vector = sellers_book().vector("google/gemini-4-argon", "USD", moment_ms, Seller("openrouter"))
@@ -491,7 +491,7 @@ def test_a_seller_keeps_what_it_prices_apart_from_its_maker_when_the_maker_becom
     assert cost_nano(vector, counts({"cache_read": 10**6, "cache_write": 10**6})) == 387_500_000
 
 
-def test_no_seller_is_below_its_maker_at_any_date_without_a_reason() -> None:
+def test_no_seller_is_below_a_maker_at_any_date_without_a_reason() -> None:
     found = list(below_makers(bundle().rows))
     assert [(one.provider, one.name, one.prices) for one in found if not one.reason] == []
     assert {one.reason for one in found} == {one.key for one in BELOW}

@@ -16,22 +16,33 @@ if TYPE_CHECKING:
 
 
 class PriceList:
-    """Loads the price list that `read` returns; calls `observe` with the number of rows it added."""
+    """Loads the price list that `read` returns; calls `observe` with the number of rows it added.
+
+    Where the database has a list, `compare` is called once.
+    """
 
     def __init__(
-        self, table: PriceTable, read: Callable[[], Sequence[Row]], observe: Callable[[int], None]
+        self,
+        table: PriceTable,
+        read: Callable[[], Sequence[Row]],
+        observe: Callable[[int], None],
+        compare: Callable[[], None],
     ) -> None:
         self._table = table
         self._read = read
         self._observe = observe
+        self._compare = compare
         self.there = asyncio.Event()
 
     async def run(self) -> None:
         """Store the bundled price list if the database has none, then wait until cancelled."""
-        if not await self._table.has_bundled():
+        has_list = await self._table.has_bundled()
+        if not has_list:
             rows = await asyncio.to_thread(self._read)
             added = await self._table.put_in_bundled(rows)
             if added:
                 self._observe(added)
         self.there.set()
+        if has_list:
+            await asyncio.to_thread(self._compare)
         await asyncio.Event().wait()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any, Literal
 
@@ -21,6 +21,8 @@ Name = tuple[str, str, str, str]  # provider, model, match, currency
 Timeline = dict[datetime, Row]
 
 A_MOMENT = timedelta(seconds=1)
+# Since when a listed price without a date is in force.
+UNDATED = datetime(1970, 1, 1, tzinfo=UTC)
 _NUMBER = re.compile(r"[0-9]+(\.[0-9]+)?")
 # What a price says of amounts, and of hours that multiply them.
 AMOUNTS = (
@@ -55,6 +57,24 @@ class PriceChange:
         was, becomes = amounts_in(before), amounts_in(after)
         names = [name for name in AMOUNTS if was.get(name) != becomes.get(name)]
         return {name: (before.get(name), after.get(name)) for name in names}
+
+    @property
+    def is_dearer(self) -> bool:
+        return self.before is not None and _is_above(amounts_in(self.row), amounts_in(self.before))
+
+
+def missing(listed: Iterable[Row], kept: Iterable[Row], at: datetime) -> str:
+    """Return what to say of listed prices, in force at a time or later, that are not kept; "" without one."""
+    found = [change for change in changes(listed, kept, at) if change.kind != "gone"]
+    if not found:
+        return ""
+    rises = [change for change in found if change.is_dearer]
+    # Announced rises are counted if there is no other.
+    dearer = [change for change in rises if change.row["effective_from"] <= at] or rises
+    dates = [since for change in dearer if (since := change.row["effective_from"]) > UNDATED]
+    since = f" {'since' if min(dates) <= at else 'from'} {min(dates):%Y-%m-%d}" if dates else ""
+    of_them = f", {len(dearer):,} of them dearer{since}" if dearer else ""
+    return f"the bundled list has {len(found):,} prices that are not here{of_them}: tollkeeper prices diff"
 
 
 def changes(listed: Iterable[Row], kept: Iterable[Row], at: datetime) -> Iterator[PriceChange]:
@@ -107,6 +127,17 @@ def amounts_in(row: Row) -> dict[str, object]:
     return {
         name: _parse_decimals(row[name]) for name in AMOUNTS if row.get(name) not in (None, {}, [], BEGIN)
     }
+
+
+def _is_above(becomes: object, was: object) -> bool:
+    """Return whether a number is above the one at the same place in `was`; both are in the normal form."""
+    if isinstance(becomes, Decimal) and isinstance(was, Decimal):
+        return becomes > was
+    if isinstance(becomes, dict) and isinstance(was, dict):
+        return any(_is_above(part, was.get(name)) for name, part in becomes.items() if name != "above")
+    if isinstance(becomes, list) and isinstance(was, list):
+        return any(map(_is_above, becomes, was))
+    return False
 
 
 def _parse_decimals(value: object) -> object:

@@ -321,19 +321,26 @@ class Table:
         (Table(there=False, other=True), 1, []),
     ],
 )
-async def test_the_list_is_read_only_where_there_is_none(table: Table, reads: int, told: list[int]) -> None:
+async def test_the_list_is_read_only_where_there_is_none_and_compared_where_there_is_one(
+    table: Table, reads: int, told: list[int]
+) -> None:
     read: list[int] = []
     said: list[int] = []
+    compared = asyncio.Event()
+    loop = asyncio.get_running_loop()
 
     def rows() -> Sequence[Row]:
         read.append(1)
         return ROWS
 
-    price_list = PriceList(table, rows, said.append)
+    price_list = PriceList(table, rows, said.append, lambda: loop.call_soon_threadsafe(compared.set))
     assert not price_list.there.is_set()
     task = asyncio.create_task(price_list.run())
     async with asyncio.timeout(30):
         await price_list.there.wait()
+        if table.there:
+            await compared.wait()
     assert not task.done()
+    assert compared.is_set() is table.there
     task.cancel()
     assert (len(read), said) == (reads, told)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.core.billing.price_book import PriceBook, choose, read_price
-from gateway.core.billing.price_changes import A_MOMENT, changes
+from gateway.core.billing.price_changes import A_MOMENT, changes, missing
 from gateway.core.billing.sellers import MAKERS, Seller
 from gateway.core.billing.vector import ModelPrice
 from tests.core.billing.prices import price_row
@@ -205,3 +205,34 @@ def test_what_is_added_says_what_the_list_says_and_leaves_no_difference(
         at = NOW + days * DAY + 2 * A_MOMENT
         assert price_at(after, at) == price_at(listed, at)
     assert list(changes(listed, after, NOW)) == []
+
+
+NOT_HERE = "the bundled list has {} prices that are not here{}: tollkeeper prices diff"
+
+
+@pytest.mark.parametrize(
+    ("listed", "kept", "says"),
+    [
+        ([row("1")], [row("1", NOW - DAY), row("9", model="gone")], ""),
+        ([row("1", model="new")], [row("1")], NOT_HERE.format(1, "")),
+        ([row("1")], [row("2")], NOT_HERE.format(1, "")),
+        ([row("2")], [row("1")], NOT_HERE.format(1, ", 1 of them dearer")),
+        ([row("1"), row("2", NOW - DAY), row("3", NOW - 2 * DAY, "n"), row("1", model="o")],
+         [row("1"), row("1", model="n")],
+         NOT_HERE.format(3, f", 2 of them dearer since {NOW - 2 * DAY:%Y-%m-%d}")),
+        ([row("2", NOW - DAY), row("3", NOW + DAY)], [row("1")],
+         NOT_HERE.format(2, f", 1 of them dearer since {NOW - DAY:%Y-%m-%d}")),
+        ([row("1"), row("2", NOW + DAY)], [row("1")],
+         NOT_HERE.format(1, f", 1 of them dearer from {NOW + DAY:%Y-%m-%d}")),
+        ([row("1", service_tiers={"ultrafast": "6"})], [row("1", service_tiers={"ultrafast": "3"})],
+         NOT_HERE.format(1, ", 1 of them dearer")),
+        ([row("1", context_tiers=[{"above": 5, "input": "3"}])],
+         [row("1", context_tiers=[{"above": 4, "input": "3"}])], NOT_HERE.format(1, "")),
+        ([row("1", context_tiers=[{"above": 5, "input": "3"}])],
+         [row("1", context_tiers=[{"above": 5, "input": "2"}])], NOT_HERE.format(1, ", 1 of them dearer")),
+    ],
+)  # fmt: skip
+def test_missing_counts_the_listed_prices_that_are_not_kept_and_says_since_when_some_are_dearer(
+    listed: list[dict[str, Any]], kept: list[dict[str, Any]], says: str
+) -> None:
+    assert missing(listed, kept, NOW) == says
