@@ -7,6 +7,7 @@ its own bound and its reason, so that it cannot grow unnoticed.
 from __future__ import annotations
 
 import ast
+import builtins
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -402,3 +403,44 @@ def open_patterns(file: SourceFile) -> Iterator[str]:
 
 def _is_meta(function: ast.expr) -> bool:
     return ast.unparse(function) in {"msgspec.Meta", "Meta"}
+
+
+# pydantic and typer read the signature of these functions. Only some versions of Python know a builtin's.
+INSPECTING = (
+    "AfterValidator", "BeforeValidator", "Discriminator", "PlainSerializer", "PlainValidator", "WrapSerializer",
+    "WrapValidator",
+)  # fmt: skip
+INSPECTED = ("autocompletion", "callback", "default_factory", "func")
+
+
+def test_functions_of_which_a_library_reads_the_signature_are_ours() -> None:
+    offenders(foreign_functions())
+
+
+@pytest.mark.parametrize("given", ["int", "date.isoformat", "'{:f}'.format", "partial(round, 1)", "show"])
+def test_a_foreign_function_is_found_wherever_a_library_reads_its_signature(given: str) -> None:
+    text = f"def show(value): ...\nPlainSerializer({given}, when_used='json')\nField(default_factory={given})"
+    assert len(list(_foreign_functions(SourceFile("gateway/a.py", text)))) == (0 if given == "show" else 2)
+
+
+def _foreign_functions(file: SourceFile) -> Iterator[str]:
+    """Yield the functions that are no lambda, no function of the tree and no `partial` of one."""
+    foreign = set(dir(builtins)) | {
+        alias.asname or alias.name
+        for node in file.nodes
+        if isinstance(node, ast.ImportFrom) and not f"{node.module}.".startswith(("gateway.", "persistence."))
+        for alias in node.names
+    }
+    for called, call in calls(file):
+        given = [word.value for word in call.keywords if word.arg in INSPECTED and "field" not in called]
+        for function in [*given, *(call.args[:1] if called in INSPECTING else ())]:
+            match function:
+                case ast.Call(func=ast.Name(id="partial"), args=[inner, *_]):
+                    pass
+                case inner:
+                    pass
+            if isinstance(inner, ast.Attribute) or (isinstance(inner, ast.Name) and inner.id in foreign):
+                yield f"{file.name}:{function.lineno}: write a lambda around {ast.unparse(inner)}"
+
+
+foreign_functions = by_file(".py", below=PRODUCT)(_foreign_functions)

@@ -145,7 +145,9 @@ class _SubscriptionTerms(In):
     )
     minimum: Money | None = optional("What a cycle comes to at least, by day; null: there is none.")
     negotiated_cost: Money | None = optional("What a cycle of the plan costs; null: its price of the day.")
-    quantity: Quantity = Field(default_factory=int, description="Quantity; the fee is charged for each.")
+    quantity: Quantity = Field(
+        default_factory=lambda: 0, description="Quantity; the fee is charged for each."
+    )
 
 
 NewTerms = dated(

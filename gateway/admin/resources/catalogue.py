@@ -288,8 +288,8 @@ class SubscriptionPlanCreate(In):
 
 
 class _PlanCosts(In):
-    monthly_cost: Money = Field(default_factory=Decimal, description="By default as it is.")
-    annual_cost: Money = Field(default_factory=Decimal, description="By default as it is.")
+    monthly_cost: Money = Field(default_factory=lambda: Decimal(0), description="By default as it is.")
+    annual_cost: Money = Field(default_factory=lambda: Decimal(0), description="By default as it is.")
 
 
 Reprice = dated(

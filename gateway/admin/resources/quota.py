@@ -60,7 +60,7 @@ Weight = Annotated[
         lambda value: value <= WEIGHT_MAX and value == round(value, WEIGHT_DIGITS_MAX),
         f'be from "0" to "{WEIGHT_MAX}" with at most {WEIGHT_DIGITS_MAX} decimals',
     ),
-    PlainSerializer("{:f}".format, when_used="json"),
+    PlainSerializer(lambda number: f"{number:f}", when_used="json"),
     WithJsonSchema(
         {
             "type": "string",

@@ -292,7 +292,7 @@ Money = Annotated[
 ]
 Paid = Annotated[
     Decimal,
-    PlainSerializer("{:f}".format, when_used="json"),
+    PlainSerializer(lambda number: f"{number:f}", when_used="json"),
     WithJsonSchema({"type": "string", "description": "In the decimals of its currency."}),
 ]
 # A computed number, written exactly without trailing zeros.
@@ -339,7 +339,7 @@ Fraction = Annotated[
 Day = Annotated[
     date,
     BeforeValidator(_read_day),
-    PlainSerializer(date.isoformat, when_used="json"),
+    PlainSerializer(lambda day: day.isoformat(), when_used="json"),
     WithJsonSchema({"type": "string", "format": "date", "examples": ["2026-01-31"]}),
 ]
 Instant = Annotated[
