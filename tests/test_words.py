@@ -272,7 +272,7 @@ def python_prose(text: str) -> Iterator[str]:
     """Comments, docstrings, and texts with a blank, each as one."""
     yield from comment_prose(text, "#+")
     run: list[str] = []
-    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+    for token in whole_tokens(text):
         if token.type == tokenize.STRING:
             run.append(token.string.lstrip("rbfRBF").strip("\"'"))
         elif token.type == tokenize.COMMENT and token.line[: token.start[1]].strip():
@@ -281,3 +281,20 @@ def python_prose(text: str) -> Iterator[str]:
             message, run = "".join(run), []
             if " " in message:
                 yield from re.split(r"\n\s*\n|\n(?=\s*- )", message)
+
+
+def whole_tokens(text: str) -> Iterator[tokenize.TokenInfo]:
+    """Yield the tokens of a program. An f-string is one, as before Python 3.12, which splits it into several."""
+    lines, starts = text.splitlines(keepends=True), list[tokenize.TokenInfo]()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        kind = tokenize.tok_name[token.type]
+        if kind.endswith("STRING_START"):
+            starts.append(token)
+        elif kind.endswith("STRING_END"):
+            start = starts.pop().start
+            if not starts:
+                rows = [*lines[start[0] - 1 : token.end[0] - 1], lines[token.end[0] - 1][: token.end[1]]]
+                string = "".join(rows)[start[1] :]
+                yield tokenize.TokenInfo(tokenize.STRING, string, start, token.end, token.line)
+        elif not starts:
+            yield token
