@@ -95,6 +95,17 @@ def _whole(digits: str) -> int:
 T = TypeVar("T")
 
 
+def nests_within(value: object, levels: int) -> bool:
+    """Return whether a JSON value has at most `levels` objects and lists inside each other."""
+    parts = [value]
+    for _ in range(levels):
+        holders = [part for part in parts if isinstance(part, dict | list)]
+        parts = [
+            part for holder in holders for part in (holder.values() if isinstance(holder, dict) else holder)
+        ]
+    return not any(isinstance(part, dict | list) for part in parts)
+
+
 def batched(items: Iterable[T], count: int) -> Iterator[list[T]]:
     """Yield lists of up to `count` items; no more than that are read ahead."""
     left = iter(items)

@@ -14,6 +14,7 @@ from gateway.core.accounts.tags import Tags, read_values
 from gateway.core.calls.routes import Route
 from gateway.core.families.header_fields import BAGGAGE_FIELD, OURS_PREFIX, SESSION_FIELDS
 from gateway.core.model import INTEGER_MAX, PRIORITIES, Attribution, Family, RunRequest
+from gateway.core.text import nests_within
 from gateway.errors import InvalidRequest
 from gateway.http.protocol.request import Values
 
@@ -173,7 +174,7 @@ def _metadata(values: Values) -> tuple[bytes, Tags]:
         read = json.loads(value.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_unique)
         if not isinstance(read, dict):
             raise InvalidRequest(f"{name} must be a JSON object.", param=name)
-        if not _within(read, METADATA_DEPTH_MAX):
+        if not nests_within(read, METADATA_DEPTH_MAX):
             raise InvalidRequest(f"{name} may be {METADATA_DEPTH_MAX} levels deep.", param=name)
         for marker in ROW_MARKERS:
             read.pop(marker, None)
@@ -183,14 +184,6 @@ def _metadata(values: Values) -> tuple[bytes, Tags]:
     if b"\\u0000" in written:
         raise InvalidRequest(f"{name} must be a JSON object without NUL.", param=name)
     return written, read_values(read)
-
-
-def _within(value: object, depth: int) -> bool:
-    """Return whether a value nests at most `depth` levels; readers of the value have a bounded stack."""
-    if not isinstance(value, dict | list):
-        return True
-    parts = value.values() if isinstance(value, dict) else value
-    return depth > 0 and all(_within(part, depth - 1) for part in parts)
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:

@@ -16,7 +16,7 @@ from gateway.core.families.objects import ObjectAccess, read_objects
 from gateway.core.families.registry import FAMILIES
 from gateway.core.model import Family
 from gateway.core.text import read_json
-from gateway.errors import Refusal
+from gateway.errors import InvalidRequest, Refusal
 from tests.search import examples
 
 METERS = [
@@ -81,6 +81,34 @@ def look(family: Family, document: dict[str, Any]) -> None:
 @pytest.mark.parametrize("uri", ["http://[x", "https://[::1/v1beta/files/a", "http://a\uff0fb/files/x"])
 def test_an_address_that_is_none(uri: str) -> None:
     look(Family("gemini"), {"contents": [{"parts": [{"fileData": {"fileUri": uri}}]}]})
+
+
+# At its bound a body is read whole, with two frames of Python a level. One level more is refused, whoever reads it.
+@pytest.mark.parametrize(
+    ("meter", "around", "levels"),
+    [
+        ("generic", b'{"x_id":%b}', 1),
+        ("openai_chat", b'{"model":"m","messages":[],"tools":[{"function":{"parameters":%b}}]}', 4),
+        (
+            "mcp",
+            b'{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"t","arguments":{"x_id":%b}}}',
+            3,
+        ),
+    ],
+)
+@pytest.mark.parametrize(("opened", "closed"), [(b'{"a":', b"}"), (b"[", b"]")])
+def test_depth_of_a_call_is_bounded_before_its_objects_are_read(
+    meter: str, around: bytes, levels: int, opened: bytes, closed: bytes
+) -> None:
+    route = Route(("POST",), "/x", "up", "chat", Family("openai"), meter)
+    for depth in (256, 257):
+        body = around % (opened * (depth - levels) + b"1" + closed * (depth - levels))
+        with (
+            contextlib.nullcontext()
+            if depth == 256
+            else pytest.raises(InvalidRequest, match="more than 256 deep")
+        ):
+            read_objects(ANY, read_call(route, {}, body, reads=True))
 
 
 # --- json reader ------------------------------------------------------------------------

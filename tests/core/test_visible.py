@@ -102,7 +102,7 @@ def test_a_document_is_seen_to_its_bottom_or_refused() -> None:
 
     found = names_in(read_document(nested(100)))
     assert (found.ids, found.files) == (True, 1)
-    with pytest.raises(InvalidRequest, match="nested too deeply"):
+    with pytest.raises(InvalidRequest, match="nested more than 256 deep"):
         names_in(read_document(nested(10_000)))
 
 

@@ -16,6 +16,7 @@ from gateway.core.accounts.administration import (
     Actor,
     Claim,
 )
+from gateway.core.text import nests_within
 from gateway.errors import (
     AdminRefusal,
     Unprocessable,
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 ERRORS_MAX = 50
 # Maximum of values in a body, at any depth: each takes many times the memory of its JSON.
 VALUES_MAX = 50_000
+# Maximum of objects and lists inside each other: later readers have a bounded stack.
+NESTED_MAX = 256
 # Parts that pydantic adds to the path of an error: for an invalid key, and for a value with several forms.
 _OF_A_NAME = "[key]"
 _NO_FIELDS = {_OF_A_NAME, *FORMS, ADDRESS_LINES, ADDRESS_PARTS}
@@ -70,12 +73,15 @@ def parse_any_body(raw: bytes, values_max: int = VALUES_MAX) -> object:
     try:
         value: object = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_constant)
         canonical(value)
-    except RecursionError as error:
-        raise AdminRefusal("The body is nested too deeply.") from error
+        is_deep = not nests_within(value, NESTED_MAX)
+    except RecursionError:
+        value, is_deep = None, True
     except UnicodeError as error:
         raise AdminRefusal("The body is not valid UTF-8 text.") from error
     except ValueError as error:
         raise AdminRefusal(f"The body is not valid JSON: {error}.") from error
+    if is_deep:
+        raise AdminRefusal(f"The body is nested more than {NESTED_MAX} deep.")
     return value
 
 

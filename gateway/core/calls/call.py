@@ -49,6 +49,8 @@ STRINGS_MAX = 100_000  # names included: 0.1 µs
 NUMBERS_MAX = 320_000  # all other values: 0.1 µs. A call for embeddings may have 300,000 tokens as numbers
 BACKSLASHES_MAX = 500_000  # escapes in strings: 0.03 µs
 OUTSIDE_BYTES_MAX = 8 << 20  # numbers, marks and blanks outside strings
+# Objects and lists inside each other. Decoders stop at the end of the stack, which each Python has elsewhere.
+NESTED_MAX: Final = 256
 DIGITS_MAX = 4_300  # digits of one integer that Python reads in a bounded time
 LONG_DIGITS_MAX = 309  # digits of one integer in a large body: the longest that a double holds
 UNCOUNTED_BYTES_MAX = 32 << 10  # a body no longer than this cannot exceed a bound
@@ -175,7 +177,7 @@ def read_document(body: bytes, look: BodyLook | None = None) -> dict[str, object
     except UnicodeDecodeError as error:
         raise InvalidRequest("The body is not valid UTF-8.") from error
     except RecursionError as error:
-        raise InvalidRequest("The body is nested too deeply.") from error
+        raise _too_deep() from error
     if not isinstance(document, dict):
         raise InvalidRequest("The body must be a JSON object.")
     return document
@@ -186,7 +188,11 @@ def write_document(document: dict[str, object]) -> bytes:
     try:
         return _encode(document)
     except RecursionError as error:
-        raise InvalidRequest("The body is nested too deeply.") from error
+        raise _too_deep() from error
+
+
+def _too_deep() -> InvalidRequest:
+    return InvalidRequest(f"The body is nested more than {NESTED_MAX} deep.")
 
 
 def written_of(document: dict[str, object], body: bytes, look: BodyLook) -> bytes:
@@ -673,18 +679,22 @@ NO_NAMES: Final = FieldNames()
 def names_in(document: Document) -> FieldNames:
     """Return the facts that the field names in a document show, such as whether it may contain media.
 
-    Raise `InvalidRequest` if the document is nested too deeply.
+    Raise `InvalidRequest` if the document is nested more than `NESTED_MAX` deep.
     """
     names = FieldNames()
-    try:
-        _look(document, names, 0)
-    except RecursionError as error:
-        raise InvalidRequest("The body is nested too deeply.") from error
+    _look(document, names, 1)
     return names
 
 
-def _look(value: Document, names: FieldNames, of_inner: int = _TOOLS) -> None:
-    """Add the facts of an object's names to `names`; `of_inner` are the kinds that count in it alone."""
+def _deeper(depth: int) -> int:
+    """Return the depth of an object or list in one of `depth`."""
+    if depth == NESTED_MAX:
+        raise _too_deep()
+    return depth + 1
+
+
+def _look(value: Document, names: FieldNames, depth: int) -> None:
+    """Add the facts of an object's names to `names`; `depth` objects and lists are inside each other here."""
     for name, inside in value.items():
         kind = _known.get(name)
         if kind is None:
@@ -693,7 +703,7 @@ def _look(value: Document, names: FieldNames, of_inner: int = _TOOLS) -> None:
             if kind & _NAMED:
                 names.ids = names.ids or kind & _ID > 0
                 names.caches = names.caches or kind & _CACHE > 0
-                names.tools = names.tools or kind & of_inner > 0
+                names.tools = names.tools or (depth > 1 and kind & _TOOLS > 0)
             if kind & _FILE and isinstance(inside, str):
                 names.files += 1
                 names.media = names.media or inside[:5].lower() == "data:"
@@ -706,17 +716,17 @@ def _look(value: Document, names: FieldNames, of_inner: int = _TOOLS) -> None:
         elif isinstance(inside, str) and _is_address(inside):
             names.media = True
         if isinstance(inside, dict):
-            _look(inside, names)
+            _look(inside, names, _deeper(depth))
         elif isinstance(inside, list):
-            _look_at_each(inside, names)
+            _look_at_each(inside, names, _deeper(depth))
 
 
-def _look_at_each(values: list[object], names: FieldNames) -> None:
+def _look_at_each(values: list[object], names: FieldNames, depth: int) -> None:
     for each in values:
         if isinstance(each, dict):
-            _look(each, names)
+            _look(each, names, _deeper(depth))
         elif isinstance(each, list):
-            _look_at_each(each, names)
+            _look_at_each(each, names, _deeper(depth))
         elif isinstance(each, str) and _is_address(each):
             names.media = True
 

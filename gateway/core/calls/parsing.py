@@ -100,6 +100,8 @@ def read_call(
     if shape.of_tools:
         spec = shape.read(parts, document, path_params, bounds)
         parts.content, tool = written_of(document, body, look), spec.mcp.tool
+        if not look.plain:
+            names_in(document)  # refuses what is nested too deep
         model = f"{route.upstream}/{tool}" if tool else ""
         spec = spec._replace(model=model, mcp=spec.mcp._replace(server=route.upstream))
         return CallRequest(route.meter, route.family, parts, spec, spec.output_max)

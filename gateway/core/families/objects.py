@@ -229,15 +229,12 @@ def _find_ids(objects: ObjectRules, asked: Document, closed: bool, ids: BodyIds)
 
     Raise `InvalidRequest` in the body of a stored object (`closed`) for what selects objects otherwise.
     """
-    try:
-        for name, inside in asked.items():
-            ids.known = closed or name.lower() in PLACES
-            _look_at(objects, name, inside, asked, "", ids)
-        ids.known = True
-        if closed and objects.kinds:
-            _check_kinds(objects, asked)
-    except RecursionError as error:
-        raise InvalidRequest("The request is nested too deeply.") from error
+    for name, inside in asked.items():
+        ids.known = closed or name.lower() in PLACES
+        _look_at(objects, name, inside, asked, "", ids)
+    ids.known = True
+    if closed and objects.kinds:
+        _check_kinds(objects, asked)
 
 
 def _objects_of(call: CallRequest, ids: tuple[str, ...], body_ids: BodyIds, keeps: int) -> StoredObjects:

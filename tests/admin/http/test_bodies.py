@@ -63,6 +63,20 @@ def test_request_body_that_is_not_a_single_unambiguous_json_object_is_refused(ra
     assert refused.value.status == 400
 
 
+@pytest.mark.parametrize(("opened", "closed"), [(b'{"x":', b"}"), (b"[", b"]")])
+def test_depth_of_a_request_body_is_bounded_by_a_number_and_not_by_the_stack(
+    opened: bytes, closed: bytes
+) -> None:
+    for depth in (254, 255, *range(256, 1_100, 60), 9_000):
+        body = b'{"x":' + opened * depth + b"1" + closed * depth + b"}"
+        if depth <= 255:
+            assert parse_body(body)
+        else:
+            with pytest.raises(AdminRefusal, match="nested more than 256 deep") as refused:
+                parse_body(body)
+            assert refused.value.status == 400
+
+
 async def test_malformed_bodies_are_400_problems(api: Api) -> None:
     for raw in MALFORMED[:17:8]:
         answer = await api.call("POST", "organizations", data=raw)

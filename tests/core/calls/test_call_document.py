@@ -17,6 +17,7 @@ from gateway.core.calls.call import (
     OUTSIDE_BYTES_MAX,
     STRINGS_MAX,
     check_names,
+    names_in,
     read_document,
     write_document,
 )
@@ -28,6 +29,7 @@ def judged(body: bytes) -> Document:
     """What is read of a body that can be understood in one way only."""
     document = read_document(body)
     check_names(body, write_document(document), 0)
+    names_in(document)
     return document
 
 
@@ -121,12 +123,14 @@ def test_what_is_not_one_json_object_in_utf8_is_refused(body: bytes) -> None:
     refused(body)
 
 
-@pytest.mark.parametrize("depth", range(200, 1100, 12))
-def test_no_depth_is_read_that_cannot_be_written(depth: int) -> None:
-    try:
-        assert judged(b'{"x":' + b"[" * depth + b"]" * depth + b"}")
-    except InvalidRequest as refusal:
-        assert "deep" in refusal.message  # noqa: PT017  # either is right, where the stack ends decides
+@pytest.mark.parametrize(("opened", "closed"), [(b'{"x":', b"}"), (b"[", b"]")])
+def test_depth_of_a_body_is_bounded_by_a_number_and_not_by_the_stack(opened: bytes, closed: bytes) -> None:
+    for depth in (254, 255, *range(256, 1_100, 60), 3_000, 9_000):
+        body = b'{"x":' + opened * depth + b"1" + closed * depth + b"}"
+        if depth <= 255:
+            assert judged(body)
+        else:
+            assert refused(body).message == "The body is nested more than 256 deep."
 
 
 @pytest.mark.parametrize(
