@@ -31,7 +31,7 @@ def compiler() -> Any:
 
 def built(source: Path, flags: str = "") -> Any:
     """Load the module of a C file; any warning is an error. Skip the test without a compiler."""
-    _ask_for_compiler()
+    ask_for_compiler()
     flags = f"-Wall -Wextra -Werror {flags}"
     made = compiler().kept(
         source.stem, [source], flags, lambda folder: compiler().extension(source, folder, flags)
@@ -44,10 +44,10 @@ def compiled() -> Path:
 
     What mypyc makes of the modules is compared, not what a C compiler makes of that: the quickest level is used.
     """
-    _ask_for_compiler()
+    ask_for_compiler()
     return Path(compiler().compiled(level="0"))
 
 
-def _ask_for_compiler() -> None:
+def ask_for_compiler() -> None:
     if compiler().lacking():
         pytest.skip("this machine has no C compiler or no Python.h")

@@ -13,16 +13,11 @@ import trustme
 
 from tests.certificates import write
 from tests.conftest import ANSWER_S_MAX, ValkeyServer
-from tests.deploy.programs import program
+from tests.deploy.programs import redis_server
 from tests.sentinel_pair import SentinelPair
 from tests.valkey_cluster import Member, ValkeyCluster
 
 NAME = "localhost"
-
-
-def redis_server() -> str:
-    """Debian's Redis; the test is skipped where there is none to be had."""
-    return program("redis-server", "redis-server", "redis-tools", "libjemalloc2", "liblzf1")
 
 
 class Files:

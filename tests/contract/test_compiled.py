@@ -14,7 +14,7 @@ import pytest
 
 from tests import search
 from tests.deploy import installed
-from tests.extensions import compiled, compiler, loaded
+from tests.extensions import ask_for_compiler, compiled, compiler, loaded
 from tests.search import is_night
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,6 +94,7 @@ def test_build_is_kept_for_its_sources_and_flags(tmp_path: Path) -> None:
     (tmp_path / "deploy").mkdir()
     script = shutil.copy(ROOT / "deploy/compile.py", tmp_path / "deploy")
     program, folders = loaded("compile_elsewhere", Path(script)), list[Path]()
+    ask_for_compiler()
     source = tmp_path / "a.c"
     for text, flags in (("1", ""), ("1", ""), ("1", "-O3"), ("2", ""), ("1", "")):
         source.write_text(text)

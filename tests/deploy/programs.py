@@ -40,6 +40,11 @@ def program(name: str, *packages: str, places: str | None = None) -> str:
     return str(start)
 
 
+def redis_server() -> str:
+    """Debian's Redis; the test is skipped where there is none to be had."""
+    return program("redis-server", "redis-server", "redis-tools", "libatomic1", "libjemalloc2", "liblzf1")
+
+
 def unpacked(*packages: str) -> Path:
     """The folder with Debian's packages; the test is skipped where no mirror has them."""
     if shutil.which("apt-get") is None:

@@ -18,7 +18,7 @@ import trustme
 
 from gateway.local.embedded.unprivileged import borrow
 from tests.conftest import free_port
-from tests.deploy.programs import program, run
+from tests.deploy.programs import program, redis_server, run
 from tests.tree import ROOT
 from tests.waiting import HUNG_S, wait_until
 
@@ -69,7 +69,7 @@ class SecuredRedis:
 
     def start(self, *, days: float = 30.0) -> None:
         """Start with a certificate that is valid for so many days."""
-        binary = program("redis-server", "redis-server", "redis-tools", "libjemalloc2", "liblzf1")
+        binary = redis_server()
         certificate, key = self._authority.issue("redis", days=days)
         options = {
             "port": "0", "tls-port": str(self.port), "bind": "127.0.0.1", "dir": str(self._folder),

@@ -19,7 +19,7 @@ import redis
 from gateway.counters.redis import keys
 from tests.builders import World
 from tests.conftest import ValkeyServer, valkey_binary
-from tests.deploy.programs import program
+from tests.deploy.programs import redis_server
 from tests.deploy.secured import PASSWORD, USERS, write_users
 from tests.journey.clients import UV
 from tests.journey.node import run_installer
@@ -48,7 +48,7 @@ class Release:
     def program(self) -> str:
         """Where it is; the test is skipped where it cannot be had."""
         if not self.packages:
-            return {"redis 7.0.15": debians, "valkey": lambda: str(valkey_binary())}[self.name]()
+            return {"redis 7.0.15": redis_server, "valkey": lambda: str(valkey_binary())}[self.name]()
         folder = FETCHED / self.name.replace(" ", "-")
         if not (folder / "ready").exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -65,11 +65,6 @@ class Release:
         start.write_text(f'#!/bin/sh\nLD_LIBRARY_PATH="{folder}/psycopg2_binary.libs" exec "{found}" "$@"\n')
         start.chmod(0o755)
         return str(start)
-
-
-def debians() -> str:
-    """Debian's server."""
-    return program("redis-server", "redis-server", "redis-tools", "libjemalloc2", "liblzf1")
 
 
 EMBEDDED = Release("valkey", loses=False)

@@ -18,7 +18,8 @@ from gateway.ops import doctor_redis
 from gateway.settings.settings import load
 from persistence.schema import migrate
 from tests.conftest import ValkeyServer
-from tests.lua.test_restarted import Shipped, debians
+from tests.deploy.programs import redis_server
+from tests.lua.test_restarted import Shipped
 from tests.ops.test_doctor_managed import examined
 from tests.tree import ROOT
 
@@ -156,7 +157,7 @@ async def test_a_redis_that_is_away_is_told(server: ValkeyServer) -> None:
     ],
 )
 async def test_who_loads_the_file_is_asked_for(tmp_path: Path, role: str, rule: str, said: str) -> None:
-    server = Shipped(tmp_path / "redis", debians())
+    server = Shipped(tmp_path / "redis", redis_server())
     server.start()
     try:
         user = GATEWAY if role == "serve" else KEEPER

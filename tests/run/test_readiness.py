@@ -386,7 +386,8 @@ async def test_memory_of_the_server_and_what_follows_it_are_figures(
         before = state.figures()
         with redis.Redis(port=server.port) as client:
             client.set("much", b"x" * 4_000_000)
-        wanted = int(str(before["redis_memory_used_bytes"])) + 3_900_000
+        # Besides the value the server has buffers, some of which it frees meanwhile: how many, its libc decides.
+        wanted = int(str(before["redis_memory_used_bytes"])) + 3_500_000
         await eventually(lambda: int(str(state.figures()["redis_memory_used_bytes"])) > wanted)
     assert (before["redis_memory_max_bytes"], before["redis_replicas"]) == (64 * 1024 * 1024, 0)
     assert before["redis_files_failing"] == [("append_only", 0), ("snapshot", 0)]

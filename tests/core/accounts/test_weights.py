@@ -228,7 +228,9 @@ def test_a_change_is_told_until_no_clock_can_be_before_it() -> None:
 def test_a_clock_is_exact_up_to_its_change_and_behind_it(zone: str) -> None:
     for day in range(ms("2024-01-01"), ms("2030-01-01"), 11 * DAY_MS):
         clock = clock_of(zone, day)
-        assert clock.turns_at > day - APART_MS
-        for at in range(day, clock.turns_at + 27 * DAY_MS, 7 * DAY_MS):
-            wanted = clock.offset if at < clock.turns_at else clock.offset_after
+        assert clock.turns_at > day - APART_MS or clock == (clock.offset, 0, clock.offset)
+        # An edition of tzdata may know of no change in the year ahead.
+        turns_at = clock.turns_at or day + 370 * DAY_MS
+        for at in range(day, turns_at + 27 * DAY_MS, 7 * DAY_MS):
+            wanted = clock.offset if at < turns_at else clock.offset_after
             assert offset_at(ZoneInfo(zone), at) == wanted, (zone, day, at)
