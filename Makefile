@@ -1,4 +1,4 @@
-# Everything here works with Python 3.11 and make alone. ARGS="…" is passed on.
+# Everything here works with Python 3.11 to 3.14 and make alone. ARGS="…" is passed on.
 MAKEFLAGS += --no-print-directory
 # Hundreds of processes are started by the tests: none compiles again what another has compiled.
 unexport PYTHONDONTWRITEBYTECODE

@@ -14,7 +14,7 @@ from tests.tree import ROOT
 from tests.waiting import HUNG_S
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
-PYTHONS = ["3.11", "3.12", "3.13"]
+PYTHONS = ["3.11", "3.12", "3.13", "3.14"]
 # What may leave, by the job that needs the right to.
 RIGHTS = {
     "wheels": {"id-token", "attestations"}, "packages": {"id-token"}, "image": {"packages", "id-token"},
@@ -46,6 +46,10 @@ def test_every_python_is_tested_and_has_a_wheel() -> None:
     for workflow, job in (("ci", "test"), ("release", "wheels")):
         found = jobs(ROOT / ".github" / "workflows" / f"{workflow}.yml")[job]
         assert found["strategy"]["matrix"]["python"] == PYTHONS
+    for name in ("README.md", "CONTRIBUTING.md", "Makefile", "docs/index.md", "docs/operate/install.md"):
+        spans = re.findall(r"Python 3\.\d+ to 3\.\d+", (ROOT / name).read_text())
+        assert set(spans) == {f"Python {PYTHONS[0]} to {PYTHONS[-1]}"}, name
+    assert f"newer than {PYTHONS[-1]}, the newest" in (ROOT / ".ci/environment").read_text()
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda one: one.stem)
