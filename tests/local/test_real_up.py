@@ -31,7 +31,8 @@ from tests.run.supervisor.conftest import ROOT
 from tests.waiting import HUNG_S, readable, wait_until
 
 # Of a worker that finds its modules compiled: one that compiles them has 2 MB more.
-WORKER_BYTES_MAX = 54_000_000
+# The same modules and objects take a tenth more from Python 3.14 on.
+WORKER_BYTES_MAX = 54_000_000 if sys.version_info < (3, 14) else 61_000_000
 TWINS = (
     "INSERT INTO app_user (organization_id, external_id)"
     " SELECT min(id), %(it)s FROM organization, generate_series(1, 2) AS twin GROUP BY twin"
