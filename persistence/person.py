@@ -18,6 +18,7 @@ from psycopg import sql
 from psycopg.rows import dict_row
 from psycopg.types.json import Jsonb
 
+from gateway.core.accounts.budgets import DELETED, owner_of
 from gateway.core.accounts.call_facts import CALL_NAMES, NAMES_BESIDE_MARKERS, ROW_MARKERS
 from gateway.errors import Conflict, NotFound
 from persistence.address import CONNECT, plain_url
@@ -35,8 +36,12 @@ _TENANTS = "SELECT id FROM tenant WHERE organization_id = %(organization)s"
 _KEYS = f"""SELECT id FROM api_key WHERE "user" = %(name)s AND tenant_id IN ({_TENANTS})"""
 _TOKENS = "SELECT id FROM admin_token WHERE user_id = %(id)s"
 _SCOPES = f"""SELECT 'key:' || id FROM ({_KEYS}) AS k UNION ALL SELECT 'token:' || id FROM ({_TOKENS}) AS t"""
+# Tokens of the organization, which providers of identities sign its people in by; what they did has their id as `person`.
+_SHARED = "SELECT id FROM admin_token WHERE organization_id IS NOT DISTINCT FROM %(organization)s"
+_BY_THEM = f"""({{by}} IN ({_SCOPES}) OR {{person}} = %(name)s
+    AND {{by}} IN (SELECT 'token:' || id FROM ({_SHARED}) AS t))"""
 _ACCOUNTS = f"SELECT 'user:' || id || ':' || %(name)s FROM ({_TENANTS}) AS t"
-_THEIR_AUDIT = f"""(admin_token_id IN ({_TOKENS}) OR actor IN ({_SCOPES})
+_THEIR_AUDIT = f"""(admin_token_id IN ({_TOKENS}) OR {_BY_THEM.format(by="actor", person="person")}
     OR (resource = 'users' AND resource_id = %(id)s::text)
     OR (resource = 'api-keys' AND resource_id IN (SELECT id::text FROM ({_KEYS}) AS k))
     OR (resource = 'admin-tokens' AND resource_id IN (SELECT id::text FROM ({_TOKENS}) AS t))
@@ -45,7 +50,18 @@ _THEIR_AUDIT = f"""(admin_token_id IN ({_TOKENS}) OR actor IN ({_SCOPES})
 _LEDGERS = ("token_ledger", "credit_transaction", "feature_usage")
 _USERS_BUDGETS = "SELECT id FROM budget WHERE organization_id = %(organization)s AND each = 'user'"
 _OF_THEM = f"budget_id IN ({_USERS_BUDGETS})"
-_THEIR_SESSIONS = "token_digest IN (SELECT digest FROM admin_token WHERE user_id = %(id)s)"
+_THEIR_USE = f"{_OF_THEM} AND value = %(owner)s"
+# Entries of the audit log that name them among others, or as a member.
+_LISTING_AUDIT = f"""(organization_id = %(organization)s AND (%(name)s IN (before ->> 'member', after ->> 'member')
+    OR before -> 'members' ? %(name)s OR after -> 'members' ? %(name)s
+    OR resource = 'budgets' AND resource_id IN (SELECT id::text FROM ({_USERS_BUDGETS}) AS b)
+       AND after -> 'overrides' @> jsonb_build_array(jsonb_build_object('who', %(name)s::text))))"""
+_THEIR_SESSIONS = """(token_digest IN (SELECT digest FROM admin_token WHERE user_id = %(id)s)
+    OR person = %(name)s AND organization_id IS NOT DISTINCT FROM %(organization)s)"""
+_NAMED = "to_jsonb(%(name)s::text)::text"
+# JSON whose texts that are the name are `none`; names of fields stay.
+_RENAMED = f"""replace(replace({{column}}::text, {_NAMED}, to_jsonb(%(none)s::text)::text),
+                 to_jsonb(%(none)s::text)::text || ':', {_NAMED} || ':')::jsonb"""
 
 # By table: the condition for a user's rows, and the names of secret columns.
 KEPT = {
@@ -57,15 +73,16 @@ KEPT = {
         ("digest", "token_digest", "renewal", "id_token", "provider_session"),
     ),
     "agent_sign_in": (
-        f"token_id IN ({_TOKENS}) OR api_key_id IN ({_KEYS})",
+        f"token_id IN ({_TOKENS}) OR api_key_id IN ({_KEYS}) OR person = %(name)s AND token_id IN ({_SHARED})",
         ("seed", "user_code", "renewal"),
     ),
-    "audit_log": (_THEIR_AUDIT, ()),
+    "audit_log": (f"{_THEIR_AUDIT} OR {_LISTING_AUDIT}", ()),
     "budget": ('organization_id = %(organization)s AND "user" = %(name)s', ()),
     **dict.fromkeys(
         ("budget_override", "budget_raise"), (f"{_OF_THEM} AND name = %(name)s AND name <> value", ())
     ),
     "caller_group": ("organization_id = %(organization)s AND kind = 'user' AND members ? %(name)s", ()),
+    "budget_use": (_THEIR_USE, ()),
     "signed_in_user": ("organization_id = %(organization)s AND name = %(name)s", ()),
     "raise_request": (f"requested_by IN ({_SCOPES}) OR {_OF_THEM} AND who = %(name)s", ()),
     "control_write": (f"account IN ({_ACCOUNTS}) OR payload ->> 'user' = %(name)s", ()),
@@ -73,6 +90,9 @@ KEPT = {
     "usage_tag": ("user_id = %(id)s", ("tags_hash",)),
     **dict.fromkeys(_LEDGERS, ("user_id = %(id)s", ())),
 }
+
+# Tables whose JSON lists others beside the user.
+_LISTS = frozenset({"audit_log", "caller_group"})
 
 # Uses of the data that refuse a deletion, by the words of the refusal.
 _REFUSALS = {
@@ -106,14 +126,32 @@ _TAKEN_OUT = {
     "console_session": f"DELETE FROM console_session WHERE {_THEIR_SESSIONS}",
     "agent_sign_in": f"DELETE FROM agent_sign_in WHERE {KEPT['agent_sign_in'][0]}",
     "idempotency_key": f"""DELETE FROM idempotency_key
- WHERE actor IN ({_SCOPES}) OR strpos(response::text, to_jsonb(%(name)s::text)::text) > 0""",
-    "webhook_delivery": """DELETE FROM webhook_delivery
- WHERE state <> 'pending' AND strpos(payload::text, to_jsonb(%(name)s::text)::text) > 0""",
-    "audit_log": f"""UPDATE audit_log SET before = before - {_NAMES}, after = after - {_NAMES},
-       person = NULL, issuer = NULL, identity = NULL WHERE {_THEIR_AUDIT}""",
+ WHERE actor IN ({_SCOPES}) OR strpos(response::text, {_NAMED}) > 0""",
+    "webhook_delivery": f"""DELETE FROM webhook_delivery
+ WHERE payload ->> 'organization_id' IS NOT DISTINCT FROM %(organization)s::text
+   AND strpos(payload::text, {_NAMED}) > 0""",
+    # Who wrote an entry that only lists them is somebody else.
+    "audit_log": f"""UPDATE audit_log AS a
+   SET before = {_RENAMED.format(column="a.before")} - f.names, after = {_RENAMED.format(column="a.after")} - f.names,
+       (person, issuer, identity) = (SELECT a.person, a.issuer, a.identity WHERE f.names = '{{}}')
+  FROM (SELECT id, created_at, CASE WHEN {_THEIR_AUDIT} THEN {_NAMES} ELSE '{{}}' END AS names FROM audit_log
+         WHERE {KEPT["audit_log"][0]}) AS f
+ WHERE (a.id, a.created_at) = (f.id, f.created_at)""",
+    **{
+        table: f"""UPDATE {table} SET {when}_person = NULL, {when}_issuer = NULL, {when}_identity = NULL
+ WHERE {_BY_THEM.format(by=f"{when}_by", person=f"{when}_person")}"""
+        for table, when in (("dead_letter", "resolved"), ("quarantine", "released"))
+    },
+    "lost_event": f"""UPDATE lost_event SET detail = detail - 'person'
+ WHERE {_BY_THEM.format(by="detail ->> 'by'", person="detail ->> 'person'")}""",
     "budget_override": f"DELETE FROM budget_override WHERE {KEPT['budget_override'][0]}",
     "budget_raise": f"DELETE FROM budget_raise WHERE {KEPT['budget_raise'][0]}",
     "caller_group": f"UPDATE caller_group SET members = members - %(name)s WHERE {KEPT['caller_group'][0]}",
+    # Used amounts stay, under another owner, so that nobody may use them again.
+    **{
+        table: f"UPDATE {table} SET value = %(none)s{name} WHERE {_THEIR_USE}"
+        for table, name in (("budget_use", ", name = %(none)s"), ("budget_told", ""))
+    },
     "signed_in_user": f"DELETE FROM signed_in_user WHERE {KEPT['signed_in_user'][0]}",
     "raise_request": f"""UPDATE raise_request SET reason = '-',
        who = CASE WHEN {_OF_THEM} AND who = %(name)s THEN %(none)s ELSE who END
@@ -156,7 +194,8 @@ class KeptPerson:
         """The parameters of the SQL statements; `none` is the text that replaces the user's names."""
         return {
             "id": self.id, "name": self.name, "organization": self.organization,
-            "none": f"deleted-{self.id}", "ours": list(_OURS), "beside": Jsonb(NAMES_BESIDE_MARKERS),
+            "none": f"{DELETED}{self.id}", "ours": list(_OURS), "beside": Jsonb(NAMES_BESIDE_MARKERS),
+            "owner": owner_of(self.name),
         }  # fmt: skip
 
 
@@ -180,14 +219,28 @@ def find_person(connection: psycopg.Connection, user: str, organization: str | N
 
 
 def read_person(connection: psycopg.Connection, person: KeptPerson) -> Iterator[dict[str, Any]]:
-    """Yield every stored row of a user as its table and JSON, without secrets."""
+    """Yield every stored row of a user as its table and JSON, without secrets, and without others of a group."""
     for table, (condition, secrets) in KEPT.items():
         statement = f"SELECT to_jsonb(r) - %(secrets)s::text[] AS row FROM {table} AS r WHERE {condition}"
         with connection.cursor(f"kept_{table}", row_factory=dict_row) as cursor:
             cursor.itersize = ROWS_AT_ONCE
             cursor.execute(statement.encode(), person.parameters | {"secrets": list(secrets)})
             for kept in cursor:
-                yield {"table": table, "row": kept["row"]}
+                row = _without_others(kept["row"], person.name) if table in _LISTS else kept["row"]
+                yield {"table": table, "row": row}
+
+
+def _without_others(row: Any, name: str) -> Any:
+    """Return JSON whose lists of members, and of budgets' overrides, have the user alone."""
+    if not isinstance(row, dict):
+        return row
+    own = {field: _without_others(value, name) for field, value in row.items()}
+    for field, who in (("members", None), ("overrides", "who")):
+        if isinstance(listed := own.get(field), list):
+            own[field] = [
+                entry for entry in listed if (entry.get(who) if isinstance(entry, dict) else entry) == name
+            ]
+    return own
 
 
 def delete_person(

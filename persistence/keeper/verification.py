@@ -15,7 +15,7 @@ from sqlalchemy import Row
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from gateway.core.accounts.budgets import EACH_UNUSED_DAYS, Budget
+from gateway.core.accounts.budgets import DELETED, EACH_UNUSED_DAYS, Budget
 from gateway.core.accounts.definitions import AccountDefinition, KeyDefinition
 from gateway.core.accounts.groups import NO_GROUPS, GroupTerms
 from gateway.core.accounts.outbox import WindowKey
@@ -64,19 +64,22 @@ _MS = "floor(extract(epoch FROM {}) * 1000)::bigint"
 # Accounts of sessions that Redis has dropped as unused; it counts days in UTC.
 _FORGOTTEN = """b."interval" = 'total' AND b.each = 'session'
            AND u.moved_at < date_trunc('day', now(), 'UTC') - make_interval(days => :unused_days)"""
+# Redis has the use of a user whose data was deleted under another owner, until it ends.
+_IS_KNOWN = f"NOT starts_with(u.value, '{DELETED}')"
 _USED = query("verification.used", "Select the use of accounts of budgets", f"""
 SELECT u.budget_id, {_MS.format("u.start")} AS start_ms, u.value, u.used, {_MS.format("u.moved_at")} AS moved_ms,
        u.carried, u.limit_at_end, u.changed
   FROM unnest(cast(:ids AS bigint[]), cast(:starts AS bigint[])) AS k (id, start)
   JOIN budget_use AS u ON u.budget_id = k.id AND u.start >= to_timestamp(k.start / 1000.0)
   LEFT JOIN budget AS b ON b.id = u.budget_id AND {_FORGOTTEN}
- WHERE b.id IS NULL""")  # fmt: skip
+ WHERE b.id IS NULL AND {_IS_KNOWN}""")  # fmt: skip
 # The last windows of budgets that carry, before the present ones.
 _CARRIED = query("verification.carried", "Select the last use of accounts of budgets that carry", f"""
 SELECT DISTINCT ON (u.budget_id, u.value) u.budget_id, {_MS.format("u.start")} AS start_ms, u.value, u.used,
        {_MS.format("u.moved_at")} AS moved_ms, u.carried, u.limit_at_end, u.changed
   FROM unnest(cast(:ids AS bigint[]), cast(:starts AS bigint[])) AS k (id, start)
   JOIN budget_use AS u ON u.budget_id = k.id AND u.start < to_timestamp(k.start / 1000.0)
+ WHERE {_IS_KNOWN}
  ORDER BY u.budget_id, u.value, u.start DESC""")  # fmt: skip
 _FORGET_WINDOWS = query("verification.forget_windows", "Delete the use of old windows of budgets", """
 DELETE FROM budget_use WHERE ctid = ANY(ARRAY(

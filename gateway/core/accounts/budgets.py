@@ -268,6 +268,8 @@ def _size(amount: int | None) -> float:
 # The owner of the account that is shared beyond the maximum of accounts of `each`; see lua/lib/budgets.lua.
 OTHERS = "other"
 ALL_OTHERS = "all others"  # its name for people
+# How the stored owner of an account begins whose user's data was deleted: no account in Redis has it.
+DELETED = "deleted-"
 
 
 class CallAttributes(NamedTuple):
