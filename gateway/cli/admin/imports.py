@@ -27,11 +27,15 @@ PLAN, EVERYBODY = "Tokens without a limit", "Everybody"
 
 @dataclass(slots=True)
 class Translated:
-    """The result: a configuration file, objects to apply, secrets by file name, and omissions."""
+    """The result: a configuration file, objects to apply, secrets by file name, and omissions.
+
+    `shut` are keys, or owners of keys, that are not made, because one of their limits cannot be said.
+    """
 
     config: Json = field(default_factory=dict)
     objects: Json = field(default_factory=dict)
     secrets: dict[str, str] = field(default_factory=dict)
+    shut: list[tuple[str, str]] = field(default_factory=list)
     left: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -74,12 +78,16 @@ def deliver(made: Translated, to: Path, *, as_json: bool) -> None:
     directory = to.absolute()
     write_files(directory, made)
     if as_json:
-        left = [{"place": place, "why": why} for place, why in made.left]
+        left = [{"place": place, "why": why} for place, why in (*made.shut, *made.left)]
         print_json({"directory": str(directory), "left_out": left, "notes": made.notes})
         return
     counts = {name: len(made.config[name]) for name in ("models", "upstreams") if made.config}
     counts |= {name: len(rows) for name, rows in made.objects.items()}
     typer.echo(f"Written to {to}: " + ", ".join(f"{count} {name}" for name, count in counts.items()) + ".")
+    if made.shut:
+        typer.echo(f"Not made, as a limit of theirs cannot be said: {len(made.shut)}.")
+    for place, why in made.shut:
+        typer.echo(visible(f"  {place}: {why}"))
     for note in made.notes:
         typer.echo(f"Note: {note}")
     typer.echo(f"Left out: {len(made.left)} settings." if made.left else "Nothing is left out.")

@@ -8,6 +8,7 @@ command itself. Credentials are referenced, or written to separate files.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -130,6 +131,13 @@ _ALL_MODELS, _MODELS_OF_TEAM = "all-proxy-models", "all-team-models"
 _ANSWERS = "llm_api_routes"
 _NAME = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,256}")
 _INTERVALS = {spelled: interval.name for interval in INTERVALS.values() for spelled in interval.durations}
+# LiteLLM's rates, and other limits of a key, which are lost where they are left over.
+_RATES = {
+    "rpm_limit": "requests_per_minute", "tpm_limit": "tokens_per_minute", "max_parallel_requests": "concurrency",
+}  # fmt: skip
+_LIMITS = {
+    *_RATES, "max_budget", "budget_limits", "model_max_budget", "budget_id", "model_rpm_limit", "model_tpm_limit",
+}  # fmt: skip
 # LiteLLM's words for durations, and other names of a limit's fields.
 _DURATIONS = {"hourly": "1h", "daily": "1d", "weekly": "7d", "monthly": "30d"}
 _DURATION = re.compile(r"([0-9]{1,6})([smhdw])", re.ASCII)
@@ -213,6 +221,14 @@ class _Translation:
         self._budgets: list[Json] = []
         self._users: list[Json] = []
         self._tags: list[str] = []
+        # Places of limits that no object says; whose keys are not made for that, with the reason: of nobody, of users
+        # by tenant (empty: of any), with tags. Members' rates by tenant and user, with their place.
+        self._lost: list[str] = []
+        self._nobody = ""
+        self._barred: dict[tuple[str, str], str] = {}
+        self._barred_tags: set[str] = set()
+        self._rates: dict[tuple[str, str], tuple[Json, str]] = {}
+        self._has_own: set[str] = set()
 
     def models(self) -> None:
         """Translate models with their credentials, fallbacks and aliases."""
@@ -241,6 +257,9 @@ class _Translation:
             return
         del row["model_name"]
         self._budget(params, f"Model {name}", place, model=name)
+        if lost := self._take_lost():
+            self._result.shut.append((place, f"{name}: {lost}: this target is not taken over"))
+            return
         if name == "*":
             self._pass_any(place, target)
             return
@@ -406,23 +425,43 @@ class _Translation:
         if not isinstance(settings, dict):
             return
         self._budget(settings, "All calls", "litellm_settings")
+        if lost := self._take_lost():
+            self._nobody = lost
+            self._result.shut.append(("litellm_settings", f"{lost}: no key is made"))
         users = settings.get("default_internal_user_params")
         place = "litellm_settings.default_internal_user_params"
         if not isinstance(users, dict) or users.get("max_budget") is None:
             users, place = settings, "litellm_settings"
             names = ("max_internal_user_budget", "internal_user_budget_duration")
-            self._budget(users, "Each user", place, names, each="user")
+            self._budget(users, "Each user", place, names, each="user", **self._own_keys())
         else:
-            self._budget(users, "Each user", place, each="user")
+            self._budget(users, "Each user", place, each="user", **self._own_keys())
+        if lost := self._take_lost():
+            self._barred[self._own_keys().get("tenant", ""), ""] = lost
+
+    def _own_keys(self) -> Json:
+        """Return the selector of users' own keys: a user's amount does not count calls of a team's key."""
+        settings = self._source.get("general_settings")
+        counts_all = isinstance(settings, dict) and settings.get("apply_user_budget_to_team_keys")
+        return {} if counts_all else {"tenant": EVERYBODY}
 
     def users(self, users: Any) -> None:
         """Add the budgets, limits and models of the list `users`: overrides of the budget of each user."""
         usual = next((row for row in self._budgets if row.get("each") == USER), None)
         for number, row in enumerate(_rows(users.get("users") if isinstance(users, dict) else users)):
             place, user = f"users[{number}]", str(row.pop("user_id", ""))
-            self._own_budget(row, user, f"User {user}", place, usual)
-            self._budgets_besides(row, f"User {user}", place, user=user)
-            own = self._models_of(row, place) | ({"limits": limits} if (limits := _limits(row)) else {})
+            before = row.get("max_budget")
+            self._own_budget(row, user, f"User {user}", place, usual, **self._own_keys())
+            self._windows_besides(row, f"User {user}", place, user=user, **self._own_keys())
+            if lost := self._take_lost():
+                self._barred[self._own_keys().get("tenant", ""), user] = lost
+            elif before is not None:
+                self._has_own.add(user)
+            self._models_besides(row, f"User {user}", place, user=user)
+            limits = self._limits(row, place)
+            if lost := self._take_lost():
+                self._barred["", user] = lost
+            own = self._models_of(row, place) | ({"limits": limits} if limits else {})
             if own:
                 self._users.append({"organization": self._owner, "external_id": user, **own})
             self._note_rest(_without_facts(row), place)
@@ -443,6 +482,8 @@ class _Translation:
             return
         if named := self._tag(tag, place):
             self._budget(_respell(limit), f"Tag {tag}", place, tags=named)
+        if self._take_lost():
+            self._barred_tags.add(tag)
 
     def _tag(self, tag: str, place: str) -> Json:
         """Return the name and value that stand for a tag of LiteLLM, and declare the name; {} where none can."""
@@ -464,7 +505,15 @@ class _Translation:
     def _own_budget(
         self, source: Json, user: str, name: str, place: str, usual: Json | None, **selectors: Any
     ) -> None:
-        """Add the budget of one user: an override of `usual`, a budget of each user; else a budget of his own."""
+        """Add the budget of one user: an override of `usual`, a budget of each user; else a budget of his own.
+
+        An amount of 0 is an override, whatever its duration: no budget has it.
+        """
+        if usual is not None and _is_nothing(source.get("max_budget")):
+            del source["max_budget"]
+            source.pop("budget_duration", None)
+            usual.setdefault("overrides", []).append({"who": user, "amount": "0"})
+            return
         before = len(self._budgets)
         self._budget(source, name, place, user=user, **selectors)
         if len(self._budgets) == before or usual is None:
@@ -475,11 +524,17 @@ class _Translation:
             usual.setdefault("overrides", []).append({"who": user, "amount": own["amount"]})
 
     def _budgets_besides(self, source: Json, name: str, place: str, **selectors: Any) -> None:
-        """Add the other budgets of a team, key or user: those of several durations, and of single models."""
+        """Add the other budgets of a team, key or member: those of several durations, and of single models."""
+        self._windows_besides(source, name, place, **selectors)
+        self._models_besides(source, name, place, **selectors)
+
+    def _windows_besides(self, source: Json, name: str, place: str, **selectors: Any) -> None:
         for number, window in enumerate(_rows(source.get("budget_limits"))):
             named = f"{name}, {_respell(window).get('budget_duration')}"
             self._budget(window, named, f"{place}.budget_limits[{number}]", **selectors)
             _without_facts(window)
+
+    def _models_besides(self, source: Json, name: str, place: str, **selectors: Any) -> None:
         fallbacks = source.get("budget_fallbacks")
         chains = fallbacks if isinstance(fallbacks, dict) else {}
         limits: Any = source.get("model_max_budget")
@@ -524,10 +579,10 @@ class _Translation:
         except InvalidOperation:
             amount, faults = Decimal(0), ["is no number"]
         if faults:
-            self._leave(f"{place}.{names[0]}", f"{amount_}: an amount of money {faults[0]}")
+            self._lose(f"{place}.{names[0]}", f"{amount_}: an amount of money {faults[0]}")
         elif not window:
             right = f"a budget is of {', '.join(_INTERVALS)}, or of 5m to 366d"
-            self._leave(f"{place}.{names[1]}", f"{duration}: {right}")
+            self._lose(f"{place}.{names[1]}", f"{duration}: {right}")
         if faults or not window:
             return
         if "window" in window:
@@ -546,6 +601,7 @@ class _Translation:
         Without the lists, add one tenant, and one key a tenant.
         """
         by_id: dict[str, str] = {}
+        shut: set[str] = set()
         tenants: list[Json] = []
         for number, row in enumerate(_rows(teams.get("teams") if isinstance(teams, dict) else teams)):
             place, team_id = f"teams[{number}]", str(row.get("team_id"))
@@ -553,10 +609,16 @@ class _Translation:
                 self._leave(place, f"{row.get('team_alias') or team_id} is blocked: it has no tenant")
                 by_id[team_id] = ""
                 continue
+            before = len(self._budgets)
             by_id[team_id] = name = self._tenant(row, place, tenants)
             self._budget(row, f"Team {name}", place, tenant=name)
             self._budgets_besides(row, f"Team {name}", place, tenant=name)
-            self._members(row, name, place)
+            self._members(row, tenants[-1], place)
+            if lost := self._take_lost():
+                self._result.shut.append((place, f"{name}: {lost}: neither its tenant nor its keys are made"))
+                by_id[team_id] = ""
+                shut.add(team_id)
+                del tenants[-1], self._budgets[before:]
             self._note_rest(row, place)
         settings = self._source.get("litellm_settings")
         defaults = settings.get("default_team_settings") if isinstance(settings, dict) else None
@@ -565,15 +627,26 @@ class _Translation:
             if team and teams is None:
                 self._tenant({"team_id": team}, f"litellm_settings.default_team_settings[{number}]", tenants)
         made: list[Json] = []
-        for number, row in enumerate(_rows(keys.get("keys") if isinstance(keys, dict) else keys)):
-            self._api_key(row, number, by_id, tenants, made)
+        rows = _rows(keys.get("keys") if isinstance(keys, dict) else keys)
+        count = Counter((str(row.get("team_id")), str(row.get("user_id"))) for row in rows)
+        for number, row in enumerate(rows):
+            shares = count[str(row.get("team_id")), str(row.get("user_id"))] > 1
+            is_shut = str(row.get("team_id")) in shut
+            self._api_key(row, number, by_id, tenants, made, shares_rate=shares, is_shut=is_shut)
+        with_keys = {(by_id.get(team_id), user) for team_id, user in count}
+        for at in (at for owner, (_, at) in self._rates.items() if owner not in with_keys):
+            self._leave(at, "rates of a member are those of his key, and there is none")
         if made:
             self._note("Values of keys are known to LiteLLM as hashes: each key here is a new one.")
-        if not tenants:
+        if not tenants or any(budget.get("tenant") == EVERYBODY for budget in self._budgets):
             self._everybody(tenants)
-        if keys is None:
+        if keys is None and not self._nobody:
             owner = {"organization": self._owner}
-            made = [{"name": "first", "tenant": {**owner, "name": tenant["name"]}} for tenant in tenants]
+            made = [
+                {"name": "first", "tenant": {**owner, "name": tenant["name"]}}
+                for tenant in tenants
+                if not self._why_barred(tenant["name"], "")
+            ]
         self._result.objects = {
             "organizations": [
                 {"name": self._owner} | self._model_list() | ({"tags": self._tags} if self._tags else {})
@@ -585,8 +658,12 @@ class _Translation:
             **({"budgets": self._budgets} if self._budgets else {}),
         }
 
-    def _members(self, team: Json, tenant: str, place: str) -> None:
-        """Add the budget of each member of a team, and overrides of it for members with budgets of their own."""
+    def _members(self, team: Json, home: Json, place: str) -> None:
+        """Add the budget of each member of a team, and overrides of it for members with budgets of their own.
+
+        `home` is the team's tenant, whose users have the rates that all members have.
+        """
+        tenant = str(home["name"])
         metadata = team["metadata"] if isinstance(team.get("metadata"), dict) else {}
         usual = metadata.pop("team_member_budget_id", None)
         members = [(number, row) for number, row in enumerate(_rows(team.get("team_memberships")))]
@@ -598,10 +675,14 @@ class _Translation:
             row.get("litellm_budget_table") for _, row in members if usual and row.get("budget_id") == usual
         ]
         shared: Json = next(filter(None, [team.get("team_member_budget_table"), *tables]), {})
+        shared = dict(shared)
         if len(self._budgets) == before:
-            self._budget(dict(shared), name, f"{place}.team_member_budget_table", **selector)
+            self._budget(shared, name, f"{place}.team_member_budget_table", **selector)
+        if limits := self._limits(shared, f"{place}.team_member_budget_table"):
+            home["user_limits"] = limits
         added = self._budgets[-1] if len(self._budgets) > before else None
         team.pop("team_member_budget_table", None)
+        lost, self._lost = self._lost, []
         for number, row in members:
             user, table = str(row.pop("user_id", "")), row.get("litellm_budget_table")
             if row.get("budget_id") == usual and usual:
@@ -613,8 +694,15 @@ class _Translation:
                 )
                 self._own_budget(table, user, named, at, added, tenant=tenant)
                 self._budgets_besides(table, named, at, user=user, tenant=tenant)
+                if own := self._limits(table, at):
+                    self._rates[tenant, user] = own, at
+                if own and "user_limits" in home:
+                    self._lose(at, "rates of his own beside those of each member")
+                if why := self._take_lost():
+                    self._barred[tenant, user] = why
                 _without_facts(table)
             _without_facts(row)
+        self._lost = lost
 
     def _model_list(self) -> Json:
         """Return the organization's list of models, which refuses unlisted names like LiteLLM."""
@@ -630,13 +718,19 @@ class _Translation:
         return {}
 
     def _api_key(
-        self, row: Json, number: int, by_id: Mapping[str, str], tenants: list[Json], made: list[Json]
-    ) -> None:
-        """Add an API key for the LiteLLM key `row`, unless that key is no longer usable."""
+        self, row: Json, number: int, by_id: Mapping[str, str], tenants: list[Json], made: list[Json],
+        *, shares_rate: bool, is_shut: bool,
+    ) -> None:  # fmt: skip
+        """Add an API key for the LiteLLM key `row`, unless that key is no longer usable, or a limit of it is lost.
+
+        A key `is_shut` if one of its team is lost, and `shares_rate` if others are of the same member.
+        """
         place, team_id = f"keys[{number}]", str(row.pop("team_id", None) or "")
         name = str(row.pop("key_alias", None) or row.pop("key_name", None) or f"key {number + 1}")
         if fault := self._fault_of_key(row, team_id, by_id):
-            self._leave(place, f"{name} {fault}: no key is made")
+            (self._result.shut if is_shut else self._result.left).append(
+                (place, f"{name} {fault}: no key is made")
+            )
             return
         tenant = by_id[team_id] if team_id else self._everybody(tenants)
         tenant_reference = {"organization": self._owner, "name": tenant}
@@ -644,22 +738,44 @@ class _Translation:
         key: Json = {"name": name, "tenant": tenant_reference}
         key |= self._models_of(row, place)
         key |= {"user": user} if (user := row.pop("user_id", None)) else {}
-        key |= {"limits": limits} if (limits := _limits(row)) else {}
+        limits = self._limits(row, place)
+        own, at = self._rates.get((tenant, str(user)), ({}, ""))
+        if own and shares_rate:
+            self._lose(at, f"rates that keys of {user} share")
+        limits |= {rate: min(most, limits.get(rate, most)) for rate, most in own.items()}
+        key |= {"limits": limits} if limits else {}
         key |= {"tags": tags} if (tags := self._tags_of(row, place)) else {}
         if (ends := row.pop("expires", None)) is not None:
             key["expires_at"] = rfc3339(_moment(ends))
         row.pop("blocked", None)
         if row.get("allowed_routes") == [_ANSWERS]:
             del row["allowed_routes"]
-        made.append(key)
+        before = len(self._budgets)
         self._budget(row, f"Key {name}", place, tenant=tenant, api_key=name)
         self._budgets_besides(row, f"Key {name}", place, tenant=tenant, api_key=name)
+        if not self._lost:
+            for limit in leaves({field: row[field] for field in _LIMITS & row.keys()}, place):
+                self._lose(limit, "it has no counterpart")
+        if lost := self._take_lost() or self._nobody or self._why_barred(tenant, str(user or "")):
+            self._result.shut.append((place, f"{name}: {lost}: no key is made"))
+            del self._budgets[before:]
+        else:
+            made.append(key)
         self._note_rest(row, place)
+
+    def _why_barred(self, tenant: str, user: str) -> str:
+        """Return which limit of a user is lost, for keys of the tenant, empty if none is."""
+        chosen = [(home, user) for home in (tenant, "")]
+        if user not in self._has_own:
+            chosen += [(home, "") for home in (tenant, "")]
+        return next((self._barred[owner] for owner in chosen if owner in self._barred), "")
 
     def _tags_of(self, row: Json, place: str) -> Json:
         """Return the tags that a key fixes, one of each name."""
         metadata, fixed = row.get("metadata"), dict[str, str]()
         for tag in _list(metadata.pop("tags", [])) if isinstance(metadata, dict) else ():
+            if tag in self._barred_tags:
+                self._lose(f"{place}.metadata.tags", f"{tag}: its budget")
             named = self._tag(str(tag), f"{place}.metadata.tags")
             if named.keys() & fixed.keys():
                 self._leave(f"{place}.metadata.tags", f"{tag}: a call has one value of a tag")
@@ -673,7 +789,7 @@ class _Translation:
         if team_id and team_id not in by_id:
             return f"is of the team {team_id}, which no list of --teams has"
         if team_id and not by_id[team_id]:
-            return "is of a blocked team"
+            return "is of a team that is left out"
         if (routes := row.get("allowed_routes")) and _ANSWERS not in routes:
             return "asks for no models (allowed_routes)"
         try:
@@ -703,10 +819,10 @@ class _Translation:
     def _tenant(self, team: Json, place: str, tenants: list[Json]) -> str:
         name = str(team.pop("team_alias", None) or team.get("team_id") or EVERYBODY)
         team.pop("team_id", None)
-        name = free_name(name, {tenant["name"] for tenant in tenants})
+        name = free_name(name, {EVERYBODY, *(tenant["name"] for tenant in tenants)})
         team.pop("blocked", None)
         row: Json = {"name": name, "organization": self._owner, "plan": PLAN} | self._models_of(team, place)
-        tenants.append(row | ({"limits": limits} if (limits := _limits(team)) else {}))
+        tenants.append(row | ({"limits": limits} if (limits := self._limits(team, place)) else {}))
         return name
 
     def _everybody(self, tenants: list[Json]) -> str:
@@ -742,6 +858,34 @@ class _Translation:
                     f"The target {each['model']} ({each['upstream']}) of {name} answers calls of the API of "
                     f"{family} alone: others pass it over."
                 )
+
+    def _limits(self, source: Json, place: str) -> Json:
+        """Return the rates of a part of the source, a whole number above 0 each; others are lost."""
+        limits: Json = {}
+        for theirs, ours in _RATES.items():
+            if (most := source.get(theirs)) is None:
+                continue
+            try:
+                number = Decimal(str(most))
+                is_rate = number > 0 and number == number.to_integral_value()
+            except InvalidOperation:
+                is_rate = False
+            if is_rate:
+                del source[theirs]
+                limits[ours] = int(number)
+            else:
+                self._lose(f"{place}.{theirs}", f"{most}: a rate is a whole number above 0")
+        return limits
+
+    def _lose(self, place: str, why: str) -> None:
+        """List a limit as not translated: its keys are then not made."""
+        self._leave(place, why)
+        self._lost.append(place)
+
+    def _take_lost(self) -> str:
+        """Return the first limit that was lost since the last time, empty if none was."""
+        lost, self._lost = self._lost, []
+        return f"{lost[0]} cannot be said" if lost else ""
 
     def _leave(self, place: str, why: str) -> None:
         self._result.left.append((place, why))
@@ -851,14 +995,9 @@ def _without_facts(row: Json) -> Json:
     return row
 
 
-def _limits(source: Json) -> Json:
-    names = {
-        "rpm_limit": "requests_per_minute",
-        "tpm_limit": "tokens_per_minute",
-        "max_parallel_requests": "concurrency",
-    }
-    limits = {ours: source.pop(theirs) for theirs, ours in names.items() if source.get(theirs)}
-    return {name: int(most) for name, most in limits.items()}
+def _is_nothing(amount: object) -> bool:
+    """Return whether an amount of LiteLLM is 0."""
+    return isinstance(amount, int | float) and not isinstance(amount, bool) and amount == 0
 
 
 def _text(value: object) -> str:
