@@ -49,10 +49,21 @@ class NotTranslated(Exception):
         self.field, self.why = field, why
 
 
+class NothingAllowed(NotTranslated):
+    """An amount of 0 or less: no budget has it, so no key may be made for its calls."""
+
+    def __init__(self, field: str, value: object) -> None:
+        super().__init__(field, f"{value}: an amount is above 0. Make no key for these calls")
+
+
 class Organization:
     """The objects of an organization by kind and name, and what no object stands for. Amounts are US dollars."""
 
-    def __init__(self, name: str, names: Pages) -> None:
+    def __init__(self, name: str, names: Pages, barred: Mapping[str, str] | None = None) -> None:
+        """Begin with no objects. `barred` are the names of keys that must not be made, with the place of the reason."""
+        self._barred = barred or {}
+        # Rows that were not translated.
+        self.lost: list[tuple[str, Json]] = []
         self.name, self._made, self._taken = name, Translated(), defaultdict[str, set[str]](set)
         self._rows: dict[str, dict[str, Json]] = {}
         self._names, self._tenants = dict[str, str](), dict[str, str]()
@@ -99,7 +110,9 @@ class Organization:
         try:
             yield
         except NotTranslated as fault:
-            self.leave(f"{place}.{fault.field}" if fault.field else place, f"{title_of(row)}: {fault.why}")
+            of = self._made.shut if isinstance(fault, NothingAllowed) else self._made.left
+            of.append((f"{place}.{fault.field}" if fault.field else place, f"{title_of(row)}: {fault.why}"))
+            self.lost.append((place, row))
             return
         for field, value in row.items():
             if field not in known and value not in (None, "", [], {}):
@@ -107,6 +120,9 @@ class Organization:
 
     def leave(self, place: str, why: str) -> None:
         self._made.left.append((place, why))
+
+    def shut(self, place: str, key: str) -> None:
+        self._made.shut.append((place, f"{key}: no key is made, since a limit of it cannot be said"))
 
     def note(self, text: str) -> None:
         if text not in self._made.notes:
@@ -129,7 +145,9 @@ class Organization:
         return {"name": name, "organization": self.name, "plan": PLAN, **fields}
 
     def make_key(self, name: str, tenant: str, **fields: Any) -> Json:
-        """Return an API key, of its first tenant if it was named before."""
+        """Return an API key, of its first tenant if it was named before; raise `NotTranslated` for a barred one."""
+        if name in self._barred:
+            raise NotTranslated("", f"a limit of the key {name} cannot be said ({self._barred[name]})")
         owner = {"organization": self.name, "name": self._tenants.setdefault(name, tenant)}
         return {"name": name, "tenant": owner, **fields}
 

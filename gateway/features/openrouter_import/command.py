@@ -16,6 +16,7 @@ import typer
 
 from gateway.cli.admin.budget_import import (
     Names,
+    NothingAllowed,
     NotTranslated,
     Org,
     Organization,
@@ -50,7 +51,10 @@ Assigned = Mapping[str, list[Json]]
 def translate_all(
     made: Organization, rows: Rows, users_of: Assigned, keys_of: Assigned, default: str | None
 ) -> None:
-    """Add all guardrails. `default` is the name or id of the default one, if it is known."""
+    """Add all guardrails. `default` is the name or id of the default one, if it is known.
+
+    No key is made of a guardrail that is left out, and none in the workspace of a default one that is.
+    """
     chosen = [pair for pair in rows if default and default in (pair[1].get("id"), pair[1].get("name"))]
     if default and len(chosen) != 1:
         raise CommandFailed(f"--default {default}: must be the id of one guardrail, or a name of one alone.")
@@ -58,20 +62,31 @@ def translate_all(
     for place, row in chosen:
         with made.translating(place, row, *KNOWN):
             usual = translate_default(made, row)
+    closed = {
+        row.get("workspace_id")
+        for _, row in made.lost
+        if row.get("limit_usd") is not None or row.get("allowed_models")
+    }
     if len({str(row.get("workspace_id")) for _, row in rows}) > 1:
         usual = {}  # others count in all workspaces, the default one in its own
     for place, row in [pair for pair in rows if pair not in chosen]:
+        guardrail, is_open = str(row.get("id")), row.get("workspace_id") not in closed
+        users = [made.name_of(assigned["user_id"]) for assigned in users_of.get(guardrail, ())]
+        names = {key["key_hash"]: key.get("key_name") for key in keys_of.get(guardrail, ())}
+        keys = [made.take_name("api-keys", str(name or key)) for key, name in names.items()]
         with made.translating(place, row, *KNOWN):
-            guardrail = str(row.get("id"))
-            users = [made.name_of(assigned["user_id"]) for assigned in users_of.get(guardrail, ())]
-            names = {key["key_hash"]: key.get("key_name") for key in keys_of.get(guardrail, ())}
-            keys = [made.take_name("api-keys", str(name or key)) for key, name in names.items()]
-            translate(made, row, users, keys, usual)
+            if users or is_open:
+                translate(made, row, users, keys if is_open else [], usual)
+        if not is_open or (place, row) in made.lost:
+            for key in keys:
+                made.shut(place, key)
 
 
 def translate_default(made: Organization, guardrail: Json) -> dict[str, Json]:
     """Add the default guardrail of a workspace; return its budgets, of each user and each key of its tenant."""
     money, models = _read_money(made, guardrail), _read_models(made, guardrail)
+    if money and Decimal(money["amount"]) <= 0:
+        raise NothingAllowed("limit_usd", money["amount"])
     tenant = made.name_of(guardrail.get("workspace_id"))
     budgets = {
         owner: made.make_budget(f"{title_of(guardrail)}, each {owner}", **money, tenant=tenant, each=owner)
@@ -87,7 +102,7 @@ def translate(
 ) -> None:
     """Add a guardrail of users and of keys, a group each.
 
-    If the usual budget, by `each`, has the same interval, the smaller amount is an override for the group.
+    If the usual budget, by `each`, has the same interval, the smaller amount is an override for the group; 0 is one beside any.
     """
     money, models = _read_money(made, guardrail), _read_models(made, guardrail)
     if not users and not keys:
@@ -99,10 +114,12 @@ def translate(
         group = made.make_group(f"{title_of(guardrail)}, each {owner}", KINDS[owner], members)
         objects["groups"].append(group)
         budget = usual.get(owner, {})
-        if budget.get("interval") == money["interval"]:
+        if budget.get("interval") == money["interval"] or (budget and not Decimal(money["amount"])):
             amount = min(money["amount"], budget["amount"], key=Decimal)
             overrides = [{"who": f"{OF_GROUP}{group['name']}", "amount": amount}]
             objects["budgets"].append({"name": budget["name"], "overrides": overrides})
+        elif Decimal(money["amount"]) <= 0:
+            raise NothingAllowed("limit_usd", money["amount"])
         else:
             objects["budgets"].append(
                 made.make_budget(group["name"], **money, group=group["name"], each=owner)

@@ -17,6 +17,7 @@ import typer
 
 from gateway.cli.admin.budget_import import (
     Names,
+    NothingAllowed,
     NotTranslated,
     Org,
     Organization,
@@ -83,11 +84,51 @@ def translate(made: Organization, policy: Json) -> None:
             kind, row = _give_limits(made, selectors, terms["limits"])
             objects[kind].append(row)
         else:
-            values = ", ".join(value for _, value in chosen) if len(every) > 1 else ""
+            values = ", ".join(value for key, value in chosen if len(fixed[key]) > 1)
             objects["budgets"].append(
                 made.make_budget(f"{name}: {values}" if values else name, **terms, **selectors)
             )
     made.add(**objects)
+
+
+def translate_all(org: str, names: Pages, policies: Pages, rate_limits: Pages) -> Organization:
+    """Return what all policies become. A key of a policy that is left out is not made, nor any object that names it."""
+    barred: dict[str, str] = {}
+    while True:
+        made = Organization(org, names, barred)
+        for place, policy in made.read_rows(policies, "total") + made.read_rows(rate_limits, "total"):
+            with made.translating(place, policy, *KNOWN):
+                translate(made, policy)
+        lost = {key: place for place, policy in made.lost for key in _keys_of(made, policy)}
+        if lost.keys() <= barred.keys():
+            break
+        barred = lost | barred
+    for key, place in barred.items():
+        made.shut(place, key)
+    return made
+
+
+def _keys_of(made: Organization, policy: Json) -> list[str]:
+    """Return the names of the keys whose calls an active policy limits: of all its workspaces, if nothing is allowed.
+
+    No keys are known of other policies that name none.
+    """
+    try:
+        values = _read_conditions(policy)
+    except NotTranslated:
+        values = {}
+    if policy.get("status", "active") != "active":
+        return []
+    if keys := values.get(API_KEY):
+        return [made.name_of(key) for key in keys]
+    limit = policy.get("value" if policy.get("unit") else "credit_limit")
+    if isinstance(limit, int | float) and limit > 0:
+        return []
+    homes = {
+        made.name_of(home) for home in values.get(WORKSPACE) or [str(policy.get(WORKSPACE) or "")] if home
+    }
+    keys_made = made.finish().objects.get("api-keys", ())
+    return [row["name"] for row in keys_made if not homes or row["tenant"]["name"] in homes]
 
 
 def _read_calls(policy: Json) -> tuple[dict[str, list[str]], list[str], str | None]:
@@ -97,6 +138,11 @@ def _read_calls(policy: Json) -> tuple[dict[str, list[str]], list[str], str | No
     """
     values = _read_conditions(policy)
     grouped = {entry["key"] for entry in _read_entries(policy, "group_by", "key")}
+    home = policy.get(WORKSPACE)
+    if not isinstance(home, str | None):
+        raise NotTranslated(WORKSPACE, "must be a text")
+    if home and WORKSPACE not in values.keys() | grouped:  # a policy is of its own workspace
+        values[WORKSPACE] = [home]
     organisations = values.pop(ORGANISATION, [])
     if organisations and policy.get(ORGANISATION) not in organisations:
         raise NotTranslated("conditions", f"{ORGANISATION}: must be that of the policy")
@@ -152,6 +198,8 @@ def _read_usage(made: Organization, policy: Json) -> Json:
     """Return unit, amount, window and thresholds of a budget."""
     unit, interval = choose(policy, "type", UNITS), choose(policy, "periodic_reset", RESETS)
     amount = read_amount(policy.get("credit_limit"), unit, "credit_limit")
+    if Decimal(amount) <= 0:
+        raise NothingAllowed("credit_limit", policy["credit_limit"])
     terms: Json = {"unit": unit, "amount": amount, "interval": interval}
     if (days := policy.get("periodic_reset_days")) is not None:
         if type(days) is not int or interval != TOTAL:
@@ -170,6 +218,8 @@ def _read_rate(policy: Json) -> Json:
     """Return a budget of a rolling window, or the limits of a rate of a minute."""
     limit, length = choose(policy, "type", LIMITS), choose(policy, "unit", LENGTHS)
     amount = read_amount(policy.get("value"), TOKENS, "value")
+    if amount <= 0:
+        raise NothingAllowed("value", amount)
     if not length:
         return {"limits": {limit: amount}}
     return {"unit": UNITS[policy["type"]], "amount": amount, "window": ROLLING, "length": length}
@@ -205,7 +255,9 @@ def _give_limits(made: Organization, selectors: Json, limits: Json) -> tuple[str
             return "tenants", made.make_tenant(selectors["tenant"], user_limits=limits)
         case ["api_key", "tenant"]:
             return "api-keys", made.make_key(selectors["api_key"], selectors["tenant"], limits=limits)
-        case ["user"]:
+        case ["user"] | ["tenant", "user"]:
+            if "tenant" in selectors:
+                made.note("A minute's rate of one user counts the user's calls in all workspaces.")
             row = {"external_id": selectors["user"], "organization": made.name, "limits": limits}
             return "users", row
     raise NotTranslated("unit", "a minute's rate is of one key, user or workspace, each user of one, or all")
@@ -223,8 +275,4 @@ def portkey(
     as_json: AsJson = False,
 ) -> None:
     """Translate policies of Portkey, and name each one, and each field, that is left out."""
-    made = Organization(org, names)
-    for place, policy in made.read_rows(policies, "total") + made.read_rows(rate_limits, "total"):
-        with made.translating(place, policy, *KNOWN):
-            translate(made, policy)
-    made.deliver(to, as_json=as_json)
+    translate_all(org, names, policies, rate_limits).deliver(to, as_json=as_json)

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from gateway.admin.configuration.objects import read
 from gateway.cli.admin.budget_import import Organization
+from gateway.cli.admin.imports import Translated
 from gateway.features.openrouter_import.command import translate_all
 from tests.admin.conftest import Api
 from tests.admin.test_cli import Run, from_json, run
@@ -114,6 +115,51 @@ async def test_openrouter_import_names_each_guardrail_and_field_that_is_left_out
     }
     done = await run(*IMPORT, "--default", "Nobody", "--to", str(tmp_path / "other"))
     assert "--default Nobody: must be the id of one guardrail" in str(done.exception)
+
+
+def imported(*guardrails: dict[str, Any], default: str | None = None) -> Translated:
+    """Return what guardrails become, each with a key of its own, and the first non-default one with a user."""
+    rows = [
+        (f"data[{number}]", {"id": f"g{number}", "name": f"G{number}", "workspace_id": "w", **row})
+        for number, row in enumerate(guardrails)
+    ]
+    assigned = [row["id"] for _, row in rows if row["id"] != default]
+    made = Organization("Company", None)
+    keys = {one: [{"key_hash": f"hash of {one}", "key_name": f"key of {one}"}] for one in assigned}
+    translate_all(made, rows, {assigned[0]: [{"user_id": "ann"}]}, keys, default)
+    done = made.finish()
+    read(done.objects, datetime.now(UTC))
+    return done
+
+
+def test_openrouter_default_guardrail_of_0_leaves_no_keys_in_its_workspace() -> None:
+    default = {"limit_usd": 0, "reset_interval": "monthly"}
+    made = imported(
+        default, {"limit_usd": 5}, {"limit_usd": 7}, {"limit_usd": 9, "workspace_id": "other"}, default="g0"
+    )
+    assert [row["name"] for row in made.objects["api-keys"]] == ["key of g3"]
+    assert [(place, why.partition(":")[0]) for place, why in made.shut] == [
+        ("data[0].limit_usd", "G0"), ("data[1]", "key of g1"), ("data[2]", "key of g2"),
+    ]  # fmt: skip
+    assert {(row["name"], row["amount"]) for row in made.objects["budgets"]} == {
+        ("G1, each user", "5"), ("G3, each key", "9"),
+    }  # fmt: skip
+    free = imported({"limit_usd": None}, {"limit_usd": 5}, default="g0")
+    assert ([row["name"] for row in free.objects["api-keys"]], free.shut) == (["key of g1"], [])
+
+
+def test_openrouter_guardrail_of_0_is_an_override_of_0_beside_a_default_or_its_keys_are_not_made() -> None:
+    nothing = {"limit_usd": 0, "reset_interval": "daily"}
+    beside = imported({"limit_usd": 5, "reset_interval": "monthly"}, nothing, default="g0")
+    assert {row["name"]: row["overrides"] for row in beside.objects["budgets"]} == {
+        f"G0, each {each}": [{"who": f"group:G1, each {each}", "amount": "0"}] for each in ("user", "key")
+    }
+    assert ([row["name"] for row in beside.objects["api-keys"]], beside.shut) == (["key of g1"], [])
+    alone = imported(nothing, {"limit_usd": 5})
+    assert [row["name"] for row in alone.objects["api-keys"]] == ["key of g1"]
+    assert [(place, why.partition(":")[0]) for place, why in alone.shut] == [
+        ("data[0].limit_usd", "G0"), ("data[0]", "key of g0"),
+    ]  # fmt: skip
 
 
 GUARDRAILS = st.lists(

@@ -6,6 +6,7 @@ models and unknown fields besides.
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from itertools import combinations, product
 from pathlib import Path
@@ -18,7 +19,8 @@ from hypothesis import strategies as st
 
 from gateway.admin.configuration.objects import read
 from gateway.cli.admin.budget_import import NotTranslated, Organization
-from gateway.features.portkey_import.command import KNOWN, translate
+from gateway.cli.admin.imports import Translated
+from gateway.features.portkey_import.command import KNOWN, translate, translate_all
 from tests.admin.conftest import Api
 from tests.admin.test_cli import Run, from_json, run
 from tests.tree import ROOT
@@ -30,10 +32,12 @@ IMPORT = (
     "import", "portkey", str(SAMPLES / "usage_limits.json"), "--rate-limits", str(SAMPLES / "rate_limits.json"),
     "--names", str(SAMPLES / "workspaces.json"),
 )  # fmt: skip
+# The workspace of the samples' policies.
+OWN = "5b1d8a2e-3c47-4f6f-8a55-9e0b7d3c6f21"
 # By name: unit, amount, interval or window and length, each, tenant, key, user, tags, model, group, thresholds.
 BUDGETS = {
     "Keys of assistants": ("money", "1000", "month", "key", "Assistants", None, {}, None, None, [0.8, 1]),
-    "Each user": ("money", "49.99", "week", "user", None, None, {}, None, None, [0.5, 0.8, 1]),
+    "Each user": ("money", "49.99", "week", "user", OWN, None, {}, None, None, [0.5, 0.8, 1]),
     "Two features, each user: search": (
         "tokens", 1000000, "first_use 14d", "user", None, None, {"feature": "search"}, None, None, [0.5, 0.8, 1],
     ),
@@ -48,7 +52,7 @@ BUDGETS = {
         "f47ac10b-0000-4372-a567-0e02b2c3d479", {}, "gpt-4o*", None, [0.5, 0.8, 1],
     ),
     "a0000008-58cc-4372-a567-0e02b2c3d479": (
-        "tokens", 300, "month", None, None, None, {"team": "red"}, None, None, [0.5, 0.8, 1],
+        "tokens", 300, "month", None, OWN, None, {"team": "red"}, None, None, [0.5, 0.8, 1],
     ),
     "Tokens of users, an hour": (
         "tokens", 10000, "rolling 1h", "tag:user_id", "Assistants", None, {}, None, None, [0.5, 0.8, 1],
@@ -128,8 +132,17 @@ POLICIES = st.fixed_dictionaries({
 })  # fmt: skip
 
 
+def names_workspaces(policy: dict[str, Any]) -> bool:
+    return "workspace_id" in {row["key"] for row in (*policy["conditions"], *policy["group_by"])}
+
+
 def account_of_portkey(policy: dict[str, Any], call: dict[str, str]) -> object:
-    """Return the account that Portkey counts a call in: one for each combination of the values grouped by."""
+    """Return the account that Portkey counts a call in: one for each combination of the values grouped by.
+
+    A policy is of its own workspace, unless it names workspaces itself.
+    """
+    if not names_workspaces(policy) and call["workspace_id"] != policy["workspace_id"]:
+        return None
     for condition in policy["conditions"]:
         if condition["value"] != "*" and call[condition["key"]] not in condition["value"]:
             return None
@@ -158,7 +171,8 @@ def test_an_imported_policy_limits_the_same_calls_together_as_at_portkey(
 ) -> None:
     values = {row["key"]: row["value"] for row in policy["conditions"] if row["value"] != "*"}
     homes = {HOMES.get(key) for key in values.get("api_key", ())}
-    assume(homes <= {*values.get("workspace_id", homes)})  # a policy's keys are of its workspaces
+    own = homes if names_workspaces(policy) else {"w1"}
+    assume(homes <= {*values.get("workspace_id", own)})  # a policy's keys are of its workspaces
     made = Organization("Company", None)
     try:
         translate(made, policy)
@@ -211,11 +225,102 @@ def test_every_policy_is_in_files_that_apply_reads_or_in_the_report(policies: li
     for number, policy in enumerate(policies):
         left = [
             why
-            for place, why in done.left
+            for place, why in (*done.shut, *done.left)
             if place.startswith(f"[{number}]") and why.startswith(f"P{number}: ")
         ]
         assert left or f"P{number}" in budgets or (policy.get("unit") == "rpm" and limited), policy
         assert "more" not in policy or policy["more"] in (None, "", [], {}) or left
+
+
+def policy(name: str, *conditions: tuple[str, Any], each: str = "api_key", **more: Any) -> dict[str, Any]:
+    rows = [{"key": key, "value": value} for key, value in conditions]
+    usual = {
+        "id": name,
+        "name": name,
+        "conditions": rows,
+        "group_by": [{"key": each}],
+        "type": "cost",
+        "credit_limit": 5,
+    }
+    return usual | more
+
+
+def imported(path: Path, *policies: dict[str, Any]) -> Translated:
+    path.write_text(json.dumps({"data": policies}))
+    made = translate_all("Company", None, [path], None).finish()
+    read(made.objects, datetime.now(UTC))
+    return made
+
+
+def test_portkey_policies_for_each_user_of_two_workspaces_become_budgets_of_two_tenants(
+    tmp_path: Path,
+) -> None:
+    both = [
+        policy(
+            f"Each user of {own}",
+            ("metadata._user", "*"),
+            each="metadata._user",
+            workspace_id=own,
+            credit_limit=amount,
+        )
+        for own, amount in (("ws-a", 3), ("ws-b", 5))
+    ]
+    made = imported(tmp_path / "policies.json", *both)
+    assert [(row["tenant"], row["each"], row["amount"]) for row in made.objects["budgets"]] == [
+        ("ws-a", "user", "3"), ("ws-b", "user", "5"),
+    ]  # fmt: skip
+    assert [row["name"] for row in made.objects["tenants"]] == ["ws-a", "ws-b"]
+
+
+def test_portkey_rates_without_a_workspace_condition_become_limits_of_the_own_workspace(
+    tmp_path: Path,
+) -> None:
+    rate = {"unit": "rpm", "value": 9, "type": "requests", "credit_limit": None, "workspace_id": "ws-a"}
+    user = policy("One", ("metadata._user", "ada"), each="metadata._user", **rate)
+    made = imported(
+        tmp_path / "policies.json", policy("All", each="workspace_id", **rate) | {"group_by": []}, user
+    )
+    assert made.objects["tenants"][0]["limits"] == {"requests_per_minute": 9}
+    assert [(row["external_id"], row["limits"]) for row in made.objects["users"]] == [
+        ("ada", {"requests_per_minute": 9})
+    ]
+    assert "limits" not in made.objects["organizations"][0]
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [{"credit_limit": 0}, {"credit_limit": -1}, {"credit_limit": "12,5"}, {"periodic_reset_days": 0}, {"periodic_reset": "45s"},
+     {"credit_limit": None, "unit": "rpm", "value": 0, "type": "requests"}],
+)  # fmt: skip
+def test_portkey_keys_of_a_policy_that_is_left_out_are_not_made_and_are_first_in_the_report(
+    tmp_path: Path, lost: dict[str, Any]
+) -> None:
+    shut = policy("Shut", ("api_key", ["k1", "k2"]), **lost)
+    made = imported(
+        tmp_path / "policies.json", policy("First", ("api_key", "k1")), policy("Pair", ("api_key", ["k1", "k3"])),
+        policy("Other", ("api_key", "k4")), shut,
+    )  # fmt: skip
+    assert [row["name"] for row in made.objects["api-keys"]] == ["k4"]
+    assert [row["name"] for row in made.objects["budgets"]] == ["Other"]
+    keys = [why.partition(":")[0] for _, why in made.shut]
+    assert sorted(keys)[-3:] == ["k1", "k2", "k3"], "k3 has lost the amount that it shares with k1"
+
+
+def test_portkey_credit_limit_of_0_leaves_no_keys_of_the_workspaces_that_the_policy_is_of(
+    tmp_path: Path,
+) -> None:
+    keys = [
+        policy(f"Of {home}", ("api_key", f"key of {home}"), workspace_id=home) for home in ("ws-a", "ws-b")
+    ]
+    contractors = policy(
+        "Nothing for contractors", ("metadata.role", "contractor"), each="metadata.role", credit_limit=0,
+        workspace_id="ws-b",
+    )  # fmt: skip
+    made = imported(tmp_path / "policies.json", *keys, contractors)
+    assert [row["name"] for row in made.objects["api-keys"]] == ["key of ws-a"]
+    assert [place.partition(": ")[2] for place, _ in made.shut] == ["data[2].credit_limit", "data[2]"]
+    ended = imported(tmp_path / "policies.json", *keys, contractors | {"status": "archived"})
+    assert (len(ended.objects["api-keys"]), ended.shut) == (2, [])
 
 
 def test_a_policy_with_a_rate_and_an_amount_is_reported() -> None:
