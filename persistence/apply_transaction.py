@@ -30,7 +30,6 @@ from sqlalchemy import (
     text,
     true,
 )
-from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -52,6 +51,7 @@ from gateway.core.accounts.administration import (
 from gateway.errors import AdminRefusal, Conflict, StepRefused, Unprocessable
 from persistence.entity import THROUGH, Entity, EntityWrite, WriteBatch, id_in, owners
 from persistence.error_mapping import TRY_AGAIN, lock_within, sqlstate, translate_error
+from persistence.queries import insert_rows
 from persistence.registry import SUBJECTS
 from persistence.resources import audit, idempotency
 from persistence.tables import applied_row, organization
@@ -221,13 +221,14 @@ class ApplyTransaction:
             }
             for mark in marks
         ]  # fmt: skip
-        kept = insert(applied_row)
-        again = {name: kept.excluded[name] for name in ("fields", "made", "said")} | {
-            "applied_at": func.now()
-        }
-        kept = kept.on_conflict_do_update(index_elements=[*applied_row.primary_key], set_=again)
         for at in range(0, len(rows), ROWS_WRITTEN_MAX):
-            await self._connection.execute(kept, rows[at : at + ROWS_WRITTEN_MAX])
+            kept = insert_rows(applied_row, rows[at : at + ROWS_WRITTEN_MAX])
+            again = {name: kept.excluded[name] for name in ("fields", "made", "said")} | {
+                "applied_at": func.now()
+            }
+            await self._connection.execute(
+                kept.on_conflict_do_update(index_elements=[*applied_row.primary_key], set_=again)
+            )
         for resource in {mark.resource for mark in forgotten}:
             gone = [mark.row_id for mark in forgotten if mark.resource == resource]
             ids = bindparam("gone", gone, ARRAY(BigInteger))

@@ -12,6 +12,7 @@ they just wrote. An export that began at the replica fails with it; no other rea
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager, suppress
@@ -20,11 +21,13 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import psycopg
+from psycopg.pq import PipelineStatus, TransactionStatus
 from sqlalchemy import AsyncAdaptedQueuePool, Connection, ExceptionContext, event, make_url, text
 from sqlalchemy.exc import InvalidatePoolError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as NoneInTime
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
+from sqlalchemy.util import await_only
 
 from gateway.core.accounts.hourly_budget import count_rows
 from gateway.errors import StoreUnavailable
@@ -58,22 +61,73 @@ SELECT (SELECT system_identifier::text FROM pg_control_system()) AS cluster, pg_
 
 
 class CountedPool(AsyncAdaptedQueuePool):
-    """A pool that counts the requests that wait for a connection, and the failures by cause."""
+    """A pool that counts the requests that wait for a connection, and the failures by cause.
+
+    It never hands out a connection that a cancelled request left in the middle of something: each is looked at
+    when it comes back and when it is taken. New ones in their place are made one by one, so that a burst of
+    deadlines does not become a burst of logins; until then requests get the other connections, or wait.
+    """
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.waiting = 0
         self.failures = dict.fromkeys(CAUSES, 0)
+        self.replaced_s_min, self._replaced_at = REPLACED_S_MIN, -math.inf
 
     def _do_get(self) -> Any:
         self.waiting += 1
         try:
-            return super()._do_get()
+            return self._take_ready()
         except NoneInTime:
             self.failures[EXHAUSTED] += 1
             raise
         finally:
             self.waiting -= 1
+
+    def _take_ready(self) -> Any:
+        looks, until = 0, time.monotonic() + self.timeout()
+        while not self._is_ready(entry := super()._do_get()):
+            self._do_return_conn(entry)
+            looks += 1
+            if time.monotonic() > until:
+                raise NoneInTime("no connection may be made yet in the place of a cancelled one")
+            if looks % self.size() == 0:  # none of the others is ready either
+                await_only(asyncio.sleep(LOOK_S))
+        return entry
+
+    def _do_return_conn(self, record: Any) -> None:
+        _drop_unclean(record)
+        super()._do_return_conn(record)
+
+    def _is_ready(self, entry: Any) -> bool:
+        """Return whether a request may have this connection now, which may first have to be made."""
+        _drop_unclean(entry)
+        if _LEFT in entry.info:
+            if time.monotonic() < self._replaced_at + self.replaced_s_min:
+                return False
+            self._replaced_at = time.monotonic()
+        return True
+
+
+def _drop_unclean(entry: Any) -> None:
+    """Close a connection that is in a transaction or a pipeline: its next answers would be another's."""
+    driver = entry.driver_connection
+    if driver is None or driver.closed:
+        return
+    now = driver.pgconn.transaction_status, driver.pgconn.pipeline_status
+    if now != (TransactionStatus.IDLE, PipelineStatus.OFF):
+        entry.invalidate()
+
+
+def _note_left(_: object, entry: Any, error: BaseException | None) -> None:
+    """Note that a connection goes because its request was cancelled, and not because the server failed."""
+    if not isinstance(error, Exception):
+        entry.info[_LEFT] = True
+
+
+def _refuse_lists(*_: object) -> None:
+    """Refuse psycopg's `executemany`: a cancel that meets the ends of its pipeline leaves the connection in it."""
+    raise TypeError("a list of rows is written by one statement over arrays: see `insert_rows`")
 
 
 def count_failures(engine: AsyncEngine) -> None:
@@ -119,6 +173,10 @@ STATEMENT_S_MAX = 30
 POOL_WAIT_S = 10
 
 
+# Seconds between two connections that a pool makes in the place of cancelled ones, and between two looks.
+REPLACED_S_MIN = 1.0
+LOOK_S = 0.05
+_LEFT = "tollkeeper_left"
 # The execution option of an engine that holds its `UrlFile`.
 _FILE = "tollkeeper_url"
 # For code that hands one on and asks it nothing.
@@ -150,6 +208,8 @@ def create(
     quiet(engine)
     count_failures(engine)
     event.listen(engine.sync_engine, "checkout", _check_open)
+    event.listen(engine.sync_engine, "invalidate", _note_left)
+    event.listen(engine.sync_engine, "do_executemany", _refuse_lists)
     if statement_s_max is not None:
         _bound(engine, statement_s_max)
     return engine

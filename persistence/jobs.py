@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from json import dumps
 
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
@@ -22,10 +23,15 @@ from persistence.tables import job, money
 _STORE = query("jobs.store", "Store jobs", """
 INSERT INTO job AS j (request_id, organization_id, tenant_id, name, kind, model, status, held, cost, currency,
                       lines, created_at, expires_at, settled_at)
-SELECT cast(:request_id AS uuid), t.organization_id, t.id, :name, :kind, :model, :status, :held, :cost,
-       :currency, :lines, to_timestamp(:created_ms / 1000.0), to_timestamp(:expires_ms / 1000.0),
-       to_timestamp(:settled_ms / 1000.0)
-  FROM tenant AS t WHERE t.id = :tenant_id AND t.organization_id = :organization_id
+SELECT n.request_id, t.organization_id, t.id, n.name, n.kind, n.model, n.status, n.held, n.cost, n.currency,
+       n.lines, to_timestamp(n.created_ms / 1000.0), to_timestamp(n.expires_ms / 1000.0),
+       to_timestamp(n.settled_ms / 1000.0)
+  FROM jsonb_to_recordset(cast(:rows AS jsonb)) AS n (
+       request_id uuid, organization_id bigint, tenant_id bigint, name text, kind text, model text, status text,
+       held bigint, cost bigint, currency text, lines bigint, created_ms bigint, expires_ms bigint,
+       settled_ms bigint)
+  JOIN tenant AS t ON t.id = n.tenant_id AND t.organization_id = n.organization_id
+ ORDER BY n.request_id
 ON CONFLICT (request_id) DO UPDATE SET name = excluded.name, status = excluded.status, held = excluded.held,
     cost = excluded.cost, settled_at = excluded.settled_at
  WHERE j.settled_at IS NULL OR (j.cost IS NULL AND excluded.cost IS NOT NULL)""")  # fmt: skip
@@ -70,10 +76,10 @@ class JobRows:
         Raise `LedgerUnavailable` if PostgreSQL cannot store them now. Raise PostgreSQL's error if it refuses
         the values.
         """
-        rows = [_row(job) for job in sorted(jobs, key=lambda job: job.hold_id)]
+        rows = {job.hold_id: _row(job) for job in jobs}  # a job may be listed twice
         try:
             async with self._engine.begin() as connection:
-                await connection.execute(_STORE, rows)
+                await connection.execute(_STORE, {"rows": dumps([*rows.values()])})
         except SQLAlchemyError as error:
             if refuses_values(error):
                 raise

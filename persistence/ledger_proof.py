@@ -38,6 +38,8 @@ from gateway.features.ledger_proof.tree import (
 )
 from persistence.address import CONNECT, plain_url
 from persistence.error_mapping import complaint
+from persistence.queries import insert_rows
+from persistence.tables import ledger_segment
 
 # Seconds between two signed heads.
 HEAD_S = 3_600
@@ -87,10 +89,6 @@ _LETTERS = {
     "spend": ("organization_id", "spend_seq"),
 }
 _SEGMENT = ("kind", "owner_id", "number", "head", "first_seq", "last_seq", "up_to", "root", "previous")
-_PUT = text(
-    f"INSERT INTO ledger_segment ({', '.join(_SEGMENT)}, marks)"
-    f" VALUES ({', '.join(f':{name}' for name in _SEGMENT)}, :marks)"
-)
 _IN_ORDER = 'kind COLLATE "C", owner_id, number'
 _HEAD = "number, body AS text, key, signature, created_at"
 _LAST_HEAD = text(f"SELECT {_HEAD} FROM ledger_head ORDER BY number DESC LIMIT 1")
@@ -212,7 +210,7 @@ class LedgerSigner:
         found = {row.id: row.places for row in await connection.execute(_FOUNDS[kind], here)}
         made = await asyncio.to_thread(_cut_segments, spans, head, found)
         if made:
-            await connection.execute(_PUT, [_row(one) for one in made])
+            await connection.execute(insert_rows(ledger_segment, [_row(one) for one in made]))
         return len(made)
 
     async def _sign(self) -> LedgerHead | None:

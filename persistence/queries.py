@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-from sqlalchemy import TextClause, event, text
+from sqlalchemy import ARRAY, Table, TextClause, event, func, literal, select, text
+from sqlalchemy.dialects.postgresql import Insert, insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 # Usual seconds of a query that states none.
@@ -41,6 +42,17 @@ def query(name: str, sentence: str, sql: str, *, usual_s: float = USUAL_S) -> Te
 def naming(name: str, sentence: str, *, usual_s: float = USUAL_S) -> dict[str, Any]:
     """Return the execution options that name a statement which is not SQL as text."""
     return {OPTION: QueryName(name, sentence, usual_s)}
+
+
+def insert_rows(table: Table, rows: Sequence[Mapping[str, Any]]) -> Insert:
+    """Return one statement that inserts `rows` in their order; all have the columns of the first.
+
+    A list that is given to `execute` would be a statement each, in a pipeline that a cancel can leave open.
+    """
+    names = [*rows[0]]
+    arrays = (literal([row[name] for row in rows], ARRAY(table.c[name].type, dimensions=1)) for name in names)
+    given = func.unnest(*arrays).table_valued(*names).render_derived()
+    return insert(table).from_select(names, select(*given.c))
 
 
 def name_of(statement: TextClause) -> QueryName:

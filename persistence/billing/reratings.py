@@ -17,7 +17,6 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, insert, select, text
-from sqlalchemy.dialects.postgresql import insert as upsert
 
 from gateway.calls.journal import AMENDED, JournalUse, PricesThen, Rating, UseHour
 from gateway.core.accounts.administration import Row
@@ -37,7 +36,7 @@ from persistence.billing.rerated_budgets import budget_writes
 from persistence.entity import Entity, EntityWrite
 from persistence.ledger import listeners, statements, usage_rollup
 from persistence.ledger.rows import stored_text
-from persistence.queries import query
+from persistence.queries import insert_rows, query
 from persistence.resources import prices
 from persistence.resources.app_users import acting
 from persistence.resources.audit import STAFF
@@ -461,9 +460,7 @@ def _write(change: EntityWrite, rates: _Rates, calls: Sequence[Any], actor: str)
     origin = f"amends price {row['amends_id']}" if rates.amends else f"from {rfc3339(rates.since)}"
     reason = f"price {row['id']} of {row['model']} {origin}"
     _round_credits(rated)
-    connection.execute(
-        insert(rerating),
-        [
+    rows = [
             {
                 "price_id": row["id"], "request_id": repriced.call.request_id, "currency": repriced.call.currency,
                 "organization_id": repriced.call.organization_id, "tenant_id": repriced.call.tenant_id,
@@ -472,8 +469,8 @@ def _write(change: EntityWrite, rates: _Rates, calls: Sequence[Any], actor: str)
                 "reason": f"{reason}: left out, {why}" if (why := repriced.rating.left_out) else reason,
             }
             for repriced in rated
-        ],
-    )  # fmt: skip
+        ]  # fmt: skip
+    connection.execute(insert_rows(rerating, rows))
     change.intend_all(
         [
             correcting_write(change, repriced.call, _make_payload(repriced, reason))
@@ -490,7 +487,7 @@ def _write(change: EntityWrite, rates: _Rates, calls: Sequence[Any], actor: str)
     bills = sorted({repriced.call.organization_id for repriced in rated if repriced.more})
     if rates.amends and bills:
         due = [{"price_id": row["id"], "organization_id": owner} for owner in bills]
-        connection.execute(upsert(rerating_bill).on_conflict_do_nothing(), due)
+        connection.execute(insert_rows(rerating_bill, due).on_conflict_do_nothing())
 
 
 def _make_payload(repriced: _RepricedCall, reason: str) -> dict[str, object]:

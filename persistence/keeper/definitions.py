@@ -16,7 +16,6 @@ from decimal import Decimal
 from functools import lru_cache
 from itertools import groupby
 from typing import Any
-from uuid import uuid4
 
 import msgspec
 from sqlalchemy import RowMapping
@@ -59,6 +58,7 @@ from gateway.core.times import ZoneOffset, ms_of
 from persistence import ids
 from persistence.billing.quotas import block_cause
 from persistence.engine import looking
+from persistence.entity import insert_writes, write_of
 from persistence.queries import query
 from persistence.resources.claimed_subjects import GIVEN_UP
 from persistence.resources.prices import KEPT, in_force, rates_in_force
@@ -739,9 +739,6 @@ _CLOCK_TENANTS = query("definitions.clock_tenants", "Select tenants of a time zo
 SELECT t.id, t.organization_id FROM tenant AS t
   JOIN token_plan AS p ON p.id = coalesce(t.plan_id, t.inherited_plan_id)
  WHERE p.time_zone = :zone AND t.deleted_at IS NULL AND t.id > :after ORDER BY t.id LIMIT :n""")  # fmt: skip
-_DEFINE = query("definitions.define", "Add the control write that defines a tenant again", """
-INSERT INTO control_write (id, partition, account, verb, payload)
-VALUES (:id, :partition, :account, 'define', '{}')""")  # fmt: skip
 _UP_TO = query("definitions.up_to", "Store the last tenant that has the new clock",
     "UPDATE zone_clock SET tenant_id = :tenant WHERE time_zone = :zone")  # fmt: skip
 
@@ -770,14 +767,11 @@ class ClockReports:
             found = {"zone": time_zone, "after": after, "n": count}
             tenants = (await connection.execute(_CLOCK_TENANTS, found)).all()
             if tenants:
-                await connection.execute(_DEFINE, [self._definition(*tenant) for tenant in tenants])
+                writes = [
+                    write_of(self._partition_of(each.organization_id), f"tenant:{each.id}", "define", {})
+                    for each in tenants
+                ]
+                await connection.run_sync(insert_writes, writes)
             last = tenants[-1].id if len(tenants) == count else None
             await connection.execute(_UP_TO, {"zone": time_zone, "tenant": last})
             return len(tenants)
-
-    def _definition(self, tenant_id: int, organization_id: int) -> dict[str, object]:
-        return {
-            "id": uuid4(),
-            "partition": self._partition_of(organization_id),
-            "account": f"tenant:{tenant_id}",
-        }

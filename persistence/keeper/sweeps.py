@@ -21,7 +21,8 @@ from gateway.core.accounts.holds import (
 from persistence.keeper import retention
 from persistence.keeper.retention import SINCE
 from persistence.ledger import listeners, statements, usage_rollup
-from persistence.queries import query
+from persistence.queries import insert_rows, naming, query
+from persistence.tables import dead_letter
 
 # Movements that Redis lost and nothing restored, counted from the acknowledged seqs.
 #
@@ -180,10 +181,6 @@ WITH intent AS (
 INSERT INTO credit_addition (organization_id, credits_added, category, remark, control_write_id)
 SELECT :organization, :amount, 'refund', :remark, intent.id FROM intent RETURNING id""")  # fmt: skip
 # Stores an entry of the late queue as a dead letter.
-_SET_ASIDE = query("sweeps.set_aside", "Store an entry of the late queue as a dead letter", """
-INSERT INTO dead_letter (partition, entry_id, raw, reason, organization_id, tenant_id)
-VALUES (:partition, :entry, :raw, :reason, :organization, :tenant)
-ON CONFLICT (partition, entry_id) DO NOTHING""")  # fmt: skip
 _GONE = (
     "request {} settles late, and may be charged in a month that is archived:"
     " look there, then redrive or resolve it"
@@ -246,7 +243,9 @@ class Sweeps:
     async def set_aside(self, late: Sequence[LateSettlement]) -> None:
         """Store late settlements as dead letters, once each, for a person to check their charge."""
         async with self._engine.begin() as connection:
-            await connection.execute(_SET_ASIDE, [_letter(one) for one in late])
+            letters = insert_rows(dead_letter, [_letter(one) for one in late])
+            named = naming("sweeps.set_aside", "Store entries of the late queue as dead letters")
+            await connection.execute(letters.on_conflict_do_nothing().execution_options(**named))
 
     async def refund(self, late: LateSettlement, amount: int) -> None:
         """Refund credits of a request, once by its id: write the addition, and correct the call's row."""
@@ -286,9 +285,9 @@ async def _subtract_refund(connection: AsyncConnection, request_id: str, amount:
 def _letter(late: LateSettlement) -> dict[str, object]:
     caller, request_id = late.settlement.caller, late.settlement.request_id
     return {
-        "partition": caller.partition, "entry": (LETTER + late.entry_id).decode(), "raw": letter_of(late),
-        "reason": _GONE.format(request_id), "organization": caller.organization_id,
-        "tenant": caller.tenant_id or None,
+        "partition": caller.partition, "entry_id": (LETTER + late.entry_id).decode(), "raw": letter_of(late),
+        "reason": _GONE.format(request_id), "organization_id": caller.organization_id,
+        "tenant_id": caller.tenant_id or None,
     }  # fmt: skip
 
 

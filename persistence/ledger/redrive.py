@@ -15,7 +15,7 @@ from io import BytesIO
 from typing import Any, cast
 
 import psycopg
-from sqlalchemy import Connection, insert
+from sqlalchemy import Connection
 from sqlalchemy.exc import DataError, IntegrityError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.util import await_only
@@ -57,7 +57,7 @@ from persistence.ledger.guard import (
 )
 from persistence.ledger.rollup import RollupDelta, add_up
 from persistence.ledger.rows import stored_text
-from persistence.queries import query
+from persistence.queries import insert_rows, query
 from persistence.tables import call
 
 # Refused calls: rows of the journal, and counts of the roll-ups, stored in one transaction.
@@ -130,7 +130,8 @@ class RefusedJournal:
             await connection.exec_driver_sql(usage_rollup.ROLL_UP_CALLS, tuple(columns))
         if told:
             runs, plans = await _runs(connection, told), await _plans(connection, told)
-            await connection.execute(insert(call), [_row(one, users, runs, plans) for one in told])
+            calls = [_row(one, users, runs, plans) for one in told]
+            await connection.execute(insert_rows(call, calls))
         if any(batch.number == 1 for batch in mine):
             await connection.execute(_FORGET)
         return sum(count.refused for count in counts)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, case, func, insert, select
+from sqlalchemy import Connection, case, func, select
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.core.accounts.administration import Actor, Row
 from gateway.core.failures import FailureReport
 from persistence.entity import Entity, EntityWrite
+from persistence.queries import insert_rows
 from persistence.tables import admin_token, audit_log
 
 PLAIN = (int, float, str, bool, type(None))
@@ -45,7 +46,7 @@ def audit_entry_of(change: EntityWrite, row: Row) -> dict[str, object]:
 
 def keep_audit(connection: Connection, entries: Sequence[dict[str, object]]) -> None:
     for at in range(0, len(entries), ROWS_WRITTEN_MAX):
-        connection.execute(insert(audit_log), entries[at : at + ROWS_WRITTEN_MAX])
+        connection.execute(insert_rows(audit_log, entries[at : at + ROWS_WRITTEN_MAX]))
 
 
 def record_all_audit(change: EntityWrite, done: Sequence[tuple[int, int, Row]]) -> None:
@@ -61,7 +62,7 @@ def record_all_audit(change: EntityWrite, done: Sequence[tuple[int, int, Row]]) 
         for row_id, organization_id, asked in done
     ]  # fmt: skip
     if rows:
-        change.connection.execute(insert(audit_log), rows)
+        change.connection.execute(insert_rows(audit_log, rows))
 
 
 def _by(actor: Actor) -> dict[str, object]:
@@ -81,19 +82,17 @@ def person_of(actor: Actor) -> dict[str, object]:
 async def note_failures(engine: AsyncEngine, failed: Sequence[FailureReport]) -> None:
     """Store an audit row for each site that sent wrong credentials to the Admin API."""
     async with engine.begin() as connection:
-        await connection.execute(
-            insert(audit_log),
-            [
-                {
-                    "actor": "nobody",
-                    "action": "fail",
-                    "resource": "authentication",
-                    "resource_id": one.site or None,
-                    "after": {"attempts": one.attempts, "reasons": one.reasons},
-                }
-                for one in failed
-            ],
-        )
+        rows = [
+            {
+                "actor": "nobody",
+                "action": "fail",
+                "resource": "authentication",
+                "resource_id": one.site or None,
+                "after": {"attempts": one.attempts, "reasons": one.reasons},
+            }
+            for one in failed
+        ]
+        await connection.execute(insert_rows(audit_log, rows))
 
 
 def _plain(values: Row) -> dict[str, object]:

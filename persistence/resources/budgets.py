@@ -18,7 +18,6 @@ from sqlalchemy import (
     delete,
     exists,
     func,
-    insert,
     null,
     select,
     text,
@@ -57,6 +56,7 @@ from gateway.core.times import ms_of
 from gateway.errors import Forbidden, NotFound, Unprocessable
 from persistence import entity
 from persistence.entity import Entity, EntityWrite, Verb, alter, id_in, live, lock
+from persistence.queries import insert_rows
 from persistence.resources import people
 from persistence.resources.budget_uses import account_uses, stored_uses
 from persistence.resources.groups import OVERRIDE_IS_IN_FORCE, overrides_of_members
@@ -282,7 +282,8 @@ def _store_own(
         bound = f"{most} of a budget, and {most_of_all} of all budgets"
         raise Unprocessable(errors=(("who", f"{bound} are {word} at most: there cannot be more"),))
     if own:
-        connection.execute(insert(table), [{"budget_id": change.row_id, **values} for values in own])
+        rows = [{"budget_id": change.row_id, **values} for values in own]
+        connection.execute(insert_rows(table, rows))
     _touch(change)
 
 
