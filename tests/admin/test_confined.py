@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterator
+from itertools import product
 from typing import Any
 from urllib.parse import quote
 
@@ -17,13 +18,14 @@ import pytest
 
 from gateway.admin.resources.registry import REPORTS, RESOURCES
 from gateway.admin.resources.resource import ReportEndpoint, Resource
-from gateway.core.accounts.administration import RowScope
+from gateway.core.accounts.administration import BILLING, OPERATOR, READONLY, ROLES, TEAM_ROLES, RowScope
 from gateway.core.accounts.usage import GROUPS
 from tests.admin import two_organizations
 from tests.admin.conftest import Answer, Api
 from tests.admin.console.conftest import Person
 from tests.admin.test_roles import app_of
 from tests.admin.two_organizations import UNKNOWN, World, state, traces
+from tests.search import cases
 
 # Bodies that are good, so that what is refused is refused for whose it is. Those left out need none.
 BODIES: dict[str, dict[str, Any]] = {
@@ -68,6 +70,19 @@ CREATES: dict[str, dict[str, Any]] = {
     "webhooks": {"url": "https://alpha.example/hook"},
     "amendments": {"request_id": two_organizations.REQUEST, "reason": "mine", "tokens": 1},
 }
+# Operations that the document does not have: limits of spend in the shapes of vendors.
+SPEND, SPEND_OF_ALL = "/v1/organizations/spend_limits", "/v1/organization/spend_limit"
+_OPENAI = {"threshold_amount": 1, "currency": "USD", "interval": "month"}
+SPEND_LIMITS: list[tuple[str, str, Any]] = [
+    *(
+        ("POST", SPEND, {"scope": scope, "amount": "300", "period": period})
+        for scope in ({"type": "organization"}, {"type": "user", "user_id": "zed"})
+        for period in ("daily", "monthly")
+    ),
+    ("POST", SPEND_OF_ALL, _OPENAI), ("DELETE", SPEND_OF_ALL, None), ("DELETE", f"{SPEND}/spl_1", None),
+]  # fmt: skip
+# Tables that a refused request may write to: when its token was last used.
+REFUSED_WRITES = {"admin_token"}
 CONSOLE_APART = {"/sign-in", "/static/{mark}/{name}"}
 
 
@@ -230,6 +245,57 @@ async def _refer_to_theirs(world: World, resource: Resource) -> None:
             assert everybodys.status == 422, "nobody's, or everybody's, is more than its own"
     if resource.name == "amendments":
         assert (await world.alpha.post(resource.name, good)).status == 422
+
+
+async def test_403_leaves_no_row_control_write_or_event(world: World) -> None:
+    """Of every operation that writes, by every role: of staff, of the organization and of its tenant."""
+    asked: list[tuple[str, str, Any]] = [*SPEND_LIMITS]
+    for name, operation, method, path, spec in await _writes(world.admin):
+        row = world.alphas.get(name) or world.shared.get(name) or UNKNOWN
+        body = BODIES.get(operation, CREATES.get(name, {})) if "requestBody" in spec else None
+        asked.append((method, path.replace("{id}", str(row)), body))
+    callers = [await _caller(world, role, owner) for role, owner in _callers(world)]
+    refused = 0
+    for caller, (method, path, body) in [
+        *product(callers, SPEND_LIMITS), *cases([*product(callers, asked[len(SPEND_LIMITS) :])])
+    ]:  # fmt: skip
+        before = _next_transaction(world)
+        if (await caller.call(method, path, body)).status == 403:
+            refused += 1
+            assert _written_since(world, before) <= REFUSED_WRITES, (caller.token, method, path)
+    assert refused > len(callers) * len(SPEND_LIMITS) // 2
+
+
+def _callers(world: World) -> Iterator[tuple[str, dict[str, int]]]:
+    """Yield roles with the owner of their token; the narrowest first, as rows of others would be in their way."""
+    organization = {"organization_id": world.alphas["organizations"]}
+    yield from ((role, {"tenant_id": world.alphas["tenants"]}) for role in TEAM_ROLES)
+    yield from ((role, organization) for role in ROLES[::-1])
+    yield from ((role, {}) for role in (BILLING, OPERATOR, READONLY))
+
+
+async def _caller(world: World, role: str, owner: dict[str, int]) -> Api:
+    made = await world.admin.make("admin-tokens", name=f"{role} of {owner}", role=role, **owner)
+    return world.admin.acting_as(made["token"])
+
+
+def _next_transaction(world: World) -> int:
+    """The id of the next transaction that writes."""
+    [(found,)] = world.admin.rows("select pg_snapshot_xmax(pg_current_snapshot())::text::bigint")
+    return int(found)
+
+
+def _written_since(world: World, first: int) -> set[str]:
+    """Tables with rows that transactions from `first` on wrote."""
+    if _next_transaction(world) == first:
+        return set()
+    tables = world.admin.rows(
+        "select relname from pg_class where relkind = 'r' and relnamespace = 'public'::regnamespace"
+    )
+    written = (
+        f"select '{name}' from {name} where xmin::text::bigint >= {first % 2**32}" for (name,) in tables
+    )
+    return {name for (name,) in world.admin.rows(" union all ".join(written))}
 
 
 async def _writes(api: Api) -> list[tuple[str, str, str, str, Any]]:

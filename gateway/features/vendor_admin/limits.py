@@ -12,6 +12,7 @@ import re
 from base64 import urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from decimal import Decimal
+from itertools import chain, count
 from typing import Any, Final, NamedTuple
 
 from aiohttp import web
@@ -30,7 +31,7 @@ from gateway.core.accounts.budget_amounts import MONEY_MAX
 from gateway.core.accounts.budget_selectors import SELECTING
 from gateway.core.accounts.budgets import ENFORCE, MONEY, OF_GROUP, OVERRIDES_MAX, USER
 from gateway.core.accounts.intervals import INTERVALS, PERIODS
-from gateway.errors import NotFound, Unprocessable
+from gateway.errors import Forbidden, NotFound, Unprocessable
 from gateway.features.vendor_admin import anthropic, openai
 from gateway.features.vendor_admin.report import handler
 
@@ -85,16 +86,15 @@ class _Limits:
         self._actor = ports.actor
 
     async def budgets(self) -> list[Row]:
-        """Return the budgets that have spend limits, the oldest first."""
+        """Return all budgets of the organization, the oldest first."""
         require_read(self._actor, self._budgets.resource)
-        filters = {"organization_id": self._require_organization(), "unit": MONEY}
-        rows, _ = await self._budgets.list(Query(filters, None, None, None, BUDGETS_READ_MAX))
-        return [row for row in rows if _is_limit(row)]
+        filters = {"organization_id": self._require_organization()}
+        return [*(await self._budgets.list(Query(filters, None, None, None, BUDGETS_READ_MAX)))[0]]
 
     async def all(self) -> list[_SpendLimit]:
         """Return the spend limits in Anthropic's sense, the oldest first: a pool of all has no scope there."""
         limits = []
-        for row in await self.budgets():
+        for row in filter(_is_limit, await self.budgets()):
             if row["each"] or row["tenant_id"] or row["user"]:
                 limits.append(_SpendLimit(row, _amount_of(row)))
             if row["each"]:
@@ -109,24 +109,37 @@ class _Limits:
         return (await self._budgets.part(OVERRIDES, int(str(row["id"])), query, ""))[0]
 
     async def find(self, interval: str, **scope: object) -> Row | None:
-        wanted = dict.fromkeys(_SCOPES) | scope
-        for row in await self.budgets():
-            if row["interval"] == interval and all(row[name] == wanted[name] for name in _SCOPES):
-                return row
-        return None
+        return _limit_in(await self.budgets(), interval, scope)
 
     async def set(self, asked: WriteRequest, amount: str, interval: str, **scope: object) -> Row:
         """Create a budget with a spend limit, or change the amount of the existing one."""
         require_write(self._actor, self._budgets.resource, CREATE)
-        row = await self.find(interval, **scope)
+        rows = await self.budgets()
+        row = _limit_in(rows, interval, scope)
         if row is not None:
             return (await self._budgets.change(asked, int(str(row["id"])), {"amount": amount})).content
+        return await self._create(asked, rows, amount, interval, scope)
+
+    async def _create(
+        self,
+        asked: WriteRequest,
+        rows: Sequence[Row],
+        amount: str,
+        interval: str,
+        scope: Mapping[str, object],
+    ) -> Row:
+        """Create a limit that `rows`, all budgets, do not have, under a free name.
+
+        Raise `Conflict` if another request makes the same limit meanwhile.
+        """
         narrowed = "".join(
-            f" of {name.removesuffix('_id')} {value}" for name, value in scope.items() if value != USER
+            " of each user" if value == USER else f" of {field.removesuffix('_id')} {value}"
+            for field, value in scope.items()
         )
-        whose = " of each user" if "each" in scope else ""
+        name, taken = f"{NAME}{narrowed}, {interval}", {row["name"] for row in rows}
+        names = chain([name], (f"{name} ({number})" for number in count(2)))
         sent = {
-            "organization_id": self._require_organization(), "name": f"{NAME}{whose}{narrowed}, {interval}" if whose else NAME + narrowed,
+            "organization_id": self._require_organization(), "name": next(free for free in names if free not in taken),
             "unit": MONEY, "amount": amount, "interval": interval, **scope,
         }  # fmt: skip
         return (await self._budgets.create(asked, sent)).content
@@ -138,9 +151,10 @@ class _Limits:
             raise _wrong(
                 "scope", "must have as rbac_group_id the id of a group of users of this organization"
             )
-        row = await self.find(interval, each=USER)
+        rows = await self.budgets()
+        row = _limit_in(rows, interval, {"each": USER})
         if row is None:
-            row = await self.set(asked, NO_AMOUNT, interval, each=USER)
+            row = await self._create(asked, rows, NO_AMOUNT, interval, {"each": USER})
         action = _action(OVERRIDE)
         await self._budgets.write_part(
             OVERRIDES, action, asked, int(str(row["id"])), named=who, sent={"amount": amount}
@@ -177,6 +191,8 @@ class _Limits:
     def _require_organization(self) -> int:
         if self._organization is None:
             raise Unprocessable("Limits of spend are an organization's: ask with a token of one.")
+        if self._actor.tenant_id is not None:
+            raise Forbidden("Limits of spend are an organization's: this token is of one tenant alone.")
         return self._organization
 
 
@@ -196,7 +212,7 @@ def _amount_of(row: Row) -> str | None:
 def _is_limit(row: Row) -> bool:
     """Return whether a budget is one that the vendors' APIs can show as a spend limit."""
     interval = INTERVALS.get(str(row["interval"]))  # a window with a length is no period of theirs
-    if interval is None or not interval.period or row["carry"] is not None:
+    if row["unit"] != MONEY or interval is None or not interval.period or row["carry"] is not None:
         return False
     narrowed = [
         name for name in (*SELECTING, "tags") if name not in _SCOPES and row.get(name) not in (None, {})
@@ -204,6 +220,13 @@ def _is_limit(row: Row) -> bool:
     plain = (row["mode"], row["time_zone"], row["anchor_day"]) == (ENFORCE, "UTC", 1)
     scopes = [row[name] for name in _SCOPES if row[name]]
     return plain and not narrowed and len(scopes) <= 1 and row["each"] in {None, USER}
+
+
+def _limit_in(rows: Sequence[Row], interval: str, scope: Mapping[str, object]) -> Row | None:
+    """Return the budget with the spend limit of a scope, if `rows` have one."""
+    wanted = dict.fromkeys(_SCOPES) | {"interval": interval, **scope}
+    found = (row for row in filter(_is_limit, rows) if all(row[name] == wanted[name] for name in wanted))
+    return next(found, None)
 
 
 def mount_limits(app: web.Application, ports: AdminPorts) -> None:
@@ -283,7 +306,8 @@ async def _set(limits: _Limits, request: web.Request, sent: Body) -> Shown:
     if "amount" not in sent:
         raise _wrong("amount", "is required: a number of cents, or null for no limit")
     scope, who = _scope(sent.get("scope"))
-    cents, interval = sent["amount"], PERIODS[str(period)].name
+    # What the answer needs is read before the first write.
+    currency, cents, interval = await limits.currency(), sent["amount"], PERIODS[str(period)].name
     if who:
         amount = None if cents is None else _money("amount", cents, least=0)
         limit = await limits.set_own(_write(request), who, amount, interval)
@@ -293,7 +317,7 @@ async def _set(limits: _Limits, request: web.Request, sent: Body) -> Shown:
         amount = NO_AMOUNT if cents is None else _money("amount", cents)
         row = await limits.set(_write(request), amount, interval, **scope)
         limit = _SpendLimit(row, _amount_of(row))
-    return _render_anthropic(limit, await limits.currency())
+    return _render_anthropic(limit, currency)
 
 
 async def _show(limits: _Limits, request: web.Request, _: Body) -> Shown:

@@ -47,7 +47,7 @@ async def test_anthropic_client_sets_reads_and_deletes_spend_limits(world: World
     assert listed == [daily.id, first.id]
     assert (gone.id, gone.type) == (first.id, "spend_limit_deleted")
     assert await budgets(world) == [
-        (f"Spend limit of tenant {tenant}", "1.50", "day", tenant, None, "enforce")
+        (f"Spend limit of tenant {tenant}, day", "1.50", "day", tenant, None, "enforce")
     ]
 
 
@@ -133,7 +133,9 @@ async def test_openai_client_sets_reads_and_deletes_spend_limits(world: World) -
     assert (of_project.object, of_project.threshold_amount) == ("project.spend_limit", 1)
     assert read == (made, of_project)
     assert (gone.object, gone.deleted) == ("organization.spend_limit.deleted", True)
-    assert [one[:3] for one in await budgets(world)] == [(f"Spend limit of tenant {tenant}", "0.01", "month")]
+    assert [one[:3] for one in await budgets(world)] == [
+        (f"Spend limit of tenant {tenant}, month", "0.01", "month")
+    ]
 
 
 async def test_organization_token_may_not_read_or_set_spend_limits_of_another_organization(
@@ -152,6 +154,60 @@ async def test_organization_token_may_not_read_or_set_spend_limits_of_another_or
     assert (await alpha.call("POST", path, body)).status in {404, 422}
     assert (await world.admin.get(OPENAI)).status == 422  # its token is of none
     assert len(await budgets(world)) == 1
+
+
+async def test_workspace_has_a_spend_limit_for_each_period(world: World) -> None:
+    scope = {"type": "workspace", "workspace_id": str(world.alphas["tenants"])}
+    amounts = {"daily": "100", "weekly": "500", "monthly": "900"}
+    for period, amount in amounts.items():
+        body: Any = {"scope": scope, "amount": amount, "period": period}
+        assert (await world.alpha.call("POST", ANTHROPIC, body)).status == 200, period
+    listed = (await world.alpha.get(ANTHROPIC)).json["data"]
+    assert {one["period"]: one["amount"] for one in listed} == amounts
+    body = {"threshold_amount": 800, "currency": "USD", "interval": "month"}
+    path = f"/v1/organization/projects/{world.alphas['tenants']}/spend_limit"
+    assert (await world.alpha.call("POST", path, body)).status == 200, "the monthly one in OpenAI's shape"
+    assert [one[1:3] for one in await budgets(world)] == [
+        ("1.00", "day"),
+        ("5.00", "week"),
+        ("8.00", "month"),
+    ]
+
+
+async def test_budget_that_has_the_name_of_a_spend_limit_is_not_in_its_way(world: World) -> None:
+    of = world.alphas["organizations"]
+    names = ["Spend limit of each user, month", "Spend limit of each user, month (2)"]
+    for name in names:
+        await world.admin.make(
+            "budgets", name=name, organization_id=of, unit="tokens", amount=5, interval="month"
+        )
+    for who in ("ann", "bob"):
+        body = {"amount": "300", "scope": {"type": "user", "user_id": who}}
+        assert (await world.alpha.call("POST", ANTHROPIC, body)).status == 200
+    made = [one[0] for one in await budgets(world)]
+    assert made == [*names, "Spend limit of each user, month (3)"]
+    listed = (await world.alpha.get(ANTHROPIC)).json["data"]
+    assert sorted(one["scope"].get("user_id", "") for one in listed) == ["", "ann", "bob"]
+
+
+@pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
+async def test_spend_limits_are_403_for_a_token_of_one_tenant_and_stay_as_they_are(
+    world: World, method: str
+) -> None:
+    tenant = world.alphas["tenants"]
+    limit: Any = {"amount": "700", "scope": {"type": "workspace", "workspace_id": str(tenant)}}
+    made = (await world.alpha.call("POST", ANTHROPIC, limit)).json["id"]
+    token = await world.admin.make("admin-tokens", name="lead", role="operator", tenant_id=tenant)
+    lead, before = world.alpha.acting_as(token["token"]), await budgets(world)
+    scopes = [{"type": "organization"}, {"type": "user", "user_id": "zed"}, limit["scope"]]
+    bodies: Any = product(scopes, ("daily", "weekly", "monthly")) if method == "POST" else [(None, None)]
+    for scope, period in bodies:
+        body = {"scope": scope, "amount": "300", "period": period} if scope else None
+        path = f"{ANTHROPIC}/{made}" if method == "DELETE" else ANTHROPIC
+        assert (await lead.call(method, path, body)).status == 403, (scope, period)
+    body = {"threshold_amount": 1, "currency": "USD", "interval": "month"} if method == "POST" else None
+    assert (await lead.call(method, OPENAI, body)).status == 403
+    assert await budgets(world) == before
 
 
 async def test_readonly_token_may_read_but_not_set_spend_limits(world: World) -> None:
