@@ -2,8 +2,8 @@
 
 Each re-rated call gets one row with the price, the reason and the actor. Its cost, the roll-ups, the counters
 and the charges move by the difference, and so do the windows of budgets that still run. Only a price that
-amends another moves what invoices have billed, and credits. Calls beyond one transaction's maximum are rated
-by the keeper, piece by piece. All writers hold the lock of prices, so no two rate a call at once.
+amends another moves what invoices have billed, and credits. The keeper rates the calls, piece by piece: a
+request that stores a price rates none. All writers hold the lock of prices, so no two rate a call at once.
 """
 
 from __future__ import annotations
@@ -127,6 +127,11 @@ _LEFT = query("reratings.left", "Select prices whose calls are not rated", """
 SELECT price_id FROM rerating_left
  WHERE rated_at IS NULL OR looked_at < now() - least(interval '1 hour', (now() - rated_at) / 10)
  ORDER BY rated_at IS NOT NULL, price_id LIMIT :count""")  # fmt: skip
+_UNRATED = query("reratings.unrated", "Select a price whose stored calls are not all rated",
+    "SELECT FROM rerating_left WHERE price_id = :price AND rated_at IS NULL")  # fmt: skip
+# Advisory lock class 7805, above the lock of prices: who amends this price, in the requests of now.
+_TAKE_TURN = query("reratings.take_turn", "Lock a price that is amended",
+    "SELECT pg_try_advisory_xact_lock(7805, (1 + :price % 2147483646)::integer)")  # fmt: skip
 _HOLD = query("reratings.hold", "Lock a price whose calls are rated",
     "SELECT * FROM rerating_left WHERE price_id = :price FOR UPDATE")  # fmt: skip
 _MOVE = query("reratings.move", "Store how far calls are rated", """
@@ -201,23 +206,24 @@ class _CallPosition(NamedTuple):
 
 
 def create_rerating(change: EntityWrite) -> Row:
-    """Create a price and rate the calls that it applies to again.
-
-    Calls beyond one transaction's maximum are left for `rate`.
-    """
+    """Create a price; the calls that it applies to are left for `rate`."""
     row = entity.create(change)
     _begin(change, row)
     return row
 
 
 def amend(change: EntityWrite) -> Row:
-    """Create a price in the place of another one, as if that had never been, and rate its calls again.
+    """Create a price in the place of another one, as if that had never been; its calls are left for `rate`.
 
     The new price says what the command names, and else what the other one says. Raise `Conflict` if the other
     one was amended before, or is of archived months.
     """
     connection, values = change.connection, dict(change.command.values)
-    connection.execute(prices.LOCK_PRICES)
+    # A refusal waits for no lock.
+    _refuse_amendment(connection, change.fetch())
+    if not connection.execute(_TAKE_TURN, {"price": change.row_id}).scalar():
+        raise Conflict("This price is amended by another request right now: look at it in a while.")
+    prices.lock_prices(change)
     before = change.fetch()
     _refuse_amendment(connection, before)
     given = {name: value for name, value in values.items() if name in AMOUNTS}
@@ -249,8 +255,7 @@ def _refuse_amendment(connection: Connection, before: Row) -> None:
         raise Conflict(f"This price was amended already, by price {before['amended_by_id']}: amend that one.")
     if before["source"] != OPERATOR:
         raise Conflict("Prices of the bundled list are not amended: set a price of your own from then on.")
-    left = connection.execute(_HOLD, {"price": before["id"]}).first()
-    if left is not None and left.rated_at is None:
+    if connection.execute(_UNRATED, {"price": before["id"]}).first() is not None:
         raise Conflict(
             f"Calls are still rated again by price {before['id']}: amend it once that is done, in a while."
         )
@@ -263,19 +268,17 @@ def _refuse_amendment(connection: Connection, before: Row) -> None:
 
 
 def _begin(change: EntityWrite, row: Row) -> None:
-    """Rate the first piece of a price's calls, and leave the rest, with those that come later, to the keeper."""
+    """Store that the keeper has calls of a price to rate, also such as come later."""
     if _effective(row) >= change.now and row["amends_id"] is None:
         return
     rates, actor = _Rates(change.connection, row), change.command.actor.scope
-    place = None
-    if rates.prices and _has_calls(change, rates):
-        place = _rate(change, rates, _CallPosition(0), actor)
-    if place is None and not rates.amends:
+    has_calls = bool(rates.prices) and _has_calls(change, rates)
+    if not has_calls and not rates.amends:
         return
-    after = place or _CallPosition(_newest(change))
-    left = {"price_id": row["id"], "actor": actor, "rated_at": change.now if place is None else None}
+    after = _CallPosition(0 if has_calls else _newest(change))
+    left = {"price_id": row["id"], "actor": actor, "rated_at": None if has_calls else change.now}
     change.connection.execute(insert(rerating_left).values(**left, **after._asdict()))
-    if place is None:
+    if not has_calls:
         _tell(change, row, actor)
 
 

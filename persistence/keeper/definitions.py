@@ -768,8 +768,8 @@ class ClockReports:
             tenants = (await connection.execute(_CLOCK_TENANTS, found)).all()
             if tenants:
                 writes = [
-                    write_of(self._partition_of(each.organization_id), f"tenant:{each.id}", "define", {})
-                    for each in tenants
+                    write_of(self._partition_of(tenant.organization_id), f"tenant:{tenant.id}", "define", {})
+                    for tenant in tenants
                 ]
                 await connection.run_sync(insert_writes, writes)
             last = tenants[-1].id if len(tenants) == count else None

@@ -48,6 +48,7 @@ from gateway.core.times import floor_ms
 from gateway.errors import Conflict, Unprocessable
 from persistence import entity
 from persistence.entity import Entity, EntityWrite, live
+from persistence.error_mapping import lock_within
 from persistence.queries import naming, query
 from persistence.tables import control_write, exchange_rate, organization, price
 
@@ -58,6 +59,8 @@ KEPT = timedelta(days=1)
 
 # Advisory lock class 7805: writers of prices, so that no two prices are for the same.
 LOCK_PRICES = query("prices.lock", "Wait to write prices", "SELECT pg_advisory_xact_lock(7805, 0)")
+# Seconds for which a request waits for them, with a connection that others need.
+LOCK_WAIT_S = 5
 _COLUMNS = ", ".join(column.name for column in price.c if column.name not in {"id", "created_at"})
 _PUT_IN = query(
     "prices.put_in", "Store the bundled prices in a new database",
@@ -89,10 +92,19 @@ _same = (
 )
 
 
+def lock_prices(change: EntityWrite) -> None:
+    """Wait for the writers of prices; raise `Overloaded` if that takes long, except for an applied batch."""
+    if change.batch is not None:
+        change.connection.execute(LOCK_PRICES)
+        return
+    taken = "Prices are written, or calls are rated again, and that takes long"
+    lock_within(change.connection, LOCK_PRICES, {}, LOCK_WAIT_S, taken)
+
+
 def check_values(change: EntityWrite) -> None:
     """Raise `Unprocessable` for an empty or duplicate price, or one in an unused currency."""
     connection, values = change.connection, change.command.values
-    connection.execute(LOCK_PRICES)
+    lock_prices(change)
     errors = [*_empty(values), *_unused(connection, str(values["currency"]))]
     same = select(_prices_here.id).where(
         *(column == value for column, value in zip(_same, _kind(values), strict=True)),
@@ -245,7 +257,7 @@ RATES_MAX = 2_000
 def check_rate(change: EntityWrite) -> None:
     """Raise `Unprocessable` for a second rate of the same pair and time; `Conflict` beyond `RATES_MAX`."""
     values = change.command.values
-    change.connection.execute(LOCK_PRICES)
+    lock_prices(change)
     base = values.get("base", BASE_CURRENCY)
     if values["currency"] == base:
         raise Unprocessable(errors=(("currency", "must be another one than base"),))

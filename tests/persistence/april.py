@@ -11,6 +11,7 @@ from itertools import chain, count
 from typing import Any, TypeVar
 
 import pytest
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.background.loops import Loop
@@ -20,8 +21,10 @@ from gateway.core.billing.money import PriceTier
 from gateway.counters.redis.keys import partition_of
 from gateway.features.dunning.feature import dunning_loop
 from gateway.run.timed_loops import billing_loops, charge
+from persistence.billing import reratings
 from persistence.billing.credit_balances import Allocations
 from persistence.dunning import DunningSchedule
+from persistence.entity import keeper_command
 from persistence.ledger.writer import LedgerWriter
 from persistence.store import Store
 from tests.databases import give_back, take_engine
@@ -98,6 +101,18 @@ class April:
     async def charge(self, organization_id: int) -> None:
         """Charge what is known of one."""
         await charge(self.store, self.now.date, [organization_id])
+
+    async def rate(self) -> None:
+        """Rate the calls that prices have left, as the keeper does."""
+        while left := await self.store.run(lambda connection: reratings.open_reratings(connection, 10)):
+            for price_id in left:
+                await self.rate_piece(price_id)
+
+    async def rate_piece(self, price_id: int) -> None:
+        def rate(connection: Connection) -> None:
+            reratings.rate(self.store.change(connection, keeper_command("prices", "rate", price_id)))
+
+        await self.store.run(rate)
 
     def follow(self) -> None:
         """Move the tenant as its plan intents say, as the pusher and `grant` would."""

@@ -225,8 +225,8 @@ def _is_limit(row: Row) -> bool:
 def _limit_in(rows: Sequence[Row], interval: str, scope: Mapping[str, object]) -> Row | None:
     """Return the budget with the spend limit of a scope, if `rows` have one."""
     wanted = dict.fromkeys(_SCOPES) | {"interval": interval, **scope}
-    found = (row for row in filter(_is_limit, rows) if all(row[name] == wanted[name] for name in wanted))
-    return next(found, None)
+    limits = (row for row in filter(_is_limit, rows) if all(row[name] == wanted[name] for name in wanted))
+    return next(limits, None)
 
 
 def mount_limits(app: web.Application, ports: AdminPorts) -> None:

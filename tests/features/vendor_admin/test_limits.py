@@ -191,7 +191,7 @@ async def test_budget_that_has_the_name_of_a_spend_limit_is_not_in_its_way(world
 
 
 @pytest.mark.parametrize("method", ["GET", "POST", "DELETE"])
-async def test_spend_limits_are_403_for_a_token_of_one_tenant_and_stay_as_they_are(
+async def test_tenant_token_gets_403_for_spend_limits_and_changes_no_budget(
     world: World, method: str
 ) -> None:
     tenant = world.alphas["tenants"]

@@ -183,6 +183,7 @@ class Called(WholeHistory):
             "effective_from": at.isoformat(),
         }  # fmt: skip
         made = await self.april.do("prices", "create", **bodies.check_body(PriceCreate, asked))
+        await self.april.rate()
         self.price_ids[at] = int(made["id"])
         billed = {told for paper in self.papers.values() if not paper.is_void for told in paper.at_cost}
         self.prices.append((at, rate))
@@ -208,6 +209,7 @@ class Called(WholeHistory):
         made = await self.april.do(
             "prices", "amend", self.price_ids[at], **bodies.check_body(PriceAmend, asked)
         )
+        await self.april.rate()
         self.price_ids[at] = int(made["id"])
         self.prices[number % len(self.prices)] = at, rate
         moved: dict[str, int] = {}

@@ -397,6 +397,7 @@ async def test_backdated_price_reprices_every_past_call_of_the_model_in_several_
     made = await used(april)
     await april.on(at(4, 20))
     dearer = await price(april, "dated", "1.5", 5)
+    await april.rate_piece(dearer)
     count = "SELECT count(*) FROM rerating WHERE price_id = %s"
     [(at_once,)] = rows_of(april.url, count, [dearer])
     about = CALLS - CALLS // 3
@@ -446,8 +447,10 @@ async def test_repricing_covers_every_model_of_a_call_and_skips_a_call_without_c
     await april.on(at(4, 20))
     found = "SELECT request_id::text, cost, price_id, rerated FROM call ORDER BY cost"
     same = await price(april, "main", "1", 2)
+    await april.rate()
     assert sorted(rows_of(april.url, found)) == sorted([(ids[0], cost, same, 0), (ids[1], cost, main, 0)])
     half = await price(april, "advisor", "5", 3)
+    await april.rate()
     again = 60 * 1_000 + 40 * 5_000
     assert (ids[0], again, same, again - cost) in rows_of(april.url, found)
     told = "SELECT price_id, request_id::text, cost_after, charged, reason LIKE %s FROM rerating ORDER BY id"

@@ -5,6 +5,7 @@ Amounts are worked out by hand: a million tokens cost 100.00 by mistake, and 1.0
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from datetime import date
 from decimal import Decimal
@@ -19,13 +20,15 @@ from gateway.core.accounts.call_facts import CallFacts, write_facts
 from gateway.core.accounts.outbox import EventKind
 from gateway.core.billing.money import IN_MONEY, NANO
 from gateway.core.times import ms_of
-from gateway.errors import Conflict
+from gateway.errors import Conflict, Overloaded
 from persistence.schema.partitions import why_unbilled
+from tests.connections import connected
 from tests.persistence.april import April, april, at, invoiced, plan, service
 from tests.persistence.billing.test_due import customer, total
 from tests.persistence.billing.test_usage_file import adds_up, read
 from tests.persistence.billing.whole_histories import told_of
 from tests.persistence.scenario import Account, broken, rows_of
+from tests.waiting import eventually
 
 __all__ = ["april"]
 
@@ -33,6 +36,9 @@ MILLION = 1_000_000
 CALLS = "SELECT cost::bigint, price_id, rerated FROM call ORDER BY id"
 ROLLED_UP = "SELECT sum(cost)::bigint FROM usage_rollup WHERE span = 'day'"
 MARKUP = 2
+WAITING = """
+SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND classid = 7805 AND NOT granted
+   AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
 
 
 async def price(april: April, day: int = 1, *, model: str = "dated", **amounts: Any) -> int:
@@ -43,12 +49,16 @@ async def price(april: April, day: int = 1, *, model: str = "dated", **amounts: 
         **amounts,
     }
     sent: Any = bodies.check_body(PriceCreate, asked)
-    return int((await april.do("prices", "create", **sent))["id"])
+    made = int((await april.do("prices", "create", **sent))["id"])
+    await april.rate()
+    return made
 
 
 async def amend(april: April, price_id: int, **amounts: str | None) -> dict[str, Any]:
     asked: Any = bodies.check_body(PriceAmend, {"reason": "typed wrong", **amounts})
-    return await april.do("prices", "amend", price_id, **asked)
+    made = await april.do("prices", "amend", price_id, **asked)
+    await april.rate()
+    return made
 
 
 def call(april: April, price_id: int, cost: int, **more: Any) -> str:
@@ -152,6 +162,43 @@ async def test_price_amendment_keeps_amounts_left_out_and_removes_null_amounts(a
         await amend(april, made["id"], input="1.0")
     with pytest.raises(Conflict, match="without any amount"):
         await amend(april, made["id"], input=None, output=None)
+
+
+async def test_request_that_amends_a_price_leaves_its_calls_to_the_keeper(april: April) -> None:
+    await in_plan(april)
+    wrong = await price(april, input="100")
+    await april.on(at(4, 10))
+    call(april, wrong, 100 * NANO)
+    asked: Any = bodies.check_body(PriceAmend, {"reason": "typed wrong", "input": "1"})
+    made = await april.do("prices", "amend", wrong, **asked)
+    assert rows_of(april.url, CALLS) == [(100 * NANO, wrong, 0)]
+    await april.rate()
+    assert rows_of(april.url, CALLS) == [(NANO, made["id"], -99 * NANO)]
+
+
+async def test_second_amendment_of_a_price_is_409_without_waiting_for_the_first(april: April) -> None:
+    """Behind a keeper that rates calls; other prices wait, and not for long."""
+    wrong, other = await price(april, input="100"), await price(april, model="other", input="100")
+    amended = await amend(april, other, input="1")
+    rows_of(april.url, "UPDATE rerating_left SET rated_at = NULL RETURNING 1")
+    with connected(april.url) as keeper:
+        keeper.execute("SELECT pg_advisory_xact_lock(7805, 0)")
+        first = asyncio.ensure_future(amend(april, wrong, input="1"))
+        await eventually(lambda: rows_of(april.url, WAITING) == [(1,)])
+        for refused, why in (
+            (wrong, "by another request"),
+            (other, "already"),
+            (amended["id"], "rated again"),
+        ):
+            with pytest.raises(Conflict, match=why):
+                await asyncio.wait_for(amend(april, refused, input="2"), 60)
+        assert rows_of(april.url, WAITING) == [(1,)], "the first still waits"
+        with pytest.raises(Overloaded, match="try again in a while"):
+            await first
+        second = asyncio.ensure_future(amend(april, wrong, input="2"))
+        await eventually(lambda: rows_of(april.url, WAITING) == [(1,)])
+        keeper.rollback()
+    assert (await second)["amends_id"] == wrong
 
 
 async def test_price_is_amended_once_and_its_amendment_may_be_amended_again(april: April) -> None:
