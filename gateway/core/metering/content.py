@@ -24,8 +24,14 @@ UNCOUNTED = frozenset(
         "thought_signature",
         "encrypted_content", "obfuscation", "format", "mimeType", "mime_type", "mime", "media_type",
         "citation", "citations", "annotation", "safetyRatings", "usage", "usageMetadata", "error",
+        "content_filter_results", "content_filter_result", "created_at", "completed_at",
     }
 )  # fmt: skip
+# Fields that frame an event besides. Their bytes may count, but they are no words of the model.
+_FRAMING = UNCOUNTED | {
+    "provider", "system_fingerprint", "service_tier", "modelVersion", "responseId", "createTime", "event_type",
+    "event_id", "p",
+}  # fmt: skip
 # Fields with text of the model. All other fields at the top describe the answer, or repeat the request.
 GENERATED = frozenset(
     {
@@ -70,13 +76,23 @@ def _bytes_of(text: str) -> int:
 
 
 def content_bytes(
-    holder: object, left_out: frozenset[str] = UNCOUNTED, size_of: Callable[[str], int] = _bytes_of
+    holder: object,
+    left_out: frozenset[str] = UNCOUNTED,
+    size_of: Callable[[str], int] = _bytes_of,
+    *,
+    once: bool = False,
 ) -> int:
-    """Return the size of all content in a value, in bytes of text, without the fields `left_out`."""
-    size, waiting = 0, [("", holder)]
+    """Return the size of all content in a value, in bytes of text, without the fields `left_out`.
+
+    With `once`, a text that stands under two names counts once.
+    """
+    size, waiting, said = 0, [("", holder)], set[str]()
     while waiting:
         name, value = waiting.pop()
         if isinstance(value, str):
+            if once and value in said:
+                continue
+            said.add(value)
             size += data_bytes(len(value)) if is_data(name, len(value)) else size_of(value)
         elif isinstance(value, dict):
             if name in _ARGUMENTS:
@@ -96,6 +112,14 @@ def is_data(name: str, size: int) -> bool:
 def data_bytes(size: int) -> int:
     """Return the size at which base64 data of `size` bytes is counted, as bytes of text."""
     return -(-size // DATA_BYTES_EACH)
+
+
+def words_in(event: bytes, *, whole: bool = False) -> int:
+    """Return the words in an event or a part of one, readable or not; of a `whole` answer those of its model."""
+    if event.lstrip()[:1] not in {b"{", b"["}:
+        return len(event.split())
+    texts = LooseContent(event, _FRAMING, whole=whole).texts
+    return sum(len(text.replace(b"\\n", b" ").split()) for text in texts)
 
 
 _QUOTE: Final = 0x22

@@ -182,8 +182,10 @@ class LinesMeter(StreamMeter):
 
 def _take(meter: StreamMeter, dialect: Dialect, payload: bytes) -> None:
     """Read one event, and note in the meter whether the answer has content, or is finished."""
-    finished, content = meter.finished, meter.content_events
+    finished, content, before = meter.finished, meter.content_events, meter.text_bytes
     dialect.read_event(meter, payload)
+    if meter.text_bytes > meter.dense_from:
+        meter.see_words(payload, before)
     if meter.phase != CLOSED:
         if meter.finished > finished:
             meter.phase = FINISHED

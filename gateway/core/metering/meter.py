@@ -18,7 +18,7 @@ from gateway.core.billing.price_book import Counts
 from gateway.core.billing.reported_cost import read_cost
 from gateway.core.billing.unbilled import Declined
 from gateway.core.calls.call import CallRequest, UsageBounds, input_tokens
-from gateway.core.metering.content import LooseContent
+from gateway.core.metering.content import LooseContent, words_in
 from gateway.core.metering.endings import BY_CONNECTION, Ending
 from gateway.core.model import TokenUsage
 
@@ -239,8 +239,9 @@ class Meter:
     """
 
     __slots__ = (
-        "_dense_from", "_reported_at", "begun", "behind", "bounds", "broke", "by_units", "cached", "call",
-        "content_events", "detail", "ended", "failed", "final", "finished", "input", "known_ids", "last_word", "marked",
+        "_reported_at", "begun", "behind", "bounds", "broke", "by_units", "cached", "call",
+        "content_events", "dense_from", "detail", "ended", "envelope", "failed", "final", "finished", "input",
+        "known_ids", "last_word", "marked",
         "notes", "opening", "output", "output_most", "partial", "phase", "position", "reasoning",
         "reported", "reported_part", "said", "status", "surplus", "text_bytes", "texts", "told", "total", "uncounted",
         "unread", "whole_bytes", "withheld", "words",
@@ -254,6 +255,7 @@ class Meter:
         self.detail = Detail()
         # Bytes of text in pieces, and in events that repeat it; then events with content, and ended choices.
         self.text_bytes = self.whole_bytes = self.content_events = self.finished = 0
+        self.envelope = 0  # the most bytes of an event beside its text, where all of it was looked at
         self.withheld = self._reported_at = 0  # waiting bytes; content events at the last report
         self.phase: int = OPEN
         self.behind = False  # whether `feed` without bytes has more to do
@@ -267,7 +269,7 @@ class Meter:
             output_ceiling = call.output_ceiling or most
         self.output_most = min(output_ceiling * call.spec.choices, most)
         # From so many bytes on the text is probably longer than the maximum, and its words are counted.
-        self._dense_from, self.words = int(self.output_most * call.learned.output_bytes_per_token), 0
+        self.dense_from, self.words = int(self.output_most * call.learned.output_bytes_per_token), 0
         self.reported = self.partial = self.uncounted = self.marked = self.final = False
         self.ended = self.last_word = self.failed = self.surplus = self.by_units = False
         self.unread = self.broke = False
@@ -424,14 +426,19 @@ class Meter:
     def saw(self, text: str) -> None:
         """Count a piece of produced text."""
         self.text_bytes += len(text) if text.isascii() else len(text.encode())
-        if self.text_bytes > self._dense_from:
-            self.words += len(text.split())
         if self.texts is not None:
             self.texts.append(text)
             if self.text_bytes > TOKENIZED_BYTES_MAX:
                 self.texts = None
             elif len(self.texts) > TEXTS_MAX:
                 self.texts = ["".join(self.texts)]
+
+    def see_words(self, event: bytes, before: int) -> None:
+        """Count the words of an event beyond the call's maximum, under whatever names its text stands.
+
+        `before` is `text_bytes` before the event: only text that was counted with it has words.
+        """
+        self.words += min(words_in(event), -(-(self.text_bytes - before) // 2))
 
     def report(self, used: int, output: int, cached: int, reasoning: int, total: int, *, final: bool) -> None:
         """Record a usage report, cumulative from the start of the answer.

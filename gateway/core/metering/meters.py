@@ -13,7 +13,7 @@ from gateway.core.calls.call import DEFAULT_BOUNDS, CallRequest, UsageBounds
 from gateway.core.families.family import CallKind
 from gateway.core.families.objects import may_tell, read_created_ids
 from gateway.core.families.registry import SHAPES
-from gateway.core.metering.content import UNCOUNTED, LooseContent
+from gateway.core.metering.content import UNCOUNTED, LooseContent, words_in
 from gateway.core.metering.meter import TOKENIZED_BYTES_MAX, Dialect, Meter, slim
 from gateway.core.metering.reading import (
     BRACKETS_MAX,
@@ -278,7 +278,7 @@ class WholeMeter(Meter):
     text that came.
     """
 
-    __slots__ = ("_dialect", "_end", "_examined", "_kept", "_kept_bytes", "_open", "_shortened")
+    __slots__ = ("_dialect", "_end", "_examined", "_kept", "_kept_bytes", "_open", "_shortened", "_worded")
 
     def __init__(self, call: CallRequest, status: int, bounds: UsageBounds, dialect: Dialect) -> None:
         Meter.__init__(self, call, status, bounds)
@@ -287,7 +287,7 @@ class WholeMeter(Meter):
         self._kept_bytes = 0
         self._shortened: TextShortener | None = None
         self._end: Tail | None = None
-        self._examined = 0
+        self._examined = self._worded = 0
         self._open = False
 
     def feed(self, chunk: bytes) -> bytes:
@@ -357,7 +357,9 @@ class WholeMeter(Meter):
         # A client that asked for a stream reads the answer while it comes.
         passed = self._kept_bytes if self.call.spec.streamed else 0
         produced = int(passed // self.call.learned.output_bytes_per_token)
-        return self.call.input_estimate + min(produced, self.output_most)
+        if produced > self.output_most and 4 * passed >= 5 * self._worded:  # each time all of it is read
+            self._worded, self.words = passed, max(self.words, words_in(self._document(), whole=True))
+        return self.call.input_estimate + max(min(produced, self.output_most), self.words)
 
     def _judge(self, document: bytes) -> None:
         """Mark the answer as failed if `document` is empty; if it is no JSON object, count it by its size."""

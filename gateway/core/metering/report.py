@@ -17,28 +17,33 @@ class UsageShape(msgspec.Struct, forbid_unknown_fields=True):
     """
 
 
-# An event longer than this plus four times its text is searched for more text.
+# The most bytes of an event that frame its text.
 ENVELOPE_BYTES: Final = 512
 
 
-def may_hold_more(data: bytes, seen: int) -> bool:
-    """Return whether an event may contain more text than the `seen` bytes counted of it, by its size."""
-    return may_be_more(len(data), seen)
+def may_hold_more(meter: Meter, data: bytes, seen: int) -> bool:
+    """Return whether an event may contain more text than the `seen` bytes counted of it.
+
+    It may if it is longer, beside this text, than each event of the answer that contained nothing else.
+    """
+    return not seen or len(data) - seen > meter.envelope
 
 
 def may_be_more(size: int, seen: int) -> bool:
-    """Return whether an event of `size` bytes may contain more text than the `seen` bytes counted of it."""
+    """Return whether a known event of `size` bytes may contain more than the `seen` bytes of its text."""
     return not seen or size > ENVELOPE_BYTES + 4 * seen
 
 
-def see_content(meter: Meter, holder: object, seen: int) -> None:
-    """Count the text in a part of an event, except for `seen` bytes that are counted already."""
-    size = content_bytes(holder)
-    if size > seen:
-        meter.text_bytes += size - seen
+def see_content(meter: Meter, holder: object, seen: int, size: int = 0) -> None:
+    """Count the text in a part of an event of `size` bytes, except for `seen` bytes that are counted already."""
+    content = content_bytes(holder, once=True)
+    if content > seen:
+        meter.text_bytes += content - seen
         meter.texts = None  # this content is not for the tokenizer
         if not seen:
             meter.content_events += 1
+    elif size - seen > meter.envelope:
+        meter.envelope = min(size - seen, ENVELOPE_BYTES)
 
 
 def see_whole(meter: Meter, event: dict[str, object], left_out: frozenset[str] = UNCOUNTED) -> None:

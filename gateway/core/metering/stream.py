@@ -295,6 +295,14 @@ class TextShortener:
                 self._within, at = 0, at + 1
         self._keep(b"".join(kept))
 
+    def feed_to(self, meter: Meter, part: bytes) -> None:
+        """Add the next `part` of an event, whose long texts `meter` counts while they pass."""
+        before, counted = meter.text_bytes, self.text_bytes
+        self.feed(part)
+        meter.text_bytes += self.text_bytes - counted
+        if meter.text_bytes > meter.dense_from:
+            meter.see_words(part, before)
+
     @property
     def document(self) -> bytes:
         """The document without its long texts; empty bytes if even that is too long."""
@@ -564,7 +572,7 @@ class StreamMeter(Meter):
         if self._oversized is not None:
             # The end of an event whose beginning has passed: it may close the stream
             assert self._oversized is not None
-            self._shorten(event)
+            self._shortened.feed_to(self, event)
             passed.append(self._oversized.feed(event))
             rest = self._oversized.take()
             self._oversized = None
@@ -612,17 +620,19 @@ class StreamMeter(Meter):
             self._end_by(event)
         data = data_of(event)
         if not data:
-            if self.opening is None and event.lstrip(b"\r\n")[:1] in {b"", b":"}:  # a keep-alive
-                self._unread -= len(event)
+            is_keep_alive = self.opening is None and event.lstrip(b"\r\n")[:1] in {b"", b":"}
+            self._unread -= len(event) if is_keep_alive else 0
             return False
         if self.opening is None:
             self.opening = data if len(data) <= OPENING_BYTES_MAX else b""
-        finished, content = self.finished, self.content_events
+        finished, content, before = self.finished, self.content_events, self.text_bytes
         left_out = self._dialect.read_event(self, data)
         if data[:1] not in _DOCUMENTS and self.content_events == content:  # clients show it as a text
             self.text_bytes += len(data)
             self.content_events += 1
             self.texts = None
+        if self.text_bytes > self.dense_from:
+            self.see_words(data, before)
         if self.phase != CLOSED:
             if self.finished > finished:
                 self.phase = FINISHED
@@ -659,6 +669,8 @@ class StreamMeter(Meter):
             at, text, number = place_
             before = self.text_bytes
             self.saw(text)
+            if self.text_bytes > self.dense_from:
+                self.words += len(text.split())
             self.content_events += 1
             if number >= 0:
                 self.position = number
@@ -701,7 +713,7 @@ class StreamMeter(Meter):
         # Another text of the event may be as long, so the text that was read is compared. Its type is stated,
         # since compiled code would take it for a list for good, and a text that cannot be read makes it None.
         tried.texts = cast("list[str] | None", [])
-        tried.told, tried.position = list(self.told), self.position
+        tried.told, tried.position, tried.envelope = list(self.told), self.position, self.envelope
         if self._dialect.read_event(tried, data_of(event)):
             return False
         detail, known, members = tried.detail, self.detail, tried.said
@@ -754,14 +766,8 @@ class StreamMeter(Meter):
             self._release(passed)
             self._oversized = Tail(CODED_BYTES if says_end(part) else 0)
             self._shortened = TextShortener(self.bounds.event_bytes_max)
-        self._shorten(part)
+        self._shortened.feed_to(self, part)
         passed.append(self._oversized.feed(part))
-
-    def _shorten(self, part: bytes) -> None:
-        shortened = self._shortened
-        before = shortened.text_bytes
-        shortened.feed(part)
-        self.text_bytes += shortened.text_bytes - before
 
     def _read_shortened(self) -> None:
         """Read the copy without long texts of an event that was too long to store."""

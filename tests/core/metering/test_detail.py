@@ -566,6 +566,60 @@ def test_content_of_any_name_is_seen_and_charged_where_the_answer_breaks(
     assert 2 * tokens <= made.usage().output < 2.2 * tokens
 
 
+WORDS = "word " * 60  # 300 bytes
+# Ways to say the same words: each event has sixty.
+WORDY: list[tuple[str, bytes, bytes]] = [
+    *[(meter, SSE, frame(event).replace(LONG.encode(), WORDS.encode()))
+      for meter, event, tokens in CONTENT if tokens == 250],
+    ("openai_chat", SSE, frame(choice(content=WORDS))),
+    ("openai_chat", SSE, frame(choice(tool_calls=[{"function": {"arguments": WORDS}}]))),
+    ("openai_chat", SSE, frame(choice(content=[{"type": "thinking", "thinking": [{"text": WORDS}]}]))),
+    ("openai_chat", SSE, b'data: {"choices":[{"delta":{"content":"' + WORDS.encode() + b"}\n\n"),
+    ("openai_chat", SSE, b"data: " + WORDS.encode() + b"\n\n"),
+    ("openai_completions", SSE, frame({"choices": [{"index": 0, "text": WORDS}]})),
+    ("openai_responses", SSE, frame({"type": "response.output_text.delta", "delta": WORDS})),
+    ("openai_responses", SSE, frame({"type": "response.function_call_arguments.done", "arguments": WORDS})),
+    ("anthropic_messages", SSE, frame(block(type="input_json_delta", partial_json=WORDS))),
+    ("gemini_stream", SSE, frame(part(text=WORDS))),
+    ("gemini_stream", SSE, frame(part(functionCall={"name": "f", "args": {"a": WORDS}}))),
+    ("gemini_stream", JSON, json.dumps(part(functionCall={"name": "f", "args": {"a": WORDS}})).encode() + b","),
+    ("gemini_stream", JSON, json.dumps(part(next_year={"a": WORDS})).encode() + b","),
+    ("ollama_chat", b"application/x-ndjson",
+     json.dumps({"message": {"tool_calls": [{"function": {"arguments": {"a": WORDS}}}]}}).encode() + b"\n"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("meter", "media", "event"), WORDY)
+def test_words_beyond_the_maximum_are_seen_wherever_they_stand(
+    meter: str, media: bytes, event: bytes
+) -> None:
+    """A cut ends a stream by this number; what is charged without a report ends at the maximum."""
+    asked = call(meter)
+    asked.output_max = 600
+    made = make_meter(asked, 200, media)
+    made.feed(b"[" if media == JSON else b"")
+    for index in range(100):
+        made.feed(event.replace(b'"output_index": 0', b'"output_index": %d' % index))
+    in_dense = 100 - 8 - 1  # 600 tokens are 2,400 bytes, eight events
+    assert INPUT + in_dense * 60 <= made.observed() <= INPUT + 100 * 66
+    assert made.usage().output == 600
+
+
+def test_a_text_beside_another_one_is_seen_and_one_said_twice_is_counted_once() -> None:
+    """Servers repeat thoughts as details. Any other text counts, in events that are short as well."""
+    twice = choice(reasoning="Let me see. ", reasoning_details=[{"type": "x", "text": "Let me see. "}])
+    beside = choice(content="Hi", next_year={"kind_of_text": WORDS})
+    made = read("openai_chat", choice(role="assistant", content=""), *[twice] * 20, *[beside] * 20)
+    assert made.text_bytes == 20 * 12 + 20 * (2 + 300)
+
+
+def test_each_event_of_a_conversation_is_counted_however_much_came_before() -> None:
+    called = {"type": "function.call.delta", "arguments": "a" * 40, "created_at": "2026-12-01T12:00:00Z"}
+    said = {"type": "message.output.delta", "content": "Hi"}
+    made = read("mistral_conversations", said, called, said, called)
+    assert (made.text_bytes, made.content_events) == (2 * (2 + 40), 4)
+
+
 @pytest.mark.parametrize(("meter", "event"), QUIET)
 def test_what_only_frames_points_or_repeats_is_no_content(meter: str, event: dict[str, Any]) -> None:
     made = read(meter, event)

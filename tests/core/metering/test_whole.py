@@ -310,3 +310,17 @@ def test_a_document_in_place_of_a_stream_is_seen_as_it_comes() -> None:
         meter.feed(b'{"choices":[{"message":{"content":"' + b"word " * 1_000)
         assert meter.observed() >= asked.input_estimate + (1_250 if streamed else 0)
         assert (meter.observed() > asked.input_estimate) is streamed
+
+
+@pytest.mark.parametrize("meter", ["openai_chat", "gemini_generate"])
+def test_a_document_in_place_of_a_stream_is_seen_beyond_its_maximum(meter: str) -> None:
+    asked = call(meter)
+    asked.output_max = 600
+    made = make_meter(asked, 200, b"application/json")
+    made.feed(b'{"choices":[{"message":{"tool_calls":[{"custom":{"input":"' if "chat" in meter
+              else b'{"candidates":[{"content":{"parts":[{"functionCall":{"args":{"a":"')  # fmt: skip
+    for _ in range(100):
+        made.feed(b"word " * 100)
+        made.observed()
+    assert 8_000 < made.observed() - asked.input_estimate <= 10_010
+    assert made.so_far().total == made.observed()

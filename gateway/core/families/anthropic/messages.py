@@ -210,9 +210,9 @@ def _see(meter: Meter, read: _MessageEvent, data: bytes) -> None:
         if read.content_block.type == FALLBACK:
             return
     seen = meter.text_bytes - before
-    if read.type not in _NO_CONTENT and may_hold_more(data, seen):
+    if read.type not in _NO_CONTENT and may_hold_more(meter, data, seen):
         event, holder = loose_document(data), _HOLDERS.get(read.type or "")
-        see_content(meter, event if holder is None else event.get(holder), seen)
+        see_content(meter, event if holder is None else event.get(holder), seen, len(data))
 
 
 def _report(meter: Meter, raw: bytes, final: bool) -> None:

@@ -163,7 +163,7 @@ def take(meter: Meter, document: bytes, final: bool) -> None:
             final = True
         if candidate.finish_reason is not None:
             meter.finished += 1
-    if read.candidates and not whole and may_hold_more(document, meter.text_bytes - before):
+    if read.candidates and not whole and may_hold_more(meter, document, meter.text_bytes - before):
         _see_more(meter, document, meter.text_bytes - before)
     if read.prompt_feedback is not None and _ends(read.prompt_feedback.block_reason):  # nothing follows
         final = meter.last_word = True
@@ -200,7 +200,10 @@ def _see_more(meter: Meter, document: bytes, seen: int) -> None:
     candidates = loose_document(document).get("candidates")
     if isinstance(candidates, list):
         see_content(
-            meter, [candidate.get("content") for candidate in candidates if isinstance(candidate, dict)], seen
+            meter,
+            [candidate.get("content") for candidate in candidates if isinstance(candidate, dict)],
+            seen,
+            len(document),
         )
 
 

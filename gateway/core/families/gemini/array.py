@@ -127,16 +127,18 @@ class ArrayMeter(Meter):
         if shortened is None:
             element = b"".join((*self._element, last))
         else:
-            self._shorten(shortened, last)
+            shortened.feed_to(self, last)
             element = shortened.document
         self._element, self._kept_bytes, self._shortened = [], 0, None
         self._first_end = self._first_end or end
-        finished, content = self.finished, self.content_events
+        finished, content, before = self.finished, self.content_events, self.text_bytes
         if shortened is not None and not element:
             self.unread = True  # but for its ends
             shortened.read_ends(self, DIALECT)
         else:
             take(self, element, False)
+        if self.text_bytes > self.dense_from:
+            self.see_words(element, before)
         goes_on = self.phase == OPEN or (self.phase == FINISHED and self.content_events > content)
         if self.finished > finished and self.phase != CLOSED:
             self.phase = FINISHED
@@ -154,12 +156,7 @@ class ArrayMeter(Meter):
         if self._shortened is None:
             part = b"".join((*self._element, part))
             self._element, self._shortened = [], TextShortener(self.bounds.event_bytes_max)
-        self._shorten(self._shortened, part)
-
-    def _shorten(self, shortened: TextShortener, part: bytes) -> None:
-        before = shortened.text_bytes
-        shortened.feed(part)
-        self.text_bytes += shortened.text_bytes - before
+        self._shortened.feed_to(self, part)
 
     def _pass(self, chunk: bytes, before: int) -> bytes:
         """Return the bytes of the answer that may pass to the client now: those before position `_safe`.

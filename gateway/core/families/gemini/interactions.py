@@ -91,8 +91,8 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     if isinstance(text, str) and text:
         meter.saw(text)
         meter.content_events += 1
-    if may_hold_more(data, meter.text_bytes - before):
-        see_content(meter, delta or object_in(event, "step"), meter.text_bytes - before)
+    if may_hold_more(meter, data, meter.text_bytes - before):
+        see_content(meter, delta or object_in(event, "step"), meter.text_bytes - before, len(data))
     _report(meter, object_in(object_in(event, "metadata"), "total_usage"), final=False)
     if interaction:
         if meter.call.objects.keeps:

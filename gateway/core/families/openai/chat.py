@@ -122,8 +122,8 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     before, content = meter.text_bytes, meter.content_events
     for place, choice in enumerate(read.choices or ()):
         _see(meter, choice, place)
-    if read.choices and may_hold_more(data, meter.text_bytes - before):
-        see_content(meter, loose_document(data).get("choices"), meter.text_bytes - before)
+    if read.choices and may_hold_more(meter, data, meter.text_bytes - before):
+        see_content(meter, loose_document(data).get("choices"), meter.text_bytes - before, len(data))
     elif read.choices is None and not is_there(read.error) and not is_there(read.usage):
         _see_own_shape(meter, loose_document(data))
     if is_there(read.error):

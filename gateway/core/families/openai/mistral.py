@@ -24,7 +24,7 @@ from gateway.core.families.family import ids_of, object_in
 from gateway.core.metering.endings import ENDINGS
 from gateway.core.metering.meter import Dialect, Meter
 from gateway.core.metering.reading import integer, loose_document, loose_event
-from gateway.core.metering.report import may_hold_more, see_content, see_whole
+from gateway.core.metering.report import see_content, see_whole
 from gateway.errors import InvalidRequest
 
 _AGENT = ControlledNames("agent_id", "model", "stream", "n", "max_tokens", *OF_EVERY_FAMILY)
@@ -77,7 +77,6 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 
 def _read_event(meter: Meter, data: bytes) -> bool:
     """Count what an event of a conversation reports: text, usage, its end, and the conversation's id."""
-    before = meter.text_bytes
     event = loose_event(meter, data)
     kind, content = event.get("type"), event.get("content")
     if kind == "conversation.response.error":
@@ -92,7 +91,7 @@ def _read_event(meter: Meter, data: bytes) -> bool:
         meter.detail.answered_by(event.get("model"))
         meter.saw(content)
         meter.content_events += 1
-    elif may_hold_more(data, before):
+    else:
         see_content(meter, event, 0)
     return False
 

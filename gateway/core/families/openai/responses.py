@@ -141,8 +141,8 @@ def _see(meter: Meter, read: _ResponseEvent, data: bytes) -> None:
             _note_item(meter, bytes(read.item))
         _see_whole(meter, read, data)
     else:
-        if not kind.endswith(_NO_CONTENT) and may_hold_more(data, seen):
-            see_content(meter, loose_document(data), seen)
+        if not kind.endswith(_NO_CONTENT) and may_hold_more(meter, data, seen):
+            see_content(meter, loose_document(data), seen, len(data))
         if meter.text_bytes > before:
             said, place = meter.said, _place(meter, read, "")
             said[place] = said.get(place, 0) + meter.text_bytes - before
