@@ -65,7 +65,7 @@ async def admit(
     try:
         terms, opening = find_terms(ports, asked)
         named = named_objects(ports.models, asked.owned, asked.caller, call, asked.listed)
-        if named or call.objects.unsure:  # most calls name none, and make no coroutine
+        if named or call.objects.unsure or call.spec.continues:  # most calls name none, and make no coroutine
             await check_objects(ports.calls.objects, asked.caller, call, named)
         if ports.breaker.entries and asked.kind.is_called:
             entrance.check_paused(call)

@@ -8,13 +8,19 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from gateway.calls.ports import DirectoryPort, ObjectOwnersPort
-from gateway.core.calls.call import CallRequest
+from gateway.core.calls.call import UNSEEN, CallRequest
 from gateway.core.calls.models import ConfiguredModels
 from gateway.core.calls.routes import ModelRule
-from gateway.core.families.objects import ObjectAccess, field_of
-from gateway.core.families.registry import FAMILIES
+from gateway.core.families.objects import ObjectAccess, continuation_of, field_of
+from gateway.core.families.registry import FAMILIES, SHAPES
 from gateway.core.model import INTERACTIVE, USER_REQUIRED, Attribution, Caller, on_list
-from gateway.errors import ModelNotAllowed, ObjectNotFound, PriorityNotAllowed, UserRequired
+from gateway.errors import (
+    CountersUnavailable,
+    ModelNotAllowed,
+    ObjectNotFound,
+    PriorityNotAllowed,
+    UserRequired,
+)
 
 
 def check_model_access(  # noqa: PLR0917  # who asks for what, and how it is said that this may not be
@@ -56,15 +62,28 @@ async def check_objects(
 ) -> None:
     """Raise `ObjectNotFound` if a call has `named` an object or created model that it may not use.
 
-    A text in a field that no table has must be no object of another organization.
+    A text in a field that no table has must be no object of another organization. Set in `call` the tokens of
+    the text that its upstream keeps of the objects, and of the answer that it continues.
     """
-    if not named and not call.objects.unsure:
+    if not (named or call.objects.unsure or call.spec.continues):
         return
+    kept = call.objects.named if call.meter in SHAPES else ()
+    if call.spec.continues:
+        kept = (*kept, continuation_of(call.spec.continues))
+    sizes = objects.sizes(caller, kept) if kept else None  # asked with the owners, at the same time
     refused = await objects.refused(caller, named, call.objects.unsure)
     if refused is not None:
         place = field_of(call, refused)
         where = f"The field is {place}." if place else "The path or a header names it."
         raise ObjectNotFound(f"{ObjectNotFound.__doc__} {where}", param=place or None)
+    if sizes is not None:
+        try:
+            known = await sizes
+        except CountersUnavailable:
+            known = [None] * len(kept)
+        call.note_kept(
+            UNSEEN if call.spec.continues and known[-1] is None else sum([size or 0 for size in known])
+        )
 
 
 def named_objects(

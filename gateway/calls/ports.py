@@ -156,11 +156,19 @@ class ObjectOwnersPort(Protocol):
         None if there is none. Fails with `CountersUnavailable`.
         """
 
-    def keep(self, caller: Caller, ids: Sequence[str], kept: int = KEPT_OBJECTS) -> Awaitable[object]:
+    def sizes(self, caller: Caller, ids: Sequence[str]) -> Awaitable[list[int | None]]:
+        """Return the tokens of the text that an upstream keeps of each object; None if it is not on the lists.
+
+        0 if nobody noted them. The request is sent at once. Fails with `CountersUnavailable`.
+        """
+
+    def keep(
+        self, caller: Caller, ids: Sequence[str], kept: int = KEPT_OBJECTS, tokens: int = 0
+    ) -> Awaitable[object]:
         """Store the caller's organization as the owner of these objects.
 
-        `kept` says for how long, as one of the constants for lifetimes. The request is sent at once, whether
-        or not the result is awaited.
+        `kept` says for how long, as one of the constants for lifetimes; `tokens` are those of the text that the
+        upstream keeps of each. The request is sent at once, whether or not the result is awaited.
         """
 
     def note(self, id_: str, payment: bytes) -> Awaitable[bytes | None]:

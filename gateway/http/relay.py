@@ -21,9 +21,9 @@ from gateway.core.calls.call import NameCheck
 from gateway.core.calls.routes import Route
 from gateway.core.circuit_breaker import UNFINISHED
 from gateway.core.families.family import TOLD_MAX
-from gateway.core.families.objects import kept_apart, session_of
+from gateway.core.families.objects import continuation_of, kept_apart, session_of
 from gateway.core.families.refusal import HELD_OFF, render
-from gateway.core.families.registry import FAMILIES
+from gateway.core.families.registry import FAMILIES, SHAPES
 from gateway.core.metering.meter import OPEN, Meter
 from gateway.core.model import Admitted
 from gateway.errors import CountersUnavailable, QuotaExceeded, Refusal, UpstreamUnreachable
@@ -78,9 +78,10 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
     attempt.ended = ports.seconds()
     if exchange.before_end is not None:
         await exchange.before_end(told)
-    if told:
+    sized = _sized_ids(admitted, meter, told) if meter.own_id or meter.continues else []
+    if told or sized:
         # The owner of the objects is stored before the client gets their ids.
-        waits = _store_owners(admitted, told)
+        waits = _store_owners(admitted, told) + _store_owners(admitted, sized, meter)
         for kept in waits if not admitted.charges else ():  # a charged answer is delivered even if this fails
             await kept
     early = route is not None and route.settle == "after_reply"  # its whole answer is sent before the charge
@@ -227,16 +228,40 @@ def _metered(admitted: AdmittedCall, meter: Meter, data: bytes, keeps: bool) -> 
     return passed
 
 
-def _store_owners(admitted: AdmittedCall, told: list[str]) -> list[Awaitable[object]]:
-    """Store the caller as the owner of the objects `told`; return the pending requests to Redis."""
-    objects = admitted.worker.ports.objects
-    return [objects.keep(admitted.caller, ids, how) for how, ids in kept_apart(admitted.call, told)]
+def _sized_ids(admitted: AdmittedCall, meter: Meter, others: list[str]) -> list[str]:
+    """Return the ids by which a later call may name the text of an answer, and take them out of `others`.
+
+    They are the answer's own id, its token, and earlier objects that the answer goes on with, such as a conversation.
+    """
+    kind = SHAPES.get(admitted.call.meter)
+    if kind is None or not (200 <= meter.status < 300 and meter.usage().total):
+        return []
+    ids = [meter.own_id] if meter.own_id and kind.continued else []
+    if ids:
+        ids += [id_ for id_ in admitted.call.objects.named if id_ in meter.known_ids and id_ not in ids]
+    others[:] = [id_ for id_ in others if id_ not in ids]
+    return ids + ([continuation_of(meter.continues)] if meter.continues else [])
+
+
+def _store_owners(
+    admitted: AdmittedCall, told: list[str], sized: Meter | None = None
+) -> list[Awaitable[object]]:
+    """Store the caller as the owner of the objects `told`; return the pending requests to Redis.
+
+    If they are the text of the answer that a meter `sized`, later calls that name them read as much.
+    """
+    objects, tokens = admitted.worker.ports.objects, 0
+    if sized is not None and told:
+        usage = sized.usage()
+        tokens = usage.input + usage.output - usage.reasoning
+    return [objects.keep(admitted.caller, ids, how, tokens) for how, ids in kept_apart(admitted.call, told)]
 
 
 def _take_ids(meter: Meter) -> list[str]:
     """Return the ids of objects that an answer names for the first time, if its request did not name them."""
     told = [one for one in dict.fromkeys(meter.told) if one not in meter.known_ids]
     meter.told.clear()
+    meter.own_id = meter.own_id or (told[0] if told else "")
     if told and len(meter.known_ids) < TOLD_MAX:  # many events name the same
         meter.known_ids |= frozenset(told)
     return told

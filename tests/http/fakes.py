@@ -149,6 +149,8 @@ class FakeObjects:
         self.kept: set[tuple[int, str]] = set()
         self.asked: list[tuple[str, ...]] = []
         self.noted_ids: list[list[str]] = []
+        self.sized: dict[tuple[int, str], int] = {}
+        self.unsized = False
         self.notes: dict[str, bytes] = {}
         self.down = False
 
@@ -169,8 +171,19 @@ class FakeObjects:
             wait.set(next((one for one in judged if (caller.organization_id, one) not in self.kept), None))
         return wait
 
-    def keep(self, caller: Caller, ids: Sequence[str], kept: int = KEPT_OBJECTS) -> Wait[object]:
+    def sizes(self, caller: Caller, ids: Sequence[str]) -> Wait[list[int | None]]:
+        wait: Wait[list[int | None]] = Wait()
+        if self.unsized:
+            wait.fail(CountersUnavailable())
+            return wait
+        wait.set([self.sized.get((caller.organization_id, one)) for one in ids])
+        return wait
+
+    def keep(
+        self, caller: Caller, ids: Sequence[str], kept: int = KEPT_OBJECTS, tokens: int = 0
+    ) -> Wait[object]:
         self.noted_ids.append(list(ids))
+        self.sized |= {(caller.organization_id, one): tokens for one in ids if tokens}
         taken = {one for _, one in self.kept}
         self.kept |= {(caller.organization_id, one) for one in ids if one not in taken}
         wait: Wait[object] = Wait()

@@ -963,6 +963,7 @@ class CallSpec(Value, frozen=True):
     reports: bool = False  # each complete answer reports its usage, also where not all of its API do
     media: Media = NO_MEDIA  # of a form or a live session: others are found by their places
     mcp: McpMessage = NO_MESSAGE
+    continues: str = ""  # the token of an answer that it goes on with, whose text its upstream keeps
 
 
 UNREAD: Final = CallSpec()
@@ -972,16 +973,19 @@ class StoredObjects(Value, frozen=True):
     """The objects stored at its upstream that a call is about.
 
     `named` are ids in its path and body, `unsure` texts of the body that may be ids, and `brought` ids of objects
-    inside the body itself. `keeps` is the `KEPT_…` constant for how long ids in its answer are valid.
+    inside the body itself. `keeps` is the `KEPT_…` constant for how long ids in its answer are valid. `kept` are the
+    tokens of the text that the upstream keeps and the call only names, `UNSEEN` of a token that nobody here knows.
     """
 
     named: tuple[str, ...] = ()
     unsure: tuple[str, ...] = ()
     brought: frozenset[str] = frozenset()
     keeps: int = 0
+    kept: int = 0
 
 
 NO_OBJECTS: Final = StoredObjects()
+UNSEEN: Final = -1
 
 
 @dataclass(slots=True)
@@ -991,7 +995,7 @@ class CallRequest:
     meter: str  # key of `SHAPES`, or generic or none
     family: Family
     body: Body
-    spec: CallSpec = UNREAD  # written while the body is read, and never after that, as `objects`
+    spec: CallSpec = UNREAD  # written while the body is read, and never after that, as the ids of `objects`
     output_max: int | None = None  # maximum of one choice in tokens, stated or set
     input_bytes: int = 0  # bytes of text
     strip_usage: bool = False  # the client did not ask for a usage frame; send `accept-encoding: identity`
@@ -1035,6 +1039,10 @@ class CallRequest:
     def note_substitution(self, by: Substitution) -> None:
         """Set by which step of a budget the call goes where it is aimed."""
         self.aim = self.aim._replace(substitution=by)
+
+    def note_kept(self, tokens: int) -> None:
+        """Set how many tokens of text its upstream keeps, which it only names."""
+        self.objects = self.objects._replace(kept=tokens)
 
     @property
     def substitution(self) -> Substitution | None:
@@ -1082,8 +1090,9 @@ class CallRequest:
 
     @property
     def input_estimate(self) -> int:
-        """The likely input tokens: by size, with the mean tokens a byte that were learned, and by media."""
-        return _whole(self.input_bytes * self.learned.input_tokens_per_byte) + self.media.tokens
+        """The likely input tokens: by size, with the mean tokens a byte that were learned, by media, and of kept text."""
+        said = _whole(self.input_bytes * self.learned.input_tokens_per_byte) + self.media.tokens
+        return said + self.objects.kept if self.objects.kept > 0 else said
 
     @property
     def most(self) -> int:
@@ -1130,4 +1139,4 @@ def input_tokens(call: CallRequest) -> int:
     """Return the input tokens by the model's own tokenizer if it is known, else by size."""
     tokens_of = call.learned.tokens_of
     counted = prompt_tokens(call.body.content, tokens_of) if tokens_of is not None else None
-    return call.input_estimate if counted is None else counted + call.media.tokens
+    return call.input_estimate if counted is None else counted + call.media.tokens + max(call.objects.kept, 0)

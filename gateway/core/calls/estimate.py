@@ -22,6 +22,7 @@ from gateway.core.calls.call import (
     BYTES_PER_TOKEN,
     NOT_ASCII,
     UNREAD,
+    UNSEEN,
     Body,
     CallRequest,
     CallSpec,
@@ -240,7 +241,7 @@ class Estimator:
         `binds` (may be the limit of its call), that is a bound; else it is what texts have at most. A call
         without text and media has no tokens.
         """
-        if not call.input_bytes and not call.media.tokens:
+        if not call.input_bytes and not call.media.tokens and not call.objects.kept:
             return NO_ESTIMATE
         kept = self._learned_of(call, organization_id, service_key)
         learned = kept or self._first(call.spec.model)
@@ -259,6 +260,10 @@ class Estimator:
             added = _added_for_tools(call)
             read += added
             used += 0 if kept else added  # what was learned has them
+        if call.objects.kept > 0:
+            used, read = used + call.objects.kept, read + call.objects.kept
+        elif call.objects.kept and binds:  # a token that nobody here has seen
+            read += _context_of(call)
         call.input_ceiling, call.output_ceiling = read, _within(call, learned.ceiling)
         answers, beside, stated = choices, 0, call.output_max
         if stated is None and call.output_default:
@@ -296,7 +301,9 @@ class Estimator:
         """
         if not usage.reported or usage.estimated or not call.input_bytes:
             return
-        if usage.input <= call.media.tokens and usage.output <= 0:
+        kept = call.objects.kept
+        own = 0 if kept == UNSEEN else usage.input - call.media.tokens - kept
+        if own <= 0 and usage.output <= 0:
             return
         learned = call.learned.entry
         if not isinstance(learned, _Learned):
@@ -307,8 +314,8 @@ class Estimator:
         if input_share is not None:
             input_share = _bounded(input_share)
             learned.input_share.add(input_share, self._quantile)
-        if usage.input > call.media.tokens:
-            ratio = (usage.input - call.media.tokens) / call.input_bytes
+        if own > 0:
+            ratio = own / call.input_bytes
             # Callers choose the samples, so these never lower the ratio below the first value.
             ratio = min(max(ratio, INPUT_RATIO_FIRST), 1.0)
             learned.input_ratio.add(ratio, self._quantile)
@@ -593,15 +600,12 @@ def _media_beyond(call: CallRequest) -> int:
     """
     costs = [_media_costs(call.family, model) for model in _answering(call)]
     picture, text = max([cost.picture for cost in costs]), max([cost.page_text for cost in costs])
-    most, second = max([cost.context for cost in costs]), max([cost.second for cost in costs])
+    most, second = _context_of(call), max([cost.second for cost in costs])
     patches = (
         [_value_of_prefix(model, _PATCHES, _NO_PATCH) for model in _answering(call)]
         if call.media.sizes
         else []
     )
-    configured = [upstream.context for upstream in call.aim.facts]
-    if configured and None not in configured:
-        most = max([context or 0 for context in configured])
     if not call.media.endless and not call.unmeasured:
         heard = call.media.seconds * second + call.media.video_seconds * SHAPES[call.meter].media.frame
         pages = call.media.pages * (picture + text) + -(-call.media.unsure // WORST_BYTES_PER_TOKEN)
@@ -609,6 +613,14 @@ def _media_beyond(call: CallRequest) -> int:
     beyond = call.media.count * (picture - BLOB_TOKENS) - _smaller(call, picture, patches)
     beyond += call.body.names.files * picture + call.media.sound_beyond + call.media.text_beyond
     return beyond + max(0, most - call.media.document_tokens - call.media.recording_tokens)
+
+
+def _context_of(call: CallRequest) -> int:
+    """Return the most tokens that a model of a call reads at all."""
+    configured = [upstream.context for upstream in call.aim.facts]
+    if configured and None not in configured:
+        return max([context or 0 for context in configured])
+    return max([_media_costs(call.family, model).context for model in _answering(call)])
 
 
 def _added_for_tools(call: CallRequest) -> int:

@@ -35,6 +35,7 @@ from gateway.core.calls.routes import Route
 from gateway.core.families import controlled
 from gateway.core.families.controlled import (
     BACKGROUND,
+    CONTINUES,
     LATER,
     NO_READERS,
     Document,
@@ -204,6 +205,9 @@ def _understand(  # noqa: PLR0917  # how a call is read, and what it says
     names = top_names(document)
     family = OF_METER.get(route.meter)
     beside = models_beside(document, names, NO_READERS if family is None else family.model_lists)
+    if names.continues:
+        token = " ".join([str(document[name]) for name in CONTINUES if document.get(name)])
+        spec = spec._replace(continues=token)
     if names.later:
         _refuse_later(spec, document)
     tiers: tuple[str, ...] = ()

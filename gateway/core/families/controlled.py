@@ -176,6 +176,8 @@ SEARCH_OPTIONS, SEARCH_PARAMETERS = ("web_search_options", "search_parameters")
 SEARCHING_MODELS: Final = {
     "-search-preview": False, "-search-api": False, "search": True, "sonar": True, ":online": True,
 }  # fmt: skip
+# A token of an answer that reached its limit: the call that sends it goes on with the text of that one.
+CONTINUES = ("continuationToken", "continuation_token")
 _ASKING = frozenset({"tools", "prompt", "plugins", SEARCH_PARAMETERS, SEARCH_OPTIONS, *KEPT, *OPTIONS})
 
 
@@ -184,15 +186,17 @@ class TopNames:
 
     `elsewhere`: a name lists models, or sends the call to another server. `times_out`: a name states a
     timeout. `asks`: a name may ask for tools or a search. `later`: a name may ask for an answer later.
+    `continues`: a name may continue another answer.
     `others`: names whose values may contain names of models.
     """
 
-    __slots__ = ("asks", "elsewhere", "later", "others", "times_out")
+    __slots__ = ("asks", "continues", "elsewhere", "later", "others", "times_out")
 
     def __init__(self, names: tuple[str, ...]) -> None:
         self.asks = not _ASKING.isdisjoint(names)
         self.elsewhere = not _ELSEWHERE_OR_MODELS.isdisjoint(names)
         self.later = not _LATER.isdisjoint(names)
+        self.continues = not frozenset(CONTINUES).isdisjoint(names)
         self.times_out = "timeout" in " ".join(names).lower()
         self.others = tuple([name for name in names if name not in _NO_MODELS])
 

@@ -277,6 +277,7 @@ class CallKind:
     always_reports: bool = False  # each complete answer reports its usage
     asks_for_usage: bool = False  # a stream reports its usage if `stream_options.include_usage` is true
     keeps: Callable[[Document], int] | None = None  # how long the ids in an answer stay valid, by its request
+    continued: bool = False  # a later call may name the text of an answer by its id
     unframed: Callable[[CallRequest, int, UsageBounds], Meter] | None = None  # meters a stream without events
     uses: str = ""  # the field with the maximum of tool uses of a call
     tool_uses: str = ""  # the field with the maximum of uses of one tool

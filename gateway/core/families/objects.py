@@ -85,6 +85,11 @@ def session_of(upstream: str, session: bytes) -> str:
     return f"session {upstream} {session.decode('latin-1')}"
 
 
+def continuation_of(token: str) -> str:
+    """Return the key of an answer that may be continued by a token, in the store that knows the owners of objects."""
+    return f"continuation {token}"
+
+
 def places_of(family: Family, path: str) -> tuple[ObjectPath, ...]:
     """Return the stored objects that a path without query names: one for each way to decode the path.
 

@@ -86,13 +86,13 @@ def content_bytes(
 
     With `once`, a text that stands under two names counts once.
     """
-    size, waiting, said = 0, [("", holder)], set[str]()
+    size, waiting, texts = 0, [("", holder)], set[str]()
     while waiting:
         name, value = waiting.pop()
         if isinstance(value, str):
-            if once and value in said:
+            if once and value in texts:
                 continue
-            said.add(value)
+            texts.add(value)
             size += data_bytes(len(value)) if is_data(name, len(value)) else size_of(value)
         elif isinstance(value, dict):
             if name in _ARGUMENTS:

@@ -240,9 +240,9 @@ class Meter:
 
     __slots__ = (
         "_reported_at", "begun", "behind", "bounds", "broke", "by_units", "cached", "call",
-        "content_events", "dense_from", "detail", "ended", "envelope", "failed", "final", "finished", "input",
+        "content_events", "continues", "dense_from", "detail", "ended", "envelope", "failed", "final", "finished", "input",
         "known_ids", "last_word", "marked",
-        "notes", "opening", "output", "output_most", "partial", "phase", "position", "reasoning",
+        "notes", "opening", "output", "output_most", "own_id", "partial", "phase", "position", "reasoning",
         "reported", "reported_part", "said", "status", "surplus", "text_bytes", "texts", "told", "total", "uncounted",
         "unread", "whole_bytes", "withheld", "words",
     )  # fmt: skip
@@ -261,6 +261,8 @@ class Meter:
         self.behind = False  # whether `feed` without bytes has more to do
         self.told: list[str] = []  # ids of stored objects in the answer
         self.known_ids = call.objects.brought  # of those, which need no owner: brought, or told before
+        # The id of the answer itself, and the token by which a call continues it.
+        self.own_id = self.continues = ""
         self.said: dict[tuple[int, str], int] = {}  # sizes of content by item and kind of event, for a family
         self.begun: dict[int, bool] = {}  # whether each choice is finished, by its index
         # Counted tokens are bounded by the call's maximum; reported ones are not.

@@ -504,6 +504,7 @@ class EncodedMeter(Meter):
         """Copy the state of the inner meter."""
         inner = self._inner
         self.phase, self.surplus, self.unread = inner.phase, inner.surplus, inner.unread
+        self.continues = inner.continues
 
     def _catch_up(self) -> None:
         """Decode the rest of the last chunk."""

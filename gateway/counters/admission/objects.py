@@ -4,13 +4,14 @@ Each id has one key, in a slot of its own, which names the organization whose ca
 request for another organization's id gets the same answer as one for an unknown id. Each organization also
 has two lists of its ids by expiry, which bound their number: objects that calls created to be kept, and ids
 that models' answers mentioned, so that a day of answers displaces no file. Ids are random, so a digest of 128
-bits is as good as the id. Older versions wrote only one list. In a cluster the server of an owner's key may
+bits is as good as the id. The fraction of its expiry in a list says how many tokens of text its upstream keeps of it,
+as its making was charged: versions that know none take the whole seconds. Older versions wrote only one list. In a cluster the server of an owner's key may
 be away when an answer has an id. An id that is only listed is claimed when its organization uses it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 
 from gateway.core.families.family import KEPT_BRIEFLY, KEPT_OBJECTS
@@ -29,6 +30,8 @@ NOTES_MAX = 100  # ids added for an organization before its list is trimmed agai
 CUT_MAX = 2_000  # ids deleted by one trim: more than one answer contains
 TRIMS_MAX = 10_000  # lists whose last trim is remembered
 TELL_INTERVAL_S = 60.0
+# A double of Unix seconds has so many fractions of one second until 2106, and no model reads more tokens.
+TOKENS_MOST = 1 << 21
 
 
 class ObjectOwners:
@@ -83,13 +86,22 @@ class ObjectOwners:
             others = await self._claim_listed(caller, nobodys)
         return texts[others[0]] if others else None
 
-    def keep(self, caller: Caller, ids: Sequence[str], kept: int = KEPT_OBJECTS) -> Wait[None]:
+    def sizes(self, caller: Caller, ids: Sequence[str]) -> Wait[list[int | None]]:
+        """Return the tokens that are stored with each id on the organization's lists; None if it is on none."""
+        return begin(self._sizes(caller, [_digest(id_) for id_ in ids]))
+
+    async def _sizes(self, caller: Caller, digests: Sequence[bytes]) -> list[int | None]:
+        return [None if not end else tokens for end, tokens in await self._read_lists(caller, digests)]
+
+    def keep(
+        self, caller: Caller, ids: Sequence[str], kept: int = KEPT_OBJECTS, tokens: int = 0
+    ) -> Wait[None]:
         """Store the caller's organization as owner of ids, except of ids that another organization owns.
 
         `kept` selects the list: created objects, ids in a model's answer, or ids kept briefly. Beyond a
-        list's maximum the oldest ids are deleted.
+        list's maximum the oldest ids are deleted. `tokens` are stored with each id; 0 leaves those that are.
         """
-        return begin(self._keep(caller, [_digest(id_) for id_ in ids], kept))
+        return begin(self._keep(caller, [_digest(id_) for id_ in ids], kept, tokens))
 
     def note(self, id_: str, payment: bytes) -> Wait[bytes | None]:
         """Store a payment for an object until its end, unless a later end is paid; return the one before.
@@ -108,8 +120,8 @@ class ObjectOwners:
         name = _digest(id_).hex()
         return self._wires.of(keys.partition_of_digest(name)), keys.object_note(name)
 
-    async def _keep(self, caller: Caller, digests: Sequence[bytes], kept_as: int) -> None:
-        mine, kept = _organization(caller), list[bytes]()
+    async def _keep(self, caller: Caller, digests: Sequence[bytes], kept_as: int, tokens: int) -> None:
+        mine, kept, again = _organization(caller), dict[bytes, int](), list[bytes]()
         ttl_s = min(self._ttl_s, BRIEF_S) if kept_as == KEPT_BRIEFLY else self._ttl_s
         claims = [self._claim(digest, mine, ttl_s) for digest in digests]
         for digest, claim in zip(digests, claims, strict=True):
@@ -119,24 +131,30 @@ class ObjectOwners:
                 owner = None  # it is in the list, so it is claimed when it is used
             if owner == mine:
                 self._send(digest, b"EXPIRE", b"%d" % ttl_s, b"GT")
+                again.append(digest)
             elif owner is not None:
                 self._tell(caller)
                 continue
-            kept.append(digest)
+            kept[digest] = tokens
+        if again and not tokens:
+            listed = await self._read_lists(caller, again)
+            kept |= {digest: there for digest, (_, there) in zip(again, listed, strict=True)}
         if kept:
             await self._note(caller, kept, kept_as, ttl_s)
 
-    async def _note(self, caller: Caller, digests: Sequence[bytes], kept_as: int, ttl_s: int) -> None:
-        """Add digests of ids for `ttl_s` seconds to one of the organization's lists, selected by `kept_as`.
+    async def _note(self, caller: Caller, digests: Mapping[bytes, int], kept_as: int, ttl_s: int) -> None:
+        """Add digests of ids, with their tokens, for `ttl_s` seconds to the organization's list of `kept_as`.
 
         Trim the list if that is due.
         """
         now, wire, (objects, answers) = self._unix_seconds(), self._wires.of(caller.partition), _lists(caller)
         name, other = (objects, answers) if kept_as == KEPT_OBJECTS else (answers, objects)
-        end = b"%d" % (now + ttl_s)
-        noted = wire.send(
-            encode(b"ZADD", name, b"GT", *[part for digest in digests for part in (end, digest)])
-        )
+        end = int(now + ttl_s)
+        ends = [
+            (b"%r" % (end + min(tokens, TOKENS_MOST - 1) / TOKENS_MOST) if tokens else b"%d" % end, digest)
+            for digest, tokens in digests.items()
+        ]
+        noted = wire.send(encode(b"ZADD", name, b"GT", *[part for one in ends for part in one]))
         if self._is_due(name, len(digests), now, wire.run_id):
             wire.send(encode(b"EXPIRE", name, b"%d" % (self._ttl_s + self._ttl_s / PARTS)))
             begin(self._cut(caller, name, other))
@@ -167,23 +185,27 @@ class ObjectOwners:
 
     async def _claim_listed(self, caller: Caller, digests: Sequence[bytes]) -> list[bytes]:
         """Claim ids without owner if the organization's lists contain all; return those that it does not own."""
-        wire = self._wires.of(caller.partition)
-        asked = [wire.send(encode(b"ZMSCORE", name, *digests)) for name in _lists(caller)]
         now, mine = self._unix_seconds(), _organization(caller)
-        left = [0] * len(digests)
-        for wait in asked:
-            ends = await wait
-            assert isinstance(ends, list)
-            left = [
-                max(most, int(float(end) - now)) if isinstance(end, bytes | float) else most
-                for most, end in zip(left, ends, strict=True)
-            ]
+        left = [int(end - now) for end, _ in await self._read_lists(caller, digests)]
         unlisted = [digest for digest, ttl_s in zip(digests, left, strict=True) if ttl_s <= 0]
         if unlisted:
             return unlisted
         claims = [self._claim(digest, mine, ttl_s) for digest, ttl_s in zip(digests, left, strict=True)]
         owners = [await claim for claim in claims]
         return [digest for digest, owner in zip(digests, owners, strict=True) if owner not in (None, mine)]
+
+    async def _read_lists(self, caller: Caller, digests: Sequence[bytes]) -> list[tuple[int, int]]:
+        """Return the expiry of each digest on the organization's lists, 0 if it is on none, and its tokens."""
+        wire, listed = self._wires.of(caller.partition), [(0, 0)] * len(digests)
+        asked = [wire.send(encode(b"ZMSCORE", name, *digests)) for name in _lists(caller)]
+        for wait in asked:
+            scores = await wait
+            assert isinstance(scores, list)
+            for at, score in enumerate(scores):
+                if isinstance(score, bytes | float):
+                    (end, tokens), (seconds, fraction) = listed[at], divmod(float(score), 1)
+                    listed[at] = max(end, int(seconds)), max(tokens, round(fraction * TOKENS_MOST))
+        return listed
 
     def _claim(self, digest: bytes, mine: bytes, ttl_s: int) -> Wait[Reply]:
         """Set `mine` as owner of an id without one, for `ttl_s` seconds; the reply is the owner before."""

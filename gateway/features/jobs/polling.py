@@ -18,6 +18,7 @@ import msgspec
 
 from gateway.calls.charge import ChargedUse, Counted
 from gateway.core.accounts.batch_lines import results
+from gateway.core.accounts.call_facts import OUTPUT, REASONING, CallFacts
 from gateway.core.accounts.upstream_jobs import (
     AGAIN_S,
     BATCH,
@@ -46,6 +47,7 @@ from gateway.core.calls.routes import Route, UpstreamTarget, own_path, own_query
 from gateway.core.due import is_due
 from gateway.core.families.family import BatchPaths, JobList
 from gateway.core.families.registry import BATCH_AT, FAMILIES, JOBS
+from gateway.core.metering.reading import loose_document
 from gateway.core.model import Caller, Service, SettleResult
 from gateway.core.shares import FairShares
 from gateway.core.wait import Wait, in_task
@@ -388,6 +390,10 @@ class Jobs:
                 job.cost = 0
             else:
                 await self._charge(job, charge)
+                counts = CallFacts(*charge.facts).counts
+                earlier = FAMILIES[self._route_of(job).family].objects.refers(loose_document(said))
+                tokens = sum(counts[: OUTPUT + 1]) - counts[REASONING]
+                self._ports.objects.keep(job.caller, [job.id, *earlier], tokens=tokens)
             await self._end(job, ended)
 
     async def _charge(self, job: Job, charge: ChargedUse) -> None:

@@ -590,9 +590,7 @@ WORDY: list[tuple[str, bytes, bytes]] = [
 
 
 @pytest.mark.parametrize(("meter", "media", "event"), WORDY)
-def test_words_beyond_the_maximum_are_seen_wherever_they_stand(
-    meter: str, media: bytes, event: bytes
-) -> None:
+def test_words_beyond_the_maximum_are_seen_under_each_name(meter: str, media: bytes, event: bytes) -> None:
     """A cut ends a stream by this number; what is charged without a report ends at the maximum."""
     asked = call(meter)
     asked.output_max = 600
@@ -605,7 +603,7 @@ def test_words_beyond_the_maximum_are_seen_wherever_they_stand(
     assert made.usage().output == 600
 
 
-def test_a_text_beside_another_one_is_seen_and_one_said_twice_is_counted_once() -> None:
+def test_a_text_beside_another_text_is_counted_and_a_repeated_text_once() -> None:
     """Servers repeat thoughts as details. Any other text counts, in events that are short as well."""
     twice = choice(reasoning="Let me see. ", reasoning_details=[{"type": "x", "text": "Let me see. "}])
     beside = choice(content="Hi", next_year={"kind_of_text": WORDS})

@@ -8,6 +8,8 @@ from hashlib import sha256
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gateway.core.accounts.cache_payment import CachePayment, write_payment
 from gateway.core.families.family import KEPT_ANSWERS, KEPT_BRIEFLY
@@ -182,6 +184,67 @@ async def test_a_note_of_an_object_ends_at_its_time_or_with_its_owner(
     assert await in_task(objects.noted("cachedContents/2")) == paid
     await in_task(objects.note("cachedContents/3", write_payment(CachePayment(1, "m", 5, until_s - 9_000))))
     assert await in_task(objects.noted("cachedContents/3")) is None
+
+
+async def sizes(objects: ObjectOwners, caller: Caller, *ids: str) -> list[int | None]:
+    return await in_task(objects.sizes(caller, ids))
+
+
+@given(
+    st.lists(st.integers(1, 2_097_151), min_size=1, max_size=20), st.integers(1_700_000_000, 4_294_000_000)
+)
+async def test_each_number_of_tokens_is_read_back_unchanged(
+    valkey: str, connect: Connect, world: Any, drawn: list[int], now_s: int
+) -> None:
+    world.client.flushall()
+    clock = Time()
+    clock.now = float(now_s)
+    objects = ObjectOwners(await connect(valkey), clock, 60, 1_000)
+    for number, tokens in enumerate(drawn):
+        await in_task(objects.keep(MINE, [f"resp_{number}"], KEPT_ANSWERS, tokens))
+    assert await sizes(objects, MINE, *[f"resp_{number}" for number in range(len(drawn))]) == drawn
+
+
+async def test_the_tokens_of_an_object_are_its_organizations_and_last_as_long_as_its_owner(
+    valkey: str, connect: Connect, world: Any
+) -> None:
+    """Versions that know no tokens take whole seconds, and write them: their objects have none."""
+    clock = Time()
+    objects = ObjectOwners(await connect(valkey), clock, 60, 2)
+    await in_task(objects.keep(MINE, ["resp_1"], KEPT_ANSWERS))
+    assert await sizes(objects, MINE, "resp_1", "resp_2") == [0, None]
+    await in_task(objects.keep(MINE, ["resp_1", "conv_1"], KEPT_ANSWERS, 3_000_000))
+    assert world.client.get(owner_key("resp_1")) == b"1", "older programs compare it byte by byte"
+    assert await sizes(objects, MINE, "conv_1", "resp_1") == [2_097_151] * 2
+    assert await sizes(objects, OTHERS, "conv_1") == [None]
+    clock.now += 10
+    await in_task(objects.keep(MINE, ["conv_1"], KEPT_ANSWERS, 7))
+    clock.now += 10
+    await in_task(objects.keep(MINE, ["conv_1"], KEPT_ANSWERS))
+    assert await sizes(objects, MINE, "conv_1") == [7], "an answer that only tells of it leaves them"
+    await in_task(objects.keep(OTHERS, ["conv_1"], KEPT_ANSWERS, 9))
+    assert await sizes(objects, OTHERS, "conv_1") == [None]
+    world.client.delete(owner_key("conv_1"))
+    clock.now += 59
+    assert await ask(objects, MINE, "conv_1")
+    clock.now += 1
+    assert not await ask(objects, MINE, "conv_1", "conv_2")
+    for number in range(9):
+        clock.now += 1
+        await in_task(objects.keep(MINE, [f"msg_{number}"], KEPT_ANSWERS))
+    await eventually(lambda: world.client.zcard(keys.answers(MINE.partition, 1)) == 2)
+    assert await sizes(objects, MINE, "resp_1", "conv_1") == [None, None]
+
+
+async def test_the_tokens_of_an_object_take_no_memory(valkey: str, connect: Connect, world: Any) -> None:
+    objects, taken = ObjectOwners(await connect(valkey), Time(), 60, 1_000), []
+    for caller, tokens in ((MINE, 0), (OTHERS, 123_456)):
+        for number in range(500):
+            await in_task(objects.keep(caller, [f"{caller.tenant_id} {number}"], KEPT_ANSWERS, tokens))
+        taken.append(
+            world.client.memory_usage(keys.answers(caller.partition, caller.organization_id), samples=0)
+        )
+    assert taken[1] - taken[0] < 500
 
 
 async def test_ten_thousand_references_are_asked_for_at_once(

@@ -738,3 +738,11 @@ async def test_fault_at_any_step_of_a_request_leaves_every_created_job_charged_o
         await gateway.looked()
         await gateway.looked(0)
         gateway.check(kind, calls, unsure=strike == "resets" and kind != "video")
+
+
+async def test_a_charged_background_response_is_known_by_its_text(gateway: Gateway) -> None:
+    """10 tokens read and 20 written; a call that goes on from it reads all of them."""
+    assert await gateway.ask("response") == 200
+    (job,) = await gateway.looked()
+    sizes = gateway.stage.plane._ports.objects.sizes(job.caller, [job.id])
+    assert await driven(sizes) == [30]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import time
 from collections.abc import AsyncIterator
@@ -12,6 +13,9 @@ from dataclasses import replace
 import pytest
 from openai import AsyncOpenAI, NotFoundError
 
+from gateway.core.accounts.budgets import MAXIMUM, MONEY, Budget
+from gateway.core.billing.price_book import KINDS
+from gateway.core.billing.vector import Vector
 from gateway.core.calls.routes import Route
 from gateway.core.families.openai import FAMILY
 from gateway.core.model import Family
@@ -109,6 +113,160 @@ async def test_what_is_not_the_organizations_is_not_found(path: bytes, named: di
         assert (await stage.ask(sent)).status == 404
         stage.objects.kept |= {(CALLER.organization_id, one) for one in ids}
         assert (await stage.ask(sent)).status == 200
+
+
+LONG_ANSWER: dict[str, object] = {
+    "id": "resp_1", "status": "completed", "output": [],
+    "usage": {"input_tokens": 3_000, "input_tokens_details": {"cached_tokens": 1_000}, "output_tokens": 500,
+              "output_tokens_details": {"reasoning_tokens": 200}, "total_tokens": 3_500},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_call_that_names_an_answer_is_held_with_its_text(streamed: bool) -> None:
+    """3,000 that were read, cached or not, and 500 written without 200 of reasoning, which is not sent again."""
+    said = {**LONG_ANSWER, "conversation": {"id": "conv_1"}}
+    async with objects() as stage:
+        stage.objects.kept |= {(CALLER.organization_id, id_) for id_ in ("conv_1", "resp_0")}
+        answered: list[object] = [answer(json.dumps(said).encode())]
+        if streamed:
+            events = [b'data: {"type":"response.created","response":{"id":"resp_1","conversation":{"id":"conv_1"}}}\n\n',
+                      b'data: {"type":"response.completed","response":%b}\n\n' % json.dumps(said).encode()]  # fmt: skip
+            answered = [STREAM_HEAD, chunks(*events)]
+        stage.upstream.scripts.append(answered)
+        made = body(conversation={"id": "conv_1"}, stream=streamed)
+        assert (await stage.ask(post(made, RESPONSES, JSON))).status == 200
+        assert stage.objects.sized == {(CALLER.organization_id, id_): 3_300 for id_ in ("resp_1", "conv_1")}
+        for named in ({"previous_response_id": "resp_0"}, {"previous_response_id": "resp_1"},
+                      {"conversation": "conv_1"}, {"conversation": {"id": "conv_1"}}):  # fmt: skip
+            assert (await stage.ask(post(body(**named), RESPONSES, JSON))).status == 200
+        _, without, *holds = stage.counters.holds
+        assert all(3_300 <= hold.need - without.need + 10 < 3_400 for hold in holds), "and a few by its text"
+        assert all(hold.read - hold.read_likely < 100 for hold in holds), "it is input"
+        assert all(3_300 < hold.read < 3_400 and hold.ceiling == hold.read + 9 for hold in holds)
+
+
+async def test_a_chain_is_held_with_all_of_its_answers() -> None:
+    """Each answer's own input was the text before, so the last one stands for all, also without a report."""
+    async with objects() as stage:
+        second = {"id": "resp_2", "output": [], "usage": {"input_tokens": 3_310, "output_tokens": 90}}
+        for script in (LONG_ANSWER, second, {"id": "resp_3", "output": []}):
+            stage.upstream.scripts.append([answer(json.dumps(script).encode())])
+        for named in ({}, {"previous_response_id": "resp_1"}, {"previous_response_id": "resp_2"}):
+            assert (await stage.ask(post(body(**named), RESPONSES, JSON))).status == 200
+        found = {id_: tokens for (_, id_), tokens in stage.objects.sized.items()}
+        assert (found["resp_1"], found["resp_2"]) == (3_300, 3_400)
+        assert 3_400 < found["resp_3"] < 3_500
+
+
+INTERACTION: dict[str, object] = {
+    "id": "i1", "status": "completed", "usage": {"total_input_tokens": 900, "total_output_tokens": 50, "total_tokens": 950},
+}  # fmt: skip
+CONVERSED: dict[str, object] = {
+    "conversation_id": "conv_1", "outputs": [],
+    "usage": {"prompt_tokens": 900, "completion_tokens": 50, "total_tokens": 950},
+}  # fmt: skip
+CACHED: dict[str, object] = {
+    "name": "cachedContents/c1", "model": "models/m", "usageMetadata": {"totalTokenCount": 950},
+}  # fmt: skip
+SAID = {"contents": [{"parts": [{"text": "hi"}]}], "generationConfig": {"maxOutputTokens": 10}}
+
+
+@pytest.mark.parametrize(
+    ("made_at", "made", "told", "named_at", "named"),
+    [
+        ("/v1beta/interactions", {"model": "m", "input": "hi"}, INTERACTION,
+         "/v1beta/interactions", {"model": "m", "input": "go", "previous_interaction_id": "i1"}),
+        ("/v1/conversations", {"model": "m", "inputs": "hi"}, CONVERSED, "/v1/conversations/conv_1", {"model": "m", "inputs": "go"}),
+        ("/v1beta/cachedContents", {"model": "models/m", "contents": SAID["contents"], "ttl": "60s"}, CACHED,
+         "/v1beta/models/m:generateContent", {**SAID, "cachedContent": "cachedContents/c1"}),
+    ],
+)  # fmt: skip
+async def test_each_api_that_keeps_text_has_its_length(
+    made_at: str, made: dict[str, object], told: dict[str, object], named_at: str, named: dict[str, object]
+) -> None:
+    gemini, openai = Family("gemini"), Family("openai")
+    routes = [
+        Route(("POST",), "/v1beta/interactions", "up", "chat", gemini, "gemini_interactions"),
+        Route(("POST",), "/v1beta/cachedContents", "up", "chat", gemini, "gemini_cache"),
+        Route(("POST",), "/v1/conversations", "up", "chat", openai, "mistral_conversations"),
+        Route(("POST",), "/v1/conversations/{id}", "up", "chat", openai, "mistral_conversations"),
+        *ROUTES,
+    ]
+    async with staged(routes=tuple(routes)) as stage:
+        for path, said in ((made_at, made), (named_at, named)):
+            stage.upstream.scripts = [[answer(json.dumps(told).encode())]]
+            got = await stage.ask(post(json.dumps(said).encode(), path.encode(), JSON))
+            assert got.status == 200, got.body
+        made_with, held = stage.counters.holds
+        assert 950 <= held.read_likely < 1_050
+        assert made_with.read_likely < 100
+
+
+GENERATE = b"/v1beta/models/m:generateContent"
+
+
+def go_on(token: object, **more: object) -> bytes:
+    parts = [{"role": "user", "parts": [{"text": "hi"}]}]
+    said = {
+        "contents": parts,
+        "generationConfig": {"maxOutputTokens": 600},
+        "continuationToken": token,
+        **more,
+    }
+    return post(json.dumps(said).encode(), GENERATE, JSON)
+
+
+@pytest.mark.parametrize("coding", [b"", b"gzip"])
+async def test_a_token_is_held_as_the_answer_before(coding: bytes) -> None:
+    usage = {
+        "promptTokenCount": 2_000,
+        "candidatesTokenCount": 500,
+        "thoughtsTokenCount": 100,
+        "totalTokenCount": 2_600,
+    }
+    said = json.dumps({"candidates": [], "usageMetadata": usage, "continuationToken": "t1"}).encode()
+    async with objects() as stage:
+        head = b"content-encoding: gzip\r\n" if coding else b""
+        stage.upstream.scripts.append([answer(gzip.compress(said) if coding else said, head)])
+        for token in (None, "t1", "t2"):
+            assert (await stage.ask(go_on(token))).status == 200
+        stage.directory.caller = OTHERS
+        assert (await stage.ask(go_on("t1"))).status == 200, "it is no object: nobody here has seen it"
+        plain, known, unseen, others = stage.counters.holds
+        assert 2_500 <= known.need - plain.need < 2_600
+        assert unseen.need - plain.need < 100
+        assert others.need <= unseen.need
+
+
+@pytest.mark.parametrize(
+    ("named", "most"),
+    [({"continuationToken": "t1"}, True), ({"continuation_token": "t1"}, True), ({}, False),
+     ({"continuationToken": "t1", "hold": ""}, False)],
+)  # fmt: skip
+async def test_an_unseen_token_is_held_as_all_that_its_model_reads_where_no_limit_may_be_passed(
+    named: dict[str, str], most: bool
+) -> None:
+    """Gemini 2.5 reads 1,048,576 tokens at most. Elsewhere a call holds what is likely."""
+    async with staged(routes=OBJECT_ROUTES) as stage:
+        held = MAXIMUM if "hold" not in named else "likely"
+        stage.directory.prices["gemini-2.5-pro"] = Vector(7, "USD", (2_000_000,) * len(KINDS))
+        stage.directory.budgets_there = [Budget(1, "all", MONEY, 10**15, "month", hold=held)]
+        said = {"contents": [{"parts": [{"text": "hi"}]}], "generationConfig": {"maxOutputTokens": 10},
+                **{name: value for name, value in named.items() if name != "hold"}}  # fmt: skip
+        path = b"/v1beta/models/gemini-2.5-pro:generateContent"
+        assert (await stage.ask(post(json.dumps(said).encode(), path, JSON))).status == 200
+        (hold,) = stage.counters.holds
+        assert (hold.money >= 2 * 1_048_576) is most
+        assert hold.money < 2 * 1_048_576 + 2_000
+
+
+async def test_a_call_is_not_refused_while_the_length_of_a_kept_text_cannot_be_read() -> None:
+    async with objects() as stage:
+        stage.objects.kept.add((CALLER.organization_id, "resp_1"))
+        stage.objects.unsized = True
+        assert (await stage.ask(post(body(previous_response_id="resp_1"), RESPONSES, JSON))).status == 200
+        assert (await stage.ask(go_on("t1"))).status == 200
 
 
 async def test_escapes_in_names_hide_nothing() -> None:

@@ -229,6 +229,7 @@ FAMILY = ApiFamily(
             object_at("generation_config"),
             always_reports=True,
             keeps=lambda document: KEPT_ANSWERS,
+            continued=True,
             operation="generate_content",
             numbers=frozenset({"max_output_tokens"}),
             media=MediaPlaces(
@@ -249,6 +250,7 @@ FAMILY = ApiFamily(
             calls.read_cache,
             answers.CACHED,
             keeps=lambda document: True,
+            continued=True,
             operation="generate_content",
             media=live.PARTS,
             lasts=True,

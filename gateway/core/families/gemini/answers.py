@@ -125,6 +125,7 @@ class _Answer(msgspec.Struct, rename="camel"):
     model_version: Any = None
     prompt_feedback: _Feedback | None = None
     error: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
+    continuation_token: Any = None
 
 
 _answer = msgspec.json.Decoder(_Answer).decode
@@ -152,6 +153,8 @@ def take(meter: Meter, document: bytes, final: bool) -> None:
     if is_there(read.error):
         meter.failed = True
     meter.detail.answered_by(read.model_version)
+    if isinstance(read.continuation_token, str):
+        meter.continues = read.continuation_token
     before, whole = meter.text_bytes, final
     for place, candidate in enumerate(read.candidates or ()):
         if candidate.grounding_metadata is not None:
