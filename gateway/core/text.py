@@ -90,11 +90,6 @@ def _whole(digits: str) -> int:
     return int(digits)
 
 
-# Portions of items: like `itertools.batched` of later versions of Python, as lists.
-
-T = TypeVar("T")
-
-
 def nests_within(value: object, levels: int) -> bool:
     """Return whether a JSON value has at most `levels` objects and lists inside each other."""
     parts = [value]
@@ -104,6 +99,11 @@ def nests_within(value: object, levels: int) -> bool:
             part for holder in holders for part in (holder.values() if isinstance(holder, dict) else holder)
         ]
     return not any(isinstance(part, dict | list) for part in parts)
+
+
+# Portions of items: like `itertools.batched` of later versions of Python, as lists.
+
+T = TypeVar("T")
 
 
 def batched(items: Iterable[T], count: int) -> Iterator[list[T]]:
