@@ -132,6 +132,7 @@ async def _read_settings_and_run(run: Callable[[Settings, ParentPipe], Coroutine
     """Read the settings, one line of JSON from standard input, and call `run` with them."""
     import asyncio
 
+    from gateway.core.times import use_zones
     from gateway.local import heartbeat
     from gateway.local.parent_pipe import ParentPipe
     from gateway.settings.settings import from_json
@@ -142,6 +143,7 @@ async def _read_settings_and_run(run: Callable[[Settings, ParentPipe], Coroutine
     if not line.endswith(b"\n"):
         raise StartError("the supervisor went away before it said the settings")
     settings = from_json(line)
+    use_zones(settings.time_zones)
     parent_pipe.hold(settings.shutdown_grace_s + 10.0)
     heartbeat.allow_many_files()
     logs.configure(settings.log_level)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import zoneinfo
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
+from importlib.resources import files
+from pathlib import Path
 from typing import Final, NamedTuple
-from zoneinfo import ZoneInfo, available_timezones
 
 MINUTE_MS: Final = 60_000
 HOUR_MS: Final = 60 * MINUTE_MS
@@ -84,10 +87,56 @@ def began(request_id: str) -> datetime | None:
         return None
 
 
-# Time zones, by which days and months are counted. Pure.
+# Time zones, by which days and months are counted: those of one edition in all of a process, which nobody else reads.
+# Two editions disagree on when a day begins.
 #
 # The scripts know no zones, only offsets to UTC: those of a zone are exact until its clocks change for the
 # second time.
+
+TimeZone = zoneinfo.ZoneInfo
+UnknownZone = zoneinfo.ZoneInfoNotFoundError
+# The package `tzdata` as it is locked, or the files of the system.
+BUNDLED, SYSTEM = "bundled", "system"
+UNKNOWN_EDITION: Final = "unknown"
+# An edition says its year alone: it is old so long after the end of that, for each year has a new one by then.
+EDITION_DAYS_MAX: Final = 180
+_EDITION: Final = re.compile(r"(20[0-9]{2})[a-z]{1,2}", re.ASCII)
+zoneinfo.reset_tzpath(to=())
+_chosen = list[str]()
+
+
+def use_zones(source: str) -> None:
+    """Read all zones of this process from here, `bundled` or `system`. The first call decides: it comes before any zone."""
+    if not _chosen and source == SYSTEM:
+        zoneinfo.reset_tzpath()
+    _chosen[:] = _chosen or [source]
+
+
+def zones_source() -> str:
+    """Return where the zones of this process come from."""
+    return _chosen[0] if _chosen else BUNDLED
+
+
+@cache
+def zones_edition() -> str:
+    """Return the edition of this process's zones, such as `2026f`; `unknown` if the system does not say it."""
+    folders = [folder for path in zoneinfo.TZPATH if (folder := Path(path)).is_dir()]
+    folders = folders or [Path(str(files("tzdata"))) / "zoneinfo"]
+    for said in (folder / name for folder in folders for name in ("tzdata.zi", "+VERSION")):
+        if said.is_file():
+            with said.open("rb") as file:
+                word = file.readline(80).decode("ascii", "replace").removeprefix("# version ").strip()
+            return word if _EDITION.fullmatch(word) else UNKNOWN_EDITION
+    return UNKNOWN_EDITION
+
+
+def is_old_edition(edition: str, now: datetime) -> bool:
+    """Return whether an edition of time zones is of an earlier year, and a newer one is there by now."""
+    found = _EDITION.fullmatch(edition)
+    return found is not None and now >= datetime(int(found[1]) + 1, 1, 1, tzinfo=UTC) + timedelta(
+        EDITION_DAYS_MAX
+    )
+
 
 # How far apart the clocks of a keeper and of Redis may be: an offset is kept for so long after its change.
 APART_MS: Final = DAY_MS
@@ -111,12 +160,12 @@ CLOCK_OF_UTC: Final = ZoneOffset()
 def clock_of(time_zone: str, at_ms: int) -> ZoneOffset:
     """Return the offsets of a time zone around `at_ms` (Unix ms), as Lua scripts use them.
 
-    Raise ZoneInfoNotFoundError if the zone is unknown.
+    Raise UnknownZone if the zone is unknown.
     """
     return _read_clock(time_zone, (at_ms - APART_MS) // HOUR_MS)
 
 
-def offset_at(zone: ZoneInfo, at_ms: int) -> int:
+def offset_at(zone: TimeZone, at_ms: int) -> int:
     """Return the offset of a zone's clocks to UTC at a time, in milliseconds."""
     offset = moment_of(at_ms).astimezone(zone).utcoffset()
     assert offset is not None
@@ -126,7 +175,7 @@ def offset_at(zone: ZoneInfo, at_ms: int) -> int:
 @cache
 def _zones() -> frozenset[str]:
     # These names are local files of some systems, and no zones for others.
-    return frozenset(available_timezones()) - {"localtime", "posixrules", "Factory"}
+    return frozenset(zoneinfo.available_timezones()) - {"localtime", "posixrules", "Factory"}
 
 
 def is_zone(name: str) -> bool:
@@ -137,7 +186,7 @@ def is_zone(name: str) -> bool:
 @lru_cache(_ZONES_KEPT)
 def _read_clock(time_zone: str, hour: int) -> ZoneOffset:
     """Return the offset of a time zone at an hour, and its next turn within `_AHEAD_MS`."""
-    zone, since = ZoneInfo(time_zone), hour * HOUR_MS
+    zone, since = TimeZone(time_zone), hour * HOUR_MS
     offset = offset_at(zone, since)
     for until in range(since + _STEP_MS, since + _AHEAD_MS, _STEP_MS):
         if offset_at(zone, until) != offset:
@@ -146,7 +195,7 @@ def _read_clock(time_zone: str, hour: int) -> ZoneOffset:
     return ZoneOffset(offset, 0, offset)
 
 
-def _turn(zone: ZoneInfo, before: int, after: int) -> int:
+def _turn(zone: TimeZone, before: int, after: int) -> int:
     """Return the Unix ms at which a zone changes its clocks, between two times with different offsets."""
     offset = offset_at(zone, before)
     while after - before > 1:

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 from gateway.core.accounts.administration import OWNER, TENANT, Row
 from gateway.core.accounts.replay.fold import REPLAY_CPU_S_MAX
+from gateway.core.times import use_zones
 from gateway.errors import Unprocessable
 from persistence.replay import ArchivedCalls, ReplayRequest, budget_of, render, replay_over
 
@@ -45,7 +46,9 @@ def run_replay(memory_bytes_max: int = MEMORY_BYTES_MAX) -> int:
     sys.unraisablehook = lambda _: None  # without memory, connections cannot be closed in order either
     answer = _TOO_LARGE
     try:
-        answer = _line(answer_of(json.loads(line)))
+        asked = json.loads(line)
+        use_zones(asked["time_zones"])
+        answer = _line(answer_of(asked))
     except Unprocessable as refused:
         answer = _line({FAULTS: refused.errors})
     except Exception as error:

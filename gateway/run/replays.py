@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.replay.fold import REPLAY_CPU_S_MAX, REPLAY_S_MAX
+from gateway.core.times import zones_source
 from gateway.errors import Overloaded, TooManyRequests, Unprocessable
 from gateway.local.processes import command
 from gateway.run.replay_process import ANSWER_BYTES_MAX, FAULTS
@@ -43,7 +44,7 @@ class Replays:
             raise TooManyRequests(f"{number} under way already: try again in a while.")
         self._running.append(organization_id)
         try:
-            return await self._run({**asked, "url": self._url()})
+            return await self._run({**asked, "url": self._url(), "time_zones": zones_source()})
         finally:
             self._running.remove(organization_id)
 

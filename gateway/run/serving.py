@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from gateway.core.times import use_zones
 from gateway.errors import SettingError, StartError
 from gateway.local import ports
 from gateway.local.ports import JsonVoice, Voice
@@ -215,13 +216,17 @@ def find_home() -> None:
 
 
 def resolved(config: Path | None, role: str = "", **options: str | int | None) -> Settings:
-    """Return settings, overridden by options; with a role, check its ports, and that its extras are installed."""
+    """Return settings, overridden by options; with a role, check its ports, and that its extras are installed.
+
+    The first ones decide whose time zones this process reads.
+    """
     environ = dict(os.environ)
     for name, value in options.items():
         if value is not None:
             environ[f"{PREFIX}{name.upper()}"] = str(value)
             environ.pop(f"{PREFIX}{name.upper()}{SUFFIX}", None)
     settings = load(environ, config, role)
+    use_zones(settings.time_zones)
     settings.require_extras(role)
     return settings
 

@@ -176,6 +176,7 @@ class Settings(Servers, frozen=True, kw_only=True):
     workers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     access_log: bool = False
+    time_zones: Literal["bundled", "system"] = "bundled"
 
     hold_ttl_s: Annotated[float, msgspec.Meta(ge=1, le=3600)] = 30.0
     hold_quantile: Annotated[float, msgspec.Meta(ge=0.5, le=0.999)] = QUANTILE

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any, NamedTuple
-from zoneinfo import ZoneInfoNotFoundError
 
 from sqlalchemy import bindparam, select
 
@@ -22,7 +21,7 @@ from gateway.core.accounts.budgets import MONEY, Budget, CallAttributes, account
 from gateway.core.accounts.windows import CALENDAR, FIRST_USE
 from gateway.core.model import INTEGER_MAX
 from gateway.core.text import batched
-from gateway.core.times import moment_of, ms_of
+from gateway.core.times import UnknownZone, moment_of, ms_of
 from persistence.entity import EntityWrite, write_of
 from persistence.queries import query
 from persistence.tables import budget, budget_use
@@ -114,7 +113,7 @@ def _running(change: EntityWrite, organization_ids: Sequence[int]) -> Iterator[t
             continue
         try:
             start, _ = window_of(owned, ms_of(change.now))
-        except (ZoneInfoNotFoundError, ValueError):  # its window is not known here
+        except (UnknownZone, ValueError):  # its window is not known here
             continue
         since = max(start, owned.created_ms, resets.get(owned.id, 0))
         yield owned.id, since, _OwnedBudget(row["organization_id"], owned)

@@ -14,7 +14,6 @@ from decimal import Decimal
 from functools import cache, partial
 from importlib import import_module
 from typing import Any, Final, NamedTuple
-from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, Row, TextClause
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
@@ -66,7 +65,7 @@ from gateway.core.alerts.thresholds import (
     rolling_exhausted_ms,
     same_hours,
 )
-from gateway.core.times import EPOCH, MILLISECOND, moment_of, ms_of, rfc3339
+from gateway.core.times import EPOCH, MILLISECOND, TimeZone, moment_of, ms_of, rfc3339
 from persistence.keeper import events
 from persistence.keeper.occasions import News, Notice, create_messages, data_of, message_query, wanted
 from persistence.queries import query
@@ -472,7 +471,7 @@ async def _store_fall(connection: AsyncConnection, accounts: Sequence[Found]) ->
 
 def _forecast(account: Found, end_ms: int, now_ms: int) -> News:
     """Return the event of an end that is foreseen, with its time in UTC and in the budget's time zone."""
-    local = moment_of(end_ms).astimezone(ZoneInfo(account.time_zone)).isoformat(timespec="seconds")
+    local = moment_of(end_ms).astimezone(TimeZone(account.time_zone)).isoformat(timespec="seconds")
     return _news(
         account, "budget.forecast", now_ms, exhausted_at=_render_moment(end_ms), exhausted_local=local
     )

@@ -40,6 +40,7 @@ _SAID = {
     "one of charge_observed, release, charge_hold": "reclaim",
     "one of 429, 402": "spent_status",
     "one of free, refuse": "unpriced_models",
+    "one of bundled, system": "time_zones",
     "one of month, day": "partitions_by",
     "one of off, draft, finalize": "invoice_schedule",
     "one of charge_automatically, send_invoice": "stripe_collection",

@@ -11,7 +11,6 @@ from datetime import UTC, date, datetime, time
 from decimal import Decimal
 from functools import partial
 from typing import Any, Final
-from zoneinfo import ZoneInfo
 
 from aiohttp import web
 
@@ -22,7 +21,7 @@ from gateway.admin.http.guard import REQUEST_ID, in_thread
 from gateway.admin.replay import check_replay, render_replay, while_connected
 from gateway.core.accounts.administration import OWNER, Row
 from gateway.core.accounts.intervals import HOUR, INTERVALS, window_bounds
-from gateway.core.times import ms_of
+from gateway.core.times import TimeZone, ms_of
 from gateway.errors import Overloaded, TooManyRequests, Unprocessable
 
 OWNERS_SHOWN: Final = 10
@@ -115,7 +114,7 @@ def _grows(budget: Row) -> bool:
 
 def _used_by_the_end(budget: Row, days: Any) -> Iterator[Decimal]:
     """Yield the use of the interval by the end of each day; the day's own where no interval is of days."""
-    begun, used, zone = -1, Decimal(0), ZoneInfo(str(budget["time_zone"]))
+    begun, used, zone = -1, Decimal(0), TimeZone(str(budget["time_zone"]))
     for row in days:
         if _grows(budget):
             noon = datetime.combine(date.fromisoformat(row["day"]), time(12), zone).astimezone(UTC)

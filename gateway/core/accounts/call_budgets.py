@@ -10,7 +10,6 @@ from collections import ChainMap
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple, cast
-from zoneinfo import ZoneInfoNotFoundError
 
 from gateway.core.accounts.budgets import (
     BUDGET_ACCOUNTS_MAX,
@@ -40,6 +39,7 @@ from gateway.core.accounts.tags import METADATA_FIELD, Tags, tag_in, tags_of
 from gateway.core.calls.call import CallRequest
 from gateway.core.lru import LruCache, LruEntry
 from gateway.core.model import Attribution, BudgetAccount, BudgetWindow, Caller
+from gateway.core.times import UnknownZone
 from gateway.errors import CountersUnavailable, TooManyBudgets
 
 # Bytes of one worker's cache; bytes of an entry, and of each account in it (measured).
@@ -319,7 +319,7 @@ def _defined_at(
     try:
         until_ms = windows_valid_until(alike, now_ms, owner, groups)
         return now_ms, until_ms, define_windows(alike, now_ms, owner, groups)
-    except (ZoneInfoNotFoundError, ValueError) as error:
+    except (UnknownZone, ValueError) as error:
         why = f"When a window of the budget {alike[0].name} begins is not known here."
         raise CountersUnavailable(why) from error
 

@@ -12,9 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
 from typing import Final
-from zoneinfo import ZoneInfo
 
-from gateway.core.times import DAY_MS, EPOCH, HOUR_MS, MILLISECOND, is_zone, moment_of, offset_at
+from gateway.core.times import DAY_MS, EPOCH, HOUR_MS, MILLISECOND, TimeZone, is_zone, moment_of, offset_at
 
 DAYS_OF_WEEK: Final = 7
 DAYS_OF_MONTH: Final = 31
@@ -77,12 +76,12 @@ PERIODS: Final = {interval.period: interval for interval in INTERVALS.values() i
 def window_bounds(interval: str, time_zone: str, anchor_day: int, at_ms: int) -> tuple[int, int, int]:
     """Return start and end of the window at a time, and the end of the next window (Unix ms; 0 is never).
 
-    Raise ZoneInfoNotFoundError for an unknown zone.
+    Raise UnknownZone for an unknown zone.
     """
     facts = INTERVALS[interval]
     if facts.is_endless:
         return 0, 0, 0
-    zone = ZoneInfo(time_zone)
+    zone = TimeZone(time_zone)
     start, next_ = _window(facts, zone, anchor_day, at_ms)
     return start, next_, _window(facts, zone, anchor_day, next_)[1]
 
@@ -99,7 +98,7 @@ def wrong_calendar(interval: str, time_zone: str, anchor_day: int | None) -> Ite
         yield "time_zone", "must be a name of the IANA's, such as Europe/Berlin"
 
 
-def _window(interval: Interval, zone: ZoneInfo, anchor_day: int, at_ms: int) -> tuple[int, int]:
+def _window(interval: Interval, zone: TimeZone, anchor_day: int, at_ms: int) -> tuple[int, int]:
     """Return the start of the window at a time and the start of the next one (Unix ms)."""
     if interval.name == HOUR:
         start = _hour(zone, at_ms)
@@ -115,7 +114,7 @@ def _window(interval: Interval, zone: ZoneInfo, anchor_day: int, at_ms: int) -> 
     return _begins(first, zone), _begins(following, zone)
 
 
-def _hour(zone: ZoneInfo, at_ms: int) -> int:
+def _hour(zone: TimeZone, at_ms: int) -> int:
     """Return the last moment (Unix ms) up to `at_ms` at which the zone's clocks showed a full hour."""
     latest = 0
     for shift in {offset_at(zone, at_ms), offset_at(zone, at_ms - 2 * HOUR_MS)}:
@@ -145,6 +144,6 @@ def _day(month: int, anchor_day: int) -> date:
     return date(year, month, min(anchor_day, calendar.monthrange(year, month)[1]))
 
 
-def _begins(day: date, zone: ZoneInfo) -> int:
+def _begins(day: date, zone: TimeZone) -> int:
     """Return the first moment of a day (Unix ms). If clocks skip midnight, it is the moment of the change."""
     return (datetime.combine(day, time(), zone).astimezone(UTC) - EPOCH) // MILLISECOND

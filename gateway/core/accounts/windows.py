@@ -11,10 +11,9 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
-from zoneinfo import ZoneInfo
 
 from gateway.core.accounts.intervals import DAY, HOUR, INTERVALS, WEEK, window_bounds
-from gateway.core.times import DAY_MS, HOUR_MS, MINUTE_MS, moment_of
+from gateway.core.times import DAY_MS, HOUR_MS, MINUTE_MS, TimeZone, moment_of
 
 CALENDAR, ROLLING, FIRST_USE = WINDOWS = ("calendar", "rolling", "first_use")
 # The shortest and the longest length of a window that rolls or begins at first use.
@@ -113,7 +112,7 @@ class CalendarWindow:
 
     def number(self, start_ms: int) -> int:
         """Return the number of the interval that begins then: the next one has the next number."""
-        facts, day = INTERVALS[self.interval], moment_of(start_ms).astimezone(ZoneInfo(self.time_zone)).date()
+        facts, day = INTERVALS[self.interval], moment_of(start_ms).astimezone(TimeZone(self.time_zone)).date()
         if self.interval == HOUR:
             return start_ms // HOUR_MS
         if self.interval in {DAY, WEEK}:

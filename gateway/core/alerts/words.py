@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Final
-from zoneinfo import ZoneInfo
 
 from gateway.core.alerts.events.event import Data
 from gateway.core.text import visible
+from gateway.core.times import TimeZone
 
 VALUE_CHARS_MAX: Final = 200
 
@@ -28,7 +28,7 @@ def spoken(moment: object, time_zone: object = "UTC") -> str:
     """Return a moment (RFC 3339) as text in a time zone; unchanged if moment or zone is invalid."""
     zone = str(time_zone or "UTC")
     try:
-        at = datetime.fromisoformat(str(moment)).astimezone(ZoneInfo(zone))
+        at = datetime.fromisoformat(str(moment)).astimezone(TimeZone(zone))
     except (ValueError, KeyError):
         return plain(moment)
     return f"{at.day} {at:%B %Y, %H:%M} ({zone})"

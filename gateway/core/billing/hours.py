@@ -13,12 +13,11 @@ from fractions import Fraction
 from functools import lru_cache
 from itertools import combinations
 from typing import Any, Final
-from zoneinfo import ZoneInfo
 
 from gateway.core.accounts.intervals import DAYS_OF_WEEK
 from gateway.core.billing.money import EXACT
 from gateway.core.billing.vector import SAME, Factor, PriceHours, PriceSpan
-from gateway.core.times import DAY_MS, MINUTE_MS, offset_at
+from gateway.core.times import DAY_MS, MINUTE_MS, TimeZone, offset_at
 
 BEGIN, END = "begin", "end"
 EXCEPT_MAX: Final = 400
@@ -105,7 +104,7 @@ def _edges(hours: PriceHours, since_ms: float, until_ms: float) -> Iterator[floa
             day += _ONE_DAY
 
 
-def _changes(zone: ZoneInfo, midnight: datetime) -> Iterator[float]:
+def _changes(zone: TimeZone, midnight: datetime) -> Iterator[float]:
     """Yield the quarter hours from a midnight on of a day on which a zone's clocks change."""
     since_ms = int(midnight.timestamp()) * 1000
     if offset_at(zone, since_ms) != offset_at(zone, since_ms + DAY_MS):
@@ -141,5 +140,5 @@ def _shifts(zone: str, other: str) -> frozenset[int]:
 
 
 @lru_cache(_ZONES_MAX)
-def _zone(name: str) -> ZoneInfo:
-    return ZoneInfo(name)
+def _zone(name: str) -> TimeZone:
+    return TimeZone(name)

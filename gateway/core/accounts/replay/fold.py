@@ -13,14 +13,13 @@ from dataclasses import dataclass
 from datetime import date
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
-from zoneinfo import ZoneInfo
 
 from gateway.core.accounts.budgets import UNITS, Budget, owner_of
 from gateway.core.accounts.intervals import DAY, window_bounds
 from gateway.core.accounts.replay.calls import NOBODY, PriceOfCall, StoredCall, owner_reader
 from gateway.core.accounts.replay.histories import AccountHistory, windows_of
 from gateway.core.accounts.replay.steps import Position, Steps, StepTrial
-from gateway.core.times import moment_of
+from gateway.core.times import TimeZone, moment_of
 from gateway.errors import Unprocessable
 
 # Most budgets of a replay, most owners of each, most refused owners that are listed, and most days.
@@ -102,7 +101,7 @@ class _Days:
 
     def __init__(self, time_zone: str, from_ms: int, to_ms: int) -> None:
         self.dates, self.ends, self.index = list[date](), list[int](), 0
-        at_ms, zone = from_ms, ZoneInfo(time_zone)
+        at_ms, zone = from_ms, TimeZone(time_zone)
         while at_ms < to_ms:
             self.dates.append(moment_of(at_ms).astimezone(zone).date())
             at_ms = window_bounds(DAY, time_zone, 1, at_ms)[1]
