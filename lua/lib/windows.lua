@@ -173,26 +173,29 @@ end
 
 -- The windows of a new definition, which is brought to those that have rolled to now: known ones keep their used and held amounts, a new one
 -- starts at 0. Time only moves forward: an older definition changes no interval, and one of a later interval begins when the present one
--- ends. A window that the definition lacks is gone, and returns with the next call that has it.
+-- ends. So does one that begins within the present interval: it is by another edition of the time zones, and says nothing of what comes
+-- after that. A window that the definition lacks is gone, and returns with the next call that has it.
 local function redefined_windows(windows, wanted, now)
   local before, found = {}, {}
   for _, window in ipairs(windows) do before[window.budget_id] = window end
   for _, window in ipairs(opened_windows(wanted, found)) do
-    local had_window, kind = before[window.budget_id], kind_of_window(window.flags)
-    local early, begun, is_alike = window.start > now, false, true
+    local had_window, kind, begins = before[window.budget_id], kind_of_window(window.flags), window.start
+    local early, begun, is_alike = begins > now, false, true
     before[window.budget_id] = nil
     if early then
       window.start, window.next, window.after = 0, window.start, window.next
       if window.carry then window.carry[WINDOW_START_AT] = window.carry[WINDOW_START_AT] - 1 end
     end
     if had_window then
-      if early and window.carry then roll_windows({had_window}, now) end -- what runs is not in the definition
+      if window.carry and (early or begins > had_window.start and begins < had_window.next) then roll_windows({had_window}, now) end -- what runs is not in the definition
       window.held, window.held_rest = had_window.held, had_window.held_rest
       if kind ~= kind_of_window(had_window.flags) or kind > 0 and window.after ~= had_window.after then is_alike = false -- another window has its id
       elseif kind > 0 then window.start, window.next, window.ring, window.ring_rest = had_window.start, had_window.next, had_window.ring, had_window.ring_rest
       else
         begun = had_window.start == 0 and had_window.next > now -- nobody knew when: it is the one that runs
-        if early then window.start = had_window.start
+        local later, carry_window, former_window = begins > had_window.start, window.carry, had_window.carry
+        if later and begins < had_window.next and not begun then window.start, window.next, window.after = had_window.start, had_window.next, 0
+        elseif early or later and carry_window and former_window and carry_window.start <= former_window.start then window.start = had_window.start -- it runs
         elseif window.start < had_window.start or (begun and window.next > 0 and window.next <= now) then
           local following, after = had_window.next, had_window.after
           if following == 0 and window.next > had_window.start then following, after = window.next, window.after
