@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Any
@@ -12,7 +12,13 @@ from sqlalchemy import Connection
 
 from gateway.core.billing.charges import ONE_DAY, ChargeSelection
 from gateway.core.billing.document import Letterhead, UnseenLetters
-from gateway.core.billing.invoice_schedule import CONFLICT, REFUSED, SkipReason, left_by
+from gateway.core.billing.invoice_schedule import (
+    CONFLICT,
+    REFUSED,
+    SkipReason,
+    last_months,
+    left_by,
+)
 from gateway.core.billing.payments import PAID
 from gateway.errors import Unprocessable
 from persistence.billing import charges, credit_grants, invoice_build, payments
@@ -25,20 +31,20 @@ from persistence.queries import query
 from persistence.resources import audit
 
 # A month is over when it is over both in UTC, by whose days invoices are made, and in the customer's time
-# zone. Then it is drafted, and after the grace period made final. If the total is negative it is a credit
+# zone (`last_months`; PostgreSQL has zones of another edition). Then it is drafted, and after the grace period made final. If the total is negative it is a credit
 # note, and still counts as the month's invoice. A fee in advance has no grace period, as nothing of it
 # arrives late.
 _DUE = """
 WITH month AS (
-    SELECT o.id, least(date_trunc('month', cast(:now AS timestamptz) AT TIME ZONE o.time_zone),
-                       date_trunc('month', cast(:now AS timestamptz) AT TIME ZONE 'UTC'))::date AS until,
-           o.time_zone
-      FROM organization AS o WHERE o.deleted_at IS NULL AND {which}
+    SELECT o.id, z.until, z.over_at
+      FROM organization AS o
+      JOIN unnest(cast(:zones AS text[]), cast(:untils AS date[]), cast(:overs AS timestamptz[]))
+           AS z (time_zone, until, over_at) USING (time_zone)
+     WHERE o.deleted_at IS NULL AND {which}
 ), monthly AS (
     SELECT m.id, d.id AS draft_id, (m.until - interval '1 month')::date AS period_start,
            m.until AS period_end, NULL::text AS source,
-           cast(:now AS timestamptz) >= greatest(cast(m.until AS timestamp) AT TIME ZONE m.time_zone,
-               cast(m.until AS timestamp) AT TIME ZONE 'UTC') + make_interval(hours => :grace) AS ripe
+           cast(:now AS timestamptz) >= m.over_at + make_interval(hours => :grace) AS ripe
       FROM month AS m
       LEFT JOIN invoice AS d ON d.organization_id = m.id AND d.corrects_id IS NULL AND d.status = 'draft'
            AND d.source IS NULL AND d.period_end = m.until
@@ -67,10 +73,16 @@ SELECT id AS organization_id, draft_id, period_start, period_end, source, ripe
   FROM (SELECT * FROM ahead UNION ALL SELECT * FROM monthly) AS due
  WHERE draft_id IS NULL OR (ripe AND :finalize)
  ORDER BY id, source NULLS LAST LIMIT :count"""
+_ZONES = "SELECT DISTINCT o.time_zone FROM organization AS o WHERE o.deleted_at IS NULL AND {which}"
+_AFTER, _NAMED = "o.id > :after", "o.id = ANY(cast(:organizations AS bigint[]))"
 _NEXT = query("schedule.next", "Select the next organizations with due invoices",
-    _DUE.format(which="o.id > :after"))  # fmt: skip
+    _DUE.format(which=_AFTER))  # fmt: skip
+_NEXT_ZONES = query("schedule.next_zones", "Select the time zones of the next organizations",
+    _ZONES.format(which=_AFTER))  # fmt: skip
 _THESE = query("schedule.these", "Select the due invoices of organizations",
-    _DUE.format(which="o.id = ANY(cast(:organizations AS bigint[]))"))  # fmt: skip
+    _DUE.format(which=_NAMED))  # fmt: skip
+_THEIR_ZONES = query("schedule.their_zones", "Select the time zones of organizations",
+    _ZONES.format(which=_NAMED))  # fmt: skip
 # Advisory lock class 7808: invoices on schedule of one partition's organizations.
 _CLAIM = query("schedule.claim", "Lock the schedule of a partition",
     "SELECT pg_try_advisory_xact_lock(7808, :partition)")  # fmt: skip
@@ -100,7 +112,8 @@ def due(
     With `finalize`, drafts whose grace period is over are included.
     """
     here = {"after": after, "count": count, "finalize": finalize}
-    rows = connection.execute(_NEXT, _at(now, grace_hours) | here).all()
+    zones = connection.execute(_NEXT_ZONES, {"after": after}).scalars()
+    rows = connection.execute(_NEXT, _at(now, grace_hours, zones) | here).all()
     # All rows of an organization belong to one page.
     last = rows[-1].organization_id if len(rows) == count else None
     whole = [row for row in rows if row.organization_id != last]
@@ -118,7 +131,8 @@ def due_of(
     """Return the invoices of these organizations that are due now."""
     ids = list(organization_ids)
     here = {"organizations": ids, "count": DUE_OF_ONE_MAX * len(ids), "finalize": finalize}
-    return connection.execute(_THESE, _at(now, grace_hours) | here).all()
+    zones = connection.execute(_THEIR_ZONES, {"organizations": ids}).scalars()
+    return connection.execute(_THESE, _at(now, grace_hours, zones) | here).all()
 
 
 def claim(connection: Connection, partition: int) -> bool:
@@ -140,8 +154,14 @@ def skipped_organizations(connection: Connection, count: int) -> list[int]:
     return list(connection.execute(_LEFT, {"count": count}).scalars())
 
 
-def _at(now: datetime, grace_hours: int) -> dict[str, Any]:
-    return {"now": now, "today": now.astimezone(UTC).date(), "grace": grace_hours}
+def _at(now: datetime, grace_hours: int, zones: Iterable[str]) -> dict[str, Any]:
+    """Return what the queries of due invoices ask for, with the months of these zones."""
+    months = last_months(zones, now)
+    return {
+        "now": now, "today": now.astimezone(UTC).date(), "grace": grace_hours,
+        "zones": [month.zone for month in months], "untils": [month.until for month in months],
+        "overs": [month.over for month in months],
+    }  # fmt: skip
 
 
 # Invoices of months and fees in advance for many organizations in one transaction, each as if alone.

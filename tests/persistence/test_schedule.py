@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
-from datetime import date
+from datetime import date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -16,7 +17,14 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.background.timed.invoicing import Invoicing
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead
-from gateway.core.billing.invoice_schedule import CONFLICT, INCOMPLETE, NOT_AGREED, TOOK_TOO_LONG, SkipReason
+from gateway.core.billing.invoice_schedule import (
+    CONFLICT,
+    INCOMPLETE,
+    NOT_AGREED,
+    TOOK_TOO_LONG,
+    SkipReason,
+    last_months,
+)
 from persistence import engine
 from persistence.font_coverage import FontCoverage
 from persistence.schedule import Schedule
@@ -27,6 +35,7 @@ from tests.persistence.april import April, april, at, invoiced, plan
 from tests.persistence.billing.test_due import act, customer
 from tests.persistence.scenario import broken, rows_of
 from tests.search import steps
+from tests.tree import ROOT
 from tests.waiting import eventually
 
 __all__ = ["april"]
@@ -124,6 +133,50 @@ async def test_a_month_is_over_when_it_is_where_the_customer_is(april: April) ->
     await april.on(at(5, 1, 8))
     await turn(april)
     assert [row[0] for row in invoices(april)] == ["draft"]
+
+
+async def test_month_is_over_by_the_zones_that_come_with_the_program(april: April) -> None:
+    """By the law of 2026 Winnipeg's December begins at 05:00 of UTC; an older PostgreSQL says 06:00."""
+    starter = await plan(april, "Starter", "29.00", 2_000_000)
+    ids = await customer(april, starter, date(2026, 11, 1), None)
+    await april.do("organizations", "change", ids["organization"], time_zone="America/Winnipeg")
+    await april.on(at(12, 1, 1))
+    await april.charge(ids["organization"])
+    await april.on(at(12, 1, 4))
+    await turn(april)
+    assert invoices(april) == []
+    await april.on(at(12, 1, 5))
+    await turn(april)
+    assert [row[0] for row in invoices(april)] == ["draft"]
+
+
+def test_queries_name_no_time_zone_but_utc() -> None:
+    """PostgreSQL has zones of another edition, so it gets the moments that are computed here."""
+    named = dict[str, list[str]]()
+    for path in (ROOT / "persistence").rglob("*"):
+        if path.suffix in {".py", ".sql"} and "migrations" not in path.parts:
+            zones = re.findall(r"AT TIME ZONE\s+(?!'UTC')\S+", path.read_text("utf-8"), re.IGNORECASE)
+            named |= {path.name: zones} if zones else {}
+    assert named == {}
+
+
+# By the law of 2026, when November is over in a zone, and in UTC.
+@pytest.mark.parametrize(
+    ("zone", "over"),
+    [
+        ("America/Winnipeg", "2026-12-01T05:00:00+00:00"),
+        ("America/Vancouver", "2026-12-01T07:00:00+00:00"),
+        ("Africa/Casablanca", "2026-12-01T00:00:00+00:00"),
+        ("Pacific/Kiritimati", "2026-12-01T00:00:00+00:00"),
+        ("Mars/Olympus_Mons", "2026-12-01T00:00:00+00:00"),
+    ],
+)
+def test_last_month_is_over_in_the_zone_and_in_utc(zone: str, over: str) -> None:
+    since = datetime.fromisoformat(over)
+    for now, until in ((since - timedelta(seconds=1), date(2026, 11, 1)), (since, date(2026, 12, 1))):
+        (month,) = last_months([zone], now)
+        assert (month.until, month.over <= now) == (until, True)
+    assert month.over == since
 
 
 async def test_a_fee_in_advance_is_billed_on_its_day_once(april: April) -> None:

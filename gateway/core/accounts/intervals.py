@@ -109,9 +109,9 @@ def _window(interval: Interval, zone: TimeZone, anchor_day: int, at_ms: int) -> 
         return start, next_
     today = moment_of(at_ms).astimezone(zone).date()
     first, following = _days(interval, anchor_day, today)
-    if _begins(following, zone) <= at_ms:  # clocks were set back over midnight
+    if first_moment(following, zone) <= at_ms:  # clocks were set back over midnight
         first, following = _days(interval, anchor_day, following)
-    return _begins(first, zone), _begins(following, zone)
+    return first_moment(first, zone), first_moment(following, zone)
 
 
 def _hour(zone: TimeZone, at_ms: int) -> int:
@@ -144,6 +144,6 @@ def _day(month: int, anchor_day: int) -> date:
     return date(year, month, min(anchor_day, calendar.monthrange(year, month)[1]))
 
 
-def _begins(day: date, zone: TimeZone) -> int:
+def first_moment(day: date, zone: TimeZone) -> int:
     """Return the first moment of a day (Unix ms). If clocks skip midnight, it is the moment of the change."""
     return (datetime.combine(day, time(), zone).astimezone(UTC) - EPOCH) // MILLISECOND
