@@ -15,11 +15,10 @@ from gateway.core.accounts.budget_amounts import MONEY_DIGITS_MAX
 from gateway.core.accounts.budgets import MONEY, OF_GROUP, TENANT
 from gateway.core.accounts.tags import tag_in
 from gateway.core.accounts.windows import CALENDAR
-from gateway.core.processes import Program
+from gateway.core.processes import Program, name_programs
 
 # The largest amount of money that programs before layout 133 count.
 USUAL_MONEY_MAX = MONEY_DIGITS_MAX[9]
-PROGRAMS_NAMED_MAX = 5
 # For people who may not see which programs run.
 WAITS = "{} wait for the end of an upgrade of this installation: try again later."
 
@@ -180,13 +179,8 @@ def wait_reason(name: str, programs: Sequence[Program], written: int) -> str:
     capability = CAPABILITIES[name]
     earlier = [program for program in programs if capability.is_lacked_by(name, program)]
     if earlier:
-        named = ", ".join(
-            f"{program.role} {program.version} on {program.host}" for program in earlier[:PROGRAMS_NAMED_MAX]
-        )
-        more = f" and {len(earlier) - PROGRAMS_NAMED_MAX} more" if len(earlier) > PROGRAMS_NAMED_MAX else ""
-        return (
-            f"{capability.what} wait for programs that do not know them, replace these first: {named}{more}."
-        )
+        named = name_programs(earlier)
+        return f"{capability.what} wait for programs that do not know them, replace these first: {named}."
     if written < capability.layout:
         return (
             f"{capability.what} wait until layout {capability.layout} is taken up: an earlier program that ended"

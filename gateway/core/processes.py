@@ -9,6 +9,8 @@ from typing import Literal
 
 from gateway.core.layout import LAYOUT
 
+# Most programs that a sentence names.
+PROGRAMS_NAMED_MAX = 5
 # Most versions with a label of their own in metrics; the rest share one.
 VERSIONS_TOLD_MAX = 16
 OTHER = "other"
@@ -19,7 +21,8 @@ class Program:
     """One gateway worker or keeper, as it describes itself.
 
     `schema` is the newest PostgreSQL schema that a keeper knows. `started_at` is Unix time by its own clock.
-    `knows` are the names of `CAPABILITIES` that it knows; earlier programs name none.
+    `knows` are the names of `CAPABILITIES` that it knows, and `time_zones` is the edition that it reads; earlier
+    programs name none.
     """
 
     id: str
@@ -30,6 +33,16 @@ class Program:
     started_at: float
     schema: str = ""
     knows: tuple[str, ...] = ()
+    time_zones: str = ""
+
+
+def name_programs(programs: Sequence[Program]) -> str:
+    """Return programs in words, at most `PROGRAMS_NAMED_MAX` of them."""
+    named = ", ".join(
+        f"{program.role} {program.version} on {program.host}" for program in programs[:PROGRAMS_NAMED_MAX]
+    )
+    more = len(programs) - PROGRAMS_NAMED_MAX
+    return f"{named} and {more} more" if more > 0 else named
 
 
 @dataclass(frozen=True, slots=True)

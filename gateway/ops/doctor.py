@@ -26,6 +26,7 @@ from gateway.core.credentials import peppers_of
 from gateway.core.issuers import Issuer
 from gateway.core.model import GENERIC, Family
 from gateway.core.network import without_password
+from gateway.core.times import BUNDLED, UNKNOWN_EDITION, is_old_edition, zones_edition
 from gateway.counters.redis.settle_results import FAULTS
 from gateway.errors import SchemaUnavailable, SettingError, StartError
 from gateway.extras import install, is_installed
@@ -183,9 +184,23 @@ def _open_secrets(settings: Settings) -> Iterator[str]:
 
 def _examine_machine(settings: Settings, role: str) -> Iterator[Finding]:
     yield _data_directory(settings)
+    yield of_edition(zones_edition(), settings.time_zones, datetime.now(UTC))
     if role != "keeper":
         yield _open_files(settings)
     yield from _ports(settings, role)
+
+
+def of_edition(edition: str, source: str, now: datetime) -> Finding:
+    """Return the finding on the edition of the time zones that this machine's programs read from a `source`."""
+    message = f"edition {edition}, {source} (TOLLKEEPER_TIME_ZONES)"
+    renew = "update Tollkeeper" if source == BUNDLED else "update the package tzdata of this machine"
+    if edition == UNKNOWN_EDITION:
+        return Finding(UNKNOWN, "time zones", f"{message}: see that it is of this year")
+    if is_old_edition(edition, now):
+        return Finding(
+            UNKNOWN, "time zones", f"{message}: there are newer ones, some clocks may be wrong: {renew}"
+        )
+    return Finding(PASSED, "time zones", message)
 
 
 def _called(settings: Settings) -> list[UpstreamTarget]:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -15,12 +16,15 @@ from datetime import UTC, datetime
 from gateway.core.calls.binding import Bindings
 from gateway.core.credentials import Peppers, peppers_of
 from gateway.core.network import without_password
+from gateway.core.processes import Program, name_programs
+from gateway.core.times import zones_edition
 from gateway.core.wait import in_task
 from gateway.counters.admission.empty_accounts import StoredEmptyAccount, read_empty_accounts
 from gateway.counters.admission.stored import services_of, version_standing
 from gateway.counters.history_guard import ask_word, history, moving_partitions
 from gateway.counters.keeper import client
 from gateway.counters.keeper.presence import PRESENCE_KEPT_S, KeeperInfo, heard
+from gateway.counters.keeper.program_registry import read_programs
 from gateway.counters.keeper.status import AccountHeads
 from gateway.counters.keeper.unstored_rows import UnstoredRows, read_unstored
 from gateway.counters.redis import keys
@@ -256,7 +260,8 @@ def _findings(place: Place, said: _ReplicaStatus) -> Iterator[Finding]:
 
 # Checks whether a keeper runs, and whether all processes use the same pepper for credentials.
 
-_KEEPER, _PEPPER, _ROWS = "keeper", "pepper", "rows"
+_KEEPER, _PEPPER, _ROWS, _ZONES = "keeper", "pepper", "rows", "time zones"
+_ZONES_DIFFER = "their days and months may end at other times; replace the older ones, or give all the same TOLLKEEPER_TIME_ZONES"
 _UNREADABLE = (
     "start the keeper of a newer version if there was one, else let them be rebuilt"
     " (docs/operate/alerts.md, TollkeeperLeftAlone)"
@@ -292,6 +297,17 @@ def of_rows(
             yield Finding(PASSED, _ROWS, f"{message}: the keeper that starts here stores them")
         else:
             yield Finding(FAILED, _ROWS, f"{message}; {hints.ROWS}")
+
+
+def of_zones(programs: Iterable[Program], here: str) -> Iterator[Finding]:
+    """Yield a finding if programs read other editions of the time zones than others, or than `here` is read."""
+    others = defaultdict[str, list[Program]](list)
+    for program in programs:
+        if program.time_zones != here:
+            others[program.time_zones or "that of their machine"].append(program)
+    if others:
+        named = "; ".join(f"{edition} at {name_programs(some)}" for edition, some in sorted(others.items()))
+        yield Finding(UNKNOWN, _ZONES, f"{here} here, {named}: {_ZONES_DIFFER}")
 
 
 _UNHEARD = Finding(
@@ -591,6 +607,9 @@ async def _examine_keepers(
         return [_UNHEARD]
     ran_before = any(server.confirmed for server in servers.values())
     findings = [*of_keeper(settings, role, keeping, ran_before)]
+    with suppress(CountersRefused):
+        programs = [report.program for report in await read_programs(wires)]
+        findings += of_zones(programs, zones_edition())
     if role == "serve":
         return findings
     rows: dict[str, tuple[int, float]] = {}

@@ -21,6 +21,7 @@ from gateway.background.loops import Isolation
 from gateway.core.capabilities import CAPABILITIES
 from gateway.core.layout import LAYOUT
 from gateway.core.processes import Program
+from gateway.core.times import zones_edition
 from gateway.counters.keeper.status import HOST_CHARS_MAX
 from gateway.errors import CountersUnavailable
 
@@ -131,4 +132,5 @@ async def ended(
 def this_program(role: Literal["gateway", "keeper"], schema: str = "") -> Program:
     host = socket.gethostname()[:HOST_CHARS_MAX]
     began = round(time.time(), 3)
-    return Program(str(uuid4()), role, extras.version(), LAYOUT, host, began, schema, tuple(CAPABILITIES))
+    knows, zones = tuple(CAPABILITIES), zones_edition()
+    return Program(str(uuid4()), role, extras.version(), LAYOUT, host, began, schema, knows, zones)

@@ -6,6 +6,7 @@ import asyncio
 
 from gateway.core.histograms import Histogram
 from gateway.core.http_limits import HttpLimits
+from gateway.core.times import zones_edition
 from gateway.local import heartbeat
 from gateway.settings.settings import Settings
 
@@ -38,7 +39,8 @@ class ProcessVitals:
         }
 
     def snapshot(self) -> dict[str, object]:
-        return {"loop_lag_seconds": {self.process: self.seconds.snapshot()}, **self.open_files()}
+        lag = {self.process: self.seconds.snapshot()}
+        return {"loop_lag_seconds": lag, "time_zones_info": [(zones_edition(), 1)], **self.open_files()}
 
 
 def limits_here(settings: Settings, files_max: int | None = None) -> HttpLimits:

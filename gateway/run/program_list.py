@@ -113,6 +113,7 @@ def _row(report: ProgramReport, stored: StoredVersions) -> Row:
     return {
         **facts,
         "schema_version": facts.pop("schema") or None,
+        "time_zones": report.program.time_zones or None,
         "started_at": datetime.fromtimestamp(report.program.started_at, UTC),
         "said_at": datetime.fromtimestamp(report.said_at, UTC),
         "refused": stored.refused(report.program) or None,

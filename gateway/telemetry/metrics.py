@@ -125,6 +125,7 @@ _FACTS: Mapping[str, Mapping[str, str]] = {
         "dead_letters": "Entries of the outbox that could not be read or stored.",
         "programs role version": "Gateway workers and keepers that run.",
         "programs_refused": "Programs that are too old for what is stored: they are not ready.",
+        "time_zones_info edition": "Editions of the time zones that programs of this machine read, each 1.",
         "left_alone what": "What a newer version has stored and this one cannot read.",
         "webhook_messages_waiting": "Messages to webhooks, mails too, that are not delivered yet.",
         "webhook_messages_oldest_seconds": "Age of the oldest message to a webhook that waits.",
@@ -206,6 +207,7 @@ FILES_MAX = 1_000
 TOGETHER: dict[str, Callable[[Any, Any], Any]] = {
     "certificate_expiry_timestamp_seconds": min, LAST: max, "open_files": max, "open_files_max": min,
     "clock_offset_seconds": partial(max, key=abs), "redis_away": max, "partitions_refusing": max,
+    "time_zones_info": max,
 }  # fmt: skip
 
 Snapshot = Mapping[str, Any]

@@ -11,10 +11,18 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
+import redis
 
 from gateway.core.accounts.intervals import DAY, window_bounds
 from gateway.core.times import EDITION_DAYS_MAX, is_old_edition, ms_of
-from gateway.settings.settings import Settings, to_json
+from gateway.counters.redis import keys
+from gateway.ops.doctor import of_edition
+from gateway.ops.doctor_redis import Finding, examine_redis
+from gateway.run.lifecycle import this_program
+from gateway.run.process_vitals import ProcessVitals
+from gateway.settings.settings import Settings, load, to_json
+from gateway.telemetry import scrape
+from gateway.telemetry.metrics import merge
 from tests.tree import ROOT
 
 AT = ms_of(datetime(2026, 12, 1, 12, 38, tzinfo=UTC))
@@ -117,3 +125,51 @@ def test_edition_of_an_earlier_year_is_old_from_summer_on(edition: str, is_old: 
     assert EDITION_DAYS_MAX == 180
     assert is_old_edition(edition, datetime(2026, 6, 30, tzinfo=UTC)) is is_old
     assert is_old_edition(edition, datetime(2026, 6, 29, 23, tzinfo=UTC)) is (edition == "2024a")
+
+
+@pytest.mark.parametrize(
+    ("edition", "source", "well", "says"),
+    [
+        ("2026f", "bundled", True, "edition 2026f, bundled"),
+        ("2025b", "bundled", None, "some clocks may be wrong: update Tollkeeper"),
+        ("2025b", "system", None, "some clocks may be wrong: update the package tzdata of this machine"),
+        ("unknown", "system", None, "edition unknown, system"),
+    ],
+)
+def test_doctor_marks_an_edition_that_is_old_or_unknown(
+    edition: str, source: str, well: bool | None, says: str
+) -> None:
+    found = of_edition(edition, source, datetime(2026, 12, 1, tzinfo=UTC))
+    assert (found.subject, found.well) == ("time zones", well)
+    assert says in found.says
+
+
+async def test_doctor_names_programs_of_another_edition_and_writes_nothing(valkey: str) -> None:
+    told = b'{"id":"%s","role":"%s","version":"%s","layout":133,"host":"%s","started_at":1.5%s}'
+    with redis.Redis.from_url(valkey) as client:
+        seconds, _ = client.time()
+        here = b',"time_zones":"%s"' % locked_edition().encode()
+        client.zadd(keys.PROGRAMS, {told % (b"a", b"keeper", b"1.1.0", b"db-1", here): seconds})
+        assert await of_programs(valkey) == []
+        for name, zones in ((b"b", b',"time_zones":"2025b"'), (b"c", b"")):
+            member = told % (name, b"gateway", b"1.0.9", b"web-" + name, zones)
+            client.zadd(keys.PROGRAMS, {member: seconds})
+        client.zadd(keys.PROGRAMS, {told % (b"d", b"gateway", b"1.0.0", b"gone", b""): seconds - 1_000})
+        (found,) = await of_programs(valkey)
+        assert client.zcard(keys.PROGRAMS) == 4
+    assert found.well is None
+    assert f"{locked_edition()} here, 2025b at gateway 1.0.9 on web-b; " in found.says
+    assert "that of their machine at gateway 1.0.9 on web-c: " in found.says
+
+
+async def of_programs(url: str) -> list[Finding]:
+    given = load({}).with_values(redis_url=url, upstreams=())
+    return [one async for one in examine_redis(given, "keeper") if one.subject == "time zones"]
+
+
+def test_programs_and_metrics_name_the_edition() -> None:
+    assert this_program("gateway").time_zones == locked_edition()
+    ours, others = (ProcessVitals(process).snapshot() for process in ("gateway", "keeper"))
+    editions = {"time_zones_info": merge(ours, others)["time_zones_info"]}
+    line = f'tollkeeper_time_zones_info{{edition="{locked_edition()}"}} 1.0\n'
+    assert line.encode() in scrape.render("", editions)[0]

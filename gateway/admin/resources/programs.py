@@ -33,6 +33,10 @@ class RunningProgram(Out):
     knows: list[str] = Field(
         default=[], description="Capabilities that it knows; none of a program before 1.1.0."
     )
+    time_zones: str | None = Field(
+        default=None,
+        description="The edition of the time zones that it reads, such as 2026f; null of a program before 1.1.0.",
+    )
     started_at: Instant
     said_at: Instant = Field(description="When it said last that it is there, by the clock of Redis.")
     refused: str | None = Field(description="Why it serves nothing, and what helps; null where it serves.")

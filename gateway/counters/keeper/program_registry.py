@@ -49,7 +49,7 @@ class ProgramRegistry:
 
     async def say(self) -> None:
         """Renew the registry's entry for this process once; CountersUnavailable if Redis is away or full."""
-        now = b"%.3f" % await self._now()
+        now = b"%.3f" % await _now(self._wires)
         written = self._send(b"ZADD", now, self._member)
         # Beyond the maximum, those silent for longest are removed.
         bounded = self._send(b"ZREMRANGEBYRANK", b"0", b"%d" % -(self._programs_max + 1))
@@ -66,27 +66,39 @@ class ProgramRegistry:
 
         CountersUnavailable if Redis does not answer.
         """
-        now = await self._now()
-        since, until = b"(%.3f" % (now - self._silent_s), b"%.3f" % (now + DISTANCES * self._silent_s)
-        gone = self._send(b"ZREMRANGEBYSCORE", b"-inf", since[1:])
-        there = self._send(b"ZRANGE", since, until, b"BYSCORE", b"WITHSCORES")
-        await in_task(gone)
-        flat = cast("list[bytes]", await in_task(there))
-        programs = [
-            ProgramReport(program, float(at))
-            for member, at in zip(flat[::2], flat[1::2], strict=True)
-            if (program := _read(member)) is not None
-        ]
-        return sorted(programs, key=lambda entry: (-entry.program.started_at, entry.program.id))
-
-    async def _now(self) -> float:
-        """Return the time of the server that stores the registry, in seconds."""
-        answer = await in_task(self._wires.of_key(_NAME).send(encode(b"TIME"), upkeep=True))
-        seconds, micros = (int(number) for number in cast("list[bytes]", answer))
-        return seconds + micros / 1e6
+        return await read_programs(self._wires, self._silent_s, forgets=True)
 
     def _send(self, verb: bytes, *rest: bytes) -> Wait[Reply]:
-        return self._wires.of_key(_NAME).send(encode(verb, _NAME, *rest), upkeep=True)
+        return _send(self._wires, verb, _NAME, *rest)
+
+
+async def read_programs(
+    wires: RedisConnections, silent_s: float = SILENT_S_MAX, *, forgets: bool = False
+) -> list[ProgramReport]:
+    """Return the running processes, the last started first; remove those that are silent if it `forgets`."""
+    now = await _now(wires)
+    since, until = b"(%.3f" % (now - silent_s), b"%.3f" % (now + DISTANCES * silent_s)
+    gone = _send(wires, b"ZREMRANGEBYSCORE", _NAME, b"-inf", since[1:]) if forgets else None
+    there = _send(wires, b"ZRANGE", _NAME, since, until, b"BYSCORE", b"WITHSCORES")
+    if gone is not None:
+        await in_task(gone)
+    flat = cast("list[bytes]", await in_task(there))
+    programs = [
+        ProgramReport(program, float(at))
+        for member, at in zip(flat[::2], flat[1::2], strict=True)
+        if (program := _read(member)) is not None
+    ]
+    return sorted(programs, key=lambda entry: (-entry.program.started_at, entry.program.id))
+
+
+async def _now(wires: RedisConnections) -> float:
+    """Return the time of the server that stores the registry, in seconds."""
+    seconds, micros = (int(number) for number in cast("list[bytes]", await in_task(_send(wires, b"TIME"))))
+    return seconds + micros / 1e6
+
+
+def _send(wires: RedisConnections, *words: bytes) -> Wait[Reply]:
+    return wires.of_key(_NAME).send(encode(*words), upkeep=True)
 
 
 def _read(member: bytes) -> Program | None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import pytest
 
+from gateway.core.accounts.administration import Row
 from gateway.core.layout import EARLIER, LAYOUT
+from gateway.core.times import zones_edition
 from gateway.counters.layouts import packing
 from gateway.counters.redis import keys
 from gateway.run.program_list import ProgramList
@@ -56,3 +59,13 @@ async def test_wait_reason_names_a_gateway_of_an_earlier_version_in_the_list(
     world.client.zadd(keys.PROGRAMS, {OLD_GATEWAY % EARLIER: seconds})
     assert (await programs.wait_reason("large_budgets")).endswith("first: gateway 1.0.0 on web-7.")
     assert await programs.wait_reason("budget_webhooks") == ""  # keepers alone send them
+
+
+async def test_report_names_the_edition_of_time_zones_that_each_program_reads(scene: Scene) -> None:
+    seconds, _ = scene.world.client.time()
+    scene.world.client.zadd(keys.PROGRAMS, {OLD_GATEWAY % EARLIER: seconds})
+    items = cast("list[Row]", (await scene.programs.report())["items"])
+    assert {item["role"]: item["time_zones"] for item in items} == {
+        "gateway": None,
+        "keeper": zones_edition(),
+    }
