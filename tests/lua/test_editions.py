@@ -10,12 +10,15 @@ import redis
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gateway.core.accounts.budget_balances import BudgetBalance, compute_balance
 from gateway.core.accounts.budgets import Budget, account_of, define_windows
 from gateway.core.accounts.intervals import DAY, MONTH, window_bounds
 from gateway.core.accounts.windows import Carry
 from gateway.core.model import BudgetAccount, SettleResult, Verdict
 from gateway.core.times import DAY_MS, HOUR_MS, MINUTE_MS, moment_of, ms_of
+from gateway.counters.layouts.packing import live_windows
 from gateway.counters.layouts.states import WindowState
+from gateway.counters.redis import keys
 from tests.lua.clocks import ClockWorld
 from tests.search import examples
 
@@ -47,13 +50,21 @@ class EditionsWorld(ClockWorld):
         self, law: int, amount: int, ahead_ms: int = 0, budgets: tuple[Budget, ...] = (PLAIN, CARRIES)
     ) -> list[WindowState]:
         """Have a call use an amount at a gateway of a law, whose clock may be ahead; return the windows."""
-        defined = [replace(budget, interval=self.interval, time_zone=self.laws[law]) for budget in budgets]
-        account = BudgetAccount(NAME, define_windows(defined, self.at_ms + ahead_ms), enforced=True)
+        defined = define_windows(self.by_law(law, budgets), self.at_ms + ahead_ms)
+        account = BudgetAccount(NAME, defined, enforced=True)
         call = self.reserve(budgets=(account,), budget_tokens=amount)
         assert call.verdict is Verdict.ADMITTED
         assert call.settle(budget_tokens=amount) is SettleResult.DONE
         self.uses.append((self.at_ms, amount))
         return self.windows(NAME)
+
+    def by_law(self, law: int, budgets: tuple[Budget, ...] = (PLAIN, CARRIES)) -> list[Budget]:
+        return [replace(budget, interval=self.interval, time_zone=self.laws[law]) for budget in budgets]
+
+    def shown(self, law: int) -> list[BudgetBalance]:
+        """Return what the pages of a law show."""
+        live = live_windows(self.get(keys.budget_account(self.p, NAME)))
+        return [compute_balance(budget, self.at_ms, None, live) for budget in self.by_law(law)]
 
     def bounds(self, law: int, at_ms: int) -> tuple[int, int]:
         return window_bounds(self.interval, self.laws[law], 1, at_ms)[:2]
@@ -121,8 +132,12 @@ def test_window_of_two_editions_keeps_its_uses_until_its_end(
             if had.next > at:
                 assert window.start == had.start
                 assert window.next == had.next or begins == had.start
-            else:
+            elif window.carry is None or number(interval, begins) > number(interval, had.start):
                 assert window.start >= had.next or window.start == begins
+        for shown, window in zip(world.shown(0), windows, strict=True):
+            assert (shown.used, shown.resets_ms) == (window.used, window.next)
+            if number(interval, world.bounds(0, at)[0]) == number(interval, window.start):
+                assert shown.carried == (window.carried or 0)
         carries = windows[1]
         ended = number(interval, carries.start) - number(interval, first)
         assert carries.carried == ended * LIMIT - sum(amount for _, amount in world.uses) + carries.used

@@ -7,12 +7,20 @@ from dataclasses import dataclass, field
 from functools import reduce
 
 from gateway.core.accounts.budgets import Budget
-from gateway.core.accounts.windows import CalendarWindow, EndLimit, LastInterval, WindowUses, least, used_at
+from gateway.core.accounts.windows import (
+    CALENDAR,
+    CalendarWindow,
+    EndLimit,
+    LastInterval,
+    WindowUses,
+    least,
+    used_at,
+)
 
 
 @dataclass(frozen=True, slots=True)
 class LiveWindow:
-    """A window of an account as Redis has it, in its budget's unit; it began at `start_ms` (Unix ms).
+    """A window of an account as Redis has it, in its budget's unit: from `start_ms` to `ends_ms` (Unix ms; 0 is unknown).
 
     A window that rolls has the use of its `parts` by their starts. `carried` is what it carries over, None if it
     does not, or was not used yet; `at_end` the limit at its interval's end as its last call knew it.
@@ -25,6 +33,7 @@ class LiveWindow:
     parts: WindowUses = field(default_factory=dict)
     carried: int | None = None
     at_end: EndLimit | None = None
+    ends_ms: int = 0
 
     @property
     def uses(self) -> WindowUses:
@@ -92,17 +101,20 @@ def compute_balance(
 
     `stored` is the use in PostgreSQL: it may begin before the current window, and must if the budget carries.
     `live` are the account's windows in Redis by budget id, or None if Redis lacks the account or is
-    unreachable. Use in an earlier window counts as 0.
+    unreachable. Use in an earlier window counts as 0. A live window by the calendar runs until its end, also where
+    another edition of the time zones began it.
     """
     limit, by = budget.limit_of(owner, at_ms, groups)
     window = (live or {}).get(budget.id)
     held, known = 0, stored or StoredUse({})
     if window is not None:
         held, known = window.held, StoredUse(window.uses, window.carried, window.at_end)
-    uses = known.uses
-    form = budget.form
+    form, uses = budget.form, known.uses
+    used, ends_ms = used_at(form, at_ms, uses), form.ends(at_ms, uses)
+    if window is not None and budget.window == CALENDAR and window.ends_ms > at_ms:
+        used, ends_ms = window.used, window.ends_ms
     return BudgetBalance(
-        limit, used_at(form, at_ms, uses), held, form.ends(at_ms, uses), by,
+        limit, used, held, ends_ms, by,
         carried_to(budget, at_ms, known, owner, groups), form.frees(at_ms, uses),
     )  # fmt: skip
 

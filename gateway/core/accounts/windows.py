@@ -25,6 +25,8 @@ _LENGTH: Final = re.compile(r"([1-9][0-9]{0,5})([mhd])", re.ASCII)
 WHOLE_PARTS: Final = 30
 # Most moments that are named at which a rolling window has something free again.
 FREES_MAX: Final = 5
+# How much earlier another edition of the time zones may begin the same interval.
+EDITIONS_APART_MS: Final = 3 * HOUR_MS
 # The kinds of a window in the flags by which scripts know it (`lua/lib/windows.lua`).
 FLAG_ROLLING, FLAG_FIRST_USE = 64, 128
 
@@ -112,9 +114,10 @@ class CalendarWindow:
 
     def number(self, start_ms: int) -> int:
         """Return the number of the interval that begins then: the next one has the next number."""
-        facts, day = INTERVALS[self.interval], moment_of(start_ms).astimezone(TimeZone(self.time_zone)).date()
         if self.interval == HOUR:
             return start_ms // HOUR_MS
+        facts, zone = INTERVALS[self.interval], TimeZone(self.time_zone)
+        day = moment_of(start_ms + EDITIONS_APART_MS).astimezone(zone).date()
         if self.interval in {DAY, WEEK}:
             return day.toordinal() // facts.days
         return (day.year * 12 + day.month - 1) // facts.months

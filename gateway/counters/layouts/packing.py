@@ -191,7 +191,7 @@ def live_windows(packed: bytes) -> dict[int, LiveWindow]:
     """Return the stored windows of an account, by budget id."""
     return {
         one.budget_id: LiveWindow(
-            one.budget_id, one.used, one.held, one.start, one.parts, one.carried, one.at_end
+            one.budget_id, one.used, one.held, one.start, one.parts, one.carried, one.at_end, one.next
         )
         for one in unpack_windows(packed)
     }

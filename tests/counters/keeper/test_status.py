@@ -72,7 +72,7 @@ async def test_peek_budgets_reads_over_partitions_and_batches(world: World, conn
     ]
     found = await status.peek_budgets(names)
     assert found.pop("e" * 16) is None
-    assert list(found.values()) == [{7: LiveWindow(7, used=30, held=4, start_ms=1_000)}] * 3
+    assert list(found.values()) == [{7: LiveWindow(7, used=30, held=4, start_ms=1_000, ends_ms=2_000)}] * 3
     assert len(found) == 3
 
 
