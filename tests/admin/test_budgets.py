@@ -230,7 +230,7 @@ STEP = {"at": 0.8, "models": {"gpt-5*": "gpt-5-mini"}, "session": "keep"}
         ([STEP | {"models": {f"m{number}": "a" for number in range(101)}}], "steps.0.models"),
         ([STEP | {"models": {"GPT-5": "a", "gpt-5": "b"}}], "steps.0.models"),
         ([STEP | {"models": {"gpt*5": "a"}}], "steps.0.models"),
-        ([STEP | {"models": {"*": "a"}}], "steps.0.models"),
+        ([STEP | {"models": {"**": "a"}}], "steps.0.models"),
         ([STEP | {"models": {"gpt-5": "gpt-4*"}}], "steps.0.models"),
         ([STEP | {"session": "stay"}], "steps.0.session"),
         ([STEP, STEP | {"models": {"GPT-5*": "b"}}], "steps"),
@@ -245,8 +245,8 @@ async def test_wrong_step_is_422_with_the_field_named(
 
 
 async def test_carry_and_steps_of_a_budget_may_be_changed(desk: Desk) -> None:
-    made = await desk.make()
-    changes: dict[str, Any] = {"carry": {"max": "5.00", "debt": False}, "steps": [STEP, STEP | {"at": 1.0}]}
+    made, last = await desk.make(), STEP | {"at": 1.0, "models": {"*": "gpt-5-nano"}}
+    changes: dict[str, Any] = {"carry": {"max": "5.00", "debt": False}, "steps": [STEP, last]}
     answer = await desk.api.patch(f"budgets/{made['id']}", changes)
     assert (answer.status, answer.json) == (200, {**made, **changes, "carried": "0.00"})
     assert set(await desk.refusals("PATCH", f"budgets/{made['id']}", {"carry": {"max": 5}})) == {"carry.max"}

@@ -218,11 +218,12 @@ async def test_call_that_a_step_substituted_is_replayed_as_the_model_of_its_call
     sent = {"model": "cheap", "response_model": "cheap-1", "cost": 10**8, "input": 100_000}
     dear = [{**desk.call(hour, 0), **sent, "model_asked": "dear"} for hour in range(2)]
     desk.store(*dear)
-    steps = [{"at": 0, "models": {"dear": "cheap"}}]
+    dearer, all_models = ([{"at": 0, "models": {pattern: "cheap"}}] for pattern in ("dear", "*"))
     for budget, expected in (
         ({"amount": "1.5"}, (1, "1", 0, "0")),
         ({"amount": "0.1", "model": "cheap"}, (0, "0", 0, "0")),
-        ({"amount": "9", "steps": steps}, (0, "0", 2, "1.80")),
+        ({"amount": "9", "steps": dearer}, (0, "0", 2, "1.80")),
+        ({"amount": "9", "steps": all_models}, (0, "0", 2, "1.80")),
     ):
         found = await desk.replay(desk.budget(**budget))
         counts = (found["refused"], found["refused_cost"], found["substituted"], found["saved"])

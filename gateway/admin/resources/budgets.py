@@ -154,6 +154,13 @@ ModelPattern = Annotated[
         "be a model's name, or a prefix with one * at its end",
     ),
 ]
+StepPattern = Annotated[
+    ModelText,
+    must(
+        lambda model: ANY_NAME not in model[:-1],
+        "be a model's name, a prefix with one * at its end, or * for every model",
+    ),
+]
 Thresholds = Annotated[
     list[Annotated[float, Field(strict=True, json_schema_extra={"exclusiveMinimum": 0, "maximum": 1})]],
     Field(max_length=THRESHOLDS_MAX, json_schema_extra={"uniqueItems": True}),
@@ -184,13 +191,13 @@ class StepIn(In):
         description="From this share of the limit on, used and held; 0.8 is 80 %."
     )
     models: Annotated[
-        dict[ModelPattern, ModelName],
+        dict[StepPattern, ModelName],
         Field(min_length=1, max_length=MODELS_MAX),
         must(
             lambda models: len({pattern.casefold() for pattern in models}) == len(models),
             "name each pattern once: case is ignored",
         ),
-    ] = Field(description="By model, or a prefix such as claude-opus-*: the model that is sent instead.")
+    ] = Field(description="By model, a prefix such as claude-opus-*, or * for every model: the one that is sent instead.")
     session: Session = Field(
         default=KEEP, description="Whether running sessions keep their model while it fits, or switch."
     )
