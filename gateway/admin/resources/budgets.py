@@ -458,7 +458,7 @@ Saved = Annotated[
 class ReplayedOwner(Out):
     """An owner of a budget with `each` that was refused."""
 
-    who: str
+    who: str = Field(description='"" is the account that callers without a value of `each` share.')
     refused: int
     first_refusal_at: Instant
     used_max: BudgetAmount = Field(description="The most that it used in one window.")

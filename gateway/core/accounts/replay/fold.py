@@ -8,7 +8,7 @@ budget. From its first refused or substituted call on it has a second one, in wh
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 from operator import attrgetter
@@ -38,7 +38,10 @@ SUGGESTED: Final = (50, 90, 99)
 
 @dataclass(frozen=True, slots=True)
 class RefusedOwner:
-    """An owner who was refused: how often, when first (Unix ms), and the most that it used in a window."""
+    """An owner who was refused: how often, when first (Unix ms), and the most that it used in a window.
+
+    `who` is empty for the account that callers without a value of `each` share.
+    """
 
     who: str
     refused: int
@@ -122,7 +125,7 @@ class _Meter:
     """
 
     __slots__ = (
-        "_groups", "_groups_overridden", "_met", "_own_names", "_owners_listed_max", "_owners_max", "amount", "budget", "days", "divergences", "enforce", "first_refused",
+        "_groups", "_groups_overridden", "_own_names", "_owners_listed_max", "_owners_max", "amount", "budget", "days", "divergences", "enforce", "first_refused",
         "has_steps", "histories", "is_plain", "owner", "place", "refused", "refused_by_day", "refused_cost", "refused_owners",
         "saved", "strangers", "substituted", "unit", "used_by_day", "windows",
     )  # fmt: skip
@@ -138,7 +141,7 @@ class _Meter:
         self.has_steps = budget.enforce and bool(budget.steps)
         self.windows = windows_of(budget, None if self.is_plain else self._limit_later)
         self.histories, self.divergences = dict[object, Any](), dict[object, _Divergence]()
-        self.strangers, self._met = set[object](), 0
+        self.strangers = set[object]()
         self.first_refused, self.refused_owners = list[object](), 0
         self.refused = self.refused_cost = self.substituted = self.saved = 0
         self.used_by_day, self.refused_by_day = [0] * len(days.dates), [0] * len(days.dates)
@@ -146,10 +149,7 @@ class _Meter:
         self._own_names, self._groups = dict[object, str](), dict[object, tuple[int, ...]]()
 
     def meet(self, owner: object) -> AccountHistory:
-        """Return the history of an owner whom a call as asked meets first; raise `Unprocessable` if it is one too many."""
-        if owner != NOBODY:
-            self._check_room(self._met)
-            self._met += 1
+        """Return the history of an owner whom a call as asked meets first."""
         if owner in self.strangers:
             self.strangers.remove(owner)
         else:
@@ -160,9 +160,8 @@ class _Meter:
     def meet_substitute(self, owner: object, history: AccountHistory) -> None:
         """Keep the history of an owner of a call that was sent as a substitute, if it was opened for that call."""
         if owner not in self.histories:
-            self._check_room(len(self.strangers))
-            self.strangers.add(owner)
             self._keep(owner, history)
+            self.strangers.add(owner)
 
     def open(self, owner: object) -> AccountHistory:
         """Return a new history for an owner, which is not kept."""
@@ -174,14 +173,13 @@ class _Meter:
         return history
 
     def _keep(self, owner: object, history: AccountHistory) -> None:
+        """Keep the history of a new owner; raise `Unprocessable` if it is one too many."""
+        if len(self.histories) >= self._owners_max:
+            why = f"has more than {self._owners_max} owners in these calls: choose a shorter period, or fewer calls"
+            raise Unprocessable(errors=((f"budgets.{self.place}.each", why),))
         if type(owner) is str:
             owner = sys.intern(owner)  # other budgets may have the same one
         self.histories[owner] = history
-
-    def _check_room(self, owners: int) -> None:
-        if owners >= self._owners_max:
-            why = f"has more than {self._owners_max} values in these calls: choose a shorter period, or fewer calls"
-            raise Unprocessable(errors=((f"budgets.{self.place}.each", why),))
 
     def limit(self, owner: object, call: StoredCall) -> int | None:
         """Return the limit of an owner at the time of one of its calls."""
@@ -241,36 +239,25 @@ class _Meter:
             RefusedOwner(str(owner), at.refused, at.first_ms, self.histories[owner].peak)
             for owner, at in zip(self.first_refused, firsts, strict=True)
         ]
-        if not self.budget.each:
-            least, suggestions = max(self._least_amounts(), default=0), None
-        else:
-            owners = [owner for owner in owners if owner.who != NOBODY]
-            amounts = sorted(self._least_amounts())
-            least = amounts[-1] if amounts else 0
-            suggestions = {
-                str(part): amounts[-(-len(amounts) * part // 100) - 1] for part in SUGGESTED if amounts
-            } or None
-        nobody = self.divergences.get(NOBODY)
-        named = self.refused_owners - (nobody is not None and nobody.refused > 0)
+        least_amounts = {
+            owner: self.windows.least_amount(
+                history if owner not in self.divergences else self.divergences[owner].free
+            )
+            for owner, history in self.histories.items()
+            if owner not in self._own_names and owner not in self.strangers
+        }
+        least = max(least_amounts.values(), default=0)
+        least_amounts.pop(NOBODY, None)  # suggestions are by values of `each`
+        amounts = sorted(least_amounts.values())
+        suggestions = {str(part): amounts[-(-len(amounts) * part // 100) - 1] for part in SUGGESTED if amounts}
         return BudgetOutcome(
             self.budget.name, self.budget.unit, self.refused, self.refused_cost, self.substituted, self.saved,
             firsts[0].first_ms if firsts else None,
             tuple(owners) if self.budget.each else (),
-            named - len(owners) if self.budget.each else 0,
+            self.refused_owners - len(owners) if self.budget.each else 0,
             tuple(map(DayOutcome, self.days.dates, self.used_by_day, self.refused_by_day)),
-            least, suggestions,
+            least, suggestions or None,
         )  # fmt: skip
-
-    def _least_amounts(self) -> Iterator[int]:
-        """Yield the least amount of each owner without an override, or of the one account without `each`."""
-        for owner, history in self.histories.items():
-            if (
-                owner not in self._own_names
-                and owner not in self.strangers
-                and (owner != NOBODY or not self.budget.each)
-            ):
-                divergence = self.divergences.get(owner)
-                yield self.windows.least_amount(history if divergence is None else divergence.free)
 
 
 # A call in the account of one owner of a budget: the budget, the owner, its history, and the call's use. No class,

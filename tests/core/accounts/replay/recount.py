@@ -189,18 +189,18 @@ class Recount:
         )
 
 
-def least_amounts(budget: Budget, calls: Sequence[StoredCall]) -> Iterator[int]:
-    """Yield the least amount of each owner without an override, of the calls that a budget applies to."""
+def least_amounts(budget: Budget, calls: Sequence[StoredCall]) -> Iterator[tuple[str, int]]:
+    """Yield each owner without an override, and its least amount, of the calls that a budget applies to."""
     mine = [call for call in calls if applies(budget, call)]
     groups = {int(name[6:]) for name in budget.overrides if name.startswith("group:")}
     for who in dict.fromkeys(owner(budget, call) for call in mine):
         its = [call for call in mine if owner(budget, call) == who]
         overridden = owner_of(who) in budget.overrides or any(groups & {*call.groups} for call in its)
-        if budget.each and (not who or overridden):
+        if budget.each and overridden:
             continue
         low, high = 0, sum(amount(budget, call, call.cost) for call in its)
         while low < high:
             middle = (low + high) // 2
             alone = replace(budget, amount=middle, enforce=True)
             low, high = (middle + 1, high) if Recount([alone], its).refused else (low, middle)
-        yield low
+        yield who, low
