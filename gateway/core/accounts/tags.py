@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from decimal import Decimal
 from typing import Final
 
 # Most names that an organization declares; characters of a name, and of a value.
@@ -35,10 +36,11 @@ Tags = tuple[tuple[str, str], ...]
 def read_value(value: object) -> str:
     """Return a member of metadata as the value of a tag, "" if it is none.
 
-    Numbers and booleans are as JSON; a whole number has no fraction and no exponent, so each has one spelling.
+    Numbers and booleans are as JSON; a whole number has no fraction and no exponent, so each has one spelling. A number
+    with a fraction or an exponent is the shortest one that its double stands for: 1e30 is 1 and thirty zeros.
     """
     if isinstance(value, float) and value.is_integer():
-        value = int(value)
+        value = int(Decimal(repr(value)))
     if isinstance(value, int) and abs(value) >= 10**CHARACTERS_MAX:
         return ""  # it is too long, and costs time to write
     if isinstance(value, (bool, int, float)):

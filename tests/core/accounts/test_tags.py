@@ -11,7 +11,8 @@ from gateway.core.accounts.tags import read_value, read_values, tags_of
     ("value", "tag"),
     [
         ("search", "search"), ("Ä b", "Ä b"), ("x" * 64, "x" * 64), (7, "7"), (-1.5, "-1.5"), (10**63, "1" + "0" * 63),
-        (1.0, "1"), (-0.0, "0"), (1e22, "1" + "0" * 22), (0.1, "0.1"), (True, "true"), (False, "false"), ("👩‍💻", "👩‍💻"),
+        (1.0, "1"), (-0.0, "0"), (1e22, "1" + "0" * 22), (0.1, "0.1"),
+        (1e30, "1" + "0" * 30), (10**30, "1" + "0" * 30), (-6.02e23, "-602" + "0" * 21), (2.0**63, "9223372036854776000"), (True, "true"), (False, "false"), ("👩‍💻", "👩‍💻"),
     ],
 )  # fmt: skip
 def test_tag_is_text_or_number_or_boolean_spelled_as_in_json(value: object, tag: str) -> None:
