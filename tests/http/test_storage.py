@@ -51,13 +51,13 @@ async def make(stage: Stage, version: str = "v1beta", **said: Any) -> Answer:
     return await stage.ask(post(body, f"/{version}/cachedContents".encode(), JSON))
 
 
-async def extend(stage: Stage, **said: Any) -> Answer:
+async def extend(stage: Stage, query: str = "", **said: Any) -> Answer:
     stage.upstream.scripts.append([answer(json.dumps(SAID).encode())])
-    return await stage.ask(extension(**said))
+    return await stage.ask(extension(query, **said))
 
 
-def extension(**said: Any) -> bytes:
-    sent = post(json.dumps(said).encode(), f"/v1beta/{NAME}".encode(), JSON)
+def extension(query: str = "", **said: Any) -> bytes:
+    sent = post(json.dumps(said).encode(), f"/v1beta/{NAME}{query}".encode(), JSON)
     return sent.replace(b"POST", b"PATCH", 1)
 
 
@@ -187,6 +187,21 @@ async def test_a_longer_time_costs_what_it_adds(stage: Stage) -> None:
         assert (await extend(stage, **said)).status == 200
         assert (stage.facts().tools, stage.facts().cost) == ({}, 0)
     assert read_payment(stage.objects.notes[NAME]) == payment
+
+
+@pytest.mark.parametrize("mask", ["ttl", "expireTime", "ttl,expireTime"])
+async def test_an_update_mask_reaches_the_upstream_and_a_masked_end_that_is_not_stated_costs_an_hour(
+    stage: Stage, mask: str
+) -> None:
+    priced(stage, cache_hour="1")
+    stage.objects.kept.add((CALLER.organization_id, NAME))
+    for said, hours in (({"ttl": "7200s"}, 2), ({}, 1)):
+        stage.objects.notes.clear()
+        assert (await extend(stage, f"?updateMask={mask}", **said)).status == 200
+        assert stage.facts().tools == {"cache_hour": hours * 900_000}
+        assert stage.upstream.received[-1].target.endswith(f"?updateMask={mask}".encode())
+    other = await extend(stage, "?fields=usageMetadata", ttl="7200s")
+    assert (other.status, other.reason) == (400, "invalid_request")
 
 
 @pytest.mark.parametrize("ends", [range(1, 11), range(10, 0, -1), [1] * 10])

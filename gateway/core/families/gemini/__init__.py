@@ -106,7 +106,8 @@ def _routes() -> Iterator[Route]:
             service = "" if meter == "none" else NAME
             yield Route(("POST",), f"/{version}/models/{{model}}:{action}", NAME, service, NAME, meter)
         for method, path, meter in _UNITS:
-            yield Route((method,), f"/{version}/{path}", NAME, NAME, NAME, meter)
+            queries = ("updateMask",) * (method == "PATCH")
+            yield Route((method,), f"/{version}/{path}", NAME, NAME, NAME, meter, queries=queries)
         for path, methods in _STORED.items():
             if version == "v1beta" or not path.startswith("files"):  # these belong to OpenAI
                 queries = ("alt",) * path.endswith(":download")

@@ -125,10 +125,11 @@ def read_cache(body: Body, document: Document, params: PathParams, bounds: Usage
 def read_extension(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     """Read a new end of cached contents, which costs the time that no earlier call has paid.
 
-    Without a payment in `params` all of the time counts, and the model is unknown.
+    Without a payment in `params` all of the time counts, and the model is unknown. An update mask may name an end that
+    the body does not state, which Google may then choose itself: so it counts as the usual one.
     """
     _CACHE.check(document)
-    storage = storage_of(document, params)
+    storage = storage_of(document, params, STORAGE_S)
     return CallSpec(params.get("paid_model", ""), output_max=0, units=_stored(storage))
 
 
