@@ -106,6 +106,7 @@ SELECT {", ".join(_AS_ROLLED_UP.get(name, f"n.{name}") for name in (*DIMENSIONS,
 
 def read_use(connection: Connection, asked: UsageQuery) -> Sequence[Row]:
     """Return the use of a query in the order of time, the highest cost first within an interval."""
+    _refuse_unknown(connection, asked)
     connection.execute(PLAIN)
     try:
         with connection.begin_nested():
@@ -128,6 +129,26 @@ def tags_since(connection: Connection, asked: UsageQuery) -> Mapping[str, str]:
     if "organization_id" in asked.filters:
         query = query.where(organization.c.id == asked.filters["organization_id"])
     return {row.key: row.since for row in connection.execute(query)}
+
+
+def _refuse_unknown(connection: Connection, asked: UsageQuery) -> None:
+    """Raise `Unprocessable`, naming the parameter, for a tag that is not declared or a group that does not exist."""
+    lacking = sorted(name for name in asked.tags if tag_in(name))
+    if lacking:
+        declared = tags_since(connection, asked)
+        lacking = [name for name in lacking if tag_in(name) not in declared]
+    errors = [
+        ("group_by" if name in asked.groups else name, f"{tag_in(name)} is not declared as a tag")
+        for name in lacking
+    ]
+    if (group_id := asked.filters.get(BY_CALL)) is not None:
+        query = select(caller_group.c.id).where(caller_group.c.id == group_id)
+        if "organization_id" in asked.filters:
+            query = query.where(caller_group.c.organization_id == asked.filters["organization_id"])
+        if connection.scalar(query) is None:
+            errors.append((BY_CALL, f"there is no group {group_id}"))
+    if errors:
+        raise Unprocessable("Some query parameters are wrong.", tuple(errors))
 
 
 def _refuse_dropped(connection: Connection, asked: UsageQuery) -> None:

@@ -19,6 +19,7 @@ from gateway.cli.admin.program import mount
 from gateway.core.accounts.call_facts import CallFacts, write_facts
 from persistence.ledger.writer import LedgerWriter
 from tests.admin.conftest import ADMIN, READONLY, Api
+from tests.connections import connected
 from tests.in_turn import in_turn
 from tests.persistence.scenario import batch_of, settle_in
 
@@ -283,6 +284,11 @@ async def test_cli_usage_report_grouped_by_fields_shows_names_and_costs(
     writer = LedgerWriter(admin_database)
     await writer.write(batch_of(account))
     writer.close()
+    with connected(admin_database, autocommit=True) as connection:
+        connection.execute("UPDATE organization SET tags_since = '{\"feature\": \"2026-11-01T00:00:00Z\"}'")
+        connection.execute(
+            "INSERT INTO caller_group (id, organization_id, name, kind) SELECT 7, min(id), 'g', 'user' FROM organization"
+        )
     asked = ("usage", "--by", "model,user", "--from", "2026-11-03", "--to", "2026-11-04")
     items = (await from_json(run, *asked))["items"]
     assert [(item["model"], item["user"], item["cost"]) for item in items] == [

@@ -60,6 +60,14 @@ async def calls(api: Api, admin_database: str) -> list[dict[str, Any]]:
     writer.close()
     found: list[dict[str, Any]] = (await api.get("calls?limit=1000")).json["items"]
     assert len(found) == 150
+    first = min(call["organization_id"] for call in found)
+    since = json.dumps(dict.fromkeys(("absent", "feature", "team"), "2026-03-01T00:00:00Z"))
+    api.rows(f"update organization set tags_since = '{since}' where id = {first} returning id")
+    for group in (5, 9):
+        api.rows(
+            "insert into caller_group (id, organization_id, name, kind)"
+            f" values ({group}, {first}, '{group}', 'user') returning id"
+        )
     return found
 
 
@@ -214,9 +222,10 @@ async def test_usage_report_by_tags_is_a_column_in_csv_and_parquet(
 @in_turn(
     ("sent", "field"),
     [("group_by=tag:a%20b", "group_by"), ("group_by=tag:a,tag:a", "group_by"), ("tag:a%20b=c", "tag:a b"),
-     ("group_by=tags", "group_by"), ("group_by=" + ",".join(f"tag:t{n}" for n in range(9)), "group_by")],
+     ("group_by=tags", "group_by"), ("group_by=" + ",".join(f"tag:t{n}" for n in range(9)), "group_by"),
+     ("group_by=model,tag:nowhere", "group_by"), ("tag:nowhere=x", "tag:nowhere"), ("group_id=999", "group_id")],
 )  # fmt: skip
-async def test_usage_report_by_invalid_tag_is_422(api: Api, sent: str, field: str) -> None:
+async def test_usage_report_by_invalid_tag_or_unknown_group_is_422(api: Api, sent: str, field: str) -> None:
     answer = await api.get(f"usage?{sent}")
     assert (answer.status, [each["field"] for each in answer.json["errors"]]) == (422, [field])
 
@@ -226,9 +235,9 @@ async def test_usage_report_says_since_when_calls_have_tags(api: Api, calls: lis
     assert (await api.patch(f"organizations/{own}", {"tags": ["feature"]})).status == 200
     since = (await api.get(f"organizations/{own}")).json["tags_since"]
     assert list(since) == ["feature"]
-    asked = "usage?group_by=tag:feature,tag:absent"
+    asked = "usage?group_by=tag:feature"
     assert (await api.get(asked)).json["tags_since"] == since
-    assert (await api.get(f"{asked}&organization_id={other}")).json["tags_since"] == {}
+    assert (await api.get(f"{asked}&organization_id={other}")).status == 422
     assert "tags_since" not in (await api.get("usage?group_by=model")).json
     assert (await api.patch(f"organizations/{own}", {"tags": ["feature", "team"]})).status == 200
     assert (await api.get(f"organizations/{own}")).json["tags_since"]["feature"] == since["feature"]

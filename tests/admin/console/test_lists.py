@@ -383,6 +383,7 @@ async def test_usage_report_by_a_tag_links_to_the_calls_with_its_value(
     api: Api, admin: Person, made: dict[str, Any]
 ) -> None:
     own = made["search"]["organization_id"]
+    assert (await api.patch(f"organizations/{own}", {"tags": ["feature"]})).status == 200
     api.rows(TAGGED, '{"tags": {"feature": "search"}, "tags_hash": "1"}')
     more = {
         "organization": own,
