@@ -390,6 +390,9 @@ async def _budget(ports: AdminPorts, row: Row, asked: CallAttributes) -> str:
     by = BY_RAISE if figures["raised_to"] is not None else figures["limit_by"]
     until = f" until {in_utc(figures['raised_until'])}" if figures["raised_until"] else ""
     own = f", by {_BY[by]}{until}" if by in _BY else ""
+    if by == BY_GROUP:
+        group = await ports.store.get("groups", int(str(now["limit_group_id"])))
+        own += f" {_named(dict(group), group['id'])}"
     if figures["limit"] is None:
         rest = f"no limit ({used} {unit} used"
     else:
@@ -401,7 +404,7 @@ async def _budget(ports: AdminPorts, row: Row, asked: CallAttributes) -> str:
 
 
 # What decides a limit in place of the budget.
-_BY = {BY_RAISE: "a raise", BY_OVERRIDE: "an override", BY_GROUP: "an override of a group"}
+_BY = {BY_RAISE: "a raise", BY_OVERRIDE: "an override", BY_GROUP: "an override of the group"}
 
 
 def _render_movement(resource: str, row: Json, currency: str | None) -> str:

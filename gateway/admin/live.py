@@ -185,6 +185,7 @@ def _figures(row: Row, at_ms: int, stored: object, live: LiveBudgets, name: str)
     return {
         "limit": None if now.limit is None else amount_of(budget.unit, now.limit),
         "limit_by": now.limit_by,
+        "limit_group_id": now.group_id,
         "used": amount_of(budget.unit, now.used),
         "held": amount_of(budget.unit, now.held),
         "remaining": None if now.remaining is None else amount_of(budget.unit, now.remaining),

@@ -144,6 +144,13 @@ async def test_call_explanation_says_which_limit_is_by_an_override_or_a_raise(
     assert ann.startswith('"each of us", user ann: 4 of 4 requests a day are left (0 used), resets at ')
     assert ann.endswith(", by an override.")
     assert bob.startswith('"each of us", user bob: no limit (0 requests used), resets at ')
+    group = await api.make("groups", name="Interns", kind="user", members=["ann"], **organization)
+    assert (await api.call("DELETE", f"budgets/{each['id']}/overrides/ann")).status == 204
+    path = f"budgets/{each['id']}/overrides/group:{group['id']}"
+    assert (await api.call("PUT", path, {"amount": 3})).status == 200
+    ann = await said("ann")
+    assert ": 3 of 3 requests a day are left" in ann
+    assert ann.endswith(f", by an override of the group Interns ({group['id']}).")
     raised = {"amount": 5, "until": "2999-01-31T00:00:00Z", "reason": "a fair", "who": "ann"}
     assert (await api.post(f"budgets/{each['id']}/raise", raised)).status == 200
     ann = await said("ann")

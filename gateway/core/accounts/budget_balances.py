@@ -58,7 +58,8 @@ class StoredUse:
 class BudgetBalance:
     """The limit, used and held amounts of a budget in its current window, and its end; 0 is never.
 
-    `limit` is None for no limit, `limit_by` its origin, one of `LIMITS_BY`. `carried` is added to it, or taken
+    `limit` is None for no limit, `limit_by` its origin, one of `LIMITS_BY`, and `group_id` the group whose override it
+    is, 0 for none. `carried` is added to it, or taken
     off if below 0; it is 0 without carry-over. `frees` are the next times (Unix ms) at which a rolling window
     has something free again, each with the amount.
     """
@@ -70,6 +71,12 @@ class BudgetBalance:
     limit_by: str
     carried: int = 0
     frees: tuple[tuple[int, int], ...] = ()
+    group_id: int = 0
+
+    @property
+    def enforced(self) -> int | None:
+        """What the window may use, 0 or more: limit and carried amount; None for no limit."""
+        return None if self.limit is None else max(0, self.limit + self.carried)
 
     @property
     def remaining(self) -> int | None:
@@ -104,7 +111,7 @@ def compute_balance(
     unreachable. Use in an earlier window counts as 0. A live window by the calendar runs until its end, also where
     another edition of the time zones began it.
     """
-    limit, by = budget.limit_of(owner, at_ms, groups)
+    limit, by, group_id = budget.limit_of(owner, at_ms, groups)
     window = (live or {}).get(budget.id)
     held, known = 0, stored or StoredUse({})
     if window is not None:
@@ -115,7 +122,7 @@ def compute_balance(
         used, ends_ms = window.used, window.ends_ms
     return BudgetBalance(
         limit, used, held, ends_ms, by,
-        carried_to(budget, at_ms, known, owner, groups), form.frees(at_ms, uses),
+        carried_to(budget, at_ms, known, owner, groups), form.frees(at_ms, uses), group_id,
     )  # fmt: skip
 
 

@@ -97,10 +97,11 @@ class PersonalOverride(NamedTuple):
 
 
 class Limit(NamedTuple):
-    """The limit of an account, None for no limit, and its origin, one of `LIMITS_BY`."""
+    """The limit of an account, None for no limit, its origin, one of `LIMITS_BY`, and the id of the group behind it."""
 
     amount: int | None
     by: str
+    group_id: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,7 +197,9 @@ class Budget:
         if not in_force:
             return Limit(usual, BY_BUDGET)
         name, override = min(in_force, key=lambda own: (own[0] != owner, _size(own[1].amount)))
-        return Limit(override.amount, BY_OVERRIDE if name == owner else BY_GROUP)
+        if name == owner:
+            return Limit(override.amount, BY_OVERRIDE)
+        return Limit(override.amount, BY_GROUP, int(name[len(OF_GROUP) :]))
 
     def overrides_of(self, owner: str, groups: Iterable[int]) -> list[tuple[str, PersonalOverride]]:
         """Return the overrides of an owner and of its groups by their names, in force or over; the shared account has none."""
