@@ -90,7 +90,7 @@ def test_windows_carry_and_steps_hold_over_a_lost_redis_and_are_replayed(
     outcomes = [spender.chat(key=carrying).status_code for _ in range(4)]
     assert outcomes == [200] * 3 + [429]
     limit = spender.usage(carrying)["limits"][-1]
-    assert (limit["carried"], limit["used"], limit["remaining"]) == (1, 3, 0)
+    assert (limit["limit"], limit["carried"], limit["used"], limit["remaining"]) == (3, 1, 3, 0)
     assert _sent_as(spender.chat(key=stepping)) == (CHEAP, "steps")
 
     # Administrators see the same.
