@@ -43,13 +43,16 @@ class ProgramList(ProgramRegistry):
     ) -> None:
         """Check at intervals whether all processes can read the newest Redis layout; log with `say`.
 
-        `workers` returns the number of gateway workers.
+        `workers` returns the number of gateway workers. A process that the list lacks is put there again: its entry was
+        not stored, or was lost with the data of Redis.
         """
         take_up, reason = TakeUp(self.said, SILENT_S_MAX, PROGRAMS_MAX), ""
         while True:
             seen, count = None, 0
             with suppress(CountersUnavailable):
                 seen, count = await self.read(), await workers()
+                if all(report.program.id != self.said.id for report in seen):
+                    await self.say()
             # Once it is taken up, no older program starts; a Redis that loses its data loses the list too.
             self.takes_up_layout |= take_up.look(time.monotonic(), seen, count)
             if take_up.why_not != reason:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import cast
 
@@ -15,6 +17,7 @@ from gateway.counters.redis import keys
 from gateway.run.program_list import ProgramList
 from tests.background.backend import Backend
 from tests.builders import World
+from tests.waiting import eventually
 
 # What a gateway of 1.0.0 writes of itself: it lists no capabilities.
 OLD_GATEWAY = (
@@ -69,3 +72,17 @@ async def test_report_names_the_edition_of_time_zones_that_each_program_reads(sc
         "gateway": None,
         "keeper": zones_edition(),
     }
+
+
+async def test_a_keeper_that_the_list_lacks_is_in_it_with_its_next_look(scene: Scene) -> None:
+    async def no_workers() -> int:
+        return 0
+
+    scene.world.client.delete(keys.PROGRAMS)
+    assert "names no keeper" in await scene.programs.wait_reason("large_budgets")
+    looking = asyncio.create_task(scene.programs.keep_looking(no_workers, lambda *_, **__: None, look_s=0.01))
+    await eventually(lambda: scene.world.client.zcard(keys.PROGRAMS) == 1)
+    assert await scene.programs.wait_reason("large_budgets") == ""
+    looking.cancel()
+    with suppress(asyncio.CancelledError):
+        await looking
