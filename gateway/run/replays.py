@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, Final
 
-from gateway.core.accounts.administration import Row
+from gateway.core.accounts.administration import OWNER, Row
 from gateway.core.accounts.replay.fold import REPLAY_CPU_S_MAX, REPLAY_S_MAX
 from gateway.core.times import zones_source
 from gateway.errors import Overloaded, TooManyRequests, Unprocessable
@@ -25,10 +25,15 @@ _LONG = f"takes more than {REPLAY_CPU_S_MAX} s of a core, or {REPLAY_S_MAX:.0f} 
 
 
 class Replays:
-    """The replays of one keeper. `url` returns the address of PostgreSQL."""
+    """The replays of one keeper. `url` returns the address of PostgreSQL.
 
-    def __init__(self, url: Callable[[], str], log: Callable[..., None]) -> None:
-        self._url, self._log = url, log
+    `stored` waits until the calls of an organization that were settled by now are there.
+    """
+
+    def __init__(
+        self, url: Callable[[], str], log: Callable[..., None], stored: Callable[[int], Awaitable[None]]
+    ) -> None:
+        self._url, self._log, self._stored = url, log, stored
         # The organizations whose people asked for those that run; None is staff.
         self._running = list[int | None]()
 
@@ -44,6 +49,7 @@ class Replays:
             raise TooManyRequests(f"{number} under way already: try again in a while.")
         self._running.append(organization_id)
         try:
+            await self._stored(int(str(asked[OWNER])))
             return await self._run({**asked, "url": self._url(), "time_zones": zones_source()})
         finally:
             self._running.remove(organization_id)

@@ -112,6 +112,8 @@ class MemoryCounters:
         self.settled: list[Realm] = []
         self.calling: set[Realm] = set()
         self.behind = False
+        # Statements by which the rows of what was settled so far are stored.
+        self.flushes: list[str] = []
         self.busy: list[tuple[tuple[int, str], int]] = []
         self.running: list[dict[str, object]] = []
         # Programs of earlier versions, and the layout in which all partitions are written.
@@ -204,6 +206,10 @@ class MemoryCounters:
             raise NotStoredYet
         rows_of(self.url, "update control_write set state = 'done' where state = 'applied'")
         self.settled.append(realm)
+
+    async def until_stored(self, organization_id: int) -> None:
+        for statement in self.flushes:
+            rows_of(self.url, statement)
 
     async def last(self) -> Mapping[str, object] | None:
         return self.reconciled
@@ -431,7 +437,9 @@ def ports_over(
         failures=failures or Failures(time.monotonic, free_max=10_000),
         built_in=BuiltIn(ADMIN, READONLY),
         body_bytes_max=64 * 1024,
-        replay=Replays(lambda: engine.url.render_as_string(hide_password=False), print).run,
+        replay=Replays(
+            lambda: engine.url.render_as_string(hide_password=False), print, counters.until_stored
+        ).run,
     )
 
 

@@ -154,6 +154,13 @@ async def test_replay_refuses_calls_beyond_the_amount_and_names_their_owners(des
     assert found["assumes"] == []
 
 
+async def test_replay_reads_calls_that_are_settled_and_not_yet_stored(desk: Desk) -> None:
+    desk.store(desk.call(0, 600_000_000))
+    desk.api.counters.flushes = ["UPDATE call SET cost = 2 * cost RETURNING id"]
+    found = await desk.replay(desk.budget())
+    assert (found["calls"], found["refused"], found["refused_cost"]) == (1, 1, "1.20")
+
+
 async def test_replay_compares_overrides_with_the_time_of_each_call(desk: Desk) -> None:
     [ada] = desk.users("ada")
     desk.store(*[desk.call(24 * day, 2_000_000_000, user_id=ada) for day in range(4)])

@@ -11,6 +11,7 @@ import asyncio
 import random
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
@@ -179,6 +180,8 @@ DRAIN_LOOKS_MAX = 100
 LOOK_AGAIN_S = 0.1
 # How long a deletion or a change of currency waits, since a person waits for its answer.
 SETTLE_S_MAX = 1.5
+# The longest that a report of the newest calls waits for them, in seconds: at rest they are stored within 2.
+STORED_S_MAX = 5.0
 FAULTS_SAID_MAX = 3
 
 
@@ -228,6 +231,15 @@ class AccountCloser:
                     raise Conflict(obstacle.why)
         except (TimeoutError, CountersUnavailable) as error:
             raise NotStoredYet from error
+
+    async def until_stored(self, organization_id: int) -> None:
+        """Wait until movements of an organization up to now are in the ledger, for `STORED_S_MAX` at most.
+
+        Do not wait while Redis does not answer.
+        """
+        with suppress(TimeoutError, CountersUnavailable):
+            async with asyncio.timeout(STORED_S_MAX):
+                await self._drain(await self._ledger.owners_of([organization_id]))
 
     async def _bring(self, organization_ids: Sequence[int], owners: Sequence[Owner]) -> dict[int, SkipReason]:
         """Apply due resets, and wait until all movements are in the ledger.
