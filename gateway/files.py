@@ -13,6 +13,7 @@ import ssl
 import stat
 from collections.abc import Iterable
 from contextlib import suppress
+from ipaddress import ip_address
 from urllib.parse import SplitResult, parse_qsl, urlsplit
 
 # Most bytes of a file with a secret, such as a URL with a password.
@@ -21,8 +22,12 @@ _UNREADABLE = (
     "write its servers as host:port, an IPv6 address in brackets, ports from 1 to 65535, and @ : / ? # % of a user or"
     " password as %40 %3A %2F %3F %23 %25"
 )
-# Scheme, login and servers of a URL, and the rest of it.
+# Scheme, login and servers of a URL, and the rest of it; and one server.
 _SERVERS = re.compile(r"([^:/?#]*://)([^/?#]*@)?([^/?#]*)(.*)", re.DOTALL)
+_SERVER = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\[\]:]*))(?::([0-9]{0,5}))?", re.ASCII)
+# A login that has servers in it: each of several servers had its own.
+_SERVERS_IN_LOGIN = re.compile(r"[\[\]]|,.*@.|@.*,")
+PORT_MAX = 65_535
 # Inode, size and time of files; None for a missing one.
 Seen = tuple[tuple[int, int, int] | None, ...]
 
@@ -108,17 +113,25 @@ def split_servers(url: str) -> tuple[SplitResult, tuple[tuple[str, int | None], 
     """Split a URL that may name several servers; return its parts without servers, and their hosts and ports.
 
     Raise `ValueError`, whose message has nothing of the URL, if it cannot be split. `urlsplit` reads one server:
-    since CVE-2025-0938 was mended, it refuses brackets behind other text.
+    since CVE-2025-0938 was mended, it refuses brackets behind other text. All servers have one login.
     """
     match = _SERVERS.fullmatch(url)
     scheme, login, servers, rest = match.groups("") if match else ("", "", "", url)
-    try:
-        places = [urlsplit(f"//{server}") for server in servers.split(",")]
-        return urlsplit(f"{scheme}{login}{rest}"), tuple(
-            (place.hostname or "", place.port) for place in places
-        )
-    except ValueError:
-        raise ValueError(_UNREADABLE) from None
+    with suppress(ValueError):
+        if not _SERVERS_IN_LOGIN.search(login):
+            return urlsplit(f"{scheme}{login}{rest}"), tuple(
+                [_read_server(server) for server in servers.split(",")]
+            )
+    raise ValueError(_UNREADABLE)
+
+
+def _read_server(server: str) -> tuple[str, int | None]:
+    """Return host and port of a server as a URL has it; raise `ValueError` if it is none."""
+    match = _SERVER.fullmatch(server)
+    if match is None or int(match[3] or 0) > PORT_MAX:
+        raise ValueError
+    host = str(ip_address(match[1])) if match[1] else match[2].lower()
+    return host, int(match[3]) if match[3] else None
 
 
 def is_same_place(one: str, other: str) -> bool:

@@ -123,6 +123,12 @@ def test_url_of_drawn_servers_is_split(
     "url",
     [
         "redis://me:secret@[",
+        "redis+cluster://[::1]:1,me:secret@[::1]:2",
+        "redis+cluster://me:secret@[::1]:1,me:secret@[::1]:2",
+        "redis+cluster://me:secret@x[::1]:1",
+        "redis+cluster://me:secret@[::1]x:1",
+        "redis+cluster://me:secret@one,[::1]]:1",
+        "redis+cluster://me:secret@one:65536",
         "redis://me:secret@one:x",
         "redis://me:secret@one,[::1",
         "redis://me:\uff0fsecret@one",

@@ -8,7 +8,7 @@ from urllib.parse import SplitResult
 
 import msgspec
 
-from gateway.files import split_servers
+from gateway.files import PORT_MAX, split_servers
 from gateway.settings.value_types import IS_SECRET, metas_of
 
 
@@ -56,7 +56,6 @@ ServiceUrl = Annotated[str, msgspec.Meta(extra={"url": UrlForm(("https", "http")
 FeedUrl = Annotated[str, msgspec.Meta(extra={"url": UrlForm(("https", "http", "file"), _SERVICE)})]
 # The URL of an origin alone.
 OriginUrl = Annotated[str, msgspec.Meta(extra={"url": UrlForm(("https", "http"), _SERVICE, "origin")})]
-PORT_MAX = 65_535
 
 
 def wanted(form: UrlForm) -> str:
