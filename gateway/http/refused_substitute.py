@@ -32,7 +32,7 @@ async def ask_as_asked(
     body, substituted.asked_body = substituted.asked_body, b""
     attempt, caller, worker = substituted.attempt, substituted.caller, substituted.worker
     link, by, substitute = attempt.link, substituted.call.substitution, substituted.call.spec.model
-    if answer.status != REFUSED or attempt.empty or link is None or by is None:
+    if answer.status != REFUSED or attempt.empty or link is None or by is None or exchange.gone:
         return substituted, answer
     part = read_refused(await short_body(link, answer))
     await substituted.settle(REFUSED, True)

@@ -93,7 +93,7 @@ async def _settle(exchange: Exchange, charge: AdmittedHold, failure: BaseExcepti
     """Charge a failed call, or release its hold."""
     attempt, drain, silent_s = exchange.attempt, exchange.drain, 0.0
     late = isinstance(failure, UpstreamTimeout) and attempt.forwarded and exchange.before_end is None
-    left = drain is not None and isinstance(failure, ClientGone)
+    left = drain is not None and attempt.forwarded and isinstance(failure, ClientGone)
     if exchange.answered is not None or left or (late and exchange.connection.body_complete):
         # The upstream may still work on a call that the gateway no longer waits for.
         since = attempt.started_s if drain is None else drain.silent_since or attempt.started_s

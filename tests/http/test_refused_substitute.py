@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import Iterator
@@ -16,7 +17,10 @@ from gateway.core.accounts.steps import REFUSED_KEY_MS, RefusedPart, RefusedSubs
 from tests.builders import World
 from tests.calls.test_steps import BUDGET, PRICES, STEP, WHOLE, Gate, MemorySessions, gate, sealed_by
 from tests.http.fakes import STREAM_HEAD, USAGE_EVENT, answer, chunks, post
+from tests.http.stage import Step as UpstreamStep
+from tests.http.stage import reset
 from tests.http.test_models import rule
+from tests.waiting import eventually
 
 # An error of OpenAI's, as openai 3.51.0 reads it, and one of Anthropic's, which names no parameter.
 TAKES_NO_TOP_P = json.dumps(
@@ -30,7 +34,7 @@ TAKES_NO_TOP_P = json.dumps(
     }
 ).encode()
 NAMELESS = b'{"type":"error","error":{"type":"invalid_request_error","message":"top_p: not taken"}}'
-REFUSES = [answer(NAMELESS, status=b"400 Bad Request")]
+REFUSES: list[UpstreamStep] = [answer(NAMELESS, status=b"400 Bad Request")]
 MESSAGES = b"/v1/messages"
 
 
@@ -57,7 +61,7 @@ def statuses(there: Gate) -> list[tuple[str, int]]:
 async def test_call_refused_by_its_substitute_is_charged_as_its_own_model(world: World, stream: bool) -> None:
     async with gate(world) as there:
         reach(there)
-        streamed = [STREAM_HEAD + chunks(USAGE_EVENT, b"data: [DONE]\n\n")]
+        streamed: list[UpstreamStep] = [STREAM_HEAD + chunks(USAGE_EVENT, b"data: [DONE]\n\n")]
         there.stage.upstream.scripts = [REFUSES, *([streamed] if stream else [])]
         answered = await there.ask(stream=stream or None)
         assert (answered.status, there.sent) == (200, ["cheap", "dear"])
@@ -80,7 +84,7 @@ async def test_calls_of_a_key_skip_a_substitute_for_five_minutes_after_its_refus
         there.stage.upstream.scripts = [REFUSES]
         await there.ask()
         await there.ask()
-        there.stage.refusals.now_ms = lambda: int(time.time() * 1000) + REFUSED_KEY_MS
+        there.stage.refusals._unix_seconds = lambda: time.time() + REFUSED_KEY_MS / 1_000
         await there.ask()
         assert there.sent == ["cheap", "dear", "dear", "cheap"]
 
@@ -144,6 +148,37 @@ async def sealed(there: Gate) -> dict[str, Any]:
     await there.ask(path=MESSAGES, session="one")
     there.stage.upstream.received.clear()
     return {"path": MESSAGES, "session": "one", "messages": sealed_by("cheap")}
+
+
+async def test_call_whose_client_left_before_the_refusal_is_sent_once_and_costs_nothing(world: World) -> None:
+    async with gate(world) as there:
+        reach(there)
+        refused = asyncio.Event()
+        there.stage.upstream.scripts = [[refused, *REFUSES]]
+        client = await there.stage.client()
+        body = json.dumps(
+            {"model": "dear", "max_tokens": 10, "messages": [{"role": "user", "content": "hi"}]}
+        ).encode()
+        await client.send(post(body))
+        await eventually(lambda: there.sent == ["cheap"])
+        reset(client.writer)
+        await eventually(lambda: all(connection.gone for connection in there.stage.plane._connections))
+        refused.set()
+        await eventually(lambda: len(there.counters.settlements) == 1)
+        assert there.sent == ["cheap"]
+        assert there.held() == [(90_000_000, 0)]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [b"[" * 5_000 + b"]" * 5_000, b"{", b'{"error": 1}', b'{"error": {"code": "\\u001b[31m", "param": 7}}'],
+)
+async def test_call_is_sent_again_whatever_the_refusal_says(world: World, error: bytes) -> None:
+    async with gate(world) as there:
+        reach(there)
+        there.stage.upstream.scripts = [[answer(error, status=b"400 Bad Request")]]
+        assert (await there.ask()).status == 200
+        assert there.stage.events("substitute_refused")[0]["code"] == ""
 
 
 async def usual(_: Gate) -> dict[str, Any]:

@@ -197,7 +197,9 @@ class StepIn(In):
             lambda models: len({pattern.casefold() for pattern in models}) == len(models),
             "name each pattern once: case is ignored",
         ),
-    ] = Field(description="By model, a prefix such as claude-opus-*, or * for every model: the one that is sent instead.")
+    ] = Field(
+        description="By model, a prefix such as claude-opus-*, or * for every model: the one that is sent instead."
+    )
     session: Session = Field(
         default=KEEP, description="Whether running sessions keep their model while it fits, or switch."
     )

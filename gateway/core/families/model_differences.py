@@ -86,7 +86,7 @@ def read_refused(answer: bytes) -> RefusedPart:
     """Return the part of a call that the body of an API's error names; empty where it names none."""
     try:
         document = msgspec.json.decode(answer)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         return RefusedPart()
     error = document.get("error") if isinstance(document, dict) else None
     error = error if isinstance(error, dict) else {}

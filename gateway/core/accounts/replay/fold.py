@@ -249,7 +249,9 @@ class _Meter:
         least = max(least_amounts.values(), default=0)
         least_amounts.pop(NOBODY, None)  # suggestions are by values of `each`
         amounts = sorted(least_amounts.values())
-        suggestions = {str(part): amounts[-(-len(amounts) * part // 100) - 1] for part in SUGGESTED if amounts}
+        suggestions = {
+            str(part): amounts[-(-len(amounts) * part // 100) - 1] for part in SUGGESTED if amounts
+        }
         return BudgetOutcome(
             self.budget.name, self.budget.unit, self.refused, self.refused_cost, self.substituted, self.saved,
             firsts[0].first_ms if firsts else None,
