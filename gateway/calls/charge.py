@@ -20,7 +20,16 @@ from gateway.core.accounts.tags import Tags
 from gateway.core.accounts.weights import Weights
 from gateway.core.billing.hours import decimal_of
 from gateway.core.billing.money import whole_credits
-from gateway.core.billing.price_book import NO_COUNTS, WHOLES, Counts, charged, unpriced_names
+from gateway.core.billing.price_book import (
+    NO_COUNTS,
+    WHOLES,
+    Counts,
+    charged,
+    is_by_dearest,
+    kind_of_unit,
+    paid_by_tokens,
+    unpriced_names,
+)
 from gateway.core.billing.reported_cost import ReportedCost, are_apart
 from gateway.core.billing.unbilled import is_billed
 from gateway.core.billing.vector import CACHE_HOUR, Vector
@@ -153,12 +162,14 @@ def charge(look_up: PriceOf, ended_ms: int, use: MeteredUse, terms: UseTerms) ->
     `look_up` finds its price.
     """
     use = _billed_use(use)
+    told = bool(use.detail.tools)
     detail, counts, used = _add_measured(use), use.counts, use.used
     prices, tools = terms.prices, detail.tools
     ended_ms = ended_ms or prices.at_ms + use.duration_ms
     prices = prices.of_hour(ended_ms) if prices.hourly else prices
     priced = price_of(look_up, terms.caller, prices, detail, counts, ended_ms, use.sent)
     price = priced.vector
+    use = _as_priced(use, detail, price, told)
     parts, cost, told = NO_PARTS, use.cost, use.cost is not None
     currency, price_id, rate, without = "", 0, "", ""
     if price is not None:
@@ -207,6 +218,24 @@ def charge(look_up: PriceOf, ended_ms: int, use: MeteredUse, terms: UseTerms) ->
     counted.says_more, counted.contradicted = detail.says_more, detail.contradicted
     counted.apart = apart
     return ChargedUse(facts, settlement, counted)
+
+
+def _as_priced(use: MeteredUse, detail: Detail, price: Vector | None, told: bool) -> MeteredUse:
+    """Return a use with its tokens by the kinds that its price has; `told`: its answer has uses of tools.
+
+    Units that nobody told are taken from `detail`, if tokens pay for the same thing.
+    """
+    if price is None or not use.used:
+        return use
+    if detail.main_output and "image_output" in price.lacks:
+        use = replace(use, counts=detail.in_wholes(use.counts))
+    if is_by_dearest(price, use.counts):
+        use = replace(use, estimated=True)
+    if detail.tools and not told:
+        for name in [name for name in detail.tools if kind_of_unit(name).endswith("input")]:
+            if paid_by_tokens(price, name, use.counts):
+                del detail.tools[name]
+    return use
 
 
 def _hour_of(

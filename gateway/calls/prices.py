@@ -58,6 +58,8 @@ def prices_of(  # noqa: PLR0917  # whose call it is, and what it takes from
         check_known(prices, call, asking)
     if ports.refuse_unpriced or own:
         know_reports(call, check_parts(call, prices.named, asking, by_cost))
+    elif call.spec.units.likely:
+        know_reports(call, [price.vector for price in prices.named if price.vector is not None])
     return prices
 
 

@@ -68,6 +68,7 @@ MADE_PRICES: dict[str, UnitPrice] = {
     "draw": _price(**_PICTURES),
     "dall-e-3": _price(**_PICTURES),
     "gpt-image-1": _price({"input": "5", "image_input": "10", "output": "40"}),
+    "gpt-image-1.5": _price({"input": "5", "image_input": "8", "output": "10", "image_output": "32"}),
     "voice": _price(character="0.000015"),
     "voice-hd": _price(character="0.00003"),
     "heard": _price(audio_second="0.0001"),

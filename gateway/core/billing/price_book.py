@@ -54,6 +54,10 @@ PARTS_OF: Final = {
     "input": ("audio_input", "image_input"),
     "output": ("reasoning", "audio_output", "image_output"),
 }
+# All that may be named beside a whole, of which the dearest is its price if it has none.
+_PARTS: Final[Mapping[str, tuple[str, ...]]] = {
+    "input": ("cache_read", "cache_write", "cache_write_1h", *PARTS_OF["input"]), "output": PARTS_OF["output"]
+}  # fmt: skip
 Counts = tuple[int, ...]
 NO_COUNTS: Final[Counts] = (0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
 # The kind whose price applies to a kind without one.
@@ -387,7 +391,10 @@ def _vector(row: Mapping[str, Any]) -> Vector:
         _steps(own, row["context_tiers"]),
         {name: _fraction(factor) for name, factor in tiers.items() if not isinstance(factor, Mapping)},
         units=units,
-        lacks=lacking(prices, [kind for kind in NAMED_ALONE if own[kind] is not None]),
+        lacks=(
+            *lacking(prices, [kind for kind in NAMED_ALONE if own[kind] is not None]),
+            *_without_whole(own),
+        ),
         hours=read_hours(row),
     )
     tables = {name: _table(usual, own, tier) for name, tier in tiers.items() if isinstance(tier, Mapping)}
@@ -458,7 +465,20 @@ def _units(row: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _filled(own: Mapping[str, Any]) -> tuple[int, ...]:
-    return filled({kind: None if own[kind] is None else _nano(own[kind]) for kind in KINDS})
+    """Return a price for each kind. A whole without a price costs as its dearest part that has one."""
+    prices = {kind: None if own[kind] is None else _nano(own[kind]) for kind in KINDS}
+    for whole in _without_whole(own):
+        prices[whole] = max(filter(None, map(prices.get, _PARTS[whole])), default=0)
+    return filled(prices)
+
+
+def _without_whole(own: Mapping[str, Any]) -> list[str]:
+    """Return the wholes that a price does not name, though it names a part of them."""
+    return [
+        whole
+        for whole, parts in _PARTS.items()
+        if own[whole] is None and any(own[part] is not None for part in parts)
+    ]
 
 
 def _nano(price: Decimal | str | None) -> int:
@@ -487,11 +507,12 @@ def dearest(vectors: Sequence[Vector]) -> Vector:
 # Positions of kinds in counts and prices.
 _WRITES: Final = KINDS.index("output")
 _SEEN: Final = KINDS.index("image_input")
-_DRAWN: Final = KINDS.index("image_output")
-_HEARD: Final = KINDS.index("audio_input")
 _CACHED: Final = KINDS.index("cache_read")
-# Seconds of sound, and a recording of unknown length.
-SOUND: Final = ("audio_second", "audio_file")
+# The kind of tokens that an answer may report for the same thing as a unit. Pictures that are made are `images.…`.
+_SAME_AS: Final = {
+    "audio_second": "audio_input", "audio_file": "audio_input", "character": "audio_output", "page": "input",
+    "search": "input",
+}  # fmt: skip
 TIER: Final = "service_tier."  # the prefix of a tier without a price
 # Tools whose uses providers count without a price, besides tokens. Clients run the last two.
 FREE_TOOLS: Final = frozenset({"web_fetch", "tool_search", "mcp", "local_shell", "apply_patch"})
@@ -543,7 +564,7 @@ def cost_nano(vector: Vector, counts: Sequence[int], tools: Mapping[str, int] = 
         scale *= tier_factor[1]
     if tools:
         for name, uses in tools.items():
-            whole += uses_price(vector, name, uses) * scale // USES_A_PRICE
+            whole += uses_price(vector, name, uses, counts) * scale // USES_A_PRICE
     if numerator != denominator:
         whole *= numerator
         scale *= denominator
@@ -582,7 +603,11 @@ def lines(
     made += [
         _line(name, uses, price * (per := UNITS_A_PRICE.get(name, 1)) // USES_A_PRICE, per, rate)
         for name, uses, price in [(name, uses, unit_price(vector, name)) for name, uses in tools.items()]
-        if uses and price is not None and name not in vector.tools and name != CACHE_AUDIO
+        if uses
+        and price is not None
+        and name not in vector.tools
+        and name != CACHE_AUDIO
+        and not paid_by_tokens(vector, name, counts)
     ]
     return made
 
@@ -597,16 +622,44 @@ def _cached_sound(
     return min(tools.get(CACHE_AUDIO, 0), counts[_CACHED]), price * USES_A_PRICE
 
 
-def uses_price(vector: Vector, name: str, uses: int) -> int:
+def uses_price(vector: Vector, name: str, uses: int, counts: Sequence[int] = NO_COUNTS) -> int:
     """Return a thousand times the cost of uses of a tool or unit, in nano-units; 0 if it has no price.
 
-    Cached sound costs nothing here: it is one of the kinds of tokens.
+    Cached sound costs nothing here: it is one of the kinds of tokens. Nor does a unit that the `counts` pay for.
     """
+    if paid_by_tokens(vector, name, counts):
+        return 0
     name, uses = _billed_uses(vector, name, uses)
     price = vector.tools.get(name)
     if price is None and name != CACHE_AUDIO:
         price = unit_price(vector, name)
     return 0 if price is None else uses * price
+
+
+def kind_of_unit(name: str) -> str:
+    """Return the kind of tokens that is the same thing as a unit; empty if none is."""
+    return "image_output" if name.startswith(IMAGES) else _SAME_AS.get(name, "")
+
+
+def paid_by_tokens(vector: Vector, name: str, counts: Sequence[int]) -> bool:
+    """Return whether a price names the kind of the tokens that were reported for the same thing as a unit.
+
+    Then the unit itself costs nothing. A price that names a unit and only the whole of such tokens takes both.
+    An answer that writes is no reranking: its searches are beside its tokens.
+    """
+    kind = kind_of_unit(name)
+    if not kind or kind in vector.lacks or (name == "search" and counts[_WRITES]):
+        return False
+    place = KINDS.index(kind)
+    return counts[place] > 0 and vector.prices[place] > 0
+
+
+def is_by_dearest(vector: Vector, counts: Sequence[int]) -> bool:
+    """Return whether a price names no whole of tokens of which no part is told, so that its dearest part counts."""
+    if not vector.lacks or vector.lacks[-1] not in PARTS_OF:  # wholes are the last
+        return False
+    apiece = apart(counts)
+    return any(kind in PARTS_OF and apiece[KINDS.index(kind)] > 0 for kind in vector.lacks)
 
 
 def _billed_uses(vector: Vector, name: str, uses: int) -> tuple[str, int]:
@@ -621,10 +674,13 @@ def unpriced_names(
 ) -> list[str]:
     """Return the names of used tools, units, kinds of tokens and the tier that a price does not cover.
 
-    Images and sound without a price may be paid by their tokens instead, if any were counted. `counts` is
-    None as long as nothing was counted.
+    Units without a price may be paid by the tokens of the same thing, at the price of the whole if the price
+    does not name their kind. `counts` is None as long as nothing was counted.
     """
     kinds = [] if counts is None else [kind for kind in vector.lacks if counts[KINDS.index(kind)] > 0]
+    if kinds:  # a whole costs as its dearest part, and a unit says the main kind of its route
+        known = {*PARTS_OF, *map(kind_of_unit, tools)}
+        kinds = [kind for kind in kinds if kind not in known]
     if lacks_tier(vector, tier):
         kinds.append(TIER + tier)
     return [*_unpriced_uses(vector, tools, counts), *kinds] if tools else kinds
@@ -632,11 +688,6 @@ def unpriced_names(
 
 def _unpriced_uses(vector: Vector, tools: Mapping[str, int], counts: Sequence[int] | None) -> list[str]:
     """Return the names in `tools` that were used and that `vector` has no price for."""
-    # A price may charge images by their tokens, of output or of input.
-    paid, lacks = vector.prices, vector.lacks
-    drawn = paid[_DRAWN] > 0 and (counts is None or counts[_WRITES] > 0 or counts[_DRAWN] > 0)
-    drawn = drawn and ("image_output" not in lacks or paid[_SEEN] != paid[_INPUT])
-    heard = "audio_input" not in lacks and paid[_HEARD] > 0 and (counts is None or counts[0] > 0)
     return [
         name
         for name, uses in tools.items()
@@ -646,13 +697,32 @@ def _unpriced_uses(vector: Vector, tools: Mapping[str, int], counts: Sequence[in
         and name not in FREE_TOOLS
         and name != CACHE_AUDIO  # without a price it costs what `cache_read` does
         and not (name == SEARCH and vector.request > 0)  # as a price of each request covers its search
-        and not (drawn and name.startswith(IMAGES))
-        and not (heard and name in SOUND)
+        and not _may_be_tokens(vector, name, counts)
     ]
 
 
+def _may_be_tokens(vector: Vector, name: str, counts: Sequence[int] | None) -> bool:
+    """Return whether tokens pay for a unit; before an answer, whether the price shows that they would."""
+    kind = kind_of_unit(name)
+    if not kind or vector.prices[place := KINDS.index(kind)] <= 0:
+        return False
+    if counts is not None and counts[place] > 0:
+        return True
+    # A price of tokens of pictures has one for those that are read, too.
+    named = kind not in vector.lacks or (
+        kind == "image_output" and vector.prices[_SEEN] != vector.prices[_INPUT]
+    )
+    whole = _OUTPUT if kind.endswith("output") else _INPUT
+    if counts is None:  # an answer tells the tokens of sound that it makes only in events
+        return named and name not in {"page", "character"}
+    return named and counts[whole] > 0
+
+
 def pictures_by_tokens(vector: Vector, units: Mapping[str, int]) -> bool:
-    return any(name.startswith(IMAGES) for name in unpriced_names(vector, units, NO_COUNTS))
+    """Return whether the pictures that a call asks for are paid by their tokens."""
+    return any(name.startswith(IMAGES) for name in unpriced_names(vector, units, NO_COUNTS)) and not any(
+        name.startswith(IMAGES) for name in unpriced_names(vector, units)
+    )
 
 
 def prices_at(vector: Vector, read: int) -> tuple[int, ...]:
@@ -701,7 +771,7 @@ _CACHE: Final = KINDS.index("cache_write")
 _LONG_CACHE: Final = KINDS.index("cache_write_1h")
 _BLOBS: Final = (KINDS.index("audio_input"), KINDS.index("image_input"))
 _WRITTEN: Final = (_OUTPUT, KINDS.index("reasoning"), KINDS.index("image_output"))
-_SOUND: Final = KINDS.index("audio_output")
+SPOKEN: Final = KINDS.index("audio_output")
 PRICES_MAX: Final = 4_096
 DEAREST_MAX: Final = 16  # remembered rates of each of them: there are few kinds of calls to a model
 # What rates are remembered by: steps passed, then the fields of `PriceQualifiers`.
@@ -788,7 +858,7 @@ class HighestRates:
             text, blobs, written = [
                 max([prices[kind] for kind in kinds]) for kinds in (_TEXT, _BLOBS, _WRITTEN)
             ]
-            cache, long_cache, sound = prices[_CACHE], prices[_LONG_CACHE], prices[_SOUND]
+            cache, long_cache, sound = prices[_CACHE], prices[_LONG_CACHE], prices[SPOKEN]
             self.text, self.blobs, self.written = (
                 max(self.text, text), max(self.blobs, blobs), max(self.written, written),
             )  # fmt: skip

@@ -283,7 +283,8 @@ class Estimator:
             share = share if own is None else own.level
         most = call.output_ceiling
         if stated is not None:
-            most, likely = stated, min(stated, likely)
+            # A picture has as many tokens as its size and quality cost, not what earlier ones had.
+            most, likely = stated, stated if call.spec.units.likely else min(stated, likely)
         need = min(used + likely * choices, INTEGER_MAX)
         ceiling = max(need, min(read + most * answers + beside, INTEGER_MAX))
         least = min(read + answers * call.aim.output_least + beside, ceiling) if stated is None else 0

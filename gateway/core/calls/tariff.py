@@ -24,7 +24,7 @@ from gateway.core.billing.price_book import (
 )
 from gateway.core.billing.service_tiers import lacks_tier
 from gateway.core.billing.token_prices import token_price
-from gateway.core.billing.vector import SAME, Factor, Vector
+from gateway.core.billing.vector import IMAGES, SAME, Factor, Vector
 from gateway.core.calls.call import CallRequest
 from gateway.core.families.family import never
 from gateway.core.families.registry import OF_METER
@@ -283,10 +283,13 @@ class PriceMatch:
 def know_reports(call: CallRequest, vectors: Vectors) -> None:
     """Set that a call's answer `reports` its usage where its media are paid by tokens.
 
-    Without a reported number of tokens such a call costs the amount held.
+    Without a reported number of tokens such a call costs the amount held. Pictures that are paid by the piece
+    have no tokens that are held, or that are charged without a report.
     """
     if units := call.spec.units.likely:
-        call.reports = call.reports or any(pictures_by_tokens(vector, units) for vector in vectors)
+        if vectors and any(unit.startswith(IMAGES) for unit in units):
+            call.reports = any(pictures_by_tokens(vector, units) for vector in vectors)
+            call.output_max = call.output_max if call.reports else 0
     elif not call.reports and not all(map(_MADE.issubset, [vector.lacks for vector in vectors])):
         call.reports = makes(call) != []
 

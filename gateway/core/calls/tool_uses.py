@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from typing import Final
 
-from gateway.core.billing.price_book import SEARCH, SEARCH_PROMPT, unpriced_names
+from gateway.core.billing.price_book import SEARCH, SEARCH_PROMPT, SPOKEN, unpriced_names
 from gateway.core.billing.vector import Vector
 from gateway.core.calls.call import CallRequest
 from gateway.core.calls.estimate import MODELS_REMEMBERED_MAX, TOOL_USES_MAX, stated_uses
@@ -82,6 +82,8 @@ def unpriced_tools(call: CallRequest, vectors: Vectors) -> list[str]:
     document, family = call.body.document, OF_METER.get(call.meter)
     if likely := call.spec.units.likely:
         units = [unpriced_names(vector, likely) for vector in vectors] if vectors else [list(likely)]
+        if call.output_max != 0 and all(vector.prices[SPOKEN] for vector in vectors):  # its tokens are told
+            units = [[name for name in names if name != "character"] for names in units]
         if call.storage is None or any(units):
             return list(dict.fromkeys(name for names in units for name in names))
     if document is None or family is None or _asks_for_none(call, document):

@@ -283,6 +283,9 @@ class CallKind:
     tool_uses: str = ""  # the field with the maximum of uses of one tool
     limited_tools: frozenset[str] = frozenset()  # types of tools that have the field `tool_uses`
     operation: str = "chat"  # the operation's name in OpenTelemetry
+    # The kinds of tokens of input and output that no report splits; empty if those are text.
+    main_input: str = ""
+    main_output: str = ""
     numbers: frozenset[str] = frozenset()  # number fields that `read` uses
     media: MediaPlaces = field(default_factory=MediaPlaces)  # fields with pictures, sound and files
     of_tools: bool = False  # calls a tool of a server: there is no model, and no token

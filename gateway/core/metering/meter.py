@@ -14,7 +14,7 @@ from math import ceil
 from typing import Final
 
 from gateway.core.accounts.call_facts import UNKNOWN_BYTES_MAX
-from gateway.core.billing.price_book import Counts
+from gateway.core.billing.price_book import KINDS, Counts
 from gateway.core.billing.reported_cost import read_cost
 from gateway.core.billing.unbilled import Declined
 from gateway.core.calls.call import CallRequest, UsageBounds, input_tokens
@@ -36,13 +36,16 @@ class Detail:
 
     __slots__ = (
         "_believed", "_queries", "audio_input", "audio_output", "beside", "cache_write", "cache_write_1h",
-        "contradicted", "cost", "declined", "image_input", "image_output", "model", "replaces_units", "retry_s",
-        "says_more", "service_tier", "tools", "unknown",
+        "contradicted", "cost", "declined", "image_input", "image_output", "main_input", "main_output", "model",
+        "replaces_units", "retry_s", "says_more", "service_tier", "text_input", "text_output", "tools", "unknown",
     )  # fmt: skip
 
     def __init__(self) -> None:
         self.cache_write = self.cache_write_1h = 0  # tokens written for the short lifetime, and for an hour
         self.audio_input = self.audio_output = self.image_input = self.image_output = 0
+        # The kinds of what no report splits, besides so many tokens of text; empty if that is text.
+        self.main_input = self.main_output = ""
+        self.text_input = self.text_output = 0
         self.model = self.service_tier = ""
         self.tools: dict[str, int] = {}  # uses of the provider's tools by name
         self.unknown = b""  # the last report with unknown fields, raw; empty if it was too long
@@ -163,11 +166,32 @@ class Detail:
         reasoning = usage.reasoning and _within(usage.reasoning, output)
         audio_input = self.audio_input and _within(self.audio_input, left)
         audio_output = self.audio_output and _within(self.audio_output, output)
-        return (
+        counts = (
             left, cache_read, cache_write, cache_write_1h, output, reasoning, audio_input, audio_output,
             self.image_input and _within(self.image_input, left - audio_input),
             self.image_output and _within(self.image_output, output - audio_output),
         )  # fmt: skip
+        return self._split(counts, usage.reported) if self.main_input or self.main_output else counts
+
+    def _split(self, counts: Counts, reported: bool) -> Counts:
+        """Return counts in which what no report splits is of the main kinds; `reported`: by the upstream.
+
+        Input that the gateway itself counted is split by its media.
+        """
+        split = dict(zip(KINDS, counts, strict=True))
+        if self.main_output:
+            named = split["reasoning"] + split["audio_output"] + split["image_output"] + self.text_output
+            split[self.main_output] += max(0, split["output"] - named)
+        if self.main_input and reported:
+            named = split["audio_input"] + split["image_input"] + self.text_input
+            split[self.main_input] += max(0, split["input"] - named)
+        return tuple(split.values())
+
+    def in_wholes(self, counts: Counts) -> Counts:
+        """Return counts of a use whose price names no pictures: those that no report names are output."""
+        if self.main_output != "image_output":
+            return counts
+        return (*counts[:-1], min(counts[-1], max(0, self.image_output)))
 
 
 def _within(count: int, most: int) -> int:

@@ -14,7 +14,7 @@ from gateway.core.accounts.definitions import NO_LISTS, OrganizationTerms, Share
 from gateway.core.accounts.groups import NO_GROUPS
 from gateway.core.accounts.run_policies import NO_POLICIES, RunPolicy
 from gateway.core.accounts.spent_answers import UNSAID, SpentAnswer
-from gateway.core.billing.price_book import KINDS, NAMED_ALONE, of_tier
+from gateway.core.billing.price_book import KINDS, NAMED_ALONE, PARTS_OF, of_tier
 from gateway.core.billing.sellers import is_known_by_name
 from gateway.core.billing.vector import ExchangeRate, ModelPrice, PriceHours, PriceSpan, Vector
 from gateway.core.calls.routes import ModelRule
@@ -246,8 +246,12 @@ def decode_prices(raw: bytes, sellers: Collection[str] = ()) -> tuple[StoredPric
 
 
 def _named(vector: Vector) -> list[str]:
-    """Return those kinds of tokens that a price names itself, of `NAMED_ALONE`, the ones it may lack."""
-    return [kind for kind in NAMED_ALONE if kind not in vector.lacks]
+    """Return those kinds of tokens that a price names itself, of `NAMED_ALONE`, the ones it may lack.
+
+    A whole that it lacks stands there with `-` before it, which older versions skip.
+    """
+    wholes = [f"-{kind}" for kind in vector.lacks if kind in PARTS_OF]
+    return [kind for kind in NAMED_ALONE if kind not in vector.lacks] + wholes
 
 
 def _whole(stored: StoredPrices, vector: Vector) -> Vector:
@@ -259,6 +263,7 @@ def _whole(stored: StoredPrices, vector: Vector) -> Vector:
     if stored.named is not None:
         named = _decode_kinds(stored.named.get(number, b"[]"))
         lacks = tuple([kind for kind in NAMED_ALONE if kind not in named])
+        lacks += tuple([kind[1:] for kind in named if kind.startswith("-")])
     said = _decode_hours(stored.hours.get(number, b"null"))
     usual = vector._replace(
         units=_decode_units(stored.units.get(number, b"{}")), lacks=lacks, hours=said and PriceHours(*said)

@@ -173,6 +173,12 @@ def moved(usual: dict[str, Any], table: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+PARTS = {
+    "input": ("cache_read", "cache_write", "cache_write_1h", "audio_input", "image_input"),
+    "output": ("reasoning", "audio_output", "image_output"),
+}
+
+
 def by_hand(row: dict[str, Any], used: tuple[int, ...], tools: dict[str, int], tier: str) -> Fraction:
     """The same from the words of the contract, kind by kind, in fractions."""
     of = dict(zip(KINDS, used, strict=True))
@@ -183,6 +189,13 @@ def by_hand(row: dict[str, Any], used: tuple[int, ...], tools: dict[str, int], t
     for step in (table if isinstance(said, dict) else row).get("context_tiers", ()):
         if of["input"] + of["cache_read"] + of["cache_write"] + of["cache_write_1h"] > step["above"]:
             price = moved(base, step) if isinstance(said, dict) else {**base, **step}
+
+    # A whole without a price costs as its dearest part that has one.
+    price = dict(price)
+    for whole, parts_of in PARTS.items():
+        named = [Fraction(price[part]) for part in parts_of if part in price]
+        if whole not in price and named:
+            price[whole] = max(named)
 
     def rate(*chain: str) -> Fraction:
         return Fraction(next((price[kind] for kind in chain if kind in price), "0")) / 10**6

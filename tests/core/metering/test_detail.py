@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gateway.core.billing.price_book import KINDS
 from gateway.core.calls.call import Body, CallRequest, UsageBounds
 from gateway.core.calls.facts import aim_of
 from gateway.core.calls.routes import ModelTarget
@@ -307,6 +308,29 @@ def stream(meter: str, *events: dict[str, Any]) -> Meter:
         made.feed(frame(event) if event else frame("[DONE]"))
     made.finish()
     return made
+
+
+def made(kind: str, data: str, *texts: str) -> dict[str, Any]:
+    """A Gemini answer with one made medium, which splits nothing."""
+    parts: list[dict[str, Any]] = [{"text": text} for text in texts]
+    parts.append({"inlineData": {"mimeType": kind, "data": data}})
+    usage = {"promptTokenCount": 10, "candidatesTokenCount": 1_120, "totalTokenCount": 1_130}
+    return {"candidates": [{"content": {"parts": parts}, "finishReason": "STOP"}], "usageMetadata": usage}
+
+
+@pytest.mark.parametrize(("kind", "place"), [("image/png", "image_output"), ("audio/L16", "audio_output")])
+@pytest.mark.parametrize("meter", ["gemini_generate", "gemini_stream"])
+def test_what_no_report_splits_is_of_the_medium_that_was_made_besides_its_text(
+    meter: str, kind: str, place: str
+) -> None:
+    for texts, text in (((), 0), (("a" * 80,), 20)):
+        answer = made(kind, "QUJD" * 5_000, *texts)
+        seen = stream(meter, answer) if meter == "gemini_stream" else whole(meter, answer)
+        found = dict(zip(KINDS, seen.detail.counts(seen.usage()), strict=True))
+        assert (found["output"], found[place]) == (1_120, 1_120 - text)
+    answer["usageMetadata"]["candidatesTokensDetails"] = [{"modality": "TEXT", "tokenCount": 1_120}]
+    seen = stream(meter, answer) if meter == "gemini_stream" else whole(meter, answer)
+    assert dict(zip(KINDS, seen.detail.counts(seen.usage()), strict=True))[place] == 0, "as it is told"
 
 
 def searching(*queries: str) -> dict[str, Any]:

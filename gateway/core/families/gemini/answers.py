@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from math import ceil
 from typing import Any, Final
 
 import msgspec
@@ -28,6 +29,7 @@ from gateway.core.metering.reading import (
     summed,
 )
 from gateway.core.metering.report import UsageShape, bounded_output, may_hold_more, see_content
+from gateway.core.model import INTEGER_MAX
 
 # The delay before a retry in the body of Gemini's 429: google.rpc.RetryInfo (AIP-193).
 
@@ -84,6 +86,9 @@ class _GeminiUsage(UsageShape, rename="camel"):
 
 _REPORTS = Reports(_GeminiUsage)
 _AUDIO = frozenset({"AUDIO"})
+# Kinds of tokens, by the first part of a type; the bytes of made media that count as text.
+_MADE: Final = {"image": "image_output", "audio": "audio_output"}
+_MEDIA: Final = (0, "media")
 _IMAGES = frozenset({"IMAGE", "DOCUMENT"})  # a document is read as pictures of its pages
 # The first value of a proto3 enumeration means that the field is not set.
 _NO_END: Final = frozenset({None, "", "FINISH_REASON_UNSPECIFIED", "BLOCK_REASON_UNSPECIFIED"})
@@ -99,8 +104,13 @@ class Grounding(msgspec.Struct, rename="camel"):
     grounding_chunks: list[Any] | None = None
 
 
+class _Blob(msgspec.Struct, rename="camel"):
+    mime_type: str | None = None
+
+
 class _Part(msgspec.Struct, rename="camel"):
     text: str | None = None
+    inline_data: _Blob | None = None
     function_call: msgspec.Raw | msgspec.UnsetType = msgspec.UNSET
 
 
@@ -167,7 +177,10 @@ def take(meter: Meter, document: bytes, final: bool) -> None:
         if candidate.finish_reason is not None:
             meter.finished += 1
     if read.candidates and not whole and may_hold_more(meter, document, meter.text_bytes - before):
-        _see_more(meter, document, meter.text_bytes - before)
+        seen = meter.text_bytes
+        _see_more(meter, document, seen - before)
+        if meter.detail.main_output:
+            meter.said[_MEDIA] = meter.said.get(_MEDIA, 0) + meter.text_bytes - seen
     if read.prompt_feedback is not None and _ends(read.prompt_feedback.block_reason):  # nothing follows
         final = meter.last_word = True
         meter.finished += 1
@@ -196,6 +209,9 @@ def _see(meter: Meter, candidate: _Candidate) -> None:
             meter.saw(part.text)
         elif part.function_call is not msgspec.UNSET:
             meter.text_bytes += len(bytes(part.function_call))
+        elif part.inline_data is not None:
+            kind = (part.inline_data.mime_type or "").partition("/")[0]
+            meter.detail.main_output = _MADE.get(kind, meter.detail.main_output)
     meter.content_events += 1
 
 
@@ -246,7 +262,7 @@ def report(meter: Meter, raw: bytes, final: bool) -> None:
         output, meter.marked = bounded_output(meter, 0, total - used), True
     if used >= 0 and output >= 0 and total > used + output:
         total = used + output
-    _note(meter.detail, usage)
+    _note(meter, usage)
     meter.partial = usage.total_token_count is None and not (meter.reported and not meter.partial)
     meter.report(used, output, cached, thoughts, total, final=final)
 
@@ -258,8 +274,9 @@ def _carry_numbers(total: int | None, parts: int, carried: int) -> int | None:
     return min(total + carried, parts)
 
 
-def _note(detail: Detail, usage: _GeminiUsage) -> None:
+def _note(meter: Meter, usage: _GeminiUsage) -> None:
     """Note the service tier in a usage report, and its tokens of sound and images."""
+    detail = meter.detail
     tier = usage.service_tier or usage.traffic_type
     detail.served_as(tier and tier.lower().removeprefix(_ON_DEMAND))
     read, tools, cached, written = (
@@ -279,11 +296,16 @@ def _note(detail: Detail, usage: _GeminiUsage) -> None:
             + _sum_of_modalities(tools, _IMAGES)
             - _sum_of_modalities(cached, _IMAGES)
         )
+        detail.text_input = INTEGER_MAX
     if written is not None:
+        detail.text_output = INTEGER_MAX
         detail.audio_output, detail.image_output = (
             _sum_of_modalities(written, _AUDIO),
             _sum_of_modalities(written, _IMAGES),
         )
+    elif detail.main_output:
+        text = meter.seen_bytes - meter.said.get(_MEDIA, 0)
+        detail.text_output = ceil(text / meter.call.learned.output_bytes_per_token)
 
 
 def _sum_of_modalities(details: list[_Modality] | None, modalities: frozenset[str]) -> int:

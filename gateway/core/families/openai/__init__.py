@@ -132,11 +132,15 @@ _SHAPES = {
         media=MediaPlaces("input", {"image_url": MediaPart(("image_url", "url"))}),
         unpaid=True,  # OpenAI's help center, as quoted at evolink.ai/en/blog/openai-moderation-api-pricing, 2026-04-29
     ),
-    "openai_images": CallKind(media.read_images, media.DIALECT, operation="generate_content"),
+    "openai_images": CallKind(
+        media.read_images, media.DIALECT, operation="generate_content", main_output="image_output"
+    ),
     "openai_image_edits": CallKind(
         media.read_edits,
         media.DIALECT,
         operation="generate_content",
+        main_input="image_input",
+        main_output="image_output",
         media=MediaPlaces("images", untyped=_IMAGE),
         form=media.EDIT_FORM,
     ),
@@ -144,11 +148,16 @@ _SHAPES = {
         media.read_heard,
         media.HEARD,
         operation="generate_content",
+        main_input="audio_input",
         form=media.HEARD_FORM,
         hear=media.hear,
     ),
     "openai_speech": CallKind(
-        media.read_speech, media.DIALECT, unframed=OpaqueMeter, operation="generate_content"
+        media.read_speech,
+        media.DIALECT,
+        unframed=OpaqueMeter,
+        operation="generate_content",
+        main_output="audio_output",
     ),
     "openai_videos": CallKind(
         media.read_video,

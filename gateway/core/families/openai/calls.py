@@ -62,12 +62,22 @@ _MODERATIONS = ControlledNames("model", "user", "safety_identifier", *OF_EVERY_F
 _ENCODINGS = (None, "float", "base64")
 
 
+# Kinds of tokens by the modality that asks for them.
+_MADE: Final = {"image": "image_output", "audio": "audio_output"}
+# A search unit of a reranking has so many documents at most, as Cohere's.
+DOCUMENTS_A_SEARCH: Final = 100
+
+
 def read_chat(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     model, streamed, user = _read_common(body, document, _CHAT, params)
     older = maximum(document, "max_tokens", bounds.usage_tokens_max)
     newer = maximum(document, "max_completion_tokens", bounds.usage_tokens_max)
     output_max = newer if older is None else older if newer is None else max(older, newer)
-    return CallSpec(model, streamed, output_max, choices(document, "n", bounds.choices_max), user)
+    asked = document.get("modalities")
+    makes = "" if not isinstance(asked, list) else next((_MADE[one] for one in _MADE if one in asked), "")
+    return CallSpec(
+        model, streamed, output_max, choices(document, "n", bounds.choices_max), user, makes=makes
+    )
 
 
 def read_chats(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
@@ -113,11 +123,15 @@ def read_decisions(body: Body, document: Document, params: PathParams, bounds: U
 
 
 def read_embeddings(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
-    """Read a call for embeddings, which produce no tokens."""
+    """Read a call for embeddings, or for a reranking of documents. Neither produces tokens."""
     model, _, user = _read_common(body, document, _EMBEDDINGS, params)
     if document.get("encoding_format") not in _ENCODINGS:
         raise InvalidRequest('encoding_format must be "float" or "base64".', param="encoding_format")
-    return CallSpec(model, output_max=0, user=user)
+    documents = document.get("documents")
+    if "query" not in document or not isinstance(documents, list):
+        return CallSpec(model, output_max=0, user=user)
+    searches = max(1, -(-len(documents) // DOCUMENTS_A_SEARCH))
+    return CallSpec(model, output_max=0, user=user, units=RequestedUnits({"search": searches}))
 
 
 def read_moderations(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:

@@ -15,7 +15,16 @@ from typing import Final
 import msgspec
 
 from gateway.core.billing.vector import AUTO, IMAGES
-from gateway.core.calls.call import NO_MEDIA, Body, CallSpec, Media, Recording, RequestedUnits, UsageBounds
+from gateway.core.calls.call import (
+    BYTES_PER_TOKEN,
+    NO_MEDIA,
+    Body,
+    CallSpec,
+    Media,
+    Recording,
+    RequestedUnits,
+    UsageBounds,
+)
 from gateway.core.calls.forms import FormKind
 from gateway.core.calls.recordings import (
     SOUND_BYTES_PER_SECOND_MIN,
@@ -86,6 +95,56 @@ _LIMITED: Final = "gpt-"
 _DAY: Final = 86_400
 
 
+# The tokens of one picture by the beginning of its model's name, size and quality, and the most of one.
+#
+# GPT Image 1, 1.5 and the chat's: the table of tokens of OpenAI's guide to image generation, 2025-12-17. 1 mini: the
+# prices of a picture on its page (developers.openai.com, 2026-11), at 8 dollars a million. 2 and 2.5: the formula
+# of the guide's calculator, which fits its table of prices (community.openai.com/t/1382699, 2026-06-05; the base
+# values of 2.5 by five readers of that page, 2026-09). MAI: a token for 32 x 32 pixels (fal.ai's page of 2.7, which
+# is billed by tokens, 2026-11); at most 2048 x 2048. Nobody documents 2.6, nor models of others: they count as
+# GPT Image 1, whose table is the one that a vendor publishes in tokens.
+_SIZES: Final = ("1024x1024", "1024x1536", "1536x1024")
+_QUALITIES: Final = ("low", "medium", "high")
+_PUBLISHED: Final = ((272, 1_056, 4_160), (408, 1_584, 6_240), (400, 1_568, 6_208))
+_MINI: Final = ((625, 1_375, 4_500), (750, 1_875, 6_500), (750, 1_875, 6_500))
+_BASES: Final = {
+    "gpt-image-2.5": {"low": 16, "medium": 24, "high": 48, "xhigh": 64, "max": 96},
+    "gpt-image-2": {"low": 16, "medium": 48, "high": 96},
+}
+_MAI: Final = "mai-image-"
+_MAI_TOKENS_MAX: Final = 4_096
+_PIXELS: Final = re.compile(r"([1-9][0-9]{2,3})x([1-9][0-9]{2,3})")
+
+
+def picture_tokens(model: str, size: str, quality: str) -> int:
+    """Return the output tokens of one picture, as its vendor documents them.
+
+    Where the size or the quality is unknown, or chosen by the model, the dearest documented picture counts.
+    """
+    name = model.lower().rpartition("/")[2]
+    pixels = _PIXELS.fullmatch(size)
+    sides = (int(pixels[1]), int(pixels[2])) if pixels is not None else None
+    if name.startswith(_MAI):
+        return min(-(-sides[0] * sides[1] // 1_024), _MAI_TOKENS_MAX) if sides else _MAI_TOKENS_MAX
+    bases = next((bases for model, bases in _BASES.items() if f"{name}-".startswith(f"{model}-")), None)
+    if bases is not None:
+        base = bases.get(quality)
+        if base is None or sides is None:
+            base, sides = max(bases.values()), (1_024, 1_024)
+        return _calculated(base, *sides)
+    table = _MINI if name.startswith("gpt-image-1-mini") else _PUBLISHED
+    if size in _SIZES and quality in _QUALITIES:
+        return table[_SIZES.index(size)][_QUALITIES.index(quality)]
+    return max(map(max, table))
+
+
+def _calculated(base: int, width: int, height: int) -> int:
+    """Return the tokens of a picture by the calculator's formula: `base` are the steps of its longer side."""
+    long, short = max(width, height), min(width, height)
+    other = (2 * base * short + long) // (2 * long)
+    return -(-base * other * (2_000_000 + width * height) // 4_000_000)
+
+
 def read_images(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
     _IMAGES.check(document)
     model = model_of(body, document, params)
@@ -94,8 +153,9 @@ def read_images(body: Body, document: Document, params: PathParams, bounds: Usag
     pictures = choices(document, "n", bounds.choices_max)
     size, quality = _PLAIN_USUAL if model.lower().startswith(_PLAIN) else (AUTO, AUTO)
     size, quality = _read_word(document, "size", size), _read_word(document, "quality", quality)
+    most = None if model.lower().startswith(_PLAIN) else picture_tokens(model, size, quality)
     return CallSpec(
-        model, streamed, None, pictures, user, RequestedUnits({f"{IMAGES}{size}/{quality}": pictures}),
+        model, streamed, most, pictures, user, RequestedUnits({f"{IMAGES}{size}/{quality}": pictures}),
         reports=model.lower().startswith(_REPORTING),
     )  # fmt: skip
 
@@ -105,7 +165,9 @@ def read_edits(body: Body, document: Document, params: PathParams, bounds: Usage
     spec = read_images(body, document, params, bounds)
     if not body.files and not elements(document, "images"):
         raise InvalidRequest("image must be a file of the form.", param="image")
-    return spec._replace(media=Media(tokens=len(body.files) * EDITED_TOKENS))
+    prompt = document.get("prompt")
+    said = -(-len(prompt.encode()) // BYTES_PER_TOKEN) if isinstance(prompt, str) else 0
+    return spec._replace(prompt_tokens=said, media=Media(tokens=len(body.files) * EDITED_TOKENS))
 
 
 def read_heard(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
@@ -164,7 +226,9 @@ def read_speech(body: Body, document: Document, params: PathParams, bounds: Usag
     said = document.get("input")
     if not isinstance(said, str) or not said:
         raise InvalidRequest("input must be a text.", param="input")
-    return CallSpec(model, streamed=True, output_max=0, units=RequestedUnits({"character": len(said)}))
+    told = document.get("stream_format") == "sse"  # then its events report tokens
+    units = RequestedUnits({"character": len(said)})
+    return CallSpec(model, streamed=True, output_max=None if told else 0, units=units)
 
 
 def read_video(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
@@ -246,14 +310,21 @@ def _read_whole(meter: Meter, document: bytes) -> None:
     meter.failed = answer.get("error") is not None
     meter.detail.answered_by(answer.get("model"))
     _take(meter, answer)
-    pictures, asked = answer.get("data"), meter.call.spec.units.likely
-    if not isinstance(pictures, list) or not asked or not 200 <= meter.status < 300:
-        return
-    for name in asked:
+    pictures = answer.get("data")
+    if isinstance(pictures, list) and 200 <= meter.status < 300:
+        _see_pictures(meter, answer, len(pictures))
+
+
+def _see_pictures(meter: Meter, answer: dict[str, object], number: int) -> None:
+    """Note how many pictures of which size and quality an answer has, as it states them, else the request."""
+    call = meter.call
+    for name in call.spec.units.likely or ():
         if name.startswith(IMAGES):
             size, _, quality = name.removeprefix(IMAGES).partition("/")
             size, quality = _stated_value(answer, "size", size), _stated_value(answer, "quality", quality)
-            meter.detail.used_tool(f"{IMAGES}{size}/{quality}", len(pictures))
+            meter.detail.used_tool(f"{IMAGES}{size}/{quality}", number)
+            if call.output_max:  # what they cost without a report
+                call.output_max = picture_tokens(call.spec.model, size, quality)
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:
@@ -265,6 +336,8 @@ def _read_event(meter: Meter, data: bytes) -> bool:
     _take(meter, event)
     if event.get("type") in _ENDING.events:
         meter.close()
+        if not meter.reported:
+            _see_pictures(meter, event, meter.call.spec.choices)
     return False
 
 
@@ -299,8 +372,7 @@ def _take_heard(meter: Meter, answer: dict[str, object]) -> None:
     if usage.pop("type", None) == "tokens" or "input_tokens" in usage:
         if "input_token_details" in usage:  # as OpenAI spells it here alone
             usage["input_tokens_details"] = usage.pop("input_token_details")
-        if report(meter, msgspec.json.encode(usage)):
-            meter.detail.replaces_units = True  # paid by these
+        report(meter, msgspec.json.encode(usage))
         return
     told = usage.get("seconds", usage.get("prompt_audio_seconds", answer.get("duration")))
     seconds = integer(told)
