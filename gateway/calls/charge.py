@@ -25,9 +25,9 @@ from gateway.core.billing.price_book import (
     WHOLES,
     Counts,
     charged,
+    find_kind_of_unit,
     is_by_dearest,
-    kind_of_unit,
-    paid_by_tokens,
+    is_paid_by_tokens,
     unpriced_names,
 )
 from gateway.core.billing.reported_cost import ReportedCost, are_apart
@@ -162,14 +162,14 @@ def charge(look_up: PriceOf, ended_ms: int, use: MeteredUse, terms: UseTerms) ->
     `look_up` finds its price.
     """
     use = _billed_use(use)
-    told = bool(use.detail.tools)
+    has_uses = bool(use.detail.tools)
     detail, counts, used = _add_measured(use), use.counts, use.used
     prices, tools = terms.prices, detail.tools
     ended_ms = ended_ms or prices.at_ms + use.duration_ms
     prices = prices.of_hour(ended_ms) if prices.hourly else prices
     priced = price_of(look_up, terms.caller, prices, detail, counts, ended_ms, use.sent)
     price = priced.vector
-    use = _as_priced(use, detail, price, told)
+    use = _adapt_to_price(use, detail, price, has_uses)
     parts, cost, told = NO_PARTS, use.cost, use.cost is not None
     currency, price_id, rate, without = "", 0, "", ""
     if price is not None:
@@ -220,20 +220,20 @@ def charge(look_up: PriceOf, ended_ms: int, use: MeteredUse, terms: UseTerms) ->
     return ChargedUse(facts, settlement, counted)
 
 
-def _as_priced(use: MeteredUse, detail: Detail, price: Vector | None, told: bool) -> MeteredUse:
-    """Return a use with its tokens by the kinds that its price has; `told`: its answer has uses of tools.
+def _adapt_to_price(use: MeteredUse, detail: Detail, price: Vector | None, has_uses: bool) -> MeteredUse:
+    """Return a use with its tokens by the kinds that its price has.
 
-    Units that nobody told are taken from `detail`, if tokens pay for the same thing.
+    If its answer does not report tools (`has_uses`), units are dropped from `detail` where tokens pay for the same.
     """
     if price is None or not use.used:
         return use
     if detail.main_output and "image_output" in price.lacks:
-        use = replace(use, counts=detail.in_wholes(use.counts))
+        use = replace(use, counts=detail.count_in_wholes(use.counts))
     if is_by_dearest(price, use.counts):
         use = replace(use, estimated=True)
-    if detail.tools and not told:
-        for name in [name for name in detail.tools if kind_of_unit(name).endswith("input")]:
-            if paid_by_tokens(price, name, use.counts):
+    if detail.tools and not has_uses:
+        for name in [name for name in detail.tools if find_kind_of_unit(name).endswith("input")]:
+            if is_paid_by_tokens(price, name, use.counts):
                 del detail.tools[name]
     return use
 

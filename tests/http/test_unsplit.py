@@ -101,7 +101,7 @@ READ, WRITTEN = 1_000, 100
 HEARD = {"type": "tokens", "input_tokens": READ, "output_tokens": WRITTEN, "total_tokens": READ + WRITTEN}
 
 
-def test_the_bundled_list_has_as_many_such_prices_as_were_looked_at() -> None:
+def test_the_bundled_list_has_33_prices_of_units_and_tokens_and_15_of_a_part() -> None:
     """Where a new list has others, look whether they take both, and say so above."""
     assert (len(BOTH), len(NO_WHOLE)) == (33, 15)
     assert sum(row["model"].startswith(TAKES_BOTH) for row in BOTH) == 11
@@ -202,7 +202,7 @@ async def test_a_whole_without_a_price_costs_as_its_dearest_part(stage: Stage, r
     ],
 )
 @pytest.mark.parametrize("streamed", [False, True])
-async def test_a_picture_without_a_report_costs_what_its_size_and_quality_cost_and_is_held_so(  # noqa: PLR0917
+async def test_a_picture_without_a_report_is_held_and_charged_by_its_size_and_quality(  # noqa: PLR0917  # a row
     stage: Stage, model: str, asked: dict[str, Any], told: dict[str, Any], tokens: int, streamed: bool
 ) -> None:
     stage.directory.prices = {model: read_price(price_row(id=5, input="0", image_output="30")).vector}
@@ -215,7 +215,7 @@ async def test_a_picture_without_a_report_costs_what_its_size_and_quality_cost_a
         assert stage.counters.holds[-1].money == tokens * 30_000
 
 
-async def test_an_edit_that_splits_nothing_read_its_pictures_besides_its_prompt(stage: Stage) -> None:
+async def test_the_unsplit_input_of_an_edit_is_of_pictures_besides_the_prompt(stage: Stage) -> None:
     priced(stage, {"input": "5", "image_input": "8", "output": "10", "image_output": "32"})
     usage = {"input_tokens": 1_009, "output_tokens": 1_056, "total_tokens": 2_065}
     images = [{"image_url": "data:image/png;base64,iVBORw0KGgo="}]
@@ -223,7 +223,7 @@ async def test_an_edit_that_splits_nothing_read_its_pictures_besides_its_prompt(
     assert found.cost == (1 * 5 + 1_008 * 8 + 1_056 * 32) * 1_000
 
 
-async def test_speech_whose_events_tell_tokens_needs_no_price_of_characters(stage: Stage) -> None:
+async def test_speech_with_events_needs_no_price_of_characters(stage: Stage) -> None:
     price = {"input": "0.6", "output": "12"}
     priced(stage, price)
     usage = {"input_tokens": 14, "output_tokens": 101, "total_tokens": 115}
@@ -252,7 +252,7 @@ async def test_seconds_are_paid_unless_tokens_of_sound_have_a_price(
     assert (await facts(stage, transcribes(), {"text": "hi", "usage": HEARD})).cost == nano
 
 
-async def test_sound_and_pictures_of_a_chat_cost_their_own_price_where_nobody_splits_them(
+async def test_unsplit_sound_and_pictures_of_a_chat_cost_their_own_price(
     stage: Stage,
 ) -> None:
     priced(

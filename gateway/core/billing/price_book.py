@@ -54,7 +54,7 @@ PARTS_OF: Final = {
     "input": ("audio_input", "image_input"),
     "output": ("reasoning", "audio_output", "image_output"),
 }
-# All that may be named beside a whole, of which the dearest is its price if it has none.
+# The kinds beside each whole. A whole without a price costs as the dearest of these.
 _PARTS: Final[Mapping[str, tuple[str, ...]]] = {
     "input": ("cache_read", "cache_write", "cache_write_1h", *PARTS_OF["input"]), "output": PARTS_OF["output"]
 }  # fmt: skip
@@ -393,7 +393,7 @@ def _vector(row: Mapping[str, Any]) -> Vector:
         units=units,
         lacks=(
             *lacking(prices, [kind for kind in NAMED_ALONE if own[kind] is not None]),
-            *_without_whole(own),
+            *_find_missing_wholes(own),
         ),
         hours=read_hours(row),
     )
@@ -467,12 +467,12 @@ def _units(row: Mapping[str, Any]) -> dict[str, int]:
 def _filled(own: Mapping[str, Any]) -> tuple[int, ...]:
     """Return a price for each kind. A whole without a price costs as its dearest part that has one."""
     prices = {kind: None if own[kind] is None else _nano(own[kind]) for kind in KINDS}
-    for whole in _without_whole(own):
+    for whole in _find_missing_wholes(own):
         prices[whole] = max(filter(None, map(prices.get, _PARTS[whole])), default=0)
     return filled(prices)
 
 
-def _without_whole(own: Mapping[str, Any]) -> list[str]:
+def _find_missing_wholes(own: Mapping[str, Any]) -> list[str]:
     """Return the wholes that a price does not name, though it names a part of them."""
     return [
         whole
@@ -607,7 +607,7 @@ def lines(
         and price is not None
         and name not in vector.tools
         and name != CACHE_AUDIO
-        and not paid_by_tokens(vector, name, counts)
+        and not is_paid_by_tokens(vector, name, counts)
     ]
     return made
 
@@ -625,9 +625,9 @@ def _cached_sound(
 def uses_price(vector: Vector, name: str, uses: int, counts: Sequence[int] = NO_COUNTS) -> int:
     """Return a thousand times the cost of uses of a tool or unit, in nano-units; 0 if it has no price.
 
-    Cached sound costs nothing here: it is one of the kinds of tokens. Nor does a unit that the `counts` pay for.
+    Cached sound costs nothing here: it is one of the kinds of tokens. A unit that tokens pay for costs nothing, too.
     """
-    if paid_by_tokens(vector, name, counts):
+    if is_paid_by_tokens(vector, name, counts):
         return 0
     name, uses = _billed_uses(vector, name, uses)
     price = vector.tools.get(name)
@@ -636,18 +636,18 @@ def uses_price(vector: Vector, name: str, uses: int, counts: Sequence[int] = NO_
     return 0 if price is None else uses * price
 
 
-def kind_of_unit(name: str) -> str:
+def find_kind_of_unit(name: str) -> str:
     """Return the kind of tokens that is the same thing as a unit; empty if none is."""
     return "image_output" if name.startswith(IMAGES) else _SAME_AS.get(name, "")
 
 
-def paid_by_tokens(vector: Vector, name: str, counts: Sequence[int]) -> bool:
+def is_paid_by_tokens(vector: Vector, name: str, counts: Sequence[int]) -> bool:
     """Return whether a price names the kind of the tokens that were reported for the same thing as a unit.
 
     Then the unit itself costs nothing. A price that names a unit and only the whole of such tokens takes both.
     An answer that writes is no reranking: its searches are beside its tokens.
     """
-    kind = kind_of_unit(name)
+    kind = find_kind_of_unit(name)
     if not kind or kind in vector.lacks or (name == "search" and counts[_WRITES]):
         return False
     place = KINDS.index(kind)
@@ -655,7 +655,7 @@ def paid_by_tokens(vector: Vector, name: str, counts: Sequence[int]) -> bool:
 
 
 def is_by_dearest(vector: Vector, counts: Sequence[int]) -> bool:
-    """Return whether a price names no whole of tokens of which no part is told, so that its dearest part counts."""
+    """Return whether some tokens cost their dearest part, because the price does not name their whole."""
     if not vector.lacks or vector.lacks[-1] not in PARTS_OF:  # wholes are the last
         return False
     apiece = apart(counts)
@@ -679,7 +679,7 @@ def unpriced_names(
     """
     kinds = [] if counts is None else [kind for kind in vector.lacks if counts[KINDS.index(kind)] > 0]
     if kinds:  # a whole costs as its dearest part, and a unit says the main kind of its route
-        known = {*PARTS_OF, *map(kind_of_unit, tools)}
+        known = {*PARTS_OF, *map(find_kind_of_unit, tools)}
         kinds = [kind for kind in kinds if kind not in known]
     if lacks_tier(vector, tier):
         kinds.append(TIER + tier)
@@ -703,7 +703,7 @@ def _unpriced_uses(vector: Vector, tools: Mapping[str, int], counts: Sequence[in
 
 def _may_be_tokens(vector: Vector, name: str, counts: Sequence[int] | None) -> bool:
     """Return whether tokens pay for a unit; before an answer, whether the price shows that they would."""
-    kind = kind_of_unit(name)
+    kind = find_kind_of_unit(name)
     if not kind or vector.prices[place := KINDS.index(kind)] <= 0:
         return False
     if counts is not None and counts[place] > 0:

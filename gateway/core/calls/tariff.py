@@ -286,12 +286,15 @@ def know_reports(call: CallRequest, vectors: Vectors) -> None:
     Without a reported number of tokens such a call costs the amount held. Pictures that are paid by the piece
     have no tokens that are held, or that are charged without a report.
     """
+    reports = call.reports
     if units := call.spec.units.likely:
         if vectors and any(unit.startswith(IMAGES) for unit in units):
-            call.reports = any(pictures_by_tokens(vector, units) for vector in vectors)
-            call.output_max = call.output_max if call.reports else 0
-    elif not call.reports and not all(map(_MADE.issubset, [vector.lacks for vector in vectors])):
-        call.reports = makes(call) != []
+            reports = any(pictures_by_tokens(vector, units) for vector in vectors)
+            if not reports:
+                call.output_max = 0
+    elif not reports and not all(map(_MADE.issubset, [vector.lacks for vector in vectors])):
+        reports = makes(call) != []
+    call.reports = reports
 
 
 def is_model(answered: str, named: str) -> bool:

@@ -43,7 +43,7 @@ class Detail:
     def __init__(self) -> None:
         self.cache_write = self.cache_write_1h = 0  # tokens written for the short lifetime, and for an hour
         self.audio_input = self.audio_output = self.image_input = self.image_output = 0
-        # The kinds of what no report splits, besides so many tokens of text; empty if that is text.
+        # The kind of unsplit tokens, empty if these are text, and the tokens of text beside them.
         self.main_input = self.main_output = ""
         self.text_input = self.text_output = 0
         self.model = self.service_tier = ""
@@ -187,7 +187,7 @@ class Detail:
             split[self.main_input] += max(0, split["input"] - named)
         return tuple(split.values())
 
-    def in_wholes(self, counts: Counts) -> Counts:
+    def count_in_wholes(self, counts: Counts) -> Counts:
         """Return counts of a use whose price names no pictures: those that no report names are output."""
         if self.main_output != "image_output":
             return counts
@@ -263,7 +263,7 @@ class Meter:
     """
 
     __slots__ = (
-        "_reported_at", "begun", "behind", "bounds", "broke", "by_units", "cached", "call",
+        "_reported_at", "answer_tokens", "begun", "behind", "bounds", "broke", "by_units", "cached", "call",
         "content_events", "continues", "dense_from", "detail", "ended", "envelope", "failed", "final", "finished", "input",
         "known_ids", "last_word", "marked",
         "notes", "opening", "output", "output_most", "own_id", "partial", "phase", "position", "reasoning",
@@ -299,6 +299,7 @@ class Meter:
         self.reported = self.partial = self.uncounted = self.marked = self.final = False
         self.ended = self.last_word = self.failed = self.surplus = self.by_units = False
         self.unread = self.broke = False
+        self.answer_tokens = 0  # of one choice, by what the answer says of it; 0 if that is unknown
         self.reported_part = 1.0  # the part of the prompts that the report covers
         self.notes: object = None  # a family's own, such as its reports of several choices
         self.opening: bytes | None = None  # the first event, empty if it is long
@@ -553,7 +554,7 @@ class Meter:
         """Return the most that the call could use, to charge an answer whose required report is missing."""
         call = self.call
         read = max(self.input, call.input_ceiling)
-        most = call.output_ceiling if call.output_max is None else call.output_max
+        most = call.output_ceiling if call.output_max is None else self.answer_tokens or call.output_max
         output = max(self.output, self._produced_tokens(), most * call.spec.choices)
         return TokenUsage(read, output, 0, 0, self._bounded(max(self.total, read + output)), 1, False, True)
 

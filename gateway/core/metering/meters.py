@@ -633,7 +633,7 @@ def _plain(
     call: CallRequest, status: int, content_type: bytes, bounds: UsageBounds, shape: CallKind
 ) -> Meter:
     """Return the meter of an uncompressed answer, whole or streamed by its content type."""
-    meter = _by_type(call, status, content_type, bounds, shape)
+    meter = _choose_meter(call, status, content_type, bounds, shape)
     detail, spec = meter.detail, call.spec
     if shape.main_input or call.media.heard:  # what may be sound costs as much where nobody splits it
         detail.main_input, detail.text_input = shape.main_input or "audio_input", spec.prompt_tokens
@@ -642,7 +642,7 @@ def _plain(
     return meter
 
 
-def _by_type(
+def _choose_meter(
     call: CallRequest, status: int, content_type: bytes, bounds: UsageBounds, shape: CallKind
 ) -> Meter:
     dialect = shape.dialect

@@ -320,7 +320,7 @@ def made(kind: str, data: str, *texts: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("kind", "place"), [("image/png", "image_output"), ("audio/L16", "audio_output")])
 @pytest.mark.parametrize("meter", ["gemini_generate", "gemini_stream"])
-def test_what_no_report_splits_is_of_the_medium_that_was_made_besides_its_text(
+def test_unsplit_output_is_of_the_medium_that_a_model_made_besides_its_text(
     meter: str, kind: str, place: str
 ) -> None:
     for texts, text in (((), 0), (("a" * 80,), 20)):

@@ -116,14 +116,14 @@ _MAI_TOKENS_MAX: Final = 4_096
 _PIXELS: Final = re.compile(r"([1-9][0-9]{2,3})x([1-9][0-9]{2,3})")
 
 
-def picture_tokens(model: str, size: str, quality: str) -> int:
+def count_picture_tokens(model: str, size: str, quality: str) -> int:
     """Return the output tokens of one picture, as its vendor documents them.
 
     Where the size or the quality is unknown, or chosen by the model, the dearest documented picture counts.
     """
     name = model.lower().rpartition("/")[2]
-    pixels = _PIXELS.fullmatch(size)
-    sides = (int(pixels[1]), int(pixels[2])) if pixels is not None else None
+    match = _PIXELS.fullmatch(size)
+    sides = (int(match[1]), int(match[2])) if match is not None else None
     if name.startswith(_MAI):
         return min(-(-sides[0] * sides[1] // 1_024), _MAI_TOKENS_MAX) if sides else _MAI_TOKENS_MAX
     bases = next((bases for model, bases in _BASES.items() if f"{name}-".startswith(f"{model}-")), None)
@@ -131,14 +131,14 @@ def picture_tokens(model: str, size: str, quality: str) -> int:
         base = bases.get(quality)
         if base is None or sides is None:
             base, sides = max(bases.values()), (1_024, 1_024)
-        return _calculated(base, *sides)
+        return _calculate_tokens(base, *sides)
     table = _MINI if name.startswith("gpt-image-1-mini") else _PUBLISHED
     if size in _SIZES and quality in _QUALITIES:
         return table[_SIZES.index(size)][_QUALITIES.index(quality)]
     return max(map(max, table))
 
 
-def _calculated(base: int, width: int, height: int) -> int:
+def _calculate_tokens(base: int, width: int, height: int) -> int:
     """Return the tokens of a picture by the calculator's formula: `base` are the steps of its longer side."""
     long, short = max(width, height), min(width, height)
     other = (2 * base * short + long) // (2 * long)
@@ -153,7 +153,7 @@ def read_images(body: Body, document: Document, params: PathParams, bounds: Usag
     pictures = choices(document, "n", bounds.choices_max)
     size, quality = _PLAIN_USUAL if model.lower().startswith(_PLAIN) else (AUTO, AUTO)
     size, quality = _read_word(document, "size", size), _read_word(document, "quality", quality)
-    most = None if model.lower().startswith(_PLAIN) else picture_tokens(model, size, quality)
+    most = None if model.lower().startswith(_PLAIN) else count_picture_tokens(model, size, quality)
     return CallSpec(
         model, streamed, most, pictures, user, RequestedUnits({f"{IMAGES}{size}/{quality}": pictures}),
         reports=model.lower().startswith(_REPORTING),
@@ -226,9 +226,10 @@ def read_speech(body: Body, document: Document, params: PathParams, bounds: Usag
     said = document.get("input")
     if not isinstance(said, str) or not said:
         raise InvalidRequest("input must be a text.", param="input")
-    told = document.get("stream_format") == "sse"  # then its events report tokens
+    # Events report tokens, and sound alone does not.
+    output_max = None if document.get("stream_format") == "sse" else 0
     units = RequestedUnits({"character": len(said)})
-    return CallSpec(model, streamed=True, output_max=None if told else 0, units=units)
+    return CallSpec(model, streamed=True, output_max=output_max, units=units)
 
 
 def read_video(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
@@ -316,7 +317,7 @@ def _read_whole(meter: Meter, document: bytes) -> None:
 
 
 def _see_pictures(meter: Meter, answer: dict[str, object], number: int) -> None:
-    """Note how many pictures of which size and quality an answer has, as it states them, else the request."""
+    """Note the number of pictures in an answer, by size and quality. The request has those that it does not state."""
     call = meter.call
     for name in call.spec.units.likely or ():
         if name.startswith(IMAGES):
@@ -324,7 +325,7 @@ def _see_pictures(meter: Meter, answer: dict[str, object], number: int) -> None:
             size, quality = _stated_value(answer, "size", size), _stated_value(answer, "quality", quality)
             meter.detail.used_tool(f"{IMAGES}{size}/{quality}", number)
             if call.output_max:  # what they cost without a report
-                call.output_max = picture_tokens(call.spec.model, size, quality)
+                meter.answer_tokens = count_picture_tokens(call.spec.model, size, quality)
 
 
 def _read_event(meter: Meter, data: bytes) -> bool:

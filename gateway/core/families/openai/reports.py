@@ -141,17 +141,17 @@ def _note(detail: Detail, usage: ReportedUsage) -> tuple[int, int, int]:
         reasoning = made.reasoning_tokens or 0
         detail.audio_output, detail.image_output = made.audio_tokens or 0, made.image_tokens or 0
     if read is not None and detail.main_input:
-        detail.text_input = _text_in(read, detail.main_input) or detail.text_input
+        detail.text_input = _count_text(read, detail.main_input) or detail.text_input
     if made is not None and detail.main_output:
-        detail.text_output = _text_in(made, detail.main_output)
+        detail.text_output = _count_text(made, detail.main_output)
     reasoning = max(reasoning, usage.reasoning_tokens or 0)
     return cached, reasoning, max(0, cached) + max(0, written)
 
 
-def _text_in(parts: InputDetails | OutputDetails, main: str) -> int:
+def _count_text(parts: InputDetails | OutputDetails, main: str) -> int:
     """Return the tokens that `parts` split from those of the kind `main`: all others if they tell its number."""
-    told = parts.audio_tokens if main in _SOUND else parts.image_tokens
-    return max(0, parts.text_tokens or 0) if told is None else INTEGER_MAX
+    number = parts.audio_tokens if main in _SOUND else parts.image_tokens
+    return max(0, parts.text_tokens or 0) if number is None else INTEGER_MAX
 
 
 _SOUND: Final = ("audio_input", "audio_output")
