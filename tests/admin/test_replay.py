@@ -377,10 +377,10 @@ async def test_replay_without_memory_answers_its_fault_alone(desk: Desk) -> None
     budget = desk.budget(each="user", mode="enforce", on_exhausted="finish", time_zone="UTC", anchor_day=1)
     asked = {
         "organization_id": desk.organization, "tenant_id": None, "since": PERIOD["from"], "until": PERIOD["to"],
-        "url": desk.api.url, "budgets": [{**budget, "name": f"{number}"} for number in range(20)],
+        "time_zones": "bundled", "url": desk.api.url, "budgets": [{**budget, "name": f"{number}"} for number in range(20)],
     }  # fmt: skip
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", SHORT_OF_MEMORY, stdin=PIPE, stdout=PIPE, stderr=PIPE
+        sys.executable, "-c", SHORT_OF_MEMORY, stdin=PIPE, stdout=PIPE, stderr=PIPE, start_new_session=True
     )
     assert process.stdin is not None
     assert process.stdout is not None
