@@ -109,6 +109,8 @@ def use_zones(source: str) -> None:
     """Read all zones of this process from here, `bundled` or `system`. The first call decides: it comes before any zone."""
     if not _chosen and source == SYSTEM:
         zoneinfo.reset_tzpath()
+        TimeZone.clear_cache()
+        _read_clock.cache_clear()
     _chosen[:] = _chosen or [source]
 
 
@@ -120,11 +122,12 @@ def zones_source() -> str:
 @cache
 def zones_edition() -> str:
     """Return the edition of this process's zones, such as `2026f`; `unknown` if the system does not say it."""
-    folders = [folder for path in zoneinfo.TZPATH if (folder := Path(path)).is_dir()]
+    paths = zoneinfo.TZPATH if zones_source() == SYSTEM else ()
+    folders = [folder for path in paths if (folder := Path(path)).is_dir()]
     folders = folders or [Path(str(files("tzdata"))) / "zoneinfo"]
-    for said in (folder / name for folder in folders for name in ("tzdata.zi", "+VERSION")):
-        if said.is_file():
-            with said.open("rb") as file:
+    for path in (folder / name for folder in folders for name in ("tzdata.zi", "+VERSION")):
+        if path.is_file():
+            with path.open("rb") as file:
                 word = file.readline(80).decode("ascii", "replace").removeprefix("# version ").strip()
             return word if _EDITION.fullmatch(word) else UNKNOWN_EDITION
     return UNKNOWN_EDITION
@@ -132,10 +135,10 @@ def zones_edition() -> str:
 
 def is_old_edition(edition: str, now: datetime) -> bool:
     """Return whether an edition of time zones is of an earlier year, and a newer one is there by now."""
-    found = _EDITION.fullmatch(edition)
-    return found is not None and now >= datetime(int(found[1]) + 1, 1, 1, tzinfo=UTC) + timedelta(
-        EDITION_DAYS_MAX
-    )
+    match = _EDITION.fullmatch(edition)
+    if match is None:
+        return False
+    return now >= datetime(int(match[1]) + 1, 1, 1, tzinfo=UTC) + timedelta(EDITION_DAYS_MAX)
 
 
 # How far apart the clocks of a keeper and of Redis may be: an offset is kept for so long after its change.

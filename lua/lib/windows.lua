@@ -173,8 +173,8 @@ end
 
 -- The windows of a new definition, which is brought to those that have rolled to now: known ones keep their used and held amounts, a new one
 -- starts at 0. Time only moves forward: an older definition changes no interval, and one of a later interval begins when the present one
--- ends. So does one that begins within the present interval: it is by another edition of the time zones, and says nothing of what comes
--- after that. A window that the definition lacks is gone, and returns with the next call that has it.
+-- ends. An interval that begins within the present one is of another edition of the time zones: the present one goes on to its end, and
+-- nobody knows yet what comes then. A window that the definition lacks is gone, and returns with the next call that has it.
 local function redefined_windows(windows, wanted, now)
   local before, found = {}, {}
   for _, window in ipairs(windows) do before[window.budget_id] = window end

@@ -10,13 +10,13 @@ from typing import Any
 
 from sqlalchemy import Connection
 
+from gateway.core.accounts.intervals import last_months
 from gateway.core.billing.charges import ONE_DAY, ChargeSelection
 from gateway.core.billing.document import Letterhead, UnseenLetters
 from gateway.core.billing.invoice_schedule import (
     CONFLICT,
     REFUSED,
     SkipReason,
-    last_months,
     left_by,
 )
 from gateway.core.billing.payments import PAID

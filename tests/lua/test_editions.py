@@ -146,7 +146,7 @@ def test_window_of_two_editions_keeps_its_uses_until_its_end(
 
 
 @pytest.mark.parametrize("budget", [PLAIN, CARRIES])
-def test_day_that_begins_anew_by_the_present_law_ends_by_it(valkey: str, budget: Budget) -> None:
+def test_day_that_begins_anew_by_the_present_law_ends_by_that_law(valkey: str, budget: Budget) -> None:
     """Casablanca's clocks were an hour ahead until an edition of 2026: a day of that law ends at 23:00 of UTC, one of this at 24:00."""
     midnight = ms_of(datetime(2097, 1, 12, tzinfo=UTC))
     world = EditionsWorld(valkey, midnight - 12 * HOUR_MS, ("Africa/Abidjan", "Africa/Lagos"))

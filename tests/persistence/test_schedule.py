@@ -16,6 +16,7 @@ from sqlalchemy import event
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from gateway.background.timed.invoicing import Invoicing
+from gateway.core.accounts.intervals import last_months
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead
 from gateway.core.billing.invoice_schedule import (
     CONFLICT,
@@ -23,7 +24,6 @@ from gateway.core.billing.invoice_schedule import (
     NOT_AGREED,
     TOOK_TOO_LONG,
     SkipReason,
-    last_months,
 )
 from persistence import engine
 from persistence.font_coverage import FontCoverage

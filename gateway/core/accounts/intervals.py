@@ -8,10 +8,10 @@ change. An hour lasts from one full hour of these clocks to the next.
 from __future__ import annotations
 
 import calendar
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Final
+from typing import Final, NamedTuple
 
 from gateway.core.times import DAY_MS, EPOCH, HOUR_MS, MILLISECOND, TimeZone, is_zone, moment_of, offset_at
 
@@ -147,3 +147,22 @@ def _day(month: int, anchor_day: int) -> date:
 def first_moment(day: date, zone: TimeZone) -> int:
     """Return the first moment of a day (Unix ms). If clocks skip midnight, it is the moment of the change."""
     return (datetime.combine(day, time(), zone).astimezone(UTC) - EPOCH) // MILLISECOND
+
+
+class LastMonth(NamedTuple):
+    """The last month that is over in a time zone: the day after it, and the moment since when it is over."""
+
+    zone: str
+    until: date
+    over: datetime
+
+
+def last_months(zones: Iterable[str], now: datetime) -> list[LastMonth]:
+    """Return the last months that are over in these zones, and in UTC too; one that is unknown by now counts as UTC."""
+    utc, months = TimeZone("UTC"), list[LastMonth]()
+    for name in zones:
+        zone = TimeZone(name) if is_zone(name) else utc
+        until = min(now.astimezone(clock).date() for clock in (zone, utc)).replace(day=1)
+        over_ms = max(first_moment(until, clock) for clock in (zone, utc))
+        months.append(LastMonth(name, until, moment_of(over_ms)))
+    return months

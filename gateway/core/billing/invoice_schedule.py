@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
-from datetime import date, datetime
+from collections.abc import Collection, Mapping
+from datetime import date
 from typing import NamedTuple
 
-from gateway.core.accounts.intervals import first_moment
-from gateway.core.times import TimeZone, is_zone, moment_of
 from gateway.errors import Conflict, CountersUnavailable, StoreTimeout, TollkeeperError, Unprocessable
 
 # All reasons why an invoice is skipped; each is a label of a metric.
@@ -33,25 +31,6 @@ class DueInvoice(NamedTuple):
     source: str | None
     finalize: bool
     partition: int = 0
-
-
-class LastMonth(NamedTuple):
-    """The last month that is over in a time zone: the day after it, and the moment since when it is over."""
-
-    zone: str
-    until: date
-    over: datetime
-
-
-def last_months(zones: Iterable[str], now: datetime) -> list[LastMonth]:
-    """Return the last months that are over in these zones, and in UTC too; one that is unknown by now counts as UTC."""
-    utc, found = TimeZone("UTC"), list[LastMonth]()
-    for name in zones:
-        zone = TimeZone(name) if is_zone(name) else utc
-        until = min(now.astimezone(each).date() for each in (zone, utc)).replace(day=1)
-        over_ms = max(first_moment(until, each) for each in (zone, utc))
-        found.append(LastMonth(name, until, moment_of(over_ms)))
-    return found
 
 
 class SkipReason(NamedTuple):
