@@ -38,11 +38,11 @@ class Program:
 
 def name_programs(programs: Sequence[Program]) -> str:
     """Return programs in words, at most `PROGRAMS_NAMED_MAX` of them."""
-    named = ", ".join(
+    names = ", ".join(
         f"{program.role} {program.version} on {program.host}" for program in programs[:PROGRAMS_NAMED_MAX]
     )
     more = len(programs) - PROGRAMS_NAMED_MAX
-    return f"{named} and {more} more" if more > 0 else named
+    return f"{names} and {more} more" if more > 0 else names
 
 
 @dataclass(frozen=True, slots=True)

@@ -184,13 +184,13 @@ def _open_secrets(settings: Settings) -> Iterator[str]:
 
 def _examine_machine(settings: Settings, role: str) -> Iterator[Finding]:
     yield _data_directory(settings)
-    yield of_edition(zones_edition(), settings.time_zones, datetime.now(UTC))
+    yield examine_edition(zones_edition(), settings.time_zones, datetime.now(UTC))
     if role != "keeper":
         yield _open_files(settings)
     yield from _ports(settings, role)
 
 
-def of_edition(edition: str, source: str, now: datetime) -> Finding:
+def examine_edition(edition: str, source: str, now: datetime) -> Finding:
     """Return the finding on the edition of the time zones that this machine's programs read from a `source`."""
     message = f"edition {edition}, {source} (TOLLKEEPER_TIME_ZONES)"
     renew = "update Tollkeeper" if source == BUNDLED else "update the package tzdata of this machine"

@@ -299,15 +299,17 @@ def of_rows(
             yield Finding(FAILED, _ROWS, f"{message}; {hints.ROWS}")
 
 
-def of_zones(programs: Iterable[Program], here: str) -> Iterator[Finding]:
+def compare_zones(programs: Iterable[Program], here: str) -> Iterator[Finding]:
     """Yield a finding if programs read other editions of the time zones than others, or than `here` is read."""
     others = defaultdict[str, list[Program]](list)
     for program in programs:
         if program.time_zones != here:
             others[program.time_zones or "that of their machine"].append(program)
     if others:
-        named = "; ".join(f"{edition} at {name_programs(some)}" for edition, some in sorted(others.items()))
-        yield Finding(UNKNOWN, _ZONES, f"{here} here, {named}: {_ZONES_DIFFER}")
+        places = "; ".join(
+            f"{edition} at {name_programs(group)}" for edition, group in sorted(others.items())
+        )
+        yield Finding(UNKNOWN, _ZONES, f"{here} here, {places}: {_ZONES_DIFFER}")
 
 
 _UNHEARD = Finding(
@@ -609,7 +611,7 @@ async def _examine_keepers(
     findings = [*of_keeper(settings, role, keeping, ran_before)]
     with suppress(CountersRefused):
         programs = [report.program for report in await read_programs(wires)]
-        findings += of_zones(programs, zones_edition())
+        findings += compare_zones(programs, zones_edition())
     if role == "serve":
         return findings
     rows: dict[str, tuple[int, float]] = {}

@@ -16,7 +16,7 @@ import redis
 from gateway.core.accounts.intervals import DAY, window_bounds
 from gateway.core.times import EDITION_DAYS_MAX, is_old_edition, ms_of
 from gateway.counters.redis import keys
-from gateway.ops.doctor import of_edition
+from gateway.ops.doctor import examine_edition
 from gateway.ops.doctor_redis import Finding, examine_redis
 from gateway.run.lifecycle import this_program
 from gateway.run.process_vitals import ProcessVitals
@@ -139,12 +139,12 @@ def test_edition_of_an_earlier_year_is_old_from_summer_on(edition: str, is_old: 
 def test_doctor_marks_an_edition_that_is_old_or_unknown(
     edition: str, source: str, well: bool | None, says: str
 ) -> None:
-    found = of_edition(edition, source, datetime(2026, 12, 1, tzinfo=UTC))
+    found = examine_edition(edition, source, datetime(2026, 12, 1, tzinfo=UTC))
     assert (found.subject, found.well) == ("time zones", well)
     assert says in found.says
 
 
-async def test_doctor_names_programs_of_another_edition_and_writes_nothing(valkey: str) -> None:
+async def test_doctor_names_programs_of_another_edition_without_a_write(valkey: str) -> None:
     told = b'{"id":"%s","role":"%s","version":"%s","layout":133,"host":"%s","started_at":1.5%s}'
     with redis.Redis.from_url(valkey) as client:
         seconds, _ = client.time()
