@@ -149,8 +149,9 @@ UPDATE invoice AS i SET total_amount = n.total, kind = n.kind, currency = n.curr
   FROM unnest(cast(:ids AS bigint[]), cast(:totals AS numeric[]), cast(:kinds AS text[]),
               cast(:currencies AS text[]), cast(:customers AS text[]), cast(:documents AS jsonb[]))
     AS n (id, total, kind, currency, customer, document) WHERE i.id = n.id""")  # fmt: skip
-_DOCUMENT = query("invoice_build.document", "Store the document of an invoice",
-    "UPDATE invoice SET document = cast(:document AS jsonb) WHERE id = :id")  # fmt: skip
+_DOCUMENTS = query("invoice_build.documents", "Store the documents of invoices", """
+UPDATE invoice AS i SET document = n.document
+  FROM unnest(cast(:ids AS bigint[]), cast(:documents AS jsonb[])) AS n (id, document) WHERE i.id = n.id""")  # fmt: skip
 _FINAL = query("invoice_build.final", "Make invoices final", """
 UPDATE invoice AS i SET status = 'finalized', number = n.number, finalized_at = :now, covers = n.covers,
        due_date = n.due_date, payment_status = n.payment_status
@@ -281,7 +282,7 @@ def have_draft(connection: Connection, drawn: Sequence[DraftWithLines]) -> list[
         invoice_lines.tell_credits(connection, months)
         since = {item.draft.organization_id: item.known.since for item in monthly}
         covers = invoice_lines.covers_of(connection, since)
-    documents = list[dict[str, object]]()
+    documents = dict[int, str]()
     for item in drawn:
         document, id_ = item.document, item.draft.invoice_id
         if item.kind == CREDIT_NOTE:
@@ -290,9 +291,9 @@ def have_draft(connection: Connection, drawn: Sequence[DraftWithLines]) -> list[
             converted = tax_of_note(connection, corrected, _tax_of(item)) or document.accounting_tax
             document = replace(document, corrects=corrected, accounting_tax=converted)
         if item.kind == CREDIT_NOTE or document.accounting_tax is not None:
-            documents.append({"id": id_, "document": json.dumps(document.as_json())})
+            documents[id_] = json.dumps(document.as_json())
     if documents:
-        connection.execute(_DOCUMENT, documents)
+        connection.execute(_DOCUMENTS, {"ids": [*documents], "documents": [*documents.values()]})
     return [
         Final(
             item.draft.invoice_id, item.kind, item.total, item.known.organization.due_days,

@@ -285,7 +285,7 @@ async def test_cli_usage_report_grouped_by_fields_shows_names_and_costs(
     await writer.write(batch_of(account))
     writer.close()
     with connected(admin_database, autocommit=True) as connection:
-        connection.execute("UPDATE organization SET tags_since = '{\"feature\": \"2026-11-01T00:00:00Z\"}'")
+        connection.execute('UPDATE organization SET tags_since = \'{"feature": "2026-11-01T00:00:00Z"}\'')
         connection.execute(
             "INSERT INTO caller_group (id, organization_id, name, kind) SELECT 7, min(id), 'g', 'user' FROM organization"
         )

@@ -168,10 +168,24 @@ async def test_a_burst_of_cancels_is_followed_by_a_single_new_connection(migrate
     await pool.dispose()
 
 
-async def test_a_list_of_rows_is_no_statement(alone: AsyncEngine) -> None:
+class OneByOne:
+    """A cursor that runs single statements alone, and has no pipeline."""
+
+    def __init__(self) -> None:
+        self.ran: list[tuple[str, object]] = []
+
+    def execute(self, statement: str, row: object) -> None:
+        self.ran.append((statement, row))
+
+
+async def test_rows_of_a_list_are_run_one_by_one(alone: AsyncEngine) -> None:
+    cursor, rows = OneByOne(), [{"a": 1}, {"a": 2}]
+    assert engines.run_each(cursor, "S", rows, None)
+    assert cursor.ran == [("S", {"a": 1}), ("S", {"a": 2})]
     async with alone.connect() as connection:
-        with pytest.raises(TypeError, match="insert_rows"):
-            await connection.execute(text("SELECT :a"), [{"a": 1}, {"a": 2}])
+        await connection.execute(text("CREATE TEMPORARY TABLE listed (a int)"))
+        await connection.execute(text("INSERT INTO listed VALUES (:a)"), rows)
+        assert await connection.scalar(text("SELECT sum(a) FROM listed")) == 3
 
 
 async def test_insert_rows_keeps_the_order_and_the_values_of_each_type(alone: AsyncEngine) -> None:

@@ -74,7 +74,7 @@ class BudgetBalance:
     group_id: int = 0
 
     @property
-    def enforced(self) -> int | None:
+    def limit_in_force(self) -> int | None:
         """What the window may use, 0 or more: limit and carried amount; None for no limit."""
         return None if self.limit is None else max(0, self.limit + self.carried)
 

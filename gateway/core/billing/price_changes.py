@@ -65,16 +65,16 @@ class PriceChange:
 
 def missing(listed: Iterable[Row], kept: Iterable[Row], at: datetime) -> str:
     """Return what to say of listed prices, in force at a time or later, that are not kept; "" without one."""
-    found = [change for change in changes(listed, kept, at) if change.kind != "gone"]
-    if not found:
+    missing_prices = [change for change in changes(listed, kept, at) if change.kind != "gone"]
+    if not missing_prices:
         return ""
-    rises = [change for change in found if change.is_dearer]
+    rises = [change for change in missing_prices if change.is_dearer]
     # Announced rises are counted if there is no other.
     dearer = [change for change in rises if change.row["effective_from"] <= at] or rises
     dates = [since for change in dearer if (since := change.row["effective_from"]) > UNDATED]
     since = f" {'since' if min(dates) <= at else 'from'} {min(dates):%Y-%m-%d}" if dates else ""
     of_them = f", {len(dearer):,} of them dearer{since}" if dearer else ""
-    return f"the bundled list has {len(found):,} prices that are not here{of_them}: tollkeeper prices diff"
+    return f"the bundled list has {len(missing_prices):,} prices that are not here{of_them}: tollkeeper prices diff"
 
 
 def changes(listed: Iterable[Row], kept: Iterable[Row], at: datetime) -> Iterator[PriceChange]:

@@ -1093,8 +1093,8 @@ class CallRequest:
     @property
     def input_estimate(self) -> int:
         """The likely input tokens: by size, with the mean tokens a byte that were learned, by media, and of kept text."""
-        said = _whole(self.input_bytes * self.learned.input_tokens_per_byte) + self.media.tokens
-        return said + self.objects.kept if self.objects.kept > 0 else said
+        tokens = _whole(self.input_bytes * self.learned.input_tokens_per_byte) + self.media.tokens
+        return tokens + self.objects.kept if self.objects.kept > 0 else tokens
 
     @property
     def most(self) -> int:

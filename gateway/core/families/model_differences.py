@@ -153,7 +153,7 @@ def _carried(row: Difference, call: CallRequest, passed: bytes) -> object:
     value = _value_at(call.body.document, row.path)
     if row.values:
         values = value if isinstance(value, list) else (value,)
-        return next((one for one in values if isinstance(one, str) and one in row.values), None)
+        return next((item for item in values if isinstance(item, str) and item in row.values), None)
     return None if value == row.plain else value
 
 
@@ -162,7 +162,7 @@ def _value_at(document: object, path: Sequence[str]) -> object:
     value = document
     for name in path:
         if isinstance(value, list):
-            value = [one[name] for one in value if isinstance(one, dict) and name in one] or None
+            value = [item[name] for item in value if isinstance(item, dict) and name in item] or None
         else:
             value = value.get(name) if isinstance(value, dict) else None
     return value

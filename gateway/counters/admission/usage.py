@@ -83,7 +83,7 @@ def _shared(name: str) -> str:
 
 def _budget_limit(budget: Budget, now: BudgetBalance) -> dict[str, object]:
     """Return one budget as JSON values; the amounts held by running calls are taken off the rest."""
-    limit, left = now.enforced, now.remaining
+    limit, left = now.limit_in_force, now.remaining
     more: dict[str, object] = {}
     if length := budget.form.length:
         more |= {"window": budget.window, "length": length}

@@ -204,7 +204,7 @@ def _places(servers: Servers, port: int, wanted: str) -> tuple[tuple[str, int], 
 
     `port` is the default; SettingError, which describes the servers as `wanted`, if the list is invalid.
     """
-    places = tuple((host, port if said is None else said) for host, said in servers)
+    places = tuple((host, port if own_port is None else own_port) for host, own_port in servers)
     if not places or not all(host and at for host, at in places) or len(places) > PLACES_MAX:
         raise SettingError(f"{_PREFIX}URL must name {wanted} as host:port,host:port")
     return places

@@ -158,7 +158,7 @@ class _Meter:
         return history
 
     def meet_substitute(self, owner: object, history: AccountHistory) -> None:
-        """Keep the history of an owner of a call that was sent as a substitute, if it was opened for that call."""
+        """Store the history of an owner of a call that was sent as a substitute, if it was opened for that call."""
         if owner not in self.histories:
             self._keep(owner, history)
             self.strangers.add(owner)
@@ -173,7 +173,7 @@ class _Meter:
         return history
 
     def _keep(self, owner: object, history: AccountHistory) -> None:
-        """Keep the history of a new owner; raise `Unprocessable` if it is one too many."""
+        """Store the history of a new owner; raise `Unprocessable` if it is one too many."""
         if len(self.histories) >= self._owners_max:
             why = f"has more than {self._owners_max} owners in these calls: choose a shorter period, or fewer calls"
             raise Unprocessable(errors=((f"budgets.{self.place}.each", why),))

@@ -166,8 +166,8 @@ def read_edits(body: Body, document: Document, params: PathParams, bounds: Usage
     if not body.files and not elements(document, "images"):
         raise InvalidRequest("image must be a file of the form.", param="image")
     prompt = document.get("prompt")
-    said = -(-len(prompt.encode()) // BYTES_PER_TOKEN) if isinstance(prompt, str) else 0
-    return spec._replace(prompt_tokens=said, media=Media(tokens=len(body.files) * EDITED_TOKENS))
+    tokens = -(-len(prompt.encode()) // BYTES_PER_TOKEN) if isinstance(prompt, str) else 0
+    return spec._replace(prompt_tokens=tokens, media=Media(tokens=len(body.files) * EDITED_TOKENS))
 
 
 def read_heard(body: Body, document: Document, params: PathParams, bounds: UsageBounds) -> CallSpec:
