@@ -129,10 +129,10 @@ def test_the_balance_of_each_kind_is_of_redis_else_of_rows() -> None:
         (None, {3: LiveWindow(3, 70, 0, day - DAY_MS, carried=60)}), (StoredUse({day - DAY_MS: 70}, 60), None),
     ):  # fmt: skip
         balance = compute_balance(carries, NOW, known, of_redis)
-        assert (balance.used, balance.carried, balance.remaining, balance.enforced) == (0, 90, 190, 190)
+        assert (balance.used, balance.carried, balance.remaining, balance.limit_in_force) == (0, 90, 190, 190)
     debt, overspent = Carry(150, debt=True), StoredUse({day - DAY_MS: 310}, 0)
     balance = compute_balance(replace(carries, carry=debt), NOW, overspent)
-    assert (balance.limit, balance.carried, balance.enforced) == (100, -210, 0)
+    assert (balance.limit, balance.carried, balance.limit_in_force) == (100, -210, 0)
     assert compute_balance(carries, NOW, None, {3: LiveWindow(3, 0, 0, day - DAY_MS)}).carried == 0
 
 
