@@ -219,7 +219,6 @@ NIGHT = {
     "to": "06:00",
     "time_zone": "Europe/Berlin",
     "factor": "0.5",
-    "except": [],
 }
 
 
@@ -227,6 +226,8 @@ async def test_quote_is_by_the_hour_of_its_time(prices: Prices) -> None:
     """Berlin is an hour ahead of UTC in December, and two in July. 3 July and 4 December 2026 are Fridays."""
     made = await prices.set(hours=[NIGHT], input="2")
     assert (made["hours"], made["hours_at"]) == ([NIGHT], "begin")
+    excepted = {**NIGHT, "except": ["2026-12-25"]}
+    assert (await prices.set(hours=[excepted], model="of-holidays"))["hours"] == [excepted]
     million = "gpt-x&input=1000000&at="
     for at, cost, factor in (
         ("2026-12-04T20:59:59Z", "2.00", "1.00"), ("2026-12-04T21:00:00Z", "1.00", "0.50"),

@@ -597,7 +597,7 @@ class PriceHour(In):
 def _hours_as_stored(hours: list[PriceHour] | None) -> list[dict[str, Any]] | None:
     if hours is None:
         return None
-    return [hour.model_dump(mode="json", by_alias=True) for hour in hours]
+    return [hour.model_dump(mode="json", by_alias=True, exclude_defaults=True) for hour in hours]
 
 
 def _check_hours(hours: list[PriceHour]) -> list[PriceHour]:
