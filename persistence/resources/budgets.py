@@ -294,9 +294,14 @@ def _touch(change: EntityWrite) -> None:
 
 
 def override(change: EntityWrite) -> Row:
-    """Store the amount of one owner in place of the budget's; with a token of one tenant in its budgets alone."""
+    """Store the amount of one owner in place of the budget's; with a token of one tenant in its budgets alone.
+
+    Raise `NotFound` if its address names a group that the budget's organization does not have.
+    """
     row, values = lock(change), change.command.values
     change.before = None
+    if str(values["who"]).startswith(OF_GROUP) and not _kind_of(change, row, str(values["who"])):
+        raise NotFound
     if errors := tuple(_wrong_override(change, row, values)):
         raise Unprocessable(errors=errors)
     own = _own_of(values)

@@ -387,8 +387,11 @@ async def test_override_of_a_group_limits_members_and_keeps_the_group(desk: Desk
     for n, name in enumerate(("ada", "bob", "eve")):
         desk.store(made, (n + 1) * 1_000_000_000, owner_of(name), name)
     path = f"budgets/{made['id']}/overrides"
-    for who in (f"group:{of_keys['id']}", "group:999999", "group:a"):
-        assert set(await desk.refusals("PUT", f"{path}/{who}", {"amount": "5"})) == {"who"}
+    other = await desk.api.make("organizations", name="elsewhere")
+    theirs = await desk.api.make("groups", organization_id=other["id"], name="a", kind="user")
+    assert set(await desk.refusals("PUT", f"{path}/group:{of_keys['id']}", {"amount": "5"})) == {"who"}
+    for who in (f"group:{theirs['id']}", "group:999999", "group:a"):
+        assert (await desk.api.call("PUT", f"{path}/{who}", {"amount": "5"})).status == 404
     who = f"group:{of_users['id']}"
     answer = await desk.api.call("PUT", f"{path}/{who}", {"amount": "5"})
     assert (answer.status, answer.json) == (200, {"who": who, "amount": "5", "until": None, "reason": None})
