@@ -215,10 +215,10 @@ class Store:
         mine = self._readable(asked)
         return await self._read(lambda connection: usage.read_use(connection, mine))
 
-    async def substitutions(self, asked: UsageQuery) -> Sequence[Row]:
-        """Return what steps of budgets saved, by the models that answered and were asked for."""
+    async def substitutions(self, asked: UsageQuery, budget_id: int | None = None) -> Sequence[Row]:
+        """Return what steps of budgets, or of one, saved by the models that answered and were asked for."""
         mine = self._readable(asked)
-        return await self._read(lambda connection: substitutions.substitutions(connection, mine))
+        return await self._read(lambda connection: substitutions.substitutions(connection, mine, budget_id))
 
     async def tags_since(self, asked: UsageQuery) -> Mapping[str, str]:
         """Return since when calls have each tag of a usage query."""

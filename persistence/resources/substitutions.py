@@ -14,21 +14,23 @@ from persistence.tables import call, money
 SUBSTITUTIONS_MAX = 20
 
 
-def substitutions(connection: Connection, asked: UsageQuery) -> Sequence[Row]:
+def substitutions(connection: Connection, asked: UsageQuery, budget_id: int | None = None) -> Sequence[Row]:
     """Return what steps of budgets saved in a query's time, by the models that answered and were asked for.
 
-    The largest come first. Empty if the query filters by what calls have no column for.
+    The largest come first. Empty if the query filters by what calls have no column for. With `budget_id` only what
+    this budget's steps saved.
     """
     if not asked.filters.keys() <= {*call.c.keys()}:
         return []
     by = call.c.model, call.c.model_asked, call.c.currency
+    steps = () if budget_id is None else (call.c.substituted_by["id"].astext == str(budget_id),)
     saved = func.sum(call.c.saved)
     pairs = (
         select(*by, money(saved).label("saved"), func.count().label("requests"))
         .where(
             call.c.model_asked.isnot(None), call.c.created_at >= asked.since, call.c.created_at < asked.until
         )
-        .where(*(call.c[name] == wanted for name, wanted in asked.filters.items()))
+        .where(*steps, *(call.c[name] == wanted for name, wanted in asked.filters.items()))
         .group_by(*by)
         .order_by(saved.desc().nulls_last(), *by)
         .limit(SUBSTITUTIONS_MAX)

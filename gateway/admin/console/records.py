@@ -562,9 +562,19 @@ async def about_budget(desk: ConsoleShell, request: web.Request, row: Row) -> Ma
         "meaning": [first, *([own] if own else []), *rest],
         "of": formatting.budget_selector(row, names, targets),
         "organization": names.get(("organizations", int(str(row["organization_id"]))), ""),
+        "saved": await saved_of(desk, row),
         **await accounts_of(desk, row),
         **others,
     }
+
+
+async def saved_of(desk: ConsoleShell, row: Row) -> Sequence[Row]:
+    """Return what the steps of a budget saved in the last days, by pairs of models."""
+    if not row["steps"]:
+        return ()
+    until, owner = end_of("day", datetime.now(UTC)), {"organization_id": row["organization_id"]}
+    asked = UsageQuery(until - DAYS * DAY, until, "none", (), owner, 0)
+    return await desk.ports.store.substitutions(asked, int(str(row["id"])))
 
 
 async def budget_meaning(desk: ConsoleShell, request: web.Request, signed: SignedInPerson) -> web.Response:

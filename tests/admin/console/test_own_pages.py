@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -151,6 +152,24 @@ async def test_me_page_says_how_much_steps_saved_a_user_by_model(team: Team) -> 
     assert re.findall(r"saved (.*?)\.</p>", explorer) == [
         "$41.20 by sonnet-0 for opus (1 request)", "$7.00 by sonnet-1 for opus (1 request)",
     ]  # fmt: skip
+
+
+async def test_budget_page_says_how_much_its_own_steps_saved_by_model(team: Team) -> None:
+    terms = {
+        "organization_id": team.organization, "unit": "money", "amount": "90", "interval": "month",
+        "steps": [{"at": 0.5, "models": {"opus": "sonnet"}}],
+    }  # fmt: skip
+    own, other = [(await team.api.make("budgets", name=name, **terms))["id"] for name in ("own", "other")]
+    for number, (budget, saved) in enumerate(((own, 41_200_000_000), (other, 7_000_000_000))):
+        call(
+            team.api, str(UUID(int=200 + number)), organization=team.organization, tenant=team.tenant,
+            model="sonnet", currency="USD", model_asked="opus",
+            substituted_by=json.dumps({"id": budget, "name": "as it was then"}), saved=saved,
+        )  # fmt: skip
+    page = unescape((await (await signed_in(team.api, ADMIN)).open(f"/budgets/{own}")).text)
+    assert re.findall(r">([^>]* saved .*?)\.</p>", page) == [
+        "In 30 days, steps of this budget saved $41.20 by sonnet for opus (1 request)"
+    ]
 
 
 async def test_me_page_of_a_readonly_token_without_a_user_shows_the_team_without_forms(team: Team) -> None:
