@@ -16,6 +16,7 @@ import typer
 from gateway.cli.admin.client import CommandFailed, Json, find
 from gateway.cli.admin.output import AsJson, failing, print_json, report, say, waiting
 from gateway.cli.databases import Config, Database, DataDir, owner_url
+from gateway.errors import StartError
 from gateway.feature import features
 
 if TYPE_CHECKING:
@@ -37,7 +38,10 @@ def replay(
     ] = None,
     archive: Annotated[
         str | None,
-        typer.Option("--archive", help="Archived months as well: a directory, file:///… or s3://bucket/…."),
+        typer.Option(
+            "--archive",
+            help="Archived months as well as the database's: a directory, file:///… or s3://bucket/….",
+        ),
     ] = None,
     config: Config = None,
     data_dir: DataDir = None,
@@ -52,7 +56,12 @@ def replay(
             api = find()
             answer = with_(api, timeout_s=api.timeout_s + _seconds_max()).post("budgets/replay", body)
         else:
-            answer = _replay_here(body, archive, owner_url(config, database_url, data_dir))
+            try:
+                url = owner_url(config, database_url, data_dir)
+            except StartError as unknown:
+                why = "--archive needs the database too, with later calls, groups, prices and names of users"
+                raise CommandFailed(f"{why}: {unknown.message}.") from unknown
+            answer = _replay_here(body, archive, url)
     if as_json:
         print_json(answer)
         return

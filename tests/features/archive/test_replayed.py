@@ -55,3 +55,17 @@ async def test_replay_over_an_archive_equals_that_over_the_rows_of_before(
         body.write_text(json.dumps({"organization_id": 1, "budgets": [*BUDGETS, *BUDGETS]}))
         assert await asyncio.to_thread(command, "budget", "replay", "-f", str(body), *where) == 1
         assert "budgets.3.name" in capsys.readouterr().err
+
+
+def test_replay_over_an_archive_says_that_it_needs_the_database_and_how_to_name_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TOLLKEEPER_DATABASE_URL", "TOLLKEEPER_DATABASE_OWNER_URL", "TOLLKEEPER_DATA_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    body = tmp_path / "budgets.json"
+    body.write_text(json.dumps({"organization_id": 1, "budgets": BUDGETS, **PERIOD}))
+    assert command("budget", "replay", "-f", str(body), "--archive", str(tmp_path)) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "--archive needs the database too" in said
+    assert "set TOLLKEEPER_DATABASE_URL" in said
