@@ -288,7 +288,7 @@ class Administration:
             checkout=next((routes.checkout for routes in self._routes if routes.checkout is not None), None),
             sign_ins=self._sign_ins.now,
             replay=Replays(
-                settings.url_file("database_url").url, self._log, self._account_closing.until_stored
+                settings.url_file("database_url").url, self._log, self._account_closing.await_stored
             ).run,
             version=extras.version(),
             gateway_url=settings.calls_url,

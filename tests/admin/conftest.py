@@ -207,7 +207,7 @@ class MemoryCounters:
         rows_of(self.url, "update control_write set state = 'done' where state = 'applied'")
         self.settled.append(realm)
 
-    async def until_stored(self, organization_id: int) -> None:
+    async def await_stored(self, organization_id: int) -> None:
         for statement in self.flushes:
             rows_of(self.url, statement)
 
@@ -438,7 +438,7 @@ def ports_over(
         built_in=BuiltIn(ADMIN, READONLY),
         body_bytes_max=64 * 1024,
         replay=Replays(
-            lambda: engine.url.render_as_string(hide_password=False), print, counters.until_stored
+            lambda: engine.url.render_as_string(hide_password=False), print, counters.await_stored
         ).run,
     )
 

@@ -562,13 +562,13 @@ async def about_budget(desk: ConsoleShell, request: web.Request, row: Row) -> Ma
         "meaning": [first, *([own] if own else []), *rest],
         "of": formatting.budget_selector(row, names, targets),
         "organization": names.get(("organizations", int(str(row["organization_id"]))), ""),
-        "saved": await saved_of(desk, row),
+        "saved": await read_savings(desk, row),
         **await accounts_of(desk, row),
         **others,
     }
 
 
-async def saved_of(desk: ConsoleShell, row: Row) -> Sequence[Row]:
+async def read_savings(desk: ConsoleShell, row: Row) -> Sequence[Row]:
     """Return what the steps of a budget saved in the last days, by pairs of models."""
     if not row["steps"]:
         return ()

@@ -232,7 +232,7 @@ class AccountCloser:
         except (TimeoutError, CountersUnavailable) as error:
             raise NotStoredYet from error
 
-    async def until_stored(self, organization_id: int) -> None:
+    async def await_stored(self, organization_id: int) -> None:
         """Wait until movements of an organization up to now are in the ledger, for `STORED_S_MAX` at most.
 
         Do not wait while Redis does not answer.

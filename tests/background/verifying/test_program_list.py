@@ -74,7 +74,7 @@ async def test_report_names_the_edition_of_time_zones_that_each_program_reads(sc
     }
 
 
-async def test_a_keeper_that_the_list_lacks_is_in_it_with_its_next_look(scene: Scene) -> None:
+async def test_a_keeper_is_put_into_a_list_of_programs_without_that_keeper(scene: Scene) -> None:
     async def no_workers() -> int:
         return 0
 

@@ -310,13 +310,13 @@ async def test_accounts_are_closed_when_all_is_stored_and_agrees(backend: Backen
         await account_closing.close(owner)
 
 
-async def test_until_stored_waits_for_the_rows_of_what_was_settled(backend: Backend) -> None:
+async def test_await_stored_waits_for_the_rows_of_settled_calls(backend: Backend) -> None:
     world = await busy(backend)
     accounts = LookedAt(backend.engine)
     account_closing = AccountCloser(backend.counters, accounts, reconciler_of(backend))
     world.reserve(need=10).settle(tokens=10)
     before = accounts.looks
-    waiting = asyncio.create_task(account_closing.until_stored(world.caller.organization_id))
+    waiting = asyncio.create_task(account_closing.await_stored(world.caller.organization_id))
     await eventually(lambda: accounts.looks > before + 1)
     assert not waiting.done()
     await backend.flush()

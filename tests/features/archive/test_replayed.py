@@ -57,7 +57,7 @@ async def test_replay_over_an_archive_equals_that_over_the_rows_of_before(
         assert "budgets.3.name" in capsys.readouterr().err
 
 
-def test_replay_over_an_archive_says_that_it_needs_the_database_and_how_to_name_it(
+def test_replay_over_an_archive_without_a_database_names_the_setting(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("TOLLKEEPER_DATABASE_URL", "TOLLKEEPER_DATABASE_OWNER_URL", "TOLLKEEPER_DATA_DIR"):

@@ -153,7 +153,7 @@ def test_replay_lists_the_owners_that_were_refused_first() -> None:
     assert item.suggestions == {"50": 2, "90": 4, "99": 4}
 
 
-def test_callers_without_a_value_are_one_owner_with_an_empty_name() -> None:
+def test_callers_without_a_value_share_an_owner_with_an_empty_name() -> None:
     """Their account needs the largest amount; suggestions are of people alone."""
     budget = Budget(1, "each", "requests", 1, "total", each="user")
     [item] = replayed([budget], [at(0, user="a"), *(at(hour) for hour in range(1, 6))]).items
