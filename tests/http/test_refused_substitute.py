@@ -150,7 +150,7 @@ async def sealed(there: Gate) -> dict[str, Any]:
     return {"path": MESSAGES, "session": "one", "messages": sealed_by("cheap")}
 
 
-async def test_call_whose_client_left_before_the_refusal_is_sent_once_and_costs_nothing(world: World) -> None:
+async def test_call_without_its_client_is_sent_once_and_free(world: World) -> None:
     async with gate(world) as there:
         reach(there)
         refused = asyncio.Event()

@@ -178,7 +178,7 @@ class OneByOne:
         self.ran.append((statement, row))
 
 
-async def test_rows_of_a_list_are_run_one_by_one(alone: AsyncEngine) -> None:
+async def test_rows_of_a_list_are_run_in_turn(alone: AsyncEngine) -> None:
     cursor, rows = OneByOne(), [{"a": 1}, {"a": 2}]
     assert engines.run_each(cursor, "S", rows, None)
     assert cursor.ran == [("S", {"a": 1}), ("S", {"a": 2})]

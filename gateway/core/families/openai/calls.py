@@ -74,7 +74,11 @@ def read_chat(body: Body, document: Document, params: PathParams, bounds: UsageB
     newer = maximum(document, "max_completion_tokens", bounds.usage_tokens_max)
     output_max = newer if older is None else older if newer is None else max(older, newer)
     asked = document.get("modalities")
-    makes = "" if not isinstance(asked, list) else next((kind for name, kind in _MADE.items() if name in asked), "")
+    makes = (
+        ""
+        if not isinstance(asked, list)
+        else next((kind for name, kind in _MADE.items() if name in asked), "")
+    )
     return CallSpec(
         model, streamed, output_max, choices(document, "n", bounds.choices_max), user, makes=makes
     )
