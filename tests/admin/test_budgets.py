@@ -420,7 +420,7 @@ async def test_invalid_override_is_refused_with_the_field_named(desk: Desk) -> N
         (whole, "ada", good, "who"), (user, "ada", {}, "amount"), (user, "ada", {"amount": 5}, "amount"),
         (user, "ada", {"amount": "-1"}, "amount"), (user, "ada", {**good, "until": "2020-01-01T00:00:00Z"}, "until"),
         (user, "ada", {**good, "reason": ""}, "reason"), (user, "ada", {**good, "who": "eve"}, "who"),
-        (user, "group%3A7", good, "who"), (user, "%20", good, "who"), (user, "a%0Ab", good, "who"),
+        (user, "%20", good, "who"), (user, "a%0Ab", good, "who"),
         (user, "u" * 129, good, "who"), (key, "laptop", good, "who"), (key, "999", good, "who"),
     ):  # fmt: skip
         path = f"budgets/{budget['id']}/overrides/{who}"
