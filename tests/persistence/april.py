@@ -104,9 +104,9 @@ class April:
 
     async def rate(self) -> None:
         """Rate the calls that prices have left, as the keeper does."""
-        while left := await self.store.run(lambda connection: reratings.open_reratings(connection, 10)):
-            for price_id in left:
-                await self.rate_piece(price_id)
+        while left := self.rows("SELECT price_id FROM rerating_left WHERE rated_at IS NULL"):
+            for (price_id,) in left:
+                await self.rate_piece(int(str(price_id)))
 
     async def rate_piece(self, price_id: int) -> None:
         def rate(connection: Connection) -> None:
