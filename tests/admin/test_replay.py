@@ -145,9 +145,10 @@ async def test_replay_refuses_calls_beyond_the_amount_and_names_their_owners(des
         "name": "b", "refused": 2, "refused_cost": "5.50", "substituted": 0, "saved": "0",
         "first_refusal_at": "2026-10-05T07:00:00Z",
         "owners": [
-            {"who": "ada", "refused": 1, "first_refusal_at": "2026-10-05T07:00:00Z", "used_max": "1"}
+            {"who": "ada", "refused": 1, "first_refusal_at": "2026-10-05T07:00:00Z", "used_max": "1"},
+            {"who": "", "refused": 1, "first_refusal_at": "2026-10-06T07:00:00Z", "used_max": "0"},
         ],
-        "owners_more": 0, "least_amount": "1.50",
+        "owners_more": 0, "least_amount": "5",
         "suggestions": {"50": "0.900000001", "90": "1.50", "99": "1.50"},
     }  # fmt: skip
     assert (second["refused"], second["least_amount"], second["suggestions"]) == (1, 6, None)

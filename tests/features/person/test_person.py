@@ -305,7 +305,7 @@ async def test_person_delete_command_leaves_the_id_of_the_user_in_no_column_of_t
         ("remove-member", None, {"member": nobody}), ("put-member", None, {"member": nobody}),
         ("put-member", "boss@example.com", {"member": nobody}),
     ]  # fmt: skip
-    assert api.rows("SELECT after -> 'members' FROM audit_log WHERE resource = 'groups' AND action = 'create'") == [
+    assert api.rows("SELECT after -> 'members' FROM audit_log WHERE resource = 'groups' AND action = 'create' ORDER BY id") == [
         ([OTHER, nobody],), ([nobody, OTHER],),
     ]  # fmt: skip
     assert api.rows("SELECT name, members FROM caller_group ORDER BY id") == [
