@@ -168,9 +168,9 @@ def test_limit_of_owner_is_never_lowered_by_raise(
     budget = Budget(
         1, "each", "requests", 20, "day", each="user", raised_to=raised_to, raised_until_ms=5, raises=raises
     )
-    assert budget.limit_of(ADA, at) == limit
+    assert budget.limit_of(ADA, at)[:2] == limit
     others = (raised_to if at < 5 else 20, "budget")
-    assert budget.limit_of(owner_of("bob"), at) == budget.limit_of("", at) == others
+    assert budget.limit_of(owner_of("bob"), at)[:2] == budget.limit_of("", at)[:2] == others
 
 
 @pytest.mark.parametrize(
@@ -197,8 +197,8 @@ def test_limit_of_owner_is_its_raise_then_its_override_then_the_budgets(
         1, "each", "requests", 20, "day", each="user", raised_to=60, raised_until_ms=6,
         overrides={ADA: PersonalOverride(amount, 8)}, raises={} if own is None else {ADA: PersonalRaise(own, 10)},
     )  # fmt: skip
-    assert budget.limit_of(ADA, at) == limit
-    assert budget.limit_of(owner_of("bob"), at) == budget.limit_of("", at) == (60 if at < 6 else 20, "budget")
+    assert budget.limit_of(ADA, at)[:2] == limit
+    assert budget.limit_of(owner_of("bob"), at)[:2] == budget.limit_of("", at)[:2] == (60 if at < 6 else 20, "budget")
 
 
 @pytest.mark.parametrize(
@@ -222,14 +222,14 @@ def test_limit_of_owner_is_the_smallest_of_its_groups_behind_its_own(
 ) -> None:
     own = {name: PersonalOverride(*override) for name, override in overrides.items()}
     budget = Budget(1, "each", "tokens", 20, "day", each="user", overrides=own)
-    assert budget.limit_of(ADA, 3, groups) == limit
+    assert budget.limit_of(ADA, 3, groups)[:2] == limit
     raised = replace(budget, raises={ADA: PersonalRaise(7, 9)})
-    assert raised.limit_of(ADA, 3, groups) == ((20, "budget") if limit[1] == "budget" else (7, "raise"))
+    assert raised.limit_of(ADA, 3, groups)[:2] == ((20, "budget") if limit[1] == "budget" else (7, "raise"))
 
 
 def test_override_without_an_end_stays() -> None:
     budget = replace(BUDGET, each="user", overrides={ADA: PersonalOverride(5)})
-    assert budget.limit_of(ADA, 2**52) == (5, "override")
+    assert budget.limit_of(ADA, 2**52)[:2] == (5, "override")
     assert windows_valid_until([replace(budget, interval="total")], 1, ADA) == 0
 
 

@@ -120,7 +120,7 @@ def test_a_raise_of_one_is_that_owners_until_it_ends() -> None:
     assert limits_of(known.find(budgets, eve, NOW)) == [10]
     assert known.find(budgets, eve, NOW).accounts[0].defined == of(EACH).find(eve, NOW).accounts[0].defined
     [(name, budget, _)] = budgets.of_caller(CALL)
-    assert budget.limit_of(owner_in(name), NOW) == (50, "raise")
+    assert budget.limit_of(owner_in(name), NOW)[:2] == (50, "raise")
 
 
 def test_a_raised_owner_without_a_place_has_the_limit_of_the_shared_account() -> None:
@@ -477,7 +477,7 @@ def test_override_of_a_group_limits_calls_of_members_until_its_end() -> None:
     ]
     assert limits_of(find(claiming, "ada")) == [3]
     [(name, budget, ids)] = budgets.of_caller(CALL._replace(user="ada", groups=(5, 9)))
-    assert budget.limit_of(owner_in(name), NOW, ids) == (3, "group")
+    assert budget.limit_of(owner_in(name), NOW, ids)[:2] == (3, "group")
 
 
 def test_definitions_of_accounts_have_the_limits_of_owners_now() -> None:
