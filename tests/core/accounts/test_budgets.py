@@ -198,7 +198,11 @@ def test_limit_of_owner_is_its_raise_then_its_override_then_the_budgets(
         overrides={ADA: PersonalOverride(amount, 8)}, raises={} if own is None else {ADA: PersonalRaise(own, 10)},
     )  # fmt: skip
     assert budget.limit_of(ADA, at)[:2] == limit
-    assert budget.limit_of(owner_of("bob"), at)[:2] == budget.limit_of("", at)[:2] == (60 if at < 6 else 20, "budget")
+    assert (
+        budget.limit_of(owner_of("bob"), at)[:2]
+        == budget.limit_of("", at)[:2]
+        == (60 if at < 6 else 20, "budget")
+    )
 
 
 @pytest.mark.parametrize(
