@@ -17,7 +17,7 @@ import msgspec
 from gateway.core.calls.call import CallRequest, UsageBounds
 from gateway.core.metering.meter import BEHIND_END_BYTES_MAX, CLOSED, FINISHED, OPEN, Dialect, Meter, slim
 from gateway.core.metering.reading import UNREADABLE, is_object, text_of
-from gateway.core.metering.report import may_be_more
+from gateway.core.metering.report import ENVELOPE_BYTES, may_be_more
 from gateway.core.model import TokenUsage
 
 # Split a server-sent event stream into events without changing a byte.
@@ -462,6 +462,7 @@ class StreamMeter(Meter):
         "_dialect",
         "_differs",
         "_first",
+        "_frame_bytes",
         "_held",
         "_held_bytes",
         "_oversized",
@@ -483,7 +484,7 @@ class StreamMeter(Meter):
         self._oversized: Tail | None = None
         self._shortened = TextShortener(bounds.event_bytes_max)
         self._held: list[bytes] = []
-        self._held_bytes = self._bytes_behind_end = self._unread = self._trials = 0
+        self._held_bytes = self._bytes_behind_end = self._unread = self._trials = self._frame_bytes = 0
         # Known events: their beginning, variable parts with the bytes behind each, and the key of their size.
         self._first = b""
         self._differs: list[tuple[str, bytes]] = []
@@ -666,9 +667,12 @@ class StreamMeter(Meter):
                 place_ = known_at(chunk, at, first, differs)
             if place_ is None:
                 return at
+            began, before = at, self.text_bytes
             at, text, number = place_
-            before = self.text_bytes
             self.saw(text)
+            beside = at - began - self._frame_bytes - self.text_bytes + before
+            if beside > self.envelope:  # as where the event is decoded
+                self.envelope = min(beside, ENVELOPE_BYTES)
             if self.text_bytes > self.dense_from:
                 self.words += len(text.split())
             self.content_events += 1
@@ -703,6 +707,7 @@ class StreamMeter(Meter):
         tried = first + b"".join([_TRIED_PARTS[kind] + behind for kind, behind in differs])
         if self._is_read(tried, any(kind == _NUMBER_PART for kind, _, _ in parts)):
             self._first, self._differs = first, differs
+            self._frame_bytes = len(event) - len(data_of(event))
 
     def _is_read(self, event: bytes, numbered: bool) -> bool:
         """Return whether the dialect reads the values of a trial event, and finds nothing else in it.
@@ -713,7 +718,11 @@ class StreamMeter(Meter):
         # Another text of the event may be as long, so the text that was read is compared. Its type is stated,
         # since compiled code would take it for a list for good, and a text that cannot be read makes it None.
         tried.texts = cast("list[str] | None", [])
-        tried.told, tried.position, tried.envelope = list(self.told), self.position, self.envelope
+        tried.told, tried.position, tried.envelope = (
+            list(self.told),
+            self.position,
+            -1,
+        )  # all of it is looked at
         if self._dialect.read_event(tried, data_of(event)):
             return False
         detail, known, members = tried.detail, self.detail, tried.said
