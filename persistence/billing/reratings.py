@@ -129,9 +129,9 @@ SELECT price_id FROM rerating_left
  ORDER BY rated_at IS NOT NULL, price_id LIMIT :count""")  # fmt: skip
 _UNRATED = query("reratings.unrated", "Select a price whose stored calls are not all rated",
     "SELECT FROM rerating_left WHERE price_id = :price AND rated_at IS NULL")  # fmt: skip
-# Advisory lock class 7805, above the lock of prices: who amends this price, in the requests of now.
+# Advisory lock class 7817: an amendment of a price.
 _TAKE_TURN = query("reratings.take_turn", "Lock a price that is amended",
-    "SELECT pg_try_advisory_xact_lock(7805, (1 + :price % 2147483646)::integer)")  # fmt: skip
+    "SELECT pg_try_advisory_xact_lock(7817, (:price % 2147483647)::integer)")  # fmt: skip
 _HOLD = query("reratings.hold", "Lock a price whose calls are rated",
     "SELECT * FROM rerating_left WHERE price_id = :price FOR UPDATE")  # fmt: skip
 _MOVE = query("reratings.move", "Store how far calls are rated", """

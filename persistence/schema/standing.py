@@ -50,7 +50,7 @@ ENCODING = "UTF8"
 # 7806 budgets, 7807 checkpoints, 7808 invoices on schedule, 7809 configuration,
 # 7810 archiving, 7811 a proof of a backup, 7812 what an organization makes,
 # 7813 a comparison of everybody, 7814 addresses that are asked,
-# 7815 heads of the ledger, 7816 moves of ids.
+# 7815 heads of the ledger, 7816 moves of ids, 7817 amendments of prices.
 SCHEMA_LOCK = (7801, 1)
 
 
