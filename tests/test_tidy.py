@@ -37,7 +37,6 @@ THREE_GROUPS = {
     "gateway/core/families/anthropic/calls.py": _READER,
     "gateway/core/families/gemini/calls.py": _READER,
     "gateway/core/families/openai/calls.py": _READER,
-    "gateway/core/families/openai/media.py": _READER,
     "gateway/core/integrity/recovery.py": _NOUNS,
     "gateway/core/model.py": "types of admission, compiled together",
     "gateway/core/wait.py": "ways to wait without an event loop",

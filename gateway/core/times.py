@@ -6,7 +6,7 @@ import re
 import zoneinfo
 from datetime import UTC, datetime, timedelta
 from functools import cache, lru_cache
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -124,7 +124,8 @@ def zones_edition() -> str:
     """Return the edition of this process's zones, such as `2026f`; `unknown` if the system does not say it."""
     paths = zoneinfo.TZPATH if zones_source() == SYSTEM else ()
     folders = [folder for path in paths if (folder := Path(path)).is_dir()]
-    folders = folders or [Path(str(files("tzdata"))) / "zoneinfo"]
+    bundled = find_spec("tzdata.zoneinfo")
+    folders = folders or [Path(path) for path in (bundled and bundled.submodule_search_locations) or ()]
     for path in (folder / name for folder in folders for name in ("tzdata.zi", "+VERSION")):
         if path.is_file():
             with path.open("rb") as file:

@@ -215,6 +215,65 @@ async def test_a_picture_without_a_report_is_held_and_charged_by_its_size_and_qu
         assert stage.counters.holds[-1].money == tokens * 30_000
 
 
+# Reports that tell no output of a picture, or split none of it: a low picture of 1024 x 1024 has 272 tokens.
+NO_REPORT = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+
+
+@pytest.mark.parametrize(
+    ("usage", "of_pictures", "estimated"),
+    [
+        (NO_REPORT, 272, True), ({"input_tokens": 9}, 272, True), ({}, 272, True),
+        ({"input_tokens": 9, "total_tokens": 309}, 300, False), ({"total_tokens": 281}, 281, True),
+        ({"input_tokens": 9, "output_tokens": 300, "output_tokens_details": {"text_tokens": 0, "image_tokens": 0}}, 300, False),
+        ({"input_tokens": 9, "output_tokens": 300, "output_tokens_details": {"image_tokens": 200}}, 300, False),
+        ({"input_tokens": 9, "output_tokens": 300, "output_tokens_details": {"text_tokens": 100}}, 200, False),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_pictures_that_a_report_does_not_tell_are_pictures(
+    stage: Stage, usage: dict[str, int], of_pictures: int, estimated: bool, streamed: bool
+) -> None:
+    row = {"provider": "openai", "input": "0", "output": "10", "image_output": "32"}
+    stage.directory.prices = {
+        "gpt-image-1.5": read_price(price_row(id=5, **row, model="gpt-image-1.5")).vector
+    }
+    said = {"model": "gpt-image-1.5", "prompt": "a cat", "size": "1024x1024", "quality": "low"}
+    told: list[dict[str, Any]] = [{"created": 1, "data": [{"b64_json": "QUJD"}], "usage": usage}]
+    if streamed:
+        said["stream"] = True
+        told = [
+            {"type": "image_generation.partial_image"},
+            {"type": "image_generation.completed", "usage": usage},
+        ]
+    found = await facts(stage, post(json.dumps(said).encode(), PICTURES), *told)
+    of_text = usage.get("output_tokens", 0) - of_pictures if of_pictures == 200 else 0
+    assert (found.cost, found.unpriced, found.estimated) == (
+        of_pictures * 32_000 + of_text * 10_000,
+        "",
+        estimated,
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "said", "tokens"),
+    [
+        ("gpt-image-2", {"size": "3840x2160"}, 13_342), ("gpt-image-2", {"size": "3840x2160", "quality": "high"}, 13_342),
+        ("gpt-image-2", {}, 7_024), ("gpt-image-1", {"size": "1024x1024", "quality": "low", "partial_images": 3}, 572),
+        ("gpt-image-1", {"size": "1024x1024", "quality": "low", "partial_images": 99}, 572),
+    ],
+)  # fmt: skip
+async def test_dearest_picture_of_a_request_is_held(
+    stage: Stage, model: str, said: dict[str, Any], tokens: int
+) -> None:
+    row = {"provider": "openai", "input": "0", "output": "10", "image_output": "10"}
+    stage.directory.prices = {model: read_price(price_row(id=5, **row, model=model)).vector}
+    stage.directory.budgets_there = [replace(MONEY, hold="maximum")]
+    await facts(
+        stage, post(json.dumps({"model": model, "prompt": "x", **said}).encode(), PICTURES), drawn(split=True)
+    )
+    assert stage.counters.holds[-1].money == tokens * 10_000
+
+
 async def test_the_unsplit_input_of_an_edit_is_of_pictures_besides_the_prompt(stage: Stage) -> None:
     priced(stage, {"input": "5", "image_input": "8", "output": "10", "image_output": "32"})
     usage = {"input_tokens": 1_009, "output_tokens": 1_056, "total_tokens": 2_065}

@@ -287,5 +287,7 @@ def test_a_member_of_a_report_counts_as_its_row_says(meter: str, path: str, kind
         assert len(detail.beside) == 1
     elif kind in {"input", "output"}:  # a part of either, or all of it
         assert counts[kind] in {7, 107, 57}
+    elif kind in {detail.main_input, detail.main_output}:  # with all that the report does not split
+        assert counts[kind] == {"audio_input": 100, "image_output": 50}[kind]
     elif kind in KINDS:
         assert counts[kind] == 7

@@ -65,6 +65,9 @@ _PLAIN: Final = "dall-e-"
 _PLAIN_USUAL: Final = ("1024x1024", "standard")
 _REPORTING: Final = "gpt-image-"
 _ENDING: Final = ENDINGS["media"]
+# The tokens that each partial picture of a stream adds, and the most of these (OpenAI's guide to image generation).
+PARTIAL_TOKENS: Final = 100
+PARTIAL_MAX: Final = 3
 # The most tokens of one edited picture, in high fidelity.
 EDITED_TOKENS: Final = 6_800
 EDIT_FORM: Final = FormKind(
@@ -128,10 +131,10 @@ def count_picture_tokens(model: str, size: str, quality: str) -> int:
         return min(-(-sides[0] * sides[1] // 1_024), _MAI_TOKENS_MAX) if sides else _MAI_TOKENS_MAX
     bases = next((bases for model, bases in _BASES.items() if f"{name}-".startswith(f"{model}-")), None)
     if bases is not None:
-        base = bases.get(quality)
-        if base is None or sides is None:
-            base, sides = max(bases.values()), (1_024, 1_024)
-        return _calculate_tokens(base, *sides)
+        most = max(bases.values())
+        if sides is not None and quality in bases:
+            return _calculate_tokens(bases[quality], *sides)
+        return max(_calculate_tokens(most, 1_024, 1_024), _calculate_tokens(most, *sides) if sides else 0)
     table = _MINI if name.startswith("gpt-image-1-mini") else _PUBLISHED
     if size in _SIZES and quality in _QUALITIES:
         return table[_SIZES.index(size)][_QUALITIES.index(quality)]
@@ -153,7 +156,10 @@ def read_images(body: Body, document: Document, params: PathParams, bounds: Usag
     pictures = choices(document, "n", bounds.choices_max)
     size, quality = _PLAIN_USUAL if model.lower().startswith(_PLAIN) else (AUTO, AUTO)
     size, quality = _read_word(document, "size", size), _read_word(document, "quality", quality)
-    most = None if model.lower().startswith(_PLAIN) else count_picture_tokens(model, size, quality)
+    most = None
+    if not model.lower().startswith(_PLAIN):
+        partial = min(_read_count(document.get("partial_images")), PARTIAL_MAX)
+        most = count_picture_tokens(model, size, quality) + PARTIAL_TOKENS * partial
     return CallSpec(
         model, streamed, most, pictures, user, RequestedUnits({f"{IMAGES}{size}/{quality}": pictures}),
         reports=model.lower().startswith(_REPORTING),
@@ -245,7 +251,7 @@ def read_video(body: Body, document: Document, params: PathParams, bounds: Usage
     if own is not None and stated is not None:
         raise InvalidRequest("seconds is not accepted: the length stays as it is.", param="seconds")
     stated = own if stated is None else stated
-    seconds = VIDEO_SECONDS if stated is None else _seconds(stated)
+    seconds = VIDEO_SECONDS if stated is None else _read_count(stated)
     if not 0 < seconds <= VIDEO_SECONDS_MAX:
         right = f"a whole number from 1 to {VIDEO_SECONDS_MAX}"
         raise InvalidRequest(f"seconds must be {right}.", param="seconds")
@@ -253,8 +259,8 @@ def read_video(body: Body, document: Document, params: PathParams, bounds: Usage
     return CallSpec(model, output_max=0, user=user, units=units, background=True)
 
 
-def _seconds(stated: object) -> int:
-    """Return a number of seconds, or its text, as an integer; 0 for anything else."""
+def _read_count(stated: object) -> int:
+    """Return a number of seconds or pictures, or its text, as an integer; 0 for anything else."""
     text = str(stated) if type(stated) in {int, str} else ""
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
 
@@ -267,7 +273,9 @@ def _read_whole_video(meter: Meter, document: bytes) -> None:
     there = answer.get("status") == "completed" or integer(answer.get("completed_at")) is not None
     if not there or not 200 <= meter.status < 300:
         return
-    seconds = _seconds(answer.get("seconds")) or (meter.call.spec.units.likely or {}).get("video_second", 0)
+    seconds = _read_count(answer.get("seconds")) or (meter.call.spec.units.likely or {}).get(
+        "video_second", 0
+    )
     meter.detail.used_tool("video_second", seconds)
     meter.report_units()
 
@@ -385,9 +393,26 @@ def _take_heard(meter: Meter, answer: dict[str, object]) -> None:
 
 def _take(meter: Meter, answer: dict[str, object]) -> None:
     usage, svg = answer.get("usage"), answer.get("svg_usage")
+    if isinstance(usage, dict) and any(
+        name.startswith(IMAGES) for name in meter.call.spec.units.likely or ()
+    ):
+        usage = _complete_output(usage)
     if isinstance(usage, dict):
         beside = [] if svg is None else svg_part(meter, msgspec.Raw(msgspec.json.encode(svg)))
         report(meter, msgspec.json.encode(usage), beside)
+
+
+def _complete_output(usage: dict[str, object]) -> dict[str, object] | None:
+    """Return the usage of pictures with its output, which a total may tell alone; None if nothing tells it.
+
+    A picture has output: a report without any is none, as one of zeros is.
+    """
+    read, written, total = [
+        integer(usage.get(name)) or 0 for name in ("input_tokens", "output_tokens", "total_tokens")
+    ]
+    if written <= 0 and total > read:
+        usage, written = {**usage, "output_tokens": total - read}, total - read
+    return usage if written > 0 else None
 
 
 def _stated_value(answer: dict[str, object], name: str, asked: str) -> str:

@@ -16,7 +16,6 @@ from gateway.core.families.openai.shapes import USAGE, InputDetails, OutputDetai
 from gateway.core.metering.content import content_bytes
 from gateway.core.metering.meter import Detail, Meter
 from gateway.core.metering.report import bounded_output
-from gateway.core.model import INTEGER_MAX
 
 # Tokens of the prompt, of the completion, cached and of reasoning.
 Numbers = tuple[int, int, int, int]
@@ -141,20 +140,11 @@ def _note(detail: Detail, usage: ReportedUsage) -> tuple[int, int, int]:
         reasoning = made.reasoning_tokens or 0
         detail.audio_output, detail.image_output = made.audio_tokens or 0, made.image_tokens or 0
     if read is not None and detail.main_input:
-        detail.text_input = _count_text(read, detail.main_input) or detail.text_input
+        detail.text_input = max(0, read.text_tokens or 0) or detail.text_input
     if made is not None and detail.main_output:
-        detail.text_output = _count_text(made, detail.main_output)
+        detail.text_output = max(0, made.text_tokens or 0)
     reasoning = max(reasoning, usage.reasoning_tokens or 0)
     return cached, reasoning, max(0, cached) + max(0, written)
-
-
-def _count_text(parts: InputDetails | OutputDetails, main: str) -> int:
-    """Return the tokens that `parts` split from those of the kind `main`: all others if they tell its number."""
-    number = parts.audio_tokens if main in _SOUND else parts.image_tokens
-    return max(0, parts.text_tokens or 0) if number is None else INTEGER_MAX
-
-
-_SOUND: Final = ("audio_input", "audio_output")
 
 
 class _Sum:
