@@ -148,6 +148,9 @@ class AdmittedCall:
         self.claim, self._request = claim, request
         self.decision, self.due = decision, True
         self._exchange.admitted = self
+        if call.aim.substitution is not None:
+            tally = worker.ports.tally
+            tally.count_substituted(tally.substituted_calls, call.spec.model)
         estimator = worker.ports.estimator
         if request.ceiling and decision.bounded == (caller.tenant_id in estimator.unbound):
             estimator.note_plan(caller.tenant_id, binds=decision.bounded)

@@ -50,7 +50,7 @@ async def ask_as_asked(
     if link.complete:
         link.take_payload()
     attempt.leave(caller)
-    worker.ports.tally.substitute_refused(substitute)
+    worker.ports.tally.count_substituted(worker.ports.tally.steps_refused, substitute)
     answer = await forward(exchange, asked)
     if 200 <= answer.status < 300:
         ports, owner = worker.ports, step_owner(caller, asked.head.attribution)

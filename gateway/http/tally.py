@@ -108,7 +108,8 @@ class Tally:
     cooled_calls: dict[str, int] = field(default_factory=dict)
     # By upstream and cause: calls that went to another target.
     fallbacks: dict[tuple[str, str], int] = field(default_factory=dict)
-    # By model: calls that it refused as the substitute of a step, and that were sent as asked; of the first models.
+    # By model, of the first models: calls that a step sent as it, and those of them that it refused.
+    substituted_calls: dict[str, int] = field(default_factory=dict)
     steps_refused: dict[str, int] = field(default_factory=dict)
     # By upstream: header fields of calls that it did not get; by upstream and name, of the first names.
     fields_withheld: dict[str, int] = field(default_factory=dict)
@@ -164,9 +165,9 @@ class Tally:
         series = upstream, cause
         self.fallbacks[series] = self.fallbacks.get(series, 0) + 1
 
-    def substitute_refused(self, model: str) -> None:
-        """Count a call that a model refused as the substitute of a step; models beyond the maximum count together."""
-        counts = self.steps_refused
+    @staticmethod
+    def count_substituted(counts: dict[str, int], model: str) -> None:
+        """Count a call of a substitute in one of the two `counts`; models beyond the maximum count together."""
         name = model if model in counts or len(counts) < NAMES_MAX else OTHER_MODELS
         counts[name] = counts.get(name, 0) + 1
 
@@ -279,6 +280,7 @@ class Tally:
             "upstream_cooling_seconds": list(self.cooling_seconds.items()),
             "upstream_cooled_calls": list(self.cooled_calls.items()),
             "upstream_fallbacks": [(*series, count) for series, count in self.fallbacks.items()],
+            "substituted_calls": list(self.substituted_calls.items()),
             "steps_refused": list(self.steps_refused.items()),
             "upstream_failures": [(*series, count) for series, count in self.upstream_failures.items()],
             "upstream_answers": [

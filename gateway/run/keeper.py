@@ -340,7 +340,7 @@ class Keeper:
         return Gauges((
             partial(shard_loops.server_certificates, settings, self._wires),
             partial(gauges.watch_gauges, self._engine, settings.invoice_schedule),
-            self._losses.count, self.programs.gauges,
+            self._losses.count, self.programs.gauges, partial(shard_loops.empty_accounts, self._wires),
             *(gauge for work in self._work for gauge in work.gauges),
         ))  # fmt: skip
 

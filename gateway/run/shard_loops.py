@@ -24,6 +24,7 @@ from gateway.background.verifying.rewinds import Rewinds
 from gateway.background.verifying.verifier import Verifier
 from gateway.core.accounts.holds import MovementRange, ReclaimPolicy
 from gateway.core.integrity.recovery import VerificationResult
+from gateway.counters.admission.empty_accounts import read_empty_accounts
 from gateway.counters.history_guard import HistoryGuards
 from gateway.counters.keeper.outbox import DeletedEntries, OrphanReader, Outbox
 from gateway.counters.keeper.unstored_rows import UnstoredRows
@@ -293,6 +294,12 @@ class AllShardLoops:
 
 
 # Metrics of the servers that a keeper uses.
+async def empty_accounts(wires: RedisConnections) -> Mapping[str, object]:
+    """Return the number of accounts without money, by upstream, for metrics."""
+    counts = Counter(account.upstream for account in (await read_empty_accounts(wires)).values())
+    return {"upstream_accounts_empty": [*counts.items()]}
+
+
 async def server_certificates(settings: Settings, wires: RedisConnections) -> Mapping[str, object]:
     ends = {
         "redis": min((wire.certificate_end for wire in wires.wires if wire.certificate_end), default=None),

@@ -58,6 +58,7 @@ _FACTS: Mapping[str, Mapping[str, str]] = {
         "upstream_cooled_calls upstream": "Calls refused while their upstream is left alone.",
         "upstream_fallbacks upstream cause":
             "Calls of a model for which another upstream was asked, since this one failed.",
+        "substituted_calls model": "Calls that a step of a budget sent as this model, which their callers had not asked for.",
         "steps_refused model": "Calls that a step of a budget sent as a model that refused them, sent again as asked.",
         "upstream_connections": "Connections made to upstreams.",
         "worker_restarts why": "Gateway workers started again by their supervisor.",
@@ -99,6 +100,7 @@ _FACTS: Mapping[str, Mapping[str, str]] = {
         "upstream_credentials_missing upstream": "Workers without valid credentials for an upstream.",
         "cache_bytes cache": "Bytes that the caches of gateway workers hold, added for each worker.",
         "buffered_bytes": "Bytes of requests and answers kept for slow ends.",
+        "upstream_accounts_empty upstream": "Accounts of an upstream that have no money left.",
         "issuers_unread issuer": "Workers that could not read the keys of an issuer.",
         "counters_unverified": "Workers whose Redis no keeper has verified since its last start.",
         "counters_breaker_open": "Workers that ask Redis nothing: it is away or stalls.",

@@ -14,6 +14,7 @@ from gateway.core.accounts.runs import ENDED, EXHAUSTED, OPEN
 from gateway.core.billing.price_book import KINDS
 from persistence.entity import Condition, Entity
 from persistence.keeper.retention import not_before
+from persistence.resources.substitutions import select_step
 from persistence.tables import (
     api_key,
     budget,
@@ -173,6 +174,7 @@ CALLS = Entity(
     conditions={
         "request_id": _request_filter(call, "created_at"),
         "group_id": lambda value: call.c.groups.contains([value]),
+        "substituted_by": select_step,
     },
     implied={
         "tenant_id": lambda value: select(tenant.c.organization_id).where(tenant.c.id == value),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import ColumnElement, Connection, and_, func, select
 
 from gateway.core.accounts.administration import Row
 from gateway.core.accounts.usage import UsageQuery
@@ -12,6 +12,11 @@ from persistence.tables import call, money
 
 # Most pairs of models that a page names.
 SUBSTITUTIONS_MAX = 20
+
+
+def select_step(budget_id: object) -> ColumnElement[bool]:
+    """Return the condition that a step of a budget sent a call as another model; it fits the index of such calls."""
+    return and_(call.c.model_asked.is_not(None), call.c.substituted_by["id"].astext == str(budget_id))
 
 
 def substitutions(connection: Connection, asked: UsageQuery, budget_id: int | None = None) -> Sequence[Row]:
@@ -23,7 +28,7 @@ def substitutions(connection: Connection, asked: UsageQuery, budget_id: int | No
     if not asked.filters.keys() <= {*call.c.keys()}:
         return []
     by = call.c.model, call.c.model_asked, call.c.currency
-    steps = () if budget_id is None else (call.c.substituted_by["id"].astext == str(budget_id),)
+    steps = () if budget_id is None else (select_step(budget_id),)
     saved = func.sum(call.c.saved)
     pairs = (
         select(*by, money(saved).label("saved"), func.count().label("requests"))

@@ -90,6 +90,13 @@ async def test_call_explanation_says_by_which_budget_a_call_went_as_another_mode
         assert (shown["model_asked"], shown["substituted_by"]) == ("opus", {"id": 7, "name": "team"})
         found = step((await api.get(f"calls/{id_}/explanation")).json, "model")
         assert (found["detail"], found["facts"]) == (says, told[saved])
+    mine = f"calls?organization_id={ids['organization']}"
+    for narrowing, shown in (
+        ("model_asked=opus", {*calls.values()}), ("substituted_by=7", {*calls.values()}), ("substituted_by=70", set()),
+        ("model_asked=sonnet", set()), ("model_asked=opus&substituted_by=7&model=sonnet", {*calls.values()}),
+    ):  # fmt: skip
+        found = (await api.get(f"{mine}&{narrowing}")).json["items"]
+        assert {item["request_id"] for item in found} == shown
 
 
 async def test_call_explanation_has_only_budgets_of_the_tags_of_the_call(

@@ -75,7 +75,8 @@ async def test_call_refused_by_its_substitute_is_charged_as_its_own_model(world:
         assert answered.one(b"x-request-id").decode() == charged.request_id
         bodies = [json.loads(one.body) | {"model": ""} for one in there.stage.upstream.received]
         assert bodies[0] == bodies[1]
-        assert there.stage.tally.steps_refused == {"cheap": 1}
+        tally = there.stage.tally
+        assert (tally.substituted_calls, tally.steps_refused) == ({"cheap": 1}, {"cheap": 1})
 
 
 async def test_calls_of_a_key_skip_a_substitute_for_five_minutes_after_its_refusal(world: World) -> None:

@@ -187,7 +187,7 @@ CALL_RESOURCES = (
         order="by created_at, then id, ascending",
         filters=filters(
             "request_id:uuid organization_id tenant_id api_key_id user_id reason:text service_id "
-            "project_id:count model:text response_model:text session:text content_id:count group_id"
+            "project_id:count model:text model_asked:text substituted_by response_model:text session:text content_id:count group_id"
         ),
         tagged=True,
         questions=(EXPLANATION,),

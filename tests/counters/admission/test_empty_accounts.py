@@ -14,6 +14,7 @@ from gateway.counters.admission.empty_accounts import (
 )
 from gateway.counters.admission.key_changes import HEARD
 from gateway.counters.redis import keys
+from gateway.run.shard_loops import empty_accounts
 from tests.builders import World, driven
 from tests.counters.conftest import Connect
 from tests.waiting import eventually
@@ -58,6 +59,7 @@ async def test_an_account_that_a_worker_notes_is_left_alone_by_all_workers(
     assert LEFT_ALONE_S - 1 < second.table.entries[ACCOUNT].until - second.now <= LEFT_ALONE_S
     stored = await read_empty_accounts(second.wire)
     now_ms = time.time() * 1000
+    assert await empty_accounts(second.wire) == {"upstream_accounts_empty": [("deepseek", 1)]}
     assert stored == {ACCOUNT: StoredEmptyAccount("deepseek", 402, stored[ACCOUNT].since_ms)}
     assert now_ms - 5_000 < stored[ACCOUNT].since_ms <= now_ms + 1_000
     for name in (keys.EMPTY_ACCOUNTS, keys.empty_account(ACCOUNT)):
