@@ -52,6 +52,7 @@ from gateway.core.accounts.administration import (
 )
 from gateway.core.accounts.tags import tag_in
 from gateway.core.billing.document import NO_LETTERHEAD, Letterhead
+from gateway.core.billing.stand_ins import NO_STAND_INS, StandIns
 from gateway.core.model import INTEGER_MAX
 from gateway.errors import AccountsOpen, Conflict, NotFound, NotStoredYet, Unprocessable
 from persistence.error_mapping import QUERY_CANCELED
@@ -174,6 +175,7 @@ class WriteRules:
     private_addresses: bool = False  # webhooks may go to them
     mail_allowed: bool = False
     mail_asks: bool = True  # an address is asked for its consent
+    stand_ins: StandIns = NO_STAND_INS  # models whose price stands in for others'
 
 
 DEFAULT_RULES: Final = WriteRules()

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import psycopg
 from psycopg.rows import dict_row
 
+from gateway.core.billing.stand_ins import StandIns, find_unpriced
 from gateway.core.certificates import UnreadableCertificate
 from gateway.errors import SchemaUnavailable
 from persistence.address import CONNECT, plain_url
@@ -79,6 +80,14 @@ SELECT * FROM (
                    ORDER BY effective_from) AS following
       FROM price WHERE source = 'bundled') AS p
  WHERE following IS NULL OR following > now()"""
+
+
+# Names that have a price, and stored models with their targets.
+PRICED_NAMES = """SELECT DISTINCT lower(model COLLATE "C"), match FROM price"""
+STORED_MODELS = "SELECT name, targets FROM model"
+_STEPS_BY_MONEY = """
+SELECT organization_id, name, steps FROM budget
+ WHERE unit = 'money' AND steps <> '[]' AND deleted_at IS NULL ORDER BY organization_id, name"""
 
 
 class TableLock(NamedTuple):
@@ -147,3 +156,23 @@ def bundled_prices(url: str) -> list[dict[str, Any]]:
     """Return the stored prices of the bundled list that are in force or will be."""
     with looked_at(url) as connection, connection.cursor(row_factory=dict_row) as cursor:
         return cursor.execute(_BUNDLED).fetchall()
+
+
+def unpriced_steps(url: str, stand_ins: StandIns) -> list[str]:
+    """Return the budgets of money with a step to a model that has no price; raise `SchemaUnavailable`."""
+    with looked_at(url) as connection:
+        prices, models, budgets = [
+            connection.execute(sql).fetchall() for sql in (PRICED_NAMES, STORED_MODELS, _STEPS_BY_MONEY)
+        ]
+    named = {
+        (organization, name): {other for step in steps for other in step["models"].values()}
+        for organization, name, steps in budgets
+    }
+    lacking = {
+        *find_unpriced({other for others in named.values() for other in others}, prices, models, stand_ins)
+    }
+    return [
+        f'"{name}" of organization {organization}: {few(sorted(others & lacking))}'
+        for (organization, name), others in named.items()
+        if others & lacking
+    ]

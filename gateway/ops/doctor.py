@@ -21,6 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
+from gateway.core.billing.stand_ins import StandIns
 from gateway.core.calls.routes import UpstreamTarget
 from gateway.core.credentials import peppers_of
 from gateway.core.issuers import Issuer
@@ -462,7 +463,7 @@ async def _postgresql(settings: Settings, role: str) -> AsyncIterator[Finding]:
         ("postgresql user", _examine_users, (url, settings.owner_url)),
         ("postgresql pooler", pooler_findings, (url, owner_url)),
         ("rows", _examine_set_aside, (url,)),
-        ("prices", _examine_prices, (url,)),
+        ("prices", _examine_prices, (url, settings.stand_ins)),
         ("postgresql", _examine_maxima, (settings, url)),
     ]
     if settings.key_pepper:
@@ -496,9 +497,15 @@ def _examine_set_aside(url: str) -> Iterator[Finding]:
         yield Finding(PASSED, "rows", "no account is in quarantine, and there is no dead letter")
 
 
-def _examine_prices(url: str) -> Iterator[Finding]:
+def _examine_prices(url: str, stand_ins: StandIns) -> Iterator[Finding]:
+    """Yield findings on bundled prices that are not stored, and on steps whose calls a budget of money refuses."""
+    from persistence.examining import few, unpriced_steps  # heavy to load
+
     if says := missing_here(url):
         yield Finding(UNKNOWN, "prices", says)
+    if url and (budgets := unpriced_steps(url, stand_ins)):
+        message = "budgets of money with steps to models that have no price, so no call goes as these"
+        yield Finding(UNKNOWN, "prices", f"{message}: {few(budgets)}; {hints.UNPRICED_STEPS}")
 
 
 def _examine_locks(url: str) -> Iterator[Finding]:

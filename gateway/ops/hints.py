@@ -58,6 +58,9 @@ QUARANTINE = (
     "see why by tollkeeper quarantine list, then tollkeeper quarantine release (docs/operate/alerts.md,"
     " TollkeeperAccountsQuarantined)"
 )
+UNPRICED_STEPS = (
+    "store a price of the model, or let another's stand in (TOLLKEEPER_PRICE_AS), or change the step"
+)
 LETTERS = "see why by tollkeeper deadletter list (docs/operate/alerts.md, TollkeeperDeadLetters)"
 UNMATCHED = "the log has a request of it (docs/counters.md, Holds that do not fit)"
 _RIGHTS = (

@@ -72,7 +72,7 @@ def store_over(
     missing = next((find for feature in features() if (find := feature.missing_glyphs()) is not None), None)
     rules = WriteRules(
         private_addresses=settings.webhook_private_addresses, mail_allowed=bool(settings.smtp_url),
-        mail_asks=bool(settings.links_url),
+        mail_asks=bool(settings.links_url), stand_ins=settings.stand_ins,
     )  # fmt: skip
     return Store(
         engine, partition_of, rules=rules, letterhead=letterhead,

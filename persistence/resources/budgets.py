@@ -39,6 +39,7 @@ from gateway.core.accounts.budgets import (
     ENFORCE,
     FINISH,
     KEY,
+    MONEY,
     OF_GROUP,
     ORGANIZATION_OVERRIDES_MAX,
     ORGANIZATION_RAISES_MAX,
@@ -52,11 +53,13 @@ from gateway.core.accounts.budgets import (
 )
 from gateway.core.accounts.tags import tag_in
 from gateway.core.accounts.windows import WHOLE_PARTS
+from gateway.core.billing.stand_ins import find_unpriced
 from gateway.core.times import ms_of
 from gateway.errors import Forbidden, NotFound, Unprocessable
 from persistence import entity
 from persistence.entity import Entity, EntityWrite, Verb, alter, id_in, live, lock
-from persistence.queries import insert_rows
+from persistence.examining import PRICED_NAMES, STORED_MODELS
+from persistence.queries import insert_rows, query
 from persistence.resources import people
 from persistence.resources.budget_uses import account_uses, stored_uses
 from persistence.resources.groups import OVERRIDE_IS_IN_FORCE, overrides_of_members
@@ -110,6 +113,7 @@ def wrong_values(change: EntityWrite) -> list[tuple[str, str]]:
         *wrong_window(values),
         *_foreign(change.connection, values),
         *_undeclared(change.connection, values),
+        *_check_steps(change, values.get("unit"), values.get("steps")),
     ]
 
 
@@ -166,8 +170,10 @@ def _unless_organizations(verb: Verb) -> Verb:
 
 def change_budget(change: EntityWrite) -> Row:
     """Change fields of a budget other than its window: name, amount, effect on calls, notices."""
-    values = change.command.values
-    alter(change, _changed(lock(change), values))
+    values, row = change.command.values, lock(change)
+    if errors := (*_check_steps(change, row["unit"], values.get("steps")),):
+        raise Unprocessable(errors=errors)
+    alter(change, _changed(row, values))
     if "amount" in values:
         covered = (budget_raise.c.budget_id == change.row_id, budget_raise.c.amount <= values["amount"])
         # A raise of an override may be below the budget's amount.
@@ -415,6 +421,25 @@ def _undeclared(connection: Connection, values: Row) -> Iterator[tuple[str, str]
             yield name, why
 
 
+def _check_steps(change: EntityWrite, unit: object, steps: Any) -> Iterator[tuple[str, str]]:
+    """Yield the fields of steps of a budget of money whose model has no price, at any provider or time."""
+    named = {
+        f"steps.{place}.models.{pattern}": other
+        for place, step in enumerate(steps or ())
+        for pattern, other in step["models"].items()
+    }
+    if unit != MONEY or not named:
+        return
+    prices, models = [change.connection.execute(known).all() for known in (_PRICED, _STORED_MODELS)]
+    lacking = {*find_unpriced(named.values(), prices, models, change.rules.stand_ins)}
+    mend = "store one first, let another's stand in (TOLLKEEPER_PRICE_AS), or name a model that has one"
+    yield from (
+        (field, f"names {other}, which has no price: {mend}")
+        for field, other in named.items()
+        if other in lacking
+    )
+
+
 def _foreign(connection: Connection, values: Row) -> Iterator[tuple[str, str]]:
     """Yield the fields of a budget that name another owner's object; `require` reports missing objects."""
     for name, owner in _OWNERS.items():
@@ -428,6 +453,8 @@ def _foreign(connection: Connection, values: Row) -> Iterator[tuple[str, str]]:
             yield name, f"is not of tenant {values['tenant_id']}"
 
 
+_PRICED = query("steps.prices", "Select the names that have a price", PRICED_NAMES)
+_STORED_MODELS = query("steps.models", "Select the stored models with their targets", STORED_MODELS)
 # Objects that a budget may name, with their owners.
 _TENANTS = select(tenant.c.organization_id, tenant.c.id.label("tenant_id"))
 _KEYS = select(tenant.c.organization_id, api_key.c.tenant_id).join(tenant, tenant.c.id == api_key.c.tenant_id)

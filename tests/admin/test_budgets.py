@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from gateway.core.accounts.budget_balances import LiveWindow
 from gateway.core.accounts.budgets import OTHERS, Budget, account_of, owner_of
 from gateway.core.accounts.intervals import window_bounds
+from gateway.core.billing.stand_ins import NO_STAND_INS, read_stand_ins
+from persistence.address import plain_url
+from persistence.examining import unpriced_steps
 from tests.admin.conftest import Api
 from tests.connections import connected
 
@@ -41,6 +46,10 @@ class Desk:
             "organization_id": self.organization, "name": uuid4().hex, "unit": "money", "amount": "12.50",
             "interval": "month",
         }  # fmt: skip
+
+    async def price(self, **of: object) -> None:
+        moment = {"currency": "USD", "effective_from": "2026-01-01T00:00:00Z"}
+        await self.api.make("prices", **{**moment, "input": "1.00", **of})
 
     async def declare(self, *names: str) -> None:
         answer = await self.api.patch(f"organizations/{self.organization}", {"tags": list(names)})
@@ -110,6 +119,7 @@ async def test_created_budget_is_returned_with_every_field_that_was_sent(desk: D
         "window": "calendar", "length": None, "carry": {"max": "5.00", "debt": True},
         "steps": [{"at": 0.8, "models": {"gpt-5": "gpt-5-mini"}, "session": "switch"}],
     }  # fmt: skip
+    await desk.price(model="gpt-5-mini")
     asked = {**desk.usual, **more}
     made = await desk.make(**asked)
     assert {name: made[name] for name in asked} == asked
@@ -232,6 +242,7 @@ STEP = {"at": 0.8, "models": {"gpt-5*": "gpt-5-mini"}, "session": "keep"}
         ([STEP | {"models": {"gpt*5": "a"}}], "steps.0.models"),
         ([STEP | {"models": {"**": "a"}}], "steps.0.models"),
         ([STEP | {"models": {"gpt-5": "gpt-4*"}}], "steps.0.models"),
+        ([STEP | {"models": {"gpt-5": "GPT-5"}}], "steps.0.models"),
         ([STEP | {"session": "stay"}], "steps.0.session"),
         ([STEP, STEP | {"models": {"GPT-5*": "b"}}], "steps"),
         ([STEP | {"at": number / 100} for number in range(21)], "steps"),
@@ -244,7 +255,41 @@ async def test_wrong_step_is_422_with_the_field_named(
     assert name.startswith(field)
 
 
+async def test_step_of_a_budget_of_money_names_a_model_with_a_price(desk: Desk) -> None:
+    """A price of any provider or time is enough, and that of a stored model's target; no other unit asks for one."""
+    target = {"upstream": "openai"}
+    await desk.price(model="Own-", match="prefix", provider="us", effective_from="2999-01-01T00:00:00Z")
+    await desk.api.make("models", name="fast", targets=[{**target, "model": "own-1"}])
+    await desk.api.make("models", name="far/*", targets=[{**target, "model": "own-*"}])
+    await desk.api.make("models", name="bare", targets=[target])
+    priced = {f"m{number}": name for number, name in enumerate(("own-mini", "OWN-", "FAST", "far/2"))}
+    made = await desk.make(steps=[STEP | {"models": {**priced, "*": "own-1"}}])
+    lacking = {"a": "own", "b": "bare", "c": "fast/2", "d": "other"}
+    steps = [STEP | {"models": priced}, {"at": 0.9, "models": {**lacking, **priced}}]
+    fields = {f"steps.1.models.{name}" for name in lacking}
+    assert fields == {*await desk.refused(steps=steps)}
+    assert fields == {*await desk.refusals("PATCH", f"budgets/{made['id']}", {"steps": steps})}
+    await desk.make(unit="tokens", amount=9, steps=steps)
+
+
+async def test_other_fields_of_a_budget_change_while_its_step_has_no_price(desk: Desk) -> None:
+    """A release before stored it so; doctor names it."""
+    url, made, steps = desk.api.counters.url, await desk.make(), [STEP | {"models": {"*": "lost"}}]
+    with psycopg.connect(plain_url(url)) as connection:
+        connection.execute("UPDATE budget SET steps = %s WHERE id = %s", [json.dumps(steps), made["id"]])
+    [named] = unpriced_steps(url, NO_STAND_INS)
+    assert named == f'"{made["name"]}" of organization {desk.organization}: lost'
+    await desk.price(model="other")
+    assert [len(unpriced_steps(url, read_stand_ins(text))) for text in ("lost=another", "lo*=other")] == [
+        1,
+        0,
+    ]
+    assert (await desk.api.patch(f"budgets/{made['id']}", {"name": "new"})).status == 200
+    assert {*await desk.refusals("PATCH", f"budgets/{made['id']}", {"steps": steps})} == {"steps.0.models.*"}
+
+
 async def test_carry_and_steps_of_a_budget_may_be_changed(desk: Desk) -> None:
+    await desk.price(model="GPT-5-", match="prefix")
     made, last = await desk.make(), STEP | {"at": 1.0, "models": {"*": "gpt-5-nano"}}
     changes: dict[str, Any] = {"carry": {"max": "5.00", "debt": False}, "steps": [STEP, last]}
     answer = await desk.api.patch(f"budgets/{made['id']}", changes)

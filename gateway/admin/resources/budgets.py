@@ -197,6 +197,10 @@ class StepIn(In):
             lambda models: len({pattern.casefold() for pattern in models}) == len(models),
             "name each pattern once: case is ignored",
         ),
+        must(
+            lambda models: all(pattern.casefold() != other.casefold() for pattern, other in models.items()),
+            "name another model than the one that it replaces",
+        ),
     ] = Field(
         description="By model, a prefix such as claude-opus-*, or * for every model: the one that is sent instead."
     )
@@ -571,6 +575,7 @@ BUDGET_RESOURCES = (
         questions=(REPLAY,),
         declared=ConfigDeclaration(
             by=("organization_id", "name"),
+            after=("prices", "models"),  # a step's model needs a price
             actions={"overrides": "set-overrides"},
             known_by_id=True,
             unique=True,

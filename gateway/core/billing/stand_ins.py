@@ -6,9 +6,10 @@ for prices. A whole name counts first, then the longest beginning.
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, Final
 
-from gateway.core.billing.price_book import MODEL_CHARS_MAX, folded
+from gateway.core.billing.price_book import EXACT_NAME, MODEL_CHARS_MAX, folded
 
 STAND_INS_MAX: Final = 200
 WANTED: Final = (
@@ -58,3 +59,35 @@ def read_stand_ins(text: str) -> StandIns:
     if len(pairs) > STAND_INS_MAX:
         raise ValueError(f"there are {len(pairs)}, and {STAND_INS_MAX} at most")
     return StandIns(pairs)
+
+
+def find_unpriced(
+    names: Iterable[str],
+    prices: Collection[tuple[str, str]],
+    models: Collection[tuple[str, Iterable[Mapping[str, Any]]]],
+    stand_ins: StandIns,
+) -> list[str]:
+    """Return the names of models that have no price at all: at no provider, at no time, and none that stands in.
+
+    `prices` are their folded names, each with its match. A stored model, of `models` by name with its targets, has the
+    prices of its targets too. A model of a gateway's file is unknown here.
+    """
+    exact = {name for name, match in prices if match == EXACT_NAME}
+    prefixes = tuple([name for name, match in prices if match != EXACT_NAME])
+    stored = [(folded(name.removesuffix("*")), name.endswith("*"), targets) for name, targets in models]
+
+    def has_price(name: str) -> bool:
+        return folded(name) in exact or folded(name).startswith(prefixes)
+
+    def names_of(name: str) -> Iterable[str]:
+        yield name
+        for beginning, is_prefix, targets in stored:
+            if folded(name).startswith(beginning) if is_prefix else folded(name) == beginning:
+                for target in targets:
+                    yield (target.get("model") or name).replace("*", name[len(beginning) :])
+
+    return [
+        name
+        for name in dict.fromkeys(names)
+        if not any(has_price(one) or has_price(stand_ins.of(one) or one) for one in names_of(name))
+    ]

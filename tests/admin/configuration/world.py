@@ -60,7 +60,7 @@ WORLD: Objects = {
          "model": "gpt-*"},
         {"organization": "Globex", "name": "Five hours", "unit": "money", "amount": "20", "window": "rolling",
          "length": "5h", "each": "user",
-         "steps": [{"at": 0.8, "models": {"gpt-5*": "gpt-5-mini"}, "session": "switch"}]},
+         "steps": [{"at": 0.8, "models": {"gpt-5*": "our-model"}, "session": "switch"}]},
         {"organization": "Globex", "name": "Search", "unit": "requests", "amount": 9, "interval": "day",
          "tool": "search", "server": "github", "group": "Platform"},
     ],

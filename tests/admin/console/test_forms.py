@@ -175,6 +175,17 @@ async def test_budget_form_takes_and_describes_every_part_of_a_window(api: Api, 
     assert "Up to $5.00 of the rest goes on into the next month, and use beyond it is taken off." in sentences
     assert "From 80 % on, models are sent as others: claude-opus-* as claude-sonnet-4-6; running" in sentences
     typed = {name.replace(".", "__"): text for name, text in form.items()}
+    assert (
+        "names claude-sonnet-4-6, which has no price"
+        in (await admin.fill("/budgets/new", "/budgets", **typed, name="m")).text
+    )
+    of_model = {
+        "model": "claude-sonnet-4-6",
+        "currency": "USD",
+        "input": "3",
+        "effective_from": "2026-01-01T00:00:00Z",
+    }
+    await api.make("prices", **of_model)
     made = await admin.fill("/budgets/new", "/budgets", **typed, name="monthly")
     number = made.headers["Location"].split("/")[2].partition("?")[0]
     budget = (await api.get(f"budgets/{number}")).json

@@ -122,7 +122,7 @@ async def test_gateways_are_told_of_an_organizations_budgets(desk: Desk) -> None
 
 async def test_gateways_get_window_carry_and_steps_of_a_budget(desk: Desk) -> None:
     steps = [{"at": 0.8, "models": {"gpt-5*": "gpt-5-mini"}, "session": "switch"}]
-    await desk.make(window="rolling", length="90m", interval=None, steps=steps)
+    await desk.make(unit="tokens", amount=9, window="rolling", length="90m", interval=None, steps=steps)
     made = await desk.make(carry={"max": "2.50", "debt": True})
     rolling, monthly = await desk.told()
     assert (rolling.window, rolling.length_ms, rolling.interval) == ("rolling", 90 * 60_000, "")
