@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -105,6 +106,13 @@ def pages() -> dict[str, str]:
     return {**written, "configuration.schema.json": json.dumps(schema(), indent=1, ensure_ascii=False) + "\n"}
 
 
+# Settings that no gateway reads, so that a sidecar is not given them.
+OF_KEEPERS = re.compile(
+    r"(admin|archive|dunning|invoices?|organization|smtp|stripe|usage_feed)(_.*)?|.*_keep_days|redis_servers"
+    r"|console_url|flush_interval_s|ledger_key_file|partitions_by|reclaim|waiting_entries_max|webhook_.*"
+)
+
+
 def chart_settings() -> str:
     """Return the rules of all settings for the Helm chart: JSON, null for a secret."""
     rules = {
@@ -118,7 +126,8 @@ def chart_settings() -> str:
 def rule_of(name: str) -> dict[str, object]:
     """Return what a value of a setting must be: in words, and by a pattern or bounds where these decide alone."""
     hint = settings.TYPES[name]
-    rule: dict[str, object] = {"lines": True} if name in settings.LINES else {}
+    marks = {"lines": name in settings.LINES, "keepers": OF_KEEPERS.fullmatch(name) is not None}
+    rule: dict[str, object] = {mark: True for mark, has in marks.items() if has}
     if hint is not str:
         rule["right"] = wanted_of(name, hint)
     if hint is bool or get_origin(hint) is Literal:

@@ -7,11 +7,14 @@ import re
 from pathlib import Path
 from typing import Any
 
+import grimp
 import kubernetes_validate
 import pytest
 import yaml
 
 from deploy.monitoring import to_kubernetes
+from gateway.feature import features
+from gateway.features.record import Feature
 from gateway.run.keeper import ENDING_S_MAX
 from gateway.run.serving import LOADING_S_MAX, SETTLING_S_MAX
 from gateway.settings import settings
@@ -27,12 +30,14 @@ from tests.deploy.manifests import (
     pod,
     seconds_of_pre_stop,
 )
+from tests.tree import ROOT
 
 VERSIONS = ("1.29", kubernetes_validate.latest_version())
 OPERATOR = "monitoring.coreos.com/v1"
 MONITORING = helm.CHART.parents[1] / "monitoring"
+OLD, NEW = (f"sha256:{digit * 64}" for digit in "ab")
 FULL: dict[str, Any] = {
-    "image": {"digest": "sha256:" + "a" * 64, "pullSecrets": [{"name": "registry"}]},
+    "image": {"digest": OLD, "pullSecrets": [{"name": "registry"}]},
     "secrets": {
         "upstreams": "tollkeeper-upstreams", "migrate": "tollkeeper-migrate", "earlierPeppers": True,
         "files": "tollkeeper-files",
@@ -65,6 +70,7 @@ FULL: dict[str, Any] = {
         "graceSeconds": 900, "podAnnotations": {"a": "b"}, "nodeSelector": {"pool": "edge"}, "agents": True,
         "tolerations": [{"key": "edge", "operator": "Exists"}], "service": {"annotations": {"c": "d"}},
     },
+    "sidecar": {"settings": {"WORKERS": 3, "SPENT_STATUS": 402}},
     "ingress": {
         "enabled": True, "className": "nginx", "hosts": ["llm.example"], "annotations": {"e": "f"},
         "tls": [{"secretName": "llm-tls", "hosts": ["llm.example"]}],
@@ -96,8 +102,9 @@ REROUTED: dict[str, Any] = {
     "config": {**FULL["config"], "include_default_routes": True, "routes": []},
 }
 CHANGED: dict[str, Any] = {
-    "settings": {"LOG_LEVEL": "debug", "SETTLEMENT_LOG_BYTES_MAX": 1073741824, "LEASE_FRACTION": 0.05}
-}
+    "settings": {"LOG_LEVEL": "debug", "SETTLEMENT_LOG_BYTES_MAX": 1073741824, "LEASE_FRACTION": 0.05},
+    "gateway": {"resources": {"limits": {"cpu": ""}}}, "keeper": {"resources": {"limits": {"cpu": ""}}},
+}  # fmt: skip
 SIDECAR = """
 apiVersion: apps/v1
 kind: Deployment
@@ -492,15 +499,174 @@ def test_gateways_scale_and_none_goes_before_another_has_come(
     assert one(of(charts, "small"), "Deployment", "prod-gateway")["spec"]["replicas"] == 3
 
 
-def test_images_go_by_digest_and_gateways_may_follow_later(charts: dict[str, list[Resource] | str]) -> None:
+def test_images_go_by_digest_or_by_the_version_of_the_chart(charts: dict[str, list[Resource] | str]) -> None:
     def image(name: str, deployment: str) -> str:
         return str(containers(pod(one(of(charts, name), "Deployment", deployment)))[0]["image"])
 
     version = yaml.safe_load((helm.CHART / "Chart.yaml").read_text())["appVersion"]
     assert image("default", "prod-gateway") == f"registry.example/tollkeeper:{version}"
-    assert image("full", "prod-keeper") == f"registry.example/tollkeeper@sha256:{'a' * 64}"
+    assert image("full", "prod-keeper") == image("full", "llm") == f"registry.example/tollkeeper@{OLD}"
     assert image("small", "prod-gateway").endswith(":0.0.9")
     assert image("small", "prod-keeper").endswith(f":{version}")
+
+
+def test_upgrade_commands_of_the_page_replace_keepers_before_gateways() -> None:
+    """By tag, and by digest, with the values that the page shows; a sidecar may stay as gateways do."""
+    page = (ROOT / "docs/howto/kubernetes.md").read_text()
+    commands = [line for line in page.splitlines() if line.startswith("helm upgrade") and "--set" in line]
+    values: list[dict[str, Any]] = []
+    for command in commands:
+        asked: dict[str, Any] = {"image": {"digest": OLD}} if "digest" in command else {}
+        for part, name, value in re.findall(r"--set (\w+)\.(\w+)=(\S+)", command):
+            asked.setdefault(part, {})[name] = value.replace("sha256:NEW", NEW).replace("sha256:OLD", OLD)
+        asked["sidecar"] = asked.get("gateway", {})
+        values.append(asked)
+    ran = []
+    for objects in helm.rendered(*values, extra=SIDECAR):
+        assert not isinstance(objects, str), objects
+        made = {
+            each["metadata"]["name"]: pod(each) for each in objects if each["kind"] in {"Deployment", "Job"}
+        }
+        found = {
+            name: containers(spec)[0]["image"].partition("/tollkeeper")[2] for name, spec in made.items()
+        }
+        assert (found["prod-migrate"], found["llm"]) == (found["prod-keeper"], found["prod-gateway"])
+        ran.append((found["prod-keeper"], found["prod-gateway"]))
+    by_tag = [(":1.1.0", ":1.0.0"), (":1.1.0", ":1.1.0")]
+    assert ran == [*by_tag, (f"@{NEW}", f"@{OLD}"), (f"@{NEW}", f"@{NEW}")]
+
+
+# Which parts a release has, beside a sidecar.
+WAYS: dict[str, dict[str, Any]] = {
+    "gateways and keepers": {}, "gateways": {"keeper": {"enabled": False}},
+    "keepers": {"gateway": {"enabled": False}},
+    "neither": {"gateway": {"enabled": False}, "keeper": {"enabled": False}},
+}  # fmt: skip
+RULES: dict[str, dict[str, Any]] = {
+    name: rule
+    for name, rule in json.loads((helm.CHART / "files" / "settings.json").read_text()).items()
+    if rule
+}
+# Settings that the chart gives itself.
+OF_CHART = re.compile(
+    r"(GATEWAY|OPS|ADMIN)_(HOST|PORT)|(DATA|SETTLEMENT_LOG)_DIR|SHUTDOWN_GRACE_S|START_WAIT_S"
+    r"|(ADMIN_|OPS_)?TLS_(CERT|KEY)_FILE|TLS_CLIENT_CA_FILE"
+)
+TEXTS = {"a file": "/run/files/x", "URL": "https://x.example", "3166": "DE", "4217": "PLN", "days": "7,14"}
+
+
+def another_value(rule: dict[str, Any]) -> str:
+    """Return a value that a setting may have, and has not by default."""
+    default, right = rule["default"], rule.get("right", "")
+    if choices := re.fullmatch(r"\^\(([\w|]+)\)\$", rule.get("pattern", "")):
+        return next(each for each in choices[1].split("|") if each != str(default).lower())
+    if "most" in rule:
+        below = default == rule["most"]
+        return str(
+            default + (-1 if below else 1) if isinstance(default, int) else (default + rule["most"]) / 2
+        )
+    return next((text for word, text in TEXTS.items() if word in right), "a")
+
+
+@pytest.fixture(scope="module")
+def with_settings() -> dict[str, list[Resource] | str]:
+    """What Helm makes of each way, where values have all settings."""
+    given = {name: another_value(rule) for name, rule in RULES.items() if not OF_CHART.fullmatch(name)}
+    of_all = {"settings": given, "secrets": {"files": "files"}}
+    return dict(
+        zip(WAYS, helm.rendered(*(way | of_all for way in WAYS.values()), extra=SIDECAR), strict=True)
+    )
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_each_setting_is_with_each_program_in_every_way_of_deployment(
+    with_settings: dict[str, list[Resource] | str], way: str
+) -> None:
+    """A sidecar has those that `serve` reads, and as many workers as it says itself."""
+    objects = of(with_settings, way)
+    given = {name: another_value(rule) for name, rule in RULES.items() if not OF_CHART.fullmatch(name)}
+    read = {name: value for name, value in given.items() if "keepers" not in RULES[name]}
+    assert len(given) > 100
+    assert len(read) > 60
+    maps = {each["metadata"]["name"]: each["data"] for each in objects if each["kind"] == "ConfigMap"}
+    expected = {"tollkeeper": read | {"WORKERS": "1"}, "gateway": given, "keeper": given}
+    found = set()
+    for spec in pods(objects):
+        for container in containers(spec):
+            if {"serve", "keeper"} & set(container.get("args", ())):
+                variables: dict[str, str] = {}
+                for source in container.get("envFrom", ()):
+                    variables |= maps[source["configMapRef"]["name"]]
+                variables |= {each["name"]: each["value"] for each in container["env"]}
+                plain = {name.removeprefix("TOLLKEEPER_"): value for name, value in variables.items()}
+                assert {name: plain[name] for name in given if name in plain} == expected[container["name"]]
+                found.add(container["name"])
+    assert found == {"tollkeeper", *(part for part in ("gateway", "keeper") if part not in WAYS[way])}
+
+
+def test_no_module_of_gateways_names_a_setting_that_a_sidecar_lacks() -> None:
+    graph = grimp.build_graph("gateway", cache_dir=None)
+    modules = {"gateway.app", "gateway.run.serving"}
+    modules |= {found for module in sorted(modules) for found in graph.find_upstream_modules(module)}
+    usual = Feature(name="of nothing")
+    for feature in features():
+        if any(getattr(feature, part) != getattr(usual, part) for part in ("ports", "answers", "handlers")):
+            modules |= graph.find_descendants(f"gateway.features.{feature.name}")
+    lacking = [name.lower() for name, rule in RULES.items() if "keepers" in rule]
+    named = re.compile(rf"""(?:\.|["'])({"|".join(lacking)})\b""")
+    texts = {module: ROOT / f"{module.replace('.', '/')}.py" for module in modules}
+    read = {
+        (module, name) for module, path in texts.items()
+        if path.exists() and not module.startswith("gateway.settings") for name in named.findall(path.read_text())
+    }  # fmt: skip
+    assert len(modules) > 200
+    assert read == set()
+
+
+def test_setting_of_a_sidecar_goes_before_that_of_all(charts: dict[str, list[Resource] | str]) -> None:
+    sidecar = containers(pod(one(of(charts, "full"), "Deployment", "llm")))[0]
+    environ = {each["name"]: each["value"] for each in sidecar["env"]}
+    assert environ["TOLLKEEPER_SPENT_STATUS"] == "402"
+    assert (environ["TOLLKEEPER_WORKERS"], environ["TOLLKEEPER_LOG_LEVEL"]) == ("3", "debug")
+    assert sidecar["resources"]["requests"]["memory"] == "288Mi"  # 3 x 96
+    # What sums go by is said, so that the file of a sidecar, which the chart does not see, changes none.
+    assert environ["TOLLKEEPER_CACHE_BYTES_MAX"] == str(Settings().cache_bytes_max)
+
+
+def test_sidecar_mounts_files_that_settings_name() -> None:
+    """Those of keepers are not with a sidecar, wherever they are."""
+    settings = {
+        "REDIS_CA_FILE": "/run/files/ca", "OPS_TLS_CLIENT_CA_FILE": "/run/tls/ops/ca.crt",
+        "LEDGER_KEY_FILE": "/opt/ledger.pem", "PROXY_CA_FILE": "",
+    }  # fmt: skip
+    of_files = {"settings": settings, "secrets": {"files": "files"}, "tls": {"ops": "ops-tls"}}
+    (objects,) = helm.rendered(of_files, extra=SIDECAR)
+    assert not isinstance(objects, str), objects
+    sidecar = containers(pod(one(objects, "Deployment", "llm")))[0]
+    assert "TOLLKEEPER_LEDGER_KEY_FILE" not in {each["name"] for each in sidecar["env"]}
+
+
+def test_quantity_that_is_empty_is_no_limit(charts: dict[str, list[Resource] | str]) -> None:
+    for part in ("gateway", "keeper"):
+        (container,) = pod(one(of(charts, "changed"), "Deployment", f"prod-{part}"))["containers"]
+        assert set(container["resources"]["limits"]) == {"memory"}
+        assert set(container["resources"]["requests"]) == {"cpu", "memory"}
+
+
+def test_notes_warn_of_more_workers_than_cores() -> None:
+    notes = '{kind: Notes, text: {{ include (print $.Template.BasePath "/NOTES.txt") . | quote }}}'
+    four = {"WORKERS": 4}
+    cases = {
+        "settings.WORKERS is 4": {"settings": four},
+        "sidecar.settings.WORKERS is 4": {"sidecar": {"settings": four}},
+    }
+    plain, *warned = helm.rendered({}, *cases.values(), extra=notes)
+    assert [each["text"].strip() for each in plain if isinstance(each, dict) and each["kind"] == "Notes"] == [
+        ""
+    ]
+    for said, objects in zip(cases, warned, strict=True):
+        (text,) = (each["text"] for each in objects if isinstance(each, dict) and each["kind"] == "Notes")
+        assert f"WARNING: {said}, and" in text
 
 
 def test_the_routes_it_carries_are_a_valid_configuration(
@@ -594,12 +760,13 @@ def test_the_address_of_an_identity_is_reached_by_those_who_have_one(
 
 
 def test_the_settlement_logs_of_all_workers_fit(charts: dict[str, list[Resource] | str]) -> None:
-    """By the settings' own defaults, where values say nothing."""
-    for name, workers in (("default", Settings().workers), ("full", FULL["settings"]["WORKERS"])):
-        for deployment in ("prod-gateway", "llm"):
-            volumes = pod(one(of(charts, name), "Deployment", deployment))["volumes"]
-            (size,) = (each["emptyDir"]["sizeLimit"] for each in volumes if each["name"] == "data")
-            assert int(size) == (workers + 1) * Settings().settlement_log_bytes_max
+    """By the settings' own defaults, where values say nothing; of a sidecar by its own."""
+    for name, deployment, workers in (
+        ("default", "prod-gateway", 1), ("default", "llm", 1), ("full", "prod-gateway", 2), ("full", "llm", 3),
+    ):  # fmt: skip
+        volumes = pod(one(of(charts, name), "Deployment", deployment))["volumes"]
+        (size,) = (each["emptyDir"]["sizeLimit"] for each in volumes if each["name"] == "data")
+        assert int(size) == (workers + 1) * Settings().settlement_log_bytes_max
 
 
 def test_numbers_are_written_out(charts: dict[str, list[Resource] | str]) -> None:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
-from functools import cache
+import json
+import re
+from collections.abc import Iterator
+from functools import cache, reduce
 from typing import Any
 
 import pytest
+import yaml
 
+from gateway.settings.config_file import ConfigFile, default_table
+from gateway.settings.settings import Settings
 from tests.deploy import helm
+from tests.deploy.test_chart import SIDECAR
 
 Values = dict[str, Any]
+DIGEST = "sha256:" + "0" * 64
 KEYED: Values = {"secrets": {"upstreams": "keys"}, "upstreamKeys": ["OPENAI_API_KEY"]}
 CLAIM: Values = {"enabled": True, "claim": "c"}
 
 
 def _config(reference: str) -> Values:
     return {"config": {"upstreams": {"openai": {"headers": {"authorization": f"Bearer {reference}"}}}}}
+
+
+def _at(base_url: str, upstream: Values | None = None, **others: Any) -> Values:
+    return {"config": {"upstreams": {"a": {"base_url": base_url} | (upstream or {})}, **others}}
 
 
 def _memory(part: str, **resources: Any) -> Values:
@@ -116,6 +128,87 @@ MISTAKES: dict[str, tuple[Values, str, str]] = {
         {"backup": CLAIM | {"image": "x", "credentials": "k"}}, "backup.credentials", "leave one out"
     ),
     "archive that goes nowhere": ({"archive": {"enabled": True}}, "archive.to or archive.claim", "s3://"),
+    "tag beside a digest": ({"image": {"tag": "1.1.0", "digest": DIGEST}}, "image.tag is 1.1.0", "image.digest"),
+    "tag of gateways beside a digest": (
+        {"gateway": {"tag": "0.1.0", "digest": DIGEST}}, "gateway.tag is 0.1.0", "gateway.digest"
+    ),
+    "tag of a sidecar beside a digest": (
+        {"sidecar": {"tag": "0.1.0", "digest": DIGEST}}, "sidecar.tag is 0.1.0", "sidecar.digest"
+    ),
+    "gateways before keepers": (
+        {"image": {"tag": "1.9.0"}, "gateway": {"tag": "1.10.0"}}, "gateway.tag is 1.10.0", "keepers' 1.9.0"
+    ),
+    "sidecar before keepers": (
+        {"keeper": {"tag": "1.0.0"}, "sidecar": {"tag": "v1.1.0"}}, "sidecar.tag is v1.1.0", "keepers' 1.0.0"
+    ),
+    "keepers behind the image": (
+        {"image": {"tag": "1.1.0"}, "keeper": {"tag": "1.0.0"}}, "image.tag is 1.1.0", "keepers' 1.0.0"
+    ),
+    "grace of a moment": ({"gateway": {"graceSeconds": 5}}, "/gateway/graceSeconds", "minimum: got 5, want 18"),
+    "moment of a sidecar": ({"sidecar": {"graceSeconds": 5}}, "/sidecar/graceSeconds", "minimum: got 5, want 18"),
+    "grace by a sidecar's setting": (
+        {"sidecar": {"settings": {"SHUTDOWN_GRACE_S": 30}}}, "sidecar.settings.SHUTDOWN_GRACE_S", "say sidecar.graceSeconds"
+    ),
+    "setting of keepers": (
+        {"sidecar": {"settings": {"INVOICE_DUE_DAYS": 9}}}, "sidecar.settings.INVOICE_DUE_DAYS", "say settings."
+    ),
+    "setting of a sidecar misspelled": ({"sidecar": {"settings": {"WORKER": 2}}}, "sidecar.settings.WORKER ", "WORKERS"),
+    "setting of a keeper's file": (
+        {"keeper": {"config": {"settings": {"flush_interval": 1}}}}, "keeper.config.settings.flush_interval ", "FLUSH_"
+    ),
+    "memory of a sidecar's workers": (
+        {"sidecar": {"settings": {"WORKERS": 3}, "resources": {"limits": {"memory": "768Mi"}}}},
+        "sidecar.resources.limits.memory is 768Mi, and 3 worker(s)", "942Mi",
+    ),
+    "setting as a key": (
+        KEYED | {"upstreamKeys": ["TOLLKEEPER_UNPRICED_MODELS"]}, "upstreamKeys has TOLLKEEPER_UNPRICED_MODELS",
+        "say settings.UNPRICED_MODELS",
+    ),
+    "variable without braces": (_config("$OPENAI_API_KEY"), "config names $OPENAI_API_KEY", "${OPENAI_API_KEY}"),
+    "variable in round braces": (_config("$(OPENAI_API_KEY)"), "config names $OPENAI_API_KEY", "$$ for a dollar"),
+    "variable of a keeper without braces": (
+        {"keeper": {"config": {"sign_in": {"x": "$OIDC"}}}}, "keeper.config names $OIDC", "${OIDC}"
+    ),
+    "version in an address": (
+        {"config": {"upstreams": {"openai": {"base_url": "https://api.openai.com/v1"}}}},
+        "config.upstreams.openai.base_url ends in /v1", "https://api.openai.com/v1/v1/…: leave /v1 out",
+    ),
+    "version in an address of an API": (
+        _at("https://g.example/v1beta/", {"family": "gemini"}), "config.upstreams.a.base_url", "leave /v1beta out"
+    ),
+    "version in an address of models": (
+        _at("https://g.example/x/v1", models=[{"name": "m", "targets": [{"upstream": "a"}]}]),
+        "config.upstreams.a.base_url", "leave /v1 out",
+    ),
+    "address that ends as a route begins": (
+        _at("http://a.example:443/v2", routes=[{"path": "/v2/chat", "upstream": "a"}]),
+        "config.upstreams.a.base_url", "leave /v2 out",
+    ),
+    "address that ends as a service begins": (
+        _at("https://a.example/api", services={"s": {"upstream": "a", "paths": ["/api/*"]}}),
+        "config.upstreams.a.base_url", "leave /api out",
+    ),
+    "route to nobody": (
+        {"config": {"routes": [{"path": "/a", "upstream": "opnai"}]}}, "config.routes[0].upstream is opnai", "openai"
+    ),
+    "service of nobody": ({"config": {"services": {"sms": {"upstream": "s"}}}}, "config.services.sms.upstream is s", "openai"),
+    "model of nobody": (
+        {"config": {"models": [{"name": "m", "targets": [{"upstream": "openai"}, {"upstream": "x"}]}]}},
+        "config.models[0].targets[1].upstream is x", "openai",
+    ),
+    "file that a sidecar does not mount": (
+        {"settings": {"REDIS_CA_FILE": "/etc/ca.pem"}}, 'settings.REDIS_CA_FILE is "/etc/ca.pem"', "/run/files/<key>"
+    ),
+    "file of a sidecar's own settings": (
+        {"sidecar": {"settings": {"PROXY_CA_FILE": "ca.pem"}}}, "sidecar.settings.PROXY_CA_FILE", "secrets.files"
+    ),
+    "file of a port without a certificate": (
+        {"settings": {"OPS_TLS_CLIENT_CA_FILE": "/run/tls/ops/ca.crt"}}, "settings.OPS_TLS_CLIENT_CA_FILE", "does not mount"
+    ),
+    "route to nowhere": ({"config": {"routes": [{"path": "/a"}]}}, "/config/routes/0", "missing property 'upstream'"),
+    "upstream for upstreams": ({"config": {"upstream": {}}}, "/config", "upstream"),
+    "upstreams that are a list": ({"config": {"upstreams": ["a"]}}, "/config/upstreams", "want object"),
+    "upstream that is nothing": ({"config": {"upstreams": {"a": None}}}, "/config/upstreams/a", "got null"),
     "days before today": ({"archive": CLAIM | {"dropAfterDays": -1}}, "/archive/dropAfterDays", "minimum"),
 }  # fmt: skip
 # What Helm cannot know, and who says it.
@@ -129,6 +222,21 @@ RENDERED: dict[str, tuple[Values, str]] = {
     "local upstream": ({"config": {"upstreams": {"a": {"base_url": "http://127.0.0.1:8000"}}}}, "nobody: it is right"),
     "each day": ({"backup": {"schedule": "@daily"}}, "nobody: it is right"),
     "address of an upstream": ({"config": {"upstreams": {"a": {"base_url": "x"}}}}, "the program at its start, by path"),
+    "workers of gateways beside a small sidecar": (
+        {"settings": {"WORKERS": 4}} | _memory("sidecar", limits="512Mi"), "nobody: it is right"
+    ),
+    "more workers than cores": ({"settings": {"WORKERS": 4}}, "the notes of the release"),
+    "gateways behind keepers": (
+        {"image": {"digest": DIGEST}, "gateway": {"tag": "9.0.0"}, "sidecar": {"digest": DIGEST}}, "nobody: it is right"
+    ),
+    "keepers that are newer": ({"keeper": {"tag": "1.10.0"}, "gateway": {"tag": "1.9.0"}}, "nobody: it is right"),
+    "dollar sign": (_config("$$OPENAI_API_KEY and $${OPENAI_API_KEY}"), "nobody: it is right"),
+    "variable that may be missing": (_config("${OPENAI_API_KEY:-none}"), "nobody: it is right"),
+    "version that no path begins with": (
+        _at("https://a.example/v1", routes=[{"path": "/chat", "upstream": "a"}]), "nobody: it is right"
+    ),
+    "version in a path of its own": (_at("https://a/v1", {"family": "openai", "path": "/x"}), "nobody: it is right"),
+    "version in an address of tools": (_at("https://a.example/v1", {"family": "mcp"}), "nobody: it is right"),
     "key that nothing names": (KEYED, "nobody: the routes of an empty `config` name the usual keys"),
 }  # fmt: skip
 
@@ -136,7 +244,7 @@ RENDERED: dict[str, tuple[Values, str]] = {
 @cache
 def _rendered() -> dict[str, list[dict[str, Any]] | str]:
     tables = [values for values, *_ in (*MISTAKES.values(), *RENDERED.values())]
-    return dict(zip([*MISTAKES, *RENDERED], helm.rendered(*tables), strict=True))
+    return dict(zip([*MISTAKES, *RENDERED], helm.rendered(*tables, extra=SIDECAR), strict=True))
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -151,6 +259,54 @@ def test_mistake_in_values_is_refused_with_its_path(mistake: str) -> None:
 @pytest.mark.parametrize("mistake", RENDERED)
 def test_values_that_only_others_can_judge_are_rendered(mistake: str) -> None:
     assert not isinstance(_rendered()[mistake], str)
+
+
+def _paths(values: Values, *above: str) -> Iterator[tuple[tuple[str, ...], int]]:
+    """Yield the path of each value, and how many levels are below its own."""
+    for name, value in values.items():
+        below = [*_paths(value, *above, name)] if isinstance(value, dict) else []
+        yield (*above, name), 1 + max((levels for _, levels in below), default=-1)
+        yield from below
+
+
+def _nulls(paths: list[tuple[str, ...]]) -> Values:
+    values: Values = {}
+    for path in paths:
+        part = reduce(lambda above, name: above.setdefault(name, {}), path[:-1], values)
+        part[path[-1]] = None
+    return values
+
+
+def test_null_of_any_value_is_refused_with_its_path() -> None:
+    """All values of a level at once: a null takes those below with it."""
+    levels: dict[int, list[tuple[str, ...]]] = {}
+    for path, level in _paths(yaml.safe_load((helm.CHART / "values.yaml").read_text())):
+        levels.setdefault(level, []).append(path)
+    assert sum(map(len, levels.values())) > 150
+    for paths, refusal in zip(levels.values(), helm.rendered(*map(_nulls, levels.values())), strict=True):
+        assert isinstance(refusal, str)
+        missing = dict(re.findall(r"- at '(.*)': missing propert(?:y|ies) (.*)", refusal))
+        for path in paths:
+            assert f"'{path[-1]}'" in missing["".join(f"/{name}" for name in path[:-1])], path
+        assert ".tpl" not in refusal, "a trace of a template"
+
+
+def test_chart_knows_configuration_files_and_the_shortest_grace_as_programs_do() -> None:
+    schema = json.loads((helm.CHART / "values.schema.json").read_text())
+    known = schema["definitions"]["configuration"]["properties"]
+    assert set(known) == set(ConfigFile.__struct_fields__)
+    for part in ("gateway", "sidecar"):
+        least = schema["properties"][part]["properties"]["graceSeconds"]["minimum"]
+        assert least == Settings().shutdown_grace_s
+    checks = (helm.CHART / "templates" / "_checks.tpl").read_text()
+    (built_in,) = re.findall(r"\$built_in := dict (.*) -}}", checks)
+    versions = dict(re.findall(r'"(\w+)" \(list ([^)]*)\)', built_in))
+    table = default_table({})
+    assert {name: set(re.findall(r"\w+", found)) for name, found in versions.items()} == {
+        target.name: {route.path.split("/")[1] for route in table.routes if route.upstream == target.name}
+        - {"ws", "upload"}
+        for target in table.upstreams
+    }
 
 
 def test_refusal_names_all_mistakes() -> None:

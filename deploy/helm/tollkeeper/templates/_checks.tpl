@@ -15,34 +15,104 @@ with its path and what would be right. files/settings.json has each setting's de
 {{- if kindIs "string" . -}}{{ . }}{{- else -}}{{ toJson . }}{{- end -}}
 {{- end }}
 
-{{/* The value of a setting of a gateway: a variable goes before `config`, and that before the default. */}}
-{{- define "tollkeeper.setting" -}}
-{{- $defaults := .root.Files.Get "files/settings.json" | fromJson -}}
-{{- $of_file := dig "settings" (lower .name) "" .root.Values.config -}}
-{{- get .root.Values.settings .name | default $of_file | default (get $defaults .name).default | int64 -}}
+{{/* The settings that sums go by: workers, what each writes, and what its memory holds. */}}
+{{- define "tollkeeper.summed" -}}
+{{- list "WORKERS" "SETTLEMENT_LOG_BYTES_MAX" "BUFFERED_BYTES_MAX" "CACHE_BYTES_MAX" "CAPACITY_WAITING_BYTES_MAX" "HEADS_BYTES_MAX" "SOCKETS_KEPT_BYTES_MAX" | toJson -}}
 {{- end }}
 
-{{/* The bytes that the workers of a gateway may take by their settings; 74 MiB are an idle worker, its runs and its open jobs. */}}
-{{- define "tollkeeper.workersBytes" -}}
-{{- $bytes := mul 74 1048576 -}}
-{{- range list "BUFFERED" "CACHE" "CAPACITY_WAITING" "HEADS" "SOCKETS_KEPT" -}}
-{{- $bytes = add $bytes (include "tollkeeper.setting" (dict "root" $ "name" (printf "%s_BYTES_MAX" .))) -}}
+{{/*
+The settings that a part is given (`gateway`, `sidecar`), by name, as texts. A gateway's variables go before its `config`. A sidecar
+has its own, and those of `settings` but WORKERS and keepers' own. Its `config` is not seen here, so it is given all that sums go by.
+*/}}
+{{- define "tollkeeper.given" -}}
+{{- $values := .root.Values -}}
+{{- $given := dict -}}
+{{- if eq .part "sidecar" -}}
+{{- $known := .root.Files.Get "files/settings.json" | fromJson -}}
+{{- range include "tollkeeper.summed" . | fromJsonArray -}}
+{{- $_ := set $given . (get $known .).default -}}
 {{- end -}}
-{{- mul $bytes (include "tollkeeper.setting" (dict "root" . "name" "WORKERS")) -}}
+{{- range $name, $value := omit $values.settings "WORKERS" -}}
+{{- if not (or (kindIs "invalid" $value) (get $known $name | default dict).keepers) }}{{ $_ := set $given $name $value }}{{ end -}}
+{{- end -}}
+{{- else -}}
+{{- range $name, $value := dig "settings" dict $values.config }}{{ $_ := set $given (upper $name) $value }}{{ end -}}
+{{- end -}}
+{{- range $name, $value := eq .part "sidecar" | ternary $values.sidecar.settings $values.settings -}}
+{{- if not (kindIs "invalid" $value) }}{{ $_ := set $given $name $value }}{{ end -}}
+{{- end -}}
+{{- range $name, $value := $given }}{{ $_ := set $given $name (include "tollkeeper.text" $value) }}{{ end -}}
+{{- toJson $given -}}
 {{- end }}
 
-{{/* The resources of a gateway: where `memory` is empty, so much for each worker. A limit is twice what settings allow, and more. */}}
+{{/*
+The sums of a part: its `workers`; the bytes of memory that they may take by their settings, where 74 MiB are an idle worker, its runs
+and its open jobs; and those of one worker's `log`.
+*/}}
+{{- define "tollkeeper.sums" -}}
+{{- $known := .root.Files.Get "files/settings.json" | fromJson -}}
+{{- $given := include "tollkeeper.given" . | fromJson -}}
+{{- $numbers := list -}}
+{{- range include "tollkeeper.summed" . | fromJsonArray -}}
+{{- $numbers = append $numbers (get $given . | default (get $known .).default | int64) -}}
+{{- end -}}
+{{- $bytes := mul 74 1048576 -}}
+{{- range slice $numbers 2 }}{{ $bytes = add $bytes . }}{{ end -}}
+{{- $workers := first $numbers -}}
+{{- dict "workers" $workers "bytes" (mul $workers $bytes) "log" (index $numbers 1) | toJson -}}
+{{- end }}
+
+{{/* Resources without quantities that are empty. */}}
+{{- define "tollkeeper.resources" -}}
+{{- $resources := deepCopy . -}}
+{{- range $kind, $amounts := . -}}
+{{- range $name, $amount := $amounts -}}
+{{- if eq (toString $amount) "" }}{{ $_ := unset (get $resources $kind) $name }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- toYaml $resources -}}
+{{- end }}
+
+{{/* The resources of a part: where `memory` is empty, so much for each worker. A limit is twice what settings allow, and more. */}}
 {{- define "tollkeeper.gatewayResources" -}}
-{{- $workers := include "tollkeeper.setting" (dict "root" .root "name" "WORKERS") | int64 -}}
-{{- $allowed := div (mul 2 (include "tollkeeper.workersBytes" .root)) 1048576 -}}
-{{- $usual := dict "requests" (mul 96 $workers) "limits" (add $allowed (mul (sub .limit 628) $workers)) -}}
-{{- $resources := deepCopy .resources -}}
+{{- $sums := include "tollkeeper.sums" . | fromJson -}}
+{{- $allowed := div (mul 2 $sums.bytes) 1048576 -}}
+{{- $usual := dict "requests" (mul 96 $sums.workers) "limits" (add $allowed (mul (sub .limit 628) $sums.workers)) -}}
+{{- $resources := deepCopy (get .root.Values .part).resources -}}
 {{- range $kind, $mib := $usual -}}
 {{- if not (dig $kind "memory" "" $resources) -}}
 {{- $_ := set (get $resources $kind) "memory" (printf "%dMi" $mib) -}}
 {{- end -}}
 {{- end -}}
-{{- toYaml $resources -}}
+{{- include "tollkeeper.resources" $resources -}}
+{{- end }}
+
+{{/* A file that a setting of a sidecar names is one that the sidecar mounts: else it would not start. */}}
+{{- define "tollkeeper.sidecarFiles" -}}
+{{- $values := .root.Values -}}
+{{- $known := .root.Files.Get "files/settings.json" | fromJson -}}
+{{- $wrong := list -}}
+{{- $mounted := list "/etc/tollkeeper/" -}}
+{{- if $values.secrets.files }}{{ $mounted = append $mounted "/run/files/" }}{{ end -}}
+{{- range list "gateway" "ops" }}{{ if get $values.tls . }}{{ $mounted = append $mounted (printf "/run/tls/%s/" .) }}{{ end }}{{ end -}}
+{{- range $name, $path := include "tollkeeper.given" . | fromJson -}}
+{{- $place := hasKey $values.sidecar.settings $name | ternary "sidecar.settings" "settings" -}}
+{{- if and $path (eq (get $known $name | default dict).right "the path of a file") (not (regexMatch (printf "^(%s)[^/]+$" ($mounted | join "|")) $path)) -}}
+{{- $wrong = append $wrong (printf "%s.%s is %q, which a sidecar does not mount: put the file into the Secret of secrets.files, and say /run/files/<key>" $place $name $path) -}}
+{{- end -}}
+{{- end -}}
+{{- if $wrong }}{{ fail (printf "\n%s" ($wrong | join "\n")) }}{{ end -}}
+{{- end }}
+
+{{/* What works, and is hardly meant so. */}}
+{{- define "tollkeeper.warnings" -}}
+{{- range $part, $place := .Values.gateway.enabled | ternary (dict "gateway" "settings") dict | merge (dict "sidecar" "sidecar.settings") -}}
+{{- $workers := (include "tollkeeper.sums" (dict "root" $ "part" $part) | fromJson).workers | int64 -}}
+{{- $cores := include "tollkeeper.text" (dig "limits" "cpu" "" (get $.Values $part).resources) -}}
+{{- if and $cores (gt (mul 1000 $workers) (include "tollkeeper.milli" $cores | int64)) }}
+WARNING: {{ $place }}.WORKERS is {{ $workers }}, and {{ $part }}.resources.limits.cpu is {{ $cores }}: workers wait for each other. A worker uses up to one core.
+{{- end }}
+{{- end }}
 {{- end }}
 
 {{- define "tollkeeper.checks" -}}
@@ -56,11 +126,12 @@ with its path and what would be right. files/settings.json has each setting's de
   "SHUTDOWN_GRACE_S" "gateway.graceSeconds" "START_WAIT_S" "gateway.startWaitSeconds"
   "TLS_CERT_FILE" "tls.gateway" "TLS_KEY_FILE" "tls.gateway" "TLS_CLIENT_CA_FILE" "tls.gatewayClients"
   "OPS_TLS_CERT_FILE" "tls.ops" "OPS_TLS_KEY_FILE" "tls.ops" "ADMIN_TLS_CERT_FILE" "tls.admin" "ADMIN_TLS_KEY_FILE" "tls.admin" -}}
-{{- range $place, $settings := dict "settings" $values.settings "config.settings" (dig "settings" dict $values.config) -}}
+{{- $of_files := dict "config.settings" (dig "settings" dict $values.config) "keeper.config.settings" (dig "settings" dict $values.keeper.config) -}}
+{{- range $place, $settings := merge (dict "settings" $values.settings "sidecar.settings" $values.sidecar.settings) $of_files -}}
 {{- range $name, $value := $settings -}}
 {{- $path := printf "%s.%s" $place $name -}}
 {{- $setting := upper $name | trimPrefix "TOLLKEEPER_" -}}
-{{- $spelled := eq $place "settings" | ternary $setting (lower $setting) -}}
+{{- $spelled := hasKey $of_files $place | ternary (lower $setting) $setting -}}
 {{- $word := regexFind "^[A-Z]{3,}" $setting | trunc 6 -}}
 {{- if not (hasKey $defaults $setting) -}}
 {{- $near := list -}}
@@ -68,10 +139,14 @@ with its path and what would be right. files/settings.json has each setting's de
 {{- $wrong = append $wrong (printf "%s is not a setting: docs/settings.md has all%s" $path ($near | empty | ternary "" (printf ", such as %s" ($near | sortAlpha | join ", " | trunc 200)))) -}}
 {{- else if ne $name $spelled -}}
 {{- $wrong = append $wrong (printf "%s is written %s.%s" $path $place $spelled) -}}
-{{- else if and (kindIs "invalid" (get $defaults $setting)) (eq $place "settings") -}}
+{{- else if and (kindIs "invalid" (get $defaults $setting)) (not (hasKey $of_files $place)) -}}
 {{- $wrong = append $wrong (printf "%s is a secret: it belongs into the Secret of secrets.gateway or secrets.keeper, and there into keeper.keys where it is one of those" $path) -}}
 {{- else if hasKey $own $setting -}}
-{{- $wrong = append $wrong (printf "%s is given by the chart: %s" $path (get $own $setting | default "leave it out" | replace "gateway." "say gateway." | replace "tls." "say tls.")) -}}
+{{- $said := get $own $setting | replace "gateway." (hasPrefix "sidecar" $place | ternary "sidecar." "gateway.") -}}
+{{- if and (hasPrefix "keeper" $place) (hasPrefix "gateway" $said) }}{{ $said = "" }}{{ end -}}
+{{- $wrong = append $wrong (printf "%s is given by the chart: %s" $path ($said | empty | ternary "leave it out" (printf "say %s" $said))) -}}
+{{- else if and (eq $place "sidecar.settings") (get $defaults $setting).keepers -}}
+{{- $wrong = append $wrong (printf "%s is read by keepers alone: say settings.%s" $path $setting) -}}
 {{- else if not (kindIs "invalid" $value) -}}
 {{- $rule := get $defaults $setting | default dict -}}
 {{- $text := include "tollkeeper.text" $value -}}
@@ -92,14 +167,14 @@ with its path and what would be right. files/settings.json has each setting's de
 {{- end -}}
 
 {{- /* Sums: memory by workers, the volume by their logs, a request below its limit. */ -}}
-{{- $workers := include "tollkeeper.setting" (dict "root" . "name" "WORKERS") | int64 -}}
-{{- $least := dict "gateway" (include "tollkeeper.workersBytes" . | int64) "sidecar" (include "tollkeeper.workersBytes" . | int64) "keeper" (mul 149 1048576) -}}
+{{- $sums := dict "keeper" (dict "bytes" (mul 149 1048576)) -}}
+{{- range list "gateway" "sidecar" }}{{ $_ := set $sums . (include "tollkeeper.sums" (dict "root" $ "part" .) | fromJson) }}{{ end -}}
 {{- range $part := list "gateway" "sidecar" "keeper" "migrate" "backup" "archive" -}}
 {{- $resources := (get $values $part).resources -}}
 {{- $limit := include "tollkeeper.text" (dig "limits" "memory" "" $resources) -}}
-{{- $needs := get $least $part | default 0 | int64 -}}
+{{- $needs := (get $sums $part | default dict).bytes | int64 -}}
 {{- if and $limit (lt (include "tollkeeper.milli" $limit | int64) (mul 1000 $needs)) -}}
-{{- $wrong = append $wrong (printf "%s.resources.limits.memory is %s, and %s take up to %dMi: give at least that%s" $part $limit (eq $part "keeper" | ternary "a keeper's processes" (printf "%d worker(s)" $workers)) (add 1 (div (sub $needs 1) 1048576)) (eq $part "keeper" | ternary "" ", or leave it empty")) -}}
+{{- $wrong = append $wrong (printf "%s.resources.limits.memory is %s, and %s take up to %dMi: give at least that%s" $part $limit (eq $part "keeper" | ternary "a keeper's processes" (printf "%d worker(s)" ((get $sums $part | default dict).workers | int64))) (add 1 (div (sub $needs 1) 1048576)) (eq $part "keeper" | ternary "" ", or leave it empty")) -}}
 {{- end -}}
 {{- range $kind := list "cpu" "memory" -}}
 {{- $asked := include "tollkeeper.text" (dig "requests" $kind "" $resources) -}}
@@ -109,7 +184,8 @@ with its path and what would be right. files/settings.json has each setting's de
 {{- end -}}
 {{- end -}}
 {{- end -}}
-{{- $logs := mul $workers (include "tollkeeper.setting" (dict "root" . "name" "SETTLEMENT_LOG_BYTES_MAX")) -}}
+{{- $workers := int64 $sums.gateway.workers -}}
+{{- $logs := mul $workers $sums.gateway.log -}}
 {{- with $values.gateway.dataSize -}}
 {{- if lt (include "tollkeeper.milli" (include "tollkeeper.text" .) | int64) (mul 1000 $logs) -}}
 {{- $wrong = append $wrong (printf "gateway.dataSize is %s, and the settlement logs of %d worker(s) take up to %d bytes, beyond which the pod is evicted with its logs: give more, or leave it empty" (include "tollkeeper.text" .) $workers $logs) -}}
@@ -127,13 +203,61 @@ with its path and what would be right. files/settings.json has each setting's de
 {{- end -}}
 
 {{- /* Names that another value must have. */ -}}
+{{- $documents := dict "config" $values.config "keeper.config" $values.keeper.config -}}
+{{- range $place, $document := $documents -}}
+{{- $rest := regexReplaceAll "\\$(\\$|\\{[A-Za-z_][A-Za-z0-9_]*(:-[^}]*)?\\})" ($document | toJson) "" -}}
+{{- range regexFindAll "[\"\\s:/@=]\\$\\(?[A-Z][A-Z0-9_]+[^\\w$]" $rest -1 | uniq -}}
+{{- $name := regexFind "[A-Z][A-Z0-9_]+" . -}}
+{{- $wrong = append $wrong (printf "%s names $%s, which is taken as it stands: write ${%s} for a variable, and $$ for a dollar sign" $place $name $name) -}}
+{{- end -}}
+{{- end -}}
 {{- $named := list -}}
-{{- range regexFindAll "\\$\\{[A-Za-z_][A-Za-z0-9_]*\\}" ($values.config | toJson) -1 | uniq -}}
+{{- range regexFindAll "\\$\\{[A-Za-z_][A-Za-z0-9_]*\\}" ($values.config | toJson | replace "$$" "") -1 | uniq -}}
 {{- $named = append $named (. | trimPrefix "${" | trimSuffix "}") -}}
 {{- end -}}
 {{- range $named -}}
 {{- if not (has . $values.upstreamKeys) -}}
 {{- $wrong = append $wrong (printf "config names ${%s}, and upstreamKeys lacks it: add it there, and to the Secret of secrets.upstreams" .) -}}
+{{- end -}}
+{{- end -}}
+{{- range $values.upstreamKeys -}}
+{{- if hasPrefix "TOLLKEEPER_" . -}}
+{{- $wrong = append $wrong (printf "upstreamKeys has %s, which no upstream is called with: say settings.%s, or name the key otherwise" . (trimPrefix "TOLLKEEPER_" .)) -}}
+{{- end -}}
+{{- end -}}
+{{- $built_in := dict "openai" (list "v1") "anthropic" (list "v1") "gemini" (list "v1" "v1beta") -}}
+{{- $upstreams := dig "upstreams" dict $values.config -}}
+{{- $uses := list -}}
+{{- range $number, $route := dig "routes" list $values.config -}}
+{{- $uses = append $uses (dict "place" (printf "routes[%d]" $number) "upstream" $route.upstream "paths" (list $route.path)) -}}
+{{- end -}}
+{{- range $key, $service := dig "services" dict $values.config -}}
+{{- $uses = append $uses (dict "place" (printf "services.%s" $key) "upstream" $service.upstream "paths" $service.paths) -}}
+{{- end -}}
+{{- $by_default := or (not (hasKey $values.config "routes")) (dig "include_default_routes" false $values.config) -}}
+{{- range $number, $model := dig "models" list $values.config -}}
+{{- range $at, $target := $model.targets -}}
+{{- $paths := (get $upstreams $target.upstream | default dict).family | empty | and $by_default | ternary (list "/v1/" "/v1beta/") list -}}
+{{- $uses = append $uses (dict "place" (printf "models[%d].targets[%d]" $number $at) "upstream" $target.upstream "paths" $paths) -}}
+{{- end -}}
+{{- end -}}
+{{- $known := concat (keys $built_in) (keys $upstreams) | uniq | sortAlpha -}}
+{{- range $uses -}}
+{{- if not (or (contains "${" .upstream) (has .upstream $known)) -}}
+{{- $wrong = append $wrong (printf "config.%s.upstream is %s, which is no upstream: expected one of %s, or one more in config.upstreams" .place .upstream ($known | join ", ")) -}}
+{{- end -}}
+{{- end -}}
+{{- range $name, $upstream := $upstreams -}}
+{{- $url := dig "base_url" "" $upstream | trimSuffix "/" -}}
+{{- $last := regexFind "/[^/]+$" (regexReplaceAll "^[a-z]+://[^/]*" $url "") -}}
+{{- $twice := and $by_default (has (trimPrefix "/" $last) (get $built_in ($upstream.family | default $name) | default list)) -}}
+{{- range $uses -}}
+{{- if eq $name .upstream -}}
+{{- range .paths }}{{ if hasPrefix (printf "%s/" $last) . }}{{ $twice = true }}{{ end }}{{ end -}}
+{{- end -}}
+{{- end -}}
+{{- if and $last $twice (not $upstream.path) -}}
+{{- $wrong = append $wrong (printf "config.upstreams.%s.base_url ends in %s, and so begin the paths of calls, which would go to %s%s/…: leave %s out" $name $last $url $last $last) -}}
 {{- end -}}
 {{- end -}}
 {{- if $values.networkPolicy.enabled -}}
@@ -153,13 +277,33 @@ with its path and what would be right. files/settings.json has each setting's de
 {{- if and $values.secrets.upstreams (not $values.upstreamKeys) -}}
 {{- $wrong = append $wrong "secrets.upstreams names a Secret, and upstreamKeys none of its keys: name those that are used" -}}
 {{- end -}}
-{{- range $place, $text := dict "config" $values.config "settings" $values.settings "keeper.config" $values.keeper.config "proxy" $values.proxy -}}
+{{- range $place, $text := dict "config" $values.config "settings" $values.settings "sidecar.settings" $values.sidecar.settings "keeper.config" $values.keeper.config "proxy" $values.proxy -}}
 {{- if and (contains "/run/files/" ($text | toJson)) (not $values.secrets.files) -}}
 {{- $wrong = append $wrong (printf "%s names a file in /run/files, and secrets.files no Secret that has it: name it" $place) -}}
 {{- end -}}
 {{- end -}}
-{{- range regexFindAll "\\$\\{[A-Za-z_][A-Za-z0-9_]*\\}" ($values.keeper.config | toJson) -1 | uniq -}}
+{{- range regexFindAll "\\$\\{[A-Za-z_][A-Za-z0-9_]*\\}" ($values.keeper.config | toJson | replace "$$" "") -1 | uniq -}}
 {{- $wrong = append $wrong (printf "keeper.config names %s, which no keeper has: name a file of secrets.files, /run/files/<key>" .) -}}
+{{- end -}}
+{{- range $part := list "image" "gateway" "keeper" "sidecar" -}}
+{{- $said := get $values $part -}}
+{{- if and $said.tag $said.digest -}}
+{{- $wrong = append $wrong (printf "%s.tag is %s, and %s.digest is set too, which alone would count: change the digest, or set it to \"\" and keep the tag" $part $said.tag $part) -}}
+{{- end -}}
+{{- end -}}
+{{- $runs := dict -}}
+{{- range $part := list "keeper" "gateway" "sidecar" -}}
+{{- $own := get $values $part -}}
+{{- $said := or $own.tag $own.digest | empty | ternary $values.image $own -}}
+{{- $_ := set $runs $part (not $said.digest | ternary (regexFind "^v?[0-9]+\\.[0-9]+\\.[0-9]+" ($said.tag | default $.Chart.AppVersion)) "") -}}
+{{- end -}}
+{{- range $part := list "gateway" "sidecar" -}}
+{{- if and $values.keeper.enabled $runs.keeper (get $runs $part) -}}
+{{- if gt ((semver (get $runs $part)).Compare (semver $runs.keeper)) 0 -}}
+{{- $place := (get $values $part).tag | empty | ternary "image" $part -}}
+{{- $wrong = append $wrong (printf "%s.tag is %s, newer than the keepers' %s: replace keepers first" $place (get $runs $part) $runs.keeper) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- if and $values.proxy.exempt (not $values.proxy.secret) -}}
 {{- $wrong = append $wrong "proxy.exempt says who is reached without the proxy, and proxy.secret names none" -}}
@@ -204,6 +348,6 @@ with its path and what would be right. files/settings.json has each setting's de
 {{- end -}}
 
 {{- if $wrong -}}
-{{- fail (printf "\n%s" ($wrong | join "\n")) -}}
+{{- fail (printf "\n%s" ($wrong | uniq | join "\n")) -}}
 {{- end -}}
 {{- end }}

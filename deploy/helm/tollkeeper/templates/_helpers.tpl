@@ -14,12 +14,14 @@ labels:
   helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version }}
 {{- end }}
 
+{{/* What a part runs: its own digest or tag, else that of `image`. */}}
 {{- define "tollkeeper.image" -}}
 {{- $image := .root.Values.image -}}
-{{- if and $image.digest (not .tag) -}}
-{{ $image.repository }}@{{ $image.digest }}
+{{- $said := or .of.digest .of.tag | empty | ternary $image .of -}}
+{{- if $said.digest -}}
+{{ $image.repository }}@{{ $said.digest }}
 {{- else -}}
-{{ $image.repository }}:{{ .tag | default $image.tag | default .root.Chart.AppVersion }}
+{{ $image.repository }}:{{ $said.tag | default .root.Chart.AppVersion }}
 {{- end }}
 imagePullPolicy: {{ $image.pullPolicy }}
 {{- end }}
@@ -141,9 +143,8 @@ securityContext:
 
 {{/* What gateways keep: the settlement log of each worker, and as much besides as one has. */}}
 {{- define "tollkeeper.dataSize" -}}
-{{- $workers := include "tollkeeper.setting" (dict "root" . "name" "WORKERS") -}}
-{{- $log := include "tollkeeper.setting" (dict "root" . "name" "SETTLEMENT_LOG_BYTES_MAX") -}}
-{{- .Values.gateway.dataSize | default (mul (add 1 $workers) $log) -}}
+{{- $sums := include "tollkeeper.sums" . | fromJson -}}
+{{- eq .part "gateway" | ternary .root.Values.gateway.dataSize "" | default (mul (add 1 $sums.workers) $sums.log) -}}
 {{- end }}
 
 {{- define "tollkeeper.gatewayVolumes" -}}
@@ -158,7 +159,7 @@ securityContext:
 {{- end -}}
 {{ include "tollkeeper.secretsVolume" $sources }}
 - name: data
-  emptyDir: { sizeLimit: {{ include "tollkeeper.dataSize" .root }} }
+  emptyDir: { sizeLimit: {{ include "tollkeeper.dataSize" . }} }
 {{- include "tollkeeper.fileVolumes" (dict "root" .root "ports" (list "gateway" "ops")) }}
 {{- end }}
 
