@@ -19,6 +19,7 @@ from gateway.core.certificates import UnreadableCertificate
 from gateway.errors import SchemaUnavailable
 from persistence.address import CONNECT, plain_url
 from persistence.error_mapping import complaint, sqlstate
+from persistence.ledger.quarantine import OPENS
 from persistence.server_certificate import certificate_end
 
 # How long a look waits for a lock, and how long a statement may take.
@@ -67,8 +68,8 @@ SELECT array_agg(DISTINCT c.relname::text ORDER BY c.relname::text) FILTER (WHER
 HAVING coalesce(clock_timestamp() - min(least(a.xact_start, h.waitstart)) >= make_interval(secs => %s), true)
  ORDER BY seconds DESC NULLS LAST"""
 NAMED_MAX = 3
-_STOPPED = """
-SELECT DISTINCT account FROM quarantine WHERE released_at IS NULL ORDER BY account"""
+_STOPPED = f"""
+SELECT account, {OPENS} FROM quarantine WHERE released_at IS NULL ORDER BY account"""
 _LETTERS = "SELECT count(*) FROM dead_letter WHERE resolved_at IS NULL"
 
 
@@ -137,13 +138,26 @@ def table_locks(url: str) -> list[TableLock]:
     return [TableLock(few(tables or [part]), *facts) for tables, part, *facts in locks]
 
 
-def set_aside(url: str) -> tuple[list[str], int]:
-    """Return the accounts in quarantine, and the number of dead letters; raise `SchemaUnavailable`."""
+class SetAside(NamedTuple):
+    """Accounts in quarantine, and the numbers of dead letters, and of keys and overrides that are held."""
+
+    accounts: list[str]
+    letters: int
+    keys: int
+    overrides: int
+
+
+def set_aside(url: str) -> SetAside:
+    """Return what waits for a person to decide; raise `SchemaUnavailable`."""
     with looked_at(url) as connection:
-        accounts = [str(account) for (account,) in connection.execute(_STOPPED).fetchall()]
+        stopped = connection.execute(_STOPPED).fetchall()
         letters = connection.execute(_LETTERS).fetchone()
     assert letters is not None
-    return accounts, int(letters[0])
+    held = [opens for _, opens in stopped if opens is not None]
+    keys, overrides = (sum(len(opens[name]) for opens in held) for name in ("keys", "overrides"))
+    return SetAside(
+        [account for account, opens in stopped if opens is None], int(letters[0]), keys, overrides
+    )
 
 
 def few(names: list[str]) -> str:

@@ -4,7 +4,8 @@ Redis stores the newest control write that it was told of (`NewestWrite`). A Pos
 older than it was, and Redis may know rows by ids that its sequences would give again. So each transaction
 that creates rows looks for the write first. If it is missing, all sequences move past the ids in Redis, and
 the write is stored again, at a new position: later definitions are newer than those in Redis. A second write
-has Redis forget the credentials of rows that are gone, since nobody could list or revoke them.
+compares rows with what Redis knows, before anything else is pushed: Redis forgets the credentials of rows that
+are gone, since nobody could list or revoke them, and gets those that came back.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ _STORE_AGAIN = query("ids.store_again", "Store a lost control write again", f"""
 INSERT INTO control_write (id, account, verb)
 VALUES (cast(:id AS uuid), '{CATALOGUE_ACCOUNT}', 'define'),
        (gen_random_uuid(), '{CREDENTIALS_ACCOUNT}', 'define')""")  # fmt: skip
+_COMPARING = query("ids.comparing", "Select whether rows are to be compared with what Redis knows",
+    "SELECT EXISTS (SELECT FROM control_write WHERE account = :account AND state = 'pending')")  # fmt: skip
 _HIGHEST = ", ".join(f"(SELECT max(id) FROM {name})" for name in KNOWN_TO_REDIS)
 _NEWEST = query("ids.newest", "Select the newest control write, and the highest id in Redis", f"""
 SELECT position, id::text, coalesce(greatest({_HIGHEST}), 0)
@@ -52,6 +55,11 @@ def keep_ahead(connection: Connection, known: NewestWrite | None) -> bool:
     connection.execute(_MOVE, {"known": max(known.position, known.highest_id)})
     connection.execute(_STORE_AGAIN, {"id": known.id})
     return True
+
+
+def is_comparing(connection: Connection) -> bool:
+    """Return whether this database was set back, and its rows are not yet compared with what Redis knows."""
+    return bool(connection.scalar(_COMPARING, {"account": CREDENTIALS_ACCOUNT}))
 
 
 def newest_write(connection: Connection) -> NewestWrite | None:

@@ -482,10 +482,10 @@ def _examine_users(url: str, owner_url: str) -> Iterator[Finding]:
 
 
 def _examine_set_aside(url: str) -> Iterator[Finding]:
-    """Yield findings on accounts in quarantine, and on dead letters."""
+    """Yield findings on accounts in quarantine, on dead letters, and on keys and overrides that are held."""
     from persistence.examining import few, set_aside  # heavy to load
 
-    accounts, letters = set_aside(url)
+    accounts, letters, keys, overrides = set_aside(url)
     if accounts:
         message = (
             f"accounts in quarantine: {len(accounts):,} ({few(accounts)}), and what they use becomes no rows"
@@ -493,7 +493,11 @@ def _examine_set_aside(url: str) -> Iterator[Finding]:
         yield Finding(FAILED, "rows", f"{message}; {hints.QUARANTINE}")
     if letters:
         yield Finding(FAILED, "rows", f"dead letters, which are no rows: {letters:,}; {hints.LETTERS}")
-    if not accounts and not letters:
+    if keys or overrides:
+        message = f"behind a restore, keys live in PostgreSQL and refused as Redis knows them: {keys:,}"
+        others = f"overrides that Redis knows otherwise than PostgreSQL: {overrides:,}"
+        yield Finding(FAILED, "rows", f"{message}, {others}; {hints.HELD}")
+    if not (accounts or letters or keys or overrides):
         yield Finding(PASSED, "rows", "no account is in quarantine, and there is no dead letter")
 
 

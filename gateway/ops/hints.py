@@ -61,6 +61,10 @@ QUARANTINE = (
 UNPRICED_STEPS = (
     "store a price of the model, or let another's stand in (TOLLKEEPER_PRICE_AS), or change the step"
 )
+HELD = (
+    "revoke the keys that leaked, then tollkeeper quarantine release --accept (docs/howto/backup.md,"
+    " Where Redis went on)"
+)
 LETTERS = "see why by tollkeeper deadletter list (docs/operate/alerts.md, TollkeeperDeadLetters)"
 UNMATCHED = "the log has a request of it (docs/counters.md, Holds that do not fit)"
 _RIGHTS = (

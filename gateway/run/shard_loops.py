@@ -21,7 +21,7 @@ from gateway.background.timed.pusher import RECLAIMED_OF, Pusher, Reclaimer
 from gateway.background.verifying.admission_gate import AdmissionGate
 from gateway.background.verifying.published_lists import PublishedLists
 from gateway.background.verifying.rewinds import Rewinds
-from gateway.background.verifying.verifier import Verifier
+from gateway.background.verifying.verifier import RestoredRows, Verifier
 from gateway.core.accounts.holds import MovementRange, ReclaimPolicy
 from gateway.core.integrity.recovery import VerificationResult
 from gateway.counters.admission.empty_accounts import read_empty_accounts
@@ -111,14 +111,17 @@ class ShardLoops:
         keeping = ReclaimClient(counters)
         self._late = LateSettlements(keeping, sweeps)
         self.gate = AdmissionGate(truths, counters, time.monotonic, hurry=self._late.hurry, say=shared.log)
+        restored = RestoredRows(truths, shared.counters, quarantines, shared.isolation, shared.went_back)
+        self._pusher = Pusher(
+            Pushes(engine), shared.counters, partitions, isolation=shared.isolation, restored=restored
+        )
         self.verifier = Verifier(
             truths, counters, shared.verified,
             admission_gate=self.gate, rewinds=rewinds, partitions=partitions, isolation=shared.isolation,
-            say=shared.log,
+            hold_back=self._pusher.hold_back, say=shared.log,
         )  # fmt: skip
         self.reclaimer = Reclaimer(keeping, ReclaimPolicy(settings.reclaim))
         self._isolation, self._agenda = shared.isolation, shared.agenda
-        self._pusher = Pusher(Pushes(engine), shared.counters, partitions, isolation=shared.isolation)
         self._flushing: asyncio.Task[None] | None = None
         self._loops: list[asyncio.Task[None]] = []
 

@@ -66,6 +66,8 @@ from persistence.resources.prices import KEPT, in_force, rates_in_force
 MICRO = Decimal(1_000_000)
 # Maximum of cached limits, by their JSON.
 LIMITS_KEPT = 4_096
+# What is held of an organization's keys and overrides, as Redis knows it (`KnownOtherwise`).
+HELD = "h.account = 'access:' || {}.organization_id AND h.released_at IS NULL"
 # The columns of a tenant's plan.
 _STATED = ("plan_id", "anchor", *(term.name for term in TERMS))
 
@@ -139,8 +141,10 @@ SELECT k.id, k.tenant_id, t.organization_id, (extract(epoch FROM k.created_at) *
        k.digest, CAST(k.limits AS text) AS limits, k.user, k.models,
        k.revoked_at, k.expires_at, k.user_header, k.unsettled, k.priority, k.runs,
        k.spent_status, k.retry_after_max_s, k.tags,
-       k.issuer IS NOT NULL AND NOT starts_with(k.digest, :given_up) AS of_tokens
-  FROM api_key AS k JOIN tenant AS t ON t.id = k.tenant_id WHERE {where} ORDER BY k.id"""
+       k.issuer IS NOT NULL AND NOT starts_with(k.digest, :given_up) AS of_tokens,
+       cast(h.stood->'keys'->>k.id::text AS bigint) AS held_end
+  FROM api_key AS k JOIN tenant AS t ON t.id = k.tenant_id
+  LEFT JOIN quarantine AS h ON {held} WHERE {where} ORDER BY k.id""".replace("{held}", HELD.format("t"))
 _USERS = """
 SELECT t.id AS tenant_id, t.organization_id, u.external_id,
        CASE WHEN u.deleted_at IS NULL THEN CAST(u.limits AS text) ELSE '{{}}' END AS limits
@@ -167,7 +171,9 @@ _SHARES = query("definitions.shares", "Select the shares of upstreams", """
 SELECT id, upstream, model, organization_id, tenant_id, weight, guaranteed, priority FROM share ORDER BY id""")  # fmt: skip
 
 _BUDGETS = query("definitions.budgets", "Select the budgets of organizations, with raises and overrides", """
-SELECT budget.*, r.raises, o.overrides FROM budget
+SELECT budget.*, r.raises, jsonb_strip_nulls(
+           coalesce(o.overrides, '{}') || coalesce(h.stood->'overrides'->(budget.id::text), '{}')) AS overrides
+  FROM budget LEFT JOIN quarantine AS h ON {held}
  CROSS JOIN LATERAL (
     SELECT jsonb_object_agg(value, jsonb_build_array(amount::text, floor(extract(epoch FROM until) * 1000)))
            AS raises FROM budget_raise WHERE budget_id = budget.id AND until > now()) AS r
@@ -175,7 +181,8 @@ SELECT budget.*, r.raises, o.overrides FROM budget
     SELECT jsonb_object_agg(value, jsonb_build_array(amount::text, floor(extract(epoch FROM until) * 1000)))
            AS overrides FROM budget_override
      WHERE budget_id = budget.id AND coalesce(until > now(), true)) AS o
- WHERE organization_id = ANY(:ids) AND deleted_at IS NULL ORDER BY organization_id, id""")  # fmt: skip
+ WHERE budget.organization_id = ANY(:ids) AND deleted_at IS NULL ORDER BY budget.organization_id, id
+""".replace("{held}", HELD.format("budget")))  # fmt: skip
 
 
 # A row of the table is made as `row_of` in `gateway/core/accounts/groups.py` makes it.
@@ -278,8 +285,8 @@ async def keys(connection: AsyncConnection, where: str, values: Mapping[str, Any
             limits=_limits(row["limits"]),
             user=row["user"] or "",
             models=None if row["models"] is None else frozenset(row["models"]),
-            revoked=row["revoked_at"] is not None,
-            expires_ms=ms_of(row["expires_at"]),
+            revoked=row["revoked_at"] is not None or row["held_end"] == 0,
+            expires_ms=min(filter(None, (ms_of(row["expires_at"]), row["held_end"])), default=0),
             runs=_read_run_policy(row["runs"]),
             spent=_spent_answer(row),
             tags=tuple(sorted((row["tags"] or {}).items())),
@@ -565,13 +572,15 @@ _OWNERS = query("definitions.owners", "Select the organizations of tenants",
 class PendingWrites:
     """The pending writes of accounts, the oldest first; empty for an account without any.
 
-    Accounts in `cut` have more pending writes than were read. `newest` is the newest write of all.
+    Accounts in `cut` have more pending writes than were read. `newest` is the newest write of all. None is read
+    while the database `is_comparing`: it was set back, and its rows are first compared with what Redis knows.
     """
 
     connection: AsyncConnection
     by_account: Mapping[str, Sequence[ControlWrite]]
     cut: Collection[str]
     newest: NewestWrite | None
+    is_comparing: bool = False
 
     async def note(
         self, applied: Collection[ControlWrite], refused: Collection[tuple[ControlWrite, str]]
@@ -597,6 +606,10 @@ class Pushes:
         async with self._engine.begin() as connection:
             moved = await connection.run_sync(ids.keep_ahead, known)
             return await connection.run_sync(ids.newest_write), moved
+
+    async def is_comparing(self) -> bool:
+        async with looking(self._engine) as connection:
+            return await connection.run_sync(ids.is_comparing)
 
     async def unknown_credentials(self, digests: Sequence[str]) -> list[str]:
         """Return those of the `digests` that no API key has."""
@@ -628,7 +641,11 @@ class Pushes:
                     locked = (await connection.execute(_LOCK, {"accounts": mine})).scalars().all()
                     if locked:
                         await connection.run_sync(ids.keep_ahead, known)
-                        yield await _waiting(connection, locked)
+                        if CREDENTIALS_ACCOUNT not in locked and await connection.run_sync(ids.is_comparing):
+                            newest = await connection.run_sync(ids.newest_write)
+                            yield PendingWrites(connection, {}, (), newest, is_comparing=True)
+                        else:
+                            yield await _waiting(connection, locked)
                         return
             finally:
                 self._taken_accounts.difference_update(mine)

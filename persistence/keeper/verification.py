@@ -226,6 +226,8 @@ _APPLIED = query("verification.applied", "Select control writes that are applied
 _AGAIN = query("verification.again", "Store that control writes are pending again",
     "UPDATE control_write SET state = 'pending' WHERE state = 'applied' AND id = ANY(cast(:ids AS uuid[]))"
 )  # fmt: skip
+_PENDING = query("verification.pending", "Select accounts whose definitions are not pushed yet",
+    "SELECT account FROM control_write WHERE state = 'pending' AND verb = 'define'")  # fmt: skip
 _NOTED = query("verification.noted", "Select the verified histories of partitions",
     "SELECT partition, run_id, epoch FROM partition_state WHERE run_id IS NOT NULL")  # fmt: skip
 _SETTLED = query("verification.settled", "Select which requests are settled", f"""
@@ -438,6 +440,11 @@ class LedgerReader(BudgetUses):
             for some, since in retention.by_month(await retention.places(connection, ids)):
                 here.update(await connection.scalars(_SETTLED, {"ids": some, "since": since}))
             return sorted({*here, *await retention.ended_before(connection, held)})
+
+    async def pending_definitions(self) -> frozenset[str]:
+        """Return the accounts whose definitions are not pushed yet."""
+        async with looking(self._engine) as connection:
+            return frozenset(await connection.scalars(_PENDING))
 
     async def push_again(self, ids: Sequence[str]) -> None:
         """Mark these applied control writes as pending, so that they are pushed again."""

@@ -17,6 +17,18 @@ from gateway.core.model import INTEGER_MAX
 from persistence.ledger import statements
 from persistence.ledger.guard import QuarantineReason
 
+# What a release with `accept` opens of an organization's keys and overrides that are held (`KnownOtherwise`).
+OPENS = """
+CASE WHEN starts_with(quarantine.account, 'access:') THEN jsonb_build_object(
+    'keys', (SELECT coalesce(jsonb_agg(jsonb_build_object('id', k.id, 'prefix', k.prefix, 'name', k.name) ORDER BY k.id), '[]')
+               FROM api_key AS k
+              WHERE jsonb_exists(quarantine.stood->'keys', k.id::text) AND k.revoked_at IS NULL
+                AND coalesce(k.expires_at > now(), true)),
+    'overrides', (SELECT coalesce(jsonb_agg(jsonb_build_object('budget_id', b.id, 'owner', o.key) ORDER BY b.id, o.key), '[]')
+                    FROM budget AS b
+                   CROSS JOIN LATERAL jsonb_object_keys(quarantine.stood->'overrides'->(b.id::text)) AS o (key)
+                   WHERE b.organization_id = quarantine.organization_id AND b.deleted_at IS NULL)) END"""
+
 
 def stopped_accounts(connection: Connection[Any], partitions: Sequence[int]) -> set[str]:
     return {account for (account,) in connection.execute(statements.STOPPED, (list(partitions),))}

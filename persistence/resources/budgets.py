@@ -55,10 +55,11 @@ from gateway.core.accounts.tags import tag_in
 from gateway.core.accounts.windows import WHOLE_PARTS
 from gateway.core.billing.stand_ins import find_unpriced
 from gateway.core.times import ms_of
-from gateway.errors import Forbidden, NotFound, Unprocessable
+from gateway.errors import Conflict, Forbidden, NotFound, Unprocessable
 from persistence import entity
 from persistence.entity import Entity, EntityWrite, Verb, alter, id_in, live, lock
 from persistence.examining import PRICED_NAMES, STORED_MODELS
+from persistence.ids import is_comparing
 from persistence.queries import insert_rows, query
 from persistence.resources import people
 from persistence.resources.budget_uses import account_uses, stored_uses
@@ -88,6 +89,13 @@ _COUNT = """
 SELECT count(*) FILTER (WHERE r.budget_id = :budget_id) AS of_budget, count(*) AS of_all
   FROM budget AS b JOIN {} AS r ON r.budget_id = b.id
  WHERE b.organization_id = :organization AND b.deleted_at IS NULL AND coalesce(r.until > :now, true)"""
+
+# A person's word is newer than what is held of a database that was set back (`KnownOtherwise`).
+_LET_GO = """
+UPDATE quarantine SET stood = jsonb_set(stood, cast(:path AS text[]), CASE
+       WHEN cast(:owners AS text[]) IS NULL THEN '{}' ELSE (stood #> cast(:path AS text[])) - cast(:owners AS text[]) END)
+ WHERE account = :account AND released_at IS NULL AND stood #> cast(:path AS text[]) IS NOT NULL
+   AND coalesce(jsonb_exists_any(stood #> cast(:path AS text[]), cast(:owners AS text[])), true) RETURNING id"""
 
 
 def check_values(change: EntityWrite) -> None:
@@ -311,6 +319,7 @@ def override(change: EntityWrite) -> Row:
     if errors := tuple(_wrong_override(change, row, values)):
         raise Unprocessable(errors=errors)
     own = _own_of(values)
+    _let_go(change, row, [str(own["value"])])
     _store_own(change, row, budget_override, [own], budget_override.c.value == own["value"])
     _defined(change)
     return {**row, **own}
@@ -331,6 +340,7 @@ def set_overrides(change: EntityWrite) -> Row:
         errors.append(("overrides", "must have each who once"))
     if errors:
         raise Unprocessable(errors=tuple(errors[:OVERRIDE_ERRORS_MAX]))
+    _let_go(change, row, None)
     _store_own(change, row, budget_override, [*own.values()], true())
     return _defined(change)
 
@@ -381,11 +391,25 @@ def remove_override(change: EntityWrite) -> Row:
         delete(budget_override).where(*is_owner).returning(columns.amount, columns.until, columns.reason)
     )
     own = change.connection.execute(removed).mappings().first()
-    if own is None:
+    if not _let_go(change, row, [override_owner(who)]) and own is None:
         raise NotFound
     _touch(change)
     _defined(change)
-    return {**row, **own, "name": who}
+    return {**row, **(own or {"amount": None, "until": None, "reason": None}), "name": who}
+
+
+def _let_go(change: EntityWrite, row: Row, owners: Sequence[str] | None) -> bool:
+    """Have what a person says now of owners' overrides, of all for None, replace what is held; return whether any was.
+
+    Raise `Conflict` before the rows of a database that was set back are compared: a newer override would be held too.
+    """
+    if is_comparing(change.connection):
+        raise Conflict(
+            "PostgreSQL was set back, and overrides are compared with those in Redis: try again in a minute."
+        )
+    path = ["overrides", str(change.row_id)]
+    held = {"account": f"access:{row['organization_id']}", "path": path, "owners": owners}
+    return change.connection.execute(text(_LET_GO), held).first() is not None
 
 
 def reset(change: EntityWrite) -> Row:

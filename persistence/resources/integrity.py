@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
+import msgspec
 from sqlalchemy import (
     ColumnElement,
     Connection,
@@ -27,6 +28,7 @@ from sqlalchemy import (
     func,
     insert,
     literal,
+    literal_column,
     or_,
     select,
     text,
@@ -45,12 +47,14 @@ from gateway.core.integrity.reconciliation import (
     ReconciliationSummary,
     Rollback,
 )
+from gateway.core.integrity.recovery import KnownOtherwise
 from gateway.core.times import in_utc
 from gateway.errors import Conflict, StoreUnavailable, Unprocessable
 from persistence.engine import apart, looking
-from persistence.entity import Entity, EntityWrite, alter, lock, write_of
+from persistence.entity import Entity, EntityWrite, alter, id_in, lock, write_of
 from persistence.error_mapping import translating
 from persistence.ledger import statements
+from persistence.ledger.quarantine import OPENS
 from persistence.ledger.redrive import correct_entry, finish_control_write, redrive, refuse_charged
 from persistence.queries import naming, query
 from persistence.resources.audit import BY_PEOPLE, STAFF, person_of
@@ -144,6 +148,25 @@ RETURNING account""",
 )
 
 
+# Later holds are added to earlier ones, which the definitions that were compared contain.
+_HOLD = query(
+    "integrity.hold",
+    "Hold keys and overrides as Redis knows them",
+    """
+INSERT INTO quarantine AS q (account, partition, organization_id, kind, entry_id, epoch, stored_seq, found_seq,
+                             reason, stood)
+SELECT 'access:' || k.id, :partition, k.id, 'conflict', '', 0, 0, 0,
+       'Redis knows keys as ended, or overrides otherwise, than these rows: PostgreSQL is older than it was', k.stood::jsonb
+  FROM unnest(cast(:ids AS bigint[]), cast(:stood AS text[])) AS k (id, stood)
+ON CONFLICT (account) WHERE released_at IS NULL DO UPDATE SET stood = jsonb_build_object(
+    'keys', (q.stood->'keys') || (excluded.stood->'keys'),
+    'overrides', (SELECT coalesce(jsonb_object_agg(id, coalesce(q.stood->'overrides'->id, '{}')
+                                                   || coalesce(excluded.stood->'overrides'->id, '{}')), '{}')
+                    FROM jsonb_object_keys((q.stood->'overrides') || (excluded.stood->'overrides')) AS id))
+RETURNING account""",
+)
+
+
 class Quarantines:
     """The stored positions of partitions, and accounts stopped because stored movements were lost."""
 
@@ -192,6 +215,15 @@ class Quarantines:
         async with self._engine.begin() as connection:
             return sorted(await connection.scalars(made, execution_options=named))
 
+    async def hold(self, partition: int, known: Mapping[int, KnownOtherwise]) -> list[str]:
+        """Hold keys and overrides of a partition's organizations as Redis knows them; return the accounts."""
+        values = {
+            "partition": partition, "ids": list(known),
+            "stood": [msgspec.json.encode(one).decode() for one in known.values()],
+        }  # fmt: skip
+        async with self._engine.begin() as connection:
+            return sorted(await connection.scalars(_HOLD, values))
+
     async def refuse(self, tenants: Mapping[int, Sequence[int]]) -> list[str]:
         """Block those of the tenants that are not blocked yet, given by partition; return their accounts."""
         blocked: list[str] = []
@@ -217,13 +249,16 @@ class Quarantines:
 def release(change: EntityWrite) -> Row:
     """Release a stopped account (`/release`), and the accounts that wait for it.
 
-    With `accept`, missing movements are stored as lost, and contradicting entries are set aside.
+    With `accept`, missing movements are stored as lost, contradicting entries are set aside, and held keys and
+    overrides are as their rows say.
     """
     row = lock(change)
     if row["released_at"] is not None:
         raise Conflict(f"It was released at {in_utc(row['released_at'])}.")
     connection, values = change.connection, change.command.values
     account, accept = str(row["account"]), bool(values.get("accept"))
+    if row["opens"] is not None:
+        _open_held(change, row, accept=accept)
     if accept and row["kind"] not in ACCEPTABLE:
         raise Conflict(f"It waits for {row['behind']}: release that.")
     whose = and_(_OPEN, or_(_c.account == account, _c.behind == account))
@@ -241,6 +276,19 @@ def release(change: EntityWrite) -> Row:
         )
     )  # fmt: skip
     return change.fetch()
+
+
+def _open_held(change: EntityWrite, row: Row, *, accept: bool) -> None:
+    """Have the held keys and overrides of `row` defined as their rows say; raise `Conflict` without `accept`."""
+    opens: Any = row["opens"]
+    if not accept and (opens["keys"] or opens["overrides"]):
+        raise Conflict(
+            f"A release with accept opens {len(opens['keys'])} keys, and has {len(opens['overrides'])} overrides be"
+            " as their rows say: revoke keys first that are to stay refused."
+        )
+    stood: Any = row["stood"]
+    accounts = [f"organization:{row['organization_id']}", *(f"key:{key}" for key in stood["keys"])]
+    change.intend(accounts, "define", {}, organization_id=id_in(row, "organization_id"))
 
 
 def _stop(rollback: Rollback) -> dict[str, Any]:
@@ -325,7 +373,7 @@ def _spend_row(connection: Connection, owner: int, at: datetime, here: dict[str,
 
 QUARANTINE_SUBJECT = Entity(
     quarantine,
-    source=source(quarantine, "released"),
+    source=source(quarantine, "released").add_columns(literal_column(OPENS).label("opens")),
     told=hide_deciders("released"),
     conditions={"released": lambda wanted: _c.released_at.is_not(None) if wanted else _OPEN},
     verbs={"release": release},

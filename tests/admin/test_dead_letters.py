@@ -18,13 +18,18 @@ from gateway.admin.resources.registry import REPORTS
 from gateway.cli.admin.client import TIMEOUT_S, AdminClient, CommandFailed
 from gateway.cli.admin.program import decide_all
 from gateway.core.accounts.administration import REQUEST_S_MAX
+from gateway.core.accounts.budgets import owner_of
 from gateway.core.accounts.flush_batch import Batch
 from gateway.core.accounts.outbox import EventKind, decode
+from gateway.core.integrity.recovery import KnownOtherwise
 from gateway.errors import Unprocessable
+from gateway.ops.doctor import _examine_set_aside
+from gateway.ops.doctor_redis import FAILED
 from persistence import engine as engines
 from persistence.billing.credit_balances import Allocations
 from persistence.ledger.writer import LedgerWriter
 from persistence.resources.audit import STAFF
+from persistence.resources.integrity import Quarantines
 from tests.admin.conftest import Api
 from tests.admin.console.elsewhere import Browser, World, console_of_people
 from tests.admin.test_cli import Run, from_json, run
@@ -447,6 +452,35 @@ async def test_quarantined_account_is_shown_and_can_be_released_with_the_lost_ev
     assert api.rows("select kind, amount, balance_after from credit_posting") == [("correction", 100, 100)]
     assert await broken(api.url) == []
     assert api.rows("select action from audit_log where resource = 'quarantine'") == [("release",)]
+
+
+async def test_held_keys_and_overrides_are_counted_by_doctor_and_opened_by_their_own_release_alone(api: Api) -> None:
+    organization = (await api.post("organizations", {"name": "acme"})).json["id"]
+    tenant = (await api.post("tenants", {"name": "team", "organization_id": organization})).json["id"]
+    leaked, ended = ((await api.post("api-keys", {"tenant_id": tenant, "name": each})).json for each in "ab")
+    of_each = {"organization_id": organization, "unit": "requests", "amount": 9, "interval": "day", "each": "user"}
+    budget = (await api.post("budgets", {**of_each, "name": "each"})).json["id"]
+    known = KnownOtherwise({leaked["id"]: 0, ended["id"]: 0}, {budget: {owner_of("bob"): ["0", None]}})
+    [account] = await Quarantines(api.pool).hold(1, {organization: known})
+    assert (await api.post(f"api-keys/{ended['id']}/revoke")).status == 200
+    [row] = (await api.get("quarantine?released=false")).json["items"]
+    assert row["account"] == account == f"access:{organization}"
+    assert (row["opens_keys"], row["opens_overrides"], row["stood"]) == (1, 1, None)
+    assert row["opens"] == {
+        "keys": [{"id": leaked["id"], "prefix": leaked["prefix"], "name": "a"}],
+        "overrides": [{"budget_id": budget, "owner": owner_of("bob")}],
+    }  # fmt: skip
+    [finding] = [one for one in _examine_set_aside(api.url) if one.ok is FAILED]
+    assert "refused as Redis knows them: 1, overrides that Redis knows otherwise than PostgreSQL: 1;" in finding.message
+    # A decision on many accounts opens nothing.
+    many = (await api.post("letters", {**ACCOUNTS, "accept": True})).json
+    assert (many["done"], [one["id"] for one in many["refused"]]) == ([], [row["id"]])
+    path = f"quarantine/{row['id']}/release"
+    refused = await api.post(path, {"reason": "rows are back"})
+    assert (refused.status, "opens 1 keys, and has 1 overrides" in refused.json["detail"]) == (409, True)
+    done = await api.post(path, {"reason": "nothing leaked", "accept": True})
+    assert (done.json["resolution"], done.json["opens_keys"], done.json["opens_overrides"]) == ("accepted", 1, 1)
+    assert [one.message for one in _examine_set_aside(api.url)] == ["no account is in quarantine, and there is no dead letter"]
 
 
 # --- decided ----------------------------------------------------------------------------

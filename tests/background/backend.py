@@ -19,7 +19,7 @@ from psycopg.rows import dict_row
 from gateway.background.flushing.flusher import Flusher
 from gateway.background.flushing.late import LateSettlements
 from gateway.background.timed.pusher import Pusher, Reclaimer
-from gateway.background.verifying.verifier import Verifier
+from gateway.background.verifying.verifier import RestoredRows, Verifier
 from gateway.core.accounts.administration import Actor, Command, CommittedWrite, Realm, Row
 from gateway.core.integrity.recovery import VerificationResult
 from gateway.core.model import Caller
@@ -35,6 +35,7 @@ from persistence.keeper.definitions import Pushes
 from persistence.keeper.sweeps import Sweeps
 from persistence.keeper.verification import LedgerReader
 from persistence.ledger.writer import LedgerWriter
+from persistence.resources.integrity import Quarantines
 from persistence.store import Store
 from tests.builders import World
 from tests.connections import connected
@@ -75,8 +76,10 @@ class Backend:
         sweeps = Sweeps(self.engine)
         self.writer = LedgerWriter(database)
         self.flusher = Flusher(Outbox(self.counters), self.writer, lambda _: None)
-        self.pusher = Pusher(Pushes(self.engine), self.counters)
-        self.verifier = Verifier(LedgerReader(self.engine, partition_of), self.counters)
+        truths = LedgerReader(self.engine, partition_of)
+        restored = RestoredRows(truths, self.counters, Quarantines(self.engine))
+        self.pusher = Pusher(Pushes(self.engine), self.counters, restored=restored)
+        self.verifier = Verifier(truths, self.counters, hold_back=self.pusher.hold_back)
         self.reclaimer = Reclaimer(self.keeping)
         self.sweeper = on_agenda(
             sweeper(sweeps, self.counters), self.engine, lambda: datetime.now(UTC), sweeps.since

@@ -197,7 +197,7 @@ async def expired(isolation: Isolation) -> None:
     ("goes_through", "named"),
     [
         (refused_batches, ["batch 8 of worker w", "batch 9 of worker w"]),
-        (definitions, ["organization 5", "tenant 6", "a user of tenant 6"]),  # the first, second and fourth
+        (definitions, ["organization:5", "tenant:6", "user:6"]),  # the first, second and fourth
         (deliveries, ["delivery 11"]),
         (accounts_of_users, ["user:6", "credits:5"]),
         (expired, ["addition 13"]),

@@ -127,6 +127,9 @@ async def _decide_each(ports: AdminPorts, request_id: str, values: Row) -> Row:
         if asyncio.get_running_loop().time() > until:
             break
         after = int(str(row["id"]))
+        if row.get("opens") is not None:
+            refused.append({"id": after, "why": "It opens keys and overrides: release it by itself."})
+            continue
         try:
             await operations.act(action, WriteRequest(request_id), after, body)
             done.append(after)

@@ -47,6 +47,8 @@ SOURCE_CHARS_MAX = 36
 USER_CHARS_MAX = 128
 ATTRIBUTION_CHARS_MAX = 250
 UNREADABLE = "unreadable"
+# Keys and overrides that are named where a release would open them; others are counted.
+OPENED_NAMED_MAX = 1_000
 # Fields with packed bytes, which are shown decoded.
 _READ = frozenset({"metadata", "facts", "priced"})
 # The default of a field that may be left out, and not be null.
@@ -133,11 +135,38 @@ class Stood(Out):
     at_ms: int
 
 
-class Quarantined(Out):
-    """A stopped account: its movements wait in the outbox."""
+class HeldKey(Out):
+    """A key whose row is live, and that Redis knows as revoked or ended."""
 
     id: Id
-    account: str = Field(description="tenant:<id>, credits:<organization id> or spend:<organization id>.")
+    prefix: str
+    name: str
+
+
+class HeldOverride(Out):
+    """An override that Redis knows otherwise than the budget's rows."""
+
+    budget_id: Id
+    owner: str = Field(
+        description="The beginning of the SHA-256 of the user, key, project or session, or group:ID."
+    )
+
+
+class Opens(Out):
+    """The first keys and overrides that a release with `accept` opens."""
+
+    keys: list[HeldKey]
+    overrides: list[HeldOverride]
+
+
+class Quarantined(Out):
+    """A stopped account, whose movements wait in the outbox; or keys and overrides that are as Redis knows them."""
+
+    id: Id
+    account: str = Field(
+        description="tenant:<id>, credits:<organization id> or spend:<organization id>; access:<organization id> for"
+        " keys and overrides, where PostgreSQL was set back."
+    )
     partition: int
     organization_id: Id
     tenant_id: Id | None
@@ -148,6 +177,9 @@ class Quarantined(Out):
     stored_seq: int = Field(description="The last movement PostgreSQL has.")
     found_seq: int = Field(description="The movement that came next.")
     stood: Stood | None
+    opens: Opens | None = Field(description="What a release with accept opens, of access:<organization id>.")
+    opens_keys: int
+    opens_overrides: int
     reason: str
     created_at: Instant
     released_at: Instant | None
@@ -158,6 +190,14 @@ class Quarantined(Out):
     released_identity: str | None = Field(description=IDENTITY)
     released_reason: str | None
 
+    @model_validator(mode="before")
+    @classmethod
+    def with_counts(cls, row: Any) -> Any:
+        opens = row["opens"] or {"keys": [], "overrides": []}
+        counts = {f"opens_{name}": len(held) for name, held in opens.items()}
+        named = {name: held[:OPENED_NAMED_MAX] for name, held in opens.items()} if row["opens"] else None
+        return {**row, **counts, "opens": named, "stood": row["stood"] if named is None else None}
+
 
 class QuarantineRelease(In):
     """How a quarantined account is released."""
@@ -166,7 +206,8 @@ class QuarantineRelease(In):
     accept: Flag = Field(
         default=False,
         description="A gap: list the movements as lost, the difference becomes a row. A contradiction: its "
-        "entries become dead letters. Left out, the entries are only checked again.",
+        "entries become dead letters. Keys and overrides: they are as their rows say. Left out, the entries are "
+        "only checked again.",
     )
 
 

@@ -20,6 +20,7 @@ from gateway.core.accounts.holds import ReclaimPolicy
 from gateway.errors import CountersRefused, CountersUnavailable, OutOfRange
 
 if TYPE_CHECKING:
+    from gateway.background.verifying.verifier import RestoredRows
     from gateway.counters.keeper.verification import KeeperCounters
     from gateway.counters.late import ReclaimClient
     from persistence.keeper.definitions import Pushes
@@ -31,7 +32,10 @@ LOOP = "pusher"
 
 
 class Pusher:
-    """Pushes control writes of accounts in some partitions, or in all."""
+    """Pushes control writes of accounts in some partitions, or in all.
+
+    Without `restored` it leaves to others to compare the rows of a PostgreSQL that was set back.
+    """
 
     def __init__(
         self,
@@ -40,10 +44,11 @@ class Pusher:
         partitions: Callable[[], Sequence[int]] | None = None,
         *,
         isolation: Isolation | None = None,
+        restored: RestoredRows | None = None,
     ) -> None:
         self._isolation = isolation or Isolation()
         self._source, self._partitions = source, partitions
-        self._target = target
+        self._target, self._restored = target, restored
 
     async def push(self, accounts: Sequence[str]) -> Sequence[str]:
         """Push the pending control writes (changes of limits and terms) of accounts to Redis, each in order.
@@ -51,9 +56,9 @@ class Pusher:
         Return the accounts that still have pending writes.
         """
         left: list[str] = []
-        queue = list(dict.fromkeys(accounts))
-        while queue:
-            some = queue[:ACCOUNTS_AT_ONCE_MAX]
+        queue = sorted(dict.fromkeys(accounts), key=lambda account: account != CREDENTIALS_ACCOUNT)
+        while queue:  # what is compared first may change the definitions of others
+            some = queue[: 1 if queue[0] == CREDENTIALS_ACCOUNT else ACCOUNTS_AT_ONCE_MAX]
             try:
                 over, stuck = await self._push_some(some)
             except Exception as error:  # a write of one of the accounts cannot be read, or noted
@@ -82,6 +87,8 @@ class Pusher:
         async with self._source.waiting(accounts, known) as waiting:
             if waiting.newest is not None:
                 await self._target.note_newest(waiting.newest)
+            if waiting.is_comparing:
+                return accounts, accounts
             turn = _PushResults(waiting.by_account)
             pushes = (self._push_each(turn, some) for some in turn.by_owner.values())
             for fault in await asyncio.gather(*pushes, return_exceptions=True):
@@ -109,7 +116,9 @@ class Pusher:
         for write in turn.by_account[account]:
             try:
                 if write.account == CREDENTIALS_ACCOUNT:
+                    assert self._restored is not None, "the pusher of a keeper's loops has it"
                     await self._forget_unknown()
+                    await self._restored.compare()
                 if not await self._target.apply(write):
                     turn.left.append(account)
                     return
@@ -127,6 +136,13 @@ class Pusher:
         if newest is not None:
             await self._target.note_newest(newest)
         return moved
+
+    async def hold_back(self) -> None:
+        """Hold what Redis knows otherwise, if PostgreSQL was set back and its rows are not yet compared."""
+        with suppress(CountersUnavailable):
+            await self.keep_ids()
+        if self._restored is not None and await self._source.is_comparing():
+            await self._restored.hold()
 
     async def _forget_unknown(self) -> None:
         """Delete the credentials in Redis that PostgreSQL does not know.

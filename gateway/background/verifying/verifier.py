@@ -56,6 +56,7 @@ from gateway.errors import CountersUnavailable
 if TYPE_CHECKING:
     from gateway.counters.keeper.verification import KeeperCounters
     from persistence.keeper.verification import LedgerReader
+    from persistence.resources.integrity import Quarantines
 
 # The groups of partitions that are read at once, and their order: calls of the first are served soon.
 #
@@ -292,22 +293,73 @@ class Partitions:
         ]
         refused = await self._target.define_all(left, version)
         for definition, error in refused:
-            self._isolation.item_failed("verifier", _name(definition), error)
+            self._isolation.item_failed("verifier", _account(definition), error)
         await self._target.identities(truth.keys)
         return len(refused)
 
 
-def _name(definition: AccountDefinition) -> str:
-    """Return the name of a definition for logs, without a user's name."""
+def _account(definition: AccountDefinition) -> str:
+    """Return the account of a definition, for logs too: without a user's name."""
     match definition:
         case OrganizationDefinition():
-            return f"organization {definition.organization_id}"
+            return f"organization:{definition.organization_id}"
         case TenantDefinition():
-            return f"tenant {definition.tenant_id}"
+            return f"tenant:{definition.tenant_id}"
         case KeyDefinition():
-            return f"key {definition.key_id}"
+            return f"key:{definition.key_id}"
         case UserDefinition():
-            return f"a user of tenant {definition.tenant_id}"
+            return f"user:{definition.tenant_id}"
+
+
+class RestoredRows:
+    """Compares the rows of a PostgreSQL that was set back, or restored again, with what Redis knows.
+
+    A key that Redis knows as ended, and an override that Redis knows otherwise, are held so: until a person
+    releases them, each definition of the row is as Redis knows it. `observe` gets the quarantined accounts.
+    """
+
+    def __init__(
+        self,
+        source: LedgerReader,
+        target: KeeperCounters,
+        marks: Quarantines,
+        isolation: Isolation | None = None,
+        observe: Callable[[list[str]], None] = lambda _: None,
+    ) -> None:
+        self._source, self._target, self._marks, self._observe = source, target, marks, observe
+        self._each = Partitions(source, target, None, isolation or Isolation())
+
+    async def compare(self) -> None:
+        """Hold what Redis knows otherwise; then define all rows again, since some may have come back.
+
+        Rows with a pending definition are left to it: it also ends the account of another row with the same id.
+        """
+        await self.hold()
+        pending = await self._source.pending_definitions()
+        async for _, truth in self._truths():
+            rows = [one for one in truth.organizations if _account(one.definition) not in pending]
+            tenants = [one for one in truth.tenants if _account(one.definition) not in pending]
+            keys = [one for one in truth.keys if _account(one) not in pending]
+            await self._each.define(replace(truth, organizations=rows, tenants=tenants, keys=keys))
+
+    async def hold(self) -> None:
+        """Hold what Redis knows otherwise; raise CountersUnavailable if a partition could not be asked."""
+        away: CountersUnavailable | None = None
+        async for partition, truth in self._truths():
+            try:
+                if known := await self._target.known_otherwise(truth):
+                    self._observe(await self._marks.hold(partition, known))
+            except CountersUnavailable as error:
+                away = error
+        if away is not None:
+            raise away
+
+    async def _truths(self) -> AsyncIterator[tuple[int, LedgerState]]:
+        places = await self._source.places(range(PARTITIONS), {})
+        for some in together(sorted(places.organizations), places.organizations):
+            truths = await self._source.truth({one: places.organizations[one] for one in some})
+            for item in truths.items():
+                yield item
 
 
 INTERVAL_S = 0.2
@@ -328,7 +380,8 @@ class Verifier:
     `partitions` returns the partitions of that server. Without an `admission_gate` a verified partition is
     served at once; with one, only after workers have sent again what may be lost. A partition that was never
     verified has lost nothing. A partition that cannot be verified, or belongs to another version, delays no
-    other. `say` logs the progress of a recovery, with the seconds since it began.
+    other. `hold_back` is awaited before definitions are read: a PostgreSQL that was set back may open keys that
+    Redis knows as revoked. `say` logs the progress of a recovery, with the seconds since it began.
     """
 
     def __init__(
@@ -344,6 +397,7 @@ class Verifier:
         organizations_max: int = ORGANIZATIONS_MAX,
         watch_s: float = WATCH_S,
         overtaken: SupersededPartitions | None = None,
+        hold_back: Callable[[], Awaitable[object]] = lambda: asyncio.sleep(0),
         clock: Callable[[], float] = time.monotonic,
         say: Callable[..., None] = lambda *_, **__: None,
     ) -> None:
@@ -354,7 +408,7 @@ class Verifier:
         # The run ids with everything verified, and with nothing left to do.
         self._vouched, self._watched = b"", b""
         self._admission_gate = admission_gate
-        self._rewinds = rewinds
+        self._rewinds, self._hold_back = rewinds, hold_back
         self._partitions, self._organizations_max = partitions, organizations_max
         self._watch_s, self._clock, self._say = watch_s, clock, say
         self._overtaken = overtaken or SupersededPartitions()
@@ -409,6 +463,7 @@ class Verifier:
         self._vouched = b""
         self._begun_at = self._clock() if markers.unverified or markers.closed else None
         self._stage("begun", unverified=len(markers.unverified), closed=len(markers.closed))
+        await self._hold_back()
         known, everybodys = await asyncio.gather(self._catch_up(markers), self._source.everybodys())
         epochs = {one: max(epoch, known.get(one, 0)) + 1 for one, _, epoch in markers.unverified}
         noted = await self._source.note(run_id, epochs)

@@ -145,6 +145,18 @@ class LedgerState:
 
 
 @dataclass(frozen=True, slots=True)
+class KnownOtherwise:
+    """What Redis knows otherwise than an organization's rows, of a PostgreSQL that was set back.
+
+    `keys` are the ends of keys (Unix ms, 0: revoked) by id, `overrides` those in force by budget and owner: amount
+    and end, or None for none.
+    """
+
+    keys: dict[int, int] = field(default_factory=dict)
+    overrides: dict[int, dict[str, list[object] | None]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class VerificationResult:
     """The result of verifying one partition: its epoch, and numbers of changed accounts, writes and holds."""
 

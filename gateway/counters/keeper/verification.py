@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import uuid
+from collections import defaultdict
 from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import cast
 
+from gateway.core.accounts.budget_amounts import overrides_known_otherwise
 from gateway.core.accounts.definitions import KeyDefinition, OrganizationAccount, TenantAccount
-from gateway.core.integrity.recovery import LedgerState, Markers
+from gateway.core.integrity.recovery import KnownOtherwise, LedgerState, Markers
 from gateway.core.integrity.roster import WorkerReport
 from gateway.core.layout import EARLIER, LAYOUT
 from gateway.core.text import batched
-from gateway.counters.admission.stored import version_standing
+from gateway.counters.admission.stored import decode_terms, version_standing
 from gateway.counters.history_guard import NOBODY
 from gateway.counters.keeper import rebuild, worker_reports
 from gateway.counters.keeper.budget_accounts import BudgetAccounts
@@ -130,6 +132,39 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         """Return those of the `known` API keys that have no stored state."""
         raw = await self.states([keys.key_state(partition, key.key_id) for key in known])
         return [key for key, packed in zip(known, raw, strict=True) if packed is None]
+
+    async def known_otherwise(self, truth: LedgerState) -> dict[int, KnownOtherwise]:
+        """Return by organization what Redis knows otherwise than the rows in `truth`, those of one partition.
+
+        It has the ends of keys that Redis knows as revoked or ended earlier, and overrides. Of rows that had
+        the same id before PostgreSQL was set back, nothing is returned.
+        """
+        now_ms, found = await self.now_ms(), defaultdict[int, KnownOtherwise](KnownOtherwise)
+        live = [key for key in truth.keys if not key.revoked and not 0 < key.expires_ms <= now_ms]
+        names = [keys.key_state(keys.partition_of(key.organization_id), key.key_id) for key in live]
+        for key, name, packed in zip(live, names, await self.states(names), strict=True):
+            with self.left_alone.reading("account", name):
+                state = states.unpack(states.KeyState, packed) if packed else None
+                if state is None or state.created not in {0, key.created}:
+                    continue
+                if state.flags:  # revoked
+                    found[key.organization_id].keys[key.key_id] = 0
+                elif state.expires and not 0 < key.expires_ms <= state.expires:
+                    found[key.organization_id].keys[key.key_id] = state.expires
+        rows = [organization.definition for organization in truth.organizations]
+        pairs = [(keys.partition_of(row.organization_id), row.organization_id) for row in rows]
+        known = await self.stored(states.OrganizationState, pairs)
+        terms = await self.states([keys.organization_terms(row.organization_id) for row in rows])
+        for row, packed in zip(rows, terms, strict=True):
+            state_ = known.get(row.organization_id)
+            if packed is None or state_ is None or state_.created not in {0, row.created}:
+                continue
+            with self.left_alone.reading("account", f"organization {row.organization_id}"):
+                budgets = {budget.id: budget for budget in decode_terms(packed).budgets}
+                for budget in row.terms.budgets:
+                    if other := overrides_known_otherwise(budget, budgets.get(budget.id, budget), now_ms):
+                        found[row.organization_id].overrides[budget.id] = other
+        return found
 
     async def restore(self, partition: int, marker: bytes, lost: LedgerState) -> bool:
         """Write accounts and keys as PostgreSQL has them, plus the amounts of existing holds.

@@ -36,10 +36,10 @@ def rollbacks_of(backend: Backend, **bounds: int) -> Rollbacks:
 
 
 @asynccontextmanager
-async def older_copy(url: str) -> AsyncIterator[str]:
-    """The database as it is now, under another name: what a backup would bring back later."""
+async def older_copy(url: str, word: str = "older") -> AsyncIterator[str]:
+    """The database as it is now, under another name with this word: what a backup would bring back later."""
     base, _, name = url.rpartition("/")
-    copy = f"older_{os.getpid()}_{name}"[:63]
+    copy = f"{word}_{os.getpid()}_{name}"[:63]
     await leave_with_engines(url)
     with connected(f"{base}/postgres", autocommit=True) as admin:
         admin.execute(f"create database {copy} template {name}")

@@ -38,6 +38,7 @@ class Waiting:
     source: Source
     cut: Collection[str] = ()
     newest: None = None
+    is_comparing: bool = False
 
     async def note(
         self, applied: Collection[ControlWrite], refused: Collection[tuple[ControlWrite, str]]
