@@ -35,6 +35,7 @@ from tests.admin.console.elsewhere import Browser, World, console_of_people
 from tests.admin.test_cli import Run, from_json, run
 from tests.builders import encode
 from tests.connections import connected
+from tests.databases import give_back, take_engine
 from tests.in_turn import in_turn
 from tests.persistence.ledger.test_budget_moves import budget_of, moves
 from tests.persistence.scenario import Account, batch_of, broken, busy, entries_of, settle_in
@@ -454,14 +455,24 @@ async def test_quarantined_account_is_shown_and_can_be_released_with_the_lost_ev
     assert api.rows("select action from audit_log where resource = 'quarantine'") == [("release",)]
 
 
-async def test_held_keys_and_overrides_are_counted_by_doctor_and_opened_by_their_own_release_alone(api: Api) -> None:
+async def test_held_keys_and_overrides_are_counted_by_doctor_and_opened_by_their_own_release_alone(
+    api: Api,
+) -> None:
     organization = (await api.post("organizations", {"name": "acme"})).json["id"]
     tenant = (await api.post("tenants", {"name": "team", "organization_id": organization})).json["id"]
-    leaked, ended = ((await api.post("api-keys", {"tenant_id": tenant, "name": each})).json for each in "ab")
-    of_each = {"organization_id": organization, "unit": "requests", "amount": 9, "interval": "day", "each": "user"}
+    leaked, ended = [(await api.post("api-keys", {"tenant_id": tenant, "name": each})).json for each in "ab"]
+    of_each = {
+        "organization_id": organization,
+        "unit": "requests",
+        "amount": 9,
+        "interval": "day",
+        "each": "user",
+    }
     budget = (await api.post("budgets", {**of_each, "name": "each"})).json["id"]
     known = KnownOtherwise({leaked["id"]: 0, ended["id"]: 0}, {budget: {owner_of("bob"): ["0", None]}})
-    [account] = await Quarantines(api.pool).hold(1, {organization: known})
+    pool = take_engine(api.url)
+    [account] = await Quarantines(pool).hold(1, {organization: known})
+    await give_back(api.url, pool)
     assert (await api.post(f"api-keys/{ended['id']}/revoke")).status == 200
     [row] = (await api.get("quarantine?released=false")).json["items"]
     assert row["account"] == account == f"access:{organization}"
@@ -470,8 +481,11 @@ async def test_held_keys_and_overrides_are_counted_by_doctor_and_opened_by_their
         "keys": [{"id": leaked["id"], "prefix": leaked["prefix"], "name": "a"}],
         "overrides": [{"budget_id": budget, "owner": owner_of("bob")}],
     }  # fmt: skip
-    [finding] = [one for one in _examine_set_aside(api.url) if one.ok is FAILED]
-    assert "refused as Redis knows them: 1, overrides that Redis knows otherwise than PostgreSQL: 1;" in finding.message
+    [finding] = [one for one in _examine_set_aside(api.url) if one.well is FAILED]
+    assert (
+        "refused as Redis knows them: 1, overrides that Redis knows otherwise than PostgreSQL: 1;"
+        in finding.says
+    )
     # A decision on many accounts opens nothing.
     many = (await api.post("letters", {**ACCOUNTS, "accept": True})).json
     assert (many["done"], [one["id"] for one in many["refused"]]) == ([], [row["id"]])
@@ -479,8 +493,14 @@ async def test_held_keys_and_overrides_are_counted_by_doctor_and_opened_by_their
     refused = await api.post(path, {"reason": "rows are back"})
     assert (refused.status, "opens 1 keys, and has 1 overrides" in refused.json["detail"]) == (409, True)
     done = await api.post(path, {"reason": "nothing leaked", "accept": True})
-    assert (done.json["resolution"], done.json["opens_keys"], done.json["opens_overrides"]) == ("accepted", 1, 1)
-    assert [one.message for one in _examine_set_aside(api.url)] == ["no account is in quarantine, and there is no dead letter"]
+    assert (done.json["resolution"], done.json["opens_keys"], done.json["opens_overrides"]) == (
+        "accepted",
+        1,
+        1,
+    )
+    assert [one.says for one in _examine_set_aside(api.url)] == [
+        "no account is in quarantine, and there is no dead letter"
+    ]
 
 
 # --- decided ----------------------------------------------------------------------------
