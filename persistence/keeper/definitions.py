@@ -66,7 +66,7 @@ from persistence.resources.prices import KEPT, in_force, rates_in_force
 MICRO = Decimal(1_000_000)
 # Maximum of cached limits, by their JSON.
 LIMITS_KEPT = 4_096
-# What is held of an organization's keys and overrides, as Redis knows it (`KnownOtherwise`).
+# The held keys and overrides of an organization, as Redis knows them (`KnownOtherwise`).
 HELD = "h.account = 'access:' || {}.organization_id AND h.released_at IS NULL"
 # The columns of a tenant's plan.
 _STATED = ("plan_id", "anchor", *(term.name for term in TERMS))

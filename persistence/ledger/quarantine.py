@@ -17,7 +17,7 @@ from gateway.core.model import INTEGER_MAX
 from persistence.ledger import statements
 from persistence.ledger.guard import QuarantineReason
 
-# What a release with `accept` opens of an organization's keys and overrides that are held (`KnownOtherwise`).
+# The held keys and overrides that a release with `accept` opens (`KnownOtherwise`), as JSON.
 OPENS = """
 CASE WHEN starts_with(quarantine.account, 'access:') THEN jsonb_build_object(
     'keys', (SELECT coalesce(jsonb_agg(jsonb_build_object('id', k.id, 'prefix', k.prefix, 'name', k.name) ORDER BY k.id), '[]')

@@ -90,7 +90,7 @@ SELECT count(*) FILTER (WHERE r.budget_id = :budget_id) AS of_budget, count(*) A
   FROM budget AS b JOIN {} AS r ON r.budget_id = b.id
  WHERE b.organization_id = :organization AND b.deleted_at IS NULL AND coalesce(r.until > :now, true)"""
 
-# A person's word is newer than what is held of a database that was set back (`KnownOtherwise`).
+# A person's override is newer than one that Redis knows and a database that was set back lacks.
 _LET_GO = """
 UPDATE quarantine SET stood = jsonb_set(stood, cast(:path AS text[]), CASE
        WHEN cast(:owners AS text[]) IS NULL THEN '{}' ELSE (stood #> cast(:path AS text[])) - cast(:owners AS text[]) END)
@@ -399,7 +399,7 @@ def remove_override(change: EntityWrite) -> Row:
 
 
 def _let_go(change: EntityWrite, row: Row, owners: Sequence[str] | None) -> bool:
-    """Have what a person says now of owners' overrides, of all for None, replace what is held; return whether any was.
+    """End the hold of owners' overrides, of all for None; return whether any was held.
 
     Raise `Conflict` before the rows of a database that was set back are compared: a newer override would be held too.
     """

@@ -279,7 +279,7 @@ def release(change: EntityWrite) -> Row:
 
 
 def _open_held(change: EntityWrite, row: Row, *, accept: bool) -> None:
-    """Have the held keys and overrides of `row` defined as their rows say; raise `Conflict` without `accept`."""
+    """Define the held keys and overrides of `row` as their rows say; raise `Conflict` without `accept`."""
     opens: Any = row["opens"]
     if not accept and (opens["keys"] or opens["overrides"]):
         raise Conflict(

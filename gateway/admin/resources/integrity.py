@@ -192,7 +192,7 @@ class Quarantined(Out):
 
     @model_validator(mode="before")
     @classmethod
-    def with_counts(cls, row: Any) -> Any:
+    def count_opens(cls, row: Any) -> Any:
         opens = row["opens"] or {"keys": [], "overrides": []}
         counts = {f"opens_{name}": len(held) for name, held in opens.items()}
         named = {name: held[:OPENED_NAMED_MAX] for name, held in opens.items()} if row["opens"] else None

@@ -337,17 +337,23 @@ class RestoredRows:
         await self.hold()
         pending = await self._source.pending_definitions()
         async for _, truth in self._truths():
-            rows = [one for one in truth.organizations if _account(one.definition) not in pending]
-            tenants = [one for one in truth.tenants if _account(one.definition) not in pending]
-            keys = [one for one in truth.keys if _account(one) not in pending]
-            await self._each.define(replace(truth, organizations=rows, tenants=tenants, keys=keys))
+            await self._each.define(
+                replace(
+                    truth,
+                    organizations=[
+                        row for row in truth.organizations if _account(row.definition) not in pending
+                    ],
+                    tenants=[row for row in truth.tenants if _account(row.definition) not in pending],
+                    keys=[key for key in truth.keys if _account(key) not in pending],
+                )
+            )
 
     async def hold(self) -> None:
         """Hold what Redis knows otherwise; raise CountersUnavailable if a partition could not be asked."""
         away: CountersUnavailable | None = None
         async for partition, truth in self._truths():
             try:
-                if known := await self._target.known_otherwise(truth):
+                if known := await self._target.find_differences(truth):
                     self._observe(await self._marks.hold(partition, known))
             except CountersUnavailable as error:
                 away = error
@@ -356,8 +362,8 @@ class RestoredRows:
 
     async def _truths(self) -> AsyncIterator[tuple[int, LedgerState]]:
         places = await self._source.places(range(PARTITIONS), {})
-        for some in together(sorted(places.organizations), places.organizations):
-            truths = await self._source.truth({one: places.organizations[one] for one in some})
+        for group in together(sorted(places.organizations), places.organizations):
+            truths = await self._source.truth({number: places.organizations[number] for number in group})
             for item in truths.items():
                 yield item
 

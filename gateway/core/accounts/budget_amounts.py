@@ -218,28 +218,6 @@ def format_amount(unit: str, amount: int, currency: str) -> str:
     return f"{format_number(unit, amount)} {currency if unit == MONEY else unit}"
 
 
-def overrides_known_otherwise(stored: Budget, known: Budget, at_ms: int) -> dict[str, list[object] | None]:
-    """Return, by owner, the overrides of a budget that differ from those `known`, as a row has the known ones.
-
-    None is an owner without one. Overrides that are over count as none.
-    """
-    ours, theirs = (
-        {owner: own for owner, own in budget.overrides.items() if own.is_in_force(at_ms)}
-        for budget in (stored, known)
-    )
-    differing = {
-        owner: theirs.get(owner) for owner in {**ours, **theirs} if ours.get(owner) != theirs.get(owner)
-    }
-    return {
-        owner: own
-        and [
-            own.amount if own.amount is None else format_number(known.unit, own.amount),
-            own.until_ms or None,
-        ]
-        for owner, own in differing.items()
-    }
-
-
 def format_number(unit: str, amount: int) -> str:
     """Return an amount as text without unit: money as a decimal, without trailing zeros."""
     if unit != MONEY:

@@ -8,7 +8,8 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from typing import cast
 
-from gateway.core.accounts.budget_amounts import overrides_known_otherwise
+from gateway.core.accounts.budget_amounts import format_number
+from gateway.core.accounts.budgets import Budget
 from gateway.core.accounts.definitions import KeyDefinition, OrganizationAccount, TenantAccount
 from gateway.core.integrity.recovery import KnownOtherwise, LedgerState, Markers
 from gateway.core.integrity.roster import WorkerReport
@@ -133,13 +134,13 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         raw = await self.states([keys.key_state(partition, key.key_id) for key in known])
         return [key for key, packed in zip(known, raw, strict=True) if packed is None]
 
-    async def known_otherwise(self, truth: LedgerState) -> dict[int, KnownOtherwise]:
+    async def find_differences(self, truth: LedgerState) -> dict[int, KnownOtherwise]:
         """Return by organization what Redis knows otherwise than the rows in `truth`, those of one partition.
 
         It has the ends of keys that Redis knows as revoked or ended earlier, and overrides. Of rows that had
         the same id before PostgreSQL was set back, nothing is returned.
         """
-        now_ms, found = await self.now_ms(), defaultdict[int, KnownOtherwise](KnownOtherwise)
+        now_ms, known = await self.now_ms(), defaultdict[int, KnownOtherwise](KnownOtherwise)
         live = [key for key in truth.keys if not key.revoked and not 0 < key.expires_ms <= now_ms]
         names = [keys.key_state(keys.partition_of(key.organization_id), key.key_id) for key in live]
         for key, name, packed in zip(live, names, await self.states(names), strict=True):
@@ -148,23 +149,23 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
                 if state is None or state.created not in {0, key.created}:
                     continue
                 if state.flags:  # revoked
-                    found[key.organization_id].keys[key.key_id] = 0
+                    known[key.organization_id].keys[key.key_id] = 0
                 elif state.expires and not 0 < key.expires_ms <= state.expires:
-                    found[key.organization_id].keys[key.key_id] = state.expires
+                    known[key.organization_id].keys[key.key_id] = state.expires
         rows = [organization.definition for organization in truth.organizations]
         pairs = [(keys.partition_of(row.organization_id), row.organization_id) for row in rows]
-        known = await self.stored(states.OrganizationState, pairs)
+        accounts = await self.stored(states.OrganizationState, pairs)
         terms = await self.states([keys.organization_terms(row.organization_id) for row in rows])
         for row, packed in zip(rows, terms, strict=True):
-            state_ = known.get(row.organization_id)
-            if packed is None or state_ is None or state_.created not in {0, row.created}:
+            account = accounts.get(row.organization_id)
+            if packed is None or account is None or account.created not in {0, row.created}:
                 continue
             with self.left_alone.reading("account", f"organization {row.organization_id}"):
                 budgets = {budget.id: budget for budget in decode_terms(packed).budgets}
                 for budget in row.terms.budgets:
-                    if other := overrides_known_otherwise(budget, budgets.get(budget.id, budget), now_ms):
-                        found[row.organization_id].overrides[budget.id] = other
-        return found
+                    if overrides := _differing_overrides(budget, budgets.get(budget.id, budget), now_ms):
+                        known[row.organization_id].overrides[budget.id] = overrides
+        return known
 
     async def restore(self, partition: int, marker: bytes, lost: LedgerState) -> bool:
         """Write accounts and keys as PostgreSQL has them, plus the amounts of existing holds.
@@ -281,6 +282,22 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
         if is_marked and unverified:
             await self.ask(b"DEL", name)
         return is_marked
+
+
+def _differing_overrides(stored: Budget, known: Budget, at_ms: int) -> dict[str, list[object] | None]:
+    """Return, by owner, the overrides in force that differ from those `known`, as a row has the known ones."""
+    ours, theirs = (
+        {owner: own for owner, own in budget.overrides.items() if own.is_in_force(at_ms)}
+        for budget in (stored, known)
+    )
+    differing = {
+        owner: theirs.get(owner) for owner in {**ours, **theirs} if ours.get(owner) != theirs.get(owner)
+    }
+    return {
+        owner: own
+        and [None if own.amount is None else format_number(known.unit, own.amount), own.until_ms or None]
+        for owner, own in differing.items()
+    }
 
 
 def _organization_behind(account: OrganizationAccount, state: states.OrganizationState | None) -> bool:

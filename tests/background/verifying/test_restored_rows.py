@@ -121,9 +121,7 @@ async def settled(
         yield customer, older
 
 
-async def test_a_key_is_served_again_once_the_row_that_a_restore_lacked_is_back(
-    valkey: str, migrated: str
-) -> None:
+async def test_a_key_is_served_again_once_its_row_is_back(valkey: str, migrated: str) -> None:
     async with settled(valkey, migrated, "a") as (customer, older):
         async with backend_at(valkey, migrated) as backend:
             await customer.key(backend, "b")
@@ -137,9 +135,7 @@ async def test_a_key_is_served_again_once_the_row_that_a_restore_lacked_is_back(
             assert backend.rows(HELD) == []
 
 
-async def test_limits_that_a_restore_put_back_are_those_of_the_row_again_once_it_is_back(
-    valkey: str, migrated: str
-) -> None:
+async def test_limits_of_a_row_are_in_force_again_once_the_row_is_back(valkey: str, migrated: str) -> None:
     async with settled(valkey, migrated) as (customer, older):
         async with backend_at(valkey, migrated) as backend:
             await backend.write("budgets", "change", customer.budget, amount=500)
@@ -152,7 +148,7 @@ async def test_limits_that_a_restore_put_back_are_those_of_the_row_again_once_it
             assert customer.amount(backend, "ann") == 500
 
 
-async def test_a_revoked_key_stays_refused_behind_a_restore_until_a_person_accepts_it(
+async def test_a_revoked_key_stays_refused_behind_a_restore_until_a_person_accepts_its_row(
     valkey: str, migrated: str
 ) -> None:
     async with settled(valkey, migrated, "a", "b") as (customer, older):
@@ -186,7 +182,7 @@ async def test_a_key_that_a_person_revokes_again_is_opened_by_no_release(valkey:
             assert [customer.serves(backend, letter) for letter in "ab"] == [False, True]
 
 
-async def test_a_key_whose_successor_is_lost_ends_when_redis_knows_it_to_end(
+async def test_a_rotated_key_ends_at_its_end_in_redis_though_its_successor_is_lost(
     valkey: str, migrated: str
 ) -> None:
     async with settled(valkey, migrated, "a", "b") as (customer, older):
@@ -243,9 +239,7 @@ async def test_an_override_that_a_restore_lost_stays_until_a_person_accepts_or_s
             assert {who: customer.amount(backend, who) for who in users} == rows
 
 
-async def test_a_list_of_all_overrides_replaces_what_is_held_of_the_budget(
-    valkey: str, migrated: str
-) -> None:
+async def test_a_list_of_all_overrides_ends_the_hold_of_the_budget(valkey: str, migrated: str) -> None:
     async with settled(valkey, migrated) as (customer, older):
         async with backend_at(valkey, migrated) as backend:
             await customer.override(backend, "ann", 0)
@@ -259,7 +253,7 @@ async def test_a_list_of_all_overrides_replaces_what_is_held_of_the_budget(
             assert opened(await release(backend, accept=False)) == ([], [])
 
 
-async def test_nothing_is_pushed_and_no_override_taken_before_rows_are_compared(
+async def test_no_definition_is_pushed_and_no_override_taken_before_rows_are_compared(
     valkey: str, migrated: str
 ) -> None:
     async with settled(valkey, migrated, "a") as (customer, older):
@@ -279,9 +273,7 @@ async def test_nothing_is_pushed_and_no_override_taken_before_rows_are_compared(
             assert [customer.amount(backend, who) for who in ("ann", "bob")] == [0, 2]
 
 
-async def test_a_verification_opens_nothing_where_nobody_has_noticed_a_restore(
-    valkey: str, migrated: str
-) -> None:
+async def test_a_verification_opens_no_key_before_a_restore_is_noticed(valkey: str, migrated: str) -> None:
     async with settled(valkey, migrated, "a") as (customer, older):
         async with backend_at(valkey, migrated) as backend:
             await backend.write("api-keys", "revoke", customer.keys["a"])
@@ -317,7 +309,7 @@ async def test_rows_are_compared_again_where_redis_went_away_meanwhile(
             assert [customer.serves(backend, letter) for letter in "ab"] == [False, True]
 
 
-async def test_two_keepers_hold_the_same_once(valkey: str, migrated: str) -> None:
+async def test_two_keepers_make_a_single_hold(valkey: str, migrated: str) -> None:
     async with settled(valkey, migrated, "a") as (customer, older):
         async with backend_at(valkey, migrated) as backend:
             await backend.write("api-keys", "revoke", customer.keys["a"])
@@ -331,7 +323,7 @@ async def test_two_keepers_hold_the_same_once(valkey: str, migrated: str) -> Non
             assert customer.amount(two, "ann") == 0
 
 
-async def test_a_second_restore_adds_to_what_is_held(valkey: str, migrated: str) -> None:
+async def test_a_second_restore_adds_to_the_hold(valkey: str, migrated: str) -> None:
     async with settled(valkey, migrated, "a", "b") as (customer, older):
         async with backend_at(valkey, migrated) as backend:
             await backend.write("api-keys", "revoke", customer.keys["a"])
@@ -352,7 +344,7 @@ async def test_a_second_restore_adds_to_what_is_held(valkey: str, migrated: str)
                 assert [customer.serves(backend, letter) for letter in "ab"] == [True, True]
 
 
-async def test_what_is_held_outlives_a_redis_that_lost_its_data(valkey: str, migrated: str) -> None:
+async def test_a_hold_outlives_a_redis_that_lost_its_data(valkey: str, migrated: str) -> None:
     async with settled(valkey, migrated, "a", "b") as (customer, older):
         async with backend_at(valkey, migrated) as backend:
             await backend.write("api-keys", "revoke", customer.keys["a"])
