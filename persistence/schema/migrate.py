@@ -1,5 +1,8 @@
 """Migrates a database to the newest schema: in one transaction, under a lock, safe to repeat.
 
+Indexes of existing tables, and constraints that the migrations left `NOT VALID`, are made behind that transaction,
+while programs read and write (`completion`).
+
 An empty database is created from the files of today's schema (`FILES`), another one by the migrations after
 its version; both give the same result.
 
@@ -20,7 +23,6 @@ from typing import Any
 import psycopg
 from alembic import command
 from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, create_engine, text
@@ -28,10 +30,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.pool import NullPool
 
 from gateway.errors import SchemaUnavailable, StartError
-from persistence.address import CONNECT_TIMEOUT_S, dialect_url, plain_url
+from persistence.address import CONNECT, CONNECT_TIMEOUT_S, dialect_url, plain_url
 from persistence.error_mapping import complaint, origin, quiet, sqlstate
 from persistence.examining import certificate_ended, looked_at
-from persistence.schema import roles
+from persistence.schema import completion, roles
 from persistence.schema.database import refuse_other
 from persistence.schema.standing import (
     ENSURE_PARTITIONS,
@@ -42,6 +44,7 @@ from persistence.schema.standing import (
     STATUS,
     THERE,
     SchemaStatus,
+    runs_from,
     why_unusable,
 )
 
@@ -61,14 +64,28 @@ LOOKS_AGAIN_S = 0.2
 # Sessions queue up behind a waiting lock. So there is a maximum wait in seconds for one lock, then others
 # proceed, and one for all attempts together.
 LOCK_S_MAX, LOCKS_S_MAX = 2.0, 120.0
+LOCK_TIMEOUT = f"SET LOCAL lock_timeout = {round(LOCK_S_MAX * 1000)}"
 PAUSES_S = 0.5, 1.0, 2.0, 4.0
+_AS_IT_STANDS = {"no_parameters": True}
 _NAMED = {"fallback_application_name": "tollkeeper-migrate"}
 # lock_not_available, deadlock_detected
 BUSY = frozenset({"55P03", "40P01"})
+# undefined_table, undefined_object: a keeper dropped the partition meanwhile.
+GONE = frozenset({"42P01", "42704"})
+# One lock over a whole run. Earlier programs do not know it: they take SCHEMA_LOCK, as each transaction does.
+TRY_RUN_LOCK = "SELECT pg_try_advisory_xact_lock(7801, 3)"
+# An index of a partition, or a constraint, made while others write: measured at 1,500,000 rows of `call`.
+SECONDS_A_MILLION = 2.0
 TABLES = """
 SELECT format('%I', relname) FROM pg_class
  WHERE relnamespace = current_schema()::regnamespace AND relkind IN ('r', 'p') AND NOT relispartition
  ORDER BY relname"""
+LOCKED_ROWS = f"""
+SELECT string_agg(name || coalesce(' (' || nullif(rows, 0) || ' rows)', ''), ', ' ORDER BY name) FROM (
+    SELECT name, sum({completion.ROWS}) AS rows
+      FROM unnest(:tables ::text[]) AS name
+     CROSS JOIN LATERAL (SELECT relid FROM pg_partition_tree(name::regclass) UNION SELECT name::regclass) AS leaves
+      JOIN pg_class AS t ON t.oid = relid GROUP BY name) AS found"""
 BLOCKING = """
 SELECT 'pid ' || pid || ' ' || coalesce(nullif(application_name, ''), 'without a name')
        || coalesce(', ' || state, '')
@@ -97,24 +114,34 @@ def upgrade(
     (unless `end_older`); a killed keeper stays listed for a while. `SchemaUnavailable` states in one line why
     PostgreSQL or the migrations failed.
     """
-    until, tries, last = time.monotonic() + locks_s_max, 0, ""
-    while True:
-        blocking = BlockerWatch(url)
-        try:
-            return _upgrade_once(
-                url, report, blocking, end_older=end_older, wait_s=wait_s, migrations=migrations
-            )
-        except SchemaInUse as error:
-            by = f"by {blocking.who}" if blocking.who else f"by others ({error.message})"
-            if time.monotonic() >= until:
-                raise StartError(
-                    f"the schema was not changed: its tables are in use {by}; end that session, or try again"
-                ) from error
-            if by != last:
-                report(f"tables of the schema are in use {by}: trying again")
-            last = by
-            time.sleep(PAUSES_S[min(tries, len(PAUSES_S) - 1)])
-            tries += 1
+    until, tries, said = 0.0, 0, set[str]()
+
+    def tell(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            report(line)
+
+    with _alone(url, tell):
+        while True:
+            blocking = BlockerWatch(url)
+            try:
+                version = _upgrade_once(
+                    url, tell, blocking, end_older=end_older, wait_s=wait_s, migrations=migrations
+                )
+                break
+            except SchemaInUse as error:
+                until = until or time.monotonic() + locks_s_max
+                by = f"by {blocking.who}" if blocking.who else f"by others ({error.message})"
+                if time.monotonic() >= until:
+                    raise StartError(
+                        f"the schema was not changed: its tables are in use {by}; end that session, or try again"
+                    ) from error
+                tell(f"tables of the schema are in use {by}: trying again")
+                time.sleep(PAUSES_S[min(tries, len(PAUSES_S) - 1)])
+                tries += 1
+        if version in KNOWN:  # what a newer one lacks is its own program's to know
+            _complete(url, tell)
+        return version
 
 
 def _upgrade_once(
@@ -145,7 +172,8 @@ def _upgrade_once(
         config.set_main_option("script_location", str(migrations).replace("%", "%%"))
         config.attributes["connection"] = connection
         scripts = ScriptDirectory.from_config(config)
-        if older := _older_keepers(connection, runs_from(scripts), 0.0 if end_older else wait_s):
+        since = runs_from(migrations / "versions")
+        if older := _older_keepers(connection, since, 0.0 if end_older else wait_s):
             if not end_older:
                 raise StartError(f"{older}: stop them first, or run tollkeeper migrate --end-older-keepers")
             report(f"{older}: they end within seconds")
@@ -153,20 +181,28 @@ def _upgrade_once(
             make(connection)
             command.stamp(config, "head")
         else:
+            for revision in scripts.iterate_revisions("head", at.version):
+                if prepare := getattr(revision.module, "prepare", None):
+                    report("copies rows whose columns change, while programs read and write")
+                    with _migration_connection(url, "AUTOCOMMIT") as beside, blocking.watched(beside):
+                        prepare(beside)
             with blocking.watched(connection):
                 # Lock them for this transaction, in one order. Afterwards nothing waits for a lock.
                 tables = altered_tables(connection, scripts, at.version)
-                connection.execute(text(f"SET LOCAL lock_timeout = {round(LOCK_S_MAX * 1000)}"))
+                connection.execute(text(LOCK_TIMEOUT))
                 if tables:
+                    rows = connection.execute(text(LOCKED_ROWS), {"tables": tables}).scalar_one()
+                    report(f"locks these tables until they are changed, for about a second: {rows}")
                     connection.execute(text(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE"))
                 command.upgrade(config, "head")
-        since = runs_from(scripts)
+                while steps := [each.statement for each in _steps(connection) if each.within]:
+                    connection.exec_driver_sql(steps[0], execution_options=_AS_IT_STANDS)
         if _status(connection).runs_from != since:
             connection.execute(text(f"COMMENT ON TABLE alembic_version IS 'runs from {since}'"))
         connection.exec_driver_sql(ENSURE_PARTITIONS, {"months_ahead": MONTHS_AHEAD, "by": ""})
         if missing := roles.apply_grants(connection):
             report(missing)
-        return _version(connection) or ""
+        return _status(connection).version or ""
 
 
 def schema_status(url: str) -> SchemaStatus:
@@ -182,20 +218,12 @@ def schema_status(url: str) -> SchemaStatus:
         return SchemaStatus(*(version or (None,)))._replace(clock=clock, unusable=unusable)
 
 
-def runs_from(scripts: ScriptDirectory) -> str:
-    """Return the lowest schema version that a program must know to run on the newest schema.
-
-    Each migration states it as `runs_from`, or requires its own version; the latest of them counts.
-    """
-    return max(getattr(one.module, "runs_from", one.revision) for one in scripts.walk_revisions())
-
-
 def make(connection: Connection, files: Sequence[Path] = FILES) -> None:
     """Create today's schema in an empty database, without its version."""
     home, schema = connection.exec_driver_sql(_SCHEMA).one()
     for file in files:
         sql = file.read_text(encoding="utf-8").replace(":home", home).replace(":schema", schema)
-        connection.exec_driver_sql(sql, execution_options={"no_parameters": True})
+        connection.exec_driver_sql(sql, execution_options=_AS_IT_STANDS)
 
 
 def altered_tables(connection: Connection, scripts: ScriptDirectory, version: str) -> list[str]:
@@ -211,36 +239,92 @@ def altered_tables(connection: Connection, scripts: ScriptDirectory, version: st
     return [one for one in there if one in said]
 
 
-class BlockerWatch:
-    """Finds the sessions that block another one, by a thread that queries PostgreSQL; `who` is one line."""
+@contextmanager
+def _alone(url: str, report: Callable[[str], object]) -> Iterator[None]:
+    """Keep other migrators waiting while the context is active, by the lock of an open transaction, for poolers.
 
-    def __init__(self, url: str) -> None:
+    An index that is made concurrently waits for each transaction with a snapshot. This one has none, nor have those
+    that wait here: a statement with parameters would keep its own until the next one.
+    """
+    with _migration_connection(url) as connection:
+        connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+        while not connection.exec_driver_sql(TRY_RUN_LOCK, execution_options=_AS_IT_STANDS).scalar_one():
+            report("another migrate is at work: waiting for its end")
+            time.sleep(LOOKS_AGAIN_S)
+        yield
+
+
+def _complete(url: str, report: Callable[[str], object]) -> None:
+    """Take the steps behind the migrations, one at a time; each is derived from what exists by then."""
+    done = None
+    with (
+        _migration_connection(url, "AUTOCOMMIT") as connection,
+        BlockerWatch(url, report).watched(connection),
+    ):
+        while steps := [each for each in _steps(connection) if not each.within]:
+            if done is None:
+                rows = sum(each.rows for each in steps)
+                report(
+                    f"indexes and checks, while programs read and write: {rows} rows to read,"
+                    f" about {rows * SECONDS_A_MILLION / 1e6:.0f} s ({SECONDS_A_MILLION:g} s a million)"
+                )
+            step = steps[0]
+            if step.statement == done:
+                raise SchemaUnavailable(f"{step.statement}: PostgreSQL did this, and it is still to do")
+            if step.rows:
+                report(f"{step.statement}, {step.rows} rows; {len(steps)} steps to do")
+            # A statement with CONCURRENTLY waits for others' transactions, and keeps nobody waiting.
+            bound = "" if "CONCURRENTLY" in step.statement else f"{LOCK_TIMEOUT}; "
+            try:
+                connection.exec_driver_sql(bound + step.statement, execution_options=_AS_IT_STANDS)
+                done = step.statement
+            except SQLAlchemyError as error:
+                if sqlstate(error) not in BUSY | GONE:
+                    raise
+                time.sleep(PAUSES_S[0])
+
+
+def _steps(connection: Connection) -> list[Any]:
+    return list(connection.exec_driver_sql(completion.STEPS, completion.INDEXES))
+
+
+class BlockerWatch:
+    """Finds the sessions that block another one, by a thread that queries PostgreSQL; `who` is one line.
+
+    `report` is called with sessions that block it for `LOCK_S_MAX` seconds.
+    """
+
+    def __init__(self, url: str, report: Callable[[str], object] = lambda _: None) -> None:
         self.who = ""
-        self._url, self._is_over = plain_url(url), threading.Event()
+        self._report, self._looks = report, 0
+        self._url = plain_url(url)
 
     @contextmanager
     def watched(self, connection: Connection) -> Iterator[None]:
         """Watch the session of this connection for blockers while the context is active."""
-        looking = threading.Thread(
-            target=self._look, args=(connection.scalar(text("SELECT pg_backend_pid()")),), daemon=True
-        )
+        pid, is_over = connection.scalar(text("SELECT pg_backend_pid()")), threading.Event()
+        looking = threading.Thread(target=self._look, args=(pid, is_over), daemon=True)
         looking.start()
         try:
             yield
         finally:
-            self._is_over.set()
+            is_over.set()
             looking.join(CONNECT_TIMEOUT_S)
 
-    def _look(self, pid: int) -> None:
+    def _look(self, pid: int, is_over: threading.Event) -> None:
         with (
             suppress(psycopg.Error),
             psycopg.connect(
                 self._url, autocommit=True, connect_timeout=CONNECT_TIMEOUT_S, prepare_threshold=None
             ) as connection,
         ):
-            while not self._is_over.wait(LOOKS_AGAIN_S):
-                if rows := connection.execute(BLOCKING, (pid,)).fetchall():
-                    self.who = "; ".join(row[0] for row in rows[:PLACES_TOLD_MAX])
+            while not is_over.wait(LOOKS_AGAIN_S):
+                rows = connection.execute(BLOCKING, (pid,)).fetchall()
+                who = "; ".join(row[0] for row in rows[:PLACES_TOLD_MAX])
+                self._looks = self._looks + 1 if who == self.who else 0
+                self.who = who or self.who
+                if who and self._looks * LOOKS_AGAIN_S >= LOCK_S_MAX:
+                    self._report(f"waits for {who}")
 
 
 def _older_keepers(connection: Connection, since: str, wait_s: float) -> str:
@@ -267,18 +351,15 @@ def _status(connection: Connection) -> SchemaStatus:
     return SchemaStatus(*(result or (None,)))._replace(unusable=unusable)
 
 
-def _version(connection: Connection) -> str | None:
-    return MigrationContext.configure(connection).get_current_revision()
-
-
 @contextmanager
-def _migration_connection(url: str) -> Iterator[Connection]:
+def _migration_connection(url: str, isolation: Any = "READ COMMITTED") -> Iterator[Connection]:
     """Yield a connection with one transaction; errors are reduced to their first line, without values."""
     engine = create_engine(
         dialect_url(url),
         poolclass=NullPool,
+        isolation_level=isolation,
         hide_parameters=True,
-        connect_args={"connect_timeout": CONNECT_TIMEOUT_S, "client_encoding": "UTF8"} | _NAMED,
+        connect_args=CONNECT | _NAMED,
     )
     quiet(engine)
     try:

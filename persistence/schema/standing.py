@@ -16,10 +16,12 @@ import psycopg
 from psycopg import sql
 
 from persistence.address import CONNECT, plain_url
+from persistence.schema import completion
 
 HERE = Path(__file__).parent
 # The versions this program knows, oldest first: it runs on the newest.
-MIGRATIONS = {path.name[1:5]: path for path in (HERE / "migrations" / "versions").glob("v????_*.py")}
+VERSIONS = HERE / "migrations" / "versions"
+MIGRATIONS = {path.name[1:5]: path for path in VERSIONS.glob("v????_*.py")}
 KNOWN = tuple(sorted(MIGRATIONS))
 NEEDED = KNOWN[-1]
 # The program version that introduced a schema, in the text of its migration.
@@ -182,15 +184,14 @@ def versions_between(schema: str) -> list[str]:
     return [version for baseline, version in baselines.items() if schema < baseline]
 
 
-def runs_from() -> str:
-    """Return the lowest schema version that a program must know to run on the newest schema.
+def runs_from(versions: Path = VERSIONS) -> str:
+    """Return the lowest schema version that a program must know to run on the newest of the schema `versions`.
 
-    It is read from the text of the migrations, without importing them.
+    Each migration states it as `runs_from`, or requires its own version; the latest of them counts. It is read from
+    their text, without importing them.
     """
-    matches = {
-        version: _RUNS_FROM.search(path.read_text(encoding="utf-8")) for version, path in MIGRATIONS.items()
-    }
-    return max(match[1] if match else version for version, match in matches.items())
+    texts = {path.name[1:5]: path.read_text(encoding="utf-8") for path in versions.glob("v????_*.py")}
+    return max(match[1] if (match := _RUNS_FROM.search(text)) else own for own, text in texts.items())
 
 
 def is_current(url: str) -> bool:
@@ -209,6 +210,8 @@ def is_current(url: str) -> bool:
             grants = found_grants(connection.execute(FOUND), str(there[0]))
             noted = connection.execute(RIGHTS_OF).fetchone() == (rights_note(str(there[0])),)
             if versions != [(NEEDED, runs_from())] or grants != WANTED or not noted:
+                return False
+            if connection.execute(completion.STEPS, completion.INDEXES).fetchone():
                 return False
             connection.execute(ENSURE_PARTITIONS, {"months_ahead": MONTHS_AHEAD, "by": ""})
             return True

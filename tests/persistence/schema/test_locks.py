@@ -44,7 +44,7 @@ def tomorrow(tmp_path: Path) -> Path:
     shutil.copytree(migrate.MIGRATIONS, found)
     (found / "versions" / "v9999_tomorrow.py").write_text(
         "from alembic import op\n\n"
-        f'revision, down_revision, runs_from = "9999", "{NEEDED}", "{NEEDED}"\n'
+        f'revision, down_revision = "9999", "{NEEDED}"\nruns_from = "{NEEDED}"\n'
         'alters = ("tenant", "partition_state")\n\n\n'
         "def upgrade() -> None:\n"
         "    for table in alters:\n"

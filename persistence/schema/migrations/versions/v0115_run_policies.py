@@ -14,7 +14,6 @@ _STATEMENTS = """
 ALTER TABLE organization ADD COLUMN runs jsonb;
 ALTER TABLE tenant ADD COLUMN runs jsonb;
 ALTER TABLE api_key ADD COLUMN runs jsonb;
-CREATE INDEX tenant_runs_idx ON tenant (organization_id) WHERE runs IS NOT NULL;
 """
 
 

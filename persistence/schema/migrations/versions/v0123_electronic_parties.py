@@ -23,5 +23,5 @@ def upgrade() -> None:
     op.execute(
         "ALTER TABLE invoice_document DROP CONSTRAINT invoice_document_format_check,"
         " ADD CONSTRAINT invoice_document_format_check"
-        " CHECK (format IN ('pdf', 'factur-x', 'ubl', 'xrechnung', 'xrechnung-ubl', 'peppol'))"
+        " CHECK (format IN ('pdf', 'factur-x', 'ubl', 'xrechnung', 'xrechnung-ubl', 'peppol')) NOT VALID"
     )

@@ -27,7 +27,7 @@ CREATE TABLE rerating_bill (
     PRIMARY KEY (price_id, organization_id)
 );
 ALTER TABLE invoice DROP CONSTRAINT invoice_source_check, ADD CONSTRAINT invoice_source_check
-    CHECK (source IN ('subscription_segment', 'credit_addition', 'usage'));
+    CHECK (source IN ('subscription_segment', 'credit_addition', 'usage')) NOT VALID;
 """
 
 

@@ -42,8 +42,7 @@ CREATE TABLE signed_in_user (
     PRIMARY KEY (organization_id, name)
 );
 ALTER TABLE budget ADD group_id bigint REFERENCES caller_group(id);
-CREATE INDEX budget_group_id_idx ON budget (group_id);
-ALTER TABLE call ADD groups jsonb CONSTRAINT call_groups_check CHECK (jsonb_typeof(groups) = 'array');
-CREATE INDEX call_grouped_idx ON call (organization_id, created_at) WHERE groups IS NOT NULL;
+ALTER TABLE call ADD groups jsonb,
+    ADD CONSTRAINT call_groups_check CHECK (jsonb_typeof(groups) = 'array') NOT VALID;
 """
     )

@@ -26,7 +26,7 @@ def upgrade() -> None:
         "ALTER TABLE call ADD tags jsonb;"
         "ALTER TABLE usage_outbox ADD tags jsonb DEFAULT '{}' NOT NULL;"
         "ALTER TABLE usage_name DROP CONSTRAINT usage_name_kind_check,"
-        " ADD CONSTRAINT usage_name_kind_check CHECK (kind IN ('model', 'project') OR kind LIKE 'tag:%');"
+        " ADD CONSTRAINT usage_name_kind_check CHECK (kind IN ('model', 'project') OR kind LIKE 'tag:%') NOT VALID;"
         + USAGE_TAG
         + INVARIANT
     )

@@ -14,9 +14,8 @@ depends_on = None
 def upgrade() -> None:
     """Add the columns; earlier programs know no steps, so they leave all empty."""
     op.execute(
-        "ALTER TABLE call ADD model_asked text, ADD substituted_by jsonb"
-        " CONSTRAINT call_substituted_by_check CHECK (jsonb_typeof(substituted_by) = 'object'), ADD saved bigint;"
-        "CREATE INDEX call_substituted_idx ON call (organization_id, created_at) WHERE model_asked IS NOT NULL;"
+        "ALTER TABLE call ADD model_asked text, ADD substituted_by jsonb, ADD saved bigint,"
+        " ADD CONSTRAINT call_substituted_by_check CHECK (jsonb_typeof(substituted_by) = 'object') NOT VALID;"
         "ALTER TABLE usage_outbox ADD model_asked text, ADD substituted_by text;"
         "ALTER TABLE usage_rollup ADD saved bigint DEFAULT 0 NOT NULL;"
         "ALTER TABLE usage_tag ADD saved bigint DEFAULT 0 NOT NULL;"
