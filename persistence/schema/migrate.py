@@ -241,10 +241,10 @@ def altered_tables(connection: Connection, scripts: ScriptDirectory, version: st
 
 @contextmanager
 def _alone(url: str, report: Callable[[str], object]) -> Iterator[None]:
-    """Keep other migrators waiting while the context is active, by the lock of an open transaction, for poolers.
+    """Hold the lock of a whole run while the context is active: that of an open transaction, for poolers.
 
-    An index that is made concurrently waits for each transaction with a snapshot. This one has none, nor have those
-    that wait here: a statement with parameters would keep its own until the next one.
+    An index that is made concurrently waits for each transaction with a snapshot. This transaction has none. A
+    statement with parameters would leave a snapshot until the next statement.
     """
     with _migration_connection(url) as connection:
         connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
@@ -255,7 +255,7 @@ def _alone(url: str, report: Callable[[str], object]) -> Iterator[None]:
 
 
 def _complete(url: str, report: Callable[[str], object]) -> None:
-    """Take the steps behind the migrations, one at a time; each is derived from what exists by then."""
+    """Execute the steps behind the migrations, one at a time; each is derived from what exists by then."""
     done = None
     with (
         _migration_connection(url, "AUTOCOMMIT") as connection,

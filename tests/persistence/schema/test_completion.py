@@ -17,6 +17,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from psycopg import sql
 from sqlalchemy import create_engine, text
+from sqlalchemy.exc import OperationalError
 
 from gateway.errors import SchemaUnavailable
 from persistence import engine
@@ -105,22 +106,15 @@ def test_migrations_neither_read_nor_rewrite_a_table_that_grows(database: str) -
     to.dispose()
 
 
-@pytest.mark.parametrize("seed", range(2))
-def test_a_run_that_is_killed_at_any_moment_is_completed_by_the_next_ones(
-    postgres: str, database: str, cloned: str, seed: int
+def test_a_run_that_is_killed_at_any_moment_is_completed_by_the_next_run(
+    postgres: str, database: str, cloned: str
 ) -> None:
     """From two places at once at last; the schema is that of a new database."""
     filled_baseline(database)
-    draw = random.Random(seed)
-    kills = 0
-    for word in ("copies", "locks", "rows to read", "INDEX CONCURRENTLY", "VALIDATE"):
-        if word != "VALIDATE" and draw.random() < 0.4:
-            continue
+    for word in ("copies", "locks", "INDEX CONCURRENTLY", "VALIDATE"):
         with pytest.raises(SchemaUnavailable, match=r"terminating connection|closed|57P01"):
             interrupted(database, lambda line, word=word: word in line)
-        kills += 1
         assert not standing.is_current(database)
-    assert kills
     assert migrate.schema_status(database).version == NEEDED, (
         "programs may start, and what is left to do is derived"
     )
@@ -217,8 +211,8 @@ def test_partitions_that_come_and_go_meanwhile_have_the_index(
         assert rows_of(cloned, DEFINITIONS) == rows_of(fresh, DEFINITIONS)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_writes_beside_the_copies_of_a_migration_are_in_them(database: str, seed: int) -> None:
+@pytest.mark.parametrize("seed", range(2))
+def test_writes_beside_the_copies_of_a_migration_are_copied(database: str, seed: int) -> None:
     """Of rows that were there, or not, before the copy was made; with use that is larger than before at last."""
     draw = random.Random(seed)
     bring_to_baseline(database)
@@ -254,3 +248,24 @@ def test_writes_beside_the_copies_of_a_migration_are_in_them(database: str, seed
     found = rows_of(database, "SELECT budget_id, value, used FROM budget_use")
     assert {(budget, value): int(used) for budget, value, used in found} == uses
     rows_of(database, "INSERT INTO budget_use (budget_id, start, used) VALUES (1, now(), 1e40) RETURNING 1")
+
+
+def test_a_copy_that_was_interrupted_is_continued(database: str) -> None:
+    """Whoever holds a row for long is not waited for, so that no deadlock is theirs; the pieces before stay copied."""
+    bring_to_baseline(database)
+    rows_of(
+        database,
+        "INSERT INTO budget_use (budget_id, start, value, used)"
+        " SELECT 1, now(), n, n FROM generate_series(0, 29999) AS n",
+    )
+    module = ScriptDirectory(str(migrate.MIGRATIONS)).get_revision("0125").module
+    to = create_engine(engine.dialect_url(database), isolation_level="AUTOCOMMIT")
+    with connected(database) as holder:
+        holder.execute("SELECT FROM budget_use WHERE value = '29999' FOR UPDATE")
+        with to.connect() as beside, pytest.raises(OperationalError, match="LockNotAvailable"):
+            module.prepare(beside)
+    to.dispose()
+    [(copied,)] = rows_of(database, "SELECT count(*) FROM budget_use_copy")
+    assert 0 < copied < 30_000
+    migrate.upgrade(database)
+    assert rows_of(database, "SELECT count(*), sum(used) FROM budget_use") == [(30_000, 30_000 * 29_999 // 2)]

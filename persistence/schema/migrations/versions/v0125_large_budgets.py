@@ -40,7 +40,7 @@ BEGIN
 END $$;
 CREATE TRIGGER copied AFTER INSERT OR UPDATE OR DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION {table}_copied();
 """
-# Less than deadlock_timeout: whoever writes is never the one who gives way. How far the copy is, a comment says.
+# Less than deadlock_timeout: in a deadlock the copy gives way. A comment has the first block that is not copied.
 _PIECE = """
 SET LOCAL lock_timeout = 500;
 INSERT INTO {table}_copy SELECT * FROM {table} WHERE ctid >= '({block},0)' AND ctid < '({end},0)' FOR KEY SHARE
