@@ -73,7 +73,7 @@ BUSY = frozenset({"55P03", "40P01"})
 # undefined_table, undefined_object: a keeper dropped the partition meanwhile.
 GONE = frozenset({"42P01", "42704"})
 # One lock over a whole run. Earlier programs do not know it: they take SCHEMA_LOCK, as each transaction does.
-TRY_RUN_LOCK = "SELECT pg_try_advisory_xact_lock(7801, 3)"
+TRY_RUN_LOCK = f"SELECT pg_try_advisory_xact_lock({SCHEMA_LOCK[0]}, 3)"
 # An index of a partition, or a constraint, made while others write: measured at 1,500,000 rows of `call`.
 SECONDS_A_MILLION = 2.0
 TABLES = """
