@@ -8,8 +8,6 @@ down_revision = None
 runs_from = "0100"
 version = "1.0.0"
 alters = ()
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

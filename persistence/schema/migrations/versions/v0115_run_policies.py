@@ -7,8 +7,6 @@ down_revision = "0114"
 alters = ("api_key", "organization", "tenant")
 runs_from = "0100"
 version = "1.1.0"
-branch_labels = None
-depends_on = None
 
 _STATEMENTS = """
 ALTER TABLE organization ADD COLUMN runs jsonb;

@@ -7,8 +7,6 @@ down_revision = "0115"
 alters = ("agent_sign_in",)
 runs_from = "0100"
 version = "1.1.0"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

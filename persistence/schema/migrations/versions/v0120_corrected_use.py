@@ -7,8 +7,6 @@ down_revision = "0119"
 alters = ()
 runs_from = "0100"
 version = "1.1.0"
-branch_labels = None
-depends_on = None
 
 QUOTA = """
 CREATE OR REPLACE VIEW invariant_quota AS

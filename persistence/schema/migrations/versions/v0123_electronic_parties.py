@@ -7,8 +7,6 @@ down_revision = "0122"
 alters = ("invoice_document", "organization")
 runs_from = "0100"
 version = "1.1.0"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

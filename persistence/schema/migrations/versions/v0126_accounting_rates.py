@@ -7,8 +7,6 @@ down_revision = "0125"
 alters = ()
 runs_from = "0100"
 version = "1.1.0"
-branch_labels = None
-depends_on = None
 
 _STATEMENTS = """
 CREATE TABLE accounting_rate (

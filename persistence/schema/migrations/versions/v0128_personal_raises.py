@@ -7,8 +7,6 @@ down_revision = "0127"
 alters = ("budget", "raise_request")
 runs_from = "0100"
 version = "1.1.0"
-branch_labels = None
-depends_on = None
 
 _STATEMENTS = """
 CREATE TABLE budget_raise (

@@ -7,8 +7,6 @@ down_revision = "0128"
 alters = ()
 runs_from = "0100"
 version = "1.1.0"
-branch_labels = None
-depends_on = None
 
 _STATEMENTS = """
 CREATE FUNCTION move_ids_past(known bigint) RETURNS void

@@ -7,8 +7,6 @@ down_revision = "0130"
 alters = ("invoice", "organization", "price", "rerating", "rerating_left")
 runs_from = "0100"
 version = "1.1.0"
-branch_labels = None
-depends_on = None
 
 _STATEMENTS = """
 ALTER TABLE price ADD amends_id bigint UNIQUE REFERENCES price(id), ADD amend_reason text,

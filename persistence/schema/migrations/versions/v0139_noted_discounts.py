@@ -7,8 +7,6 @@ down_revision = "0138"
 alters = ()
 runs_from = "0100"
 version = "1.1.0"
-branch_labels = None
-depends_on = None
 
 _VIEW = """
 CREATE OR REPLACE VIEW invariant_service_discounts AS
@@ -28,5 +26,5 @@ CREATE OR REPLACE VIEW invariant_service_discounts AS
 
 
 def upgrade() -> None:
-    """Replace the check by one without days of credit notes."""
+    """Make the check, or replace it by one without days of credit notes."""
     op.execute(_VIEW)

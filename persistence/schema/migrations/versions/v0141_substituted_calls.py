@@ -7,8 +7,6 @@ down_revision = "0140"
 alters = ("call", "usage_outbox", "usage_rollup", "usage_tag")
 runs_from = "0100"
 version = "1.1.0"
-branch_labels = None
-depends_on = None
 
 
 def upgrade() -> None:

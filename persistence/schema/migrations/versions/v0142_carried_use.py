@@ -7,8 +7,6 @@ down_revision = "0141"
 alters = ("budget_use",)
 runs_from = "0100"
 version = "1.1.0"
-branch_labels = None
-depends_on = None
 
 # Calls are compared by when they were stored, which is no beginning of a part.
 _VIEW = """
