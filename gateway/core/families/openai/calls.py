@@ -211,9 +211,10 @@ def _prompts(prompt: object) -> int:
 
 # Which of the higher prices do not apply to a call of OpenAI's APIs.
 #
-# The provider writes to caches by itself, so every call may. A call without a tier has the project's tier.
+# The provider writes to caches by itself, so every call may. A call without a tier, and one with `auto`, has the tier
+# of the provider's project, which is `default` unless the operator chose another.
 
-_PLAIN_TIERS: Final = frozenset({"default", "flex"})
+_PLAIN_TIERS: Final = (None, "default", "flex")
 _SAID: Final = ("messages", "input", "instructions", "system")
 # A stored object may contain anything, and so may these other sources of content.
 _KEPT: Final = frozenset({"previous_response_id", "conversation", "plugins", "audio"})
@@ -234,8 +235,7 @@ def _no_sound(document: Document, names: FieldNames) -> bool:
 
 
 def _no_tier(document: Document, tier: str) -> bool:
-    said = document.get("service_tier")
-    return isinstance(said, str) and said in _PLAIN_TIERS and "speed" not in document
+    return document.get("service_tier") in _PLAIN_TIERS and "speed" not in document
 
 
 def _no_pictures(document: Document, names: FieldNames) -> bool:
