@@ -65,8 +65,9 @@ async def admit(
     try:
         terms, opening = find_terms(ports, asked)
         named = named_objects(ports.models, asked.owned, asked.caller, call, asked.listed)
-        if named or call.objects.unsure or call.spec.continues:  # most calls name none, and make no coroutine
-            await check_objects(ports.calls.objects, asked.caller, call, named)
+        # most calls name none, and make no coroutine
+        if named or call.objects.unsure or call.spec.continues or asked.kind.is_free:
+            await _find_objects(ports, asked, named)
         if ports.breaker.entries and asked.kind.is_called:
             entrance.check_paused(call)
         if own is not None:
@@ -106,3 +107,19 @@ async def admit(
     return Admission(
         use.terms, use.claim, use.request, admitted, use.binds, use.asked.call, asked_prices, sealed
     )
+
+
+async def _find_objects(ports: AdmissionPorts, asked: UseRequest, named: tuple[str, ...]) -> None:
+    """Check the stored objects of a use, and count what a free call puts into one before its upstream gets it.
+
+    The text of an object that the call makes is noted in the call.
+    """
+    call, owned = asked.call, asked.owned
+    await check_objects(ports.calls.objects, asked.caller, call, named)
+    if not asked.kind.is_free or owned is None or not (owned.reads and owned.apart):
+        return
+    tokens = ports.estimator.most_put(call)
+    if tokens and owned.ids:
+        await ports.calls.objects.keep(asked.caller, owned.ids, added=tokens)
+    elif tokens:
+        call.note_kept(tokens)

@@ -9,6 +9,7 @@ from collections.abc import Collection
 
 from gateway.calls.ports import DirectoryPort, ObjectOwnersPort
 from gateway.core.calls.call import UNSEEN, CallRequest
+from gateway.core.calls.estimate import CONTEXT_MAX
 from gateway.core.calls.models import ConfiguredModels
 from gateway.core.calls.routes import ModelRule
 from gateway.core.families.objects import ObjectAccess, continuation_of, field_of
@@ -80,10 +81,10 @@ async def check_objects(
         try:
             known = await sizes
         except CountersUnavailable:
-            known = [None] * len(kept)
-        call.note_kept(
-            UNSEEN if call.spec.continues and known[-1] is None else sum([size or 0 for size in known])
-        )
+            known = [(0, 0)] * len(kept)
+        tokens = [size for _, size in known]
+        unseen = (call.spec.continues and not known[-1][0]) or max(tokens) >= CONTEXT_MAX - 1
+        call.note_kept(UNSEEN if unseen else sum(tokens), dict(zip(kept, known, strict=True)))
 
 
 def named_objects(

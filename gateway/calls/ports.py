@@ -15,7 +15,7 @@ from gateway.core.accounts.spent_answers import SpentAnswer
 from gateway.core.accounts.steps import ReachedUses, RefusedSubstitutes, SessionModel, StepMatches
 from gateway.core.accounts.tags import Tags
 from gateway.core.billing.vector import Vector
-from gateway.core.calls.call import CallRequest
+from gateway.core.calls.call import NO_SIZES, CallRequest
 from gateway.core.calls.estimate import Estimator
 from gateway.core.calls.models import ConfiguredModels
 from gateway.core.calls.routes import ModelRule, UpstreamTarget
@@ -156,19 +156,21 @@ class ObjectOwnersPort(Protocol):
         None if there is none. Fails with `CountersUnavailable`.
         """
 
-    def sizes(self, caller: Caller, ids: Sequence[str]) -> Awaitable[list[int | None]]:
-        """Return the tokens of the text that an upstream keeps of each object; None if it is not on the lists.
+    def sizes(self, caller: Caller, ids: Sequence[str]) -> Awaitable[list[tuple[int, int]]]:
+        """Return until when each object is known, 0 if it is not, and the tokens of the text that an upstream keeps of it.
 
-        0 if nobody noted them. The request is sent at once. Fails with `CountersUnavailable`.
+        0 tokens if nobody noted them. The request is sent at once. Fails with `CountersUnavailable`.
         """
 
-    def keep(
-        self, caller: Caller, ids: Sequence[str], kept: int = KEPT_OBJECTS, tokens: int = 0
-    ) -> Awaitable[object]:
+    def keep(  # noqa: PLR0917  # ids, and their size
+        self, caller: Caller, ids: Sequence[str], kept: int = KEPT_OBJECTS, tokens: int = 0, added: int = 0,
+        found: Mapping[str, tuple[int, int]] = NO_SIZES,
+    ) -> Awaitable[object]:  # fmt: skip
         """Store the caller's organization as the owner of these objects.
 
-        `kept` says for how long, as one of the constants for lifetimes; `tokens` are those of the text that the
-        upstream keeps of each. The request is sent at once, whether or not the result is awaited.
+        `kept` says for how long, as one of the constants for lifetimes. The upstream keeps a text of `tokens` of each,
+        by an answer whose call has `found` these sizes; where others came in between, `added` is what the call has added
+        at most. The request is sent at once, whether or not the result is awaited.
         """
 
     def note(self, id_: str, payment: bytes) -> Awaitable[bytes | None]:

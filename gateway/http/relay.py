@@ -17,7 +17,7 @@ from urllib.parse import parse_qsl, quote, urlencode, urlsplit
 
 from gateway.core.accounts.limits import Header, limit_headers, limit_lines
 from gateway.core.calls.binding import UNREAD_METERS
-from gateway.core.calls.call import NameCheck
+from gateway.core.calls.call import NO_SIZES, NameCheck
 from gateway.core.calls.routes import Route
 from gateway.core.circuit_breaker import UNFINISHED
 from gateway.core.families.family import TOLD_MAX
@@ -78,10 +78,9 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
     attempt.ended = ports.seconds()
     if exchange.before_end is not None:
         await exchange.before_end(told)
-    sized = _sized_ids(admitted, meter, told) if meter.own_id or meter.continues else []
-    if told or sized:
+    if told or meter.own_id or meter.continues:
         # The owner of the objects is stored before the client gets their ids.
-        waits = _store_owners(admitted, told) + _store_owners(admitted, sized, meter)
+        waits = store_sizes(admitted, meter, told) + _store_owners(admitted, told)
         for kept in waits if not admitted.charges else ():  # a charged answer is delivered even if this fails
             await kept
     early = route is not None and route.settle == "after_reply"  # its whole answer is sent before the charge
@@ -223,38 +222,44 @@ def _metered(admitted: AdmittedCall, meter: Meter, data: bytes, keeps: bool) -> 
     If it `keeps`, the caller becomes the owner of objects that the data name.
     """
     passed = meter.feed(data) if data or meter.behind else b""
-    if meter.told and keeps and (told := _take_ids(meter)):
+    named = admitted.call.objects.named  # stored at the end, with their sizes
+    if meter.told and keeps and (told := [one for one in _take_ids(meter) if one not in named]):
         _store_owners(admitted, told)
     return passed
 
 
-def _sized_ids(admitted: AdmittedCall, meter: Meter, others: list[str]) -> list[str]:
-    """Return the ids by which a later call may name the text of an answer, and take them out of `others`.
+def store_sizes(admitted: AdmittedCall, meter: Meter, others: list[str]) -> list[Awaitable[object]]:
+    """Store the tokens of an answer's text with the ids by which a later call may name it; return the requests to Redis.
 
-    They are the answer's own id, its token, and earlier objects that the answer goes on with, such as a conversation.
+    These are the answer's own id, its token, and earlier objects that the answer goes on with, such as a conversation.
+    They are taken out of `others`.
     """
-    kind = SHAPES.get(admitted.call.meter)
-    if kind is None or not (200 <= meter.status < 300 and meter.usage().total):
+    call, kind, usage = admitted.call, SHAPES.get(admitted.call.meter), meter.usage()
+    # The text of a job is known when that is charged.
+    if kind is None or call.spec.background or not (200 <= meter.status < 300 and usage.total):
         return []
     ids = [meter.own_id] if meter.own_id and kind.continued else []
     if ids:
-        ids += [id_ for id_ in admitted.call.objects.named if id_ in meter.known_ids and id_ not in ids]
+        ids += [id_ for id_ in call.objects.named if id_ in meter.known_ids and id_ not in ids]
     others[:] = [id_ for id_ in others if id_ not in ids]
-    return ids + ([continuation_of(meter.continues)] if meter.continues else [])
+    ids += [continuation_of(meter.continues)] if meter.continues else []
+    kept, written = max(call.objects.kept, 0), usage.output - usage.reasoning
+    brought = min(usage.input, max(0, call.input_ceiling - kept) if call.input_ceiling else usage.input)
+    return _store_owners(admitted, ids, usage.input + written, brought + written)
 
 
 def _store_owners(
-    admitted: AdmittedCall, told: list[str], sized: Meter | None = None
+    admitted: AdmittedCall, told: list[str], tokens: int = 0, added: int = 0
 ) -> list[Awaitable[object]]:
     """Store the caller as the owner of the objects `told`; return the pending requests to Redis.
 
-    If they are the text of the answer that a meter `sized`, later calls that name them read as much.
+    They stand for a text of `tokens`; this call has `added` at most so many. An object that a free call makes has the
+    text that the call put there.
     """
-    objects, tokens = admitted.worker.ports.objects, 0
-    if sized is not None and told:
-        usage = sized.usage()
-        tokens = usage.input + usage.output - usage.reasoning
-    return [objects.keep(admitted.caller, ids, how, tokens) for how, ids in kept_apart(admitted.call, told)]
+    call, keep = admitted.call, admitted.worker.ports.objects.keep
+    tokens = tokens if call.meter in SHAPES else call.objects.kept
+    sizes = call.objects.sizes if added else NO_SIZES
+    return [keep(admitted.caller, ids, how, tokens, added, sizes) for how, ids in kept_apart(call, told)]
 
 
 def _take_ids(meter: Meter) -> list[str]:

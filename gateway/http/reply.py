@@ -24,7 +24,7 @@ from gateway.http.admission import reserve_before_body
 from gateway.http.admitted_call import AdmittedCall
 from gateway.http.forward import late_answer, note_failure
 from gateway.http.ports import Log, Ports
-from gateway.http.relay import ANSWER_CUT, CLIENT_GONE, own_answer, relay
+from gateway.http.relay import ANSWER_CUT, CLIENT_GONE, own_answer, relay, store_sizes
 from gateway.http.routing.cors import Preflight
 from gateway.http.routing.head import CallHead
 from gateway.http.routing.routed_head import RoutedHead
@@ -100,6 +100,8 @@ async def _settle(exchange: Exchange, charge: AdmittedHold, failure: BaseExcepti
         silent_s = exchange.worker.ports.seconds() - since
     abandoned, told = _is_abandoned(exchange, failure), _came_to(failure, exchange.opened, exchange.answered)
     await charge.settle(attempt.status, False, abandoned, told, silent_s)
+    if isinstance(charge, AdmittedCall) and charge.meter is not None and charge.meter.own_id:
+        store_sizes(charge, charge.meter, [])  # its client may have got the id
 
 
 def _came_to(failure: BaseException, opened: bool, answered: tuple[int, str] | None) -> tuple[int, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
@@ -20,7 +21,7 @@ from gateway.core.accounts.spent_answers import SpentAnswer
 from gateway.core.accounts.tags import Tags, tags_of
 from gateway.core.billing.stand_ins import NO_STAND_INS
 from gateway.core.billing.vector import Vector
-from gateway.core.calls.call import CallRequest
+from gateway.core.calls.call import NO_SIZES, CallRequest
 from gateway.core.calls.routes import ModelRule, Route
 from gateway.core.families.family import KEPT_OBJECTS
 from gateway.core.model import (
@@ -150,6 +151,7 @@ class FakeObjects:
         self.asked: list[tuple[str, ...]] = []
         self.noted_ids: list[list[str]] = []
         self.sized: dict[tuple[int, str], int] = {}
+        self.times = Counter[tuple[int, str]]()
         self.unsized = False
         self.notes: dict[str, bytes] = {}
         self.down = False
@@ -171,19 +173,29 @@ class FakeObjects:
             wait.set(next((one for one in judged if (caller.organization_id, one) not in self.kept), None))
         return wait
 
-    def sizes(self, caller: Caller, ids: Sequence[str]) -> Wait[list[int | None]]:
-        wait: Wait[list[int | None]] = Wait()
+    def sizes(self, caller: Caller, ids: Sequence[str]) -> Wait[list[tuple[int, int]]]:
+        wait: Wait[list[tuple[int, int]]] = Wait()
         if self.unsized:
             wait.fail(CountersUnavailable())
             return wait
-        wait.set([self.sized.get((caller.organization_id, one)) for one in ids])
+        wait.set([self._size(caller, one) for one in ids])
         return wait
 
-    def keep(
-        self, caller: Caller, ids: Sequence[str], kept: int = KEPT_OBJECTS, tokens: int = 0
-    ) -> Wait[object]:
+    def _size(self, caller: Caller, id_: str) -> tuple[int, int]:
+        """Return how often an object was kept, which only grows as the end of a real one, and its tokens."""
+        name = caller.organization_id, id_
+        return self.times[name], self.sized.get(name, 0)
+
+    def keep(  # noqa: PLR0917  # as the port
+        self, caller: Caller, ids: Sequence[str], kept: int = KEPT_OBJECTS, tokens: int = 0, added: int = 0,
+        found: Mapping[str, tuple[int, int]] = NO_SIZES,
+    ) -> Wait[object]:  # fmt: skip
         self.noted_ids.append(list(ids))
-        self.sized |= {(caller.organization_id, one): tokens for one in ids if tokens}
+        for one in ids:
+            there = self._size(caller, one)
+            size = tokens if there == found.get(one) else max(tokens, there[1] + added)
+            self.times[caller.organization_id, one] += 1
+            self.sized |= {(caller.organization_id, one): size} if size else {}
         taken = {one for _, one in self.kept}
         self.kept |= {(caller.organization_id, one) for one in ids if one not in taken}
         wait: Wait[object] = Wait()

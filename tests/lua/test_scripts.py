@@ -92,6 +92,8 @@ def calls(world: World) -> dict[str, packing.Call]:
     made["throttle"] = ((keys.bucket(world.p, 3),), (b"60",))
     payment = b'{"organization_id":1,"model":"m","tokens":5,"until_s":%d}' % (world.now_ms() // 1000 + 60)
     made["note"] = ((keys.object_note("aa" * 16),), (payment,))
+    lists = keys.objects(world.p, 1), keys.answers(world.p, 1)
+    made["grow"] = (lists, (b"1700000000", b"5", b"0", b"d" * 16, b""))
     (entry_id, _), *_ = world.entries(keys.outbox(world.p))
     made["park"] = outbox.park(world.run_id, (world.p, 1), moved=[entry_id])
     return made
@@ -235,12 +237,12 @@ def test_full_memory_refuses_new_holds_and_runs_alone(own_valkey: Callable[..., 
     made = calls(world)
     world.client.config_set("maxmemory", 1)
     before = world.everything()
-    for verb in ("reserve", "run", "note"):
+    for verb in ("reserve", "run", "note", "grow"):
         with pytest.raises(redis.ResponseError, match="maxmemory"):
             run(world, verb, made[verb])
     assert world.everything() == before
     for name, call in made.items():
-        if name not in {"reserve", "run", "note", "load rebuild"}:
+        if name not in {"reserve", "run", "note", "grow", "load rebuild"}:
             run(world, name, call)
     assert world.tenant.inflight == 2
     world.client.config_set("maxmemory", 0)

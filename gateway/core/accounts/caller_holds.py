@@ -41,6 +41,7 @@ from gateway.core.calls.call import (
 )
 from gateway.core.calls.routes import ModelTarget, Route
 from gateway.core.families.controlled import model_name
+from gateway.core.families.registry import SHAPES
 from gateway.core.metering.meter import Detail
 from gateway.core.metering.meters import make_meter
 from gateway.core.model import GENERIC, INTEGER_MAX, Caller, Family, Service, Settlement, TokenUsage
@@ -294,12 +295,16 @@ _B = TypeVar("_B", HoldBody, ExtendBody, SettleBody)
 
 
 class StatedUse(NamedTuple):
-    """The use to settle a hold by, with details of the answer if it has one, and ids of objects that it created."""
+    """The use to settle a hold by, with details of the answer if it has one, and ids of objects that it created.
+
+    `tokens` are those of the text that the first of these ids stands for, if a later call may name it.
+    """
 
     body: SettleBody
     detail: Detail | None = None
     is_estimated: bool = False
     created: Sequence[str] = ()
+    tokens: int = 0
 
 
 def read_body(kind: type[_B], body: bytes) -> _B:
@@ -379,7 +384,9 @@ def use_in_answer(  # noqa: PLR0917  # an answer, and how it is read
         used["service_tier"] = detail.service_tier[:TIER_CHARACTERS_MAX]
     units = None if call.has_input or status >= 400 else usage.units
     made = [id_ for id_ in dict.fromkeys(meter.told) if id_ not in meter.known_ids]
-    return StatedUse(SettleBody(used, units=units, status=status), detail, usage.estimated, made)
+    kind = SHAPES.get(call.meter)
+    kept = usage.input + usage.output - usage.reasoning if kind is not None and kind.continued else 0
+    return StatedUse(SettleBody(used, units=units, status=status), detail, usage.estimated, made, kept)
 
 
 def usage_of(answer: Mapping[str, Any]) -> tuple[Counts, dict[str, int], str]:

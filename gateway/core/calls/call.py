@@ -971,12 +971,17 @@ class CallSpec(Value, frozen=True):
 UNREAD: Final = CallSpec()
 
 
+NO_SIZES: Final[Mapping[str, tuple[int, int]]] = {}
+
+
 class StoredObjects(Value, frozen=True):
     """The objects stored at its upstream that a call is about.
 
     `named` are ids in its path and body, `unsure` texts of the body that may be ids, and `brought` ids of objects
     inside the body itself. `keeps` is the `KEPT_…` constant for how long ids in its answer are valid. `kept` are the
-    tokens of the text that the upstream keeps and the call only names, `UNSEEN` of a token that nobody here knows.
+    tokens of the text that the upstream keeps and the call only names, `UNSEEN` if nobody here knows; of a free call
+    those of the text that the object it makes begins with. `sizes` are those of each object when the call came: until
+    when it is known, and its tokens.
     """
 
     named: tuple[str, ...] = ()
@@ -984,6 +989,7 @@ class StoredObjects(Value, frozen=True):
     brought: frozenset[str] = frozenset()
     keeps: int = 0
     kept: int = 0
+    sizes: Mapping[str, tuple[int, int]] = NO_SIZES
 
 
 NO_OBJECTS: Final = StoredObjects()
@@ -1042,9 +1048,9 @@ class CallRequest:
         """Set by which step of a budget the call goes where it is aimed."""
         self.aim = self.aim._replace(substitution=by)
 
-    def note_kept(self, tokens: int) -> None:
-        """Set how many tokens of text its upstream keeps, which it only names."""
-        self.objects = self.objects._replace(kept=tokens)
+    def note_kept(self, tokens: int, sizes: Mapping[str, tuple[int, int]] = NO_SIZES) -> None:
+        """Set how many tokens of text its upstream keeps, which it only names, and their `sizes` by object."""
+        self.objects = self.objects._replace(kept=tokens, sizes=sizes)
 
     @property
     def substitution(self) -> Substitution | None:

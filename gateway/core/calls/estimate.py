@@ -12,7 +12,7 @@ import math
 import re
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Final, NamedTuple, TypeVar
 
@@ -26,13 +26,15 @@ from gateway.core.calls.call import (
     Body,
     CallRequest,
     CallSpec,
+    FieldNames,
     Learned,
     dense_bytes,
+    media_in,
 )
 from gateway.core.calls.text_bound import bound_tokens, counted, load
 from gateway.core.families.controlled import Document, Tokenizer, elements, models_of
-from gateway.core.families.costs import tool_costs, tool_tokens
-from gateway.core.families.registry import ALL, OF_METER, SHAPES
+from gateway.core.families.costs import quotes_in, tool_costs, tool_tokens
+from gateway.core.families.registry import ALL, FAMILIES, OF_METER, SHAPES
 from gateway.core.families.tools import kinds_of
 from gateway.core.lru import LruCache, LruEntry
 from gateway.core.model import GENERIC, INTEGER_MAX, Family, TokenUsage
@@ -261,7 +263,8 @@ class Estimator:
             read += added
             used += 0 if kept else added  # what was learned has them
         if call.objects.kept > 0:
-            used, read = used + call.objects.kept, read + call.objects.kept
+            named = min(call.objects.kept, _context_of(call))
+            used, read = used + named, read + named
         elif call.objects.kept and binds:  # a token that nobody here has seen
             read += _context_of(call)
         call.input_ceiling, call.output_ceiling = read, _within(call, learned.ceiling)
@@ -374,6 +377,22 @@ class Estimator:
         if call is not None:
             message.aim, message.models_beside = call.aim, call.models_beside
         return min(self._most_text(message, "" if call is None else _tokenizer_of_all(message)), size)
+
+    def most_put(self, call: CallRequest) -> int:
+        """Return the most tokens of the text and media that a free call puts into a stored object."""
+        document, puts = call.body.document or {}, FAMILIES[call.family].objects.puts
+        name = next((name for name in puts if document.get(name)), "")
+        if not name:
+            return 0
+        media, body = media_in(document, replace(SHAPES[puts[name]].media, root=name)), call.body
+        names = FieldNames(files=max(0, body.names.files - media.named - quotes_in(document)))
+        rare = len(body.content) - len(body.content.translate(None, NOT_ASCII))
+        put = CallRequest(
+            puts[name], call.family, Body(body.content, document, names=names, rare_bytes=rare, tools=body.tools),
+            input_bytes=len(body.content) - media.size, media=media,
+        )  # fmt: skip
+        self.hold(put, 0, "")
+        return put.input_ceiling
 
     def speed(self, call: CallRequest) -> float:
         """Return the likely speed of one answer, in output tokens a second."""

@@ -372,6 +372,8 @@ class ObjectRules:
     # Types of an object under a name, each with its fields. Other types would query the objects of all
     # organizations.
     kinds: Mapping[str, Mapping[str, frozenset[str]]] = field(default_factory=dict)
+    # Fields by which a free call puts text into an object, and the meter of the calls that read it there.
+    puts: Mapping[str, str] = field(default_factory=dict)
     models: tuple[str, ...] = ()  # prefixes of models that the provider made for one organization
     lasting: tuple[str, ...] = ()  # prefixes of ids that outlive their answer
     lists: ObjectLists | None = None

@@ -14,9 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from hashlib import sha256
 
+from gateway.core.calls.call import NO_SIZES
 from gateway.core.families.family import KEPT_BRIEFLY, KEPT_OBJECTS
 from gateway.core.model import Caller
 from gateway.core.wait import Wait, begin
+from gateway.counters.layouts.packing import TEXT_TOKENS_MAX
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.cluster import RedisConnections
@@ -30,8 +32,6 @@ NOTES_MAX = 100  # ids added for an organization before its list is trimmed agai
 CUT_MAX = 2_000  # ids deleted by one trim: more than one answer contains
 TRIMS_MAX = 10_000  # lists whose last trim is remembered
 TELL_INTERVAL_S = 60.0
-# A double of Unix seconds has so many fractions of one second until 2106, and no model reads more tokens.
-TOKENS_MOST = 1 << 21
 
 
 class ObjectOwners:
@@ -86,22 +86,22 @@ class ObjectOwners:
             others = await self._claim_listed(caller, nobodys)
         return texts[others[0]] if others else None
 
-    def sizes(self, caller: Caller, ids: Sequence[str]) -> Wait[list[int | None]]:
-        """Return the tokens that are stored with each id on the organization's lists; None if it is on none."""
-        return begin(self._sizes(caller, [_digest(id_) for id_ in ids]))
+    def sizes(self, caller: Caller, ids: Sequence[str]) -> Wait[list[tuple[int, int]]]:
+        """Return when each id ends on the organization's lists, 0 if it is on none, and its tokens."""
+        return begin(self._read_lists(caller, [_digest(id_) for id_ in ids]))
 
-    async def _sizes(self, caller: Caller, digests: Sequence[bytes]) -> list[int | None]:
-        return [None if not end else tokens for end, tokens in await self._read_lists(caller, digests)]
-
-    def keep(
-        self, caller: Caller, ids: Sequence[str], kept: int = KEPT_OBJECTS, tokens: int = 0
-    ) -> Wait[None]:
+    def keep(  # noqa: PLR0917  # ids, and their size
+        self, caller: Caller, ids: Sequence[str], kept: int = KEPT_OBJECTS, tokens: int = 0, added: int = 0,
+        found: Mapping[str, tuple[int, int]] = NO_SIZES,
+    ) -> Wait[None]:  # fmt: skip
         """Store the caller's organization as owner of ids, except of ids that another organization owns.
 
         `kept` selects the list: created objects, ids in a model's answer, or ids kept briefly. Beyond a
-        list's maximum the oldest ids are deleted. `tokens` are stored with each id; 0 leaves those that are.
+        list's maximum the oldest ids are deleted. An id gets the `tokens` of an answer if `sizes` would still
+        return what its call has `found`; else what is stored grows by those that the call `added`.
         """
-        return begin(self._keep(caller, [_digest(id_) for id_ in ids], kept, tokens))
+        digests = {_digest(id_): _score(*found.get(id_, (0, 0))) for id_ in ids}
+        return begin(self._keep(caller, digests, kept, tokens, added))
 
     def note(self, id_: str, payment: bytes) -> Wait[bytes | None]:
         """Store a payment for an object until its end, unless a later end is paid; return the one before.
@@ -120,45 +120,45 @@ class ObjectOwners:
         name = _digest(id_).hex()
         return self._wires.of(keys.partition_of_digest(name)), keys.object_note(name)
 
-    async def _keep(self, caller: Caller, digests: Sequence[bytes], kept_as: int, tokens: int) -> None:
-        mine, kept, again = _organization(caller), dict[bytes, int](), list[bytes]()
+    async def _keep(
+        self, caller: Caller, digests: Mapping[bytes, bytes], kept_as: int, tokens: int, added: int
+    ) -> None:
+        mine, made, again = _organization(caller), list[bytes](), list[bytes]()
         ttl_s = min(self._ttl_s, BRIEF_S) if kept_as == KEPT_BRIEFLY else self._ttl_s
         claims = [self._claim(digest, mine, ttl_s) for digest in digests]
         for digest, claim in zip(digests, claims, strict=True):
             try:
                 owner = await claim
             except CountersUnavailable:
-                owner = None  # it is in the list, so it is claimed when it is used
+                again += digest, digests[digest]  # it is in the list, so it is claimed when it is used
+                continue
             if owner == mine:
                 self._send(digest, b"EXPIRE", b"%d" % ttl_s, b"GT")
-                again.append(digest)
+                again += digest, digests[digest]
             elif owner is not None:
                 self._tell(caller)
-                continue
-            kept[digest] = tokens
-        if again and not tokens:
-            listed = await self._read_lists(caller, again)
-            kept |= {digest: there for digest, (_, there) in zip(again, listed, strict=True)}
-        if kept:
-            await self._note(caller, kept, kept_as, ttl_s)
-
-    async def _note(self, caller: Caller, digests: Mapping[bytes, int], kept_as: int, ttl_s: int) -> None:
-        """Add digests of ids, with their tokens, for `ttl_s` seconds to the organization's list of `kept_as`.
-
-        Trim the list if that is due.
-        """
-        now, wire, (objects, answers) = self._unix_seconds(), self._wires.of(caller.partition), _lists(caller)
-        name, other = (objects, answers) if kept_as == KEPT_OBJECTS else (answers, objects)
-        end = int(now + ttl_s)
-        ends = [
-            (b"%r" % (end + min(tokens, TOKENS_MOST - 1) / TOKENS_MOST) if tokens else b"%d" % end, digest)
-            for digest, tokens in digests.items()
-        ]
-        noted = wire.send(encode(b"ZADD", name, b"GT", *[part for one in ends for part in one]))
+            else:
+                made.append(digest)
+        if not (made or again):
+            return
+        now, wire, lists = self._unix_seconds(), self._wires.of(caller.partition), _lists(caller)
+        name, other = lists if kept_as == KEPT_OBJECTS else lists[::-1]
+        end, notes = int(now + ttl_s), list[Wait[Reply]]()
+        if again:
+            sizes = b"%d" % end, b"%d" % tokens, b"%d" % added, *again
+            notes.append(wire.send(encode_script("grow", (name.decode(), other.decode()), sizes)))
+        if made:
+            score = _score(end, tokens or added)
+            notes.append(
+                wire.send(
+                    encode(b"ZADD", name, b"GT", *[part for digest in made for part in (score, digest)])
+                )
+            )
         if self._is_due(name, len(digests), now, wire.run_id):
             wire.send(encode(b"EXPIRE", name, b"%d" % (self._ttl_s + self._ttl_s / PARTS)))
             begin(self._cut(caller, name, other))
-        await noted
+        for noted in notes:
+            await noted
 
     async def _cut(self, caller: Caller, name: bytes, other: bytes) -> None:
         """Remove the oldest digests beyond the maximum from the list `name`, and their owner keys.
@@ -204,7 +204,7 @@ class ObjectOwners:
             for at, score in enumerate(scores):
                 if isinstance(score, bytes | float):
                     (end, tokens), (seconds, fraction) = listed[at], divmod(float(score), 1)
-                    listed[at] = max(end, int(seconds)), max(tokens, round(fraction * TOKENS_MOST))
+                    listed[at] = max(end, int(seconds)), max(tokens, round(fraction * TEXT_TOKENS_MAX))
         return listed
 
     def _claim(self, digest: bytes, mine: bytes, ttl_s: int) -> Wait[Reply]:
@@ -253,6 +253,11 @@ class ObjectOwners:
 async def _bytes(reply: Wait[Reply]) -> bytes | None:
     value = await reply
     return value if isinstance(value, bytes) else None
+
+
+def _score(end: int, tokens: int) -> bytes:
+    """Return the score of an id on a list, as Redis takes and shows it; empty if the id has no `end`."""
+    return b"%r" % (end + min(tokens, TEXT_TOKENS_MAX - 1) / TEXT_TOKENS_MAX) if end else b""
 
 
 def _organization(caller: Caller) -> bytes:

@@ -147,6 +147,8 @@ RUN_THERE, RUN_OPENED, RUN_WAITS = 1, 2, 3
 # Codes of `run`: it does not exist, or no new one can be opened, and why.
 RUN_UNKNOWN, RUN_PARENT_OVER, RUN_TOO_MANY, RUN_KEY_FULL = -1, -2, -3, -4
 # How long a run is stored after its end, and without an admitted call; and the most runs of a tenant.
+# Of one object: a double of Unix seconds has so many fractions of a second until 2106, and no model reads more tokens.
+TEXT_TOKENS_MAX = 1 << 21
 RUN_KEPT_MS, RUN_WAITS_MS, RUNS_MAX = DAY_MS, 60_000, runs.RUNS_MAX
 ENDED_CALLS = runs.ENDED_CALLS
 

@@ -31,6 +31,7 @@ from gateway.counters.layouts.packing import LAYOUTS
 
 VERBS = (
     "reserve", "settle", "extend", "grant", "load", "peek", "lease", "throttle", "park", "run", "share", "note",
+    "grow",
 )  # fmt: skip
 DIGEST_LENGTH = 12
 _FOLDER = Path(__file__).resolve().parents[3] / "lua"

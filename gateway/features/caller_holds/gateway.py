@@ -262,7 +262,8 @@ async def _settle_by(
                 use.is_estimated,
             )  # fmt: skip
             if use.created:
-                await ports.objects.keep(hold.caller, use.created, KEPT_ANSWERS)
+                await ports.objects.keep(hold.caller, use.created[:1], KEPT_ANSWERS, use.tokens)
+                await ports.objects.keep(hold.caller, use.created[1:], KEPT_ANSWERS)
             end = await ports.holds.decide(hold, end)
         if end.released:
             if not end.applied and not await _given_back(ports, hold, end):

@@ -393,7 +393,8 @@ class Jobs:
                 counts = CallFacts(*charge.facts).counts
                 earlier = FAMILIES[self._route_of(job).family].objects.refers(loose_document(said))
                 tokens = sum(counts[: OUTPUT + 1]) - counts[REASONING]
-                self._ports.objects.keep(job.caller, [job.id, *earlier], tokens=tokens)
+                added = counts[OUTPUT] - counts[REASONING]  # at least, beside its new input
+                self._ports.objects.keep(job.caller, [job.id, *earlier], tokens=tokens, added=added)
             await self._end(job, ended)
 
     async def _charge(self, job: Job, charge: ChargedUse) -> None:

@@ -187,7 +187,8 @@ async def test_a_note_of_an_object_ends_at_its_time_or_with_its_owner(
 
 
 async def sizes(objects: ObjectOwners, caller: Caller, *ids: str) -> list[int | None]:
-    return await in_task(objects.sizes(caller, ids))
+    found = await in_task(objects.sizes(caller, ids))
+    return [tokens if end else None for end, tokens in found]
 
 
 @given(
@@ -218,7 +219,8 @@ async def test_the_tokens_of_an_object_are_its_organizations_and_last_as_long_as
     assert await sizes(objects, MINE, "conv_1", "resp_1") == [2_097_151] * 2
     assert await sizes(objects, OTHERS, "conv_1") == [None]
     clock.now += 10
-    await in_task(objects.keep(MINE, ["conv_1"], KEPT_ANSWERS, 7))
+    found = dict(zip(["conv_1"], await in_task(objects.sizes(MINE, ["conv_1"])), strict=True))
+    await in_task(objects.keep(MINE, ["conv_1"], KEPT_ANSWERS, 7, 5, found))
     clock.now += 10
     await in_task(objects.keep(MINE, ["conv_1"], KEPT_ANSWERS))
     assert await sizes(objects, MINE, "conv_1") == [7], "an answer that only tells of it leaves them"

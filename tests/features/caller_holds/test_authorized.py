@@ -282,3 +282,5 @@ async def test_objects_in_a_reported_answer_are_registered_only_if_the_route_all
         stage.objects.kept.add((1 + CALLER.organization_id, "resp_others"))
         await cost_elsewhere(stage, post(asked, door), said(**told))
         assert {one for whose, one in stage.objects.kept if whose == CALLER.organization_id} == kept
+        tokens = stage.objects.sized.get((CALLER.organization_id, "resp_new"))
+        assert not kept or tokens == 7, "3 read and 4 written"

@@ -745,4 +745,4 @@ async def test_a_charged_background_response_is_known_by_its_text(gateway: Gatew
     assert await gateway.ask("response") == 200
     (job,) = await gateway.looked()
     sizes = gateway.stage.plane._ports.objects.sizes(job.caller, [job.id])
-    assert await driven(sizes) == [30]
+    assert [tokens for _, tokens in await driven(sizes)] == [30]

@@ -37,6 +37,7 @@ from tests.http.fakes import (
     post,
 )  # fmt: skip
 from tests.http.stage import Close, Stage, staged
+from tests.waiting import eventually
 
 JSON = b"content-type: application/json\r\n"
 RESPONSES = b"/v1/responses"
@@ -64,6 +65,7 @@ OBJECT_ROUTES = (
     free("/v1/vector_stores", "POST"),
     free("/v1/conversations", "POST"),
     free("/v1/conversations/{id}", "GET"),
+    free("/v1/conversations/{id}/items", "POST"),
     free("/v1/batches/{id}", "GET"),
     free("/all/{+path}", "GET", "POST", "PUT"),
     free("/v1/open/files/{id}", "GET", objects="shared"),
@@ -144,6 +146,19 @@ async def test_a_call_that_names_an_answer_is_held_with_its_text(streamed: bool)
         assert all(3_300 <= hold.need - without.need + 10 < 3_400 for hold in holds), "and a few by its text"
         assert all(hold.read - hold.read_likely < 100 for hold in holds), "it is input"
         assert all(3_300 < hold.read < 3_400 and hold.ceiling == hold.read + 9 for hold in holds)
+
+
+async def test_an_answer_that_broke_off_stands_for_the_text_that_was_charged() -> None:
+    """Its id came first; what is charged for it is counted from the bytes: 3,000 of body are 1,000 tokens."""
+    async with objects() as stage:
+        event = b'data: {"type":"response.created","response":{"id":"resp_1"}}\n\n'
+        said = b'data: {"type":"response.output_text.delta","delta":"hello there"}\n\n'
+        stage.upstream.scripts.append([STREAM_HEAD, chunks(event, said, end=False), Close()])
+        asked = post(body(stream=True, input="a b c " * 500), RESPONSES, JSON)
+        assert (await stage.ask(asked)).status == 200
+        await eventually(lambda: (CALLER.organization_id, "resp_1") in stage.objects.sized)
+        (settlement,) = stage.counters.settlements
+        assert stage.objects.sized[CALLER.organization_id, "resp_1"] == settlement.tokens > 1_000
 
 
 async def test_a_chain_is_held_with_all_of_its_answers() -> None:
@@ -259,6 +274,85 @@ async def test_an_unseen_token_is_held_as_all_that_its_model_reads_where_no_limi
         (hold,) = stage.counters.holds
         assert (hold.money >= 2 * 1_048_576) is most
         assert hold.money < 2 * 1_048_576 + 2_000
+
+
+def item(tokens: int) -> dict[str, object]:
+    """An item of so many tokens in OpenAI's tables, where each word and point is one."""
+    text = "The quick brown fox jumps over the lazy dog. " * (tokens // 10)
+    return {"type": "message", "role": "user", "content": [{"type": "input_text", "text": text}]}
+
+
+CONVERSATIONS, ITEMS = b"/v1/conversations", b"/v1/conversations/conv_1/items"
+CONVERSATION = answer(b'{"id":"conv_1","object":"conversation"}')
+
+
+def put(*items: dict[str, object], path: bytes = ITEMS) -> bytes:
+    return post(json.dumps({"items": items}).encode(), path, JSON)
+
+
+async def named_conversation(stage: Stage) -> int:
+    """Return the likely input of a call that names the conversation."""
+    assert (await stage.ask(post(body(conversation="conv_1"), RESPONSES, JSON))).status == 200
+    return stage.counters.holds[-1].read_likely
+
+
+async def test_items_of_a_free_call_are_held_with_each_call_that_names_their_conversation() -> None:
+    """4,000 tokens as it is made, 6,000 later, of which the provider tells none. Three times as many would be too many."""
+    async with objects() as stage:
+        stage.upstream.scripts.append([CONVERSATION])
+        assert (await stage.ask(put(item(4_000), path=CONVERSATIONS))).status == 200
+        assert 4_000 <= await named_conversation(stage) < 12_000
+        assert (await stage.ask(put(item(6_000)))).status == 200
+        held = await named_conversation(stage)
+        assert 10_000 <= held < 30_000
+        stage.upstream.scripts.append([answer(b"{}", status=b"400 Bad Request")])
+        assert (await stage.ask(put(item(9)))).status == 400
+        assert await named_conversation(stage) >= held, (
+            "whether its upstream took it is not known before the call"
+        )
+
+
+async def test_an_answer_replaces_the_estimate_of_items_unless_others_come_meanwhile() -> None:
+    """Items that come while an answer is made are not in its report, so they are added to what it reports."""
+    reported = {**LONG_ANSWER, "conversation": {"id": "conv_1"}}
+    async with objects() as stage:
+        stage.objects.kept.add((CALLER.organization_id, "conv_1"))
+        assert (await stage.ask(put(item(4_000)))).status == 200
+        stage.upstream.scripts.append([answer(json.dumps(reported).encode())])
+        await named_conversation(stage)
+        assert stage.objects.sized[CALLER.organization_id, "conv_1"] == 3_300, "the provider counted them"
+
+        goes_on, before = asyncio.Event(), len(stage.upstream.received)
+        stage.upstream.scripts.append([goes_on, answer(json.dumps({**reported, "id": "resp_2"}).encode())])
+        asked = asyncio.create_task(named_conversation(stage))
+        await eventually(lambda: len(stage.upstream.received) > before)
+        assert (await stage.ask(put(item(4_000)))).status == 200
+        goes_on.set()
+        await asked
+        assert stage.objects.sized[CALLER.organization_id, "conv_1"] >= 3_300 + 4_000
+
+
+@pytest.mark.parametrize(
+    ("part", "tokens"),
+    [({"type": "input_file", "file_id": "file-1"}, 1_050_000), ({"type": "input_image", "image_url": "https://x/y.png"}, 1_600)],
+)  # fmt: skip
+async def test_media_in_items_are_held_as_in_a_call(part: dict[str, object], tokens: int) -> None:
+    """Of a file by its id nobody knows the length: a GPT-5 reads 1,050,000 tokens at most. A picture has 1,600 at least."""
+    async with objects() as stage:
+        stage.objects.kept |= {(CALLER.organization_id, id_) for id_ in ("conv_1", "file-1")}
+        stage.directory.prices["gpt-5.4"] = Vector(7, "USD", (2_000_000,) * len(KINDS))
+        stage.directory.budgets_there = [Budget(1, "all", MONEY, 10**15, "month", hold=MAXIMUM)]
+        assert (await stage.ask(put({"type": "message", "role": "user", "content": [part]}))).status == 200
+        named = body(model="gpt-5.4", conversation="conv_1")
+        assert (await stage.ask(post(named, RESPONSES, JSON))).status == 200
+        assert tokens <= stage.counters.holds[-1].money / 2 < 1_051_000
+
+
+async def test_items_for_the_conversation_of_others_are_refused_and_counted_nowhere() -> None:
+    async with objects() as stage:
+        stage.objects.kept.add((99, "conv_1"))
+        assert (await stage.ask(put(item(9)))).status == 404
+        assert not stage.objects.sized
 
 
 async def test_a_call_is_not_refused_while_the_length_of_a_kept_text_cannot_be_read() -> None:

@@ -385,6 +385,7 @@ OBJECTS = ObjectRules(
     within=frozenset({"uploads/parts", "uploads/complete"}),
     takes=_TAKES,
     kinds=_KINDS,
+    puts={"items": "openai_responses"},
     models=("ft:",),
     lasting=("file-", "conv_"),
     lists=ObjectLists(
