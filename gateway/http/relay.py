@@ -222,9 +222,8 @@ def _metered(admitted: AdmittedCall, meter: Meter, data: bytes, keeps: bool) -> 
     If it `keeps`, the caller becomes the owner of objects that the data name.
     """
     passed = meter.feed(data) if data or meter.behind else b""
-    named = admitted.call.objects.named  # stored at the end, with their sizes
-    if meter.told and keeps and (told := [one for one in _take_ids(meter) if one not in named]):
-        _store_owners(admitted, told)
+    if meter.told and keeps and (told := _take_ids(meter)):  # those that the call named are stored at its end
+        _store_owners(admitted, [one for one in told if one not in admitted.call.objects.named])
     return passed
 
 
