@@ -100,7 +100,8 @@ class ObjectOwners:
         list's maximum the oldest ids are deleted. An id gets the `tokens` of an answer if `sizes` would still
         return what its call has `found`; else what is stored grows by those that the call `added`.
         """
-        digests = {_digest(id_): _score(*found.get(id_, (0, 0))) for id_ in ids}
+        scores = {id_: b"%r" % (end + size / TEXT_TOKENS_MAX) for id_, (end, size) in found.items() if end}
+        digests = {_digest(id_): scores.get(id_, b"") for id_ in ids}
         return begin(self._keep(caller, digests, kept, tokens, added))
 
     def note(self, id_: str, payment: bytes) -> Wait[bytes | None]:
@@ -123,42 +124,30 @@ class ObjectOwners:
     async def _keep(
         self, caller: Caller, digests: Mapping[bytes, bytes], kept_as: int, tokens: int, added: int
     ) -> None:
-        mine, made, again = _organization(caller), list[bytes](), list[bytes]()
+        mine, sizes = _organization(caller), list[bytes]()
         ttl_s = min(self._ttl_s, BRIEF_S) if kept_as == KEPT_BRIEFLY else self._ttl_s
         claims = [self._claim(digest, mine, ttl_s) for digest in digests]
         for digest, claim in zip(digests, claims, strict=True):
             try:
                 owner = await claim
             except CountersUnavailable:
-                again += digest, digests[digest]  # it is in the list, so it is claimed when it is used
-                continue
+                owner = None  # it is in the list, so it is claimed when it is used
             if owner == mine:
                 self._send(digest, b"EXPIRE", b"%d" % ttl_s, b"GT")
-                again += digest, digests[digest]
             elif owner is not None:
                 self._tell(caller)
-            else:
-                made.append(digest)
-        if not (made or again):
+                continue
+            sizes += digest, digests[digest]
+        if not sizes:
             return
         now, wire, lists = self._unix_seconds(), self._wires.of(caller.partition), _lists(caller)
         name, other = lists if kept_as == KEPT_OBJECTS else lists[::-1]
-        end, notes = int(now + ttl_s), list[Wait[Reply]]()
-        if again:
-            sizes = b"%d" % end, b"%d" % tokens, b"%d" % added, *again
-            notes.append(wire.send(encode_script("grow", (name.decode(), other.decode()), sizes)))
-        if made:
-            score = _score(end, tokens or added)
-            notes.append(
-                wire.send(
-                    encode(b"ZADD", name, b"GT", *[part for digest in made for part in (score, digest)])
-                )
-            )
-        if self._is_due(name, len(digests), now, wire.run_id):
+        numbers = [b"%d" % number for number in (now + ttl_s, tokens, added)]
+        noted = wire.send(encode_script("grow", (name.decode(), other.decode()), (*numbers, *sizes)))
+        if self._is_due(name, len(sizes) // 2, now, wire.run_id):
             wire.send(encode(b"EXPIRE", name, b"%d" % (self._ttl_s + self._ttl_s / PARTS)))
             begin(self._cut(caller, name, other))
-        for noted in notes:
-            await noted
+        await noted
 
     async def _cut(self, caller: Caller, name: bytes, other: bytes) -> None:
         """Remove the oldest digests beyond the maximum from the list `name`, and their owner keys.
@@ -253,11 +242,6 @@ class ObjectOwners:
 async def _bytes(reply: Wait[Reply]) -> bytes | None:
     value = await reply
     return value if isinstance(value, bytes) else None
-
-
-def _score(end: int, tokens: int) -> bytes:
-    """Return the score of an id on a list, as Redis takes and shows it; empty if the id has no `end`."""
-    return b"%r" % (end + min(tokens, TEXT_TOKENS_MAX - 1) / TEXT_TOKENS_MAX) if end else b""
 
 
 def _organization(caller: Caller) -> bytes:
