@@ -1,13 +1,13 @@
 """The objects of one organization that an import of another gateway's budgets makes, policy by policy.
 
 Each policy is translated whole, into objects that `tollkeeper apply` accepts, or is reported with the reason. A part
-of a policy could limit less than the policy does.
+of a policy could limit less than the policy does. Keys that a reported policy may limit are not made.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -19,13 +19,26 @@ import typer
 from gateway.admin.configuration.objects import OBJECTS_MAX, read
 from gateway.admin.configuration.words import KINDS
 from gateway.cli.admin.client import CommandFailed, Json
-from gateway.cli.admin.imports import EVERYBODY, PLAN, Translated, deliver, free_name, read_answer
+from gateway.cli.admin.imports import (
+    EVERYBODY,
+    LIMIT,
+    PLAN,
+    Pages,
+    Translated,
+    deliver,
+    free_name,
+    is_empty,
+    leaves,
+    read_rows,
+)
 from gateway.core.accounts.budget_amounts import wrong_amount, wrong_window
 from gateway.core.accounts.budgets import MONEY
 from gateway.core.accounts.groups import GROUPS_MAX
 from gateway.errors import Unprocessable
 
 T = TypeVar("T")
+# Names of keys that must not be made, with the place and the reason.
+Barred = Mapping[str, tuple[str, str]]
 # Most characters of a source's name in a name of ours, which has 200.
 NAME_CHARS_MAX = 150
 
@@ -33,8 +46,6 @@ NAME_CHARS_MAX = 150
 _IDENTITY = {"users": ("external_id",), "api-keys": ("name", "tenant")}
 
 Org = Annotated[str, typer.Option(help="The organization that the budgets belong to.")]
-# Files with the pages of a list.
-Pages = list[Path] | None
 Names = Annotated[
     Pages,
     typer.Option(help="Lists of workspaces, members or keys, as JSON files: names in place of their ids."),
@@ -49,28 +60,31 @@ class NotTranslated(Exception):
         self.field, self.why = field, why
 
 
-class NothingAllowed(NotTranslated):
-    """An amount of 0 or less: no budget has it, so no key may be made for its calls."""
-
-    def __init__(self, field: str, value: object) -> None:
-        super().__init__(field, f"{value}: an amount is above 0. Make no key for these calls")
+class NoLimit(NotTranslated):
+    """A row has no counterpart, and limits no key."""
 
 
 class Organization:
     """The objects of an organization by kind and name, and what no object stands for. Amounts are US dollars."""
 
-    def __init__(self, name: str, names: Pages, barred: Mapping[str, str] | None = None) -> None:
-        """Begin with no objects. `barred` are the names of keys that must not be made, with the place of the reason."""
-        self._barred = barred or {}
-        # Rows that were not translated.
-        self.lost: list[tuple[str, Json]] = []
+    def __init__(self, name: str, names: Pages, barred: Barred | None = None) -> None:
+        """Begin with no objects."""
+        self.barred = barred or {}
+        # Places and reasons of rows that were not translated, and what returns the names of the keys that these may limit.
+        self.lost: list[tuple[str, str, Callable[[], Collection[str]]]] = []
         self.name, self._made, self._taken = name, Translated(), defaultdict[str, set[str]](set)
         self._rows: dict[str, dict[str, Json]] = {}
-        self._names, self._tenants = dict[str, str](), dict[str, str]()
-        for _, row in self.read_rows(names):
-            if shown := row.get("email") or row.get("name"):
-                name_of_row = self.take_name("names", str(shown))
-                self._names |= {str(row[field]): name_of_row for field in ("id", "slug") if field in row}
+        # Names by ids, the tenants that keys were named with, and places of limits of named tenants and keys.
+        self._names, self._tenants = dict[str, str](), defaultdict[str, list[str]](list)
+        self._limited: dict[str, str] = {}
+        for place, row in read_rows(names, is_whole=False):
+            ids = [str(row[field]) for field in ("id", "slug", "hash") if row.get(field)]
+            shown = row.get("email") or row.get("name")
+            name_of_row = self.take_name("names", str(shown)) if shown else "".join(ids[:1])
+            self._names |= dict.fromkeys(ids, name_of_row)
+            for field, value in leaves(row, place):
+                if value is not False and LIMIT.search(field.removeprefix(place)):
+                    self._limited.setdefault(name_of_row, field)
         try:
             self.add(
                 organizations=[self.make_organization(currency="USD")], **{"token-plans": [{"name": PLAN}]}
@@ -78,58 +92,53 @@ class Organization:
         except NotTranslated as fault:
             raise CommandFailed(f"--org {fault.why}") from fault
 
-    def read_rows(self, pages: Pages, total: str = "") -> list[tuple[str, Json]]:
-        """Return the rows of a list with the place of each; the field `total` of its pages has their number.
-
-        Raise `CommandFailed` if a file is no page of a list, if a page is missing, or if two rows of such pages share
-        an id and differ.
-        """
-        rows, most = dict[str, tuple[str, Json]](), 0
-        for path in pages or ():
-            answer = read_answer(path)
-            data = answer.get("data") if isinstance(answer, dict) else None
-            if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
-                raise CommandFailed(f"{path}: data must be a list of objects, as the API answers it.")
-            count = answer.get(total)
-            most = max(most, count if isinstance(count, int) else 0)
-            for number, row in enumerate(data):
-                place = f"{path.name}: data[{number}]"
-                first, known = rows.setdefault(str(row.get("id") or place), (place, row))
-                if total and known != row:
-                    raise CommandFailed(
-                        f"{place}.id: {first} has the same id and other fields. Save all pages at one time."
-                    )
-        if len(rows) < most:
-            fault = f"{total} is {most}, and there are {len(rows)} here"
-            raise CommandFailed(f"{path}: {fault}. Save the other pages too, and name all files.")
-        return list(rows.values())
-
     @contextmanager
-    def translating(self, place: str, row: Json, *known: str) -> Iterator[None]:
-        """Report in which field a row cannot be translated, else its fields that are not `known`."""
+    def translating(
+        self, place: str, row: Json, known: Collection[str], harmless: Collection[str],
+        keys_of: Callable[[], Collection[str]],
+    ) -> Iterator[None]:  # fmt: skip
+        """Report in which field a row cannot be translated, or which of its `harmless` fields are left out.
+
+        Fields that are not `known` either may be limits: their row is not translated, and what it added is removed.
+        `keys_of` returns the names of the keys that the row may limit, once all rows are read.
+        """
+        before, fault = self._rows, None
         try:
             yield
-        except NotTranslated as fault:
-            of = self._made.shut if isinstance(fault, NothingAllowed) else self._made.left
-            of.append((f"{place}.{fault.field}" if fault.field else place, f"{title_of(row)}: {fault.why}"))
-            self.lost.append((place, row))
+        except NotTranslated as raised:
+            fault = raised
+        fields = [field for field, value in row.items() if not is_empty(value)]
+        unknown = [field for field in fields if field not in {*known, *harmless}]
+        if unknown and (fault is None or isinstance(fault, NoLimit)):
+            fault = NotTranslated(unknown[0], "it has no counterpart")
+        if fault is None:
+            why = f"{title_of(row)}: it has no counterpart"
+            self._made.left += [(f"{place}.{field}", why) for field in fields if field in harmless]
             return
-        for field, value in row.items():
-            if field not in known and value not in (None, "", [], {}):
-                self.leave(f"{place}.{field}", f"{title_of(row)}: it has no counterpart")
+        at = f"{place}.{fault.field}" if fault.field else place
+        if isinstance(fault, NoLimit):
+            self._made.left.append((at, f"{title_of(row)}: {fault.why}"))
+            return
+        self._made.shut.append((at, f"{title_of(row)}: {fault.why}"))
+        self.lost.append((at, fault.why, keys_of))
+        self._rows = before
 
-    def leave(self, place: str, why: str) -> None:
-        self._made.left.append((place, why))
-
-    def shut(self, place: str, key: str) -> None:
-        self._made.shut.append((place, f"{key}: no key is made, since a limit of it cannot be said"))
+    def keys_of(self, tenants: Collection[str] = ()) -> list[str]:
+        """Return the names of all keys made so far, of these `tenants` or of an unknown one if any are given."""
+        names = [row["name"] for row in self._rows.get("api-keys", {}).values()]
+        return [name for name in names if not tenants or {EVERYBODY, *tenants} & {*self._tenants[name]}]
 
     def note(self, text: str) -> None:
         if text not in self._made.notes:
             self._made.notes.append(text)
 
-    def name_of(self, row_id: object) -> str:
-        """Return the name of the workspace, member or key with this id: the id if no list names it, or `EVERYBODY`."""
+    def name_of(self, row_id: object, shown: object = None) -> str:
+        """Return the name of the workspace, member or key with this id: if no list has it, as `shown`, or the id.
+
+        Without an id it is `EVERYBODY`.
+        """
+        if shown and row_id and str(row_id) not in self._names:
+            self._names[str(row_id)] = self.take_name("names", str(shown))
         return self._names.get(str(row_id), str(row_id)) if row_id else EVERYBODY
 
     def take_name(self, kind: str, name: str) -> str:
@@ -146,10 +155,10 @@ class Organization:
 
     def make_key(self, name: str, tenant: str, **fields: Any) -> Json:
         """Return an API key, of its first tenant if it was named before; raise `NotTranslated` for a barred one."""
-        if name in self._barred:
-            raise NotTranslated("", f"a limit of the key {name} cannot be said ({self._barred[name]})")
-        owner = {"organization": self.name, "name": self._tenants.setdefault(name, tenant)}
-        return {"name": name, "tenant": owner, **fields}
+        self._tenants[name].append(tenant)
+        if name in self.barred:
+            raise NotTranslated("", f"a limit of the key {name} cannot be said ({self.barred[name][0]})")
+        return {"name": name, "tenant": {"organization": self.name, "name": self._tenants[name][0]}, **fields}
 
     def make_group(self, name: str, kind: str, members: Sequence[str]) -> Json:
         name, members = self.take_name("groups", name), [*dict.fromkeys(members)]
@@ -184,10 +193,38 @@ class Organization:
         self.note("Use so far is not taken over: each budget begins at 0.")
         deliver(self.finish(), to, as_json=as_json)
 
+    def find_limited(self) -> dict[str, tuple[str, str]]:
+        """Return the keys made so far that have a limit in the lists of names, or whose tenants do, with its place."""
+        owners = {name: (name, *self._tenants[name]) for name in self.keys_of()}
+        return {
+            name: (self._limited[owner], "it may be a limit, and has no counterpart")
+            for name, of in owners.items()
+            for owner in of
+            if owner in self._limited
+        }
+
     def finish(self) -> Translated:
         """Return the translation, with its objects in the order in which rows can be made."""
         self._made.objects = {kind: [*self._rows[kind].values()] for kind in KINDS if kind in self._rows}
         return self._made
+
+
+def translate_all(name: str, names: Pages, translate: Callable[[Organization], None]) -> Organization:
+    """Return an organization with all that `translate` adds to it, but no keys that a row which is lost may limit.
+
+    Other rows that need such a key are lost, too, which may bar more keys.
+    """
+    barred: dict[str, tuple[str, str]] = {}
+    while True:
+        translate(made := Organization(name, names, barred))
+        lost = {key: (place, why) for place, why, keys_of in reversed(made.lost) for key in keys_of()}
+        lost |= made.find_limited()
+        if lost.keys() <= barred.keys():
+            break
+        barred = lost | barred
+    shut = [(place, f"{key}: no key is made ({why})") for key, (place, why) in barred.items()]
+    made.finish().shut.extend(shut)
+    return made
 
 
 def title_of(row: Json) -> str:

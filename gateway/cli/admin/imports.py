@@ -1,14 +1,17 @@
 """`tollkeeper import`: what its commands share, which features add for one gateway each.
 
 A command translates another gateway's configuration into a `Translated`. Nothing of a source is dropped without a
-word: what is not translated is in `left`.
+word: what is not translated is in `left`. An import opens nothing: a key is made only if all members of its record, and
+of its owners' records, are known to limit nothing or are translated whole; other keys are in `shut`.
 """
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +26,10 @@ from gateway.feature import features
 CONFIG, OBJECTS, KEYS = "tollkeeper.yaml", "objects.yaml", "keys"
 BYTES_MAX = 4 * 2**20
 PLAN, EVERYBODY = "Tokens without a limit", "Everybody"
+# Names that may be those of limits, in parts that people fill freely: anything else there limits nothing.
+LIMIT = re.compile(r"(?i)limit|budget|quota|max|credit|concurren|parallel|(?:\b|_)[rt]p[smhd]")
+# Files with the pages of a list.
+Pages = list[Path] | None
 
 
 @dataclass(slots=True)
@@ -53,8 +60,8 @@ def import_section() -> typer.Typer:
     return made
 
 
-def leaves(rest: object, place: str) -> Iterator[str]:
-    """Yield the path of each value that is left in a document."""
+def leaves(rest: object, place: str) -> Iterator[tuple[str, object]]:
+    """Yield each value that is left in a document, after its path."""
     if isinstance(rest, dict):
         for name, value in rest.items():
             yield from leaves(value, f"{place}.{name}" if place else str(name))
@@ -62,7 +69,11 @@ def leaves(rest: object, place: str) -> Iterator[str]:
         for number, item in enumerate(rest):
             yield from leaves(item, f"{place}[{number}]")
     elif rest not in (None, "", []):
-        yield place
+        yield place, rest
+
+
+def is_empty(value: object) -> bool:
+    return value is False or value in (None, "", [], {})
 
 
 def free_name(name: str, taken: Collection[str]) -> str:
@@ -119,6 +130,35 @@ def read_answer(path: Path | None) -> Any:
         return read_json(read_source(path))
     except ValueError as error:
         raise CommandFailed(f"{path} is no JSON: {error}.") from error
+
+
+def read_rows(
+    pages: Pages, field: str = "data", key: str = "id", *, is_whole: bool = True
+) -> list[tuple[str, Json]]:
+    """Return the rows of a list, which pages have in a `field`, with the place of each.
+
+    Raise `CommandFailed` if a file is no page of a list. If the list `is_whole`, raise it too if a page is missing, or
+    if two rows share a `key` and differ.
+    """
+    rows, answers = dict[str, tuple[str, Json]](), dict[Path, Json]()
+    for path in pages or ():
+        answer = read_answer(path)
+        data = answer.get(field) if isinstance(answer, dict) else field != "data" and answer
+        if not isinstance(data, list) or not all(isinstance(row, dict) for row in data):
+            raise CommandFailed(f"{path}: {field} must be a list of objects, as the API answers it.")
+        answers[path] = answer if isinstance(answer, dict) and is_whole else {}
+        for number, row in enumerate(data):
+            place = f"{path.name}: {field}[{number}]"
+            first, known = rows.setdefault(str(row.get(key) or place), (place, row))
+            if is_whole and known != row:
+                fault = f"{first} has the same {key} and other fields"
+                raise CommandFailed(f"{place}.{key}: {fault}. Save all pages at one time.")
+    counts = {"total": len(rows), "total_count": len(rows), "total_pages": len(answers)}
+    for (path, answer), (name, count) in product(answers.items(), counts.items()):
+        if isinstance(most := answer.get(name), int) and most > count:
+            fault = f"{name} is {most}, and there are {count} here"
+            raise CommandFailed(f"{path}: {fault}. Save the other pages too, and name all files.")
+    return list(rows.values())
 
 
 def write_files(directory: Path, made: Translated) -> None:

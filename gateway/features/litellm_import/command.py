@@ -1,7 +1,8 @@
 """`tollkeeper import litellm`: translates a configuration of LiteLLM into files of ours, with a list of
 omissions.
 
-Each translated part is removed from the source, so the remaining parts are the omissions. Pure except for the
+Each translated part is removed from the source, so the remaining parts are the omissions. What remains of a record of
+LiteLLM's database, and is not known to limit nothing, is a lost limit: its keys are not made. Pure except for the
 command itself. Credentials are referenced, or written to separate files.
 """
 
@@ -24,12 +25,14 @@ from gateway.cli.admin.configuration import documents
 from gateway.cli.admin.imports import (
     EVERYBODY,
     KEYS,
+    LIMIT,
     PLAN,
+    Pages,
     Translated,
     deliver,
     free_name,
     leaves,
-    read_answer,
+    read_rows,
     read_source,
 )
 from gateway.cli.admin.output import AsJson
@@ -41,6 +44,7 @@ from gateway.core.accounts.windows import FIRST_USE, read_length
 from gateway.core.billing.price_book import folded
 from gateway.core.calls.routes import TARGETS_MAX
 from gateway.core.families.registry import ALL
+from gateway.core.model import INTEGER_MAX
 from gateway.core.times import rfc3339
 
 # Maximum of models in one list.
@@ -131,13 +135,12 @@ _ALL_MODELS, _MODELS_OF_TEAM = "all-proxy-models", "all-team-models"
 _ANSWERS = "llm_api_routes"
 _NAME = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,256}")
 _INTERVALS = {spelled: interval.name for interval in INTERVALS.values() for spelled in interval.durations}
-# LiteLLM's rates, and other limits of a key, which are lost where they are left over.
+# LiteLLM's rates.
 _RATES = {
     "rpm_limit": "requests_per_minute", "tpm_limit": "tokens_per_minute", "max_parallel_requests": "concurrency",
 }  # fmt: skip
-_LIMITS = {
-    *_RATES, "max_budget", "budget_limits", "model_max_budget", "budget_id", "model_rpm_limit", "model_tpm_limit",
-}  # fmt: skip
+# Members that name the organization or project of a row.
+_OWNERS = {"org_id": "organizations", "organization_id": "organizations", "project_id": "projects"}
 # LiteLLM's words for durations, and other names of a limit's fields.
 _DURATIONS = {"hourly": "1h", "daily": "1d", "weekly": "7d", "monthly": "30d"}
 _DURATION = re.compile(r"([0-9]{1,6})([smhdw])", re.ASCII)
@@ -145,11 +148,41 @@ _SPELLED = {"time_period": "budget_duration", "budget_limit": "max_budget"}
 # The name of a tag for LiteLLM's tags that are no `name:value`.
 _TAG = "tag"
 _NAME_AND_VALUE = re.compile(rf"({tag_names.NAME}):(.+)", re.ASCII)
-# What LiteLLM's database notes of members and users, which is no setting.
-_FACTS = frozenset({
-    "team_id", "budget_id", "spend", "total_spend", "budget_reset_at", "created_at", "updated_at", "user_email",
-    "user_alias", "teams", "key_count", "model_spend", "reset_at",
-})  # fmt: skip
+# Members of records that limit nothing, by the tables and answers of LiteLLM 1.110.2 of 30 November 2026: facts, which
+# are no settings, and settings. In parts that people fill freely, nothing limits but by its name. Any other member may.
+_RECORD = re.compile(
+    r"(?s)(?:(?:keys|teams|users|tags|organizations|projects)\[\d+\]|litellm_settings\.tag_budget_config)\.(.*)"
+)
+_NEST = (
+    r"(?:(?:team_memberships|organization_memberships|members|budget_limits)\[\d+\]\.)?"
+    r"(?:(?:litellm|team_member)_budget_table\.)?"
+)
+_FACT = re.compile(
+    rf"{_NEST}(?:token|key_name|key_count|key_type|api_key|(?:key|user|team|organization|project)_alias|description"
+    r"|(?:created|updated)_by|(?:created|updated|settings_updated|reset|budget_reset|last_refreshed|last_rotation|key_rotation"
+    r"|last_breach_check)_at|last_active|(?:total_|team_|user_|team_member_)?spend|model_spend.*|(?:sso_)?user_id|user_email"
+    r"|team_id|admins|members|members_with_roles|budget_source|rotation_count|soft_budget_cooldown)"
+    r"|(?:members_with_roles\[\d+\]|team_member)\.(?:user_id|user_email|role)|.*budget_table\.budget_id"
+    # Rows of other lists, and whose rows they are.
+    r"|(?:user|created_by_user|users|teams|keys)(?:[.\[].*)?"
+    r"|(?:members|organization_memberships)\[\d+\]\.(?:organization_id|user\..*)"
+)
+_SETTING = re.compile(
+    rf"{_NEST}(?:budget_duration|(?:team_)?soft_budget|temp_budget_\w+|user_role|policies|allowed_cache_controls"
+    r"|allowed_routes|access_group_ids|auto_rotate|rotation_interval|\w*object_permission_id|team_member_permissions"
+    r"|default_team_member_models|model_id|allow_team_guardrail_config|password_reset_required|guardrails)"
+    r"|metadata\.(?:temp_budget_\w+|soft_budget\w*|[rt]pm_limit_type|throttle_on_budget_exceeded)"
+)
+_FREE = re.compile(
+    r"(?:\w*metadata|router_settings|aliases|team_model_aliases|permissions|\w*object_permission|litellm_model_table)(.*)"
+)
+# Settings of LiteLLM's configuration that limit calls of all keys.
+_OF_ALL = re.compile(
+    r"(?s)(?:litellm|general|router)_settings\.(?!max_ui_session_|default_soft_|(?:default_)?max_internal_user_)"
+    r"(?:\w*budget|\w*_budget_id|provider_budget_config|\w*max_parallel_requests|max_batch_file_\w+"
+    r"|max_file_downloads_per_minute|default_internal_user_params\.(?:\w*limits?|max_parallel_requests|model_max_budget))(?:[.[].*)?"
+    r"|model_list\[\d+\]\.litellm_params\.default_api_key_\w+"
+)
 # Reasons for omissions, by a pattern of the part's path; other parts have no counterpart.
 _WHY = (
     (r"guardrails.*|.*\.guardrails", "Tollkeeper filters no content"),
@@ -179,12 +212,14 @@ _WHY = (
 
 @dataclass(frozen=True, slots=True)
 class Lists:
-    """The answers of LiteLLM's API: its teams, keys, users and tags; None for a list that is not given."""
+    """The rows of lists of LiteLLM's API; None for a list that is not given."""
 
-    teams: Any = None
-    keys: Any = None
-    users: Any = None
-    tags: Any = None
+    teams: list[Json] | None = None
+    keys: list[Json] | None = None
+    users: list[Json] | None = None
+    tags: list[Json] | None = None
+    organizations: list[Json] | None = None
+    projects: list[Json] | None = None
 
 
 NO_LISTS = Lists()
@@ -201,8 +236,10 @@ def translate(
     work.models()
     lists = deepcopy(lists)
     work.budgets()
-    work.users(lists.users)
     work.tags(lists.tags)
+    work.owners("organizations", lists.organizations)
+    work.owners("projects", lists.projects)
+    work.users(lists.users)
     work.teams(lists.teams, lists.keys)
     return work.done()
 
@@ -221,12 +258,17 @@ class _Translation:
         self._budgets: list[Json] = []
         self._users: list[Json] = []
         self._tags: list[str] = []
-        # Places of limits that no object says; whose keys are not made for that, with the reason: of nobody, of users
-        # by tenant (empty: of any), with tags. Members' rates by tenant and user, with their place.
-        self._lost: list[str] = []
+        # Places of limits that no object says, with the reason; whose keys are not made for that, with the reason: of
+        # nobody, of users by tenant (empty: of any). Why keys of an organization or a project are not, empty if they are.
+        # Tags with a limit, and whether it is lost; none are known without the list. Members' rates by tenant and user,
+        # with their place.
+        self._lost: list[tuple[str, str]] = []
         self._nobody = ""
         self._barred: dict[tuple[str, str], str] = {}
-        self._barred_tags: set[str] = set()
+        self._owners: dict[tuple[str, str], str] = {}
+        self._limited_tags: dict[str, bool] = {}
+        self._knows_tags = False
+        self._known_users: set[str] = set()
         self._rates: dict[tuple[str, str], tuple[Json, str]] = {}
         self._has_own: set[str] = set()
 
@@ -422,22 +464,27 @@ class _Translation:
     def budgets(self) -> None:
         """Translate the budgets of all calls and of each user."""
         settings = self._source.get("litellm_settings")
-        if not isinstance(settings, dict):
-            return
+        settings = settings if isinstance(settings, dict) else {}
         self._budget(settings, "All calls", "litellm_settings")
-        if lost := self._take_lost():
-            self._nobody = lost
-            self._result.shut.append(("litellm_settings", f"{lost}: no key is made"))
-        users = settings.get("default_internal_user_params")
-        place = "litellm_settings.default_internal_user_params"
+        lost, self._lost = self._lost, []
+        place = "default_internal_user_params"
+        users = settings.get(place)
         if not isinstance(users, dict) or users.get("max_budget") is None:
-            users, place = settings, "litellm_settings"
             names = ("max_internal_user_budget", "internal_user_budget_duration")
-            self._budget(users, "Each user", place, names, each="user", **self._own_keys())
+            self._budget(settings, "Each user", "litellm_settings", names, each="user", **self._own_keys())
         else:
-            self._budget(users, "Each user", place, each="user", **self._own_keys())
-        if lost := self._take_lost():
-            self._barred[self._own_keys().get("tenant", ""), ""] = lost
+            self._budget(users, "Each user", f"litellm_settings.{place}", each="user", **self._own_keys())
+        if why := self._take_lost():
+            self._barred[self._own_keys().get("tenant", ""), ""] = why
+        self._lost = lost
+        known = {left for left, _ in self._result.left}
+        for path, value in leaves(self._source, ""):
+            if path not in known and value is not False and _OF_ALL.fullmatch(path):
+                self._lose(path, "it limits calls of all keys, and has no counterpart")
+        if self._lost:
+            place = self._lost[0][0]
+            self._nobody = self._take_lost()
+            self._result.shut.append((place, f"{self._nobody}: no key is made"))
 
     def _own_keys(self) -> Json:
         """Return the selector of users' own keys: a user's amount does not count calls of a team's key."""
@@ -445,11 +492,32 @@ class _Translation:
         counts_all = isinstance(settings, dict) and settings.get("apply_user_budget_to_team_keys")
         return {} if counts_all else {"tenant": EVERYBODY}
 
-    def users(self, users: Any) -> None:
+    def owners(self, kind: str, rows: list[Json] | None) -> None:
+        """Read the limits of organizations or projects: keys and teams of any that has one are not made."""
+        for number, row in enumerate(rows or ()):
+            place, owner = f"{kind}[{number}]", str(row.pop(f"{kind[:-1]}_id", ""))
+            if row.get("models") == [_ALL_MODELS]:
+                del row["models"]
+            self._lose_tags(row, place)
+            self._note_rest(row, place)
+            self._owners[kind, owner] = lost = self._take_lost()
+            if lost:
+                self._result.shut.append((place, f"{owner}: {lost}: no key of it is made"))
+
+    def _own(self, row: Json, place: str) -> None:
+        """Lose the limits of the organization and project of a row, unless they are known to have none."""
+        for field, kind in _OWNERS.items():
+            owner = row.pop(field, None)
+            why = self._owners.get((kind, str(owner)), f"no list of --{kind} has it")
+            if why and owner not in (None, ""):
+                self._lose(f"{place}.{field}", f"{owner}: {why}")
+
+    def users(self, users: list[Json] | None) -> None:
         """Add the budgets, limits and models of the list `users`: overrides of the budget of each user."""
         usual = next((row for row in self._budgets if row.get("each") == USER), None)
-        for number, row in enumerate(_rows(users.get("users") if isinstance(users, dict) else users)):
+        for number, row in enumerate(users or ()):
             place, user = f"users[{number}]", str(row.pop("user_id", ""))
+            self._known_users.add(user)
             before = row.get("max_budget")
             self._own_budget(row, user, f"User {user}", place, usual, **self._own_keys())
             self._windows_besides(row, f"User {user}", place, user=user, **self._own_keys())
@@ -459,31 +527,45 @@ class _Translation:
                 self._has_own.add(user)
             self._models_besides(row, f"User {user}", place, user=user)
             limits = self._limits(row, place)
-            if lost := self._take_lost():
-                self._barred["", user] = lost
             own = self._models_of(row, place) | ({"limits": limits} if limits else {})
             if own:
                 self._users.append({"organization": self._owner, "external_id": user, **own})
-            self._note_rest(_without_facts(row), place)
+            self._own(row, place)
+            self._note_rest(row, place)
+            if lost := self._take_lost():
+                self._barred["", user] = lost
 
-    def tags(self, tags: Any) -> None:
+    def tags(self, tags: list[Json] | None) -> None:
         """Add a budget for each of LiteLLM's tags that has one, from the source and from the list `tags`."""
         settings = self._source.get("litellm_settings")
         config = settings.get("tag_budget_config") if isinstance(settings, dict) else None
         for tag, limit in config.items() if isinstance(config, dict) else ():
             self._tag_budget(str(tag), limit, f"litellm_settings.tag_budget_config.{tag}")
-        for number, row in enumerate(_rows(tags)):
-            if isinstance(limit := row.get("litellm_budget_table"), dict):
-                self._tag_budget(str(row.get("name")), limit, f"tags[{number}].litellm_budget_table")
-                self._note_rest(_without_facts(limit), f"tags[{number}].litellm_budget_table")
+        self._knows_tags = tags is not None
+        for number, row in enumerate(tags or ()):
+            place, tag = f"tags[{number}]", str(row.pop("name", ""))
+            if (limit := row.pop("litellm_budget_table", None)) is not None:
+                row.pop("budget_id", None)
+                self._tag_budget(tag, limit, f"{place}.litellm_budget_table")
+            self._note_rest(row | {"models": None, "model_info": None}, place)
+            if self._take_lost():
+                self._limited_tags[tag] = True
 
     def _tag_budget(self, tag: str, limit: Any, place: str) -> None:
-        if not isinstance(limit, dict):
-            return
-        if named := self._tag(tag, place):
+        named = self._tag(tag, place)
+        if named and isinstance(limit, dict):
             self._budget(_respell(limit), f"Tag {tag}", place, tags=named)
-        if self._take_lost():
-            self._barred_tags.add(tag)
+        self._note_rest(limit, place)
+        self._limited_tags[tag] = bool(self._take_lost()) or not named
+
+    def _lose_tags(self, row: Json, place: str) -> None:
+        """Lose the limits of the tags of a row that is no key."""
+        metadata = row.get("metadata")
+        for tag in _list(metadata.get("tags") or []) if isinstance(metadata, dict) else ():
+            if not self._knows_tags or str(tag) in self._limited_tags:
+                self._lose(
+                    f"{place}.metadata.tags", f"{tag}: only calls and keys have tags, which may have budgets"
+                )
 
     def _tag(self, tag: str, place: str) -> Json:
         """Return the name and value that stand for a tag of LiteLLM, and declare the name; {} where none can."""
@@ -532,7 +614,6 @@ class _Translation:
         for number, window in enumerate(_rows(source.get("budget_limits"))):
             named = f"{name}, {_respell(window).get('budget_duration')}"
             self._budget(window, named, f"{place}.budget_limits[{number}]", **selectors)
-            _without_facts(window)
 
     def _models_besides(self, source: Json, name: str, place: str, **selectors: Any) -> None:
         fallbacks = source.get("budget_fallbacks")
@@ -572,12 +653,8 @@ class _Translation:
         amount_, duration = (source.get(name) for name in names)
         if amount_ is None:
             return
-        window = _window(duration)
-        try:
-            amount = Decimal(str(amount_))
-            faults = [fault for _, fault in wrong_amount(MONEY, amount, "")]
-        except InvalidOperation:
-            amount, faults = Decimal(0), ["is no number"]
+        window, amount = _window(duration), _number(amount_)
+        faults = [fault for _, fault in wrong_amount(MONEY, amount, "")]
         if faults:
             self._lose(f"{place}.{names[0]}", f"{amount_}: an amount of money {faults[0]}")
         elif not window:
@@ -595,7 +672,7 @@ class _Translation:
         row = {"name": name, "organization": self._owner, "unit": MONEY, "amount": f"{amount:f}"}
         self._budgets.append({**row, **window, **selectors})
 
-    def teams(self, teams: Any, keys: Any) -> None:
+    def teams(self, teams: list[Json] | None, keys: list[Json] | None) -> None:
         """Add a tenant for each team of the list `teams`, and an API key for each key of the list `keys`.
 
         Without the lists, add one tenant, and one key a tenant.
@@ -603,7 +680,7 @@ class _Translation:
         by_id: dict[str, str] = {}
         shut: set[str] = set()
         tenants: list[Json] = []
-        for number, row in enumerate(_rows(teams.get("teams") if isinstance(teams, dict) else teams)):
+        for number, row in enumerate(teams or ()):
             place, team_id = f"teams[{number}]", str(row.get("team_id"))
             if row.get("blocked"):
                 self._leave(place, f"{row.get('team_alias') or team_id} is blocked: it has no tenant")
@@ -614,12 +691,14 @@ class _Translation:
             self._budget(row, f"Team {name}", place, tenant=name)
             self._budgets_besides(row, f"Team {name}", place, tenant=name)
             self._members(row, tenants[-1], place)
+            self._own(row, place)
+            self._lose_tags(row, place)
+            self._note_rest(row, place)
             if lost := self._take_lost():
                 self._result.shut.append((place, f"{name}: {lost}: neither its tenant nor its keys are made"))
                 by_id[team_id] = ""
                 shut.add(team_id)
                 del tenants[-1], self._budgets[before:]
-            self._note_rest(row, place)
         settings = self._source.get("litellm_settings")
         defaults = settings.get("default_team_settings") if isinstance(settings, dict) else None
         for number, row in enumerate(_rows(defaults)):
@@ -627,11 +706,12 @@ class _Translation:
             if team and teams is None:
                 self._tenant({"team_id": team}, f"litellm_settings.default_team_settings[{number}]", tenants)
         made: list[Json] = []
-        rows = _rows(keys.get("keys") if isinstance(keys, dict) else keys)
+        rows = keys or []
         count = Counter((str(row.get("team_id")), str(row.get("user_id"))) for row in rows)
         for number, row in enumerate(rows):
             shares = count[str(row.get("team_id")), str(row.get("user_id"))] > 1
-            is_shut = str(row.get("team_id")) in shut
+            of = str(row.get("team_id") or "")
+            is_shut = bool(of) and (of in shut or of not in by_id)
             self._api_key(row, number, by_id, tenants, made, shares_rate=shares, is_shut=is_shut)
         with_keys = {(by_id.get(team_id), user) for team_id, user in count}
         for at in (at for owner, (_, at) in self._rates.items() if owner not in with_keys):
@@ -666,6 +746,8 @@ class _Translation:
         tenant = str(home["name"])
         metadata = team["metadata"] if isinstance(team.get("metadata"), dict) else {}
         usual = metadata.pop("team_member_budget_id", None)
+        if "team_memberships" not in team:
+            self._lose(f"{place}.team_memberships", "missing: save GET /team/list")
         members = [(number, row) for number, row in enumerate(_rows(team.get("team_memberships")))]
         selector: Json = {"tenant": tenant, "each": USER}
         name = f"Each of team {tenant}"
@@ -678,14 +760,17 @@ class _Translation:
         shared = dict(shared)
         if len(self._budgets) == before:
             self._budget(shared, name, f"{place}.team_member_budget_table", **selector)
+        if usual is not None and not shared:
+            self._lose(f"{place}.metadata.team_member_budget_id", f"{usual}: no member has its budget")
         if limits := self._limits(shared, f"{place}.team_member_budget_table"):
             home["user_limits"] = limits
+        self._note_rest(shared, f"{place}.team_member_budget_table")
         added = self._budgets[-1] if len(self._budgets) > before else None
         team.pop("team_member_budget_table", None)
         lost, self._lost = self._lost, []
         for number, row in members:
             user, table = str(row.pop("user_id", "")), row.get("litellm_budget_table")
-            if row.get("budget_id") == usual and usual:
+            if usual and row.get("budget_id") == usual:
                 row.clear()
             elif isinstance(table, dict):
                 at, named = (
@@ -698,10 +783,10 @@ class _Translation:
                     self._rates[tenant, user] = own, at
                 if own and "user_limits" in home:
                     self._lose(at, "rates of his own beside those of each member")
-                if why := self._take_lost():
-                    self._barred[tenant, user] = why
-                _without_facts(table)
-            _without_facts(row)
+            self._note_rest(row, f"{place}.team_memberships[{number}]")
+            if why := self._take_lost():
+                self._barred[tenant, user] = why
+            row.clear()
         self._lost = lost
 
     def _model_list(self) -> Json:
@@ -738,6 +823,9 @@ class _Translation:
         key: Json = {"name": name, "tenant": tenant_reference}
         key |= self._models_of(row, place)
         key |= {"user": user} if (user := row.pop("user_id", None)) else {}
+        if user and str(user) not in self._known_users:
+            self._lose(f"{place}.user_id", f"{user}: no list of --users has it")
+        self._own(row, place)
         limits = self._limits(row, place)
         own, at = self._rates.get((tenant, str(user)), ({}, ""))
         if own and shares_rate:
@@ -753,15 +841,12 @@ class _Translation:
         before = len(self._budgets)
         self._budget(row, f"Key {name}", place, tenant=tenant, api_key=name)
         self._budgets_besides(row, f"Key {name}", place, tenant=tenant, api_key=name)
-        if not self._lost:
-            for limit in leaves({field: row[field] for field in _LIMITS & row.keys()}, place):
-                self._lose(limit, "it has no counterpart")
+        self._note_rest(row, place)
         if lost := self._take_lost() or self._nobody or self._why_barred(tenant, str(user or "")):
             self._result.shut.append((place, f"{name}: {lost}: no key is made"))
             del self._budgets[before:]
         else:
             made.append(key)
-        self._note_rest(row, place)
 
     def _why_barred(self, tenant: str, user: str) -> str:
         """Return which limit of a user is lost, for keys of the tenant, empty if none is."""
@@ -773,12 +858,14 @@ class _Translation:
     def _tags_of(self, row: Json, place: str) -> Json:
         """Return the tags that a key fixes, one of each name."""
         metadata, fixed = row.get("metadata"), dict[str, str]()
-        for tag in _list(metadata.pop("tags", [])) if isinstance(metadata, dict) else ():
-            if tag in self._barred_tags:
-                self._lose(f"{place}.metadata.tags", f"{tag}: its budget")
-            named = self._tag(str(tag), f"{place}.metadata.tags")
+        for tag in _list(metadata.pop("tags", None) or []) if isinstance(metadata, dict) else ():
+            at, named = f"{place}.metadata.tags", self._tag(str(tag), f"{place}.metadata.tags")
+            is_lost = not self._knows_tags or self._limited_tags.get(str(tag), False)
             if named.keys() & fixed.keys():
-                self._leave(f"{place}.metadata.tags", f"{tag}: a call has one value of a tag")
+                self._leave(at, f"{tag}: a call has one value of a tag")
+                is_lost |= str(tag) in self._limited_tags
+            if is_lost:
+                self._lose(at, f"{tag}: its budget")
             fixed = named | fixed
         return fixed
 
@@ -860,45 +947,44 @@ class _Translation:
                 )
 
     def _limits(self, source: Json, place: str) -> Json:
-        """Return the rates of a part of the source, a whole number above 0 each; others are lost."""
+        """Return the rates of a part of the source; those that no limit of ours can be are lost."""
         limits: Json = {}
         for theirs, ours in _RATES.items():
             if (most := source.get(theirs)) is None:
                 continue
-            try:
-                number = Decimal(str(most))
-                is_rate = number > 0 and number == number.to_integral_value()
-            except InvalidOperation:
-                is_rate = False
-            if is_rate:
+            number = _number(most)
+            if 0 < number <= INTEGER_MAX and number == number.to_integral_value():
                 del source[theirs]
                 limits[ours] = int(number)
             else:
-                self._lose(f"{place}.{theirs}", f"{most}: a rate is a whole number above 0")
+                self._lose(f"{place}.{theirs}", f"{most}: a rate is a whole number from 1 to {INTEGER_MAX}")
         return limits
 
     def _lose(self, place: str, why: str) -> None:
         """List a limit as not translated: its keys are then not made."""
         self._leave(place, why)
-        self._lost.append(place)
+        self._lost.append((place, why))
 
     def _take_lost(self) -> str:
-        """Return the first limit that was lost since the last time, empty if none was."""
+        """Return the first limit that was lost since the last time, with the reason, empty if none was."""
         lost, self._lost = self._lost, []
-        return f"{lost[0]} cannot be said" if lost else ""
+        return f"{lost[0][0]} cannot be said ({lost[0][1]})" if lost else ""
 
     def _leave(self, place: str, why: str) -> None:
         self._result.left.append((place, why))
 
-    def _note_rest(self, rest: object, place: str) -> None:
-        """List every setting in `rest`, which is left of a part of the source, as not translated."""
-        for leaf in leaves(rest, place):
-            known = {left for left, _ in self._result.left}
-            if leaf not in known:
-                why = next(
-                    (why for pattern, why in _WHY if re.fullmatch(pattern, leaf)), "it has no counterpart"
-                )
-                self._leave(leaf, why)
+    def _note_rest(self, rest: Any, place: str) -> None:
+        """List every setting in `rest`, which is left of a part of the source: as lost if it may be a limit."""
+        if isinstance(rest, dict) and isinstance(rest.get("litellm_budget_table"), dict):
+            rest.pop("budget_id", None)
+        known = {left for left, _ in self._result.left}
+        for path, value in leaves(rest, place):
+            may_limit = _may_limit(path, value)
+            if may_limit and path not in known:
+                self._lose(path, "it may be a limit, and has no counterpart")
+            elif may_limit is False and path not in known:
+                why = (why for pattern, why in _WHY if re.fullmatch(pattern, path))
+                self._leave(path, next(why, "it has no counterpart"))
 
     def _note(self, text: str) -> None:
         if text not in self._result.notes:
@@ -988,11 +1074,25 @@ def _respell(limit: Json) -> Json:
     return limit
 
 
-def _without_facts(row: Json) -> Json:
-    """Remove what is no setting from a row of LiteLLM's database; return the row."""
-    for name in _FACTS & row.keys():
-        del row[name]
-    return row
+def _may_limit(path: str, value: object) -> bool | None:
+    """Return whether a part of the source that is left over may be a limit of keys; None if it is no setting."""
+    if (record := _RECORD.fullmatch(path)) is None:
+        return False
+    if _FACT.fullmatch(record[1]) or (value is False and not LIMIT.search(record[1])):
+        return None
+    if _SETTING.fullmatch(record[1]):
+        return isinstance(value, int | float) and not value >= 0
+    free = _FREE.fullmatch(record[1])
+    return free is None or LIMIT.search(free[1] or str(value)) is not None
+
+
+def _number(value: object) -> Decimal:
+    """Return a number of LiteLLM, 0 if it is none."""
+    try:
+        number = Decimal(str(value))
+    except InvalidOperation:
+        return Decimal(0)
+    return number if number.is_finite() else Decimal(0)
 
 
 def _is_nothing(amount: object) -> bool:
@@ -1024,18 +1124,27 @@ def litellm(
     *,
     to: Annotated[Path, typer.Option(help="A new directory for the files.")] = Path("from-litellm"),
     org: Annotated[str, typer.Option(help="The organization that teams belong to.")] = "Company",
-    teams: Annotated[Path | None, typer.Option(help="Answer of GET /team/list, as a JSON file.")] = None,
+    teams: Annotated[Pages, typer.Option(help="Answer of GET /team/list, as a JSON file.")] = None,
     keys: Annotated[
-        Path | None, typer.Option(help="Answer of GET /key/list?return_full_object=true, as a JSON file.")
+        Pages, typer.Option(help="Answers of GET /key/list?return_full_object=true, as JSON files.")
     ] = None,
-    users: Annotated[Path | None, typer.Option(help="Answer of GET /user/list, as a JSON file.")] = None,
-    tags: Annotated[Path | None, typer.Option(help="Answer of GET /tag/list, as a JSON file.")] = None,
+    users: Annotated[Pages, typer.Option(help="Answers of GET /user/list, as JSON files.")] = None,
+    tags: Annotated[Pages, typer.Option(help="Answer of GET /tag/list, as a JSON file.")] = None,
+    organizations: Annotated[
+        Pages, typer.Option(help="Answer of GET /organization/list, as a JSON file.")
+    ] = None,
+    projects: Annotated[Pages, typer.Option(help="Answer of GET /project/list, as a JSON file.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Translate a configuration of LiteLLM, and name each setting that is left out."""
     documents_ = [document.value for document in documents(read_source(source), str(source))]
     if len(documents_) != 1 or not isinstance(documents_[0], dict):
         raise CommandFailed(f"{source} must be one document with a model_list.")
-    lists = Lists(*map(read_answer, (teams, keys, users, tags)))
+    given = {
+        ("teams", "team_id"): teams, ("keys", "token"): keys, ("users", "user_id"): users, ("tags", "name"): tags,
+        ("organizations", "organization_id"): organizations, ("projects", "project_id"): projects,
+    }  # fmt: skip
+    rows = ([row for _, row in read_rows(pages, *of)] if pages else None for of, pages in given.items())
+    lists = Lists(*rows)
     made = translate(documents_[0], org, to.absolute(), datetime.now(UTC), lists)
     deliver(made, to, as_json=as_json)

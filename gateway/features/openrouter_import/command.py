@@ -1,14 +1,16 @@
 """`tollkeeper import openrouter`: translates guardrails of OpenRouter into budgets and lists of models.
 
 A guardrail limits each of its members and each of its keys alone. The default guardrail of a workspace limits
-everybody in it, and what others allow beyond it has no effect. Fields are those of @openrouter/sdk 1.3.19.
+everybody in it, and what others allow beyond it has no effect. Fields are those of @openrouter/sdk 1.3.19 of 22 August
+2026.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -16,16 +18,17 @@ import typer
 
 from gateway.cli.admin.budget_import import (
     Names,
-    NothingAllowed,
+    NoLimit,
     NotTranslated,
     Org,
     Organization,
-    Pages,
     choose,
     read_amount,
     title_of,
+    translate_all,
 )
 from gateway.cli.admin.client import CommandFailed, Json
+from gateway.cli.admin.imports import Pages, read_rows
 from gateway.cli.admin.output import AsJson
 from gateway.core.accounts import groups
 from gateway.core.accounts.budgets import KEY, MONEY, OF_GROUP, USER
@@ -39,54 +42,72 @@ KNOWN = (
     "id", "name", "workspace_id", "created_at", "updated_at",
     "limit_usd", "reset_interval", "allowed_models", "include_byok_in_budgets",
 )  # fmt: skip
+# Fields that limit no use. Any other field may.
+HARMLESS = (
+    "description", "allowed_providers", "ignored_providers", "content_filters", "content_filter_builtins", "enforce_zdr",
+    "enforce_zdr_anthropic", "enforce_zdr_google", "enforce_zdr_openai", "enforce_zdr_other", "enforce_zdr_xai",
+    "enable_free_model_publication", "enable_paid_model_training",
+)  # fmt: skip
 KNOWN_OF_ASSIGNMENTS = (
     "id", "guardrail_id", "user_id", "organization_id", "key_hash", "key_name", "key_label", "assigned_by", "created_at",
 )  # fmt: skip
 
-# Rows of a list with their places; assignments by the ids of guardrails.
+# Rows of a list with their places.
 Rows = Sequence[tuple[str, Json]]
-Assigned = Mapping[str, list[Json]]
 
 
-def translate_all(
-    made: Organization, rows: Rows, users_of: Assigned, keys_of: Assigned, default: str | None
-) -> None:
-    """Add all guardrails. `default` is the name or id of the default one, if it is known.
+def add_guardrails(made: Organization, rows: Rows, members: Rows, keys: Rows, default: str | None) -> None:
+    """Add all guardrails, with their assignments to `members` and `keys`.
 
-    No key is made of a guardrail that is left out, and none in the workspace of a default one that is.
+    `default` is the name or id of the default one, if it is known.
     """
     chosen = [pair for pair in rows if default and default in (pair[1].get("id"), pair[1].get("name"))]
     if default and len(chosen) != 1:
         raise CommandFailed(f"--default {default}: must be the id of one guardrail, or a name of one alone.")
+    ids = {str(row.get("id")) for _, row in rows}
+    users_of, keys_of = _assign(made, members, "user_id", ids), _assign(made, keys, "key_hash", ids)
     usual: dict[str, Json] = {}
     for place, row in chosen:
-        with made.translating(place, row, *KNOWN):
+        with made.translating(place, row, KNOWN, HARMLESS, _keys_near(made, row)):
             usual = translate_default(made, row)
-    closed = {
-        row.get("workspace_id")
-        for _, row in made.lost
-        if row.get("limit_usd") is not None or row.get("allowed_models")
-    }
     if len({str(row.get("workspace_id")) for _, row in rows}) > 1:
         usual = {}  # others count in all workspaces, the default one in its own
     for place, row in [pair for pair in rows if pair not in chosen]:
-        guardrail, is_open = str(row.get("id")), row.get("workspace_id") not in closed
-        users = [made.name_of(assigned["user_id"]) for assigned in users_of.get(guardrail, ())]
-        names = {key["key_hash"]: key.get("key_name") for key in keys_of.get(guardrail, ())}
-        keys = [made.take_name("api-keys", str(name or key)) for key, name in names.items()]
-        with made.translating(place, row, *KNOWN):
-            if users or is_open:
-                translate(made, row, users, keys if is_open else [], usual)
-        if not is_open or (place, row) in made.lost:
-            for key in keys:
-                made.shut(place, key)
+        users, names = users_of[str(row.get("id"))], keys_of[str(row.get("id"))]
+        limits = made.keys_of if users else partial(list[str], names) if names else _keys_near(made, row)
+        with made.translating(place, row, KNOWN, HARMLESS, limits):
+            if not users and not names:
+                why = "nobody is assigned to it: name it with --default if it is a workspace's own"
+                raise (NoLimit if default else NotTranslated)("", why)
+            translate(made, row, users, [name for name in names if name not in made.barred], usual)
+
+
+def _keys_near(made: Organization, guardrail: Json) -> Callable[[], list[str]]:
+    return partial(made.keys_of, [made.name_of(guardrail.get("workspace_id"))])
+
+
+def _assign(made: Organization, rows: Rows, field: str, ids: Collection[str]) -> Mapping[str, list[str]]:
+    """Return the names of those that are assigned to guardrails, by the `ids` of these."""
+    assigned = defaultdict[str, list[str]](list)
+    for place, row in rows:
+        guardrail, who = row.get("guardrail_id"), row.get(field)
+        name = made.name_of(who, row.get("key_name")) if isinstance(who, str) else ""
+        # Nobody knows which keys a member has.
+        limits = partial(list[str], [name]) if name and field == "key_hash" else made.keys_of
+        with made.translating(place, row, KNOWN_OF_ASSIGNMENTS, (), limits):
+            if str(guardrail) not in ids:
+                raise NotTranslated("guardrail_id", "must be the id of a guardrail in these files")
+            if not name or not who:
+                raise NotTranslated(field, "must be a text")
+            assigned[str(guardrail)].append(name)
+    return assigned
 
 
 def translate_default(made: Organization, guardrail: Json) -> dict[str, Json]:
     """Add the default guardrail of a workspace; return its budgets, of each user and each key of its tenant."""
     money, models = _read_money(made, guardrail), _read_models(made, guardrail)
     if money and Decimal(money["amount"]) <= 0:
-        raise NothingAllowed("limit_usd", money["amount"])
+        raise NotTranslated("limit_usd", f"{money['amount']}: an amount is above 0")
     tenant = made.name_of(guardrail.get("workspace_id"))
     budgets = {
         owner: made.make_budget(f"{title_of(guardrail)}, each {owner}", **money, tenant=tenant, each=owner)
@@ -105,8 +126,6 @@ def translate(
     If the usual budget, by `each`, has the same interval, the smaller amount is an override for the group; 0 is one beside any.
     """
     money, models = _read_money(made, guardrail), _read_models(made, guardrail)
-    if not users and not keys:
-        raise NotTranslated("", "nobody is assigned to it: name it with --default if it is a workspace's own")
     objects = defaultdict[str, list[Json]](list)
     for owner, members in ((USER, users), (KEY, keys)):
         if not members or not money:
@@ -119,7 +138,7 @@ def translate(
             overrides = [{"who": f"{OF_GROUP}{group['name']}", "amount": amount}]
             objects["budgets"].append({"name": budget["name"], "overrides": overrides})
         elif Decimal(money["amount"]) <= 0:
-            raise NothingAllowed("limit_usd", money["amount"])
+            raise NotTranslated("limit_usd", f"{money['amount']}: an amount is above 0")
         else:
             objects["budgets"].append(
                 made.make_budget(group["name"], **money, group=group["name"], each=owner)
@@ -154,22 +173,8 @@ def _read_models(made: Organization, guardrail: Json) -> Json:
     if models:
         made.note("Names of models are OpenRouter's, often with a date: add those that your callers use.")
     elif guardrail.get("limit_usd") is None:
-        raise NotTranslated("", "it has neither limit_usd nor allowed_models")
+        raise NoLimit("", "it has neither limit_usd nor allowed_models")
     return {"models": models} if models else {}
-
-
-def _read_assignments(made: Organization, pages: Pages, field: str, known: Collection[str]) -> Assigned:
-    """Return the assignments of the `known` guardrails by their ids; `field` says whom each is about."""
-    assigned = defaultdict[str, list[Json]](list)
-    for place, row in made.read_rows(pages, "total_count"):
-        with made.translating(place, row, *KNOWN_OF_ASSIGNMENTS):
-            guardrail, who = row.get("guardrail_id"), row.get(field)
-            if not isinstance(guardrail, str) or guardrail not in known:
-                raise NotTranslated("guardrail_id", "must be the id of a guardrail in these files")
-            if not isinstance(who, str) or not who:
-                raise NotTranslated(field, "must be a text")
-            assigned[guardrail].append(row)
-    return assigned
 
 
 def openrouter(
@@ -188,10 +193,11 @@ def openrouter(
     as_json: AsJson = False,
 ) -> None:
     """Translate guardrails of OpenRouter, and name each one, and each field, that is left out."""
-    made = Organization(org, names)
-    rows = made.read_rows(guardrails, "total_count")
-    ids = {str(row.get("id")) for _, row in rows}
-    users_of = _read_assignments(made, members, "user_id", ids)
-    keys_of = _read_assignments(made, keys, "key_hash", ids)
-    translate_all(made, rows, users_of, keys_of, default)
+    if keys and members is None:
+        raise CommandFailed("--keys needs --members: a guardrail of a member limits calls of all keys of it.")
+    rows, of_members, of_keys = (read_rows(pages) for pages in (guardrails, members, keys))
+    made = translate_all(org, names, lambda made: add_guardrails(made, rows, of_members, of_keys, default))
+    made.note(
+        "Limits that keys have besides guardrails count only if --names has the answer of GET /api/v1/keys."
+    )
     made.deliver(to, as_json=as_json)

@@ -7,7 +7,9 @@ those of Portkey's OpenAPI of 12 June 2026; its documentation also has several v
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 from decimal import Decimal
+from functools import partial
 from itertools import product
 from math import prod
 from pathlib import Path
@@ -17,16 +19,17 @@ import typer
 
 from gateway.cli.admin.budget_import import (
     Names,
-    NothingAllowed,
+    NoLimit,
     NotTranslated,
     Org,
     Organization,
-    Pages,
     choose,
     read_amount,
     title_of,
+    translate_all,
 )
 from gateway.cli.admin.client import Json
+from gateway.cli.admin.imports import Pages, read_rows
 from gateway.cli.admin.output import AsJson
 from gateway.core.accounts import groups
 from gateway.core.accounts.budgets import KEY, MONEY, REQUESTS, TENANT, TOKENS, USER
@@ -52,12 +55,15 @@ KNOWN = (
     "credit_limit", "alert_threshold", "periodic_reset", "periodic_reset_days", "unit", "value", "created_at",
     "last_updated_at", "next_usage_reset_at", "last_reset_at", "value_key_usage_map",
 )  # fmt: skip
+# Fields that limit no use. Any other field may.
+HARMLESS = ("exclude_cached",)
 
 
 def translate(made: Organization, policy: Json) -> None:
     """Add what one policy becomes; raise `NotTranslated` with the field that has no counterpart."""
-    if policy.get("status", "active") != "active":
-        raise NotTranslated("status", "only active policies are taken over")
+    if (policy.get("status") or "active") != "active":
+        is_over = policy["status"] == "archived"
+        raise (NoLimit if is_over else NotTranslated)("status", "only active policies are taken over")
     if policy.get("unit") and policy.get("credit_limit") is not None:
         raise NotTranslated("credit_limit", "must not stand beside unit: a policy has a rate or an amount")
     terms = _read_rate(policy) if policy.get("unit") else _read_usage(made, policy)
@@ -91,44 +97,25 @@ def translate(made: Organization, policy: Json) -> None:
     made.add(**objects)
 
 
-def translate_all(org: str, names: Pages, policies: Pages, rate_limits: Pages) -> Organization:
-    """Return what all policies become. A key of a policy that is left out is not made, nor any object that names it."""
-    barred: dict[str, str] = {}
-    while True:
-        made = Organization(org, names, barred)
-        for place, policy in made.read_rows(policies, "total") + made.read_rows(rate_limits, "total"):
-            with made.translating(place, policy, *KNOWN):
-                translate(made, policy)
-        lost = {key: place for place, policy in made.lost for key in _keys_of(made, policy)}
-        if lost.keys() <= barred.keys():
-            break
-        barred = lost | barred
-    for key, place in barred.items():
-        made.shut(place, key)
-    return made
+def add_policies(made: Organization, rows: Sequence[tuple[str, Json]]) -> None:
+    """Add what all policies become."""
+    for place, policy in rows:
+        with made.translating(place, policy, KNOWN, HARMLESS, partial(_keys_of, made, policy)):
+            translate(made, policy)
 
 
 def _keys_of(made: Organization, policy: Json) -> list[str]:
-    """Return the names of the keys whose calls an active policy limits: of all its workspaces, if nothing is allowed.
-
-    No keys are known of other policies that name none.
-    """
+    """Return the names of the keys whose calls a policy may limit: all if nobody can read which calls it is about."""
     try:
         values = _read_conditions(policy)
+        grouped = [entry["key"] for entry in _read_entries(policy, "group_by", "key")]
     except NotTranslated:
-        values = {}
-    if policy.get("status", "active") != "active":
-        return []
+        return made.keys_of()
+    own = [] if WORKSPACE in {*values, *grouped} else [policy.get(WORKSPACE)]
     if keys := values.get(API_KEY):
         return [made.name_of(key) for key in keys]
-    limit = policy.get("value" if policy.get("unit") else "credit_limit")
-    if isinstance(limit, int | float) and limit > 0:
-        return []
-    homes = {
-        made.name_of(home) for home in values.get(WORKSPACE) or [str(policy.get(WORKSPACE) or "")] if home
-    }
-    keys_made = made.finish().objects.get("api-keys", ())
-    return [row["name"] for row in keys_made if not homes or row["tenant"]["name"] in homes]
+    homes = values.get(WORKSPACE) or own
+    return made.keys_of([made.name_of(home) for home in homes] if all(homes) else [])
 
 
 def _read_calls(policy: Json) -> tuple[dict[str, list[str]], list[str], str | None]:
@@ -199,7 +186,7 @@ def _read_usage(made: Organization, policy: Json) -> Json:
     unit, interval = choose(policy, "type", UNITS), choose(policy, "periodic_reset", RESETS)
     amount = read_amount(policy.get("credit_limit"), unit, "credit_limit")
     if Decimal(amount) <= 0:
-        raise NothingAllowed("credit_limit", policy["credit_limit"])
+        raise NotTranslated("credit_limit", f"{amount}: an amount is above 0. Make no key for these calls")
     terms: Json = {"unit": unit, "amount": amount, "interval": interval}
     if (days := policy.get("periodic_reset_days")) is not None:
         if type(days) is not int or interval != TOTAL:
@@ -219,7 +206,7 @@ def _read_rate(policy: Json) -> Json:
     limit, length = choose(policy, "type", LIMITS), choose(policy, "unit", LENGTHS)
     amount = read_amount(policy.get("value"), TOKENS, "value")
     if amount <= 0:
-        raise NothingAllowed("value", amount)
+        raise NotTranslated("value", f"{amount}: an amount is above 0. Make no key for these calls")
     if not length:
         return {"limits": {limit: amount}}
     return {"unit": UNITS[policy["type"]], "amount": amount, "window": ROLLING, "length": length}
@@ -275,4 +262,5 @@ def portkey(
     as_json: AsJson = False,
 ) -> None:
     """Translate policies of Portkey, and name each one, and each field, that is left out."""
-    translate_all(org, names, policies, rate_limits).deliver(to, as_json=as_json)
+    rows = read_rows(policies) + read_rows(rate_limits)
+    translate_all(org, names, lambda made: add_policies(made, rows)).deliver(to, as_json=as_json)

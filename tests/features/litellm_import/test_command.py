@@ -11,10 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from gateway.admin.configuration.objects import read
+from gateway.cli.admin.client import CommandFailed
 from gateway.cli.admin.configuration import written
-from gateway.cli.admin.imports import Translated
-from gateway.features.litellm_import.command import Lists, translate
+from gateway.cli.admin.imports import Translated, read_rows
+from gateway.features.litellm_import.command import Lists, litellm, translate
 from gateway.settings.config_file import read_config, table_of
 from tests.admin.conftest import Api
 from tests.admin.test_cli import Run, from_json, run
@@ -68,10 +72,17 @@ guardrails:
 """
 TEAMS = [
     {"team_id": "t1", "team_alias": "Search", "max_budget": 20.5, "budget_duration": "30d", "rpm_limit": 60,
-     "models": ["gpt-4o"], "metadata": {"cost_center": "7"}},
+     "models": ["gpt-4o"], "metadata": {"cost_center": "7"}, "team_memberships": []},
 ]  # fmt: skip
 KEYS = {"keys": [{"key_alias": "ann", "team_id": "t1", "user_id": "ann", "tpm_limit": 1000, "max_budget": 3,
                   "token": "hash"}]}  # fmt: skip
+USERS = {
+    "users": [{"user_id": "ann", "max_budget": None}],
+    "total": 1,
+    "page": 1,
+    "page_size": 25,
+    "total_pages": 1,
+}
 
 
 NOW = datetime(2026, 11, 28, tzinfo=UTC)
@@ -83,6 +94,7 @@ def source(tmp_path: Path) -> Path:
     path.write_text(SOURCE)
     (tmp_path / "teams.json").write_text(json.dumps(TEAMS))
     (tmp_path / "keys.json").write_text(json.dumps(KEYS))
+    (tmp_path / "users.json").write_text(json.dumps(USERS))
     return path
 
 
@@ -90,7 +102,7 @@ async def test_configuration_imported_from_litellm_is_accepted_and_applied(
     run: Run, api: Api, source: Path, tmp_path: Path
 ) -> None:
     to = tmp_path / "new"
-    ours = ("--teams", str(tmp_path / "teams.json"), "--keys", str(tmp_path / "keys.json"))
+    ours = [f"--{name}={tmp_path / name}.json" for name in ("teams", "keys", "users")]
     done = await run("import", "litellm", str(source), "--to", str(to), *ours)
     assert done.exit_code == 0, done.output
     names = ("AZURE_ONE", "AZURE_TWO", "ANTHROPIC_API_KEY", "HOUSE_KEY")
@@ -203,7 +215,22 @@ def test_litellm_import_gives_bedrock_and_vertex_models_upstreams_with_cloud_cre
 
 
 def made_of(*rows: dict[str, Any], **more: Any) -> Translated:
-    return translate({"model_list": list(rows)}, "Company", Path("/d"), NOW, Lists(**more))
+    return translate({"model_list": list(rows)}, "Company", Path("/d"), NOW, whole(**more))
+
+
+def whole(
+    teams: list[dict[str, Any]] | None = None, keys: list[dict[str, Any]] | None = None,
+    users: list[dict[str, Any]] | None = None, **more: Any,
+) -> Lists:  # fmt: skip
+    """Return lists as a whole export has them: with the memberships of each team, and the user of each key."""
+    named = {str(key["user_id"]) for key in keys or () if key.get("user_id")} - {
+        row["user_id"] for row in users or ()
+    }
+    everybody = [*(users or ()), *({"user_id": user} for user in sorted(named))]
+    return Lists(
+        teams if teams is None else [{"team_memberships": []} | team for team in teams], keys, everybody,
+        **{"tags": [], **more},
+    )  # fmt: skip
 
 
 def row(name: str, model: str, **params: Any) -> dict[str, Any]:
@@ -297,8 +324,11 @@ def test_litellm_import_lists_keys_that_cannot_be_used_as_ignored() -> None:
     left = dict(made.left)
     assert left.keys() == {
         "teams[1]", "keys[1].models",
-        "keys[3].models", *(f"keys[{number}]" for number in range(4, 10)),
+        "keys[3].models", *(f"keys[{number}]" for number in (4, 5, 6, 7, 9)),
     }  # fmt: skip
+    assert made.shut == [
+        ("keys[8]", "lost is of the team elsewhere, which no list of --teams has: no key is made")
+    ]
     assert made_of(model, keys=[{"blocked": True}]).objects.get("api-keys") is None
 
 
@@ -345,15 +375,15 @@ def test_litellm_members_with_a_budget_of_their_own_become_overrides_of_the_budg
 
 
 def test_litellm_users_become_overrides_of_the_budget_of_each_user_and_keep_their_models_and_limits() -> None:
-    users = {"users": [
+    users = [
         {"user_id": "ada", "max_budget": 0.5, "budget_duration": "7d", "spend": 3.0, "models": ["m"]},
         {"user_id": "bob", "max_budget": 4, "rpm_limit": 5},
-    ]}  # fmt: skip
+    ]  # fmt: skip
     source = {
         "model_list": [row("m", "gpt-4o")],
         "litellm_settings": {"max_internal_user_budget": 2, "internal_user_budget_duration": "weekly"},
     }
-    made = translate(source, "Company", Path("/d"), NOW, Lists(users=users))
+    made = translate(source, "Company", Path("/d"), NOW, whole(users=users))
     assert budgets_of(made) == {
         "Each user": {"each": "user", "tenant": "Everybody", "amount": "2", "interval": "week",
                       "overrides": [{"who": "ada", "amount": "0.5"}]},
@@ -441,12 +471,12 @@ def test_litellm_total_or_usual_user_budget_of_0_leaves_no_keys_that_the_budget_
         {"key_alias": "raised", "user_id": "bob"},
         {"key_alias": "team", "team_id": "t"},
     ]
-    lists = Lists(teams=[{"team_id": "t"}], keys=keys, users=[{"user_id": "bob", "max_budget": 3}])
+    lists = whole(teams=[{"team_id": "t"}], keys=keys, users=[{"user_id": "bob", "max_budget": 3}])
     found = {}
     for settings in ("max_budget", "max_internal_user_budget"):
         source = {"model_list": [model], "litellm_settings": {settings: 0}}
-        for name, given in (("lists", lists), ("none", Lists())):
-            made = translate(deepcopy(source), "Company", Path("/d"), NOW, given)
+        for name, those in (("lists", lists), ("none", whole())):
+            made = translate(deepcopy(source), "Company", Path("/d"), NOW, those)
             found[settings, name] = keys_of(made)
             assert made.left[0][0] == f"litellm_settings.{settings}"
     assert found == {
@@ -482,7 +512,7 @@ def test_litellm_amount_of_0_of_a_member_or_user_is_an_override_of_0_beside_the_
     keys = [{"key_alias": name, "team_id": "t", "user_id": name} for name in ("carol", "bob")]
     source = {"model_list": [row("m", "gpt-4o")], "litellm_settings": {"max_internal_user_budget": 2}}
     users = [{"user_id": "dan", "max_budget": 0}]
-    made = translate(source, "Company", Path("/d"), NOW, Lists(teams=[team], keys=keys, users=users))
+    made = translate(source, "Company", Path("/d"), NOW, whole(teams=[team], keys=keys, users=users))
     assert {name: each["overrides"] for name, each in budgets_of(made).items()} == {
         "Each user": [{"who": "dan", "amount": "0"}],
         "Each of team t": [{"who": "carol", "amount": "0"}, {"who": "bob", "amount": "2"}],
@@ -511,7 +541,7 @@ def test_litellm_user_budget_counts_calls_of_team_keys_only_if_litellm_applies_u
         "Company",
         Path("/d"),
         NOW,
-        Lists(users=users, teams=teams, keys=[{"key_alias": "k", "team_id": "t"}]),
+        whole(users=users, teams=teams, keys=[{"key_alias": "k", "team_id": "t"}]),
     )
     [team, *homes] = made.objects["tenants"]
     assert (team["name"], [each["name"] for each in homes]) == (
@@ -558,12 +588,174 @@ async def test_litellm_import_prints_the_keys_that_are_not_made_before_all_else(
     options = ("--keys", str(tmp_path / "keys.json"))
     done = await run("import", "litellm", str(source), "--to", str(tmp_path / "new"), *options)
     lines = done.output.splitlines()
-    assert lines[1:3] == [
-        "Not made, as a limit of theirs cannot be said: 1.",
-        "  keys[0]: stopped: keys[0].max_budget cannot be said: no key is made",
-    ]
+    assert lines[1] == "Not made, as a limit of theirs cannot be said: 1."
+    assert lines[2].startswith(
+        "  keys[0]: stopped: keys[0].max_budget cannot be said (0.0: an amount of money must be above 0"
+    )
+    assert lines[2].endswith("): no key is made")
     made = await from_json(run, "import", "litellm", str(source), "--to", str(tmp_path / "other"), *options)
     assert made["left_out"][0]["place"] == "keys[0]"
+
+
+# Members of LiteLLM's tables and answers of 1.110.2 that limit calls, read in its schema.prisma, its response types and
+# its limiters.
+BUDGET = ["max_budget", "tpm_limit", "rpm_limit", "tpd_limit", "max_parallel_requests", "model_max_budget", "model_max_budget.m",
+          "model_max_budget.m.max_budget", "model_max_budget.m.budget_limit", "model_max_budget.m.tpm_limit"]  # fmt: skip
+METADATA = [f"metadata.{name}" for name in (
+    "model_rpm_limit", "model_tpm_limit.m", "model_itpm_limit.m", "model_otpm_limit.m", "mcp_rpm_limit.s", "tag_rpm_limit.t",
+    "end_user_budget_id", "max_batch_file_records", "max_batch_file_uploads_per_day", "max_file_downloads_per_minute",
+)]  # fmt: skip
+WINDOWS = ["budget_limits", "budget_limits.0.max_budget", "budget_limits.0.budget_limit"]
+TABLE = [f"litellm_budget_table.{name}" for name in BUDGET]
+MEMBERS = {
+    "keys": [*BUDGET, *METADATA, *WINDOWS, *TABLE, "budget_id", "agent_id", "organization_id", "org_id", "project_id",
+             "litellm_organization_table.litellm_budget_table.max_budget", "litellm_project_table.model_rpm_limit.m",
+             "team_max_budget", "team_rpm_limit", "team_member_tpm_limit", "team_model_max_budget.m.max_budget",
+             "team_metadata.model_tpm_limit.m", "user_tpm_limit", "user_max_budget", "end_user_rpm_limit", "end_user_max_budget",
+             "organization_max_budget", "organization_metadata.model_rpm_limit.m", "rpm_limit_per_model.m", "a_new_one"],
+    "teams": [*BUDGET, *METADATA, *WINDOWS, *TABLE, "organization_id", "team_member_budget", "metadata.team_member_budget_id",
+              *(f"team_member_budget_table.{name}" for name in BUDGET), "a_new_one"],
+    "team_memberships": [*TABLE, "budget_id", "litellm_budget_table.a_new_one"],
+    "users": [*BUDGET, *WINDOWS, *METADATA, "organization_id", "organization_memberships.0.litellm_budget_table.max_budget", "a_new_one"],
+    "tags": [*TABLE, "budget_id", "litellm_budget_table.a_new_one"],
+    "organizations": [*TABLE, *METADATA, "budget_id", "members.0.litellm_budget_table.tpm_limit", "a_new_one"],
+    "projects": [*TABLE, *METADATA, "model_rpm_limit.m", "model_tpm_limit.spend", "budget_id", "blocked", "a_new_one"],
+    "source": [f"litellm_settings.{name}" for name in (
+        "max_budget", "max_internal_user_budget", "max_user_budget", "max_end_user_budget", "max_end_user_budget_id",
+        "default_internal_user_params.max_budget", "default_internal_user_params.tpm_limit", "tag_budget_config.t.max_budget",
+        "tag_budget_config.t.tpm_limit",
+    )] + ["general_settings.max_parallel_requests", "general_settings.global_max_parallel_requests",
+          "router_settings.provider_budget_config.openai.budget_limit"],
+}  # fmt: skip
+VALUES = [0, 0.0, -1, -0.5, float("nan"), float("inf"), "inf", "NaN", "much", "5", True, 10**30, 1e-10, 0.5, 5, 7.25, [5], {"a": 0},
+          {"a": {"b": 5}}]  # fmt: skip
+
+
+def placed(path: str, value: Any) -> Any:
+    """Return a part of a document with the value at a path."""
+    name, _, rest = path.partition(".")
+    inner = placed(rest, value) if rest else value
+    return [inner] if name == "0" else {name: inner}
+
+
+def amounts_of(made: Translated) -> list[float]:
+    """Return all amounts of budgets, and rates, that count calls of the user u by the key k, which is of the team t."""
+    amounts: list[float] = []
+    ours = {"tenant": "t", "api_key": "k", "user": "u", "tags": {"tag": "t"}}
+    for row in made.objects.get("budgets", ()):
+        if all(row.get(name, value) == value for name, value in ours.items()):
+            own = [each["amount"] for each in row.get("overrides", ()) if each["who"] == "u"]
+            amounts.append(float(*own or [row["amount"]]))
+    for row in (*made.objects["api-keys"], *made.objects["tenants"], *made.objects.get("users", ())):
+        amounts += [*row.get("limits", {}).values(), *row.get("user_limits", {}).values()]
+    return amounts
+
+
+def with_one(kind: str, path: str, value: Any) -> Translated:
+    """Return what a whole export becomes, with one more member of one record of a kind."""
+    rows: dict[str, dict[str, Any]] = {
+        "keys": {"key_alias": "k", "team_id": "t", "user_id": "u", "metadata": {"tags": ["t"]}},
+        "teams": {"team_id": "t"}, "team_memberships": {"user_id": "u", "team_id": "t"}, "users": {"user_id": "u"},
+        "tags": {"name": "t"}, "organizations": {"organization_id": "o"}, "projects": {"project_id": "p"},
+        "source": {"model_list": [row("m", "gpt-4o")], "general_settings": {"apply_user_budget_to_team_keys": True}},
+    }  # fmt: skip
+    for name, member in placed(path, value).items() if path else ():
+        known = rows[kind].get(name)
+        rows[kind][name] = known | member if isinstance(known, dict) else member
+    rows["keys"] |= {f"{name}_id": name[0] for name in ("organization", "project") if kind == f"{name}s"}
+    rows["teams"]["team_memberships"] = [rows["team_memberships"]]
+    lists = {name: [rows[name]] for name in ("teams", "keys", "users", "tags", "organizations", "projects")}
+    made = translate(rows["source"], "Company", Path("/d"), NOW, Lists(**lists))
+    read(made.objects, datetime.now(UTC))
+    return made
+
+
+@given(
+    st.sampled_from([(kind, path) for kind, paths in MEMBERS.items() for path in paths]),
+    st.sampled_from(VALUES),
+)
+def test_litellm_key_has_at_most_each_limit_of_its_records_or_is_not_made(
+    member: tuple[str, str], value: Any
+) -> None:
+    made = with_one(*member, value)
+    if "k" in keys_of(made):
+        most = float(value)
+        assert not isinstance(value, bool)
+        assert 0 < min(amounts_of(made), default=float("inf")) <= most
+    else:
+        assert "cannot be said" in made.shut[0][1]
+
+
+@pytest.mark.parametrize("kind", MEMBERS)
+def test_litellm_key_is_made_if_its_records_have_no_limit_or_one_that_a_budget_says(kind: str) -> None:
+    assert with_one(kind, "", None).shut == []
+    for path in {
+        "max_budget",
+        "rpm_limit",
+        "budget_limits.0.max_budget",
+        "litellm_budget_table.max_budget",
+    } & {*MEMBERS[kind]}:
+        if kind not in {"organizations", "projects"} and (
+            kind in {"team_memberships", "tags"} or "table" not in path
+        ):
+            assert (keys_of(with_one(kind, path, 5)), amounts_of(with_one(kind, path, 5))) == (["k"], [5]), (
+                path
+            )
+
+
+def test_litellm_answers_as_its_types_write_them_are_taken_over_whole(tmp_path: Path) -> None:
+    """The samples are what response types of LiteLLM 1.110.2 wrote on 1 December 2026."""
+    lists = {
+        name: [each for _, each in read_rows([Path(__file__).parent / "samples" / f"{name}.json"], name)]
+        for name in ("teams", "keys", "users", "tags", "organizations")
+    }
+    made = translate({"model_list": [row("gpt-4o", "gpt-4o")]}, "Company", tmp_path, NOW, Lists(**lists))
+    assert (keys_of(made), made.shut) == (["reports", "own"], [])
+    assert {name: (row["amount"], row.get("interval")) for name, row in budgets_of(made).items()} == {
+        "Tag beta": ("5.0", "month"), "User bob": ("50.0", "month"), "Team Search": ("100.0", "week"),
+        "bob of team Search": ("5.0", "month"), "Key reports": ("20.0", "month"), "Key reports, 1d": ("3.0", "day"),
+        "Key own, gpt-4o": ("2.5", "day"),
+    }  # fmt: skip
+    assert made.objects["api-keys"][0]["limits"] == {"tokens_per_minute": 90000}
+    assert not [place for place, _ in made.left if place.endswith(("spend", "token", "created_at"))]
+    del lists["organizations"]
+    made = translate({"model_list": [row("gpt-4o", "gpt-4o")]}, "Company", tmp_path, NOW, Lists(**lists))
+    assert keys_of(made) == ["own"], "nobody knows the limits of the organization"
+
+
+@pytest.mark.parametrize(
+    ("option", "answer", "fault"),
+    [
+        ("users", {"users": [{"user_id": "ann"}], "total_pages": 2}, "total_pages is 2, and there are 1 here"),
+        ("users", {"users": [{"user_id": "ann"}], "total": 26, "total_pages": 1}, "total is 26"),
+        ("keys", {"keys": ["hash"], "total_count": 1}, "keys must be a list of objects"),
+        ("keys", {"keys": [{"token": "h", "max_budget": 0}, {"token": "h"}]}, "has the same token and other fields"),
+        ("teams", [{"team_id": "t"}, {"team_id": "t", "max_budget": 0}], "has the same team_id and other fields"),
+    ],
+)  # fmt: skip
+def test_litellm_import_refuses_an_incomplete_or_contradictory_list(
+    source: Path, tmp_path: Path, option: str, answer: Any, fault: str
+) -> None:
+    (tmp_path / "answer.json").write_text(json.dumps(answer))
+    given: dict[str, Any] = {option: [tmp_path / "answer.json"]}
+    with pytest.raises(CommandFailed, match=re.escape(fault)):
+        litellm(source, to=tmp_path / "new", **given)
+    assert not (tmp_path / "new").exists()
+
+
+def test_litellm_keys_of_users_and_tags_that_no_list_has_are_not_made() -> None:
+    keys: list[dict[str, Any]] = [
+        {"key_alias": "ann", "user_id": "ann"},
+        {"key_alias": "tagged", "metadata": {"tags": ["t"]}},
+        {"key_alias": "free"},
+    ]
+    assert keys_of(translate({}, "Company", Path("/d"), NOW, Lists(keys=keys))) == ["free"]
+    team = {"team_id": "t", "team_memberships": [], "metadata": {"tags": ["t"]}}
+    tags = [{"name": "t", "litellm_budget_table": {"max_budget": 5}}]
+    made = translate(
+        {}, "Company", Path("/d"), NOW, Lists([team], [{"key_alias": "k", "team_id": "t"}], tags=tags)
+    )
+    assert (keys_of(made), made.shut[0][0]) == ([], "teams[0]")
 
 
 def test_litellm_tags_become_declared_names_with_values_which_budgets_and_keys_have() -> None:
@@ -580,7 +772,7 @@ def test_litellm_tags_become_declared_names_with_values_which_budgets_and_keys_h
         {"name": "seen in calls", "models": None},
     ]
     keys = [{"key_alias": "k", "metadata": {"tags": ["product:chat-bot", "beta", "gamma"]}}]
-    made = translate(source, "Company", Path("/d"), NOW, Lists(keys=keys, tags=tags))
+    made = translate(source, "Company", Path("/d"), NOW, whole(keys=keys, tags=tags))
     assert made.objects["organizations"][0]["tags"] == ["product", "tag"]
     assert {name: row["tags"] for name, row in budgets_of(made).items()} == {
         "Tag product:chat-bot": {"product": "chat-bot"}, "Tag beta": {"tag": "beta"},

@@ -5,6 +5,7 @@ The types of @openrouter/sdk 1.3.19 of 22 August 2026 read the samples without a
 
 from __future__ import annotations
 
+import json
 import re
 from datetime import UTC, datetime
 from itertools import product
@@ -16,9 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.admin.configuration.objects import read
-from gateway.cli.admin.budget_import import Organization
+from gateway.cli.admin.budget_import import translate_all
 from gateway.cli.admin.imports import Translated
-from gateway.features.openrouter_import.command import translate_all
+from gateway.features.openrouter_import.command import add_guardrails
 from tests.admin.conftest import Api
 from tests.admin.test_cli import Run, from_json, run
 from tests.tree import ROOT
@@ -104,7 +105,11 @@ async def test_openrouter_import_names_each_guardrail_and_field_that_is_left_out
     made = await from_json(
         run, *IMPORT, "--members", str(tmp_path / "members.json"), "--to", str(tmp_path / "new")
     )
-    assert {row["place"]: row["why"].partition(":")[0] for row in made["left_out"]} == {
+    keys = [row for row in made["left_out"] if "no key is made" in row["why"]]
+    assert {row["why"].partition(":")[0] for row in keys} == {"Audit", "Storefront", "Storefront 2"}
+    assert {row["place"] for row in keys} == {"members.json: data[0].guardrail_id"}
+    left = [row for row in made["left_out"] if row not in keys]
+    assert {row["place"]: row["why"].partition(":")[0] for row in left} == {
         "members.json: data[0].guardrail_id": "1",
         "members.json: data[1].guardrail_id": "2",
         "guardrails.json: data[0]": "Everybody",
@@ -113,23 +118,45 @@ async def test_openrouter_import_names_each_guardrail_and_field_that_is_left_out
         "guardrails.json: data[4]": "Not assigned",
         "guardrails.json: data[5]": "Providers alone",
     }
+    assert not (tmp_path / "new" / "objects.yaml").read_text().count("api-keys")
     done = await run(*IMPORT, "--default", "Nobody", "--to", str(tmp_path / "other"))
     assert "--default Nobody: must be the id of one guardrail" in str(done.exception)
+    alone = ("--keys", str(SAMPLES / "keys.json"), "--to", str(tmp_path / "other"))
+    done = await run("import", "openrouter", str(SAMPLES / "guardrails.json"), *alone)
+    assert "--keys needs --members" in str(done.exception)
 
 
-def imported(*guardrails: dict[str, Any], default: str | None = None) -> Translated:
-    """Return what guardrails become, each with a key of its own, and the first non-default one with a user."""
-    rows = [
-        (f"data[{number}]", {"id": f"g{number}", "name": f"G{number}", "workspace_id": "w", **row})
-        for number, row in enumerate(guardrails)
-    ]
-    assigned = [row["id"] for _, row in rows if row["id"] != default]
-    made = Organization("Company", None)
-    keys = {one: [{"key_hash": f"hash of {one}", "key_name": f"key of {one}"}] for one in assigned}
-    translate_all(made, rows, {assigned[0]: [{"user_id": "ann"}]}, keys, default)
-    done = made.finish()
+Row = dict[str, Any]
+
+
+def placed(rows: list[Row]) -> list[tuple[str, Row]]:
+    return [(f"data[{number}]", row) for number, row in enumerate(rows)]
+
+
+def translated(
+    guardrails: list[Row], members: list[Row], keys: list[Row], default: str | None = None
+) -> Translated:
+    rows = placed(guardrails), placed(members), placed(keys)
+    done = translate_all("Company", None, lambda made: add_guardrails(made, *rows, default)).finish()
     read(done.objects, datetime.now(UTC))
     return done
+
+
+def imported(*guardrails: Row, default: str | None = None) -> Translated:
+    """Return what guardrails become, each with a key of its own, and the first non-default one with a user."""
+    rows = [
+        {"id": f"g{number}", "name": f"G{number}", "workspace_id": "w", **row}
+        for number, row in enumerate(guardrails)
+    ]
+    assigned = [row["id"] for row in rows if row["id"] != default]
+    keys = [
+        {"guardrail_id": one, "key_hash": f"hash of {one}", "key_name": f"key of {one}"} for one in assigned
+    ]
+    return translated(rows, [{"guardrail_id": assigned[0], "user_id": "ann"}], keys, default)
+
+
+def keys_of(made: Translated) -> list[str]:
+    return [row["name"] for row in made.objects.get("api-keys", ())]
 
 
 def test_openrouter_default_guardrail_of_0_leaves_no_keys_in_its_workspace() -> None:
@@ -137,15 +164,15 @@ def test_openrouter_default_guardrail_of_0_leaves_no_keys_in_its_workspace() -> 
     made = imported(
         default, {"limit_usd": 5}, {"limit_usd": 7}, {"limit_usd": 9, "workspace_id": "other"}, default="g0"
     )
-    assert [row["name"] for row in made.objects["api-keys"]] == ["key of g3"]
+    assert keys_of(made) == ["key of g3"]
     assert [(place, why.partition(":")[0]) for place, why in made.shut] == [
-        ("data[0].limit_usd", "G0"), ("data[1]", "key of g1"), ("data[2]", "key of g2"),
+        ("data[0].limit_usd", "G0"), ("data[0].limit_usd", "key of g1"), ("data[0].limit_usd", "key of g2"),
     ]  # fmt: skip
     assert {(row["name"], row["amount"]) for row in made.objects["budgets"]} == {
         ("G1, each user", "5"), ("G3, each key", "9"),
     }  # fmt: skip
     free = imported({"limit_usd": None}, {"limit_usd": 5}, default="g0")
-    assert ([row["name"] for row in free.objects["api-keys"]], free.shut) == (["key of g1"], [])
+    assert (keys_of(free), free.shut) == (["key of g1"], [])
 
 
 def test_openrouter_guardrail_of_0_is_an_override_of_0_beside_a_default_or_its_keys_are_not_made() -> None:
@@ -154,12 +181,76 @@ def test_openrouter_guardrail_of_0_is_an_override_of_0_beside_a_default_or_its_k
     assert {row["name"]: row["overrides"] for row in beside.objects["budgets"]} == {
         f"G0, each {each}": [{"who": f"group:G1, each {each}", "amount": "0"}] for each in ("user", "key")
     }
-    assert ([row["name"] for row in beside.objects["api-keys"]], beside.shut) == (["key of g1"], [])
-    alone = imported(nothing, {"limit_usd": 5})
-    assert [row["name"] for row in alone.objects["api-keys"]] == ["key of g1"]
+    assert (keys_of(beside), beside.shut) == (["key of g1"], [])
+    alone = imported({"limit_usd": 5}, nothing)
+    assert keys_of(alone) == ["key of g0"]
     assert [(place, why.partition(":")[0]) for place, why in alone.shut] == [
-        ("data[0].limit_usd", "G0"), ("data[0]", "key of g0"),
-    ]  # fmt: skip
+        ("data[1].limit_usd", "key of g1")
+    ]
+
+
+# Amounts that no budget has, or has as they are.
+AMOUNTS = st.sampled_from([
+    0, 0.0, -1, 1e-10, float("nan"), float("inf"), "NaN", "inf", "12,5", "5", True, 10**30, [5], {"usd": 5}, 5, 7.25,
+])  # fmt: skip
+SCOPES = st.sampled_from(["key", "member", "default", "nobody"])
+
+
+@given(st.lists(st.tuples(SCOPES, AMOUNTS, st.booleans()), min_size=1, max_size=4), st.randoms())
+def test_each_openrouter_key_has_at_most_the_amounts_of_all_its_guardrails_or_is_not_made(
+    drawn: list[tuple[str, Any, bool]], random: Any
+) -> None:
+    """The key `one` is in all drawn guardrails of keys, and `two` in a good one alone."""
+    rows = [
+        {"id": f"g{number}", "name": "G", "workspace_id": "w", "limit_usd": amount}
+        | ({"limit_requests": 5} if has_more else {})
+        for number, (_, amount, has_more) in enumerate(drawn)
+    ]
+    ids: dict[str, list[str]] = {"key": [], "member": [], "default": [], "nobody": []}
+    for row, (scope, _, _) in zip(rows, drawn, strict=True):
+        ids["nobody" if scope == "default" and ids["default"] else scope].append(row["id"])
+    keys = [{"guardrail_id": one, "key_hash": "h1", "key_name": "one"} for one in ids["key"]]
+    keys.append({"guardrail_id": "good", "key_hash": "h2", "key_name": "two"})
+    random.shuffle(keys)
+    rows.append({"id": "good", "workspace_id": "w", "limit_usd": 50})
+    random.shuffle(rows)
+    members = [{"guardrail_id": one, "user_id": "ann"} for one in ids["member"]]
+    made = translated(rows, members, keys, *ids["default"])
+    limits = {
+        row["id"]: row["limit_usd"]
+        if type(row["limit_usd"]) in (int, float)
+        and 0.001 < row["limit_usd"] < 10**6
+        and "limit_requests" not in row
+        else 0
+        for row in rows
+    }
+    shared = ids["member"] + (ids["default"] or ids["nobody"])
+    is_open = all(limits[one] for one in shared) and bool(ids["default"] or not ids["nobody"])
+    theirs = {"one": ids["key"], "two": ["good"]}
+    assert {*keys_of(made)} == {
+        name for name, of in theirs.items() if is_open and of and all(limits[one] for one in of)
+    }
+    for name in keys_of(made):
+        most = min(limits[one] for one in theirs[name] + ids["default"])
+        assert ours(made.objects, "key", name, "w")["total"] <= most
+    for row in made.objects.get("groups", ()):
+        assert row["kind"] == "user" or {*row["members"]} <= {*keys_of(made)}
+
+
+def test_openrouter_keys_with_a_limit_of_their_own_in_the_list_of_names_are_not_made(tmp_path: Path) -> None:
+    rows = [
+        {"hash": "h1", "name": "one", "limit": 50, "limit_reset": "weekly"},
+        {"hash": "h2", "name": "two", "limit": None},
+    ]
+    (tmp_path / "names.json").write_text(json.dumps({"data": rows}))
+    guardrail = {"id": "g", "workspace_id": "w", "limit_usd": 5}
+    assigned = placed([{"guardrail_id": "g", "key_hash": one} for one in ("h1", "h2")])
+    made = translate_all(
+        "Company", [tmp_path / "names.json"],
+        lambda made: add_guardrails(made, placed([guardrail]), (), assigned, None),
+    ).finish()  # fmt: skip
+    assert keys_of(made) == ["two"]
+    assert [place for place, _ in made.shut] == ["names.json: data[0].limit"]
 
 
 GUARDRAILS = st.lists(
@@ -203,20 +294,16 @@ def test_users_and_keys_have_the_same_smallest_amounts_and_common_models_as_at_o
     for number, row in enumerate(guardrails):
         row |= {"id": f"g{number}", "name": f"G{number}"}
     taken: set[str] = set()
-    assigned: dict[str, dict[str, list[dict[str, Any]]]] = {"user_id": {}, "key_hash": {}}
+    assigned: dict[str, list[dict[str, Any]]] = {"user_id": [], "key_hash": []}
     for row in guardrails[1 if has_default else 0 :]:
         for field, of in assigned.items():
             row[field] = [who for who in row[field] if who not in taken]  # one guardrail for each
             taken.update(row[field])
-            of[row["id"]] = [{field: who} for who in row[field]]
-    made = Organization("Company", None)
-    rows = [
-        (row["id"], {name: value for name, value in row.items() if name not in assigned})
-        for row in guardrails
-    ]
-    translate_all(made, rows, assigned["user_id"], assigned["key_hash"], "g0" if has_default else None)
-    objects = made.finish().objects
-    read(objects, datetime.now(UTC))
+            of += [{"guardrail_id": row["id"], field: who} for who in row[field]]
+    rows = [{name: value for name, value in row.items() if name not in assigned} for row in guardrails]
+    default = "g0" if has_default else None
+    made = translated(rows, assigned["user_id"], assigned["key_hash"], default)
+    objects, shut = made.objects, {why.partition(":")[0] for _, why in made.shut}
     lists = {
         "user": {row["external_id"]: row for row in objects.get("users", [])},
         "key": {row["name"]: row for row in objects.get("api-keys", [])},
@@ -224,7 +311,7 @@ def test_users_and_keys_have_the_same_smallest_amounts_and_common_models_as_at_o
     tenants = {row["name"]: row for row in objects.get("tenants", [])}
     workspaces = {row["workspace_id"] for row in guardrails}
     for (each, field), tenant in product({"user": "user_id", "key": "key_hash"}.items(), sorted(workspaces)):
-        for who in ("ada", "bob") if each == "user" else ("k1", "k2"):
+        for who in ("ada", "bob") if each == "user" else sorted({"k1", "k2"} - shut):
             theirs = [row for row in guardrails[has_default:] if who in row[field]]
             theirs += [row for row in guardrails[:has_default] if row["workspace_id"] == tenant]
             amounts = [
@@ -238,10 +325,10 @@ def test_users_and_keys_have_the_same_smallest_amounts_and_common_models_as_at_o
                 if "models" in row
             ]
             assert set.intersection({MINI, OPUS}, *found) == set.intersection({MINI, OPUS}, *models)
-    left = {place for place, _ in made.finish().left}
+    left = {place for place, _ in (*made.shut, *made.left)}
     assert left == {
-        row["id"]
-        for row in guardrails
+        f"data[{number}]"
+        for number, row in enumerate(guardrails)
         if not (row["limit_usd"] or row["allowed_models"])
         or ((row is not guardrails[0] or not has_default) and not (row["user_id"] or row["key_hash"]))
     }

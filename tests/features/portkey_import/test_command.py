@@ -18,9 +18,9 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from gateway.admin.configuration.objects import read
-from gateway.cli.admin.budget_import import NotTranslated, Organization
-from gateway.cli.admin.imports import Translated
-from gateway.features.portkey_import.command import KNOWN, translate, translate_all
+from gateway.cli.admin.budget_import import NotTranslated, Organization, translate_all
+from gateway.cli.admin.imports import Translated, read_rows
+from gateway.features.portkey_import.command import add_policies, translate
 from tests.admin.conftest import Api
 from tests.admin.test_cli import Run, from_json, run
 from tests.tree import ROOT
@@ -207,12 +207,9 @@ WRONG = st.fixed_dictionaries(
 
 @given(st.lists(WRONG, max_size=4))
 def test_every_policy_is_in_files_that_apply_reads_or_in_the_report(policies: list[dict[str, Any]]) -> None:
-    made = Organization("Company", None)
-    before = {kind: len(rows) for kind, rows in made.finish().objects.items()}
-    for number, policy in enumerate(policies):
-        with made.translating(f"[{number}]", policy | {"name": f"P{number}"}, "name", *KNOWN):
-            translate(made, policy | {"name": f"P{number}"})
-    done = made.finish()
+    rows = [(f"[{number}]", policy | {"name": f"P{number}"}) for number, policy in enumerate(policies)]
+    before = Organization("Company", None).finish().objects
+    done = translate_all("Company", None, lambda made: add_policies(made, rows)).finish()
     read(done.objects, datetime.now(UTC))
     assert before.keys() <= done.objects.keys()
     budgets = {budget["name"].partition(":")[0] for budget in done.objects.get("budgets", [])}
@@ -247,7 +244,8 @@ def policy(name: str, *conditions: tuple[str, Any], each: str = "api_key", **mor
 
 def imported(path: Path, *policies: dict[str, Any]) -> Translated:
     path.write_text(json.dumps({"data": policies}))
-    made = translate_all("Company", None, [path], None).finish()
+    rows = read_rows([path])
+    made = translate_all("Company", None, lambda made: add_policies(made, rows)).finish()
     read(made.objects, datetime.now(UTC))
     return made
 
@@ -318,9 +316,84 @@ def test_portkey_credit_limit_of_0_leaves_no_keys_of_the_workspaces_that_the_pol
     )  # fmt: skip
     made = imported(tmp_path / "policies.json", *keys, contractors)
     assert [row["name"] for row in made.objects["api-keys"]] == ["key of ws-a"]
-    assert [place.partition(": ")[2] for place, _ in made.shut] == ["data[2].credit_limit", "data[2]"]
+    assert [(place.partition(": ")[2], why.partition(":")[0]) for place, why in made.shut] == [
+        ("data[1]", "Of ws-b"), ("data[2].credit_limit", "Nothing for contractors"),
+        ("data[2].credit_limit", "key of ws-b"),
+    ]  # fmt: skip
     ended = imported(tmp_path / "policies.json", *keys, contractors | {"status": "archived"})
     assert (len(ended.objects["api-keys"]), ended.shut) == (2, [])
+
+
+OPEN = {"k1": "w1", "k2": "w2", "k3": None}  # nobody knows the workspace of k3
+UNSAYABLE = st.sampled_from([
+    *({"credit_limit": amount} for amount in (0, -1, 1e-10, float("nan"), float("inf"), "NaN", "5", True, 10**30, [5], None)),
+    *({"credit_limit": None, "unit": "rpm", "type": "requests", "value": rate} for rate in (0, 0.5, 10**30, "5", None)),
+    {"periodic_reset": "45s"}, {"periodic_reset_days": 400}, {"type": "calls"}, {"status": "paused"}, {"limit_requests": 0},
+])  # fmt: skip
+READABLE = st.lists(
+    st.sampled_from([("workspace_id", "w1"), ("workspace_id", "w2"), ("workspace_id", "*"), ("api_key", "k1"), ("api_key", "*"),
+                     ("model", "m"), ("metadata._user", "ada")]).map(lambda row: {"key": row[0], "value": row[1]}),
+    max_size=2, unique_by=lambda row: row["key"],
+)  # fmt: skip
+UNREADABLE = st.sampled_from([
+    None, "w1", [5], [{"key": "virtual_key", "value": "v"}], [{"key": "config", "value": "c"}], [{"key": "api_key", "value": 5}],
+    [{"key": "api_key", "value": "*", "excludes": ["k1"]}], [{"key": "workspace_id", "value": "w1", "excludes": ["k1"]}],
+])  # fmt: skip
+
+
+@given(UNSAYABLE, READABLE | UNREADABLE, st.sampled_from(["w1", "w2", None, 5]), st.sampled_from([0, 3]))
+def test_no_key_is_made_that_an_inexpressible_portkey_policy_may_limit(
+    lost: dict[str, Any], conditions: Any, own: Any, place: int
+) -> None:
+    rows = [policy(f"Of {key}", ("api_key", key), workspace_id=home) for key, home in OPEN.items()]
+    rows.insert(place, policy("Lost", **{"workspace_id": own, "conditions": conditions, **lost}))
+    places = [(f"[{number}]", row) for number, row in enumerate(rows)]
+    made = translate_all("Company", None, lambda made: add_policies(made, places)).finish()
+    try:
+        asked = {row["key"]: row["value"] for row in conditions if row.keys() == {"key", "value"}}
+        is_readable = len(asked) == len(conditions) and {*asked.values()} <= {
+            "w1",
+            "w2",
+            "*",
+            "k1",
+            "m",
+            "ada",
+        }
+    except (AttributeError, TypeError):
+        is_readable, asked = False, {}
+    limited = {
+        key
+        for key, home in OPEN.items()
+        if not is_readable
+        or (
+            asked.get("api_key", "*") in (key, "*")
+            and (
+                asked.get("api_key") == key
+                or asked.get("workspace_id", own) in (home, "*", None, 5)
+                or home is None
+            )
+        )
+    }
+    assert {row["name"] for row in made.objects.get("api-keys", ())} == OPEN.keys() - limited
+    assert {why.partition(":")[0] for _, why in made.shut} >= {"Lost", *limited}
+    assert len(made.objects.get("budgets", ())) == len(OPEN) - len(limited)
+
+
+def test_portkey_keys_of_workspaces_with_a_limit_of_their_own_in_the_list_of_names_are_not_made(
+    tmp_path: Path,
+) -> None:
+    limit = {"credit_limit": 0, "periodic_reset": "monthly"}
+    rows = [{"id": "w1", "name": "One", "usage_limits": limit}, {"id": "w2", "name": "Two", "usage_limits": None},
+            {"id": "k3", "name": "CI", "rate_limits": [{"unit": "rpm", "value": 5}]}]  # fmt: skip
+    (tmp_path / "names.json").write_text(json.dumps({"data": rows}))
+    places = [("", policy(f"Of {key}", ("api_key", key), workspace_id=home)) for key, home in OPEN.items()]
+    made = translate_all(
+        "Company", [tmp_path / "names.json"], lambda made: add_policies(made, places)
+    ).finish()
+    assert [row["name"] for row in made.objects["api-keys"]] == ["k2"]
+    assert {place for place, _ in made.shut if place} == {
+        "names.json: data[0].usage_limits.credit_limit", "names.json: data[2].rate_limits[0].unit",
+    }  # fmt: skip
 
 
 def test_a_policy_with_a_rate_and_an_amount_is_reported() -> None:
