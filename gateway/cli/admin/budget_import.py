@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -37,8 +38,6 @@ from gateway.core.accounts.groups import GROUPS_MAX
 from gateway.errors import Unprocessable
 
 T = TypeVar("T")
-# Names of keys that must not be made, with the place and the reason.
-Barred = Mapping[str, tuple[str, str]]
 # Most characters of a source's name in a name of ours, which has 200.
 NAME_CHARS_MAX = 150
 
@@ -67,16 +66,15 @@ class NoLimit(NotTranslated):
 class Organization:
     """The objects of an organization by kind and name, and what no object stands for. Amounts are US dollars."""
 
-    def __init__(self, name: str, names: Pages, barred: Barred | None = None) -> None:
-        """Begin with no objects."""
+    def __init__(self, name: str, names: Pages, barred: Mapping[str, tuple[str, str]] | None = None) -> None:
+        """Begin with no objects. `barred` are the names of keys that must not be made, with the place and the reason."""
         self.barred = barred or {}
-        # Places and reasons of rows that were not translated, and what returns the names of the keys that these may limit.
+        # Places and reasons of lost limits, and what returns the names of the keys that each may limit.
         self.lost: list[tuple[str, str, Callable[[], Collection[str]]]] = []
         self.name, self._made, self._taken = name, Translated(), defaultdict[str, set[str]](set)
         self._rows: dict[str, dict[str, Json]] = {}
-        # Names by ids, the tenants that keys were named with, and places of limits of named tenants and keys.
+        # Names by ids, and the tenants that keys were named with.
         self._names, self._tenants = dict[str, str](), defaultdict[str, list[str]](list)
-        self._limited: dict[str, str] = {}
         for place, row in read_rows(names, is_whole=False):
             ids = [str(row[field]) for field in ("id", "slug", "hash") if row.get(field)]
             shown = row.get("email") or row.get("name")
@@ -84,7 +82,7 @@ class Organization:
             self._names |= dict.fromkeys(ids, name_of_row)
             for field, value in leaves(row, place):
                 if value is not False and LIMIT.search(field.removeprefix(place)):
-                    self._limited.setdefault(name_of_row, field)
+                    self.lost.append((field, "it may be a limit", partial(self.keys_of, [name_of_row])))
         try:
             self.add(
                 organizations=[self.make_organization(currency="USD")], **{"token-plans": [{"name": PLAN}]}
@@ -111,22 +109,20 @@ class Organization:
         unknown = [field for field in fields if field not in {*known, *harmless}]
         if unknown and (fault is None or isinstance(fault, NoLimit)):
             fault = NotTranslated(unknown[0], "it has no counterpart")
-        if fault is None:
-            why = f"{title_of(row)}: it has no counterpart"
-            self._made.left += [(f"{place}.{field}", why) for field in fields if field in harmless]
+        named = [(field, "it has no counterpart") for field in fields if field in harmless]
+        named = named if fault is None else [(fault.field, fault.why)]
+        of = [(f"{place}.{field}" if field else place, f"{title_of(row)}: {why}") for field, why in named]
+        if fault is None or isinstance(fault, NoLimit):
+            self._made.left += of
             return
-        at = f"{place}.{fault.field}" if fault.field else place
-        if isinstance(fault, NoLimit):
-            self._made.left.append((at, f"{title_of(row)}: {fault.why}"))
-            return
-        self._made.shut.append((at, f"{title_of(row)}: {fault.why}"))
-        self.lost.append((at, fault.why, keys_of))
+        self._made.shut += of
+        self.lost.append((of[0][0], fault.why, keys_of))
         self._rows = before
 
-    def keys_of(self, tenants: Collection[str] = ()) -> list[str]:
-        """Return the names of all keys made so far, of these `tenants` or of an unknown one if any are given."""
-        names = [row["name"] for row in self._rows.get("api-keys", {}).values()]
-        return [name for name in names if not tenants or {EVERYBODY, *tenants} & {*self._tenants[name]}]
+    def keys_of(self, names: Collection[str] = ()) -> list[str]:
+        """Return the names of all keys made so far: if `names` are given, of those that are one, or in one of these tenants."""
+        keys = [row["name"] for row in self._rows.get("api-keys", {}).values()]
+        return [key for key in keys if not names or {*names} & {key, *self._tenants[key]}]
 
     def note(self, text: str) -> None:
         if text not in self._made.notes:
@@ -193,16 +189,6 @@ class Organization:
         self.note("Use so far is not taken over: each budget begins at 0.")
         deliver(self.finish(), to, as_json=as_json)
 
-    def find_limited(self) -> dict[str, tuple[str, str]]:
-        """Return the keys made so far that have a limit in the lists of names, or whose tenants do, with its place."""
-        owners = {name: (name, *self._tenants[name]) for name in self.keys_of()}
-        return {
-            name: (self._limited[owner], "it may be a limit, and has no counterpart")
-            for name, of in owners.items()
-            for owner in of
-            if owner in self._limited
-        }
-
     def finish(self) -> Translated:
         """Return the translation, with its objects in the order in which rows can be made."""
         self._made.objects = {kind: [*self._rows[kind].values()] for kind in KINDS if kind in self._rows}
@@ -218,7 +204,6 @@ def translate_all(name: str, names: Pages, translate: Callable[[Organization], N
     while True:
         translate(made := Organization(name, names, barred))
         lost = {key: (place, why) for place, why, keys_of in reversed(made.lost) for key in keys_of()}
-        lost |= made.find_limited()
         if lost.keys() <= barred.keys():
             break
         barred = lost | barred

@@ -149,8 +149,9 @@ def read_rows(
         answers[path] = answer if isinstance(answer, dict) and is_whole else {}
         for number, row in enumerate(data):
             place = f"{path.name}: {field}[{number}]"
-            first, known = rows.setdefault(str(row.get(key) or place), (place, row))
-            if is_whole and known != row:
+            own = row.get(key) if is_whole else None
+            first, known = rows.setdefault(str(own or f"{path} {number}"), (place, row))
+            if known != row:
                 fault = f"{first} has the same {key} and other fields"
                 raise CommandFailed(f"{place}.{key}: {fault}. Save all pages at one time.")
     counts = {"total": len(rows), "total_count": len(rows), "total_pages": len(answers)}

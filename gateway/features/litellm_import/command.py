@@ -467,8 +467,7 @@ class _Translation:
         settings = settings if isinstance(settings, dict) else {}
         self._budget(settings, "All calls", "litellm_settings")
         lost, self._lost = self._lost, []
-        place = "default_internal_user_params"
-        users = settings.get(place)
+        users = settings.get(place := "default_internal_user_params")
         if not isinstance(users, dict) or users.get("max_budget") is None:
             names = ("max_internal_user_budget", "internal_user_budget_duration")
             self._budget(settings, "Each user", "litellm_settings", names, each="user", **self._own_keys())
@@ -556,7 +555,8 @@ class _Translation:
         if named and isinstance(limit, dict):
             self._budget(_respell(limit), f"Tag {tag}", place, tags=named)
         self._note_rest(limit, place)
-        self._limited_tags[tag] = bool(self._take_lost()) or not named
+        is_lost = self._limited_tags.get(tag, not named)
+        self._limited_tags[tag] = bool(self._take_lost()) or is_lost
 
     def _lose_tags(self, row: Json, place: str) -> None:
         """Lose the limits of the tags of a row that is no key."""
@@ -591,7 +591,8 @@ class _Translation:
 
         An amount of 0 is an override, whatever its duration: no budget has it.
         """
-        if usual is not None and _is_nothing(source.get("max_budget")):
+        amount = source.get("max_budget")
+        if usual is not None and type(amount) in (int, float) and amount == 0:
             del source["max_budget"]
             source.pop("budget_duration", None)
             usual.setdefault("overrides", []).append({"who": user, "amount": "0"})
@@ -1093,11 +1094,6 @@ def _number(value: object) -> Decimal:
     except InvalidOperation:
         return Decimal(0)
     return number if number.is_finite() else Decimal(0)
-
-
-def _is_nothing(amount: object) -> bool:
-    """Return whether an amount of LiteLLM is 0."""
-    return isinstance(amount, int | float) and not isinstance(amount, bool) and amount == 0
 
 
 def _text(value: object) -> str:

@@ -28,7 +28,7 @@ from gateway.cli.admin.budget_import import (
     translate_all,
 )
 from gateway.cli.admin.client import CommandFailed, Json
-from gateway.cli.admin.imports import Pages, read_rows
+from gateway.cli.admin.imports import EVERYBODY, Pages, read_rows
 from gateway.cli.admin.output import AsJson
 from gateway.core.accounts import groups
 from gateway.core.accounts.budgets import KEY, MONEY, OF_GROUP, USER
@@ -83,7 +83,7 @@ def add_guardrails(made: Organization, rows: Rows, members: Rows, keys: Rows, de
 
 
 def _keys_near(made: Organization, guardrail: Json) -> Callable[[], list[str]]:
-    return partial(made.keys_of, [made.name_of(guardrail.get("workspace_id"))])
+    return partial(made.keys_of, [EVERYBODY, made.name_of(guardrail.get("workspace_id"))])
 
 
 def _assign(made: Organization, rows: Rows, field: str, ids: Collection[str]) -> Mapping[str, list[str]]:

@@ -29,7 +29,7 @@ from gateway.cli.admin.budget_import import (
     translate_all,
 )
 from gateway.cli.admin.client import Json
-from gateway.cli.admin.imports import Pages, read_rows
+from gateway.cli.admin.imports import EVERYBODY, Pages, read_rows
 from gateway.cli.admin.output import AsJson
 from gateway.core.accounts import groups
 from gateway.core.accounts.budgets import KEY, MONEY, REQUESTS, TENANT, TOKENS, USER
@@ -115,7 +115,7 @@ def _keys_of(made: Organization, policy: Json) -> list[str]:
     if keys := values.get(API_KEY):
         return [made.name_of(key) for key in keys]
     homes = values.get(WORKSPACE) or own
-    return made.keys_of([made.name_of(home) for home in homes] if all(homes) else [])
+    return made.keys_of([EVERYBODY, *map(made.name_of, homes)] if homes and all(homes) else [])
 
 
 def _read_calls(policy: Json) -> tuple[dict[str, list[str]], list[str], str | None]:

@@ -756,6 +756,9 @@ def test_litellm_keys_of_users_and_tags_that_no_list_has_are_not_made() -> None:
         {}, "Company", Path("/d"), NOW, Lists([team], [{"key_alias": "k", "team_id": "t"}], tags=tags)
     )
     assert (keys_of(made), made.shut[0][0]) == ([], "teams[0]")
+    source = {"litellm_settings": {"tag_budget_config": {"t": {"max_budget": 0}}}}
+    made = translate(source, "Company", Path("/d"), NOW, Lists(keys=keys[1:], tags=tags))
+    assert keys_of(made) == ["free"], "the smaller of both budgets of the tag is lost"
 
 
 def test_litellm_tags_become_declared_names_with_values_which_budgets_and_keys_have() -> None:
