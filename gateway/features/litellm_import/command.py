@@ -504,7 +504,7 @@ class _Translation:
                 self._result.shut.append((place, f"{owner}: {lost}: no key of it is made"))
 
     def _own(self, row: Json, place: str) -> None:
-        """Lose the limits of the organization and project of a row, unless they are known to have none."""
+        """Report the organization and project of a row as lost limits, unless they are known to have none."""
         for field, kind in _OWNERS.items():
             owner = row.pop(field, None)
             why = self._owners.get((kind, str(owner)), f"no list of --{kind} has it")
@@ -559,13 +559,10 @@ class _Translation:
         self._limited_tags[tag] = bool(self._take_lost()) or is_lost
 
     def _lose_tags(self, row: Json, place: str) -> None:
-        """Lose the limits of the tags of a row that is no key."""
-        metadata = row.get("metadata")
-        for tag in _list(metadata.get("tags") or []) if isinstance(metadata, dict) else ():
-            if not self._knows_tags or str(tag) in self._limited_tags:
-                self._lose(
-                    f"{place}.metadata.tags", f"{tag}: only calls and keys have tags, which may have budgets"
-                )
+        """List the tags of a row that is no key as not translated, and those that may have a budget as lost."""
+        for tag in _pop_tags(row):
+            leave = self._lose if not self._knows_tags or tag in self._limited_tags else self._leave
+            leave(f"{place}.metadata.tags", f"{tag}: only calls and keys have tags")
 
     def _tag(self, tag: str, place: str) -> Json:
         """Return the name and value that stand for a tag of LiteLLM, and declare the name; {} where none can."""
@@ -858,13 +855,13 @@ class _Translation:
 
     def _tags_of(self, row: Json, place: str) -> Json:
         """Return the tags that a key fixes, one of each name."""
-        metadata, fixed = row.get("metadata"), dict[str, str]()
-        for tag in _list(metadata.pop("tags", None) or []) if isinstance(metadata, dict) else ():
-            at, named = f"{place}.metadata.tags", self._tag(str(tag), f"{place}.metadata.tags")
-            is_lost = not self._knows_tags or self._limited_tags.get(str(tag), False)
+        at, fixed = f"{place}.metadata.tags", dict[str, str]()
+        for tag in _pop_tags(row):
+            named = self._tag(tag, at)
+            is_lost = not self._knows_tags or self._limited_tags.get(tag, False)
             if named.keys() & fixed.keys():
                 self._leave(at, f"{tag}: a call has one value of a tag")
-                is_lost |= str(tag) in self._limited_tags
+                is_lost |= tag in self._limited_tags
             if is_lost:
                 self._lose(at, f"{tag}: its budget")
             fixed = named | fixed
@@ -1073,6 +1070,11 @@ def _respell(limit: Json) -> Json:
     for name in _SPELLED.keys() & limit.keys():
         limit[_SPELLED[name]] = limit.pop(name)
     return limit
+
+
+def _pop_tags(row: Json) -> list[str]:
+    metadata = row.get("metadata")
+    return [str(tag) for tag in _list(metadata.pop("tags", None) or [])] if isinstance(metadata, dict) else []
 
 
 def _may_limit(path: str, value: object) -> bool | None:

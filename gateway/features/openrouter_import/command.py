@@ -33,6 +33,7 @@ from gateway.cli.admin.output import AsJson
 from gateway.core.accounts import groups
 from gateway.core.accounts.budgets import KEY, MONEY, OF_GROUP, USER
 from gateway.core.accounts.intervals import DAY, MONTH, TOTAL, WEEK
+from gateway.core.families.registry import ALL
 
 RESETS = {None: TOTAL, "daily": DAY, "weekly": WEEK, "monthly": MONTH}
 # Who has an amount alone, and the kind of a group of these.
@@ -45,7 +46,7 @@ KNOWN = (
 # Fields that limit no use. Any other field may.
 HARMLESS = (
     "description", "allowed_providers", "ignored_providers", "content_filters", "content_filter_builtins", "enforce_zdr",
-    "enforce_zdr_anthropic", "enforce_zdr_google", "enforce_zdr_openai", "enforce_zdr_other", "enforce_zdr_xai",
+    "enforce_zdr_google", "enforce_zdr_other", "enforce_zdr_xai", *(f"enforce_zdr_{family.name}" for family in ALL),
     "enable_free_model_publication", "enable_paid_model_training",
 )  # fmt: skip
 KNOWN_OF_ASSIGNMENTS = (
@@ -74,11 +75,14 @@ def add_guardrails(made: Organization, rows: Rows, members: Rows, keys: Rows, de
         usual = {}  # others count in all workspaces, the default one in its own
     for place, row in [pair for pair in rows if pair not in chosen]:
         users, names = users_of[str(row.get("id"))], keys_of[str(row.get("id"))]
-        limits = made.keys_of if users else partial(list[str], names) if names else _keys_near(made, row)
+        limits = partial(list[str], names) if names else _keys_near(made, row)
+        limits = made.keys_of if users else limits
         with made.translating(place, row, KNOWN, HARMLESS, limits):
             if not users and not names:
                 why = "nobody is assigned to it: name it with --default if it is a workspace's own"
-                raise (NoLimit if default else NotTranslated)("", why)
+                limits_none = row.get("limit_usd") is None and not row.get("allowed_models")
+                is_known = row.get("workspace_id") in [other.get("workspace_id") for _, other in chosen]
+                raise (NoLimit if limits_none or is_known else NotTranslated)("", why)
             translate(made, row, users, [name for name in names if name not in made.barred], usual)
 
 

@@ -687,7 +687,7 @@ def test_litellm_key_has_at_most_each_limit_of_its_records_or_is_not_made(
 
 
 @pytest.mark.parametrize("kind", MEMBERS)
-def test_litellm_key_is_made_if_its_records_have_no_limit_or_one_that_a_budget_says(kind: str) -> None:
+def test_litellm_key_is_made_if_its_records_have_no_limit_or_an_expressible_limit(kind: str) -> None:
     assert with_one(kind, "", None).shut == []
     for path in {
         "max_budget",
@@ -703,7 +703,7 @@ def test_litellm_key_is_made_if_its_records_have_no_limit_or_one_that_a_budget_s
             )
 
 
-def test_litellm_answers_as_its_types_write_them_are_taken_over_whole(tmp_path: Path) -> None:
+def test_litellm_answers_with_all_members_of_its_types_are_taken_over_whole(tmp_path: Path) -> None:
     """The samples are what response types of LiteLLM 1.110.2 wrote on 1 December 2026."""
     lists = {
         name: [each for _, each in read_rows([Path(__file__).parent / "samples" / f"{name}.json"], name)]

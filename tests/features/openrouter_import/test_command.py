@@ -237,6 +237,24 @@ def test_each_openrouter_key_has_at_most_the_amounts_of_all_its_guardrails_or_is
         assert row["kind"] == "user" or {*row["members"]} <= {*keys_of(made)}
 
 
+def test_openrouter_guardrail_without_members_shuts_a_workspace_without_a_known_default_guardrail() -> None:
+    rows = [
+        {"id": name, "name": name, "workspace_id": home, "limit_usd": amount}
+        for name, home, amount in (
+            ("usual", "w", 9),
+            ("spare", "w", 1),
+            ("maybe", "v", 1),
+            ("of w", "w", 5),
+            ("of v", "v", 5),
+        )
+    ]
+    keys = [{"guardrail_id": one, "key_hash": f"key {one}"} for one in ("of w", "of v")]
+    assert keys_of(translated(rows, [], keys, "usual")) == ["key of w"]
+    rows[2]["limit_usd"] = None
+    assert keys_of(translated(rows, [], keys, "usual")) == ["key of w", "key of v"]
+    assert keys_of(translated(rows, [], keys)) == ["key of v"]
+
+
 def test_openrouter_keys_with_a_limit_of_their_own_in_the_list_of_names_are_not_made(tmp_path: Path) -> None:
     rows = [
         {"hash": "h1", "name": "one", "limit": 50, "limit_reset": "weekly"},
