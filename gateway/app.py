@@ -97,8 +97,10 @@ async def serve_calls(
     log = logs.logger("tollkeeper.gateway")
     fences = HistoryGuards(str(uuid4()), time.monotonic, log)
     wires = _wires(settings, fences)
+    programs = ProgramRegistry(wires, this_program("gateway"))
+    fences.admit = programs.admit
     wires.start()
-    if not await _wait_for_redis(wires, settings, stop, log):
+    if not await _wait_for_redis(wires, programs, settings, stop, log):
         await wires.close()
         return
     settlements, scripts = _settlement_log(settings, log), {verb: Histogram() for verb in SCRIPTS}
@@ -107,7 +109,7 @@ async def serve_calls(
     tally, failures, refusals = Tally(), Failures(time.monotonic), Refusals(time.time)
     ports = _ports(settings, door, wires, settlements, (tally, failures, refusals), log)
     refused_calls, activity = RefusedCalls(wires, refusals, str(uuid4())), Activity(wires, time.time)
-    programs, (plane, exporter) = ProgramRegistry(wires, this_program("gateway")), _plane(settings, ports)
+    plane, exporter = _plane(settings, ports)
     lessons = SharedLessons(wires, ports.estimator)
     port = GatewayPort(settings, plane, door.tokens, log, door.directory.sell)
     resubmitter = Resubmitter(
@@ -190,14 +192,18 @@ def _wires(settings: Settings, fences: HistoryGuards) -> RedisConnections:
     )  # fmt: skip
 
 
-async def _wait_for_redis(wires: RedisConnections, settings: Settings, stop: asyncio.Event, log: Log) -> bool:
+async def _wait_for_redis(
+    wires: RedisConnections, programs: ProgramRegistry, settings: Settings, stop: asyncio.Event, log: Log
+) -> bool:
     """Wait for Redis for at most `start_wait_s`, then start without it, so that a roll-out goes on.
+
+    A worker that waits for `programs` starts at once, to say so.
 
     Return False if `stop` was set meanwhile. Raise StartError if Redis refuses this worker or would evict
     counters: then a roll-out with a wrong password stops at its first gateway.
     """
     try:
-        return await redis_reached(wires, settings.start_wait_s, stop, log)
+        return await redis_reached(wires, settings.start_wait_s, stop, log, lambda: programs.waits_for)
     except StartError as error:
         if any(code in error.message for code in REFUSED_BY_REDIS):
             raise

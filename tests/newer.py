@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 
 from gateway.core.accounts.outbox import VERSION
-from gateway.core.layout import LAYOUT
+from gateway.core.layout import FORMS, LAYOUT
 from tests.tree import ROOT
 
 NEWER = LAYOUT + 1
@@ -64,6 +64,15 @@ CHANGES: dict[str, list[tuple[str, str]]] = {
     ],
     "lua/settle.lua": [(_OPENED, f"  tenant.settled = tenant.settled + 1\n{_OPENED}")],
 }
+# Both are programs of releases, whose forms have no second number.
+RELEASED = {"gateway/core/layout.py": [(f'FORMS = "{FORMS}"\n', 'FORMS = ""\n')]}
+
+
+# A tree between releases, whose forms have a second number of their own.
+def unreleased(forms: str) -> dict[str, list[tuple[str, str]]]:
+    return {"gateway/core/layout.py": [('FORMS = ""\n', f'FORMS = "{forms}"\n')]}
+
+
 # How soon programs say that they run, and for how long one that is silent may run still.
 SOONER = {
     "gateway/counters/keeper/program_registry.py": [
@@ -79,7 +88,7 @@ def make(folder: Path, *changes: dict[str, list[tuple[str, str]]]) -> Path:
         shutil.copytree(
             ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__", "*.so")
         )
-    for changed in changes:
+    for changed in (RELEASED, *changes):
         for name, pairs in changed.items():
             text = (folder / name).read_text()
             for before, after in pairs:

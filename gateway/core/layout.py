@@ -18,6 +18,9 @@ from typing import Any, NamedTuple
 # with text: those bytes are all below the first number.
 LAYOUT = 133
 FIRST = 129
+# The second number, which tells the forms of trees apart that no release has; "" for those of a release.
+# `python -m tests.forms --write` writes it, and `make check` compares it.
+FORMS = "47b5a273"
 # The number of the previous version, which is written until all running programs read the current one.
 # Numbers below 132 are only read.
 EARLIER = max(132, LAYOUT - 1)

@@ -22,7 +22,8 @@ class Program:
 
     `schema` is the newest PostgreSQL schema that a keeper knows. `started_at` is Unix time by its own clock.
     `knows` are the names of `CAPABILITIES` that it knows, and `time_zones` is the edition that it reads; earlier
-    programs name none.
+    programs name none. `forms` is the second number of its layout, "" for that of a release. It `waits` while
+    programs of other forms serve.
     """
 
     id: str
@@ -34,6 +35,34 @@ class Program:
     schema: str = ""
     knows: tuple[str, ...] = ()
     time_zones: str = ""
+    forms: str = ""
+    waits: bool = False
+
+    def may_serve_beside(self, other: Program) -> bool:
+        """Return whether both read each other's data: the older of two layouts must be that of a release."""
+        if self.layout == other.layout:
+            return self.forms == other.forms
+        return not min(self, other, key=lambda program: program.layout).forms
+
+
+def programs_ahead(own: Program, seen: Sequence[Program]) -> list[Program]:
+    """Return the programs for whose end `own` waits: two that differ in forms never serve together.
+
+    A program that waits itself goes ahead only if it began before, and none with the forms of `own` serves.
+    """
+    others = [program for program in seen if not own.may_serve_beside(program)]
+    serving = [program for program in others if not program.waits]
+    forms = own.layout, own.forms
+    if serving or any(not program.waits and (program.layout, program.forms) == forms for program in seen):
+        return serving
+    return [program for program in others if (program.started_at, program.id) < (own.started_at, own.id)]
+
+
+def waiting_reason(ahead: Sequence[Program]) -> str:
+    """Return why a program waits for those `ahead` of it; "" without any."""
+    return (
+        f"it waits for the end of programs with other forms of data: {name_programs(ahead)}" if ahead else ""
+    )
 
 
 def name_programs(programs: Sequence[Program]) -> str:
@@ -124,6 +153,9 @@ class TakeUp:
                 f"{len(older)} programs read less, the first is a {first.role} {first.version}"
                 f" on {first.host}: layout {first.layout}"
             )
+        others = [one for one in there if not (one.waits or one.may_serve_beside(self._own_program))]
+        if others:
+            return f"programs have other forms: {name_programs(others)}"
         if sum(program.role == "gateway" for program in there) < workers:
             return "a gateway reports that does not stand in the list of programs"
         return ""

@@ -20,7 +20,7 @@ All data has generation 0 until its first exchange; its history is then named by
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from hashlib import sha1
 from secrets import token_hex
@@ -130,8 +130,10 @@ class HistoryGuard:
         promoted: dict[bytes, bytes] | None = None,
         *,
         vouches: bool = False,
+        admit: Callable[[RedisConnection, Ask], Awaitable[None]] | None = None,
     ) -> None:
         self.noticed = 0
+        self._admit = admit
         self._vouches = vouches
         self._promoted = {} if promoted is None else promoted
         self._wire, self._pulse, self._clock, self._say = wire, pulse.encode(), clock, say
@@ -274,6 +276,8 @@ class HistoryGuard:
         return name, "", refused
 
     async def _greeted(self, server: Server, ask: Ask) -> bytes:
+        if self._admit is not None:
+            await self._admit(self._wire, ask)
         if self._wire.redirected:
             await self._choose_anchor(at_once=True)
         before, anchor = self._server, self._wire.part.anchor
@@ -441,7 +445,10 @@ IDLE_S = 30.0
 
 
 class HistoryGuards:
-    """The history guards of one process. `pulse` is the unique name of this process."""
+    """The history guards of one process. `pulse` is the unique name of this process.
+
+    `admit` raises CountersUnavailable if a new connection must not be used yet.
+    """
 
     def __init__(
         self,
@@ -451,6 +458,7 @@ class HistoryGuards:
         *,
         vouches: bool = False,
     ) -> None:
+        self.admit: Callable[[RedisConnection, Ask], Awaitable[None]] | None = None
         self._vouches = vouches
         self._pulse, self._clock, self._say = pulse, clock, say
         self._fences: dict[RedisConnection, HistoryGuard] = {}
@@ -467,8 +475,18 @@ class HistoryGuards:
         for closed in [fence for fence in self._fences if fence.closed]:
             self._noticed_before += self._fences.pop(closed).noticed
         self._fences[wire] = HistoryGuard(
-            wire, self._pulse, self._clock, self._say, self._promoted, vouches=self._vouches
+            wire,
+            self._pulse,
+            self._clock,
+            self._say,
+            self._promoted,
+            vouches=self._vouches,
+            admit=self._admit,
         )
+
+    async def _admit(self, wire: RedisConnection, ask: Ask) -> None:
+        if self.admit is not None:
+            await self.admit(wire, ask)
 
     def of(self, wire: RedisConnection) -> HistoryGuard:
         """Return the guard of a connection."""

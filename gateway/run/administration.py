@@ -204,7 +204,8 @@ class Administration:
         pools = self._pools = PeoplePools.create(settings.url_file("database_url"))
         self._doors = doors = KeeperDoors(settings, self._log, UnsupportedVersions())
         replica = Replica.of(settings.url_file("database_read_url"), pools.staff)
-        self._programs = ProgramList(doors.wires, doors.counters, pools.staff)
+        self._programs = ProgramList(doors.wires, doors.counters, pools.staff, registers=False)
+        doors.fences.admit = self._programs.admit
         self._store = store_over(
             settings, letterhead(settings), doors.counters, pools.staff,
             organizations=pools.organizations, replica=replica, programs=self._programs,

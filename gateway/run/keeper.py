@@ -224,6 +224,7 @@ class Keeper:
         self._price_list = PriceList(table, self._read_price_list, self._priced, self._compare_prices)
         self._redis_state = RedisState(self._wires, self._log)
         self.programs = ProgramList(self._wires, self._counters, self._engine)
+        self._fences.admit = self.programs.admit
         parts = KeeperParts(
             settings=settings, later=later, engine=self._engine, store=self._store, counters=self._counters,
             isolation=isolation, log=log,
@@ -235,6 +236,7 @@ class Keeper:
         self._disk, self._waiting = DiskWatch(settings, log), dict[str, Any]()
         self._says_unstored = False
         self._loops: list[asyncio.Task[None]] = []
+        self._telling: list[asyncio.Task[None]] = []
         self._port: int | None = None
 
     async def start(self, stop: asyncio.Event) -> bool:
@@ -245,8 +247,9 @@ class Keeper:
         port = await self._people.begin()
         self._wires.start()
         settings, log, isolation = self._settings, self._log, self._isolation
+        self._telling = keep_going({"people": self._people.keep_telling}, log, isolation)
         unread = partial(self._counters.left_alone.count, "account")
-        if not await redis_reached(self._wires, settings.start_wait_s, stop, log):
+        if not await self._reach_redis(stop):
             return False
         trouble = partial(engines.trouble, self._engine)
         hint = hints.postgresql_hint
@@ -274,7 +277,6 @@ class Keeper:
             "settings": self._later.keep,
             "vitals": self._vitals.keep_looking,
             "disk": self._disk.keep_looking,
-            "people": self._people.keep_telling,
         }
         for work in self._work:
             loops |= work.tasks
@@ -287,6 +289,26 @@ class Keeper:
         self._port = port
         self._log("keeper started", port=port)
         return True
+
+    async def _reach_redis(self, stop: asyncio.Event) -> bool:
+        """Wait for Redis; return False if `stop` is set meanwhile.
+
+        Programs of other forms of data are waited for without end, and people are told.
+        """
+        said = ""
+        while not stop.is_set():
+            try:
+                return await redis_reached(
+                    self._wires, self._settings.start_wait_s, stop, self._log, lambda: self.programs.waits_for
+                )
+            except StartError:
+                if not (why := self.programs.waits_for):
+                    raise
+                if why != said:
+                    said = why
+                    self._log("keeper waits", why=why, level="warning")
+                await self._people.open()
+        return False
 
     def _rows(self) -> Sequence[Loop]:
         """Return the loops of this keeper that read and write PostgreSQL."""
@@ -321,7 +343,7 @@ class Keeper:
     async def stop(self) -> None:
         """Stop the Admin API's process, then all loops; flush the outbox to PostgreSQL last."""
         await self._people.stop()
-        await cancel(self._loops)
+        await cancel([*self._telling, *self._loops])
         may_write = not self.programs.outgrown
         if self._loops and may_write:
             await self._refused.finish()

@@ -19,7 +19,7 @@ from uuid import uuid4
 from gateway import extras
 from gateway.background.loops import Isolation
 from gateway.core.capabilities import CAPABILITIES
-from gateway.core.layout import LAYOUT
+from gateway.core.layout import FORMS, LAYOUT
 from gateway.core.processes import Program
 from gateway.core.times import zones_edition
 from gateway.counters.keeper.status import HOST_CHARS_MAX
@@ -133,4 +133,4 @@ def this_program(role: Literal["gateway", "keeper"], schema: str = "") -> Progra
     host = socket.gethostname()[:HOST_CHARS_MAX]
     began = round(time.time(), 3)
     knows, zones = tuple(CAPABILITIES), zones_edition()
-    return Program(str(uuid4()), role, extras.version(), LAYOUT, host, began, schema, knows, zones)
+    return Program(str(uuid4()), role, extras.version(), LAYOUT, host, began, schema, knows, zones, FORMS)

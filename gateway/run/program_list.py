@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -13,7 +13,15 @@ from gateway.background.loops import Agenda
 from gateway.core.accounts.administration import Row
 from gateway.core.capabilities import wait_reason
 from gateway.core.layout import FIRST, LAYOUT
-from gateway.core.processes import ProgramReport, StoredVersions, TakeUp, counted
+from gateway.core.processes import (
+    Program,
+    ProgramReport,
+    StoredVersions,
+    TakeUp,
+    counted,
+    programs_ahead,
+    waiting_reason,
+)
 from gateway.counters.keeper.client import Client
 from gateway.counters.keeper.program_registry import PROGRAMS_MAX, SILENT_S_MAX, ProgramRegistry
 from gateway.counters.redis import keys
@@ -32,8 +40,10 @@ LAYOUT_LOOK_S = 1.0
 class ProgramList(ProgramRegistry):
     """The list of running processes, and the checks of a keeper on versions."""
 
-    def __init__(self, wires: RedisConnections, counters: Client, engine: Engine) -> None:
-        super().__init__(wires, this_program("keeper", NEEDED))
+    def __init__(
+        self, wires: RedisConnections, counters: Client, engine: Engine, *, registers: bool = True
+    ) -> None:
+        super().__init__(wires, this_program("keeper", NEEDED), registers=registers)
         self.outgrown = ""
         self.takes_up_layout = False
         self._counters, self._engine = counters, engine
@@ -79,16 +89,18 @@ class ProgramList(ProgramRegistry):
     async def report(self) -> Row:
         """Return the answer of `GET /programs`; CountersUnavailable if Redis does not answer."""
         seen, stored = await self.read(), await self._stored()
+        programs = [report.program for report in seen]
         return {
             "layout": stored.layout,
             "schema_version": stored.schema or None,
             "runs_from": stored.runs_from or None,
-            "items": [_row(report, stored) for report in seen],
+            "items": [_row(report, stored, programs) for report in seen],
         }
 
     async def gauges(self) -> Mapping[str, object]:
         seen, stored = await self.read(), await self._stored()
-        refused = sum(bool(stored.refused(report.program)) for report in seen)
+        programs = [report.program for report in seen]
+        refused = sum(bool(_refusal(program, stored, programs)) for program in programs)
         return {"programs": counted(seen), "programs_refused": refused}
 
     async def wait_reason(self, capability: str) -> str:
@@ -111,13 +123,19 @@ class ProgramList(ProgramRegistry):
         return [number if number >= FIRST else 0 for number in numbers]
 
 
-def _row(report: ProgramReport, stored: StoredVersions) -> Row:
+def _refusal(program: Program, stored: StoredVersions, programs: Sequence[Program]) -> str:
+    """Return why a program serves nothing, or nothing well: it is too old, or others have other forms of data."""
+    return stored.refused(program) or waiting_reason(programs_ahead(program, programs))
+
+
+def _row(report: ProgramReport, stored: StoredVersions, programs: Sequence[Program]) -> Row:
     facts = asdict(report.program)
     return {
         **facts,
         "schema_version": facts.pop("schema") or None,
         "time_zones": report.program.time_zones or None,
+        "forms": report.program.forms or None,
         "started_at": datetime.fromtimestamp(report.program.started_at, UTC),
         "said_at": datetime.fromtimestamp(report.said_at, UTC),
-        "refused": stored.refused(report.program) or None,
+        "refused": _refusal(report.program, stored, programs) or None,
     }

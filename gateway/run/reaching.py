@@ -61,17 +61,20 @@ async def wait_until_reached(
 
 
 async def redis_reached(
-    wires: RedisConnections, wait_s: float, stop: asyncio.Event, log: Callable[..., None]
-) -> bool:
+    wires: RedisConnections, wait_s: float, stop: asyncio.Event, log: Callable[..., None],
+    waits_for: Callable[[], str] = str,
+) -> bool:  # fmt: skip
     """Wait for a connection to Redis; return False if `stop` is set meanwhile.
 
     One primary of a cluster is enough. StartError after `wait_s` seconds, or at once if the server may delete
-    counters.
+    counters, or this process `waits_for` others.
     """
 
     async def trouble() -> str:
         there = await wires.connected_within(ASK_INTERVAL_S) or any(wire.connected for wire in wires.wires)
         wires.refuse_eviction()
+        if not there and (why := waits_for()):
+            raise StartError(why)
         return "" if there else wires.trouble or "no connection"
 
     return await wait_until_reached(

@@ -17,6 +17,7 @@ from gateway.core.processes import (
     StoredVersions,
     TakeUp,
     counted,
+    programs_ahead,
 )
 
 
@@ -75,6 +76,9 @@ OWN = program("keeper", layout=LAYOUT)
 OF_TODAY = replace(program(layout=LAYOUT), id="a gateway")
 BEFORE = replace(program(version="0.9", layout=LAYOUT - 1), id="an older gateway")
 
+# Another tree between releases, with the same number.
+OTHERS = replace(OF_TODAY, id="another tree's gateway", forms="0b0b0b0b")
+
 
 def take_up() -> TakeUp:
     return TakeUp(OWN, SILENT_S, MOST)
@@ -100,6 +104,7 @@ def test_a_layout_is_taken_up_once_all_have_read_it_for_as_long_as_one_may_be_si
         (seen(OF_TODAY), 1, "not kept"),
         (seen(OWN, OF_TODAY), 2, "a gateway reports"),
         (seen(OWN, *[OF_TODAY] * (MOST - 1)), 1, "not all"),
+        (seen(OWN, OTHERS), 1, "other forms: gateway 1.0 on a host"),
     ],
     ids=[
         "one reads less",
@@ -107,6 +112,7 @@ def test_a_layout_is_taken_up_once_all_have_read_it_for_as_long_as_one_may_be_si
         "this one is not there",
         "one is not listed",
         "more than are listed",
+        "one has other forms",
     ],
 )
 def test_what_nobody_knows_is_no_and_the_time_begins_again(
@@ -119,6 +125,66 @@ def test_what_nobody_knows_is_no_and_the_time_begins_again(
     assert said in of.why_not
     assert not of.look(SILENT_S + 2, all_well, 1)
     assert of.look(2 * SILENT_S + 2, all_well, 1)
+
+
+# --- forms ------------------------------------------------------------------------------
+# Two programs that differ in forms never serve together: who comes later waits.
+
+
+def tree(forms: str, number: int = 0, *, layout: int = LAYOUT, waits: bool = False) -> Program:
+    return replace(
+        program("keeper", layout=layout),
+        id=f"{forms}{number}",
+        forms=forms,
+        started_at=float(number),
+        waits=waits,
+    )
+
+
+RELEASE = tree("", layout=LAYOUT - 1)  # such as 1.0.0
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "together"),
+    [
+        (tree("a"), tree("a"), True),
+        (tree("a"), tree("b"), False),
+        (tree("a"), RELEASE, True),
+        # A tree of main that had no second number yet: its first number is beyond the release's.
+        (tree("a"), tree(""), False),
+        (tree("", layout=LAYOUT + 1), tree(""), True),
+        (tree("a", layout=LAYOUT + 1), tree(""), True),
+        (tree("a", layout=LAYOUT + 1), tree("b"), False),
+        (tree("", layout=LAYOUT + 1), tree("b"), False),
+    ],
+)
+def test_programs_serve_together_where_the_older_layout_is_a_releases_or_the_forms_are_the_same(
+    one: Program, other: Program, *, together: bool
+) -> None:
+    assert one.may_serve_beside(other) is other.may_serve_beside(one) is together
+
+
+@pytest.mark.parametrize(
+    ("there", "ahead"),
+    [
+        ([], []),
+        ([RELEASE, tree("a", 1)], []),
+        ([tree("b", 9)], ["b9"]),  # it serves, so it goes on
+        ([tree("b", 9, waits=True)], []),  # it began later, and waits
+        ([tree("b", 1, waits=True)], ["b1"]),  # it began before
+        ([tree("b", 1, waits=True), RELEASE], ["b1"]),
+        ([tree("b", 1, waits=True), tree("a", 1)], []),  # one of the same forms serves
+        ([tree("b", 1, waits=True), tree("a", 1, waits=True)], ["b1"]),
+        ([tree("b", 9), tree("a", 1)], ["b9"]),
+    ],
+)
+def test_a_program_waits_for_others_that_serve_and_for_others_that_began_to_wait_before(
+    there: list[Program], ahead: list[str]
+) -> None:
+    own = tree("a", 5)
+    assert [one.id for one in programs_ahead(own, there)] == ahead
+    waiting = replace(own, waits=True)
+    assert [one.id for one in programs_ahead(own, [*there, waiting])] == ahead
 
 
 # --- layout -----------------------------------------------------------------------------

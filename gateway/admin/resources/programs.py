@@ -26,6 +26,13 @@ class RunningProgram(Out):
     role: Literal["gateway", "keeper"]
     version: str
     layout: int = Field(description="Of what Redis holds, the newest that it knows.")
+    forms: str | None = Field(
+        default=None,
+        description="The second number of that layout: programs of others never serve together; null of a release.",
+    )
+    waits: bool = Field(
+        default=False, description="Whether it serves nothing until programs of other forms end."
+    )
     schema_version: str | None = Field(
         description="Of PostgreSQL, the newest that it knows; null of a gateway."
     )

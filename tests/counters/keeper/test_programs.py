@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from dataclasses import replace
 
 import pytest
 
 from gateway.core.accounts.refusals import busiest
 from gateway.core.layout import LAYOUT
+from gateway.counters.history_guard import HistoryGuards
 from gateway.counters.keeper.activity import BUCKET_S, KEPT_S, TENANTS_TOLD_MAX, Activity
 from gateway.counters.keeper.program_registry import ProgramRegistry
 from gateway.counters.redis import keys
+from gateway.counters.redis.address import parse_url
 from gateway.counters.redis.connection import RedisConnection
 from gateway.errors import CountersUnavailable
 from gateway.run.lifecycle import this_program
@@ -93,6 +97,82 @@ async def test_it_is_said_again_and_again_and_a_key_of_another_type_ends_nothing
         await eventually(lambda: world.client.zcard(keys.PROGRAMS) == 1)
     finally:
         saying.cancel()
+
+
+# --- forms ------------------------------------------------------------------------------
+# A connection of a program whose forms of data differ from those of programs that serve is not used.
+
+
+class Tree:
+    """A process of a tree between releases, with its connection, as gateways and keepers make them."""
+
+    def __init__(self, world: World, forms: str, started_at: float) -> None:
+        self.guards = HistoryGuards(f"{forms}{started_at}", time.monotonic)
+        self.wire = RedisConnection(parse_url(world.url), time.monotonic)
+        self.guards.guard(self.wire)
+        program = replace(this_program("gateway"), host=f"host-{forms}", forms=forms, started_at=started_at)
+        self.programs = ProgramRegistry(self.wire, program)
+        self.guards.admit = self.programs.admit
+        self.wire.start()
+
+    async def serves(self) -> bool:
+        """Wait until the connection is used, or waits for others."""
+        await eventually(lambda: self.wire.connected or self.programs.waits_for)
+        return self.wire.connected
+
+    async def end(self) -> None:
+        await self.programs.leave()
+        await self.wire.close()
+
+
+async def test_a_program_of_other_forms_names_other_programs_and_waits_until_their_end(world: World) -> None:
+    first, second = Tree(world, "aaaa", 1.0), Tree(world, "aaaa", 2.0)
+    assert [await first.serves(), await second.serves()] == [True, True]
+    later = Tree(world, "bbbb", 3.0)
+    assert not await later.serves()
+    assert "on host-aaaa" in later.wire.cause
+    seen = await first.programs.read()
+    assert {one.program.forms: one.program.waits for one in seen} == {"aaaa": False, "bbbb": True}
+    await first.end()
+    restarted = Tree(world, "aaaa", 4.0)
+    assert await restarted.serves()  # beside one of its own
+    assert not later.wire.connected
+    await second.end()
+    await restarted.end()
+    await eventually(lambda: later.wire.connected)
+    assert [one.program.waits for one in await later.programs.read()] == [False]
+    await later.end()
+
+
+async def test_programs_that_begin_together_serve_only_with_the_same_forms(world: World) -> None:
+    several = [Tree(world, forms, 1.0) for forms in ("aaaa", "bbbb", "cccc") for _ in range(2)]
+
+    def serving() -> list[str]:
+        there = [one.programs.said.forms for one in several if one.wire.connected]
+        assert len(set(there)) <= 1
+        return there
+
+    await eventually(lambda: len(serving()) == 2)
+    await eventually(lambda: sum(one.programs.waits_for != "" for one in several) == 4)
+    assert len(serving()) == 2
+    for one in several:
+        await one.end()
+
+
+async def test_a_program_serves_beside_the_release_before_and_not_beside_a_tree_without_second_number(
+    world: World,
+) -> None:
+    seconds, _ = world.client.time()
+    before = b'{"id":"g","role":"gateway","version":"1.0.0","layout":132,"host":"web-7","started_at":1.5,"schema":""}'
+    world.client.zadd(keys.PROGRAMS, {before: seconds})
+    ours = Tree(world, "aaaa", 2.0)
+    assert await ours.serves()
+    await ours.end()
+    world.client.zadd(keys.PROGRAMS, {before.replace(b"132", b"133"): seconds})
+    later = Tree(world, "aaaa", 3.0)
+    assert not await later.serves()
+    assert later.programs.waits_for.endswith("gateway 1.0.0 on web-7")
+    await later.end()
 
 
 def _members(world: World, of: ProgramRegistry) -> list[bytes]:
