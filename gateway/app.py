@@ -344,7 +344,7 @@ def _partitions(wires: RedisConnections, directory: Directory, newer: frozenset[
         "counters_unverified": int(not directory.verified),
         "partitions_away": wires.away,
         "partitions_unverified": len(directory.unverified | newer),
-        "left_alone": directory.unread,
+        "left_alone": [*directory.unread, ("account", SCRIPT_ERRORS.unreadable_accounts())],
     }
 
 

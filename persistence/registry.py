@@ -76,6 +76,7 @@ SUBJECTS: dict[str, Entity] = {
     "quarantine": integrity.QUARANTINE_SUBJECT,
     "dead-letters": integrity.DEAD_LETTER_SUBJECT,
     "letters": integrity.MANY_DEAD_LETTERS,
+    "counters": integrity.COUNTERS_SUBJECT,
     "credit-transactions": journal.CREDIT_TRANSACTIONS,
     "feature-usage": journal.FEATURE_USAGE,
     "audit-log": audit.AUDIT_SUBJECT,

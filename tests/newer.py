@@ -54,8 +54,8 @@ CHANGES: dict[str, list[tuple[str, str]]] = {
         (f"VERSION = {VERSION}\n", f"VERSION = {VERSION + 1}\n"),
         ("raw_tokens=0 requests=0,", f"raw_tokens=0 requests=0 spare=5@{NEWER},"),
         (_READ, _READ_BEFORE),
+        ("packed[0] != VERSION", f"packed[0] not in ({VERSION}, VERSION)"),
     ],
-    "gateway/counters/late.py": [("packed[0] != VERSION", f"packed[0] not in ({VERSION}, VERSION)")],
     "lua/reserve.lua": [
         (
             "HOLD.span('', 'observed', {flags = hold_flags,",

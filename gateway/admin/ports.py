@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gateway.background.timed.invoicing import AccountCloser
     from gateway.background.timed.pusher import Pusher
     from gateway.background.verifying.reconciler import Reconciler
+    from gateway.background.verifying.unreadable import UnreadableAccounts
     from gateway.counters.keeper.activity import Activity
     from gateway.counters.keeper.verification import KeeperCounters
     from gateway.issuers.sign_in import SignIns
@@ -93,6 +94,7 @@ class AdminPorts:
     counters: KeeperCounters
     account_closing: AccountCloser
     reconciler: Reconciler
+    unreadable: UnreadableAccounts
     activity: Activity
     programs: Callable[[], Awaitable[Row]]
     peppers: Peppers

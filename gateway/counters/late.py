@@ -8,7 +8,6 @@ from bisect import bisect_left
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import count as numbers
-from math import isfinite
 from typing import cast
 
 from gateway.core.accounts.budgets import (
@@ -31,7 +30,7 @@ from gateway.core.accounts.holds import (
     Verb,
     correction_id,
 )
-from gateway.core.accounts.outbox import ENTRY, HEAD, VERSION, is_newer
+from gateway.core.accounts.outbox import ANYBODYS, read_owner
 from gateway.core.accounts.runs import prefix_of, stored_run
 from gateway.core.accounts.upstream_jobs import HOLD_MS_MAX
 from gateway.core.billing.money import are_money
@@ -59,9 +58,6 @@ from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout
 # Entries of the late queue: id, owner and use. Of the outbox: ids and owners.
 
 START: StreamPlace = (0, 0)
-# The owner in an outbox entry; an entry of a newer version may belong to any organization.
-_OWNER, _OWNER_AT = ENTRY.part("organization_id", "organization_id"), ENTRY.offset("organization_id")
-ANYBODYS = -1
 # The fields of every entry of the queue; see `queue_late` in lua/settle.lua.
 _FIELDS = frozenset({b"a", b"u", b"c", b"m", b"charged"})
 
@@ -97,12 +93,7 @@ def owner_of(entry: Reply) -> int:
     assert isinstance(entry, list)
     fields = entry[1]
     packed = fields[1] if isinstance(fields, list) and len(fields) == 2 else None
-    if isinstance(packed, bytes) and is_newer(packed):
-        return ANYBODYS
-    if not isinstance(packed, bytes) or len(packed) < HEAD.size or packed[0] != VERSION:
-        return 0
-    (owner,) = _OWNER.unpack_from(packed, _OWNER_AT)
-    return int(owner) if isfinite(owner) else 0
+    return read_owner(packed) if isinstance(packed, bytes) else 0
 
 
 def read_entry(raw: Reply) -> LateEntry | None:

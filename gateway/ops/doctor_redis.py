@@ -263,8 +263,8 @@ def _findings(place: Place, said: _ReplicaStatus) -> Iterator[Finding]:
 _KEEPER, _PEPPER, _ROWS, _ZONES = "keeper", "pepper", "rows", "time zones"
 _ZONES_DIFFER = "their days and months may end at other times; replace the older ones, or give all the same TOLLKEEPER_TIME_ZONES"
 _UNREADABLE = (
-    "start the keeper of a newer version if there was one, else let them be rebuilt"
-    " (docs/operate/alerts.md, TollkeeperLeftAlone)"
+    "start the keeper of a newer version if there was one, else tollkeeper counters rebuild ORG for each organization"
+    " that tollkeeper reconcile names (docs/operate/alerts.md, TollkeeperLeftAlone)"
 )
 _NAMES = "TOLLKEEPER_KEY_PEPPER, or TOLLKEEPER_EARLIER_KEY_PEPPERS"
 

@@ -25,12 +25,14 @@ from gateway.admin.ports import AdminPorts, BuiltIn
 from gateway.background.loops import FailureTeller, Gauges
 from gateway.background.timed.pusher import Pusher
 from gateway.background.verifying.loss_counter import LossCounter
+from gateway.background.verifying.unreadable import UnreadableAccounts
 from gateway.core.accounts.hourly_budget import HourlyBudget
 from gateway.core.credentials import peppers_of
 from gateway.core.failures import Failures
 from gateway.core.processes import Found
 from gateway.counters.keeper.activity import Activity
 from gateway.counters.keeper.client import UnsupportedVersions
+from gateway.counters.keeper.verification import KeeperCounters
 from gateway.counters.redis.address import in_words
 from gateway.counters.redis.keys import partition_of
 from gateway.counters.redis.script_errors import SCRIPT_ERRORS
@@ -44,6 +46,7 @@ from gateway.ops import hints
 from gateway.run.admin_process import FactsReader
 from gateway.run.cached_lookup import CachedLookup
 from gateway.run.health import (
+    ACCOUNTS,
     CLOCK,
     CONFIGURATION,
     DISK,
@@ -73,7 +76,7 @@ from persistence import engine as engines
 from persistence.engine import PeoplePools, Replica
 from persistence.keeper.definitions import Pushes
 from persistence.keeper.sweeps import Losses
-from persistence.keeper.verification import Accounts
+from persistence.keeper.verification import Accounts, LedgerReader
 from persistence.resources import audit
 from persistence.resources.console_queries import ConsoleQueries
 from persistence.resources.integrity import ReconciliationResults
@@ -273,6 +276,16 @@ class Administration:
             counters=self._doors.counters,
             account_closing=self._account_closing,
             reconciler=self._reconciler,
+            unreadable=UnreadableAccounts(
+                LedgerReader(pools.staff, partition_of),
+                lambda partition: KeeperCounters(
+                    self._doors.wires.of(partition),
+                    everybodys=self._doors.wires,
+                    left_alone=self._doors.counters.left_alone,
+                ),
+                self._programs.running,
+                partition_of,
+            ),
             activity=Activity(self._doors.wires, time.time),
             programs=self._programs.report,
             peppers=peppers_of(settings),
@@ -335,7 +348,7 @@ class Administration:
             "postgresql": database or self._write_trouble or False,
             "redis": well.get("redis", True) if redis else away,
             EVERY_PARTITION: away or every_well,
-            **{name: well.get(name, True) for name in (ROWS, DISK, CLOCK)},
+            **{name: well.get(name, True) for name in (ROWS, DISK, CLOCK, ACCOUNTS)},
             OPEN_FILES: ours and well.get(OPEN_FILES, True),
             CONFIGURATION: is_last,
         }

@@ -63,8 +63,10 @@ DISK = "disk"
 OPEN_FILES = "open_files"
 # Whether the clock agrees with that of Redis.
 CLOCK = "clock"
+# Whether this process can read all accounts that it met.
+ACCOUNTS = "accounts"
 # Checks that leave a process ready: calls go on, and an alert fires.
-TOLD_ALONE = frozenset({CLOCK, CONFIGURATION, DISK, EVERY_PARTITION, OPEN_FILES})
+TOLD_ALONE = frozenset({ACCOUNTS, CLOCK, CONFIGURATION, DISK, EVERY_PARTITION, OPEN_FILES})
 ProtocolFactory = Callable[[], asyncio.Protocol]
 REASONS = {200: "OK", 404: "Not Found", 405: "Method Not Allowed", 503: "Service Unavailable"}
 
@@ -446,8 +448,15 @@ async def of_gateway(
         "counters_verified": unverified < every,
         EVERY_PARTITION: why or every > away + unverified == 0,
         CONFIGURATION: not found.get("configuration_stale", 0),
+        ACCOUNTS: check_accounts(dict(found.get("left_alone", ())).get("account", 0)),
         **of_process(found, disk),
     }
+
+
+def check_accounts(unreadable: int) -> bool | str:
+    """Return True, or what helps if this process cannot read some accounts."""
+    why = "accounts that cannot be read, whose calls are refused: see tollkeeper doctor"
+    return not unreadable or f"{why}; tollkeeper counters rebuild ORG rebuilds them from rows"
 
 
 def of_process(snapshot: Mapping[str, Any], disk: DiskWatch) -> Found:

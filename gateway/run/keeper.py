@@ -44,7 +44,16 @@ from gateway.outbound.posting import Outgoing
 from gateway.run import shard_loops
 from gateway.run.admin_process import AdminProcess, LoopFacts
 from gateway.run.expirer import expirer
-from gateway.run.health import EVERY_PARTITION, ROWS, DiskWatch, RedisState, of_process, tell_of_redis
+from gateway.run.health import (
+    ACCOUNTS,
+    EVERY_PARTITION,
+    ROWS,
+    DiskWatch,
+    RedisState,
+    check_accounts,
+    of_process,
+    tell_of_redis,
+)
 from gateway.run.keeper_doors import KeeperDoors, store_over
 from gateway.run.keeper_loops import keep_going, watch_read_only
 from gateway.run.keeper_parts import KeeperParts
@@ -334,6 +343,7 @@ class Keeper:
             Loop("moves", 1.0, (call(self._moves.take_up),), woken=woken()),
             Loop("servers", 1.0, (call(self._servers.look),), woken=woken()),
             Loop("reconciler", 10.0, (call(self._reconciler.sample),), quiet=away),
+            Loop("unreadable accounts", 10.0, (call(self._counters.look_again),), quiet=away),
             Loop("nightly comparison", 60.0, (call(self._reconciler.look_at_night),)),
             # A few commands for each server of Redis.
             Loop("waiting", 2.0, (call(self._count_waiting), call(self._say_unstored)), quiet=away),
@@ -446,6 +456,7 @@ class Keeper:
                 or verified == PARTITIONS
                 or f"partitions to verify: {PARTITIONS - verified}",
                 ROWS: self._rows_are_stored(),
+                ACCOUNTS: check_accounts(self._counters.left_alone.count("account")),
                 **of_process(snapshot, self._disk),
             },
         )

@@ -97,6 +97,10 @@ class ProgramList(ProgramRegistry):
             "items": [_row(report, stored, programs) for report in seen],
         }
 
+    async def running(self) -> list[Program]:
+        """Return the running programs; CountersUnavailable if Redis does not answer."""
+        return [report.program for report in await self.read()]
+
     async def gauges(self) -> Mapping[str, object]:
         seen, stored = await self.read(), await self._stored()
         programs = [report.program for report in seen]

@@ -468,6 +468,8 @@ def _batch_row(_: EntityWrite) -> Row:
 
 
 MANY_DEAD_LETTERS = Entity(dead_letter, verbs={"decide": _batch_row})
+# Accounts that no program can read are rebuilt in Redis alone: the audit log names who did it.
+COUNTERS_SUBJECT = Entity(dead_letter, verbs={"rebuild": _batch_row})
 
 
 # Results of reconciliations, and repairs: a stored drift, and the control write that corrects it.

@@ -96,6 +96,8 @@ class MemoryCounters:
     def __init__(self, url: str) -> None:
         self.url = url
         self.away = False
+        # Why no account may be rebuilt, and the organizations whose accounts were.
+        self.no_rebuild, self.rebuilt = "", list[int]()
         self.refuses: str | None = None
         self.quotas: dict[int, LiveQuota] = {}
         self.totals: dict[int, int | None] = {}
@@ -231,6 +233,14 @@ class MemoryCounters:
             "started_at": now, "finished_at": now,
         }  # fmt: skip
         return self.reconciled
+
+    async def require(self, organization_id: int) -> None:
+        if self.no_rebuild:
+            raise Conflict(self.no_rebuild)
+
+    async def rebuild(self, organization_id: int) -> Mapping[str, int]:
+        self.rebuilt.append(organization_id)
+        return {"t": 2, "b": 3}
 
     async def snapshot(self) -> Mapping[str, Any]:
         return self.numbers
@@ -424,6 +434,7 @@ def ports_over(
         counters=counters,
         account_closing=counters,
         reconciler=counters,
+        unreadable=counters,
         activity=counters,
         programs=counters.programs,
         routes=[routes.mount for routes in ROUTES if routes.mount is not None],

@@ -64,6 +64,8 @@ BESIDE = {
     "invoices.xml": ("invoice", "show"),
     "invoices.csv": ("invoice", "show"),
     "invoices.usage.csv": ("invoice", "show"),
+    "counters.show": ("counters", "show"),
+    "counters.rebuild": ("counters", "rebuild"),
     "letters.show": ("letters",),
     "letters.decide": ("letters",),
     "usage.show": ("usage",),

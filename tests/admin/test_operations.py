@@ -97,6 +97,38 @@ async def test_compressed_request_body_is_refused(api: Api) -> None:
     assert answer.status == 415
 
 
+# --- counters ---------------------------------------------------------------------------
+# Accounts that nobody can read, and their rebuild.
+
+
+async def test_counters_tell_how_many_accounts_the_keeper_cannot_read(api: Api) -> None:
+    assert (await api.get("counters")).json == {"unreadable": 0}
+    api.counters.numbers = {"left_alone": [["hold", 1], ["account", 4]]}
+    assert (await api.get("counters")).json == {"unreadable": 4}
+
+
+async def test_a_rebuild_tells_how_many_accounts_of_each_kind_it_wrote_and_is_in_the_audit_log(
+    api: Api,
+) -> None:
+    found = await api.post("counters", {"organization_id": 7})
+    assert (found.status, found.json) == (
+        200,
+        {"organizations": 0, "tenants": 2, "api_keys": 0, "users": 0, "services": 0, "budgets": 3},
+    )
+    assert api.counters.rebuilt == [7]
+    [entry] = (await api.get("audit-log?resource=counters")).json["items"]
+    assert (entry["action"], entry["after"]) == ("rebuild", {"organization_id": 7})
+
+
+async def test_a_refused_rebuild_is_409_by_name_and_leaves_no_entry(api: Api) -> None:
+    api.counters.no_rebuild = "Programs with another layout run, end these first: keeper 1.0.0 on web-7."
+    refused = await api.post("counters", {"organization_id": 7})
+    assert (refused.status, refused.json["detail"]) == (409, api.counters.no_rebuild)
+    assert (await api.get("audit-log?resource=counters")).json["items"] == []
+    assert (await api.post("counters", {})).status == 422
+    assert api.counters.rebuilt == []
+
+
 # --- reconciliation ---------------------------------------------------------------------
 # The last comparison, and a new one on demand.
 

@@ -49,7 +49,7 @@ WRITERS = {
     "events": "b", "amendments": "b", "reratings": "", "credit-transactions": "", "feature-usage": "",
     "calls": "", "jobs": "", "runs": "", "webhooks": "", "webhook-deliveries": "", "quarantine": "o",
     "dead-letters": "o", "letters": "o", "programs": "",
-    "audit-log": "", "reconciliation": "o", "usage": "", "activity": "", "reports/receivables": "",
+    "audit-log": "", "reconciliation": "o", "counters": "o", "usage": "", "activity": "", "reports/receivables": "",
     "reports/unbilled": "", "reports/balances": "",
     "reports/deferred-revenue": "", "reports/revenue": "", "reports/taxes": "", "reports/ledger": "",
 }  # fmt: skip

@@ -26,7 +26,7 @@ from gateway.counters.redis.cluster import WHY_MOVING, RedisConnections
 from gateway.counters.redis.connection import RedisConnection, encode
 from gateway.errors import CountersUnavailable, StartError
 from gateway.run.cached_lookup import CachedLookup
-from gateway.run.health import DiskWatch, RedisState, of_gateway, tell_of_redis
+from gateway.run.health import TOLD_ALONE, DiskWatch, RedisState, of_gateway, tell_of_redis
 from gateway.run.probes import Probe, unanswered
 from gateway.run.reaching import ASK_INTERVAL_S, catalogue_of, wait_until_reached
 from gateway.settings.settings import Settings, load
@@ -133,7 +133,8 @@ async def test_a_gateway_is_ready_while_it_serves_any_partition(
     full = await of_gateway(lambda: numbers, lambda: True, disk)
     assert full["disk"] == f"the disk of {tmp_path} is full"
     assert said.pop("every_partition") is every
-    assert [said.pop(name) for name in ("disk", "configuration", "open_files", "clock")] == [True] * 4
+    names = ("disk", "configuration", "open_files", "clock", "accounts")
+    assert [said.pop(name) for name in names] == [True] * 5
     assert all(report_availability(said).values()) is ready
     assert said.keys() == {"gateway", "redis", "counters_verified"}
 
@@ -147,6 +148,15 @@ async def test_gateway_names_a_slot_that_is_being_moved_and_stays_ready(tmp_path
     said = await of_gateway(lambda: numbers, lambda: True, disk)
     assert said["every_partition"] == f"slot 12182: {WHY_MOVING}"
     assert [name for name, well in said.items() if well is not True] == ["every_partition"]
+
+
+async def test_gateway_stays_ready_and_tells_of_accounts_that_cannot_be_read(tmp_path: Path) -> None:
+    numbers = {"workers": 1, "left_alone": [("catalogue", 0), ("account", 1)]}
+    disk = DiskWatch(Settings(data_dir=str(tmp_path)), lambda *_, **__: None)
+    said = await of_gateway(lambda: numbers, lambda: True, disk)
+    assert [name for name, well in said.items() if well is not True] == ["accounts"]
+    assert "tollkeeper counters rebuild ORG" in str(said["accounts"])
+    assert "accounts" in TOLD_ALONE
 
 
 async def test_redis_state_logs_each_moved_slot_once() -> None:

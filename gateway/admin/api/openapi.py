@@ -120,6 +120,7 @@ PAGING = (
 # Example bodies by model. A test fails for a model without one.
 BODIES: Mapping[str, Json] = {
     "ConfigurationApply": {"objects": {"token-plans": [{"name": "Team", "total_amount": 5_000_000}]}},
+    "CountersRebuild": {"organization_id": 1},
     "ReconciliationRun": {"repair": False, "whole": False},
     "LettersDecide": {"what": "dead_letters", "reason": "an older keeper could not read them", "limit": 100},
     "OrganizationCreate": {"name": "Acme", "currency": "EUR", "spend_cap": "500.00", "tax_rate": "0.20"},

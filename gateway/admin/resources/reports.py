@@ -311,6 +311,29 @@ class ReconciliationRun(In):
     )
 
 
+class UnreadableAccounts(Out):
+    """The number of accounts in the counters that this version cannot read, whose calls are refused."""
+
+    unreadable: int = Field(description="As far as the keeper has met them.")
+
+
+class CountersRebuild(In):
+    """The organization whose unreadable accounts are rebuilt."""
+
+    organization_id: Id
+
+
+class RebuiltAccounts(Out):
+    """How many accounts were rebuilt from rows, by kind. Others of the organization are as they were."""
+
+    organizations: int = Field(description="Credits and spend of the organization.")
+    tenants: int
+    api_keys: int
+    users: int
+    services: int = Field(description="Uses of services.")
+    budgets: int
+
+
 class ReconciliationItem(Out):
     """An account with a difference or contradictory rows, or a full window of a budget."""
 
@@ -461,6 +484,15 @@ REPORTS = {
         *configuration.CONFIGURATION_REPORTS,
         letters.LETTERS_REPORT,
         programs.PROGRAMS_REPORT,
+        ReportEndpoint(
+            name="counters",
+            access=access(OPERATOR, reach=RowScope.WHOLE),
+            description="Accounts in the counters that this version cannot read.",
+            summary="Read how many there are",
+            out=UnreadableAccounts,
+            run=Action("rebuild", "Rebuild an organization's unreadable accounts from rows", CountersRebuild),
+            ran=RebuiltAccounts,
+        ),
         ReportEndpoint(
             name="reconciliation",
             access=access(OPERATOR, reach=RowScope.WHOLE),

@@ -39,13 +39,15 @@ class BudgetRebuild:
         self._source, self._target = source, target
 
     async def rebuild(
-        self, partition: int, marker: bytes, organizations: Iterable[OrganizationAccount], *, went_on: bool
-    ) -> int | None:
+        self, partition: int, marker: bytes, organizations: Iterable[OrganizationAccount], *, went_on: bool,
+        unreadable: bool = False,
+    ) -> int | None:  # fmt: skip
         """Rewrite wrong budget counters of organizations and runs in a partition; return how many.
 
         None if the partition's `marker` changed meanwhile. Counters above the use in PostgreSQL are lowered
         only with `went_on`, that is if Redis continued with older data. Otherwise, or if too many entries
-        wait, they are left unchanged, since PostgreSQL may be the older one.
+        wait, they are left unchanged, since PostgreSQL may be the older one. If `unreadable`, only accounts that this
+        version cannot read are rewritten, each in place of what it was.
         """
         definitions = [organization.definition for organization in organizations]
         defined = [definition for definition in definitions if definition.terms.budgets]
@@ -70,8 +72,17 @@ class BudgetRebuild:
 
         async def restore(expected: Sequence[BudgetAccountUse]) -> int | None:
             """Rewrite the wrong ones of some accounts; return their number, None if `marker` changed."""
-            wrong = await self._wrong(partition, expected, less_only=less_only)
-            if wrong and not await self._target.restore_budgets(partition, marker, wrong, now_ms, holds):
+            before = None
+            if unreadable:
+                before = await self._target.unreadable_budgets(
+                    partition, [account.name for account in expected]
+                )
+                wrong = [account for account in expected if account.name in before]
+            else:
+                wrong = await self._wrong(partition, expected, less_only=less_only)
+            if wrong and not await self._target.restore_budgets(
+                partition, marker, wrong, now_ms, holds, before=before
+            ):
                 return None
             return len(wrong)
 

@@ -35,7 +35,7 @@ from gateway.feature import features
 # Fields of resources as the command line's options and arguments.
 
 # Sections that also have hand-written commands.
-BY_HAND = frozenset({"budget", "invoice", "ledger", "letters", "reconciliation"})
+BY_HAND = frozenset({"budget", "counters", "invoice", "ledger", "letters", "reconciliation"})
 COMPLETION_ROWS_MAX = 50
 COMPLETION_S_MAX = 2.0
 NOTHING = ("none", "unlimited")

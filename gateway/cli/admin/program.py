@@ -14,7 +14,7 @@ import typer
 
 from gateway.cli.admin import commands, described
 from gateway.cli.admin.client import AdminClient, CommandFailed, Json
-from gateway.cli.admin.output import AsJson, admin, print_json, report, rows, say, steps, waiting
+from gateway.cli.admin.output import AsJson, admin, print_json, report, row, rows, say, steps, waiting
 from gateway.cli.admin.replay import replay
 from gateway.cli.admin.sections import section_of
 from gateway.core.accounts.administration import LETTERS_S_MAX
@@ -271,6 +271,16 @@ def reconcile(
             raise typer.Exit(1)
 
 
+# `tollkeeper counters rebuild`: rebuilds accounts that no program can read.
+def rebuild(organization: Annotated[str, typer.Argument(metavar="ORG")], *, as_json: AsJson = False) -> None:
+    """Rebuild an organization's accounts that cannot be read from rows; all others stay as they are."""
+    with admin() as api:
+        sent = {"organization_id": api.id_of("organizations", organization)}
+        with waiting("Rebuilding"):
+            done = api.post("counters", sent)
+        row(done, as_json=as_json)
+
+
 # `tollkeeper prices diff`: compares the bundled price list with the database.
 
 PRICE_COLUMNS = ("change", "provider", "model", "match", "effective_from", "says")
@@ -402,7 +412,9 @@ _ELSEWHERE = {
     "explain": ("explain", "explain"),
 }  # fmt: skip
 # Hand-written commands for generated sections.
-_HERE = {"invoice": (create, show, run), "letters": (redrive, release), "budget": (replay,)}
+_HERE = {
+    "invoice": (create, show, run), "letters": (redrive, release), "budget": (replay,), "counters": (rebuild,),
+}  # fmt: skip
 
 
 def mount(app: typer.Typer, asked: Collection[str] | None = None) -> None:

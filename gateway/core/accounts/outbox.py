@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from functools import lru_cache
+from math import isfinite
 from typing import Any, NamedTuple
 
 import msgspec
@@ -73,6 +74,8 @@ PRICED = Layout("PRICED", "f64 before")
 # and their change. Without it both are 0.
 CARRIED = Layout("CARRIED", "f64 ahead carried")
 HEAD = ENTRY.struct
+# The owner of an entry that a newer version wrote: it may belong to any organization.
+ANYBODYS = -1
 # How many numbers precede those of budgets, after the first four bytes.
 _SHARED = ENTRY.index("spent") + 1 - 4
 # Cached lists of windows in one process: 1 KB each with four windows, 60 KB with the maximum of 256. It helps
@@ -207,6 +210,16 @@ def is_newer(packed: bytes) -> bool:
         return False
     (owner,) = _OWNER.unpack_from(packed, _OWNER_AT)
     return bool(0 < owner <= INTEGER_MAX and owner == int(owner))
+
+
+def read_owner(packed: bytes) -> int:
+    """Return the organization id of an entry; `ANYBODYS` if a newer version wrote it, 0 if it is unreadable."""
+    if is_newer(packed):
+        return ANYBODYS
+    if len(packed) < HEAD.size or packed[0] != VERSION:
+        return 0
+    (owner,) = _OWNER.unpack_from(packed, _OWNER_AT)
+    return int(owner) if isfinite(owner) else 0
 
 
 def decode(packed: bytes) -> OutboxEntry:

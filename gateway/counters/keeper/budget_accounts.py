@@ -7,13 +7,14 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from gateway.core.accounts.budgets import FLAG_MONEY, FLAG_TOKENS, ends_of
 from gateway.core.accounts.definitions import OrganizationTerms
+from gateway.core.accounts.outbox import ANYBODYS, read_owner
 from gateway.core.accounts.runs import TTL_S_MAX, Run, account_of, packed_run
 from gateway.core.integrity.reconciliation import BudgetAccountUse, Live
 from gateway.core.model import INTEGER_MAX
 from gateway.core.text import batched
 from gateway.core.times import DAY_MS
 from gateway.counters.admission.stored import decode_terms
-from gateway.counters.keeper.client import APPLIED, entries_behind, entries_in
+from gateway.counters.keeper.client import APPLIED, TOGETHER_MAX, entries_behind, entries_in
 from gateway.counters.keeper.control_writes import ControlClient
 from gateway.counters.keeper.rebuild import load_call
 from gateway.counters.layouts import packing, states
@@ -59,6 +60,20 @@ class BudgetAccounts(ControlClient):
         """Return a partition's outbox entries after the id `mark`; None if there are more than `most`."""
         return await self._entries([(keys.outbox(partition), mark)], most)
 
+    async def ids_waiting(self, partition: int, organization_id: int) -> set[bytes]:
+        """Return the ids of outbox entries that are, or may be, of an organization."""
+        found, page, owners = set[bytes](), [(b"", b"")], {organization_id, ANYBODYS, 0}
+        while page and len(found) < WAITING_MAX:
+            behind = entries_behind(keys.outbox(partition), page[-1][0], READ_ENTRIES)
+            page = entries_in(await self.ask(*behind))
+            found |= {id_ for id_, packed in page if read_owner(packed) in owners}
+        return found
+
+    async def unreadable_budgets(self, partition: int, names: Iterable[str]) -> dict[str, bytes]:
+        """Return those budget accounts that this version cannot read, by name."""
+        by_key = {keys.budget_account(partition, name): name for name in names}
+        return {by_key[key]: raw for key, raw in (await self.unreadable_states(by_key)).items()}
+
     async def waiting_apart(self, partition: int, organizations: Iterable[int]) -> list[bytes] | None:
         """Return these organizations' parked (set aside) entries; None for more than `WAITING_MAX`."""
         streams = [(keys.parked_entries(partition, organization), b"") for organization in organizations]
@@ -101,8 +116,13 @@ class BudgetAccounts(ControlClient):
         accounts: Iterable[BudgetAccountUse],
         now_ms: int,
         holds: BudgetHolds,
+        *,
+        before: Mapping[str, bytes] | None = None,
     ) -> bool:
-        """Write accounts with their use and the amounts of existing holds; False if the marker changed."""
+        """Write accounts with their use and the amounts of existing holds; False if the marker changed.
+
+        With `before`, the present states by name, each replaces only that state.
+        """
         held, calls = holds
         for some in batched(accounts, RESTORED_MAX):
             written, members = list[tuple[str, bytes]](), defaultdict[str, list[bytes]](list)
@@ -117,10 +137,30 @@ class BudgetAccounts(ControlClient):
             # The index first: a keeper that dies after it writes the account again, which is then in the
             # index.
             await self.ask_together((b"ZADD", index.encode(), *its) for index, its in members.items())
+            if before is not None:
+                present = {keys.budget_account(partition, name): raw for name, raw in before.items()}
+                await self.replace_states(partition, marker, present, written)
+                continue
             call = load_call(self.run_id_of(partition), partition, written, marker)
             if packing.code_of(await self.run("load", call)) != APPLIED:
                 return False
         return True
+
+    async def replace_states(
+        self, partition: int, marker: bytes, before: Mapping[str, bytes], written: Iterable[tuple[str, bytes]]
+    ) -> list[str]:
+        """Write states in place of those `before`, by key; return the keys that still had that state."""
+        outbox, compares = keys.outbox(partition), packing.LOAD.pack(b"", packing.REBUILD, 0, 0, 0)
+        # The script compares its first key with the last argument before it writes the second one.
+        calls = {
+            name: ((name, name, outbox), (compares, packing.as_written(name, packed, marker), before[name]))
+            for name, packed in written
+            if name in before
+        }
+        answers = await self.run_all("load", calls.values(), TOGETHER_MAX)
+        return [
+            name for name, answer in zip(calls, answers, strict=True) if packing.code_of(answer) == APPLIED
+        ]
 
     async def keep_budgets(self, partition: int, names: Sequence[str]) -> list[str]:
         """Remove the expiry that an older version gave to accounts; return the names of missing ones."""

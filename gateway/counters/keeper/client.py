@@ -12,12 +12,13 @@ from collections import deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Literal, TypeVar, cast
 
 from gateway.core.accounts.holds import MovementRange
 from gateway.core.text import batched
 from gateway.core.wait import Wait, in_task
+from gateway.counters.admission.stored import decode_terms
 from gateway.counters.layouts import packing, states
 from gateway.counters.redis import keys
 from gateway.counters.redis.calls import Reply
@@ -75,6 +76,10 @@ class UnsupportedVersions:
         """Remove names that begin with `of`, except `names`, from the count: they are readable or gone."""
         kept = set(names)
         self._found[kind] -= {name for name in self._found[kind] if name.startswith(of) and name not in kept}
+
+    def names(self, kind: Kind) -> list[str]:
+        """Return the names of unreadable values of a kind."""
+        return sorted(self._found[kind])
 
     def count(self, kind: Kind) -> int:
         """Return the number of unreadable values of a kind."""
@@ -238,6 +243,12 @@ class Client:
             found += [state if isinstance(state, bytes) else None for state in answer]
         return found
 
+    async def unreadable_states(self, names: Iterable[str]) -> dict[str, bytes]:
+        """Return those accounts of one partition that this version cannot read, by key."""
+        asked = list(names)
+        pairs = zip(asked, await self.states(asked), strict=True)
+        return {name: raw for name, raw in pairs if raw and not is_readable(name, raw)}
+
     async def stored(self, kind: type[S], pairs: Iterable[tuple[int, int]]) -> dict[int, S | None]:
         """Return stored accounts of (partition, id) pairs, by id; None for a missing one."""
         found: dict[int, S | None] = {}
@@ -264,7 +275,7 @@ class Client:
             answer = await in_task(self.send_script("peek", call))
         except CountersRefused:
             raw = dict(zip(names, await self.states(names), strict=True))
-            rest = [name for name, packed in raw.items() if not packed or is_readable(kind, packed)]
+            rest = [name for name, packed in raw.items() if not packed or is_readable(name, packed)]
             if len(rest) == len(names):
                 raise
             told = await self._peek(partition, kind, rest) if rest else []
@@ -296,10 +307,24 @@ class Client:
         return seconds * 1000 + micros // 1000
 
 
-def is_readable(kind: type[S], raw: bytes) -> bool:
-    """Return whether this version can read a packed state of a kind."""
+# How this version reads the state of each kind of account, by the letter in its key.
+_READERS: dict[str, Callable[[bytes], object]] = {
+    "k": partial(states.unpack, states.KeyState), "u": partial(states.unpack, states.UserState),
+    "t": partial(states.unpack, states.TenantState), "o": partial(states.unpack, states.OrganizationState),
+    "a": partial(states.unpack, states.ActivationState), "b": states.unpack_windows,
+}  # fmt: skip
+
+
+def kind_in(name: str) -> str:
+    """Return the letter of the kind of account in a key."""
+    return name.split(":")[2]
+
+
+def is_readable(name: str, raw: bytes) -> bool:
+    """Return whether this version can read an account by its key, or an organization's terms."""
+    read = decode_terms if name.startswith(keys.TERMS.decode()) else _READERS[kind_in(name)]
     try:
-        states.unpack(kind, raw)
+        read(raw)
     except UNREADABLE:
         return False
     return True

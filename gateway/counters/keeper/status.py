@@ -10,7 +10,7 @@ from gateway.core.accounts.plans import LiveQuota
 from gateway.core.integrity.reconciliation import Owner
 from gateway.core.integrity.recovery import AccountHead
 from gateway.core.layout import LAYOUT
-from gateway.counters.keeper.client import Client, are_any_there, entries_of, is_readable
+from gateway.counters.keeper.client import Client, are_any_there, entries_of
 from gateway.counters.layouts import packing, states
 from gateway.counters.layouts.packing import live_windows
 from gateway.counters.redis import keys
@@ -88,11 +88,12 @@ class AccountHeads(Client):
         for owner in owners:
             id_, partition = owner.organization_id, keys.partition_of(owner.organization_id)
             names = [keys.tenant_state(partition, tenant_id) for tenant_id in owner.tenant_ids]
-            *tenants, organization = await self.states([*names, keys.organization_state(partition, id_)])
-            for tenant_id, raw in zip(owner.tenant_ids, tenants, strict=True):
-                if _is_nobodys(states.TenantState, raw):
-                    found.add(f"tenant:{tenant_id}")
-            if _is_nobodys(states.OrganizationState, organization):
+            organization = keys.organization_state(partition, id_)
+            unread = await self.unreadable_states([*names, organization])
+            nobodys = {name for name, raw in unread.items() if raw[0] <= LAYOUT}  # no newer version stored it
+            pairs = zip(owner.tenant_ids, names, strict=True)
+            found |= {f"tenant:{tenant_id}" for tenant_id, name in pairs if name in nobodys}
+            if organization in nobodys:
                 found |= {f"credits:{id_}", f"spend:{id_}"}
         return found
 
@@ -122,11 +123,6 @@ class AccountHeads(Client):
             return 0
         counts = await self.ask_all(b"ZCARD", keys.deadlines)
         return sum(count for count in counts.values() if isinstance(count, int))
-
-
-def _is_nobodys(kind: type[states.State], raw: bytes | None) -> bool:
-    """Return whether a state is unreadable, although no newer version can have stored it."""
-    return False if not raw or raw[0] > LAYOUT else not is_readable(kind, raw)
 
 
 def _remaining(tenant: states.TenantState) -> int | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from typing import cast
 
@@ -24,6 +24,7 @@ from gateway.counters.keeper.client import (
     APPLIED,
     TOGETHER_MAX,
     fields_of,
+    is_readable,
     markers_of,
     read_marker,
     with_late,
@@ -172,14 +173,33 @@ class KeeperCounters(BulkLoader, BudgetAccounts, AccountHeads):
 
         False if the marker changed meanwhile.
         """
-        holds = await self._holds(partition, list(await self.held(partition)))
-        parts = rebuild.states_of(partition, lost, list(holds.values()))
         calls = (
             rebuild.load_call(self.run_id_of(partition), partition, some, marker)
-            for some in batched(parts, REBUILT_MAX)
+            for some in batched(await self.pack_states(partition, lost), REBUILT_MAX)
         )
         answers = await self.run_all("load", calls, TOGETHER_MAX // REBUILT_MAX)
         return all(packing.code_of(answer) == APPLIED for answer in answers)
+
+    async def pack_states(self, partition: int, truth: LedgerState) -> Iterator[tuple[str, bytes]]:
+        """Return key and packed state of each account and API key in `truth`, with the amounts of existing holds."""
+        holds = await self._holds(partition, list(await self.held(partition)))
+        return rebuild.states_of(partition, truth, list(holds.values()))
+
+    def pack_users(self, partition: int, truth: LedgerState) -> dict[str, bytes]:
+        """Return the packed state of each user with limits of its own, by key: with full buckets."""
+        return {
+            keys.user_state(partition, user.tenant_id, user.user): states.pack(
+                states.UserState(**packing.limits(user.limits), flags=1, version=truth.version)
+            )
+            for user in truth.users
+        }
+
+    async def look_again(self) -> None:
+        """Remove accounts that are readable or gone by now from those that this version cannot read."""
+        for name in self.left_alone.names("account"):
+            raw = await self.ask(b"GET", name.encode())
+            if not isinstance(raw, bytes) or is_readable(name, raw):
+                self.left_alone.forget("account", [name])
 
     async def held(self, partition: int) -> dict[str, int]:
         """Return the deadlines of all holds of a partition by request id, in ms of Redis' clock."""

@@ -185,10 +185,13 @@ def _pack_carry(window: WindowState, carry: CarryState) -> bytes:
 
 
 def unpack_windows(packed: bytes) -> list[WindowState]:
-    """Return the stored windows of an account of budgets."""
+    """Return the stored windows of an account of budgets; ValueError if it is of another form."""
     whole = BUDGET.today(packed)
     further = int(BUDGET.struct.unpack_from(whole)[-1])
-    count = (len(whole) - BUDGET.size - further * METER.size) // (DEFINED_WINDOW.size + METER.size)
+    of_windows = len(whole) - BUDGET.size - further * METER.size
+    count, rest = divmod(of_windows, DEFINED_WINDOW.size + METER.size)
+    if rest or count < 0:
+        raise ValueError(f"{of_windows} bytes are no number of windows")
     meters_at = BUDGET.size + count * DEFINED_WINDOW.size
     defined, windows = whole[BUDGET.size : meters_at], defined_windows(whole[BUDGET.size : meters_at])
     meters = list(METER.struct.iter_unpack(whole[meters_at : meters_at + count * METER.size]))

@@ -22,6 +22,10 @@ OUTAGES: Final = frozenset(
         "NOAUTH", "NOREPLICAS", "NOSCRIPT", "OOM", "READONLY", "TRYAGAIN",
     }
 )  # fmt: skip
+# A script met a state that is shorter than this version's form, and changed nothing.
+_UNREADABLE: Final = "data string too short"
+# For how long a process says so after the last one.
+UNREADABLE_S: Final = 120.0
 # The error of a server that lost the library of scripts, which is then loaded again.
 _LOST: Final = "ERR Function not found"
 
@@ -35,6 +39,7 @@ class ScriptErrors:
         self._clock = clock
         self._counts = dict.fromkeys(VERBS, 0)
         self._logged_at: dict[str, float] = {}
+        self._unreadable_at = float("-inf")
 
     def note(self, script: str, message: str) -> bool:
         """Count and log an error of Redis; return False if the script is not at fault."""
@@ -42,10 +47,16 @@ class ScriptErrors:
             return False
         self._counts[script] += 1
         now = self._clock()
+        if _UNREADABLE in message:
+            self._unreadable_at = now
         if now - self._logged_at.get(script, float("-inf")) >= LOG_INTERVAL_S:
             self._logged_at[script] = now
             _log.error("a script failed", extra={"script": script, "why": message[:200]})
         return True
+
+    def unreadable_accounts(self) -> int:
+        """Return 1 if a script met an account lately that it could not read, else 0."""
+        return int(self._clock() - self._unreadable_at < UNREADABLE_S)
 
     def snapshot(self) -> list[tuple[str, int]]:
         """Return (script, number of errors) of each script."""
