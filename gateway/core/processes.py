@@ -153,7 +153,9 @@ class TakeUp:
                 f"{len(older)} programs read less, the first is a {first.role} {first.version}"
                 f" on {first.host}: layout {first.layout}"
             )
-        others = [one for one in there if not (one.waits or one.may_serve_beside(self._own_program))]
+        others = [
+            program for program in there if not (program.waits or program.may_serve_beside(self._own_program))
+        ]
         if others:
             return f"programs have other forms: {name_programs(others)}"
         if sum(program.role == "gateway" for program in there) < workers:

@@ -107,7 +107,7 @@ async def test_counters_tell_how_many_accounts_the_keeper_cannot_read(api: Api) 
     assert (await api.get("counters")).json == {"unreadable": 4}
 
 
-async def test_a_rebuild_tells_how_many_accounts_of_each_kind_it_wrote_and_is_in_the_audit_log(
+async def test_a_rebuild_counts_written_accounts_by_kind_and_is_in_the_audit_log(
     api: Api,
 ) -> None:
     found = await api.post("counters", {"organization_id": 7})

@@ -8,19 +8,26 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from urllib.error import HTTPError
 
 import psycopg
 import pytest
+import redis
 
+from gateway.core.layout import LAYOUT
+from gateway.counters.redis import keys
 from persistence.schema.standing import NEEDED
-from tests.conftest import ValkeyServer
+from tests import newer
+from tests.conftest import ValkeyServer, free_port
+from tests.deploy.deployment import Deployment
 from tests.deploy.layouts import ORDERS, Rollout
 from tests.deploy.rolling import Load
-from tests.deploy.test_layouts import whole
+from tests.deploy.test_layouts import readiness, status_of_call, whole
 from tests.release_before import write_release
 from tests.tree import ROOT
+from tests.waiting import HUNG_S, wait_until
 
 LOAD = Load(rate=15, clients=4, streams=2, pieces=4)
 # Rows that nothing changes once they are written.
@@ -68,6 +75,48 @@ async def test_the_release_before_is_upgraded_under_traffic_and_its_rows_stay(
         assert [Decimal(one["used"]) for one in budgets] == [Decimal(cost) / 10**9]
     finally:
         rollout.deployment.stop()
+
+
+async def test_a_keeper_of_the_release_before_rebuilds_no_account_of_a_newer_fleet_and_refuses_rebuilds_by_its_name(
+    tmp_path: Path, own_valkey: Own, database: str, release: Path
+) -> None:
+    tree = newer.make(tmp_path / "tree", newer.unreleased("aaaaaaaa"), newer.SOONER)
+    valkey = own_valkey()
+    deployment = Deployment(tmp_path, valkey.url, database, PYTHONPATH=str(tree))
+    try:
+        tenant, key = deployment.admin.customer()
+        organization = deployment.admin.ask("GET", f"/tenants/{tenant}")["organization_id"]
+        port = free_port()
+        deployment.serve(port, ops := free_port())
+        await asyncio.to_thread(
+            wait_until, lambda: deployment.admin.ask("GET", "/programs")["layout"] == LAYOUT, HUNG_S
+        )
+        assert [status_of_call(port, key) for _ in range(3)] == [200] * 3
+        await asyncio.to_thread(wait_until, lambda: deployment.admin.used(tenant) > 0, HUNG_S)
+        client = redis.Redis.from_url(valkey.url)
+        name = keys.tenant_state(keys.partition_of(organization), tenant)
+        spoiled = bytes(client.get(name))[:-8]  # as of a tree whose form has a field less
+        client.set(name, spoiled)
+        older = deployment.start("keeper", "--admin-port", str(free_port()), PYTHONPATH=str(release))
+        await asyncio.to_thread(wait_until, lambda: "left alone, another version's" in older.said, HUNG_S)
+        rebuild = partial(deployment.admin.ask, "POST", "/counters", organization_id=organization)
+        with pytest.raises(HTTPError) as refused:
+            await asyncio.to_thread(rebuild)
+        assert (refused.value.code, b"keeper 1.0.0 on " in refused.value.read()) == (409, True)
+        assert status_of_call(port, key) == 503
+        remedy = "tollkeeper counters rebuild ORG"
+        await asyncio.to_thread(wait_until, lambda: remedy in readiness(ops)[1], HUNG_S)
+        assert readiness(ops)[0] == 200
+        assert client.get(name) == spoiled
+        assert "counters verified" not in older.said  # it rebuilt none
+        assert older.stop() == 0
+        await asyncio.to_thread(
+            wait_until, lambda: len(deployment.admin.ask("GET", "/programs")["items"]) == 2, HUNG_S
+        )
+        assert (await asyncio.to_thread(rebuild))["tenants"] == 1
+        assert status_of_call(port, key) == 200
+    finally:
+        deployment.stop()
 
 
 def _money(rollout: Rollout) -> int:

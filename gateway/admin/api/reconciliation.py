@@ -71,15 +71,15 @@ def mount_reconciliation(app: web.Application, ports: AdminPorts, root: str) -> 
         require_write(mine.actor, COUNTERS_REPORT, "rebuild")
         sent = await read_body(request)
         claim = claim_of(request, mine.actor, sent)
-        asked = await checked(mine.store, CountersRebuild, sent, claim)
-        organization_id = int(str(asked["organization_id"]))
+        values = await checked(mine.store, CountersRebuild, sent, claim)
+        organization_id = int(str(values["organization_id"]))
         await mine.unreadable.require(organization_id)
 
         async def work() -> Row:
-            done = await mine.unreadable.rebuild(organization_id)
-            return {name: done.get(letter, 0) for letter, name in _KINDS.items()}
+            counts = await mine.unreadable.rebuild(organization_id)
+            return {name: counts.get(letter, 0) for letter, name in _KINDS.items()}
 
-        report, replayed = await _run(mine, request, claim, ("counters", "rebuild"), asked, work)
+        report, replayed = await _run(mine, request, claim, ("counters", "rebuild"), values, work)
         return web.json_response(report, headers={"Idempotent-Replayed": "true"} if replayed else None)
 
     app.router.add_get(f"{root}/reconciliation", show)
@@ -104,8 +104,8 @@ async def run_reconciliation(
     """
 
     async def work() -> Row:
-        found = await ports.reconciler.run_now(repair=repair, whole=whole, within_s=COMPARISON_S_MAX)
-        return RECONCILIATION_REPORT.render(found)
+        summary = await ports.reconciler.run_now(repair=repair, whole=whole, within_s=COMPARISON_S_MAX)
+        return RECONCILIATION_REPORT.render(summary)
 
     values: Row = {"repair": repair, "whole": whole}
     async with ports.reconciler.alone():
@@ -113,14 +113,14 @@ async def run_reconciliation(
 
 
 async def _run(  # noqa: PLR0917  # a request, and its work
-    ports: AdminPorts, request: web.Request, claim: Claim | None, asked: tuple[str, str], values: Row,
+    ports: AdminPorts, request: web.Request, claim: Claim | None, operation: tuple[str, str], values: Row,
     work: Callable[[], Awaitable[Row]],
 ) -> tuple[Row, bool]:  # fmt: skip
     """Return the result of new work and False, or the stored one of an equal request and True."""
     request[DEADLINE].reschedule(asyncio.get_running_loop().time() + COMPARISON_S_MAX)
     if claim is not None:
         claim = replace(claim, running_s_max=COMPARISON_S_MAX + REQUEST_S_MAX)
-    command = Command(*asked, ports.actor, request[REQUEST_ID], dict, None, values, claim)
+    command = Command(*operation, ports.actor, request[REQUEST_ID], dict, None, values, claim)
     first = await ports.store.write(command)
     # If the first run was interrupted, no result is stored; this run stores one.
     if isinstance(first, StoredReply) and first.status is not None:

@@ -47,7 +47,7 @@ class BudgetRebuild:
         None if the partition's `marker` changed meanwhile. Counters above the use in PostgreSQL are lowered
         only with `went_on`, that is if Redis continued with older data. Otherwise, or if too many entries
         wait, they are left unchanged, since PostgreSQL may be the older one. If `unreadable`, only accounts that this
-        version cannot read are rewritten, each in place of what it was.
+        version cannot read are rewritten, each in place of its present state.
         """
         definitions = [organization.definition for organization in organizations]
         defined = [definition for definition in definitions if definition.terms.budgets]

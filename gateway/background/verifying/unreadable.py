@@ -55,7 +55,7 @@ class UnreadableAccounts:
         `NotFound` for an unknown organization, CountersUnavailable while its partition is not verified.
         """
         programs = await self._programs()
-        if others := [one for one in programs if (one.layout, one.forms) != (LAYOUT, FORMS)]:
+        if others := [program for program in programs if (program.layout, program.forms) != (LAYOUT, FORMS)]:
             raise Conflict(f"Programs with another layout run, end these first: {name_programs(others)}.")
         if all(program.role != "keeper" for program in programs):
             raise Conflict("The list of programs names no keeper: try again in a while.")
@@ -92,7 +92,7 @@ class UnreadableAccounts:
             )
 
     async def rebuild(self, organization_id: int) -> Mapping[str, int]:
-        """Rebuild the accounts that this version cannot read; return how many of each kind, by the letter in their keys.
+        """Rewrite the accounts that this version cannot read; return how many of each kind, by the letter in their keys.
 
         Errors are those of `require`.
         """
@@ -103,9 +103,9 @@ class UnreadableAccounts:
         marker = await target.marker(partition)
         written = dict(await target.pack_states(partition, truth)) | target.pack_users(partition, truth)
         before = await target.unreadable_states(written)
-        done = await target.replace_states(partition, marker, before, written.items())
+        names = await target.replace_states(partition, marker, before, written.items())
         budgets = await BudgetRebuild(self._source, target).rebuild(
             partition, marker, truth.organizations, went_on=False, unreadable=True
         )
-        kinds = Counter(name.split(":")[2] for name in done)
+        kinds = Counter(name.split(":")[2] for name in names)
         return {**kinds, **({"b": budgets} if budgets else {})}

@@ -273,12 +273,12 @@ def reconcile(
 
 # `tollkeeper counters rebuild`: rebuilds accounts that no program can read.
 def rebuild(organization: Annotated[str, typer.Argument(metavar="ORG")], *, as_json: AsJson = False) -> None:
-    """Rebuild an organization's accounts that cannot be read from rows; all others stay as they are."""
+    """Rewrite the accounts of an organization that cannot be read, from rows; all others stay as they are."""
     with admin() as api:
         sent = {"organization_id": api.id_of("organizations", organization)}
         with waiting("Rebuilding"):
-            done = api.post("counters", sent)
-        row(done, as_json=as_json)
+            counts = api.post("counters", sent)
+        row(counts, as_json=as_json)
 
 
 # `tollkeeper prices diff`: compares the bundled price list with the database.

@@ -62,12 +62,12 @@ class BudgetAccounts(ControlClient):
 
     async def ids_waiting(self, partition: int, organization_id: int) -> set[bytes]:
         """Return the ids of outbox entries that are, or may be, of an organization."""
-        found, page, owners = set[bytes](), [(b"", b"")], {organization_id, ANYBODYS, 0}
-        while page and len(found) < WAITING_MAX:
+        ids, page, owners = set[bytes](), [(b"", b"")], {organization_id, ANYBODYS, 0}
+        while page and len(ids) < WAITING_MAX:
             behind = entries_behind(keys.outbox(partition), page[-1][0], READ_ENTRIES)
             page = entries_in(await self.ask(*behind))
-            found |= {id_ for id_, packed in page if read_owner(packed) in owners}
-        return found
+            ids |= {id_ for id_, packed in page if read_owner(packed) in owners}
+        return ids
 
     async def unreadable_budgets(self, partition: int, names: Iterable[str]) -> dict[str, bytes]:
         """Return those budget accounts that this version cannot read, by name."""

@@ -188,7 +188,7 @@ class Killed(KeeperCounters):
         raise CountersUnavailable
 
 
-async def test_a_rebuild_that_ends_in_the_middle_is_finished_by_the_next_one(scene: Scene) -> None:
+async def test_a_rebuild_that_ends_in_the_middle_is_finished_by_the_next_rebuild(scene: Scene) -> None:
     scene.spoil("t", "o", "b")
     with pytest.raises(CountersUnavailable):
         await scene.rebuild(Killed(scene.backend.wire))
@@ -217,7 +217,7 @@ async def test_a_rebuild_takes_no_use_back_that_came_after_another_rebuild(scene
     assert scene.amounts()[0] == (USED + 50, HELD)
 
 
-async def test_a_keeper_forgets_unreadable_accounts_once_they_are_rebuilt(scene: Scene) -> None:
+async def test_a_keeper_forgets_unreadable_accounts_after_a_rebuild(scene: Scene) -> None:
     scene.spoil("t", "b")
     counters = scene.backend.counters
     for kind in "tb":
