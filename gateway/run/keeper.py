@@ -304,7 +304,7 @@ class Keeper:
 
         Programs of other forms of data are waited for without end, and people are told.
         """
-        said = ""
+        logged = ""
         while not stop.is_set():
             try:
                 return await redis_reached(
@@ -313,8 +313,8 @@ class Keeper:
             except StartError:
                 if not (why := self.programs.waits_for):
                     raise
-                if why != said:
-                    said = why
+                if why != logged:
+                    logged = why
                     self._log("keeper waits", why=why, level="warning")
                 await self._people.open()
         return False

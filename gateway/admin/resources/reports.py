@@ -311,7 +311,7 @@ class ReconciliationRun(In):
     )
 
 
-class UnreadableAccounts(Out):
+class UnreadableCount(Out):
     """The number of accounts in the counters that this version cannot read, whose calls are refused."""
 
     unreadable: int = Field(description="As far as the keeper has met them.")
@@ -489,7 +489,7 @@ REPORTS = {
             access=access(OPERATOR, reach=RowScope.WHOLE),
             description="Accounts in the counters that this version cannot read.",
             summary="Read how many there are",
-            out=UnreadableAccounts,
+            out=UnreadableCount,
             run=Action("rebuild", "Rebuild an organization's unreadable accounts from rows", CountersRebuild),
             ran=RebuiltAccounts,
         ),

@@ -92,7 +92,7 @@ class AccountHeads(Client):
             unread = await self.unreadable_states([*names, organization])
             nobodys = {name for name, raw in unread.items() if raw[0] <= LAYOUT}  # no newer version stored it
             pairs = zip(owner.tenant_ids, names, strict=True)
-            found |= {f"tenant:{tenant_id}" for tenant_id, name in pairs if name in nobodys}
+            found.update(f"tenant:{tenant_id}" for tenant_id, name in pairs if name in nobodys)
             if organization in nobodys:
                 found |= {f"credits:{id_}", f"spend:{id_}"}
         return found
