@@ -454,8 +454,8 @@ class _Translation:
         """Set for each alias of a model group the targets of its model."""
         settings = self._source.get("router_settings")
         aliases = settings.pop("model_group_alias", None) if isinstance(settings, dict) else None
-        for alias, said in (aliases or {}).items():
-            name = str(said.get("model") if isinstance(said, dict) else said)
+        for alias, model in (aliases or {}).items():
+            name = str(model.get("model") if isinstance(model, dict) else model)
             if name in self._targets:
                 self._targets[str(alias)] = list(self._targets[name])
             else:
@@ -664,8 +664,8 @@ class _Translation:
             self._note(
                 "A window of another length than an hour, a day, a week or a month begins with the first call in it."
             )
-        for one in names:
-            source.pop(one, None)
+        for field in names:
+            source.pop(field, None)
         name = free_name(name, {budget["name"] for budget in self._budgets})
         row = {"name": name, "organization": self._owner, "unit": MONEY, "amount": f"{amount:f}"}
         self._budgets.append({**row, **window, **selectors})
@@ -919,7 +919,7 @@ class _Translation:
         """Return the translation: the used upstreams, the models, and notes about the rest."""
         made = self._result
         self._note_rest(self._source, "")
-        used = {each["upstream"] for targets in self._targets.values() for each in targets}
+        used = {target["upstream"] for targets in self._targets.values() for target in targets}
         upstreams = {name: upstream for name, upstream in self._upstreams.items() if name in used}
         made.config = {"upstreams": upstreams, "models": [], "include_default_routes": True}
         for name, targets in self._targets.items():
@@ -930,17 +930,17 @@ class _Translation:
 
     def _note_families(self, name: str, targets: list[Json]) -> None:
         """Note which provider's API calls of a model name must use, and which targets others skip."""
-        families = dict.fromkeys(self._upstreams[each["upstream"]]["family"] for each in targets)
+        families = dict.fromkeys(self._upstreams[target["upstream"]]["family"] for target in targets)
         if list(families) == ["openai"]:
             return
         if "openai" not in families:
             apis = " or ".join(families)
             self._note(f"Callers of {name} use the API of {apis}, not OpenAI's: nothing is translated.")
-        for each in targets if len(families) > 1 else ():
-            family = self._upstreams[each["upstream"]]["family"]
+        for target in targets if len(families) > 1 else ():
+            family = self._upstreams[target["upstream"]]["family"]
             if family != "openai":
                 self._note(
-                    f"The target {each['model']} ({each['upstream']}) of {name} answers calls of the API of "
+                    f"The target {target['model']} ({target['upstream']}) of {name} answers calls of the API of "
                     f"{family} alone: others pass it over."
                 )
 
