@@ -114,11 +114,11 @@ def upgrade(
     (unless `end_older`); a killed keeper stays listed for a while. `SchemaUnavailable` states in one line why
     PostgreSQL or the migrations failed.
     """
-    until, tries, said = 0.0, 0, set[str]()
+    until, tries, lines = 0.0, 0, set[str]()
 
     def tell(line: str) -> None:
-        if line not in said:
-            said.add(line)
+        if line not in lines:
+            lines.add(line)
             report(line)
 
     with _alone(url, tell):
@@ -195,7 +195,7 @@ def _upgrade_once(
                     report(f"locks these tables until they are changed, for about a second: {rows}")
                     connection.execute(text(f"LOCK TABLE {', '.join(tables)} IN ACCESS EXCLUSIVE MODE"))
                 command.upgrade(config, "head")
-                while steps := [each.statement for each in _steps(connection) if each.within]:
+                while steps := [step.statement for step in _steps(connection) if step.within]:
                     connection.exec_driver_sql(steps[0], execution_options=_AS_IT_STANDS)
         if _status(connection).runs_from != since:
             connection.execute(text(f"COMMENT ON TABLE alembic_version IS 'runs from {since}'"))
@@ -233,10 +233,10 @@ def altered_tables(connection: Connection, scripts: ScriptDirectory, version: st
     """
     there = list(connection.scalars(text(TABLES)))
     waiting = [revision.module for revision in scripts.iterate_revisions("head", version)]
-    if not all(hasattr(one, "alters") for one in waiting):
+    if not all(hasattr(migration, "alters") for migration in waiting):
         return there
-    said = {table for one in waiting for table in one.alters}
-    return [one for one in there if one in said]
+    altered = {table for migration in waiting for table in migration.alters}
+    return [table for table in there if table in altered]
 
 
 @contextmanager
@@ -261,9 +261,9 @@ def _complete(url: str, report: Callable[[str], object]) -> None:
         _migration_connection(url, "AUTOCOMMIT") as connection,
         BlockerWatch(url, report).watched(connection),
     ):
-        while steps := [each for each in _steps(connection) if not each.within]:
+        while steps := [step for step in _steps(connection) if not step.within]:
             if done is None:
-                rows = sum(each.rows for each in steps)
+                rows = sum(step.rows for step in steps)
                 report(
                     f"indexes and checks, while programs read and write: {rows} rows to read,"
                     f" about {rows * SECONDS_A_MILLION / 1e6:.0f} s ({SECONDS_A_MILLION:g} s a million)"
