@@ -22,8 +22,8 @@ from gateway.core.accounts.budgets import BY_BUDGET, BY_RAISE, OTHERS, account_o
 from gateway.core.accounts.plans import LiveQuota
 from gateway.core.accounts.runs import ENDED, EXHAUSTED, OPEN
 from gateway.core.accounts.runs import account_of as run_account
-from gateway.core.accounts.windows import ROLLING, read_end_limit
-from gateway.core.times import EPOCH, moment_of, ms_of
+from gateway.core.accounts.windows import ROLLING, CalendarWindow, read_end_limit
+from gateway.core.times import EPOCH, MILLISECOND, moment_of, ms_of
 from gateway.errors import Conflict, StoreUnavailable, TollkeeperError
 
 # Current budgets: the counters' values of their accounts, else the values stored last.
@@ -51,7 +51,8 @@ async def budget_accounts(ports: AdminPorts, row: Row, query: Query) -> Page:
     if row["each"] is None:
         [now] = await overlay_budgets(ports, [row])
         return Page(({**now, "who": None},), None)
-    wanted = Query(_window_filters(row, at_ms), None, None, query.after, query.limit, query.descending)
+    filters = await _window_filters(ports, row, at_ms)
+    wanted = Query(filters, None, None, query.after, query.limit, query.descending)
     page = await ports.store.page("budget-accounts", wanted)
     return Page(tuple(await _everybody(ports, row, page.rows, at_ms)), page.next_after)
 
@@ -59,7 +60,8 @@ async def budget_accounts(ports: AdminPorts, row: Row, query: Query) -> Page:
 async def most_used_accounts(ports: AdminPorts, row: Row, rows_max: int) -> list[Row]:
     """Return a budget's accounts with the highest use in the current window."""
     at_ms = _now_ms()
-    stored = await ports.figures.budget_accounts(int(str(row["id"])), _started(row, at_ms), rows_max)
+    *_, start = (await _window_filters(ports, row, at_ms)).values()
+    stored = await ports.figures.budget_accounts(int(str(row["id"])), cast("datetime", start), rows_max)
     return await _everybody(ports, row, stored, at_ms)
 
 
@@ -73,14 +75,12 @@ async def own_budgets(ports: AdminPorts, rows: Sequence[Row], whose: str) -> lis
     limits, live = await asyncio.gather(
         _own_limits(ports, rows, {owner: whose}), _peeked_budgets(ports, list(zip(rows, names, strict=True)))
     )
-    stored = await asyncio.gather(
-        *(
-            ports.store.page(
-                "budget-accounts", Query(_window_filters(row, at_ms, value=owner), None, None, None, 1)
-            )
-            for row in rows
-        )
-    )
+    sought: list[Row] = [
+        {"budget_id": row["id"], "value": owner, "since": moment_of(read_budget(row).form.since(at_ms))}
+        for row in rows
+    ]
+    pages = [ports.store.page("budget-accounts", Query(filters, None, None, None, 1)) for filters in sought]
+    stored = await asyncio.gather(*pages)
     budgets = list[Row]()
     for row, name, page in zip(rows, names, stored, strict=True):
         uses = page.rows[0]["uses"] if page.rows else None
@@ -154,15 +154,16 @@ async def _own_limits(
     return limits
 
 
-def _window_filters(row: Row, at_ms: int, **more: object) -> Row:
-    """Return the filters for the stored uses in a budget's current window."""
-    when = "start" if row["length"] is None else "since"
-    return {"budget_id": row["id"], when: _started(row, at_ms), **more}
-
-
-def _started(row: Row, at_ms: int) -> datetime:
-    """Return the start of a budget's current window, or of the earliest uses that count in it."""
-    return _window(row, at_ms)[0] or EPOCH
+async def _window_filters(ports: AdminPorts, row: Row, at_ms: int) -> Row:
+    """Return the filters for the stored uses in a budget's current window: by one start where all accounts have it."""
+    start, form = _window(row, at_ms)[0] or EPOCH, read_budget(row).form
+    if isinstance(form, CalendarWindow):
+        apart = form.apart_ms * MILLISECOND
+        begun = await ports.figures.use_starts(int(str(row["id"])), start - apart, start + apart)
+        if begun <= {start}:
+            return {"budget_id": row["id"], "start": start}
+        start = min(begun)
+    return {"budget_id": row["id"], "since": start}
 
 
 def _figures(row: Row, at_ms: int, stored: object, live: LiveBudgets, name: str) -> dict[str, object]:

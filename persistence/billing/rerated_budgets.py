@@ -18,7 +18,6 @@ from gateway.core.accounts.administration import Row
 from gateway.core.accounts.budget_amounts import read_budget
 from gateway.core.accounts.budget_balances import window_of
 from gateway.core.accounts.budgets import MONEY, Budget, CallAttributes, account_of, owner_in
-from gateway.core.accounts.windows import CALENDAR, FIRST_USE
 from gateway.core.model import INTEGER_MAX
 from gateway.core.text import batched
 from gateway.core.times import UnknownZone, moment_of, ms_of
@@ -45,16 +44,13 @@ def budget_writes(change: EntityWrite, rated: Iterable[tuple[Any, int]], reason:
         if call.cost != cost:
             calls[call.organization_id].append((call, cost))
     for budget_id, since, owned in _running(change, list(calls)):
-        starts, form = _started(change, owned.budget), owned.budget.form
-        running = form.since(ms_of(change.now))
+        starts, running = _started(change, owned.budget), owned.budget.form.start_of(ms_of(change.now), {})
         taken: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
         for call, cost in calls[owned.organization_id]:
             asked, came_ms = _attributes(call), ms_of(call.created_at)
             if came_ms >= since and owned.budget.matches(asked):
                 name = account_of(owned.organization_id, owned.budget, owned.budget.value_of(asked))
-                uses = {starts[owner]: 0} if (owner := owner_in(name)) in starts else {}
-                start_ms = running if owned.budget.window == CALENDAR else form.start_of(came_ms, uses)
-                taken[start_ms][name] += call.cost - cost
+                taken[starts.get(owner_in(name), running)][name] += call.cost - cost
         amounts = [
             (begun, name, max(-INTEGER_MAX, min(amount, INTEGER_MAX)))
             for begun, of_start in sorted(taken.items())
@@ -81,14 +77,15 @@ def _writes_of(amounts: Sequence[tuple[int, str, int]]) -> Iterator[tuple[int, d
 
 
 def _started(change: EntityWrite, its_budget: Budget) -> dict[str, int]:
-    """Return when the windows of owners began that run now, of a budget whose windows begin at first use."""
-    if its_budget.window != FIRST_USE:
-        return {}
-    here, since = budget_use.c, moment_of(its_budget.form.since(ms_of(change.now)))
+    """Return when the windows of owners began that run now, also by another edition of the time zones."""
+    here, form, now_ms = budget_use.c, its_budget.form, ms_of(change.now)
     rows = change.connection.execute(
-        select(here.value, here.start).where(here.budget_id == its_budget.id, here.start >= since)
-    )
-    return {value: ms_of(start) for value, start in rows}
+        select(here.value, here.start)
+        .where(here.budget_id == its_budget.id, here.start >= moment_of(form.since(now_ms)))
+        .order_by(here.start)
+    ).all()
+    running = {start: form.start_of(now_ms, {ms_of(start): 0}) for start in {row.start for row in rows}}
+    return {row.value: running[row.start] for row in rows}
 
 
 class _OwnedBudget(NamedTuple):

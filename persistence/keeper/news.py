@@ -20,9 +20,10 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from gateway.core.accounts.budget_amounts import format_number
 from gateway.core.accounts.budgets import ALL_OTHERS, MONEY, OF_GROUP, OTHERS
-from gateway.core.accounts.intervals import INTERVALS, window_bounds
+from gateway.core.accounts.intervals import HOUR, INTERVALS, TOTAL, window_bounds
 from gateway.core.accounts.windows import (
     CALENDAR,
+    EDITIONS_APART_MS,
     FIRST_USE,
     ROLLING,
     WHOLE_PARTS,
@@ -98,6 +99,8 @@ _CALENDARS = query(
 _LENGTHS = query("news.lengths", "Select the lengths of windows of budgets that webhooks want", f"""
 SELECT DISTINCT b.length FROM budget AS b
  WHERE b.deleted_at IS NULL AND b."window" = :window AND {_WANTED} LIMIT {CALENDARS_MAX}""")  # fmt: skip
+# How far from here another edition of the time zones may begin an interval of a budget `b`.
+_APART = f"""CASE WHEN b."interval" IN ('{HOUR}', '{TOTAL}') THEN interval '0' ELSE {EDITIONS_APART_MS} * interval '1 millisecond' END"""
 # Windows as parameters: those of the calendar, and those with a length, whose uses count since a moment.
 _OF_CALENDAR = """
     SELECT *, NULL::bigint AS lasts_ms
@@ -169,7 +172,7 @@ WITH calendar AS ({windows}
 ), live AS MATERIALIZED (
     SELECT b.id, b.name, b.organization_id, o.name AS organization, o.currency, b.unit, b.each, b.mode,
            b."interval", b."window", b.length, b.time_zone, b.thresholds, b.created_at, b.carry, c.since, c.next, c.lasts_ms,
-           c.look_back, f.factor, l.usual, p.parts
+           c.look_back, f.factor, l.usual, p.parts, s.starts
       FROM calendar AS c
       JOIN budget AS b USING ({keys})
       JOIN organization AS o ON o.id = b.organization_id
@@ -177,6 +180,8 @@ WITH calendar AS ({windows}
      CROSS JOIN LATERAL (SELECT {_in_force("b.raised_until > :now")} AS usual) AS l
      CROSS JOIN LATERAL (SELECT array_agg(x::float8 * {ROUNDED}) AS parts
                            FROM jsonb_array_elements_text(b.thresholds) AS x) AS p
+     CROSS JOIN LATERAL (SELECT ARRAY[min(u.start), max(u.start)] AS starts FROM budget_use AS u
+                          WHERE u.budget_id = b.id AND u.start BETWEEN c.since - {_APART} AND c.since + {_APART}) AS s
      WHERE b.deleted_at IS NULL AND b.id >= :id AND {_WANTED}
 ), of_group AS MATERIALIZED (
     SELECT o.budget_id, m.member, min(o.amount) AS amount
@@ -232,7 +237,7 @@ _IN_ORDER = f" ORDER BY b.id, w.start, u.value LIMIT {ACCOUNTS_MAX}"
 _BY_CALENDAR = (
     _live(_OF_CALENDAR, '"interval", time_zone, anchor_day'),
     "budget_use",
-    " AND u.start = b.since",
+    " AND u.start = ANY (b.starts)",
 )
 _BY_FIRST_USE = _live(_OF_LENGTH, '"window", length'), "budget_use", " AND u.start >= b.since"
 _BY_ROLLING = _BY_FIRST_USE[0] + _SUMS.format(accounts=_MOVED), "sums", ""
@@ -316,13 +321,13 @@ ON CONFLICT (budget_id, start, value) DO UPDATE
    SET foreseen = t.foreseen OR excluded.foreseen, before_used = excluded.before_used,
        before_at = excluded.before_at, seen_used = excluded.seen_used, seen_at = excluded.seen_at,
        looked_used = excluded.looked_used, came_at = excluded.came_at""")  # fmt: skip
-_FORGET = query("news.forget", "Delete reports of earlier windows of budgets", """
+_FORGET = query("news.forget", "Delete reports of earlier windows of budgets", f"""
 DELETE FROM budget_told AS t USING budget AS b
  WHERE b.id = t.budget_id AND (b.deleted_at IS NOT NULL OR EXISTS (
        SELECT FROM unnest(cast(:intervals AS text[]), cast(:zones AS text[]), cast(:anchors AS integer[]),
                           cast(:starts AS timestamptz[])) AS c ("interval", time_zone, anchor_day, start)
         WHERE (c."interval", c.time_zone, c.anchor_day) = (b."interval", b.time_zone, b.anchor_day)
-          AND t.start < c.start))""")  # fmt: skip
+          AND t.start < c.start - {_APART}))""")  # fmt: skip
 _FORGET_LENGTHS = query("news.forget_lengths", "Delete reports of windows with a length that are over", f"""
 DELETE FROM budget_told AS t USING (
     SELECT b.id, b."window", c.since, c.lasts_ms FROM budget AS b
@@ -357,7 +362,8 @@ WITH news AS (
       JOIN budget AS b USING ("interval", time_zone, anchor_day)
       JOIN organization AS o ON o.id = b.organization_id
      {_FACTOR}
-      LEFT JOIN budget_use AS u ON (u.budget_id, u.start, u.value) = (b.id, c.before, '')
+      LEFT JOIN LATERAL (SELECT * FROM budget_use AS u WHERE u.budget_id = b.id AND u.value = ''
+                            AND u.start BETWEEN c.before - {_APART} AND c.before + {_APART} ORDER BY u.start DESC LIMIT 1) AS u ON true
      WHERE b.deleted_at IS NULL AND b."window" = '{CALENDAR}' AND b.mode = 'enforce' AND b.each IS NULL
        AND b.created_at < c.start AND (b.updated_at < c.start OR u.used IS NOT NULL) AND {_WANTED_RESET}
 )""")  # fmt: skip

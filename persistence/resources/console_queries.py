@@ -155,6 +155,15 @@ class ConsoleQueries:
         most = (func.sum(budget_use.c.used).desc(), budget_use.c.value)
         return await self._rows(account_uses().where(*here).order_by(*most).limit(rows_max))
 
+    async def use_starts(self, budget_id: int, since: datetime, until: datetime) -> set[datetime]:
+        """Return the earliest and the latest start of uses of a budget between two moments."""
+        here, own = budget_use.c, self._own(budget_use)
+        ends = select(func.min(here.start).label("first"), func.max(here.start).label("last"))
+        [row] = await self._rows(
+            ends.where(here.budget_id == budget_id, here.start.between(since, until), *own)
+        )
+        return {start for start in row.values() if isinstance(start, datetime)}
+
     async def own_limits(
         self, budget_ids: Collection[int], owners: Mapping[str, str]
     ) -> tuple[Sequence[Row], Sequence[Row], Sequence[Row]]:

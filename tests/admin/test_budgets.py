@@ -15,6 +15,7 @@ from gateway.core.accounts.budget_balances import LiveWindow
 from gateway.core.accounts.budgets import OTHERS, Budget, account_of, owner_of
 from gateway.core.accounts.intervals import window_bounds
 from gateway.core.billing.stand_ins import NO_STAND_INS, read_stand_ins
+from gateway.core.times import HOUR_MS
 from persistence.address import plain_url
 from persistence.examining import unpriced_steps
 from tests.admin.conftest import Api
@@ -356,6 +357,20 @@ async def test_raised_budget_shows_the_new_amount_end_and_reason_and_gateways_ar
     raised = {"raised_to": "20.00", "raised_until": until, "raise_reason": "a fair", "remaining": "20.00"}
     assert answer.json == {**made, **raised}
     assert f"organization:{desk.organization}" in desk.api.counters.pushed
+
+
+@pytest.mark.parametrize("apart_ms", [-HOUR_MS, HOUR_MS])
+async def test_accounts_of_a_window_that_another_edition_of_the_time_zones_began_are_listed(
+    desk: Desk, apart_ms: int
+) -> None:
+    anchor_day = (datetime.now(UTC).day + 14) % 28 + 1  # no month begins today
+    made = await desk.make(each="user", amount="20", interval="month", anchor_day=anchor_day)
+    start_ms, _, after_ms = window_bounds("month", "UTC", anchor_day, now_ms())
+    desk.store(made, 1_000_000_000, owner_of("ada"), "ada")
+    desk.store(made, 2_000_000_000, owner_of("bob"), "bob", start_ms + apart_ms)
+    desk.store(made, 9_000_000_000, owner_of("cay"), "cay", start_ms - (after_ms - start_ms) // 2)
+    found = (await desk.api.get(f"budgets/{made['id']}/accounts")).json["items"]
+    assert {one["who"]: one["used"] for one in found} == {"ada": "1.00", "bob": "2.00"}
 
 
 async def test_raise_of_a_per_user_budget_for_a_single_user_leaves_the_limit_of_other_users(

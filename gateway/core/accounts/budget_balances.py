@@ -90,7 +90,7 @@ def window_of(budget: Budget, at_ms: int) -> tuple[int, int]:
     Of any other window the start is that of the earliest uses which count.
     """
     form = budget.form
-    return form.since(at_ms), form.ends(at_ms, {})
+    return (form.since(at_ms) if form.length else form.start_of(at_ms, {})), form.ends(at_ms, {})
 
 
 def compute_balance(

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
-from gateway.core.accounts.intervals import DAY, HOUR, INTERVALS, WEEK, window_bounds
+from gateway.core.accounts.intervals import DAY, HOUR, INTERVALS, TOTAL, WEEK, window_bounds
 from gateway.core.times import DAY_MS, HOUR_MS, MINUTE_MS, TimeZone, moment_of
 
 CALENDAR, ROLLING, FIRST_USE = WINDOWS = ("calendar", "rolling", "first_use")
@@ -25,7 +25,7 @@ _LENGTH: Final = re.compile(r"([1-9][0-9]{0,5})([mhd])", re.ASCII)
 WHOLE_PARTS: Final = 30
 # Most moments that are named at which a rolling window has something free again.
 FREES_MAX: Final = 5
-# How much earlier another edition of the time zones may begin the same interval.
+# How much earlier or later another edition of the time zones may begin the same interval.
 EDITIONS_APART_MS: Final = 3 * HOUR_MS
 # The kinds of a window in the flags by which scripts know it (`lua/lib/windows.lua`).
 FLAG_ROLLING, FLAG_FIRST_USE = 64, 128
@@ -78,13 +78,16 @@ class WindowForm(Protocol):
 
 def used_at(form: WindowForm, at_ms: int, uses: WindowUses) -> int:
     """Return what is used in the window that runs at a time, of uses by their starts."""
-    since = form.since(at_ms)
+    since = form.since(at_ms) if form.length else form.start_of(at_ms, uses)
     return sum(used for start, used in uses.items() if start >= since)
 
 
 @dataclass(frozen=True, slots=True)
 class CalendarWindow:
-    """A window that ends with an interval of the calendar, or never."""
+    """A window that ends with an interval of the calendar, or never.
+
+    A window that another edition of the time zones began runs to its own end, which its start tells.
+    """
 
     interval: str
     time_zone: str = "UTC"
@@ -100,14 +103,27 @@ class CalendarWindow:
     def valid_until(self, at_ms: int) -> int:
         return self.times(at_ms).next
 
+    @property
+    def apart_ms(self) -> int:
+        """How far apart editions of the time zones may begin the same interval."""
+        return 0 if self.interval in {HOUR, TOTAL} else EDITIONS_APART_MS
+
     def since(self, at_ms: int) -> int:
-        return self.times(at_ms).start
+        start, apart_ms = self.times(at_ms).start, self.apart_ms
+        return start - apart_ms if at_ms >= start + apart_ms else self.times(start - 1).start
 
     def start_of(self, at_ms: int, uses: WindowUses) -> int:
-        return self.times(at_ms).start
+        start, since = self.times(at_ms).start, self.since(at_ms)
+        running = (begins for begins in uses if since <= begins <= at_ms and self._end_of(begins) > at_ms)
+        return max(running, default=start)
 
     def ends(self, at_ms: int, uses: WindowUses) -> int:
-        return self.times(at_ms).next
+        return self._end_of(self.start_of(at_ms, uses))
+
+    def _end_of(self, start_ms: int) -> int:
+        """Return the end of the window that begins then by some edition of the time zones; 0 is never, or no edition's."""
+        start, following, _ = self.times(start_ms + self.apart_ms)
+        return start_ms - start + following if start_ms - start <= self.apart_ms else 0
 
     def frees(self, at_ms: int, uses: WindowUses) -> tuple[tuple[int, int], ...]:
         return ()
@@ -134,7 +150,7 @@ class CalendarWindow:
         of `lua/lib/carries.lua`.
         """
         number, known = self.number(last.start_ms), last.at_end
-        intervals = self.number(self.since(at_ms)) - number
+        intervals = self.number(self.start_of(at_ms, {last.start_ms: 0})) - number
         if intervals > 0:
             return _carry_over(carry, last, present, number, intervals)
         smaller = least(known.amount, present.amount)

@@ -39,7 +39,7 @@ from gateway.core.accounts.outbox import (
     sign_of,
 )
 from gateway.core.accounts.runs import ENDED_CALLS, Run, counts_calls, value_of
-from gateway.core.accounts.windows import CALENDAR, EndLimit
+from gateway.core.accounts.windows import CALENDAR, CalendarWindow, EndLimit
 from gateway.core.integrity.recovery import AccountHead
 from gateway.core.model import INTEGER_MAX
 
@@ -424,7 +424,8 @@ def as_they_should_be(  # noqa: PLR0917  # an organization, its known use, and t
 class _KnownUse:
     """The use of an organization's budgets at a time, and since when it counts, by budget.
 
-    `owners` are the used windows by budget and owner.
+    `owners` are the used windows by budget and owner. `running` are windows by the calendar, by budget and known starts:
+    when each began, and a time in its interval by the present edition of the time zones.
     """
 
     stored: StoredBudgets
@@ -432,6 +433,7 @@ class _KnownUse:
     owners: Mapping[int, Mapping[str, Sequence[WindowKey]]]
     since: Mapping[int, int]
     now_ms: int
+    running: dict[tuple[int, tuple[int, ...]], tuple[int, int]] = field(default_factory=dict)
 
     def active_owners(self, budgets: Iterable[Budget]) -> list[str]:
         """Return the owners whose use of a budget counts now, and all of one that carries over."""
@@ -439,30 +441,48 @@ class _KnownUse:
             owner
             for budget in budgets
             for owner, keys in self.owners.get(budget.id, {}).items()
-            if budget.carry is not None or any(key.start_ms >= self.since[budget.id] for key in keys)
+            if budget.carry is not None
+            or not {key.start_ms for key in keys}.isdisjoint(self._counting(budget, keys)[0])
         ]
 
     def use_of(self, budgets: Sequence[Budget], owner: str, name: str, defined: bytes) -> BudgetAccountUse:
         """Return the expected state of an owner's account in these budgets, by its name and definition."""
         rolling = {budget.id: self.since[budget.id] for budget in budgets if budget.window != CALENDAR}
         own, amounts, carried = list[WindowKey](), list[int](), dict[int, PresentCarry]()
+        times = dict[int, int]()
         for budget in budgets:
+            keys = self.owners.get(budget.id, {}).get(owner, ())
             uses = {
-                key.start_ms: self.stored.used.get(key, 0) + self.waiting.used.get(key, 0)
-                for key in self.owners.get(budget.id, {}).get(owner, ())
+                key.start_ms: self.stored.used.get(key, 0) + self.waiting.used.get(key, 0) for key in keys
             }
-            begun = self.since[budget.id]
-            starts = sorted(at for at in uses if at >= begun) if budget.id in rolling else [begun]
+            starts, times[budget.id] = self._counting(budget, keys)
             own += [WindowKey(budget.id, start, owner) for start in starts]
             amounts += [_counted(budget.unit, uses.get(start, 0)) for start in starts]
             if budget.carry_of(owner) is not None and uses:
                 key = WindowKey(budget.id, max(uses), owner)
                 counted = self.waiting.carried.get(key, self.stored.carried.get(key))
                 carried[budget.id] = _carry_now(budget, self.now_ms, owner, uses, counted)
+        if any(at_ms != self.now_ms for at_ms in times.values()):
+            defined = b"".join([define_windows([budget], times[budget.id], owner) for budget in budgets])
         return BudgetAccountUse(
             name, defined, tuple(own), tuple(amounts), max(map(self._moved_ms, own), default=0), rolling,
             carried,
         )  # fmt: skip
+
+    def _counting(self, budget: Budget, keys: Iterable[WindowKey]) -> tuple[Sequence[int], int]:
+        """Return the starts by which uses count now, one by the calendar, and the time at which to define their window."""
+        since, form = self.since[budget.id], budget.form
+        recent = tuple(sorted(key.start_ms for key in keys if key.start_ms >= since))
+        if not isinstance(form, CalendarWindow):
+            return recent, self.now_ms
+        if (budget.id, recent) not in self.running:
+            start, present = (form.start_of(self.now_ms, dict.fromkeys(some, 0)) for some in (recent, ()))
+            self.running[budget.id, recent] = (
+                start,
+                self.now_ms if start == present else start + form.apart_ms,
+            )
+        start, at_ms = self.running[budget.id, recent]
+        return (start,), at_ms
 
     def _moved_ms(self, window: WindowKey) -> int:
         return self.now_ms if window in self.waiting.used else self.stored.moved.get(window, 0)
@@ -473,7 +493,7 @@ def _carry_now(
 ) -> PresentCarry:
     """Return what a budget's window carries now: as it was told in this interval, else by its last interval."""
     amount, at_end = carried_use or CarriedUse(0)
-    if carried_use is not None and max(uses) == budget.form.since(now_ms):
+    if carried_use is not None and max(uses) == budget.form.start_of(now_ms, uses):
         return PresentCarry(amount, told=True, at_end=at_end)
     known = StoredUse(uses, None if carried_use is None else amount, at_end)
     end = end_limit(budget, now_ms, value, at_end, None) if budget.overridden_groups else None

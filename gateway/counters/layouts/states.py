@@ -122,6 +122,9 @@ class WindowState:
         elif self.kind == FLAG_FIRST_USE and uses:
             self.start = max(uses)
             self.next = self.start + self.after
+        elif self.next and uses and max(uses) != self.start:  # another edition of the time zones began it
+            self.next += max(uses) - self.start
+            self.start, self.after = max(uses), 0
 
 
 def pack_windows(windows: Sequence[WindowState], expires: int = 0, calls: int = 0) -> bytes:

@@ -211,3 +211,26 @@ async def test_last_row_of_an_account_that_carries_is_never_forgotten(kept: Kind
     await forget_budget_uses(kept.backend.engine)
     assert kept.rows(kept.carries) == [(day - 600 * DAY_MS, 7, 5)]
     assert kept.rows(kept.begins) == []
+
+
+@pytest.mark.parametrize("apart_ms", [-2 * HOUR_MS, -HOUR_MS, HOUR_MS // 2, HOUR_MS])
+async def test_lost_account_has_the_window_again_that_another_edition_of_the_time_zones_began(
+    kept: KindsWorld, apart_ms: int
+) -> None:
+    anchor_day = (moment_of(kept.world.now_ms()).day + 14) % 28 + 1  # no month begins today
+    kept.carries = replace(kept.carries, interval="month", anchor_day=anchor_day, carry=None)
+    start, next_, _ = kept.carries.form.times(kept.world.now_ms())
+    kept.store(kept.carries, start + apart_ms, 7 * NANO)
+    for used in (7, 10, 13):
+        assert await kept.rebuilt() == 1
+        window = kept.windows()[kept.carries.id]
+        assert (window.start, window.next, window.used) == (
+            start + apart_ms,
+            next_ + apart_ms,
+            used * NANO,
+        )
+        assert await kept.differences() == []
+        kept.used(3 * NANO)
+        await kept.backend.flush()
+        assert kept.rows(kept.carries) == [(start + apart_ms, (used + 3) * NANO, None)]
+        kept.world.client.delete(keys.budget_account(kept.world.p, kept.name))

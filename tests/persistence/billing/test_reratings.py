@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
-from datetime import date
+from datetime import date, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import uuid4
@@ -406,6 +406,10 @@ async def test_price_amendment_moves_only_running_budgets_that_counted_the_call(
     )
     deleted = await budget_since(april, ids, 1)
     await april.do("budgets", "delete", deleted)
+    # Another edition of the time zones began its month an hour earlier.
+    earlier = await budget_since(april, ids, 1)
+    begun = "INSERT INTO budget_use (budget_id, start, used) VALUES (%s, %s, 0) RETURNING 1"
+    rows_of(april.url, begun, [earlier, at(4, 1, 0) - timedelta(hours=1)])
     for when, user, feature in ((7, "ann", "search"), (7, "bob", "chat"), (10, "ann", "search")):
         await april.on(at(4, when))
         call(april, wrong, 100 * NANO, user=user, facts={"tags": {"feature": feature}})
@@ -420,6 +424,7 @@ async def test_price_amendment_moves_only_running_budgets_that_counted_the_call(
         by_tag: (ms[1], [one, 2 * one]),
         later: (ms[1], [one]),
         reset: (ms[1], [one]),
+        earlier: (ms[1] - 3_600_000, [3 * one]),
     }
 
 

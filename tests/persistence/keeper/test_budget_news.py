@@ -270,6 +270,26 @@ async def test_thresholds_are_of_amount_and_carried_together(
     assert found == news
 
 
+@pytest.mark.parametrize("apart", [timedelta(hours=-1), timedelta(hours=1)])
+async def test_window_that_another_edition_of_the_time_zones_began_is_reported_once(
+    desk: Desk, apart: timedelta
+) -> None:
+    plain, each = desk.budget(), desk.budget(name="Each", each="user")
+    desk.use(plain, 60 * UNIT, MONTH + apart)
+    desk.use(each, 70 * UNIT, MONTH + apart, value="b", name="bob")
+    desk.use(each, 10 * UNIT, MONTH, value="a", name="ada")
+    for _ in range(2):
+        await desk.look()
+        await desk.foresee(NOW)
+    assert [(data["budget"], data["account"], data["percent"]) for _, data in desk.told()] == [
+        ("Team", None, 50),
+        ("Each", "bob", 50),
+    ]
+    await keeper_news.tell_resets(desk.pool, datetime(2026, 11, 30, 23, 1, tzinfo=UTC))
+    event, data = desk.told()[-1]
+    assert (event, data["budget"], data["used"]) == ("budget.reset", "Team", "60")
+
+
 async def test_end_of_amount_and_carried_is_foreseen(desk: Desk) -> None:
     """A hundred a day last to the 29th of 2,000 and 800 carried; of 2,000 alone they had been used up before."""
     budget = desk.budget(amount=2_000, carry='{"max": "800"}')
