@@ -19,6 +19,7 @@ from itertools import pairwise
 from typing import Final
 
 from gateway.core.model import PARTITIONS
+from gateway.core.network import PORT_MAX
 
 CATALOGUE = "tk:catalogue"
 # The last report of a keeper.
@@ -215,7 +216,6 @@ def activation(partition: int, organization_id: int, service_id: int, *, in_mone
 SLOTS: Final = 16_384
 MEMBERS_MAX: Final = 256
 PRIMARIES_MAX: Final = 64
-PORT_MAX: Final = 65_535
 
 
 def slot_of(name: bytes) -> int:
