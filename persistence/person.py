@@ -8,7 +8,9 @@ owner of the ledger tables can change their rows: it disables their append-only 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import re
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -48,7 +50,8 @@ _THEIR_AUDIT = f"""(admin_token_id IN ({_TOKENS}) OR {_BY_THEM.format(by="actor"
     OR (organization_id = %(organization)s
         AND %(name)s IN (before ->> 'user', after ->> 'user', before ->> 'who', after ->> 'who')))"""
 _LEDGERS = ("token_ledger", "credit_transaction", "feature_usage")
-_USERS_BUDGETS = "SELECT id FROM budget WHERE organization_id = %(organization)s AND each = 'user'"
+_USERS_BUDGETS = """SELECT id FROM budget WHERE organization_id = %(organization)s
+    AND (each = 'user' OR %(distinct)s AND (each = 'session' OR each LIKE 'tag:%%'))"""
 _OF_THEM = f"budget_id IN ({_USERS_BUDGETS})"
 _THEIR_USE = f"{_OF_THEM} AND value = %(owner)s"
 # Entries of the audit log that name them among others, or as a member.
@@ -62,6 +65,45 @@ _NAMED = "to_jsonb(%(name)s::text)::text"
 # JSON whose texts that are the name are `none`; names of fields stay.
 _RENAMED = f"""replace(replace({{column}}::text, {_NAMED}, to_jsonb(%(none)s::text)::text),
                  to_jsonb(%(none)s::text)::text || ':', {_NAMED} || ':')::jsonb"""
+
+# Accounts of an organization as counters name them.
+_ORGANIZATIONS_ACCOUNT = f"""substring(account FROM '^[a-z]+:[0-9]+') IN (
+    SELECT kind || ':' || %(organization)s FROM unnest('{{organization,credits,spend}}'::text[]) AS kind
+    UNION ALL SELECT kind || ':' || id FROM unnest('{{tenant,user}}'::text[]) AS kind, ({_TENANTS}) AS t
+    UNION ALL SELECT 'key:' || id FROM api_key WHERE tenant_id IN ({_TENANTS}))"""
+# The rows of an organization, by the first of these columns that a table has, and of some tables.
+_OF_ORGANIZATION = {
+    "organization_id": "organization_id IS NOT DISTINCT FROM %(organization)s",
+    "tenant_id": f"tenant_id IN ({_TENANTS})",
+    "budget_id": "budget_id IN (SELECT id FROM budget WHERE organization_id = %(organization)s)",
+    "invoice_id": "invoice_id IN (SELECT id FROM invoice WHERE organization_id = %(organization)s)",
+    "account": _ORGANIZATIONS_ACCOUNT,
+}
+_OF_TABLE = {
+    "applied_row": "owner IN (0, %(organization)s)",  # 0: files of staff are of all organizations
+    "control_write": f"state IN ('done', 'refused') AND (account = 'user:' || %(none)s OR {_ORGANIZATIONS_ACCOUNT})",
+    "organization": "id = %(organization)s",
+    "usage_name": "organization_id = %(organization)s AND kind LIKE 'tag:%%'",
+    "webhook_delivery": "payload ->> 'organization_id' IS NOT DISTINCT FROM %(organization)s::text",
+}
+# When nothing uses a row any more: by a column that its table has, and of some tables. Else nobody but a person may change its words.
+_OUT_OF_USE = {"deleted_at": "deleted_at IS NOT NULL", "revoked_at": "revoked_at IS NOT NULL"}
+_TABLE_OUT_OF_USE = {
+    "job": "settled_at IS NOT NULL OR expires_at < now()", "model": "false",
+    "run": "ended_at IS NOT NULL OR expires_at < now()", "share": "false",
+}  # fmt: skip
+# Columns that programs find and sum rows by.
+_NOT_WORDS = frozenset({"account", "model", "model_asked", "models", "response_model"})
+# Tables with their columns of text and JSON; rows of some never change.
+_CATALOGUE = """
+SELECT c.relname::text AS name, array_agg(a.attname::text) AS columns,
+       jsonb_object_agg(a.attname, t.typname) FILTER (WHERE t.typcategory = 'S' OR t.typname = 'jsonb') AS texts,
+       EXISTS (SELECT FROM pg_trigger WHERE tgrelid = c.oid AND NOT tgisinternal AND tgtype & 16 > 0) AS is_fixed
+  FROM pg_class AS c
+  JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
+  JOIN pg_type AS t ON t.oid = a.atttypid
+ WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND c.relnamespace = current_schema()::regnamespace
+ GROUP BY c.oid ORDER BY c.relname"""
 
 # By table: the condition for a user's rows, and the names of secret columns.
 KEPT = {
@@ -85,7 +127,10 @@ KEPT = {
     "budget_use": (_THEIR_USE, ()),
     "signed_in_user": ("organization_id = %(organization)s AND name = %(name)s", ()),
     "raise_request": (f"requested_by IN ({_SCOPES}) OR {_OF_THEM} AND who = %(name)s", ()),
-    "control_write": (f"account IN ({_ACCOUNTS}) OR payload ->> 'user' = %(name)s", ()),
+    "control_write": (
+        f"account IN ({_ACCOUNTS}) OR {_ORGANIZATIONS_ACCOUNT} AND payload ->> 'user' = %(name)s",
+        (),
+    ),
     "call": ("user_id = %(id)s", ()),
     "usage_tag": ("user_id = %(id)s", ("tags_hash",)),
     **dict.fromkeys(_LEDGERS, ("user_id = %(id)s", ())),
@@ -106,7 +151,7 @@ SELECT FROM admin_token
 SELECT FROM budget WHERE organization_id = %(organization)s AND "user" = %(name)s AND deleted_at IS NULL""",
     "a write about the user is on its way: try again in a minute": f"""
 SELECT FROM control_write WHERE state IN ('pending', 'applied')
-   AND (account IN ({_ACCOUNTS}) OR payload ->> 'user' = %(name)s)""",
+   AND ({KEPT["control_write"][0]})""",
 }
 _SIGNED = """SELECT FROM ledger_head LIMIT 1"""
 # All other names of metadata come from callers.
@@ -126,7 +171,8 @@ _TAKEN_OUT = {
     "console_session": f"DELETE FROM console_session WHERE {_THEIR_SESSIONS}",
     "agent_sign_in": f"DELETE FROM agent_sign_in WHERE {KEPT['agent_sign_in'][0]}",
     "idempotency_key": f"""DELETE FROM idempotency_key
- WHERE actor IN ({_SCOPES}) OR strpos(response::text, {_NAMED}) > 0""",
+ WHERE actor IN ({_SCOPES}) OR strpos(response::text, {_NAMED}) > 0 OR key = %(name)s
+    OR strpos(path || '/', '/' || %(name)s || '/') > 0""",
     "webhook_delivery": f"""DELETE FROM webhook_delivery
  WHERE payload ->> 'organization_id' IS NOT DISTINCT FROM %(organization)s::text
    AND strpos(payload::text, {_NAMED}) > 0""",
@@ -160,7 +206,7 @@ _TAKEN_OUT = {
    SET account = CASE WHEN account IN ({_ACCOUNTS}) THEN 'user:' || %(none)s ELSE account END,
        payload = CASE WHEN payload ? 'user' THEN payload || jsonb_build_object('user', %(none)s::text)
                       ELSE payload END
- WHERE account IN ({_ACCOUNTS}) OR payload ->> 'user' = %(name)s""",
+ WHERE {KEPT["control_write"][0]}""",
     "call": "UPDATE call SET session = NULL, upstream_request_id = NULL, tags = NULL WHERE user_id = %(id)s",
     "usage_name": f"""DELETE FROM usage_name AS n WHERE organization_id = %(organization)s AND kind LIKE 'tag:%%'
    AND EXISTS ({_TAGGED.format("=")}) AND NOT EXISTS ({_TAGGED.format("<>")})""",
@@ -177,7 +223,12 @@ _TAKEN_OUT = {
 _NOTED = """
 INSERT INTO audit_log (actor, action, resource, resource_id, organization_id)
 VALUES ('person delete', 'forget', 'users', %(id)s::text, %(organization)s)"""
-_NEVER_CHANGED = ("audit_log", *_LEDGERS)
+
+
+# Ids that may be another thing's word.
+_WORD = re.compile(r"[\w.:-]{1,19}")
+# A whole word: `nada@example.com` and `ada@example.com.au` are somebody else.
+_AS_WORD = r"(?<![\w.+@-]){}(?![\w@-]|\.\w)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +241,21 @@ class KeptPerson:
     is_deleted: bool
 
     @property
+    def is_distinct(self) -> bool:
+        """Whether nothing else is likely to be called so, as something is called `42` or `default`."""
+        return not _WORD.fullmatch(self.name)
+
+    @property
     def parameters(self) -> dict[str, Any]:
-        """The parameters of the SQL statements; `none` is the text that replaces the user's names."""
+        """The parameters of the SQL statements; `none` is the text that replaces the user's names.
+
+        `word` and `json_word` are patterns of the name in a text and in JSON. `sought` and `json_sought` are its text there.
+        """
+        quoted = json.dumps(self.name, ensure_ascii=False)
+        escaped = quoted[1:-1]
         return {
+            "distinct": self.is_distinct, "sought": self.name, "json_sought": escaped if self.is_distinct else quoted,
+            "word": _AS_WORD.format(re.escape(self.name)), "json_word": _AS_WORD.format(re.escape(escaped)),
             "id": self.id, "name": self.name, "organization": self.organization,
             "none": f"{DELETED}{self.id}", "ours": list(_OURS), "beside": Jsonb(NAMES_BESIDE_MARKERS),
             "owner": owner_of(self.name),
@@ -278,18 +341,99 @@ def _changes_signed_rows(connection: psycopg.Connection, person: KeptPerson) -> 
 
 def _take_out(connection: psycopg.Connection, person: KeptPerson) -> dict[str, int]:
     """Remove a person from all tables, also from those that never change; return rows by table."""
-    for table in _NEVER_CHANGED:
-        _switch(connection, table, "DISABLE")
-    changed = {
-        ledger: connection.execute(_CLEARED.format(table=ledger).encode(), person.parameters).rowcount
-        for ledger in _LEDGERS
-    }
+    _switch(connection, "audit_log", "DISABLE")
+    changed = dict.fromkeys(_LEDGERS, 0)
     for table, statement in _TAKEN_OUT.items():
         changed[table] = connection.execute(statement.encode(), person.parameters).rowcount
-    for table in _NEVER_CHANGED:
-        _switch(connection, table, "ENABLE")
+    if person.is_distinct:
+        for texts in _tables(connection):
+            if not texts.is_fixed:
+                cleaned = connection.execute(texts.clean.encode(), person.parameters).rowcount
+                changed[texts.name] = changed.get(texts.name, 0) + cleaned
+            in_use = f"{texts.rows} AND ({texts.out_of_use}) IS NOT TRUE"
+            if named := texts.count(connection, person, in_use, whole=True):
+                places = ", ".join(named)
+                raise Conflict(
+                    f"Nothing was taken out: rows in use have the user's id in {places}: change it there."
+                )
+    _switch(connection, "audit_log", "ENABLE")
+    # Writers of ledgers wait from here on.
+    for ledger in _LEDGERS:
+        _switch(connection, ledger, "DISABLE")
+        statement = _CLEARED.format(table=ledger)
+        changed[ledger] = connection.execute(statement.encode(), person.parameters).rowcount
+        _switch(connection, ledger, "ENABLE")
     connection.execute(_NOTED, person.parameters)
     return changed
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """A table's columns of text and JSON, which is true, the condition of an organization's rows, and of those out of use."""
+
+    name: str
+    columns: Mapping[str, bool]
+    rows: str
+    out_of_use: str
+    is_fixed: bool
+
+    @property
+    def clean(self) -> str:
+        """The statement that takes a name out of rows that nothing uses."""
+        words = [(f'"{column}"', "json_" if is_json else "") for column, is_json in self.columns.items()]
+        values = ", ".join([
+            f"{column} = regexp_replace({column}::text, %({kind}word)s, %(none)s, 'g')" + "::jsonb" * bool(kind)
+            for column, kind in words
+        ])  # fmt: skip
+        mentions = " OR ".join([
+            f"strpos({column}::text, %({kind}sought)s) > 0 AND {column}::text ~ %({kind}word)s" for column, kind in words
+        ])  # fmt: skip
+        return f"UPDATE {self.name} SET {values} WHERE {self.rows} AND ({self.out_of_use}) AND ({mentions})"
+
+    def count(
+        self, connection: psycopg.Connection, person: KeptPerson, rows: str, *, whole: bool
+    ) -> dict[str, int]:
+        """Return the number of rows by column that name a person, or with `whole` have no more than the name."""
+        sought = _NAMED if whole else "%(json_sought)s"
+        in_text = "{} = %(name)s" if whole else "strpos({}, %(name)s) > 0"
+        tests = [
+            (f"strpos({{}}::text, {sought}) > 0" if is_json else in_text).format(f'"{column}"')
+            for column, is_json in self.columns.items()
+        ]
+        sums = ", ".join([f"count(*) FILTER (WHERE {test})" for test in tests])
+        cursor = connection.execute(
+            f"SELECT {sums} FROM {self.name} WHERE {rows}".encode(), person.parameters
+        )
+        [counts] = cursor.fetchall()
+        return {
+            f"{self.name}.{column}": count
+            for column, count in zip(self.columns, counts, strict=True)
+            if count
+        }
+
+
+def _tables(connection: psycopg.Connection) -> Iterator[_Texts]:
+    """Yield the tables that have rows of organizations with texts."""
+    for name, columns, texts, is_fixed in connection.execute(_CATALOGUE).fetchall():
+        scopes = [_OF_TABLE.get(name), *(of for column, of in _OF_ORGANIZATION.items() if column in columns)]
+        rows = next(filter(None, scopes), None)
+        named = {
+            column: kind == "jsonb" for column, kind in (texts or {}).items() if column not in _NOT_WORDS
+        }
+        if rows is not None and named:
+            ended = [_TABLE_OUT_OF_USE[name]] if name in _TABLE_OUT_OF_USE else []
+            ended += [ends for column, ends in _OUT_OF_USE.items() if column in columns]
+            yield _Texts(
+                name, named, f"({rows})", " OR ".join(ended) or "true", is_fixed and name != "audit_log"
+            )
+
+
+def count_mentions(connection: psycopg.Connection, person: KeptPerson) -> dict[str, int]:
+    """Return the number of rows, by table and column, that still name a person; of a short id those that equal it."""
+    counts = dict[str, int]()
+    for texts in _tables(connection):
+        counts |= texts.count(connection, person, texts.rows, whole=not person.is_distinct)
+    return counts
 
 
 def _switch(connection: psycopg.Connection, table: str, how: str) -> None:

@@ -54,7 +54,7 @@ def delete(
 ) -> None:  # fmt: skip
     """Take out names, sign-ins, sessions and metadata of a deleted user. Amounts and counts stay."""
     from persistence.ledger.copying import KNOWN_S
-    from persistence.person import connect, delete_person, find_person
+    from persistence.person import connect, count_mentions, delete_person, find_person
 
     with connect(owner_url(config, database_url, data_dir)) as connection:
         person = find_person(connection, user, of)
@@ -63,11 +63,15 @@ def delete(
                 f"Take out the data of {user} (user {person.id})? It does not come back.", abort=True
             )
         done = delete_person(connection, person, signed=signed)
+        connection.commit()
+        mentions = count_mentions(connection, person)
     # Keepers cache the id of the name until then. Later calls by this name are of a new user.
     time.sleep(KNOWN_S)
     if as_json:
-        print_json(done)
+        print_json(done | {"mentions": mentions})
         return
     for table, rows in done.items():
         if rows:
             typer.echo(f"{table}: {rows:,} rows")
+    for column, rows in mentions.items():
+        typer.echo(f"{column}: {rows:,} rows still have the id")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ import typer
 from msgspec import Raw
 from msgspec.structs import replace
 from psycopg import sql
+from psycopg.types.json import Jsonb
 from typer.testing import CliRunner
 
 from gateway.core.accounts.budgets import owner_of
@@ -27,7 +29,15 @@ from gateway.features.person.command import add_person
 from persistence import engine as engines
 from persistence.keeper.verification import BudgetUses
 from persistence.ledger.writer import LedgerWriter
-from persistence.person import KEPT, KeptPerson, connect, delete_person, find_person, read_person
+from persistence.person import (
+    KEPT,
+    KeptPerson,
+    connect,
+    count_mentions,
+    delete_person,
+    find_person,
+    read_person,
+)
 from tests.admin.configuration.world import apply
 from tests.admin.conftest import Api
 from tests.connections import connected
@@ -150,7 +160,8 @@ async def test_person_delete_command_removes_every_name_of_the_user_and_keeps_le
         program(), ["person", "delete", ADA, "--yes", "--json", "--database-url", admin_database]
     )
     assert done.exit_code == 0, done.output
-    assert json.loads(done.output)["token_ledger"] == 10
+    said = json.loads(done.output)
+    assert (said["token_ledger"], said["mentions"]) == (10, {})
     after = dumped(admin_database)
     assert named_in(after) == []
     # Metadata of others stays.
@@ -294,11 +305,21 @@ async def test_person_delete_command_leaves_the_id_of_the_user_in_no_column_of_t
     for (key,) in api.rows("SELECT id FROM api_key WHERE revoked_at IS NULL"):
         assert (await api.post(f"api-keys/{key}/revoke")).status in {200, 202}
     await end(api, person)
+    [(of_tag,)] = api.rows(
+        "INSERT INTO budget (organization_id, name, unit, amount, interval, each)"
+        " VALUES (%s, 'Owners', 'tokens', 9, 'day', 'tag:owner') RETURNING id", person.organization,
+    )  # fmt: skip
+    tagged = {"budget_id": of_tag, "start": "2026-11-01", "value": owner_of(ADA), "name": ADA, "used": 6}
+    with connected(admin_database) as connection:
+        insert(connection, "budget_use", tagged)
     with connect(admin_database) as connection:
         delete_person(connection, find_person(connection, ADA, None))
     assert columns_with(admin_database) == set()
     nobody = f"deleted-{person.id}"
-    assert api.rows("SELECT value, name, used FROM budget_use") == [(nobody, nobody, 5)]
+    assert api.rows("SELECT value, name, used FROM budget_use ORDER BY used") == [
+        (nobody, nobody, 5),
+        (nobody, nobody, 6),
+    ]
     assert api.rows("SELECT value, part FROM budget_told") == [(nobody, Decimal("0.5"))]
     listed = "SELECT action, person, after FROM audit_log WHERE resource = 'groups' AND after ? 'member' ORDER BY id"
     assert api.rows(listed) == [
@@ -426,3 +447,158 @@ async def test_person_command_needs_the_organization_name_when_two_organizations
         found = find_person(connection, "x", "Two")
         assert found.organization == second["id"]
         assert next(read_person(connection, found))["table"] == "app_user"
+
+
+# Tables that are of no organization, and columns that programs find or sum rows by.
+NOBODYS = {
+    "alembic_version",
+    "business_model",
+    "partition_state",
+    "service",
+    "token_plan",
+    "token_plan_price",
+}
+FOUND_BY = {"account", "model", "model_asked", "models", "response_model"}
+# Rows that never change, of others too: their columns are counted.
+FIXED = {
+    "token_ledger.feature_version", "token_ledger.metadata",
+    "use_event.actor", "use_event.event_id", "use_event.source", "use_event.type",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text", [ADA, f"asked by {ADA}, today"])
+async def test_person_delete_command_cleans_or_counts_each_column_of_text_or_json_that_names_the_user(
+    api: Api, admin_database: str, person: KeptPerson, text: str
+) -> None:
+    await name_everywhere(api, admin_database, person)
+    for (key,) in api.rows("SELECT id FROM api_key WHERE revoked_at IS NULL"):
+        assert (await api.post(f"api-keys/{key}/revoke")).status in {200, 202}
+    await end(api, person)
+    api.rows("DELETE FROM usage_name WHERE kind NOT LIKE 'tag:%%' RETURNING 1")  # sums are by these
+    written = write_everywhere(admin_database, person, text)
+    tagged = {
+        ("api_key", "tags"),
+        ("budget", "tags"),
+        ("call", "tags"),
+        ("usage_tag", "tags"),
+        ("usage_name", "name"),
+    }
+    reasons = {
+        ("budget", "raise_reason"),
+        ("budget_override", "reason"),
+        ("raise_request", "reason"),
+        ("webhook", "url"),
+    }
+    assert tagged | reasons <= written
+    assert len(written) > 100
+    with connect(admin_database) as connection:
+        gone = find_person(connection, ADA, None)
+        delete_person(connection, gone)
+        connection.commit()
+        left = count_mentions(connection, gone)
+    assert left.keys() == FIXED
+    assert left["use_event.source"] == 1
+    found = {f"{table}.{name}" for table, name in columns_with(admin_database) if table not in NOBODYS}
+    assert {name for name in found if name.partition(".")[2] not in FOUND_BY} == FIXED
+    nobody = text.replace(ADA, f"deleted-{person.id}")
+    assert api.rows("SELECT DISTINCT tags ->> 'note' FROM api_key") == [(nobody,)]
+
+
+def write_everywhere(url: str, person: KeptPerson, text: str) -> set[tuple[str, str]]:
+    """Have each column of text or JSON of the organization say a text, if it may; return those that do. Nothing is in use then."""
+    written = set()
+    with connected(url) as connection:
+        connection.execute("SET session_replication_role = replica")
+        for table, columns in connection.execute(
+            "SELECT c.relname, jsonb_object_agg(a.attname, t.typname) FROM pg_attribute AS a"
+            " JOIN pg_class AS c ON c.oid = a.attrelid JOIN pg_type AS t ON t.oid = a.atttypid"
+            " WHERE c.relkind IN ('r', 'p') AND NOT c.relispartition AND a.attnum > 0 AND NOT a.attisdropped"
+            " AND c.relnamespace = 'public'::regnamespace GROUP BY 1"
+        ).fetchall():
+            kinds = {"text": [text], "jsonb": [Jsonb({"note": text}), Jsonb([text])]}
+            texts = [
+                (name, value)
+                for name, kind in columns.items()
+                if name not in FOUND_BY
+                for value in kinds.get(kind, [])
+            ]
+            ends = [(name, "now") for name in ("deleted_at", "revoked_at") if name in columns]
+            rows = (
+                sql.SQL("organization_id = {}").format(person.organization)
+                if "organization_id" in columns
+                else sql.SQL("true")
+            )
+            for name, value in [*ends, *texts]:
+                statement = sql.SQL(
+                    "UPDATE {0} SET {1} = %s WHERE {2} AND strpos(coalesce({1}::text, ''), {3}) = 0"
+                )
+                update = statement.format(sql.Identifier(table), sql.Identifier(name), rows, PART)
+                with contextlib.suppress(psycopg.IntegrityError, psycopg.DataError), connection.transaction():
+                    if connection.execute(update, [value]).rowcount and name in dict(texts):
+                        written.add((table, name))
+    return written
+
+
+@pytest.mark.parametrize("place", ["api-keys", "webhooks", "tenants"])
+async def test_person_delete_command_is_refused_while_another_row_in_use_has_the_id_as_a_text(
+    api: Api, admin_database: str, person: KeptPerson, place: str
+) -> None:
+    await api.patch(f"organizations/{person.organization}", {"tags": ["owner"]})
+    [(tenant,)] = api.rows("SELECT id FROM tenant")
+    column, change, away = {
+        "api-keys": ("api_key.tags", {"tags": {"owner": ADA}}, {"tags": {}}),
+        "webhooks": ("webhook.url", {}, {}),
+        "tenants": ("tenant.name", {"name": ADA}, {"name": "Other"}),
+    }[place]
+    if place == "webhooks":
+        row = await api.make(
+            "webhooks", url="https://hooks.example.com/ada", organization_id=person.organization
+        )
+        api.rows("UPDATE webhook SET url = %s RETURNING 1", ADA)
+    elif place == "api-keys":
+        row = await api.make("api-keys", tenant_id=tenant, name=f"of {ADA}", **change)
+    else:
+        row = {"id": tenant}
+        assert (await api.patch(f"tenants/{tenant}", change)).status in {200, 202}
+    await end(api, person)
+    with connect(admin_database) as connection:
+        gone = find_person(connection, ADA, None)
+        with pytest.raises(Conflict, match=column):
+            delete_person(connection, gone)
+        connection.rollback()
+        assert find_person(connection, ADA, None) == gone
+        connection.rollback()
+        if place == "webhooks":
+            assert (await api.delete(f"webhooks/{row['id']}")).status == 204
+        else:
+            assert (await api.patch(f"{place}/{row['id']}", away)).status in {200, 202}
+            api.rows("UPDATE control_write SET state = 'done' RETURNING 1")
+        delete_person(connection, gone)
+        connection.commit()
+        left = count_mentions(connection, gone)
+    assert left == ({"api_key.name": 1} if place == "api-keys" else {}), (
+        "a name in use that has more than the id"
+    )
+
+
+async def test_person_delete_command_counts_a_short_id_that_may_be_the_word_of_another_thing(
+    api: Api, admin_database: str, person: KeptPerson
+) -> None:
+    """A user is called 42: an amount, a tag and a reason may say 42 too."""
+    api.rows("UPDATE app_user SET external_id = '42' WHERE id = %s RETURNING 1", person.id)
+    api.rows("""UPDATE api_key SET "user" = '42' WHERE "user" IS NOT NULL RETURNING 1""")
+    api.rows('UPDATE call SET tags = \'{"team": "42"}\' WHERE user_id <> %s RETURNING 1', person.id)
+    api.rows("UPDATE budget_override SET name = '42', value = %s, reason = '42' RETURNING 1", owner_of("42"))
+    api.rows("UPDATE raise_request SET reason = '42', who = NULL, requested_by = 'token:0' RETURNING 1")
+    await end(api, person)
+    with connect(admin_database) as connection:
+        gone = find_person(connection, "42", None)
+        delete_person(connection, gone)
+        connection.commit()
+        left = count_mentions(connection, gone)
+    assert {"call.tags": 10, "raise_request.reason": 1}.items() <= left.items()
+    assert (
+        not {"app_user.external_id", "api_key.user", "budget_override.name", "budget_override.reason"}
+        & left.keys()
+    )
+    assert api.rows("SELECT DISTINCT tags ->> 'team' FROM call WHERE tags IS NOT NULL") == [("42",)]
