@@ -273,12 +273,12 @@ def find_person(connection: psycopg.Connection, user: str, organization: str | N
 
     Raise `Conflict` if users of two organizations have that id, `NotFound` if no user has.
     """
-    found = connection.execute(_FIND, {"user": user, "of": organization}).fetchall()
-    if not found:
+    users = connection.execute(_FIND, {"user": user, "of": organization}).fetchall()
+    if not users:
         raise NotFound(f"No user is called {user} there.")
-    if len(found) > 1:
+    if len(users) > 1:
         raise Conflict(f"Users of two organizations are called {user}: name the organization.")
-    return KeptPerson(*found[0])
+    return KeptPerson(*users[0])
 
 
 def read_person(connection: psycopg.Connection, person: KeptPerson) -> Iterator[dict[str, Any]]:

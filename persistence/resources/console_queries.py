@@ -115,7 +115,7 @@ class ConsoleQueries:
     async def find(self, resource: str, said: str, rows_max: int) -> Sequence[tuple[int, str]]:
         """Return ids and names of rows whose name contains the text `said`, among the newest rows."""
         table = SUBJECTS[resource].table
-        name = next(table.c[each] for each in FOUND_BY if each in table.c)
+        name = next(table.c[column] for column in FOUND_BY if column in table.c)
         there = (table.c.deleted_at.is_(None),) if "deleted_at" in table.c else ()
         newest = (
             select(table.c.id, name.label("name"))

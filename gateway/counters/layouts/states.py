@@ -239,8 +239,8 @@ def _read_parts(window: WindowState, packed: bytes, *, wide: bool) -> dict[int, 
 def defined_windows(defined: bytes) -> list[WindowState]:
     """Return the windows of a definition, with nothing used or held."""
     windows = list[WindowState]()
-    for id_, said, start, next_, after, packed in DEFINED_WINDOW.struct.iter_unpack(defined):
-        limit, flags = read_limit(int(said), packed)
+    for id_, limited, start, next_, after, packed in DEFINED_WINDOW.struct.iter_unpack(defined):
+        limit, flags = read_limit(int(limited), packed)
         if packed < FLAG_CARRIES:
             windows.append(WindowState(int(id_), limit, int(start), int(next_), int(after), flags))
             continue
