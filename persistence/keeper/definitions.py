@@ -71,7 +71,9 @@ HELD = "h.account = 'access:' || {}.organization_id AND h.released_at IS NULL"
 # The columns of a tenant's plan.
 _STATED = ("plan_id", "anchor", *(term.name for term in TERMS))
 
-_ORGANIZATIONS = """
+# What an organization may have much of is read once for all: a look for each would read the whole of a table
+# whose rows are of few organizations.
+_ORGANIZATIONS = query("definitions.organizations", "Select the definitions of organizations", """
 SELECT id, (extract(epoch FROM created_at) * 1000000)::bigint AS created,
        CAST(limits AS text) AS limits, services = 'listed' AS listed, currency, credit_limit,
        spend_cap, credit_balance, credit_ahead,
@@ -80,17 +82,7 @@ SELECT id, (extract(epoch FROM created_at) * 1000000)::bigint AS created,
                                            n.counts_tokens) ORDER BY n.service_id)
           FROM organization_service AS n LEFT JOIN business_model AS b ON b.id = n.business_model_id
          WHERE n.organization_id = organization.id) AS negotiated,
-       models, spent_status, retry_after_max_s, tags,
-       (SELECT jsonb_object_agg(t.id, t.models) FROM tenant AS t
-         WHERE t.organization_id = organization.id AND t.models IS NOT NULL
-           AND t.deleted_at IS NULL) AS tenant_models,
-       runs,
-       (SELECT jsonb_object_agg(t.id, t.runs) FROM tenant AS t
-         WHERE t.organization_id = organization.id AND t.runs IS NOT NULL
-           AND t.deleted_at IS NULL) AS tenant_runs,
-       (SELECT jsonb_object_agg(u.external_id, u.models) FROM app_user AS u
-         WHERE u.organization_id = organization.id AND u.models IS NOT NULL
-           AND u.deleted_at IS NULL) AS user_models,
+       models, spent_status, retry_after_max_s, tags, tenant_models, runs, tenant_runs, user_models, uses,
        (SELECT jsonb_build_object('features', p.feature_access,
                'since', extract(epoch FROM s.start_date) * 1000,
                'until', extract(epoch FROM s.end_date) * 1000)
@@ -99,19 +91,28 @@ SELECT id, (extract(epoch FROM created_at) * 1000000)::bigint AS created,
        EXISTS (SELECT FROM subscription_segment AS g WHERE g.organization_id = organization.id
                   AND g.start_date < g.end_date
                   AND g.start_date <= (now() AT TIME ZONE 'UTC')::date) AS subscribed,
-       (SELECT jsonb_agg(jsonb_build_array(u.service_id, u.activated, u.quantity, u.in_money)) FROM (
-            SELECT service_id, in_money, bool_or(activated) AS activated, sum(quantity) AS quantity
-              FROM (
-                SELECT service_id, false AS in_money, true AS activated, 0::bigint AS quantity
-                  FROM service_activation AS a WHERE a.organization_id = organization.id
-                UNION ALL
-                SELECT service_id, unit_price = 0.000000001, false, quantity FROM usage_tier AS d
-                 WHERE d.organization_id = organization.id AND d.quantity <> 0
-                   AND d.day >= date_trunc('month', now() AT TIME ZONE 'UTC')) AS each
-             GROUP BY service_id, in_money) AS u) AS uses,
        cast(extract(year FROM now() AT TIME ZONE 'UTC') * 12 + extract(month FROM now() AT TIME ZONE 'UTC')
             AS integer) AS this_month
-  FROM organization WHERE {where} ORDER BY id"""
+  FROM organization
+  LEFT JOIN (SELECT organization_id, jsonb_agg(jsonb_build_array(service_id, activated, quantity, in_money)) AS uses
+    FROM (SELECT organization_id, service_id, in_money, bool_or(activated) AS activated, sum(quantity) AS quantity
+            FROM (SELECT organization_id, service_id, false AS in_money, true AS activated, 0::bigint AS quantity
+                    FROM service_activation WHERE organization_id = ANY(:ids)
+                   UNION ALL
+                  SELECT organization_id, service_id, unit_price = 0.000000001, false, quantity FROM usage_tier
+                   WHERE organization_id = ANY(:ids) AND quantity <> 0
+                     AND day >= date_trunc('month', now() AT TIME ZONE 'UTC')) AS each
+           GROUP BY organization_id, service_id, in_money) AS of_services
+   GROUP BY organization_id) AS u ON u.organization_id = id""" + "".join(
+    f"""
+  LEFT JOIN (SELECT organization_id, jsonb_object_agg({owner}, {field}) AS {name} FROM {table}
+    WHERE organization_id = ANY(:ids) AND {field} IS NOT NULL AND deleted_at IS NULL
+    GROUP BY organization_id) AS {name} ON {name}.organization_id = organization.id"""
+    for name, table, owner, field in (
+        ("tenant_models", "tenant", "id", "models"), ("tenant_runs", "tenant", "id", "runs"),
+        ("user_models", "app_user", "external_id", "models"),
+    )
+) + " WHERE id = ANY(:ids) ORDER BY id")  # fmt: skip
 _TENANTS = """
 SELECT t.id, t.organization_id, (extract(epoch FROM t.created_at) * 1000000)::bigint AS created,
        CAST(t.limits AS text) AS limits,
@@ -170,19 +171,19 @@ SELECT id, name, targets, fallback, organization_id, output_max, context FROM mo
 _SHARES = query("definitions.shares", "Select the shares of upstreams", """
 SELECT id, upstream, model, organization_id, tenant_id, weight, guaranteed, priority FROM share ORDER BY id""")  # fmt: skip
 
-_BUDGETS = query("definitions.budgets", "Select the budgets of organizations, with raises and overrides", """
-SELECT budget.*, r.raises, jsonb_strip_nulls(
-           coalesce(o.overrides, '{}') || coalesce(h.stood->'overrides'->(budget.id::text), '{}')) AS overrides
-  FROM budget LEFT JOIN quarantine AS h ON {held}
- CROSS JOIN LATERAL (
-    SELECT jsonb_object_agg(value, jsonb_build_array(amount::text, floor(extract(epoch FROM until) * 1000)))
-           AS raises FROM budget_raise WHERE budget_id = budget.id AND until > now()) AS r
- CROSS JOIN LATERAL (
-    SELECT jsonb_object_agg(value, jsonb_build_array(amount::text, floor(extract(epoch FROM until) * 1000)))
-           AS overrides FROM budget_override
-     WHERE budget_id = budget.id AND coalesce(until > now(), true)) AS o
- WHERE budget.organization_id = ANY(:ids) AND deleted_at IS NULL ORDER BY budget.organization_id, id
-""".replace("{held}", HELD.format("budget")))  # fmt: skip
+_OF_OWNERS = """
+  LEFT JOIN (
+    SELECT budget_id, jsonb_object_agg(value, jsonb_build_array(
+           amount::text, floor(extract(epoch FROM until) * 1000))) AS {name} FROM {table}
+     WHERE coalesce(until > now(), true)
+       AND budget_id IN (SELECT id FROM budget WHERE organization_id = ANY(:ids) AND deleted_at IS NULL)
+     GROUP BY budget_id) AS {table} ON {table}.budget_id = budget.id"""
+_BUDGETS = query("definitions.budgets", "Select the budgets of organizations, with raises and overrides", f"""
+SELECT budget.*, raises, jsonb_strip_nulls(
+           coalesce(overrides, '{{}}') || coalesce(h.stood->'overrides'->(budget.id::text), '{{}}')) AS overrides
+  FROM budget LEFT JOIN quarantine AS h ON {HELD.format("budget")}
+{_OF_OWNERS.format(table="budget_raise", name="raises")}{_OF_OWNERS.format(table="budget_override", name="overrides")}
+ WHERE budget.organization_id = ANY(:ids) AND deleted_at IS NULL ORDER BY budget.organization_id, id""")  # fmt: skip
 
 
 # A row of the table is made as `row_of` in `gateway/core/accounts/groups.py` makes it.
@@ -195,22 +196,17 @@ members AS (
               FROM live CROSS JOIN jsonb_array_elements_text(members) AS m (member)
              UNION ALL SELECT organization_id, '{OWN}', s.name, id FROM live JOIN signed_in_user AS s
              USING (organization_id) WHERE jsonb_exists(s.claims, live.claim)) AS each)
-SELECT organization_id AS id,
-       (SELECT array_agg(DISTINCT kind) FROM members AS m WHERE m.organization_id = live.organization_id) AS kinds,
-       (SELECT string_agg(row, '' ORDER BY row) FROM members AS m WHERE m.organization_id = live.organization_id)
-           AS "table",
-       (SELECT jsonb_object_agg(claim, ids) FROM (
-               SELECT claim, jsonb_agg(id ORDER BY id) AS ids FROM live AS l
-                WHERE l.organization_id = live.organization_id AND claim IS NOT NULL GROUP BY claim) AS c) AS claims
-  FROM live GROUP BY organization_id""")  # fmt: skip
+SELECT organization_id AS id, kinds, "table", claims FROM (SELECT DISTINCT organization_id FROM live) AS each
+  LEFT JOIN (SELECT organization_id, array_agg(DISTINCT kind) AS kinds, string_agg(row, '' ORDER BY row) AS "table"
+               FROM members GROUP BY organization_id) AS m USING (organization_id)
+  LEFT JOIN (SELECT organization_id, jsonb_object_agg(claim, ids) AS claims
+               FROM (SELECT organization_id, claim, jsonb_agg(id ORDER BY id) AS ids
+                       FROM live WHERE claim IS NOT NULL GROUP BY organization_id, claim) AS of_claims
+              GROUP BY organization_id) AS c USING (organization_id)""")  # fmt: skip
 
 
-async def organizations(
-    connection: AsyncConnection, where: str, values: Mapping[str, Any]
-) -> list[OrganizationAccount]:
-    """Return the definitions and balances of the organizations that the SQL condition `where` selects."""
-    rows = await _rows(connection, "organizations", _ORGANIZATIONS, where, values)
-    ids = [row["id"] for row in rows]
+async def organizations(connection: AsyncConnection, ids: Sequence[int]) -> list[OrganizationAccount]:
+    rows = (await connection.execute(_ORGANIZATIONS, {"ids": ids})).mappings().all()
     budgets, groups = await budgets_of(connection, ids), await groups_of(connection, ids)
     return [
         OrganizationAccount(
@@ -514,9 +510,7 @@ async def _read_accounts(connection: AsyncConnection, kind: str, names: Sequence
     if kind == "tenant":
         definitions = [tenant.definition for tenant in await tenants(connection, "t.id = ANY(:ids)", ids)]
         return [(str(each.tenant_id), each) for each in definitions]
-    whole = [
-        organization.definition for organization in await organizations(connection, "id = ANY(:ids)", ids)
-    ]
+    whole = [organization.definition for organization in await organizations(connection, ids["ids"])]
     return [(str(each.organization_id), each) for each in whole]
 
 

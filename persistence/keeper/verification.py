@@ -195,9 +195,8 @@ async def _read_window_use(
             continue
         values = {"ids": [key.budget_id for key in asked], "starts": [key.start_ms for key in asked]}
         unused = {"unused_days": EACH_UNUSED_DAYS} if statement is _USED else {}
-        for budget_id, start_ms, value, amount, moved_ms, carries, limit, changed in await connection.execute(
-            statement, {**values, **unused}
-        ):
+        rows = await connection.execute(statement, {**values, **unused})
+        for budget_id, start_ms, value, amount, moved_ms, carries, limit, changed in rows.all():
             window = WindowKey(budget_id, start_ms, value)
             used[window], moved[window] = int(amount), moved_ms
             if carries is not None:
@@ -402,7 +401,7 @@ class LedgerReader(BudgetUses):
                 found[row.partition].applied.append(str(row.id))
             if not ids["ids"]:
                 return found
-            for organization in await definitions.organizations(connection, "id = ANY(:ids)", ids):
+            for organization in await definitions.organizations(connection, ids["ids"]):
                 self._its(found, organization.definition).organizations.append(organization)
             for tenant in await definitions.tenants(connection, "t.organization_id = ANY(:ids)", ids):
                 self._its(found, tenant.definition).tenants.append(tenant)

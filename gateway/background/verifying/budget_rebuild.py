@@ -17,6 +17,7 @@ from gateway.core.integrity.reconciliation import (
     as_they_should_be,
     carrying,
     differing,
+    known_use,
     run_as_it_should_be,
     waiting_in,
     windows_at,
@@ -69,6 +70,7 @@ class BudgetRebuild:
         waiting = waiting_in(packed, [*budgets, *of_runs])
         accounts = [run_as_it_should_be(run, stored.used, waiting.used) for run in runs]
         holds = await self._target.held_of_budgets(partition)
+        known = known_use(budgets, stored, waiting, now_ms)
 
         async def restore(expected: Sequence[BudgetAccountUse]) -> int | None:
             """Rewrite the wrong ones of some accounts; return their number, None if `marker` changed."""
@@ -92,7 +94,7 @@ class BudgetRebuild:
         for definition in defined:
             owner, owned = definition.organization_id, definition.terms.budgets
             names = await self._read_names(partition, owner, owned)
-            expected_uses = as_they_should_be(owner, owned, stored, waiting, now_ms, names)
+            expected_uses = as_they_should_be(owner, owned, known, names)
             for some in batched(expected_uses, REBUILT_AT_ONCE):
                 count = await restore(some)
                 if count is None:

@@ -391,24 +391,16 @@ def waiting_in(packed: Iterable[bytes], budgets: Iterable[Budget]) -> WaitingUse
     return WaitingUses(used, carried)
 
 
-def as_they_should_be(  # noqa: PLR0917  # an organization, its known use, and the time
-    organization_id: int,
-    budgets: Sequence[Budget],
-    stored: StoredBudgets,
-    waiting: WaitingUses,
-    now_ms: int,
-    there: Iterable[str] = (),
+def as_they_should_be(
+    organization_id: int, budgets: Sequence[Budget], known: KnownUse, there: Iterable[str] = ()
 ) -> Iterator[BudgetAccountUse]:
     """Yield the expected state of an organization's budget accounts: of all with use, and all in `there`.
 
-    `stored` is the use in PostgreSQL and `waiting` that in entries not stored yet. `there` are the names of
-    accounts in Redis. A window with waiting entries has moved now.
+    `there` are the names of accounts in Redis.
     """
-    since = dict(key[:2] for key in windows_at(budgets, now_ms))
-    known = _KnownUse(stored, waiting, _owners(stored, waiting), since, now_ms)
     live = [name.partition(":") for name in there]
     for alike in accounts_of(budgets):
-        packed = define_windows(alike, now_ms)
+        packed = define_windows(alike, known.now_ms)
         name = account_of(organization_id, alike[0])
         prefix, _, somebody = name.partition(":")
         values = [""]
@@ -416,13 +408,26 @@ def as_they_should_be(  # noqa: PLR0917  # an organization, its known use, and t
             values = [*known.active_owners(alike), *(value for like, _, value in live if like == prefix)]
         for value in dict.fromkeys(values):
             has_own_windows = value == OTHERS or have_own(alike, value)
-            windows = define_windows(alike, now_ms, value) if has_own_windows else packed
+            windows = define_windows(alike, known.now_ms, value) if has_own_windows else packed
             yield known.use_of(alike, value, f"{prefix}:{value}" if somebody else name, windows)
 
 
+def known_use(
+    budgets: Iterable[Budget], stored: StoredBudgets, waiting: WaitingUses, now_ms: int
+) -> KnownUse:
+    """Return the use of budgets, of any organizations, in PostgreSQL and in entries not stored yet.
+
+    A window with waiting entries has moved now.
+    """
+    owners = dict[int, dict[str, list[WindowKey]]]()
+    for key in [*stored.used, *(key for key in waiting.used if key not in stored.used)]:
+        owners.setdefault(key.budget_id, {}).setdefault(key.value, []).append(key)
+    return KnownUse(stored, waiting, owners, dict(key[:2] for key in windows_at(budgets, now_ms)), now_ms)
+
+
 @dataclass(frozen=True, slots=True)
-class _KnownUse:
-    """The use of an organization's budgets at a time, and since when it counts, by budget.
+class KnownUse:
+    """The use of budgets at a time, and since when it counts, by budget.
 
     `owners` are the used windows by budget and owner. `running` are windows by the calendar, by budget and known starts:
     when each began, and a time in its interval by the present edition of the time zones.
@@ -498,14 +503,6 @@ def _carry_now(
     known = StoredUse(uses, None if carried_use is None else amount, at_end)
     end = end_limit(budget, now_ms, value, at_end, None) if budget.overridden_groups else None
     return PresentCarry(carried_to(budget, now_ms, known, value, None), told=False, at_end=end)
-
-
-def _owners(stored: StoredBudgets, waiting: WaitingUses) -> dict[int, dict[str, list[WindowKey]]]:
-    """Return the windows that were used by budget and owner."""
-    window_keys = dict[int, dict[str, list[WindowKey]]]()
-    for key in [*stored.used, *(key for key in waiting.used if key not in stored.used)]:
-        window_keys.setdefault(key.budget_id, {}).setdefault(key.value, []).append(key)
-    return window_keys
 
 
 def run_as_it_should_be(run: Run, stored: Uses, waiting: Uses) -> BudgetAccountUse:

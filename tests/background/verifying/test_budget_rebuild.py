@@ -12,6 +12,7 @@ from hashlib import sha256
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from gateway.background.verifying import budget_comparison, budget_rebuild
 from gateway.background.verifying.reconciler import Reconciler
@@ -132,7 +133,8 @@ class BudgetWorld:
         marker = self.world.client.get(keys.marker(self.world.p))
         assert isinstance(marker, bytes)
         async with backend.engine.connect() as connection:
-            organizations = await definitions.organizations(connection, "true", {})
+            ids = [*await connection.scalars(text("SELECT id FROM organization"))]
+            organizations = await definitions.organizations(connection, ids)
         return await budget_rebuild.BudgetRebuild(BudgetUses(backend.engine), target).rebuild(
             self.world.p, marker, organizations, went_on=went_on
         )

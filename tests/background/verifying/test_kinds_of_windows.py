@@ -8,6 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from gateway.background.verifying.budget_comparison import BudgetComparison
 from gateway.background.verifying.budget_rebuild import BudgetRebuild
@@ -92,7 +93,8 @@ class KindsWorld:
         marker = self.world.client.get(keys.marker(self.world.p))
         assert isinstance(marker, bytes)
         async with self.backend.engine.connect() as connection:
-            organizations = await definitions.organizations(connection, "true", {})
+            ids = [*await connection.scalars(text("SELECT id FROM organization"))]
+            organizations = await definitions.organizations(connection, ids)
         here = [
             replace(one, definition=replace(
                 one.definition, terms=replace(one.definition.terms, budgets=self.budgets)
