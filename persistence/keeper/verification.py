@@ -55,8 +55,8 @@ LONG_S = 30.0
 ASIDE_MAX = 1_000
 # A window is kept for more than a year, and the last one of an account that carries; the total of a session as long as in Redis.
 KEPT_DAYS = 400
-# A part of a rolling window is kept for twice its length, and so long.
-PART_DAYS = 2
+# A part of a rolling window is kept for twice its length, and so long: a use is stored late, and clocks differ.
+PART_HOURS = 2
 # How long Redis keeps a run that is over.
 RUNS_KEPT_S = 86_400
 
@@ -95,7 +95,7 @@ DELETE FROM budget_use WHERE ctid = ANY(ARRAY(
     SELECT u.ctid FROM (SELECT id, length::interval AS length FROM budget
                          WHERE "window" = 'rolling' OFFSET 0) AS b
      CROSS JOIN LATERAL (SELECT ctid FROM budget_use WHERE budget_id = b.id
-                            AND start < now() - 2 * b.length - make_interval(days => :part_days) OFFSET 0) AS u
+                            AND start < now() - 2 * b.length - make_interval(hours => :part_hours) OFFSET 0) AS u
      LIMIT :n))""")  # fmt: skip
 # Windows without end are kept, except those of sessions, and of budgets that were deleted long ago.
 _FORGET_ENDLESS = query(
@@ -207,7 +207,7 @@ async def _read_window_use(
 async def forget_budget_uses(engine: AsyncEngine, *, at_once: int = retention.DELETED_ROWS_AT_ONCE) -> int:
     """Delete the use of budgets' windows that ended long ago, and old runs and jobs; return the row count."""
     forgotten = 0
-    values = {"days": KEPT_DAYS, "unused_days": EACH_UNUSED_DAYS, "part_days": PART_DAYS}
+    values = {"days": KEPT_DAYS, "unused_days": EACH_UNUSED_DAYS, "part_hours": PART_HOURS}
     for statement in (_FORGET_WINDOWS, _FORGET_PARTS, _FORGET_ENDLESS, _FORGET_RUNS, _FORGET_JOBS):
         named = {name: value for name, value in values.items() if f":{name}" in statement.text}
         forgotten += await forgetting.delete(engine, statement, named, at_once)

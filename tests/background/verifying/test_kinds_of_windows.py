@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -13,9 +14,9 @@ from sqlalchemy import text
 from gateway.background.verifying.budget_comparison import BudgetComparison
 from gateway.background.verifying.budget_rebuild import BudgetRebuild
 from gateway.core.accounts.budgets import Budget, account_of, define_windows
-from gateway.core.accounts.windows import FIRST_USE, ROLLING, Carry
+from gateway.core.accounts.windows import FIRST_USE, ROLLING, Carry, RollingWindow, render_length
 from gateway.core.model import BudgetAccount, Verdict
-from gateway.core.times import DAY_MS, HOUR_MS, moment_of
+from gateway.core.times import DAY_MS, HOUR_MS, MINUTE_MS, moment_of
 from gateway.counters.layouts.states import WindowState
 from gateway.counters.redis import keys
 from gateway.counters.redis.keys import partition_of
@@ -24,6 +25,8 @@ from persistence.keeper.verification import Accounts, BudgetUses, forget_budget_
 from tests.background.backend import Backend, backend_at
 from tests.builders import World
 from tests.connections import connected
+from tests.persistence.scenario import insert_budget
+from tests.search import another, examples
 
 LENGTH = 5 * HOUR_MS
 PART = LENGTH // 30
@@ -236,3 +239,28 @@ async def test_lost_account_has_the_window_again_that_another_edition_of_the_tim
         await kept.backend.flush()
         assert kept.rows(kept.carries) == [(start + apart_ms, (used + 3) * NANO, None)]
         kept.world.client.delete(keys.budget_account(kept.world.p, kept.name))
+
+
+async def test_part_of_a_rolling_window_is_kept_for_two_lengths_and_two_hours(kept: KindsWorld) -> None:
+    """So a part stays while a window that has it can be rebuilt: an account has it for a length and a thirtieth."""
+    draw, now_ms = random.Random(another(5)), kept.world.now_ms()
+    shortest, longest = 5 * MINUTE_MS, 366 * DAY_MS
+    lengths = [shortest, longest, *(MINUTE_MS * draw.randint(5, 30 * 1_440) for _ in range(examples(20)))]
+    stay = set[int]()
+    with connected(kept.backend.database, autocommit=True) as connection:
+        for length_ms in lengths:
+            budget = insert_budget(
+                connection, kept.world.caller.organization_id, window=ROLLING, interval=None,
+                length=render_length(length_ms),
+            )  # fmt: skip
+            form = RollingWindow(length_ms)
+            end_ms = now_ms - 2 * length_ms - 2 * HOUR_MS
+            for start_ms in (form.since(now_ms), end_ms + MINUTE_MS):
+                kept.store(Budget(budget, "", "tokens", 1, ""), start_ms, 7)
+            kept.store(Budget(budget, "", "tokens", 1, ""), end_ms - MINUTE_MS, 9)
+            stay.add(budget)
+        await forget_budget_uses(kept.backend.engine)
+        rows = connection.execute(
+            "SELECT budget_id, sum(used), count(*) FROM budget_use WHERE budget_id = ANY(%s) GROUP BY 1", ([*stay],)
+        ).fetchall()  # fmt: skip
+    assert {budget: (int(used), count) for budget, used, count in rows} == dict.fromkeys(stay, (14, 2))
