@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from gateway.core.model import PARTITIONS
 from gateway.core.processes import Found, report, report_availability
@@ -53,6 +53,8 @@ ANSWERS_MAX = 32  # answers being written at once, apart from /livez
 BACKLOG = 1_024
 # Whether each partition is available and verified: a cluster serves the others without one.
 EVERY_PARTITION = "every_partition"
+# The reason of that while a keeper verifies.
+PARTITIONS_WAIT: Final = f"{{}} of {PARTITIONS} partitions wait for a keeper to verify them"
 # Whether the running settings are those of the configuration file.
 CONFIGURATION = "configuration"
 # Whether a keeper stores rows in PostgreSQL.
@@ -446,7 +448,9 @@ async def of_gateway(
         "gateway": serves() or "no worker accepts calls",
         "redis": (away < every and found.get("partitions_taking", 1) > 0) or why,
         "counters_verified": unverified < every,
-        EVERY_PARTITION: why or every > away + unverified == 0,
+        EVERY_PARTITION: why
+        or (unverified > away and PARTITIONS_WAIT.format(-(-unverified // found["workers"])))
+        or every > away == 0,
         CONFIGURATION: not found.get("configuration_stale", 0),
         ACCOUNTS: check_accounts(dict(found.get("left_alone", ())).get("account", 0)),
         **of_process(found, disk),

@@ -47,6 +47,7 @@ from gateway.run.expirer import expirer
 from gateway.run.health import (
     ACCOUNTS,
     EVERY_PARTITION,
+    PARTITIONS_WAIT,
     ROWS,
     DiskWatch,
     RedisState,
@@ -454,7 +455,7 @@ class Keeper:
                 "counters_verified": verified > 0,
                 EVERY_PARTITION: why
                 or verified == PARTITIONS
-                or f"partitions to verify: {PARTITIONS - verified}",
+                or PARTITIONS_WAIT.format(PARTITIONS - verified),
                 ROWS: self._rows_are_stored(),
                 ACCOUNTS: check_accounts(self._counters.left_alone.count("account")),
                 **of_process(snapshot, self._disk),

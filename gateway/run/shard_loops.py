@@ -168,11 +168,9 @@ class AllShardLoops:
 
     @property
     def verified(self) -> int:
-        """The number of partitions on servers whose partitions are all verified since Redis last started."""
+        """The number of partitions that are verified since Redis last started, and admit calls."""
         there = [self._kept.get(wire) for wire in self._wires.wires]
-        return sum(
-            len(loops.wire.partitions) for loops in there if loops is not None and loops.verifier.ready
-        )
+        return sum(loops.verifier.served for loops in there if loops is not None)
 
     @property
     def reclaimed(self) -> list[tuple[str, int]]:

@@ -65,7 +65,7 @@ async def test_what_a_keeper_writes_is_told(world: World, tmp_path: Path) -> Non
     async with idle(world, tmp_path) as worker:
         world.client.set(keys.CATALOGUE, encode_catalogue(2, [CHAT, CREDITS]))
         await eventually(lambda: worker.directory.version == 2, within_s=10.0)
-        world.client.delete(keys.verified(0))
+        world.client.delete(keys.marker(0), keys.verified(0))
         await eventually(lambda: not worker.directory.verified, within_s=10.0)
         verify(world, worker.wires.wires[0].run_id, epoch=3)
         await eventually(lambda: min(reported(world.client)) == 3)

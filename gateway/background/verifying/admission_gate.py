@@ -35,10 +35,14 @@ STRANGERS_S = 2.0
 
 @dataclass(slots=True)
 class DefinedPartitions:
-    """The partitions whose definitions this keeper wrote since their verification; whether that is all."""
+    """The partitions whose definitions this keeper wrote since their verification; whether that is all.
+
+    `served` are those that admit calls, as the gate last saw.
+    """
 
     partitions: set[int] = field(default_factory=set)
     is_all: bool = False
+    served: frozenset[int] = frozenset()
 
 
 class AdmissionGate:
@@ -136,6 +140,7 @@ class AdmissionGate:
         markers = await self._target.markers()
         if markers.run_id != run_id:
             return False
+        defined.served = frozenset(markers.verified.keys() - markers.closed.keys())
         ours = {
             partition: epoch for partition, epoch in markers.closed.items() if partition in defined.partitions
         }

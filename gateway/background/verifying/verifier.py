@@ -411,8 +411,9 @@ class Verifier:
         self._source = source
         self._target = target
         self._observe = observe
-        # The run ids with everything verified, and with nothing left to do.
+        # The run ids with everything verified, and with nothing left to do; and that of the last pass.
         self._vouched, self._watched = b"", b""
+        self._pass = b"", DefinedPartitions()
         self._admission_gate = admission_gate
         self._rewinds, self._hold_back = rewinds, hold_back
         self._partitions, self._organizations_max = partitions, organizations_max
@@ -429,6 +430,14 @@ class Verifier:
     def ready(self) -> bool:
         """Whether all partitions are verified under the run id of the present connection to Redis."""
         return bool(self._vouched) and self._vouched == self._target.run_id
+
+    @property
+    def served(self) -> int:
+        """The number of partitions that admit calls: all once verified, until then as a pass opens them."""
+        run_id, defined = self._pass
+        if self.ready:
+            return len(self._partitions())
+        return len(defined.served) if run_id == self._target.run_id else 0
 
     @property
     def pause_s(self) -> float:
@@ -458,6 +467,7 @@ class Verifier:
         said = await self._target.is_marked_verified(run_id, markers.unverified)
         serves_all = said and not markers.unverified and not markers.closed
         if serves_all and (self._vouched == run_id or markers.others):
+            self._pass = run_id, DefinedPartitions(served=frozenset(markers.verified))
             if self._admission_gate:
                 await self._admission_gate.watch(reports)
             stands, now = (run_id, markers.verified), self._clock()
@@ -595,6 +605,7 @@ class Verifier:
     ) -> AsyncIterator[DefinedPartitions]:
         """Open partitions as soon as the block has defined them; at its end, wait until all are open."""
         defined = DefinedPartitions()
+        self._pass = run_id, defined
         if self._admission_gate is None:
             yield defined
             return

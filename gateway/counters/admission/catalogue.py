@@ -37,7 +37,7 @@ from gateway.counters.admission.stored import (
     decode_terms,
     version_of,
 )
-from gateway.counters.history_guard import ask_word, says_verified
+from gateway.counters.history_guard import ask_word, says_verified, waiting_partitions
 from gateway.counters.layouts.packing import ANY_PLAN
 from gateway.counters.redis import keys
 from gateway.counters.redis.cluster import RedisConnections
@@ -288,8 +288,9 @@ class Catalogue:
         self.version = 0
         self.prices = PriceCache(wires, log)
         self.weighing = WeightCache()
-        # The partitions that, at the last look, no keeper had verified on this Redis.
-        self.unverified = frozenset(range(PARTITIONS))
+        # The partitions that, at the last look, no keeper had verified on this Redis: all, before each server
+        # that can be reached was asked once.
+        self.unverified, self._has_asked = frozenset(range(PARTITIONS)), False
         self._wires, self._changes, self._clock, self._log = wires, changes, clock, log
         self._raw = b""
         # Why the last catalogue read is invalid; empty if it is valid.
@@ -351,7 +352,7 @@ class Catalogue:
             await self._changes.others(TOLD_CATALOGUE_S if is_told else CATALOGUE_S)
 
     async def _read_catalogue(self) -> bool:
-        """Read the catalogue, the prices, and which servers are verified.
+        """Read the catalogue, the prices, and which partitions are verified.
 
         Return False if no catalogue could be loaded, or Redis does not answer.
         """
@@ -364,8 +365,11 @@ class Catalogue:
                     is_read = True
             except (CountersRefused, *UNREADABLE) as error:
                 self._tell(str(error))
-        verified = [wire for wire, word in words if await says_verified(wire, word)]
-        self.unverified = frozenset(range(PARTITIONS)).difference(*(part.partitions for part in verified))
+        waiting = [(wire, await waiting_partitions(wire, word)) for wire, word in words]
+        self._has_asked |= bool(words) and all(some is not None or wire.cause for wire, some in waiting)
+        if self._has_asked:
+            served = (set(wire.part.partitions) - some for wire, some in waiting if some is not None)
+            self.unverified = frozenset(range(PARTITIONS)).difference(*served)
         try:
             await self.prices.refresh()
         except CountersUnavailable:

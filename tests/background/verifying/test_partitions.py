@@ -93,6 +93,28 @@ async def test_a_partition_is_served_before_others_are_compared(
         await driven(directory.identify("unknown"))
 
 
+async def test_partitions_that_wait_are_counted_down_as_each_is_opened(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world, other = await two_emptied(backend)
+    source, looks_on = held_up(backend, other.p, monkeypatch)
+    gate = AdmissionGate(source, backend.counters, asyncio.get_running_loop().time, recovery_s_max=0.0)
+    verifier = Verifier(source, backend.counters, admission_gate=gate, organizations_max=1)
+    directory = Directory(backend.wire, asyncio.get_running_loop().time)
+    await directory._read_catalogue()
+    assert (verifier.served, len(directory.unverified)) == (0, PARTITIONS)
+    verifying = asyncio.create_task(verifier.verify())
+    await eventually(lambda: world.reserve(need=1).verdict is Verdict.ADMITTED)
+    await directory._read_catalogue()
+    assert world.p not in directory.unverified
+    assert other.p in directory.unverified
+    await eventually(lambda: 0 < verifier.served < PARTITIONS)
+    looks_on.set()
+    await verifying
+    await directory._read_catalogue()
+    assert (verifier.served, directory.unverified) == (PARTITIONS, frozenset())
+
+
 async def test_a_partition_admits_before_others_are_compared_though_redis_was_silent_for_once(
     backend: Backend, monkeypatch: pytest.MonkeyPatch
 ) -> None:

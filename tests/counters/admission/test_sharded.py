@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import math
+import random
 import signal
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import msgspec
 import pytest
 
 from gateway.core.accounts.outbox import EventKind
-from gateway.core.model import Caller, HoldExtension, HoldRequest, Settlement, SettleResult, Verdict
+from gateway.core.model import (
+    PARTITIONS,
+    Caller,
+    HoldExtension,
+    HoldRequest,
+    Settlement,
+    SettleResult,
+    Verdict,
+)
 from gateway.core.wait import in_task
 from gateway.counters.admission.account_limit import AccountLimit
 from gateway.counters.admission.callers import AGAIN_S, IDENTITY_S, Directory
@@ -35,11 +47,13 @@ from gateway.counters.leases.allowance import Allowances
 from gateway.counters.redis import keys
 from gateway.counters.redis.address import Address, parse_url
 from gateway.counters.redis.calls import TOMBSTONE_MS
-from gateway.counters.redis.cluster import Shards
+from gateway.counters.redis.cluster import RedisConnections, Shards
 from gateway.counters.redis.connection import RedisConnection, encode, encode_script
 from gateway.counters.settlement_log.settlement_record import unpack
 from gateway.errors import CountersUnavailable, InvalidApiKey
 from tests.builders import CHAT, CREDITS, TTL_MS, World, driven, new_id, settlement_log
+from tests.conftest import free_port
+from tests.search import another
 from tests.valkey_cluster import Member, ValkeyCluster
 from tests.waiting import WITHIN_S, eventually
 
@@ -553,3 +567,50 @@ async def test_an_older_catalogue_counts_where_it_is_verified_alone(desk: Desk) 
     desk.vouch()
     await desk.directory._read_catalogue()
     assert (desk.directory.version, list(desk.directory.catalogue())) == (7, [CHAT.key])
+
+
+async def test_each_server_that_can_be_reached_is_asked_before_any_partition_counts_as_verified(
+    desk: Desk,
+) -> None:
+    """A gateway that knows one server of three would be ready, and refuse the callers of both others."""
+    desk.vouch()
+    here, later, dead = desk.shards.wires
+    made = RedisConnection(later.address, time.monotonic)
+    made.part = later.part
+    gone = RedisConnection(replace(dead.address, port=free_port()), time.monotonic)
+    gone.part = dead.part
+    some = cast(
+        "RedisConnections",
+        SimpleNamespace(wires=[here, made, gone], of_key=desk.shards.of_key, hear=desk.shards.hear),
+    )
+    gone.start()
+    try:
+        await eventually(lambda: gone.cause)
+        directory = Directory(some, time.monotonic)
+        await directory._read_catalogue()
+        assert directory.unverified == frozenset(range(PARTITIONS)), "one of those that answer is not asked"
+        await made.open()
+        await directory._read_catalogue()
+        assert directory.unverified == frozenset(dead.part.partitions), "who cannot be reached delays nobody"
+    finally:
+        await made.close()
+        await gone.close()
+
+
+async def test_partitions_of_a_server_that_is_verified_meanwhile_go_by_their_markers(desk: Desk) -> None:
+    draw = random.Random(another(3))
+    served = frozenset(draw.sample(range(PARTITIONS), 20))
+    for partition in range(PARTITIONS):
+        here = desk.shards.of(partition).run_id
+        of_another, is_paused = (
+            packing.marker(b"." * len(here), 3, 5),
+            packing.marker(here, 3, packing.CLOSED),
+        )
+        waiting = draw.choice([b"", of_another, is_paused])
+        marker = packing.marker(here, 3, 5) if partition in served else waiting
+        desk.cluster.owner(partition).client.set(keys.marker(partition), marker)
+    await desk.directory._read_catalogue()
+    assert desk.directory.unverified == frozenset(range(PARTITIONS)) - served
+    desk.vouch()
+    await desk.directory._read_catalogue()
+    assert desk.directory.verified
