@@ -543,10 +543,10 @@ async def waiting_partitions(wire: RedisConnection, word: Wait[Reply]) -> frozen
 
     `word` is a reply to `ask_word`. While a keeper verifies the server, the partitions' markers are asked for.
     """
-    if await says_verified(wire, word):
-        return frozenset()
     asked = wire.part.partitions
     with suppress(CountersUnavailable):
+        if await in_task(word) == wire.run_id:
+            return frozenset()
         waits = wire.send_together(*(encode(b"GET", keys.marker(p).encode()) for p in asked))
         return frozenset([p for p, wait in zip(asked, waits, strict=True) if not await _admits(wire, wait)])
     return None
