@@ -34,7 +34,7 @@ from gateway.counters.redis.address import Ask, Server
 from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.connection import RedisConnection, encode, script_parts
 from gateway.counters.redis.keys import part_of
-from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout, SlotMoving
+from gateway.errors import CountersRefused, CountersUnavailable, SlotMoving
 
 # The markers of a server's partitions: their history, and how to make all of another history invalid.
 
@@ -536,27 +536,6 @@ async def keep_looking(wire: RedisConnection, fence: HistoryGuard) -> None:
 def ask_word(wire: RedisConnection) -> Wait[Reply]:
     """Query the run id that all data of a server was last verified for."""
     return wire.send(encode(b"GET", keys.verified(wire.part.anchor).encode()), upkeep=True)
-
-
-async def waiting_partitions(wire: RedisConnection, word: Wait[Reply]) -> frozenset[int] | None:
-    """Return the partitions of a server that admit no calls yet; None without an answer.
-
-    `word` is a reply to `ask_word`. While a keeper verifies the server, the partitions' markers are asked for.
-    """
-    asked = wire.part.partitions
-    with suppress(CountersUnavailable):
-        if await in_task(word) == wire.run_id:
-            return frozenset()
-        waits = wire.send_together(*(encode(b"GET", keys.marker(p).encode()) for p in asked))
-        return frozenset([p for p, wait in zip(asked, waits, strict=True) if not await _admits(wire, wait)])
-    return None
-
-
-async def _admits(wire: RedisConnection, marker: Wait[Reply]) -> bool:
-    with suppress(CountersRefused, NewerLayout):
-        run_id, _, catalogue = packing.read_marker(await in_task(marker))
-        return run_id == wire.run_id and catalogue != packing.CLOSED
-    return False
 
 
 async def says_verified(wire: RedisConnection, word: Wait[Reply]) -> bool:

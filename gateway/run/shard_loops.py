@@ -170,7 +170,7 @@ class AllShardLoops:
     def verified(self) -> int:
         """The number of partitions that are verified since Redis last started, and admit calls."""
         there = [self._kept.get(wire) for wire in self._wires.wires]
-        return sum(loops.verifier.served for loops in there if loops is not None)
+        return sum(loops.verifier.open_count for loops in there if loops is not None)
 
     @property
     def reclaimed(self) -> list[tuple[str, int]]:

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from gateway.core.accounts.budget_balances import StoredUse, compute_balance
 from gateway.core.accounts.budgets import Budget, PersonalOverride, account_of, define_windows, owner_of
 from gateway.core.accounts.windows import Carry
-from gateway.core.integrity.reconciliation import StoredBudgets, as_they_should_be, known_use, waiting_in
+from gateway.core.integrity.reconciliation import StoredBudgets, as_they_should_be, collect_use, waiting_in
 from gateway.core.model import BudgetAccount, SettleResult, Verdict
 from gateway.core.times import HOUR_MS
 from gateway.counters.keeper.budget_accounts import _packed
@@ -80,7 +80,7 @@ class CarryWorld(ClockWorld):
     def rebuilds(self) -> None:
         """Lose the account, and have it again by what entries tell."""
         waiting = waiting_in(self.told(), [self.budget])
-        known = known_use([self.budget], StoredBudgets(b"", {}), waiting, self.at_ms)
+        known = collect_use([self.budget], StoredBudgets(b"", {}), waiting, self.at_ms)
         for account in as_they_should_be(1, [self.budget], known):
             self.client.set(keys.budget_account(self.p, account.name), _packed(account, {}, self.at_ms, 0, 0))
 

@@ -18,9 +18,9 @@ from gateway.core.integrity.reconciliation import (
     WaitingUses,
     as_they_should_be,
     carrying,
+    collect_use,
     differences,
     forgettable,
-    known_use,
     terms_differing,
     waiting_in,
     windows_at,
@@ -121,7 +121,7 @@ class BudgetComparison:
         windows = windows_at(budgets, now_ms)
         stored = await self.source.stored(partition, [organization_id], windows, carrying(budgets))
         may_lack = forgettable(budgets)
-        uses = known_use(budgets, stored, WaitingUses(), now_ms)
+        uses = collect_use(budgets, stored, WaitingUses(), now_ms)
         named = {account.name: account for account in as_they_should_be(organization_id, budgets, uses)}
         unending = [name for name, use in named.items() if _must_last(use)]
         gone = await self.target.keep_budgets(partition, unending)
@@ -135,7 +135,7 @@ class BudgetComparison:
             return None
         live, entries = looked
         waiting = waiting_in([*entries, *apart, *stored.aside], budgets)
-        accounts = as_they_should_be(organization_id, budgets, known_use(budgets, stored, waiting, now_ms))
+        accounts = as_they_should_be(organization_id, budgets, collect_use(budgets, stored, waiting, now_ms))
         wanted = set(names)
         items = list(differences((account for account in accounts if account.name in wanted), live, may_lack))
         return items, [named[name] for name in gone if name in wanted and name not in live]

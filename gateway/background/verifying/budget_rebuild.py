@@ -16,8 +16,8 @@ from gateway.core.integrity.reconciliation import (
     BudgetAccountUse,
     as_they_should_be,
     carrying,
+    collect_use,
     differing,
-    known_use,
     run_as_it_should_be,
     waiting_in,
     windows_at,
@@ -70,7 +70,7 @@ class BudgetRebuild:
         waiting = waiting_in(packed, [*budgets, *of_runs])
         accounts = [run_as_it_should_be(run, stored.used, waiting.used) for run in runs]
         holds = await self._target.held_of_budgets(partition)
-        known = known_use(budgets, stored, waiting, now_ms)
+        known = collect_use(budgets, stored, waiting, now_ms)
 
         async def restore(expected: Sequence[BudgetAccountUse]) -> int | None:
             """Rewrite the wrong ones of some accounts; return their number, None if `marker` changed."""

@@ -432,7 +432,7 @@ class Verifier:
         return bool(self._vouched) and self._vouched == self._target.run_id
 
     @property
-    def served(self) -> int:
+    def open_count(self) -> int:
         """The number of partitions that admit calls: all once verified, until then as a pass opens them."""
         run_id, defined = self._pass
         if self.ready:

@@ -412,7 +412,7 @@ def as_they_should_be(
             yield known.use_of(alike, value, f"{prefix}:{value}" if somebody else name, windows)
 
 
-def known_use(
+def collect_use(
     budgets: Iterable[Budget], stored: StoredBudgets, waiting: WaitingUses, now_ms: int
 ) -> KnownUse:
     """Return the use of budgets, of any organizations, in PostgreSQL and in entries not stored yet.

@@ -26,7 +26,7 @@ from gateway.core.calls.routes import ModelRule
 from gateway.core.calls.tariff import SUBSCRIPTION, as_negotiated, other_currency
 from gateway.core.lru import the_one
 from gateway.core.model import PARTITIONS, HoldRequest, Service
-from gateway.core.wait import in_task
+from gateway.core.wait import Wait, in_task
 from gateway.counters.admission.cache import CachedValue
 from gateway.counters.admission.key_changes import NEVER, Changes
 from gateway.counters.admission.stored import (
@@ -37,12 +37,14 @@ from gateway.counters.admission.stored import (
     decode_terms,
     version_of,
 )
-from gateway.counters.history_guard import ask_word, says_verified, waiting_partitions
+from gateway.counters.history_guard import ask_word, says_verified
+from gateway.counters.layouts import packing
 from gateway.counters.layouts.packing import ANY_PLAN
 from gateway.counters.redis import keys
+from gateway.counters.redis.calls import Reply
 from gateway.counters.redis.cluster import RedisConnections
-from gateway.counters.redis.connection import encode
-from gateway.errors import CountersRefused, CountersUnavailable, ServiceNotIncluded
+from gateway.counters.redis.connection import RedisConnection, encode
+from gateway.errors import CountersRefused, CountersUnavailable, NewerLayout, ServiceNotIncluded
 
 # The price book of one worker: the prices of models, read from Redis.
 #
@@ -365,7 +367,7 @@ class Catalogue:
                     is_read = True
             except (CountersRefused, *UNREADABLE) as error:
                 self._tell(str(error))
-        waiting = [(wire, await waiting_partitions(wire, word)) for wire, word in words]
+        waiting = [(wire, await find_waiting_partitions(wire, word)) for wire, word in words]
         self._has_asked |= bool(words) and all(some is not None or wire.cause for wire, some in waiting)
         if self._has_asked:
             served = (set(wire.part.partitions) - some for wire, some in waiting if some is not None)
@@ -401,3 +403,26 @@ class Catalogue:
         self.weighing.load(catalogue.weights)
         self.version = catalogue.version
         self._raw, self._told = raw, ""
+
+
+async def find_waiting_partitions(wire: RedisConnection, word: Wait[Reply]) -> frozenset[int] | None:
+    """Return the partitions of a server that admit no calls yet; None without an answer.
+
+    `word` is a reply to `ask_word`. While a keeper verifies the server, the partitions' markers are asked for.
+    """
+    asked = wire.part.partitions
+    with suppress(CountersUnavailable):
+        if await says_verified(wire, word):
+            return frozenset()
+        waits = wire.send_together(*(encode(b"GET", keys.marker(p).encode()) for p in asked))
+        return frozenset(
+            [p for p, wait in zip(asked, waits, strict=True) if not await _read_admits(wire, wait)]
+        )
+    return None
+
+
+async def _read_admits(wire: RedisConnection, marker: Wait[Reply]) -> bool:
+    with suppress(CountersRefused, NewerLayout):
+        run_id, _, catalogue = packing.read_marker(await in_task(marker))
+        return run_id == wire.run_id and catalogue != packing.CLOSED
+    return False

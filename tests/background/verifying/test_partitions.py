@@ -102,17 +102,17 @@ async def test_partitions_that_wait_are_counted_down_as_each_is_opened(
     verifier = Verifier(source, backend.counters, admission_gate=gate, organizations_max=1)
     directory = Directory(backend.wire, asyncio.get_running_loop().time)
     await directory._read_catalogue()
-    assert (verifier.served, len(directory.unverified)) == (0, PARTITIONS)
+    assert (verifier.open_count, len(directory.unverified)) == (0, PARTITIONS)
     verifying = asyncio.create_task(verifier.verify())
     await eventually(lambda: world.reserve(need=1).verdict is Verdict.ADMITTED)
     await directory._read_catalogue()
     assert world.p not in directory.unverified
     assert other.p in directory.unverified
-    await eventually(lambda: 0 < verifier.served < PARTITIONS)
+    await eventually(lambda: 0 < verifier.open_count < PARTITIONS)
     looks_on.set()
     await verifying
     await directory._read_catalogue()
-    assert (verifier.served, directory.unverified) == (PARTITIONS, frozenset())
+    assert (verifier.open_count, directory.unverified) == (PARTITIONS, frozenset())
 
 
 async def test_a_partition_admits_before_others_are_compared_though_redis_was_silent_for_once(

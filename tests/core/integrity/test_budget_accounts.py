@@ -18,10 +18,10 @@ from gateway.core.integrity.reconciliation import (
     StoredBudgets,
     WaitingUses,
     as_they_should_be,
+    collect_use,
     differences,
     differing,
     forgettable,
-    known_use,
     waiting_in,
     windows_at,
 )
@@ -47,7 +47,7 @@ def accounts(
     stored: dict[WindowKey, int], waiting: dict[WindowKey, int] | None = None, *there: str
 ) -> dict[str, BudgetAccountUse]:
     budgets = (PLAIN, TOKENS, EACH)
-    known = known_use(budgets, StoredBudgets(b"", stored), WaitingUses(waiting or {}), NOW)
+    known = collect_use(budgets, StoredBudgets(b"", stored), WaitingUses(waiting or {}), NOW)
     found = as_they_should_be(7, budgets, known, there)
     return {one.name: one for one in found}
 
@@ -72,7 +72,7 @@ def test_somebodys_account_is_there_where_anything_is_used_now() -> None:
 def test_a_raised_owner_has_windows_of_its_own() -> None:
     raised = replace(EACH, raises={A: PersonalRaise(500, NOW + 1)})
     stored = {WindowKey(3, DAY, A): 5, WindowKey(3, DAY, B): 9}
-    known = known_use((raised,), StoredBudgets(b"", stored), WaitingUses(), NOW)
+    known = collect_use((raised,), StoredBudgets(b"", stored), WaitingUses(), NOW)
     found = {one.name: one.defined for one in as_they_should_be(7, (raised,), known)}
     assert found == {
         f"{PREFIX}:{A}": define_windows((replace(EACH, amount=500),), NOW), f"{PREFIX}:{B}": define_windows((EACH,), NOW),

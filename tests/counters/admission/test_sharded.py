@@ -569,7 +569,7 @@ async def test_an_older_catalogue_counts_where_it_is_verified_alone(desk: Desk) 
     assert (desk.directory.version, list(desk.directory.catalogue())) == (7, [CHAT.key])
 
 
-async def test_each_server_within_reach_answers_before_any_partition_counts_as_verified(
+async def test_catalogue_counts_no_partition_before_each_reachable_server_has_answered(
     desk: Desk,
 ) -> None:
     """A gateway that knows one server of three would be ready, and refuse the callers of both others."""

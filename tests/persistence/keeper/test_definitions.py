@@ -45,7 +45,7 @@ async def _read_of(pool: AsyncEngine, statement: TextClause, ids: Sequence[int])
     return read
 
 
-async def test_rows_of_one_organization_are_read_once_for_all_organizations(
+async def test_rows_of_a_large_organization_are_read_once_for_all_organizations(
     migrated: str, pool: AsyncEngine
 ) -> None:
     accounts = settle_in(migrated, *([None] * 40))
@@ -161,7 +161,7 @@ class DrawnOrganization:
         return [self.now - timedelta(1), self.now + timedelta(1)]
 
 
-async def test_definitions_read_together_are_those_of_each_budget_and_group(
+async def test_batch_of_definitions_equals_definitions_of_each_budget_and_group(
     migrated: str, pool: AsyncEngine
 ) -> None:
     draw, now = random.Random(another(11)), datetime.now(UTC).replace(microsecond=0)
