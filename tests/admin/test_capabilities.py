@@ -38,7 +38,7 @@ async def writes(api: Api) -> dict[str, tuple[str, str, dict[str, Any]]]:
             {**BUDGET, **owner, "amount": "5", "interval": None, "window": "rolling", "length": "5h"},
         ),
         "carry": ("PATCH", f"budgets/{each['id']}", {"carry": {"max": "5"}}),
-        "steps": ("PATCH", f"budgets/{each['id']}", {"steps": [{"at": 0.8, "models": {"a": "b"}}]}),
+        "steps": ("PATCH", f"budgets/{each['id']}", {"steps": [{"at": 0.8, "models": {"a": "m"}}]}),
         "run_policies": ("PATCH", f"tenants/{tenant['id']}", {"runs": {"required": True}}),
     }
 
