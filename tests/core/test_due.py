@@ -18,7 +18,7 @@ RULES = {
     "lua/reserve.lua": "deadlines; late.py",
     "gateway/counters/history_guard.py": "pulses only rise: an older one is what they are for",
     "gateway/counters/admission/caller_holds.py": "places of a caller; each goes with its hold",
-    "gateway/counters/admission/objects.py": "objects of a caller; the index is bounded by their number",
+    "lua/grow.lua": "objects of a caller; the index is bounded by their number",
     "gateway/counters/admission/empty_accounts.py": "empty accounts; each goes with its own key, after a day",
     "gateway/counters/admission/model_sessions.py": "sessions of a tenant; the list ends with the last one, an hour later",
     "gateway/counters/keeper/budget_accounts.py": "accounts and runs of a caller; each goes with its key",
