@@ -16,8 +16,8 @@ from gateway.core.accounts.intervals import DAY, MONTH, window_bounds
 from gateway.core.accounts.windows import Carry
 from gateway.core.integrity.reconciliation import (
     StoredBudgets,
-    WaitingUses,
     as_they_should_be,
+    collect_use,
     waiting_in,
 )
 from gateway.core.model import BudgetAccount, SettleResult, Verdict
@@ -70,8 +70,8 @@ class EditionsWorld(ClockWorld):
         budgets = self.by_law(law)
         told = waiting_in([fields[b"e"] for _, fields in self.entries(keys.outbox(self.p))], budgets)
         self.client.delete(keys.budget_account(self.p, NAME))
-        stored = StoredBudgets(b"", told.used, carried=told.carried)
-        for account in as_they_should_be(1, budgets, stored, WaitingUses(), self.at_ms):
+        known = collect_use(budgets, StoredBudgets(b"", {}), told, self.at_ms)
+        for account in as_they_should_be(1, budgets, known):
             self.client.set(keys.budget_account(self.p, account.name), _packed(account, {}, self.at_ms, 0, 0))
         return self.windows(NAME)
 
