@@ -38,17 +38,18 @@ BEGIN
 END $$;
 CREATE TRIGGER copied AFTER INSERT OR UPDATE OR DELETE ON {table} FOR EACH ROW EXECUTE FUNCTION {table}_copied();
 """
-# Less than deadlock_timeout: in a deadlock the copy gives way. A comment has the first block that is not copied.
+# Less than deadlock_timeout: in a deadlock the copy gives way.
 _PIECE = """
 SET LOCAL lock_timeout = 500;
 INSERT INTO {table}_copy SELECT * FROM {table} WHERE ctid >= '({block},0)' AND ctid < '({end},0)' FOR KEY SHARE
     ON CONFLICT DO NOTHING;
-COMMENT ON TABLE {table}_copy IS '{end}';
 """
 _PIECE_BLOCKS = 200
-_COPIED = """
-SELECT coalesce(obj_description('{table}_copy'::regclass), '0')::bigint,
-       pg_relation_size('{table}') / current_setting('block_size')::bigint"""
+# Blocks are those of one file: where the table was written anew meanwhile, all are read again. A comment says that each
+# row has been copied; from then on the trigger alone is enough, also behind a dump and its restore.
+_COPIED = "SELECT obj_description('{table}_copy'::regclass) IS NOT NULL"
+_FILE = """
+SELECT pg_relation_filenode('{table}'), pg_relation_size('{table}') / current_setting('block_size')::bigint"""
 _REPLACE = """
 DROP TABLE {table};
 DROP FUNCTION {table}_copied();
@@ -72,10 +73,12 @@ def prepare(connection: Connection) -> None:
             sets = ", ".join(f"{column} = excluded.{column}" for column in (*wider, *others))
             schema = run("SELECT quote_ident(current_schema())").scalar_one()
             run(_FOLLOW.format(table=table, types=types, sets=sets, schema=schema))
-        done, size = run(_COPIED.format(table=table)).one()
-        for block in range(done, size + 1, _PIECE_BLOCKS):
-            run(_PIECE.format(table=table, block=block, end=block + _PIECE_BLOCKS))
-        run(f"ANALYZE {table}_copy")
+        while not run(_COPIED.format(table=table)).scalar_one():
+            file, size = run(_FILE.format(table=table)).one()
+            for block in range(0, size + 1, _PIECE_BLOCKS):
+                run(_PIECE.format(table=table, block=block, end=block + _PIECE_BLOCKS))
+            if run(_FILE.format(table=table)).one()[0] == file:
+                run(f"ANALYZE {table}_copy; COMMENT ON TABLE {table}_copy IS 'copied'")
 
 
 def upgrade() -> None:
