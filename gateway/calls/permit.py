@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from gateway.calls.ports import DirectoryPort, ObjectOwnersPort
-from gateway.core.calls.call import UNSEEN, CallRequest
+from gateway.core.calls.call import NO_SIZES, UNSEEN, CallRequest
 from gateway.core.calls.estimate import CONTEXT_MAX
 from gateway.core.calls.models import ConfiguredModels
 from gateway.core.calls.routes import ModelRule
@@ -84,7 +84,12 @@ async def check_objects(
             known = [(0, 0)] * len(kept)
         tokens = [size for _, size in known]
         unseen = (call.spec.continues and not known[-1][0]) or max(tokens) >= CONTEXT_MAX - 1
-        call.note_kept(UNSEEN if unseen else sum(tokens), dict(zip(kept, known, strict=True)))
+        document = call.body.document or {}
+        # By these fields a provider leaves text out for one answer, which then says nothing of what it keeps.
+        is_whole = document.get("truncation") in {None, "disabled"} and not document.get("context_management")
+        call.note_kept(
+            UNSEEN if unseen else sum(tokens), dict(zip(kept, known, strict=True)) if is_whole else NO_SIZES
+        )
 
 
 def named_objects(

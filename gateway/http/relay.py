@@ -244,7 +244,10 @@ def store_sizes(admitted: AdmittedCall, meter: Meter, others: list[str]) -> list
     ids += [continuation_of(meter.continues)] if meter.continues else []
     kept, written = max(call.objects.kept, 0), usage.output - usage.reasoning
     brought = min(usage.input, max(0, call.input_ceiling - kept) if call.input_ceiling else usage.input)
-    return _store_owners(admitted, ids, usage.input + written, brought + written)
+    read = (
+        usage.input if call.objects.sizes else max(usage.input, kept + brought)
+    )  # `check_objects`: it may have been cut
+    return _store_owners(admitted, ids, read + written, brought + written)
 
 
 def _store_owners(

@@ -454,7 +454,8 @@ def _check_steps(change: EntityWrite, unit: object, steps: Any) -> Iterator[tupl
     }
     if unit != MONEY or not named:
         return
-    prices, models = [change.connection.execute(known).all() for known in (_PRICED, _STORED_MODELS)]
+    # Tuples, which the compiled function asks for.
+    prices, models = [[*map(tuple, change.connection.execute(known))] for known in (_PRICED, _STORED_MODELS)]
     lacking = {*find_unpriced(named.values(), prices, models, change.rules.stand_ins)}
     mend = "store one first, let another's stand in (TOLLKEEPER_PRICE_AS), or name a model that has one"
     yield from (

@@ -332,6 +332,25 @@ async def test_an_answer_replaces_the_estimate_of_items_unless_others_come_meanw
         assert stage.objects.sized[CALLER.organization_id, "conv_1"] >= 3_300 + 4_000
 
 
+@pytest.mark.parametrize("cuts", [{"truncation": "auto"}, {"context_management": [{"type": "compaction"}]}])
+async def test_an_answer_to_a_shortened_text_leaves_its_conversation_as_long_as_before(
+    cuts: dict[str, object],
+) -> None:
+    reported = {**LONG_ANSWER, "conversation": {"id": "conv_1"}}
+    async with objects() as stage:
+        stage.objects.kept.add((CALLER.organization_id, "conv_1"))
+        assert (await stage.ask(put(item(40_000)))).status == 200
+        before = stage.objects.sized[CALLER.organization_id, "conv_1"]
+        for more, least in ((cuts, before), ({"truncation": "disabled"}, 0)):
+            stage.upstream.scripts.append([answer(json.dumps(reported).encode())])
+            assert (
+                await stage.ask(post(body(model="gpt-5.4", conversation="conv_1", **more), RESPONSES, JSON))
+            ).status == 200
+            assert stage.objects.sized[CALLER.organization_id, "conv_1"] >= least
+        assert stage.objects.sized[CALLER.organization_id, "conv_1"] == 3_300
+        assert stage.objects.sized[CALLER.organization_id, reported["id"]] >= 3_300
+
+
 @pytest.mark.parametrize(
     ("part", "tokens"),
     [({"type": "input_file", "file_id": "file-1"}, 1_050_000), ({"type": "input_image", "image_url": "https://x/y.png"}, 1_600)],
