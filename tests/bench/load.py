@@ -194,13 +194,19 @@ def saturate(
 def ask(port: int, traffic: Traffic, number: int = 0) -> tuple[int, bytes]:
     """Send one request; status and body of the answer."""
     with socket.create_connection(("127.0.0.1", port), ANSWER_S_MAX) as connection:
-        connection.sendall(b"".join(chat(f"127.0.0.1:{port}", traffic, number)))
-        answer = HTTPResponse(connection, method="POST")
-        try:
-            answer.begin()
-            return answer.status, answer.read()
-        except HTTPException as error:
-            raise BenchError(f"the answer was cut: {error!r}") from error
+        return ask_on(connection, traffic, number)
+
+
+def ask_on(connection: socket.socket, traffic: Traffic, number: int = 0) -> tuple[int, bytes]:
+    """Send one request on a connection that stays; status and body of the answer."""
+    port = connection.getpeername()[1]
+    connection.sendall(b"".join(chat(f"127.0.0.1:{port}", traffic, number)))
+    answer = HTTPResponse(connection, method="POST")
+    try:
+        answer.begin()
+        return answer.status, answer.read()
+    except HTTPException as error:
+        raise BenchError(f"the answer was cut: {error!r}") from error
 
 
 def pace(

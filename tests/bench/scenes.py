@@ -56,5 +56,24 @@ STEPS: Mapping[str, list[dict[str, object]]] = {
     "steps": [{"at": 1, "models": {"gpt-4o-*": "gpt-4.1-nano"}}],
     "substituted": [{"at": 0, "models": {"gpt-4o-*": "gpt-4.1-nano"}}],
 }
+# Budgets in money by account and name: what of an organization each is of. "groups" gets a group, and a key with a tag.
+OWNERS: Mapping[str, Mapping[str, object]] = {
+    "organization": {}, "tenant": {}, "user": {"each": "user"}, "key": {"each": "key"},
+}  # fmt: skip
+TAGS = {"feature": "search"}
+BUDGETS: Mapping[str, Mapping[str, Mapping[str, object]]] = {
+    **dict.fromkeys(("money", *STEPS), OWNERS),
+    "rolling": {"five hours": {"each": "user", "window": "rolling", "length": "5h"}},
+    "groups": {
+        "group": {},
+        "member": {"each": "user"},
+        "tag": {"tags": TAGS},
+        "value": {"each": "tag:feature"},
+    },
+}
 # Besides: what `hot` looks at alone.
-HOT: Mapping[str, Scene] = {**SCENES, **{account: Scene(account, account, account) for account in STEPS}}
+HOT: Mapping[str, Scene] = {
+    **SCENES,
+    **{account: Scene(account, account, account) for account in (*STEPS, "rolling", "groups")},
+    "users": Scene("users", "limits of 32 users by turns", "limits", callers=32),
+}

@@ -169,7 +169,7 @@ def count(
                     _send(side.client, first)
                     _send(side.client, second)
                 side.clear()
-            total = instructions.taken(pid, server.folder)
+            total, _ = instructions.taken(pid, server.folder)
             counts[side.name] += [total / (len(writes) * size)] if writes else []
     return counts
 

@@ -30,19 +30,12 @@ from gateway.counters.redis import keys
 from tests.bench.figures import OTHER, OURS
 from tests.bench.load import Traffic
 from tests.bench.machine import START_S_MAX, BenchError, Placement, family, pin, signal_all, stop
-from tests.bench.scenes import STEPS, Scene
+from tests.bench.scenes import BUDGETS, STEPS, TAGS, Scene
 from tests.bench.stage import Contender, Stage, python_path
 from tests.waiting import readable
 
 TOTAL_TOKENS = 10**15
 LIMITS = {"requests_per_minute": 10**9, "tokens_per_minute": 10**12, "concurrency": 10**6}
-# By name: what of an organization each is of.
-BUDGETS: dict[str, dict[str, str]] = {
-    "organization": {},
-    "tenant": {},
-    "user": {"each": "user"},
-    "key": {"each": "key"},
-}
 DRAIN_S_MAX = 180.0
 SILENT_S_MAX = "3600"  # what stands still in others' turns is not hung, and stays who is measured
 
@@ -146,15 +139,23 @@ class Deployment:
 
 
 def tollkeeper(
-    stage: Stage, scenes: Iterable[Scene], name: str = OURS, *, workers: int = 1, folder: str = ""
+    stage: Stage,
+    scenes: Iterable[Scene],
+    name: str = OURS,
+    *,
+    workers: int = 1,
+    folder: str = "",
+    twice: bool = True,
 ) -> Contender:
     """Start a deployment with an account for each of these scenes; `OTHER` is of the other packages.
 
-    It stays in a `folder` of its own, by default that of its name.
+    It stays in a `folder` of its own, by default that of its name. It starts `twice`, to tell how long each took.
     """
     packages = stage.other if name == OTHER else stage.compiled
-    first = up(stage, folder or name, packages)
-    stop(stage.programs.pop())
+    ready_s: tuple[float, ...] = ()
+    if twice:
+        ready_s = (up(stage, folder or name, packages).ready_s,)
+        stop(stage.programs.pop())
     running = up(stage, folder or name, packages, "--workers", f"{workers}")
     plan = running.admin("POST", "/token-plans", {"name": "bench", "total_amount": TOTAL_TOKENS,
                                                   "reset_interval": "none"})  # fmt: skip
@@ -171,7 +172,7 @@ def tollkeeper(
         )
 
     found = running.contender(name, stage.placement, traffic)
-    found.rows, found.ready_s = running.rows, (first.ready_s, running.ready_s)
+    found.rows, found.ready_s = running.rows, (*ready_s, running.ready_s)
     return found
 
 
@@ -226,21 +227,30 @@ def _keys(running: Deployment, plan_id: int, account: str, organizations: int) -
     for number in range(organizations):
         wish = {"name": f"{account} {number} of {organizations}", "plan_id": plan_id, **limited}
         tenant = running.admin("POST", "/tenants", wish | ({"user_limits": LIMITS} if limited else {}))
+        place = f"/organizations/{tenant['organization_id']}"
         if limited:
-            running.admin("PATCH", f"/organizations/{tenant['organization_id']}", limited)
-        if account == "money" or account in STEPS:
-            _budgets(running, tenant, STEPS.get(account, []))
-        key = running.admin("POST", "/api-keys", {"tenant_id": tenant["id"], "name": "bench", **limited})
-        found.append(key["key"])
+            running.admin("PATCH", place, limited)
+        of_key = {"tenant_id": tenant["id"], "name": "bench", **limited}
+        if account == "groups":
+            running.admin("PATCH", place, {"tags": [*TAGS]})
+            of_key["tags"] = TAGS
+        _budgets(running, tenant, account)
+        found.append(running.admin("POST", "/api-keys", of_key)["key"])
     return tuple(found)
 
 
-def _budgets(running: Deployment, tenant: dict[str, Any], steps: list[dict[str, object]]) -> None:
-    """Budgets in money, with these steps, of an organization, its tenant, and each of its users and keys."""
-    organization_id = tenant["organization_id"]
-    for name, selector in BUDGETS.items():
-        wish = {"organization_id": organization_id, "name": name, "unit": "money", "amount": "1000000",
-                "interval": "month", "mode": "enforce", "steps": steps, **selector}  # fmt: skip
+def _budgets(running: Deployment, tenant: dict[str, Any], account: str) -> None:
+    """Make the budgets in money of an account, and the group that two of them are of."""
+    owner: dict[str, Any] = {"organization_id": tenant["organization_id"]}
+    group = {**owner, "name": "bench", "kind": "user", "members": ["user-00000"]}
+    group_id = running.admin("POST", "/groups", group)["id"] if account == "groups" else None
+    for name, selector in BUDGETS.get(account, {}).items():
+        wish = {**owner, "name": name, "unit": "money", "amount": "1000000", "mode": "enforce",
+                "steps": STEPS.get(account, []), **selector}  # fmt: skip
+        if "window" not in selector:
+            wish["interval"] = "month"
         if name == "tenant":
             wish["tenant_id"] = tenant["id"]
+        if name in {"group", "member"}:
+            wish["group_id"] = group_id
         running.admin("POST", "/budgets", wish)
