@@ -21,8 +21,6 @@ VALGRIND = (
 # What runs because a socket is ready: its reader, and what that puts off to the next turn of the loop. Timers
 # run elsewhere, but what they put off is in the second, so they are made to wait (`inside`).
 BY_SOCKETS = ("uv__stream_io", "uv__run_idle")
-# Such a worker counts these alone, and hashes and lies in memory the same way each time.
-FIXED = ("setarch", "-R", *VALGRIND, *(f"--toggle-collect={name}" for name in BY_SOCKETS))
 TIMERS_S = 36_000
 DUMP_S_MAX = 60.0
 SOCKETS = "uv__stream_io [loop.cpython-311-x86_64-linux-gnu.so]"  # uvloop's, with all that they call
@@ -30,11 +28,16 @@ _LINE = re.compile(r"^\s*([\d,]+) \([^)]*\)\s+(.*)$")
 _PLACE = re.compile(r"(?:.*?:)?(?P<name>[^:\[']+)(?:'\d+)? \[(?P<object>[^\]]*)\]$")
 
 
+def fixed(*names: str) -> tuple[str, ...]:
+    """Return the words that have a program lie in memory the same way each time, and count these functions alone."""
+    return "setarch", "-R", *VALGRIND, *(f"--toggle-collect={name}" for name in names)
+
+
 def inside(folder: str, program: tuple[str, ...] = VALGRIND) -> str:
     """What has a worker start itself again under valgrind: a part of a `sitecustomize`.
 
-    From SIGUSR1 on its timers wait for hours, as if calls took no time, and garbage collection looks only at
-    what is made later.
+    From SIGUSR1 on its timers wait for hours, as if calls took no time, and no garbage is collected: that hits
+    some calls and not others.
     """
     command = [*program, f"--callgrind-out-file={folder}/callgrind.out"]
     return f"""
@@ -45,8 +48,7 @@ if sys.orig_argv[-2:] == ["serve", "--worker"]:
         command = {command!r}
         os.execvp(command[0], [*command, sys.executable, *sys.orig_argv[1:]])
     def begin(*_):
-        gc.collect()
-        gc.freeze()
+        gc.disable()
         if loop := sys.modules.get("gateway.run.coarse_loop"):
             soon = loop.coarse
             loop.coarse = lambda delay, now: soon(delay, now) + {TIMERS_S}
@@ -72,11 +74,21 @@ def written(pid: int, folder: Path) -> Path:
     raise BenchError("callgrind has written nothing")
 
 
-def taken(pid: int, folder: Path) -> tuple[int, Path]:
-    """Return how many instructions a process took since `begin`, and what is written of them; count no more."""
-    found = written(pid, folder)
+def taken(pid: int, folder: Path) -> int:
+    """Return how many instructions a process took since `begin`, and count no more."""
+    found = total(written(pid, folder))
+    end(pid)
+    return found
+
+
+def total(found: Path) -> int:
+    """Return the instructions in what was written."""
+    return int(found.read_text(encoding="utf-8").partition("\ntotals: ")[2].split()[0])
+
+
+def end(pid: int) -> None:
+    """Count no more."""
     _control("--instr=off", pid)
-    return int(found.read_text(encoding="utf-8").partition("\ntotals: ")[2].split()[0]), found
 
 
 def report(busy: Path, idle: Path, idle_share: float, calls: int, top: int) -> str:

@@ -169,7 +169,7 @@ def count(
                     _send(side.client, first)
                     _send(side.client, second)
                 side.clear()
-            total, _ = instructions.taken(pid, server.folder)
+            total = instructions.taken(pid, server.folder)
             counts[side.name] += [total / (len(writes) * size)] if writes else []
     return counts
 
@@ -190,9 +190,11 @@ def stored(side: Side, kind: str) -> dict[str, int]:
 class CountedServer(ValkeyServer):
     """A server whose instructions callgrind counts."""
 
+    counted_by = instructions.VALGRIND
+
     def program(self) -> tuple[str, ...]:
         out = f"--callgrind-out-file={self.folder}/callgrind.out"
-        return *instructions.VALGRIND, out, *super().program()
+        return *self.counted_by, out, *super().program()
 
 
 @contextmanager
