@@ -31,7 +31,7 @@ from gateway.counters.redis import keys
 from tests.bench import instructions, scripts
 from tests.bench import stage as staging
 from tests.bench.load import ask_on
-from tests.bench.machine import BenchError, check_running
+from tests.bench.machine import BenchError, check_running, stop
 from tests.bench.scenes import HOT, Scene
 from tests.bench.stage import Contender, Stage
 from tests.bench.tollkeeper import compile_hot_path, tollkeeper
@@ -140,27 +140,30 @@ def _of_calls(stage: Stage, names: Sequence[str], keep: Path | None) -> Iterator
     one = tollkeeper(stage, [HOT[name] for name in names], twice=False)
     worker = one.gateway[0]
     os.kill(stage.programs[-1].pid, signal.SIGSTOP)  # it asks its worker for metrics, by a socket
-    for name in names:
-        scene = HOT[name]
-        with socket.create_connection(("127.0.0.1", one.port), ANSWER_S_MAX) as connection:
-            instructions.begin(worker)
-            if name == names[0]:
-                os.kill(worker, signal.SIGUSR1)
-                _call(one, connection, scene, BEGUN)  # meanwhile timers run that were set before
-            _call(one, connection, scene, WARM)
-            instructions.written(worker, stage.folder)
-            totals = []
-            for _ in range(TURNS):
-                _call(one, connection, scene, COUNTED)
-                totals.append(instructions.written(worker, stage.folder))
-            instructions.end(worker)
-        counts = sorted((instructions.total(file), file) for file in totals)
-        usual, file = counts[TURNS // 2]
-        if keep is not None:
-            keep.mkdir(exist_ok=True)
-            (keep / f"callgrind.out.{name}").write_bytes(file.read_bytes())
-        staging.say(f"{name}: {[count // COUNTED for count, _ in counts]}")
-        yield name, round(usual / COUNTED / (scene.events or 1))
+    try:
+        for name in names:
+            scene = HOT[name]
+            with socket.create_connection(("127.0.0.1", one.port), ANSWER_S_MAX) as connection:
+                instructions.begin(worker)
+                if name == names[0]:
+                    os.kill(worker, signal.SIGUSR1)
+                    _call(one, connection, scene, BEGUN)  # meanwhile timers run that were set before
+                _call(one, connection, scene, WARM)
+                instructions.written(worker, stage.folder)
+                totals = []
+                for _ in range(TURNS):
+                    _call(one, connection, scene, COUNTED)
+                    totals.append(instructions.written(worker, stage.folder))
+                instructions.end(worker)
+            counts = sorted((instructions.total(file), file) for file in totals)
+            usual, file = counts[TURNS // 2]
+            if keep is not None:
+                keep.mkdir(exist_ok=True)
+                (keep / f"callgrind.out.{name}").write_bytes(file.read_bytes())
+            staging.say(f"{name}: {[count // COUNTED for count, _ in counts]}")
+            yield name, round(usual / COUNTED / (scene.events or 1))
+    finally:
+        stop(stage.programs.pop(), ANSWER_S_MAX)  # a counted worker ends late
 
 
 def _call(one: Contender, connection: socket.socket, scene: Scene, calls: int) -> None:
