@@ -121,7 +121,7 @@ def wrong_values(change: EntityWrite) -> list[tuple[str, str]]:
         *wrong_window(values),
         *_foreign(change.connection, values),
         *_undeclared(change.connection, values),
-        *_check_steps(change, values.get("unit"), values.get("steps")),
+        *_check_steps(change, values, values.get("steps")),
     ]
 
 
@@ -179,7 +179,7 @@ def _unless_organizations(verb: Verb) -> Verb:
 def change_budget(change: EntityWrite) -> Row:
     """Change fields of a budget other than its window: name, amount, effect on calls, notices."""
     values, row = change.command.values, lock(change)
-    if errors := (*_check_steps(change, row["unit"], values.get("steps")),):
+    if errors := (*_check_steps(change, row, values.get("steps")),):
         raise Unprocessable(errors=errors)
     alter(change, _changed(row, values))
     if "amount" in values:
@@ -445,17 +445,18 @@ def _undeclared(connection: Connection, values: Row) -> Iterator[tuple[str, str]
             yield name, why
 
 
-def _check_steps(change: EntityWrite, unit: object, steps: Any) -> Iterator[tuple[str, str]]:
+def _check_steps(change: EntityWrite, values: Row, steps: Any) -> Iterator[tuple[str, str]]:
     """Yield the fields of steps of a budget of money whose model has no price, at any provider or time."""
     named = {
         f"steps.{place}.models.{pattern}": other
         for place, step in enumerate(steps or ())
         for pattern, other in step["models"].items()
     }
-    if unit != MONEY or not named:
+    if values.get("unit") != MONEY or not named:
         return
+    owner = {"organization": values["organization_id"]}
     # Tuples, which the compiled function asks for.
-    prices, models = [[*map(tuple, change.connection.execute(known))] for known in (_PRICED, _STORED_MODELS)]
+    prices, models = [[*map(tuple, change.connection.execute(known, owner))] for known in (_PRICED, _MODELS)]
     lacking = {*find_unpriced(named.values(), prices, models, change.rules.stand_ins)}
     mend = "store one first, let another's stand in (TOLLKEEPER_PRICE_AS), or name a model that has one"
     yield from (
@@ -479,7 +480,10 @@ def _foreign(connection: Connection, values: Row) -> Iterator[tuple[str, str]]:
 
 
 _PRICED = query("steps.prices", "Select the names that have a price", PRICED_NAMES)
-_STORED_MODELS = query("steps.models", "Select the stored models with their targets", STORED_MODELS)
+_MODELS = query(
+    "steps.models", "Select an organization's models with their targets",
+    f"{STORED_MODELS} WHERE coalesce(organization_id, :organization) = :organization",
+)  # fmt: skip
 # Objects that a budget may name, with their owners.
 _TENANTS = select(tenant.c.organization_id, tenant.c.id.label("tenant_id"))
 _KEYS = select(tenant.c.organization_id, api_key.c.tenant_id).join(tenant, tenant.c.id == api_key.c.tenant_id)

@@ -263,9 +263,13 @@ async def test_step_of_a_budget_of_money_names_a_model_with_a_price(desk: Desk) 
     await desk.api.make("models", name="fast", targets=[{**target, "model": "own-1"}])
     await desk.api.make("models", name="far/*", targets=[{**target, "model": "own-*"}])
     await desk.api.make("models", name="bare", targets=[target])
+    other = await desk.api.make("organizations", name="Other")
+    await desk.api.make(
+        "models", name="theirs", targets=[{**target, "model": "own-1"}], organization_id=other["id"]
+    )
     priced = {f"m{number}": name for number, name in enumerate(("own-mini", "OWN-", "FAST", "far/2"))}
     made = await desk.make(steps=[STEP | {"models": {**priced, "*": "own-1"}}])
-    lacking = {"a": "own", "b": "bare", "c": "fast/2", "d": "other"}
+    lacking = {"a": "own", "b": "bare", "c": "fast/2", "d": "theirs"}
     steps = [STEP | {"models": priced}, {"at": 0.9, "models": {**lacking, **priced}}]
     fields = {f"steps.1.models.{name}" for name in lacking}
     assert fields == {*await desk.refused(steps=steps)}
