@@ -112,14 +112,16 @@ async def admit(
 async def _find_objects(ports: AdmissionPorts, asked: UseRequest, named: tuple[str, ...]) -> None:
     """Check the stored objects of a use, and count what a free call puts into one before its upstream gets it.
 
-    The text of an object that the call makes is noted in the call.
+    The text of an object that the call makes is noted in the call, and so are the sizes with what it puts there.
     """
-    call, owned = asked.call, asked.owned
-    await check_objects(ports.calls.objects, asked.caller, call, named)
+    call, owned, objects = asked.call, asked.owned, ports.calls.objects
+    await check_objects(objects, asked.caller, call, named)
     if not asked.kind.is_free or owned is None or not (owned.reads and owned.apart):
         return
     tokens = ports.estimator.most_put(call)
     if tokens and owned.ids:
-        await ports.calls.objects.keep(asked.caller, owned.ids, added=tokens)
+        await objects.keep(asked.caller, owned.ids, added=tokens)
+        known = await objects.sizes(asked.caller, owned.ids)
+        call.note_kept(tokens, dict(zip(owned.ids, known, strict=True)))
     elif tokens:
         call.note_kept(tokens)

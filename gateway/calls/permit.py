@@ -85,7 +85,7 @@ async def check_objects(
         tokens = [size for _, size in known]
         unseen = (call.spec.continues and not known[-1][0]) or max(tokens) >= CONTEXT_MAX - 1
         document = call.body.document or {}
-        # By these fields a provider leaves text out for one answer, which then says nothing of what it keeps.
+        # By these fields a provider leaves text out for one answer, so its report is not the size of the whole.
         is_whole = document.get("truncation") in {None, "disabled"} and not document.get("context_management")
         call.note_kept(
             UNSEEN if unseen else sum(tokens), dict(zip(kept, known, strict=True)) if is_whole else NO_SIZES

@@ -78,7 +78,7 @@ async def relay(exchange: Exchange, admitted: AdmittedCall, answer: AnswerHead) 
     attempt.ended = ports.seconds()
     if exchange.before_end is not None:
         await exchange.before_end(told)
-    if told or meter.own_id or meter.continues:
+    if told or meter.own_id or meter.continues or call.objects.sizes:
         # The owner of the objects is stored before the client gets their ids.
         waits = store_sizes(admitted, meter, told) + _store_owners(admitted, told)
         for kept in waits if not admitted.charges else ():  # a charged answer is delivered even if this fails
@@ -234,8 +234,15 @@ def store_sizes(admitted: AdmittedCall, meter: Meter, others: list[str]) -> list
     They are taken out of `others`.
     """
     call, kind, usage = admitted.call, SHAPES.get(admitted.call.meter), meter.usage()
+    if kind is None:  # answers that were made meanwhile have not read what this call put into objects
+        keep, added = admitted.worker.ports.objects.keep, call.objects.kept
+        sizes = call.objects.sizes.items()
+        return [
+            keep(admitted.caller, [id_], tokens=known[1], added=added, found={id_: known})
+            for id_, known in sizes
+        ]
     # The text of a job is known when that is charged.
-    if kind is None or call.spec.background or not (200 <= meter.status < 300 and usage.total):
+    if call.spec.background or not (200 <= meter.status < 300 and usage.total):
         return []
     ids = [meter.own_id] if meter.own_id and kind.continued else []
     if ids:
@@ -259,7 +266,7 @@ def _store_owners(
     text that the call put there.
     """
     call, keep = admitted.call, admitted.worker.ports.objects.keep
-    tokens = tokens if call.meter in SHAPES else call.objects.kept
+    tokens = tokens if call.meter in SHAPES or call.objects.sizes else call.objects.kept
     sizes = call.objects.sizes if added else NO_SIZES
     return [keep(admitted.caller, ids, how, tokens, added, sizes) for how, ids in kept_apart(call, told)]
 

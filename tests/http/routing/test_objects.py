@@ -332,6 +332,22 @@ async def test_an_answer_replaces_the_estimate_of_items_unless_others_come_meanw
         assert stage.objects.sized[CALLER.organization_id, "conv_1"] >= 3_300 + 4_000
 
 
+async def test_items_that_come_to_their_upstream_after_an_answer_are_still_held() -> None:
+    """They were counted before, and the answer that was made meanwhile has not read them."""
+    reported = {**LONG_ANSWER, "conversation": {"id": "conv_1"}}
+    async with objects() as stage:
+        stage.objects.kept.add((CALLER.organization_id, "conv_1"))
+        goes_on, before = asyncio.Event(), len(stage.upstream.received)
+        stage.upstream.scripts += [[goes_on, answer(b"{}")], [answer(json.dumps(reported).encode())]]
+        posted = asyncio.create_task(stage.ask(put(item(40_000))))
+        await eventually(lambda: len(stage.upstream.received) > before)
+        await named_conversation(stage)
+        assert stage.objects.sized[CALLER.organization_id, "conv_1"] == 3_300
+        goes_on.set()
+        assert (await posted).status == 200
+        assert stage.objects.sized[CALLER.organization_id, "conv_1"] >= 3_300 + 40_000
+
+
 @pytest.mark.parametrize("cuts", [{"truncation": "auto"}, {"context_management": [{"type": "compaction"}]}])
 async def test_an_answer_to_a_shortened_text_leaves_its_conversation_as_long_as_before(
     cuts: dict[str, object],

@@ -45,7 +45,7 @@ INSERT INTO {table}_copy SELECT * FROM {table} WHERE ctid >= '({block},0)' AND c
     ON CONFLICT DO NOTHING;
 """
 _PIECE_BLOCKS = 200
-# Blocks are those of one file: where the table was written anew meanwhile, all are read again. A comment says that each
+# Blocks are those of one file: where the table has another file by then, all are read again. A comment says that each
 # row has been copied; from then on the trigger alone is enough, also behind a dump and its restore.
 _COPIED = "SELECT obj_description('{table}_copy'::regclass) IS NOT NULL"
 _FILE = """
