@@ -62,6 +62,8 @@ _LISTING_AUDIT = f"""(organization_id = %(organization)s AND (%(name)s IN (befor
 _THEIR_SESSIONS = """(token_digest IN (SELECT digest FROM admin_token WHERE user_id = %(id)s)
     OR person = %(name)s AND organization_id IS NOT DISTINCT FROM %(organization)s)"""
 _NAMED = "to_jsonb(%(name)s::text)::text"
+# Whether a text of JSON is the name; names of fields are not.
+_SAYS = """jsonb_path_exists({column}, '$.** ? (@ == $name)', jsonb_build_object('name', %(name)s::text))"""
 # JSON whose texts that are the name are `none`; names of fields stay.
 _RENAMED = f"""replace(replace({{column}}::text, {_NAMED}, to_jsonb(%(none)s::text)::text),
                  to_jsonb(%(none)s::text)::text || ':', {_NAMED} || ':')::jsonb"""
@@ -71,6 +73,11 @@ _ORGANIZATIONS_ACCOUNT = f"""substring(account FROM '^[a-z]+:[0-9]+') IN (
     SELECT kind || ':' || %(organization)s FROM unnest('{{organization,credits,spend}}'::text[]) AS kind
     UNION ALL SELECT kind || ':' || id FROM unnest('{{tenant,user}}'::text[]) AS kind, ({_TENANTS}) AS t
     UNION ALL SELECT 'key:' || id FROM api_key WHERE tenant_id IN ({_TENANTS}))"""
+# Answers of an organization: to its tokens and keys, or about it.
+_ORGANIZATIONS_ANSWER = f"""(split_part(actor, E'\\t', 1) IN (SELECT 'token:' || id FROM ({_SHARED}) AS t
+    UNION ALL SELECT 'key:' || id FROM api_key WHERE tenant_id IN ({_TENANTS}))
+    OR response ->> 'organization_id' = %(organization)s::text
+    OR response ->> 'tenant_id' IN (SELECT id::text FROM ({_TENANTS}) AS t))"""
 # The rows of an organization, by the first of these columns that a table has, and of some tables.
 _OF_ORGANIZATION = {
     "organization_id": "organization_id IS NOT DISTINCT FROM %(organization)s",
@@ -92,8 +99,19 @@ _TABLE_OUT_OF_USE = {
     "job": "settled_at IS NOT NULL OR expires_at < now()", "model": "false",
     "run": "ended_at IS NOT NULL OR expires_at < now()", "share": "false",
 }  # fmt: skip
-# Columns that programs find and sum rows by.
-_NOT_WORDS = frozenset({"account", "model", "model_asked", "models", "response_model"})
+# Columns, of every table or of one, that hold words of the product alone, or by which programs find and sum rows:
+# what a caller writes is not there, so an id that equals such a word is not the user.
+NOT_WORDS = frozenset({
+    "account", "action", "admission", "billing", "billing_interval", "category", "country", "currency", "digest",
+    "direction", "each", "event", "events", "exchange_rate", "fact", "format", "hold", "hour_factor", "hours_at",
+    "interval", "invoicing", "kind", "ledger", "length", "mode", "model", "model_asked", "models", "number",
+    "on_exhausted", "on_store_failure", "overage_policy", "payment_status", "pepper", "priority", "refused_kind",
+    "remote", "reset_interval", "resource", "response_model", "role", "route", "service_tier", "services",
+    "sha256", "span", "state", "status", "stripe_customer", "tax_category", "time_zone", "transaction_type",
+    "unit", "unknown_usage", "unpriced", "unsettled", "user_header", "verb", "window",
+    "call.reason", "charge.reason", "charge.source", "handover.customer", "invoice.source", "job.name",
+    "price.source", "usage_outbox.name",
+})  # fmt: skip
 # Tables with their columns of text and JSON; rows of some never change.
 _CATALOGUE = """
 SELECT c.relname::text AS name, array_agg(a.attname::text) AS columns,
@@ -170,12 +188,15 @@ _TAGGED = """SELECT FROM usage_tag AS u WHERE u.organization_id = n.organization
 _TAKEN_OUT = {
     "console_session": f"DELETE FROM console_session WHERE {_THEIR_SESSIONS}",
     "agent_sign_in": f"DELETE FROM agent_sign_in WHERE {KEPT['agent_sign_in'][0]}",
+    # Of the organization alone: a request whose key is gone would be done again.
     "idempotency_key": f"""DELETE FROM idempotency_key
- WHERE actor IN ({_SCOPES}) OR strpos(response::text, {_NAMED}) > 0 OR key = %(name)s
-    OR strpos(path || '/', '/' || %(name)s || '/') > 0""",
+ WHERE actor IN ({_SCOPES}) OR {_ORGANIZATIONS_ANSWER} AND (split_part(actor, E'\\t', 3) = %(name)s
+    OR %(name)s IN (response ->> 'user', response ->> 'who', response ->> 'external_id')
+    OR strpos(path || '/', '/overrides/' || %(name)s || '/') + strpos(path || '/', '/members/' || %(name)s || '/') > 0
+    OR %(distinct)s AND ({_SAYS.format(column="response")} OR key = %(name)s))""",
     "webhook_delivery": f"""DELETE FROM webhook_delivery
  WHERE payload ->> 'organization_id' IS NOT DISTINCT FROM %(organization)s::text
-   AND strpos(payload::text, {_NAMED}) > 0""",
+   AND {_SAYS.format(column="payload")}""",
     # Who wrote an entry that only lists them is somebody else.
     "audit_log": f"""UPDATE audit_log AS a
    SET before = {_RENAMED.format(column="a.before")} - f.names, after = {_RENAMED.format(column="a.after")} - f.names,
@@ -225,10 +246,12 @@ INSERT INTO audit_log (actor, action, resource, resource_id, organization_id)
 VALUES ('person delete', 'forget', 'users', %(id)s::text, %(organization)s)"""
 
 
-# Ids that may be another thing's word.
-_WORD = re.compile(r"[\w.:-]{1,19}")
+# Ids that may be another thing's word, or what JSON has beside its texts: numbers, signs and three words.
+_WORD = re.compile(r"[\w.:-]{1,19}|(?:true|false|null|[\W\d_])+")
 # A whole word: `nada@example.com` and `ada@example.com.au` are somebody else.
 _AS_WORD = r"(?<![\w.+@-]){}(?![\w@-]|\.\w)"
+# In JSON neither from the middle of an escape on, nor in the name of a field.
+_IN_JSON = r"(?<!(?:^|[^\\])(?:\\\\)*\\)" + _AS_WORD + r"""(?!(?:[^"\\]|\\.)*":)"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +278,7 @@ class KeptPerson:
         escaped = quoted[1:-1]
         return {
             "distinct": self.is_distinct, "sought": self.name, "json_sought": escaped if self.is_distinct else quoted,
-            "word": _AS_WORD.format(re.escape(self.name)), "json_word": _AS_WORD.format(re.escape(escaped)),
+            "word": _AS_WORD.format(re.escape(self.name)), "json_word": _IN_JSON.format(re.escape(escaped)),
             "id": self.id, "name": self.name, "organization": self.organization,
             "none": f"{DELETED}{self.id}", "ours": list(_OURS), "beside": Jsonb(NAMES_BESIDE_MARKERS),
             "owner": owner_of(self.name),
@@ -418,7 +441,9 @@ def _tables(connection: psycopg.Connection) -> Iterator[_Texts]:
         scopes = [_OF_TABLE.get(name), *(of for column, of in _OF_ORGANIZATION.items() if column in columns)]
         rows = next(filter(None, scopes), None)
         named = {
-            column: kind == "jsonb" for column, kind in (texts or {}).items() if column not in _NOT_WORDS
+            column: kind == "jsonb"
+            for column, kind in (texts or {}).items()
+            if NOT_WORDS.isdisjoint({column, f"{name}.{column}"})
         }
         if rows is not None and named:
             ended = [_TABLE_OUT_OF_USE[name]] if name in _TABLE_OUT_OF_USE else []

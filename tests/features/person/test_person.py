@@ -31,6 +31,7 @@ from persistence.keeper.verification import BudgetUses
 from persistence.ledger.writer import LedgerWriter
 from persistence.person import (
     KEPT,
+    NOT_WORDS,
     KeptPerson,
     connect,
     count_mentions,
@@ -449,7 +450,7 @@ async def test_person_command_needs_the_organization_name_when_two_organizations
         assert next(read_person(connection, found))["table"] == "app_user"
 
 
-# Tables that are of no organization, and columns that programs find or sum rows by.
+# Tables that are of no organization.
 NOBODYS = {
     "alembic_version",
     "business_model",
@@ -458,7 +459,6 @@ NOBODYS = {
     "token_plan",
     "token_plan_price",
 }
-FOUND_BY = {"account", "model", "model_asked", "models", "response_model"}
 # Rows that never change, of others too: their columns are counted.
 FIXED = {
     "token_ledger.feature_version", "token_ledger.metadata",
@@ -499,7 +499,7 @@ async def test_person_delete_command_cleans_or_counts_each_column_of_text_or_jso
     assert left.keys() == FIXED
     assert left["use_event.source"] == 1
     found = {f"{table}.{name}" for table, name in columns_with(admin_database) if table not in NOBODYS}
-    assert {name for name in found if name.partition(".")[2] not in FOUND_BY} == FIXED
+    assert found == FIXED
     nobody = text.replace(ADA, f"deleted-{person.id}")
     assert api.rows("SELECT DISTINCT tags ->> 'note' FROM api_key") == [(nobody,)]
 
@@ -519,7 +519,7 @@ def write_everywhere(url: str, person: KeptPerson, text: str) -> set[tuple[str, 
             texts = [
                 (name, value)
                 for name, kind in columns.items()
-                if name not in FOUND_BY
+                if NOT_WORDS.isdisjoint({name, f"{table}.{name}"})
                 for value in kinds.get(kind, [])
             ]
             ends = [(name, "now") for name in ("deleted_at", "revoked_at") if name in columns]
@@ -537,6 +537,89 @@ def write_everywhere(url: str, person: KeptPerson, text: str) -> set[tuple[str, 
                     if connection.execute(update, [value]).rowcount and name in dict(texts):
                         written.add((table, name))
     return written
+
+
+async def deleted_as(api: Api, url: str, person: KeptPerson, name: str) -> None:
+    """Call the user by another id, and delete them."""
+    api.rows("UPDATE app_user SET external_id = %s WHERE id = %s RETURNING 1", name, person.id)
+    api.rows("""UPDATE api_key SET "user" = %s WHERE "user" IS NOT NULL RETURNING 1""", name)
+    await end(api, person)
+    with connect(url) as connection:
+        delete_person(connection, find_person(connection, name, str(person.organization)))
+
+
+@pytest.mark.parametrize("name", ["credit-additions", "u-7", ADA])
+async def test_person_delete_command_keeps_idempotency_keys_that_are_not_of_the_user(
+    api: Api, admin_database: str, person: KeptPerson, name: str
+) -> None:
+    """A credit that was added once is not added again: not of another organization, nor by a word that a path has."""
+    other = await api.make("organizations", name="Other")
+    for organization, key, remark in (
+        (other["id"], "u-7", name),
+        (other["id"], "again", name),
+        (person.organization, "theirs", "paid"),
+    ):
+        said = {"organization_id": organization, "credits_added": 5, "remark": remark}
+        assert (await api.post("credit-additions", said, key)).status in {201, 202}
+    await api.post("users", {"organization_id": other["id"], "external_id": name}, "another user")
+    [(token,)] = api.rows("SELECT id FROM admin_token WHERE name = %s", NAME)
+    own = {"organization_id": person.organization, "external_id": name}
+    signed = f"token:{token}\thttps://id.example.com\t{name}"
+    for actor, key, response in (("builtin:admin", "own", own), (signed, "signed", {})):
+        api.rows(
+            "INSERT INTO idempotency_key (actor, key, method, path, body_digest, response, expires_at)"
+            " VALUES (%s, %s, 'POST', '/', '', %s, '2999-01-01') RETURNING 1", actor, key, Jsonb(response),
+        )  # fmt: skip
+    before = {key for (key,) in api.rows("SELECT key FROM idempotency_key")}
+    await deleted_as(api, admin_database, person, name)
+    assert {key for (key,) in api.rows("SELECT key FROM idempotency_key")} == before - {"own", "signed"}
+
+
+async def test_person_delete_command_keeps_messages_with_a_field_called_like_the_id(
+    api: Api, admin_database: str, person: KeptPerson
+) -> None:
+    await name_everywhere(api, admin_database, person)
+    for (key,) in api.rows("SELECT id FROM api_key WHERE revoked_at IS NULL"):
+        assert (await api.post(f"api-keys/{key}/revoke")).status in {200, 202}
+    messages = "SELECT id FROM webhook_delivery ORDER BY id"
+    before = api.rows(messages)
+    await deleted_as(api, admin_database, person, "organization_id")
+    assert set(before) <= set(api.rows(messages))
+
+
+async def test_person_delete_command_leaves_words_of_the_product_that_equal_the_id(
+    api: Api, admin_database: str, person: KeptPerson
+) -> None:
+    route = "/v1/chat/completions"
+    api.rows(
+        "UPDATE call SET route = %s, reason = %s, service_tier = %s, unpriced = %s, exchange_rate = %s, session = NULL"
+        " RETURNING 1", *[route] * 5,
+    )  # fmt: skip
+    api.rows("UPDATE call SET tags = %s RETURNING 1", Jsonb({route: f"asked by {route}"}))
+    await deleted_as(api, admin_database, person, route)
+    assert api.rows("SELECT DISTINCT route, reason, service_tier, unpriced, exchange_rate FROM call") == [
+        (route,) * 5
+    ]
+    assert api.rows("SELECT DISTINCT tags FROM call WHERE tags IS NOT NULL") == [
+        ({route: f"asked by deleted-{person.id}"},)
+    ]
+
+
+@pytest.mark.parametrize("name", ["{}", "[]", ": 0", "12345678901234567890", ": null", "nada@example.com"])
+async def test_person_delete_command_leaves_json_valid_whatever_the_id_is(
+    api: Api, admin_database: str, person: KeptPerson, name: str
+) -> None:
+    tags: dict[str, Any] = {
+        "a": "of\nada@example.com",
+        "b": None,
+        "c": 0,
+        "d": {},
+        "e": [],
+        "f": 12345678901234567890,
+    }
+    api.rows("UPDATE call SET tags = %s RETURNING 1", Jsonb(tags))
+    await deleted_as(api, admin_database, person, name)
+    assert api.rows("SELECT DISTINCT tags FROM call WHERE tags IS NOT NULL") == [(tags,)]
 
 
 @pytest.mark.parametrize("place", ["api-keys", "webhooks", "tenants"])
