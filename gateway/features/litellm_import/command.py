@@ -284,6 +284,11 @@ class _Translation:
         for place in ("litellm_settings", "router_settings"):
             self._fallbacks(place)
         self._aliases()
+        is_empty = self._source.get("model_list") and not self._targets and not self._any_model
+        # Without a list of models, a key could call those that are left out.
+        if is_empty or (self._result.shut and not self._model_list()):
+            self._nobody = "model_list: models are left out, and no list of the others keeps keys from these"
+            self._result.shut.append(("model_list", f"{self._nobody}: no key is made"))
 
     def _model(self, row: Json, place: str) -> None:
         """Translate a model of LiteLLM's configuration to a target; note the reason if it is left out."""

@@ -495,6 +495,23 @@ def test_litellm_models_and_keys_of_tags_with_an_inexpressible_budget_are_not_ma
     assert [place for place, _ in made.shut] == ["model_list[1]", "keys[0]"]
 
 
+@pytest.mark.parametrize(
+    "models",
+    [
+        (row("spent", "gpt-4o", max_budget=0),),
+        (row("nova", "predibase/nova"),),
+        (row("spent", "gpt-4o", max_budget=0), row("*", "openai/*")),
+    ],
+)
+@pytest.mark.parametrize("keys", [[{"key_alias": "k"}], None])
+def test_litellm_keys_that_could_call_a_model_that_is_left_out_are_not_made(
+    models: tuple[dict[str, Any], ...], keys: list[dict[str, Any]] | None
+) -> None:
+    made = made_of(*models, keys=keys)
+    assert (keys_of(made), "models" in made.objects["organizations"][0]) == ([], False)
+    assert ("model_list", True) in [(place, "no key is made" in why) for place, why in made.shut]
+
+
 def test_litellm_amount_of_0_of_a_member_or_user_is_an_override_of_0_beside_the_budget_of_each() -> None:
     def of(user: str, **table: Any) -> dict[str, Any]:
         return {"user_id": user, "budget_id": user, "litellm_budget_table": table}
