@@ -41,6 +41,8 @@ T = TypeVar("T")
 # Most characters of a source's name in a name of ours, which has 200.
 NAME_CHARS_MAX = 150
 
+# Fields of rows of lists that may end the use of a key or workspace.
+_ENDS = (".disabled", ".expires_at", ".status")
 # Fields that name an object, where these are not its name alone.
 _IDENTITY = {"users": ("external_id",), "api-keys": ("name", "tenant")}
 
@@ -78,11 +80,16 @@ class Organization:
         for place, row in read_rows(names, is_whole=False):
             ids = [str(row[field]) for field in ("id", "slug", "hash") if row.get(field)]
             shown = row.get("email") or row.get("name")
-            name_of_row = self.take_name("names", str(shown)) if shown else "".join(ids[:1])
+            name_of_row = next((self._names[of] for of in ids if of in self._names), "")
+            if not name_of_row:
+                name_of_row = self.take_name("names", str(shown)) if shown else "".join(ids[:1])
             self._names |= dict.fromkeys(ids, name_of_row)
             for field, value in leaves(row, place):
-                if value is not False and LIMIT.search(field.removeprefix(place)):
-                    self.lost.append((field, "it may be a limit", partial(self.keys_of, [name_of_row])))
+                own = field.removeprefix(place)
+                is_end = own in _ENDS and value != "active"
+                if value is not False and (is_end or LIMIT.search(own)):
+                    why = "it may end its use" if is_end else "it may be a limit"
+                    self.lost.append((field, why, partial(self.keys_of, [name_of_row])))
         try:
             self.add(
                 organizations=[self.make_organization(currency="USD")], **{"token-plans": [{"name": PLAN}]}

@@ -12,6 +12,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
@@ -256,19 +257,58 @@ def test_openrouter_guardrail_without_members_shuts_a_workspace_without_a_known_
 
 
 def test_openrouter_keys_with_a_limit_of_their_own_in_the_list_of_names_are_not_made(tmp_path: Path) -> None:
-    rows = [
+    made = named(
+        tmp_path,
         {"hash": "h1", "name": "one", "limit": 50, "limit_reset": "weekly"},
         {"hash": "h2", "name": "two", "limit": None},
-    ]
-    (tmp_path / "names.json").write_text(json.dumps({"data": rows}))
-    guardrail = {"id": "g", "workspace_id": "w", "limit_usd": 5}
-    assigned = placed([{"guardrail_id": "g", "key_hash": one} for one in ("h1", "h2")])
-    made = translate_all(
-        "Company", [tmp_path / "names.json"],
-        lambda made: add_guardrails(made, placed([guardrail]), (), assigned, None),
-    ).finish()  # fmt: skip
+    )
     assert keys_of(made) == ["two"]
     assert [place for place, _ in made.shut] == ["names.json: data[0].limit"]
+
+
+def named(tmp_path: Path, *rows: Row, member: str = "") -> Translated:
+    """Return what a guardrail of the listed keys becomes, and one of a member, if any."""
+    (tmp_path / "names.json").write_text(json.dumps({"data": rows}))
+    guardrails = placed([
+        {"id": "g", "workspace_id": "w", "limit_usd": 5}, {"id": "m", "workspace_id": "w", "limit_usd": 1},
+    ])[: 2 if member else 1]  # fmt: skip
+    members = placed([{"guardrail_id": "m", "user_id": member}]) if member else []
+    keys = placed(
+        [{"guardrail_id": "g", "key_hash": one} for one in dict.fromkeys(row["hash"] for row in rows)]
+    )
+    return translate_all(
+        "Company", [tmp_path / "names.json"],
+        lambda made: add_guardrails(made, guardrails, members, keys, None),
+    ).finish()  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        {"disabled": True},
+        {"expires_at": "2026-01-01T00:00:00Z"},
+        {"expires_at": "2099-01-01T00:00:00Z"},
+        {"status": "exhausted"},
+    ],
+)
+def test_openrouter_keys_that_are_disabled_or_end_are_not_made(tmp_path: Path, end: Row) -> None:
+    still = {"disabled": False, "expires_at": None, "status": "active"}
+    made = named(
+        tmp_path, {"hash": "h1", "name": "one", **still}, {"hash": "h2", "name": "two", **still, **end}
+    )
+    assert keys_of(made) == ["one"]
+    assert [(place, why.partition(":")[0]) for place, why in made.shut] == [
+        (f"names.json: data[1].{[*end][0]}", "two")
+    ]
+
+
+def test_openrouter_key_that_lists_have_twice_is_one_key_with_the_limits_of_both_rows(tmp_path: Path) -> None:
+    rows = {"hash": "h1", "name": "prod", "limit": 5}, {"hash": "h1", "name": "prod", "limit": None}
+    for order in (rows, rows[::-1]):
+        made = named(tmp_path, *order)
+        assert keys_of(made) == []
+        assert [why.partition(":")[0] for _, why in made.shut] == ["prod"]
+    assert keys_of(named(tmp_path, rows[1], rows[1])) == ["prod"]
 
 
 GUARDRAILS = st.lists(

@@ -384,7 +384,8 @@ def test_portkey_keys_of_workspaces_with_a_limit_of_their_own_in_the_list_of_nam
 ) -> None:
     limit = {"credit_limit": 0, "periodic_reset": "monthly"}
     rows = [{"id": "w1", "name": "One", "usage_limits": limit}, {"id": "w2", "name": "Two", "usage_limits": None},
-            {"id": "k3", "name": "CI", "rate_limits": [{"unit": "rpm", "value": 5}]}]  # fmt: skip
+            {"id": "k3", "name": "CI", "rate_limits": [{"unit": "rpm", "value": 5}]},
+            {"id": "k2", "status": "active", "expires_at": None}]  # fmt: skip
     (tmp_path / "names.json").write_text(json.dumps({"data": rows}))
     places = [("", policy(f"Of {key}", ("api_key", key), workspace_id=home)) for key, home in OPEN.items()]
     made = translate_all(
@@ -394,6 +395,18 @@ def test_portkey_keys_of_workspaces_with_a_limit_of_their_own_in_the_list_of_nam
     assert {place for place, _ in made.shut if place} == {
         "names.json: data[0].usage_limits.credit_limit", "names.json: data[2].rate_limits[0].unit",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("end", [{"status": "archived"}, {"expires_at": "2099-01-01T00:00:00Z"}])
+def test_portkey_keys_that_are_not_active_or_end_are_not_made(tmp_path: Path, end: dict[str, Any]) -> None:
+    rows = [{"id": "k1", "name": "One", **end}, {"id": "k2", "name": "Two", "status": "active"}]
+    (tmp_path / "names.json").write_text(json.dumps({"data": rows}))
+    places = [("", policy(f"Of {key}", ("api_key", key), workspace_id="w")) for key in ("k1", "k2")]
+    made = translate_all(
+        "Company", [tmp_path / "names.json"], lambda made: add_policies(made, places)
+    ).finish()
+    assert [row["name"] for row in made.objects["api-keys"]] == ["Two"]
+    assert [place for place, _ in made.shut if place] == [f"names.json: data[0].{[*end][0]}"]
 
 
 def test_a_policy_with_a_rate_and_an_amount_is_reported() -> None:
