@@ -75,8 +75,9 @@ class Organization:
         self.lost: list[tuple[str, str, Callable[[], Collection[str]]]] = []
         self.name, self._made, self._taken = name, Translated(), defaultdict[str, set[str]](set)
         self._rows: dict[str, dict[str, Json]] = {}
-        # Names by ids, and the tenants that keys were named with.
+        # Names by ids, the tenants that keys were named with, and the ids of members who made keys, by the keys' names.
         self._names, self._tenants = dict[str, str](), defaultdict[str, list[str]](list)
+        self.makers: dict[str, str] = {}
         for place, row in read_rows(names, is_whole=False):
             ids = [str(row[field]) for field in ("id", "slug", "hash") if row.get(field)]
             shown = row.get("email") or row.get("name")
@@ -84,6 +85,8 @@ class Organization:
             if not name_of_row:
                 name_of_row = self.take_name("names", str(shown)) if shown else "".join(ids[:1])
             self._names |= dict.fromkeys(ids, name_of_row)
+            if maker := row.get("creator_user_id"):
+                self.makers[name_of_row] = str(maker)
             for field, value in leaves(row, place):
                 own = field.removeprefix(place)
                 is_end = own in _ENDS and value != "active"

@@ -11,6 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from decimal import Decimal
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -84,6 +85,10 @@ def add_guardrails(made: Organization, rows: Rows, members: Rows, keys: Rows, de
                 is_known = row.get("workspace_id") in [other.get("workspace_id") for _, other in chosen]
                 raise (NoLimit if limits_none or is_known else NotTranslated)("", why)
             translate(made, row, users, [name for name in names if name not in made.barred], usual)
+    if any(users_of.values()):
+        unowned = [name for name in chain(*keys_of.values()) if name not in made.makers]
+        why = "members have guardrails, and no list has its creator_user_id"
+        made.lost.append(("--names", why, lambda: unowned))
 
 
 def _keys_near(made: Organization, guardrail: Json) -> Callable[[], list[str]]:
@@ -148,12 +153,12 @@ def translate(
                 made.make_budget(group["name"], **money, group=group["name"], each=owner)
             )
     if keys:
-        made.note(
-            "API keys are new ones. Give each key its user: a member's guardrail counts calls of all its keys."
-        )
+        made.note("API keys are new ones, each with the member who made it as its user, if --names has it.")
         tenant = made.name_of(guardrail.get("workspace_id"))
         objects["tenants"].append(made.make_tenant(tenant))
-        objects["api-keys"] += [made.make_key(name, tenant, **models) for name in keys]
+        for name in keys:
+            user = {"user": made.name_of(made.makers[name])} if name in made.makers else {}
+            objects["api-keys"].append(made.make_key(name, tenant, **models, **user))
     if models:
         objects["users"] += [{"external_id": user, "organization": made.name, **models} for user in users]
     made.add(**objects)

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gateway.admin.configuration.objects import read
-from gateway.cli.admin.budget_import import translate_all
+from gateway.cli.admin.budget_import import Organization, translate_all
 from gateway.cli.admin.imports import Translated
 from gateway.features.openrouter_import.command import add_guardrails
 from tests.admin.conftest import Api
@@ -31,7 +31,7 @@ SAMPLES = Path(__file__).parent / "samples"
 IMPORT = (
     "import", "openrouter", str(SAMPLES / "guardrails.json"), "--members", str(SAMPLES / "members.json"),
     "--keys", str(SAMPLES / "keys.json"), "--names", str(SAMPLES / "people.json"),
-    "--names", str(SAMPLES / "workspaces.json"),
+    "--names", str(SAMPLES / "workspaces.json"), "--names", str(SAMPLES / "api_keys.json"),
 )  # fmt: skip
 MINI, OPUS = "openai/gpt-5.2-20251211", "anthropic/claude-4.5-opus-20251124"
 EVE, MIA, ADA = (f"{name}@shop.example" for name in ("eve", "mia", "ada"))
@@ -76,6 +76,11 @@ async def test_guardrails_imported_from_openrouter_are_applied_as_budgets_overri
         "Audit": [MINI],
         "Storefront": None,
         "Storefront 2": None,
+    }
+    assert {row["name"]: row["user"] for row in keys.values()} == {
+        "Audit": EVE,
+        "Storefront": ADA,
+        "Storefront 2": "bob@shop.example",
     }
     [tenant] = (await from_json(run, "tenant", "list"))["items"]
     assert (tenant["name"], set(tenant["models"])) == ("Shop", {MINI, OPUS})
@@ -137,8 +142,14 @@ def placed(rows: list[Row]) -> list[tuple[str, Row]]:
 def translated(
     guardrails: list[Row], members: list[Row], keys: list[Row], default: str | None = None
 ) -> Translated:
+    """Return what guardrails become, where another member made all keys."""
     rows = placed(guardrails), placed(members), placed(keys)
-    done = translate_all("Company", None, lambda made: add_guardrails(made, *rows, default)).finish()
+
+    def add(made: Organization) -> None:
+        made.makers |= {key.get("key_name") or key["key_hash"]: "boss" for key in keys}
+        add_guardrails(made, *rows, default)
+
+    done = translate_all("Company", None, add).finish()
     read(done.objects, datetime.now(UTC))
     return done
 
@@ -309,6 +320,17 @@ def test_openrouter_key_that_lists_have_twice_is_one_key_with_the_limits_of_both
         assert keys_of(made) == []
         assert [why.partition(":")[0] for _, why in made.shut] == ["prod"]
     assert keys_of(named(tmp_path, rows[1], rows[1])) == ["prod"]
+
+
+def test_openrouter_key_has_its_maker_as_user_and_is_not_made_without_one_if_members_have_guardrails(
+    tmp_path: Path,
+) -> None:
+    rows = {"hash": "h1", "name": "one", "creator_user_id": "ada"}, {"hash": "h2", "name": "two"}
+    made = named(tmp_path, *rows, member="ada")
+    [key] = made.objects["api-keys"]
+    assert (key["name"], key["user"]) == ("one", "ada")
+    assert [(place, why.partition(":")[0]) for place, why in made.shut] == [("--names", "two")]
+    assert keys_of(named(tmp_path, *rows)) == ["one", "two"]
 
 
 GUARDRAILS = st.lists(
