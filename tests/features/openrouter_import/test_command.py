@@ -309,11 +309,11 @@ def test_openrouter_keys_that_are_disabled_or_end_are_not_made(tmp_path: Path, e
     )
     assert keys_of(made) == ["one"]
     assert [(place, why.partition(":")[0]) for place, why in made.shut] == [
-        (f"names.json: data[1].{[*end][0]}", "two")
+        (f"names.json: data[1].{next(iter(end))}", "two")
     ]
 
 
-def test_openrouter_key_that_lists_have_twice_is_one_key_with_the_limits_of_both_rows(tmp_path: Path) -> None:
+def test_openrouter_key_listed_twice_is_a_single_key_with_the_limits_of_both_rows(tmp_path: Path) -> None:
     rows = {"hash": "h1", "name": "prod", "limit": 5}, {"hash": "h1", "name": "prod", "limit": None}
     for order in (rows, rows[::-1]):
         made = named(tmp_path, *order)
@@ -322,7 +322,7 @@ def test_openrouter_key_that_lists_have_twice_is_one_key_with_the_limits_of_both
     assert keys_of(named(tmp_path, rows[1], rows[1])) == ["prod"]
 
 
-def test_openrouter_key_has_its_maker_as_user_and_is_not_made_without_one_if_members_have_guardrails(
+def test_openrouter_key_without_a_known_maker_is_not_made_where_members_have_guardrails(
     tmp_path: Path,
 ) -> None:
     rows = {"hash": "h1", "name": "one", "creator_user_id": "ada"}, {"hash": "h2", "name": "two"}

@@ -406,7 +406,7 @@ def test_portkey_keys_that_are_not_active_or_end_are_not_made(tmp_path: Path, en
         "Company", [tmp_path / "names.json"], lambda made: add_policies(made, places)
     ).finish()
     assert [row["name"] for row in made.objects["api-keys"]] == ["Two"]
-    assert [place for place, _ in made.shut if place] == [f"names.json: data[0].{[*end][0]}"]
+    assert [place for place, _ in made.shut if place] == [f"names.json: data[0].{next(iter(end))}"]
 
 
 def test_a_policy_with_a_rate_and_an_amount_is_reported() -> None:
