@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -724,12 +724,7 @@ class _Translation:
         if not tenants or any(budget.get("tenant") == EVERYBODY for budget in self._budgets):
             self._everybody(tenants)
         if keys is None and not self._nobody:
-            owner = {"organization": self._owner}
-            made = [
-                {"name": "first", "tenant": {**owner, "name": tenant["name"]}}
-                for tenant in tenants
-                if not self._why_barred(tenant["name"], "")
-            ]
+            made = [*self._first_keys(tenant["name"] for tenant in tenants)]
         self._result.objects = {
             "organizations": [
                 {"name": self._owner} | self._model_list() | ({"tags": self._tags} if self._tags else {})
@@ -740,6 +735,16 @@ class _Translation:
             **({"api-keys": made} if made else {}),
             **({"budgets": self._budgets} if self._budgets else {}),
         }
+
+    def _first_keys(self, tenants: Iterable[str]) -> Iterator[Json]:
+        """Yield a key for each tenant, but not where a user's limit is lost: nobody knows whose key it is."""
+        lost = {home: why for (home, _), why in self._barred.items()}
+        rates = {home: f"{at} has rates of one member alone" for (home, _), (_, at) in self._rates.items()}
+        for name in tenants:
+            if why := lost.get(name) or lost.get("") or rates.get(name):
+                self._result.shut.append((f"tenants.{name}", f"first: {why}: no key is made"))
+            else:
+                yield {"name": "first", "tenant": {"organization": self._owner, "name": name}}
 
     def _members(self, team: Json, home: Json, place: str) -> None:
         """Add the budget of each member of a team, and overrides of it for members with budgets of their own.

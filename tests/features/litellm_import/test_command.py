@@ -512,6 +512,20 @@ def test_litellm_keys_that_could_call_a_model_that_is_left_out_are_not_made(
     assert ("model_list", True) in [(place, "no key is made" in why) for place, why in made.shut]
 
 
+def test_litellm_tenants_of_members_or_users_with_a_lost_limit_have_no_first_key() -> None:
+    def team(name: str, **table: Any) -> dict[str, Any]:
+        members = [{"user_id": "eve", "budget_id": "b", "litellm_budget_table": table}]
+        return {"team_id": name, "team_memberships": members}
+
+    teams = [team("spent", max_budget=0), team("slow", rpm_limit=5), team("open", max_budget=5)]
+    made = made_of(row("m", "gpt-4o"), teams=teams)
+    assert [each["tenant"]["name"] for each in made.objects["api-keys"]] == ["open"]
+    assert [place for place, _ in made.shut] == ["tenants.spent", "tenants.slow"]
+    users = [{"user_id": "ann", "budget_id": "b"}]
+    made = made_of(row("m", "gpt-4o"), teams=[team("open")], users=users)
+    assert (keys_of(made), [place for place, _ in made.shut]) == ([], ["tenants.open"])
+
+
 def test_litellm_amount_of_0_of_a_member_or_user_is_an_override_of_0_beside_the_budget_of_each() -> None:
     def of(user: str, **table: Any) -> dict[str, Any]:
         return {"user_id": user, "budget_id": user, "litellm_budget_table": table}
