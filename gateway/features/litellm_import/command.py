@@ -627,11 +627,19 @@ class _Translation:
             if not isinstance(limits[model], dict):
                 limits[model] = {"max_budget": limits[model]}
             steps = self._steps(model, chains, f"{place}.budget_fallbacks.{model}")
-            self._budget(_respell(limits[model]), f"{name}, {model}", at, model=model, **selectors, **steps)
+            limit = _respell(limits[model])
+            if limit.get("max_budget") is not None and (other := self._named_besides(model)):
+                self._lose(at, f"it also counts calls of {other}")
+            self._budget(limit, f"{name}, {model}", at, model=model, **selectors, **steps)
         for model in chains:
             why = "only a model_max_budget of this model, of the same key or user, leads to its fallbacks"
             self._leave(f"{place}.budget_fallbacks.{model}", why)
         source.pop("budget_fallbacks", None)
+
+    def _named_besides(self, model: str) -> str:
+        """Return a longer name of a model whose calls LiteLLM counts as those of its last part, empty without one."""
+        ends = {f"/{model}", *(f"/{model[:length]}*" for length in range(len(model) + 1))}
+        return next((name for name in self._targets if name[max(0, name.rfind("/")) :] in ends), "")
 
     def _steps(self, model: str, chains: Json, place: str) -> Json:
         """Return the step of a model's budget that sends its calls to the model's first fallback, if it has any."""

@@ -526,6 +526,18 @@ def test_litellm_tenants_of_members_or_users_with_a_lost_limit_have_no_first_key
     assert (keys_of(made), [place for place, _ in made.shut]) == ([], ["tenants.open"])
 
 
+@pytest.mark.parametrize(
+    ("other", "made"), [("openai/gpt-4o", False), ("openai/gpt*", False), ("openai/gpt-4o-mini", True)]
+)
+def test_litellm_key_with_a_budget_of_a_model_that_counts_calls_of_a_longer_name_is_not_made(
+    other: str, made: bool
+) -> None:
+    keys = [{"key_alias": "k", "model_max_budget": {"gpt-4o": 5}}]
+    done = made_of(row("gpt-4o", "gpt-4o"), row(other, other), keys=keys)
+    assert (keys_of(done), len(done.objects.get("budgets", ()))) == ((["k"], 1) if made else ([], 0))
+    assert [place for place, _ in done.shut] == ([] if made else ["keys[0]"])
+
+
 def test_litellm_amount_of_0_of_a_member_or_user_is_an_override_of_0_beside_the_budget_of_each() -> None:
     def of(user: str, **table: Any) -> dict[str, Any]:
         return {"user_id": user, "budget_id": user, "litellm_budget_table": table}
