@@ -253,6 +253,7 @@ class _Translation:
         # Names of models by LiteLLM's access group; whether unlisted names are allowed, too.
         self._groups: dict[str, list[str]] = {}
         self._any_model = False
+        self._shut_models: list[str] = []
         self._upstreams: dict[str, Json] = {}
         self._targets: dict[str, list[Json]] = {}
         self._budgets: list[Json] = []
@@ -285,8 +286,12 @@ class _Translation:
             self._fallbacks(place)
         self._aliases()
         is_empty = self._source.get("model_list") and not self._targets and not self._any_model
-        # Without a list of models, a key could call those that are left out.
-        if is_empty or (self._result.shut and not self._model_list()):
+        prefixes = tuple(folded(name[:-1]) for name in self._targets if name.endswith("*"))
+        # Without a list of models, or by a prefix, a key could call those that are left out.
+        if is_empty or any(
+            name not in self._targets and (not self._model_list() or folded(name).startswith(prefixes))
+            for name in self._shut_models
+        ):
             self._nobody = "model_list: models are left out, and no list of the others keeps keys from these"
             self._result.shut.append(("model_list", f"{self._nobody}: no key is made"))
 
@@ -305,6 +310,7 @@ class _Translation:
         del row["model_name"]
         self._budget(params, f"Model {name}", place, model=name)
         if lost := self._take_lost():
+            self._shut_models.append(name)
             self._result.shut.append((place, f"{name}: {lost}: this target is not taken over"))
             return
         if name == "*":

@@ -501,6 +501,7 @@ def test_litellm_models_and_keys_of_tags_with_an_inexpressible_budget_are_not_ma
         (row("spent", "gpt-4o", max_budget=0),),
         (row("nova", "predibase/nova"),),
         (row("spent", "gpt-4o", max_budget=0), row("*", "openai/*")),
+        (row("spent", "gpt-4o", max_budget=0), row("sp*", "openai/*")),
     ],
 )
 @pytest.mark.parametrize("keys", [[{"key_alias": "k"}], None])
@@ -508,7 +509,7 @@ def test_litellm_keys_that_could_call_a_model_that_is_left_out_are_not_made(
     models: tuple[dict[str, Any], ...], keys: list[dict[str, Any]] | None
 ) -> None:
     made = made_of(*models, keys=keys)
-    assert (keys_of(made), "models" in made.objects["organizations"][0]) == ([], False)
+    assert keys_of(made) == []
     assert ("model_list", True) in [(place, "no key is made" in why) for place, why in made.shut]
 
 
