@@ -159,6 +159,9 @@ async def test_budget_page_says_how_much_its_own_steps_saved_by_model(team: Team
         "organization_id": team.organization, "unit": "money", "amount": "90", "interval": "month",
         "steps": [{"at": 0.5, "models": {"opus": "sonnet"}}],
     }  # fmt: skip
+    await team.api.make(
+        "prices", model="sonnet", currency="USD", input="3", effective_from="2026-01-01T00:00:00Z"
+    )
     own, other = [(await team.api.make("budgets", name=name, **terms))["id"] for name in ("own", "other")]
     for number, (budget, saved) in enumerate(((own, 41_200_000_000), (other, 7_000_000_000))):
         call(
