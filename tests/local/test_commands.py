@@ -181,7 +181,7 @@ def test_a_lone_serve_runs_without_postgresql(tmp_path: Path, valkey: str) -> No
         assert status == 503
         assert json.loads(body)["dependencies"] == {
             "gateway": True, "redis": True, "counters_verified": False, "every_partition": False,
-            "configuration": True, "disk": True, "open_files": True, "clock": True,
+            "configuration": True, "disk": True, "open_files": True, "clock": True, "accounts": True,
         }  # fmt: skip
         # What a keeper says once it has compared this very server.
         with redis.Redis.from_url(valkey) as client:
