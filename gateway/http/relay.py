@@ -251,9 +251,8 @@ def store_sizes(admitted: AdmittedCall, meter: Meter, others: list[str]) -> list
     ids += [continuation_of(meter.continues)] if meter.continues else []
     kept, written = max(call.objects.kept, 0), usage.output - usage.reasoning
     brought = min(usage.input, max(0, call.input_ceiling - kept) if call.input_ceiling else usage.input)
-    read = (
-        usage.input if call.objects.sizes else max(usage.input, kept + brought)
-    )  # `check_objects`: it may have been cut
+    # Where `check_objects` noted no sizes, the provider may have left text out.
+    read = usage.input if call.objects.sizes else max(usage.input, kept + brought)
     return _store_owners(admitted, ids, read + written, brought + written)
 
 
